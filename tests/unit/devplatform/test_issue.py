@@ -1,0 +1,208 @@
+"""Who gets which token."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.task import Clock
+
+from viewport_relay.devplatform.issue import DaemonKeys, TokenOffice, same_secret
+from viewport_relay.devplatform.jsonhttp import Fields, Refused
+from viewport_relay.devplatform.tokens import KeyRing
+from viewport_relay.devplatform.workspaces import Workspace, Workspaces
+
+CREDENTIAL = "the-development-credential"
+
+
+@pytest.fixture
+def office(clock: Clock, keys: KeyRing) -> TokenOffice:
+    return TokenOffice(clock, keys, Workspaces(), CREDENTIAL)
+
+
+def ask(**members: object) -> Fields:
+    return Fields({"role": "client", "workspaceId": "dev-workspace", "credential": CREDENTIAL, **members})
+
+
+def refusal(office: TokenOffice, **members: object) -> tuple[int, str]:
+    with pytest.raises(Refused) as caught:
+        office.relay_token(ask(**members), None)
+    return caught.value.status, caught.value.reason
+
+
+def test_a_clients_token_carries_the_claims_and_lasts_300_s(
+    office: TokenOffice, keys: KeyRing, clock: Clock
+) -> None:
+    issued = office.relay_token(ask(), None)
+    claims = keys.verify(issued.token, clock.seconds())
+    assert claims == issued.claims
+    assert claims["exp"] == int(clock.seconds()) + 300
+    assert {
+        name: claims[name] for name in ("iss", "aud", "role", "workspaceId", "runtimeTargetId", "scope")
+    } == {
+        "iss": "viewport-server",
+        "aud": "viewport-relay",
+        "role": "client",
+        "workspaceId": "dev-workspace",
+        "runtimeTargetId": "dev-machine",
+        "scope": "runtime",
+    }
+    assert str(claims["clientId"]).startswith("dev-client-")
+    assert "managedExecutorId" not in claims
+    assert "daemonIssueGeneration" not in claims
+
+
+def test_no_token_carries_policy_or_secret(office: TokenOffice) -> None:
+    issued = office.relay_token(ask(workspaceId="dev-paired", pairingSecret="x", policyMode="y"), None)
+    assert not {"pairingSecret", "policyMode", "e2eeProfile"} & set(issued.claims)
+
+
+def test_extras_are_granted(office: TokenOffice) -> None:
+    claims = office.relay_token(
+        ask(
+            scope="session-events",
+            clientId="me",
+            machineId="m1",
+            userId="u1",
+            sessionChannels=["agent-session:1"],
+            runtimeTargetId="t2",
+        ),
+        None,
+    ).claims
+    assert claims["scope"] == "session-events"
+    assert (claims["clientId"], claims["machineId"], claims["userId"]) == ("me", "m1", "u1")
+    assert claims["sessionChannels"] == ["agent-session:1"]
+    assert claims["runtimeTargetId"] == "t2"
+
+
+def test_null_target_means_none(office: TokenOffice) -> None:
+    assert (
+        "runtimeTargetId" not in office.relay_token(ask(scope="pairing", runtimeTargetId=None), None).claims
+    )
+
+
+def test_a_worker_gets_its_executor(office: TokenOffice) -> None:
+    assert office.relay_token(ask(role="worker"), None).claims["managedExecutorId"] == "dev-executor"
+    named = office.relay_token(ask(role="worker", managedExecutorId="e9"), None)
+    assert named.claims["managedExecutorId"] == "e9"
+
+
+@pytest.mark.parametrize("credential", [None, "", "wrong", CREDENTIAL + "x", 7, "\ud800"])
+def test_a_wrong_credential_gets_nothing(office: TokenOffice, credential: object) -> None:
+    status, reason = refusal(office, credential=credential)
+    assert (status, reason) in {(401, "CREDENTIAL_INVALID"), (400, "INVALID_BODY")}
+
+
+def test_the_credential_may_come_as_bearer(office: TokenOffice) -> None:
+    assert office.relay_token(ask(credential=None), CREDENTIAL).token
+    # The body's own credential counts first: a wrong one is not rescued.
+    with pytest.raises(Refused):
+        office.relay_token(ask(credential="wrong"), CREDENTIAL)
+
+
+@pytest.mark.parametrize(
+    ("members", "wanted"),
+    [
+        ({"workspaceId": "dev-missing"}, (404, "WORKSPACE_NOT_FOUND")),
+        ({"workspaceId": "a b"}, (400, "INVALID_BODY")),
+        ({"workspaceId": "dev-workspace\n"}, (400, "INVALID_BODY")),
+        ({"role": "admin"}, (400, "INVALID_BODY")),
+        ({"role": ["client"]}, (400, "INVALID_BODY")),
+        ({"scope": "everything"}, (400, "INVALID_BODY")),
+        ({"runtimeTargetId": "a/b"}, (400, "INVALID_BODY")),
+        ({"sessionChannels": "agent-session:1"}, (400, "INVALID_BODY")),
+        ({"sessionChannels": ["other:1"]}, (400, "INVALID_BODY")),
+        ({"sessionChannels": ["agent-session:\ud800"]}, (400, "INVALID_BODY")),
+        ({"sessionChannels": ["agent-session:1"] * 65}, (400, "INVALID_BODY")),
+        ({"sessionChannels": ["agent-session:" + "x" * 200] * 30}, (400, "TOKEN_TOO_LONG")),
+        # Who does not know the credential does not learn which workspaces exist.
+        ({"workspaceId": "dev-missing", "credential": "wrong"}, (401, "CREDENTIAL_INVALID")),
+    ],
+)
+def test_wrong_bodies(office: TokenOffice, members: dict[str, object], wanted: tuple[int, str]) -> None:
+    assert refusal(office, **members) == wanted
+
+
+def test_a_daemon_needs_its_issue_token(office: TokenOffice) -> None:
+    made = office.daemon_key("dev-workspace", Fields({"machineId": "laptop", "credential": CREDENTIAL}), None)
+    assert made["runtimeTargetId"] == "dev-machine"
+    key = made["daemonIssueToken"]
+    claims = office.relay_token(ask(role="workspace-daemon", credential=key), None).claims
+    assert claims["runtimeTargetId"] == "dev-machine"
+    assert claims["machineId"] == "laptop"
+    assert claims["daemonIssueGeneration"] == 1
+    for wrong in (CREDENTIAL, "dit_unknown", None):
+        assert refusal(office, role="workspace-daemon", credential=wrong)[1] == "DAEMON_ISSUE_TOKEN_INVALID"
+    assert refusal(office, role="workspace-daemon", credential=key, workspaceId="dev-link")[0] == 401
+    assert refusal(office, role="workspace-daemon", credential=key, runtimeTargetId="other")[0] == 401
+    # And it is good for daemons only.
+    assert refusal(office, role="client", credential=key) == (401, "CREDENTIAL_INVALID")
+
+
+def test_the_generation_rises_with_rotate_only(office: TokenOffice) -> None:
+    def key(**members: object) -> object:
+        body = {"credential": CREDENTIAL, **members}
+        return office.daemon_key("dev-workspace", Fields(body), None)["daemonIssueToken"]
+
+    first, second = key(), key()
+    third = key(rotate=True)
+    other = key(runtimeTargetId="elsewhere")
+    for outdated in (first, second):
+        assert refusal(office, role="workspace-daemon", credential=outdated)[1] == "DAEMON_ISSUE_TOKEN_STALE"
+    generations = [
+        office.relay_token(ask(role="workspace-daemon", credential=token), None).claims[
+            "daemonIssueGeneration"
+        ]
+        for token in (third, other)
+    ]
+    assert generations == [2, 1]
+
+
+def test_daemon_keys_are_open_only_without_a_configured_credential(clock: Clock, keys: KeyRing) -> None:
+    free = TokenOffice(clock, keys, Workspaces(), None)
+    assert free.daemon_key("dev-workspace", Fields({}), None)["ok"] is True
+    assert len(free.credential) >= 32
+    shut = TokenOffice(clock, keys, Workspaces(), CREDENTIAL)
+    for bearer in (None, "wrong"):
+        with pytest.raises(Refused) as caught:
+            shut.daemon_key("dev-workspace", Fields({}), bearer)
+        assert caught.value.reason == "CREDENTIAL_INVALID"
+    assert shut.daemon_key("dev-workspace", Fields({}), CREDENTIAL)["ok"] is True
+    with pytest.raises(Refused) as caught:
+        shut.daemon_key("dev-missing", Fields({}), CREDENTIAL)
+    assert caught.value.status == 404
+
+
+def test_tables_are_bounded() -> None:
+    keys = DaemonKeys(max_tokens=2, max_targets=2)
+    oldest = keys.issue("w", "t", "m")
+    keys.issue("w", "t", "m")
+    newest = keys.issue("w", "t", "m")
+    assert keys.redeem(newest, "w").generation == 1
+    with pytest.raises(Refused):
+        keys.redeem(oldest, "w")
+    assert [keys.rotate("w", target) for target in ("a", "b", "a")] == [2, 2, 3]
+    with pytest.raises(Refused) as caught:
+        keys.rotate("w", "c")
+    assert caught.value.status == 429
+
+
+def test_secrets_are_compared_whole_and_kept_out_of_repr() -> None:
+    assert same_secret("abc", "abc")
+    assert not any(same_secret(given, "abc") for given in (None, "", "ab", "abcd", "ABC"))
+    secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTMyISE"
+    assert secret not in repr(Workspace("w", pairing_secret=secret))
+
+
+def test_workspaces_of_the_start() -> None:
+    known = Workspaces()
+    assert [workspace.workspace_id for workspace in known] == ["dev-workspace", "dev-link", "dev-paired"]
+    assert known.get("dev-missing") is None
+    paired = known["dev-paired"].policy_claims()
+    assert (paired["policyMode"], paired["e2eeProfile"]) == ("crypto_pairing", "noise-ikpsk2")
+    raw = known["dev-paired"].pairing_secret_bytes()
+    assert raw is not None
+    assert len(raw) == 32
+    assert "pairingSecret" not in known["dev-workspace"].policy_claims()
+    with pytest.raises(ValueError, match="must stay unknown"):
+        known.add(Workspace("dev-missing"))
+    with pytest.raises(ValueError, match="workspace id"):
+        Workspace("not an id")

@@ -1,0 +1,166 @@
+"""Presence expires and the newest report wins; the bus keeps order and its bounds, and wakes pullers."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+
+from viewport_relay.devplatform.bus import Bus
+from viewport_relay.devplatform.presence import PresenceTable
+
+
+@pytest.fixture
+def presence(clock: Clock) -> PresenceTable:
+    return PresenceTable(clock, max_entries=3)
+
+
+def test_an_entry_has_the_contracts_members(presence: PresenceTable, clock: Clock) -> None:
+    presence.announce("w", "t", "relay-1", "wss://one", "laptop")
+    entry = presence.resolve("w", "t")
+    assert entry is not None
+    assert entry.document() == {
+        "relayId": "relay-1",
+        "relayWsBaseUrl": "wss://one",
+        "daemonConnected": True,
+        "runtimeTargetId": "t",
+        "machineId": "laptop",
+        "updatedAtMs": int(clock.seconds() * 1000),
+    }
+    unknown_machine = presence.announce("w", "t", "relay-1", "wss://one")
+    assert "machineId" not in unknown_machine.document()
+
+
+def test_an_entry_that_is_not_renewed_goes_after_45_s(presence: PresenceTable, clock: Clock) -> None:
+    presence.announce("w", "t", "relay-1", "wss://one")
+    clock.advance(45)
+    assert presence.resolve("w", "t")
+    presence.announce("w", "t", "relay-1", "wss://one")
+    clock.advance(45.1)
+    assert presence.resolve("w", "t") is None
+    assert len(presence) == 0
+
+
+def test_only_the_relay_that_holds_it_withdraws(presence: PresenceTable) -> None:
+    presence.announce("w", "t", "relay-1", "wss://one")
+    presence.announce("w", "t", "relay-2", "wss://two")
+    assert not presence.withdraw("w", "t", "relay-1")
+    entry = presence.resolve("w", "t")
+    assert entry is not None
+    assert entry.relay_id == "relay-2"
+    assert presence.withdraw("w", "t", "relay-2")
+    assert presence.resolve("w", "t") is None
+
+
+def test_over_the_bound_the_least_renewed_goes(presence: PresenceTable) -> None:
+    for target in ("a", "b", "c", "a", "d"):
+        presence.announce("w", target, "relay-1", "wss://one")
+    assert [bool(presence.resolve("w", target)) for target in "abcd"] == [True, False, True, True]
+
+
+def frame(number: int, to: str | None = None, **over: object) -> dict[str, object]:
+    made: dict[str, object] = {"payload": str(number), "sourceRelayId": "s", **over}
+    return made if to is None else {**made, "targetRelayId": to}
+
+
+def pull(
+    bus: Bus, relay: str = "r1", since: int = 0, limit: int = 200, wait: float = 0.0
+) -> Deferred[list[dict[str, object]]]:
+    return Deferred.fromCoroutine(bus.pull(relay, since, limit, wait))
+
+
+def now(pulled: Deferred[list[dict[str, object]]]) -> list[dict[str, object]]:
+    frames: list[list[dict[str, object]]] = []
+    pulled.addCallback(frames.append)
+    assert frames, "the pull still waits"
+    return frames[0]
+
+
+@pytest.fixture
+def bus(clock: Clock) -> Bus:
+    return Bus(clock, max_frames=5, max_bytes=2000, max_waiting=2)
+
+
+def test_frames_come_once_and_in_order(bus: Bus) -> None:
+    ids = [bus.publish(frame(number)) for number in range(3)]
+    got = now(pull(bus))
+    assert [one["id"] for one in got] == ids == sorted(ids)
+    assert [one["payload"] for one in got] == ["0", "1", "2"]
+    assert [one["payload"] for one in now(pull(bus, since=ids[0], limit=1))] == ["1"]
+    assert now(pull(bus, since=ids[-1])) == []
+
+
+def test_a_frame_goes_to_its_addressee_or_to_all(bus: Bus) -> None:
+    bus.publish(frame(0, to="r1"))
+    bus.publish(frame(1, to="r2"))
+    bus.publish(frame(2))
+    bus.publish({**frame(3), "targetRelayId": None})
+    assert [one["payload"] for one in now(pull(bus, "r1"))] == ["0", "2", "3"]
+    assert [one["payload"] for one in now(pull(bus, "r2"))] == ["1", "2", "3"]
+
+
+def test_the_queue_is_bounded_in_frames_bytes_and_age(bus: Bus, clock: Clock) -> None:
+    for number in range(7):
+        bus.publish(frame(number))
+    assert [one["payload"] for one in now(pull(bus))] == ["2", "3", "4", "5", "6"]
+    bus.publish(frame(7, extra="x" * 1940))
+    assert [one["payload"] for one in now(pull(bus))] == ["7"]
+    clock.advance(60.1)
+    assert now(pull(bus)) == []
+    assert len(bus) == 0
+
+
+def test_an_answer_stops_before_relays_would_refuse_it(clock: Clock) -> None:
+    bus = Bus(clock)
+    for number in range(3):
+        bus.publish(frame(number, extra="x" * 100_000))
+    bus.publish(frame(3, extra="x" * 300_000))
+    first = now(pull(bus))
+    assert [one["payload"] for one in first] == ["0"]
+    last = now(pull(bus, since=int(str(first[0]["id"])) + 2))
+    assert [one["payload"] for one in last] == ["3"], "a frame that is large by itself still gets out"
+
+
+def test_a_pull_waits_for_a_frame(bus: Bus, clock: Clock) -> None:
+    waiting = pull(bus, wait=1.0)
+    clock.advance(0.9)
+    assert bus.waiting == 1
+    bus.publish(frame(0, to="someone-else"))
+    assert bus.waiting == 1, "a frame for another relay does not end the wait"
+    bus.publish(frame(1))
+    assert [one["payload"] for one in now(waiting)] == ["1"]
+    assert bus.waiting == 0
+    assert not clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize(("wanted", "seconds"), [(0.5, 0.5), (2.0, 2.0), (3600.0, 2.0)])
+def test_a_wait_ends_empty_after_at_most_2_s(bus: Bus, clock: Clock, wanted: float, seconds: float) -> None:
+    waiting = pull(bus, wait=wanted)
+    clock.advance(seconds - 0.01)
+    assert bus.waiting == 1
+    clock.advance(0.02)
+    assert now(waiting) == []
+    assert not clock.getDelayedCalls()
+
+
+def test_a_puller_that_goes_away_leaves_nothing(bus: Bus, clock: Clock) -> None:
+    waiting = pull(bus, wait=2.0)
+    waiting.cancel()
+    caught: list[object] = []
+    waiting.addErrback(lambda failure: caught.append(failure.value))
+    assert isinstance(caught[0], CancelledError)
+    assert bus.waiting == 0
+    assert not clock.getDelayedCalls()
+
+
+def test_over_the_bound_of_waiters_a_pull_is_answered_at_once(bus: Bus) -> None:
+    waiting = [pull(bus, wait=2.0) for _ in range(2)]
+    assert now(pull(bus, wait=2.0)) == []
+    bus.publish(frame(1))
+    assert all(now(one) for one in waiting)
+
+
+def test_a_restarted_bus_numbers_above_the_old_one(bus: Bus, clock: Clock) -> None:
+    last = bus.publish(frame(0))
+    clock.advance(1)
+    assert Bus(clock).publish(frame(1)) > last

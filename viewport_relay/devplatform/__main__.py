@@ -1,0 +1,81 @@
+"""Run the development platform alone: `python -m viewport_relay.devplatform --port N`.
+
+Loopback only. Says in JSON lines on stdout where it listens. Secrets come from the environment
+(`RELAY_INTERNAL_KEY`, `DEV_CREDENTIAL`, `DEV_PAIRING_SECRET`) and are never printed; one that is not
+given is made at random and printed once, since nobody could use it otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.task import react
+
+from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH
+from viewport_relay.devplatform.platform import DevPlatform
+from viewport_relay.devplatform.workspaces import new_pairing_secret
+
+
+def _say(event: str, **members: object) -> None:
+    print(json.dumps({"event": event, **members}), flush=True)
+
+
+def _secrets(environment: Mapping[str, str]) -> tuple[str, str | None, str]:
+    """Internal key, credential (None: made by the platform), pairing secret."""
+    internal_key = environment.get("RELAY_INTERNAL_KEY")
+    pairing_secret = environment.get("DEV_PAIRING_SECRET")
+    if not internal_key:
+        internal_key = secrets.token_urlsafe(32)
+        _say("generated", variable="RELAY_INTERNAL_KEY", value=internal_key, use="set it for the relay too")
+    if not pairing_secret:
+        pairing_secret = new_pairing_secret()
+        _say("generated", variable="DEV_PAIRING_SECRET", value=pairing_secret, use="peers of dev-paired")
+    return internal_key, environment.get("DEV_CREDENTIAL") or None, pairing_secret
+
+
+async def run(reactor: Any, port: int, environment: Mapping[str, str]) -> None:
+    """Listen until the process is told to stop."""
+    internal_key, credential, pairing_secret = _secrets(environment)
+    platform = DevPlatform(
+        reactor, internal_key=internal_key, credential=credential, pairing_secret=pairing_secret
+    )
+    if credential is None:
+        _say("generated", variable="DEV_CREDENTIAL", value=platform.credential, use="clients and workers")
+    try:
+        await platform.listen(reactor, port)
+    except CannotListenError as taken:
+        print(json.dumps({"event": "error", "message": str(taken)}), file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    _say(
+        "listening",
+        url=platform.url,
+        jwksUrl=platform.url + JWKS_PATH,
+        validateUrl=platform.url + VALIDATE_PATH,
+        workspaces=[workspace.workspace_id for workspace in platform.workspaces],
+    )
+    await Deferred[None]()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line and run; exits 2 for a bad one, 1 when the port is taken."""
+    parser = argparse.ArgumentParser(prog="python -m viewport_relay.devplatform", description=__doc__)
+    parser.add_argument("--port", type=_port, default=0, help="0 (default) takes a free one")
+    react(run, (parser.parse_args(arguments).port, os.environ))
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

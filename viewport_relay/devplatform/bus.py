@@ -1,0 +1,129 @@
+"""The bus of server mode: frames that relays publish for each other, pulled with a long poll.
+
+One queue for all relays. Frames are carried as they came; signatures are the relays' business. The
+queue is bounded in frames, bytes and age, the oldest frames go first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+
+from attrs import field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+MAX_FRAMES = 10_000
+MAX_BYTES = 64 * 1_048_576
+MAX_AGE_SECONDS = 60.0
+MAX_WAITING = 256
+MAX_WAIT_SECONDS = 2.0
+MAX_LIMIT = 1000
+ANSWER_BYTES = 192 * 1024
+"""Frames per answer stop here, since relays read 256 KiB; a single larger frame still goes out alone."""
+
+
+@frozen
+class QueuedFrame:
+    """A frame on the bus; `size` is its length as JSON, `queued_at` Unix seconds."""
+
+    frame_id: int
+    frame: Mapping[str, object] = field(repr=False)
+    size: int
+    queued_at: float
+
+    def concerns(self, relay_id: str) -> bool:
+        """Whether the frame is for this relay: addressed to it, or to any."""
+        addressee = self.frame.get("targetRelayId")
+        return addressee is None or addressee == relay_id
+
+
+class Bus:
+    """The queue and those who wait for it."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        max_frames: int = MAX_FRAMES,
+        max_bytes: int = MAX_BYTES,
+        max_age: float = MAX_AGE_SECONDS,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        self._clock = clock
+        self._max_frames = max_frames
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._max_waiting = max_waiting
+        self._queue: deque[QueuedFrame] = deque()
+        self._bytes = 0
+        # Relays remember the highest id they saw. Starting at the time in milliseconds keeps the ids of a
+        # restarted platform above those of the one before.
+        self._last_id = int(clock.seconds() * 1000)
+        self._waiting: list[Deferred[None]] = []
+
+    def publish(self, frame: Mapping[str, object]) -> int:
+        """Queue any JSON object, unchecked, and wake who waits; gives the frame's id."""
+        self._last_id += 1
+        size = len(json.dumps(frame))
+        self._queue.append(QueuedFrame(self._last_id, frame, size, self._clock.seconds()))
+        self._bytes += size
+        while len(self._queue) > self._max_frames or self._bytes > self._max_bytes:
+            self._drop_oldest()
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(None)
+        return self._last_id
+
+    async def pull(self, relay_id: str, since_id: int, limit: int, wait: float) -> list[dict[str, object]]:
+        """Frames for `relay_id` with an id above `since_id`, each with its `id`, in order.
+
+        `limit` is cut to 1..1000, `wait` to 0..2 s; the list is empty if nothing came within it.
+        """
+        deadline = self._clock.seconds() + min(max(wait, 0.0), MAX_WAIT_SECONDS)
+        while True:
+            frames = self._after(relay_id, since_id, min(max(limit, 1), MAX_LIMIT))
+            left = deadline - self._clock.seconds()
+            if frames or left <= 0 or len(self._waiting) >= self._max_waiting:
+                return frames
+            await self._next_frame(left)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """How many pulls wait at the moment."""
+        return len(self._waiting)
+
+    async def _next_frame(self, most_seconds: float) -> None:
+        waiter: Deferred[None] = Deferred()
+        self._waiting.append(waiter)
+        timer = self._clock.callLater(most_seconds, waiter.callback, None)
+        try:
+            await waiter
+        finally:
+            # Also reached when the puller has gone and the wait was cancelled.
+            if timer.active():
+                timer.cancel()
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+    def _after(self, relay_id: str, since_id: int, limit: int) -> list[dict[str, object]]:
+        while self._queue and self._clock.seconds() - self._queue[0].queued_at > self._max_age:
+            self._drop_oldest()
+        found: list[dict[str, object]] = []
+        size = 0
+        for queued in self._queue:
+            if queued.frame_id <= since_id or not queued.concerns(relay_id):
+                continue
+            size += queued.size
+            if found and size > ANSWER_BYTES:
+                break
+            found.append({**queued.frame, "id": queued.frame_id})
+            if len(found) == limit:
+                break
+        return found
+
+    def _drop_oldest(self) -> None:
+        self._bytes -= self._queue.popleft().size

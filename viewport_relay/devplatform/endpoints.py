@@ -1,0 +1,269 @@
+"""What each endpoint of the development platform does: from an `Ask` to an `Answer`.
+
+The table of paths is at the end. Signing and storing are done by the parts that are passed in; sending
+and rules are `resources`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import unquote
+
+from attrs import frozen
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.devplatform.bus import Bus
+from viewport_relay.devplatform.issue import ROLES, TokenOffice, fingerprint, same_secret
+from viewport_relay.devplatform.jsonhttp import Answer, Ask, Fields, Refused
+from viewport_relay.devplatform.presence import PresenceTable
+from viewport_relay.devplatform.rules import Call, Record, Rule
+from viewport_relay.devplatform.tokens import TOKEN_MAX_CHARS, InvalidToken, KeyRing
+from viewport_relay.devplatform.workspaces import IDENTIFIER, Workspaces
+
+JWKS_PATH = "/api/.well-known/jwks.json"
+RELAY_TOKEN_PATH = "/api/runtime/relay-token"
+INTERNAL_PREFIX = "/api/runtime/internal/relay/"
+VALIDATE_PATH = INTERNAL_PREFIX + "validate"
+WORKSPACES_PREFIX = "/api/runtime/workspaces/"
+INTERNAL_KEY_HEADER = "x-relay-internal-key"
+DIRECTIONS = ("client_to_daemon", "daemon_to_clients")
+MAX_TOKEN_NOTES = 4096
+
+Endpoint = Callable[[Ask], Awaitable[Answer]]
+
+
+class TokenNotes:
+    """What is known about single tokens beyond their signature: bounded sets keyed by digest."""
+
+    def __init__(self, max_notes: int = MAX_TOKEN_NOTES) -> None:
+        self._max_notes = max_notes
+        self._revoked: dict[bytes, None] = {}
+        self._answers: dict[bytes, Mapping[str, object]] = {}
+
+    def revoke(self, token: str) -> None:
+        """From now on `validate` denies this token."""
+        self._revoked[fingerprint(token)] = None
+        while len(self._revoked) > self._max_notes:
+            del self._revoked[next(iter(self._revoked))]
+
+    def revoked(self, token: str) -> bool:
+        """Whether `revoke` was called for it."""
+        return fingerprint(token) in self._revoked
+
+    def answer_with(self, token: str, claims: Mapping[str, object]) -> None:
+        """Lay `claims` over the validate answer for this token; `...` as a value leaves a claim out."""
+        self._answers[fingerprint(token)] = claims
+        while len(self._answers) > self._max_notes:
+            del self._answers[next(iter(self._answers))]
+
+    def answer_claims(self, token: str) -> Mapping[str, object]:
+        """What `answer_with` said, or nothing."""
+        return self._answers.get(fingerprint(token), {})
+
+
+@frozen
+class Records:
+    """The calls seen, by kind. A call is recorded before anything about it is checked."""
+
+    jwks: Record
+    validate: Record
+    presence_upserts: Record
+    presence_resolves: Record
+    published: Record
+    pulls: Record
+    worker: Record
+
+    @classmethod
+    def empty(cls) -> Records:
+        """Nothing seen yet."""
+        return cls(Record(), Record(), Record(), Record(), Record(), Record(), Record())
+
+
+class Endpoints:
+    """The endpoints, with the state that they answer from."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        internal_key: str,
+        keys: KeyRing,
+        workspaces: Workspaces,
+        office: TokenOffice,
+    ) -> None:
+        self._clock = clock
+        self._keys = keys
+        self._workspaces = workspaces
+        self._office = office
+        self.internal_key = internal_key
+        self.presence = PresenceTable(clock)
+        self.bus = Bus(clock)
+        self.notes = TokenNotes()
+        self.records = Records.empty()
+        self.validate_rules: dict[str, Rule] = {}
+        """Overrides of the validate answer by token (for callers who have the internal key)."""
+
+    # -- open ---------------------------------------------------------------------------------------
+
+    async def jwks(self, ask: Ask) -> Answer:
+        """`GET /api/.well-known/jwks.json`, with a strong ETag (RFC 9110, section 8.8.3)."""
+        self.records.jwks.add(_seen(ask))
+        document = self._keys.jwks()
+        etag = f'"{hashlib.sha256(document).hexdigest()[:32]}"'
+        headers = {"cache-control": "public, max-age=300", "etag": etag}
+        known = [tag.strip().removeprefix("W/") for tag in ask.headers.get("if-none-match", "").split(",")]
+        if etag in known or "*" in known:
+            return Answer(304, raw=b"", headers=headers)
+        return Answer(raw=document, headers=headers)
+
+    async def relay_token(self, ask: Ask) -> Answer:
+        """`POST relay-token` {role, workspaceId, credential, …} → {ok, relayToken, claims}."""
+        issued = self._office.relay_token(ask.fields(), ask.bearer())
+        return Answer(body={"ok": True, "relayToken": issued.token, "claims": dict(issued.claims)})
+
+    async def daemon_key(self, ask: Ask) -> Answer:
+        """`POST workspaces/{id}/daemon-key` → {ok, daemonIssueToken, runtimeTargetId}."""
+        workspace_id = unquote(ask.path.split("/")[4])
+        if IDENTIFIER.fullmatch(workspace_id) is None:
+            raise Refused(404, "WORKSPACE_NOT_FOUND", "no such workspace")
+        return Answer(body=self._office.daemon_key(workspace_id, ask.fields(empty_ok=True), ask.bearer()))
+
+    async def worker(self, ask: Ask) -> Answer:
+        """The worker API: says what arrived, header names without their values."""
+        self.records.worker.add(_seen(ask))
+        workspace_id = unquote(ask.path.split("/")[4])
+        if self._workspaces.get(workspace_id) is None:
+            raise Refused(404, "WORKSPACE_NOT_FOUND", "no such workspace")
+        return Answer(
+            body={
+                "ok": True,
+                "method": ask.method,
+                "path": ask.target,
+                "headers": sorted(ask.headers),
+                "body": ask.raw.decode("utf-8", "replace"),
+            }
+        )
+
+    # -- for relays, behind the internal key --------------------------------------------------------
+
+    async def validate(self, ask: Ask) -> Answer:
+        """`POST validate` {relayToken, role, workspaceId, runtimeTargetId?} → {ok, claims}."""
+        fields = self._internal(ask, self.records.validate)
+        fields.only("relayToken", "role", "workspaceId", "runtimeTargetId")
+        token = fields.text("relayToken", most=TOKEN_MAX_CHARS)
+        try:
+            answer = self._judge(token, fields)
+        except Refused as refused:
+            answer = refused.answer()
+        rule = self.validate_rules.get(token)
+        return answer if rule is None else rule.over(answer)
+
+    def _judge(self, token: str, fields: Fields) -> Answer:
+        role = fields.one_of("role", ROLES)
+        workspace_id = fields.identifier("workspaceId")
+        fields.optional_identifier("runtimeTargetId")
+        workspace = self._workspaces.get(workspace_id)
+        if workspace is None:
+            raise Refused(404, "WORKSPACE_NOT_FOUND", "no such workspace")
+        try:
+            claims = self._keys.verify(token, self._clock.seconds())
+        except InvalidToken as wrong:
+            raise Refused(401, "INVALID_TOKEN", f"the token is not valid: {wrong}") from None
+        if self.notes.revoked(token):
+            raise Refused(401, "TOKEN_REVOKED", "the token has been revoked")
+        if claims.get("role", role) != role or claims.get("workspaceId", workspace_id) != workspace_id:
+            raise Refused(401, "INVALID_TOKEN", "the token is for another role or workspace")
+        claims = {**claims, **workspace.policy_claims(), **self.notes.answer_claims(token)}
+        return Answer(
+            body={"ok": True, "claims": {name: value for name, value in claims.items() if value is not ...}}
+        )
+
+    async def presence_upsert(self, ask: Ask) -> Answer:
+        """`POST presence/upsert`: a daemon joined, is still there, or left."""
+        fields = self._internal(ask, self.records.presence_upserts)
+        workspace_id, target = fields.identifier("workspaceId"), fields.identifier("runtimeTargetId")
+        relay_id = fields.text("relayId", most=128)
+        relay_ws_base_url = fields.text("relayWsBaseUrl", most=512)
+        machine_id = fields.optional_text("machineId", most=255)
+        if fields.flag("daemonConnected"):
+            self.presence.announce(workspace_id, target, relay_id, relay_ws_base_url, machine_id)
+        else:
+            self.presence.withdraw(workspace_id, target, relay_id)
+        return Answer(body={"ok": True})
+
+    async def presence_resolve(self, ask: Ask) -> Answer:
+        """`POST presence/resolve`: which relay holds the daemon; nulls and false if none does."""
+        fields = self._internal(ask, self.records.presence_resolves)
+        entry = self.presence.resolve(fields.identifier("workspaceId"), fields.identifier("runtimeTargetId"))
+        if entry is None:
+            nobody = {"relayId": None, "relayWsBaseUrl": None, "daemonConnected": False}
+            return Answer(body={"ok": True, **nobody})
+        return Answer(body={"ok": True, **entry.document()})
+
+    async def bus_publish(self, ask: Ask) -> Answer:
+        """`POST bus/publish`: queue one bus frame; only what routing needs is looked at."""
+        fields = self._internal(ask, self.records.published)
+        fields.text("workspaceId", most=128)
+        fields.text("runtimeTargetId", most=128)
+        fields.text("sourceRelayId", most=128)
+        fields.optional_text("targetRelayId", most=128)
+        fields.one_of("direction", DIRECTIONS)
+        fields.integer("issuedAtMs")
+        fields.text("signature", most=256)
+        if not isinstance(fields.body.get("payload"), str):
+            raise Refused(400, "INVALID_BODY", "payload must be a string")
+        self.bus.publish(fields.body)
+        return Answer(body={"ok": True})
+
+    async def bus_pull(self, ask: Ask) -> Answer:
+        """`POST bus/pull` {relayId, sinceId, limit, waitMs}: frames after sinceId, waiting up to 2 s."""
+        fields = self._internal(ask, self.records.pulls)
+        relay_id = fields.text("relayId", most=128)
+        since_id = fields.integer("sinceId", default=0)
+        limit = fields.integer("limit", least=1, default=200)
+        wait_ms = fields.integer("waitMs", default=0)
+        frames = await self.bus.pull(relay_id, since_id, limit, wait_ms / 1000)
+        return Answer(body={"ok": True, "frames": frames})
+
+    def _internal(self, ask: Ask, record: Record) -> Fields:
+        """Record the call, require the internal key, give the body."""
+        try:
+            fields, wrong = ask.fields(), None
+        except Refused as refused:
+            fields, wrong = Fields({}), refused
+        record.add(_seen(ask, None if wrong else fields.body))
+        if not same_secret(ask.headers.get(INTERNAL_KEY_HEADER), self.internal_key):
+            raise Refused(401, "RELAY_INTERNAL_KEY_INVALID", "the relay internal key is missing or wrong")
+        if wrong is not None:
+            raise wrong
+        return fields
+
+    # -- the table ----------------------------------------------------------------------------------
+
+    def find(self, path: str) -> Mapping[str, Endpoint] | None:
+        """The endpoints of a path by method, or None if there is no such path. Matching is exact."""
+        fixed: dict[str, dict[str, Endpoint]] = {
+            JWKS_PATH: {"GET": self.jwks, "HEAD": self.jwks},
+            RELAY_TOKEN_PATH: {"POST": self.relay_token},
+            VALIDATE_PATH: {"POST": self.validate},
+            INTERNAL_PREFIX + "presence/upsert": {"POST": self.presence_upsert},
+            INTERNAL_PREFIX + "presence/resolve": {"POST": self.presence_resolve},
+            INTERNAL_PREFIX + "bus/publish": {"POST": self.bus_publish},
+            INTERNAL_PREFIX + "bus/pull": {"POST": self.bus_pull},
+        }
+        if path in fixed:
+            return fixed[path]
+        if _DAEMON_KEY.fullmatch(path):
+            return {"POST": self.daemon_key}
+        if _WORKER.fullmatch(path):
+            return {"GET": self.worker, "POST": self.worker, "PATCH": self.worker}
+        return None
+
+
+_DAEMON_KEY = re.compile(re.escape(WORKSPACES_PREFIX) + r"[^/]+/daemon-key")
+_WORKER = re.compile(re.escape(WORKSPACES_PREFIX) + r"[^/]+/managed-executors/[^/]+(/.*)?")
+
+
+def _seen(ask: Ask, body: object = None) -> Call:
+    return Call(ask.method, ask.target, ask.headers, ask.raw, body)

@@ -1,0 +1,211 @@
+"""Who gets a relay token, and which claims it carries.
+
+Daemons show a daemon issue token, clients and workers the development credential. Tokens live 300 s
+and never carry a workspace's policy or pairing secret: those travel in the answer to `validate` only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+
+from attrs import field, frozen
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.devplatform.jsonhttp import Fields, Refused
+from viewport_relay.devplatform.tokens import AUDIENCE, ISSUER, TOKEN_MAX_CHARS, KeyRing
+from viewport_relay.devplatform.workspaces import DEFAULT_TARGET, Workspaces
+
+ROLES = ("workspace-daemon", "client", "worker")
+SCOPES = ("runtime", "pairing", "session-events")
+TOKEN_TTL_SECONDS = 300
+MAX_ISSUE_TOKENS = 4096
+MAX_TARGETS = 4096
+MAX_CHANNELS = 64
+CHANNEL_PREFIX = "agent-session:"
+CHANNEL_MAX_CHARS = 255
+DEFAULT_EXECUTOR = "dev-executor"
+
+
+def fingerprint(secret: str) -> bytes:
+    """SHA-256 of a credential: what tables are keyed by, and what is compared in constant time."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def same_secret(given: str | None, expected: str) -> bool:
+    """Compare in constant time; an absent secret equals none."""
+    return given is not None and hmac.compare_digest(fingerprint(given), fingerprint(expected))
+
+
+@frozen
+class DaemonKey:
+    """What a daemon issue token stands for. `generation` is the target's at the time it was made."""
+
+    workspace_id: str
+    runtime_target_id: str
+    machine_id: str
+    generation: int
+
+
+class DaemonKeys:
+    """Daemon issue tokens (kept as digests, the oldest go first) and the generation of each target.
+
+    A generation starts at 1 and is raised by `rotate` only; that makes the target's earlier issue tokens
+    worthless, while relay tokens made from them still carry the lower generation.
+    """
+
+    def __init__(self, max_tokens: int = MAX_ISSUE_TOKENS, max_targets: int = MAX_TARGETS) -> None:
+        self._max_tokens = max_tokens
+        self._max_targets = max_targets
+        self._by_digest: dict[bytes, DaemonKey] = {}
+        self._raised: dict[tuple[str, str], int] = {}
+
+    def generation(self, workspace_id: str, runtime_target_id: str) -> int:
+        """The target's current generation, from 1."""
+        return self._raised.get((workspace_id, runtime_target_id), 1)
+
+    def rotate(self, workspace_id: str, runtime_target_id: str) -> int:
+        """Raise the generation by one; Refused 429 when too many targets have one above 1."""
+        target = (workspace_id, runtime_target_id)
+        if target not in self._raised and len(self._raised) >= self._max_targets:
+            raise Refused(429, "TOO_MANY_TARGETS", "too many targets have been rotated")
+        self._raised[target] = self.generation(*target) + 1
+        return self._raised[target]
+
+    def issue(self, workspace_id: str, runtime_target_id: str, machine_id: str) -> str:
+        """A new daemon issue token for the target, of its current generation."""
+        token = "dit_" + secrets.token_urlsafe(32)
+        generation = self.generation(workspace_id, runtime_target_id)
+        self._by_digest[fingerprint(token)] = DaemonKey(
+            workspace_id, runtime_target_id, machine_id, generation
+        )
+        while len(self._by_digest) > self._max_tokens:
+            del self._by_digest[next(iter(self._by_digest))]
+        return token
+
+    def redeem(self, token: str | None, workspace_id: str) -> DaemonKey:
+        """The key behind an issue token; Refused 401 if it is unknown, of another workspace or outdated."""
+        key = None if token is None else self._by_digest.get(fingerprint(token))
+        if key is None or key.workspace_id != workspace_id:
+            raise Refused(401, "DAEMON_ISSUE_TOKEN_INVALID", "no such daemon issue token for this workspace")
+        if key.generation < self.generation(key.workspace_id, key.runtime_target_id):
+            raise Refused(401, "DAEMON_ISSUE_TOKEN_STALE", "the target's daemon key has been rotated")
+        return key
+
+
+@frozen
+class IssuedToken:
+    """A relay token and the claims in it."""
+
+    token: str = field(repr=False)
+    claims: Mapping[str, object]
+
+
+class TokenOffice:
+    """Answers the two questions of peers: for a daemon issue token, and for a relay token."""
+
+    def __init__(
+        self, clock: IReactorTime, keys: KeyRing, workspaces: Workspaces, credential: str | None
+    ) -> None:
+        self._clock = clock
+        self._keys = keys
+        self._workspaces = workspaces
+        self.daemon_keys = DaemonKeys()
+        self.credential = credential or secrets.token_urlsafe(24)
+        # Without a configured credential a daemon may ask freely: the platform is on loopback.
+        self.open_to_daemons = credential is None
+
+    def daemon_key(self, workspace_id: str, fields: Fields, bearer: str | None) -> dict[str, object]:
+        """Answer of `daemon-key`: a new issue token for the target. Refused 401, 404, 400."""
+        credential = fields.optional_text("credential", most=4096) or bearer
+        if not self.open_to_daemons and not same_secret(credential, self.credential):
+            raise Refused(401, "CREDENTIAL_INVALID", "the development credential is missing or wrong")
+        self._require_workspace(workspace_id)
+        target = fields.optional_identifier("runtimeTargetId") or DEFAULT_TARGET
+        machine = fields.optional_text("machineId", most=255) or target
+        if fields.flag("rotate", default=False):
+            self.daemon_keys.rotate(workspace_id, target)
+        token = self.daemon_keys.issue(workspace_id, target, machine)
+        return {"ok": True, "daemonIssueToken": token, "runtimeTargetId": target}
+
+    def relay_token(self, fields: Fields, bearer: str | None) -> IssuedToken:
+        """Check the credential for the role and sign a relay token. Refused 401, 404, 400.
+
+        `runtimeTargetId` absent means `dev-machine` (a daemon's: that of its key), null means no target.
+        """
+        role = fields.one_of("role", ROLES)
+        workspace_id = fields.identifier("workspaceId")
+        credential = fields.optional_text("credential", most=4096) or bearer
+        claims = self.registered_claims()
+        claims.update(role=role, workspaceId=workspace_id)
+        target = fields.optional_identifier("runtimeTargetId")
+        if role == "workspace-daemon":
+            key = self.daemon_keys.redeem(credential, workspace_id)
+            if target not in (None, key.runtime_target_id):
+                raise Refused(401, "DAEMON_ISSUE_TOKEN_INVALID", "the daemon issue token is another target's")
+            target = key.runtime_target_id
+            claims.update(machineId=key.machine_id, daemonIssueGeneration=key.generation)
+        elif not same_secret(credential, self.credential):
+            raise Refused(401, "CREDENTIAL_INVALID", "the development credential is missing or wrong")
+        elif "runtimeTargetId" not in fields:
+            target = DEFAULT_TARGET
+        self._require_workspace(workspace_id)
+        if target is not None:
+            claims["runtimeTargetId"] = target
+        claims.update(self._requested_claims(role, fields))
+        token = self._keys.signing.sign(claims)
+        if len(token) > TOKEN_MAX_CHARS:
+            raise Refused(400, "TOKEN_TOO_LONG", f"the token would exceed {TOKEN_MAX_CHARS} characters")
+        return IssuedToken(token, claims)
+
+    def registered_claims(self, ttl: int = TOKEN_TTL_SECONDS) -> dict[str, object]:
+        """The claims that say who made a token and until when (Unix seconds) it is good."""
+        now = int(self._clock.seconds())
+        return {
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "iat": now,
+            "nbf": now,
+            "exp": now + ttl,
+            "jti": secrets.token_hex(16),
+            "ver": 1,
+        }
+
+    def _require_workspace(self, workspace_id: str) -> None:
+        if self._workspaces.get(workspace_id) is None:
+            raise Refused(404, "WORKSPACE_NOT_FOUND", "no such workspace")
+
+    @staticmethod
+    def _requested_claims(role: str, fields: Fields) -> dict[str, object]:
+        """Claims that the development platform grants as asked."""
+        claims: dict[str, object] = {
+            "clientId": fields.optional_identifier("clientId") or f"dev-{role}-{secrets.token_hex(4)}",
+            "scope": fields.one_of("scope", SCOPES, default="runtime"),
+        }
+        if role == "worker":
+            claims["managedExecutorId"] = fields.optional_identifier("managedExecutorId") or DEFAULT_EXECUTOR
+        if role != "workspace-daemon" and (machine := fields.optional_text("machineId", most=255)):
+            claims["machineId"] = machine
+        if user := fields.optional_identifier("userId"):
+            claims["userId"] = user
+        if (channels := fields.body.get("sessionChannels")) is not None:
+            claims["sessionChannels"] = _channels(channels)
+        return claims
+
+
+def _channels(value: object) -> list[str]:
+    form = f"sessionChannels must be at most {MAX_CHANNELS} strings that start with {CHANNEL_PREFIX}"
+    if not isinstance(value, list) or len(value) > MAX_CHANNELS:
+        raise Refused(400, "INVALID_BODY", form)
+    channels: list[str] = []
+    for channel in value:
+        if not isinstance(channel, str) or not channel.startswith(CHANNEL_PREFIX):
+            raise Refused(400, "INVALID_BODY", form)
+        if len(channel) > CHANNEL_MAX_CHARS or not channel.isprintable():
+            raise Refused(
+                400, "INVALID_BODY", f"a channel is printable, up to {CHANNEL_MAX_CHARS} characters"
+            )
+        channels.append(channel)
+    return channels

@@ -1,0 +1,268 @@
+"""`DevPlatform`: the parts of the development platform put together, and the handles that tests turn.
+
+    platform = DevPlatform(reactor, internal_key="…")
+    await platform.listen(reactor)
+    environment = platform.relay_environment()      # what a relay needs to find it
+
+It decides nothing itself; see `issue` for tokens, `endpoints` for answers, `rules` for overrides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import jwt
+from attrs import evolve
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorTime
+from twisted.internet.ssl import CertificateOptions
+from twisted.web.server import Site
+
+from viewport_relay.devplatform.bus import Bus
+from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH, Endpoints, Records
+from viewport_relay.devplatform.issue import TOKEN_TTL_SECONDS, DaemonKeys, TokenOffice
+from viewport_relay.devplatform.listening import Listener, tls_options
+from viewport_relay.devplatform.presence import PresenceTable
+from viewport_relay.devplatform.resources import ControlPlane, make_site
+from viewport_relay.devplatform.rules import Rule
+from viewport_relay.devplatform.tokens import Algorithm, KeyRing, SigningKey
+from viewport_relay.devplatform.workspaces import Workspace, Workspaces
+
+ANSWER_ONLY_CLAIMS = frozenset(
+    {"policyMode", "pairingSecret", "e2eeProfile", "daemonPublicKey", "relayWsBaseUrl"}
+)
+"""Claims that belong into the answer to `validate` and never into a token."""
+
+
+class DevPlatform:
+    """A control plane in memory.
+
+    `clock` gives Unix seconds and timers (normally the reactor). `internal_key` is what relays must send;
+    an empty one is a ValueError. `credential` is what clients and workers show for a token (made at
+    random if None, and then daemons need none to get an issue token). `signing_key` saves the time of
+    making one; `pairing_secret` (base64url of 32 bytes) is that of `dev-paired`.
+
+    The attributes are there to be read and changed while it runs.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        *,
+        internal_key: str,
+        credential: str | None = None,
+        signing_key: SigningKey | None = None,
+        pairing_secret: str | None = None,
+    ) -> None:
+        if not internal_key:
+            raise ValueError("the development platform needs an internal key")
+        self.keys = KeyRing(signing_key)
+        self.workspaces = Workspaces(pairing_secret)
+        self._clock = clock
+        self._office = TokenOffice(clock, self.keys, self.workspaces, credential)
+        self._endpoints = Endpoints(clock, internal_key, self.keys, self.workspaces, self._office)
+        self.resource = ControlPlane(clock, self._endpoints)
+        self._listeners: list[Listener] = []
+
+    # -- what it knows --------------------------------------------------------------------------------
+
+    @property
+    def internal_key(self) -> str:
+        """The key that relays must send."""
+        return self._endpoints.internal_key
+
+    @internal_key.setter
+    def internal_key(self, key: str) -> None:
+        self._endpoints.internal_key = key
+
+    @property
+    def credential(self) -> str:
+        """The development credential of clients and workers."""
+        return self._office.credential
+
+    @property
+    def daemon_keys(self) -> DaemonKeys:
+        """Daemon issue tokens and generations."""
+        return self._office.daemon_keys
+
+    @property
+    def presence(self) -> PresenceTable:
+        """Presence of server mode; a test may announce as another relay here."""
+        return self._endpoints.presence
+
+    @property
+    def bus(self) -> Bus:
+        """The bus of server mode; `bus.publish(frame)` puts any object onto it."""
+        return self._endpoints.bus
+
+    @property
+    def records(self) -> Records:
+        """The calls seen, by kind."""
+        return self._endpoints.records
+
+    @property
+    def jwks_hits(self) -> int:
+        """How often the JWKS was asked for."""
+        return self.records.jwks.total
+
+    @property
+    def validate_hits(self) -> int:
+        """How often `validate` was called, wrong keys included."""
+        return self.records.validate.total
+
+    # -- what a test changes --------------------------------------------------------------------------
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """Overrides by path, for example `rules[JWKS_PATH] = Rule(status=503)`."""
+        return self.resource.rules
+
+    @property
+    def validate_rules(self) -> dict[str, Rule]:
+        """Overrides of the validate answer by token."""
+        return self._endpoints.validate_rules
+
+    def add_workspace(
+        self,
+        workspace_id: str,
+        *,
+        policy_mode: str = "standard",
+        e2ee_profile: str | None = "noise-ik",
+        pairing_secret: str | None = None,
+        daemon_public_key: str | None = None,
+        relay_ws_base_url: str | None = None,
+    ) -> Workspace:
+        """Add or replace a workspace; ValueError for an id of a wrong form or `dev-missing`."""
+        return self.workspaces.add(
+            Workspace(
+                workspace_id, policy_mode, e2ee_profile, pairing_secret, daemon_public_key, relay_ws_base_url
+            )
+        )
+
+    def set_daemon_public_key(self, workspace_id: str, key: str | None) -> Workspace:
+        """Pin (or with None unpin) the daemon's static key of a workspace; KeyError if there is none."""
+        return self.workspaces.add(evolve(self.workspaces[workspace_id], daemon_public_key=key))
+
+    def rotate(self, keep_old: bool, algorithm: Algorithm = "RS256") -> SigningKey:
+        """Sign with a new key from now on; tokens of the old ones are good only with `keep_old`."""
+        return self.keys.rotate(keep_old, algorithm)
+
+    def revoke(self, token: str) -> None:
+        """Let `validate` deny this token from now on."""
+        self._endpoints.notes.revoke(token)
+
+    def issue(
+        self,
+        role: str,
+        workspace_id: str,
+        runtime_target_id: str | None = None,
+        *,
+        ttl: int = TOKEN_TTL_SECONDS,
+        key: SigningKey | None = None,
+        drop: Collection[str] = (),
+        header: Mapping[str, object] | None = None,
+        hmac_secret: str | None = None,
+        answer: Mapping[str, object] | None = None,
+        rule: Rule | None = None,
+        **claims: object,
+    ) -> str:
+        """Sign a token without asking for a credential, right or wrong as a test needs it.
+
+        `claims` are added to the token, except those that only an answer may carry: they, and `answer`,
+        change the answer to `validate` alone (`...` leaves a claim out there). `drop` takes claims out of
+        the token. `hmac_secret` signs HS256 instead. `ttl` is in seconds and may be negative.
+        """
+        payload = self._office.registered_claims(ttl)
+        payload.update(role=role, workspaceId=workspace_id)
+        if runtime_target_id is not None:
+            payload["runtimeTargetId"] = runtime_target_id
+        payload.update({name: value for name, value in claims.items() if name not in ANSWER_ONLY_CLAIMS})
+        for name in drop:
+            payload.pop(name, None)
+        signer = key or self.keys.signing
+        if hmac_secret is not None:
+            token = jwt.encode(payload, hmac_secret, algorithm="HS256", headers={"kid": signer.kid})
+        else:
+            token = signer.sign(payload, header)
+        in_answer = {name: value for name, value in claims.items() if name in ANSWER_ONLY_CLAIMS}
+        in_answer.update(answer or {})
+        if in_answer:
+            self._endpoints.notes.answer_with(token, in_answer)
+        if rule is not None:
+            self.validate_rules[token] = rule
+        return token
+
+    # -- listening ------------------------------------------------------------------------------------
+
+    def site(self) -> Site:
+        """A new twisted.web Site over this platform."""
+        return make_site(self._clock, self.resource)
+
+    def listen(self, reactor: IReactorCore, port: int = 0) -> Deferred[IListeningPort]:
+        """Listen for HTTP on 127.0.0.1, on a free port if 0; fails with CannotListenError."""
+        return self._listen(reactor, port, None)
+
+    def listen_tls(
+        self,
+        reactor: IReactorCore,
+        certificate: bytes,
+        key: bytes,
+        client_ca: bytes | None = None,
+        port: int = 0,
+    ) -> Deferred[IListeningPort]:
+        """As `listen`, for HTTPS; PEM texts. With `client_ca` clients must show a certificate of it."""
+        return self._listen(reactor, port, tls_options(certificate, key, client_ca))
+
+    def _listen(
+        self, reactor: IReactorCore, port: int, tls: CertificateOptions | None
+    ) -> Deferred[IListeningPort]:
+        listener = Listener(reactor, self.site(), port, tls)
+
+        async def start() -> IListeningPort:
+            listening = await listener.up()
+            self._listeners.append(listener)
+            return listening
+
+        return Deferred.fromCoroutine(start())
+
+    def down(self) -> Deferred[None]:
+        """Stop listening everywhere and cut all connections; state is kept for `up`."""
+
+        async def all_down() -> None:
+            for listener in self._listeners:
+                await listener.down()
+
+        return Deferred.fromCoroutine(all_down())
+
+    def up(self) -> Deferred[None]:
+        """Listen again on the same ports."""
+
+        async def all_up() -> None:
+            for listener in self._listeners:
+                await listener.up()
+
+        return Deferred.fromCoroutine(all_up())
+
+    async def close(self) -> None:
+        """Go down for good."""
+        await self.down()
+        self._listeners.clear()
+
+    @property
+    def url(self) -> str:
+        """Origin of the newest listener; IndexError before the first one."""
+        return self._listeners[-1].url
+
+    @property
+    def port(self) -> int:
+        """Port of the newest listener."""
+        return self._listeners[-1].port
+
+    def relay_environment(self) -> dict[str, str]:
+        """The variables that point a relay at the newest listener."""
+        return {
+            "SERVER_URL": self.url,
+            "RELAY_JWKS_URL": self.url + JWKS_PATH,
+            "RELAY_VALIDATE_URL": self.url + VALIDATE_PATH,
+            "RELAY_INTERNAL_KEY": self.internal_key,
+        }

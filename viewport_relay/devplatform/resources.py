@@ -1,0 +1,141 @@
+"""The twisted.web side: one leaf resource that finds the endpoint, applies rules and sends the answer.
+
+A leaf, because paths match exactly and raw: a tree of resources would decode and split them first.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
+
+from viewport_relay.devplatform.endpoints import Endpoints
+from viewport_relay.devplatform.jsonhttp import Answer, Ask, BoundedRequest, Refused
+from viewport_relay.devplatform.rules import Rule
+
+DRIP_STEP_SECONDS = 0.1
+IDLE_SECONDS = 60.0
+
+
+class ControlPlane(Resource):
+    """All of the platform's paths."""
+
+    isLeaf = True
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, endpoints: Endpoints) -> None:
+        base: Any = super()  # twisted.web has no types for it
+        base.__init__()
+        self._clock = clock
+        self._endpoints = endpoints
+        self.rules: dict[str, Rule] = {}
+        """Overrides by exact path (without the query), laid over whatever the endpoint answers."""
+        self.loopback_names_only = True
+        """Refuse a Host header that does not name this machine: a web page may have rebound its name."""
+
+    def render(self, request: BoundedRequest) -> int:
+        """Called by twisted.web for every request, of any method."""
+        serving = Deferred.fromCoroutine(self._serve(request))
+
+        def gone(_: Failure) -> None:
+            serving.cancel()
+
+        request.notifyFinish().addErrback(gone)
+        serving.addErrback(self._failed, request)
+        return NOT_DONE_YET
+
+    async def _serve(self, request: BoundedRequest) -> None:
+        ask = request.ask()
+        try:
+            answer = await self._answer(ask, request.too_large)
+        except Refused as refused:
+            answer = refused.answer()
+        rule = self.rules.get(ask.path)
+        if rule is not None:
+            answer = rule.over(answer)
+        await self._send(request, answer)
+
+    async def _answer(self, ask: Ask, too_large: bool) -> Answer:
+        if self.loopback_names_only and not _names_loopback(ask.headers.get("host")):
+            raise Refused(403, "HOST_NOT_ALLOWED", "the Host header must name the loopback interface")
+        if too_large:
+            raise Refused(413, "BODY_TOO_LARGE", "a body may have 1048576 bytes", {"connection": "close"})
+        methods = self._endpoints.find(ask.path)
+        if methods is None:
+            raise Refused(404, "NOT_FOUND")
+        endpoint = methods.get(ask.method)
+        if endpoint is None:
+            raise Refused(405, "METHOD_NOT_ALLOWED", headers={"allow": ", ".join(methods)})
+        return await endpoint(ask)
+
+    async def _send(self, request: BoundedRequest, answer: Answer) -> None:
+        if answer.delay > 0:
+            await deferLater(self._clock, answer.delay)
+        payload = answer.payload()
+        headers = {"content-type": "application/json", "cache-control": "no-store", **answer.headers}
+        # Without a length the response is chunked, so that a dripping one can be told from its end.
+        if answer.drip <= 0 and answer.status not in (204, 304):
+            headers["content-length"] = str(len(payload))
+        request.begin(answer.status, headers)
+        if answer.drip > 0:
+            await self._drip(request, answer.drip)
+        request.end(payload)
+
+    async def _drip(self, request: BoundedRequest, seconds: float) -> None:
+        until = self._clock.seconds() + seconds
+        while self._clock.seconds() < until:
+            request.push(b" ")
+            await deferLater(self._clock, DRIP_STEP_SECONDS)
+
+    def _failed(self, failure: Failure, request: BoundedRequest) -> None:
+        if isinstance(failure.value, CancelledError):
+            return  # the peer went away while it waited
+        self._log.failure("a request of the development platform failed", failure=failure)
+        if request.startedWriting:
+            request.cut()
+            return
+        payload = Answer(500, {"ok": False, "reason": "INTERNAL_ERROR"}).payload()
+        request.begin(500, {"content-type": "application/json", "content-length": str(len(payload))})
+        request.end(payload)
+
+
+class QuietSite(Site):
+    """A Site without an access log: what is asked here is not for a log."""
+
+    def log(self, request: object) -> None:
+        """Log nothing."""
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/1.1 only, whatever else is installed."""
+        return [b"http/1.1"]
+
+
+def make_site(clock: IReactorTime, resource: ControlPlane) -> Site:
+    """The site for `resource`; idle connections are kept for 60 s."""
+    make: Any = QuietSite  # twisted.web has no types for its constructor
+    site: Site = make(
+        resource,
+        requestFactory=BoundedRequest,
+        parsePOSTFormSubmission=False,
+        reactor=clock,
+        timeout=IDLE_SECONDS,
+    )
+    return site
+
+
+def _names_loopback(host: str | None) -> bool:
+    if host is None:
+        return True  # HTTP/1.0; browsers always send one
+    try:
+        name = urlsplit(f"//{host}").hostname
+        return name == "localhost" or (name is not None and ip_address(name).is_loopback)
+    except ValueError:
+        return False

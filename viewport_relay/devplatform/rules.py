@@ -1,0 +1,106 @@
+"""Overrides of what the platform answers, and the memory of what it was asked: the controls of a test.
+
+A `Rule` is laid over an answer that was made normally. A `Record` keeps the newest calls within a
+bound of entries and bytes, so that a long development session does not grow.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import overload
+
+from attrs import evolve, field, frozen
+
+from viewport_relay.devplatform.jsonhttp import Answer
+
+RECORD_MAX_CALLS = 1024
+RECORD_MAX_BYTES = 16 * 1_048_576
+
+
+@frozen
+class Rule:
+    """How one answer differs from the normal one; what is None or zero stays as it is.
+
+    `status` alone turns the body into `{"ok": false}`. `raw` is sent as it stands. `delay` seconds pass
+    before the first byte; during `drip` seconds a blank is sent ten times a second before the body.
+    """
+
+    status: int | None = None
+    body: object | None = None
+    raw: bytes | None = None
+    delay: float = 0.0
+    drip: float = 0.0
+    headers: Mapping[str, str] = field(factory=dict)
+
+    def over(self, answer: Answer) -> Answer:
+        """`answer` with this rule laid over it."""
+        headers = {**answer.headers, **self.headers}
+        if self.raw is not None or self.body is not None or self.status is not None:
+            # Another body: what the headers said of the old one (ETag, caching) holds no longer.
+            headers = dict(self.headers)
+            body = {"ok": False} if self.body is None else self.body
+            answer = evolve(answer, body=body, raw=self.raw)
+        return evolve(
+            answer,
+            status=answer.status if self.status is None else self.status,
+            delay=answer.delay + self.delay,
+            drip=answer.drip + self.drip,
+            headers=headers,
+        )
+
+
+@frozen
+class Call:
+    """One request as it was seen. Headers and body may hold credentials: they stay out of `repr`."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    raw: bytes = field(repr=False)
+    body: object = field(repr=False, default=None)
+
+
+class Record(Sequence[Call]):
+    """The newest calls of one kind, oldest first; `total` counts also those that were dropped."""
+
+    def __init__(self, max_calls: int = RECORD_MAX_CALLS, max_bytes: int = RECORD_MAX_BYTES) -> None:
+        self.total = 0
+        self._calls: deque[Call] = deque()
+        self._bytes = 0
+        self._max_calls = max_calls
+        self._max_bytes = max_bytes
+
+    def add(self, call: Call) -> None:
+        """Remember `call`, dropping the oldest ones over the bounds."""
+        self.total += 1
+        self._calls.append(call)
+        self._bytes += len(call.raw)
+        while len(self._calls) > self._max_calls or (self._bytes > self._max_bytes and len(self._calls) > 1):
+            self._bytes -= len(self._calls.popleft().raw)
+
+    def clear(self) -> None:
+        """Forget all calls; `total` starts at 0 again."""
+        self._calls.clear()
+        self._bytes = self.total = 0
+
+    def bodies(self) -> list[object]:
+        """The parsed bodies, oldest first."""
+        return [call.body for call in self._calls]
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @overload
+    def __getitem__(self, index: int) -> Call: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Call]: ...
+
+    def __getitem__(self, index: int | slice) -> Call | list[Call]:
+        if isinstance(index, slice):
+            return list(self._calls)[index]
+        return self._calls[index]
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self._calls)
