@@ -1,0 +1,122 @@
+"""All targets of this relay, and who is in them. No I/O; the clock is an argument."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from viewport_relay.admission.grant import Role
+from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.seat import Arrival, Seated
+from viewport_relay.routing.target import Target
+from viewport_relay.routing.views import PeerView, TargetView
+
+_Key = tuple[str, str | None]
+
+
+class Registry:
+    """Targets by (workspace, runtime target). Peers without a target share the workspace's room of none."""
+
+    def __init__(self, *, most_requests: int, most_sessions: int) -> None:
+        self._most_requests = most_requests
+        self._most_sessions = most_sessions
+        self._targets: dict[_Key, Target] = {}
+        self.joined: Counter[Role] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(tuple(self._targets.values()))
+
+    def find(self, workspace_id: str, runtime_target_id: str | None) -> Target | None:
+        return self._targets.get((workspace_id, runtime_target_id))
+
+    def room(self, workspace_id: str, runtime_target_id: str | None, now: float) -> Target:
+        """The target, made if nobody has been there. Only for peers whose token was accepted."""
+        key = (workspace_id, runtime_target_id)
+        target = self._targets.get(key)
+        if target is None:
+            target = self._targets[key] = Target(
+                workspace_id,
+                runtime_target_id,
+                now,
+                most_requests=self._most_requests,
+                most_sessions=self._most_sessions,
+            )
+        target.active_at = now
+        return target
+
+    def join(self, peer: Peer, now: float) -> Arrival:
+        """A peer comes in. For a daemon the seat decides; the others are simply there."""
+        peer.target.active_at = now
+        self.joined[peer.role] += 1
+        if peer.role is not Role.DAEMON:
+            peer.target.add(peer)
+            return Seated()
+        arrival = peer.target.seat.arrive(peer, now)
+        if isinstance(arrival, Seated) and arrival.replaced is not None:
+            peer.target.forget_daemon()
+        return arrival
+
+    def leave(self, peer: Peer, now: float) -> Peer | None:
+        """A peer goes. Gives the daemon that has the seat now, if it changed hands to a waiting one."""
+        target = peer.target
+        target.active_at = now
+        self.joined[peer.role] -= 1
+        if peer.role is not Role.DAEMON:
+            target.remove_client(peer)
+            return None
+        sat = target.seat.holder is peer
+        successor = target.seat.leave(peer)
+        if sat:
+            target.forget_daemon()
+        return successor
+
+    def clean_up(self, now: float, empty_ttl: float) -> int:
+        """Forget targets that have been empty for `empty_ttl` seconds; gives how many."""
+        gone = []
+        for key, target in self._targets.items():
+            if target.empty and now - target.active_at >= empty_ttl:
+                gone.append(key)
+            else:
+                target.expire(now)
+        for key in gone:
+            del self._targets[key]
+        return len(gone)
+
+    def views(self, wall_offset: float) -> list[TargetView]:
+        """A picture of everything. `wall_offset` turns monotonic seconds into seconds since the epoch."""
+        return [self._view(target, wall_offset) for target in self]
+
+    def _view(self, target: Target, wall_offset: float) -> TargetView:
+        holder = target.seat.holder
+        return TargetView(
+            workspace_id=target.workspace_id,
+            runtime_target_id=target.runtime_target_id,
+            daemon=None if holder is None else _peer_view(holder),
+            clients=tuple(map(_peer_view, target.clients)),
+            workers=tuple(map(_peer_view, target.workers)),
+            sessions=len(target.sessions),
+            pending_requests=len(target.key_exchanges) + len(target.pairings),
+            frames=target.frames,
+            bytes=target.bytes,
+            created_at=target.created_at + wall_offset,
+            last_activity_at=target.active_at + wall_offset,
+        )
+
+
+def _peer_view(peer: Peer) -> PeerView:
+    outlet = peer.outlet
+    return PeerView(
+        connection_id=peer.connection_id,
+        role=peer.role.value,
+        client_id=peer.grant.client_id,
+        ip=peer.ip,
+        since=peer.since,
+        queued_bytes=outlet.queued_bytes,
+        noise=outlet.noise,
+        subprotocol=outlet.subprotocol,
+        version=outlet.version,
+        paused=outlet.paused,
+    )

@@ -1,0 +1,220 @@
+"""The rules of section 2: one frame in, one receiver or decision out.
+
+`client_frame` and `daemon_frame` are the way of every frame. They read no clock, log nothing and make no object
+when a frame simply goes to one receiver.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from viewport_relay.admission.grant import Scope
+from viewport_relay.reasons import Reason
+from viewport_relay.routing import status
+from viewport_relay.routing.decisions import NO_DAEMON, Close, Decision, Drop, FanOut, Reply, ToRelay
+from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.target import Owner, Target
+from viewport_relay.wire.frames import (
+    ClientFrame,
+    DaemonFrame,
+    E2ee,
+    KeyExchangeInit,
+    KeyExchangeResponse,
+    KeyUpdateRequired,
+    PairingRequest,
+    PairingResponse,
+    SessionEventFrame,
+    Subscribe,
+    Unsubscribe,
+    trimmed,
+)
+
+_STRENGTH = {"noise-ik": 1, "noise-ikpsk2": 2}
+
+
+@frozen
+class FrameRates:
+    """Limits per minute, 0 for none (wire contract, section 4)."""
+
+    key_exchange: int
+    pairing: int
+    runtime: int
+    workspace: int
+    daemon: int
+
+
+class Router:
+    """Judges each connection by its own grant alone. `now` is monotonic seconds, read once per read event."""
+
+    def __init__(self, rates: FrameRates) -> None:
+        self._rates = rates
+
+    # -- from a client -----------------------------------------------------------------------------------
+
+    def client_frame(self, peer: Peer, frame: ClientFrame | None, now: float) -> Peer | Decision:
+        """Where a client's frame goes. A frame of None was not valid."""
+        if type(frame) is E2ee and peer.scope is Scope.RUNTIME:
+            required = peer.required_profile
+            if required is not None and frame.profile != required:
+                return Close(
+                    Reason.CLIENT_FRAME_PROFILE_MISMATCH, f"frame names {frame.profile}, not {required}"
+                )
+            limited = self._runtime_limited(peer, now, Reason.RUNTIME_RATE_LIMIT_EXCEEDED)
+            if limited is not None:
+                return limited
+            target = peer.target
+            owner = target.sessions.owner(frame.session_id, now)
+            if owner is not None and owner is not peer:
+                return Drop(Reason.SESSION_NOT_OWNED, "e2ee frame for a session of another client")
+            return target.seat.holder or NO_DAEMON
+        return self._client_rare(peer, frame, now)
+
+    def _client_rare(self, peer: Peer, frame: ClientFrame | None, now: float) -> Peer | Decision:
+        workspace_id = peer.grant.workspace_id
+        if frame is None:
+            return Reply(status.invalid_frame(workspace_id), Reason.INVALID_FRAME)
+        if isinstance(frame, SessionEventFrame):
+            if peer.scope is not Scope.SESSION_EVENTS:
+                return Close(Reason.SESSION_EVENTS_SCOPE_REQUIRED)
+            return self._session_event_frame(peer, frame, now)
+        if peer.scope is Scope.SESSION_EVENTS:
+            return Reply(status.session_events_scope_only(workspace_id), Reason.SESSION_EVENTS_SCOPE_ONLY)
+        if isinstance(frame, PairingRequest):
+            if peer.scope is not Scope.PAIRING:
+                return Close(Reason.RUNTIME_SCOPE_ONLY)
+            return self._pairing_request(peer, frame, now)
+        if peer.scope is Scope.PAIRING:
+            return Close(Reason.PAIRING_SCOPE_ONLY)
+        assert isinstance(frame, KeyExchangeInit)  # e2ee from a runtime client never comes here
+        return self._key_exchange_init(peer, frame, now)
+
+    def _key_exchange_init(self, peer: Peer, frame: KeyExchangeInit, now: float) -> Peer | Decision:
+        required = peer.required_profile
+        if required is not None and frame.profile != required:
+            invalid_psk = required == "noise-ikpsk2"
+            return Close(
+                Reason.CLIENT_FRAME_PROFILE_MISMATCH,
+                "the workspace requires noise-ikpsk2 (policy_mode crypto_pairing) and the client's key exchange uses "
+                "plain noise-ik"
+                if invalid_psk
+                else f"key exchange names {frame.profile}, not {required}",
+                logged_as=Reason.NOISE_INVALID_PSK if invalid_psk else None,
+            )
+        rates = peer.rates.key_exchange
+        if not rates.hit(now, self._rates.key_exchange):
+            return self._limited(peer, Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
+        daemon = peer.target.seat.holder
+        if daemon is None:
+            return NO_DAEMON
+        if frame.request_id and not peer.target.key_exchanges.record(frame.request_id, peer, now):
+            return Drop(Reason.REQUEST_ID_CONFLICT, "key exchange")
+        return daemon
+
+    def _pairing_request(self, peer: Peer, frame: PairingRequest, now: float) -> Peer | Decision:
+        rates = peer.rates.pairing
+        if not rates.hit(now, self._rates.pairing):
+            return self._limited(peer, Reason.PAIRING_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
+        if peer.grant.runtime_target_id is None:
+            return Reply(status.runtime_target_required(peer.grant.workspace_id))
+        daemon = peer.target.seat.holder
+        if daemon is None:
+            return NO_DAEMON
+        if not peer.target.pairings.record(frame.request_id, peer, now):
+            return Drop(Reason.REQUEST_ID_CONFLICT, "pairing")
+        return daemon
+
+    def _session_event_frame(self, peer: Peer, frame: SessionEventFrame, now: float) -> Decision:
+        channel, target = trimmed(frame.channel), peer.target
+        if isinstance(frame, Unsubscribe):
+            target.unsubscribe(peer, channel)
+            return Reply(status.unsubscribed(frame))
+        allowed = channel in peer.grant.claims.session_channels
+        if isinstance(frame, Subscribe):
+            if not allowed:
+                return Reply(status.channel_denied(frame, peer.grant.workspace_id))
+            target.subscribe(peer, channel)
+            return Reply(status.subscribed(frame))
+        limited = self._runtime_limited(peer, now, Reason.PRESENCE_RATE_LIMIT_EXCEEDED)
+        if limited is not None:
+            return limited
+        if not allowed:
+            return Reply(status.channel_denied(frame, peer.grant.workspace_id))
+        return FanOut(tuple(other for other in target.channels.get(channel, ()) if other is not peer))
+
+    def _runtime_limited(self, peer: Peer, now: float, reason: Reason) -> Close | None:
+        rates, limits = peer.rates, self._rates
+        if not rates.runtime.hit(now, limits.runtime):
+            return self._limited(peer, reason, rates.runtime.retry_after_ms(now), "of this client")
+        if not rates.workspace.hit(now, limits.workspace):
+            return self._limited(
+                peer, reason, rates.workspace.retry_after_ms(now), "of the workspace's clients"
+            )
+        return None
+
+    @staticmethod
+    def _limited(peer: Peer, reason: Reason, retry_after_ms: int, detail: str = "") -> Close:
+        return Close(reason, detail, reply=status.rate_limited(peer.grant.workspace_id, retry_after_ms))
+
+    # -- from a daemon -------------------------------------------------------------------------------------
+
+    def daemon_rate(self, peer: Peer, now: float) -> Close | None:
+        """Charge one message to the daemon, before it is decoded."""
+        if peer.rates.daemon.hit(now, self._rates.daemon):
+            return None
+        return Close(Reason.DAEMON_RATE_LIMIT_EXCEEDED)
+
+    def worker_rate(self, peer: Peer, now: float) -> Close | None:
+        """Charge one message to the worker, before it is decoded."""
+        if peer.rates.daemon.hit(now, self._rates.daemon):
+            return None
+        return Close(Reason.WORKER_RATE_LIMIT_EXCEEDED)
+
+    def daemon_frame(self, peer: Peer, frame: DaemonFrame | None, now: float) -> Peer | Decision:
+        """Where the daemon's frame goes: to one client, never to all. A frame of None was not valid."""
+        target = peer.target
+        if isinstance(frame, E2ee):
+            if peer.required_profile is not None and self._weaker(frame.profile, peer.required_profile):
+                return self._weak_daemon(frame.profile, peer.required_profile)
+            return self._to_owner(target.sessions.owner(frame.session_id, now))
+        if frame is None:
+            return Drop(Reason.INVALID_FRAME)
+        if isinstance(frame, KeyExchangeResponse):
+            if peer.required_profile is not None and self._weaker(frame.profile, peer.required_profile):
+                return self._weak_daemon(frame.profile, peer.required_profile, key_exchange=True)
+            return self._key_exchange_response(target, frame, now)
+        if isinstance(frame, PairingResponse):
+            owner = target.pairings.owner(frame.request_id, now)
+            target.pairings.spend(frame.request_id)
+            return self._to_owner(owner)
+        if isinstance(frame, KeyUpdateRequired):
+            return self._to_owner(target.sessions.owner(frame.session_id, now))
+        return FanOut(tuple(target.channels.get(trimmed(frame.channel), ())))
+
+    def _key_exchange_response(
+        self, target: Target, frame: KeyExchangeResponse, now: float
+    ) -> Peer | Decision:
+        owner = target.key_exchanges.owner(frame.request_id, now)
+        if owner is None:
+            return Drop(Reason.NO_OWNER, "key exchange response")
+        if not target.sessions.record(frame.session_id, owner, now):
+            return Drop(Reason.SESSION_NOT_OWNED, "key exchange response names a session of another client")
+        target.key_exchanges.spend(frame.request_id)
+        return self._to_owner(owner)
+
+    @staticmethod
+    def _to_owner(owner: Owner | None) -> Peer | Decision:
+        if owner is None:
+            return Drop(Reason.NO_OWNER)
+        return ToRelay(owner) if isinstance(owner, str) else owner
+
+    @staticmethod
+    def _weaker(named: str, required: str) -> bool:
+        return _STRENGTH[named] < _STRENGTH[required]
+
+    @staticmethod
+    def _weak_daemon(named: str, required: str, *, key_exchange: bool = False) -> Close:
+        return Close(
+            Reason.DAEMON_FRAME_PROFILE_MISMATCH,
+            f"frame names {named}, the grant requires {required} (policy_mode crypto_pairing)",
+            logged_as=Reason.NOISE_INVALID_PSK if key_exchange else None,
+        )

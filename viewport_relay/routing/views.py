@@ -1,0 +1,38 @@
+"""Read-only pictures of the routing state, for the operator's door. Nothing here is live."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen
+class PeerView:
+    """One connection. Times are seconds since the epoch; `queued_bytes` is what waits to be sent to it."""
+
+    connection_id: str
+    role: str
+    client_id: str
+    ip: str
+    since: float
+    queued_bytes: int
+    noise: str  # "none" | "IK" | "IKpsk2"
+    subprotocol: str | None
+    version: str | None  # the peer's User-Agent, cut to 64 characters
+    paused: bool  # the relay does not read it just now (back-pressure)
+
+
+@frozen
+class TargetView:
+    """One (workspace, runtime target)."""
+
+    workspace_id: str
+    runtime_target_id: str | None
+    daemon: PeerView | None
+    clients: tuple[PeerView, ...]
+    workers: tuple[PeerView, ...]
+    sessions: int
+    pending_requests: int
+    frames: int
+    bytes: int
+    created_at: float
+    last_activity_at: float

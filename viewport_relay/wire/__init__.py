@@ -1,0 +1,1 @@
+"""The wire: frames, the upgrade, the WebSocket protocol."""

@@ -1,0 +1,318 @@
+"""What happens on an upgraded connection: it joins, its frames are routed, it leaves.
+
+The hub carries out what routing decides; it holds no rule of its own about who may say what. One hub serves all
+connections of a process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.admission.claims import grant_for
+from viewport_relay.admission.grant import Claims, Grant, Role, UpgradeQuery
+from viewport_relay.admission.limits import WindowTable
+from viewport_relay.config import Config
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.routing import status
+from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Reply, ToRelay
+from viewport_relay.routing.peer import Peer, Rates
+from viewport_relay.routing.registry import Registry
+from viewport_relay.routing.router import FrameRates, Router
+from viewport_relay.routing.seat import Contested, Refused
+from viewport_relay.wire.frames import decode_client, decode_daemon, decode_worker
+from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection
+from viewport_relay.wire.worker import WorkerTransport
+
+#: Seconds between two looks at a contested daemon's signs of life.
+_CONTEST_POLL: Final = 0.05
+
+#: Reasons of dropped frames that are counted but not worth a line each.
+_COUNTED_ONLY: Final = frozenset({Reason.NO_OWNER})
+
+
+class Hub:
+    """Joins the wire with routing."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        log: EventSink,
+        counters: Counters,
+        worker_transport: WorkerTransport,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.log = log
+        self.counters = counters
+        self.registry = Registry(
+            most_requests=config.request_track_max, most_sessions=config.session_owner_track_max
+        )
+        self._router = Router(
+            FrameRates(
+                key_exchange=config.kex_rate,
+                pairing=config.pairing_rate,
+                runtime=config.runtime_rate,
+                workspace=config.runtime_rate_workspace,
+                daemon=config.daemon_rate,
+            )
+        )
+        self._windows = WindowTable()
+        self._worker_transport = worker_transport
+        self._now = now
+
+    # -- coming --------------------------------------------------------------------------------------------
+
+    def opened(self, connection: Connection, query: UpgradeQuery, claims: Claims) -> None:
+        """The upgrade is answered: judge the claims against the query and let the connection in."""
+        self.counters.ws_connections_opened += 1
+        grant = grant_for(query, claims, connection.connection_id)
+        if isinstance(grant, Refusal):
+            reply = None
+            if grant.reason is Reason.MISSING_RUNTIME_TARGET_CLAIM:
+                reply = status.runtime_target_required(query.workspace_id)
+            details = {
+                "role": query.role.value,
+                "workspaceId": query.workspace_id,
+                "runtimeTargetId": query.runtime_target_id,
+                "clientId": claims.client_id,
+                "ip": connection.ip,
+            }
+            connection.end(grant.reason, grant.detail, reply=reply, details=details)
+            return
+        self._join(connection, grant)
+
+    def _join(self, connection: Connection, grant: Grant) -> None:
+        now = self.clock.seconds()
+        target = self.registry.room(grant.workspace_id, grant.runtime_target_id, now)
+        rates = self._rates(grant, connection.ip, now)
+        peer = Peer(connection.connection_id, grant, connection.ip, self._now(), connection, rates, target)
+        connection.routed = peer
+        arrival = self.registry.join(peer, now)
+        self.log.event("join", connection_id=peer.connection_id, **peer.describe(), noise=connection.noise)
+        if isinstance(arrival, Refused):
+            connection.end(arrival.reason, delay=SEAT_CLOSE_DELAY)
+        elif isinstance(arrival, Contested):
+            self._contest(connection, peer, arrival.holder)
+        else:
+            if arrival.replaced is not None:
+                _connection(arrival.replaced).end(Reason.REPLACED_BY_NEWER_DAEMON, delay=SEAT_CLOSE_DELAY)
+            self._listen(connection, peer)
+
+    def _listen(self, connection: Connection, peer: Peer) -> None:
+        receive = {
+            Role.CLIENT: self._from_client,
+            Role.DAEMON: self._from_daemon,
+            Role.WORKER: self._from_worker,
+        }
+        connection.receive = partial(receive[peer.role], connection, peer)
+
+    def _rates(self, grant: Grant, ip: str, now: float) -> Rates:
+        client = (grant.workspace_id, grant.client_id, ip)
+        daemon = (grant.role.value, grant.workspace_id, grant.runtime_target_id)
+        window = partial(self._windows.window, now=now)
+        return Rates(
+            key_exchange=window(("kex", *client)),
+            pairing=window(("pairing", *client)),
+            runtime=window(("runtime", *client)),
+            workspace=window(("workspace", grant.workspace_id)),
+            daemon=window(daemon),
+        )
+
+    # -- the daemon's seat -----------------------------------------------------------------------------------
+
+    def _contest(self, connection: Connection, peer: Peer, holder: Peer) -> None:
+        """A daemon of equal generation waits until the one that sits shows life, or does not."""
+        began = self.clock.seconds()
+        _connection(holder).ping(began)
+        deadline = began + self.config.pong_timeout_ms / 1000
+        self.clock.callLater(_CONTEST_POLL, self._contested, connection, peer, holder, began, deadline)
+
+    def _contested(
+        self, connection: Connection, peer: Peer, holder: Peer, began: float, deadline: float
+    ) -> None:
+        seat = peer.target.seat
+        if connection.ending is not None or connection.lost or peer not in seat.challengers:
+            return  # gone, or seated meanwhile
+        if seat.holder is not holder or _connection(holder).last_seen > began:
+            seat.challengers.remove(peer)
+            connection.end(Reason.DAEMON_ALREADY_CONNECTED, delay=SEAT_CLOSE_DELAY)
+        elif self.clock.seconds() >= deadline:
+            self.counters.ws_stale_terminated += 1
+            _connection(holder).cut(Reason.PONG_TIMEOUT)  # leaves, and so seats who waits
+        else:
+            self.clock.callLater(_CONTEST_POLL, self._contested, connection, peer, holder, began, deadline)
+
+    # -- going -----------------------------------------------------------------------------------------------
+
+    def ended(self, connection: Connection, reason: Reason, detail: str, details: dict[str, Any]) -> None:
+        """The relay ends this connection: it is out of routing before anything else happens."""
+        self.counters.closes[reason] += 1
+        about = connection.routed.describe() if connection.routed is not None else {"ip": connection.ip}
+        self.log.event(
+            "close",
+            reason=reason,
+            connection_id=connection.connection_id,
+            **{**about, **details, **({"detail": detail} if detail else {})},
+        )
+        self._leave(connection, reason.code)
+
+    def left(self, connection: Connection, how: str, code: int | None) -> None:
+        """The peer closed, or its connection is lost."""
+        self._leave(connection, how, code)
+        if connection.lost:
+            self.counters.ws_connections_closed += 1
+
+    def _leave(self, connection: Connection, how: str, code: int | None = None) -> None:
+        peer, connection.routed = connection.routed, None
+        if peer is None:
+            return
+        successor = self.registry.leave(peer, self.clock.seconds())
+        closed: dict[str, Any] = {} if code is None else {"closeCode": code}
+        self.log.event(
+            "leave",
+            message=how,
+            connection_id=peer.connection_id,
+            **peer.describe(),
+            seconds=round(self._now() - peer.since, 3),
+            **closed,
+        )
+        if peer.role is Role.CLIENT and peer.target.daemon is not None:
+            self._bound_what_is_left(connection, _connection(peer.target.daemon))
+        if successor is not None:
+            self._listen(_connection(successor), successor)
+
+    def _bound_what_is_left(self, connection: Connection, daemon: Connection) -> None:
+        # What a client sent before it left still goes to its daemon, unless clients that come and go would fill
+        # the memory in front of a daemon that does not read.
+        if daemon.outbox.queued > self.config.max_pending_bytes:
+            daemon.outbox.forget(connection)
+
+    def clean_up(self) -> None:
+        """Forget empty targets and what has aged out; called every RELAY_CLEANUP_INTERVAL_MS."""
+        self.registry.clean_up(self.clock.seconds(), self.config.empty_workspace_ttl_ms / 1000)
+
+    # -- frames --------------------------------------------------------------------------------------------------
+
+    def _from_client(self, connection: Connection, peer: Peer, message: bytes) -> None:
+        verdict = self._router.client_frame(peer, decode_client(message), connection.now)
+        if type(verdict) is Peer:
+            self._count_to_daemon(peer, len(message), connection.now)
+            _connection(verdict).deliver_from(connection, message)
+        else:
+            self._client_decision(connection, peer, verdict, message)
+
+    def _count_to_daemon(self, peer: Peer, size: int, now: float) -> None:
+        counters, target = self.counters, peer.target
+        counters.frames_client_to_daemon += 1
+        counters.bytes_client_to_daemon += size
+        target.frames += 1
+        target.bytes += size
+        target.active_at = now
+
+    def _from_daemon(self, connection: Connection, peer: Peer, message: bytes) -> None:
+        now = connection.now
+        limited = self._router.daemon_rate(peer, now)
+        if limited is not None:
+            self._close(connection, limited)
+            return
+        verdict = self._router.daemon_frame(peer, decode_daemon(message), now)
+        if type(verdict) is Peer:
+            if _connection(verdict).deliver(message):
+                self._count_to_clients(peer, 1, len(message), now)
+        else:
+            self._daemon_decision(connection, peer, verdict, message)
+
+    def _count_to_clients(self, peer: Peer, copies: int, size: int, now: float) -> None:
+        counters, target = self.counters, peer.target
+        counters.frames_daemon_to_clients += copies
+        counters.bytes_daemon_to_clients += copies * size
+        target.frames += copies
+        target.bytes += copies * size
+        target.active_at = now
+
+    def _from_worker(self, connection: Connection, peer: Peer, message: bytes) -> None:
+        limited = self._router.worker_rate(peer, connection.now)
+        if limited is not None:
+            self._close(connection, limited)
+            return
+        frame = decode_worker(message)
+        if frame is None:
+            self._drop(peer, Drop(Reason.INVALID_FRAME))
+        else:
+            peer.target.active_at = connection.now
+            self._worker_transport.take(connection, peer, frame)
+
+    # -- decisions -----------------------------------------------------------------------------------------------
+
+    def _client_decision(
+        self, connection: Connection, peer: Peer, verdict: Peer | Decision, message: bytes
+    ) -> None:
+        match verdict:
+            case Reply(text, reason):
+                if reason is not None:
+                    self.counters.frames_client_rejected += 1
+                    self.counters.drops[reason] += 1
+                connection.deliver(text.encode())
+            case NoDaemon():
+                self._no_daemon(connection, peer)
+            case Drop():
+                self.counters.frames_client_rejected += 1
+                self._drop(peer, verdict)
+            case Close():
+                self.counters.frames_client_rejected += 1
+                self._close(connection, verdict)
+            case FanOut(receivers):
+                for receiver in receivers:
+                    _connection(receiver).deliver(message)
+            case _:
+                raise AssertionError(f"not a decision about a client's frame: {verdict!r}")
+
+    def _daemon_decision(
+        self, connection: Connection, peer: Peer, verdict: Peer | Decision, message: bytes
+    ) -> None:
+        match verdict:
+            case FanOut(receivers):
+                copies = sum(_connection(receiver).deliver(message) for receiver in receivers)
+                self._count_to_clients(peer, copies, len(message), connection.now)
+            case Drop():
+                self.counters.frames_daemon_rejected += 1
+                self._drop(peer, verdict)
+            case Close():
+                self.counters.frames_daemon_rejected += 1
+                self._close(connection, verdict)
+            case ToRelay():
+                raise AssertionError("no other relay can own a session without a backplane")
+            case _:
+                raise AssertionError(f"not a decision about a daemon's frame: {verdict!r}")
+
+    def _no_daemon(self, connection: Connection, peer: Peer) -> None:
+        grant = peer.grant
+        self.counters.drops[Reason.DAEMON_UNAVAILABLE] += 1
+        text = status.daemon_unavailable(grant.workspace_id, grant.runtime_target_id, grant.claims.machine_id)
+        connection.deliver(text.encode())
+
+    def _drop(self, peer: Peer, drop: Drop) -> None:
+        self.counters.drops[drop.reason] += 1
+        if drop.reason not in _COUNTED_ONLY:
+            detail: dict[str, Any] = {"detail": drop.detail} if drop.detail else {}
+            self.log.event(
+                "drop", reason=drop.reason, connection_id=peer.connection_id, **peer.describe(), **detail
+            )
+
+    def _close(self, connection: Connection, close: Close) -> None:
+        connection.end(close.reason, close.detail, reply=close.reply, logged_as=close.logged_as)
+
+
+def _connection(peer: Peer) -> Connection:
+    outlet = peer.outlet
+    assert isinstance(outlet, Connection)
+    return outlet

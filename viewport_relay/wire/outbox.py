@@ -1,0 +1,169 @@
+"""What waits to be sent to one connection: bounded, in order, fair between those who feed it.
+
+The transport buffers a little (its high-water mark) and then says pause; from then on bytes wait here, in one
+lane for each feeder, and leave round-robin when the transport says resume. A connection that only one party
+writes to (a client) has one lane, so that its order is kept. Nothing here knows what the bytes mean.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+#: The transport's own buffer, bytes: small, so that a flooding feeder delays the others little.
+HIGH_WATER: Final = 65_536
+
+
+class Transport(Protocol):
+    """What an outbox needs of a Twisted stream transport."""
+
+    def write(self, data: bytes, /) -> None: ...
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+
+
+class Feeder(Protocol):
+    """A connection whose messages go to this one; it is not read while its lane is not empty."""
+
+    def pause_reading(self, cause: object) -> None: ...
+    def resume_reading(self, cause: object) -> None: ...
+
+
+class _Lane:
+    __slots__ = ("chunks", "feeder", "size")
+
+    def __init__(self, feeder: Feeder | None) -> None:
+        self.feeder = feeder
+        self.chunks: deque[bytes] = deque()
+        self.size = 0
+
+
+@implementer(IPushProducer)
+class Outbox:
+    """The way out of one connection. `blocked` says that the transport has enough for now."""
+
+    __slots__ = (
+        "_in_transport",
+        "_lanes",
+        "_last",
+        "_on_resume",
+        "_transport",
+        "_turns",
+        "blocked",
+        "queued",
+    )
+
+    def __init__(self, transport: Transport, on_resume: Callable[[], None]) -> None:
+        """`on_resume` is called whenever everything has gone to the transport and it takes more."""
+        self._transport = transport
+        self._on_resume = on_resume
+        self._lanes: dict[Feeder | None, _Lane] = {}
+        self._turns: deque[_Lane] = deque()  # lanes that hold something
+        self._last: bytes | None = None
+        self._in_transport = 0  # at most so much was unsent in the transport when it blocked
+        self.blocked = False
+        self.queued = 0
+        transport.registerProducer(self, True)
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait, here and (at most) in the transport."""
+        return self.queued + self._in_transport
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the connection's own lane."""
+        if self.blocked:
+            self._wait(None, data)
+        else:
+            self._in_transport = len(data)
+            self._transport.write(data)
+
+    def write_from(self, feeder: Feeder, data: bytes) -> None:
+        """Send bytes that `feeder` brought; if they must wait, it is not read until they have gone."""
+        if self.blocked:
+            self._wait(feeder, data)
+        else:
+            self._in_transport = len(data)
+            self._transport.write(data)
+
+    def write_last(self, data: bytes) -> None:
+        """Send these bytes after everything that waits (a Close frame)."""
+        if self.blocked or self._turns:
+            self._last = data
+        else:
+            self._transport.write(data)
+
+    def _wait(self, feeder: Feeder | None, data: bytes) -> None:
+        lane = self._lanes.get(feeder)
+        if lane is None:
+            lane = self._lanes[feeder] = _Lane(feeder)
+            if feeder is not None:
+                feeder.pause_reading(self)
+        if not lane.chunks:
+            self._turns.append(lane)
+        lane.chunks.append(data)
+        lane.size += len(data)
+        self.queued += len(data)
+
+    def forget(self, feeder: Feeder) -> None:
+        """The feeder is gone and nobody shall wait for what it left behind."""
+        lane = self._lanes.pop(feeder, None)
+        if lane is not None:
+            self.queued -= lane.size
+            lane.chunks.clear()
+            self._turns.remove(lane)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything has gone to the transport and its buffer is not full."""
+        return not self.blocked and not self._turns
+
+    # -- IPushProducer, called by the transport ------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        self.blocked = True
+        self._in_transport += HIGH_WATER
+
+    def resumeProducing(self) -> None:
+        self.blocked = False
+        self._in_transport = 0
+        while self._turns and not self.blocked:
+            lane = self._turns.popleft()
+            data = lane.chunks.popleft()
+            lane.size -= len(data)
+            self.queued -= len(data)
+            if lane.chunks:
+                self._turns.append(lane)
+            else:
+                del self._lanes[lane.feeder]
+                if lane.feeder is not None:
+                    lane.feeder.resume_reading(self)
+            self._in_transport = len(data)
+            self._transport.write(data)
+        if self._turns or self.blocked:
+            return
+        if self._last is not None:
+            last, self._last = self._last, None
+            self._transport.write(last)
+        self._on_resume()
+
+    def stopProducing(self) -> None:
+        """The connection is lost: drop everything and let the feeders be read again."""
+        lanes, self._lanes = self._lanes, {}
+        self._turns.clear()
+        self._last = None
+        self.queued = 0
+        self._in_transport = 0
+        self.blocked = True
+        for feeder in lanes:
+            if feeder is not None:
+                feeder.resume_reading(self)
+
+    def detach(self) -> None:
+        """The transport is gone for good."""
+        self.stopProducing()
+        self._transport.unregisterProducer()

@@ -1,0 +1,406 @@
+"""`GET /ws`: from an HTTP request to an admitted WebSocket connection, or to a refusal that says why.
+
+    request -> form and caps, cheapest first -> token -> key set -> platform -> 101 and hand-over to `Connection`
+
+The connection is handed to Autobahn only after it was admitted, and in the open state: this module checks the
+handshake of RFC 6455 section 4.2.1 itself and writes the 101. Until then the HTTP channel buffers what the peer
+sends early (16 KiB, then it is not read) and tells us when it goes away.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from attrs import define
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
+from twisted.web.http import Request
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from viewport_relay.admission.addresses import client_address, counted_as
+from viewport_relay.admission.gate import Gate
+from viewport_relay.admission.grant import Claims, Role, UpgradeQuery
+from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
+from viewport_relay.admission.query import read_query
+from viewport_relay.admission.token import LINK_SUBPROTOCOL, TokenSource, select_subprotocol, token_from
+from viewport_relay.config import Config
+from viewport_relay.reasons import Level, Reason, Refusal
+from viewport_relay.wire.hub import Hub
+from viewport_relay.wire.websocket import Connection, ConnectionFactory
+
+_MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_TOKEN_CHARS: Final = frozenset(
+    "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)
+
+#: Reasons that come from the token check on: a browser gets them as a Close, since it cannot read HTTP refusals.
+_CLOSABLE: Final = frozenset(
+    r for r in Reason if r.entry.status and r.entry.close and r.name != "RELAY_SHUTTING_DOWN"
+)
+
+
+def is_upgrade(request: Request) -> bool:
+    """Whether this is an attempt to open a WebSocket, well-formed or not."""
+    return any(
+        b"websocket" in value.lower() for value in request.requestHeaders.getRawHeaders(b"upgrade", ())
+    )
+
+
+@define(eq=False)
+class _Attempt:
+    """One upgrade on its way: what is known of it so far, for the log."""
+
+    connection_id: str
+    ip: str
+    query: UpgradeQuery | None = None
+    token: TokenSource | None = None
+    subprotocols: tuple[str, ...] = ()
+    ticket: Ticket | None = None
+    client_id: str | None = None
+    version: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        query = self.query
+        return {
+            "role": query.role.value if query else None,
+            "workspaceId": query.workspace_id if query else None,
+            "runtimeTargetId": query.runtime_target_id if query else None,
+            "clientId": self.client_id,
+            "ip": self.ip,
+        }
+
+
+class UpgradeResource(Resource):
+    """The `/ws` resource. `stopping` turns every upgrade away while the relay drains."""
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        config: Config,
+        hub: Hub,
+        gate: Gate,
+        factory: ConnectionFactory,
+        attempts: WindowCounter,
+        counts: ConnectionCounts,
+    ) -> None:
+        Resource.__init__(self)
+        self.stopping = False
+        self._config = config
+        self._hub = hub
+        self._gate = gate
+        self._factory = factory
+        self._attempts = attempts
+        self._counts = counts
+
+    def render(self, request: Request) -> Any:
+        """An upgrade attempt on any path (only `/ws` is ever upgraded), or a plain GET of `/ws`."""
+        attempt = _Attempt(_connection_id(), self._client_ip(request))
+        try:
+            self._cheap_checks(request, attempt)
+        except Refusal as refusal:
+            self._answer(request, attempt, refusal)
+            return NOT_DONE_YET
+        self._admit(request, attempt)
+        return NOT_DONE_YET
+
+    # -- checks that ask nobody ----------------------------------------------------------------------------
+
+    def _cheap_checks(self, request: Request, attempt: _Attempt) -> None:
+        """In the contract's order, cheapest first. Raises Refusal."""
+        config = self._config
+        if not is_upgrade(request):
+            raise Refusal(Reason.UPGRADE_REQUIRED)  # plain HTTP is not counted
+        wait = self._attempts.hit(counted_as(attempt.ip), self._hub.clock.seconds())
+        if wait:
+            self._hub.counters.upgrade_rate_limited += 1
+            detail = f"more than RELAY_RATE_LIMIT_PER_IP={config.rate_limit_per_ip} attempts within a minute"
+            raise Refusal(Reason.RATE_LIMIT_EXCEEDED, detail, retry_after=wait)
+        if self.stopping:
+            raise Refusal(Reason.RELAY_SHUTTING_DOWN, retry_after=1)
+        attempt.ticket = self._counts.take(counted_as(attempt.ip))
+        if request.path != b"/ws" or request.method != b"GET":
+            raise Refusal(Reason.NOT_FOUND)
+        attempt.subprotocols = _check_handshake(request)
+        attempt.version = _header(request, b"user-agent")[:64] or None
+        attempt.query, query_token = _parse_query(request.uri)
+        self._check_origin(request)
+        attempt.token = token_from(
+            [_text(value) for value in request.requestHeaders.getRawHeaders(b"authorization", ())],
+            attempt.subprotocols,
+            query_token,
+            config.mode,
+        )
+        if attempt.token is None:
+            raise Refusal(Reason.TOKEN_MISSING)
+        if attempt.query.role is Role.CLIENT:
+            attempt.ticket.count_client(attempt.query.workspace_id, attempt.query.runtime_target_id)
+
+    def _client_ip(self, request: Request) -> str:
+        host = str(getattr(request.getClientAddress(), "host", None) or "unknown")
+        forwarded = [_text(value) for value in request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())]
+        return client_address(host, forwarded, self._config.trusted_proxies)
+
+    def _check_origin(self, request: Request) -> None:
+        allowed = self._config.allowed_origins
+        origin = _header(request, b"origin")
+        if allowed and origin and origin.lower() not in allowed:
+            raise Refusal(Reason.ORIGIN_NOT_ALLOWED, f"Origin is {origin[:200]!r}")
+
+    # -- asking the gate -------------------------------------------------------------------------------------
+
+    def _admit(self, request: Request, attempt: _Attempt) -> None:
+        assert attempt.token is not None and attempt.query is not None
+        waiting = Deferred.fromCoroutine(self._gate.admit(attempt.token, attempt.query))
+
+        def gone(reason: Failure) -> None:
+            # The peer went away: stop asking, keep nothing. Without a peer there is nobody to answer.
+            reason.trap(Exception)
+            waiting.cancel()
+
+        finished = request.notifyFinish()
+        finished.addErrback(gone)
+
+        def refused(failure: Failure) -> None:
+            if failure.check(CancelledError):
+                _release(attempt)
+                return
+            failure.trap(Refusal)
+            assert isinstance(failure.value, Refusal)
+            self._refuse(request, attempt, failure.value)
+
+        def admitted(claims: Claims) -> None:
+            attempt.client_id = claims.client_id
+            try:
+                self._settle_target(attempt, claims)
+            except Refusal as refusal:
+                self._refuse(request, attempt, refusal)
+                return
+            self._hub.counters.admission_ok += 1
+            connection = self._hand_over(request, attempt)
+            assert attempt.query is not None
+            self._hub.opened(connection, attempt.query, claims)
+            self._feed(connection)
+
+        def broken(failure: Failure) -> None:
+            _release(attempt)
+            self._hub.log.event(
+                "internal_error",
+                level="error",
+                message=failure.getTraceback(),
+                connection_id=attempt.connection_id,
+            )
+            if not (request.finished or request._disconnected):
+                request.setResponseCode(500)
+                request.finish()
+
+        waiting.addCallbacks(admitted, refused)
+        waiting.addErrback(broken)
+
+    def _settle_target(self, attempt: _Attempt, claims: Claims) -> None:
+        """A client's target may come from the claims alone: then it counts there."""
+        query, ticket = attempt.query, attempt.ticket
+        assert query is not None and ticket is not None
+        if (
+            query.role is Role.CLIENT
+            and query.runtime_target_id is None
+            and claims.runtime_target_id is not None
+        ):
+            ticket.count_client(query.workspace_id, claims.runtime_target_id)
+
+    def _hand_over(self, request: Request, attempt: _Attempt) -> Connection:
+        """Give the TCP connection to a `Connection`, in the open state."""
+        channel: Any = request.channel
+        transport, channel.transport = channel.transport, None
+        # What came behind the request: in the line receiver if we are still in its loop, else kept by the channel.
+        early = b"".join(channel._dataBuffer) + channel._buffer
+        channel._dataBuffer, channel._buffer = [], b""
+        channel.setTimeout(None)
+        transport.unregisterProducer()
+        connection = self._factory.connection(attempt.connection_id, attempt.ip)
+        connection.version = attempt.version
+        connection.early = early
+        ticket, attempt.ticket = attempt.ticket, None
+        if ticket is not None:
+            connection.when_lost(ticket.release)
+        if isinstance(transport, ProtocolWrapper):  # TLS, PROXY protocol
+            transport.wrappedProtocol = connection
+        else:
+            transport.protocol = connection
+        connection.makeConnection(transport)
+        chosen = select_subprotocol(attempt.subprotocols, self._config.noise_link != "off")
+        connection.adopt(_switching_protocols(request, chosen), chosen, link=chosen == LINK_SUBPROTOCOL)
+        return connection
+
+    @staticmethod
+    def _feed(connection: Connection) -> None:
+        """Handle what came before the 101, then read on."""
+        early, connection.early = connection.early, b""
+        if early:
+            connection.dataReceived(early)
+        if not connection.lost and not connection.paused:
+            connection.transport.resumeProducing()
+
+    # -- refusing ----------------------------------------------------------------------------------------------
+
+    def _refuse(self, request: Request, attempt: _Attempt, refusal: Refusal) -> None:
+        """A refusal by the gate: over HTTP, or for browsers as a Close behind the upgrade."""
+        self._hub.counters.admission_denied += 1
+        mode = self._config.reject_mode
+        by_close = mode == "close" or (
+            mode == "auto" and attempt.token is not None and attempt.token.via == "subprotocol"
+        )
+        if not by_close or refusal.reason not in _CLOSABLE:
+            self._answer(request, attempt, refusal)
+            return
+        self._log(attempt, refusal)
+        connection = self._hand_over(request, attempt)
+        connection.end(refusal.reason, logged=False)
+        self._feed(connection)
+
+    def _answer(self, request: Request, attempt: _Attempt, refusal: Refusal) -> None:
+        _release(attempt)
+        self._hub.counters.ws_connections_rejected += 1
+        self._log(attempt, refusal)
+        reason = refusal.reason
+        body = json.dumps(
+            {
+                "ok": False,
+                "reason": reason.code,
+                "message": refusal.detail_for_peer,
+                "connectionId": attempt.connection_id,
+            }
+        ).encode()
+        request.setResponseCode(reason.entry.status)
+        headers = request.responseHeaders
+        headers.setRawHeaders(b"content-type", [b"application/json"])
+        headers.setRawHeaders(b"content-length", [b"%d" % len(body)])
+        headers.setRawHeaders(b"x-relay-reason", [reason.code.encode()])
+        headers.setRawHeaders(b"connection", [b"close"])
+        if refusal.retry_after is not None:
+            headers.setRawHeaders(b"retry-after", [b"%d" % refusal.retry_after])
+        if reason is Reason.UPGRADE_REQUIRED:
+            headers.setRawHeaders(b"sec-websocket-version", [b"13"])
+        request.write(body)
+        request.finish()
+
+    def _log(self, attempt: _Attempt, refusal: Refusal) -> None:
+        self._hub.counters.refusals[refusal.reason] += 1
+        details: Mapping[str, Any] = refusal.details
+        level: Level | None = "warn" if details.get("quiet") else None
+        self._hub.log.event(
+            "refuse",
+            level=level,
+            reason=refusal.reason,
+            connection_id=attempt.connection_id,
+            **{
+                **attempt.describe(),
+                **{name: value for name, value in details.items() if name != "quiet"},
+                **({"detail": refusal.detail} if refusal.detail else {}),
+            },
+        )
+
+
+def _connection_id() -> str:
+    return os.urandom(9).hex()
+
+
+def _release(attempt: _Attempt) -> None:
+    ticket, attempt.ticket = attempt.ticket, None
+    if ticket is not None:
+        ticket.release()
+
+
+# -- reading the request ------------------------------------------------------------------------------------
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")
+
+
+def _header(request: Request, name: bytes) -> str:
+    values = request.requestHeaders.getRawHeaders(name, ())
+    return _text(values[0]).strip() if values else ""
+
+
+def _tokens(request: Request, name: bytes) -> list[str]:
+    """The members of a comma list, also over repeated headers (RFC 9110 section 5.6.1)."""
+    values = request.requestHeaders.getRawHeaders(name, ())
+    return [word.strip() for value in values for word in _text(value).split(",") if word.strip()]
+
+
+def _check_handshake(request: Request) -> tuple[str, ...]:
+    """The client's side of RFC 6455 section 4.2.1; gives the offered sub-protocols. Raises Refusal."""
+
+    def wrong(detail: str) -> Refusal:
+        return Refusal(Reason.UPGRADE_MALFORMED, detail)
+
+    headers = request.requestHeaders
+    if request.clientproto != b"HTTP/1.1":
+        raise wrong("not HTTP/1.1")
+    if len(headers.getRawHeaders(b"host", ())) != 1:
+        raise wrong("not exactly one Host header")
+    if "websocket" not in (word.lower() for word in _tokens(request, b"upgrade")):
+        raise wrong("Upgrade is not websocket")
+    if "upgrade" not in (word.lower() for word in _tokens(request, b"connection")):
+        raise wrong("Connection does not name Upgrade")
+    versions = [_text(value).strip() for value in headers.getRawHeaders(b"sec-websocket-version", ())]
+    if versions != ["13"]:
+        raise Refusal(Reason.UPGRADE_REQUIRED, "Sec-WebSocket-Version is not 13")
+    keys = headers.getRawHeaders(b"sec-websocket-key", ())
+    if len(keys) != 1 or not _is_key(keys[0].strip()):
+        raise wrong("Sec-WebSocket-Key is not base64 of 16 bytes")
+    if headers.hasHeader(b"transfer-encoding") or _header(request, b"content-length") not in ("", "0"):
+        raise wrong("the request has a body")
+    offered = _tokens(request, b"sec-websocket-protocol")
+    if len(set(offered)) != len(offered):
+        raise wrong("a sub-protocol is offered twice")
+    if not all(_TOKEN_CHARS.issuperset(word) for word in offered):
+        raise wrong("a sub-protocol is no token")
+    return tuple(offered)
+
+
+def _is_key(key: bytes) -> bool:
+    try:
+        return len(key) == 24 and len(base64.b64decode(key, validate=True)) == 16
+    except ValueError:
+        return False
+
+
+def _parse_query(uri: bytes) -> tuple[UpgradeQuery, str | None]:
+    """The query of `/ws` and its token, the first value of each parameter. Raises Refusal."""
+    found: dict[str, str] = {}
+    _, _, query = uri.partition(b"?")
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64)
+    except ValueError:
+        raise Refusal(Reason.QUERY_INVALID, "the query cannot be read") from None
+    for name, value in pairs:
+        found.setdefault(name, value)
+    return read_query(found.get("role"), found.get("workspaceId"), found.get("runtimeTargetId")), found.get(
+        "token"
+    )
+
+
+def _switching_protocols(request: Request, subprotocol: str | None) -> bytes:
+    """The server's answer (RFC 6455 section 4.2.2)."""
+    key = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [b""])[0].strip()
+    accept = base64.b64encode(hashlib.sha1(key + _MAGIC, usedforsecurity=False).digest())
+    chosen = (
+        b"" if subprotocol is None else b"Sec-WebSocket-Protocol: " + subprotocol.encode("ascii") + b"\r\n"
+    )
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+        + accept
+        + b"\r\n"
+        + chosen
+        + b"\r\n"
+    )

@@ -1,0 +1,396 @@
+"""One WebSocket connection after its upgrade: RFC 6455 by Autobahn, our queues, closes and clocks around it.
+
+    peer  -> relay   text (or binary, taken as text): one frame of section 3 each; with a Noise link, records
+    relay -> peer    the same, pings, pongs, and at the end one Close
+
+Autobahn parses, checks and keeps the protocol's state. This module decides nothing about frames: whole messages go to
+`Connection.receive`, which the hub sets. It owns what Autobahn does otherwise than the contract: messages that
+are too large, queued data before a Close, input after one, pongs to a peer that does not read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import autobahn.websocket.protocol as autobahn_protocol
+from attrs import frozen
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from viewport_relay.reasons import CloseCode, Reason
+from viewport_relay.wire.outbox import Outbox
+
+if TYPE_CHECKING:
+    from viewport_relay.routing.peer import Peer
+    from viewport_relay.wire.hub import Hub
+
+#: Seconds that a closing connection has: to take what is queued, and to answer the Close.
+CLOSE_TIMEOUT: Final = 10.0
+
+#: Seconds before a Close that the peer would answer with an immediate reconnect (wire contract, section 2).
+SEAT_CLOSE_DELAY: Final = 1.0
+
+_TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
+
+# Autobahn formats all its options for a debug line on every connection, also when nobody listens: half of the
+# price of an upgrade. Its result is used for nothing else.
+autobahn_protocol.pformat = lambda _: ""
+
+
+def frame_header(opcode: int, length: int) -> bytes:
+    """Header of an unfragmented, unmasked frame (RFC 6455 section 5.2)."""
+    if length < 126:
+        return bytes((0x80 | opcode, length))
+    if length < 65_536:
+        return struct.pack("!BBH", 0x80 | opcode, 126, length)
+    return struct.pack("!BBQ", 0x80 | opcode, 127, length)
+
+
+@frozen
+class Ending:
+    """Why and how the relay ends a connection."""
+
+    reason: Reason
+    code: int
+    text: str
+
+
+class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
+    """An upgraded connection. It is created by the factory and adopted by the upgrade resource."""
+
+    factory: ConnectionFactory
+
+    def __init__(self, connection_id: str, ip: str) -> None:
+        super().__init__()
+        self.connection_id = connection_id
+        self.ip = ip
+        self.version: str | None = None
+        self.subprotocol: str | None = None
+        self.noise = "none"
+        self.receive: Callable[[bytes], None] = self._ignore
+        self.encode: Callable[[bytes], bytes] | None = None  # the link's, when there is one
+        self.early = b""  # received before the 101
+        self.routed: Peer | None = None  # what routing knows it as, while it is part of it
+        self.ending: Ending | None = None
+        self.lost = False
+        self.last_seen = 0.0  # when anything was received, monotonic seconds
+        self.now = 0.0  # the clock at the read event that is handled
+        self.pinged_at = 0.0
+        self.unanswered_since: float | None = None
+        self.link = False  # whether the peer chose the Noise link
+        self._when_lost: list[Callable[[], None]] = []
+        self._paused_by: set[object] = set()
+        self._pong_due: bytes | None = None
+        self._deadline: IDelayedCall | None = None
+
+    # -- opening -----------------------------------------------------------------------------------------
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call this once, when the TCP connection is gone."""
+        self._when_lost.append(callback)
+
+    def adopt(self, response: bytes, subprotocol: str | None, *, link: bool = False) -> None:
+        """Take over after the resource has admitted: send the 101 and be open (RFC 6455 section 4.2.2)."""
+        now = self.factory.clock.seconds()
+        self.last_seen = self.pinged_at = self.now = now
+        self.subprotocol = (
+            subprotocol if subprotocol is None or not subprotocol.startswith("auth.") else "auth"
+        )
+        self.link = link
+        self.outbox = Outbox(self.transport, self._resumed)
+        self.transport.write(response)
+        # What Autobahn's own succeedHandshake leaves behind.
+        self.state = self.STATE_OPEN
+        self.websocket_version = 13
+        self.websocket_protocol_in_use = subprotocol
+        self.inside_message = False
+        self.current_frame = None
+        self.factory.connections.add(self)
+
+    # -- receiving ---------------------------------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        self.now = self.last_seen = self.factory.clock.seconds()
+        self._dataReceived(data)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        if self.ending is not None:
+            return
+        if self.encode is None and isBinary and not self._is_utf8(payload):
+            self.end(Reason.FRAME_NOT_UTF8, "a binary message is not UTF-8")
+            return
+        self.message_is_text = not isBinary
+        self.receive(payload)
+
+    @staticmethod
+    def _is_utf8(payload: bytes) -> bool:
+        if payload.isascii():
+            return True
+        try:
+            payload.decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def onMessageEnd(self) -> None:
+        # Autobahn's own goes on to make a Deferred for each message, for listeners that we do not have.
+        chunks: list[bytes] = self.message_data
+        self.message_data = None
+        if not self.failedByMe:
+            self.onMessage(chunks[0] if len(chunks) == 1 else b"".join(chunks), self.message_is_binary)
+
+    def _ignore(self, payload: bytes) -> None:
+        """Nobody listens: before the hub does, and after the end."""
+
+    def onPing(self, payload: bytes) -> None:
+        if self.state != self.STATE_OPEN:
+            return
+        if self.outbox.blocked:
+            self._pong_due = payload  # RFC 6455 section 5.5.3: the most recent one is enough
+        else:
+            self.sendFrame(_PONG, payload)
+
+    # -- sending -----------------------------------------------------------------------------------------
+
+    def sendFrame(self, opcode: int, payload: bytes = b"", **_: Any) -> None:
+        """Autobahn's way out (and ours for control frames): everything passes the outbox, Close as the last."""
+        data = frame_header(opcode, len(payload)) + payload
+        if opcode == _CLOSE:
+            self.outbox.write_last(data)
+        else:
+            self.outbox.write(data)
+
+    def frame(self, message: bytes) -> bytes:
+        """The bytes of one message on the wire: a text frame, or a binary one of the link's records."""
+        if self.encode is None:
+            return frame_header(_TEXT, len(message)) + message
+        records = self.encode(message)
+        return frame_header(_BINARY, len(records)) + records
+
+    def deliver(self, message: bytes) -> bool:
+        """Send a message to a client or worker; False when its queue is full and it is being closed for that."""
+        if self.ending is not None:
+            return False
+        outbox = self.outbox
+        if outbox.blocked and outbox.pending >= self.factory.max_pending:
+            self.factory.counters.ws_slow_client_terminated += 1
+            self.end(Reason.BUFFER_OVERFLOW, f"{outbox.pending} bytes are queued")
+            return False
+        outbox.write(self.frame(message))
+        return True
+
+    def deliver_from(self, feeder: Connection, message: bytes) -> None:
+        """Send a message to a daemon; if it must wait, `feeder` is not read until it has gone."""
+        if self.ending is None:
+            self.outbox.write_from(feeder, self.frame(message))
+
+    def ping(self, now: float) -> None:
+        """Ask for a sign of life (RFC 6455 section 5.5.2)."""
+        self.pinged_at = now
+        if self.unanswered_since is None:
+            self.unanswered_since = now
+        elif self.outbox.blocked:
+            return  # the last one still waits to leave
+        self.sendFrame(_PING)
+
+    @property
+    def queued_bytes(self) -> int:
+        return self.outbox.pending
+
+    # -- back-pressure on what this connection sends us ----------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        return bool(self._paused_by)
+
+    def pause_reading(self, cause: object) -> None:
+        if not self._paused_by and not self.lost and self.ending is None:
+            self.transport.pauseProducing()
+        self._paused_by.add(cause)
+
+    def resume_reading(self, cause: object) -> None:
+        if cause not in self._paused_by:
+            return
+        self._paused_by.discard(cause)
+        if not self._paused_by:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if not self.lost:
+            # While we did not read, no clock ran against the peer.
+            self.last_seen = self.pinged_at = self.factory.clock.seconds()
+            self.unanswered_since = None
+            self.transport.resumeProducing()
+
+    def _resumed(self) -> None:
+        if self._pong_due is not None and self.state == self.STATE_OPEN:
+            payload, self._pong_due = self._pong_due, None
+            self.sendFrame(_PONG, payload)
+        elif self.state == self.STATE_CLOSED:
+            self._let_go()
+
+    # -- ending ------------------------------------------------------------------------------------------
+
+    def end(
+        self,
+        reason: Reason,
+        detail: str = "",
+        *,
+        reply: str | None = None,
+        logged_as: Reason | None = None,
+        code: int | None = None,
+        text: str | None = None,
+        delay: float = 0.0,
+        details: dict[str, Any] | None = None,
+        logged: bool = True,
+    ) -> None:
+        """Close from our side: what is queued goes first, then `reply`, then the Close frame, after `delay` seconds.
+
+        From now on the connection is no part of the routing and whatever it sends is thrown away.
+        """
+        if self.ending is not None:
+            return
+        if reply is not None and not (
+            self.outbox.blocked and self.outbox.pending >= self.factory.max_pending
+        ):
+            self.outbox.write(self.frame(reply.encode()))
+        entry = reason.entry
+        self.ending = Ending(reason, code or entry.close, entry.close_text if text is None else text)
+        self.receive = self._ignore
+        if logged:
+            self.factory.hub.ended(self, logged_as or reason, detail, details or {})
+        if self._paused_by:
+            self._read_on()  # thrown away, but it must be read, or the peer never sees our Close
+        if delay:
+            self._deadline = self.factory.clock.callLater(delay, self._send_close)
+        else:
+            self._send_close()
+
+    def _send_close(self) -> None:
+        self._deadline = self.factory.clock.callLater(CLOSE_TIMEOUT, self._out_of_time)
+        assert self.ending is not None
+        if self.state == self.STATE_OPEN:
+            self.sendCloseFrame(
+                code=self.ending.code, reasonUtf8=self.ending.text.encode()[:123], isReply=False
+            )
+
+    def cut(self, reason: Reason) -> None:
+        """Drop the connection without a Close: nobody is there to read it."""
+        if self.ending is None:
+            self.ending = Ending(reason, CloseCode.GOING_AWAY, "")
+            self.receive = self._ignore
+            self.factory.hub.ended(self, reason, "", {})
+        self._give_up()
+
+    def _out_of_time(self) -> None:
+        if self.outbox.idle and self.state != self.STATE_CLOSED:
+            # Everything has left, only the answer is missing: an orderly FIN, since a reset could still take
+            # what the peer has not read from its own buffer.
+            self.dropConnection()
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._cancel_deadline()
+        if not self.lost:
+            self.transport.abortConnection()
+
+    def _let_go(self) -> None:
+        """Give the TCP connection up once everything queued has gone."""
+        if self.lost or not self.outbox.idle:
+            return
+        self.transport.unregisterProducer()  # TLS waits for it before it says good-bye
+        self.transport.loseConnection()
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = None
+
+    # -- what Autobahn decides, done our way -----------------------------------------------------------------
+
+    def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
+        self.failedByMe = True  # what follows of the message is not kept
+        if self.ending is None:
+            self.factory.counters.ws_frame_too_large += 1
+            self.end(Reason.FRAME_TOO_LARGE, f"{msg_size} bytes announced, {max_msg_size} allowed")
+
+    def _fail_connection(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
+        self.failedByMe = True
+        if code == CloseCode.INVALID_PAYLOAD:
+            self.end(Reason.FRAME_NOT_UTF8, reason)
+        else:
+            self.end(Reason.PROTOCOL_ERROR, reason)
+
+    def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> Any:
+        valid = code is None or code in self.CLOSE_STATUS_CODES_ALLOWED or 3000 <= code <= 4999
+        if valid and self.ending is None and self.state == self.STATE_OPEN:
+            self.factory.hub.left(self, "closed by peer", code)
+        return super().onCloseFrame(code, reasonRaw)
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """The closing handshake is done. Autobahn would abort here and lose what is still queued."""
+        if self.state != self.STATE_CLOSED:
+            self.state = self.STATE_CLOSED
+            self._cancel_deadline()
+            if not self.lost:
+                self._deadline = self.factory.clock.callLater(CLOSE_TIMEOUT, self._give_up)
+        self._let_go()
+
+    def connectionLost(self, reason: Failure) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        self._cancel_deadline()
+        self.state = self.STATE_CLOSED
+        self.factory.connections.discard(self)
+        self.factory.hub.left(self, "connection lost", None)
+        self.outbox.stopProducing()
+        self._paused_by.clear()
+        self.receive = self._ignore
+        callbacks, self._when_lost = self._when_lost, []
+        for callback in callbacks:
+            callback()
+
+
+class ConnectionFactory(WebSocketServerFactory):  # type: ignore[misc]  # Autobahn is not typed
+    """Makes connections and knows them all. Options are the contract's; the handshake is the upgrade resource's."""
+
+    protocol = Connection
+
+    def __init__(self, clock: IReactorTime, hub: Hub) -> None:
+        super().__init__(reactor=clock)
+        self.clock = clock
+        self.hub = hub
+        self.counters = hub.counters
+        self.max_pending = hub.config.max_pending_bytes
+        self.connections: set[Connection] = set()
+        self.setProtocolOptions(
+            failByDrop=False,
+            openHandshakeTimeout=0,
+            closeHandshakeTimeout=0,
+            autoPingInterval=0,
+            perMessageCompressionAccept=lambda _: None,
+            echoCloseCodeReason=True,
+            utf8validateIncoming=True,
+            requireMaskedClientFrames=True,
+            tcpNoDelay=True,
+        )
+        self.resetProtocolOptions = None
+        self.limit_messages(hub.config.frame_max_bytes)
+
+    def limit_messages(self, frame_max_bytes: int) -> None:
+        """The longest message. A message on a link is longer by its records' headers and tags."""
+        self.setProtocolOptions(maxMessagePayloadSize=frame_max_bytes)
+
+    def buildProtocol(self, addr: object) -> Connection:
+        raise NotImplementedError("connections come through the upgrade resource: use `adopt`")
+
+    def connection(self, connection_id: str, ip: str) -> Connection:
+        """A connection that is not yet on a transport."""
+        made = self.protocol(connection_id, ip)
+        made.factory = self
+        return made

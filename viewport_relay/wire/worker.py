@@ -1,0 +1,207 @@
+"""A worker's HTTP requests, carried to the platform (wire contract, section 3).
+
+    worker -> relay -> platform   one request; only paths of the worker's own managed executor, only listed headers
+    worker <- relay <- platform   one answer, as a response frame
+
+Requests of one worker run side by side, up to a bound; beyond it the worker is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.defer import CancelledError, Deferred
+
+from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.status import worker_response
+from viewport_relay.wire.frames import WorkerRequest
+
+if TYPE_CHECKING:
+    from viewport_relay.wire.websocket import Connection
+
+#: Seconds that the platform has for an answer.
+REQUEST_TIMEOUT: Final = 60.0
+
+#: Requests of one worker that run at the same time.
+MOST_RUNNING: Final = 16
+
+_REQUEST_HEADERS: Final = frozenset(
+    "authorization accept content-type x-viewport-run-lease x-viewport-assignment-claim "
+    "x-viewport-worker-fingerprint x-viewport-worker-timestamp x-viewport-worker-nonce "
+    "x-viewport-worker-body-sha256 x-viewport-worker-signature x-viewport-server-id".split()
+)
+_HIDDEN_RESPONSE_HEADERS: Final = frozenset({"authorization", "cookie", "set-cookie"})
+_JSON_HEADERS: Final = {"content-type": "application/json"}
+
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def path_allowed(path: str, workspace_id: str, managed_executor_id: str | None) -> bool:
+    """Whether a worker may ask for `path`: its managed executor itself (without a query), or what is below it.
+
+    Segments are decoded once and compared; a `.` or `..` between `/` or `\\` of what follows denies.
+    """
+    if managed_executor_id is None or not _VISIBLE.fullmatch(path) or "#" in path:
+        return False
+    plain, question, _ = path.partition("?")
+    segments = _decoded(plain.split("/"))
+    own = ["", "api", "runtime", "workspaces", workspace_id, "managed-executors", managed_executor_id]
+    if segments is None or segments[: len(own)] != own:
+        return False
+    rest = segments[len(own) :]
+    if not rest:
+        return not question
+    return not any(part in {".", ".."} for part in re.split(r"[/\\]", "/".join(rest)))
+
+
+def _decoded(segments: Iterable[str]) -> list[str] | None:
+    decoded = []
+    for segment in segments:
+        if _BROKEN_ESCAPE.search(segment):
+            return None
+        try:
+            decoded.append(unquote_to_bytes(segment).decode("utf-8"))
+        except UnicodeDecodeError:
+            return None
+    return decoded
+
+
+def request_headers(headers: dict[str, str]) -> dict[str, str]:
+    """The listed ones, names in lower case; one whose value cannot be a header's is left out."""
+    return {
+        name.lower(): value
+        for name, value in headers.items()
+        if name.lower() in _REQUEST_HEADERS and _HEADER_VALUE.fullmatch(value)
+    }
+
+
+def response_headers(answer: Answer) -> dict[str, str]:
+    """Names in lower case, repeated ones joined, without credentials."""
+    shown = {}
+    for raw_name, values in answer.headers.getAllRawHeaders():
+        name = raw_name.decode("latin-1").lower()
+        if name not in _HIDDEN_RESPONSE_HEADERS:
+            shown[name] = ", ".join(value.decode("latin-1") for value in values)
+    return shown
+
+
+class WorkerTransport:
+    """Carries requests; one for all workers of a process."""
+
+    def __init__(
+        self, client: HttpClient, server_url: str, frame_max_bytes: int, log: EventSink, counters: Counters
+    ) -> None:
+        self._client = client
+        self._server_url = server_url
+        self._max_bytes = frame_max_bytes
+        self._log = log
+        self._counters = counters
+        self._lines: dict[Connection, _Line] = {}
+
+    def take(self, connection: Connection, peer: Peer, frame: WorkerRequest) -> None:
+        """Answer a worker's request, now or when one of its others is done."""
+        line = self._lines.get(connection)
+        if line is None:
+            line = self._lines[connection] = _Line()
+            connection.when_lost(lambda: self._lost(connection))
+        if len(line.running) < MOST_RUNNING:
+            self._start(connection, peer, frame, line)
+        else:
+            connection.pause_reading(self)  # at most what was already read follows
+            line.waiting.append((peer, frame))
+
+    def _lost(self, connection: Connection) -> None:
+        line = self._lines.pop(connection)
+        line.waiting.clear()
+        for running in tuple(line.running):
+            running.cancel()
+
+    def _start(self, connection: Connection, peer: Peer, frame: WorkerRequest, line: _Line) -> None:
+        running = Deferred.fromCoroutine(self._serve(connection, peer, frame))
+        if running.called:
+            return
+        line.running.add(running)
+
+        def done(result: object) -> object:
+            line.running.discard(running)
+            if line.waiting:
+                self._start(connection, *line.waiting.popleft(), line)
+            if not line.waiting:
+                connection.resume_reading(self)
+            return result
+
+        running.addBoth(done)
+
+    async def _serve(self, connection: Connection, peer: Peer, frame: WorkerRequest) -> None:
+        self._counters.worker_requests += 1
+        if not path_allowed(frame.path, peer.grant.workspace_id, peer.grant.claims.managed_executor_id):
+            self._fail(connection, peer, frame, 403, Reason.WORKER_TRANSPORT_PATH_DENIED, "")
+            return
+        try:
+            answer = await self._client.ask(self._call(frame), _body(frame))
+        except HttpFailure as failure:
+            self._fail(connection, peer, frame, 502, Reason.WORKER_TRANSPORT_FORWARD_FAILED, failure.why)
+            return
+        except CancelledError:
+            return  # the worker is gone
+        text = answer.body.decode("utf-8", "replace")
+        response = worker_response(frame.request_id, answer.status, response_headers(answer), text)
+        connection.deliver(response.encode("utf-8", "replace"))
+
+    def _call(self, frame: WorkerRequest) -> Call:
+        # A request that may have reached the platform is never sent twice: the worker decides about that.
+        return Call.make(
+            frame.method,
+            self._server_url + frame.path,
+            request_headers(dict(frame.headers)),
+            limit=REQUEST_TIMEOUT,
+            max_bytes=self._max_bytes,
+            retry=frame.method == "GET",
+        )
+
+    def _fail(
+        self,
+        connection: Connection,
+        peer: Peer,
+        frame: WorkerRequest,
+        status: int,
+        reason: Reason,
+        detail: str,
+    ) -> None:
+        self._counters.worker_requests_failed += 1
+        about: dict[str, Any] = peer.describe()
+        if detail:
+            about["detail"] = detail
+        self._log.event(
+            "worker_request",
+            reason=reason,
+            connection_id=peer.connection_id,
+            method=frame.method,
+            **about,
+        )
+        body = f'{{"ok":false,"reason":"{reason.code}"}}'
+        connection.deliver(worker_response(frame.request_id, status, _JSON_HEADERS, body).encode())
+
+
+def _body(frame: WorkerRequest) -> bytes | None:
+    return None if frame.method == "GET" or frame.body is None else frame.body.encode("utf-8", "replace")
+
+
+class _Line:
+    """Requests of one worker: those that run, and those that wait for a place."""
+
+    __slots__ = ("running", "waiting")
+
+    def __init__(self) -> None:
+        self.running: set[Deferred[None]] = set()
+        self.waiting: deque[tuple[Peer, WorkerRequest]] = deque()
