@@ -1,0 +1,68 @@
+# `make help` lists the targets. Everything works in .venv, which the first target that needs it sets up.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RELEASE_VENV := .venv-release
+CODE := .
+ARGS ?=
+
+.PHONY: help setup run test lint format docs lock release sbom clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements-dev.lock setup.cfg pyproject.toml
+	@tools/setup-venv $(VENV)
+	@touch $@
+
+setup: $(READY) ## make .venv with everything locked
+
+run: $(READY) ## start a relay with the dev platform, run an exchange through it, serve until Ctrl-C
+	@exec $(BIN)/viewport-relay demo $(ARGS)
+
+test: lint ## lint, then every test (ARGS="-k name" goes to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff and mypy --strict
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/mypy
+
+format: $(READY) ## let ruff format the code
+	@$(BIN)/ruff check --fix $(CODE)
+	@$(BIN)/ruff format $(CODE)
+
+docs: $(READY) ## write the generated pages and README table again
+	@$(BIN)/python tools/make_docs.py
+
+$(RELEASE_VENV)/.ready: setup.cfg Makefile $(READY)
+	@$(BIN)/python -m venv --clear $(RELEASE_VENV)
+	@$(RELEASE_VENV)/bin/python -m pip install --quiet build cyclonedx-bom uv
+	@touch $@
+
+# uv resolves for every Python from 3.11 on at once (with markers), which pip-compile does for the running one only.
+LOCK = $(RELEASE_VENV)/bin/uv pip compile setup.cfg --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --upgrade --custom-compile-command "make lock"
+
+lock: $(RELEASE_VENV)/.ready ## resolve the dependencies again, into requirements.lock and requirements-dev.lock
+	@$(LOCK) --output-file requirements.lock
+	@$(LOCK) --extra test --extra dev --output-file requirements-dev.lock
+	@rm -rf viewport_relay.egg-info
+
+release: $(RELEASE_VENV)/.ready ## build sdist and wheel into dist/, and check them in a clean environment
+	@tools/build-release $(RELEASE_VENV)
+
+sbom: $(RELEASE_VENV)/.ready ## write sbom.json (CycloneDX) of what the locked requirements bring
+	@$(RELEASE_VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --of JSON \
+		--output-reproducible --output-file sbom.json requirements.lock
+	@echo "sbom.json: $$(grep -c '"bom-ref"' sbom.json) entries"
+
+clean: ## remove the environments and everything that was built
+	@rm -rf $(VENV) $(RELEASE_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find viewport_relay twisted tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -f twisted/plugins/dropin.cache

@@ -1,0 +1,70 @@
+"""What an operator may do to a running relay: close connections, empty caches. Each leaves a log entry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from twisted.web.server import Request
+
+from viewport_relay.admin.reply import BadRequest, body_json, put_json
+from viewport_relay.admin.state import StateSource
+from viewport_relay.observe.sink import EventSink
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ID_TAKES = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
+_DISCONNECT_TAKES = 'either {"workspaceId", "runtimeTargetId"?} or {"connectionId"}'
+
+
+class Actions:
+    """The pages behind POST. They trust the gate, and nothing in the body."""
+
+    def __init__(self, state: StateSource, log: EventSink, client_ip: Callable[[Request], str]) -> None:
+        self._state = state
+        self._log = log
+        self._client_ip = client_ip
+
+    def disconnect(self, request: Request) -> bytes:
+        """`POST /disconnect`: close a connection, or all of a workspace or target (a revoked pairing)."""
+        body = body_json(request)
+        unknown = sorted(set(body) - {"workspaceId", "runtimeTargetId", "connectionId"})
+        if unknown:
+            raise BadRequest(unknown[0][:64], "nothing: there is no such member; " + _DISCONNECT_TAKES)
+        workspace, target = _identifier(body, "workspaceId"), _identifier(body, "runtimeTargetId")
+        connection = _identifier(body, "connectionId")
+        if (connection is None) == (workspace is None) or (connection is not None and target is not None):
+            raise BadRequest("body", _DISCONNECT_TAKES)
+        closed = self._state.disconnect(
+            workspace_id=workspace, runtime_target_id=target, connection_id=connection
+        )
+        self._log.event(
+            "operator_disconnect",
+            message=f"an operator closed {closed} connections",
+            connection_id=connection,
+            workspaceId=workspace,
+            runtimeTargetId=target,
+            closed=closed,
+            operator=self._client_ip(request),
+        )
+        return put_json(request, {"ok": True, "disconnected": closed})
+
+    def flush(self, request: Request) -> bytes:
+        """`POST /cache/flush`: forget validations and fetch the key set anew."""
+        body_json(request)
+        self._state.flush_caches()
+        self._log.event(
+            "operator_cache_flush",
+            message="an operator emptied the caches",
+            operator=self._client_ip(request),
+        )
+        return put_json(request, {"ok": True})
+
+
+def _identifier(body: dict[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or _ID.fullmatch(value) is None:
+        raise BadRequest(name, _ID_TAKES)
+    return value

@@ -1,0 +1,111 @@
+// Sign in, then keep the page alive while somebody looks at it.
+
+import { get, post, signedIn, signIn, signOut, SignedOut } from "./api.js";
+import { byId, toast } from "./dom.js";
+import { Log } from "./log.js";
+import { Numbers } from "./numbers.js";
+import { Workspaces } from "./workspaces.js";
+
+const EVERY = 2000; // milliseconds between looks at the numbers; workspaces every second look
+
+const numbers = new Numbers();
+const workspaces = new Workspaces();
+const log = new Log(() => look());
+let running = false;
+let looking = false;
+let timer = 0;
+let looks = 0;
+
+function gate(message = "") {
+  running = false;
+  clearTimeout(timer);
+  log.close();
+  byId("board").hidden = true;
+  byId("sign-out").hidden = true;
+  byId("gate").hidden = false;
+  byId("who").textContent = "";
+  byId("token-error").textContent = message;
+  byId("token").focus();
+}
+
+async function board() {
+  byId("gate").hidden = true;
+  byId("token").value = "";
+  byId("board").hidden = false;
+  byId("sign-out").hidden = false;
+  running = true;
+  try {
+    const [{ reasons }, history] = await Promise.all([get("api/reasons"), get("api/history")]);
+    numbers.explain(reasons);
+    numbers.history(history);
+    log.explain(reasons);
+  } catch (error) {
+    failed(error);
+  }
+  if (!running) return;
+  log.open();
+  await look();
+}
+
+function failed(error) {
+  if (error instanceof SignedOut) gate("The session is over. Sign in again.");
+  else numbers.lost("The relay does not answer. Trying again…");
+}
+
+async function look() {
+  clearTimeout(timer);
+  if (!running || looking || document.hidden) return;
+  looking = true;
+  try {
+    numbers.show(await get("api/overview"));
+    if (looks % 2 === 0) await workspaces.refresh();
+    looks += 1;
+    if (log.source?.readyState === EventSource.CLOSED) log.open();
+  } catch (error) {
+    failed(error);
+  }
+  looking = false;
+  if (running) timer = setTimeout(look, EVERY);
+}
+
+byId("sign-in").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const field = byId("token");
+  byId("token-error").textContent = "";
+  try {
+    if (await signIn(field.value)) await board();
+    else gate("That is not this relay's admin token.");
+  } catch (error) {
+    gate(`Cannot sign in: ${error.message}`);
+  }
+  field.select();
+});
+
+byId("sign-out").addEventListener("click", async () => {
+  try {
+    await signOut();
+    gate();
+  } catch (error) {
+    failed(error);
+  }
+});
+
+byId("flush").addEventListener("click", async () => {
+  try {
+    await post("/cache/flush", {});
+    toast("Validations forgotten; the key set is fetched again.");
+    looks = 0;
+    await look();
+  } catch (error) {
+    toast(`Not done: ${error.message}`);
+  }
+});
+
+document.addEventListener("visibilitychange", () => look());
+
+try {
+  if (await signedIn()) await board();
+  else gate();
+} catch {
+  gate("The relay does not answer.");
+}

@@ -1,0 +1,162 @@
+"""One reader that follows the log over HTTP.
+
+        ring, new records -> bounded queue -> the reader, as fast as it reads
+
+A reader that is too slow loses the oldest of what waits for it, and is told how many; one that reads nothing for a
+minute is let go. Nobody else notices.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
+
+from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+from zope.interface import implementer
+
+from viewport_relay.admin.reply import quiet
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.ring import Record
+
+#: New records that may wait for one reader, on top of the ring that it began with.
+MAX_WAITING = 1000
+
+#: Seconds between signs of life, and after how long without any progress a reader is let go.
+HEARTBEAT = 15.0
+STALLED = 60.0
+
+
+class Format(Enum):
+    """How records are written: content type, and sign of life."""
+
+    LINES = ("application/x-ndjson", "\n")
+    TEXT = ("text/plain; charset=utf-8", "")
+    EVENTS = ("text/event-stream", ": still here\n\n")
+
+
+@implementer(IPushProducer)
+class Follower:
+    """Writes records to `request` until either side ends it."""
+
+    def __init__(
+        self,
+        request: Request,
+        log: EventLog,
+        accepts: Callable[[Record], bool],
+        form: Format,
+        as_text: Callable[[Record], str],
+        reactor: IReactorTime,
+    ) -> None:
+        self._request = request
+        self._log = log
+        self._accepts = accepts
+        self._form = form
+        self._as_text = as_text
+        self._reactor = reactor
+        self._queue: deque[Record] = deque()
+        self._room = MAX_WAITING
+        self._dropped = 0
+        self._paused = False
+        self._busy = False
+        self._progress = reactor.seconds()
+        self._heart = LoopingCall(self._beat)
+        self._heart.clock = reactor
+        self._unfollow: Callable[[], None] = lambda: None
+        self._on_end: Callable[[], None] = lambda: None
+        self._over = False
+
+    def start(self, records: Iterable[Record], on_end: Callable[[], None]) -> None:
+        """Send `records`, then follow. `on_end` is called once, when the reader is gone or let go."""
+        self._on_end = on_end
+        kind = self._form.value[0]
+        self._request.setResponseCode(200)
+        self._request.responseHeaders.setRawHeaders("Content-Type", [kind])
+        self._request.responseHeaders.setRawHeaders("X-Accel-Buffering", ["no"])  # proxies must pass it on
+        quiet(self._request)
+        self._request.notifyFinish().addBoth(self._gone)
+        self._queue.extend(records)
+        self._room += len(self._queue)
+        self._request.registerProducer(self, True)
+        self._unfollow = self._log.follow(self._take)
+        self._heart.start(HEARTBEAT, now=False).addErrback(lambda failure: None)
+        self._request.write(b"")  # the headers go out at once
+        self._pump()
+
+    def _take(self, record: Record) -> None:
+        if self._over or not self._accepts(record):
+            return
+        if len(self._queue) >= self._room:
+            self._queue.popleft()
+            self._dropped += 1
+        self._queue.append(record)
+        self._pump()
+
+    def _pump(self) -> None:
+        if self._busy:  # writing may pause or resume us in the middle
+            return
+        self._busy = True
+        while self._queue and not self._paused and not self._over:
+            text = ""
+            if self._dropped:
+                text, self._dropped = self._gap(self._dropped), 0
+            for _ in range(min(64, len(self._queue))):
+                text += self._write_out(self._queue.popleft())
+            self._request.write(text.encode("utf-8"))
+            self._progress = self._reactor.seconds()
+        self._busy = False
+
+    def _write_out(self, record: Record) -> str:
+        if self._form is Format.EVENTS:
+            return f"id: {record.seq}\nevent: entry\ndata: {record.line}\n\n"
+        if self._form is Format.TEXT:
+            return self._as_text(record) + "\n"
+        return record.line + "\n"
+
+    def _gap(self, count: int) -> str:
+        if self._form is Format.EVENTS:
+            return f'event: gap\ndata: {{"count":{count}}}\n\n'
+        if self._form is Format.TEXT:
+            return f"... {count} entries were left out: this reader is too slow ...\n"
+        return f'{{"event":"follow_gap","level":"warn","details":{{"count":{count}}}}}\n'
+
+    def _beat(self) -> None:
+        if not self._paused:
+            sign = self._form.value[1]
+            if sign:
+                self._request.write(sign.encode("ascii"))
+        elif self._reactor.seconds() - self._progress > STALLED:
+            self._end()
+            self._request.loseConnection()
+
+    def _gone(self, result: object) -> None:
+        # the Failure says that the connection was lost, which is how following ends
+        if isinstance(result, Failure):
+            result.cleanFailure()
+        self._end()
+
+    def _end(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._unfollow()
+        self._queue.clear()
+        if self._heart.running:
+            self._heart.stop()
+        self._on_end()
+
+    # -- IPushProducer ---------------------------------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        self._progress = self._reactor.seconds()
+        self._pump()
+
+    def stopProducing(self) -> None:
+        self._end()

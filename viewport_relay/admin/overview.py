@@ -1,0 +1,137 @@
+"""What the dashboard asks for every second or so: the banner, the numbers, the refusals with cause and fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.web.server import Request
+
+from viewport_relay import __version__
+from viewport_relay.admin.history import take
+from viewport_relay.admin.reply import BadRequest, put_json, query
+from viewport_relay.admin.state import StateSource, target_json
+from viewport_relay.admin.verdict import Facts, judge
+from viewport_relay.config import Config
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog, timestamp
+from viewport_relay.reasons import Reason
+
+#: Most targets in one answer to the dashboard; `/state` has them all.
+MAX_TARGETS = 100
+
+
+class Overview:
+    """The dashboard's JSON pages; all of them want the admin token or a session."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        log: EventLog,
+        counters: Counters,
+        state: StateSource,
+        started_at: float,
+        now: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._log = log
+        self._counters = counters
+        self._state = state
+        self._started_at = started_at
+        self._now = now
+
+    def overview(self, request: Request) -> bytes:
+        """`GET /admin/api/overview`."""
+        return put_json(request, self.picture())
+
+    def picture(self) -> dict[str, Any]:
+        """The body of the overview."""
+        now, config, counters, state = self._now(), self._config, self._counters, self._state
+        ready, why = state.readiness()
+        facts = Facts(
+            now=now,
+            ready=ready,
+            why=why,
+            jwks_age=state.jwks_age(),
+            jwks_ttl=config.jwks_cache_ttl,
+            backplane=state.backplane(),
+            last_reason=self._log.last_reason,
+            last_join=self._log.last_event.get("join"),
+            has_internal_key=config.internal_key is not None,
+        )
+        sample = take(counters, state, now)
+        targets = state.targets()
+        return {
+            "ok": True,
+            "now": round(now, 3),
+            "relayId": config.relay_id,
+            "relayMode": config.mode,
+            "version": __version__,
+            "uptimeMs": max(0, round((now - self._started_at) * 1000)),
+            "verdict": judge(facts).as_json(),
+            "daemons": sample.daemons,
+            "clients": sample.clients,
+            "workers": sample.workers,
+            "frames": sample.frames,
+            "refused": sample.refused,
+            "bytes": counters.bytes_client_to_daemon + counters.bytes_daemon_to_clients,
+            "admitted": counters.admission_ok,
+            "rateLimited": counters.upgrade_rate_limited,
+            "targets": len(targets),
+            "logWriteFailures": self._log.write_failures,
+            "reasons": self._reasons(),
+        }
+
+    def _reasons(self) -> list[dict[str, Any]]:
+        """Reasons that were counted, the latest first."""
+        counted = self._counters
+        rows: dict[Reason, dict[str, Any]] = {}
+        for what, table in (
+            ("refused", counted.refusals),
+            ("closed", counted.closes),
+            ("dropped", counted.drops),
+        ):
+            for reason, count in table.items():
+                row = rows.setdefault(
+                    reason, {"reason": reason.code, "refused": 0, "closed": 0, "dropped": 0}
+                )
+                row[what] += count
+        for reason, row in rows.items():
+            last = self._log.last_reason.get(reason)
+            row["lastAt"] = timestamp(last) if last is not None else None
+            row["count"] = row["refused"] + row["closed"] + row["dropped"]
+            row["level"] = reason.entry.level
+        return sorted(rows.values(), key=lambda row: (row["lastAt"] or "", row["count"]), reverse=True)
+
+    def reasons(self, request: Request) -> bytes:
+        """`GET /admin/api/reasons`: text, cause and fix of every reason there is."""
+        table = {
+            reason.code: {
+                "text": reason.text,
+                "cause": reason.entry.cause,
+                "fix": reason.entry.fix,
+                "level": reason.entry.level,
+            }
+            for reason in Reason
+        }
+        return put_json(request, {"ok": True, "reasons": table})
+
+    def workspaces(self, request: Request) -> bytes:
+        """`GET /admin/api/workspaces?search=`: the most recently active targets."""
+        search = query(request).get("search", "")
+        if len(search) > 128:
+            raise BadRequest("search", "at most 128 characters")
+        targets = [
+            t
+            for t in self._state.targets()
+            if not search or search in t.workspace_id or search in (t.runtime_target_id or "")
+        ]
+        targets.sort(key=lambda t: t.last_activity_at, reverse=True)
+        rows = []
+        for target in targets[:MAX_TARGETS]:
+            row = target_json(target, with_ids=False)
+            row.pop("clients")
+            row.pop("workers", None)
+            rows.append(row)
+        return put_json(request, {"ok": True, "total": len(targets), "workspaces": rows})

@@ -1,0 +1,109 @@
+"""The dashboard's files, and its sign-in.
+
+The files are plain HTML, CSS and JavaScript in the package; they are read once and served under a policy that
+lets a browser load nothing from anywhere else and run nothing that is not in a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib.resources import files
+
+from attrs import frozen
+from twisted.web.server import Request
+
+from viewport_relay.admin.auth import SESSION_SECONDS, Gate
+from viewport_relay.admin.reply import BadRequest, body_json, put, put_json, refuse
+from viewport_relay.observe.logs import timestamp
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
+    " 'none'"
+)
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+@frozen
+class Asset:
+    """One file of the dashboard."""
+
+    kind: str
+    body: bytes
+    etag: str
+
+    def render(self, request: Request) -> bytes:
+        headers = request.responseHeaders
+        headers.setRawHeaders("Content-Security-Policy", [POLICY])
+        headers.setRawHeaders("X-Frame-Options", ["DENY"])
+        headers.setRawHeaders("Cross-Origin-Opener-Policy", ["same-origin"])
+        headers.setRawHeaders("Permissions-Policy", ["camera=(), geolocation=(), microphone=()"])
+        headers.setRawHeaders("Cache-Control", ["no-cache"])
+        headers.setRawHeaders("ETag", [self.etag])
+        if request.getHeader("if-none-match") == self.etag:
+            return put(request, 304, self.kind, b"")
+        return put(request, 200, self.kind, self.body)
+
+
+def assets() -> dict[bytes, Asset]:
+    """Path below `/admin/` -> file; the empty one is the page."""
+    found: dict[bytes, Asset] = {}
+    for file in files("viewport_relay.admin").joinpath("dashboard").iterdir():
+        suffix = "." + file.name.rpartition(".")[2]
+        if suffix not in _TYPES:
+            continue
+        body = file.read_bytes()
+        name = "" if file.name == "index.html" else file.name
+        etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+        found[name.encode("ascii")] = Asset(_TYPES[suffix], body, etag)
+    return found
+
+
+class SignIn:
+    """`/admin/api/session`: POST the token for a cookie, GET whether there is one, DELETE it."""
+
+    def __init__(
+        self, gate: Gate, log: EventSink, client_ip: Callable[[Request], str], *, always_secure: bool
+    ) -> None:
+        self._gate = gate
+        self._log = log
+        self._client_ip = client_ip
+        self._always_secure = always_secure
+
+    def sign_in(self, request: Request) -> bytes:
+        token = body_json(request).get("token")
+        if not isinstance(token, str):
+            raise BadRequest("token", "the admin token")
+        ip = self._client_ip(request)
+        if not self._gate.is_token(token.strip().encode("utf-8", "replace")):
+            self._log.event("admin_refused", reason=Reason.ADMIN_UNAUTHORIZED, ip=ip, path="/admin/")
+            return refuse(request, Reason.ADMIN_UNAUTHORIZED)
+        session, ends = self._gate.open_session()
+        self._gate.set_cookie(request, session, SESSION_SECONDS, secure=self._secure(request))
+        self._log.event("operator_signed_in", message="an operator opened the dashboard", operator=ip)
+        return put_json(
+            request,
+            {"ok": True, "signedIn": True, "csrf": self._gate.csrf(session), "until": timestamp(ends)},
+        )
+
+    def ask(self, request: Request) -> bytes:
+        session = self._gate.session(request)
+        if session is None:
+            return put_json(request, {"ok": True, "signedIn": False})
+        return put_json(request, {"ok": True, "signedIn": True, "csrf": self._gate.csrf(session)})
+
+    def sign_out(self, request: Request) -> bytes:
+        self._gate.set_cookie(request, "", 0, secure=self._secure(request))
+        return put_json(request, {"ok": True, "signedIn": False})
+
+    def _secure(self, request: Request) -> bool:
+        return self._always_secure or request.isSecure()

@@ -1,0 +1,111 @@
+"""How the operator's door answers: JSON, small, never cached, never sniffed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from attrs import define
+from twisted.web.server import Request
+
+from viewport_relay.reasons import Reason
+
+#: Longest body that the door reads.
+MAX_BODY = 16_384
+
+JSON_TYPE = "application/json; charset=utf-8"
+
+
+@define
+class BadRequest(Exception):
+    """A filter or a body of a wrong form. `parameter` names it, `takes` says what it takes."""
+
+    parameter: str
+    takes: str
+    status: int = 400
+
+
+def put(request: Request, status: int, kind: str, body: bytes) -> bytes:
+    """Set status and headers; returns the body for `render` to return."""
+    request.setResponseCode(status)
+    headers = request.responseHeaders
+    headers.setRawHeaders("Content-Type", [kind])
+    headers.setRawHeaders("Content-Length", [str(len(body))])
+    quiet(request)
+    return body
+
+
+def quiet(request: Request) -> None:
+    """Headers of every answer: nothing is kept by caches, guessed at, or told to other sites."""
+    for name, value in (
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+    ):
+        if not request.responseHeaders.hasHeader(name):
+            request.responseHeaders.setRawHeaders(name, [value])
+
+
+def put_json(request: Request, body: Mapping[str, Any], status: int = 200) -> bytes:
+    # ASCII only, and no "<": inert wherever it is shown, whatever a peer called itself
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
+    return put(request, status, JSON_TYPE, text.encode("ascii"))
+
+
+def refuse(request: Request, reason: Reason, **more: object) -> bytes:
+    """`{"ok":false,"reason":CODE}` and what else is given, with the reason's status."""
+    return put_json(request, {"ok": False, "reason": reason.code, **more}, reason.entry.status)
+
+
+def refuse_bad(request: Request, bad: BadRequest) -> bytes:
+    body = {
+        "ok": False,
+        "reason": Reason.ADMIN_REQUEST_INVALID.code,
+        "parameter": bad.parameter,
+        "message": f"{bad.parameter} takes {bad.takes}",
+    }
+    return put_json(request, body, bad.status)
+
+
+def query(request: Request) -> dict[str, str]:
+    """The query's parameters; of a repeated one the first value counts. Raises BadRequest."""
+    text = request.uri.partition(b"?")[2].decode("latin-1")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=32, encoding="utf-8", errors="replace")
+    except ValueError:
+        raise BadRequest("query", "at most 32 parameters") from None
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        found.setdefault(name, value)
+    return found
+
+
+def body_json(request: Request) -> dict[str, Any]:
+    """The request's JSON object. Raises BadRequest."""
+    kind = request.getHeader("content-type") or ""
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        raise BadRequest("Content-Type", "application/json", 415)
+    content = request.content
+    text = content.read(MAX_BODY + 1) if content is not None else b""
+    if len(text) > MAX_BODY:
+        raise BadRequest("body", f"at most {MAX_BODY} bytes", 413)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRequest("body", "a JSON object") from None
+    if not isinstance(found, dict):
+        raise BadRequest("body", "a JSON object")
+    return found
+
+
+def boolean(name: str, text: str | None) -> bool:
+    """A boolean parameter; absent is False. Raises BadRequest."""
+    word = "0" if text is None else text.lower()
+    if word in {"1", "true", "yes", "on"}:
+        return True
+    if word in {"0", "false", "no", "off"}:
+        return False
+    raise BadRequest(name, "0 or 1")

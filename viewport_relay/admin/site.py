@@ -1,0 +1,174 @@
+"""The operator's door: every HTTP path beside `/ws`.
+
+`Door` is one leaf resource. It matches paths exactly, asks the gate, and hands the request to the page. What the
+pages say is in the other modules of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from attrs import frozen
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.resource import Resource
+from twisted.web.server import Request
+
+from viewport_relay import __version__
+from viewport_relay.admin.actions import Actions
+from viewport_relay.admin.auth import Gate
+from viewport_relay.admin.history import History
+from viewport_relay.admin.logs import LogsPage
+from viewport_relay.admin.metrics import MetricsPage
+from viewport_relay.admin.overview import Overview
+from viewport_relay.admin.page import SignIn, assets
+from viewport_relay.admin.reply import BadRequest, put_json, refuse, refuse_bad
+from viewport_relay.admin.state import StateSource, state_json
+from viewport_relay.config import Config
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.reasons import Reason
+
+#: Answers a request: the body, or NOT_DONE_YET.
+Page = Callable[[Request], bytes | int]
+
+
+@frozen
+class Route:
+    """A page and who may see it: anybody, anybody while there is an admin token at all, or its holder."""
+
+    page: Page
+    who: Literal["anybody", "visitor", "operator"] = "operator"
+
+
+def peer_address(request: Request) -> str:
+    """The socket's peer; the relay's own rule for trusted proxies is the service's."""
+    host = getattr(request.getClientAddress(), "host", None)
+    return str(host) if host else "unknown"
+
+
+class Door(Resource):
+    """Consulted for every path other than `/ws`; render it with the request as it came."""
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        routes: dict[tuple[bytes, bytes], Route],
+        gate: Gate,
+        log: EventLog,
+        client_ip: Callable[[Request], str],
+        history: History | None,
+    ) -> None:
+        Resource.__init__(self)
+        self._history = history
+        self._routes = routes
+        self._gate = gate
+        self._log = log
+        self._client_ip = client_ip
+
+    def render(self, request: Request) -> bytes | int:
+        route = self._routes.get((request.method, request.path))
+        if route is None:
+            return put_json(request, {"ok": False, "reason": Reason.NOT_FOUND.code}, 404)
+        if route.who == "visitor" and not self._gate.exists:
+            return refuse(request, Reason.ADMIN_ENDPOINTS_DISABLED)
+        if route.who == "operator":
+            refusal = self._gate.judge(request)
+            if refusal is not None:
+                self._note(request, refusal)
+                return refuse(request, refusal)
+        try:
+            return route.page(request)
+        except BadRequest as bad:
+            return refuse_bad(request, bad)
+
+    def start(self) -> None:
+        """Begin to keep the numbers of the last hour."""
+        if self._history is not None:
+            self._history.start()
+
+    def stop(self) -> None:
+        """The reverse; safe at any time."""
+        if self._history is not None:
+            self._history.stop()
+
+    def _note(self, request: Request, reason: Reason) -> None:
+        if reason is not Reason.ADMIN_ENDPOINTS_DISABLED:
+            path = request.path.decode("latin-1")
+            self._log.event("admin_refused", reason=reason, ip=self._client_ip(request), path=path)
+
+
+def build(
+    config: Config,
+    *,
+    log: EventLog,
+    counters: Counters,
+    state: StateSource,
+    reactor: IReactorTime,
+    started_at: float,
+    now: Callable[[], float],
+    client_ip: Callable[[Request], str] = peer_address,
+    admin: bool = True,
+) -> Door:
+    """The door of one listener.
+
+    `started_at` and `now` are of the same clock, seconds since the epoch. `admin=False` makes a door without
+    admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
+    The service calls `start` and `stop` of the door with its own.
+    """
+    gate = Gate(config.admin_token if config.enable_admin_http else None, now=now)
+    routes: dict[tuple[bytes, bytes], Route] = {
+        (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, started_at, now)), "anybody"),
+        (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "anybody"),
+    }
+    history: History | None = None
+    if admin:
+        history = History(counters, state, reactor, now)
+        logs = LogsPage(log, reactor, now=now, client_ip=client_ip)
+        metrics = MetricsPage(config, counters, state, log, started_at, now)
+        actions = Actions(state, log, client_ip)
+        overview = Overview(config, log=log, counters=counters, state=state, started_at=started_at, now=now)
+        sign_in = SignIn(gate, log, client_ip, always_secure=config.tls_termination == "platform")
+        kept = history
+        routes |= {
+            (b"GET", b"/logs"): Route(logs.render),
+            (b"GET", b"/state"): Route(lambda r: put_json(r, state_json(config, state))),
+            (b"GET", b"/metrics"): Route(metrics.render),
+            (b"POST", b"/disconnect"): Route(actions.disconnect),
+            (b"POST", b"/cache/flush"): Route(actions.flush),
+            (b"GET", b"/admin/api/session"): Route(sign_in.ask, "visitor"),
+            (b"POST", b"/admin/api/session"): Route(sign_in.sign_in, "visitor"),
+            (b"DELETE", b"/admin/api/session"): Route(sign_in.sign_out),
+            (b"GET", b"/admin/api/overview"): Route(overview.overview),
+            (b"GET", b"/admin/api/reasons"): Route(overview.reasons),
+            (b"GET", b"/admin/api/workspaces"): Route(overview.workspaces),
+            (b"GET", b"/admin/api/history"): Route(lambda r: put_json(r, kept.as_json())),
+        }
+        for name, asset in assets().items():
+            routes[b"GET", b"/admin/" + name] = Route(asset.render, "visitor")
+    return Door(routes, gate, log, client_ip, history)
+
+
+def health_json(config: Config, started_at: float, now: Callable[[], float]) -> dict[str, Any]:
+    """The body of `GET /health`."""
+    body: dict[str, Any] = {
+        "ok": True,
+        "service": "relay",
+        "uptimeMs": max(0, round((now() - started_at) * 1000)),
+    }
+    if config.health_verbose:
+        body["tlsEnabled"] = (
+            bool(config.tls_cert_path) and config.tls != "0" and config.tls_termination == "self"
+        )
+        body["relayMode"] = config.mode
+        body["relayId"] = config.relay_id
+        body["version"] = __version__
+    return body
+
+
+def _ready(request: Request, state: StateSource) -> bytes:
+    ready, why = state.readiness()
+    if ready:
+        return put_json(request, {"ok": True})
+    return put_json(request, {"ok": False, "reason": why}, 503)

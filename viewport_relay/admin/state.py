@@ -1,0 +1,101 @@
+"""What the operator's door needs to know of the running relay, and `GET /state`.
+
+`StateSource` is the only way from here into the relay; the service implements it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from viewport_relay.config import Config
+from viewport_relay.observe.logs import timestamp
+from viewport_relay.routing.views import PeerView, TargetView
+
+
+class StateSource(Protocol):
+    """Pictures of the relay, and the few things an operator may do to it."""
+
+    def targets(self) -> Sequence[TargetView]:
+        """Every target that somebody joined and that is not forgotten yet."""
+
+    def connections(self) -> Mapping[str, int]:
+        """Open connections by role (`workspace-daemon`, `client`, `worker`); the sum is their number."""
+
+    def disconnect(
+        self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
+    ) -> int:
+        """Close the connections that fit every part that is given; returns how many."""
+
+    def flush_caches(self) -> None:
+        """Forget validations, and fetch the key set again."""
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether peers can be admitted now, and if not why (a reason code or a sentence)."""
+
+    def jwks_age(self) -> float | None:
+        """Seconds since the key set in use was fetched; None: there is none."""
+
+    def backplane(self) -> Mapping[str, Any]:
+        """`mode`, and if there are several relays `up` (a boolean) and what else is worth knowing."""
+
+
+def state_json(config: Config, state: StateSource) -> dict[str, Any]:
+    """The body of `GET /state` (wire contract, section 7)."""
+    targets = sorted(state.targets(), key=lambda t: (t.workspace_id, t.runtime_target_id or ""))
+    return {
+        "ok": True,
+        "service": "relay",
+        "relayMode": config.mode,
+        "relayId": config.relay_id,
+        "backplaneMode": config.backplane_mode,
+        "busEnabled": config.bus_enabled,
+        "clientRedirectEnabled": config.client_redirect_enabled,
+        "connections": dict(state.connections()),
+        "workspaces": [target_json(t, with_ids=config.state_include_client_ids) for t in targets],
+    }
+
+
+def target_json(target: TargetView, *, with_ids: bool) -> dict[str, Any]:
+    """One target. Client ids and addresses are shown only `with_ids`."""
+    peers = [*([target.daemon] if target.daemon else []), *target.clients, *target.workers]
+    shown: dict[str, Any] = {
+        "workspaceId": target.workspace_id,
+        "runtimeTargetId": target.runtime_target_id,
+        "daemonConnected": target.daemon is not None,
+        "clientCount": len(target.clients),
+        "lastActivityAt": timestamp(target.last_activity_at),
+        "createdAt": timestamp(target.created_at),
+        "workerCount": len(target.workers),
+        "sessions": target.sessions,
+        "pendingRequests": target.pending_requests,
+        "frames": target.frames,
+        "bytes": target.bytes,
+        "queuedBytes": sum(peer.queued_bytes for peer in peers),
+    }
+    if with_ids:
+        shown["clientIds"] = [peer.client_id for peer in target.clients]
+    if target.daemon is not None:
+        shown["daemon"] = _peer_json(target.daemon, with_ids=True)
+    shown["clients"] = [_peer_json(peer, with_ids=with_ids) for peer in target.clients]
+    if target.workers:
+        shown["workers"] = [_peer_json(peer, with_ids=with_ids) for peer in target.workers]
+    return shown
+
+
+def _peer_json(peer: PeerView, *, with_ids: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "connectionId": peer.connection_id,
+        "since": timestamp(peer.since),
+        "version": peer.version,
+        "noise": peer.noise,
+        "subprotocol": peer.subprotocol,
+        "queuedBytes": peer.queued_bytes,
+        "paused": peer.paused,
+    }
+    if shown["subprotocol"] is not None and shown["subprotocol"].startswith("auth."):
+        shown["subprotocol"] = "auth"  # the rest of it is the token
+    if with_ids:
+        shown["clientId"] = peer.client_id
+        shown["ip"] = peer.ip
+    return shown

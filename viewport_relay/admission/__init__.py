@@ -1,0 +1,1 @@
+"""Who may come in: tokens, keys, the platform's word, and the limits on upgrades."""

@@ -1,0 +1,171 @@
+"""The platform's claims: read strictly, then held against what the peer asked for. No I/O.
+
+`parse_claims` refuses an answer whose claims have a wrong form; `grant_for` gives the grant, or the refusal
+that closes the connection after its upgrade (wire contract, section 1). Frames are not judged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+from viewport_relay.admission.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
+from viewport_relay.admission.query import is_identifier
+from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.wire.frames import CHANNEL_PREFIX, as_integer, trimmed
+
+LIST_MAX: Final = 64
+CRYPTO_PAIRING: Final = "crypto_pairing"
+
+#: Claims that are only checked for form: nothing in the relay reads them.
+_UNREAD_TEXTS: Final = {"installId": 128, "iss": 255, "jti": 255}
+_UNREAD_NUMBERS: Final = ("iat", "nbf", "ver")
+
+E = TypeVar("E", bound=Enum)
+
+
+class _Reader:
+    """Takes claims out of an object; a claim of a wrong form is a Refusal that names it."""
+
+    def __init__(self, claims: Mapping[str, Any]) -> None:
+        self._claims = claims
+
+    def text(self, name: str, most: int = 128, *, nullable: bool = False) -> str | None:
+        if name not in self._claims or (nullable and self._claims[name] is None):
+            return None
+        return _text(self._claims[name], name, most)
+
+    def texts(self, name: str, most: int = 128) -> list[str]:
+        if name not in self._claims:
+            return []
+        value = self._claims[name]
+        if not isinstance(value, list):
+            raise _wrong(name, "is not a list")
+        if len(value) > LIST_MAX:
+            raise _wrong(name, f"has more than {LIST_MAX} entries")
+        return [_text(entry, name, most) for entry in value]
+
+    def choice(self, name: str, kind: type[E]) -> E | None:
+        if name not in self._claims:
+            return None
+        value = self._claims[name]
+        try:
+            return kind(_text(value, name, 128))
+        except ValueError:
+            raise _wrong(name, "has a value that is not known") from None
+
+    def number(self, name: str, least: int | None = None) -> int | None:
+        if name not in self._claims:
+            return None
+        value = as_integer(self._claims[name])
+        if value is None:
+            raise _wrong(name, "is not an integer")
+        if least is not None and value < least:
+            raise _wrong(name, f"is below {least}")
+        return value
+
+
+def parse_claims(claims: Mapping[str, Any], query: UpgradeQuery) -> Claims:
+    """The claims of an accepted answer. Raises Refusal VALIDATION_RESPONSE_INVALID that names the claim.
+
+    Unknown claims are ignored; lengths count as JavaScript counts them (UTF-16 code units).
+    """
+    read = _Reader(claims)
+    role = read.choice("role", Role)
+    if role is not None and role is not query.role:
+        raise _wrong("role", "is not the role of the query")
+    for name, most in _UNREAD_TEXTS.items():
+        read.text(name, most)
+    for name in _UNREAD_NUMBERS:
+        read.number(name)
+    read.text("relayWsBaseUrl", 512, nullable=True)
+    read.texts("sessionIds")
+    if isinstance(claims.get("aud"), list):
+        for entry in claims["aud"]:
+            _text(entry, "aud", 255)
+    else:
+        read.text("aud", 255)
+    channels = [trimmed(channel) for channel in read.texts("sessionChannels", 255)]
+    if not all(channel.startswith(CHANNEL_PREFIX) and channel != CHANNEL_PREFIX for channel in channels):
+        raise _wrong("sessionChannels", f"has an entry that is not {CHANNEL_PREFIX}…")
+    expires = read.number("exp")
+    return Claims(
+        workspace_id=read.text("workspaceId"),
+        runtime_target_id=read.text("runtimeTargetId"),
+        client_id=read.text("clientId"),
+        user_id=read.text("userId"),
+        machine_id=read.text("machineId", 255),
+        role=role,
+        managed_executor_id=read.text("managedExecutorId"),
+        scope=read.choice("scope", Scope),
+        session_channels=frozenset(channels),
+        e2ee_profile=read.choice("e2eeProfile", Profile),
+        policy_mode=read.text("policyMode"),
+        daemon_public_key=read.text("daemonPublicKey", 512, nullable=True),
+        pairing_secret=read.text("pairingSecret", 1024, nullable=True),
+        daemon_issue_generation=read.number("daemonIssueGeneration", 0),
+        expires_at=None if expires is None else float(expires),
+    )
+
+
+def grant_for(query: UpgradeQuery, claims: Claims, connection_id: str) -> Grant | Refusal:
+    """What the connection may do, or why it is closed 4008 after its upgrade.
+
+    A client without a clientId claim goes by `connection_id`. A MISSING_RUNTIME_TARGET_CLAIM is preceded by
+    the frame RUNTIME_TARGET_REQUIRED, which the caller sends.
+    """
+    if claims.workspace_id is None:
+        return Refusal(Reason.MISSING_WORKSPACE_CLAIM)
+    if claims.workspace_id != query.workspace_id:
+        return Refusal(Reason.WORKSPACE_CLAIM_MISMATCH, "the claim names another workspace than the query")
+    target = query.runtime_target_id
+    if target is None:
+        target = claims.runtime_target_id
+        if target is not None and not is_identifier(target):
+            # It would become part of keys and signed texts, which count on the query's alphabet.
+            return Refusal(Reason.RUNTIME_TARGET_CLAIM_MISMATCH, "the claim is not of the query's form")
+    elif claims.runtime_target_id != target:
+        named = "no target" if claims.runtime_target_id is None else "another target than the query"
+        return Refusal(Reason.RUNTIME_TARGET_CLAIM_MISMATCH, f"the claims name {named}")
+    scope = claims.scope if query.role is Role.CLIENT else None
+    if query.role is Role.CLIENT and scope is None:
+        return Refusal(Reason.INVALID_SCOPE_CLAIM)
+    needs_target = query.role is Role.DAEMON or scope in (Scope.RUNTIME, Scope.SESSION_EVENTS)
+    if needs_target and target is None:
+        return Refusal(Reason.MISSING_RUNTIME_TARGET_CLAIM)
+    return Grant(
+        role=query.role,
+        workspace_id=query.workspace_id,
+        runtime_target_id=target,
+        scope=scope,
+        client_id=claims.client_id or connection_id,
+        claims=claims,
+        required_profile=required_profile(claims),
+    )
+
+
+def required_profile(claims: Claims) -> Profile | None:
+    """What `policyMode` and `e2eeProfile` together demand (wire contract, section 2); None for nothing."""
+    return Profile.IKPSK2 if claims.policy_mode == CRYPTO_PAIRING else claims.e2ee_profile
+
+
+def _text(value: object, name: str, most: int) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, "is null" if value is None else "is not a string")
+    if not value:
+        raise _wrong(name, "is empty")
+    try:
+        units = len(value.encode("utf-16-le")) // 2
+    except UnicodeEncodeError:
+        # Such a text could be written neither into a log line nor under a signature.
+        raise _wrong(name, "has a lone surrogate") from None
+    if units > most:
+        raise _wrong(name, f"is longer than {most} characters")
+    return value
+
+
+def _wrong(name: str, what: str) -> Refusal:
+    return Refusal(
+        Reason.VALIDATION_RESPONSE_INVALID, f"claim {name} {what}", details={"claim": name, "problem": what}
+    )

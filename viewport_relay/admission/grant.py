@@ -1,0 +1,83 @@
+"""The values that admission hands on: what was asked, what the platform claims, what is granted.
+
+Everything here is immutable. Parsing and checking the platform's claims is `claims.py`'s.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from attrs import frozen
+
+
+class Role(str, Enum):
+    """Who connects (wire contract, section 1)."""
+
+    DAEMON = "workspace-daemon"
+    CLIENT = "client"
+    WORKER = "worker"
+
+
+class Scope(str, Enum):
+    """What a client may send (wire contract, section 2)."""
+
+    RUNTIME = "runtime"
+    PAIRING = "pairing"
+    SESSION_EVENTS = "session-events"
+
+
+class Profile(str, Enum):
+    """End-to-end Noise profile; the second is the stronger."""
+
+    IK = "noise-ik"
+    IKPSK2 = "noise-ikpsk2"
+
+
+@frozen
+class UpgradeQuery:
+    """The query of `GET /ws`, already checked for form."""
+
+    role: Role
+    workspace_id: str
+    runtime_target_id: str | None
+
+
+@frozen
+class Claims:
+    """The platform's claims about a token, already checked for form. None: absent (or null, where allowed)."""
+
+    workspace_id: str | None = None
+    runtime_target_id: str | None = None
+    client_id: str | None = None
+    user_id: str | None = None
+    machine_id: str | None = None
+    role: Role | None = None
+    managed_executor_id: str | None = None
+    scope: Scope | None = None
+    session_channels: frozenset[str] = frozenset()  # trimmed
+    e2ee_profile: Profile | None = None
+    policy_mode: str | None = None
+    daemon_public_key: str | None = None
+    pairing_secret: str | None = None
+    daemon_issue_generation: int | None = None
+    expires_at: float | None = None  # exp, seconds since the epoch
+
+    def __repr__(self) -> str:  # secrets stay out of logs and tracebacks
+        return f"Claims(workspace_id={self.workspace_id!r}, role={self.role!r}, scope={self.scope!r})"
+
+
+@frozen
+class Grant:
+    """What one admitted connection may do. Each connection is judged by its own grant alone.
+
+    `runtime_target_id` is None for workers and pairing clients without one. `required_profile` is what
+    `policyMode` and `e2eeProfile` together demand (wire contract, section 2), None for no demand.
+    """
+
+    role: Role
+    workspace_id: str
+    runtime_target_id: str | None
+    scope: Scope | None
+    client_id: str
+    claims: Claims
+    required_profile: Profile | None

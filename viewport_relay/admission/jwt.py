@@ -1,0 +1,159 @@
+"""Reading and checking one token (RFC 7515, RFC 7519), without any I/O.
+
+`read_header` tells which key a token asks for, `payload_signed_by` checks the signature with PyJWT, and
+`check_payload` the claims that the relay itself looks at. Which keys there are is `keys.py`'s, whether the
+platform still likes the token is `platform.py`'s. No error text holds any part of a token but its `kid`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import jwt
+from attrs import frozen
+
+from viewport_relay.admission.grant import UpgradeQuery
+from viewport_relay.admission.keys import ALGORITHMS, DEFAULT_KID, Key, printable
+from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.wire.frames import parse_json
+
+_SEGMENTS = re.compile(r"[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]*={0,2}")
+_jws: Final = jwt.PyJWS(algorithms=list(ALGORITHMS))
+
+
+@frozen
+class TokenRules:
+    """What a token must say. `skew` is the tolerance for exp, nbf and iat in seconds."""
+
+    issuer: str
+    audience: str
+    skew: float
+
+
+@frozen
+class TokenHeader:
+    """The members of a token's header that matter here."""
+
+    algorithm: str
+    kid: str
+
+
+def read_header(token: str) -> TokenHeader:
+    """The header of a compact JWS. Raises Refusal JWT_MALFORMED or JWT_ALGORITHM_NOT_ALLOWED."""
+    if not _SEGMENTS.fullmatch(token):
+        raise Refusal(Reason.JWT_MALFORMED, "it is not three parts of base64url")
+    header = _object(token.partition(".")[0])
+    if header is None:
+        raise Refusal(Reason.JWT_MALFORMED, "its header is not a JSON object")
+    if "crit" in header or header.get("b64", True) is not True:
+        # RFC 7515 section 4.1.11: extensions that are not understood must be refused.
+        raise Refusal(Reason.JWT_MALFORMED, "its header demands an extension")
+    kid = header.get("kid", DEFAULT_KID)
+    if not isinstance(kid, str):
+        raise Refusal(Reason.JWT_MALFORMED, "its kid is not a string")
+    algorithm = header.get("alg")
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+        named = printable(algorithm, 16) if isinstance(algorithm, str) else "missing"
+        raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, f"alg is {named}")
+    return TokenHeader(algorithm, kid)
+
+
+def payload_signed_by(token: str, header: TokenHeader, keys: Iterable[Key]) -> Mapping[str, Any]:
+    """The payload of a token that one of `keys` (those of its kid) signed.
+
+    Raises Refusal: JWT_SIGNATURE_MISMATCH for no key or another key, JWT_ALGORITHM_NOT_ALLOWED when the kid's
+    keys are all of another algorithm, JWT_MALFORMED for a payload that is no JSON object.
+    """
+    kid = printable(header.kid)
+    candidates = list(keys)
+    if not candidates:
+        raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, f"kid {kid} is not in the JWKS", details={"kid": kid})
+    fitting = [key for key in candidates if key.algorithm == header.algorithm]
+    for key in fitting:
+        try:
+            signed = _jws.decode_complete(token, key=key.jwk, algorithms=[key.algorithm])
+        except jwt.InvalidSignatureError:
+            continue
+        except jwt.PyJWTError:
+            raise Refusal(Reason.JWT_MALFORMED, "it cannot be decoded", details={"kid": kid}) from None
+        payload = _json_object(signed["payload"])
+        if payload is None:
+            raise Refusal(Reason.JWT_MALFORMED, "its payload is not a JSON object", details={"kid": kid})
+        return payload
+    if fitting:
+        raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, f"the key {kid} did not sign it", details={"kid": kid})
+    words = f"alg is {header.algorithm}, the key {kid} is for {candidates[0].algorithm}"
+    raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, words, details={"kid": kid})
+
+
+def check_payload(payload: Mapping[str, Any], query: UpgradeQuery, rules: TokenRules, now: float) -> float:
+    """Check times, issuer, audience and binding; gives exp (seconds since the epoch, as `now` is).
+
+    Raises Refusal JWT_EXPIRED, JWT_NOT_YET_VALID, JWT_ISSUER_MISMATCH, JWT_AUDIENCE_MISMATCH, or
+    JWT_CLAIM_MISMATCH, which also stands for a time that is missing or no number.
+    """
+    expires = _time(payload, "exp")
+    if expires is None:
+        raise Refusal(Reason.JWT_CLAIM_MISMATCH, "exp is missing")
+    if now >= expires + rules.skew:
+        late = math.ceil(now - expires)
+        raise Refusal(Reason.JWT_EXPIRED, f"exp passed {late} s ago", details={"secondsAgo": late})
+    for name in ("nbf", "iat"):
+        begins = _time(payload, name)
+        if begins is not None and begins > now + rules.skew:
+            early = math.ceil(begins - now)
+            words = f"{name} is {early} s in the future"
+            raise Refusal(Reason.JWT_NOT_YET_VALID, words, details={"secondsAhead": early})
+    if payload.get("iss") != rules.issuer:
+        raise Refusal(Reason.JWT_ISSUER_MISMATCH, f"iss is {_shown(payload, 'iss')}")
+    audience = payload.get("aud")
+    if audience != rules.audience and not (isinstance(audience, list) and rules.audience in audience):
+        raise Refusal(Reason.JWT_AUDIENCE_MISMATCH, f"aud is {_shown(payload, 'aud')}")
+    asked = {"role": query.role.value, "workspaceId": query.workspace_id}
+    if query.runtime_target_id is not None:
+        asked["runtimeTargetId"] = query.runtime_target_id
+    for name, value in asked.items():
+        if name in payload and payload[name] != value:
+            raise Refusal(
+                Reason.JWT_CLAIM_MISMATCH, f"{name} is {_shown(payload, name)}, the query says {value}"
+            )
+    return expires
+
+
+def _time(payload: Mapping[str, Any], name: str) -> float | None:
+    """A NumericDate (RFC 7519 section 2), None if absent."""
+    if name not in payload:
+        return None
+    value = payload[name]
+    # bool is an int to Python, and 1e999 is a float
+    if type(value) not in (int, float) or not -1e15 < value < 1e15:
+        raise Refusal(Reason.JWT_CLAIM_MISMATCH, f"{name} is no time in seconds")
+    return float(value)
+
+
+def _shown(payload: Mapping[str, Any], name: str) -> str:
+    value = payload.get(name)
+    if isinstance(value, str):
+        return printable(value)
+    return "missing" if name not in payload else "not a string"
+
+
+def _object(segment: str) -> Mapping[str, Any] | None:
+    try:
+        raw = base64.urlsafe_b64decode(segment.rstrip("=") + "=" * (-len(segment.rstrip("=")) % 4))
+    except binascii.Error:
+        return None
+    return _json_object(raw)
+
+
+def _json_object(raw: bytes) -> Mapping[str, Any] | None:
+    try:
+        value = parse_json(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,212 @@
+"""Counting: events within fixed minutes, connections that are there, and whose address a peer has.
+
+A window of one minute begins with a key's first event and allows exactly as many as the limit; a limit of 0 is
+off. Times are seconds of any one clock. No I/O, no timers: tables clean themselves while they are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
+
+from viewport_relay.reasons import Reason, Refusal
+
+WINDOW_SECONDS: Final = 60.0
+#: Keys that one table remembers; windows that connections hold come on top.
+KEYS_MAX: Final = 65_536
+#: Seconds after which a peer that met a full relay may try again.
+FULL_RETRY_AFTER: Final = 5
+
+_SECOND_CHANCES: Final = 8
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Window:
+    """One key's current minute. Connections of the same key share it and charge it without a look-up."""
+
+    __slots__ = ("__weakref__", "count", "filed", "start")
+
+    def __init__(self) -> None:
+        self.start = -math.inf
+        self.count = 0
+        self.filed = -math.inf  # `start` when the table last looked
+
+    def hit(self, now: float, limit: int) -> bool:
+        """Charge one event; False when it is over the limit (and then not charged)."""
+        if limit <= 0:
+            return True
+        if not 0.0 <= now - self.start < WINDOW_SECONDS:  # also when the clock was set back
+            self.start = now
+            self.count = 0
+        if self.count >= limit:
+            return False
+        self.count += 1
+        return True
+
+    def retry_after_ms(self, now: float) -> int:
+        """Milliseconds until the window ends, at least 1."""
+        left = self.start + WINDOW_SECONDS - now
+        return max(1, math.ceil(left * 1000)) if left > 0 else 1
+
+    def is_over(self, now: float) -> bool:
+        """Whether the next event begins a new window."""
+        return not 0.0 <= now - self.start < WINDOW_SECONDS
+
+
+class WindowTable:
+    """Windows by key, at most `max_keys` beside those that are held: the ended ones go first, then the oldest."""
+
+    def __init__(self, max_keys: int = KEYS_MAX) -> None:
+        self._max_keys = max_keys
+        self._kept: dict[Hashable, Window] = {}  # about in order of their start
+        # A window that a connection holds is found again after it was put out of `_kept`.
+        self._alive: WeakValueDictionary[Hashable, Window] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        """Keys that are remembered."""
+        return len(self._kept)
+
+    def window(self, key: Hashable, now: float) -> Window:
+        """The one window of this key, as long as anybody holds it or the table remembers it."""
+        window = self._kept.get(key)
+        if window is None:
+            window = self._alive.get(key)
+            if window is None:
+                window = self._alive[key] = Window()
+            self._make_room(now)
+            window.filed = max(window.start, now)  # it is about to be used
+            self._kept[key] = window
+        return window
+
+    def _make_room(self, now: float) -> None:
+        chances = _SECOND_CHANCES
+        while self._kept:
+            key = next(iter(self._kept))
+            window = self._kept[key]
+            over = window.is_over(now)
+            if chances and not over and window.start > window.filed:
+                # It has begun anew since it was filed, so it is younger than its place says.
+                chances -= 1
+                window.filed = window.start
+                self._kept[key] = self._kept.pop(key)
+            elif len(self._kept) >= self._max_keys or (over and now - window.filed >= WINDOW_SECONDS):
+                del self._kept[key]
+            else:
+                return
+
+
+class WindowCounter:
+    """Events by key against one limit per minute."""
+
+    def __init__(self, limit: int, max_keys: int = KEYS_MAX) -> None:
+        self._limit = limit
+        self._table = WindowTable(max_keys)
+
+    def __len__(self) -> int:
+        """Keys that are remembered."""
+        return len(self._table)
+
+    def hit(self, key: Hashable, now: float) -> int:
+        """0 when the event is within the limit, else whole seconds (at least 1) until the window ends."""
+        if self._limit <= 0:
+            return 0
+        window = self._table.window(key, now)
+        if window.hit(now, self._limit):
+            return 0
+        return max(1, math.ceil(window.retry_after_ms(now) / 1000))
+
+
+class Ticket:
+    """One connection's place in the counts, from the start of its upgrade to its end."""
+
+    __slots__ = ("_counts", "_ip", "_target", "_valid")
+
+    def __init__(self, counts: ConnectionCounts, ip: str) -> None:
+        self._counts = counts
+        self._ip = ip
+        self._target: tuple[str, str | None] | None = None
+        self._valid = True
+
+    def count_client(self, workspace_id: str, runtime_target_id: str | None) -> None:
+        """Count it as a client of this target. Raises Refusal TOO_MANY_CLIENTS, and then nothing has changed.
+
+        Called again with another target (the claims may name one that the query did not) it moves there.
+        """
+        target = (workspace_id, runtime_target_id)
+        if not self._valid or target == self._target:
+            return
+        self._counts.enter_target(target)
+        if self._target is not None:
+            self._counts.leave_target(self._target)
+        self._target = target
+
+    def release(self) -> None:
+        """Give everything back. Calling it again does nothing."""
+        if not self._valid:
+            return
+        self._valid = False
+        if self._target is not None:
+            self._counts.leave_target(self._target)
+            self._target = None
+        self._counts.leave(self._ip)
+
+
+class ConnectionCounts:
+    """Connections and pending upgrades: in all, per address, and clients per (workspace, target). 0: no limit."""
+
+    def __init__(self, max_total: int, max_per_ip: int, max_clients: int) -> None:
+        self._max_total = max_total
+        self._max_per_ip = max_per_ip
+        self._max_clients = max_clients
+        self.total = 0
+        self._per_ip: dict[str, int] = {}
+        self._clients: dict[tuple[str, str | None], int] = {}
+
+    def take(self, ip: str) -> Ticket:
+        """A place for one upgrade of this address (`addresses.counted_as`).
+
+        Raises Refusal TOO_MANY_CONNECTIONS or TOO_MANY_CONNECTIONS_PER_IP.
+        """
+        if 0 < self._max_total <= self.total:
+            raise Refusal(Reason.TOO_MANY_CONNECTIONS, f"{self.total} connections", FULL_RETRY_AFTER)
+        of_ip = self._per_ip.get(ip, 0)
+        if 0 < self._max_per_ip <= of_ip:
+            raise Refusal(Reason.TOO_MANY_CONNECTIONS_PER_IP, f"{of_ip} connections", FULL_RETRY_AFTER)
+        self.total += 1
+        self._per_ip[ip] = of_ip + 1
+        return Ticket(self, ip)
+
+    def of_address(self, ip: str) -> int:
+        """Connections of one address."""
+        return self._per_ip.get(ip, 0)
+
+    def clients_of(self, workspace_id: str, runtime_target_id: str | None) -> int:
+        """Clients of one target."""
+        return self._clients.get((workspace_id, runtime_target_id), 0)
+
+    def leave(self, ip: str) -> None:
+        """For tickets."""
+        self.total -= 1
+        _decrease(self._per_ip, ip)
+
+    def enter_target(self, target: tuple[str, str | None]) -> None:
+        """For tickets."""
+        clients = self._clients.get(target, 0)
+        if 0 < self._max_clients <= clients:
+            raise Refusal(Reason.TOO_MANY_CLIENTS, f"{clients} clients", FULL_RETRY_AFTER)
+        self._clients[target] = clients + 1
+
+    def leave_target(self, target: tuple[str, str | None]) -> None:
+        """For tickets."""
+        _decrease(self._clients, target)
+
+
+def _decrease(counts: dict[K, int], key: K) -> None:
+    left = counts[key] - 1
+    if left:
+        counts[key] = left
+    else:
+        del counts[key]

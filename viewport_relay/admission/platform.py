@@ -1,0 +1,182 @@
+"""Asking the platform whether a token is good: `POST RELAY_VALIDATE_URL`, and what is remembered of it.
+
+    relay → platform   {"relayToken","role","workspaceId","runtimeTargetId"?}, header x-relay-internal-key
+    relay ← platform   {"ok":true,"claims":{…}} | {"ok":false,"reason":"…"}
+
+Equal questions at the same time share one request. What an answer means is `verdict.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+from attrs import evolve, field, frozen
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from viewport_relay.admission.grant import Claims, UpgradeQuery
+from viewport_relay.admission.http import Call, HttpClient, HttpFailure
+from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
+from viewport_relay.deferredcache import DeferredCache, Fetched
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason, Refusal
+
+#: Answers remembered at most.
+CACHE_MAX: Final = 4096
+#: Seconds for which a denial is remembered at most.
+DENIAL_TTL: Final = 2.0
+#: Seconds between two error entries about the internal key.
+ALARM_WINDOW: Final = 60.0
+
+_Key: TypeAlias = tuple[bytes, UpgradeQuery]
+
+
+@frozen
+class ValidationSettings:
+    """Times in seconds. `internal_key` None: the header is not sent. `cache_ttl` 0: every upgrade is asked."""
+
+    url: str
+    internal_key: str | None = field(repr=False)
+    limit: float = 2.0
+    max_bytes: int = 262_144
+    cache_ttl: float = 10.0
+
+
+class PlatformValidator:
+    """Validates tokens. `clock` measures the lives of answers, `now` gives seconds since the epoch for exp."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        http: HttpClient,
+        settings: ValidationSettings,
+        log: EventSink,
+        counters: Counters,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._http = http
+        self._settings = settings
+        self._counters = counters
+        self._now = now
+        headers = {"content-type": "application/json"}
+        if settings.internal_key is not None:
+            headers["x-relay-internal-key"] = settings.internal_key
+        self._call = Call.make(
+            "POST", settings.url, headers, limit=settings.limit, max_bytes=settings.max_bytes
+        )
+        self._answers: DeferredCache[_Key, Claims | Refusal] = DeferredCache(clock, CACHE_MAX)
+        self._alarm = KeyAlarm(clock, log)
+
+    async def validate(self, token: str, query: UpgradeQuery, expires: float) -> Claims:
+        """The platform's claims. `expires` is the token's exp (seconds since the epoch).
+
+        Raises Refusal with one of the reasons of the contract's table. Cancelling it gives up the wait, and the
+        request too when nobody else waits for the same answer. An INTERNAL_KEY_MISMATCH has the level info:
+        the error is logged here, once a minute with a count, and the entry of the single upgrade is for
+        tracing it.
+        """
+        asked = False
+
+        async def fetch() -> Fetched[Claims | Refusal]:
+            nonlocal asked
+            asked = True
+            verdict = await self._ask(token, query)
+            return Fetched(verdict, self._ttl(verdict, expires))
+
+        if self._settings.cache_ttl <= 0:
+            verdict = (await fetch()).value
+        else:
+            key = (hashlib.sha256(token.encode("utf-8")).digest(), query)
+            verdict = await self._answers.get(key, fetch)
+        if not asked:
+            self._counters.validations["cached"] += 1
+        if isinstance(verdict, Refusal):
+            raise evolve(verdict)  # a fresh one: a raised exception collects tracebacks
+        return verdict
+
+    def flush(self) -> None:
+        """Forget every answer."""
+        self._answers.flush()
+
+    def stop(self) -> None:
+        """Cancel requests on their way and end the alarm's timer; what it counted is logged."""
+        self._answers.cancel()
+        self._alarm.stop()
+
+    async def _ask(self, token: str, query: UpgradeQuery) -> Claims | Refusal:
+        """The verdict that may be remembered; raises the refusals that may not."""
+        question = {"relayToken": token, "role": query.role.value, "workspaceId": query.workspace_id}
+        if query.runtime_target_id is not None:
+            question["runtimeTargetId"] = query.runtime_target_id
+        body = json.dumps(question, separators=(",", ":")).encode("ascii")
+        try:
+            answer = await self._http.ask(self._call, body)
+        except HttpFailure as failure:
+            self._counters.validations["failed"] += 1
+            raise judge_failure(failure) from None
+        verdict = judge(answer, query, (token, self._settings.internal_key or ""))
+        if isinstance(verdict, Claims):
+            self._counters.validations["ok"] += 1
+            return verdict
+        if verdict.reason in DENIALS:
+            self._counters.validations["denied"] += 1
+            return verdict
+        self._counters.validations["failed"] += 1
+        if verdict.reason is Reason.INTERNAL_KEY_MISMATCH:
+            self._alarm.mismatch(verdict)
+            verdict = evolve(verdict, level="info")
+        raise verdict
+
+    def _ttl(self, verdict: Claims | Refusal, expires: float) -> float:
+        if isinstance(verdict, Refusal):
+            return min(DENIAL_TTL, self._settings.cache_ttl)
+        if verdict.expires_at is not None:
+            expires = min(expires, verdict.expires_at)
+        return min(self._settings.cache_ttl, expires - self._now())
+
+
+class KeyAlarm:
+    """Says at error level that the internal key is wrong: at once, then at most once a minute with a count."""
+
+    def __init__(self, clock: IReactorTime, log: EventSink) -> None:
+        self._clock = clock
+        self._log = log
+        self._count = 0
+        self._window: IDelayedCall | None = None
+
+    def mismatch(self, refusal: Refusal) -> None:
+        """One more upgrade failed for it."""
+        self._count += 1
+        if self._window is None:
+            self._say(refusal.details)
+
+    def stop(self) -> None:
+        """End the window."""
+        if self._window is not None and self._window.active():
+            self._window.cancel()
+        self._window = None
+        if self._count:
+            self._log_count({})
+
+    def _say(self, details: Mapping[str, Any]) -> None:
+        self._log_count(details)
+        self._window = self._clock.callLater(ALARM_WINDOW, self._end)
+
+    def _end(self) -> None:
+        self._window = None
+        if self._count:
+            self._say({})
+
+    def _log_count(self, details: Mapping[str, Any]) -> None:
+        count, self._count = self._count, 0
+        self._log.event(
+            "internal_key_mismatch",
+            level="error",
+            reason=Reason.INTERNAL_KEY_MISMATCH,
+            count=count,
+            **details,
+        )

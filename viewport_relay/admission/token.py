@@ -1,0 +1,70 @@
+"""Where an upgrade's token stands, and which sub-protocol its answer selects. Nothing here judges a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Literal, TypeAlias
+
+from attrs import field, frozen
+
+from viewport_relay.config import Mode
+
+#: Length of a usable token, characters.
+TOKEN_CHARS: Final = (10, 4096)
+#: What a sub-protocol entry that carries a token begins with.
+AUTH_PREFIX: Final = "auth."
+LINK_SUBPROTOCOL: Final = "viewport.noise-link.v1"
+
+Via: TypeAlias = Literal["header", "subprotocol", "query"]
+
+
+@frozen
+class TokenSource:
+    """A token and where it stood. Its text never shows in `repr`."""
+
+    token: str = field(repr=False)
+    via: Via
+
+
+def token_from(
+    authorization: Sequence[str], subprotocols: Sequence[str], query_token: str | None, mode: Mode
+) -> TokenSource | None:
+    """The first usable token (10 to 4096 characters), or None.
+
+    `authorization` are the values of that header, `subprotocols` the entries of Sec-WebSocket-Protocol, both in
+    order; `query_token` is the first `?token=`, which counts in RELAY_MODE=dev only.
+    """
+    query = (query_token,) if query_token is not None and mode == "dev" else ()
+    places: tuple[tuple[Via, Iterable[str]], ...] = (
+        ("header", _bearers(authorization)),
+        ("subprotocol", (entry.removeprefix(AUTH_PREFIX) for entry in subprotocols if _is_auth(entry))),
+        ("query", query),
+    )
+    for via, tokens in places:
+        for token in tokens:
+            if TOKEN_CHARS[0] <= len(token) <= TOKEN_CHARS[1]:
+                return TokenSource(token, via)
+    return None
+
+
+def select_subprotocol(offered: Sequence[str], link_enabled: bool) -> str | None:
+    """The entry that the 101 names; None if nothing was offered that can be named.
+
+    A browser fails a connection whose answer selects none of what it offered, so an `auth.…` entry is better
+    than nothing. The answer may hold a token then: it must not be logged.
+    """
+    if link_enabled and LINK_SUBPROTOCOL in offered:
+        return LINK_SUBPROTOCOL
+    plain = (entry for entry in offered if entry != LINK_SUBPROTOCOL and not _is_auth(entry))
+    return next(plain, None) or next((entry for entry in offered if _is_auth(entry)), None)
+
+
+def _is_auth(entry: str) -> bool:
+    return entry.startswith(AUTH_PREFIX)
+
+
+def _bearers(values: Iterable[str]) -> Iterator[str]:
+    for value in values:
+        scheme, _, token = value.strip().partition(" ")
+        if scheme.lower() == "bearer":
+            yield token.strip()

@@ -1,0 +1,114 @@
+"""What an answer of the platform's `validate` means: the table of the wire contract, section 1. No I/O.
+
+The first row that fits decides. The platform's own word goes into the refusal's details (`platformWord`),
+printable, cut, and without the token or key that it may repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from viewport_relay.admission.claims import parse_claims
+from viewport_relay.admission.grant import Claims, UpgradeQuery
+from viewport_relay.admission.http import Answer, Encoded, HttpFailure, TooLarge
+from viewport_relay.admission.keys import printable
+from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.wire.frames import parse_json
+
+WORD_MAX_CHARS: Final = 128
+#: What the platform may refuse a peer for; all other refusals are faults between relay and platform.
+DENIALS: Final = frozenset({Reason.VALIDATION_DENIED, Reason.WORKSPACE_NOT_FOUND})
+
+_NOT_A_LETTER = re.compile(r"[^a-z0-9]+")
+
+
+def judge(answer: Answer, query: UpgradeQuery, secrets: tuple[str, ...] = ()) -> Claims | Refusal:
+    """The claims of an admitted token, or the refusal. `secrets` are texts that no detail may repeat."""
+    status = answer.status
+    if status >= 500:
+        return _refusal(Reason.PLATFORM_UNREACHABLE, f"the answer is HTTP {status}", status)
+    body = _json_object(answer.body)
+    words = _words(body)
+    shown = _shown(words, secrets)
+    said = _letters(words)
+    if body is not None and (status == 404 or any("workspacenotfound" in word for word in said)):
+        return _refusal(Reason.WORKSPACE_NOT_FOUND, "", status, shown)
+    if status in (401, 403) and (not words or any("internalkey" in word for word in said)):
+        return _refusal(Reason.INTERNAL_KEY_MISMATCH, f"the answer is HTTP {status}", status, shown)
+    if body is not None and (body.get("ok") is False or status in (401, 403)):
+        return _refusal(Reason.VALIDATION_DENIED, shown or "the platform gives no reason", status, shown)
+    problem = _problem(status, body)
+    if body is None or problem:
+        return _refusal(Reason.VALIDATION_RESPONSE_INVALID, problem, status, shown)
+    try:
+        return parse_claims(body["claims"], query)
+    except Refusal as wrong:
+        return wrong
+
+
+def judge_failure(failure: HttpFailure) -> Refusal:
+    """The refusal for an answer that never came or was not read."""
+    if not failure.status or failure.status >= 500:
+        why = failure.why if not failure.status else f"the answer is HTTP {failure.status}"
+        return Refusal(Reason.PLATFORM_UNREACHABLE, why, details={"why": why})
+    if isinstance(failure, TooLarge):
+        return _refusal(Reason.ADMISSION_RESPONSE_TOO_LARGE, failure.why, failure.status)
+    assert isinstance(failure, Encoded)
+    return _refusal(Reason.VALIDATION_RESPONSE_INVALID, failure.why, failure.status)
+
+
+def _refusal(reason: Reason, detail: str, status: int, shown: str = "") -> Refusal:
+    details: dict[str, Any] = {"httpStatus": status}
+    if shown:
+        details["platformWord"] = shown
+    return Refusal(reason, detail, details=details)
+
+
+def _problem(status: int, body: Mapping[str, Any] | None) -> str:
+    """What keeps an answer from being an admission, apart from its claims."""
+    if 300 <= status < 400:
+        return f"the answer is a redirect (HTTP {status}), which is not followed"
+    if body is None:
+        return f"the answer (HTTP {status}) is not a JSON object"
+    if not 200 <= status < 300:
+        return f"the answer is HTTP {status} without ok:false"
+    if body.get("ok") is not True:
+        return "ok is neither true nor false" if "ok" in body else "ok is missing"
+    if not isinstance(body.get("claims"), dict):
+        return "claims is not an object" if "claims" in body else "claims is missing"
+    return ""
+
+
+def _words(body: Mapping[str, Any] | None) -> list[str]:
+    """What `reason` and `error` say, as text whatever they are; nothing for empty ones and null."""
+    words: list[str] = []
+    for name in ("reason", "error"):
+        value = None if body is None else body.get(name)
+        if isinstance(value, str):
+            words.append(value)
+        elif value:
+            words.append(json.dumps(value, separators=(",", ":")))
+    return [word for word in words if word.strip()]
+
+
+def _letters(words: list[str]) -> list[str]:
+    """In small letters, without what spellings differ in: WORKSPACE_NOT_FOUND, workspaceNotFound, …"""
+    return [_NOT_A_LETTER.sub("", word.lower()) for word in words]
+
+
+def _shown(words: list[str], secrets: tuple[str, ...]) -> str:
+    text = ": ".join(words)
+    for secret in secrets:
+        text = text.replace(secret, "…") if secret else text
+    return printable(text, WORD_MAX_CHARS)
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        value = parse_json(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,228 @@
+"""The event log: one JSON object per line on a stream, and the last ones kept for the operator's door.
+
+Every entry passes redaction, is of bounded size, and repeated refusals are folded. Logging never raises and
+never waits for anybody but the stream itself. Who reads the entries (`/logs`, the dashboard) is not known
+here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, Protocol
+
+from viewport_relay.observe.folding import Allowance, Fold, Folding, Source
+from viewport_relay.observe.redaction import Json, Redactor
+from viewport_relay.observe.ring import Record, Ring
+from viewport_relay.reasons import Level, Reason
+
+#: Joins and leaves are written one by one, whatever ended the connection.
+NEVER_FOLDED = frozenset({"join", "leave"})
+
+#: Most characters of the details of one entry, as JSON.
+MAX_DETAILS = 12_288
+
+_RANK = {"info": 0, "warn": 1, "error": 2}
+
+
+class TextStream(Protocol):
+    """What the log needs of standard output."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+
+class EventLog:
+    """The `EventSink` of the running relay.
+
+    `stream` gets the lines of `level` and above; the ring keeps `max_entries` of every level. `now` gives
+    seconds since the epoch. `secrets` are exact values that must appear nowhere. `allowance` says when
+    repeated entries are folded. Call `sweep` about once a second (it ends the windows of folding when nothing
+    else is logged) and `close` at the end.
+    """
+
+    def __init__(
+        self,
+        stream: TextStream,
+        *,
+        max_entries: int,
+        level: Level = "info",
+        now: Callable[[], float] = time.time,
+        secrets: Iterable[str] = (),
+        allowance: Allowance | None = None,
+    ) -> None:
+        self._stream = stream
+        self._least = _RANK[level]
+        self._now = now
+        self.redactor = Redactor(secrets)
+        self._ring = Ring(max_entries)
+        self._folding = Folding(allowance)
+        self._followers: list[Callable[[Record], None]] = []
+        self._seq = 0
+        self._lost = 0
+        #: lines that could not be written since the start
+        self.write_failures = 0
+        #: when each reason and each event was last logged, folded or not; seconds since the epoch
+        self.last_reason: dict[Reason, float] = {}
+        self.last_event: dict[str, float] = {}
+
+    # -- in ------------------------------------------------------------------------------------------------
+
+    def event(
+        self,
+        event: str,
+        *,
+        level: Literal["info", "warn", "error"] | None = None,
+        reason: Reason | None = None,
+        message: str | None = None,
+        connection_id: str | None = None,
+        **details: object,
+    ) -> None:
+        """Log one event; see `EventSink`. Never raises. Details that are None are left out."""
+        at = self._now()
+        self._end_windows(at)
+        self.last_event[event] = at
+        if reason is not None:
+            level = level or reason.entry.level
+            message = reason.text if message is None else message
+            self.last_reason[reason] = at
+            if event not in NEVER_FOLDED and self._folding.counts(_source(event, reason, details), level, at):
+                return
+        code = reason.code if reason is not None else None
+        self._emit(at, level or "info", event, code, message, connection_id, details)
+
+    def sweep(self) -> None:
+        """Write the summaries whose window is over."""
+        self._end_windows(self._now())
+
+    def close(self) -> None:
+        """Write every summary there is."""
+        self._end_windows(self._now(), everything=True)
+
+    # -- out -----------------------------------------------------------------------------------------------
+
+    def records(self) -> list[Record]:
+        """What the ring holds, oldest first."""
+        return list(self._ring)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The same as JSON objects."""
+        return [json.loads(record.line) for record in self._ring]
+
+    def folds(self) -> Iterator[Fold]:
+        """What is counted and not yet written."""
+        return self._folding.open()
+
+    def follow(self, follower: Callable[[Record], None]) -> Callable[[], None]:
+        """Call `follower` at once with each new record; it must not raise or wait. Returns the way out."""
+        self._followers.append(follower)
+
+        def stop() -> None:
+            if follower in self._followers:
+                self._followers.remove(follower)
+
+        return stop
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _end_windows(self, at: float, *, everything: bool = False) -> None:
+        for fold in list(self._folding.ended(at, everything=everything)):
+            source = fold.source
+            details = {
+                "of": source.event,
+                "count": fold.count,
+                "first": timestamp(fold.first),
+                "last": timestamp(fold.last),
+                "ip": source.ip,
+                "workspaceId": source.workspace_id,
+                "role": source.role,
+            }
+            text = f"{source.reason.text}: {fold.count} more, not written one by one"
+            self._emit(at, fold.level, "folded", source.reason.code, text, None, details, fold)
+
+    def _emit(
+        self,
+        at: float,
+        level: Level,
+        event: str,
+        code: str | None,
+        message: str | None,
+        connection_id: str | None,
+        details: dict[str, Any],
+        fold: Fold | None = None,
+    ) -> None:
+        entry: dict[str, Json] = {"ts": timestamp(at), "level": level, "event": event}
+        if code is not None:
+            entry["reason"] = code
+        if message is not None:
+            entry["message"] = self.redactor.text(message)
+        if connection_id is not None:
+            entry["connectionId"] = self.redactor.identifier(connection_id)
+        shown = self._details(details)
+        entry["details"] = shown
+        workspace = shown.get("workspaceId")
+        self._seq += 1
+        record = Record(
+            self._seq, at, level, event, code,
+            workspace if isinstance(workspace, str) else None,
+            connection_id, _dump(entry), fold.count if fold else 0, fold.source.event if fold else "",
+        )  # fmt: skip
+        self._ring.append(record)
+        if _RANK[level] >= self._least:
+            self._write(at, record.line)
+        for follower in tuple(self._followers):
+            follower(record)
+
+    def _details(self, details: dict[str, Any]) -> dict[str, Json]:
+        shown = {key: self.redactor.detail(key, value) for key, value in details.items() if value is not None}
+        room = MAX_DETAILS
+        for key, value in shown.items():
+            if isinstance(value, str | list | dict):
+                size = len(_dump(value))
+                if size > room:
+                    shown[key] = f"left out: {size} characters"
+                    continue
+                room -= size
+        return shown
+
+    def _write(self, at: float, line: str) -> None:
+        if self._lost:
+            # tell of the gap first, once the stream takes lines again
+            gap: dict[str, Json] = {"ts": timestamp(at), "level": "error", "event": "log_lines_lost"}
+            gap["message"] = "the log could not be written for a while"
+            gap["details"] = {"count": self._lost}
+            text = f"{_dump(gap)}\n{line}\n"
+        else:
+            text = line + "\n"
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # full disk, broken pipe; ValueError: the stream was closed
+            self._lost += 1
+            self.write_failures += 1
+        else:
+            self._lost = 0
+
+
+def timestamp(at: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC with milliseconds and Z."""
+    millis = round(at * 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(millis // 1000)) + f".{millis % 1000:03d}Z"
+
+
+def _dump(value: Json) -> str:
+    # ASCII only: terminal escapes, C1 controls and lone surrogates cannot reach a terminal or break a stream
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _source(event: str, reason: Reason, details: dict[str, Any]) -> Source:
+    ip, workspace, role = details.get("ip"), details.get("workspaceId"), details.get("role")
+    return Source(
+        event,
+        reason,
+        ip if isinstance(ip, str) else None,
+        workspace if isinstance(workspace, str) else None,
+        str(getattr(role, "value", role)) if role is not None else None,
+    )

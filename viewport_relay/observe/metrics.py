@@ -1,0 +1,193 @@
+"""The relay's numbers as Prometheus reads them.
+
+One collector reads plain integers and a picture of the present at scrape time; counting itself costs nothing
+here. Every label value comes from a table in the code (roles, reasons, outcomes): peers cannot add any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from attrs import Factory, frozen
+from prometheus_client import GCCollector, Metric, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.histogram import Histogram
+from viewport_relay.reasons import Reason
+
+#: attribute of `Counters` -> what it says. The metric is `relay_` + attribute + `_total`.
+COUNTERS: Mapping[str, str] = {
+    "admission_ok": "Peers admitted.",
+    "admission_denied": "Peers refused after their token was looked at.",
+    "upgrade_rate_limited": "Upgrade attempts over RELAY_RATE_LIMIT_PER_IP.",
+    "ws_connections_opened": "WebSocket connections opened.",
+    "ws_connections_closed": "WebSocket connections closed.",
+    "ws_connections_rejected": "Upgrades refused, for whatever reason.",
+    "ws_slow_client_terminated": "Clients closed because they read too slowly (counted when decided).",
+    "ws_idle_terminated": "Peers dropped because nothing was received from them.",
+    "ws_stale_terminated": "Peers dropped because they did not answer pings.",
+    "ws_frame_too_large": "Messages over RELAY_FRAME_MAX_BYTES.",
+    "frames_client_to_daemon": "Frames forwarded from clients to daemons.",
+    "bytes_client_to_daemon": "Payload bytes forwarded from clients to daemons.",
+    "frames_daemon_to_clients": "Frames forwarded from daemons to clients.",
+    "bytes_daemon_to_clients": "Payload bytes forwarded from daemons to clients.",
+    "frames_client_rejected": "Frames of clients that were not forwarded.",
+    "frames_daemon_rejected": "Frames of daemons that were not forwarded.",
+    "client_redirect": "Clients told to use another relay.",
+    "worker_requests": "Requests of workers carried to the platform.",
+    "worker_requests_failed": "Requests of workers that the platform did not answer.",
+    "bus_publish_ok": "Bus frames published.",
+    "bus_publish_failed": "Bus frames that could not be published.",
+    "bus_pull_frames": "Bus frames received.",
+    "bus_pull_invalid_signature": "Bus frames with a missing or wrong signature.",
+    "bus_pull_stale_signature": "Bus frames too old or from the future.",
+    "bus_pull_replayed_signature": "Bus frames seen before.",
+}
+
+_ROLES = ("workspace-daemon", "client", "worker")
+_HANDSHAKES = ("none", "IK", "IKpsk2")
+_HANDSHAKE_FAILURES = tuple(reason for reason in Reason if reason.name.startswith("NOISE_"))
+
+
+@frozen
+class Gauges:
+    """The present, as far as metrics show it. Bytes are payload bytes; ages are seconds, None: unknown."""
+
+    connections: Mapping[str, int] = Factory(dict)
+    workspaces: int = 0
+    sessions: int = 0
+    pending_requests: int = 0
+    queued_to_daemons: int = 0
+    queued_to_clients: int = 0
+    queued_most: int = 0
+    paused: int = 0
+    ready: bool = True
+    jwks_age: float | None = None
+    backplane_up: bool | None = None
+    uptime: float = 0.0
+    log_write_failures: int = 0
+
+
+class RelayCollector(Collector):
+    """Reads `counters` and `gauges()` whenever a scraper asks."""
+
+    def __init__(self, counters: Counters, gauges: Callable[[], Gauges], version: str, relay_id: str) -> None:
+        self._counters = counters
+        self._gauges = gauges
+        self._info = (version, relay_id)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # nothing is asked at registration
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._present()
+        for attribute, says in COUNTERS.items():
+            yield CounterMetricFamily(f"relay_{attribute}", says, value=getattr(self._counters, attribute))
+        yield from self._by_reason()
+        yield from self._latencies()
+
+    def _present(self) -> Iterable[Metric]:
+        now = self._gauges()
+        connections = GaugeMetricFamily(
+            "relay_connections_total", "Open connections by role.", labels=["role"]
+        )
+        for role in _ROLES:
+            connections.add_metric([role], now.connections.get(role, 0))
+        yield connections
+        yield GaugeMetricFamily(
+            "relay_workspaces_total", "Runtime targets known to this relay.", now.workspaces
+        )
+        yield GaugeMetricFamily("relay_sessions", "Sessions with an owner.", now.sessions)
+        yield GaugeMetricFamily("relay_pending_requests", "Requests without an answer.", now.pending_requests)
+        queue = GaugeMetricFamily(
+            "relay_queue_bytes", "Bytes waiting to be sent, by receiver.", labels=["to"]
+        )
+        queue.add_metric(["daemons"], now.queued_to_daemons)
+        queue.add_metric(["clients"], now.queued_to_clients)
+        yield queue
+        yield GaugeMetricFamily("relay_queue_bytes_max", "The longest of those queues.", now.queued_most)
+        yield GaugeMetricFamily("relay_peers_paused", "Peers not read just now (back-pressure).", now.paused)
+        yield GaugeMetricFamily("relay_ready", "1 when the relay can admit peers.", int(now.ready))
+        yield GaugeMetricFamily("relay_uptime_seconds", "Time since the relay started.", now.uptime)
+        if now.jwks_age is not None:
+            yield GaugeMetricFamily("relay_jwks_age_seconds", "Age of the key set in use.", now.jwks_age)
+        if now.backplane_up is not None:
+            yield GaugeMetricFamily(
+                "relay_backplane_up", "1 while the backplane answers.", int(now.backplane_up)
+            )
+        yield CounterMetricFamily(
+            "relay_log_write_failures", "Log lines that could not be written.", value=now.log_write_failures
+        )
+        info = GaugeMetricFamily("relay_build_info", "Always 1.", labels=["version", "relay_id"])
+        info.add_metric(list(self._info), 1)
+        yield info
+
+    def _by_reason(self) -> Iterable[Metric]:
+        counted = self._counters
+        for name, says, table in (
+            ("relay_refusals", "Upgrades refused, by reason.", counted.refusals),
+            ("relay_closes", "Connections that the relay closed, by reason.", counted.closes),
+            ("relay_frames_dropped", "Frames that went nowhere, by reason.", counted.drops),
+        ):
+            family = CounterMetricFamily(name, says, labels=["reason"])
+            for reason in sorted(table, key=lambda r: r.code):
+                family.add_metric([reason.code], table[reason])
+            yield family
+        handshakes = CounterMetricFamily(
+            "relay_handshakes", "Connections established, by the link's Noise pattern.", labels=["noise"]
+        )
+        for noise in _HANDSHAKES:
+            handshakes.add_metric([noise], counted.handshakes.get(noise, 0))
+        yield handshakes
+        failures = CounterMetricFamily(
+            "relay_handshake_failures",
+            "Noise handshakes and links that failed, by reason.",
+            labels=["reason"],
+        )
+        for reason in _HANDSHAKE_FAILURES:
+            failures.add_metric([reason.code], counted.closes.get(reason, 0))
+        yield failures
+        fetches = CounterMetricFamily("relay_jwks_fetches", "Fetches of the key set.", labels=["outcome"])
+        for outcome in ("ok", "failed"):
+            fetches.add_metric([outcome], counted.jwks_fetches.get(outcome, 0))
+        yield fetches
+        validations = CounterMetricFamily(
+            "relay_validations", "Platform validations, by outcome.", labels=["outcome"]
+        )
+        for outcome in ("ok", "denied", "failed", "cached"):
+            validations.add_metric([outcome], counted.validations.get(outcome, 0))
+        yield validations
+
+    def _latencies(self) -> Iterable[Metric]:
+        yield _family(
+            "relay_forward_latency_seconds", "Time of a frame in the relay.", self._counters.forward_latency
+        )
+        yield _family(
+            "relay_admission_latency_seconds",
+            "Time from the upgrade request to the answer.",
+            self._counters.admission_latency,
+        )
+        platform = HistogramMetricFamily(
+            "relay_platform_request_duration_seconds",
+            "Time the platform took to answer a validation, by outcome.",
+            labels=["outcome"],
+        )
+        for outcome, histogram in sorted(self._counters.platform_latency.items()):
+            platform.add_metric([outcome], histogram.buckets(), histogram.sum)
+        yield platform
+
+
+def _family(name: str, says: str, histogram: Histogram) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, says, buckets=histogram.buckets(), sum_value=histogram.sum)
+
+
+def registry(collector: RelayCollector) -> CollectorRegistry:
+    """A registry of our own with the relay's, the process' and the interpreter's numbers."""
+    made = CollectorRegistry()
+    made.register(collector)
+    ProcessCollector(registry=made)
+    PlatformCollector(registry=made)
+    GCCollector(registry=made)
+    return made

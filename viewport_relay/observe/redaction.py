@@ -1,0 +1,215 @@
+"""What must never be shown is taken out here: by key, by shape, and by exact value.
+
+The event log sends every message, detail and traceback through one `Redactor`. It is the second line: the
+first is that nobody logs a token, a payload or a secret. It changes text only; it neither stores nor writes.
+Work is linear in the text's length, whatever the text.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from itertools import pairwise
+from pathlib import PurePath
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+from viewport_relay.config import VARIABLES, Config
+
+#: What stands where something was taken out.
+MARK = "[redacted]"
+
+#: Values of these keys are chosen by peers, are no secrets, and may be long: only tokens and secrets go.
+ID_KEYS = frozenset(
+    {
+        "workspaceId", "runtimeTargetId", "clientId", "connectionId", "relayId", "requestId", "sessionId",
+        "machineId", "userId", "installId", "managedExecutorId", "sourceRelayId", "targetRelayId", "channel",
+        "kid",
+    }
+)  # fmt: skip
+
+_SECRET_KEY = re.compile(
+    r"token|authori[sz]ation|secret|passw|passphrase|passwd|psk|cipher|cookie|credential|key$|^key|payload|signature"
+    r"|^(?:iv|tag|proof|jwt|pem|bearer|pairing)$"
+)
+#: A key that tells about a secret without holding it.
+_ABOUT = re.compile(
+    r"(?:source|length|chars|bytes|count|kind|type|present|id|ids|name|names|age|state|mode)$"
+)
+
+_SHORTEST_SECRET = 4
+_LONGEST_SCANNED = 65_536
+
+_SHAPES = re.compile(
+    r"(?P<pem>-----BEGIN [^-\n]{1,64}-----.*?(?:-----END [^-\n]{1,64}-----|\Z))"
+    r"|(?P<jwt>(?<![A-Za-z0-9_-])(?:eyJ|eyA|eyI|ewo|ew0|ewk|ewg)[A-Za-z0-9_-]{10,}(?:\.[A-Za-z0-9_-]*)*)"
+    r"|(?P<scheme>\b(?i:bearer|basic)[ \t]{1,16})[^\s\"',;<>]{10,}"
+    r"|(?P<sub>(?<![/@\w.-])(?i:auth)\.)[^\s\"',;<>]{10,}"
+    r"|(?P<user>\b(?i:[a-z][a-z0-9+.-]{0,15})://)[^\s/?#\"'@]{0,4096}(?:@[^\s/?#\"'@]{0,4096}){0,4}@"
+    r"|(?P<header>(?i:authorization|cookie|x-relay-internal-key|x-relay-admin-token)['\"]?\s{0,4}[:=]\s{0,4})"
+    r"[^\r\n\"'}]{1,8192}"
+    r"|(?P<pair>(?i:token|secret|passwd|password|passphrase|psk|key|credential|ciphertext|signature)"
+    r"(?:=|\\?[\"']\s{0,4}[:=]\s{0,4}\\?[\"']))[^\s&\"'#,;\\]{1,8192}"
+    r"|(?P<run>[A-Za-z0-9+/_-]{40,}={0,2})",
+    re.DOTALL,
+)
+_TOKENS_ONLY = re.compile(
+    r"(?:eyJ|eyA|eyI|ewo|ew0|ewk|ewg)[A-Za-z0-9_-]{10,}(?:\.[A-Za-z0-9_-]*)*|-----BEGIN .*", re.DOTALL
+)
+_HEX = re.compile(r"[0-9a-fA-F]+\Z")
+
+#: Limits on one entry: characters of a string, items of a list or object, depth.
+MAX_STRING = 2048
+MAX_TRACEBACK = 8192
+MAX_ITEMS = 48
+MAX_DEPTH = 4
+
+Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+
+
+def configured_secrets(config: Config) -> list[str]:
+    """Every secret value of the settings, and the password inside the Redis URL."""
+    found = [getattr(config, v.attribute) for v in VARIABLES if v.secret and v.attribute != "redis_url"]
+    try:
+        password = urlsplit(config.redis_url).password
+    except ValueError:
+        password = None
+    if password:
+        found += [password, unquote(password)]
+    return [secret for secret in found if secret]
+
+
+class Redactor:
+    """Takes secrets out of text and makes any value JSON.
+
+    `secrets` are exact values to look for (shorter than four characters: skipped, they would blot out
+    ordinary words); their JSON-escaped, `repr` and percent-encoded forms are found as well.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        forms: set[str] = set()
+        for secret in secrets:
+            if len(secret) < _SHORTEST_SECRET:
+                continue
+            forms |= {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+            forms |= {repr(secret)[1:-1], quote(secret, safe=""), quote(secret), quote_plus(secret)}
+        longest_first = sorted(forms, key=len, reverse=True)
+        self._exact = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+
+    def text(self, text: str, limit: int = MAX_STRING) -> str:
+        """`text` without secrets, at most `limit` characters and a note of what was cut."""
+        if self._exact is not None:
+            text = self._exact.sub(MARK, text)
+        if len(text) >= 8:
+            if len(text) > _LONGEST_SCANNED:
+                text = _cut_at_space(text)
+            text = _SHAPES.sub(_replace, text)
+        return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit} more characters]"
+
+    def identifier(self, text: str) -> str:
+        """The same for an id that a peer chose: long ones stay readable."""
+        if self._exact is not None:
+            text = self._exact.sub(MARK, text)
+        if len(text) > 12:
+            text = _TOKENS_ONLY.sub(MARK, text)
+        return text if len(text) <= 256 else text[:256] + "…"
+
+    def detail(self, key: str, value: object, depth: int = 0) -> Json:
+        """Any value as JSON, without secrets and of bounded size.
+
+        Bytes are shown as their number only and unknown objects as the name of their type, so that nothing
+        slips through a `repr`.
+        """
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, Enum):
+            return value.value if isinstance(value.value, str) else value.name
+        if isinstance(value, int):
+            return int(value) if -(2**63) <= value < 2**63 else "a number beyond 64 bits"
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else str(float(value))
+        if isinstance(value, str):
+            if key in ID_KEYS:
+                return self.identifier(value)
+            if value and is_secret_key(key):
+                return MARK
+            return self.text(value, MAX_TRACEBACK if key == "traceback" else MAX_STRING)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return f"{len(value)} bytes"
+        if isinstance(value, Mapping):
+            return self._mapping(key, value, depth)
+        if isinstance(value, list | tuple | set | frozenset):
+            if depth >= MAX_DEPTH:
+                return f"{len(value)} items"
+            items = [
+                self.detail(key, item, depth + 1) for _, item in zip(range(MAX_ITEMS), value, strict=False)
+            ]
+            return items if len(value) <= MAX_ITEMS else [*items, f"{len(value) - MAX_ITEMS} more"]
+        if isinstance(value, BaseException):
+            return self.exception(value)
+        if isinstance(value, PurePath | ipaddress.IPv4Address | ipaddress.IPv6Address):
+            return self.text(str(value))
+        return type(value).__name__
+
+    def exception(self, error: BaseException) -> str:
+        """Class and text of an exception."""
+        try:
+            text = str(error)
+        except Exception:  # a __str__ of somebody else's: it may raise anything, and logging must go on
+            text = "(no text)"
+        return self.text(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+    def _mapping(self, key: str, value: Mapping[object, object], depth: int) -> Json:
+        if depth >= MAX_DEPTH:
+            return f"{len(value)} members"
+        shown: dict[str, Json] = {}
+        hidden = is_secret_key(key)
+        for name, item in value.items():
+            if len(shown) >= MAX_ITEMS:
+                shown["…"] = f"{len(value) - MAX_ITEMS} more"
+                break
+            label = self.text(name, 128) if isinstance(name, str) else type(name).__name__
+            shown[label] = self.detail(key if hidden else label, item, depth + 1)
+        return shown
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether a member of this name holds something that must not be shown."""
+    flat = key.replace("_", "").replace("-", "").lower()
+    return _SECRET_KEY.search(flat) is not None and _ABOUT.search(flat) is None
+
+
+def looks_like_key(run: str) -> bool:
+    """Whether a long run of base64 or hex characters is key material rather than a path or an identifier.
+
+    Random base64 changes between capitals, small letters and digits at about two of three characters; words,
+    paths and names do so at one of four or fewer.
+    """
+    body = run.rstrip("=")
+    if _HEX.match(body):
+        return True
+    kinds = ["a" if c.islower() else "A" if c.isupper() else "0" if c.isdigit() else c for c in body]
+    if "a" not in kinds or "A" not in kinds:
+        return False
+    changes = sum(one != two for one, two in pairwise(kinds))
+    return changes / len(body) >= 0.38
+
+
+def _replace(match: re.Match[str]) -> str:
+    kind = match.lastgroup
+    if kind == "run":
+        return MARK if looks_like_key(match[0]) else match[0]
+    if kind == "pem" or kind == "jwt":
+        return MARK
+    if kind == "user":
+        return f"{match['user']}{MARK}@"
+    return f"{match[kind or 0]}{MARK}"
+
+
+def _cut_at_space(text: str) -> str:
+    """The start of a very long text, cut where no word (and so no secret) is cut in two."""
+    end = max(text.rfind(" ", 0, _LONGEST_SCANNED), text.rfind("\n", 0, _LONGEST_SCANNED))
+    return f"{text[: max(end, 0)]}… [{len(text) - max(end, 0)} more characters]"

@@ -1,0 +1,26 @@
+"""The one way to log, as everything below the service sees it."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from viewport_relay.reasons import Reason
+
+
+class EventSink(Protocol):
+    """Takes events. `EventLog` is the real one; tests pass a list that has this method."""
+
+    def event(
+        self,
+        event: str,
+        *,
+        level: Literal["info", "warn", "error"] | None = None,
+        reason: Reason | None = None,
+        message: str | None = None,
+        connection_id: str | None = None,
+        **details: object,
+    ) -> None:
+        """Log one event. `level` and `message` default to the reason's, else info and nothing.
+
+        `details` are JSON values and never hold a token, a payload or a secret.
+        """

@@ -1,0 +1,91 @@
+"""Twisted's own log, and the standard library's, as entries of the event log.
+
+`TwistedObserver` is an `ILogObserver`: lines of `twisted.python.log`, failures nobody handled, `print` and
+standard error all become JSON lines with `event` "twisted". `StdlibHandler` does the same for `logging`.
+Both only translate.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import ILogObserver, LogLevel, formatEvent
+from twisted.python import threadable
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Level
+
+
+@implementer(ILogObserver)
+class TwistedObserver:
+    """Hands Twisted's events to `log`.
+
+    `from_thread` is `reactor.callFromThread`, for events of other threads: the log belongs to the reactor's.
+    """
+
+    def __init__(
+        self, log: EventSink, *, from_thread: Callable[[Callable[[], None]], object] | None = None
+    ) -> None:
+        self._log = log
+        self._from_thread = from_thread
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        level = event.get("log_level") or LogLevel.info
+        if level is LogLevel.debug:
+            return
+        entry = translate(event)
+        if (
+            self._from_thread is not None
+            and threadable.ioThread is not None
+            and not threadable.isInIOThread()
+        ):
+            self._from_thread(lambda: self._send(entry))
+        else:
+            self._send(entry)
+
+    def _send(self, entry: tuple[Level, str, dict[str, Any]]) -> None:
+        level, message, details = entry
+        self._log.event("twisted", level=level, message=message, **details)
+
+
+def translate(event: dict[str, Any]) -> tuple[Level, str, dict[str, Any]]:
+    """Level, message and details of one of Twisted's events."""
+    message = formatEvent(event)
+    details: dict[str, Any] = {"namespace": str(event.get("log_namespace", ""))}
+    failure = event.get("log_failure")
+    if isinstance(failure, Failure):
+        details["error"] = failure.type.__name__ if failure.type is not None else "unknown"
+        details["traceback"] = failure.getTraceback()
+        message = message or str(event.get("why") or "") or "unhandled error"
+    rank = event.get("log_level")
+    if rank in (LogLevel.error, LogLevel.critical) or event.get("isError"):
+        return "error", message, details
+    return ("warn" if rank is LogLevel.warn else "info"), message, details
+
+
+class StdlibHandler(logging.Handler):
+    """Hands records of the standard library's `logging` to `log`, level INFO and above."""
+
+    def __init__(self, log: EventSink) -> None:
+        super().__init__(logging.INFO)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except Exception:  # the arguments do not fit the format: somebody else's mistake must not become ours
+            message = str(record.msg)
+        details: dict[str, Any] = {"namespace": record.name}
+        if record.exc_info and record.exc_info[0] is not None:
+            details["error"] = record.exc_info[0].__name__
+            details["traceback"] = logging.Formatter().formatException(record.exc_info)
+        level: Level = "info"
+        if record.levelno >= logging.ERROR:
+            level = "error"
+        elif record.levelno >= logging.WARNING:
+            level = "warn"
+        self._log.event("twisted", level=level, message=message, **details)

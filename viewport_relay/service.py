@@ -1,0 +1,287 @@
+"""The relay as a Twisted service: builds everything from a `Config`, starts it, drains it.
+
+It wires and times; rules live in the rooms below it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.task import LoopingCall
+from twisted.logger import ILogObserver
+from twisted.protocols.haproxy import proxyEndpoint
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.components import Componentized
+
+from viewport_relay import __version__
+from viewport_relay.admin.site import build as build_door
+from viewport_relay.admission.addresses import client_address
+from viewport_relay.admission.gate import Gate
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.config import Config
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.twistedlog import TwistedObserver
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.views import TargetView
+from viewport_relay.wire.heartbeat import Heartbeat
+from viewport_relay.wire.hub import Hub
+from viewport_relay.wire.site import RelaySite, Root
+from viewport_relay.wire.tls import ServerContext
+from viewport_relay.wire.upgrade import UpgradeResource
+from viewport_relay.wire.websocket import ConnectionFactory
+from viewport_relay.wire.worker import WorkerTransport
+
+_BACKLOG: Final = 1024
+
+
+class RelayState:
+    """The relay as the operator's door sees it (`admin.state.StateSource`)."""
+
+    def __init__(self, service: RelayService) -> None:
+        self._service = service
+
+    def targets(self) -> Sequence[TargetView]:
+        service = self._service
+        return service.hub.registry.views(service.now() - service.reactor.seconds())
+
+    def connections(self) -> Mapping[str, int]:
+        return {role.value: number for role, number in self._service.hub.registry.joined.items()}
+
+    def disconnect(
+        self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
+    ) -> int:
+        found = 0
+        for connection in tuple(self._service.factory.connections):
+            peer = connection.routed
+            if (
+                peer is not None
+                and connection_id in (None, peer.connection_id)
+                and workspace_id in (None, peer.grant.workspace_id)
+                and runtime_target_id in (None, peer.grant.runtime_target_id)
+            ):
+                connection.end(Reason.DISCONNECTED_BY_OPERATOR)
+                found += 1
+        return found
+
+    def flush_caches(self) -> None:
+        self._service.gate.flush()
+
+    def readiness(self) -> tuple[bool, str]:
+        if self._service.upgrade.stopping:
+            return False, Reason.RELAY_SHUTTING_DOWN.code
+        return self._service.gate.ready()
+
+    def jwks_age(self) -> float | None:
+        return self._service.gate.jwks_age_seconds
+
+    def backplane(self) -> Mapping[str, Any]:
+        return {"mode": self._service.config.backplane_mode}
+
+
+class RelayService(MultiService):
+    """One relay. Give it a reactor, the settings and the log; set it on an application or start it as it is."""
+
+    def __init__(self, reactor: Any, config: Config, log: EventLog) -> None:
+        MultiService.__init__(self)
+        self.reactor = reactor
+        self.config = config
+        self.log = log
+        self.now = time.time
+        self.counters = Counters()
+        self.client = HttpClient.from_config(reactor, config)
+        self.gate = Gate.from_config(reactor, config, log, self.counters, self.now, self.client)
+        workers = WorkerTransport(self.client, config.server_url, config.frame_max_bytes, log, self.counters)
+        self.hub = Hub(config, reactor, log, self.counters, workers, self.now)
+        self.factory = ConnectionFactory(reactor, self.hub)
+        self.upgrade = UpgradeResource(
+            config,
+            self.hub,
+            self.gate,
+            self.factory,
+            WindowCounter(config.rate_limit_per_ip),
+            ConnectionCounts(
+                max_total=config.max_total_connections,
+                max_per_ip=config.max_connections_per_ip,
+                max_clients=config.max_clients_per_workspace,
+            ),
+        )
+        self.state = RelayState(self)
+        self.heartbeat = Heartbeat(config, reactor, lambda: self.factory.connections, self.counters)
+        self.port: int | None = None
+        self._ports: list[IListeningPort] = []
+        self._timers: list[LoopingCall] = []
+        self._drained: Deferred[None] | None = None
+        self._signals = 0
+
+    def setServiceParent(self, parent: Any) -> None:
+        """On an application, its log becomes ours: JSON lines, Twisted's own included."""
+        if isinstance(parent, Componentized):
+            observer = TwistedObserver(self.log, from_thread=self.reactor.callFromThread)
+            parent.setComponent(ILogObserver, observer)
+        MultiService.setServiceParent(self, parent)
+
+    # -- start -------------------------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        MultiService.startService(self)
+        for warning in self.config.warnings:
+            self.log.event("config_warning", level="warn", message=warning)
+        self._listen(self._public_endpoint(), self._public_factory(), "RELAY_LISTEN_PORT")
+        if self.config.admin_listen:
+            self._listen(self._admin_endpoint(), self._admin_factory(), "RELAY_ADMIN_LISTEN")
+        self.gate.start()
+        self.heartbeat.start()
+        self._every(self.config.cleanup_interval_ms / 1000, self.hub.clean_up)
+        self._every(1.0, self.log.sweep)
+        self.reactor.callWhenRunning(self._take_signals)
+        self.log.event(
+            "relay_started",
+            message=f"listening on {self.config.listen_host}:{self.port}",
+            version=__version__,
+            relayId=self.config.relay_id,
+            mode=self.config.mode,
+            port=self.port,
+            backplaneMode=self.config.backplane_mode,
+        )
+
+    def _every(self, seconds: float, call: Any) -> None:
+        timer = LoopingCall(call)
+        timer.clock = self.reactor
+        timer.start(seconds, now=False)
+        self._timers.append(timer)
+
+    def _public_endpoint(self) -> IStreamServerEndpoint:
+        config = self.config
+        if config.listen_endpoint:
+            endpoint: IStreamServerEndpoint = serverFromString(self.reactor, config.listen_endpoint)
+        else:
+            endpoint = self._tcp(config.listen_host, config.listen_port)
+        return proxyEndpoint(endpoint) if config.proxy_protocol else endpoint
+
+    def _admin_endpoint(self) -> IStreamServerEndpoint:
+        host, _, port = (self.config.admin_listen or "").rpartition(":")
+        return self._tcp(host.strip("[]"), int(port))
+
+    def _tcp(self, host: str, port: int) -> IStreamServerEndpoint:
+        kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
+        name = "127.0.0.1" if host == "localhost" else host
+        return kind(self.reactor, port, backlog=_BACKLOG, interface=name)
+
+    def _public_factory(self) -> IProtocolFactory:
+        site: IProtocolFactory = RelaySite(Root(self.upgrade, self._door(admin=not self.config.admin_listen)))
+        context = ServerContext.from_config(self.config)
+        return site if context is None else TLSMemoryBIOFactory(context, False, site)
+
+    def _admin_factory(self) -> IProtocolFactory:
+        return RelaySite(Root(None, self._door(admin=True)))
+
+    def _door(self, *, admin: bool) -> Any:
+        return build_door(
+            self.config,
+            log=self.log,
+            counters=self.counters,
+            state=self.state,
+            reactor=self.reactor,
+            started_at=self.now(),
+            now=self.now,
+            client_ip=self._client_ip,
+            admin=admin,
+        )
+
+    def _client_ip(self, request: Any) -> str:
+        host = str(getattr(request.getClientAddress(), "host", None) or "unknown")
+        forwarded = [
+            v.decode("latin-1") for v in request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())
+        ]
+        return client_address(host, forwarded, self.config.trusted_proxies)
+
+    def _listen(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, name: str) -> None:
+        """Listen now or not at all: without its port the relay ends with status 1."""
+
+        def listening(port: IListeningPort) -> None:
+            self._ports.append(port)
+            if self.port is None:
+                self.port = getattr(port.getHost(), "port", None)
+
+        failures: list[BaseException] = []
+        endpoint.listen(factory).addCallbacks(listening, lambda failure: failures.append(failure.value))
+        for error in failures:
+            why = error.socketError if isinstance(error, CannotListenError) else error
+            self.log.event("listen_failed", level="error", message=f"{name}: cannot listen: {why}")
+            raise SystemExit(1)
+
+    # -- stop --------------------------------------------------------------------------------------------
+
+    def _take_signals(self) -> None:
+        # twistd raises a signal again after the shutdown, so that a clean end would look like a crash.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: self.reactor.callFromThread(self._signalled, number))
+
+    def _signalled(self, number: int) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self.log.event("relay_stopping", message=f"{signal.Signals(number).name} received")
+            self.reactor.stop()
+        else:
+            self._end_at_once()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening, close every peer 1001, wait for them (at most RELAY_DRAIN_SECONDS)."""
+        for timer in self._timers:
+            if timer.running:
+                timer.stop()
+        self.upgrade.stopping = True
+        stopped = self._drain()
+        stopped.addCallback(self._stop_the_rest)
+        return stopped
+
+    def _drain(self) -> Deferred[None]:
+        for port in self._ports:
+            port.stopListening()
+        self._ports.clear()
+        waiting = list(self.factory.connections)
+        if not waiting:
+            return succeed(None)
+        self._drained = Deferred()
+        left = len(waiting)
+
+        def gone() -> None:
+            nonlocal left
+            left -= 1
+            if not left and self._drained is not None and not self._drained.called:
+                self._drained.callback(None)
+
+        for connection in waiting:
+            connection.when_lost(gone)
+            connection.end(Reason.RELAY_SHUTTING_DOWN)
+        deadline = self.reactor.callLater(self.config.drain_seconds, self._end_at_once)
+
+        def cancel(result: None) -> None:
+            if deadline.active():
+                deadline.cancel()
+
+        return self._drained.addCallback(cancel)
+
+    def _end_at_once(self) -> None:
+        for connection in tuple(self.factory.connections):
+            connection.cut(Reason.RELAY_SHUTTING_DOWN)
+        if self._drained is not None and not self._drained.called:
+            self._drained.callback(None)
+
+    def _stop_the_rest(self, _: None) -> None:
+        self.heartbeat.stop()
+        self.gate.stop()
+        self.client.close()
+        MultiService.stopService(self)
+        self.log.event("relay_stopped")
+        self.log.close()

@@ -1,0 +1,116 @@
+"""`twistd viewport-relay`: options, settings, and the service; it decides nothing else."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from typing import Any, ClassVar
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, load
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.service import RelayService
+
+
+def _environment_help() -> str:
+    """All settings, for --help."""
+    lines = []
+    group = ""
+    for variable in VARIABLES:
+        if variable.group != group:
+            group = variable.group
+            lines.append(f"\n  {group}:")
+        file_too = f" (or {variable.name}_FILE)" if variable.secret else ""
+        lines.append(f"    {variable.name}{file_too} [{variable.shown_default}]\n        {variable.help}")
+    return "\n".join(lines)
+
+
+class Options(usage.Options):
+    """Options for what is set most often; every setting is an environment variable."""
+
+    synopsis = "[options]"
+    longdesc = "Routes end-to-end encrypted frames between coding-agent daemons and their clients."
+    optFlags: ClassVar = [
+        ["dev", None, "start the embedded dev platform too (loopback only, never in RELAY_MODE=prod)"]
+    ]
+    optParameters: ClassVar = [
+        ["dev-port", None, 0, "port of the dev platform (0: any free one)", int],
+        *[[v.option, None, None, f"{v.help} [{v.name}]"] for v in VARIABLES if v.option],
+    ]
+
+    def getUsage(self, width: int | None = None) -> str:
+        text: str = super().getUsage(width)
+        return f"{text}\nEnvironment variables, with their defaults:\n{_environment_help()}\n"
+
+    def postOptions(self) -> None:
+        # twistd's own default would be a file in the working directory, which may be read-only.
+        parent = self.parent
+        if parent is not None and parent.get("pidfile") == "twistd.pid":
+            parent["pidfile"] = ""
+
+    def overrides(self) -> dict[str, str]:
+        """Attributes of `Config` that were given as options."""
+        return {v.attribute: self[v.option] for v in VARIABLES if v.option and self[v.option] is not None}
+
+
+def settings(options: Options, environ: dict[str, str]) -> Config:
+    """The effective settings; prints every problem and ends with status 78 when they cannot work."""
+    try:
+        return load(environ, options.overrides(), dev_platform=bool(options["dev"]))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"viewport-relay: {problem}", file=sys.stderr)
+        raise SystemExit(EX_CONFIG) from None
+
+
+def makeService(options: Options) -> IService:
+    """Called by twistd. Raises SystemExit when the settings cannot work."""
+    from twisted.internet import reactor
+
+    environ = dict(os.environ)
+    platform = None
+    if options["dev"]:
+        # Judge everything else first: nothing is started with settings that cannot work.
+        settings(options, environ)
+        platform = _dev_platform(reactor, environ, options["dev-port"])
+    config = settings(options, environ)
+    log = EventLog(
+        sys.stdout,
+        max_entries=config.max_logs,
+        level=config.log_level,  # type: ignore[arg-type]  # the table admits only levels
+        secrets=_secrets(config),
+    )
+    try:
+        service = RelayService(reactor, config, log)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"viewport-relay: {problem}", file=sys.stderr)
+        raise SystemExit(EX_CONFIG) from None
+    if platform is not None:
+        log.event("dev_platform", message=f"the dev platform answers at {platform.url}", url=platform.url)
+    return service
+
+
+def _secrets(config: Config) -> list[str]:
+    values = (getattr(config, v.attribute) for v in VARIABLES if v.secret and v.attribute != "redis_url")
+    return [value for value in values if value]
+
+
+def _dev_platform(reactor: Any, environ: dict[str, str], port: int) -> Any:
+    """Start the dev platform and point `environ` at it."""
+    from viewport_relay.devplatform import DevPlatform
+
+    internal_key = environ.get("RELAY_INTERNAL_KEY") or secrets.token_urlsafe(32)
+    platform = DevPlatform(reactor, internal_key=internal_key, credential=environ.get("DEV_CREDENTIAL"))
+    failures: list[BaseException] = []
+    platform.listen(reactor, port).addCallbacks(
+        lambda _: None, lambda failure: failures.append(failure.value)
+    )
+    for error in failures:
+        print(f"viewport-relay: --dev-port {port}: cannot listen: {error}", file=sys.stderr)
+        raise SystemExit(1)
+    environ.update(platform.relay_environment())
+    return platform
