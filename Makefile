@@ -42,25 +42,23 @@ docs: $(READY) ## write the generated pages and README table again
 
 $(RELEASE_VENV)/.ready: setup.cfg Makefile $(READY)
 	@$(BIN)/python -m venv --clear $(RELEASE_VENV)
-	@$(RELEASE_VENV)/bin/python -m pip install --quiet build cyclonedx-bom uv
+	@$(RELEASE_VENV)/bin/python -m pip install --quiet --quiet build cyclonedx-bom uv
 	@touch $@
 
 # uv resolves for every Python from 3.11 on at once (with markers), which pip-compile does for the running one only.
-LOCK = $(RELEASE_VENV)/bin/uv pip compile setup.cfg --quiet --universal --python-version 3.11 --generate-hashes \
+LOCK = $(RELEASE_VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --upgrade --custom-compile-command "make lock"
 
-lock: $(RELEASE_VENV)/.ready ## resolve the dependencies again, into requirements.lock and requirements-dev.lock
-	@$(LOCK) --output-file requirements.lock
-	@$(LOCK) --extra test --extra dev --output-file requirements-dev.lock
-	@rm -rf viewport_relay.egg-info
+lock: $(RELEASE_VENV)/.ready ## resolve the dependencies again, into requirements*.lock
+	@$(LOCK) setup.cfg --output-file requirements.lock
+	@$(LOCK) setup.cfg --extra test --extra dev --output-file requirements-dev.lock
+	@echo 'setuptools>=77' | $(LOCK) - --output-file requirements-build.lock
 
 release: $(RELEASE_VENV)/.ready ## build sdist and wheel into dist/, and check them in a clean environment
 	@tools/build-release $(RELEASE_VENV)
 
-sbom: $(RELEASE_VENV)/.ready ## write sbom.json (CycloneDX) of what the locked requirements bring
-	@$(RELEASE_VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --of JSON \
-		--output-reproducible --output-file sbom.json requirements.lock
-	@echo "sbom.json: $$(grep -c '"bom-ref"' sbom.json) entries"
+sbom: $(RELEASE_VENV)/.ready ## write sbom.json (CycloneDX): the relay and what it runs with, with licences
+	@tools/make-sbom $(RELEASE_VENV) sbom.json
 
 clean: ## remove the environments and everything that was built
 	@rm -rf $(VENV) $(RELEASE_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis

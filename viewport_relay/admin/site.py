@@ -83,13 +83,8 @@ class Door(Resource):
         except BadRequest as bad:
             return refuse_bad(request, bad)
 
-    def start(self) -> None:
-        """Begin to keep the numbers of the last hour."""
-        if self._history is not None:
-            self._history.start()
-
     def stop(self) -> None:
-        """The reverse; safe at any time."""
+        """Stop keeping the numbers of the last hour; safe at any time."""
         if self._history is not None:
             self._history.stop()
 
@@ -115,7 +110,7 @@ def build(
 
     `started_at` and `now` are of the same clock, seconds since the epoch. `admin=False` makes a door without
     admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
-    The service calls `start` and `stop` of the door with its own.
+    From here on the door keeps the numbers of the last hour, until its `stop`.
     """
     gate = Gate(config.admin_token if config.enable_admin_http else None, now=now)
     routes: dict[tuple[bytes, bytes], Route] = {
@@ -125,6 +120,7 @@ def build(
     history: History | None = None
     if admin:
         history = History(counters, state, reactor, now)
+        history.start()
         logs = LogsPage(log, reactor, now=now, client_ip=client_ip)
         metrics = MetricsPage(config, counters, state, log, started_at, now)
         actions = Actions(state, log, client_ip)

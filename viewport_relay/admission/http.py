@@ -119,6 +119,10 @@ class Unreachable(HttpFailure):
     """Nobody answered in time, or not in HTTP; `why` is "connection refused", "time out", "TLS: …"."""
 
 
+class TimedOut(Unreachable):
+    """There was no whole answer within the limit."""
+
+
 class TooLarge(HttpFailure):
     """The body is longer than the call allows; it was not read further."""
 
@@ -177,7 +181,7 @@ class HttpClient:
 
 
 def _expired(result: object, limit: float) -> Answer:
-    raise Unreachable("time out")
+    raise TimedOut("time out")
 
 
 def _is_cancelled(error: Exception) -> bool:

@@ -18,7 +18,7 @@ from attrs import evolve, field, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from viewport_relay.admission.grant import Claims, UpgradeQuery
-from viewport_relay.admission.http import Call, HttpClient, HttpFailure
+from viewport_relay.admission.http import Call, HttpClient, HttpFailure, TimedOut
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.counters import Counters
@@ -58,6 +58,7 @@ class PlatformValidator:
         counters: Counters,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         self._http = http
         self._settings = settings
         self._counters = counters
@@ -113,23 +114,28 @@ class PlatformValidator:
         if query.runtime_target_id is not None:
             question["runtimeTargetId"] = query.runtime_target_id
         body = json.dumps(question, separators=(",", ":")).encode("ascii")
+        began = self._clock.seconds()
         try:
             answer = await self._http.ask(self._call, body)
         except HttpFailure as failure:
-            self._counters.validations["failed"] += 1
+            self._count("failed", began, "timeout" if isinstance(failure, TimedOut) else "failed")
             raise judge_failure(failure) from None
         verdict = judge(answer, query, (token, self._settings.internal_key or ""))
         if isinstance(verdict, Claims):
-            self._counters.validations["ok"] += 1
+            self._count("ok", began)
             return verdict
         if verdict.reason in DENIALS:
-            self._counters.validations["denied"] += 1
+            self._count("denied", began)
             return verdict
-        self._counters.validations["failed"] += 1
+        self._count("failed", began)
         if verdict.reason is Reason.INTERNAL_KEY_MISMATCH:
             self._alarm.mismatch(verdict)
             verdict = evolve(verdict, level="info")
         raise verdict
+
+    def _count(self, outcome: str, began: float, timed_as: str | None = None) -> None:
+        self._counters.validations[outcome] += 1
+        self._counters.platform_answered(timed_as or outcome, self._clock.seconds() - began)
 
     def _ttl(self, verdict: Claims | Refusal, expires: float) -> float:
         if isinstance(verdict, Refusal):

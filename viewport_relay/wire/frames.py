@@ -27,6 +27,9 @@ CHANNEL_PREFIX: Final = "agent-session:"
 _PROFILES: Final = frozenset({"noise-ik", "noise-ikpsk2"})
 _JsonObject: TypeAlias = Mapping[str, Any]
 
+#: A message as it came. Known to be UTF-8.
+Message: TypeAlias = bytes | memoryview
+
 
 class E2ee(msgspec.Struct, frozen=True, gc=False):
     """An end-to-end encrypted envelope. `session_id` is compared as it is."""
@@ -117,14 +120,14 @@ class _StrictE2ee(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 _strict_e2ee = msgspec.json.Decoder(_StrictE2ee).decode
 
 
-def fast_e2ee(message: bytes | bytearray | memoryview) -> E2ee | None:
+def fast_e2ee(message: Message) -> E2ee | None:
     """The frame when `message` is an e2ee frame of the usual form; None says nothing about it.
 
     `message` must be known to be UTF-8: msgspec checks the syntax of what it skips, not its encoding.
     """
     try:
         frame = _strict_e2ee(message)
-    except (msgspec.DecodeError, RecursionError):  # ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is a DecodeError
         return None
     raw = memoryview(frame.ciphertext)
     # A string whose first character is plain and visible is not blank; anything else is the full validator's.
@@ -147,6 +150,10 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+#: The least integer that a double rounds to infinity (IEEE 754, round half to even).
+_BEYOND_DOUBLE: Final = 2**1024 - 2**970
+
+
 def _integer(digits: str) -> int | float:
     # A double ends at 1.8e308; more digits are no integer, and int() of very many would be slow.
     return int(digits) if len(digits) <= 309 else float("inf")
@@ -160,7 +167,7 @@ def parse_json(text: str) -> Any:
 def as_integer(value: object) -> int | None:
     """The integer that JavaScript's Number.isInteger would see, or None (True, "1", 1.5 and 1e999 are none)."""
     if type(value) is int:
-        return value if -1.8e308 < value < 1.8e308 else None
+        return value if -_BEYOND_DOUBLE < value < _BEYOND_DOUBLE else None
     if type(value) is float and value.is_integer():
         return int(value)
     return None
@@ -361,9 +368,9 @@ _WORKER_RULES: Final[Mapping[str, Callable[[_JsonObject], WorkerRequest | None]]
 _SESSION_EVENT_SCHEMA: Final = "viewport.session_event_relay_frame/v1"
 
 
-def _object(message: bytes) -> _JsonObject | None:
+def _object(message: Message) -> _JsonObject | None:
     try:
-        value = parse_json(message.decode("utf-8"))
+        value = parse_json(str(message, "utf-8"))
     except (ValueError, RecursionError):
         return None
     return cast(_JsonObject, value) if type(value) is dict else None
@@ -375,7 +382,7 @@ def _by_type(frame: _JsonObject, rules: Mapping[str, Callable[[_JsonObject], Any
     return None if rule is None else rule(frame)
 
 
-def decode_client(message: bytes) -> ClientFrame | None:
+def decode_client(message: Message) -> ClientFrame | None:
     """The frame of a client's message (UTF-8), or None."""
     fast = fast_e2ee(message)
     if fast is not None:
@@ -384,7 +391,7 @@ def decode_client(message: bytes) -> ClientFrame | None:
     return None if frame is None else cast("ClientFrame | None", _by_type(frame, _CLIENT_RULES))
 
 
-def decode_daemon(message: bytes) -> DaemonFrame | None:
+def decode_daemon(message: Message) -> DaemonFrame | None:
     """The frame of a daemon's message (UTF-8), or None."""
     fast = fast_e2ee(message)
     if fast is not None:

@@ -26,7 +26,7 @@ from viewport_relay.routing.peer import Peer, Rates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import FrameRates, Router
 from viewport_relay.routing.seat import Contested, Refused
-from viewport_relay.wire.frames import decode_client, decode_daemon, decode_worker
+from viewport_relay.wire.frames import Message, decode_client, decode_daemon, decode_worker
 from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection
 from viewport_relay.wire.worker import WorkerTransport
 
@@ -108,12 +108,22 @@ class Hub:
             self._listen(connection, peer)
 
     def _listen(self, connection: Connection, peer: Peer) -> None:
-        receive = {
-            Role.CLIENT: self._from_client,
-            Role.DAEMON: self._from_daemon,
-            Role.WORKER: self._from_worker,
-        }
-        connection.receive = partial(receive[peer.role], connection, peer)
+        if peer.role is Role.CLIENT:
+            connection.route(
+                partial(self._judge_client, peer),
+                partial(self._client_decision, connection, peer),
+                partial(self._count_to_daemon, connection, peer),
+                is_daemon=False,
+            )
+        elif peer.role is Role.DAEMON:
+            connection.route(
+                partial(self._judge_daemon, peer),
+                partial(self._daemon_decision, connection, peer),
+                partial(self._count_to_clients, connection, peer),
+                is_daemon=True,
+            )
+        else:
+            connection.receive = partial(self._from_worker, connection, peer)
 
     def _rates(self, grant: Grant, ip: str, now: float) -> Rates:
         client = (grant.workspace_id, grant.client_id, ip)
@@ -202,42 +212,29 @@ class Hub:
 
     # -- frames --------------------------------------------------------------------------------------------------
 
-    def _from_client(self, connection: Connection, peer: Peer, message: bytes) -> None:
-        verdict = self._router.client_frame(peer, decode_client(message), connection.now)
-        if type(verdict) is Peer:
-            self._count_to_daemon(peer, len(message), connection.now)
-            _connection(verdict).deliver_from(connection, message)
-        else:
-            self._client_decision(connection, peer, verdict, message)
+    def _judge_client(self, peer: Peer, message: Message, now: float) -> Peer | Decision:
+        return self._router.client_frame(peer, decode_client(message), now)
 
-    def _count_to_daemon(self, peer: Peer, size: int, now: float) -> None:
+    def _judge_daemon(self, peer: Peer, message: Message, now: float) -> Peer | Decision:
+        return self._router.daemon_rate(peer, now) or self._router.daemon_frame(
+            peer, decode_daemon(message), now
+        )
+
+    def _count_to_daemon(self, connection: Connection, peer: Peer, frames: int, size: int) -> None:
         counters, target = self.counters, peer.target
-        counters.frames_client_to_daemon += 1
+        counters.frames_client_to_daemon += frames
         counters.bytes_client_to_daemon += size
-        target.frames += 1
+        target.frames += frames
         target.bytes += size
-        target.active_at = now
+        target.active_at = connection.now
 
-    def _from_daemon(self, connection: Connection, peer: Peer, message: bytes) -> None:
-        now = connection.now
-        limited = self._router.daemon_rate(peer, now)
-        if limited is not None:
-            self._close(connection, limited)
-            return
-        verdict = self._router.daemon_frame(peer, decode_daemon(message), now)
-        if type(verdict) is Peer:
-            if _connection(verdict).deliver(message):
-                self._count_to_clients(peer, 1, len(message), now)
-        else:
-            self._daemon_decision(connection, peer, verdict, message)
-
-    def _count_to_clients(self, peer: Peer, copies: int, size: int, now: float) -> None:
+    def _count_to_clients(self, connection: Connection, peer: Peer, frames: int, size: int) -> None:
         counters, target = self.counters, peer.target
-        counters.frames_daemon_to_clients += copies
-        counters.bytes_daemon_to_clients += copies * size
-        target.frames += copies
-        target.bytes += copies * size
-        target.active_at = now
+        counters.frames_daemon_to_clients += frames
+        counters.bytes_daemon_to_clients += size
+        target.frames += frames
+        target.bytes += size
+        target.active_at = connection.now
 
     def _from_worker(self, connection: Connection, peer: Peer, message: bytes) -> None:
         limited = self._router.worker_rate(peer, connection.now)
@@ -282,7 +279,7 @@ class Hub:
         match verdict:
             case FanOut(receivers):
                 copies = sum(_connection(receiver).deliver(message) for receiver in receivers)
-                self._count_to_clients(peer, copies, len(message), connection.now)
+                self._count_to_clients(connection, peer, copies, copies * len(message))
             case Drop():
                 self.counters.frames_daemon_rejected += 1
                 self._drop(peer, verdict)

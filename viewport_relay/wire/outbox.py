@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from socket import socket
 from typing import Final, Protocol
 
 from twisted.internet.interfaces import IPushProducer
@@ -24,6 +25,13 @@ class Transport(Protocol):
     def write(self, data: bytes, /) -> None: ...
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
     def unregisterProducer(self) -> None: ...
+
+
+class DirectTransport(Transport, Protocol):
+    """A plain TCP transport of Twisted, whose socket may be written while its own buffer is empty."""
+
+    dataBuffer: bytes
+    _tempDataLen: int
 
 
 class Feeder(Protocol):
@@ -47,10 +55,12 @@ class Outbox:
     """The way out of one connection. `blocked` says that the transport has enough for now."""
 
     __slots__ = (
+        "_direct",
         "_in_transport",
         "_lanes",
         "_last",
         "_on_resume",
+        "_socket",
         "_transport",
         "_turns",
         "blocked",
@@ -60,6 +70,8 @@ class Outbox:
     def __init__(self, transport: Transport, on_resume: Callable[[], None]) -> None:
         """`on_resume` is called whenever everything has gone to the transport and it takes more."""
         self._transport = transport
+        self._direct: DirectTransport | None = None
+        self._socket: socket | None = None
         self._on_resume = on_resume
         self._lanes: dict[Feeder | None, _Lane] = {}
         self._turns: deque[_Lane] = deque()  # lanes that hold something
@@ -74,21 +86,30 @@ class Outbox:
         """Bytes that wait, here and (at most) in the transport."""
         return self.queued + self._in_transport
 
-    def write(self, data: bytes) -> None:
-        """Send bytes of the connection's own lane."""
-        if self.blocked:
-            self._wait(None, data)
-        else:
-            self._in_transport = len(data)
-            self._transport.write(data)
+    def write_directly(self, transport: DirectTransport, sock: socket) -> None:
+        """From now on write to the socket at once while nothing waits: it saves a turn of the reactor."""
+        self._direct = transport
+        self._socket = sock
 
-    def write_from(self, feeder: Feeder, data: bytes) -> None:
-        """Send bytes that `feeder` brought; if they must wait, it is not read until they have gone."""
+    def write(self, data: bytes | memoryview, feeder: Feeder | None = None) -> None:
+        """Send bytes; if they must wait, `feeder`, who brought them, is not read until they have gone.
+
+        A memoryview is used up when this returns.
+        """
         if self.blocked:
-            self._wait(feeder, data)
-        else:
-            self._in_transport = len(data)
-            self._transport.write(data)
+            self._wait(feeder, bytes(data))
+            return
+        sock, direct = self._socket, self._direct
+        if sock is not None and direct is not None and not direct.dataBuffer and not direct._tempDataLen:
+            try:
+                sent = sock.send(data)
+            except OSError:
+                sent = 0  # full, or broken: the transport finds out which
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._in_transport = len(data)
+        self._transport.write(bytes(data))
 
     def write_last(self, data: bytes) -> None:
         """Send these bytes after everything that waits (a Close frame)."""
@@ -156,6 +177,7 @@ class Outbox:
         lanes, self._lanes = self._lanes, {}
         self._turns.clear()
         self._last = None
+        self._socket = None
         self.queued = 0
         self._in_transport = 0
         self.blocked = True

@@ -21,10 +21,13 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from viewport_relay.reasons import CloseCode, Reason
+from viewport_relay.routing.decisions import Decision
+from viewport_relay.routing.peer import Peer
+from viewport_relay.wire.fastpath import Reader, can_read_directly
+from viewport_relay.wire.frames import Message
 from viewport_relay.wire.outbox import Outbox
 
 if TYPE_CHECKING:
-    from viewport_relay.routing.peer import Peer
     from viewport_relay.wire.hub import Hub
 
 #: Seconds that a closing connection has: to take what is queued, and to answer the Close.
@@ -71,6 +74,13 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         self.subprotocol: str | None = None
         self.noise = "none"
         self.receive: Callable[[bytes], None] = self._ignore
+        # For connections whose messages are routed: `judge` gives the receiver or a decision, which `decide`
+        # carries out, and `count_forwarded` counts messages and their bytes. `receive` is then `_route`.
+        self.judge: Callable[[Message, float], Peer | Decision] | None = None
+        self.decide: Callable[[Peer | Decision, bytes], None] = self._undecided
+        self.count_forwarded: Callable[[int, int], None] = self._uncounted
+        self.is_daemon = False
+        self.reader: Reader | None = None
         self.encode: Callable[[bytes], bytes] | None = None  # the link's, when there is one
         self.early = b""  # received before the 101
         self.routed: Peer | None = None  # what routing knows it as, while it is part of it
@@ -102,6 +112,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         self.link = link
         self.outbox = Outbox(self.transport, self._resumed)
         self.transport.write(response)
+        self.reader = None if link or not self.factory.fast_path else self._fast_reader()
         # What Autobahn's own succeedHandshake leaves behind.
         self.state = self.STATE_OPEN
         self.websocket_version = 13
@@ -110,23 +121,69 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         self.current_frame = None
         self.factory.connections.add(self)
 
+    def _fast_reader(self) -> Reader:
+        reader = Reader(self, self.factory.frame_max_bytes)
+        reader.start(self.transport)
+        if can_read_directly(self.transport):
+            self.outbox.write_directly(self.transport, self.transport.socket)
+        return reader
+
     # -- receiving ---------------------------------------------------------------------------------------
 
+    def route(
+        self,
+        judge: Callable[[Message, float], Peer | Decision],
+        decide: Callable[[Peer | Decision, bytes], None],
+        count_forwarded: Callable[[int, int], None],
+        *,
+        is_daemon: bool,
+    ) -> None:
+        """Messages are routed from now on."""
+        self.judge = judge
+        self.decide = decide
+        self.count_forwarded = count_forwarded
+        self.is_daemon = is_daemon
+        self.receive = self._route
+
     def dataReceived(self, data: bytes) -> None:
-        self.now = self.last_seen = self.factory.clock.seconds()
+        if self.reader is not None:
+            self.reader.feed(data)
+        else:
+            self.now = self.last_seen = self.factory.clock.seconds()
+            self._dataReceived(data)
+
+    def autobahn_received(self, data: bytes) -> None:
+        """What the fast path does not handle."""
         self._dataReceived(data)
+
+    def _route(self, message: bytes) -> None:
+        assert self.judge is not None
+        verdict = self.judge(message, self.now)
+        if type(verdict) is Peer:
+            to: Any = verdict.outlet
+            if to.take(self, to.frame(message)):
+                self.count_forwarded(1, len(message))
+        else:
+            self.decide(verdict, message)
+
+    def _undecided(self, verdict: Peer | Decision, message: bytes) -> None:
+        raise AssertionError("nobody carries out decisions yet")
+
+    def _uncounted(self, messages: int, size: int) -> None:
+        raise AssertionError("nobody counts yet")
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         if self.ending is not None:
             return
-        if self.encode is None and isBinary and not self._is_utf8(payload):
+        if self.encode is None and isBinary and not self.is_utf8(payload):
             self.end(Reason.FRAME_NOT_UTF8, "a binary message is not UTF-8")
             return
         self.message_is_text = not isBinary
         self.receive(payload)
 
     @staticmethod
-    def _is_utf8(payload: bytes) -> bool:
+    def is_utf8(payload: bytes) -> bool:
+        """Whether a message is text (RFC 6455 section 8.1)."""
         if payload.isascii():
             return True
         try:
@@ -137,7 +194,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
 
     def onMessageEnd(self) -> None:
         # Autobahn's own goes on to make a Deferred for each message, for listeners that we do not have.
-        chunks: list[bytes] = self.message_data
+        chunks: list[bytes] = self.message_data  # type: ignore[has-type]  # Autobahn's
         self.message_data = None
         if not self.failedByMe:
             self.onMessage(chunks[0] if len(chunks) == 1 else b"".join(chunks), self.message_is_binary)
@@ -171,21 +228,27 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         return frame_header(_BINARY, len(records)) + records
 
     def deliver(self, message: bytes) -> bool:
-        """Send a message to a client or worker; False when its queue is full and it is being closed for that."""
+        """Send a message; False when it is not taken."""
+        return self.take(None, self.frame(message))
+
+    def take(self, feeder: Connection | None, data: bytes | memoryview) -> bool:
+        """Send whole frames that `feeder` brought; a memoryview is used up when this returns.
+
+        A daemon's queue grows in the feeder's lane, and the feeder is not read until that has gone. A client or
+        worker is closed instead when RELAY_MAX_PENDING_BYTES wait for it. False: they are not taken.
+        """
         if self.ending is not None:
             return False
         outbox = self.outbox
+        if self.is_daemon:
+            outbox.write(data, feeder)
+            return True
         if outbox.blocked and outbox.pending >= self.factory.max_pending:
             self.factory.counters.ws_slow_client_terminated += 1
             self.end(Reason.BUFFER_OVERFLOW, f"{outbox.pending} bytes are queued")
             return False
-        outbox.write(self.frame(message))
+        outbox.write(data)
         return True
-
-    def deliver_from(self, feeder: Connection, message: bytes) -> None:
-        """Send a message to a daemon; if it must wait, `feeder` is not read until it has gone."""
-        if self.ending is None:
-            self.outbox.write_from(feeder, self.frame(message))
 
     def ping(self, now: float) -> None:
         """Ask for a sign of life (RFC 6455 section 5.5.2)."""
@@ -259,7 +322,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
             self.outbox.write(self.frame(reply.encode()))
         entry = reason.entry
         self.ending = Ending(reason, code or entry.close, entry.close_text if text is None else text)
-        self.receive = self._ignore
+        self._stop_listening()
         if logged:
             self.factory.hub.ended(self, logged_as or reason, detail, details or {})
         if self._paused_by:
@@ -268,6 +331,12 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
             self._deadline = self.factory.clock.callLater(delay, self._send_close)
         else:
             self._send_close()
+
+    def _stop_listening(self) -> None:
+        self.receive = self._ignore
+        self.judge = None
+        self.decide = self._undecided
+        self.count_forwarded = self._uncounted
 
     def _send_close(self) -> None:
         self._deadline = self.factory.clock.callLater(CLOSE_TIMEOUT, self._out_of_time)
@@ -281,7 +350,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         """Drop the connection without a Close: nobody is there to read it."""
         if self.ending is None:
             self.ending = Ending(reason, CloseCode.GOING_AWAY, "")
-            self.receive = self._ignore
+            self._stop_listening()
             self.factory.hub.ended(self, reason, "", {})
         self._give_up()
 
@@ -350,7 +419,9 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         self.factory.hub.left(self, "connection lost", None)
         self.outbox.stopProducing()
         self._paused_by.clear()
-        self.receive = self._ignore
+        self._stop_listening()
+        if self.reader is not None:
+            self.reader.close()
         callbacks, self._when_lost = self._when_lost, []
         for callback in callbacks:
             callback()
@@ -367,6 +438,8 @@ class ConnectionFactory(WebSocketServerFactory):  # type: ignore[misc]  # Autoba
         self.hub = hub
         self.counters = hub.counters
         self.max_pending = hub.config.max_pending_bytes
+        self.frame_max_bytes = hub.config.frame_max_bytes
+        self.fast_path = hub.config.fast_path
         self.connections: set[Connection] = set()
         self.setProtocolOptions(
             failByDrop=False,
@@ -380,11 +453,7 @@ class ConnectionFactory(WebSocketServerFactory):  # type: ignore[misc]  # Autoba
             tcpNoDelay=True,
         )
         self.resetProtocolOptions = None
-        self.limit_messages(hub.config.frame_max_bytes)
-
-    def limit_messages(self, frame_max_bytes: int) -> None:
-        """The longest message. A message on a link is longer by its records' headers and tags."""
-        self.setProtocolOptions(maxMessagePayloadSize=frame_max_bytes)
+        self.setProtocolOptions(maxMessagePayloadSize=self.frame_max_bytes)
 
     def buildProtocol(self, addr: object) -> Connection:
         raise NotImplementedError("connections come through the upgrade resource: use `adopt`")

@@ -1,0 +1,91 @@
+"""The watch over end-to-end exchanges: what it sees, and that it stays small."""
+
+from __future__ import annotations
+
+from viewport_relay.noise.connection import ConnectionNoise
+from viewport_relay.noise.exchange import PENDING_MAX, SESSIONS_MAX, ExchangeWatch, Session
+
+
+def test_init_response_rekey() -> None:
+    watch = ExchangeWatch()
+    watch.init_seen("r1", "noise-ik")
+    assert (watch.pending, watch.sessions) == (1, ())
+    assert watch.response_seen("r1", "s1", "noise-ik", 1) == Session("s1", "noise-ik", 1)
+    assert watch.pending == 0
+    wanted = watch.key_update_seen("s1", 2)
+    assert wanted is not None and wanted.next_epoch == 2
+    watch.init_seen("r2", "noise-ik", "s1")
+    renewed = watch.response_seen("r2", "s2", "noise-ik", 2)
+    assert renewed == Session("s2", "noise-ik", 2, rekeyed=True)
+    assert watch.sessions == (renewed,)  # the one before is over
+
+
+def test_rekey_under_the_same_session_id() -> None:
+    watch = ExchangeWatch()
+    watch.init_seen("r1", "noise-ikpsk2")
+    watch.response_seen("r1", "s1", "noise-ikpsk2", 1)
+    watch.init_seen("r2", "noise-ikpsk2", "s1")
+    assert watch.response_seen("r2", "s1", "noise-ikpsk2", 2) == Session(
+        "s1", "noise-ikpsk2", 2, rekeyed=True
+    )
+    assert len(watch.sessions) == 1
+
+
+def test_what_a_peer_should_not_accept_is_named() -> None:
+    watch = ExchangeWatch()
+    watch.init_seen("r1", "noise-ikpsk2")
+    weaker = watch.response_seen("r1", "s1", "noise-ik", 1)
+    assert weaker is not None and "profile" in weaker.oddity
+    for epoch, odd in ((5, True), (1, True), (2, False)):
+        watch = ExchangeWatch()
+        watch.init_seen("r1", "noise-ik")
+        watch.response_seen("r1", "s1", "noise-ik", 1)
+        watch.init_seen("r2", "noise-ik", "s1")
+        session = watch.response_seen("r2", "s2", "noise-ik", epoch)
+        assert session is not None and bool(session.oddity) is odd
+    watch.init_seen("r3", "noise-ik", "forgotten")
+    session = watch.response_seen("r3", "s3", "noise-ik", 7)
+    assert session is not None and session.rekeyed and not session.oddity
+
+
+def test_what_was_not_seen_is_nothing() -> None:
+    watch = ExchangeWatch()
+    assert watch.response_seen("r1", "s1", "noise-ik", 1) is None
+    assert watch.key_update_seen("s1", 2) is None
+    watch.init_seen("", "noise-ik")
+    assert watch.response_seen("", "s1", "noise-ik", 1) is None
+    watch.init_seen("r1", "noise-ik")
+    assert watch.response_seen("r1", "s1", "noise-ik", 1) is not None
+    assert watch.response_seen("r1", "s2", "noise-ik", 1) is None  # answered once
+
+
+def test_it_stays_small() -> None:
+    watch = ExchangeWatch()
+    for number in range(1000):
+        watch.init_seen(f"r{number}", "noise-ik")
+    assert watch.pending == PENDING_MAX
+    assert watch.response_seen("r0", "s", "noise-ik", 1) is None
+    for number in range(1000):
+        watch.init_seen(f"r{number}", "noise-ik")
+        watch.response_seen(f"r{number}", f"s{number}", "noise-ik", 1)
+    assert [session.session_id for session in watch.sessions] == [
+        f"s{n}" for n in range(1000 - SESSIONS_MAX, 1000)
+    ]
+    long = "x" * 257
+    watch = ExchangeWatch()
+    watch.init_seen(long, "noise-ik")
+    assert watch.pending == 0
+    watch.init_seen("r", "noise-ik", long)
+    assert watch.response_seen("r", "s", "noise-ik", 1) == Session("s", "noise-ik", 1)
+    watch.init_seen("r", "noise-ik")
+    assert watch.response_seen("r", long, "noise-ik", 1) is None
+
+
+def test_a_connection_has_its_watch_when_first_asked() -> None:
+    class Silent:
+        def established(self, pattern: object) -> None: ...
+
+    noise = ConnectionNoise(Silent())  # type: ignore[arg-type]
+    noise.begin()
+    noise.exchange.init_seen("r1", "noise-ik")
+    assert noise.exchange.pending == 1

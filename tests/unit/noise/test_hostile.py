@@ -1,0 +1,187 @@
+"""Hypothesis plays the peer, or sits between peer and relay. Whatever it does: nothing is established that should
+not be, nothing is raised, and there is always one reason.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.noise.peers import CONFIRM, Initiator, Recorder, connection, establish, grant
+from viewport_relay.admission.grant import Profile
+from viewport_relay.noise.connection import ConnectionNoise
+from viewport_relay.noise.policy import Pattern
+from viewport_relay.reasons import Reason
+
+HANDSHAKE = {Reason.NOISE_INVALID_PSK, Reason.NOISE_HANDSHAKE_MALFORMED}
+PATTERNS = st.sampled_from(Pattern)
+# A busy machine makes drawing slow; that is no fault of what is tested.
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def never_up(peer: Recorder, noise: ConnectionNoise) -> None:
+    """Failed once and for a documented reason, or still waiting, which the time-out ends."""
+    if peer.reason is None:
+        noise.timeout()
+        assert peer.reason is Reason.NOISE_TIMEOUT
+    assert peer.reason in {*HANDSHAKE, Reason.NOISE_TIMEOUT, Reason.NOISE_PSK_UNAVAILABLE}
+    assert not noise.established and peer.admitted == []
+    assert peer.failed[0][1]  # it says what exactly was wrong
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, message: bytes) -> bytes:
+    """`message` with bits flipped, cut short, made longer, or with a part doubled or moved; never itself."""
+    data = bytearray(message)
+    kind = draw(st.sampled_from(["flip", "cut", "grow", "double", "swap", "replace"]))
+    at = draw(st.integers(0, len(data) - 1))
+    if kind == "flip":
+        for _ in range(draw(st.integers(1, 3))):
+            data[draw(st.integers(0, len(data) - 1))] ^= 1 << draw(st.integers(0, 7))
+    elif kind == "cut":
+        del data[at:]
+    elif kind == "grow":
+        data[at:at] = draw(st.binary(min_size=1, max_size=200))
+    elif kind == "double":
+        data += data[at:]
+    elif kind == "swap":
+        data = data[at:] + data[:at]
+    else:
+        end = draw(st.integers(at + 1, len(data)))
+        data[at:end] = draw(st.binary(min_size=end - at, max_size=end - at))
+    assume(bytes(data) != message)
+    return bytes(data)
+
+
+@QUICK
+@given(data=st.data(), pattern=PATTERNS)
+def test_spoilt_message_1(data: st.DataObject, pattern: Pattern) -> None:
+    peer, noise = connection()
+    noise.receive(data.draw(spoilt(Initiator(pattern).message_1())))
+    assert peer.sent == [] and peer.reason in HANDSHAKE
+    never_up(peer, noise)
+
+
+@QUICK
+@given(data=st.data(), pattern=PATTERNS)
+def test_spoilt_confirm(data: st.DataObject, pattern: Pattern) -> None:
+    peer, noise = connection()
+    initiator = Initiator(pattern)
+    noise.receive(initiator.message_1())
+    initiator.read_message_2(peer.sent[0])
+    noise.receive(data.draw(spoilt(initiator.seal(CONFIRM))))
+    assert peer.reason is (
+        Reason.NOISE_INVALID_PSK if pattern is Pattern.IKPSK2 else Reason.NOISE_HANDSHAKE_MALFORMED
+    )
+    never_up(peer, noise)
+
+
+@QUICK
+@given(messages=st.lists(st.binary(max_size=300), max_size=6), pattern=PATTERNS, required=st.booleans())
+def test_garbage(messages: list[bytes], pattern: Pattern, required: bool) -> None:
+    peer, noise = connection(grant(required=Profile.IKPSK2 if required else None))
+    for message in messages:
+        assert noise.receive(message) is None
+    never_up(peer, noise)
+
+
+@QUICK
+@given(body=st.binary(min_size=96, max_size=96), pattern=PATTERNS)
+def test_garbage_in_the_form_of_message_1(body: bytes, pattern: Pattern) -> None:
+    peer, noise = connection()
+    noise.receive(bytes([1, pattern.value]) + body)
+    assert peer.reason is Reason.NOISE_HANDSHAKE_MALFORMED
+    never_up(peer, noise)
+
+
+@QUICK
+@given(
+    first=PATTERNS,
+    second=PATTERNS,
+    order=st.permutations(
+        ["message 1", "confirm", "frame", "message 1 of another link", "confirm of another link"]
+    ),
+    length=st.integers(0, 5),
+)
+def test_messages_reordered_and_replayed_from_another_link(
+    first: Pattern, second: Pattern, order: list[str], length: int
+) -> None:
+    """Only the one right order of one link's own messages opens it."""
+    recorded_peer, recorded = connection()
+    messages = {}
+    for suffix, pattern in (("", first), (" of another link", second)):
+        recorded_peer, recorded = connection()
+        initiator = Initiator(pattern)
+        messages["message 1" + suffix] = initiator.message_1()
+        recorded.receive(messages["message 1" + suffix])
+        initiator.read_message_2(recorded_peer.sent[0])
+        messages["confirm" + suffix] = initiator.seal(CONFIRM)
+        messages.setdefault("frame", initiator.seal(b'{"type":"e2ee"}'))
+    # Every one of them was recorded elsewhere, where the relay used other ephemeral keys.
+    peer, noise = connection()
+    for name in order[:length]:
+        assert noise.receive(messages[name]) is None
+    never_up(peer, noise)
+
+
+@QUICK
+@given(
+    pattern=PATTERNS,
+    events=st.lists(
+        st.sampled_from(["message 1", "confirm", "text", "timeout", "gone", "closes", "garbage", "frame"]),
+        max_size=10,
+    ),
+)
+def test_any_order_of_events(pattern: Pattern, events: list[str]) -> None:
+    """The peer itself is right; what happens around it comes in any order."""
+    peer, noise = connection()
+    initiator = Initiator(pattern)
+    message_1 = initiator.message_1()
+    for event in events:
+        if peer.sent and not initiator.noise.handshake_finished:
+            initiator.read_message_2(peer.sent[0])
+        ready = initiator.noise.handshake_finished
+        if event == "message 1":
+            noise.receive(message_1)
+        elif event in ("confirm", "frame"):
+            frame = CONFIRM if event == "confirm" else b"{}"
+            got = noise.receive(initiator.seal(frame) if ready else frame)
+            assert got in (None, frame)
+        elif event == "garbage":
+            assert noise.receive(b"garbage" * 9) is None
+        else:
+            tell = {"text": noise.text_message, "timeout": noise.timeout, "gone": noise.peer_gone}
+            tell.get(event, noise.relay_closes)()
+    assert len(peer.admitted) <= 1 and len(peer.failed) <= 1 and len(peer.noted) <= 1
+    assert not (peer.failed and peer.noted)
+    assert not (noise.established and peer.failed)
+    if peer.admitted:
+        assert events.index("confirm") > events.index("message 1")
+
+
+@QUICK
+@given(data=st.data(), pattern=PATTERNS, frames=st.lists(st.binary(max_size=100), min_size=1, max_size=4))
+def test_spoilt_records(data: st.DataObject, pattern: Pattern, frames: list[bytes]) -> None:
+    """Frames before the spoilt one arrive; it and all after it never do."""
+    peer, noise = connection()
+    initiator = establish(noise, peer, pattern)
+    messages = [initiator.seal(frame) for frame in frames]
+    victim = data.draw(st.integers(0, len(messages) - 1))
+    messages[victim] = data.draw(spoilt(messages[victim]))
+    got = [noise.receive(message) for message in messages]
+    assert got == [*frames[:victim], *([None] * (len(frames) - victim))]
+    assert peer.reason in (Reason.NOISE_DECRYPT_FAILED, Reason.FRAME_TOO_LARGE) and not noise.established
+
+
+@QUICK
+@given(pattern=PATTERNS, order=st.lists(st.integers(0, 4), min_size=1, max_size=8))
+def test_records_reordered_dropped_and_replayed(pattern: Pattern, order: list[int]) -> None:
+    peer, noise = connection()
+    initiator = establish(noise, peer, pattern)
+    messages = [initiator.seal(b"%d" % number) for number in range(5)]
+    right = True
+    for place, number in enumerate(order):
+        right = right and number == place
+        assert noise.receive(messages[number]) == (b"%d" % number if right else None)
+    assert noise.established is right
+    assert peer.reason is (None if right else Reason.NOISE_DECRYPT_FAILED)

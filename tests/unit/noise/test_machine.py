@@ -1,0 +1,210 @@
+"""Every pair of state and input of the machine, with a responder that always answers as told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from automat import NoTransition
+
+from tests.unit.noise.peers import Recorder
+from viewport_relay.noise import machine
+from viewport_relay.noise.diagram import INPUTS, STATES, transitions
+from viewport_relay.noise.machine import LINK_MACHINE, LinkCore
+from viewport_relay.noise.policy import Pattern
+from viewport_relay.reasons import Reason, Refusal
+
+MALFORMED, INVALID_PSK = Reason.NOISE_HANDSHAKE_MALFORMED, Reason.NOISE_INVALID_PSK
+TIMEOUT, DECRYPT = Reason.NOISE_TIMEOUT, Reason.NOISE_DECRYPT_FAILED
+GIVEN = Refusal(
+    Reason.NOISE_STATIC_KEY_MISMATCH, "given", details={"a": 1}
+)  # fed to inputs that take a refusal
+TAKES_REFUSAL = {"garbage", "wrong_pattern", "psk_unavailable", "wrong_static_key", "wrong_psk", "broken"}
+
+
+class Scripted:
+    """Stands for the responder: each step does nothing, or raises the refusal that was put in `refuse`."""
+
+    def __init__(self, pattern: Pattern = Pattern.IKPSK2) -> None:
+        self.pattern = pattern
+        self.refuse: dict[str, Refusal] = {}
+
+    def _step(self, name: str) -> None:
+        if name in self.refuse:
+            raise self.refuse[name]
+
+    def read_message_1(self, data: bytes) -> None:
+        self._step("message 1")
+
+    def check_static_key(self) -> None:
+        self._step("static key")
+
+    def write_message_2(self) -> bytes:
+        return b"message 2"
+
+    def read_confirm(self, data: bytes) -> None:
+        self._step("confirm")
+
+    def confirm_refused(self, why: str) -> Refusal:
+        return Refusal(INVALID_PSK if self.pattern is Pattern.IKPSK2 else MALFORMED, why)
+
+
+def fails(reason: Reason) -> tuple[str, list[tuple[str, Any]]]:
+    return "closed", [("fail", reason)]
+
+
+QUIET: list[tuple[str, Any]] = []
+GIVEN_FAILS = fails(GIVEN.reason)
+#: (state, input) -> where it ends once all that it sets off is over, and what the connection was told
+EXPECTED: dict[tuple[str, str], tuple[str, list[tuple[str, Any]]]] = {
+    ("awaiting", "link_not_offered"): ("established", [("established", None)]),
+    ("awaiting", "link_required"): fails(Reason.NOISE_LINK_REQUIRED),
+    ("awaiting", "message"): ("message_2_sent", [("send", b"message 2")]),
+    ("awaiting", "text_message"): fails(MALFORMED),
+    ("awaiting", "timeout"): fails(TIMEOUT),
+    ("awaiting", "peer_gone"): ("closed", QUIET),
+    ("awaiting", "relay_closes"): ("closed", QUIET),
+    ("awaiting", "message_1_good"): ("message_2_sent", [("send", b"message 2")]),
+    ("awaiting", "garbage"): GIVEN_FAILS,
+    ("awaiting", "wrong_pattern"): GIVEN_FAILS,
+    ("awaiting", "psk_unavailable"): GIVEN_FAILS,
+    ("message_1_read", "message"): fails(MALFORMED),
+    ("message_1_read", "text_message"): fails(MALFORMED),
+    ("message_1_read", "timeout"): fails(TIMEOUT),
+    ("message_1_read", "peer_gone"): ("closed", QUIET),
+    ("message_1_read", "relay_closes"): ("closed", QUIET),
+    ("message_1_read", "static_key_good"): ("message_2_sent", [("send", b"message 2")]),
+    ("message_1_read", "wrong_static_key"): GIVEN_FAILS,
+    ("message_2_sent", "message"): ("established", [("established", Pattern.IKPSK2)]),
+    ("message_2_sent", "text_message"): fails(INVALID_PSK),
+    ("message_2_sent", "timeout"): fails(TIMEOUT),
+    ("message_2_sent", "peer_gone"): ("closed", [("note", INVALID_PSK)]),
+    ("message_2_sent", "relay_closes"): ("closed", QUIET),
+    ("message_2_sent", "garbage"): GIVEN_FAILS,
+    ("message_2_sent", "confirm_good"): ("established", [("established", Pattern.IKPSK2)]),
+    ("message_2_sent", "wrong_psk"): GIVEN_FAILS,
+    ("confirmed", "text_message"): fails(DECRYPT),
+    ("confirmed", "timeout"): ("confirmed", QUIET),
+    ("confirmed", "peer_gone"): ("closed", QUIET),
+    ("confirmed", "relay_closes"): ("closed", QUIET),
+    ("confirmed", "admitted"): ("established", QUIET),
+    ("confirmed", "broken"): GIVEN_FAILS,
+    ("established", "text_message"): fails(DECRYPT),
+    ("established", "timeout"): ("established", QUIET),
+    ("established", "peer_gone"): ("closed", QUIET),
+    ("established", "relay_closes"): ("closed", QUIET),
+    ("established", "broken"): GIVEN_FAILS,
+    ("closed", "message"): ("closed", QUIET),
+    ("closed", "text_message"): ("closed", QUIET),
+    ("closed", "timeout"): ("closed", QUIET),
+    ("closed", "peer_gone"): ("closed", QUIET),
+    ("closed", "relay_closes"): ("closed", QUIET),
+    ("closed", "admitted"): ("closed", QUIET),
+    ("closed", "broken"): ("closed", QUIET),
+}
+
+
+def start(state: str, link: Scripted | None = None) -> tuple[Any, Recorder, LinkCore]:
+    peer = Recorder()
+    core = LinkCore(peer, link or Scripted())  # type: ignore[arg-type]
+    return LINK_MACHINE(core, getattr(machine, state)), peer, core
+
+
+def now(running: Any) -> str:
+    state: str = running.__automat_transitioner__._state.name
+    return state
+
+
+def feed(running: Any, symbol: str) -> None:
+    if symbol == "message":
+        running.message(b"data")
+    elif symbol in TAKES_REFUSAL:
+        getattr(running, symbol)(GIVEN)
+    else:
+        getattr(running, symbol)()
+
+
+def told(peer: Recorder) -> list[tuple[str, Any]]:
+    return [
+        *(("send", data) for data in peer.sent),
+        *(("established", pattern) for pattern in peer.admitted),
+        *(("fail", reason) for reason, _, _ in peer.failed),
+        *(("note", reason) for reason, _, _ in peer.noted),
+    ]
+
+
+def test_the_table_names_every_transition_of_the_machine_and_no_other() -> None:
+    assert {(t.state, t.input) for t in transitions()} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("symbol", INPUTS)
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_with_every_input(state: str, symbol: str) -> None:
+    running, peer, core = start(state)
+    if (state, symbol) not in EXPECTED:
+        with pytest.raises(NoTransition):  # nothing can cause it; a fault in the code would be loud
+            feed(running, symbol)
+        assert told(peer) == []
+        return
+    feed(running, symbol)
+    end, telling = EXPECTED[state, symbol]
+    assert (now(running), told(peer)) == (end, telling)
+    assert core.closed is (end == "closed" and state != "closed")
+    assert core.established is any(word == "established" for word, _ in telling)
+
+
+def test_what_cannot_happen_is_only_what_the_machine_tells_itself() -> None:
+    """Whatever comes from outside has a place in every state; a handshake message has none once records flow."""
+    outside = ["message", "text_message", "timeout", "peer_gone", "relay_closes"]
+    missing = {(s, i) for s in STATES for i in outside if (s, i) not in EXPECTED}
+    assert missing == {("confirmed", "message"), ("established", "message")}
+
+
+@pytest.mark.parametrize(("state", "step", "refusal"), [
+    ("awaiting", "message 1", Refusal(MALFORMED, "a")),
+    ("awaiting", "message 1", Refusal(INVALID_PSK, "b")),
+    ("awaiting", "message 1", Refusal(Reason.NOISE_PSK_UNAVAILABLE, "c")),
+    ("awaiting", "static key", Refusal(Reason.NOISE_STATIC_KEY_MISMATCH, "d", details={"x": 1})),
+    ("message_2_sent", "confirm", Refusal(MALFORMED, "e")),
+    ("message_2_sent", "confirm", Refusal(INVALID_PSK, "f")),
+])  # fmt: skip
+def test_a_message_that_the_responder_refuses(state: str, step: str, refusal: Refusal) -> None:
+    link = Scripted()
+    link.refuse[step] = refusal
+    running, peer, _ = start(state, link)
+    running.message(b"data")
+    assert now(running) == "closed"
+    assert (
+        peer.failed == [(refusal.reason, refusal.detail, refusal.details)]
+        and peer.sent == peer.admitted == []
+    )
+
+
+def test_under_ik_leaving_is_quiet_and_text_for_the_confirm_is_malformed() -> None:
+    running, peer, _ = start("message_2_sent", Scripted(Pattern.IK))
+    running.peer_gone()
+    assert now(running) == "closed" and told(peer) == []
+    running, peer, _ = start("message_2_sent", Scripted(Pattern.IK))
+    running.text_message()
+    assert told(peer) == [("fail", MALFORMED)]
+
+
+@pytest.mark.parametrize("inside", ["peer_gone", "relay_closes", "text_message"])
+def test_a_connection_may_end_from_within_established(inside: str) -> None:
+    running, peer, core = start("message_2_sent")
+
+    class Leaving(Recorder):
+        def established(self, pattern: Pattern | None) -> None:
+            super().established(pattern)
+            getattr(running, inside)()
+
+    core.peer = leaving = Leaving()
+    running.message(b"confirm")
+    assert now(running) == "closed" and leaving.admitted == [Pattern.IKPSK2] and core.closed
+    assert leaving.reason is (DECRYPT if inside == "text_message" else None) and told(peer) == []
+
+
+def test_a_handshake_without_a_link_is_a_fault_of_the_code() -> None:
+    running = LINK_MACHINE(LinkCore(Recorder(), None))
+    with pytest.raises(RuntimeError):
+        running.message(b"data")

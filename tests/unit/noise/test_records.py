@@ -1,0 +1,204 @@
+"""The records of an established link: limits, bad lengths, nonces, and frames of every size there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.noise.peers import FRAME_MAX, Initiator, Recorder, connection, establish
+from viewport_relay.noise.connection import ConnectionNoise
+from viewport_relay.noise.link import (
+    RECORD_PLAINTEXT_MAX,
+    TAG_BYTES,
+    LinkRecords,
+    message_max_bytes,
+    records_max,
+)
+from viewport_relay.noise.policy import Pattern
+from viewport_relay.reasons import CloseCode, Reason, Refusal
+
+MAX_NONCE = 2**64 - 1
+SIZES = [0, 1, 15, 16, 17, 1024, 65_518, 65_519, 65_520, 131_038, 131_039, FRAME_MAX - 1, FRAME_MAX]
+DECRYPT = Reason.NOISE_DECRYPT_FAILED
+
+
+def up(
+    frame_max: int = FRAME_MAX, pattern: Pattern = Pattern.IK
+) -> tuple[Recorder, ConnectionNoise, Initiator]:
+    peer, noise = connection(frame_max=frame_max)
+    return peer, noise, establish(noise, peer, pattern)
+
+
+def records_of(noise: ConnectionNoise) -> LinkRecords:
+    assert noise._core.link is not None and noise._core.link.records is not None
+    return noise._core.link.records
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_frames_at_the_edges(size: int) -> None:
+    _, noise, initiator = up()
+    frame = bytes(index % 251 for index in range(size))
+    sealed = noise.seal(frame)
+    assert sealed is not None and initiator.open(sealed) == frame
+    count = max(1, -(-size // RECORD_PLAINTEXT_MAX))
+    assert len(sealed) == size + 18 * count  # no record more than needed
+    assert noise.receive(initiator.seal(frame)) == frame
+
+
+FRAMES = st.one_of(
+    st.binary(max_size=200),
+    st.builds(lambda seed, size: (seed * (size // len(seed) + 1))[:size], st.binary(min_size=1, max_size=64),
+              st.integers(0, FRAME_MAX)),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(frames=st.lists(st.tuples(FRAMES, st.integers(300, RECORD_PLAINTEXT_MAX)), min_size=1, max_size=4),
+       pattern=st.sampled_from(Pattern))  # fmt: skip
+@example(frames=[(b"", 300), (b"x" * FRAME_MAX, 65_519), (b"", 300)], pattern=Pattern.IKPSK2)
+def test_random_frames_go_both_ways(frames: list[tuple[bytes, int]], pattern: Pattern) -> None:
+    peer, noise, initiator = up(pattern=pattern)
+    for frame, record in frames:
+        assert noise.receive(initiator.seal(frame, record)) == frame
+        sealed = noise.seal(frame)
+        assert sealed is not None and initiator.open(sealed) == frame
+    assert peer.failed == []
+
+
+def test_bytes_like_messages() -> None:
+    _, noise, initiator = up()
+    for kind in (bytearray, memoryview):
+        for size in (5, 70_000):
+            assert noise.receive(kind(initiator.seal(b"a" * size))) == b"a" * size  # type: ignore[arg-type]
+
+
+def test_the_frame_limit_counts_plaintext_over_all_records() -> None:
+    for record in (65_519, 1000, 100):
+        peer, noise, initiator = up(frame_max=3000)
+        assert noise.receive(initiator.seal(b"a" * 3000, record)) == b"a" * 3000
+        assert noise.receive(initiator.seal(b"a" * 3001, record)) is None
+        assert peer.reason is Reason.FRAME_TOO_LARGE and not noise.established
+        assert Reason.FRAME_TOO_LARGE.value.close == CloseCode.TOO_BIG
+
+
+def test_a_frame_over_the_limit_is_refused_before_anything_is_decrypted() -> None:
+    def decrypt(ad: None, data: Any) -> bytes:
+        raise AssertionError("decrypted")
+
+    records = LinkRecords(decrypt, decrypt, 100)
+    for lengths in ([117], [80, 69], [65_535] * 3):
+        message = b"".join(length.to_bytes(2, "big") + bytes(length) for length in lengths)
+        with pytest.raises(Refusal) as refused:
+            records.decrypt_message(message)
+        assert refused.value.reason is Reason.FRAME_TOO_LARGE
+
+
+def test_a_frame_may_be_cut_up_only_so_far() -> None:
+    limit = records_max(1000)
+    _, noise, initiator = up(frame_max=1000)
+    assert noise.receive(initiator.seal(b"a" * limit, 1)) == b"a" * limit
+    peer, noise, initiator = up(frame_max=1000)
+    assert noise.receive(initiator.seal(b"a" * (limit + 1), 1)) is None
+    assert peer.reason is DECRYPT
+    assert message_max_bytes(1000) == 1000 + 18 * limit
+
+
+def test_empty_records_beside_others_are_nothing_special() -> None:
+    _, noise, initiator = up()
+    message = initiator.seal(b"") + initiator.seal(b"abc") + initiator.seal(b"")
+    assert noise.receive(message) == b"abc"
+
+
+BAD: list[Callable[[bytes], bytes]] = [
+    lambda m: b"",
+    lambda m: b"\0",
+    lambda m: b"\0\0",
+    lambda m: b"\0\0" + m,
+    lambda m: m + b"\0\0",
+    lambda m: m + b"\0",
+    lambda m: m + b"\0\x10",
+    lambda m: m + b"\0\x0f" + bytes(15),
+    lambda m: m + b"\0\x10" + bytes(16),
+    lambda m: m[:-1],
+    lambda m: m[2:],
+    lambda m: m[:2],
+    lambda m: m[:17],
+    lambda m: b"\xff\xfe" + m[2:],
+    lambda m: (int.from_bytes(m[:2], "big") - 1).to_bytes(2, "big") + m[2:],
+    lambda m: (int.from_bytes(m[:2], "big") ^ 3).to_bytes(2, "big") + m[2:],
+    lambda m: m[:2] + bytes([m[2] ^ 0x80]) + m[3:],
+    lambda m: m + m,
+    lambda m: bytes(70_000),
+    lambda m: b'{"type":"e2ee"}' + bytes(20),
+]
+
+
+@pytest.mark.parametrize("spoil", BAD)
+@pytest.mark.parametrize("size", [0, 5, 70_000])
+def test_bad_records(size: int, spoil: Callable[[bytes], bytes]) -> None:
+    peer, noise, initiator = up()
+    good = initiator.seal(b"a" * size)
+    assert noise.receive(spoil(good)) is None
+    assert peer.reason is DECRYPT and not noise.established
+    assert noise.receive(good) is None  # closed is closed, also for what would decrypt
+
+
+def test_replayed_reordered_and_reflected_records() -> None:
+    for choose in (
+        lambda first, second, own: [first, first],
+        lambda first, second, own: [second, first],
+        lambda first, second, own: [own],
+    ):
+        peer, noise, initiator = up()
+        first, second = initiator.seal(b"first"), initiator.seal(b"second")
+        got = [noise.receive(message) for message in choose(first, second, noise.seal(b"own"))]
+        assert got[-1] is None and peer.reason is DECRYPT
+
+
+def test_nonces_run_out_towards_the_peer() -> None:
+    peer, noise, initiator = up()
+    encrypt = records_of(noise)._encrypt.__self__  # type: ignore[attr-defined]
+    encrypt.set_nonce(MAX_NONCE - 1)
+    initiator.noise.noise_protocol.cipher_state_decrypt.set_nonce(MAX_NONCE - 1)
+    sealed = noise.seal(b"the last one")
+    assert sealed is not None and initiator.open(sealed) == b"the last one"
+    assert noise.seal(b"one more") is None
+    assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED and not noise.established
+
+
+def test_nonces_run_out_within_a_frame() -> None:
+    peer, noise, _ = up()
+    records_of(noise)._encrypt.__self__.set_nonce(MAX_NONCE - 1)  # type: ignore[attr-defined]
+    assert noise.seal(bytes(70_000)) is None
+    assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED
+
+
+def test_nonces_run_out_from_the_peer() -> None:
+    peer, noise, initiator = up()
+    records_of(noise)._decrypt.__self__.set_nonce(MAX_NONCE)  # type: ignore[attr-defined]
+    assert noise.receive(initiator.seal(b"x")) is None
+    assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED
+    assert Reason.NOISE_NONCE_EXHAUSTED.value.close == CloseCode.POLICY
+
+
+def test_what_is_queued_can_still_be_sealed_while_the_relay_closes() -> None:
+    peer, noise, initiator = up()
+    noise.relay_closes()
+    sealed = noise.seal(b"queued")
+    assert sealed is not None and initiator.open(sealed) == b"queued"
+    assert noise.receive(initiator.seal(b"late")) is None and peer.failed == []
+
+
+def test_the_tag_is_what_a_record_costs() -> None:
+    assert RECORD_PLAINTEXT_MAX + TAG_BYTES == 65_535
+
+
+@pytest.mark.parametrize("length", [0, 1, 15])
+def test_a_record_without_room_for_its_tag_is_not_tried(length: int) -> None:
+    peer, noise, initiator = up()
+    noise.receive(initiator.seal(b"a") + length.to_bytes(2, "big") + bytes(length))
+    assert peer.failed[0][:2] == (DECRYPT, "record 2 has a bad length")

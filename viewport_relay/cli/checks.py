@@ -1,0 +1,209 @@
+"""The checks of `viewport-relay doctor` that concern this machine and Redis; the platform's are `platformchecks`.
+
+A check returns findings, one line each; it never raises for what it found, and changes nothing. No finding holds a
+key, a token or a password.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from cryptography import x509
+
+from viewport_relay.cli import probes
+from viewport_relay.cli.certificates import WARNING_DAYS, days_left, names_host
+from viewport_relay.cli.findings import Finding, fail, ok, warn
+from viewport_relay.cli.platformchecks import key_in_clear
+from viewport_relay.cli.probes import ProbeFailed
+from viewport_relay.config import BY_ATTRIBUTE, Config
+
+#: Descriptors beside the peers': listeners, the platform's connections, files, the reactor's own.
+DESCRIPTORS_BESIDE_PEERS = 64
+
+#: Connections to reckon with when RELAY_MAX_TOTAL_CONNECTIONS is off.
+CONNECTIONS_WITHOUT_LIMIT = 10_000
+
+
+def settings(config: Config) -> Iterator[Finding]:
+    """What the loader warns of, and secrets that are missing or go in clear text."""
+    given = [name for name, source in config.sources.items() if source != "default" and name in BY_ATTRIBUTE]
+    yield ok("settings", f"{len(given)} set, all of a proper form; mode {config.mode}")
+    for sentence in config.warnings:
+        yield warn("settings", sentence, "see `viewport-relay config --all`")
+    if config.internal_key is None:
+        fix = "set it to the platform's value, or RELAY_INTERNAL_KEY_FILE to a file with it"
+        yield warn("RELAY_INTERNAL_KEY", "not set: the platform is asked without a key", fix)
+    elif key_in_clear(config):
+        fix = "let RELAY_VALIDATE_URL begin with https:// unless the way there is private"
+        yield warn("RELAY_INTERNAL_KEY", "goes to the platform in clear text", fix)
+    if config.admin_token is None:
+        fix = "set it to 16 random characters or more, for example: openssl rand -base64 32"
+        yield warn("RELAY_ADMIN_TOKEN", "not set: /logs, /state and /metrics are off", fix)
+
+
+def state_folder(config: Config) -> Iterator[Finding]:
+    """Whether RELAY_STATE_DIR can be written."""
+    if config.state_dir is None:
+        return
+    folder = Path(config.state_dir)
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+        yield ok("RELAY_STATE_DIR", f"{folder} can be written")
+    else:
+        why = "cannot be written" if folder.is_dir() else "is no folder"
+        yield fail("RELAY_STATE_DIR", f"{folder} {why}", "make it, owned by the relay's user, mode 0700")
+
+
+# -- Redis -------------------------------------------------------------------------------------------------
+
+
+def redis(config: Config, timeout: float) -> Iterator[Finding]:
+    """PING, when the backplane is Redis; `timeout` is in seconds. Blocks."""
+    if config.backplane_mode != "redis":
+        return
+    fix = "check that Redis runs, and RELAY_REDIS_URL: host, port, password, rediss:// for TLS"
+    parts, origin = urlsplit(config.redis_url), probes.origin_of(config.redis_url)
+    try:
+        sock: socket.socket = probes.connect(origin, timeout)
+        if origin.tls:
+            sock = probes.handshake(sock, origin, ssl.create_default_context())
+    except ProbeFailed as error:
+        yield fail("Redis", str(error), fix)
+        return
+    with sock:
+        sock.settimeout(timeout)
+        try:
+            with sock.makefile("rb") as stream:
+                if parts.password is not None:
+                    words = [unquote(word) for word in (parts.username, parts.password) if word]
+                    said = _redis_say(sock, stream, "AUTH", *words)
+                    if not said.startswith("+"):
+                        yield fail("Redis", f"{origin} refuses the password: {said[1:100]}", fix)
+                        return
+                said = _redis_say(sock, stream, "PING")
+        except OSError as error:
+            yield fail("Redis", f"{origin} does not answer: {error.strerror or 'timed out'}", fix)
+            return
+    if said == "+PONG":
+        yield ok("Redis", f"{origin} answers PING")
+    else:
+        yield fail("Redis", f"{origin} answers PING with {said[:100]!r}", fix)
+
+
+def _redis_say(sock: socket.socket, stream: BinaryIO, *words: str) -> str:
+    parts = [b"*%d\r\n" % len(words)]
+    for word in words:
+        raw = word.encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    sock.sendall(b"".join(parts))
+    line = stream.readline(1024)
+    if not line:
+        raise ConnectionResetError(errno.ECONNRESET, "the connection was closed")
+    return line.decode("utf-8", "replace").strip()
+
+
+# -- this machine ------------------------------------------------------------------------------------------
+
+
+def port(config: Config, timeout: float) -> Iterator[Finding]:
+    """Whether the listen port can be had, or is a relay's already; that one has `timeout` seconds. Blocks."""
+    if config.listen_endpoint is not None:
+        yield ok("port", f"not tried: {config.listen_endpoint} is opened by Twisted")
+        return
+    host, number = config.listen_host, config.listen_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host.strip("[]"), number))
+            sock.listen(1)
+    except OSError as error:
+        yield _port_trouble(config, timeout, error)
+        return
+    yield ok("port", f"{host} port {number} is free" if number else f"{host}: any free port will be taken")
+
+
+def _port_trouble(config: Config, timeout: float, error: OSError) -> Finding:
+    where = f"{config.listen_host} port {config.listen_port}"
+    if error.errno == errno.EADDRINUSE:
+        if _relay_answers(config, timeout):
+            return ok("port", f"a relay answers on {where} already")
+        fix = f"stop it (ss -ltnp 'sport = :{config.listen_port}' names it), or set RELAY_LISTEN_PORT"
+        return fail("port", f"{where} is in use by another program", fix)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        fix = "use a port from 1024 on, or grant CAP_NET_BIND_SERVICE"
+        return fail("port", f"{where} needs privileges", fix)
+    fix = "RELAY_LISTEN_HOST must be an address of this machine; 0.0.0.0 is all of them"
+    return fail("port", f"{where} cannot be opened: {error.strerror}", fix)
+
+
+def _relay_answers(config: Config, timeout: float) -> bool:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
+    context = ssl.create_default_context()
+    context.check_hostname = False  # its certificate names the public host, not this address
+    context.verify_mode = ssl.CERT_NONE
+    authority = f"[{host}]" if ":" in host else host
+    scheme = "https" if serves_tls(config) else "http"
+    try:
+        said = probes.get_json(f"{scheme}://{authority}:{config.listen_port}/health", timeout, context)
+    except ProbeFailed:
+        return False
+    return isinstance(said, dict) and said.get("service") == "relay"
+
+
+def open_files(config: Config) -> Iterator[Finding]:
+    """The limit on open files against the connections that may come."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        yield ok("open files", "no limit")
+        return
+    peers = config.max_total_connections
+    needed = (peers or CONNECTIONS_WITHOUT_LIMIT) + DESCRIPTORS_BESIDE_PEERS
+    fix = f"allow {needed} or more (LimitNOFILE= of the unit, docker run --ulimit nofile={needed})"
+    if soft >= needed:
+        yield ok("open files", f"{soft} may be open, {needed} are enough")
+    elif peers:
+        found = f"{soft} may be open, RELAY_MAX_TOTAL_CONNECTIONS={peers} needs {needed}"
+        yield fail("open files", found, fix + ", or lower RELAY_MAX_TOTAL_CONNECTIONS")
+    else:
+        yield warn("open files", f"{soft} may be open, and connections have no limit", fix)
+
+
+def serves_tls(config: Config) -> bool:
+    """Whether the relay terminates TLS itself."""
+    return config.tls != "0" and config.tls_termination == "self" and config.tls_cert_path is not None
+
+
+def own_certificate(config: Config) -> Iterator[Finding]:
+    """The relay's certificate: fits its key, is in time, names the public host."""
+    cert, key = config.tls_cert_path, config.tls_key_path
+    if not serves_tls(config) or cert is None or key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+        certificate = x509.load_pem_x509_certificates(Path(cert).read_bytes())[0]
+    except (ssl.SSLError, OSError, ValueError, IndexError) as error:
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "not PEM"
+        fix = (
+            "RELAY_TLS_CERT_PATH holds the chain, leaf first, RELAY_TLS_KEY_PATH its key without a passphrase"
+        )
+        yield fail("certificate", f"cannot be used: {why}", fix)
+        return
+    days = days_left(certificate)
+    if days < 0:
+        yield fail("certificate", f"ended {-days:.0f} days ago", "renew it")
+    elif days < WARNING_DAYS:
+        yield warn("certificate", f"ends in {days:.0f} days", "renew it")
+    else:
+        yield ok("certificate", f"fits its key, {days:.0f} days left")
+    host = urlsplit(config.public_ws_base_url).hostname or ""
+    if config.sources.get("public_ws_base_url") != "default" and not names_host(certificate, host):
+        fix = "peers of RELAY_PUBLIC_WS_BASE_URL will refuse it: get one that names the host"
+        yield warn("certificate", f"does not name {host}", fix)

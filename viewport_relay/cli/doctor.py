@@ -1,0 +1,120 @@
+"""`viewport-relay doctor`: tries what the settings would make the relay do, and says what to mend.
+
+It puts the checks in order and shows them; the checks are `checks`. It starts no relay.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import attrs
+import click
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+from twisted.internet.threads import deferToThread
+
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.cli import checks, platformchecks, probes
+from viewport_relay.cli.findings import Finding, fail
+from viewport_relay.config import Config, ConfigError, load
+
+
+async def examine(reactor: Any, environ: Mapping[str, str], timeout: float) -> AsyncIterator[Finding]:
+    """All findings for an environment; `timeout` is in seconds, for each step of a probe."""
+    try:
+        config = load(environ)
+        client = HttpClient.from_config(reactor, config)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield _problem(problem)
+        return
+    for finding in (*checks.settings(config), *checks.state_folder(config)):
+        yield finding
+    try:
+        async for finding in _platform(client, config, timeout):
+            yield finding
+    finally:
+        client.close()
+    for blocking in (checks.redis, checks.port):
+        for finding in await _in_thread(blocking, config, timeout):
+            yield finding
+    for finding in (*checks.open_files(config), *checks.own_certificate(config)):
+        yield finding
+
+
+async def _in_thread(check: Callable[..., Iterator[Finding]], *arguments: object) -> list[Finding]:
+    """What a check that blocks finds."""
+    findings: list[Finding] = await deferToThread(lambda: list(check(*arguments)))
+    return findings
+
+
+def _problem(problem: str) -> Finding:
+    name, colon, said = problem.partition(": ")
+    if not colon or " " in name:
+        name, said = "settings", problem
+    return fail(name, said, "correct it; the rest is tried once the settings can be read")
+
+
+async def _platform(client: HttpClient, config: Config, timeout: float) -> AsyncIterator[Finding]:
+    origins: dict[probes.Origin, list[str]] = {}
+    for name, url in (("RELAY_JWKS_URL", config.jwks_url), ("RELAY_VALIDATE_URL", config.validate_url)):
+        origins.setdefault(probes.origin_of(url), []).append(name)
+    reached = set()
+    for origin, names in origins.items():
+        findings = await _in_thread(platformchecks.way, config, origin, " and ".join(names), timeout)
+        for finding in findings:
+            yield finding
+        if all(finding.outcome != "fail" for finding in findings):
+            reached.add(origin)
+    # What cannot be reached has its line already: asking would only say so again.
+    if probes.origin_of(config.jwks_url) in reached:
+        for finding in await platformchecks.jwks(client, config):
+            yield finding
+    if probes.origin_of(config.validate_url) in reached:
+        for finding in await platformchecks.validation(client, config):
+            yield finding
+
+
+@click.command(
+    short_help="Try what the settings would make the relay do; exit status 1 if anything cannot work."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 60),
+    default=5.0,
+    show_default=True,
+    help="Seconds for each question.",
+)
+def doctor(as_json: bool, timeout: float) -> None:
+    """Try what the settings would make the relay do: one line a check, and how to mend what is wrong.
+
+    \b
+    ✓ is good, ! is worth a look, ✗ cannot work; exit status 1 if there is any ✗.
+    Looked at: every setting, DNS, TCP, TLS chain and host name of the platform, the keys at
+    RELAY_JWKS_URL, the two clocks, RELAY_INTERNAL_KEY (with a made-up token), Redis if it is the
+    backplane, the listen port, the limit on open files, the relay's own certificate.
+
+    Nothing is changed. Run it where the relay runs, with the same environment:
+
+    \b
+      docker exec viewport-relay viewport-relay doctor
+      systemd-run --pipe -p EnvironmentFile=/etc/viewport-relay/env viewport-relay doctor
+    """
+
+    async def run(reactor: Any) -> NoReturn:
+        findings = []
+        async for finding in examine(reactor, os.environ, timeout):
+            findings.append(finding)
+            if not as_json:
+                click.echo(str(finding))
+        good = all(finding.outcome != "fail" for finding in findings)
+        if as_json:
+            report = {"ok": good, "checks": [attrs.asdict(finding) for finding in findings]}
+            click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        raise SystemExit(0 if good else 1)
+
+    react(lambda reactor: Deferred.fromCoroutine(run(reactor)))

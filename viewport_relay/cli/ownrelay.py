@@ -1,0 +1,180 @@
+"""A relay of our own for the demonstration: `twistd -n viewport-relay --dev` as a process, until it is stopped.
+
+It runs the same command that a person would, with settings of its own for what must be known here: port, admin token,
+development credential. It does not look into the relay; it reads its log lines and asks /health.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+#: Seconds that a relay may take to start, and to stop.
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+
+#: The event that says where the dev platform listens, in `details.url`.
+PLATFORM_EVENT = "dev_platform"
+#: The event that says that the relay itself listens, with `details.port`.
+RELAY_EVENT = "relay_started"
+
+HOST = "127.0.0.1"
+# In a process group of its own, or Ctrl-C at the terminal would reach it as well, and the signal that `stop` sends
+# would be its second one, which cuts the drain short.
+TWISTD = "import os; os.setpgrp(); from twisted.scripts.twistd import run; run()"
+
+
+class RelayDidNotStart(Exception):
+    """The relay ended, or was not ready in time; the text has its last words."""
+
+
+@frozen
+class Place:
+    """Where the relay and its platform are, and what opens their doors."""
+
+    port: int
+    platform_url: str
+    credential: str = field(repr=False)
+    admin_token: str = field(repr=False)
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://{HOST}:{self.port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+
+def is_free(port: int) -> bool:
+    """Whether this port of loopback can be listened on."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+class OwnRelay(ProcessProtocol):
+    """The process. `on_line` gets each line of its standard output that is no longer needed here."""
+
+    def __init__(self, reactor: Any, on_line: Callable[[str], None] = lambda line: None) -> None:
+        self.on_line = on_line
+        self._reactor = reactor
+        self._rest = {1: b"", 2: b""}
+        self._last: list[str] = []
+        self._found: dict[str, Any] = {}
+        self._ready: Deferred[None] = Deferred()
+        self.ended: Deferred[int] = Deferred()
+
+    async def start(self, environ: Mapping[str, str], wanted_port: int = 0) -> Place:
+        """Start and wait until it listens, on `wanted_port` if that is free. Raises RelayDidNotStart."""
+        credential, admin_token = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+        own = {
+            "RELAY_LISTEN_HOST": HOST,
+            "RELAY_LISTEN_PORT": str(wanted_port if is_free(wanted_port) else 0),
+            "RELAY_ADMIN_TOKEN": admin_token,
+            "RELAY_INTERNAL_KEY": secrets.token_urlsafe(24),
+            "DEV_CREDENTIAL": credential,
+        }
+        # What this process has of settings is for another relay: only the surroundings are handed on.
+        kept = {name: value for name, value in environ.items() if not _is_setting(name)}
+        arguments = [sys.executable, "-c", TWISTD, "-n", "--pidfile=", "viewport-relay", "--dev"]
+        self._reactor.spawnProcess(self, sys.executable, arguments, env={**kept, **own})
+        try:
+            await self._ready.addTimeout(START_SECONDS, self._reactor, self._too_late)
+        except RelayDidNotStart:
+            self.kill()
+            raise
+        return Place(self._found["port"], self._found["url"], credential, admin_token)
+
+    async def stop(self) -> int:
+        """Ask it to stop and wait until it has; its exit status, negative for a signal that ended it."""
+        if not self.ended.called:
+            self._signal("TERM")
+            late = self._reactor.callLater(STOP_SECONDS, self.kill)
+            await self.ended
+            if late.active():
+                late.cancel()
+        return await self.ended
+
+    def kill(self) -> None:
+        """End it at once."""
+        if not self.ended.called:
+            self._signal("KILL")
+
+    # -- ProcessProtocol -----------------------------------------------------------------------------------
+
+    def outReceived(self, data: bytes) -> None:
+        """Standard output."""
+        for line in self._lines(1, data):
+            self._remember(line)
+            self._look_at(line)
+            self.on_line(line)
+
+    def errReceived(self, data: bytes) -> None:
+        """Standard error, which is empty but for a relay that cannot start."""
+        for line in self._lines(2, data):
+            self._remember(line)
+
+    def processEnded(self, reason: Failure) -> None:
+        """The end, whatever brought it."""
+        value: Any = reason.value
+        status = 0 if isinstance(value, ProcessDone) else value.exitCode
+        if status is None:
+            status = -(value.signal or 0)
+        if not self._ready.called:
+            self._ready.errback(RelayDidNotStart(self._last_words(f"the relay ended with status {status}")))
+        self.ended.callback(status)
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _lines(self, descriptor: int, data: bytes) -> list[str]:
+        *lines, rest = (self._rest[descriptor] + data).split(b"\n")
+        self._rest[descriptor] = rest[-65_536:]
+        return [line.decode("utf-8", "replace") for line in lines]
+
+    def _remember(self, line: str) -> None:
+        self._last = [*self._last[-4:], line[:500]]
+
+    def _look_at(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return
+        event = entry.get("event") if isinstance(entry, dict) else None
+        if event == PLATFORM_EVENT:
+            self._found["url"] = entry["details"]["url"]
+        elif event == RELAY_EVENT:
+            self._found["port"] = entry["details"]["port"]
+        if {"url", "port"} <= set(self._found) and not self._ready.called:
+            self._ready.callback(None)
+
+    def _signal(self, name: str) -> None:
+        transport: Any = self.transport
+        try:
+            transport.signalProcess(name)
+        except ProcessExitedAlready:
+            return  # its end is on the way here
+
+    def _too_late(self, result: object, seconds: float) -> Any:
+        raise RelayDidNotStart(self._last_words(f"the relay was not ready within {seconds:.0f} s"))
+
+    def _last_words(self, what: str) -> str:
+        return "\n".join([what, *self._last])
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith(("RELAY_", "DEV_")) or name in {"SERVER_URL", "HOST", "PORT", "MAX_LOGS"}

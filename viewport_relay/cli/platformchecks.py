@@ -1,0 +1,213 @@
+"""The checks of `viewport-relay doctor` that concern the platform: the way there, its keys, its clock, its answer.
+
+DNS, TCP and TLS are tried one at a time (`probes`), so that the first step that fails is named; the keys and the
+validate endpoint are asked through the relay's own client and judged by the relay's own rules, so that what is said
+here is what the relay would see. The validate endpoint gets a made-up token. Nothing is changed anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+from cryptography import x509
+
+from viewport_relay.admission.grant import Claims, Role, UpgradeQuery
+from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
+from viewport_relay.admission.jwks import FETCH_LIMIT
+from viewport_relay.admission.keys import JWKS_MAX_BYTES, KeySet, KeySetError
+from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
+from viewport_relay.cli import probes
+from viewport_relay.cli.certificates import WARNING_DAYS, days_left
+from viewport_relay.cli.findings import Finding, fail, ok, warn
+from viewport_relay.cli.probes import Origin, ProbeFailed
+from viewport_relay.config import Config, is_loopback
+from viewport_relay.reasons import Reason
+
+#: A token that no platform ever signed; long enough that the answer is about the token and not its length.
+PROBE_TOKEN = "viewport-relay-doctor.made-up.token"
+PROBE_QUERY = UpgradeQuery(Role.CLIENT, "viewport-relay-doctor", "viewport-relay-doctor")
+
+
+class NoKeys(Exception):
+    """There is no key set; the text says why. `answer` is what came instead, if anything did."""
+
+    def __init__(self, why: str, answer: Answer | None = None) -> None:
+        super().__init__(why)
+        self.answer = answer
+
+
+async def fetch_keys(client: HttpClient, config: Config) -> tuple[KeySet, Answer]:
+    """What RELAY_JWKS_URL serves, within the relay's own limits. Raises NoKeys."""
+    call = Call.make("GET", config.jwks_url, {}, limit=FETCH_LIMIT, max_bytes=JWKS_MAX_BYTES)
+    try:
+        answer = await client.ask(call)
+    except HttpFailure as error:
+        raise NoKeys(error.why) from None
+    if answer.status != 200:
+        where = (answer.header("location") or "")[:200]
+        redirect = f", a redirect to {where!r}, which is not followed" if where else ""
+        raise NoKeys(f"it answers {answer.status}{redirect}", answer)
+    try:
+        return KeySet.parse(answer.body), answer
+    except KeySetError as error:
+        raise NoKeys(error.why, answer) from None
+
+
+# -- the way there -----------------------------------------------------------------------------------------
+
+
+def client_context(config: Config) -> ssl.SSLContext:
+    """TLS towards the platform as the settings want it. Raises ProbeFailed."""
+    try:
+        context = ssl.create_default_context(cafile=config.server_ca_cert_path)
+        if not config.server_tls_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if config.server_mtls and config.server_client_cert_path:
+            # A password that is given, even an empty one, keeps OpenSSL from asking at the terminal.
+            context.load_cert_chain(
+                config.server_client_cert_path,
+                config.server_client_key_path,
+                config.server_client_key_passphrase or "",
+            )
+    except (ssl.SSLError, OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "not usable"
+        raise ProbeFailed(f"the CA or client certificate cannot be used: {why}") from None
+    return context
+
+
+def way(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[Finding]:
+    """DNS, TCP and TLS to one origin, each within `timeout` seconds; ends with the first step that fails. Blocks."""
+    try:
+        addresses = probes.resolve(origin)
+        yield ok(f"DNS for {names}", f"{origin.host} is {', '.join(addresses[:4])}")
+    except ProbeFailed as error:
+        yield fail(f"DNS for {names}", str(error), "check the host name, and the resolver of this machine")
+        return
+    try:
+        began = time.monotonic()
+        sock = probes.connect(origin, timeout)
+        yield ok(f"TCP for {names}", f"connected to {origin} in {(time.monotonic() - began) * 1e3:.0f} ms")
+    except ProbeFailed as error:
+        fix = "check that the platform runs, the port, and firewalls on the way"
+        yield fail(f"TCP for {names}", str(error), fix)
+        return
+    with sock:
+        if not origin.tls:
+            return
+        try:
+            with probes.handshake(sock, origin, client_context(config)) as tls:
+                yield from _certificate(config, origin, f"TLS for {names}", tls)
+        except ProbeFailed as error:
+            fix = "a private CA goes into RELAY_SERVER_CA_CERT_PATH; the URL's host must be one that the certificate names"
+            yield fail(f"TLS for {names}", str(error), fix)
+
+
+def _certificate(config: Config, origin: Origin, name: str, tls: ssl.SSLSocket) -> Iterator[Finding]:
+    if not config.server_tls_verify:
+        fix = "set RELAY_SERVER_TLS_VERIFY=1, and RELAY_SERVER_CA_CERT_PATH for a private CA"
+        yield warn(name, f"{tls.version()}, but anybody's certificate is believed", fix)
+        return
+    days = days_left(x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b""))
+    if days < WARNING_DAYS:
+        yield warn(name, f"the certificate of {origin} ends in {days:.0f} days", "renew it on the platform")
+    else:
+        yield ok(name, f"{tls.version()}, chain and host name are good, {days:.0f} days left")
+
+
+# -- what it serves ----------------------------------------------------------------------------------------
+
+
+async def jwks(client: HttpClient, config: Config, now: Callable[[], float] = time.time) -> list[Finding]:
+    """The key set, and how far the two clocks are apart."""
+    findings = []
+    try:
+        keys, answer = await fetch_keys(client, config)
+        findings.append(ok("JWKS", _keys_in_words(keys, answer)))
+    except NoKeys as error:
+        fix = 'run `curl -i "$RELAY_JWKS_URL"` here; check the URL with the platform'
+        findings.append(fail("JWKS", str(error), fix))
+        if error.answer is None:
+            return findings
+        answer = error.answer
+    return [*findings, clock(answer.header("date"), now(), config.token_clock_skew_sec)]
+
+
+def _keys_in_words(keys: KeySet, answer: Answer) -> str:
+    named = [f"{key.kid[:64]} ({key.algorithm})" for key in list(keys)[:8]]
+    more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+    ignored = ", ".join(f"{count} {why}" for why, count in sorted(keys.ignored.items()))
+    age = answer.header("age") or ""
+    return (
+        f"{len(keys)} usable: {', '.join(named)}{more}"
+        + (f"; ignored: {ignored}" if ignored else "")
+        + (f"; {age} s old in a cache on the way" if age.isdigit() else "")
+    )
+
+
+def clock(date: str | None, now: float, skew: int) -> Finding:
+    """The platform's Date header against this machine's clock `now` (seconds since the epoch)."""
+    fix = "let both machines keep time (timedatectl, chrony)"
+    try:
+        theirs = parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return warn("clock", "the platform sends no Date to compare with", "compare by hand: date -u")
+    apart = now - theirs  # the header has whole seconds, so up to one of them is not real
+    words = f"this machine is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the platform"
+    if abs(apart) > skew + 1:
+        return fail("clock", f"{words}, more than RELAY_TOKEN_CLOCK_SKEW_SEC={skew}", fix)
+    if abs(apart) > max(2.0, skew / 2):
+        return warn("clock", words, fix)
+    return ok("clock", "as the platform's" if abs(apart) <= 2 else words)
+
+
+async def validation(client: HttpClient, config: Config) -> list[Finding]:
+    """Ask the validate endpoint about a made-up token: whom does it refuse, the token or this relay's key?"""
+    name = "validate"
+    headers = {"content-type": "application/json"}
+    if config.internal_key is not None:
+        headers["x-relay-internal-key"] = config.internal_key
+    call = Call.make(
+        "POST",
+        config.validate_url,
+        headers,
+        limit=config.admission_timeout_ms / 1000,
+        max_bytes=config.admission_max_response_bytes,
+    )
+    question = {
+        "relayToken": PROBE_TOKEN,
+        "role": PROBE_QUERY.role.value,
+        "workspaceId": PROBE_QUERY.workspace_id,
+        "runtimeTargetId": PROBE_QUERY.runtime_target_id,
+    }
+    try:
+        answer = await client.ask(call, json.dumps(question).encode("ascii"))
+    except HttpFailure as failure:
+        refusal = judge_failure(failure)
+        return [fail(name, f"{refusal.reason.text}: {refusal.detail}", refusal.reason.entry.fix)]
+    verdict = judge(answer, PROBE_QUERY, (PROBE_TOKEN, config.internal_key or ""))
+    if isinstance(verdict, Claims):
+        fix = "check that RELAY_VALIDATE_URL is a real validate endpoint: this one lets everybody in"
+        return [fail(name, "a made-up token was admitted", fix)]
+    word = f" ({verdict.details['platformWord']})" if verdict.details.get("platformWord") else ""
+    if verdict.reason in DENIALS:
+        whom = "with no key" if config.internal_key is None else "takes this relay's internal key"
+        return [ok(name, f"{whom}, and refuses a made-up token as it must: {verdict.reason.code}{word}")]
+    detail = f": {verdict.detail}" if verdict.detail else ""
+    fix = verdict.reason.entry.fix
+    if verdict.reason is Reason.INTERNAL_KEY_MISMATCH and config.internal_key is None:
+        fix = "set RELAY_INTERNAL_KEY to the platform's value; it is not set here"
+    return [fail(name, f"{verdict.reason.text}{detail}{word}", fix)]
+
+
+def key_in_clear(config: Config) -> bool:
+    """Whether the internal key would leave this machine unencrypted."""
+    parts = urlsplit(config.validate_url)
+    return (
+        config.internal_key is not None and parts.scheme == "http" and not is_loopback(parts.hostname or "")
+    )

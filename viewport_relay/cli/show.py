@@ -1,0 +1,150 @@
+"""`viewport-relay demo`: runs the demonstration against a relay of its own or a running one, and says what came of it.
+
+The demonstration itself is `demo`, the relay of its own `ownrelay`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+from typing import Any, NoReturn
+
+import click
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+
+from viewport_relay.cli.demo import (
+    DemoFailed,
+    ExchangeResult,
+    Where,
+    linked_exchange,
+    paired_exchange,
+    plain_exchange,
+    refused_link,
+)
+from viewport_relay.cli.ownrelay import OwnRelay, Place, RelayDidNotStart
+from viewport_relay.peer.errors import PeerError
+from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_relay_identity
+
+#: The port of a relay that goes on serving, if it is free.
+USUAL_PORT = 7781
+
+
+def say(line: str) -> None:
+    """A line for people. The demonstration's own EXCHANGE OK is of one scene; that of all scenes is the last line."""
+    click.echo("  " + line.replace("EXCHANGE OK", "  ok:", 1))
+
+
+async def offers_link(reactor: Any, ws_url: str) -> bool:
+    """Whether the relay has a key for the Noise link."""
+    http = JsonHttp(reactor, None)
+    try:
+        return (await fetch_relay_identity(http, ws_url)).noise_public is not None
+    except (PlatformError, PeerError):
+        return False  # a relay of before the link; what else is wrong shows when the peers connect
+    finally:
+        await http.close()
+
+
+async def run_scenes(reactor: Any, where: Where) -> str:
+    """All scenes that this relay can play; the closing line. Raises DemoFailed."""
+    results: list[ExchangeResult] = [await plain_exchange(reactor, where, say)]
+    if await offers_link(reactor, where.ws_url):
+        for play in (linked_exchange, paired_exchange):
+            results.append(await play(reactor, where, say))
+        await refused_link(reactor, where, say)
+    else:
+        say("the relay offers no Noise link: its scenes are left out")
+    messages = sum(result.messages for result in results)
+    size = sum(result.size for result in results)
+    median = statistics.median(result.median_seconds for result in results)
+    return f"EXCHANGE OK {messages} messages, {size / 1e6:.1f} MB, median round trip {median * 1e3:.1f} ms"
+
+
+def doors(place: Place) -> str:
+    """Where a relay of our own can be reached, and what opens its doors."""
+    return (
+        "\nThe relay serves on until Ctrl-C:\n"
+        f"  peers     {place.ws_url}/ws\n"
+        f"  health    curl {place.http_url}/health\n"
+        f"  log       curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/logs\n"
+        f"  state     curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/state\n"
+        f"  platform  {place.platform_url} (development only; credential {place.credential})\n"
+        "\nIts log from here on:"
+    )
+
+
+async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoReturn:
+    """Start a relay, play, and with `once` stop it again. Ends the process."""
+    relay = OwnRelay(reactor)
+    stopping = False
+
+    def stop() -> Deferred[int]:
+        nonlocal stopping
+        stopping = True
+        return Deferred.fromCoroutine(relay.stop())
+
+    place = await relay.start(os.environ, port)
+    reactor.addSystemEventTrigger("before", "shutdown", stop)
+    # A closed terminal must not leave the relay behind.
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reactor.stop))
+    click.echo(f"A relay with its dev platform is up: {place.ws_url}/ws")
+    where = Where(place.ws_url, place.platform_url, place.credential, turns=turns)
+    click.echo(await run_scenes(reactor, where))
+    if once:
+        status = await relay.stop()
+        raise SystemExit(0 if status == 0 else 1)
+    click.echo(doors(place))
+    relay.on_line = click.echo
+    status = await relay.ended
+    if not stopping:
+        raise RelayDidNotStart(f"the relay ended by itself with status {status}")
+    raise SystemExit(0)
+
+
+@click.command(short_help="Let a daemon and a client talk through a relay, and check every byte.")
+@click.option("--once", is_flag=True, help="End after the exchange; exit status 0 if all arrived.")
+@click.option(
+    "--relay", "relay_url", metavar="URL", help="A running relay (ws://host:port) instead of an own one."
+)
+@click.option(
+    "--platform", "platform_url", metavar="URL", help="The dev platform of that relay (http://host:port)."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help=f"Port of the own relay.  [default: {USUAL_PORT} if free]"
+)
+@click.option(
+    "--turns", type=click.IntRange(2, 230), default=200, show_default=True, help="Messages each way."
+)
+def demo(once: bool, relay_url: str | None, platform_url: str | None, port: int | None, turns: int) -> None:
+    """Let a daemon and a client stream an agent's transcript through a relay, and check every byte at both ends.
+
+    Without --relay it starts a relay and its dev platform on loopback, and serves on after the exchange until Ctrl-C.
+    With --relay and --platform it uses a running relay whose dev platform (twistd -n viewport-relay --dev) takes the
+    credential in the variable DEV_CREDENTIAL, and ends after the exchange.
+
+    \b
+      viewport-relay demo
+      viewport-relay demo --once
+      DEV_CREDENTIAL=... viewport-relay demo --relay ws://127.0.0.1:7781 --platform http://127.0.0.1:7790
+    """
+    if (relay_url is None) != (platform_url is None):
+        raise click.UsageError("--relay and --platform go together")
+    credential = os.environ.get("DEV_CREDENTIAL", "")
+    if relay_url is not None and not credential:
+        raise click.UsageError("--relay needs the dev platform's credential in the variable DEV_CREDENTIAL")
+    wanted = port if port is not None else (0 if once else USUAL_PORT)
+
+    async def run(reactor: Any) -> NoReturn:
+        try:
+            if relay_url is None or platform_url is None:
+                await with_own_relay(reactor, once, wanted, turns)
+            where = Where(relay_url.rstrip("/"), platform_url.rstrip("/"), credential, turns=turns)
+            click.echo(await run_scenes(reactor, where))
+        except (DemoFailed, RelayDidNotStart) as error:
+            click.echo(f"EXCHANGE FAILED {error}", err=True)
+            raise SystemExit(1) from None
+        raise SystemExit(0)
+
+    react(lambda reactor: Deferred.fromCoroutine(run(reactor)))

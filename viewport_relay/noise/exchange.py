@@ -1,0 +1,97 @@
+"""Watches the end-to-end key exchange that passes through one connection (wire contract, section 5).
+
+It sees key-exchange frames only, never an e2ee frame, and only the members that route them: who asked, which
+session and epoch came of it, when a new key is due. It decides nothing: peers judge their own exchange. What it
+holds is bounded, the oldest goes first, and the relay may forget it at any time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from attrs import evolve, frozen
+
+PENDING_MAX = 8
+SESSIONS_MAX = 8
+_ID_MAX = 256  # characters; a longer id is not watched, so that nobody fills memory with one
+
+
+@frozen
+class _Pending:
+    profile: str
+    previous_session_id: str | None
+
+
+@frozen
+class Session:
+    """One session as the relay saw it come about.
+
+    `rekeyed`: it continues another session under a new key. `next_epoch` is what the daemon asked for with
+    `relay_key_update_required`, None while no new key is due. `oddity` says in words what a peer should not
+    accept (the peers check that themselves), empty if nothing.
+    """
+
+    session_id: str
+    profile: str
+    epoch: float
+    rekeyed: bool = False
+    next_epoch: float | None = None
+    oddity: str = ""
+
+
+class ExchangeWatch:
+    """init seen -> response seen (session, epoch) -> new key due -> init with previousSessionId -> …"""
+
+    __slots__ = ("_pending", "_sessions")
+
+    def __init__(self) -> None:
+        self._pending: OrderedDict[str, _Pending] = OrderedDict()
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+
+    @property
+    def pending(self) -> int:
+        """Exchanges that wait for their response, at most PENDING_MAX."""
+        return len(self._pending)
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The latest sessions, oldest first, at most SESSIONS_MAX."""
+        return tuple(self._sessions.values())
+
+    def init_seen(self, request_id: str, profile: str, previous_session_id: str | None = None) -> None:
+        """A client's `relay_key_exchange_init` was let through. `request_id` is trimmed; an empty one is no id."""
+        if not request_id or len(request_id) > _ID_MAX:
+            return
+        if previous_session_id is not None and len(previous_session_id) > _ID_MAX:
+            previous_session_id = None
+        self._pending.pop(request_id, None)
+        self._pending[request_id] = _Pending(profile, previous_session_id)
+        if len(self._pending) > PENDING_MAX:
+            self._pending.popitem(last=False)
+
+    def response_seen(self, request_id: str, session_id: str, profile: str, epoch: float) -> Session | None:
+        """A daemon's `relay_key_exchange_response` was let through: the session, or None if no init was seen."""
+        pending = self._pending.pop(request_id, None)
+        if pending is None or len(session_id) > _ID_MAX:
+            return None
+        before = self._sessions.pop(pending.previous_session_id or "", None)
+        oddity = ""
+        if profile != pending.profile:
+            oddity = "the response names another profile than the init"
+        elif before is not None and epoch != before.epoch + 1:
+            oddity = "the epoch of the new key is not one higher"
+        session = Session(session_id, profile, epoch, pending.previous_session_id is not None, None, oddity)
+        self._sessions.pop(session_id, None)
+        self._sessions[session_id] = session
+        if len(self._sessions) > SESSIONS_MAX:
+            self._sessions.popitem(last=False)
+        return session
+
+    def key_update_seen(self, session_id: str, next_epoch: float) -> Session | None:
+        """A daemon's `relay_key_update_required` was let through: the session, or None if it is not known."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return None
+        session = evolve(session, next_epoch=next_epoch)
+        self._sessions[session_id] = session
+        return session

@@ -1,0 +1,267 @@
+"""The relay's side of the link: the responder's handshake and the records after it. Bytes in, bytes out.
+
+`Noise_IK_25519_ChaChaPoly_SHA256` and `Noise_IKpsk2_25519_ChaChaPoly_SHA256` (Noise rev 34) with noiseprotocol.
+
+    peer                                                     relay
+      | -- 0x01, pattern byte, Noise message 1 (96 bytes) ---> |  read_message_1, check_static_key
+      | <- Noise message 2 {"relayId","frameMaxBytes"} ------- |  write_message_2
+      | -- record {"type":"link_confirm"} -------------------> |  read_confirm: only now are the keys proven
+      | <= one binary message = one frame = records =========> |  LinkRecords
+
+A record is a 2-byte big-endian length and a Noise transport message. What this module does not do: it keeps no
+order of steps and knows no peer (`machine`), and it decides no policy (`policy`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn
+
+from cryptography.exceptions import InvalidTag
+from noise.connection import NoiseConnection
+from noise.exceptions import NoiseMaxNonceError
+
+from viewport_relay.admission.grant import Grant, UpgradeQuery
+from viewport_relay.noise.keys import RelayKeys, StaticKey
+from viewport_relay.noise.policy import Pattern, check_static_key, link_psk
+from viewport_relay.reasons import Reason, Refusal
+
+SUBPROTOCOL = "viewport.noise-link.v1"
+VERSION = 0x01
+TAG_BYTES = 16
+MESSAGE_1_BYTES = (
+    2 + 32 + 32 + TAG_BYTES + TAG_BYTES
+)  # version, pattern; e, encrypted s, the empty payload's tag
+RECORD_PLAINTEXT_MAX = 65_519
+_HEADER = 2
+_RECORD_LEAST = _HEADER + TAG_BYTES
+
+KeyUsed = Literal["current", "previous"]
+_Cipher = Callable[[None, "bytes | memoryview"], bytes]
+
+
+def prologue(query: UpgradeQuery) -> bytes:
+    """What binds a handshake to its upgrade: the query as the peer sent it, so that nothing can be replayed to
+    another role, workspace or runtime target.
+    """
+    target = query.runtime_target_id or ""
+    return "\0".join(["viewport-relay-link-v1", query.role.value, query.workspace_id, target]).encode("utf-8")
+
+
+def records_max(frame_max_bytes: int) -> int:
+    """How many records one frame may be cut into. A peer needs 17 for 1 MiB; far more would only burn CPU."""
+    return 64 + frame_max_bytes // 256
+
+
+def message_max_bytes(frame_max_bytes: int) -> int:
+    """The longest binary message on a link whose frames have at most `frame_max_bytes` bytes of plaintext."""
+    return frame_max_bytes + _RECORD_LEAST * records_max(frame_max_bytes)
+
+
+class LinkRecords:
+    """The records of one link after its handshake, both directions. Any Refusal is the end of the link."""
+
+    __slots__ = ("_decrypt", "_encrypt", "_frame_max", "_records_max")
+
+    def __init__(self, encrypt: _Cipher, decrypt: _Cipher, frame_max_bytes: int) -> None:
+        """`encrypt` and `decrypt` are noiseprotocol's cipher states, which count the nonces."""
+        self._encrypt = encrypt
+        self._decrypt = decrypt
+        self._frame_max = frame_max_bytes
+        self._records_max = records_max(frame_max_bytes)
+
+    def encrypt_frame(self, plaintext: bytes) -> bytes:
+        """The binary message for one frame of any size. Raises Refusal NOISE_NONCE_EXHAUSTED."""
+        try:
+            if len(plaintext) <= RECORD_PLAINTEXT_MAX:
+                return (len(plaintext) + TAG_BYTES).to_bytes(_HEADER, "big") + self._encrypt(None, plaintext)
+            parts = []
+            view = memoryview(plaintext)
+            for start in range(0, len(view), RECORD_PLAINTEXT_MAX):
+                record = self._encrypt(None, view[start : start + RECORD_PLAINTEXT_MAX])
+                parts.append(len(record).to_bytes(_HEADER, "big"))
+                parts.append(record)
+            return b"".join(parts)
+        except NoiseMaxNonceError:
+            raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for sending") from None
+
+    def decrypt_message(self, data: bytes) -> bytes:
+        """The frame inside one binary message.
+
+        Raises Refusal: NOISE_DECRYPT_FAILED (no record, a bad length, bytes left over, too many records, or one
+        that does not decrypt), FRAME_TOO_LARGE (more plaintext than the frame limit), NOISE_NONCE_EXHAUSTED.
+        """
+        size = len(data)
+        if size < _RECORD_LEAST:
+            raise Refusal(Reason.NOISE_DECRYPT_FAILED, f"a message of {size} bytes holds no record")
+        view = memoryview(data)
+        if (data[0] << 8 | data[1]) == size - _HEADER:  # one record, as nearly always
+            if size - _RECORD_LEAST > self._frame_max:
+                self._too_large(size - _RECORD_LEAST)
+            records = [view[_HEADER:]]
+        else:
+            records = self._split(view)
+        try:
+            if len(records) == 1:
+                return self._decrypt(None, records[0])
+            return b"".join([self._decrypt(None, record) for record in records])
+        except InvalidTag:
+            raise Refusal(Reason.NOISE_DECRYPT_FAILED, "a record does not decrypt") from None
+        except NoiseMaxNonceError:
+            raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for receiving") from None
+
+    def _split(self, view: memoryview) -> list[memoryview]:
+        """All records of a message: every length is checked before the first byte is decrypted."""
+        records: list[memoryview] = []
+        plaintext = position = 0
+        while position < len(view):
+            start = position + _HEADER
+            length = int.from_bytes(view[position:start], "big")
+            position = start + length
+            if length < TAG_BYTES or position > len(view):
+                raise Refusal(Reason.NOISE_DECRYPT_FAILED, f"record {len(records) + 1} has a bad length")
+            if len(records) == self._records_max:
+                raise Refusal(
+                    Reason.NOISE_DECRYPT_FAILED, f"more than {self._records_max} records in a message"
+                )
+            records.append(view[start:position])
+            plaintext += length - TAG_BYTES
+        if plaintext > self._frame_max:
+            self._too_large(plaintext)
+        return records
+
+    def _too_large(self, plaintext: int) -> NoReturn:
+        raise Refusal(
+            Reason.FRAME_TOO_LARGE, f"a frame of {plaintext} bytes over a limit of {self._frame_max}"
+        )
+
+
+class LinkResponder:
+    """The handshake of one connection. The methods are called once each, in the order of the module's drawing.
+
+    `pattern` and `key_used` are known after `read_message_1`; `records` after `read_confirm`.
+    """
+
+    def __init__(
+        self, query: UpgradeQuery, grant: Grant, keys: RelayKeys, relay_id: str, frame_max_bytes: int
+    ) -> None:
+        self._prologue = prologue(query)
+        self._grant = grant
+        self._keys = keys
+        self._payload = {"relayId": relay_id, "frameMaxBytes": frame_max_bytes}
+        self._frame_max = frame_max_bytes
+        self._noise: Any = None
+        self._unproven: LinkRecords | None = None
+        self.pattern: Pattern | None = None
+        self.key_used: KeyUsed | None = None
+        self.records: LinkRecords | None = None
+
+    def read_message_1(self, message: bytes) -> None:
+        """Take the peer's first message.
+
+        Raises Refusal NOISE_HANDSHAKE_MALFORMED, NOISE_INVALID_PSK or NOISE_PSK_UNAVAILABLE. The pattern byte is
+        judged before anything is decrypted.
+        """
+        if len(message) != MESSAGE_1_BYTES:
+            raise _malformed(f"message 1 has {len(message)} bytes instead of {MESSAGE_1_BYTES}")
+        if message[0] != VERSION:
+            raise _malformed(
+                f"message 1 has version byte 0x{message[0]:02x}, this relay speaks 0x{VERSION:02x}"
+            )
+        try:
+            pattern = Pattern(message[1])
+        except ValueError:
+            raise _malformed(f"message 1 has pattern byte 0x{message[1]:02x}") from None
+        self.pattern = pattern
+        psk = link_psk(pattern, self._grant)
+        self._noise = self._try(pattern, psk, self._keys.current, message[2:])
+        self.key_used = "current"
+        if self._noise is None and self._keys.previous is not None:
+            self._noise = self._try(pattern, psk, self._keys.previous, message[2:])
+            self.key_used = "previous"
+        if self._noise is None:
+            self.key_used = None
+            raise _malformed(
+                "message 1 does not decrypt: made for another relay key, role, workspace or runtime target, "
+                "or damaged on the way"
+            )
+
+    def _try(self, pattern: Pattern, psk: bytes | None, key: StaticKey, message: bytes) -> Any:
+        """A handshake that has read message 1 with this key, or None when that does not decrypt."""
+        noise: Any = NoiseConnection.from_name(pattern.protocol_name)
+        noise.set_as_responder()
+        noise.set_prologue(self._prologue)
+        if psk is not None:
+            noise.set_psks(psk=psk)
+        noise.noise_protocol.keypairs["s"] = (
+            key.pair
+        )  # as set_keypair_from_private_bytes, without deriving again
+        noise.start_handshake()
+        try:
+            noise.read_message(message)
+        except Exception:
+            # The one wide catch of this package. noiseprotocol passes on whatever its parts raise for bytes that
+            # a peer chose (InvalidTag, ValueError for a low-order point, its own kinds), and promises no list.
+            return None
+        return noise
+
+    def check_static_key(self) -> None:
+        """Raises Refusal NOISE_STATIC_KEY_MISMATCH for a daemon with another key than its grant names."""
+        # noiseprotocol forgets the peer's key once message 2 is written: this is the moment to look.
+        check_static_key(self._grant, bytes(self._noise.noise_protocol.handshake_state.rs.public_bytes))
+
+    def write_message_2(self) -> bytes:
+        """The answer to the peer. After it the keys exist, and are not proven yet."""
+        payload = json.dumps(self._payload, separators=(",", ":")).encode("utf-8")
+        message = bytes(self._noise.write_message(payload))
+        protocol, self._noise = self._noise.noise_protocol, None
+        self._unproven = LinkRecords(
+            protocol.cipher_state_encrypt.encrypt_with_ad,
+            protocol.cipher_state_decrypt.decrypt_with_ad,
+            self._frame_max,
+        )
+        return message
+
+    def read_confirm(self, message: bytes) -> None:
+        """Take the peer's first transport message, which proves that it holds the same keys.
+
+        Raises Refusal: NOISE_INVALID_PSK under IKpsk2, else NOISE_HANDSHAKE_MALFORMED. A peer with another
+        pairing secret gets this far: the PSK is mixed in by message 2.
+        """
+        records = self._unproven
+        if records is None:
+            raise self.confirm_refused("it came before message 2")
+        try:
+            plaintext = records.decrypt_message(message)
+        except Refusal as refusal:
+            raise self.confirm_refused(refusal.detail) from None
+        if not _is_confirm(plaintext):
+            raise self.confirm_refused('it decrypts, but is not {"type":"link_confirm"}')
+        self.records, self._unproven = records, None
+
+    def confirm_refused(self, why: str) -> Refusal:
+        """The refusal for anything that is not the confirm, in the confirm's place."""
+        if self.pattern is Pattern.IKPSK2:
+            return Refusal(
+                Reason.NOISE_INVALID_PSK, f"no valid confirm under IKpsk2 (another pairing secret?): {why}"
+            )
+        return _malformed(f"no valid confirm: {why}")
+
+
+def _malformed(detail: str) -> Refusal:
+    return Refusal(Reason.NOISE_HANDSHAKE_MALFORMED, detail)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _is_confirm(plaintext: bytes) -> bool:
+    """Whether this is a JSON object of type link_confirm; other members may be there."""
+    try:
+        # Numbers as doubles: a very long integer is JSON too, and Python would refuse to convert it.
+        value = json.loads(plaintext.decode("utf-8"), parse_int=float, parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        return False
+    return isinstance(value, dict) and value.get("type") == "link_confirm"

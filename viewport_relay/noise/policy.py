@@ -1,0 +1,153 @@
+"""What a grant demands of handshakes and frames: which pattern, which PSK, which static key, which profile.
+
+Pure decisions over values; no handshake is done here. The rules are the wire contract's, sections 2 ("Profile")
+and 5 ("Link"). Whatever is secret, or compared with what a peer sent, is compared in constant time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from enum import Enum
+
+from attrs import frozen
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from viewport_relay.admission.grant import Claims, Grant, Profile, Role
+from viewport_relay.noise.keys import decode_key
+from viewport_relay.reasons import Reason, Refusal
+
+PSK_INFO = b"viewport-relay-link-psk-v1"
+PLAIN_IK_DETAIL = (
+    "policy_mode crypto_pairing (or e2eeProfile noise-ikpsk2) requires IKpsk2 and the peer used plain IK"
+)
+_STRENGTH: dict[str, int] = {Profile.IK.value: 1, Profile.IKPSK2.value: 2}
+_URL_ALPHABET = str.maketrans("+/", "-_")
+
+
+class Pattern(Enum):
+    """The link's handshake pattern; the value is the byte that announces it in message 1."""
+
+    IK = 0x01
+    IKPSK2 = 0x02
+
+    @property
+    def label(self) -> str:
+        """As logs, metrics and `/state` name it."""
+        return "IK" if self is Pattern.IK else "IKpsk2"
+
+    @property
+    def protocol_name(self) -> bytes:
+        """The full protocol name (Noise rev 34, section 8)."""
+        return f"Noise_{self.label}_25519_ChaChaPoly_SHA256".encode("ascii")
+
+
+# -- the link ----------------------------------------------------------------------------------------------------
+
+
+def required_profile(policy_mode: str | None, e2ee_profile: Profile | None) -> Profile | None:
+    """The profile that a grant demands, None for no demand: `crypto_pairing` always means IKpsk2."""
+    return Profile.IKPSK2 if policy_mode == "crypto_pairing" else e2ee_profile
+
+
+def required_pattern(profile: Profile | None) -> Pattern | None:
+    """The pattern that the link must use, None when either will do."""
+    return Pattern.IKPSK2 if profile is Profile.IKPSK2 else None
+
+
+def pairing_secret(claims: Claims) -> bytes | None:
+    """The 32 bytes of `claims.pairingSecret`, or None when there is no usable secret."""
+    return None if claims.pairing_secret is None else decode_key(claims.pairing_secret)
+
+
+def derive_psk(secret: bytes) -> bytes:
+    """The link's 32-byte PSK from a pairing secret: HKDF-SHA256 with an empty salt (RFC 5869)."""
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=PSK_INFO).derive(secret)
+
+
+def link_psk(pattern: Pattern, grant: Grant) -> bytes | None:
+    """The PSK to use for `pattern` under this grant, None for plain IK.
+
+    Raises Refusal: NOISE_INVALID_PSK for plain IK where IKpsk2 is required, NOISE_PSK_UNAVAILABLE for IKpsk2
+    without a secret of 32 bytes.
+    """
+    if pattern is Pattern.IK:
+        if required_pattern(grant.required_profile) is Pattern.IKPSK2:
+            raise Refusal(Reason.NOISE_INVALID_PSK, PLAIN_IK_DETAIL)
+        return None
+    secret = pairing_secret(grant.claims)
+    if secret is None:
+        what = (
+            "no pairingSecret"
+            if grant.claims.pairing_secret is None
+            else "a pairingSecret that is not 32 bytes"
+        )
+        raise Refusal(Reason.NOISE_PSK_UNAVAILABLE, f"the peer used IKpsk2 and its grant has {what}")
+    return derive_psk(secret)
+
+
+def check_static_key(grant: Grant, static: bytes) -> None:
+    """Refuse (NOISE_STATIC_KEY_MISMATCH) a daemon whose static key is not the one that its grant names.
+
+    A `daemonPublicKey` that is no 32-byte key says nothing: it is the P-256 key of the end-to-end exchange.
+    """
+    if grant.role is not Role.DAEMON or grant.claims.daemon_public_key is None:
+        return
+    # Either base64 alphabet: a key written in the other one must not switch the check off.
+    granted = decode_key(grant.claims.daemon_public_key.strip().translate(_URL_ALPHABET))
+    if granted is not None and not hmac.compare_digest(granted, static):
+        raise Refusal(
+            Reason.NOISE_STATIC_KEY_MISMATCH,
+            "the daemon's static key is not claims.daemonPublicKey",
+            details={"peerKeySha256": fingerprint(static), "grantKeySha256": fingerprint(granted)},
+        )
+
+
+def fingerprint(public: bytes) -> str:
+    """The first 16 hex digits of a public key's SHA-256, to tell keys apart in a log."""
+    return hashlib.sha256(public).hexdigest()[:16]
+
+
+# -- profiles that frames name -----------------------------------------------------------------------------------
+
+
+def client_profile_ok(required: Profile | None, named: str | None) -> bool:
+    """Whether a client with this demand may send a frame that names this profile (None: it names none)."""
+    return required is None or named is None or named == required.value
+
+
+def daemon_profile_ok(required: Profile | None, named: str | None) -> bool:
+    """The same for a daemon, which may name a stronger one. A profile nobody knows is weaker than any."""
+    return required is None or named is None or _STRENGTH.get(named, 0) >= _STRENGTH[required.value]
+
+
+@frozen
+class ProfileMismatch:
+    """A frame names a profile that the grant rules out. The peer is closed with `close`'s code and text; the log
+    entry's reason is `log`, which differs when a key exchange comes without the PSK that is required.
+    """
+
+    close: Reason
+    log: Reason
+    detail: str
+
+
+def profile_mismatch(
+    role: Role, required: Profile | None, named: str | None, *, key_exchange: bool
+) -> ProfileMismatch | None:
+    """What to do about a frame that names profile `named`, None when it is fine.
+
+    `key_exchange`: the frame is a `relay_key_exchange_…`.
+    """
+    if role is Role.DAEMON:
+        fine, close = daemon_profile_ok(required, named), Reason.DAEMON_FRAME_PROFILE_MISMATCH
+    else:
+        fine, close = client_profile_ok(required, named), Reason.CLIENT_FRAME_PROFILE_MISMATCH
+    if fine or required is None:
+        return None
+    if key_exchange and required is Profile.IKPSK2 and named == Profile.IK.value:
+        detail = "the grant requires noise-ikpsk2 and the key exchange names plain noise-ik"
+        return ProfileMismatch(close, Reason.NOISE_INVALID_PSK, detail)
+    known = named if named in _STRENGTH else "an unknown profile"
+    return ProfileMismatch(close, close, f"the grant requires {required.value} and the frame names {known}")

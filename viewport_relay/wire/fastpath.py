@@ -1,0 +1,299 @@
+"""The common case of a connection's input, done in one pass: complete, masked, unfragmented text frames.
+
+    socket -> arena -> unmask in place -> UTF-8? -> judge -> the receiver's socket
+
+Everything else (control frames, fragments, whatever is wrong, the end of a connection) is handed to Autobahn as it
+came, from the first byte of the frame that is not common; it hands back when it is between two messages. So this
+module has no rule of RFC 6455 of its own: it recognises one shape and never refuses anything.
+
+All frames of one read are handled together, and consecutive ones to one receiver leave in one write. A frame longer
+than what one read brought is received into a buffer of its own and sent from there without being copied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.peer import Peer
+from viewport_relay.wire.masking import unmasker
+
+if TYPE_CHECKING:
+    from viewport_relay.wire.websocket import Connection
+
+#: Most bytes of one read. It bounds what one connection may do before the others get their turn.
+ARENA_SIZE: Final = 262_144
+
+_arena: Final = bytearray(ARENA_SIZE)
+_arena_view: Final = memoryview(_arena)
+_unmask: Final = unmasker(_arena)
+
+_SMALL_HEADERS: Final = tuple(bytes((0x81, length)) for length in range(126))
+
+
+def can_read_directly(transport: Any) -> bool:
+    """Whether the transport is a plain TCP socket that may be read (and written) without it.
+
+    On TLS there is a socket too, but what it carries is not ours.
+    """
+    return (
+        isinstance(transport, tcp.Connection)
+        and not ISSLTransport.providedBy(transport)
+        and callable(getattr(transport, "doRead", None))
+    )
+
+
+class _Buffers:
+    """Buffers for long frames, kept for reuse: fresh memory costs a page fault every 4 KiB."""
+
+    KEPT: Final = 4
+
+    def __init__(self) -> None:
+        self._kept: dict[int, list[bytearray]] = {}
+
+    def take(self, size: int) -> bytearray:
+        size = 1 << (size - 1).bit_length()
+        kept = self._kept.get(size)
+        return kept.pop() if kept else bytearray(size)
+
+    def give(self, buffer: bytearray) -> None:
+        kept = self._kept.setdefault(len(buffer), [])
+        if len(kept) < self.KEPT:
+            kept.append(buffer)
+
+
+_buffers: Final = _Buffers()
+
+
+class _LongFrame:
+    """One frame on its way in. `head` is the length of its header, `total` of header and payload."""
+
+    __slots__ = ("buffer", "have", "head", "total", "view")
+
+    def __init__(self, head: int, total: int, first: memoryview) -> None:
+        self.buffer = _buffers.take(total)
+        self.view = memoryview(self.buffer)
+        self.head = head
+        self.total = total
+        self.have = len(first)
+        self.view[: self.have] = first
+
+    def release(self) -> None:
+        self.view[: self.head] = bytes(self.head)  # so that `isascii` of the next one is about its payload
+        self.view.release()
+        _buffers.give(self.buffer)
+
+
+class Reader:
+    """Reads for one connection. `start` puts it before Autobahn; it stays there for the connection's life."""
+
+    __slots__ = ("_connection", "_long", "_max", "_socket", "_stash")
+
+    def __init__(self, connection: Connection, max_message: int) -> None:
+        self._connection = connection
+        self._max = max_message
+        self._socket: Any = None
+        self._stash = b""  # the beginning of a short frame
+        self._long: _LongFrame | None = None
+
+    def start(self, transport: Any) -> None:
+        """Take over the transport's reads if it is a plain socket; else `feed` is called with what it read."""
+        if can_read_directly(transport):
+            self._socket = transport.socket
+            transport.doRead = self._do_read
+
+    def _do_read(self) -> Any:
+        """In place of the transport's doRead: one recv into the arena, or into the frame that is under way."""
+        long = self._long
+        stash = self._stash
+        kept = len(stash)
+        try:
+            if long is not None:
+                got = self._socket.recv_into(long.view[long.have : long.total])
+            elif kept:
+                got = self._socket.recv_into(_arena_view[kept:])
+            else:
+                got = self._socket.recv_into(_arena)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not got:
+            return CONNECTION_DONE
+        self._touch()
+        if long is not None:
+            long.have += got
+            if long.have == long.total:
+                self._finish_long(long)
+            return None
+        if kept:
+            _arena[:kept] = stash
+            self._stash = b""
+        self._consume(kept + got)
+        return None
+
+    def feed(self, data: bytes) -> None:
+        """Handle bytes that the transport has read (TLS, or what came before the upgrade was answered)."""
+        self._touch()
+        at = 0
+        while at < len(data):
+            long = self._long
+            if long is not None:
+                piece = data[at : at + long.total - long.have]
+                long.view[long.have : long.have + len(piece)] = piece
+                long.have += len(piece)
+                if long.have == long.total:
+                    self._finish_long(long)
+            else:
+                kept = len(self._stash)
+                piece = data[at : at + ARENA_SIZE - kept]
+                _arena[:kept] = self._stash
+                _arena[kept : kept + len(piece)] = piece
+                self._stash = b""
+                self._consume(kept + len(piece))
+            at += len(piece)
+
+    def _touch(self) -> None:
+        connection = self._connection
+        connection.now = connection.last_seen = connection.factory.clock.seconds()
+
+    def _common(self) -> bool:
+        """Whether the next byte begins a message and somebody judges messages."""
+        connection = self._connection
+        return (
+            connection.judge is not None
+            and connection.ending is None
+            and connection.state == connection.STATE_OPEN
+            and connection.current_frame is None
+            and not connection.inside_message
+            and not connection.data
+        )
+
+    def _consume(self, end: int) -> None:
+        """Handle the first `end` bytes of the arena."""
+        connection = self._connection
+        at = 0
+        receiver: Connection | None = None
+        batch: list[bytes] = []
+        size = 0
+        while self._common():
+            left = end - at
+            if left < 2 and at < end and _arena[at] == 0x81:
+                self._stash = bytes(_arena_view[at:end])
+                at = end
+                break
+            if left < 2 or _arena[at] != 0x81 or _arena[at + 1] < 0x80:
+                break
+            length = _arena[at + 1] & 0x7F
+            head = 6 if length < 126 else 8 if length == 126 else 14
+            if left >= head:
+                if length == 126:
+                    length = _arena[at + 2] << 8 | _arena[at + 3]
+                    if length < 126:
+                        break
+                elif length == 127:
+                    length = int.from_bytes(_arena[at + 2 : at + 10], "big")
+                    if length < 65_536:
+                        break
+                if length > self._max:
+                    break
+            start = at + head
+            stop = start + length
+            if stop > end or left < head:
+                if left >= head and head + length > ARENA_SIZE // 4:
+                    self._long = _LongFrame(head, head + length, _arena_view[at:end])
+                else:
+                    self._stash = bytes(_arena_view[at:end])
+                at = end
+                break
+            _unmask(start, length)
+            message = bytes(_arena_view[start:stop])
+            at = stop
+            if not message.isascii() and not connection.is_utf8(message):
+                self._flush(receiver, batch, size)
+                receiver, batch, size = None, [], 0
+                connection.end(Reason.FRAME_NOT_UTF8, "a text message is not UTF-8")
+                break
+            assert connection.judge is not None
+            verdict = connection.judge(message, connection.now)
+            if type(verdict) is not Peer:
+                # A decision may write to the receiver of the frames before: they go first.
+                self._flush(receiver, batch, size)
+                receiver, batch, size = None, [], 0
+                connection.decide(verdict, message)
+                continue
+            to: Any = verdict.outlet
+            if to is not receiver:
+                self._flush(receiver, batch, size)
+                receiver, batch, size = to, [], 0
+            size += length
+            if to.encode is not None:
+                batch.append(to.frame(message))
+            elif length < 126:
+                batch.append(_SMALL_HEADERS[length] + message)
+            elif length < 65_536:
+                batch.append(b"\x81\x7e" + length.to_bytes(2, "big") + message)
+            else:
+                batch.append(b"\x81\x7f" + length.to_bytes(8, "big") + message)
+        self._flush(receiver, batch, size)
+        if at < end and not connection.lost:
+            connection.autobahn_received(bytes(_arena_view[at:end]))
+
+    def _flush(self, receiver: Connection | None, batch: list[bytes], size: int) -> None:
+        if receiver is not None and receiver.take(
+            self._connection, batch[0] if len(batch) == 1 else b"".join(batch)
+        ):
+            self._connection.count_forwarded(len(batch), size)
+
+    def _finish_long(self, long: _LongFrame) -> None:
+        """The long frame is complete: judge it and send it from its own buffer."""
+        self._long = None
+        connection = self._connection
+        if not self._common():  # it was closed meanwhile: Autobahn throws it away
+            connection.autobahn_received(bytes(long.view[: long.total]))
+            long.release()
+            return
+        head, total = long.head, long.total
+        unmasker(long.buffer)(head, total - head)
+        long.view[:head] = bytes(head)
+        payload = long.view[head:total]
+        if not long.buffer.isascii() and not connection.is_utf8(bytes(payload)):
+            connection.end(Reason.FRAME_NOT_UTF8, "a text message is not UTF-8")
+        else:
+            assert connection.judge is not None
+            verdict = connection.judge(payload, connection.now)
+            if type(verdict) is not Peer:
+                connection.decide(verdict, bytes(payload))
+            else:
+                self._send_long(verdict.outlet, long, payload)
+        payload.release()
+        long.release()
+
+    def _send_long(self, to: Any, long: _LongFrame, payload: memoryview) -> None:
+        length = len(payload)
+        if to.encode is not None:
+            data: bytes | memoryview = to.frame(bytes(payload))
+        else:
+            # The server's header is the client's without the mask: it fits before the payload.
+            header = (
+                b"\x81\x7f" + length.to_bytes(8, "big")
+                if length >= 65_536
+                else b"\x81\x7e" + length.to_bytes(2, "big")
+            )
+            begin = long.head - len(header)
+            long.view[begin : long.head] = header
+            data = long.view[begin : long.total]
+        if to.take(self._connection, data):
+            self._connection.count_forwarded(1, length)
+        if isinstance(data, memoryview):
+            data.release()
+
+    def close(self) -> None:
+        """The connection is lost."""
+        self._stash = b""
+        self._long = None
+        self._socket = None
