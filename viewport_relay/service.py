@@ -27,7 +27,8 @@ from viewport_relay.admission.addresses import client_address
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
-from viewport_relay.config import Config
+from viewport_relay.config import Config, ConfigError
+from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.twistedlog import TwistedObserver
@@ -35,6 +36,7 @@ from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import TargetView
 from viewport_relay.wire.heartbeat import Heartbeat
 from viewport_relay.wire.hub import Hub
+from viewport_relay.wire.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.upgrade import UpgradeResource
@@ -42,6 +44,14 @@ from viewport_relay.wire.websocket import ConnectionFactory
 from viewport_relay.wire.worker import WorkerTransport
 
 _BACKLOG: Final = 1024
+
+
+def relay_keys(config: Config) -> RelayKeys:
+    """The link's keys. Raises ConfigError when a setting or the key file cannot be used."""
+    try:
+        return RelayKeys.load(config.noise_private_key, config.noise_previous_key, config.state_dir)
+    except NoiseKeyError as error:
+        raise ConfigError([str(error)]) from None
 
 
 class RelayState:
@@ -101,7 +111,8 @@ class RelayService(MultiService):
         self.client = HttpClient.from_config(reactor, config)
         self.gate = Gate.from_config(reactor, config, log, self.counters, self.now, self.client)
         workers = WorkerTransport(self.client, config.server_url, config.frame_max_bytes, log, self.counters)
-        self.hub = Hub(config, reactor, log, self.counters, workers, self.now)
+        self.keys = relay_keys(config)
+        self.hub = Hub(config, reactor, log, self.counters, workers, self.keys, self.now)
         self.factory = ConnectionFactory(reactor, self.hub)
         self.upgrade = UpgradeResource(
             config,
@@ -136,6 +147,13 @@ class RelayService(MultiService):
         MultiService.startService(self)
         for warning in self.config.warnings:
             self.log.event("config_warning", level="warn", message=warning)
+        if self.keys.source == "ephemeral" and self.config.noise_link != "off":
+            self.log.event(
+                "config_warning",
+                level="warn",
+                message="the Noise link's key lives as long as this process: set RELAY_STATE_DIR or "
+                "RELAY_NOISE_PRIVATE_KEY_FILE so that peers can pin it",
+            )
         self._listen(self._public_endpoint(), self._public_factory(), "RELAY_LISTEN_PORT")
         if self.config.admin_listen:
             self._listen(self._admin_endpoint(), self._admin_factory(), "RELAY_ADMIN_LISTEN")
@@ -178,7 +196,10 @@ class RelayService(MultiService):
         return kind(self.reactor, port, backlog=_BACKLOG, interface=name)
 
     def _public_factory(self) -> IProtocolFactory:
-        site: IProtocolFactory = RelaySite(Root(self.upgrade, self._door(admin=not self.config.admin_listen)))
+        documents = {WELL_KNOWN_PATH: well_known(self.config, self.keys)}
+        site: IProtocolFactory = RelaySite(
+            Root(self.upgrade, self._door(admin=not self.config.admin_listen), documents)
+        )
         context = ServerContext.from_config(self.config)
         return site if context is None else TLSMemoryBIOFactory(context, False, site)
 

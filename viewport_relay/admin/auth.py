@@ -18,7 +18,6 @@ from twisted.web.server import Request
 
 from viewport_relay.reasons import Reason
 
-COOKIE = "relay_admin"
 CSRF_HEADER = "x-relay-csrf"
 
 #: How long a sign-in lasts, seconds.
@@ -38,6 +37,8 @@ class Gate:
         self._token = token.encode("utf-8") if token else None
         self._now = now
         self._key = hmac.digest(self._token or os.urandom(32), b"viewport relay admin session", "sha256")
+        # browsers do not tell the ports of one host apart: two relays there need two names
+        self.cookie = f"relay_admin_{self._mac('name', '')[:8]}"
 
     @property
     def exists(self) -> bool:
@@ -84,7 +85,7 @@ class Gate:
 
     def session(self, request: Request) -> str | None:
         """The request's session if it is one of ours and not over."""
-        raw = request.getCookie(COOKIE.encode("ascii"))
+        raw = request.getCookie(self.cookie.encode("ascii"))
         if raw is None or self._token is None:
             return None
         text = raw.decode("latin-1")
@@ -99,7 +100,7 @@ class Gate:
 
     def set_cookie(self, request: Request, value: str, seconds: int, *, secure: bool) -> None:
         """Put the session cookie on the answer; 0 seconds takes it away."""
-        parts = [f"{COOKIE}={value}", "Path=/", f"Max-Age={seconds}", "HttpOnly", "SameSite=Strict"]
+        parts = [f"{self.cookie}={value}", "Path=/", f"Max-Age={seconds}", "HttpOnly", "SameSite=Strict"]
         if secure:
             parts.append("Secure")
         request.cookies.append("; ".join(parts).encode("ascii"))

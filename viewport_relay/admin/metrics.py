@@ -43,7 +43,7 @@ def gauges(state: StateSource, log: EventLog, uptime: float) -> Gauges:
         paused=paused,
         ready=state.readiness()[0],
         jwks_age=state.jwks_age(),
-        backplane_up=up if isinstance(up, bool) else None,
+        backplane_up=up is not False,
         uptime=uptime,
         log_write_failures=log.write_failures,
     )

@@ -12,11 +12,10 @@ from typing import Any, Protocol
 
 from attrs import evolve, field, frozen
 from OpenSSL import SSL
-from service_identity import VerificationError
-from twisted.internet.defer import CancelledError, Deferred
+from service_identity import CertificateError, VerificationError
+from twisted.internet.defer import Deferred
 from twisted.internet.error import (
     ConnectError,
-    ConnectingCancelledError,
     ConnectionClosed,
     ConnectionRefusedError,
     DNSLookupError,
@@ -152,7 +151,10 @@ class HttpClient:
         """The answer. Raises Unreachable, TooLarge or Encoded; CancelledError when the asker cancels."""
         waiting = Deferred.fromCoroutine(self._ask(call, body))
         waiting.addTimeout(call.limit, self._clock, _expired)
-        return await waiting
+        # What comes out of a cancelled connection attempt looks like any of its failures, so it is not waited for.
+        answer: Deferred[Answer] = Deferred(lambda _: waiting.cancel())
+        waiting.addCallbacks(_pass_on, _pass_on, callbackArgs=(answer,), errbackArgs=(answer,))
+        return await answer
 
     async def _ask(self, call: Call, body: bytes | None) -> Answer:
         try:
@@ -163,12 +165,10 @@ class HttpClient:
                 if not call.retry or not all(f.check(ConnectionClosed) for f in lost.reasons):
                     raise
                 return await self._exchange(call, body)
-        except (HttpFailure, CancelledError):
+        except HttpFailure:
             raise
         except Exception as error:
             # Connecting, TLS and parsing raise a dozen unrelated kinds; all mean that there is no answer.
-            if _is_cancelled(error):
-                raise CancelledError from None
             raise Unreachable(why(error)) from None
 
     async def _exchange(self, call: Call, body: bytes | None) -> Answer:
@@ -184,10 +184,13 @@ def _expired(result: object, limit: float) -> Answer:
     raise TimedOut("time out")
 
 
-def _is_cancelled(error: Exception) -> bool:
-    if isinstance(error, ResponseFailed):
-        return any(reason.check(CancelledError) for reason in error.reasons)
-    return isinstance(error, ConnectingCancelledError)
+def _pass_on(result: Answer | Failure, answer: Deferred[Answer]) -> None:
+    if answer.called:
+        return
+    if isinstance(result, Failure):
+        answer.errback(result)
+    else:
+        answer.callback(result)
 
 
 def _unreadable(response: Any, call: Call) -> HttpFailure | None:
@@ -254,6 +257,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (TCPTimedOutError, "time out"),
     (NoRouteError, "no route"),
     (VerificationError, "TLS: the certificate is for another name"),
+    (CertificateError, "TLS: the certificate names no host"),
     (ConnectError, "cannot connect"),
     (ResponseNeverReceived, "connection closed without an answer"),
     (ConnectionClosed, "connection closed"),
@@ -264,7 +268,7 @@ def why(error: BaseException) -> str:
     """An error of connecting, TLS or HTTP in a few words for an operator."""
     if isinstance(error, ResponseFailed):  # ResponseNeverReceived is one
         for inner in error.reasons:
-            if isinstance(inner.value, (SSL.Error, VerificationError)):
+            if isinstance(inner.value, (SSL.Error, VerificationError, CertificateError)):
                 return why(inner.value)
         if isinstance(error, ResponseNeverReceived):
             return "connection closed without an answer"

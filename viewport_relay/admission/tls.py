@@ -6,20 +6,25 @@ Host names and IP addresses are verified (RFC 9525, through service-identity) un
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
+from service_identity import CertificateError, VerificationError
+from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
+from service_identity.pyopenssl import extract_patterns
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import (
     Certificate,
     CertificateOptions,
-    optionsForClientTLS,
     platformTrust,
     trustRootFromCertificates,
 )
+from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
@@ -31,40 +36,60 @@ from viewport_relay.config import Config, ConfigError
 class PlatformTls:
     """Makes the TLS side of connections to the platform.
 
-    `trust_root` is one of Twisted's; `identity` holds `privateKey`, `certificate` and `extraCertChain` for
-    CertificateOptions, or nothing. Without `verify` any certificate of anybody is accepted.
+    `trust_root` is one of Twisted's, the system's if None; `identity` holds `privateKey`, `certificate` and
+    `extraCertChain` for CertificateOptions, or nothing. Without `verify` any certificate of anybody is accepted.
     """
 
     def __init__(
         self, trust_root: Any = None, identity: dict[str, Any] | None = None, verify: bool = True
     ) -> None:
-        self._trust_root = platformTrust() if trust_root is None else trust_root
-        self._identity = identity or {}
-        self._unverified = None if verify else CertificateOptions(verify=False, **self._identity).getContext()
+        self._verify = verify
+        trust: dict[str, Any] = {"trustRoot": trust_root or platformTrust()} if verify else {"verify": False}
+        self._context = CertificateOptions(**trust, **(identity or {})).getContext()
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """Called once for each origin."""
-        if self._unverified is not None:
-            return _Unverified(self._unverified, hostname)
-        return optionsForClientTLS(
-            hostname.decode("ascii"), trustRoot=self._trust_root, extraCertificateOptions=dict(self._identity)
-        )
+        return _Creator(self._context, hostname.decode("ascii"), self._verify)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
-class _Unverified:
-    """TLS that asks for a name but believes whatever comes."""
+class _Creator:
+    """Connections to one host.
 
-    def __init__(self, context: SSL.Context, hostname: bytes) -> None:
+    Twisted's own creator is not used: it takes a certificate that names nobody at all for one of any host.
+    """
+
+    def __init__(self, context: SSL.Context, hostname: str, verify: bool) -> None:
         self._context = context
+        self._verify = verify
+        self._is_name = parse_address(hostname) is None
         self._hostname = hostname
+        self._identity = DNS_ID(hostname) if self._is_name else IPAddress_ID(hostname)
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """Called once for each connection."""
         connection = SSL.Connection(self._context, None)
-        if parse_address(self._hostname.decode("ascii")) is None:  # never an IP address, RFC 6066 section 3
-            connection.set_tlsext_host_name(self._hostname)
+        if self._is_name:  # never an IP address, RFC 6066 section 3
+            connection.set_tlsext_host_name(self._hostname.encode("ascii"))
+        if self._verify:
+            mode = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+            connection.set_verify(mode, self._verifier(weakref.ref(tlsProtocol)))
         return connection
+
+    def _verifier(self, protocol: weakref.ref[Any]) -> Callable[..., bool]:
+        def verified(connection: SSL.Connection, certificate: Any, error: int, depth: int, ok: int) -> bool:
+            if not ok or depth > 0:
+                return bool(ok)
+            try:
+                verify_service_identity(extract_patterns(certificate), [self._identity], [])
+            except (VerificationError, CertificateError):
+                tls = protocol()
+                if tls is not None:
+                    tls.failVerification(Failure())
+                return False
+            return True
+
+        return verified
 
 
 def policy_from(config: Config) -> PlatformTls:
@@ -97,9 +122,9 @@ def _identity(cert_path: str, key_path: str, passphrase: str | None) -> dict[str
     if key.public_key() != first.public_key():
         raise ConfigError([f"{variable}: {key_path!r} is not the key of the certificate in {cert_path!r}"])
     return {
-        "privateKey": crypto.PKey.from_cryptography_key(key),  # type: ignore[arg-type]
-        "certificate": crypto.X509.from_cryptography(first),
-        "extraCertChain": [crypto.X509.from_cryptography(c) for c in chain],
+        "privateKey": key,
+        "certificate": first,
+        "extraCertChain": chain,
     }
 
 

@@ -118,9 +118,14 @@ class Endpoints:
         return Answer(raw=document, headers=headers)
 
     async def relay_token(self, ask: Ask) -> Answer:
-        """`POST relay-token` {role, workspaceId, credential, …} → {ok, relayToken, claims}."""
+        """`POST relay-token` {role, workspaceId, credential, …} → {ok, relayToken, claims}.
+
+        The claims are what validate will answer, so that a development peer learns its pairing secret; the token
+        itself never carries that.
+        """
         issued = self._office.relay_token(ask.fields(), ask.bearer())
-        return Answer(body={"ok": True, "relayToken": issued.token, "claims": dict(issued.claims)})
+        policy = self._workspaces[str(issued.claims["workspaceId"])].policy_claims()
+        return Answer(body={"ok": True, "relayToken": issued.token, "claims": {**issued.claims, **policy}})
 
     async def daemon_key(self, ask: Ask) -> Answer:
         """`POST workspaces/{id}/daemon-key` → {ok, daemonIssueToken, runtimeTargetId}."""

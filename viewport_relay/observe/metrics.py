@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.histogram import Histogram
+from viewport_relay.observe.histogram import Histogram, admission_histogram
 from viewport_relay.reasons import Reason
 
 #: attribute of `Counters` -> what it says. The metric is `relay_` + attribute + `_total`.
@@ -48,6 +48,16 @@ COUNTERS: Mapping[str, str] = {
 
 _ROLES = ("workspace-daemon", "client", "worker")
 _HANDSHAKES = ("none", "IK", "IKpsk2")
+_OUTCOMES = ("ok", "denied", "failed")
+_REFUSING = frozenset(r for r in Reason if r.entry.status and not r.name.startswith("ADMIN_"))
+_CLOSING = frozenset(r for r in Reason if r.entry.close) | {Reason.PONG_TIMEOUT, Reason.IDLE_TIMEOUT}
+_DROPPING = frozenset(
+    {
+        Reason.INVALID_FRAME, Reason.REQUEST_ID_CONFLICT, Reason.SESSION_NOT_OWNED, Reason.NO_OWNER,
+        Reason.DAEMON_UNAVAILABLE, Reason.SESSION_EVENTS_SCOPE_ONLY, Reason.BUS_SIGNATURE_INVALID,
+        Reason.BUS_SIGNATURE_STALE, Reason.BUS_SIGNATURE_REPLAYED, Reason.BUS_FRAME_REFUSED,
+    }
+)  # fmt: skip
 _HANDSHAKE_FAILURES = tuple(reason for reason in Reason if reason.name.startswith("NOISE_"))
 
 
@@ -65,7 +75,7 @@ class Gauges:
     paused: int = 0
     ready: bool = True
     jwks_age: float | None = None
-    backplane_up: bool | None = None
+    backplane_up: bool = True
     uptime: float = 0.0
     log_write_failures: int = 0
 
@@ -113,10 +123,9 @@ class RelayCollector(Collector):
         yield GaugeMetricFamily("relay_uptime_seconds", "Time since the relay started.", now.uptime)
         if now.jwks_age is not None:
             yield GaugeMetricFamily("relay_jwks_age_seconds", "Age of the key set in use.", now.jwks_age)
-        if now.backplane_up is not None:
-            yield GaugeMetricFamily(
-                "relay_backplane_up", "1 while the backplane answers.", int(now.backplane_up)
-            )
+        yield GaugeMetricFamily(
+            "relay_backplane_up", "1 while the backplane answers, or none is used.", int(now.backplane_up)
+        )
         yield CounterMetricFamily(
             "relay_log_write_failures", "Log lines that could not be written.", value=now.log_write_failures
         )
@@ -126,13 +135,14 @@ class RelayCollector(Collector):
 
     def _by_reason(self) -> Iterable[Metric]:
         counted = self._counters
-        for name, says, table in (
-            ("relay_refusals", "Upgrades refused, by reason.", counted.refusals),
-            ("relay_closes", "Connections that the relay closed, by reason.", counted.closes),
-            ("relay_frames_dropped", "Frames that went nowhere, by reason.", counted.drops),
+        for name, says, table, always in (
+            ("relay_refusals", "Upgrades refused, by reason.", counted.refusals, _REFUSING),
+            ("relay_closes", "Connections that the relay closed, by reason.", counted.closes, _CLOSING),
+            ("relay_frames_dropped", "Frames that went nowhere, by reason.", counted.drops, _DROPPING),
         ):
             family = CounterMetricFamily(name, says, labels=["reason"])
-            for reason in sorted(table, key=lambda r: r.code):
+            # those that may come are there from the start, at 0: else `increase()` misses the first one
+            for reason in sorted({*always, *table}, key=lambda r: r.code):
                 family.add_metric([reason.code], table[reason])
             yield family
         handshakes = CounterMetricFamily(
@@ -174,7 +184,9 @@ class RelayCollector(Collector):
             "Time the platform took to answer a validation, by outcome.",
             labels=["outcome"],
         )
-        for outcome, histogram in sorted(self._counters.platform_latency.items()):
+        counted = self._counters.platform_latency
+        for outcome in sorted({*_OUTCOMES, *counted}):
+            histogram = counted.get(outcome) or admission_histogram()
             platform.add_metric([outcome], histogram.buckets(), histogram.sum)
         yield platform
 

@@ -17,6 +17,7 @@ from viewport_relay.admission.claims import grant_for
 from viewport_relay.admission.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.admission.limits import WindowTable
 from viewport_relay.config import Config
+from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason, Refusal
@@ -27,6 +28,7 @@ from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import FrameRates, Router
 from viewport_relay.routing.seat import Contested, Refused
 from viewport_relay.wire.frames import Message, decode_client, decode_daemon, decode_worker
+from viewport_relay.wire.link import ConnectionLink
 from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection
 from viewport_relay.wire.worker import WorkerTransport
 
@@ -47,12 +49,14 @@ class Hub:
         log: EventSink,
         counters: Counters,
         worker_transport: WorkerTransport,
+        keys: RelayKeys,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
         self.clock = clock
         self.log = log
         self.counters = counters
+        self.keys = keys
         self.registry = Registry(
             most_requests=config.request_track_max, most_sessions=config.session_owner_track_max
         )
@@ -88,7 +92,9 @@ class Hub:
             }
             connection.end(grant.reason, grant.detail, reply=reply, details=details)
             return
-        self._join(connection, grant)
+        join = partial(self._join, connection, grant)
+        connection.link_side = ConnectionLink(connection, query, grant, self.keys, self.config, join)
+        connection.link_side.begin()
 
     def _join(self, connection: Connection, grant: Grant) -> None:
         now = self.clock.seconds()
@@ -97,7 +103,6 @@ class Hub:
         peer = Peer(connection.connection_id, grant, connection.ip, self._now(), connection, rates, target)
         connection.routed = peer
         arrival = self.registry.join(peer, now)
-        self.log.event("join", connection_id=peer.connection_id, **peer.describe(), noise=connection.noise)
         if isinstance(arrival, Refused):
             connection.end(arrival.reason, delay=SEAT_CLOSE_DELAY)
         elif isinstance(arrival, Contested):
@@ -108,6 +113,13 @@ class Hub:
             self._listen(connection, peer)
 
     def _listen(self, connection: Connection, peer: Peer) -> None:
+        """The peer takes part from now on."""
+        connection.announced = True
+        about = peer.describe()
+        link = connection.link_side
+        if link is not None and link.noise.key_used is not None:
+            about["relayKeyUsed"] = link.noise.key_used
+        self.log.event("join", connection_id=peer.connection_id, **about, noise=connection.noise)
         if peer.role is Role.CLIENT:
             connection.route(
                 partial(self._judge_client, peer),
@@ -175,6 +187,11 @@ class Hub:
         )
         self._leave(connection, reason.code)
 
+    def noted(self, connection: Connection, reason: Reason, detail: str, details: dict[str, Any]) -> None:
+        """Something about a connection that has gone is worth a line."""
+        about = {"ip": connection.ip, **details, "detail": detail}
+        self.log.event("handshake", reason=reason, connection_id=connection.connection_id, **about)
+
     def left(self, connection: Connection, how: str, code: int | None) -> None:
         """The peer closed, or its connection is lost."""
         self._leave(connection, how, code)
@@ -186,15 +203,12 @@ class Hub:
         if peer is None:
             return
         successor = self.registry.leave(peer, self.clock.seconds())
-        closed: dict[str, Any] = {} if code is None else {"closeCode": code}
-        self.log.event(
-            "leave",
-            message=how,
-            connection_id=peer.connection_id,
-            **peer.describe(),
-            seconds=round(self._now() - peer.since, 3),
-            **closed,
-        )
+        if connection.announced:
+            about = peer.describe()
+            if code is not None:
+                about["closeCode"] = code
+            seconds = round(self._now() - peer.since, 3)
+            self.log.event("leave", message=how, connection_id=peer.connection_id, **about, seconds=seconds)
         if peer.role is Role.CLIENT and peer.target.daemon is not None:
             self._bound_what_is_left(connection, _connection(peer.target.daemon))
         if successor is not None:

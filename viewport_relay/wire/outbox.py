@@ -19,6 +19,12 @@ from zope.interface import implementer
 HIGH_WATER: Final = 65_536
 
 
+class Unsealed(bytes):
+    """A message that is sealed only when it leaves: a Noise link counts its messages in the order of sending."""
+
+    __slots__ = ()
+
+
 class Transport(Protocol):
     """What an outbox needs of a Twisted stream transport."""
 
@@ -60,6 +66,7 @@ class Outbox:
         "_lanes",
         "_last",
         "_on_resume",
+        "_seal",
         "_socket",
         "_transport",
         "_turns",
@@ -72,6 +79,7 @@ class Outbox:
         self._transport = transport
         self._direct: DirectTransport | None = None
         self._socket: socket | None = None
+        self._seal: Callable[[bytes], bytes] = bytes
         self._on_resume = on_resume
         self._lanes: dict[Feeder | None, _Lane] = {}
         self._turns: deque[_Lane] = deque()  # lanes that hold something
@@ -91,14 +99,20 @@ class Outbox:
         self._direct = transport
         self._socket = sock
 
+    def seal_with(self, seal: Callable[[bytes], bytes]) -> None:
+        """How an `Unsealed` message becomes the bytes of a frame."""
+        self._seal = seal
+
     def write(self, data: bytes | memoryview, feeder: Feeder | None = None) -> None:
         """Send bytes; if they must wait, `feeder`, who brought them, is not read until they have gone.
 
         A memoryview is used up when this returns.
         """
         if self.blocked:
-            self._wait(feeder, bytes(data))
+            self._wait(feeder, data if isinstance(data, bytes) else bytes(data))
             return
+        if type(data) is Unsealed:
+            data = self._seal(data)
         sock, direct = self._socket, self._direct
         if sock is not None and direct is not None and not direct.dataBuffer and not direct._tempDataLen:
             try:
@@ -163,6 +177,8 @@ class Outbox:
                 del self._lanes[lane.feeder]
                 if lane.feeder is not None:
                     lane.feeder.resume_reading(self)
+            if type(data) is Unsealed:
+                data = self._seal(data)
             self._in_transport = len(data)
             self._transport.write(data)
         if self._turns or self.blocked:

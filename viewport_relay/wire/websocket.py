@@ -25,10 +25,11 @@ from viewport_relay.routing.decisions import Decision
 from viewport_relay.routing.peer import Peer
 from viewport_relay.wire.fastpath import Reader, can_read_directly
 from viewport_relay.wire.frames import Message
-from viewport_relay.wire.outbox import Outbox
+from viewport_relay.wire.outbox import Outbox, Unsealed
 
 if TYPE_CHECKING:
     from viewport_relay.wire.hub import Hub
+    from viewport_relay.wire.link import ConnectionLink
 
 #: Seconds that a closing connection has: to take what is queued, and to answer the Close.
 CLOSE_TIMEOUT: Final = 10.0
@@ -81,7 +82,10 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         self.count_forwarded: Callable[[int, int], None] = self._uncounted
         self.is_daemon = False
         self.reader: Reader | None = None
-        self.encode: Callable[[bytes], bytes] | None = None  # the link's, when there is one
+        self.link_side: ConnectionLink | None = None
+        self.sealed = False  # whether messages travel in the link's records
+        self._seal: Callable[[bytes], bytes | None] | None = None
+        self.announced = False  # whether its joining was logged
         self.early = b""  # received before the 101
         self.routed: Peer | None = None  # what routing knows it as, while it is part of it
         self.ending: Ending | None = None
@@ -175,11 +179,27 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         if self.ending is not None:
             return
-        if self.encode is None and isBinary and not self.is_utf8(payload):
+        if self.link:
+            self._link_message(payload, isBinary)
+        elif isBinary and not self.is_utf8(payload):
             self.end(Reason.FRAME_NOT_UTF8, "a binary message is not UTF-8")
+        else:
+            self.receive(payload)
+
+    def _link_message(self, payload: bytes, is_binary: bool) -> None:
+        link = self.link_side
+        if link is None:
             return
-        self.message_is_text = not isBinary
-        self.receive(payload)
+        if not is_binary:
+            link.noise.text_message()
+            return
+        message = link.noise.receive(payload)
+        if message is None:
+            return
+        if self.is_utf8(message):
+            self.receive(message)
+        else:
+            self.end(Reason.FRAME_NOT_UTF8, "a frame on the link is not UTF-8")
 
     @staticmethod
     def is_utf8(payload: bytes) -> bool:
@@ -221,11 +241,25 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
             self.outbox.write(data)
 
     def frame(self, message: bytes) -> bytes:
-        """The bytes of one message on the wire: a text frame, or a binary one of the link's records."""
-        if self.encode is None:
-            return frame_header(_TEXT, len(message)) + message
-        records = self.encode(message)
-        return frame_header(_BINARY, len(records)) + records
+        """One message for `take`: a text frame, or on a link the message, which is sealed when it leaves."""
+        if self.sealed:
+            return Unsealed(message)
+        return frame_header(_TEXT, len(message)) + message
+
+    def seal_with(self, seal: Callable[[bytes], bytes | None]) -> None:
+        """From now on messages travel as records; `seal` gives None when the link cannot carry any more."""
+        self.sealed = True
+        self._seal = seal
+        self.outbox.seal_with(self._record)
+
+    def _record(self, message: bytes) -> bytes:
+        assert self._seal is not None
+        records = self._seal(message)
+        return b"" if records is None else frame_header(_BINARY, len(records)) + records
+
+    def send_binary(self, payload: bytes) -> None:
+        """A message of the link's handshake."""
+        self.outbox.write(frame_header(_BINARY, len(payload)) + payload)
 
     def deliver(self, message: bytes) -> bool:
         """Send a message; False when it is not taken."""
@@ -323,6 +357,8 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         entry = reason.entry
         self.ending = Ending(reason, code or entry.close, entry.close_text if text is None else text)
         self._stop_listening()
+        if self.link_side is not None:
+            self.link_side.relay_closes()
         if logged:
             self.factory.hub.ended(self, logged_as or reason, detail, details or {})
         if self._paused_by:
@@ -351,6 +387,8 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         if self.ending is None:
             self.ending = Ending(reason, CloseCode.GOING_AWAY, "")
             self._stop_listening()
+            if self.link_side is not None:
+                self.link_side.relay_closes()
             self.factory.hub.ended(self, reason, "", {})
         self._give_up()
 
@@ -397,8 +435,13 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> Any:
         valid = code is None or code in self.CLOSE_STATUS_CODES_ALLOWED or 3000 <= code <= 4999
         if valid and self.ending is None and self.state == self.STATE_OPEN:
+            self._peer_gone()
             self.factory.hub.left(self, "closed by peer", code)
         return super().onCloseFrame(code, reasonRaw)
+
+    def _peer_gone(self) -> None:
+        if self.link_side is not None:
+            self.link_side.peer_gone()
 
     def dropConnection(self, abort: bool = False) -> None:
         """The closing handshake is done. Autobahn would abort here and lose what is still queued."""
@@ -416,6 +459,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         self._cancel_deadline()
         self.state = self.STATE_CLOSED
         self.factory.connections.discard(self)
+        self._peer_gone()
         self.factory.hub.left(self, "connection lost", None)
         self.outbox.stopProducing()
         self._paused_by.clear()

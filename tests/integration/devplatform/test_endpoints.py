@@ -55,7 +55,7 @@ async def test_the_jwks_verifies_an_issued_token_and_can_be_cached(
         "POST", TOKEN, {"role": "client", "workspaceId": "dev-workspace", "credential": platform.credential}
     )
     claims = jwt.decode(issued.json["relayToken"], key, algorithms=["RS256"], audience="viewport-relay")
-    assert claims == issued.json["claims"]
+    assert {**claims, "policyMode": "standard", "e2eeProfile": "noise-ik"} == issued.json["claims"]
     assert issued.headers["cache-control"] == "no-store"
     etag = reply.headers["etag"]
     for tags in (etag, f'"other", {etag}', f"W/{etag}", "*"):
@@ -107,6 +107,18 @@ async def test_a_daemons_way_in(platform: DevPlatform, call: Caller) -> None:
     assert (await call.validate(issued.json["relayToken"], "workspace-daemon")).json["ok"] is True
     missing = await call("POST", "/api/runtime/workspaces/dev-missing/daemon-key")
     assert (missing.status, missing.json["reason"]) == (404, "WORKSPACE_NOT_FOUND")
+
+
+@in_reactor
+async def test_a_peer_learns_its_pairing_secret_and_its_token_does_not_carry_it(
+    platform: DevPlatform, call: Caller
+) -> None:
+    body = {"role": "client", "workspaceId": "dev-paired", "credential": platform.credential}
+    issued = (await call("POST", TOKEN, body)).json
+    assert issued["claims"]["pairingSecret"] == platform.workspaces["dev-paired"].pairing_secret
+    assert issued["claims"]["policyMode"] == "crypto_pairing"
+    payload = jwt.decode(issued["relayToken"], options={"verify_signature": False})
+    assert not {"policyMode", "pairingSecret", "e2eeProfile"} & set(payload)
 
 
 @in_reactor

@@ -1,0 +1,145 @@
+"""The seams of the backplane: what the wire sees of it, and what a way between relays must be able to do.
+
+    wire  <->  Backplane (single.Single or fleet.Fleet)  <->  Carrier (redis.RedisCarrier, platform.PlatformCarrier)
+
+Values and protocols only; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
+
+from attrs import frozen
+from twisted.internet.defer import Deferred
+
+#: (workspaceId, runtimeTargetId)
+TargetKey: TypeAlias = tuple[str, str]
+
+Direction: TypeAlias = Literal["client_to_daemon", "daemon_to_clients"]
+CLIENT_TO_DAEMON: Direction = "client_to_daemon"
+DAEMON_TO_CLIENTS: Direction = "daemon_to_clients"
+
+
+class CarrierFailed(Exception):
+    """The carrier did not do what was asked. `why` is a few words without anything secret.
+
+    `outage` says whether the carrier itself is to blame, so that the next call would most likely fail too.
+    """
+
+    def __init__(self, why: str, *, outage: bool = True) -> None:
+        super().__init__(why)
+        self.why = why
+        self.outage = outage
+
+
+@frozen
+class Whereabouts:
+    """Which relay holds a target's daemon, and where peers reach that relay."""
+
+    relay_id: str
+    ws_base_url: str
+
+
+@frozen
+class Parcel:
+    """One message for a peer on another relay. `payload` is the message as it came, UTF-8."""
+
+    target: TargetKey
+    direction: Direction
+    to_relay: str
+    machine_id: str | None  # the sending peer's claim
+    payload: bytes
+
+
+@frozen
+class Arrival:
+    """One message off the bus: its signature is right, it is fresh, new and meant for this relay."""
+
+    target: TargetKey
+    direction: Direction
+    from_relay: str
+    payload: bytes
+
+
+class Feeder(Protocol):
+    """A connection whose messages go onto the bus; it is not read while too much of them waits."""
+
+    def pause_reading(self, cause: object) -> None: ...
+    def resume_reading(self, cause: object) -> None: ...
+
+
+class Receiver(Protocol):
+    """Who gets what the backplane brings."""
+
+    def arrived(self, arrival: Arrival) -> None:
+        """A message for a peer of this relay."""
+
+    def moved(self, target: TargetKey, holder: object) -> None:
+        """The daemon `holder` is now on another relay: it must go here."""
+
+
+class Backplane(Protocol):
+    """What the wire asks of the other relays. Nothing here raises; what fails is told or counted."""
+
+    @property
+    def redirects(self) -> bool:
+        """Whether clients are told which relay has their daemon."""
+
+    def seat_changed(self, target: TargetKey, holder: object | None, machine_id: str | None) -> None:
+        """The daemon here is now `holder` (compared by identity), or nobody."""
+
+    def peers_changed(self, number: int) -> None:
+        """So many peers are connected now."""
+
+    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
+        """The other relay that has the daemon, None if none is known. Never fails; often already there."""
+
+    def publish(self, parcel: Parcel, failed: Callable[[], None], feeder: Feeder | None = None) -> None:
+        """Carry a message to another relay. `failed` is called, perhaps at once, when it cannot be."""
+
+    def start(self, receiver: Receiver) -> None: ...
+
+    def stop(self) -> Deferred[None]:
+        """Withdraw what was announced and send what is queued; fires when done or after a short time."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """`mode`, and with several relays `up`; for the operator."""
+
+
+class Carrier(Protocol):
+    """One way between relays: where presence is kept and bus frames are queued.
+
+    Calls raise CarrierFailed. Each has a time limit of its own.
+    """
+
+    #: Bus frames of one `publish`, and `publish` calls at a time. Frames of one (target, relay) are never in two
+    #: calls at a time.
+    batch: int
+    lanes: int
+    #: Presence calls at a time.
+    calls: int
+
+    def start(self) -> None: ...
+    def stop(self) -> Deferred[None]: ...
+
+    def lane(self, parcel: Parcel) -> object:
+        """Parcels of equal lanes are published one call after the other."""
+
+    async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+        """Say that this relay has the daemon, whoever said so before."""
+
+    async def renew(self, target: TargetKey, entry: Mapping[str, object]) -> str | None:
+        """Say so again, unless the entry names another relay by now: then its id, and nothing is changed."""
+
+    async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+        """The daemon has left; an entry of another relay stays."""
+
+    async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
+        """The entry as it was written by whichever relay, unchecked; None if there is none."""
+
+    async def publish(self, frames: Sequence[tuple[str, bytes]]) -> None:
+        """Queue bus frames (JSON) for the relays named, in order."""
+
+    async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
+        """The next bus frames for this relay, waiting for some time if there are none."""

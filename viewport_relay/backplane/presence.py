@@ -1,0 +1,230 @@
+"""Presence: telling the other relays which daemons are here, and asking where the others are.
+
+For each target one call is under way at a time, so that a daemon that leaves and comes back is never announced in
+the wrong order. What could not be told is told again at the next refresh, or as soon as the backplane recovers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from attrs import define, frozen
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+
+from viewport_relay.backplane.interface import Carrier, CarrierFailed, TargetKey, Whereabouts
+from viewport_relay.backplane.outage import Outage
+from viewport_relay.backplane.redirect import LONGEST_URL
+from viewport_relay.deferredcache import DeferredCache, Fetched
+from viewport_relay.observe.sink import EventSink
+
+#: Seconds for which an entry is remembered, and for which it is remembered that there is none: the first is the
+#: contract's, the second only keeps a client that insists from asking at every frame.
+FOUND_TTL: Final = 2.0
+ABSENT_TTL: Final = 0.25
+#: Targets remembered at most.
+CACHE_MAX: Final = 8192
+#: Seconds after which a withdrawal that cannot be told is given up: by then the entry has expired.
+WITHDRAW_FOR: Final = 60.0
+
+#: Parts into which a refresh of all targets is spread.
+_SLICES: Final = 10
+
+
+@frozen
+class Announcement:
+    """What this relay says about itself. `interval` is seconds between two refreshes; 0: nothing is announced."""
+
+    relay_id: str
+    ws_base_url: str
+    interval: float
+
+
+@define(eq=False)
+class _Seat:
+    """What is so (`holder`) and what the others were told (`told`)."""
+
+    holder: object | None = None
+    machine_id: str | None = None
+    told: object | None = None
+    told_machine: str | None = None
+    renew_at: float = 0.0
+    left_at: float = 0.0
+    busy: bool = False
+
+
+class Presence:
+    """`moved` is called with a target and its holder when another relay has it now. `now` is seconds since 1970."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        carrier: Carrier,
+        outage: Outage,
+        ours: Announcement,
+        acceptable: Callable[[str], bool],
+        log: EventSink,
+        now: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._carrier = carrier
+        self._outage = outage
+        self._ours = ours
+        self._acceptable = acceptable
+        self._log = log
+        self._now = now
+        self._moved: Callable[[TargetKey, object], None] = lambda target, holder: None
+        self._seats: dict[TargetKey, _Seat] = {}
+        self._calls = DeferredSemaphore(carrier.calls)
+        self._cache: DeferredCache[TargetKey, Whereabouts | None] = DeferredCache(clock, CACHE_MAX, abandon=False)
+        self._refresh = LoopingCall(self._look_round)
+        self._refresh.clock = clock
+        self._settled: list[Deferred[None]] = []
+
+    def start(self, moved: Callable[[TargetKey, object], None]) -> None:
+        self._moved = moved
+        if self._ours.interval:
+            self._refresh.start(max(0.02, self._ours.interval / _SLICES), now=False)
+
+    async def settle(self) -> None:
+        """Wait until everything was told or given up; afterwards nothing is refreshed any more."""
+        if self._refresh.running:
+            self._refresh.stop()
+        if any(seat.busy for seat in self._seats.values()):
+            waiting: Deferred[None] = Deferred()
+            self._settled.append(waiting)
+            await waiting
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        if self._refresh.running:
+            self._refresh.stop()
+        self._cache.cancel()
+
+    # -- the daemons here ----------------------------------------------------------------------------------
+
+    def changed(self, target: TargetKey, holder: object | None, machine_id: str | None) -> None:
+        """The daemon of this target is now `holder`, or nobody."""
+        seat = self._seats.get(target)
+        if not self._ours.interval or (seat is None and holder is None):
+            return
+        if seat is None:
+            seat = self._seats[target] = _Seat()
+        if seat.holder is not holder:
+            seat.holder, seat.machine_id = holder, machine_id
+            seat.left_at = self._clock.seconds()
+        self._go_on(target, seat)
+
+    def tell_again(self) -> None:
+        """The carrier was away: what it knows may be gone."""
+        for target, seat in tuple(self._seats.items()):
+            seat.renew_at = 0.0
+            self._go_on(target, seat)
+
+    def _look_round(self) -> None:
+        now = self._clock.seconds()
+        for target, seat in tuple(self._seats.items()):
+            if seat.holder is None and now - seat.left_at >= WITHDRAW_FOR and not seat.busy:
+                del self._seats[target]
+            elif now >= seat.renew_at:
+                self._go_on(target, seat)
+
+    def _go_on(self, target: TargetKey, seat: _Seat) -> None:
+        if not seat.busy:
+            seat.busy = True
+            Deferred.fromCoroutine(self._tell(target, seat)).addErrback(self._broken)
+
+    def _broken(self, failure: object) -> None:
+        self._log.event("internal_error", level="error", message=str(failure))
+
+    async def _tell(self, target: TargetKey, seat: _Seat) -> None:
+        try:
+            while await self._step(target, seat):
+                pass
+        except CarrierFailed:
+            pass  # the outage has said so; a refresh or the recovery brings us back
+        finally:
+            seat.busy = False
+            if seat.holder is None and seat.told is None:
+                self._seats.pop(target, None)
+            if self._settled and not any(other.busy for other in self._seats.values()):
+                settled, self._settled = self._settled, []
+                for waiting in settled:
+                    waiting.callback(None)
+
+    async def _step(self, target: TargetKey, seat: _Seat) -> bool:
+        """Tell one thing; False when there is nothing to tell."""
+        holder, now = seat.holder, self._clock.seconds()
+        if holder is None:
+            if seat.told is None:
+                return False
+            await self._call(self._carrier.withdraw(target, self._entry(target, seat.told_machine)))
+            seat.told = None
+            return True
+        if seat.told is holder and now < seat.renew_at:
+            return False
+        seat.renew_at = now + self._ours.interval
+        machine_id = seat.machine_id
+        entry = self._entry(target, machine_id)
+        if seat.told is not holder:
+            await self._call(self._carrier.announce(target, entry))
+            seat.told, seat.told_machine = holder, machine_id
+            return True
+        other = await self._call(self._carrier.renew(target, entry))
+        if other is not None and seat.holder is holder:
+            seat.told = None  # what is announced is not ours
+            self._moved(target, holder)
+            # Whoever still sits there is left in peace until the next refresh.
+            return seat.holder is not holder
+        return True
+
+    async def _call(self, coroutine: object) -> object:
+        await self._calls.acquire()
+        try:
+            return await coroutine  # type: ignore[misc]
+        finally:
+            self._calls.release()
+
+    def _entry(self, target: TargetKey, machine_id: str | None) -> dict[str, object]:
+        entry: dict[str, object] = {
+            "relayId": self._ours.relay_id,
+            "relayWsBaseUrl": self._ours.ws_base_url,
+            "daemonConnected": True,
+            "runtimeTargetId": target[1],
+        }
+        if machine_id is not None:
+            entry["machineId"] = machine_id
+        entry["updatedAtMs"] = int(self._now() * 1000)
+        return entry
+
+    # -- the daemons of other relays -------------------------------------------------------------------------
+
+    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
+        """Where the daemon is, if another relay has it. Never fails: what cannot be asked counts as nobody."""
+
+        async def fetch() -> Fetched[Whereabouts | None]:
+            if self._outage.is_down:
+                raise CarrierFailed("down")
+            found = self._read(await self._carrier.resolve(target))
+            return Fetched(found, ABSENT_TTL if found is None else FOUND_TTL)
+
+        def nobody(failure: object) -> None:
+            return None
+
+        return self._cache.get(target, fetch).addErrback(nobody)
+
+    def forget(self, target: TargetKey) -> None:
+        """What was known about this target turned out wrong."""
+        self._cache.forget(target)
+
+    def _read(self, entry: object) -> Whereabouts | None:
+        if not isinstance(entry, dict):
+            return None
+        relay_id, url = entry.get("relayId"), entry.get("relayWsBaseUrl")
+        if entry.get("daemonConnected") is not True or type(relay_id) is not str or type(url) is not str:
+            return None
+        if not relay_id or len(relay_id) > 128 or relay_id == self._ours.relay_id or len(url) > LONGEST_URL:
+            return None
+        return Whereabouts(relay_id, url) if self._acceptable(url) else None

@@ -1,0 +1,218 @@
+"""The reference client: exchanges keys with a daemon, carries messages both ways, renews keys when asked.
+
+It sees frames as text and sends frames as text; which connection carries them is the caller's affair. While
+new keys are on their way, messages go on under the old ones, and the old ones stay good for receiving until
+the daemon has used the new: nothing in flight is lost.
+
+What it does not do: connect (`connection`, `reconnect`), repeat messages that a broken connection swallowed,
+version 2 key exchanges.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
+from twisted.internet.task import deferLater
+
+from viewport_relay.peer import frames
+from viewport_relay.peer.e2e import Initiator, KeyPair, Profile, SessionKeys
+from viewport_relay.peer.envelope import Session
+from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.frames import Members
+
+EXCHANGE_SECONDS = 10.0
+
+
+def new_request_id() -> str:
+    """An unguessable request id."""
+    return f"kex_{secrets.token_urlsafe(12)}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Pairing:
+    """What a pairing left with the client: its id at the daemon and the 32-byte secret. No repr."""
+
+    peer_id: str
+    secret: bytes
+
+
+class ClientPeer:
+    """One client's end of the wire.
+
+    `send` takes a frame's text; `on_message` gets each application message; `on_status` each frame of the
+    relay's own, which nobody has authenticated. With a `pairing` the profile is noise-ikpsk2, without it
+    noise-ik. Refused frames are counted in `refused` by code and otherwise ignored.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        identity: KeyPair,
+        daemon_public: bytes,
+        send: Callable[[str], None],
+        on_message: Callable[[str], None],
+        *,
+        pairing: Pairing | None = None,
+        on_status: Callable[[Members], None] | None = None,
+        exchange_seconds: float = EXCHANGE_SECONDS,
+        request_id: Callable[[], str] = new_request_id,
+    ) -> None:
+        self._reactor = reactor
+        self._identity = identity
+        self._daemon_public = daemon_public
+        self._send = send
+        self._on_message = on_message
+        self._pairing = pairing
+        self._on_status = on_status
+        self._exchange_seconds = exchange_seconds
+        self._request_id = request_id
+        self._pending: dict[str, tuple[Initiator, Deferred[SessionKeys]]] = {}
+        self._current: Session | None = None
+        self._previous: Session | None = None
+        self._renewing: Deferred[None] | None = None
+        self.refused: Counter[Code] = Counter()
+        self.rekeys = 0
+
+    @property
+    def profile(self) -> Profile:
+        """What this client speaks."""
+        return Profile.IK if self._pairing is None else Profile.IKPSK2
+
+    @property
+    def epoch(self) -> int:
+        """Of the session that sends now; 0 before the first key exchange."""
+        return 0 if self._current is None else self._current.epoch
+
+    @property
+    def session_id(self) -> str | None:
+        """Of the session that sends now."""
+        return None if self._current is None else self._current.session_id
+
+    async def exchange_keys(self, *, attempts: int = 1, pause: float = 0.25) -> None:
+        """Agree on a session, or on the next one if there is one already.
+
+        Where no daemon is there, tries `attempts` times in all, `pause` seconds apart. Raises PeerError:
+        DAEMON_UNAVAILABLE, TIMEOUT, NOT_CONNECTED, or what `Initiator.finish` raises.
+        """
+        for left in range(attempts - 1, -1, -1):
+            try:
+                await self._exchange()
+            except PeerError as error:
+                if error.code is not Code.DAEMON_UNAVAILABLE or not left:
+                    raise
+                await deferLater(self._reactor, pause, lambda: None)
+            else:
+                return
+
+    async def _exchange(self) -> None:
+        pairing = self._pairing
+        initiator = Initiator(
+            self.profile,
+            self._identity,
+            self._daemon_public,
+            request_id=(request_id := self._request_id()),
+            psk=None if pairing is None else pairing.secret,
+            pairing_peer_id=None if pairing is None else pairing.peer_id,
+            previous_session_id=self.session_id,
+        )
+        answered: Deferred[SessionKeys] = Deferred()
+        self._pending[request_id] = (initiator, answered)
+        try:
+            self._send(frames.compact(initiator.init_frame()))
+            await answered.addTimeout(self._exchange_seconds, self._reactor)
+        except TimeoutError:
+            raise PeerError(Code.TIMEOUT, "the daemon did not answer the key exchange in time") from None
+        finally:
+            self._pending.pop(request_id, None)
+
+    def send(self, text: str) -> None:
+        """Send one application message, not empty.
+
+        Raises PeerError SESSION_UNKNOWN before any key exchange.
+        """
+        if self._current is None:
+            raise PeerError(Code.SESSION_UNKNOWN, "no keys were exchanged yet")
+        self._send(self._current.seal(text))
+
+    def frame_received(self, text: str) -> None:
+        """Handle one frame from the relay; never raises PeerError for what the frame holds."""
+        try:
+            frame = frames.parse(text)
+            message = self._understand(frame)
+        except PeerError as error:
+            self.refused[error.code] += 1
+            return
+        if message is not None:
+            self._on_message(message)
+
+    def _understand(self, frame: Members) -> str | None:
+        kind = frame.get("type")
+        if kind == frames.ENVELOPE:
+            return self._open(frame)
+        if kind == frames.KEY_EXCHANGE_RESPONSE:
+            self._answer(frame)
+        elif kind == frames.KEY_UPDATE_REQUIRED:
+            self._notice(frame)
+        elif kind == frames.STATUS:
+            self._status(frame)
+        return None
+
+    def _open(self, frame: Members) -> str:
+        session_id = frames.string(frame, "sessionId")
+        for session in (self._current, self._previous):
+            if session is not None and session.session_id == session_id:
+                message = session.open(frame)
+                if session is self._current:
+                    # The daemon has the new keys, and what it sent under the old ones came before.
+                    self._previous = None
+                return message
+        raise PeerError(Code.SESSION_UNKNOWN, "no such session here")
+
+    def _answer(self, frame: Members) -> None:
+        pending = self._pending.pop(frames.string(frame, "requestId"), None)
+        if pending is None:
+            raise PeerError(Code.REQUEST_MISMATCH, "nobody waits for this key exchange")
+        initiator, answered = pending
+        try:
+            keys = initiator.finish(frame)
+        except PeerError as error:
+            self.refused[error.code] += 1
+            answered.errback(error)
+            return
+        # Installed before anything else is read: the daemon's next frame may already use them.
+        self._previous, self._current = self._current, Session(keys)
+        answered.callback(keys)
+
+    def _notice(self, frame: Members) -> None:
+        epoch = frames.positive(frame, "nextEpoch")
+        if frames.string(frame, "sessionId") != self.session_id or epoch != self.epoch + 1:
+            raise PeerError(Code.SESSION_MISMATCH, "the key update is not for the current session")
+        if self._renewing is None:
+            self._renewing = ensureDeferred(self._renew())
+            self._renewing.addBoth(self._renewed)
+
+    async def _renew(self) -> None:
+        try:
+            await self.exchange_keys()
+        except PeerError as error:
+            # The daemon asks again; until then the old session goes on.
+            self.refused[error.code] += 1
+        else:
+            self.rekeys += 1
+
+    def _renewed(self, result: Any) -> Any:
+        self._renewing = None
+        return result
+
+    def _status(self, frame: Members) -> None:
+        if frame.get("code") == Code.DAEMON_UNAVAILABLE.value:
+            pending, self._pending = self._pending, {}
+            for _, answered in pending.values():
+                answered.errback(PeerError(Code.DAEMON_UNAVAILABLE, "no daemon is connected for this target"))
+        if self._on_status is not None:
+            self._on_status(frame)

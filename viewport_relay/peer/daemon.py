@@ -1,0 +1,206 @@
+"""The reference daemon: answers key exchanges, keeps one conversation per client, asks for new keys in time.
+
+It sees frames as text and sends frames as text; which connection carries them is the caller's affair. The
+handler is given a `Conversation` and may answer at once, later, or with many messages.
+
+    client                                       daemon
+      | -- relay_key_exchange_init -----------------> |   new conversation, epoch 1
+      | <- relay_key_exchange_response -------------- |
+      | <= e2ee ====================================> |
+      | <- relay_key_update_required ---------------- |   after `rekey_after` messages
+      | -- relay_key_exchange_init previousSessionId> |   same conversation, epoch + 1
+      | <- relay_key_exchange_response -------------- |
+
+What it does not do: store anything, version 2 key exchanges, expire idle conversations (the oldest go when
+there are too many).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+
+from viewport_relay.peer import frames
+from viewport_relay.peer.e2e import KeyPair, Profile, Responder
+from viewport_relay.peer.envelope import Session
+from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.frames import Members
+from viewport_relay.peer.pairing import PairingDesk
+
+REKEY_AFTER = 250
+MAX_CONVERSATIONS = 1_024
+PAIRING_REQUESTS = (frames.PAIRING_OFFER_REQUEST, frames.PAIRING_REDEEM_REQUEST)
+
+
+def new_session_id() -> str:
+    """An unguessable session id."""
+    return f"rs_{secrets.token_urlsafe(16)}"
+
+
+class Conversation:
+    """What a daemon and one client say to each other, across re-keys."""
+
+    def __init__(self, session: Session, deliver: Callable[[Conversation, str], None]) -> None:
+        self.current = session
+        self.previous: Session | None = None
+        self.received = 0
+        self.sent = 0
+        self.noticed_at = 0
+        self._deliver = deliver
+
+    @property
+    def epoch(self) -> int:
+        """Of the session that sends now; 1 at first, one more after each re-key."""
+        return self.current.epoch
+
+    def send(self, text: str) -> None:
+        """Send one application message (PeerError SESSION_EXHAUSTED, or what the connection raises)."""
+        self._deliver(self, self.current.seal(text))
+        self.sent += 1
+
+    def renew(self, session: Session) -> Session | None:
+        """Send with `session` from now on; gives the session that is out of use for good, if there is one."""
+        retired, self.previous, self.current = self.previous, self.current, session
+        self.noticed_at = 0
+        return retired
+
+
+class DaemonPeer:
+    """One daemon's end of the wire.
+
+    `send` takes a frame's text. `pairing_secrets` maps pairing peer ids to 32-byte secrets and is read at
+    each key exchange, so it may change. `profiles` are those it answers. `rekey_after` counts the messages
+    of a session, both ways. Refused frames are counted in `refused` by code and otherwise ignored: the
+    relay, not the client, may have sent them.
+    """
+
+    def __init__(
+        self,
+        identity: KeyPair,
+        send: Callable[[str], None],
+        on_message: Callable[[Conversation, str], None],
+        *,
+        pairing_secrets: Mapping[str, bytes] | None = None,
+        profiles: frozenset[Profile] = frozenset(Profile),
+        rekey_after: int = REKEY_AFTER,
+        max_conversations: int = MAX_CONVERSATIONS,
+        session_id: Callable[[], str] = new_session_id,
+        pairing_desk: PairingDesk | None = None,
+    ) -> None:
+        self._identity = identity
+        self._send = send
+        self._on_message = on_message
+        self._pairing_secrets = pairing_secrets if pairing_secrets is not None else {}
+        self._profiles = profiles
+        self._rekey_after = rekey_after
+        self._max_conversations = max_conversations
+        self._session_id = session_id
+        self._desk = pairing_desk
+        self._sessions: dict[str, tuple[Conversation, Session]] = {}
+        self._conversations: OrderedDict[Conversation, None] = OrderedDict()
+        self.refused: Counter[Code] = Counter()
+        self.exchanges = 0
+        self.rekeys = 0
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """The open conversations, least recently used first."""
+        return list(self._conversations)
+
+    def frame_received(self, text: str) -> None:
+        """Handle one frame from the relay; never raises PeerError for what the frame holds."""
+        try:
+            frame = frames.parse(text)
+            kind = frame.get("type")
+            if kind == frames.KEY_EXCHANGE_INIT:
+                self._exchange(frame)
+            elif kind == frames.ENVELOPE:
+                conversation, message = self._open(frame)
+            elif self._desk is not None and kind in PAIRING_REQUESTS:
+                self._send(frames.compact(self._desk.answer(frame)))
+        except PeerError as error:
+            self.refused[error.code] += 1
+            return
+        if kind == frames.ENVELOPE:
+            # Outside the guard: what the handler raises is its own, not the frame's fault.
+            self._on_message(conversation, message)
+            self._ask_for_new_keys(conversation)
+
+    def _exchange(self, frame: Members) -> None:
+        responder = Responder(frame, self._identity)
+        if responder.profile not in self._profiles:
+            raise PeerError(Code.PROFILE_MISMATCH, "the client's profile is not accepted here")
+        psk = None
+        if responder.pairing_peer_id is not None:
+            psk = self._pairing_secrets.get(responder.pairing_peer_id)
+        conversation = self._continued(responder)
+        epoch = 1 if conversation is None else conversation.epoch + 1
+        response, keys = responder.respond(self._session_id(), epoch, psk=psk)
+        session = Session(keys)
+        if conversation is None:
+            conversation = Conversation(session, self._deliver)
+            self.exchanges += 1
+        else:
+            retired = conversation.renew(session)
+            if retired is not None:
+                self._sessions.pop(retired.session_id, None)
+            self.rekeys += 1
+        self._sessions[session.session_id] = (conversation, session)
+        self._conversations[conversation] = None
+        self._conversations.move_to_end(conversation)
+        while len(self._conversations) > self._max_conversations:
+            self._forget(next(iter(self._conversations)))
+        self._send(frames.compact(response))
+
+    def _continued(self, responder: Responder) -> Conversation | None:
+        """The conversation that an init renews: only its own client may, and only under the same profile."""
+        known = self._sessions.get(responder.previous_session_id or "")
+        if known is None:
+            return None
+        conversation, session = known
+        same = session.profile is responder.profile and session.same_client(responder.client_public)
+        return conversation if same else None
+
+    def _open(self, frame: Members) -> tuple[Conversation, str]:
+        known = self._sessions.get(frames.string(frame, "sessionId"))
+        if known is None:
+            raise PeerError(Code.SESSION_UNKNOWN, "no such session here")
+        conversation, session = known
+        message = session.open(frame)
+        conversation.received += 1
+        self._conversations.move_to_end(conversation)
+        if session is conversation.current and conversation.previous is not None:
+            # Order is kept on the way, so nothing sent under the old keys can come any more.
+            self._sessions.pop(conversation.previous.session_id, None)
+            conversation.previous = None
+        return conversation, message
+
+    def _deliver(self, conversation: Conversation, frame: str) -> None:
+        self._send(frame)
+        self._ask_for_new_keys(conversation)
+
+    def _ask_for_new_keys(self, conversation: Conversation) -> None:
+        carried = conversation.current.sealed + conversation.current.opened
+        # Asked again from time to time: the notice or its answer may get lost on the way.
+        repeat = max(1, self._rekey_after // 5)
+        due = self._rekey_after if conversation.noticed_at == 0 else conversation.noticed_at + repeat
+        if carried < due:
+            return
+        conversation.noticed_at = carried
+        self._send(
+            frames.compact(
+                {
+                    "type": frames.KEY_UPDATE_REQUIRED,
+                    "sessionId": conversation.current.session_id,
+                    "nextEpoch": conversation.epoch + 1,
+                    "reason": "message_threshold",
+                }
+            )
+        )
+
+    def _forget(self, conversation: Conversation) -> None:
+        del self._conversations[conversation]
+        for session in (conversation.current, conversation.previous):
+            if session is not None:
+                self._sessions.pop(session.session_id, None)

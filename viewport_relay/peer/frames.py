@@ -1,0 +1,71 @@
+"""The JSON of the wire as the reference peers read and write it.
+
+Reads one text message into members and checks single members; what a frame means is decided in `daemon` and
+`client`. Deliberately not shared with the relay: the peers are a second reading of the same contract.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NoReturn
+
+from viewport_relay.peer.errors import Code, PeerError
+
+Members = dict[str, object]
+
+KEY_EXCHANGE_INIT = "relay_key_exchange_init"
+KEY_EXCHANGE_RESPONSE = "relay_key_exchange_response"
+KEY_UPDATE_REQUIRED = "relay_key_update_required"
+ENVELOPE = "e2ee"
+STATUS = "relay_status"
+PAIRING_OFFER_REQUEST = "relay_pairing_offer_request"
+PAIRING_OFFER_RESPONSE = "relay_pairing_offer_response"
+PAIRING_REDEEM_REQUEST = "relay_pairing_redeem_request"
+PAIRING_REDEEM_RESPONSE = "relay_pairing_redeem_response"
+
+
+def compact(members: Members) -> str:
+    """One JSON object without white space, members in the order given, non-ASCII text as it is."""
+    return json.dumps(members, separators=(",", ":"), ensure_ascii=False)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _whole(digits: str) -> int | float:
+    # As a double where it cannot matter: Python refuses to read integers of thousands of digits.
+    return int(digits) if len(digits) <= 20 else float(digits)
+
+
+def parse(text: str) -> Members:
+    """The members of one frame. Raises PeerError MALFORMED for anything that is not one JSON object."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_int=_whole)
+    except (ValueError, RecursionError):
+        # RecursionError: a deeply nested text is somebody's attack, not a fault of this program.
+        raise PeerError(Code.MALFORMED, "the frame is not JSON") from None
+    if not isinstance(value, dict):
+        raise PeerError(Code.MALFORMED, "the frame is not a JSON object")
+    return value
+
+
+def string(frame: Members, name: str) -> str:
+    """The member `name`: a string, not blank, without lone surrogates (PeerError MALFORMED)."""
+    value = frame.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise PeerError(Code.MALFORMED, f"{name} is missing or not a text")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        # JSON can spell it, UTF-8 cannot: it could be read here but never be sent back.
+        raise PeerError(Code.MALFORMED, f"{name} is not Unicode text")
+    return value
+
+
+def positive(frame: Members, name: str) -> int:
+    """The member `name` as an integer >= 1, read as JavaScript reads numbers (1.0 is 1, true is not)."""
+    value = frame.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value > 2**53 - 1:
+        raise PeerError(Code.MALFORMED, f"{name} is not a positive integer")
+    return value
