@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import time
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
+from twisted.internet.interfaces import IReactorTime
 from twisted.python import usage
+from zope.interface import implementer
 
 from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, load
 from viewport_relay.observe.logs import EventLog
@@ -70,6 +73,8 @@ def makeService(options: Options) -> IService:
     """Called by twistd. Raises SystemExit when the settings cannot work."""
     from twisted.internet import reactor
 
+    # Twisted's clock is the wall's: set back or forward it would hold up or fire every time-out at once.
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]
     environ = dict(os.environ)
     platform = None
     if options["dev"]:
@@ -99,12 +104,25 @@ def _secrets(config: Config) -> list[str]:
     return [value for value in values if value]
 
 
+@implementer(IReactorTime)
+class _WallClock:
+    """The dev platform reads Unix time from the clock it is given, and sets its timers on it."""
+
+    seconds = staticmethod(time.time)
+
+    def __init__(self, reactor: Any) -> None:
+        self.callLater = reactor.callLater
+        self.getDelayedCalls = reactor.getDelayedCalls
+
+
 def _dev_platform(reactor: Any, environ: dict[str, str], port: int) -> Any:
     """Start the dev platform and point `environ` at it."""
     from viewport_relay.devplatform import DevPlatform
 
     internal_key = environ.get("RELAY_INTERNAL_KEY") or secrets.token_urlsafe(32)
-    platform = DevPlatform(reactor, internal_key=internal_key, credential=environ.get("DEV_CREDENTIAL"))
+    platform = DevPlatform(
+        _WallClock(reactor), internal_key=internal_key, credential=environ.get("DEV_CREDENTIAL")
+    )
     failures: list[BaseException] = []
     platform.listen(reactor, port).addCallbacks(
         lambda _: None, lambda failure: failures.append(failure.value)

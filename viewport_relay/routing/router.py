@@ -9,6 +9,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from viewport_relay.admission.grant import Scope
+from viewport_relay.noise.policy import profile_mismatch
 from viewport_relay.reasons import Reason
 from viewport_relay.routing import status
 from viewport_relay.routing.decisions import NO_DAEMON, Close, Decision, Drop, FanOut, Reply, ToRelay
@@ -28,8 +29,6 @@ from viewport_relay.wire.frames import (
     Unsubscribe,
     trimmed,
 )
-
-_STRENGTH = {"noise-ik": 1, "noise-ikpsk2": 2}
 
 
 @frozen
@@ -54,11 +53,10 @@ class Router:
     def client_frame(self, peer: Peer, frame: ClientFrame | None, now: float) -> Peer | Decision:
         """Where a client's frame goes. A frame of None was not valid."""
         if type(frame) is E2ee and peer.scope is Scope.RUNTIME:
-            required = peer.required_profile
-            if required is not None and frame.profile != required:
-                return Close(
-                    Reason.CLIENT_FRAME_PROFILE_MISMATCH, f"frame names {frame.profile}, not {required}"
-                )
+            if peer.required_profile is not None and frame.profile != peer.required_profile:
+                mismatch = self.profile_mismatch(peer, frame)
+                if mismatch is not None:
+                    return mismatch
             limited = self._runtime_limited(peer, now, Reason.RUNTIME_RATE_LIMIT_EXCEEDED)
             if limited is not None:
                 return limited
@@ -89,17 +87,9 @@ class Router:
         return self._key_exchange_init(peer, frame, now)
 
     def _key_exchange_init(self, peer: Peer, frame: KeyExchangeInit, now: float) -> Peer | Decision:
-        required = peer.required_profile
-        if required is not None and frame.profile != required:
-            invalid_psk = required == "noise-ikpsk2"
-            return Close(
-                Reason.CLIENT_FRAME_PROFILE_MISMATCH,
-                "the workspace requires noise-ikpsk2 (policy_mode crypto_pairing) and the client's key exchange uses "
-                "plain noise-ik"
-                if invalid_psk
-                else f"key exchange names {frame.profile}, not {required}",
-                logged_as=Reason.NOISE_INVALID_PSK if invalid_psk else None,
-            )
+        mismatch = self.profile_mismatch(peer, frame)
+        if mismatch is not None:
+            return mismatch
         rates = peer.rates.key_exchange
         if not rates.hit(now, self._rates.key_exchange):
             return self._limited(peer, Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
@@ -173,14 +163,17 @@ class Router:
         """Where the daemon's frame goes: to one client, never to all. A frame of None was not valid."""
         target = peer.target
         if isinstance(frame, E2ee):
-            if peer.required_profile is not None and self._weaker(frame.profile, peer.required_profile):
-                return self._weak_daemon(frame.profile, peer.required_profile)
+            if peer.required_profile is not None and frame.profile != peer.required_profile:
+                mismatch = self.profile_mismatch(peer, frame)
+                if mismatch is not None:
+                    return mismatch
             return self._to_owner(target.sessions.owner(frame.session_id, now))
         if frame is None:
             return Drop(Reason.INVALID_FRAME)
         if isinstance(frame, KeyExchangeResponse):
-            if peer.required_profile is not None and self._weaker(frame.profile, peer.required_profile):
-                return self._weak_daemon(frame.profile, peer.required_profile, key_exchange=True)
+            mismatch = self.profile_mismatch(peer, frame)
+            if mismatch is not None:
+                return mismatch
             return self._key_exchange_response(target, frame, now)
         if isinstance(frame, PairingResponse):
             owner = target.pairings.owner(frame.request_id, now)
@@ -208,13 +201,11 @@ class Router:
         return ToRelay(owner) if isinstance(owner, str) else owner
 
     @staticmethod
-    def _weaker(named: str, required: str) -> bool:
-        return _STRENGTH[named] < _STRENGTH[required]
-
-    @staticmethod
-    def _weak_daemon(named: str, required: str, *, key_exchange: bool = False) -> Close:
-        return Close(
-            Reason.DAEMON_FRAME_PROFILE_MISMATCH,
-            f"frame names {named}, the grant requires {required} (policy_mode crypto_pairing)",
-            logged_as=Reason.NOISE_INVALID_PSK if key_exchange else None,
+    def profile_mismatch(peer: Peer, frame: E2ee | KeyExchangeInit | KeyExchangeResponse) -> Close | None:
+        """The close for a frame whose profile the peer's grant rules out, None when it is fine."""
+        mismatch = profile_mismatch(
+            peer.role, peer.grant.required_profile, frame.profile, key_exchange=not isinstance(frame, E2ee)
         )
+        if mismatch is None:
+            return None
+        return Close(mismatch.close, mismatch.detail, logged_as=mismatch.log)
