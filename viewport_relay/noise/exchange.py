@@ -58,6 +58,19 @@ class ExchangeWatch:
         """The latest sessions, oldest first, at most SESSIONS_MAX."""
         return tuple(self._sessions.values())
 
+    @property
+    def summary(self) -> str | None:
+        """The latest session in a few words, None before there is one."""
+        if not self._sessions:
+            return "key exchange awaits its answer" if self._pending else None
+        session = next(reversed(self._sessions.values()))
+        words = [f"{session.profile}, epoch {session.epoch:g}"]
+        if session.next_epoch is not None:
+            words.append(f"key for epoch {session.next_epoch:g} is due")
+        if session.oddity:
+            words.append(session.oddity)
+        return ", ".join(words)
+
     def init_seen(self, request_id: str, profile: str, previous_session_id: str | None = None) -> None:
         """A client's `relay_key_exchange_init` was let through. `request_id` is trimmed; an empty one is no id."""
         if not request_id or len(request_id) > _ID_MAX:

@@ -119,4 +119,5 @@ def _peer_view(peer: Peer) -> PeerView:
         subprotocol=outlet.subprotocol,
         version=outlet.version,
         paused=outlet.paused,
+        end_to_end=outlet.end_to_end,
     )

@@ -1,7 +1,7 @@
 """The daemon's seat of one target: who may sit, who must go (wire contract, section 2).
 
-Pure: the caller pings, waits, closes. A challenger of equal generation waits until the holder is known to live
-(`holder_lives`) or is given up (`holder_is_dead`).
+Pure: the caller pings, waits, closes. A challenger of equal generation waits until the holder is known to live (the
+caller turns it away) or leaves (`leave` gives the seat to the first who waits).
 """
 
 from __future__ import annotations
@@ -84,16 +84,6 @@ class Seat:
         generation = peer.grant.claims.daemon_issue_generation
         self._generation = self._highest if generation is None else generation
 
-    def holder_lives(self) -> list[Peer]:
-        """The holder answered: the challengers to refuse with DAEMON_ALREADY_CONNECTED."""
-        refused, self.challengers = self.challengers, []
-        return refused
-
-    def holder_is_dead(self) -> tuple[Peer | None, Peer | None]:
-        """The holder did not answer: (who had the seat, who has it now). Other challengers go on waiting."""
-        gone, self.holder = self.holder, None
-        return gone, self._next()
-
     def leave(self, peer: Peer) -> Peer | None:
         """`peer` is gone, whether it sat or waited: who has the seat now, if it changed hands."""
         if peer in self.challengers:
@@ -110,5 +100,5 @@ class Seat:
             if generation is None or self._highest is None or generation >= self._highest:
                 self._sit(peer)
                 return peer
-            # A higher generation came meanwhile: this one is closed by its own contest as not seated.
+            # A higher generation came meanwhile: the caller finds this one among the challengers no longer.
         return None

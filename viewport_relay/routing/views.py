@@ -19,6 +19,7 @@ class PeerView:
     subprotocol: str | None
     version: str | None  # the peer's User-Agent, cut to 64 characters
     paused: bool  # the relay does not read it just now (back-pressure)
+    end_to_end: str | None = None  # the latest end-to-end session in words; clients only
 
 
 @frozen

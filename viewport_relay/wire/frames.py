@@ -44,6 +44,7 @@ class KeyExchangeInit(msgspec.Struct, frozen=True, gc=False):
     profile: str
     request_id: str
     version: int
+    previous_session_id: str | None = None
 
 
 class KeyExchangeResponse(msgspec.Struct, frozen=True, gc=False):
@@ -57,6 +58,7 @@ class KeyExchangeResponse(msgspec.Struct, frozen=True, gc=False):
 
 class KeyUpdateRequired(msgspec.Struct, frozen=True, gc=False):
     session_id: str
+    next_epoch: float
 
 
 class PairingRequest(msgspec.Struct, frozen=True, gc=False):
@@ -245,7 +247,7 @@ def _key_exchange_init(frame: _JsonObject) -> KeyExchangeInit | None:
         return None
     if "previousSessionId" in frame and not _is_text(frame, "previousSessionId"):
         return None
-    return KeyExchangeInit(profile, trimmed(frame["requestId"]), version)
+    return KeyExchangeInit(profile, trimmed(frame["requestId"]), version, frame.get("previousSessionId"))
 
 
 def _key_exchange_response(frame: _JsonObject) -> KeyExchangeResponse | None:
@@ -265,7 +267,7 @@ def _key_exchange_response(frame: _JsonObject) -> KeyExchangeResponse | None:
 
 def _key_update_required(frame: _JsonObject) -> KeyUpdateRequired | None:
     if _is_filled(frame, "sessionId") and _is_number(frame.get("nextEpoch")):
-        return KeyUpdateRequired(frame["sessionId"])
+        return KeyUpdateRequired(frame["sessionId"], frame["nextEpoch"])
     return None
 
 

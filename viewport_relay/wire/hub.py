@@ -27,7 +27,17 @@ from viewport_relay.routing.peer import Peer, Rates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import FrameRates, Router
 from viewport_relay.routing.seat import Contested, Refused
-from viewport_relay.wire.frames import Message, decode_client, decode_daemon, decode_worker
+from viewport_relay.wire.frames import (
+    DaemonFrame,
+    E2ee,
+    KeyExchangeInit,
+    KeyExchangeResponse,
+    KeyUpdateRequired,
+    Message,
+    decode_client,
+    decode_daemon,
+    decode_worker,
+)
 from viewport_relay.wire.link import ConnectionLink
 from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection
 from viewport_relay.wire.worker import WorkerTransport
@@ -122,7 +132,7 @@ class Hub:
         self.log.event("join", connection_id=peer.connection_id, **about, noise=connection.noise)
         if peer.role is Role.CLIENT:
             connection.route(
-                partial(self._judge_client, peer),
+                partial(self._judge_client, connection, peer),
                 partial(self._client_decision, connection, peer),
                 partial(self._count_to_daemon, connection, peer),
                 is_daemon=False,
@@ -226,13 +236,32 @@ class Hub:
 
     # -- frames --------------------------------------------------------------------------------------------------
 
-    def _judge_client(self, peer: Peer, message: Message, now: float) -> Peer | Decision:
-        return self._router.client_frame(peer, decode_client(message), now)
+    def _judge_client(
+        self, connection: Connection, peer: Peer, message: Message, now: float
+    ) -> Peer | Decision:
+        frame = decode_client(message)
+        verdict = self._router.client_frame(peer, frame, now)
+        if type(frame) is KeyExchangeInit and type(verdict) is Peer:
+            connection.exchange.init_seen(frame.request_id, frame.profile, frame.previous_session_id)
+        return verdict
 
     def _judge_daemon(self, peer: Peer, message: Message, now: float) -> Peer | Decision:
-        return self._router.daemon_rate(peer, now) or self._router.daemon_frame(
-            peer, decode_daemon(message), now
-        )
+        limited = self._router.daemon_rate(peer, now)
+        if limited is not None:
+            return limited
+        frame = decode_daemon(message)
+        verdict = self._router.daemon_frame(peer, frame, now)
+        if type(frame) is not E2ee and type(verdict) is Peer:
+            self._watch_answer(_connection(verdict), frame)
+        return verdict
+
+    @staticmethod
+    def _watch_answer(client: Connection, frame: DaemonFrame | None) -> None:
+        """Note what a daemon's answer makes of the client's end-to-end exchange, for `/state`."""
+        if isinstance(frame, KeyExchangeResponse):
+            client.exchange.response_seen(frame.request_id, frame.session_id, frame.profile, frame.epoch)
+        elif isinstance(frame, KeyUpdateRequired):
+            client.exchange.key_update_seen(frame.session_id, frame.next_epoch)
 
     def _count_to_daemon(self, connection: Connection, peer: Peer, frames: int, size: int) -> None:
         counters, target = self.counters, peer.target

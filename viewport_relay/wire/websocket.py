@@ -28,6 +28,7 @@ from viewport_relay.wire.frames import Message
 from viewport_relay.wire.outbox import Outbox, Unsealed
 
 if TYPE_CHECKING:
+    from viewport_relay.noise.exchange import ExchangeWatch
     from viewport_relay.wire.hub import Hub
     from viewport_relay.wire.link import ConnectionLink
 
@@ -292,6 +293,17 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         elif self.outbox.blocked:
             return  # the last one still waits to leave
         self.sendFrame(_PING)
+
+    @property
+    def exchange(self) -> ExchangeWatch:
+        """What was seen of this connection's end-to-end key exchanges."""
+        assert self.link_side is not None  # made before the connection is routed
+        return self.link_side.noise.exchange
+
+    @property
+    def end_to_end(self) -> str | None:
+        """The latest end-to-end session in words, for `/state`."""
+        return None if self.link_side is None else self.link_side.noise.exchange.summary
 
     @property
     def queued_bytes(self) -> int:
