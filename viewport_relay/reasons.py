@@ -464,8 +464,14 @@ class Refusal(Exception):
 
     @property
     def detail_for_peer(self) -> str:
-        """The message of the JSON body: the documented text, and what exactly was wrong where the peer can act on it."""
-        return self.reason.text
+        """The message of the JSON body: the documented text, and what exactly was wrong with the peer's own request.
+
+        What is wrong with a token, or with the platform, is for the operator alone.
+        """
+        own = (Reason.QUERY_INVALID, Reason.UPGRADE_MALFORMED, Reason.UPGRADE_REQUIRED)
+        return (
+            f"{self.reason.text}: {self.detail}" if self.detail and self.reason in own else self.reason.text
+        )
 
     def __str__(self) -> str:
         return f"{self.reason.code}: {self.detail or self.reason.text}"

@@ -15,7 +15,9 @@ from zope.interface import implementer
 
 from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, load
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.redaction import configured_secrets
 from viewport_relay.service import RelayService
+from viewport_relay.wire.dispatch import shorten_dispatch
 
 
 def _environment_help() -> str:
@@ -75,6 +77,7 @@ def makeService(options: Options) -> IService:
 
     # Twisted's clock is the wall's: set back or forward it would hold up or fire every time-out at once.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
+    shorten_dispatch(reactor)
     environ = dict(os.environ)
     platform = None
     if options["dev"]:
@@ -86,7 +89,7 @@ def makeService(options: Options) -> IService:
         sys.stdout,
         max_entries=config.max_logs,
         level=config.log_level,  # type: ignore[arg-type]  # the table admits only levels
-        secrets=_secrets(config),
+        secrets=configured_secrets(config),
     )
     try:
         service = RelayService(reactor, config, log)
@@ -97,11 +100,6 @@ def makeService(options: Options) -> IService:
     if platform is not None:
         log.event("dev_platform", message=f"the dev platform answers at {platform.url}", url=platform.url)
     return service
-
-
-def _secrets(config: Config) -> list[str]:
-    values = (getattr(config, v.attribute) for v in VARIABLES if v.secret and v.attribute != "redis_url")
-    return [value for value in values if value]
 
 
 @implementer(IReactorTime)

@@ -151,9 +151,22 @@ class HttpClient:
         """The answer. Raises Unreachable, TooLarge or Encoded; CancelledError when the asker cancels."""
         waiting = Deferred.fromCoroutine(self._ask(call, body))
         waiting.addTimeout(call.limit, self._clock, _expired)
-        # What comes out of a cancelled connection attempt looks like any of its failures, so it is not waited for.
-        answer: Deferred[Answer] = Deferred(lambda _: waiting.cancel())
-        waiting.addCallbacks(_pass_on, _pass_on, callbackArgs=(answer,), errbackArgs=(answer,))
+        given_up = False
+
+        def give_up(_: object) -> None:
+            nonlocal given_up
+            given_up = True
+            waiting.cancel()
+
+        def pass_on(result: Answer | Failure) -> None:
+            # What a cancelled attempt to connect gives looks like any failure of it, so nobody gets to see it.
+            if isinstance(result, Answer) and not given_up:
+                answer.callback(result)
+            elif isinstance(result, Failure) and not given_up:
+                answer.errback(result)
+
+        answer: Deferred[Answer] = Deferred(give_up)
+        waiting.addBoth(pass_on)
         return await answer
 
     async def _ask(self, call: Call, body: bytes | None) -> Answer:
@@ -182,15 +195,6 @@ class HttpClient:
 
 def _expired(result: object, limit: float) -> Answer:
     raise TimedOut("time out")
-
-
-def _pass_on(result: Answer | Failure, answer: Deferred[Answer]) -> None:
-    if answer.called:
-        return
-    if isinstance(result, Failure):
-        answer.errback(result)
-    else:
-        answer.callback(result)
 
 
 def _unreadable(response: Any, call: Call) -> HttpFailure | None:

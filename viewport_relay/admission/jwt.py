@@ -8,7 +8,6 @@ platform still likes the token is `platform.py`'s. No error text holds any part 
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -61,6 +60,12 @@ def read_header(token: str) -> TokenHeader:
         named = printable(algorithm, 16) if isinstance(algorithm, str) else "missing"
         raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, f"alg is {named}")
     return TokenHeader(algorithm, kid)
+
+
+def unverified(token: str) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """Header and payload as they stand, None where there is no JSON object. For inspection, never for a decision."""
+    header, _, rest = token.partition(".")
+    return _object(header), _object(rest.partition(".")[0])
 
 
 def payload_signed_by(token: str, header: TokenHeader, keys: Iterable[Key]) -> Mapping[str, Any]:
@@ -146,7 +151,7 @@ def _shown(payload: Mapping[str, Any], name: str) -> str:
 def _object(segment: str) -> Mapping[str, Any] | None:
     try:
         raw = base64.urlsafe_b64decode(segment.rstrip("=") + "=" * (-len(segment.rstrip("=")) % 4))
-    except binascii.Error:
+    except ValueError:  # binascii.Error, and what is not ASCII
         return None
     return _json_object(raw)
 

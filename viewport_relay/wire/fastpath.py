@@ -162,11 +162,10 @@ class Reader:
         connection.now = connection.last_seen = connection.factory.clock.seconds()
 
     def _common(self) -> bool:
-        """Whether the next byte begins a message and somebody judges messages."""
+        """Whether the next byte begins a message and somebody judges messages (nobody does at the end)."""
         connection = self._connection
         return (
             connection.judge is not None
-            and connection.ending is None
             and connection.state == connection.STATE_OPEN
             and connection.current_frame is None
             and not connection.inside_message
@@ -180,7 +179,8 @@ class Reader:
         receiver: Connection | None = None
         batch: list[bytes] = []
         size = 0
-        while self._common():
+        judge = connection.judge if self._common() else None
+        while judge is not None:
             left = end - at
             if left < 2 and at < end and _arena[at] == 0x81:
                 self._stash = bytes(_arena_view[at:end])
@@ -218,13 +218,13 @@ class Reader:
                 receiver, batch, size = None, [], 0
                 connection.end(Reason.FRAME_NOT_UTF8, "a text message is not UTF-8")
                 break
-            assert connection.judge is not None
-            verdict = connection.judge(message, connection.now)
+            verdict = judge(message, connection.now)
             if type(verdict) is not Peer:
                 # A decision may write to the receiver of the frames before: they go first.
                 self._flush(receiver, batch, size)
                 receiver, batch, size = None, [], 0
                 connection.decide(verdict, message)
+                judge = connection.judge  # None if that was the end
                 continue
             to: Any = verdict.outlet
             if to is not receiver:

@@ -16,6 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 from viewport_relay.admission.claims import grant_for
 from viewport_relay.admission.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.admission.limits import WindowTable
+from viewport_relay.backplane.interface import Backplane
+from viewport_relay.backplane.single import Single
 from viewport_relay.config import Config
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
@@ -27,6 +29,7 @@ from viewport_relay.routing.peer import Peer, Rates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import FrameRates, Router
 from viewport_relay.routing.seat import Contested, Refused
+from viewport_relay.wire.elsewhere import Elsewhere
 from viewport_relay.wire.frames import (
     DaemonFrame,
     E2ee,
@@ -61,6 +64,7 @@ class Hub:
         worker_transport: WorkerTransport,
         keys: RelayKeys,
         now: Callable[[], float] = time.time,
+        backplane: Backplane | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -70,7 +74,7 @@ class Hub:
         self.registry = Registry(
             most_requests=config.request_track_max, most_sessions=config.session_owner_track_max
         )
-        self._router = Router(
+        self.router = Router(
             FrameRates(
                 key_exchange=config.kex_rate,
                 pairing=config.pairing_rate,
@@ -79,9 +83,10 @@ class Hub:
                 daemon=config.daemon_rate,
             )
         )
-        self._windows = WindowTable()
+        self.windows = WindowTable()
         self._worker_transport = worker_transport
         self._now = now
+        self.elsewhere = Elsewhere(self, backplane or Single())
 
     # -- coming --------------------------------------------------------------------------------------------
 
@@ -113,6 +118,7 @@ class Hub:
         peer = Peer(connection.connection_id, grant, connection.ip, self._now(), connection, rates, target)
         connection.routed = peer
         arrival = self.registry.join(peer, now)
+        self.elsewhere.peers_changed()
         if isinstance(arrival, Refused):
             connection.end(arrival.reason, delay=SEAT_CLOSE_DELAY)
         elif isinstance(arrival, Contested):
@@ -134,23 +140,25 @@ class Hub:
             connection.route(
                 partial(self._judge_client, connection, peer),
                 partial(self._client_decision, connection, peer),
-                partial(self._count_to_daemon, connection, peer),
+                partial(self.count_to_daemon, connection, peer),
                 is_daemon=False,
             )
+            self.elsewhere.greet(connection, peer)
         elif peer.role is Role.DAEMON:
             connection.route(
                 partial(self._judge_daemon, peer),
                 partial(self._daemon_decision, connection, peer),
-                partial(self._count_to_clients, connection, peer),
+                partial(self.count_to_clients, connection, peer),
                 is_daemon=True,
             )
+            self.elsewhere.seat_changed(peer.target)
         else:
             connection.receive = partial(self._from_worker, connection, peer)
 
     def _rates(self, grant: Grant, ip: str, now: float) -> Rates:
         client = (grant.workspace_id, grant.client_id, ip)
         daemon = (grant.role.value, grant.workspace_id, grant.runtime_target_id)
-        window = partial(self._windows.window, now=now)
+        window = partial(self.windows.window, now=now)
         return Rates(
             key_exchange=window(("kex", *client)),
             pairing=window(("pairing", *client)),
@@ -213,6 +221,9 @@ class Hub:
         if peer is None:
             return
         successor = self.registry.leave(peer, self.clock.seconds())
+        self.elsewhere.peers_changed()
+        if peer.role is Role.DAEMON:
+            self.elsewhere.seat_changed(peer.target)
         if connection.announced:
             about = peer.describe()
             if code is not None:
@@ -240,30 +251,30 @@ class Hub:
         self, connection: Connection, peer: Peer, message: Message, now: float
     ) -> Peer | Decision:
         frame = decode_client(message)
-        verdict = self._router.client_frame(peer, frame, now)
+        verdict = self.router.client_frame(peer, frame, now)
         if type(frame) is KeyExchangeInit and type(verdict) is Peer:
             connection.exchange.init_seen(frame.request_id, frame.profile, frame.previous_session_id)
         return verdict
 
     def _judge_daemon(self, peer: Peer, message: Message, now: float) -> Peer | Decision:
-        limited = self._router.daemon_rate(peer, now)
+        limited = self.router.daemon_rate(peer, now)
         if limited is not None:
             return limited
         frame = decode_daemon(message)
-        verdict = self._router.daemon_frame(peer, frame, now)
+        verdict = self.router.daemon_frame(peer, frame, now)
         if type(frame) is not E2ee and type(verdict) is Peer:
-            self._watch_answer(_connection(verdict), frame)
+            self.watch_answer(_connection(verdict), frame)
         return verdict
 
     @staticmethod
-    def _watch_answer(client: Connection, frame: DaemonFrame | None) -> None:
+    def watch_answer(client: Connection, frame: DaemonFrame | None) -> None:
         """Note what a daemon's answer makes of the client's end-to-end exchange, for `/state`."""
         if isinstance(frame, KeyExchangeResponse):
             client.exchange.response_seen(frame.request_id, frame.session_id, frame.profile, frame.epoch)
         elif isinstance(frame, KeyUpdateRequired):
             client.exchange.key_update_seen(frame.session_id, frame.next_epoch)
 
-    def _count_to_daemon(self, connection: Connection, peer: Peer, frames: int, size: int) -> None:
+    def count_to_daemon(self, connection: Connection, peer: Peer, frames: int, size: int) -> None:
         counters, target = self.counters, peer.target
         counters.frames_client_to_daemon += frames
         counters.bytes_client_to_daemon += size
@@ -271,7 +282,7 @@ class Hub:
         target.bytes += size
         target.active_at = connection.now
 
-    def _count_to_clients(self, connection: Connection, peer: Peer, frames: int, size: int) -> None:
+    def count_to_clients(self, connection: Connection, peer: Peer, frames: int, size: int) -> None:
         counters, target = self.counters, peer.target
         counters.frames_daemon_to_clients += frames
         counters.bytes_daemon_to_clients += size
@@ -280,13 +291,13 @@ class Hub:
         target.active_at = connection.now
 
     def _from_worker(self, connection: Connection, peer: Peer, message: bytes) -> None:
-        limited = self._router.worker_rate(peer, connection.now)
+        limited = self.router.worker_rate(peer, connection.now)
         if limited is not None:
             self._close(connection, limited)
             return
         frame = decode_worker(message)
         if frame is None:
-            self._drop(peer, Drop(Reason.INVALID_FRAME))
+            self.drop(peer, Drop(Reason.INVALID_FRAME))
         else:
             peer.target.active_at = connection.now
             self._worker_transport.take(connection, peer, frame)
@@ -303,10 +314,10 @@ class Hub:
                     self.counters.drops[reason] += 1
                 connection.deliver(text.encode())
             case NoDaemon():
-                self._no_daemon(connection, peer)
+                self.elsewhere.client_frame(connection, peer, message)
             case Drop():
                 self.counters.frames_client_rejected += 1
-                self._drop(peer, verdict)
+                self.drop(peer, verdict)
             case Close():
                 self.counters.frames_client_rejected += 1
                 self._close(connection, verdict)
@@ -322,25 +333,27 @@ class Hub:
         match verdict:
             case FanOut(receivers):
                 copies = sum(_connection(receiver).deliver(message) for receiver in receivers)
-                self._count_to_clients(connection, peer, copies, copies * len(message))
+                self.count_to_clients(connection, peer, copies, copies * len(message))
             case Drop():
                 self.counters.frames_daemon_rejected += 1
-                self._drop(peer, verdict)
+                self.drop(peer, verdict)
             case Close():
                 self.counters.frames_daemon_rejected += 1
                 self._close(connection, verdict)
-            case ToRelay():
-                raise AssertionError("no other relay can own a session without a backplane")
+            case ToRelay(relay_id):
+                self.elsewhere.daemon_frame(peer, relay_id, message)
             case _:
                 raise AssertionError(f"not a decision about a daemon's frame: {verdict!r}")
 
-    def _no_daemon(self, connection: Connection, peer: Peer) -> None:
+    def no_daemon(self, connection: Connection, peer: Peer) -> None:
+        """A client's frame reaches no daemon anywhere."""
         grant = peer.grant
         self.counters.drops[Reason.DAEMON_UNAVAILABLE] += 1
         text = status.daemon_unavailable(grant.workspace_id, grant.runtime_target_id, grant.claims.machine_id)
         connection.deliver(text.encode())
 
-    def _drop(self, peer: Peer, drop: Drop) -> None:
+    def drop(self, peer: Peer, drop: Drop) -> None:
+        """A frame of this peer goes nowhere."""
         self.counters.drops[drop.reason] += 1
         if drop.reason not in _COUNTED_ONLY:
             detail: dict[str, Any] = {"detail": drop.detail} if drop.detail else {}

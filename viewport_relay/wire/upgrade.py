@@ -13,7 +13,6 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -32,7 +31,7 @@ from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCoun
 from viewport_relay.admission.query import read_query
 from viewport_relay.admission.token import LINK_SUBPROTOCOL, TokenSource, select_subprotocol, token_from
 from viewport_relay.config import Config
-from viewport_relay.reasons import Level, Reason, Refusal
+from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.hub import Hub
 from viewport_relay.wire.websocket import Connection, ConnectionFactory
 
@@ -294,18 +293,11 @@ class UpgradeResource(Resource):
 
     def _log(self, attempt: _Attempt, refusal: Refusal) -> None:
         self._hub.counters.refusals[refusal.reason] += 1
-        details: Mapping[str, Any] = refusal.details
-        level: Level | None = "warn" if details.get("quiet") else None
+        about = {**attempt.describe(), **refusal.details}
+        if refusal.detail:
+            about["detail"] = refusal.detail
         self._hub.log.event(
-            "refuse",
-            level=level,
-            reason=refusal.reason,
-            connection_id=attempt.connection_id,
-            **{
-                **attempt.describe(),
-                **{name: value for name, value in details.items() if name != "quiet"},
-                **({"detail": refusal.detail} if refusal.detail else {}),
-            },
+            "refuse", level=refusal.level, reason=refusal.reason, connection_id=attempt.connection_id, **about
         )
 
 

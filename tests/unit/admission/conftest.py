@@ -1,0 +1,127 @@
+"""Keys, tokens and fakes for the tests of admission."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.web.http_headers import Headers
+
+from viewport_relay.admission.grant import Role, UpgradeQuery
+from viewport_relay.admission.http import Answer, Call
+from viewport_relay.devplatform.tokens import SigningKey
+from viewport_relay.observe.counters import Counters
+
+NOW = 1_800_000_000.0
+
+
+class Log:
+    """An event sink that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def event(self, event: str, **rest: Any) -> None:
+        self.events.append({"event": event, **rest})
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.events if entry["event"] == event]
+
+
+class FakeHttp:
+    """Stands for HttpClient: gives `replies` in order, the last one for ever. A Deferred is waited for."""
+
+    def __init__(self) -> None:
+        self.replies: list[Any] = []
+        self.asked: list[tuple[Call, bytes | None]] = []
+
+    async def ask(self, call: Call, body: bytes | None = None) -> Answer:
+        self.asked.append((call, body))
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, Deferred):
+            reply = await reply
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def close(self) -> None: ...
+
+
+def _settle(coroutine: Any) -> Any:
+    """The result of a coroutine (or Deferred) that must be done by now; raises what it raised."""
+    waiting = coroutine if isinstance(coroutine, Deferred) else Deferred.fromCoroutine(coroutine)
+    results: list[Any] = []
+    waiting.addBoth(results.append)
+    assert results, "it still waits"
+    if hasattr(results[0], "raiseException"):
+        results[0].raiseException()
+    return results[0]
+
+
+@pytest.fixture
+def settle() -> Callable[[Any], Any]:
+    return _settle
+
+
+@pytest.fixture
+def answer() -> Callable[..., Answer]:
+    def make(status: int = 200, body: bytes | str = b"", **headers: str) -> Answer:
+        raw = body.encode("utf-8") if isinstance(body, str) else body
+        lines = Headers({name.replace("_", "-"): [value] for name, value in headers.items()})
+        return Answer(status, lines, raw)
+
+    return make
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def http() -> FakeHttp:
+    return FakeHttp()
+
+
+@pytest.fixture
+def counters() -> Counters:
+    return Counters()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def keys() -> dict[str, SigningKey]:
+    """A key of each kind, kid = algorithm."""
+    return {name: SigningKey.generate(name, name) for name in ("RS256", "ES256", "EdDSA")}
+
+
+@pytest.fixture(scope="session")
+def other_key() -> SigningKey:
+    """An RSA key that pretends to be the first one."""
+    return SigningKey.generate("RS256", "RS256")
+
+
+@pytest.fixture
+def query() -> UpgradeQuery:
+    return UpgradeQuery(Role.CLIENT, "ws-1", "rt-1")
+
+
+@pytest.fixture
+def payload() -> dict[str, Any]:
+    """What a good token says at NOW."""
+    return {
+        "iss": "viewport-server", "aud": "viewport-relay", "iat": int(NOW), "exp": int(NOW) + 300,
+        "role": "client", "workspaceId": "ws-1", "runtimeTargetId": "rt-1",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def now() -> float:
+    return NOW

@@ -1,0 +1,82 @@
+"""Whose address counts, through proxies that are trusted and others that are not."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from viewport_relay.admission.addresses import client_address, counted_as, parse_address
+from viewport_relay.config import parse_network
+
+TRUSTED = tuple(parse_network(text) for text in ("10.0.0.0/8", "127.0.0.1", "fd00::/8"))
+
+WALKS: list[tuple[str, list[str], str]] = [
+    ("203.0.113.7", [], "203.0.113.7"),
+    ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),  # not trusted: it may say what it likes
+    ("10.0.0.1", [], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
+    ("10.0.0.1", ["1.1.1.1, 198.51.100.1"], "198.51.100.1"),
+    ("10.0.0.1", ["1.1.1.1, 198.51.100.1, 10.2.3.4"], "198.51.100.1"),
+    ("10.0.0.1", ["1.1.1.1", "198.51.100.1,10.2.3.4 ", "\t127.0.0.1"], "198.51.100.1"),
+    ("10.0.0.1", ["10.1.1.1, 10.2.2.2"], "10.1.1.1"),  # nobody but proxies
+    ("10.0.0.1", ["garbage"], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.1, garbage"], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.1, garbage, 10.2.2.2"], "10.2.2.2"),
+    ("10.0.0.1", [""], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.1, "], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.1:55"], "10.0.0.1"),
+    ("10.0.0.1", ["[2001:db8::1]"], "10.0.0.1"),
+    ("10.0.0.1", ["[2001:db8::1]:80"], "10.0.0.1"),
+    ("10.0.0.1", ["unknown"], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.01"], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100"], "10.0.0.1"),
+    ("10.0.0.1", ["fe80::1%eth0"], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.0/24"], "10.0.0.1"),
+    ("10.0.0.1", ["2001:DB8:0::1"], "2001:db8::1"),
+    ("fd00::5", ["2001:db8::1"], "2001:db8::1"),
+    ("::ffff:10.0.0.1", ["::ffff:198.51.100.1"], "198.51.100.1"),
+    ("::ffff:203.0.113.7", ["1.1.1.1"], "203.0.113.7"),
+    ("10.0.0.1", ["1.1.1.1, ::ffff:10.9.9.9"], "1.1.1.1"),
+    ("10.0.0.1", ["1.1.1.1," + "10.0.0.2," * 40 + "10.0.0.3"], "10.0.0.2"),  # the walk is bounded
+    ("", ["1.1.1.1"], ""),
+    ("/run/relay.sock", ["1.1.1.1"], "/run/relay.sock"),
+]
+
+
+@pytest.mark.parametrize("peer,values,client", WALKS)
+def test_walks(peer: str, values: list[str], client: str) -> None:
+    assert client_address(peer, values, TRUSTED) == client
+
+
+@pytest.mark.parametrize(
+    "address,key",
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("::1", "::/64"),
+        ("somewhere", "somewhere"),
+    ],
+)
+def test_what_an_address_is_counted_as(address: str, key: str) -> None:
+    assert counted_as(address) == key
+
+
+@given(st.lists(st.text(max_size=40), max_size=4))
+def test_any_header_gives_an_address(values: list[str]) -> None:
+    assert parse_address(client_address("10.0.0.1", values, TRUSTED)) is not None
+
+
+@given(st.ip_addresses(), st.lists(st.ip_addresses().map(str), max_size=4))
+def test_what_a_client_sends_itself_never_counts(
+    real: ipaddress.IPv4Address | ipaddress.IPv6Address, forged: list[str]
+) -> None:
+    if parse_address(str(real)) is None or any(parse_address(str(real)) in network for network in TRUSTED):
+        return
+    chain = ", ".join([*forged, str(real)])
+    assert client_address("10.0.0.1", [chain], TRUSTED) == str(parse_address(str(real)))

@@ -1,0 +1,252 @@
+"""The two checks together: what never reaches the platform, and what heals by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from attrs import evolve
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+
+from viewport_relay.admission.gate import Gate
+from viewport_relay.admission.grant import UpgradeQuery
+from viewport_relay.admission.http import Answer, Call, Unreachable
+from viewport_relay.admission.token import TokenSource
+from viewport_relay.config import Config, ConfigError, load
+from viewport_relay.devplatform.tokens import SigningKey
+from viewport_relay.observe.counters import Counters
+from viewport_relay.reasons import Reason, Refusal
+
+Settle = Callable[[Any], Any]
+ENVIRON = {
+    "RELAY_JWKS_URL": "http://platform.example/jwks",
+    "RELAY_VALIDATE_URL": "http://platform.example/validate",
+    "RELAY_INTERNAL_KEY": "an-internal-key-of-the-test",
+    "RELAY_LISTEN_HOST": "127.0.0.1",
+}
+
+
+class Platform:
+    """Answers for both endpoints; `jwks` and `validate` may be an Answer, an exception or a Deferred."""
+
+    def __init__(self) -> None:
+        self.jwks: Any = None
+        self.validate: Any = None
+        self.calls: list[str] = []
+
+    async def ask(self, call: Call, body: bytes | None = None) -> Answer:
+        name = "jwks" if call.url.endswith("/jwks") else "validate"
+        self.calls.append(name)
+        reply = getattr(self, name)
+        if isinstance(reply, Deferred):
+            reply = await reply
+        if isinstance(reply, Exception):
+            raise reply
+        return reply  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+@pytest.fixture
+def config() -> Config:
+    return load(ENVIRON)
+
+
+@pytest.fixture
+def platform(answer: Callable[..., Answer], keys: dict[str, SigningKey]) -> Platform:
+    platform = Platform()
+    platform.jwks = answer(200, json.dumps({"keys": [key.jwk() for key in keys.values()]}))
+    platform.validate = answer(200, '{"ok":true,"claims":{"workspaceId":"ws-1"}}')
+    return platform
+
+
+@pytest.fixture
+def gate(platform: Platform, config: Config, clock: Clock, log: Any, counters: Counters, now: float) -> Gate:
+    return Gate.from_config(clock, config, log, counters, lambda: now + clock.seconds(), platform)  # type: ignore[arg-type]
+
+
+def bearer(token: str) -> TokenSource:
+    return TokenSource(token, "header")
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+def test_a_good_token_is_admitted(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle, algorithm: str,
+) -> None:  # fmt: skip
+    assert gate.ready() == (False, "the JWKS was not fetched yet") and gate.jwks_age_seconds is None
+    gate.start()
+    assert gate.ready() == (True, "") and gate.jwks_age_seconds == 0.0
+    assert settle(gate.admit(bearer(keys[algorithm].sign(payload)), query)).workspace_id == "ws-1"
+    assert platform.calls == ["jwks", "validate"]
+
+
+BAD = {
+    "garbage": (lambda keys, other, payload: "x" * 50, Reason.JWT_MALFORMED),
+    "expired": (lambda keys, other, p: keys["RS256"].sign({**p, "exp": 1}), Reason.JWT_EXPIRED),
+    "early": (lambda keys, other, p: keys["RS256"].sign({**p, "nbf": 2**33}), Reason.JWT_NOT_YET_VALID),
+    "issuer": (lambda keys, other, p: keys["RS256"].sign({**p, "iss": "x"}), Reason.JWT_ISSUER_MISMATCH),
+    "audience": (lambda keys, other, p: keys["RS256"].sign({**p, "aud": "x"}), Reason.JWT_AUDIENCE_MISMATCH),
+    "binding": (
+        lambda keys, other, p: keys["RS256"].sign({**p, "role": "worker"}),
+        Reason.JWT_CLAIM_MISMATCH,
+    ),
+    "signature": (lambda keys, other, p: other.sign(p), Reason.JWT_SIGNATURE_MISMATCH),
+    "kid": (lambda keys, other, p: other.sign(p, {"kid": "new"}), Reason.JWT_SIGNATURE_MISMATCH),
+    "algorithm": (
+        lambda keys, other, p: keys["ES256"].sign(p, {"kid": "RS256"}),
+        Reason.JWT_ALGORITHM_NOT_ALLOWED,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_token_that_fails_here_never_reaches_the_platform(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], other_key: SigningKey, payload: dict[str, Any],
+    query: UpgradeQuery, settle: Settle, name: str,
+) -> None:  # fmt: skip
+    make, reason = BAD[name]
+    token = make(keys, other_key, payload)
+    gate.start()
+    with pytest.raises(Refusal) as refused:
+        settle(gate.admit(bearer(token), query))
+    assert refused.value.reason is reason
+    assert "validate" not in platform.calls
+    shown = f"{refused.value} {refused.value.details}"
+    assert token not in shown and not any(part in shown for part in token.split("."))
+
+
+@pytest.mark.parametrize("name", ["garbage", "expired", "issuer", "binding"])
+def test_only_keys_are_refetched_for(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], other_key: SigningKey, payload: dict[str, Any],
+    query: UpgradeQuery, settle: Settle, name: str,
+) -> None:  # fmt: skip
+    gate.start()
+    for _ in range(3):
+        with pytest.raises(Refusal):
+            settle(gate.admit(bearer(BAD[name][0](keys, other_key, payload)), query))
+    assert platform.calls == ["jwks"]
+
+
+@pytest.mark.parametrize("kid", ["RS256", "rotated"], ids=["same kid", "new kid"])
+def test_a_rotated_key_is_accepted_on_the_very_next_upgrade(
+    gate: Gate, platform: Platform, other_key: SigningKey, payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle, answer: Callable[..., Answer], kid: str,
+) -> None:  # fmt: skip
+    gate.start()
+    rotated = SigningKey(kid, "RS256", other_key.private)
+    platform.jwks = answer(200, json.dumps({"keys": [rotated.jwk()]}))
+    assert settle(gate.admit(bearer(rotated.sign(payload)), query))
+    assert platform.calls == ["jwks", "jwks", "validate"]
+
+
+def test_a_key_rotated_to_another_type_under_the_same_kid(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle, answer: Callable[..., Answer],
+) -> None:  # fmt: skip
+    gate.start()
+    rotated = SigningKey("RS256", "ES256", keys["ES256"].private)
+    platform.jwks = answer(200, json.dumps({"keys": [rotated.jwk()]}))
+    assert settle(gate.admit(bearer(rotated.sign(payload)), query))
+
+
+def test_made_up_kids_cost_one_fetch_per_cool_down(
+    gate: Gate, platform: Platform, other_key: SigningKey, payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle, clock: Clock,
+) -> None:  # fmt: skip
+    gate.start()
+    for round_ in range(3):
+        for number in range(20):
+            token = other_key.sign(payload, {"kid": f"made-up-{round_}-{number}"})
+            with pytest.raises(Refusal) as refused:
+                settle(gate.admit(bearer(token), query))
+            assert refused.value.detail == f"kid made-up-{round_}-{number} is not in the JWKS"
+        assert platform.calls == ["jwks"] * (2 + round_)
+        clock.advance(30)
+
+
+def test_without_keys_the_upgrade_fails_and_the_next_tries_again(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle,
+) -> None:  # fmt: skip
+    good, platform.jwks = platform.jwks, Unreachable("connection refused")
+    token = bearer(keys["RS256"].sign(payload))
+    with pytest.raises(Refusal) as refused:
+        settle(gate.admit(token, query))
+    assert (refused.value.reason, refused.value.detail) == (Reason.JWKS_UNREACHABLE, "connection refused")
+    platform.jwks = good
+    assert settle(gate.admit(token, query))
+
+
+def test_garbage_is_refused_even_without_keys(
+    gate: Gate, platform: Platform, query: UpgradeQuery, settle: Settle
+) -> None:
+    with pytest.raises(Refusal) as refused:
+        settle(gate.admit(bearer("not a token"), query))
+    assert refused.value.reason is Reason.JWT_MALFORMED and platform.calls == []
+
+
+@pytest.mark.parametrize("waits_for", ["jwks", "validate"])
+def test_a_peer_that_leaves_leaves_nothing_behind(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle, clock: Clock, waits_for: str,
+) -> None:  # fmt: skip
+    setattr(platform, waits_for, Deferred())
+    waiting = Deferred.fromCoroutine(gate.admit(bearer(keys["RS256"].sign(payload)), query))
+    waiting.cancel()
+    with pytest.raises(CancelledError):
+        settle(waiting)
+    gate.stop()
+    assert not clock.getDelayedCalls() and platform.calls[-1] == "close"
+
+
+def test_stop_ends_upgrades_that_wait(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle,
+) -> None:  # fmt: skip
+    platform.validate = Deferred()
+    waiting = Deferred.fromCoroutine(gate.admit(bearer(keys["RS256"].sign(payload)), query))
+    gate.stop()
+    with pytest.raises(CancelledError):
+        settle(waiting)
+
+
+def test_flush_asks_both_again(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle,
+) -> None:  # fmt: skip
+    gate.start()
+    token = bearer(keys["RS256"].sign(payload))
+    settle(gate.admit(token, query))
+    settle(gate.admit(token, query))
+    assert platform.calls == ["jwks", "validate"]
+    gate.flush()
+    settle(gate.admit(token, query))
+    assert platform.calls[2:] == ["jwks", "validate"]
+
+
+def test_an_answer_is_not_used_for_another_role(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle,
+) -> None:  # fmt: skip
+    del payload["runtimeTargetId"]
+    token = bearer(keys["RS256"].sign(payload))
+    settle(gate.admit(token, query))
+    settle(gate.admit(token, evolve(query, runtime_target_id="rt-2")))
+    assert platform.calls == ["jwks", "validate", "validate"]
+
+
+@pytest.mark.parametrize("variable", ["RELAY_JWKS_URL", "RELAY_VALIDATE_URL"])
+def test_an_unusable_url_is_a_configuration_error_that_keeps_it_secret(
+    variable: str, clock: Clock, log: Any, counters: Counters
+) -> None:
+    config = load(
+        {**ENVIRON, variable: "http://user:hush@platform.example/x", "SERVER_URL": "http://x.example"}
+    )
+    with pytest.raises(ConfigError) as wrong:
+        Gate.from_config(clock, config, log, counters)
+    assert variable in str(wrong.value) and "hush" not in str(wrong.value)

@@ -1,0 +1,240 @@
+"""Exactly N in a minute, bounded tables, and counts that always come back to zero."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from viewport_relay.admission.limits import ConnectionCounts, Ticket, Window, WindowCounter, WindowTable
+from viewport_relay.reasons import Reason, Refusal
+
+
+@pytest.mark.parametrize("limit", [1, 3, 120])
+def test_exactly_n_in_a_window_that_begins_with_the_first_event(limit: int) -> None:
+    window = Window()
+    assert [window.hit(1000.0 + i / 1000, limit) for i in range(limit + 2)] == [True] * limit + [False] * 2
+    assert not window.hit(1059.999, limit)
+    assert [window.hit(1060.0, limit) for _ in range(limit + 1)] == [True] * limit + [False]
+
+
+def test_refused_events_do_not_move_the_window() -> None:
+    window = Window()
+    window.hit(0.0, 1)
+    for second in range(1, 60):
+        assert not window.hit(float(second), 1)
+    assert window.hit(60.0, 1)
+
+
+def test_zero_is_off() -> None:
+    window = Window()
+    assert all(window.hit(0.0, 0) for _ in range(10_000))
+    counter = WindowCounter(0)
+    assert all(counter.hit("k", 0.0) == 0 for _ in range(10_000)) and len(counter) == 0
+
+
+def test_a_clock_that_is_set_back_blocks_nobody() -> None:
+    window = Window()
+    window.hit(1_000_000.0, 1)
+    assert window.hit(5.0, 1) and not window.hit(6.0, 1)
+
+
+@pytest.mark.parametrize("at,left", [(0.0, 60_000), (30.5, 29_500), (59.9995, 1), (60.0, 1), (99.0, 1)])
+def test_how_long_to_wait(at: float, left: int) -> None:
+    window = Window()
+    window.hit(0.0, 1)
+    assert window.retry_after_ms(at) == left
+
+
+def test_a_counter_says_whole_seconds() -> None:
+    counter = WindowCounter(2)
+    assert [counter.hit("k", 10.0), counter.hit("k", 10.0), counter.hit("k", 10.0)] == [0, 0, 60]
+    assert counter.hit("k", 69.5) == 1 and counter.hit("other", 69.5) == 0
+    assert counter.hit("k", 70.0) == 0
+
+
+@given(st.integers(1, 5), st.lists(st.tuples(st.integers(0, 3), st.floats(0, 40)), max_size=80))
+def test_like_a_plain_count(limit: int, steps: list[tuple[int, float]]) -> None:
+    counter = WindowCounter(limit)
+    model: dict[int, tuple[float, int]] = {}
+    now = 0.0
+    for key, pause in steps:
+        now += pause
+        start, count = model.get(key, (now, 0))
+        if now - start >= 60.0:
+            start, count = now, 0
+        model[key] = (start, min(limit, count + 1))
+        assert (counter.hit(key, now) == 0) == (count < limit)
+
+
+def test_a_table_is_bounded_and_the_oldest_goes() -> None:
+    table = WindowTable(100)
+    for key in range(1000):
+        table.window(key, key / 100).hit(key / 100, 5)
+        assert len(table) <= 100
+    gc.collect()
+    assert table.window(999, 10.0).count == 1 and table.window(0, 10.0).count == 0
+
+
+def test_ended_windows_leave_when_new_ones_come() -> None:
+    table = WindowTable(1000)
+    for key in range(500):
+        table.window(key, 0.0).hit(0.0, 5)
+    table.window("new", 60.0)
+    assert len(table) == 1
+
+
+def test_one_key_has_one_window() -> None:
+    table = WindowTable()
+    assert table.window(("w", "c", "ip"), 0.0) is table.window(("w", "c", "ip"), 500.0)
+
+
+def test_a_window_outlives_its_connection_for_the_minute() -> None:
+    table = WindowTable()
+    window = table.window("k", 0.0)
+    for _ in range(5):
+        window.hit(0.0, 5)
+    del window
+    gc.collect()
+    assert not table.window("k", 30.0).hit(30.0, 5)  # a reconnect does not reset it
+    assert table.window("k", 60.0).hit(60.0, 5)
+
+
+def test_a_window_that_is_held_is_never_made_twice() -> None:
+    table = WindowTable(10)
+    held = table.window("held", 0.0)
+    for _ in range(5):
+        held.hit(0.0, 5)
+    for key in range(100):
+        table.window(key, 1.0).hit(1.0, 5)
+    assert len(table) == 10
+    assert table.window("held", 2.0) is held and not held.hit(2.0, 5)
+
+
+def test_a_busy_window_is_not_taken_for_an_old_one() -> None:
+    table = WindowTable(10)
+    window = table.window("busy", 0.0)
+    window.hit(0.0, 5)
+    for key in range(9):
+        table.window(key, 59.0).hit(59.0, 5)
+    window.hit(61.0, 5)  # begins anew, without the table
+    del window
+    table.window("one more", 62.0).hit(62.0, 5)
+    gc.collect()
+    assert table.window("busy", 63.0).count == 1
+
+
+# -- connections ---------------------------------------------------------------------------------------------
+
+
+def refusal_of(counts: ConnectionCounts, ip: str) -> Reason:
+    with pytest.raises(Refusal) as refused:
+        counts.take(ip)
+    assert refused.value.retry_after
+    return refused.value.reason
+
+
+def test_connections_in_all() -> None:
+    counts = ConnectionCounts(2, 0, 0)
+    first = counts.take("a")
+    counts.take("b")
+    assert refusal_of(counts, "c") is Reason.TOO_MANY_CONNECTIONS
+    first.release()
+    counts.take("c")
+
+
+def test_connections_of_one_address() -> None:
+    counts = ConnectionCounts(0, 2, 0)
+    tickets = [counts.take("a"), counts.take("a")]
+    assert refusal_of(counts, "a") is Reason.TOO_MANY_CONNECTIONS_PER_IP
+    counts.take("b")
+    tickets[0].release()
+    counts.take("a")
+
+
+def test_the_total_is_checked_first() -> None:
+    counts = ConnectionCounts(1, 1, 0)
+    counts.take("a")
+    assert refusal_of(counts, "a") is Reason.TOO_MANY_CONNECTIONS
+
+
+def test_zero_means_no_limit() -> None:
+    counts = ConnectionCounts(0, 0, 0)
+    for _ in range(100):
+        counts.take("a").count_client("w", "t")
+    assert counts.total == 100 and counts.clients_of("w", "t") == 100
+
+
+def test_clients_of_one_target() -> None:
+    counts = ConnectionCounts(0, 0, 2)
+    tickets = [counts.take("a") for _ in range(4)]
+    tickets[0].count_client("w", "t")
+    tickets[1].count_client("w", "t")
+    with pytest.raises(Refusal) as refused:
+        tickets[2].count_client("w", "t")
+    assert refused.value.reason is Reason.TOO_MANY_CLIENTS
+    tickets[2].count_client("w", "other")
+    tickets[3].count_client("w", None)
+    tickets[2].release()
+    assert counts.clients_of("w", "other") == 0
+    tickets[0].release()
+    counts.take("a").count_client("w", "t")
+
+
+def test_a_client_moves_to_the_target_of_its_claims() -> None:
+    counts = ConnectionCounts(0, 0, 1)
+    first, second = counts.take("a"), counts.take("a")
+    first.count_client("w", "t")
+    second.count_client("w", None)
+    second.count_client("w", None)
+    with pytest.raises(Refusal):
+        second.count_client("w", "t")
+    assert counts.clients_of("w", None) == 1  # unchanged by the refusal
+    first.release()
+    second.count_client("w", "t")
+    assert (counts.clients_of("w", None), counts.clients_of("w", "t")) == (0, 1)
+
+
+def test_a_ticket_is_given_back_once() -> None:
+    counts = ConnectionCounts(0, 0, 0)
+    kept, ticket = counts.take("a"), counts.take("a")
+    ticket.count_client("w", "t")
+    for _ in range(3):
+        ticket.release()
+    ticket.count_client("w", "t")
+    assert counts.total == counts.of_address("a") == 1 and counts.clients_of("w", "t") == 0
+    kept.release()
+    assert counts.total == counts.of_address("a") == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["take", "client", "release"]),
+            st.integers(0, 3),
+            st.integers(0, 9),
+            st.integers(0, 2),
+        ),
+        max_size=120,
+    )
+)
+def test_counts_never_pass_their_limits_and_end_empty(steps: list[tuple[str, int, int, int]]) -> None:
+    counts = ConnectionCounts(6, 3, 2)
+    tickets: list[Ticket] = []
+    for step, ip, index, target in steps:
+        try:
+            if step == "take":
+                tickets.append(counts.take(f"ip{ip}"))
+            elif tickets:
+                ticket = tickets[index % len(tickets)]
+                ticket.release() if step == "release" else ticket.count_client("w", f"t{target}")
+        except Refusal:
+            pass
+        assert 0 <= counts.total <= 6
+        assert all(counts.of_address(f"ip{n}") <= 3 for n in range(4))
+        assert all(counts.clients_of("w", f"t{n}") <= 2 for n in range(3))
+    for ticket in tickets:
+        ticket.release()
+    assert counts.total == 0 and not counts._per_ip and not counts._clients
