@@ -236,12 +236,11 @@ def test_never_more_than_its_bound_and_never_too_old(
         clock.advance(pause)
         fetched_at = clock.seconds()
 
-        async def fetch(ttl: float = ttl, fetched_at: float = fetched_at) -> Fetched[float]:
+        async def fetch(key: int = key, ttl: float = ttl, fetched_at: float = fetched_at) -> Fetched[float]:
+            stored[key] = (fetched_at, ttl)
             return Fetched(fetched_at, ttl)
 
         value = Outcome(cache.get(key, fetch)).value
-        if value == fetched_at:
-            stored[key] = (fetched_at, ttl)
         assert value == stored[key][0]
         assert value == fetched_at or clock.seconds() < value + stored[key][1]
         assert len(cache) <= size
