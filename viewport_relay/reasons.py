@@ -404,9 +404,6 @@ class Reason(Enum):
     DISCONNECTED_BY_OPERATOR = _close(
         "disconnected by operator", "an operator used POST /disconnect", "none", "info"
     )
-    LOG_FOLDED = Entry(
-        "repeated entries folded", level="info", cause="many equal entries from one source", fix="none"
-    )
 
     # -- the operator's door -----------------------------------------------------------------------------------
     ADMIN_UNAUTHORIZED = _upgrade(

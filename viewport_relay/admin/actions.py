@@ -50,7 +50,7 @@ class Actions:
         return put_json(request, {"ok": True, "disconnected": closed})
 
     def flush(self, request: Request) -> bytes:
-        """`POST /cache/flush`: forget validations and fetch the key set anew."""
+        """`POST /cache/flush`: forget validations, and fetch the key set again with the next upgrade."""
         body_json(request)
         self._state.flush_caches()
         self._log.event(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
+from typing import Any
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
@@ -130,7 +131,9 @@ class Follower:
                 self._request.write(sign.encode("ascii"))
         elif self._reactor.seconds() - self._progress > STALLED:
             self._end()
-            self._request.loseConnection()
+            # not `loseConnection`: that waits for what is queued to be read
+            transport: Any = self._request.channel.transport
+            transport.abortConnection()
 
     def _gone(self, result: object) -> None:
         # the Failure says that the connection was lost, which is how following ends

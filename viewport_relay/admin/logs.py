@@ -134,11 +134,9 @@ def summary(log: EventLog, wanted: Filter) -> dict[str, Any]:
             add(record.level, record.of or record.event, record.reason, record.folded or 1)
     for fold in log.folds():
         source = fold.source
-        running = Record(
-            0, fold.last, fold.level, source.event, source.reason.code, source.workspace_id, None, ""
-        )
+        running = Record(0, fold.last, fold.level, source.event, source.code, source.workspace_id, None, "")
         if wanted.accepts(running):
-            add(fold.level, source.event, source.reason.code, fold.count)
+            add(fold.level, source.event, source.code, fold.count)
     return {
         "ok": True,
         "total": levels.total(),

@@ -56,8 +56,7 @@ class Overview:
             jwks_age=state.jwks_age(),
             jwks_ttl=config.jwks_cache_ttl,
             backplane=state.backplane(),
-            last_reason=self._log.last_reason,
-            last_join=self._log.last_event.get("join"),
+            last_seen=self._log.last_seen,
             has_internal_key=config.internal_key is not None,
         )
         sample = take(counters, state, now)
@@ -98,7 +97,7 @@ class Overview:
                 )
                 row[what] += count
         for reason, row in rows.items():
-            last = self._log.last_reason.get(reason)
+            last = self._log.last_of(reason)
             row["lastAt"] = timestamp(last) if last is not None else None
             row["count"] = row["refused"] + row["closed"] + row["dropped"]
             row["level"] = reason.entry.level
@@ -130,7 +129,7 @@ class Overview:
         targets.sort(key=lambda t: t.last_activity_at, reverse=True)
         rows = []
         for target in targets[:MAX_TARGETS]:
-            row = target_json(target, with_ids=False)
+            row = target_json(target, self._log.redactor, with_ids=False)
             row.pop("clients")
             row.pop("workers", None)
             rows.append(row)

@@ -129,7 +129,7 @@ def build(
         kept = history
         routes |= {
             (b"GET", b"/logs"): Route(logs.render),
-            (b"GET", b"/state"): Route(lambda r: put_json(r, state_json(config, state))),
+            (b"GET", b"/state"): Route(lambda r: put_json(r, state_json(config, state, log.redactor))),
             (b"GET", b"/metrics"): Route(metrics.render),
             (b"POST", b"/disconnect"): Route(actions.disconnect),
             (b"POST", b"/cache/flush"): Route(actions.flush),
@@ -166,5 +166,5 @@ def health_json(config: Config, started_at: float, now: Callable[[], float]) -> 
 def _ready(request: Request, state: StateSource) -> bytes:
     ready, why = state.readiness()
     if ready:
-        return put_json(request, {"ok": True})
+        return put_json(request, {"ok": True, "reason": why} if why else {"ok": True})
     return put_json(request, {"ok": False, "reason": why}, 503)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from viewport_relay.config import Config
 from viewport_relay.observe.logs import timestamp
+from viewport_relay.observe.redaction import Redactor
 from viewport_relay.routing.views import PeerView, TargetView
 
 
@@ -28,10 +29,10 @@ class StateSource(Protocol):
         """Close the connections that fit every part that is given; returns how many."""
 
     def flush_caches(self) -> None:
-        """Forget validations, and fetch the key set again."""
+        """Forget validations, and fetch the key set again with the next upgrade."""
 
     def readiness(self) -> tuple[bool, str]:
-        """Whether peers can be admitted now, and if not why (a reason code or a sentence)."""
+        """Whether peers can be admitted now, and why not, or what else is amiss (a reason code or a sentence)."""
 
     def jwks_age(self) -> float | None:
         """Seconds since the key set in use was fetched; None: there is none."""
@@ -40,8 +41,11 @@ class StateSource(Protocol):
         """`mode`, and if there are several relays `up` (a boolean) and what else is worth knowing."""
 
 
-def state_json(config: Config, state: StateSource) -> dict[str, Any]:
-    """The body of `GET /state` (wire contract, section 7)."""
+def state_json(config: Config, state: StateSource, redactor: Redactor) -> dict[str, Any]:
+    """The body of `GET /state` (wire contract, section 7).
+
+    What peers chose themselves (ids, versions) passes the `redactor`: a peer may have put its token there.
+    """
     targets = sorted(state.targets(), key=lambda t: (t.workspace_id, t.runtime_target_id or ""))
     return {
         "ok": True,
@@ -52,16 +56,16 @@ def state_json(config: Config, state: StateSource) -> dict[str, Any]:
         "busEnabled": config.bus_enabled,
         "clientRedirectEnabled": config.client_redirect_enabled,
         "connections": dict(state.connections()),
-        "workspaces": [target_json(t, with_ids=config.state_include_client_ids) for t in targets],
+        "workspaces": [target_json(t, redactor, with_ids=config.state_include_client_ids) for t in targets],
     }
 
 
-def target_json(target: TargetView, *, with_ids: bool) -> dict[str, Any]:
+def target_json(target: TargetView, redactor: Redactor, *, with_ids: bool) -> dict[str, Any]:
     """One target. Client ids and addresses are shown only `with_ids`."""
     peers = [*([target.daemon] if target.daemon else []), *target.clients, *target.workers]
     shown: dict[str, Any] = {
-        "workspaceId": target.workspace_id,
-        "runtimeTargetId": target.runtime_target_id,
+        "workspaceId": redactor.identifier(target.workspace_id),
+        "runtimeTargetId": redactor.detail("runtimeTargetId", target.runtime_target_id),
         "daemonConnected": target.daemon is not None,
         "clientCount": len(target.clients),
         "lastActivityAt": timestamp(target.last_activity_at),
@@ -74,28 +78,29 @@ def target_json(target: TargetView, *, with_ids: bool) -> dict[str, Any]:
         "queuedBytes": sum(peer.queued_bytes for peer in peers),
     }
     if with_ids:
-        shown["clientIds"] = [peer.client_id for peer in target.clients]
+        shown["clientIds"] = [redactor.identifier(peer.client_id) for peer in target.clients]
     if target.daemon is not None:
-        shown["daemon"] = _peer_json(target.daemon, with_ids=True)
-    shown["clients"] = [_peer_json(peer, with_ids=with_ids) for peer in target.clients]
+        shown["daemon"] = _peer_json(target.daemon, redactor, with_ids=True)
+    shown["clients"] = [_peer_json(peer, redactor, with_ids=with_ids) for peer in target.clients]
     if target.workers:
-        shown["workers"] = [_peer_json(peer, with_ids=with_ids) for peer in target.workers]
+        shown["workers"] = [_peer_json(peer, redactor, with_ids=with_ids) for peer in target.workers]
     return shown
 
 
-def _peer_json(peer: PeerView, *, with_ids: bool) -> dict[str, Any]:
+def _peer_json(peer: PeerView, redactor: Redactor, *, with_ids: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "connectionId": peer.connection_id,
         "since": timestamp(peer.since),
-        "version": peer.version,
+        "version": redactor.detail("version", peer.version),
         "noise": peer.noise,
-        "subprotocol": peer.subprotocol,
+        "subprotocol": redactor.detail("subprotocol", peer.subprotocol),
         "queuedBytes": peer.queued_bytes,
         "paused": peer.paused,
+        "endToEnd": peer.end_to_end,
     }
-    if shown["subprotocol"] is not None and shown["subprotocol"].startswith("auth."):
+    if peer.subprotocol is not None and peer.subprotocol.startswith("auth."):
         shown["subprotocol"] = "auth"  # the rest of it is the token
     if with_ids:
-        shown["clientId"] = peer.client_id
+        shown["clientId"] = redactor.identifier(peer.client_id)
         shown["ip"] = peer.ip
     return shown

@@ -58,8 +58,7 @@ class Facts:
     jwks_age: float | None
     jwks_ttl: float
     backplane: Mapping[str, Any]
-    last_reason: Mapping[Reason, float]
-    last_join: float | None
+    last_seen: Mapping[tuple[str, Reason | None], float]
     has_internal_key: bool
 
 
@@ -91,52 +90,62 @@ def _sentence(why: str) -> str:
     return f"{reason.text}." if reason is not None else (why.rstrip(".") or "not ready") + "."
 
 
-def _seen(facts: Facts, reason: Reason) -> float | None:
-    """How long ago a fault was seen, None when not lately."""
-    at = facts.last_reason.get(reason)
-    if at is None or facts.now - at > FRESH:
-        return None
-    return max(0.0, facts.now - at)
+def _age(facts: Facts, event: str, reason: Reason | None = None) -> float | None:
+    """How long ago an event was logged, None when never."""
+    at = facts.last_seen.get((event, reason))
+    return None if at is None else max(0.0, facts.now - at)
 
 
-def _joined_since(facts: Facts, reason: Reason) -> bool:
-    return facts.last_join is not None and facts.last_join > facts.last_reason.get(reason, 0.0)
+def _refused(facts: Facts, reason: Reason) -> float | None:
+    """How long ago somebody was refused for it, None when not lately."""
+    age = _age(facts, "refuse", reason)
+    return None if age is None or age > FRESH else age
+
+
+def _joined_since(facts: Facts, seconds: float) -> bool:
+    joined = _age(facts, "join")
+    return joined is not None and joined < seconds
 
 
 def _keys(facts: Facts) -> Check:
     name, reason = "Token keys (JWKS)", Reason.JWKS_UNREACHABLE
-    seen = _seen(facts, reason)
+    failed = [
+        age
+        for event, why in (("jwks_fetch_failed", reason), ("jwks_refetch_failed", None))
+        if (age := _age(facts, event, why)) is not None
+    ]
     if facts.jwks_age is None:
         return Check(name, "bad", "no key set was fetched yet.", reason.entry.fix)
-    age = f"{ago(facts.jwks_age)} old"
-    if seen is not None and facts.jwks_age > seen:
+    when = f"{ago(facts.jwks_age)} old"
+    if failed and min(failed) < facts.jwks_age:
         text = "the key set cannot be fetched again; the old one still serves."
-        return Check(name, "warn", text, reason.entry.fix, age)
+        return Check(name, "warn", text, reason.entry.fix, when)
     if facts.jwks_age > 2 * facts.jwks_ttl:
-        return Check(name, "warn", "the key set was not fetched again in time.", reason.entry.fix, age)
-    return Check(name, "good", "A key set is there.", when=age)
+        return Check(name, "warn", "the key set was not fetched again in time.", reason.entry.fix, when)
+    return Check(name, "good", "A key set is there.", when=when)
 
 
 def _platform(facts: Facts) -> Check:
     name = "Platform"
     for reason in _PLATFORM_FAULTS:
-        seen = _seen(facts, reason)
+        seen = _refused(facts, reason)
         if seen is None:
             continue
         when = f"last {ago(seen)} ago"
-        if _joined_since(facts, reason):
+        if _joined_since(facts, seen):
             return Check(name, "warn", f"some admissions failed: {reason.text}.", reason.entry.fix, when)
         return Check(name, "bad", f"{reason.text}.", reason.entry.fix, when)
-    if facts.last_join is None:
-        return Check(name, "off", "Nobody asked to be admitted yet.")
-    return Check(name, "good", "It admits peers.", when=f"last {ago(facts.now - facts.last_join)} ago")
+    joined = _age(facts, "join")
+    if joined is None:
+        return Check(name, "off", "Nobody was admitted yet.")
+    return Check(name, "good", "It admits peers.", when=f"last {ago(joined)} ago")
 
 
 def _internal_key(facts: Facts) -> Check:
     name, reason = "Internal key", Reason.INTERNAL_KEY_MISMATCH
-    seen = _seen(facts, reason)
+    seen = _refused(facts, reason)
     if seen is not None:
-        state: State = "warn" if _joined_since(facts, reason) else "bad"
+        state: State = "warn" if _joined_since(facts, seen) else "bad"
         text = "the platform does not accept this relay's internal key."
         return Check(name, state, text, reason.entry.fix, f"last {ago(seen)} ago")
     if not facts.has_internal_key:

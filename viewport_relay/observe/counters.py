@@ -43,6 +43,9 @@ class Counters:
     bus_pull_stale_signature: int = 0
     bus_pull_replayed_signature: int = 0
     handshakes: Counter[str] = Factory(Counter)  # "none" | "IK" | "IKpsk2" -> links established
+    handshakes_left: Counter[Reason] = Factory(
+        Counter
+    )  # handshakes that the peer left, where that says something
     refusals: Counter[Reason] = Factory(Counter)  # upgrades refused
     closes: Counter[Reason] = Factory(Counter)  # connections that the relay closed
     drops: Counter[Reason] = Factory(Counter)  # frames that went nowhere

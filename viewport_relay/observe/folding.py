@@ -17,13 +17,18 @@ from viewport_relay.reasons import Level, Reason
 
 @frozen
 class Source:
-    """Whom an entry is about, as far as it is known."""
+    """Whom an entry is about, as far as it is known. `message` tells entries without a reason apart."""
 
     event: str
-    reason: Reason
-    ip: str | None
-    workspace_id: str | None
-    role: str | None
+    reason: Reason | None
+    ip: str | None = None
+    workspace_id: str | None = None
+    role: str | None = None
+    message: str | None = None
+
+    @property
+    def code(self) -> str | None:
+        return None if self.reason is None else self.reason.code
 
 
 @define(eq=False)
@@ -62,8 +67,8 @@ class Folding:
         """True when the entry was counted and must not be written."""
         steps = (
             (source, self._allowed.source),
-            (Source(source.event, source.reason, source.ip, None, None), self._allowed.address),
-            (Source(source.event, source.reason, None, None, None), self._allowed.reason),
+            (Source(source.event, source.reason, source.ip), self._allowed.address),
+            (Source(source.event, source.reason), self._allowed.reason),
         )
         charged: list[Fold] = []
         for table, (key, allowed) in zip(self._tables, steps, strict=True):

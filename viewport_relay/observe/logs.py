@@ -20,10 +20,16 @@ from viewport_relay.reasons import Level, Reason
 #: Joins and leaves are written one by one, whatever ended the connection.
 NEVER_FOLDED = frozenset({"join", "leave"})
 
-#: Most characters of the details of one entry, as JSON.
-MAX_DETAILS = 12_288
+#: Of entries without a reason those of level info are written one by one, but for these.
+ALWAYS_FOLDED = frozenset({"twisted"})
+
+#: An entry with a longer line has its details shortened to about this many characters.
+MAX_LINE = 16_384
 
 _RANK = {"info": 0, "warn": 1, "error": 2}
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False, check_circular=False)
 
 
 class TextStream(Protocol):
@@ -64,9 +70,8 @@ class EventLog:
         self._lost = 0
         #: lines that could not be written since the start
         self.write_failures = 0
-        #: when each reason and each event was last logged, folded or not; seconds since the epoch
-        self.last_reason: dict[Reason, float] = {}
-        self.last_event: dict[str, float] = {}
+        #: when each event was last logged with each reason, folded or not; seconds since the epoch
+        self.last_seen: dict[tuple[str, Reason | None], float] = {}
 
     # -- in ------------------------------------------------------------------------------------------------
 
@@ -83,15 +88,18 @@ class EventLog:
         """Log one event; see `EventSink`. Never raises. Details that are None are left out."""
         at = self._now()
         self._end_windows(at)
-        self.last_event[event] = at
+        self.last_seen[event, reason] = at
         if reason is not None:
             level = level or reason.entry.level
             message = reason.text if message is None else message
-            self.last_reason[reason] = at
-            if event not in NEVER_FOLDED and self._folding.counts(_source(event, reason, details), level, at):
+        level = level or "info"
+        may_fold = reason is not None or level != "info" or event in ALWAYS_FOLDED
+        if may_fold and event not in NEVER_FOLDED:
+            source = _source(event, reason, message if reason is None else None, details)
+            if self._folding.counts(source, level, at):
                 return
         code = reason.code if reason is not None else None
-        self._emit(at, level or "info", event, code, message, connection_id, details)
+        self._emit(at, level, event, code, message, connection_id, details)
 
     def sweep(self) -> None:
         """Write the summaries whose window is over."""
@@ -110,6 +118,10 @@ class EventLog:
     def entries(self) -> list[dict[str, Any]]:
         """The same as JSON objects."""
         return [json.loads(record.line) for record in self._ring]
+
+    def last_of(self, reason: Reason) -> float | None:
+        """When a reason was last logged, whatever the event; seconds since the epoch."""
+        return max((at for (_, other), at in self.last_seen.items() if other is reason), default=None)
 
     def folds(self) -> Iterator[Fold]:
         """What is counted and not yet written."""
@@ -139,8 +151,9 @@ class EventLog:
                 "workspaceId": source.workspace_id,
                 "role": source.role,
             }
-            text = f"{source.reason.text}: {fold.count} more, not written one by one"
-            self._emit(at, fold.level, "folded", source.reason.code, text, None, details, fold)
+            what = source.reason.text if source.reason is not None else source.message or source.event
+            text = f"{what}: {fold.count} more, not written one by one"
+            self._emit(at, fold.level, "folded", source.code, text, None, details, fold)
 
     def _emit(
         self,
@@ -160,32 +173,24 @@ class EventLog:
             entry["message"] = self.redactor.text(message)
         if connection_id is not None:
             entry["connectionId"] = self.redactor.identifier(connection_id)
-        shown = self._details(details)
+        shown = {key: self.redactor.detail(key, value) for key, value in details.items() if value is not None}
         entry["details"] = shown
+        line = _dump(entry)
+        if len(line) > MAX_LINE:
+            _shorten(shown)
+            line = _dump(entry)
         workspace = shown.get("workspaceId")
         self._seq += 1
         record = Record(
             self._seq, at, level, event, code,
             workspace if isinstance(workspace, str) else None,
-            connection_id, _dump(entry), fold.count if fold else 0, fold.source.event if fold else "",
+            connection_id, line, fold.count if fold else 0, fold.source.event if fold else "",
         )  # fmt: skip
         self._ring.append(record)
         if _RANK[level] >= self._least:
             self._write(at, record.line)
         for follower in tuple(self._followers):
             follower(record)
-
-    def _details(self, details: dict[str, Any]) -> dict[str, Json]:
-        shown = {key: self.redactor.detail(key, value) for key, value in details.items() if value is not None}
-        room = MAX_DETAILS
-        for key, value in shown.items():
-            if isinstance(value, str | list | dict):
-                size = len(_dump(value))
-                if size > room:
-                    shown[key] = f"left out: {size} characters"
-                    continue
-                room -= size
-        return shown
 
     def _write(self, at: float, line: str) -> None:
         if self._lost:
@@ -206,6 +211,20 @@ class EventLog:
             self._lost = 0
 
 
+def _shorten(details: dict[str, Json]) -> None:
+    """Leave out what is too long for one entry, and after that everything but the first members."""
+    room = MAX_LINE
+    for number, (key, value) in enumerate(list(details.items())):
+        if number >= 64:
+            del details[key]
+            continue
+        size = len(_dump(value))
+        if size > room:
+            details[key] = f"left out: {size} characters"
+        else:
+            room -= size
+
+
 def timestamp(at: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC with milliseconds and Z."""
     millis = round(at * 1000)
@@ -214,10 +233,10 @@ def timestamp(at: float) -> str:
 
 def _dump(value: Json) -> str:
     # ASCII only: terminal escapes, C1 controls and lone surrogates cannot reach a terminal or break a stream
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
-def _source(event: str, reason: Reason, details: dict[str, Any]) -> Source:
+def _source(event: str, reason: Reason | None, message: str | None, details: dict[str, Any]) -> Source:
     ip, workspace, role = details.get("ip"), details.get("workspaceId"), details.get("role")
     return Source(
         event,
@@ -225,4 +244,5 @@ def _source(event: str, reason: Reason, details: dict[str, Any]) -> Source:
         ip if isinstance(ip, str) else None,
         workspace if isinstance(workspace, str) else None,
         str(getattr(role, "value", role)) if role is not None else None,
+        None if message is None else message[:200],
     )

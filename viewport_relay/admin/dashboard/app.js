@@ -93,7 +93,7 @@ byId("sign-out").addEventListener("click", async () => {
 byId("flush").addEventListener("click", async () => {
   try {
     await post("/cache/flush", {});
-    toast("Validations forgotten; the key set is fetched again.");
+    toast("Forgotten: the next peer is checked afresh.");
     looks = 0;
     await look();
   } catch (error) {

@@ -40,7 +40,9 @@ export class Chart {
   }
 
   // times: seconds, rising; series: one array of numbers (or null for a gap) per name.
-  draw(times, series, now, span) {
+  // A relay that is younger than the span gets a shorter one.
+  draw(times, series, now, longest) {
+    const span = Math.min(longest, Math.max(60, now - (times[0] ?? now)));
     const start = now - span;
     let first = times.findIndex((at) => at >= start);
     if (first < 0) first = times.length;
@@ -59,7 +61,7 @@ export class Chart {
       this.values[n].textContent = rate(values[values.length - 1] ?? 0);
     });
     this.top.textContent = rate(top);
-    this.from.textContent = `${Math.round(span / 60)} min ago`;
+    this.from.textContent = span < 90 ? `${Math.round(span)} s ago` : `${Math.round(span / 60)} min ago`;
     const said = this.names.map((name, n) => `${name} ${this.values[n].textContent}`).join(", ");
     this.picture.setAttribute("aria-label", `Now: ${said}. Highest in this span: ${rate(most)}.`);
   }

@@ -1,0 +1,116 @@
+"""A relay as a process of its own, beside a dev platform in this one.
+
+    platform, relay = await start_pair(reactor, {"RELAY_ADMIN_TOKEN": …})
+
+The relay is started as an operator starts it, with twistd; what it writes is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+ROOT = Path(__file__).parents[2]
+
+
+@frozen
+class Reply:
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class RelayProcess:
+    """Starts at once; `wait` until it answers. Everything here blocks: call it in a thread."""
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("RELAY_") and name not in {"SERVER_URL", "HOST", "PORT", "MAX_LOGS"}
+        }
+        environ |= {"PYTHONPATH": str(ROOT), "RELAY_LISTEN_PORT": str(self.port), "RELAY_DRAIN_SECONDS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-B", "-c", "from twisted.scripts.twistd import run; run()", "--nodaemon", "--pidfile=",
+             "viewport-relay"],
+            env=environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self._output = bytearray()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for piece in iter(lambda: self.process.stdout.read1(65_536), b""):  # type: ignore[union-attr]
+            self._output += piece
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    def output(self) -> str:
+        """What it wrote to standard output and standard error so far."""
+        return bytes(self._output).decode("utf-8", "replace")
+
+    def wait(self, path: str = "/ready", seconds: float = 20.0) -> RelayProcess:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.output()
+            try:
+                if self.ask("GET", path).status == 200:
+                    return self
+            except OSError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"not ready in {seconds} s: {self.output()[-3000:]}")
+
+    def ask(
+        self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes | None = None
+    ) -> Reply:
+        request = urllib.request.Request(self.base + path, body, headers or {}, method=method)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=10) as answer:
+                return Reply(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait(10)
+        self._reader.join(5)
+        return status

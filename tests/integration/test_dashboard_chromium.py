@@ -1,0 +1,361 @@
+"""The dashboard in a real headless Chromium, over a door on a real port."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.threads import deferToThread
+
+from tests.integration.webdriver import Browser
+from tests.unit.admin.conftest import TOKEN, OpenDoor, peer, target
+from viewport_relay.reasons import Reason
+
+pytestmark = pytest.mark.chromium
+
+ENTER = "\ue007"
+TAB = "\ue004"
+HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
+
+
+@pytest.fixture
+def door() -> Iterator[OpenDoor]:
+    opened = OpenDoor({"RELAY_ADMIN_TOKEN": TOKEN, "RELAY_ID": "relay-under-test"})
+    yield opened
+    pytest_twisted.blockon(opened.close())
+
+
+@pytest.fixture
+def browser(door: OpenDoor) -> Iterator[Browser]:
+    opened = pytest_twisted.blockon(deferToThread(Browser))
+    yield opened
+    pytest_twisted.blockon(deferToThread(opened.close))
+
+
+async def act(function: Any, *arguments: Any) -> Any:
+    """Blocking browser work, while the reactor serves the page."""
+    return await deferToThread(function, *arguments)
+
+
+def signed_in(browser: Browser, door: OpenDoor) -> None:
+    browser.open(door.base + "/admin/")
+    browser.wait(lambda: browser.text("#gate h2") == "Sign in")
+    browser.type("#token", TOKEN + ENTER)
+    browser.wait(lambda: browser.text("#headline") not in ("", "…"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_wrong_token_stays_out(browser, door):
+    def go():
+        browser.open(door.base + "/admin/")
+        browser.wait(lambda: browser.text("#gate h2") == "Sign in")
+        browser.type("#token", "not-the-token-of-this-relay" + ENTER)
+        browser.wait(lambda: "not this relay's admin token" in browser.text("#token-error"))
+        assert browser.cookies() == []
+        assert browser.run("return document.querySelector('#board').hidden")
+        assert browser.run("return document.activeElement.id") == "token"
+        assert "token" not in browser.url
+        answer = browser.run(
+            "const r = new XMLHttpRequest(); r.open('GET', '/admin/api/overview', false); r.send(); return r.status"
+        )
+        assert answer == 401
+
+    await act(go)
+    assert door.log.entries()[0]["reason"] == "ADMIN_UNAUTHORIZED"
+
+
+@pytest_twisted.ensureDeferred
+async def test_sign_in_reload_and_sign_out(browser, door):
+    def go():
+        browser.open("about:blank")
+        browser.requested()  # the browser's own start page is not ours
+        signed_in(browser, door)
+        assert browser.text("#headline") == "Daemons can connect."
+        assert "relay-under-test" in browser.text("#who")
+        (cookie,) = browser.cookies()
+        assert cookie["httpOnly"] is True and cookie["sameSite"] == "Strict"
+        assert browser.run("return document.cookie") == ""
+        assert TOKEN not in browser.run(
+            "return JSON.stringify([localStorage, sessionStorage, location.href])"
+        )
+        assert browser.run("return document.querySelector('#token').value") == ""
+        browser.reload()
+        browser.wait(lambda: browser.text("#headline") == "Daemons can connect.")
+        browser.click("#sign-out")
+        browser.wait(lambda: browser.text("#gate h2") == "Sign in")
+        assert browser.cookies() == []
+        requested = browser.requested()
+        assert requested and all(url.startswith(door.base + "/") for url in requested), requested
+        assert not any(TOKEN in url for url in requested)
+        problems = [
+            line for line in browser.console() if "Content Security Policy" in line or "Error:" in line
+        ]
+        assert problems == []
+
+    await act(go)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_daemon_is_seen_coming_and_going(browser, door):
+    await act(signed_in, browser, door)
+    assert await act(browser.text, "#n-daemons") == "0"
+    door.state.views = [
+        target(
+            "w-live",
+            "laptop",
+            daemon=peer("workspace-daemon", "d", version="viewportd/9.9", noise="IKpsk2", since=time.time()),
+            clients=(peer(), peer(name="c-2")),
+            sessions=2,
+            last_activity_at=time.time(),
+        )
+    ]
+    door.log.event(
+        "join", role="workspace-daemon", workspaceId="w-live", runtimeTargetId="laptop", ip="192.0.2.4"
+    )
+
+    def comes():
+        browser.wait(lambda: browser.text("#n-daemons") == "1" and browser.text("#n-clients") == "2")
+        row = browser.wait(lambda: browser.text("#spaces tbody tr"))
+        assert "w-live" in row and "viewportd/9.9" in row and "IKpsk2" in row
+        browser.wait(lambda: "join" in browser.text("#log li"))
+        label = browser.run(
+            "return document.querySelector('#chart-connections .chart svg').getAttribute('aria-label')"
+        )
+        assert "Daemons 1" in label and "Clients 2" in label
+
+    await act(comes)
+    door.state.views = []
+    door.log.event(
+        "leave", role="workspace-daemon", workspaceId="w-live", runtimeTargetId="laptop", ip="192.0.2.4"
+    )
+
+    def goes():
+        browser.wait(lambda: browser.text("#n-daemons") == "0")
+        browser.wait(lambda: browser.text("#spaces tbody") == "")
+        browser.wait(lambda: "leave" in browser.text("#log li"))
+
+    await act(goes)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_refusal_is_seen_at_once_with_its_cause_and_fix(browser, door):
+    await act(signed_in, browser, door)
+    reason = Reason.INTERNAL_KEY_MISMATCH
+    door.counters.refusals[reason] += 1
+    began = time.monotonic()
+    door.log.event(
+        "refuse", reason=reason, connection_id="c-9", workspaceId="w-9", role="workspace-daemon", ip="::1"
+    )
+
+    def go():
+        browser.wait(lambda: "INTERNAL_KEY_MISMATCH" in browser.text("#log li"))
+        assert time.monotonic() - began < 2.0
+        row = browser.wait(lambda: browser.text('[data-reason="INTERNAL_KEY_MISMATCH"]'))
+        assert reason.entry.cause in row and f"Fix: {reason.entry.fix}" in row and "1" in row
+        browser.wait(
+            lambda: browser.text("#headline").startswith(
+                "Daemons cannot connect: the platform does not accept"
+            )
+        )
+        assert "set RELAY_INTERNAL_KEY to the platform's value" in browser.text("#checks")
+        # with the keyboard only: open the entry
+        browser.run("document.querySelector('#log summary').focus()")
+        browser.keys(ENTER)
+        browser.wait(lambda: "Fix: set RELAY_INTERNAL_KEY" in browser.text("#log .more"))
+        assert "c-9" in browser.text("#log .more")
+
+    await act(go)
+
+
+@pytest_twisted.ensureDeferred
+async def test_hostile_names_and_messages_are_shown_inert(browser, door):
+    door.state.views = [
+        target(HOSTILE, "\x1b]0;x\x07\u202e" + HOSTILE, daemon=peer("workspace-daemon", version=HOSTILE))
+    ]
+    door.log.event("drop", reason=Reason.INVALID_FRAME, message=HOSTILE, connection_id=HOSTILE, workspaceId=HOSTILE,
+                   clientId="\u202egnp", note={"x": HOSTILE})  # fmt: skip
+
+    def go():
+        signed_in(browser, door)
+        browser.wait(lambda: "<img" in browser.text("#spaces tbody"))
+        browser.wait(lambda: "<img" in browser.text("#log"))
+        browser.run("document.querySelectorAll('#log details').forEach((d) => { d.open = true; })")
+        assert "\\u202e" in browser.text("#spaces tbody") and "\\u001b" in browser.text("#spaces tbody")
+        assert "\\u202egnp" in browser.text("#log")
+        assert browser.run("return document.querySelectorAll('#board script, #board img').length") == 0
+        browser.click("#spaces tbody button")
+        browser.wait(lambda: "<img" in browser.text("#confirm-text"))
+        assert browser.run("return window.pwned ?? null") is None
+        browser.keys("\ue00c")  # Escape: nothing was done
+        browser.wait(lambda: not browser.run("return document.querySelector('#confirm').open"))
+
+    await act(go)
+    assert door.state.calls == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_disconnect_and_flush_carry_the_proof_against_forgery(browser, door):
+    door.state.views = [target("w-1", "t-1", daemon=peer("workspace-daemon"))]
+    door.state.closed = 2
+
+    def go():
+        signed_in(browser, door)
+        browser.wait(lambda: browser.text("#spaces tbody tr"))
+        browser.click("#spaces tbody button")
+        browser.click("#confirm .danger")
+        browser.wait(lambda: browser.text("#toast") == "2 connections closed.")
+        browser.run("scrollTo(0, 0)")
+        browser.click("#flush")
+        browser.wait(lambda: browser.text("#toast").startswith("Forgotten"))
+        # the same without the proof, as another page of this browser would do it
+        status = browser.run(
+            "const r = new XMLHttpRequest(); r.open('POST', '/cache/flush', false);"
+            "r.setRequestHeader('Content-Type', 'application/json'); r.send('{}'); return r.status"
+        )
+        assert status == 403
+
+    await act(go)
+    assert door.state.calls == [
+        {"workspace_id": "w-1", "runtime_target_id": "t-1", "connection_id": None},
+        "flush",
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_log_is_filtered_and_paused(browser, door):
+    await act(signed_in, browser, door)
+    door.log.event("join", workspaceId="w-a", mark="first")
+    door.log.event("refuse", reason=Reason.JWT_EXPIRED, workspaceId="w-b")
+
+    def filtered():
+        browser.wait(lambda: "JWT_EXPIRED" in browser.text("#log"))
+        browser.run(
+            "const f = document.querySelector('#f-level'); f.value = 'warn,error';"
+            "f.dispatchEvent(new Event('input', {bubbles: true}))"
+        )
+        browser.wait(lambda: "JWT_EXPIRED" in browser.text("#log") and "w-a" not in browser.text("#log"))
+        browser.type("#f-workspace", "w-zzz")
+        browser.wait(lambda: browser.text("#log") == "" and browser.text("#log-state") == "live")
+        browser.run("document.querySelector('#log-filter').reset(); document.querySelector('#log-filter')"
+                    ".dispatchEvent(new Event('input'))")  # fmt: skip
+        browser.wait(lambda: "w-a" in browser.text("#log"))
+        browser.click("#log-pause")
+
+    await act(filtered)
+    door.log.event("join", workspaceId="w-while-paused")
+
+    def paused():
+        browser.wait(lambda: browser.text("#log-state") == "paused, 1 waiting")
+        assert "w-while-paused" not in browser.text("#log")
+        browser.click("#log-pause")
+        browser.wait(lambda: "w-while-paused" in browser.text("#log"))
+
+    await act(paused)
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_stays_readable_under_attack(browser, door):
+    await act(signed_in, browser, door)
+    door.log.event("refuse", reason=Reason.JWT_EXPIRED, workspaceId="w-real", ip="198.51.100.7")
+    for n in range(30_000):
+        reason = Reason.TOKEN_MISSING if n % 2 else Reason.RATE_LIMIT_EXCEEDED
+        door.counters.refusals[reason] += 1
+        door.log.event("refuse", reason=reason, workspaceId=f"made-up-{n}", ip=f"203.0.113.{n % 3}")
+
+    def go():
+        browser.wait(lambda: "TOKEN_MISSING" in browser.text("#reasons"))
+        assert "15,000" in browser.text('[data-reason="TOKEN_MISSING"]')
+        assert browser.run("return document.querySelector('#log').childElementCount") <= 400
+        began = time.monotonic()
+        browser.run("return document.querySelector('#log').innerText.length")
+        assert time.monotonic() - began < 2.0
+        browser.run(
+            "const f = document.querySelector('#f-reason'); f.value = 'JWT_EXPIRED';"
+            "f.dispatchEvent(new Event('input', {bubbles: true}))"
+        )
+        browser.wait(lambda: "w-real" in browser.text("#log"))
+
+    await act(go)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1400])
+@pytest_twisted.ensureDeferred
+async def test_nothing_sticks_out_and_text_has_contrast(browser, door, width, scheme):
+    door.state.views = [target("w" * 128, "t" * 128, daemon=peer("workspace-daemon", version="v" * 64))]
+    for reason in (Reason.NOISE_INVALID_PSK, Reason.INTERNAL_KEY_MISMATCH, Reason.JWT_EXPIRED):
+        door.counters.closes[reason] += 123_456
+        door.log.event("close", reason=reason, workspaceId="w" * 128, clientId="c" * 128, ip="2001:db8::1")
+
+    def go():
+        browser.resize(width, 900)
+        browser.color_scheme(scheme)
+        signed_in(browser, door)
+        browser.wait(lambda: browser.text("#spaces tbody tr") and browser.text("#log li"))
+        browser.run("document.querySelectorAll('#log details').forEach((d) => { d.open = true; })")
+        beyond = browser.run(
+            "return [...document.querySelectorAll('body *')].filter((n) => n.getBoundingClientRect().right > innerWidth)"
+            ".map((n) => `${n.tagName}.${n.className}#${n.id} ${n.textContent.slice(0, 20)}`)"
+        )
+        assert browser.run("return document.documentElement.scrollWidth") <= width, beyond
+        worst = browser.run(CONTRAST)
+        assert worst["ratio"] >= 4.5, worst
+
+    await act(go)
+
+
+#: The lowest contrast (WCAG 2) between text and what is behind it, over every element that shows text.
+CONTRAST = """
+const parse = (c) => c.match(/[\\d.]+/g).map(Number);
+const light = ([r, g, b]) => {
+  const [x, y, z] = [r, g, b].map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+  return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+};
+const behind = (node) => {
+  for (let n = node; n; n = n.parentElement) {
+    const c = parse(getComputedStyle(n).backgroundColor);
+    if (c.length < 4 || c[3] > 0.99) return c;
+  }
+  return [255, 255, 255];
+};
+let worst = { ratio: 99 };
+for (const node of document.querySelectorAll("body *")) {
+  const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+  if (!own || !node.checkVisibility() || ["SCRIPT", "NOSCRIPT", "OPTION"].includes(node.tagName)) continue;
+  const [a, b] = [light(parse(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
+  const ratio = (a + 0.05) / (b + 0.05);
+  if (ratio < worst.ratio) worst = { ratio, text: node.textContent.slice(0, 40), tag: node.tagName, class: node.className };
+}
+return worst;
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_whole_page_is_reached_with_the_keyboard(browser, door):
+    door.state.views = [target("w-1", "t-1")]
+
+    def go():
+        signed_in(browser, door)
+        browser.wait(lambda: browser.text("#spaces tbody tr"))
+        browser.run("document.activeElement.blur(); window.scrollTo(0, 0)")
+        seen = []
+        for _ in range(25):
+            browser.keys(TAB)
+            seen.append(
+                browser.run(
+                    "const a = document.activeElement; return a.id || a.textContent.trim().slice(0, 12)"
+                )
+            )
+        for wanted in ("sign-out", "flush", "15 min", "spaces-search", "Disconnect", "log-pause", "f-level", "f-reason",
+                       "f-event", "f-workspace", "log"):  # fmt: skip
+            assert wanted in seen, (wanted, seen)
+        names = browser.run(
+            "return [...document.querySelectorAll('button, input, select')].filter((n) => n.checkVisibility())"
+            ".filter((n) => !(n.labels?.length || n.textContent.trim() || n.getAttribute('aria-label'))).map((n) => n.id)"
+        )
+        assert names == []
+
+    await act(go)

@@ -1,0 +1,185 @@
+"""A door on a real loopback port, over a relay that is made up."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import pytest_twisted
+import treq
+from attrs import define, field
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.server import Site
+
+from viewport_relay import config as settings
+from viewport_relay.admin.site import build
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.redaction import configured_secrets
+from viewport_relay.routing.views import PeerView, TargetView
+
+TOKEN = "unit-admin-token-0123456789abcdef"
+
+
+def peer(role: str = "client", name: str = "c-1", **changes: Any) -> PeerView:
+    values: dict[str, Any] = {
+        "connection_id": f"conn-{name}", "role": role, "client_id": name, "ip": "192.0.2.7", "since": 1_700_000_000.0,
+        "queued_bytes": 0, "noise": "none", "subprotocol": None, "version": "unit/1", "paused": False,
+    }  # fmt: skip
+    return PeerView(**(values | changes))
+
+
+def target(workspace: str = "w-1", name: str | None = "t-1", **changes: Any) -> TargetView:
+    values: dict[str, Any] = {
+        "workspace_id": workspace, "runtime_target_id": name, "daemon": None, "clients": (), "workers": (),
+        "sessions": 0, "pending_requests": 0, "frames": 0, "bytes": 0, "created_at": 1_700_000_000.0,
+        "last_activity_at": 1_700_000_001.5,
+    }  # fmt: skip
+    return TargetView(**(values | changes))
+
+
+@define
+class FakeState:
+    """A `StateSource` whose answers a test sets."""
+
+    views: list[TargetView] = field(factory=list)
+    ready: tuple[bool, str] = (True, "")
+    age: float | None = 12.0
+    back: dict[str, Any] = field(factory=lambda: {"mode": "single"})
+    closed: int = 0
+    calls: list[Any] = field(factory=list)
+
+    def targets(self) -> list[TargetView]:
+        return self.views
+
+    def connections(self) -> Mapping[str, int]:
+        counts = {"workspace-daemon": 0, "client": 0, "worker": 0}
+        for view in self.views:
+            counts["workspace-daemon"] += view.daemon is not None
+            counts["client"] += len(view.clients)
+            counts["worker"] += len(view.workers)
+        return counts
+
+    def disconnect(self, **who: Any) -> int:
+        self.calls.append(who)
+        return self.closed
+
+    def flush_caches(self) -> None:
+        self.calls.append("flush")
+
+    def readiness(self) -> tuple[bool, str]:
+        return self.ready
+
+    def jwks_age(self) -> float | None:
+        return self.age
+
+    def backplane(self) -> Mapping[str, Any]:
+        return self.back
+
+
+@define
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8")
+
+
+class OpenDoor:
+    """A listening door and everything behind it."""
+
+    def __init__(self, environ: dict[str, str], **build_options: Any) -> None:
+        self.stream = io.StringIO()
+        self.config = settings.load({"SERVER_URL": "http://127.0.0.1:1", "RELAY_MODE": "dev"} | environ)
+        self.log = EventLog(
+            self.stream, max_entries=self.config.max_logs, secrets=configured_secrets(self.config)
+        )
+        self.counters = Counters()
+        self.state = FakeState()
+        self.door = build(
+            self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
+            started_at=time.time() - 1.0, now=time.time, **build_options,
+        )  # fmt: skip
+        site = Site(self.door)
+        site.displayTracebacks = False
+        site.log = lambda request: None
+        self.port = reactor.listenTCP(0, site, interface="127.0.0.1")
+        self.base = f"http://127.0.0.1:{self.port.getHost().port}"
+        self.pool = HTTPConnectionPool(reactor, persistent=False)
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        headers: Any = None,
+        body: bytes | None = None,
+        token: str | None = TOKEN,
+    ) -> Answer:
+        sent = dict(headers or {})
+        if token is not None and not any(name.lower() == "authorization" for name in sent):
+            sent["Authorization"] = f"Bearer {token}"
+        response = await treq.request(
+            method, self.base + path, headers=sent, data=body, agent=Agent(reactor, pool=self.pool)
+        )
+        received = {
+            name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()
+        }
+        return Answer(response.code, received, await response.content())
+
+    async def get(self, path: str, headers: Any = None, token: str | None = TOKEN) -> Answer:
+        return await self.ask("GET", path, headers, None, token)
+
+    async def post(self, path: str, body: object, headers: Any = None, token: str | None = TOKEN) -> Answer:
+        sent = {"Content-Type": "application/json"} | (headers or {})
+        return await self.ask("POST", path, sent, json.dumps(body).encode(), token)
+
+    def close(self) -> Deferred[Any]:
+        self.door.stop()
+        return self.port.stopListening()
+
+
+@pytest.fixture
+def open_door() -> Iterator[Callable[..., OpenDoor]]:
+    """Opens doors with an environment of the test's own."""
+    doors: list[OpenDoor] = []
+
+    def make(environ: dict[str, str] | None = None, **build_options: Any) -> OpenDoor:
+        doors.append(OpenDoor({"RELAY_ADMIN_TOKEN": TOKEN} if environ is None else environ, **build_options))
+        return doors[-1]
+
+    yield make
+    for door in doors:
+        pytest_twisted.blockon(door.close())
+
+
+@pytest.fixture
+def door(open_door: Callable[..., OpenDoor]) -> OpenDoor:
+    """A door with the token TOKEN, in dev mode."""
+    return open_door()
+
+
+@pytest.fixture
+def make_peer() -> Callable[..., PeerView]:
+    return peer
+
+
+@pytest.fixture
+def make_target() -> Callable[..., TargetView]:
+    return target
+
+
+@pytest.fixture
+def token() -> str:
+    return TOKEN

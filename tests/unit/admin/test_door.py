@@ -1,0 +1,197 @@
+"""Paths, methods and the gate of the operator's door, on a real port."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+
+ADMIN_PATHS = ["/state", "/logs", "/logs?summary=1", "/metrics"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_health_tells_only_that_it_is_well_when_not_verbose(open_door):
+    door = open_door({"RELAY_HEALTH_VERBOSE": "0"})
+    answer = await door.get("/health", token=None)
+    assert answer.status == 200 and answer.headers["content-type"].startswith("application/json")
+    body = answer.json()
+    assert set(body) == {"ok", "service", "uptimeMs"} and body["service"] == "relay" and body["ok"] is True
+    assert isinstance(body["uptimeMs"], int) and 900 <= body["uptimeMs"] < 600_000
+
+
+@pytest_twisted.ensureDeferred
+async def test_health_verbose_names_the_relay(open_door):
+    door = open_door({"RELAY_HEALTH_VERBOSE": "1", "RELAY_ID": "relay-7"})
+    body = (await door.get("/health?x=1", token=None)).json()
+    assert set(body) == {"ok", "service", "uptimeMs", "tlsEnabled", "relayMode", "relayId", "version"}
+    assert body["relayId"] == "relay-7" and body["tlsEnabled"] is False and body["relayMode"] == "dev"
+
+
+@pytest.mark.parametrize(
+    "method,path",
+    [
+        ("GET", "/"), ("GET", "/nope"), ("POST", "/health"), ("POST", "/state"), ("DELETE", "/logs"),
+        ("GET", "/health/"), ("GET", "//health"), ("GET", "/%68ealth"), ("HEAD", "/health"), ("GET", "/disconnect"),
+        ("GET", "/admin"), ("PUT", "/admin/"), ("GET", "/admin/../state"), ("GET", "/admin/dashboard.css/"),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_any_other_path_or_method_is_not_found(door, method, path):
+    answer = await door.ask(method, path)
+    assert answer.status == 404
+    if method != "HEAD":
+        assert answer.json() == {"ok": False, "reason": "NOT_FOUND"}
+
+
+@pytest.mark.parametrize("path", ADMIN_PATHS)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Basic {token}"},
+        {"Authorization": "{token}"},
+        {"Authorization": "Bearer {token}x"},
+        {"Authorization": "Bearer {token} x"},
+        {"X-Relay-Admin-Token": "nope"},
+        {"X-Relay-Admin-Token": ""},
+        {"Authorization": "Bearer wrong", "X-Relay-Admin-Token": "{token}"},
+        {"Authorization": "Bearer", "X-Relay-Admin-Token": "{token}"},
+        {"Authorization": ["Bearer {token}", "Bearer wrong"]},
+        {"Authorization": "Bearer \u00e9\u00e9"},
+        {"Cookie": "relay_admin={token}"},
+        {"Cookie": "relay_admin=9999999999.aa.bb"},
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_wrong_or_missing_token_stays_out(door, token, path, headers):
+    def fill(text):
+        return text.replace("{token}", token).encode("utf-8")
+
+    sent = {k: [fill(x) for x in v] if isinstance(v, list) else fill(v) for k, v in headers.items()}
+    answer = await door.get(path, sent, token=None)
+    assert answer.status == 401 and answer.json() == {"ok": False, "reason": "ADMIN_UNAUTHORIZED"}
+
+
+@pytest.mark.parametrize("path", ADMIN_PATHS)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer {}"},
+        {"Authorization": "bearer {}"},
+        {"authorization": "BEARER     {}"},
+        {"Authorization": "Bearer \t {}  "},
+        {"X-Relay-Admin-Token": "{}"},
+        {"Authorization": "Basic abc", "x-relay-admin-token": "{}"},
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_the_right_token_comes_in(door, token, path, headers):
+    sent = {name: value.format(token) for name, value in headers.items()}
+    answer = await door.get(path, sent, token=None)
+    assert answer.status == 200 and answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"RELAY_ADMIN_TOKEN": "unit-admin-token-0123456789abcdef", "RELAY_ENABLE_ADMIN_HTTP": "0"}],
+)
+@pytest.mark.parametrize("path", [*ADMIN_PATHS, "/admin/", "/admin/api/overview"])
+@pytest_twisted.ensureDeferred
+async def test_without_a_token_the_door_is_shut_for_everybody(open_door, environ, path):
+    door = open_door(environ)
+    for given in (None, "", "undefined", "unit-admin-token-0123456789abcdef"):
+        answer = await door.get(path, token=given)
+        assert answer.status == 404 and answer.json() == {"ok": False, "reason": "ADMIN_ENDPOINTS_DISABLED"}
+    assert (await door.get("/health")).status == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_public_door_beside_an_admin_listener_has_no_admin_path(open_door, token):
+    door = open_door({"RELAY_ADMIN_TOKEN": token}, admin=False)
+    for path in (*ADMIN_PATHS, "/admin/", "/admin/api/session"):
+        answer = await door.get(path)
+        assert answer.status == 404 and answer.json() == {"ok": False, "reason": "NOT_FOUND"}
+    assert (await door.get("/health")).status == 200 and (await door.get("/ready")).status == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_ready_says_why_not(door):
+    assert (await door.get("/ready", token=None)).json() == {"ok": True}
+    door.state.ready = (False, "JWKS_UNREACHABLE")
+    answer = await door.get("/ready", token=None)
+    assert answer.status == 503 and answer.json() == {"ok": False, "reason": "JWKS_UNREACHABLE"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_refused_operator_is_logged_with_address_and_without_the_guess(door):
+    await door.get("/state", {"Authorization": "Bearer a-wrong-guess-of-somebody"}, token=None)
+    entry = door.log.entries()[-1]
+    assert entry["reason"] == "ADMIN_UNAUTHORIZED" and entry["level"] == "warn"
+    assert entry["details"] == {"ip": "127.0.0.1", "path": "/state"}
+    assert "a-wrong-guess" not in door.stream.getvalue()
+
+
+# -- POST -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body,called",
+    [
+        ({"workspaceId": "w-1"}, ("w-1", None, None)),
+        ({"workspaceId": "w-1", "runtimeTargetId": "t-1"}, ("w-1", "t-1", None)),
+        ({"connectionId": "c-9"}, (None, None, "c-9")),
+        ({"connectionId": "c-9", "workspaceId": None}, (None, None, "c-9")),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_disconnect(door, body, called):
+    door.state.closed = 3
+    answer = await door.post("/disconnect", body)
+    assert answer.status == 200 and answer.json() == {"ok": True, "disconnected": 3}
+    names = ("workspace_id", "runtime_target_id", "connection_id")
+    assert door.state.calls == [dict(zip(names, called, strict=True))]
+    entry = door.log.entries()[-1]
+    assert entry["event"] == "operator_disconnect" and entry["details"]["operator"] == "127.0.0.1"
+    assert entry["details"]["closed"] == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, [], "x", None, 7, {"workspaceId": ""}, {"workspaceId": 7}, {"workspaceId": "a b"}, {"workspaceId": "x" * 129},
+        {"runtimeTargetId": "t"}, {"connectionId": "c", "workspaceId": "w"}, {"connectionId": "c", "runtimeTargetId": "t"},
+        {"workspaceId": "w", "workspace": "w"}, {"workspaceId": "w\n"}, {"workspaceId": ["w"]},
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_disconnect_refuses_what_it_does_not_understand(door, body):
+    answer = await door.post("/disconnect", body)
+    assert answer.status == 400 and answer.json()["reason"] == "ADMIN_REQUEST_INVALID"
+    assert "takes" in answer.json()["message"] and door.state.calls == []
+
+
+@pytest.mark.parametrize(
+    "kind,body,status",
+    [
+        ("text/plain", b'{"workspaceId":"w"}', 415),
+        ("application/x-www-form-urlencoded", b"workspaceId=w", 415),
+        ("application/json", b"{", 400),
+        ("application/json", b"[" * 20_000, 413),
+        ("application/json", b"[" * 16_000, 400),
+        ("application/json", b"\xff\xfe", 400),
+        ("application/json", b'{"workspaceId":"' + b"w" * 20_000 + b'"}', 413),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_bodies_of_a_wrong_kind(door, kind, body, status):
+    answer = await door.ask("POST", "/disconnect", {"Content-Type": kind}, body)
+    assert answer.status == status and answer.json()["ok"] is False and door.state.calls == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_cache_flush(door):
+    answer = await door.post("/cache/flush", {}, {"Content-Type": "application/json; charset=utf-8"})
+    assert answer.status == 200 and door.state.calls == ["flush"]
+    assert door.log.entries()[-1]["details"] == {"operator": "127.0.0.1"}

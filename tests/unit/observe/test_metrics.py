@@ -1,0 +1,141 @@
+"""Histograms, and the collector read by prometheus_client's own parsers."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.exposition import choose_encoder, generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.histogram import Histogram, forward_histogram
+from viewport_relay.observe.metrics import COUNTERS, Gauges, RelayCollector, registry
+from viewport_relay.reasons import Reason
+
+CONTRACT = """relay_connections_total relay_workspaces_total relay_admission_ok_total relay_admission_denied_total
+relay_upgrade_rate_limited_total relay_ws_connections_opened_total relay_ws_connections_closed_total
+relay_ws_connections_rejected_total relay_ws_slow_client_terminated_total relay_ws_idle_terminated_total
+relay_ws_stale_terminated_total relay_ws_frame_too_large_total relay_frames_client_to_daemon_total
+relay_bytes_client_to_daemon_total relay_frames_daemon_to_clients_total relay_bytes_daemon_to_clients_total
+relay_frames_client_rejected_total relay_frames_daemon_rejected_total relay_client_redirect_total
+relay_bus_publish_ok_total relay_bus_publish_failed_total relay_bus_pull_invalid_signature_total
+relay_bus_pull_stale_signature_total relay_bus_pull_replayed_signature_total""".split()
+
+
+@given(st.lists(st.floats(-1, 10), max_size=50))
+def test_a_histogram_is_cumulative_and_complete(values):
+    histogram = forward_histogram()
+    for value in values:
+        histogram.observe(value)
+    rows = histogram.buckets()
+    assert rows[-1] == ("+Inf", float(len(values))) and histogram.count == len(values)
+    for edge, count in rows[:-1]:
+        assert count == sum(max(0.0, value) <= float(edge) for value in values)
+    assert [count for _, count in rows] == sorted(count for _, count in rows)
+
+
+def test_an_edge_belongs_to_its_bucket():
+    histogram = Histogram((1.0, 2.0))
+    for value in (1.0, 2.0, 2.0001):
+        histogram.observe(value)
+    assert histogram.counts == [1, 1, 1] and histogram.sum == pytest.approx(5.0001)
+
+
+@pytest.fixture
+def counters():
+    found = Counters()
+    for number, attribute in enumerate(COUNTERS, 1):
+        setattr(found, attribute, number)
+    found.refusals[Reason.JWT_EXPIRED] += 3
+    found.closes[Reason.NOISE_INVALID_PSK] += 2
+    found.drops[Reason.NO_OWNER] += 1
+    found.handshakes["IK"] += 4
+    found.forward_latency.observe(0.0002)
+    found.admission_latency.observe(0.03)
+    found.platform_answered("ok", 0.02)
+    found.platform_answered("failed", 3.0)
+    return found
+
+
+@pytest.fixture
+def made(counters):
+    present = Gauges(
+        connections={"workspace-daemon": 1, "client": 5}, workspaces=2, queued_to_clients=77, queued_most=70,
+        jwks_age=12.5, backplane_up=False, uptime=9.0,
+    )  # fmt: skip
+    return registry(RelayCollector(counters, lambda: present, "1.2.3", 'relay "7"'))
+
+
+def values(text):
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_text(text)
+        for sample in family.samples
+    }
+
+
+def test_every_name_of_the_contract_is_there(made):
+    text = generate_latest(made).decode()
+    names = {name for name, _ in values(text)}
+    assert set(CONTRACT) <= names
+    assert "_created" not in text
+    for name in ("relay_connections_total", "relay_workspaces_total"):
+        assert f"# TYPE {name} gauge" in text
+    for name in CONTRACT[2:]:
+        assert f"# TYPE {name} counter" in text
+
+
+def test_every_plain_counter_is_shown(counters, made):
+    plain = {field.name for field in attrs.fields(Counters) if field.type in (int, "int")}
+    assert plain == set(COUNTERS)
+    found = values(generate_latest(made).decode())
+    for attribute in COUNTERS:
+        assert found[f"relay_{attribute}_total", ()] == getattr(counters, attribute)
+
+
+def test_numbers_and_labels(made):
+    found = values(generate_latest(made).decode())
+    assert {k: v for k, v in found.items() if k[0] == "relay_connections_total"} == {
+        ("relay_connections_total", (("role", "workspace-daemon"),)): 1.0,
+        ("relay_connections_total", (("role", "client"),)): 5.0,
+        ("relay_connections_total", (("role", "worker"),)): 0.0,
+    }
+    assert found["relay_refusals_total", (("reason", "JWT_EXPIRED"),)] == 3
+    assert found["relay_closes_total", (("reason", "NOISE_INVALID_PSK"),)] == 2
+    assert found["relay_handshake_failures_total", (("reason", "NOISE_INVALID_PSK"),)] == 2
+    assert found["relay_handshake_failures_total", (("reason", "NOISE_TIMEOUT"),)] == 0
+    assert found["relay_handshakes_total", (("noise", "IK"),)] == 4
+    assert found["relay_frames_dropped_total", (("reason", "NO_OWNER"),)] == 1
+    assert found["relay_forward_latency_seconds_count", ()] == 1
+    assert found["relay_forward_latency_seconds_bucket", (("le", "0.00025"),)] == 1
+    assert found["relay_platform_request_duration_seconds_count", (("outcome", "failed"),)] == 1
+    assert found["relay_jwks_age_seconds", ()] == 12.5 and found["relay_backplane_up", ()] == 0
+    assert found["relay_queue_bytes", (("to", "clients"),)] == 77 and found["relay_queue_bytes_max", ()] == 70
+    assert found["relay_build_info", (("relay_id", 'relay "7"'), ("version", "1.2.3"))] == 1
+    assert found["process_resident_memory_bytes", ()] > 1_000_000
+
+
+def test_openmetrics_is_valid_when_it_is_asked_for(made):
+    encode, kind = choose_encoder("application/openmetrics-text; version=1.0.0")
+    assert kind.startswith("application/openmetrics-text; version=1.0.0")
+    names = {family.name for family in parse_openmetrics(encode(made).decode())}
+    assert "relay_connections_total" in names and "relay_admission_ok" in names
+
+
+def test_what_is_unknown_is_left_out(counters):
+    text = generate_latest(registry(RelayCollector(counters, Gauges, "1", "r"))).decode()
+    assert "relay_jwks_age_seconds" not in text
+
+
+def test_reasons_that_may_come_are_there_from_the_start():
+    found = values(generate_latest(registry(RelayCollector(Counters(), Gauges, "1", "r"))).decode())
+    for name, reason in (
+        ("relay_refusals_total", Reason.INTERNAL_KEY_MISMATCH),
+        ("relay_closes_total", Reason.PONG_TIMEOUT),
+        ("relay_frames_dropped_total", Reason.NO_OWNER),
+    ):
+        assert found[name, (("reason", reason.code),)] == 0
+    assert found["relay_platform_request_duration_seconds_count", (("outcome", "failed"),)] == 0

@@ -1,0 +1,131 @@
+"""Twisted's and the standard library's messages as entries."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+
+import pytest
+from twisted.logger import Logger, LogLevel, LogPublisher
+from twisted.python import log as legacy
+from twisted.python.failure import Failure
+
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
+
+SECRET = "a-secret-of-this-run-0123"
+
+
+@pytest.fixture
+def stream():
+    return io.StringIO()
+
+
+@pytest.fixture
+def log(stream):
+    return EventLog(stream, max_entries=50, secrets=[SECRET])
+
+
+@pytest.fixture
+def logger(log):
+    publisher = LogPublisher(TwistedObserver(log))
+    return Logger("relay.test", observer=publisher)
+
+
+@pytest.mark.parametrize(
+    "name,level", [("info", "info"), ("warn", "warn"), ("error", "error"), ("critical", "error")]
+)
+def test_levels(logger, log, name, level):
+    getattr(logger, name)("the {thing} happened", thing="x")
+    (entry,) = log.entries()
+    assert entry["event"] == "twisted" and entry["level"] == level
+    assert entry["message"] == "the x happened" and entry["details"]["namespace"] == "relay.test"
+
+
+def test_debug_is_left_out(logger, log):
+    logger.debug("noise")
+    assert log.entries() == []
+
+
+def test_a_failure_brings_its_traceback_without_secrets(logger, stream, log):
+    def deep():
+        token = SECRET
+        raise ValueError(f"went wrong with {token} and Bearer abcdefghijklmnop")
+
+    try:
+        deep()
+    except ValueError:
+        logger.failure("while doing {what}", what=SECRET)
+    (entry,) = log.entries()
+    assert entry["level"] == "error" and entry["details"]["error"] == "ValueError"
+    assert "in deep" in entry["details"]["traceback"] and "Traceback" in entry["details"]["traceback"]
+    assert SECRET not in stream.getvalue() and "abcdefghijklmnop" not in stream.getvalue()
+    json.loads(stream.getvalue())
+
+
+def test_legacy_messages_and_errors(log):
+    publisher = LogPublisher(TwistedObserver(log))
+    old = legacy.LogPublisher(publishPublisher=publisher)
+    old.msg("Starting factory <Site>", system="twisted")
+    publisher(
+        {
+            "log_level": LogLevel.info,
+            "log_namespace": "old",
+            "isError": 1,
+            "log_failure": Failure(KeyError("k")),
+        }
+    )
+    first, second = log.entries()
+    assert first["level"] == "info" and "Starting factory" in first["message"]
+    assert second["level"] == "error" and second["message"] and second["details"]["error"] == "KeyError"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"log_format": "{missing}", "log_level": LogLevel.info},
+        {"log_format": b"\xff", "log_level": LogLevel.warn},
+        {"log_level": None, "log_namespace": None},
+        {"format": "%(x)s", "log_level": LogLevel.error},
+    ],
+)
+def test_broken_events_are_survived(log, event):
+    TwistedObserver(log)(event)
+    assert len(log.entries()) == 1
+
+
+def test_events_of_other_threads_are_handed_to_the_reactor(log, monkeypatch):
+    from twisted.python import threadable
+
+    monkeypatch.setattr(threadable, "ioThread", threadable.getThreadID())
+    calls = []
+    observer = TwistedObserver(log, from_thread=calls.append)
+    thread = threading.Thread(
+        target=observer, args=({"log_format": "from afar", "log_level": LogLevel.info},)
+    )
+    thread.start()
+    thread.join()
+    assert log.entries() == [] and len(calls) == 1
+    calls[0]()
+    assert log.entries()[0]["message"] == "from afar"
+    observer({"log_format": "from here", "log_level": LogLevel.info})
+    assert log.entries()[1]["message"] == "from here"
+
+
+def test_the_standard_library(log):
+    handler = StdlibHandler(log)
+    logger = logging.Logger("some.library")
+    logger.addHandler(handler)
+    logger.debug("no")
+    logger.info("yes %s", 1)
+    logger.warning("bad %d", "format")
+    try:
+        raise KeyError(SECRET)
+    except KeyError:
+        logger.exception("oh")
+    levels = [(entry["level"], entry["details"]["namespace"]) for entry in log.entries()]
+    assert levels == [("info", "some.library"), ("warn", "some.library"), ("error", "some.library")]
+    assert "Traceback" in log.entries()[2]["details"]["traceback"] and SECRET not in json.dumps(log.entries())

@@ -1,0 +1,301 @@
+"""Writes the pages that are made from the tables: settings, reasons, troubleshooting, the command's help.
+
+    python tools/make_docs.py            writes them
+    python tools/make_docs.py --check    exits 1 and names the pages that are not up to date
+
+`tests/unit/test_docs.py` does the second. Everything else in docs/ is written by hand.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+
+from viewport_relay.cli.explain import seen_as
+from viewport_relay.cli.main import main as command
+from viewport_relay.config import VARIABLES, Variable
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.reasons import Reason
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MADE = "<!-- Made by `make docs`; change the table in the code instead. -->\n\n"
+
+#: A group of reasons begins at this member and goes on to the next group's.
+GROUPS: tuple[tuple[Reason, str], ...] = (
+    (Reason.RATE_LIMIT_EXCEEDED, "Upgrades refused before anybody is asked"),
+    (Reason.JWKS_UNREACHABLE, "The token check"),
+    (Reason.PLATFORM_UNREACHABLE, "The platform's validation"),
+    (Reason.MISSING_WORKSPACE_CLAIM, "Claims against the query"),
+    (Reason.STALE_DAEMON_GENERATION, "The daemon's seat"),
+    (Reason.PAIRING_SCOPE_ONLY, "Frames"),
+    (Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, "Rates, queues and silence"),
+    (Reason.NOISE_INVALID_PSK, "The Noise link"),
+    (Reason.BACKPLANE_UNREACHABLE, "Several relays"),
+    (Reason.RELAY_SHUTTING_DOWN, "The relay itself"),
+    (Reason.ADMIN_UNAUTHORIZED, "The operator's door"),
+)
+
+#: When the sample log lines say that they were written.
+SAMPLE_TIME = 1_767_225_600.0
+
+README_BEGIN = "<!-- settings: made by `make docs` from the table in the code -->"
+README_END = "<!-- /settings -->"
+
+
+def grouped_reasons() -> Iterator[tuple[str, list[Reason]]]:
+    """(heading, reasons) in the order of the catalogue."""
+    begins = dict(GROUPS)
+    heading, members = "", list[Reason]()
+    for reason in Reason:
+        if reason in begins:
+            if members:
+                yield heading, members
+            heading, members = begins[reason], []
+        members.append(reason)
+    yield heading, members
+
+
+def grouped_variables() -> Iterator[tuple[str, list[Variable]]]:
+    """(heading, variables) in the order of the table."""
+    for heading, members in groupby(VARIABLES, key=lambda variable: variable.group):
+        yield heading, list(members)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+# -- settings ----------------------------------------------------------------------------------------------
+
+
+def takes(variable: Variable) -> str:
+    """What values the parser takes, in its own words."""
+    try:
+        variable.parse("\x00")
+    except ValueError as error:
+        words = str(error)
+        return "text" if words.startswith("text without") else words
+    return "comma list"
+
+
+def default_of(variable: Variable) -> str:
+    """The default; as code where it can be typed."""
+    words = variable.shown_default
+    typed = not variable.default_text and variable.default not in (None, ())
+    return f"`{words}`" if typed else words or "none"
+
+
+def environment_page() -> str:
+    parts = [
+        "# Environment variables\n\n",
+        MADE,
+        "Every setting of the relay. `viewport-relay config` shows those in force and where each came from; "
+        "`viewport-relay doctor` tries them.\n\n"
+        "* An empty value counts as unset. Older names work; if both are set, the documented one wins.\n"
+        "* A value that does not parse, or settings that contradict each other, stop the start with exit "
+        "status 78; every problem is named, not only the first.\n"
+        "* A name that begins with `RELAY_` and is none of these is a warning at start.\n"
+        "* Booleans take 0 1 false true no yes off on.\n"
+        "* A secret may come from a file instead: `NAME_FILE=/path` (Docker secrets, systemd credentials).\n",
+    ]
+    for heading, variables in grouped_variables():
+        parts.append(f"\n## {heading}\n\n")
+        rows = []
+        for variable in variables:
+            name = f"`{variable.name}`"
+            if variable.secret:
+                name += f"<br>or `{variable.name}_FILE`"
+            if variable.older:
+                name += "<br>older: " + ", ".join(f"`{older}`" for older in variable.older)
+            if variable.option:
+                name += f"<br>option `--{variable.option}`"
+            rows.append((name, default_of(variable), takes(variable), variable.help))
+        parts.append(table(("variable", "default", "takes", "meaning"), rows))
+    return "".join(parts)
+
+
+def readme_table() -> str:
+    """The most used settings: those with an option, and the secrets of a plain deployment."""
+    wanted = {"RELAY_INTERNAL_KEY", "RELAY_ADMIN_TOKEN", "SERVER_URL", "RELAY_TRUSTED_PROXIES"}
+    wanted |= {"RELAY_TLS_CERT_PATH", "RELAY_TLS_KEY_PATH", "RELAY_NOISE_LINK", "RELAY_BACKPLANE_MODE"}
+    rows = [
+        (f"`{variable.name}`", default_of(variable), variable.help)
+        for variable in VARIABLES
+        if variable.option or variable.name in wanted
+    ]
+    return table(("variable", "default", "meaning"), rows)
+
+
+def readme() -> str:
+    """README.md with the table between its markers made again."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    before, begin, rest = text.partition(README_BEGIN)
+    _, end, after = rest.partition(README_END)
+    if not begin or not end:
+        raise SystemExit("README.md has lost the markers of its settings table")
+    return f"{before}{begin}\n{readme_table()}{end}{after}"
+
+
+# -- reasons -----------------------------------------------------------------------------------------------
+
+
+def reasons_page() -> str:
+    parts = [
+        "# Reason codes\n\n",
+        MADE,
+        "Every refusal, close and dropped frame has one of these codes: in the log (`reason`), in the header "
+        "`X-Relay-Reason` and JSON body of a refused upgrade, and in the metrics. Codes and texts are stable. "
+        "`viewport-relay explain CODE` shows cause and fix; so does "
+        "[troubleshooting](../how-to/troubleshooting.md).\n\n"
+        "*status* is the HTTP status of a refused upgrade, *close* the WebSocket close code and its text. A "
+        "reason with both refuses a browser's upgrade by closing, since browsers cannot read a status.\n",
+    ]
+    for heading, reasons in grouped_reasons():
+        parts.append(f"\n## {heading}\n\n")
+        rows = [
+            (
+                f"[`{reason.code}`](../how-to/troubleshooting.md#{reason.code.lower()})",
+                reason.text,
+                str(reason.entry.status or ""),
+                f"{reason.entry.close} `{reason.entry.close_text}`" if reason.entry.close else "",
+                reason.entry.level,
+            )
+            for reason in reasons
+        ]
+        parts.append(table(("code", "text", "status", "close", "level"), rows))
+    return "".join(parts)
+
+
+def event_of(reason: Reason) -> str:
+    """The event under which the relay logs a reason."""
+    if reason.code.startswith("ADMIN_"):
+        return "admin_refused"
+    if reason.code.startswith("WORKER_TRANSPORT_"):
+        return "worker_request"
+    if reason is Reason.LOG_FOLDED:
+        return "folded"
+    if reason.entry.status:
+        return "refuse"
+    return "close" if reason.entry.close or reason in (Reason.PONG_TIMEOUT, Reason.IDLE_TIMEOUT) else "drop"
+
+
+def sample_line(reason: Reason) -> str:
+    """A log line with this reason, from the relay's own formatter."""
+    out = io.StringIO()
+    log = EventLog(out, max_entries=1, now=lambda: SAMPLE_TIME)
+    if event_of(reason) == "admin_refused":
+        log.event("admin_refused", reason=reason, ip="192.0.2.7", path="/logs")
+    else:
+        log.event(
+            event_of(reason),
+            reason=reason,
+            connection_id="4f1d0c6a9be2735d08",
+            role="client",
+            workspaceId="ws-1",
+            runtimeTargetId="rt-1",
+            ip="192.0.2.7",
+        )
+    return out.getvalue().strip()
+
+
+def troubleshooting_page() -> str:
+    parts = [
+        "# Troubleshooting\n\n",
+        MADE,
+        "Find the `reason` of the log line below: what it looks like, what causes it, what mends it. Details "
+        "of a real line say more: which claim, which limit, what the platform answered.\n\n"
+        "```sh\n"
+        "docker logs viewport-relay | grep '\"reason\"'                 # or journalctl -u viewport-relay\n"
+        'curl -s -H "Authorization: Bearer $RELAY_ADMIN_TOKEN" http://127.0.0.1:7781/logs\n'
+        "curl -s -H \"Authorization: Bearer $RELAY_ADMIN_TOKEN\" 'http://127.0.0.1:7781/logs?summary=1'\n"
+        "viewport-relay doctor                                        # tries every setting from where it runs\n"
+        "viewport-relay explain CODE                                  # this page, in the terminal\n"
+        "viewport-relay token inspect < token.txt                     # what this relay would say to a token\n"
+        "```\n\n"
+        "A refused peer reads the same code and the `connectionId` of the log line in its answer.\n",
+    ]
+    for heading, reasons in grouped_reasons():
+        parts.append(f"\n## {heading}\n")
+        for reason in reasons:
+            parts.append(
+                f"\n### {reason.code}\n\n"
+                f"{reason.text}\n\n"
+                f"```json\n{sample_line(reason)}\n```\n\n"
+                f"* **The peer sees:** {seen_as(reason)}\n"
+                f"* **Cause:** {reason.entry.cause}\n"
+                f"* **Fix:** {reason.entry.fix}\n"
+            )
+    return "".join(parts)
+
+
+# -- the command -------------------------------------------------------------------------------------------
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Words of each command, groups before what is in them."""
+    yield path
+    for name in sorted(group.commands):
+        inside = group.commands[name]
+        if isinstance(inside, click.Group):
+            yield from commands(inside, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def cli_page() -> str:
+    parts = [
+        "# The command `viewport-relay`\n\n",
+        MADE,
+        "The relay itself is started with `twistd -n viewport-relay`; its settings are "
+        "[environment variables](environment.md).\n",
+    ]
+    for path in commands(command):
+        done = CliRunner().invoke(command, [*path, "--help"], prog_name="viewport-relay", terminal_width=100)
+        if done.exit_code != 0:
+            raise SystemExit(f"viewport-relay {' '.join(path)} --help failed: {done.output}")
+        title = " ".join(("viewport-relay", *path))
+        parts.append(f"\n## {title}\n\n```\n{done.output.strip()}\n```\n")
+    return "".join(parts)
+
+
+# -- all of it ---------------------------------------------------------------------------------------------
+
+
+def pages() -> dict[Path, str]:
+    """Path -> text, for every page that is made."""
+    docs = ROOT / "docs"
+    return {
+        docs / "reference/environment.md": environment_page(),
+        docs / "reference/reasons.md": reasons_page(),
+        docs / "reference/cli.md": cli_page(),
+        docs / "how-to/troubleshooting.md": troubleshooting_page(),
+        ROOT / "README.md": readme(),
+    }
+
+
+def run(arguments: Sequence[str]) -> int:
+    """0: written, or all up to date with --check."""
+    old = []
+    for path, text in pages().items():
+        if path.is_file() and path.read_text("utf-8") == text:
+            continue
+        old.append(path)
+        if "--check" not in arguments:
+            path.write_text(text, "utf-8")
+    for path in old:
+        print(f"{'not up to date' if '--check' in arguments else 'written'}: {path.relative_to(ROOT)}")
+    return 1 if old and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
