@@ -112,6 +112,16 @@ def _hosts(text: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in _words(text))
 
 
+def _endpoints(text: str) -> tuple[tuple[str, int], ...]:
+    found = []
+    for word in _words(text):
+        host, _, port = word.rpartition(":")
+        if not host.strip("[]") or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
+            raise ValueError("a comma list of HOST:PORT")
+        found.append((host.strip("[]"), int(port)))
+    return tuple(found)
+
+
 def _workers(text: str) -> int:
     if text.lower() == "auto":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -307,6 +317,12 @@ VARIABLES: tuple[Variable, ...] = (
       "any, in prod only that of RELAY_PUBLIC_WS_BASE_URL", "Backplane"),
     V("RELAY_REDIS_URL", "redis_url", _url("redis", "rediss"), None, "Redis server", "Backplane", secret=True,
       default_text="redis://127.0.0.1:6379"),
+    V("RELAY_REDIS_CA_CERT_PATH", "redis_ca_cert_path", _text, None, "CA that signs the certificate of a rediss:// server, "
+      "PEM", "Backplane", default_text="the system's"),
+    V("RELAY_REDIS_SENTINELS", "redis_sentinels", _endpoints, (), "comma list of HOST:PORT of Redis Sentinels; they name "
+      "the master, and RELAY_REDIS_URL gives scheme, user, password and database only", "Backplane"),
+    V("RELAY_REDIS_SENTINEL_MASTER", "redis_sentinel_master", _text, "mymaster", "what the Sentinels call the master",
+      "Backplane"),
     V("RELAY_REDIS_KEY_PREFIX", "redis_key_prefix", _text, "viewport:relay", "prefix of every key", "Backplane"),
     V("RELAY_REDIS_CONNECT_TIMEOUT_MS", "redis_connect_timeout_ms", _MILLIS, 5000, "time limit for connecting",
       "Backplane"),
@@ -401,6 +417,9 @@ class Config:
     client_redirect_enabled: bool
     redirect_allowed_hosts: tuple[str, ...]
     redis_url: str = field(repr=False)
+    redis_ca_cert_path: str | None
+    redis_sentinels: tuple[tuple[str, int], ...]
+    redis_sentinel_master: str
     redis_key_prefix: str
     redis_connect_timeout_ms: int
     redis_presence_ttl_ms: int
@@ -521,6 +540,16 @@ class _Loader:
             self.problems.append("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
         if v["client_redirect_enabled"] is None:
             v["client_redirect_enabled"] = several
+        if (
+            several
+            and v["client_redirect_enabled"]
+            and self.sources["public_ws_base_url"] == "default"
+            and not is_loopback(v["listen_host"])
+        ):
+            self.warnings.append(
+                "RELAY_PUBLIC_WS_BASE_URL is not set: other relays would send clients to "
+                f"{v['public_ws_base_url']}; set it to where peers reach this relay"
+            )
         if several and v["internal_key"] is None:
             self.problems.append(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
         self._tls()
@@ -575,7 +604,7 @@ class _Loader:
                     self.problems.append(f"RELAY_SERVER_MTLS is on: set {BY_ATTRIBUTE[attribute].name}")
         for attribute in (
             "tls_cert_path", "tls_key_path", "server_ca_cert_path", "server_client_cert_path",
-            "server_client_key_path",
+            "server_client_key_path", "redis_ca_cert_path",
         ):  # fmt: skip
             path = v[attribute]
             if path and not os.access(path, os.R_OK):

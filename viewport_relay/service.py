@@ -5,13 +5,13 @@ It wires and times; rules live in the rooms below it.
 
 from __future__ import annotations
 
-import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
@@ -21,29 +21,44 @@ from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.components import Componentized
 
-from viewport_relay import __version__
+from viewport_relay import __version__, descriptors
 from viewport_relay.admin.site import build as build_door
-from viewport_relay.admission.addresses import client_address
+from viewport_relay.admission.addresses import client_address, is_trusted
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
-from viewport_relay.config import Config, ConfigError
+from viewport_relay.backplane.fleet import backplane_for
+from viewport_relay.config import EX_CONFIG, Config, ConfigError
 from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
+from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.twistedlog import TwistedObserver
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import TargetView
+from viewport_relay.signals import Signals
+from viewport_relay.wire.channel import HttpConnections
+from viewport_relay.wire.drain import Drain
 from viewport_relay.wire.heartbeat import Heartbeat
 from viewport_relay.wire.hub import Hub
 from viewport_relay.wire.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.wire.site import RelaySite, Root
-from viewport_relay.wire.tls import ServerContext
+from viewport_relay.wire.tls import CertificateWatch, ServerContext
 from viewport_relay.wire.upgrade import UpgradeResource
 from viewport_relay.wire.websocket import ConnectionFactory
 from viewport_relay.wire.worker import WorkerTransport
 
 _BACKLOG: Final = 1024
+
+#: Seconds on top of the drain that the service manager is asked for.
+_STOP_MARGIN: Final = 15
+
+
+def _most_connections(config: Config, open_files: int) -> int:
+    """RELAY_MAX_TOTAL_CONNECTIONS, or fewer where the limit on open files says so."""
+    if not open_files:
+        return config.max_total_connections
+    return min(config.max_total_connections or sys.maxsize, descriptors.for_connections(open_files))
 
 
 def relay_keys(config: Config) -> RelayKeys:
@@ -89,19 +104,35 @@ class RelayState:
     def readiness(self) -> tuple[bool, str]:
         if self._service.upgrade.stopping:
             return False, Reason.RELAY_SHUTTING_DOWN.code
-        return self._service.gate.ready()
+        ready, why = self._service.gate.ready()
+        if ready and self._service.backplane.describe().get("up") is False:
+            return (
+                True,
+                Reason.BACKPLANE_UNREACHABLE.code,
+            )  # peers here go on, so it is no reason to send them away
+        return ready, why
 
     def jwks_age(self) -> float | None:
         return self._service.gate.jwks_age_seconds
 
     def backplane(self) -> Mapping[str, Any]:
-        return {"mode": self._service.config.backplane_mode}
+        return self._service.backplane.describe()
 
 
 class RelayService(MultiService):
-    """One relay. Give it a reactor, the settings and the log; set it on an application or start it as it is."""
+    """One relay. Give it a reactor, the settings and the log; set it on an application or start it as it is.
 
-    def __init__(self, reactor: Any, config: Config, log: EventLog) -> None:
+    `open_files` is the limit on descriptors (0: not looked at), `notifier` speaks to the service manager.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        config: Config,
+        log: EventLog,
+        notifier: Notifier | None = None,
+        open_files: int = 0,
+    ) -> None:
         MultiService.__init__(self)
         self.reactor = reactor
         self.config = config
@@ -112,7 +143,8 @@ class RelayService(MultiService):
         self.gate = Gate.from_config(reactor, config, log, self.counters, self.now, self.client)
         workers = WorkerTransport(self.client, config.server_url, config.frame_max_bytes, log, self.counters)
         self.keys = relay_keys(config)
-        self.hub = Hub(config, reactor, log, self.counters, workers, self.keys, self.now)
+        self.backplane = backplane_for(reactor, config, log, self.counters, self.client, self.now)
+        self.hub = Hub(config, reactor, log, self.counters, workers, self.keys, self.now, self.backplane)
         self.factory = ConnectionFactory(reactor, self.hub)
         self.upgrade = UpgradeResource(
             config,
@@ -121,7 +153,7 @@ class RelayService(MultiService):
             self.factory,
             WindowCounter(config.rate_limit_per_ip),
             ConnectionCounts(
-                max_total=config.max_total_connections,
+                max_total=_most_connections(config, open_files),
                 max_per_ip=config.max_connections_per_ip,
                 max_clients=config.max_clients_per_workspace,
             ),
@@ -129,10 +161,14 @@ class RelayService(MultiService):
         self.state = RelayState(self)
         self.heartbeat = Heartbeat(config, reactor, lambda: self.factory.connections, self.counters)
         self.port: int | None = None
+        self._notifier = Notifier({}) if notifier is None else notifier
+        self._open_files = open_files
+        self._tls = ServerContext.from_config(config)
+        self._certificates = None if self._tls is None else CertificateWatch(self._tls, reactor, log)
+        self._http: list[HttpConnections] = []
         self._ports: list[IListeningPort] = []
         self._timers: list[LoopingCall] = []
-        self._drained: Deferred[None] | None = None
-        self._signals = 0
+        self.drain = Drain(reactor, self.factory.connections, config.drain_seconds)
 
     def setServiceParent(self, parent: Any) -> None:
         """On an application, its log becomes ours: JSON lines, Twisted's own included."""
@@ -145,7 +181,7 @@ class RelayService(MultiService):
 
     def startService(self) -> None:
         MultiService.startService(self)
-        for warning in self.config.warnings:
+        for warning in (*self.config.warnings, *self._descriptor_warnings()):
             self.log.event("config_warning", level="warn", message=warning)
         if self.keys.source == "ephemeral" and self.config.noise_link != "off":
             self.log.event(
@@ -158,10 +194,16 @@ class RelayService(MultiService):
         if self.config.admin_listen:
             self._listen(self._admin_endpoint(), self._admin_factory(), "RELAY_ADMIN_LISTEN")
         self.gate.start()
+        self.backplane.start(self.hub.elsewhere)
         self.heartbeat.start()
         self._every(self.config.cleanup_interval_ms / 1000, self.hub.clean_up)
         self._every(1.0, self.log.sweep)
-        self.reactor.callWhenRunning(self._take_signals)
+        if self._certificates is not None:
+            self._certificates.start()
+        self.reactor.callWhenRunning(
+            Signals(self.reactor, self._asked_to_stop, self._stop_now, self.reload).take
+        )
+        self.reactor.callWhenRunning(self._announce)
         self.log.event(
             "relay_started",
             message=f"listening on {self.config.listen_host}:{self.port}",
@@ -172,6 +214,44 @@ class RelayService(MultiService):
             backplaneMode=self.config.backplane_mode,
         )
 
+    def _announce(self) -> None:
+        self._notifier.ready(self._status())
+        self._notifier.start_watchdog(self.reactor, self._status)
+
+    def _status(self) -> str:
+        joined = self.hub.registry.joined
+        return ", ".join(f"{number} {role.value}s" for role, number in joined.items()) or "no peers"
+
+    def _descriptor_warnings(self) -> list[str]:
+        wanted = descriptors.wanted(self.config.max_total_connections)
+        if not 0 < self._open_files < wanted:
+            return []
+        return [
+            f"at most {self._open_files} files may be open: RELAY_MAX_TOTAL_CONNECTIONS="
+            f"{self.config.max_total_connections} needs {wanted} (LimitNOFILE=, --ulimit nofile=)"
+        ]
+
+    def _http_room(self) -> int:
+        """How many HTTP connections there may be just now; more than are ever upgraded is no use."""
+        most = self.config.max_total_connections or sys.maxsize
+        if self._open_files:
+            most = min(most, descriptors.for_http(self._open_files, len(self.factory.connections)))
+        return most
+
+    def _http_connections(self, *, public: bool) -> HttpConnections:
+        trusted = self.config.trusted_proxies
+        per_address = (
+            0 if self.config.proxy_protocol or not public else 2 * self.config.max_connections_per_ip
+        )
+        made = HttpConnections(
+            self._http_room,
+            per_address,
+            lambda host: is_trusted(host, trusted),
+            self.log,
+        )
+        self._http.append(made)
+        return made
+
     def _every(self, seconds: float, call: Any) -> None:
         timer = LoopingCall(call)
         timer.clock = self.reactor
@@ -181,10 +261,21 @@ class RelayService(MultiService):
     def _public_endpoint(self) -> IStreamServerEndpoint:
         config = self.config
         if config.listen_endpoint:
-            endpoint: IStreamServerEndpoint = serverFromString(self.reactor, config.listen_endpoint)
+            endpoint = self._described_endpoint(config.listen_endpoint)
         else:
             endpoint = self._tcp(config.listen_host, config.listen_port)
         return proxyEndpoint(endpoint) if config.proxy_protocol else endpoint
+
+    def _described_endpoint(self, description: str) -> IStreamServerEndpoint:
+        """Ends with status 78 when there is no such endpoint, or systemd has passed no such socket."""
+        try:
+            endpoint: IStreamServerEndpoint = serverFromString(self.reactor, description)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # as its plugins happen to fail
+            what = "no such socket was passed" if isinstance(error, LookupError) else str(error)
+            message = f"RELAY_LISTEN_ENDPOINT: cannot use {description!r}: {what}"
+            self.log.event("listen_failed", level="error", message=message)
+            raise SystemExit(EX_CONFIG) from None
+        return endpoint
 
     def _admin_endpoint(self) -> IStreamServerEndpoint:
         host, _, port = (self.config.admin_listen or "").rpartition(":")
@@ -198,13 +289,13 @@ class RelayService(MultiService):
     def _public_factory(self) -> IProtocolFactory:
         documents = {WELL_KNOWN_PATH: well_known(self.config, self.keys)}
         site: IProtocolFactory = RelaySite(
-            Root(self.upgrade, self._door(admin=not self.config.admin_listen), documents)
+            Root(self.upgrade, self._door(admin=not self.config.admin_listen), documents),
+            self._http_connections(public=True),
         )
-        context = ServerContext.from_config(self.config)
-        return site if context is None else TLSMemoryBIOFactory(context, False, site)
+        return site if self._tls is None else TLSMemoryBIOFactory(self._tls, False, site)
 
     def _admin_factory(self) -> IProtocolFactory:
-        return RelaySite(Root(None, self._door(admin=True)))
+        return RelaySite(Root(None, self._door(admin=True)), self._http_connections(public=False))
 
     def _door(self, *, admin: bool) -> Any:
         return build_door(
@@ -241,68 +332,53 @@ class RelayService(MultiService):
             self.log.event("listen_failed", level="error", message=f"{name}: cannot listen: {why}")
             raise SystemExit(1)
 
-    # -- stop --------------------------------------------------------------------------------------------
+    # -- stop and reload -----------------------------------------------------------------------------------
 
-    def _take_signals(self) -> None:
-        # twistd raises a signal again after the shutdown, so that a clean end would look like a crash.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, _: self.reactor.callFromThread(self._signalled, number))
+    def _asked_to_stop(self, signal_name: str) -> None:
+        self.log.event("relay_stopping", message=f"{signal_name} received")
+        self.reactor.stop()
 
-    def _signalled(self, number: int) -> None:
-        self._signals += 1
-        if self._signals == 1:
-            self.log.event("relay_stopping", message=f"{signal.Signals(number).name} received")
-            self.reactor.stop()
+    def _stop_now(self) -> None:
+        self.log.event("relay_stopping", message="asked again: the connections that are left are cut")
+        self.drain.end_at_once()
+
+    def reload(self) -> None:
+        """Read the certificate's files again; the other settings are for the life of the process."""
+        self._notifier.reloading()
+        if self._certificates is None:
+            self.log.event("reload", message="nothing to read again: TLS does not end here")
         else:
-            self._end_at_once()
+            self._certificates.reload()
+        self._notifier.ready(self._status())
 
     def stopService(self) -> Deferred[None]:
         """Stop listening, close every peer 1001, wait for them (at most RELAY_DRAIN_SECONDS)."""
         for timer in self._timers:
             if timer.running:
                 timer.stop()
+        if self._certificates is not None:
+            self._certificates.stop()
         self.upgrade.stopping = True
-        stopped = self._drain()
+        self._notifier.stopping(
+            f"draining {len(self.factory.connections)} connections", self.config.drain_seconds + _STOP_MARGIN
+        )
+        # The operator's own listener stays to the end, so that /ready says why.
+        for port in self._ports[:1]:
+            port.stopListening()
+        stopped = self.drain.start()
+        stopped.addCallback(lambda _: self.backplane.stop())
         stopped.addCallback(self._stop_the_rest)
         return stopped
-
-    def _drain(self) -> Deferred[None]:
-        for port in self._ports:
-            port.stopListening()
-        self._ports.clear()
-        waiting = list(self.factory.connections)
-        if not waiting:
-            return succeed(None)
-        self._drained = Deferred()
-        left = len(waiting)
-
-        def gone() -> None:
-            nonlocal left
-            left -= 1
-            if not left and self._drained is not None and not self._drained.called:
-                self._drained.callback(None)
-
-        for connection in waiting:
-            connection.when_lost(gone)
-            connection.end(Reason.RELAY_SHUTTING_DOWN)
-        deadline = self.reactor.callLater(self.config.drain_seconds, self._end_at_once)
-
-        def cancel(result: None) -> None:
-            if deadline.active():
-                deadline.cancel()
-
-        return self._drained.addCallback(cancel)
-
-    def _end_at_once(self) -> None:
-        for connection in tuple(self.factory.connections):
-            connection.cut(Reason.RELAY_SHUTTING_DOWN)
-        if self._drained is not None and not self._drained.called:
-            self._drained.callback(None)
 
     def _stop_the_rest(self, _: None) -> None:
         self.heartbeat.stop()
         self.gate.stop()
         self.client.close()
+        for port in self._ports:
+            port.stopListening()
+        for connections in self._http:
+            connections.close()
+        self._notifier.stop_watchdog()
         MultiService.stopService(self)
         self.log.event("relay_stopped")
         self.log.close()

@@ -96,14 +96,17 @@ def policy_from(config: Config) -> PlatformTls:
     """The policy that the RELAY_SERVER_… settings ask for. Raises ConfigError for files that cannot be used."""
     trust_root = identity = None
     if config.server_ca_cert_path:
-        trust_root = trustRootFromCertificates(
-            [_certificate(c) for c in _certificates("RELAY_SERVER_CA_CERT_PATH", config.server_ca_cert_path)]
-        )
+        trust_root = trust_in("RELAY_SERVER_CA_CERT_PATH", config.server_ca_cert_path)
     if config.server_mtls and config.server_client_cert_path and config.server_client_key_path:
         identity = _identity(
             config.server_client_cert_path, config.server_client_key_path, config.server_client_key_passphrase
         )
     return PlatformTls(trust_root, identity, config.server_tls_verify)
+
+
+def trust_in(variable: str, path: str) -> Any:
+    """Trust in the CAs of a PEM file, for `optionsForClientTLS`. Raises ConfigError that names `variable`."""
+    return trustRootFromCertificates([_certificate(c) for c in _certificates(variable, path)])
 
 
 def _identity(cert_path: str, key_path: str, passphrase: str | None) -> dict[str, Any]:

@@ -113,15 +113,23 @@ class Carrier(Protocol):
     Calls raise CarrierFailed. Each has a time limit of its own.
     """
 
-    #: Bus frames of one `publish`, and `publish` calls at a time. Frames of one (target, relay) are never in two
-    #: calls at a time.
-    batch: int
-    lanes: int
-    #: Presence calls at a time.
-    calls: int
+    @property
+    def batch(self) -> int:
+        """Bus frames of one `publish` at most."""
+
+    @property
+    def lanes(self) -> int:
+        """Calls of `publish` at a time; those of one lane are never side by side."""
+
+    @property
+    def calls(self) -> int:
+        """Presence calls at a time."""
 
     def start(self) -> None: ...
     def stop(self) -> Deferred[None]: ...
+
+    def peers_changed(self, number: int) -> None:
+        """So many peers are connected now; without any, nobody waits for bus frames."""
 
     def lane(self, parcel: Parcel) -> object:
         """Parcels of equal lanes are published one call after the other."""

@@ -47,7 +47,9 @@ class Outage:
         if self._since is None:
             self._since = self._clock.seconds()
             self._why = why
-            self._log.event("backplane_unreachable", reason=Reason.BACKPLANE_UNREACHABLE, part=part, detail=why)
+            self._log.event(
+                "backplane_unreachable", reason=Reason.BACKPLANE_UNREACHABLE, part=part, detail=why
+            )
 
     def up(self, part: str) -> None:
         """This part works."""

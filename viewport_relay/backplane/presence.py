@@ -6,8 +6,9 @@ the wrong order. What could not be told is told again at the next refresh, or as
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from attrs import define, frozen
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -19,6 +20,9 @@ from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.redirect import LONGEST_URL
 from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason
+
+T = TypeVar("T")
 
 #: Seconds for which an entry is remembered, and for which it is remembered that there is none: the first is the
 #: contract's, the second only keeps a client that insists from asking at every frame.
@@ -78,7 +82,9 @@ class Presence:
         self._moved: Callable[[TargetKey, object], None] = lambda target, holder: None
         self._seats: dict[TargetKey, _Seat] = {}
         self._calls = DeferredSemaphore(carrier.calls)
-        self._cache: DeferredCache[TargetKey, Whereabouts | None] = DeferredCache(clock, CACHE_MAX, abandon=False)
+        self._cache: DeferredCache[TargetKey, Whereabouts | None] = DeferredCache(
+            clock, CACHE_MAX, abandon=False
+        )
         self._refresh = LoopingCall(self._look_round)
         self._refresh.clock = clock
         self._settled: list[Deferred[None]] = []
@@ -143,8 +149,8 @@ class Presence:
         try:
             while await self._step(target, seat):
                 pass
-        except CarrierFailed:
-            pass  # the outage has said so; a refresh or the recovery brings us back
+        except CarrierFailed as error:
+            self._failed(target, error)  # a refresh or the recovery brings us back
         finally:
             seat.busy = False
             if seat.holder is None and seat.told is None:
@@ -154,13 +160,24 @@ class Presence:
                 for waiting in settled:
                     waiting.callback(None)
 
+    def _failed(self, target: TargetKey, error: CarrierFailed) -> None:
+        if not error.outage:  # an outage has been told already
+            self._log.event(
+                "presence_failed",
+                level="warn",
+                reason=Reason.BACKPLANE_UNREACHABLE,
+                message=error.why,
+                workspaceId=target[0],
+                runtimeTargetId=target[1],
+            )
+
     async def _step(self, target: TargetKey, seat: _Seat) -> bool:
         """Tell one thing; False when there is nothing to tell."""
         holder, now = seat.holder, self._clock.seconds()
         if holder is None:
             if seat.told is None:
                 return False
-            await self._call(self._carrier.withdraw(target, self._entry(target, seat.told_machine)))
+            await self._call(partial(self._carrier.withdraw, target, self._entry(target, seat.told_machine)))
             seat.told = None
             return True
         if seat.told is holder and now < seat.renew_at:
@@ -169,10 +186,10 @@ class Presence:
         machine_id = seat.machine_id
         entry = self._entry(target, machine_id)
         if seat.told is not holder:
-            await self._call(self._carrier.announce(target, entry))
+            await self._call(partial(self._carrier.announce, target, entry))
             seat.told, seat.told_machine = holder, machine_id
             return True
-        other = await self._call(self._carrier.renew(target, entry))
+        other = await self._call(partial(self._carrier.renew, target, entry))
         if other is not None and seat.holder is holder:
             seat.told = None  # what is announced is not ours
             self._moved(target, holder)
@@ -180,10 +197,12 @@ class Presence:
             return seat.holder is not holder
         return True
 
-    async def _call(self, coroutine: object) -> object:
+    async def _call(self, call: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> T:
         await self._calls.acquire()
         try:
-            return await coroutine  # type: ignore[misc]
+            if self._outage.is_down:
+                raise CarrierFailed("down")
+            return await call()
         finally:
             self._calls.release()
 
@@ -207,7 +226,11 @@ class Presence:
         async def fetch() -> Fetched[Whereabouts | None]:
             if self._outage.is_down:
                 raise CarrierFailed("down")
-            found = self._read(await self._carrier.resolve(target))
+            try:
+                found = self._read(await self._carrier.resolve(target))
+            except CarrierFailed as error:
+                self._failed(target, error)
+                raise
             return Fetched(found, ABSENT_TTL if found is None else FOUND_TTL)
 
         def nobody(failure: object) -> None:
@@ -215,12 +238,8 @@ class Presence:
 
         return self._cache.get(target, fetch).addErrback(nobody)
 
-    def forget(self, target: TargetKey) -> None:
-        """What was known about this target turned out wrong."""
-        self._cache.forget(target)
-
-    def _read(self, entry: object) -> Whereabouts | None:
-        if not isinstance(entry, dict):
+    def _read(self, entry: Mapping[str, object] | None) -> Whereabouts | None:
+        if entry is None:
             return None
         relay_id, url = entry.get("relayId"), entry.get("relayWsBaseUrl")
         if entry.get("daemonConnected") is not True or type(relay_id) is not str or type(url) is not str:

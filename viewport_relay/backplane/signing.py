@@ -96,7 +96,9 @@ class Writer:
         self._relay_id = relay_id
         self._now = now
         self._latest = 0
-        self._issued: set[bytes] = set()  # signatures with a time of issue up to `_latest`, from its millisecond on
+        self._issued: set[bytes] = (
+            set()
+        )  # signatures with a time of issue up to `_latest`, from its millisecond on
 
     def write(self, parcel: Parcel) -> bytes:
         """The parcel as a signed bus frame. Raises ValueError for a payload that is not UTF-8."""
@@ -104,20 +106,11 @@ class Writer:
         if now > self._latest or len(self._issued) >= _ISSUED_MAX:
             self._latest = now
             self._issued.clear()
-        while True:
-            signature = signature_of(
-                self._key,
-                *parcel.target,
-                parcel.machine_id,
-                self._relay_id,
-                parcel.to_relay,
-                parcel.direction,
-                now,
-                parcel.payload,
-            )
-            if signature not in self._issued:
-                break
-            now += 1  # the same message twice within a millisecond would be taken for a replay
+        signature = self._sign(parcel, now)
+        if signature in self._issued:
+            # The same message again: it would be taken for a replay. Nothing was issued for a later time than this.
+            now = self._latest + 1
+            signature = self._sign(parcel, now)
         self._latest = max(self._latest, now)
         self._issued.add(signature)
         return msgspec.json.encode(
@@ -131,6 +124,18 @@ class Writer:
                 _text(signature),
                 parcel.machine_id,
             )
+        )
+
+    def _sign(self, parcel: Parcel, issued_at_ms: int) -> bytes:
+        return signature_of(
+            self._key,
+            *parcel.target,
+            parcel.machine_id,
+            self._relay_id,
+            parcel.to_relay,
+            parcel.direction,
+            issued_at_ms,
+            parcel.payload,
         )
 
 

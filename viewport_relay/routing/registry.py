@@ -55,7 +55,8 @@ class Registry:
             peer.target.add(peer)
             return Seated()
         arrival = peer.target.seat.arrive(peer, now)
-        if isinstance(arrival, Seated) and arrival.replaced is not None:
+        if isinstance(arrival, Seated):
+            # Also on an empty seat: what is there then belongs to a daemon on another relay.
             peer.target.forget_daemon()
         return arrival
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from viewport_relay.admission.grant import Scope
+from viewport_relay.admission.limits import Window
 from viewport_relay.noise.policy import profile_mismatch
 from viewport_relay.reasons import Reason
 from viewport_relay.routing import status
@@ -96,9 +97,7 @@ class Router:
         daemon = peer.target.seat.holder
         if daemon is None:
             return NO_DAEMON
-        if frame.request_id and not peer.target.key_exchanges.record(frame.request_id, peer, now):
-            return Drop(Reason.REQUEST_ID_CONFLICT, "key exchange")
-        return daemon
+        return self.note_asker(peer.target, frame, peer, now) or daemon
 
     def _pairing_request(self, peer: Peer, frame: PairingRequest, now: float) -> Peer | Decision:
         rates = peer.rates.pairing
@@ -109,9 +108,25 @@ class Router:
         daemon = peer.target.seat.holder
         if daemon is None:
             return NO_DAEMON
-        if not peer.target.pairings.record(frame.request_id, peer, now):
+        return self.note_asker(peer.target, frame, peer, now) or daemon
+
+    @staticmethod
+    def note_asker(target: Target, frame: ClientFrame, asker: Owner, now: float) -> Drop | None:
+        """Remember who waits for the answer, if the frame is one that is answered; Drop: somebody else does."""
+        if isinstance(frame, KeyExchangeInit):
+            if frame.request_id and not target.key_exchanges.record(frame.request_id, asker, now):
+                return Drop(Reason.REQUEST_ID_CONFLICT, "key exchange")
+        elif isinstance(frame, PairingRequest) and not target.pairings.record(frame.request_id, asker, now):
             return Drop(Reason.REQUEST_ID_CONFLICT, "pairing")
-        return daemon
+        return None
+
+    @staticmethod
+    def forget_asker(target: Target, frame: ClientFrame | None, asker: Owner, now: float) -> None:
+        """The frame went nowhere after all: nobody waits for an answer."""
+        if isinstance(frame, KeyExchangeInit) and target.key_exchanges.owner(frame.request_id, now) == asker:
+            target.key_exchanges.spend(frame.request_id)
+        elif isinstance(frame, PairingRequest) and target.pairings.owner(frame.request_id, now) == asker:
+            target.pairings.spend(frame.request_id)
 
     def _session_event_frame(self, peer: Peer, frame: SessionEventFrame, now: float) -> Decision:
         channel, target = trimmed(frame.channel), peer.target
@@ -145,6 +160,48 @@ class Router:
     def _limited(peer: Peer, reason: Reason, retry_after_ms: int, detail: str = "") -> Close:
         return Close(reason, detail, reply=status.rate_limited(peer.grant.workspace_id, retry_after_ms))
 
+    # -- off the bus -----------------------------------------------------------------------------------------
+
+    def client_frame_of_relay(
+        self, relay_id: str, daemon: Peer, frame: ClientFrame | None, workspace: Window, now: float
+    ) -> Drop | None:
+        """Whether a frame that a client of another relay sent may go to the daemon here; None: it may.
+
+        The relay owns what its clients ask and open. `workspace` is the window of the workspace's rate.
+        """
+        if frame is None:
+            return Drop(Reason.INVALID_FRAME)
+        if isinstance(frame, SessionEventFrame):
+            return Drop(Reason.BUS_FRAME_REFUSED, "session-event frames are for the relay of their client")
+        if not workspace.hit(now, self._rates.workspace):
+            return Drop(Reason.RUNTIME_RATE_LIMIT_EXCEEDED, "of the workspace's clients")
+        required, target = daemon.required_profile, daemon.target
+        if required is not None and not isinstance(frame, PairingRequest) and frame.profile != required:
+            return Drop(
+                Reason.CLIENT_FRAME_PROFILE_MISMATCH,
+                f"frame names {frame.profile}, the daemon's grant {required}",
+            )
+        if isinstance(frame, E2ee):
+            owner = target.sessions.owner(frame.session_id, now)
+            if owner is not None and owner != relay_id:
+                return Drop(Reason.SESSION_NOT_OWNED, "e2ee frame for a session of another client")
+            return None
+        return self.note_asker(target, frame, relay_id, now)
+
+    def daemon_frame_of_relay(
+        self, target: Target, frame: DaemonFrame | None, daemon: Window, now: float
+    ) -> Peer | Decision:
+        """Where a frame goes that a daemon of another relay sent to this target's clients here.
+
+        `daemon` is the window of the target's rate.
+        """
+        if not daemon.hit(now, self._rates.daemon):
+            return Drop(Reason.DAEMON_RATE_LIMIT_EXCEEDED)
+        if frame is None:
+            return Drop(Reason.INVALID_FRAME)
+        verdict = self._answer(target, frame, now)
+        return Drop(Reason.NO_OWNER) if isinstance(verdict, ToRelay) else verdict
+
     # -- from a daemon -------------------------------------------------------------------------------------
 
     def daemon_rate(self, peer: Peer, now: float) -> Close | None:
@@ -174,13 +231,17 @@ class Router:
             mismatch = self.profile_mismatch(peer, frame)
             if mismatch is not None:
                 return mismatch
+        return self._answer(target, frame, now)
+
+    def _answer(self, target: Target, frame: DaemonFrame, now: float) -> Peer | Decision:
+        if isinstance(frame, E2ee | KeyUpdateRequired):
+            return self._to_owner(target.sessions.owner(frame.session_id, now))
+        if isinstance(frame, KeyExchangeResponse):
             return self._key_exchange_response(target, frame, now)
         if isinstance(frame, PairingResponse):
             owner = target.pairings.owner(frame.request_id, now)
             target.pairings.spend(frame.request_id)
             return self._to_owner(owner)
-        if isinstance(frame, KeyUpdateRequired):
-            return self._to_owner(target.sessions.owner(frame.session_id, now))
         return FanOut(tuple(target.channels.get(trimmed(frame.channel), ())))
 
     def _key_exchange_response(

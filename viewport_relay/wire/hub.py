@@ -32,7 +32,6 @@ from viewport_relay.routing.seat import Contested, Refused
 from viewport_relay.wire.elsewhere import Elsewhere
 from viewport_relay.wire.frames import (
     DaemonFrame,
-    E2ee,
     KeyExchangeInit,
     KeyExchangeResponse,
     KeyUpdateRequired,
@@ -40,6 +39,7 @@ from viewport_relay.wire.frames import (
     decode_client,
     decode_daemon,
     decode_worker,
+    fast_e2ee,
 )
 from viewport_relay.wire.link import ConnectionLink
 from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection
@@ -93,10 +93,12 @@ class Hub:
     def opened(self, connection: Connection, query: UpgradeQuery, claims: Claims) -> None:
         """The upgrade is answered: judge the claims against the query and let the connection in."""
         self.counters.ws_connections_opened += 1
+        connection.when_lost(self._closed)
         grant = grant_for(query, claims, connection.connection_id)
         if isinstance(grant, Refusal):
             reply = None
-            if grant.reason is Reason.MISSING_RUNTIME_TARGET_CLAIM:
+            # On a link nothing travels as text, and there are no keys yet: the Close says it alone.
+            if grant.reason is Reason.MISSING_RUNTIME_TARGET_CLAIM and not connection.link:
                 reply = status.runtime_target_required(query.workspace_id)
             details = {
                 "role": query.role.value,
@@ -138,7 +140,7 @@ class Hub:
         self.log.event("join", connection_id=peer.connection_id, **about, noise=connection.noise)
         if peer.role is Role.CLIENT:
             connection.route(
-                partial(self._judge_client, connection, peer),
+                self._client_judge(connection, peer),
                 partial(self._client_decision, connection, peer),
                 partial(self.count_to_daemon, connection, peer),
                 is_daemon=False,
@@ -146,7 +148,7 @@ class Hub:
             self.elsewhere.greet(connection, peer)
         elif peer.role is Role.DAEMON:
             connection.route(
-                partial(self._judge_daemon, peer),
+                self._daemon_judge(peer),
                 partial(self._daemon_decision, connection, peer),
                 partial(self.count_to_clients, connection, peer),
                 is_daemon=True,
@@ -180,15 +182,17 @@ class Hub:
         self, connection: Connection, peer: Peer, holder: Peer, began: float, deadline: float
     ) -> None:
         seat = peer.target.seat
-        if connection.ending is not None or connection.lost or peer not in seat.challengers:
+        if connection.routed is not peer or seat.holder is peer:
             return  # gone, or seated meanwhile
-        if seat.holder is not holder or _connection(holder).last_seen > began:
+        if peer not in seat.challengers:  # a higher generation sat down before it
+            connection.end(Reason.STALE_DAEMON_GENERATION, delay=SEAT_CLOSE_DELAY)
+        elif seat.holder is not holder or _connection(holder).last_seen > began:
             seat.challengers.remove(peer)
             connection.end(Reason.DAEMON_ALREADY_CONNECTED, delay=SEAT_CLOSE_DELAY)
-        elif self.clock.seconds() >= deadline:
-            self.counters.ws_stale_terminated += 1
-            _connection(holder).cut(Reason.PONG_TIMEOUT)  # leaves, and so seats who waits
         else:
+            if self.clock.seconds() >= deadline:
+                self.counters.ws_stale_terminated += 1
+                _connection(holder).cut(Reason.PONG_TIMEOUT)  # leaves, and so seats the first who may sit
             self.clock.callLater(_CONTEST_POLL, self._contested, connection, peer, holder, began, deadline)
 
     # -- going -----------------------------------------------------------------------------------------------
@@ -196,7 +200,8 @@ class Hub:
     def ended(self, connection: Connection, reason: Reason, detail: str, details: dict[str, Any]) -> None:
         """The relay ends this connection: it is out of routing before anything else happens."""
         self.counters.closes[reason] += 1
-        about = connection.routed.describe() if connection.routed is not None else {"ip": connection.ip}
+        known = connection.routed or connection.link_side
+        about = {"ip": connection.ip} if known is None else known.describe()
         self.log.event(
             "close",
             reason=reason,
@@ -213,8 +218,9 @@ class Hub:
     def left(self, connection: Connection, how: str, code: int | None) -> None:
         """The peer closed, or its connection is lost."""
         self._leave(connection, how, code)
-        if connection.lost:
-            self.counters.ws_connections_closed += 1
+
+    def _closed(self) -> None:
+        self.counters.ws_connections_closed += 1
 
     def _leave(self, connection: Connection, how: str, code: int | None = None) -> None:
         peer, connection.routed = connection.routed, None
@@ -247,24 +253,43 @@ class Hub:
 
     # -- frames --------------------------------------------------------------------------------------------------
 
-    def _judge_client(
-        self, connection: Connection, peer: Peer, message: Message, now: float
-    ) -> Peer | Decision:
-        frame = decode_client(message)
-        verdict = self.router.client_frame(peer, frame, now)
-        if type(frame) is KeyExchangeInit and type(verdict) is Peer:
-            connection.exchange.init_seen(frame.request_id, frame.profile, frame.previous_session_id)
-        return verdict
+    # The judges are closures, made once for a connection: on the way of every frame a method with its arguments
+    # bound costs a good deal more.
 
-    def _judge_daemon(self, peer: Peer, message: Message, now: float) -> Peer | Decision:
-        limited = self.router.daemon_rate(peer, now)
-        if limited is not None:
-            return limited
-        frame = decode_daemon(message)
-        verdict = self.router.daemon_frame(peer, frame, now)
-        if type(frame) is not E2ee and type(verdict) is Peer:
-            self.watch_answer(_connection(verdict), frame)
-        return verdict
+    def _client_judge(
+        self, connection: Connection, peer: Peer
+    ) -> Callable[[Message, float], Peer | Decision]:
+        client_frame = self.router.client_frame
+
+        def judge(message: Message, now: float) -> Peer | Decision:
+            frame = fast_e2ee(message)
+            if frame is not None:
+                return client_frame(peer, frame, now)
+            rare = decode_client(message)
+            verdict = client_frame(peer, rare, now)
+            if type(rare) is KeyExchangeInit and type(verdict) is Peer:
+                connection.exchange.init_seen(rare.request_id, rare.profile, rare.previous_session_id)
+            return verdict
+
+        return judge
+
+    def _daemon_judge(self, peer: Peer) -> Callable[[Message, float], Peer | Decision]:
+        daemon_rate, daemon_frame = self.router.daemon_rate, self.router.daemon_frame
+
+        def judge(message: Message, now: float) -> Peer | Decision:
+            limited = daemon_rate(peer, now)
+            if limited is not None:
+                return limited
+            frame = fast_e2ee(message)
+            if frame is not None:
+                return daemon_frame(peer, frame, now)
+            rare = decode_daemon(message)
+            verdict = daemon_frame(peer, rare, now)
+            if type(verdict) is Peer:
+                self.watch_answer(_connection(verdict), rare)
+            return verdict
+
+        return judge
 
     @staticmethod
     def watch_answer(client: Connection, frame: DaemonFrame | None) -> None:

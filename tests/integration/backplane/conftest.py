@@ -1,0 +1,45 @@
+"""A fleet for each test: Redis, dev platform and relays of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted  # type: ignore[import-untyped]
+from twisted.internet import reactor
+
+from tests.integration.backplane.fleet import Fleet, RedisServer
+from viewport_relay.devplatform import SigningKey
+
+_reactor: Any = reactor
+
+
+@pytest.fixture(scope="session")
+def signing_key() -> SigningKey:
+    return SigningKey.generate()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path).start()
+    yield server
+    server.kill()
+
+
+async def _fleet(signing_key: SigningKey, redis: RedisServer) -> AsyncIterator[Fleet]:
+    settings = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url}
+    made = await Fleet(_reactor, signing_key, settings).start()
+    yield made
+    await made.stop()
+
+
+async def _http_fleet(signing_key: SigningKey) -> AsyncIterator[Fleet]:
+    made = await Fleet(_reactor, signing_key, {"RELAY_BACKPLANE_MODE": "server"}).start()
+    yield made
+    await made.stop()
+
+
+fleet = pytest_twisted.async_yield_fixture(name="fleet")(_fleet)
+http_fleet = pytest_twisted.async_yield_fixture(name="http_fleet")(_http_fleet)

@@ -1,0 +1,282 @@
+"""Several relays as processes, their Redis, the dev platform in this process, and bare peers for them.
+
+async with Fleet(reactor, signing_key) as fleet:
+    a, b = await fleet.relays("a", "b")
+    daemon = await fleet.join(a, "workspace-daemon")
+    client = await fleet.join(b, "client")
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredQueue, gatherResults
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+from tests.integration.relayprocess import RelayProcess
+from tests.wireframes import example
+from viewport_relay.devplatform import DevPlatform, SigningKey
+from viewport_relay.peer.connection import Connection, connect
+from viewport_relay.peer.upgrade import Closed, Destination
+
+ADMIN_TOKEN = "backplane-test-admin-token"
+BUS_KEY = "backplane-test-bus-key-0123456789"
+WAIT = 10.0
+#: Seconds of silence that count as silence.
+QUIET = 0.4
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """A redis-server of our own, without persistence. `kill` and `start` leave the port as it is."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self, *, port: str = "--port", config: str | None = None) -> RedisServer:
+        program = shutil.which("redis-server")
+        assert program is not None
+        self._process = subprocess.Popen(
+            [program, *([config] if config else []), port, str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder),
+             *self._arguments],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + WAIT
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return self
+            except OSError:
+                time.sleep(0.02)
+        raise AssertionError("redis-server does not listen")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """It neither answers nor closes."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def ask(self, *words: str | bytes | int) -> Any:
+        """One command; blocks."""
+        parts = [w if isinstance(w, bytes) else str(w).encode() for w in words]
+        with socket.create_connection(("127.0.0.1", self.port), 5) as sock:
+            sock.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(p), p) for p in parts))
+            with sock.makefile("rb") as stream:
+                return _reply(stream)
+
+
+def _reply(stream: Any) -> Any:
+    line = stream.readline().rstrip(b"\r\n")
+    kind, rest = line[:1], line[1:]
+    if kind == b"$":
+        return None if rest == b"-1" else stream.read(int(rest) + 2)[:-2]
+    if kind == b"*":
+        return None if rest == b"-1" else [_reply(stream) for _ in range(int(rest))]
+    if kind == b":":
+        return int(rest)
+    if kind == b"-":
+        raise AssertionError(rest.decode())
+    return rest.decode()
+
+
+class BarePeer:
+    """A connection and the frames that came, in order."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._frames: DeferredQueue[str] = DeferredQueue()
+        self.connection: Connection
+        self.closed: Closed | None = None
+
+    def take(self, text: str) -> None:
+        self._frames.put(text)
+
+    def say(self, frame: dict[str, Any] | str) -> str:
+        text = frame if isinstance(frame, str) else json.dumps(frame)
+        self.connection.send(text)
+        return text
+
+    async def hear(self, seconds: float = WAIT) -> str:
+        return await self._frames.get().addTimeout(seconds, self._reactor)
+
+    async def hear_json(self, seconds: float = WAIT) -> Any:
+        return json.loads(await self.hear(seconds))
+
+    async def quiet(self, seconds: float = QUIET) -> None:
+        await deferLater(self._reactor, seconds)
+        assert self._frames.pending == [], self._frames.pending
+
+    def heard_so_far(self) -> list[str]:
+        found, self._frames.pending = list(self._frames.pending), []
+        return found
+
+    async def ended(self, seconds: float = WAIT) -> Closed:
+        await until(self._reactor, lambda: self.closed is not None, seconds)
+        assert self.closed is not None
+        return self.closed
+
+
+async def until(reactor: Any, true: Callable[[], bool], seconds: float = WAIT) -> None:
+    deadline = reactor.seconds() + seconds
+    while not true():
+        assert reactor.seconds() < deadline, "it did not come true in time"
+        await deferLater(reactor, 0.02)
+
+
+class Fleet:
+    """Relays of one platform. `settings` are those of every relay."""
+
+    def __init__(self, reactor: Any, signing_key: SigningKey, settings: dict[str, str]) -> None:
+        self.reactor = reactor
+        self.platform = DevPlatform(
+            reactor, internal_key="backplane-test-internal-key", signing_key=signing_key
+        )
+        self.workspace = f"ws-{secrets.token_hex(4)}"
+        self.target = f"rt-{secrets.token_hex(4)}"
+        self.platform.add_workspace(self.workspace)
+        self.settings = settings
+        self.running: list[RelayProcess] = []
+        self.peers: list[BarePeer] = []
+
+    async def start(self) -> Fleet:
+        await self.platform.listen(self.reactor)
+        return self
+
+    async def stop(self) -> None:
+        for peer in self.peers:
+            if peer.closed is None:
+                peer.connection.abort()
+        await deferLater(self.reactor, 0.05)
+        await gatherResults([deferToThread(relay.stop) for relay in self.running])
+        await self.platform.close()
+
+    async def relay(self, name: str, **settings: str) -> RelayProcess:
+        """Start one relay and wait until it is ready."""
+        environ = {
+            **self.platform.relay_environment(),
+            "RELAY_ID": name,
+            "RELAY_ADMIN_TOKEN": ADMIN_TOKEN,
+            "RELAY_BUS_HMAC_KEY": BUS_KEY,
+            "RELAY_RATE_LIMIT_PER_IP": "0",
+            **{
+                f"RELAY_{kind}_RATE_PER_MINUTE": "0"
+                for kind in ("KEX_INIT", "PAIRING", "RUNTIME", "DAEMON_RUNTIME")
+            },
+            "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE": "0",
+            **self.settings,
+            **settings,
+        }
+        relay = RelayProcess(environ)
+        self.running.append(relay)
+        await deferToThread(relay.wait)
+        return relay
+
+    async def relays(self, *names: str, **settings: str) -> list[RelayProcess]:
+        starting = [Deferred.fromCoroutine(self.relay(name, **settings)) for name in names]
+        return list(await gatherResults(starting))
+
+    async def join(
+        self, relay: RelayProcess, role: str, *, target: str | None = None, **claims: object
+    ) -> BarePeer:
+        """A peer of this role at this relay."""
+        target = target or self.target
+        if role == "client":
+            claims = {"scope": "runtime", "clientId": f"cl-{secrets.token_hex(4)}", **claims}
+        token = self.platform.issue(role, self.workspace, target, **claims)
+        peer = BarePeer(self.reactor)
+        destination = Destination(relay.ws, role, self.workspace, target)
+        peer.connection = await connect(self.reactor, destination, token, peer.take)
+        peer.connection.closed.addCallback(lambda closed: setattr(peer, "closed", closed))
+        self.peers.append(peer)
+        return peer
+
+    async def announced(self, seen: Callable[[], Any], relay: str) -> None:
+        """Wait until presence names this relay; `seen` gives the entry as JSON text or None."""
+
+        def there() -> bool:
+            entry = seen()
+            return entry is not None and json.loads(entry)["relayId"] == relay
+
+        await until(self.reactor, there)
+
+    # -- asking a relay --------------------------------------------------------------------------------------------
+
+    async def admin(self, relay: RelayProcess, path: str) -> Any:
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+        return await deferToThread(relay.ask, "GET", path, headers)
+
+    async def logs(self, relay: RelayProcess) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self.admin(relay, "/logs")).json()["logs"]
+        return found
+
+    async def metric(self, relay: RelayProcess, name: str) -> float:
+        """One metric, or one series of it: `relay_frames_dropped_total{reason="NO_OWNER"}`."""
+        for line in (await self.admin(relay, "/metrics")).text.splitlines():
+            if line.startswith((name + " ", name + "{")):
+                return float(line.rsplit(" ", 1)[1])
+        return 0.0
+
+    async def ready(self, relay: RelayProcess) -> Any:
+        return (await deferToThread(relay.ask, "GET", "/ready")).json()
+
+    async def until_ready(self, relay: RelayProcess, body: dict[str, Any], seconds: float = WAIT) -> None:
+        deadline = self.reactor.seconds() + seconds
+        while (found := await self.ready(relay)) != body:
+            assert self.reactor.seconds() < deadline, found
+            await deferLater(self.reactor, 0.05)
+
+
+def init(request_id: str = "request-1", **members: Any) -> dict[str, Any]:
+    return example("init v3", requestId=request_id, **members)
+
+
+def response(request_id: str = "request-1", session_id: str = "session-1", **members: Any) -> dict[str, Any]:
+    return example("response v3", requestId=request_id, sessionId=session_id, **members)
+
+
+def e2ee(session_id: str = "session-1", seq: int = 1, **members: Any) -> dict[str, Any]:
+    return example("e2ee", sessionId=session_id, seq=seq, **members)
+
+
+async def session(
+    client: BarePeer, daemon: BarePeer, session_id: str = "session-1", *, redirects: int = 0
+) -> None:
+    """A key exchange between the two, wherever they are; the client hears `redirects` redirects before the answer."""
+    request_id = f"request-{secrets.token_hex(4)}"
+    asked = client.say(init(request_id))
+    assert await daemon.hear() == asked
+    answer = daemon.say(response(request_id, session_id))
+    for _ in range(redirects):
+        assert (await client.hear_json())["code"] == "RELAY_REDIRECT"
+    assert await client.hear() == answer

@@ -1,0 +1,267 @@
+"""Redis goes away and comes back: what peers see meanwhile, what the operator is told, and that it heals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted  # type: ignore[import-untyped]
+from twisted.internet import reactor as _reactor
+from twisted.internet.task import deferLater
+
+from tests.integration.admission.certificates import Authority
+from tests.integration.backplane.fleet import Fleet, RedisServer, e2ee, init, response, session
+from viewport_relay.devplatform import SigningKey
+
+pytestmark = pytest.mark.redis
+
+DOWN = {"ok": True, "reason": "BACKPLANE_UNREACHABLE"}
+UP = {"ok": True}
+QUICK = {"RELAY_PRESENCE_SYNC_INTERVAL_MS": "500", "RELAY_CLIENT_REDIRECT_ENABLED": "0"}
+
+
+def presence(fleet: Fleet, redis: RedisServer) -> Any:
+    return redis.ask("GET", f"viewport:relay:presence:{fleet.workspace}:{fleet.target}")
+
+
+async def heard_again(fleet: Fleet, client: Any, daemon: Any) -> None:
+    """Key exchanges until one gets through."""
+    for attempt in range(100):
+        client.say(init(f"again-{attempt}"))
+        await deferLater(fleet.reactor, 0.1)
+        if f"again-{attempt}" in [json.loads(text)["requestId"] for text in daemon.heard_so_far()]:
+            client.heard_so_far()
+            daemon.say(response(f"again-{attempt}", "s-healed"))
+            assert (await client.hear_json())["sessionId"] == "s-healed"
+            return
+    raise AssertionError("it did not heal")
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: RedisServer) -> None:
+    a, b = await fleet.relays("a", "b", **QUICK)
+    daemon = await fleet.join(a, "workspace-daemon")
+    await fleet.announced(lambda: presence(fleet, redis), "a")
+    remote, local = await fleet.join(b, "client"), await fleet.join(a, "client")
+    await session(local, daemon, "s-local")
+    await session(remote, daemon, "s-remote")
+    for number in range(1, 101):
+        remote.say(e2ee("s-remote", number))
+    redis.kill()
+    await fleet.until_ready(b, DOWN)
+    await fleet.until_ready(a, DOWN)
+    daemon.heard_so_far()
+    remote.heard_so_far()
+
+    said = local.say(e2ee("s-local", 1))  # local peers go on
+    assert await daemon.hear() == said
+    answered = daemon.say(e2ee("s-local", 1))
+    assert await local.hear() == answered
+    remote.say(e2ee("s-remote", 200))
+    refused = await remote.hear_json(1)  # at once, not after a time-out
+    assert (refused["code"], refused["retryable"]) == ("DAEMON_UNAVAILABLE", True)
+    assert await fleet.metric(b, "relay_backplane_up") == 0
+
+    redis.start()
+    await fleet.until_ready(a, UP)
+    await fleet.until_ready(b, UP)
+    await fleet.announced(lambda: presence(fleet, redis), "a")  # told again although nobody came
+    await heard_again(fleet, remote, daemon)
+    for relay in (a, b):
+        events = [entry["event"] for entry in await fleet.logs(relay)]
+        assert events.count("backplane_unreachable") == 1
+        assert events.count("backplane_recovered") == 1
+    assert await fleet.metric(b, "relay_backplane_up") == 1
+    assert (remote.closed, local.closed, daemon.closed) == (None, None, None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_redis_that_does_not_answer_is_an_outage_too(fleet: Fleet, redis: RedisServer) -> None:
+    a, b = await fleet.relays("a", "b", **QUICK)
+    daemon = await fleet.join(a, "workspace-daemon")
+    await fleet.announced(lambda: presence(fleet, redis), "a")
+    client = await fleet.join(b, "client")
+    await session(client, daemon)
+    redis.freeze()
+    try:
+        await fleet.until_ready(b, DOWN, 20)
+        await fleet.until_ready(a, DOWN, 20)
+        client.heard_so_far()
+        client.say(e2ee())
+        assert (await client.hear_json(3))["code"] == "DAEMON_UNAVAILABLE"
+    finally:
+        redis.thaw()
+    await fleet.until_ready(a, UP, 20)
+    await fleet.until_ready(b, UP, 20)
+    daemon.heard_so_far()
+    await heard_again(fleet, client, daemon)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_relay_that_starts_without_redis_serves_and_joins_later(
+    signing_key: SigningKey, tmp_path: Path
+) -> None:
+    redis = RedisServer(tmp_path)
+    reactor: Any = _reactor
+    settings = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url, **QUICK}
+    fleet = await Fleet(reactor, signing_key, settings).start()
+    try:
+        a, b = await fleet.relays("a", "b")
+        daemon, local = await fleet.join(a, "workspace-daemon"), await fleet.join(a, "client")
+        await session(local, daemon)
+        remote = await fleet.join(b, "client")
+        remote.say(init())
+        assert (await remote.hear_json(3))["code"] == "DAEMON_UNAVAILABLE"
+        assert await fleet.ready(a) == DOWN
+        redis.start()
+        await fleet.until_ready(a, UP)
+        await fleet.announced(lambda: presence(fleet, redis), "a")
+        await fleet.until_ready(b, UP)
+        await heard_again(fleet, remote, daemon)
+    finally:
+        await fleet.stop()
+        redis.kill()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_wrong_password_is_said_and_can_be_put_right(signing_key: SigningKey, tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path, "--requirepass", "first-password").start()
+    reactor: Any = _reactor
+    url = redis.url.replace("//", "//:right%20password@")
+    fleet = await Fleet(
+        reactor, signing_key, {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": url}
+    ).start()
+    try:
+        a = await fleet.relay("a")
+        assert await fleet.ready(a) == DOWN
+        told = [e for e in await fleet.logs(a) if e["event"] == "backplane_unreachable"]
+        assert "password" in told[0]["details"]["detail"]
+        assert "right" not in a.output()
+        redis.kill()
+        redis._arguments = ("--requirepass", "right password")
+        redis.start()
+        await fleet.until_ready(a, UP)
+    finally:
+        await fleet.stop()
+        redis.kill()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_missing_password_is_said(signing_key: SigningKey, tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path, "--requirepass", "first-password").start()
+    reactor: Any = _reactor
+    settings = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url}
+    fleet = await Fleet(reactor, signing_key, settings).start()
+    try:
+        a = await fleet.relay("a")
+        await fleet.until_ready(a, DOWN)
+        told = [e for e in await fleet.logs(a) if e["event"] == "backplane_unreachable"]
+        assert "NOAUTH" in told[0]["details"]["detail"]
+    finally:
+        await fleet.stop()
+        redis.kill()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_and_a_user_of_its_own(signing_key: SigningKey, tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path, *"--user relay on >its-password ~relays:* +@all".split()).start()
+    reactor: Any = _reactor
+    url = redis.url.replace("//", "//relay:its-password@") + "/3"
+    settings = {
+        "RELAY_BACKPLANE_MODE": "redis",
+        "RELAY_REDIS_URL": url,
+        "RELAY_REDIS_KEY_PREFIX": "relays",
+        "RELAY_CLIENT_REDIRECT_ENABLED": "0",
+    }
+    fleet = await Fleet(reactor, signing_key, settings).start()
+    try:
+        a, b = await fleet.relays("a", "b")
+        daemon = await fleet.join(a, "workspace-daemon")
+        await deferLater(reactor, 0.5)
+        await session(await fleet.join(b, "client"), daemon)
+        assert redis.ask("DBSIZE") == 0  # database 0
+    finally:
+        await fleet.stop()
+        redis.kill()
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_over_tls(signing_key: SigningKey, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("127.0.0.1")
+    files = [
+        "--tls-cert-file",
+        pair.cert,
+        "--tls-key-file",
+        pair.key,
+        "--tls-auth-clients",
+        "no",
+        "--port",
+        "0",
+    ]
+    redis = RedisServer(tmp_path, *files).start(port="--tls-port")
+    settings = {
+        "RELAY_BACKPLANE_MODE": "redis",
+        "RELAY_REDIS_URL": f"rediss://127.0.0.1:{redis.port}",
+        "RELAY_CLIENT_REDIRECT_ENABLED": "0",
+    }
+    reactor: Any = _reactor
+    fleet = await Fleet(reactor, signing_key, settings).start()
+    trusted = {"RELAY_REDIS_CA_CERT_PATH": authority.cert}
+    try:
+        a, b = await fleet.relays("a", "b", **trusted)
+        await fleet.until_ready(a, UP)
+        await fleet.until_ready(b, UP)
+        daemon = await fleet.join(a, "workspace-daemon")
+        await deferLater(reactor, 0.5)
+        await session(await fleet.join(b, "client"), daemon)
+        stranger = await fleet.relay("c")  # the system trusts no such certificate
+        await fleet.until_ready(stranger, DOWN)
+        told = [e for e in await fleet.logs(stranger) if e["event"] == "backplane_unreachable"]
+        assert "certificate" in told[0]["details"]["detail"]
+    finally:
+        await fleet.stop()
+        redis.kill()
+
+
+@pytest_twisted.ensureDeferred
+async def test_sentinels_name_the_master_also_after_a_failover(
+    signing_key: SigningKey, tmp_path: Path
+) -> None:
+    first = RedisServer(tmp_path).start()
+    second = RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(first.port)).start()
+    conf = tmp_path / "sentinel.conf"
+    conf.write_text(
+        f"sentinel monitor main 127.0.0.1 {first.port} 1\nsentinel down-after-milliseconds main 500\n"
+        "sentinel failover-timeout main 2000\n"
+    )
+    sentinel = RedisServer(tmp_path, "--sentinel").start(config=str(conf))
+    settings = {
+        "RELAY_BACKPLANE_MODE": "redis",
+        "RELAY_REDIS_SENTINELS": f"127.0.0.1:1, 127.0.0.1:{sentinel.port}",
+        "RELAY_REDIS_SENTINEL_MASTER": "main",
+        **QUICK,
+    }
+    reactor: Any = _reactor
+    fleet = await Fleet(reactor, signing_key, settings).start()
+    try:
+        a, b = await fleet.relays("a", "b")
+        daemon = await fleet.join(a, "workspace-daemon")
+        await fleet.announced(lambda: presence(fleet, first), "a")
+        client = await fleet.join(b, "client")
+        await session(client, daemon)
+        await deferLater(reactor, 2.5)  # the sentinel finds the replica
+        first.kill()
+        await fleet.until_ready(a, DOWN)
+        await fleet.until_ready(a, UP, 30)
+        await fleet.until_ready(b, UP, 30)
+        await fleet.announced(lambda: presence(fleet, second), "a")
+        client.heard_so_far()
+        daemon.heard_so_far()
+        await heard_again(fleet, client, daemon)
+    finally:
+        await fleet.stop()
+        for server in (sentinel, second, first):
+            server.kill()

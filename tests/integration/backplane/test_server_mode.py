@@ -1,0 +1,213 @@
+"""Relays that find each other through the platform's HTTP endpoints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest_twisted  # type: ignore[import-untyped]
+from twisted.internet.task import deferLater
+
+from tests.integration.backplane.busframes import bus_frame
+from tests.integration.backplane.fleet import Fleet, e2ee, init, response, session, until
+from viewport_relay.devplatform.rules import Rule
+
+NO_REDIRECT = {"RELAY_CLIENT_REDIRECT_ENABLED": "0"}
+PREFIX = "/api/runtime/internal/relay/"
+
+
+async def there(fleet: Fleet, relay: str | None) -> None:
+    def names_it() -> bool:
+        entry = fleet.platform.presence.resolve(fleet.workspace, fleet.target)
+        return (entry.relay_id if entry else None) == relay
+
+    await until(fleet.reactor, names_it)
+
+
+def last(record: Any) -> Any:
+    return json.loads(record[-1].raw)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_the_platform_is_asked(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    settings = {"RELAY_PUBLIC_WS_BASE_URL": "ws://a.example", "RELAY_PRESENCE_SYNC_INTERVAL_MS": "400"}
+    a = await fleet.relay("a", **settings, **NO_REDIRECT)
+    records = fleet.platform.records
+    await deferLater(fleet.reactor, 0.6)
+    assert records.pulls.total == 0  # nobody is here
+    daemon = await fleet.join(a, "workspace-daemon", machineId="m-1")
+    await there(fleet, "a")
+    report = {
+        "workspaceId": fleet.workspace,
+        "runtimeTargetId": fleet.target,
+        "machineId": "m-1",
+        "relayId": "a",
+        "relayWsBaseUrl": "ws://a.example",
+        "daemonConnected": True,
+    }
+    assert last(records.presence_upserts) == report
+    assert records.presence_upserts[-1].headers["x-relay-internal-key"] == fleet.platform.internal_key
+    await until(fleet.reactor, lambda: records.presence_upserts.total >= 3)  # it is said again and again
+    await until(fleet.reactor, lambda: records.pulls.total >= 2)
+    assert last(records.pulls) == {"relayId": "a", "sinceId": 0, "limit": 200, "waitMs": 1000}
+    daemon.connection.close()
+    await there(fleet, None)
+    assert last(records.presence_upserts) == report | {"daemonConnected": False}
+    await deferLater(fleet.reactor, 1.3)
+    pulls = records.pulls.total
+    await deferLater(fleet.reactor, 0.6)
+    assert records.pulls.total == pulls
+
+
+@pytest_twisted.ensureDeferred
+async def test_client_on_b_and_daemon_on_a_talk_in_order(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
+    daemon = await fleet.join(a, "workspace-daemon", machineId="m-d")
+    await there(fleet, "a")
+    client = await fleet.join(b, "client", machineId="m-c")
+    await session(client, daemon)
+    published = last(fleet.platform.records.published)
+    assert set(published) == {
+        "workspaceId", "runtimeTargetId", "machineId", "sourceRelayId", "targetRelayId", "direction", "payload",
+        "issuedAtMs", "signature",
+    }  # fmt: skip
+    assert (published["sourceRelayId"], published["targetRelayId"]) == ("a", "b")
+    assert (published["direction"], published["machineId"]) == ("daemon_to_clients", "m-d")
+    for number in range(1, 201):
+        client.say(e2ee(seq=number))
+        daemon.say(e2ee(seq=number))
+    for peer in (daemon, client):
+        assert [(await peer.hear_json(30))["seq"] for _ in range(200)] == list(range(1, 201))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_frame_for_any_relay_is_taken_by_the_one_with_the_daemon(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
+    daemon = await fleet.join(a, "workspace-daemon")
+    await there(fleet, "a")
+    fleet.platform.bus.publish(bus_frame(fleet, "client_to_daemon", json.dumps(init("r")), target_relay=None))
+    assert (await daemon.hear_json())["requestId"] == "r"
+    daemon.say(response("r"))
+    await until(fleet.reactor, lambda: fleet.platform.records.published.total > 0)
+    assert last(fleet.platform.records.published)["targetRelayId"] == "elsewhere"
+    assert b.process.poll() is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_with_a_daemon_here_nobody_is_asked(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    a = await fleet.relay("a")
+    daemon = await fleet.join(a, "workspace-daemon")
+    await there(fleet, "a")
+    before = fleet.platform.records.presence_resolves.total
+    client = await fleet.join(a, "client")
+    await session(client, daemon)
+    assert fleet.platform.records.presence_resolves.total == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_look_up_is_remembered_for_two_seconds(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    b = await fleet.relay("b")
+    fleet.platform.presence.announce(fleet.workspace, fleet.target, "a", "ws://a.example")
+    before = fleet.platform.records.presence_resolves.total
+    client = await fleet.join(b, "client")
+    for number in range(10):
+        client.say(e2ee("s", number + 1))
+        await deferLater(fleet.reactor, 0.05)
+    assert fleet.platform.records.presence_resolves.total == before + 1
+    codes = [json.loads(text)["code"] for text in client.heard_so_far()]
+    assert codes == ["RELAY_REDIRECT"] * 11
+    published = [json.loads(call.raw)["payload"] for call in fleet.platform.records.published]
+    assert [json.loads(payload)["seq"] for payload in published] == list(range(1, 11))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_look_up_keeps_the_order(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    b = await fleet.relay("b", **NO_REDIRECT)
+    fleet.platform.rules[PREFIX + "presence/resolve"] = Rule(delay=0.5)
+    fleet.platform.presence.announce(fleet.workspace, fleet.target, "a", "ws://a.example")
+    client = await fleet.join(b, "client")
+    for number in range(1, 301):
+        client.say(e2ee("s", number))
+    client.say("{not a frame")  # answered by this relay, and yet not before the others
+    assert (await client.hear_json())["code"] == "INVALID_FRAME"
+    await until(fleet.reactor, lambda: fleet.platform.records.published.total == 300)
+    published = [json.loads(call.raw)["payload"] for call in fleet.platform.records.published]
+    assert [json.loads(payload)["seq"] for payload in published] == list(range(1, 301))
+
+
+@pytest_twisted.ensureDeferred
+async def test_publishing_that_fails_is_told_the_client(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    b = await fleet.relay("b")
+    fleet.platform.rules[PREFIX + "bus/publish"] = Rule(status=400)
+    fleet.platform.presence.announce(fleet.workspace, fleet.target, "a", "ws://a.example")
+    client = await fleet.join(b, "client")
+    client.say(init())
+    codes = [(await client.hear_json())["code"] for _ in range(3)]
+    assert codes == ["RELAY_REDIRECT", "RELAY_REDIRECT", "DAEMON_UNAVAILABLE"]
+    assert await fleet.metric(b, "relay_bus_publish_failed_total") == 1
+    assert await fleet.ready(b) == {"ok": True}  # one frame that was refused is no outage
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_platform_goes_and_comes(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    a, b = await fleet.relays("a", "b", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
+    daemon, local = await fleet.join(a, "workspace-daemon"), await fleet.join(a, "client")
+    await there(fleet, "a")
+    remote = await fleet.join(b, "client")
+    await session(local, daemon, "s-local")
+    await session(remote, daemon, "s-remote")
+    await fleet.platform.down()
+    down = {"ok": True, "reason": "BACKPLANE_UNREACHABLE"}
+    await fleet.until_ready(a, down)
+    await fleet.until_ready(b, down)
+    said = local.say(e2ee("s-local", 1))
+    assert await daemon.hear() == said
+    remote.say(e2ee("s-remote", 1))
+    assert (await remote.hear_json(1))["code"] == "DAEMON_UNAVAILABLE"
+    # The platform forgets everything while it is away.
+    fleet.platform.presence.withdraw(fleet.workspace, fleet.target, "a")
+    await fleet.platform.up()
+    await fleet.until_ready(a, {"ok": True})
+    await fleet.until_ready(b, {"ok": True})
+    await there(fleet, "a")
+    await deferLater(fleet.reactor, 0.4)
+    said = remote.say(e2ee("s-remote", 2))
+    assert await daemon.hear() == said
+    events = [entry["event"] for entry in await fleet.logs(b)]
+    assert (events.count("backplane_unreachable"), events.count("backplane_recovered")) == (1, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_moved_daemon_is_let_go(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    a, b = await fleet.relays("a", "b", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
+    first = await fleet.join(a, "workspace-daemon")
+    await there(fleet, "a")
+    await fleet.join(b, "workspace-daemon")
+    closed = await first.ended()
+    assert (closed.code, closed.reason) == (4008, "replaced by newer daemon")
+    await deferLater(fleet.reactor, 1.0)
+    await there(fleet, "b")
+
+
+@pytest_twisted.ensureDeferred
+async def test_frames_larger_than_an_answer_may_be_come_through(http_fleet: Fleet) -> None:
+    """Frames may be 1 MiB, answers 256 KiB: fewer at a time, and one alone may be larger."""
+    fleet = http_fleet
+    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
+    daemon = await fleet.join(a, "workspace-daemon")
+    await there(fleet, "a")
+    client = await fleet.join(b, "client")
+    said = [
+        client.say(e2ee("s", n, ciphertext="x" * size)) for n, size in ((1, 900_000), (2, 1000), (3, 700_000))
+    ]
+    for text in said:
+        assert await daemon.hear() == text

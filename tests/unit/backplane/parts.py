@@ -1,0 +1,145 @@
+"""A carrier and a backplane that do what a test says, and a log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+
+from viewport_relay.backplane.interface import CarrierFailed, Feeder, Parcel, Receiver, TargetKey, Whereabouts
+
+
+class Log:
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def event(self, event: str, **rest: Any) -> None:
+        self.events.append({"event": event, **rest})
+
+    def names(self) -> list[str]:
+        return [entry["event"] for entry in self.events]
+
+
+class StubCarrier:
+    """Notes every call and answers when told: `held` calls wait until `answer` or `fail`."""
+
+    batch = 4
+    lanes = 2
+    calls = 8
+
+    def __init__(self, *, hold: bool = False) -> None:
+        self.hold = hold
+        self.seen: list[tuple[Any, ...]] = []
+        self.held: list[Deferred[Any]] = []
+        self.entries: dict[TargetKey, Mapping[str, object]] = {}
+        self.frames: list[tuple[str, bytes]] = []
+        self.failing: CarrierFailed | None = None
+        self.pulls: list[Deferred[Any]] = []
+        self.one_lane = True
+
+    async def _call(self, *what: Any) -> None:
+        self.seen.append(what)
+        if self.hold:
+            waiting: Deferred[Any] = Deferred()
+            self.held.append(waiting)
+            await waiting
+        if self.failing is not None:
+            raise self.failing
+
+    def answer(self) -> None:
+        self.held.pop(0).callback(None)
+
+    def fail(self, error: CarrierFailed) -> None:
+        self.held.pop(0).errback(error)
+
+    def start(self) -> None: ...
+
+    def stop(self) -> Deferred[None]:
+        return succeed(None)
+
+    def peers_changed(self, number: int) -> None: ...
+
+    def lane(self, parcel: Parcel) -> object:
+        return None if self.one_lane else parcel.target
+
+    async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+        await self._call("announce", target, entry.get("machineId"))
+        self.entries[target] = entry
+
+    async def renew(self, target: TargetKey, entry: Mapping[str, object]) -> str | None:
+        await self._call("renew", target)
+        there = self.entries.get(target)
+        if there is not None and there["relayId"] != entry["relayId"]:
+            return str(there["relayId"])
+        self.entries[target] = entry
+        return None
+
+    async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+        await self._call("withdraw", target)
+        if self.entries.get(target, entry)["relayId"] == entry["relayId"]:
+            self.entries.pop(target, None)
+
+    async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
+        await self._call("resolve", target)
+        return self.entries.get(target)
+
+    async def publish(self, frames: Sequence[tuple[str, bytes]]) -> None:
+        await self._call("publish", len(frames))
+        self.frames += frames
+
+    async def pull(self) -> Sequence[Any]:
+        waiting: Deferred[Any] = Deferred()
+        self.pulls.append(waiting)
+        found: Sequence[Any] = await waiting
+        return found
+
+
+class StubBackplane:
+    """Look-ups that the test answers; everything published is kept, and fails when told."""
+
+    redirects = True
+
+    def __init__(self) -> None:
+        self.lookups: list[Deferred[Whereabouts | None]] = []
+        self.known: Whereabouts | None = None
+        self.slow = True
+        self.published: list[Parcel] = []
+        self.feeders: list[Feeder | None] = []
+        self.failed: list[Callable[[], None]] = []
+        self.broken = False
+        self.seats: list[tuple[TargetKey, object | None]] = []
+        self.peers = 0
+
+    def seat_changed(self, target: TargetKey, holder: object | None, machine_id: str | None) -> None:
+        self.seats.append((target, holder))
+
+    def peers_changed(self, number: int) -> None:
+        self.peers = number
+
+    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
+        if not self.slow:
+            return succeed(self.known)
+        waiting: Deferred[Whereabouts | None] = Deferred()
+        self.lookups.append(waiting)
+        return waiting
+
+    def found(self, place: Whereabouts | None) -> None:
+        """Answer the oldest look-up."""
+        self.lookups.pop(0).callback(place)
+
+    def publish(self, parcel: Parcel, failed: Callable[[], None], feeder: Feeder | None = None) -> None:
+        if self.broken:
+            failed()
+            return
+        self.published.append(parcel)
+        self.feeders.append(feeder)
+        self.failed.append(failed)
+
+    def start(self, receiver: Receiver) -> None: ...
+
+    def stop(self) -> Deferred[None]:
+        return succeed(None)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"mode": "redis", "up": True}

@@ -1,0 +1,238 @@
+"""The bus: order, batches, bounds, and what happens to what cannot be carried."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tests.unit.backplane.parts import Log, StubCarrier
+from viewport_relay.backplane.bus import PAUSE_AT, Inbound, Outbound
+from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival, CarrierFailed, Parcel
+from viewport_relay.backplane.outage import Outage
+from viewport_relay.backplane.signing import Reader, Writer
+from viewport_relay.observe.counters import Counters
+from viewport_relay.reasons import Reason
+
+KEY = "a-bus-key-of-some-length"
+
+
+class Feeder:
+    def __init__(self) -> None:
+        self.causes: set[object] = set()
+
+    def pause_reading(self, cause: object) -> None:
+        self.causes.add(id(cause))
+
+    def resume_reading(self, cause: object) -> None:
+        self.causes.discard(id(cause))
+
+
+class Parts:
+    def __init__(self, **bounds: int) -> None:
+        self.clock = Clock()
+        self.carrier = StubCarrier(hold=True)
+        self.log = Log()
+        self.counters = Counters()
+        self.outage = Outage(self.clock, self.log, ("p",), lambda: None)
+        self.failed: list[str] = []
+        self.bus = Outbound(
+            self.clock,
+            self.carrier,
+            self.outage,
+            Writer(KEY, "a", lambda: 1_800_000_000.0),
+            self.log,
+            self.counters,
+            most_bytes=bounds.get("most_bytes", 1 << 20),
+            most_frames=bounds.get("most_frames", 1000),
+        )
+
+    def publish(self, text: str, to: str = "b", target: str = "t", feeder: Feeder | None = None) -> None:
+        parcel = Parcel(("w", target), CLIENT_TO_DAEMON, to, None, text.encode())
+        self.bus.publish(parcel, lambda: self.failed.append(text), feeder)
+
+    def payloads(self) -> list[str]:
+        return [json.loads(frame)["payload"] for _, frame in self.carrier.frames]
+
+    def batches(self) -> list[int]:
+        return [call[1] for call in self.carrier.seen]
+
+
+def test_one_call_carries_what_one_turn_brought_in_order() -> None:
+    parts = Parts()
+    for number in range(6):
+        parts.publish(str(number))
+    assert parts.batches() == []
+    parts.clock.advance(0)
+    assert parts.batches() == [4]  # the carrier's most
+    parts.publish("6")
+    parts.carrier.answer()
+    assert parts.batches() == [4, 3]
+    parts.carrier.answer()
+    assert parts.payloads() == list("0123456")
+    assert (parts.counters.bus_publish_ok, parts.bus.queued, parts.bus._lanes, parts.bus._relays) == (
+        7,
+        0,
+        {},
+        {},
+    )
+
+
+def test_lanes_go_side_by_side_as_many_as_the_carrier_takes() -> None:
+    parts = Parts()
+    parts.carrier.one_lane = False
+    for target in ("t1", "t2", "t3"):
+        parts.publish(target, target=target)
+    parts.clock.advance(0)
+    assert parts.batches() == [1, 1]
+    parts.carrier.answer()
+    assert parts.batches() == [1, 1, 1]
+
+
+def test_a_failed_call_fails_its_messages_and_the_next_goes_on() -> None:
+    parts = Parts()
+    for number in range(6):
+        parts.publish(str(number))
+    parts.clock.advance(0)
+    parts.carrier.fail(CarrierFailed("refused", outage=False))
+    assert parts.failed == list("0123")
+    assert parts.log.names() == ["bus_publish_failed"]
+    parts.carrier.answer()
+    assert parts.payloads() == ["4", "5"]
+    assert (parts.counters.bus_publish_ok, parts.counters.bus_publish_failed) == (2, 4)
+
+
+def test_in_an_outage_everything_fails_at_once() -> None:
+    parts = Parts()
+    for number in range(6):
+        parts.publish(str(number))
+    parts.clock.advance(0)
+    parts.outage.down("p", "gone")
+    parts.carrier.fail(CarrierFailed("gone"))
+    assert parts.failed == list("012345")
+    parts.publish("6")
+    assert parts.failed[-1] == "6"
+    assert parts.batches() == [4]
+    assert parts.log.names() == ["backplane_unreachable"]  # once, not for every frame
+    parts.outage.up("p")
+    parts.publish("7")
+    parts.clock.advance(0)
+    parts.carrier.answer()
+    assert parts.payloads() == ["7"]
+
+
+@pytest.mark.parametrize("bounds", [{"most_frames": 3}, {"most_bytes": 30}])
+def test_what_waits_for_one_relay_is_bounded(bounds: dict[str, int]) -> None:
+    parts = Parts(**bounds)
+    for number in range(5):
+        parts.publish(f"{number:010}")
+    parts.publish("other", to="c")
+    assert parts.failed == ["0000000003", "0000000004"]
+    assert parts.counters.bus_publish_failed == 2
+
+
+def test_a_single_message_larger_than_the_bound_still_goes() -> None:
+    parts = Parts(most_bytes=10)
+    parts.publish("x" * 50)
+    assert parts.failed == []
+
+
+def test_who_brings_too_much_is_not_read_meanwhile() -> None:
+    parts = Parts(most_bytes=1 << 22)
+    feeder = Feeder()
+    half = "x" * (PAUSE_AT // 2)
+    parts.publish(half, feeder=feeder)
+    assert not feeder.causes
+    parts.publish(half, feeder=feeder)
+    assert feeder.causes
+    parts.clock.advance(0)
+    parts.carrier.answer()
+    assert not feeder.causes
+
+
+def test_a_failure_lets_the_feeder_go_on_too() -> None:
+    parts = Parts(most_bytes=1 << 22)
+    feeder = Feeder()
+    parts.publish("x" * PAUSE_AT, feeder=feeder)
+    assert feeder.causes
+    parts.clock.advance(0)
+    parts.carrier.fail(CarrierFailed("gone"))
+    assert not feeder.causes
+
+
+def test_flushing_waits_for_all_lanes() -> None:
+    parts = Parts()
+    parts.carrier.one_lane = False
+    parts.publish("1", target="t1")
+    parts.publish("2", target="t2")
+    flushed = Deferred.fromCoroutine(parts.bus.flush())
+    parts.clock.advance(0)
+    parts.carrier.answer()
+    assert not flushed.called
+    parts.carrier.answer()
+    assert flushed.called
+
+
+class Incoming:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.carrier = StubCarrier()
+        self.log = Log()
+        self.counters = Counters()
+        self.arrived: list[Arrival] = []
+        now: Any = lambda: 1_800_000_000.0 + self.clock.seconds()  # noqa: E731
+        self.writer = Writer(KEY, "a", now)
+        self.inbound = Inbound(
+            self.clock, self.carrier, Reader(KEY, "b", 15.0, 1000, now), self.log, self.counters
+        )
+        self.inbound.start(self.arrived.append)
+
+    def frame(self, text: str) -> bytes:
+        return self.writer.write(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, text.encode()))
+
+
+def test_frames_are_handed_on_in_order_and_in_slices() -> None:
+    parts = Incoming()
+    parts.carrier.pulls[0].callback([parts.frame(str(number)) for number in range(150)])
+    assert len(parts.arrived) == 64  # the reactor gets its turn in between
+    parts.clock.pump([0, 0, 0])
+    assert [a.payload for a in parts.arrived] == [str(n).encode() for n in range(150)]
+    assert len(parts.carrier.pulls) == 2
+    assert parts.counters.bus_pull_frames == 150
+
+
+def test_bad_frames_are_counted_and_the_rest_goes_on() -> None:
+    parts = Incoming()
+    good = parts.frame("1")
+    forged = good.replace(b'"payload":"1"', b'"payload":"2"')
+    parts.carrier.pulls[0].callback([forged, good, good, b"[]", 7, None])
+    assert [a.payload for a in parts.arrived] == [b"1"]
+    assert parts.counters.bus_pull_invalid_signature == 1
+    assert parts.counters.bus_pull_replayed_signature == 1
+    assert parts.counters.drops[Reason.BUS_FRAME_REFUSED] == 3
+    assert parts.log.names() == ["bus_drop"] * 5
+
+
+def test_own_frames_and_those_of_others_are_no_news() -> None:
+    parts = Incoming()
+    own = json.loads(parts.frame("1")) | {"sourceRelayId": "b"}
+    others = json.loads(parts.frame("1")) | {"targetRelayId": "c"}
+    parts.carrier.pulls[0].callback([own, others])
+    assert parts.log.names() == []
+    assert parts.counters.drops[Reason.BUS_FRAME_REFUSED] == 2
+
+
+def test_a_pull_that_fails_is_tried_again_less_and_less_often() -> None:
+    parts = Incoming()
+    for seconds in (0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0):
+        tried = len(parts.carrier.pulls)
+        parts.carrier.pulls[-1].errback(CarrierFailed("gone"))
+        parts.clock.advance(seconds - 0.01)
+        assert len(parts.carrier.pulls) == tried
+        parts.clock.advance(0.02)
+        assert len(parts.carrier.pulls) == tried + 1
+    parts.inbound.stop()
+    assert not parts.inbound.running

@@ -1,0 +1,246 @@
+"""Clients whose daemon is elsewhere: order, redirects and refusals, over connections in memory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.memorywire import MemoryRelay
+from tests.unit.backplane.parts import StubBackplane
+from tests.wireframes import encoded
+from viewport_relay.admission.grant import Scope
+from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, DAEMON_TO_CLIENTS, Arrival, Whereabouts
+from viewport_relay.wire.elsewhere import Elsewhere
+
+THERE = Whereabouts("b", "wss://b.example")
+
+
+class House:
+    def __init__(self, *, redirects: bool = False, **environ: str) -> None:
+        self.relay = MemoryRelay(**environ)
+        self.backplane = StubBackplane()
+        self.backplane.redirects = redirects
+        self.relay.hub.elsewhere = Elsewhere(self.relay.hub, self.backplane)
+
+    def arrive(self, payload: bytes, direction: str = CLIENT_TO_DAEMON, source: str = "b") -> None:
+        self.relay.hub.elsewhere.arrived(
+            Arrival(
+                ("w", "t"),
+                DAEMON_TO_CLIENTS if direction != CLIENT_TO_DAEMON else CLIENT_TO_DAEMON,
+                source,
+                payload,
+            )
+        )
+        self.relay.pump()
+
+    def found(self, place: Whereabouts | None) -> None:
+        self.backplane.found(place)
+        self.relay.pump()
+
+    def sent(self) -> list[bytes]:
+        return [parcel.payload for parcel in self.backplane.published]
+
+
+def codes(messages: list[bytes]) -> list[str]:
+    return [json.loads(message).get("code", "?") for message in messages]
+
+
+def test_frames_behind_a_look_up_wait_and_the_client_is_not_read() -> None:
+    house = House()
+    client = house.relay.client()
+    first = [encoded("e2ee", seq=n) for n in (1, 2, 3)]
+    client.say(*first)
+    assert house.sent() == []
+    assert client.connection.paused
+    later = encoded("e2ee", seq=4)
+    client.say(later)
+    assert client.transport.unread > 0
+    house.backplane.slow, house.backplane.known = False, THERE
+    house.found(THERE)
+    assert house.sent() == [*first, later]
+    assert not client.connection.paused
+    assert client.heard() == []
+
+
+def test_each_frame_has_its_own_look_up_and_order_stays() -> None:
+    """Nothing is remembered here: every frame asks again."""
+    house = House()
+    client = house.relay.client()
+    frames = [encoded("e2ee", seq=n) for n in range(1, 6)]
+    client.say(*frames)
+    for _ in frames:
+        assert len(house.backplane.lookups) == 1
+        house.found(THERE)
+    assert house.sent() == frames
+
+
+def test_nobody_has_it() -> None:
+    house = House()
+    client = house.relay.client()
+    client.say(encoded("init v3"), b"{", encoded("e2ee"))
+    house.found(None)
+    house.found(None)
+    assert codes(client.heard()) == ["DAEMON_UNAVAILABLE", "INVALID_FRAME", "DAEMON_UNAVAILABLE"]
+    other = house.relay.client()
+    daemon = house.relay.daemon()
+    other.say(encoded("init v3"))  # the same requestId: nobody waits for it
+    assert daemon.heard() == [encoded("init v3")]
+
+
+def test_a_daemon_that_comes_during_the_look_up_gets_the_frames() -> None:
+    house = House()
+    client = house.relay.client()
+    frames = [encoded("init v3"), encoded("e2ee", seq=1), encoded("e2ee", seq=2)]
+    client.say(*frames)
+    daemon = house.relay.daemon()
+    house.found(THERE)
+    assert daemon.heard() == frames
+    assert house.sent() == []
+    daemon.say(encoded("response v3"))
+    assert client.heard() == [encoded("response v3")]
+
+
+def test_with_a_daemon_here_nobody_is_asked() -> None:
+    house = House(redirects=True)
+    daemon, client = house.relay.daemon(), house.relay.client()
+    client.say(encoded("init v3"))
+    assert daemon.heard() == [encoded("init v3")]
+    assert house.backplane.lookups == []
+
+
+def test_redirects_come_once_at_the_upgrade_and_before_each_fate() -> None:
+    house = House(redirects=True)
+    client = house.relay.client()
+    client.say(encoded("init v3"), encoded("e2ee"))
+    house.found(THERE)
+    [greeting] = client.heard()
+    assert "runtimeTargetId" not in json.loads(greeting)
+    house.found(THERE)
+    house.backplane.broken = True
+    house.found(THERE)
+    heard = client.heard()
+    assert codes(heard) == ["RELAY_REDIRECT", "RELAY_REDIRECT", "DAEMON_UNAVAILABLE"]
+    assert json.loads(heard[0])["runtimeTargetId"] == "t"
+    assert house.relay.counters.client_redirect == 3
+    assert house.sent() == [encoded("init v3")]
+
+
+@pytest.mark.parametrize("target", [None, "t"])
+def test_a_pairing_client_without_a_target_is_not_looked_up(target: str | None) -> None:
+    house = House(redirects=True)
+    client = house.relay.client(Scope.PAIRING, target=target)
+    assert len(house.backplane.lookups) == (0 if target is None else 1)
+    if target is None:
+        client.say(encoded("offer request"))
+        assert codes(client.heard()) == ["RUNTIME_TARGET_REQUIRED"]
+
+
+def test_what_a_client_sent_before_it_left_still_goes() -> None:
+    house = House()
+    client = house.relay.client()
+    frames = [encoded("init v3"), encoded("e2ee", seq=1)]
+    client.say(*frames)
+    client.leave()
+    house.found(THERE)
+    house.found(THERE)
+    assert house.sent() == frames
+    assert client.heard() == []
+    house.arrive(encoded("response v3"), DAEMON_TO_CLIENTS)  # a late answer goes nowhere
+    assert client.heard() == []
+
+
+def test_a_broken_connection_leaves_nothing_behind() -> None:
+    house = House()
+    client = house.relay.client()
+    client.say(encoded("e2ee"), encoded("e2ee", seq=2))
+    client.vanish()
+    house.backplane.slow = False
+    house.found(None)
+    assert house.relay.hub.elsewhere._inboxes == {}
+
+
+def test_a_frame_that_is_not_the_scopes_is_judged_also_when_its_sender_left() -> None:
+    house = House()
+    client = house.relay.client()
+    client.say(encoded("e2ee"), encoded("offer request"))
+    client.leave()
+    house.found(THERE)
+    assert house.sent() == [encoded("e2ee")]
+
+
+def test_answers_come_back_to_who_asked() -> None:
+    house = House()
+    house.backplane.slow, house.backplane.known = False, THERE
+    one, two = house.relay.client(), house.relay.client()
+    one.say(encoded("init v3", requestId="r1"))
+    two.say(encoded("init v3", requestId="r2"))
+    two.say(encoded("init v3", requestId="r1"))  # somebody waits for it
+    assert len(house.sent()) == 2
+    house.arrive(encoded("response v3", requestId="r2", sessionId="s2"), DAEMON_TO_CLIENTS)
+    house.arrive(encoded("e2ee", sessionId="s2"), DAEMON_TO_CLIENTS)
+    assert (len(one.heard()), len(two.heard())) == (0, 2)
+    one.say(encoded("e2ee", sessionId="s2"))  # not its session
+    assert len(house.sent()) == 2
+
+
+def test_a_request_that_was_not_carried_is_nobodys() -> None:
+    house = House()
+    house.backplane.slow, house.backplane.known = False, THERE
+    one, two = house.relay.client(), house.relay.client()
+    one.say(encoded("init v3"))
+    house.backplane.failed[0]()
+    assert codes(one.heard()) == []  # written, but not pumped yet
+    house.relay.pump()
+    assert codes(one.heard()) == ["DAEMON_UNAVAILABLE"]
+    two.say(encoded("init v3"))
+    assert len(house.sent()) == 2
+
+
+def test_a_relay_owns_what_its_clients_ask_and_open() -> None:
+    house = House()
+    daemon = house.relay.daemon(machine_id="m")
+    house.arrive(encoded("init v3"))
+    assert daemon.heard() == [encoded("init v3")]
+    daemon.say(encoded("response v3"), encoded("e2ee"), encoded("key update"))
+    assert [(p.direction, p.to_relay, p.machine_id) for p in house.backplane.published] == [
+        (DAEMON_TO_CLIENTS, "b", "m")
+    ] * 3
+    local = house.relay.client()
+    local.say(encoded("e2ee"))
+    house.arrive(encoded("e2ee", seq=9), source="c")
+    assert daemon.heard() == []
+
+
+def test_seats_are_told() -> None:
+    house = House()
+    daemon = house.relay.daemon(1)
+    holder = house.backplane.seats[-1][1]
+    assert holder is daemon.connection.routed
+    newer = house.relay.daemon(2)
+    assert house.backplane.seats[-1][1] is newer.connection.routed
+    newer.leave()
+    assert house.backplane.seats[-1] == (("w", "t"), None)
+    assert house.backplane.peers == 0
+
+
+def test_a_moved_daemon_is_closed_and_only_that_one() -> None:
+    house = House()
+    daemon = house.relay.daemon()
+    house.relay.hub.elsewhere.moved(("w", "t"), object())
+    assert daemon.is_open
+    house.relay.hub.elsewhere.moved(("w", "t"), daemon.connection.routed)
+    house.relay.wait(1.1)
+    assert daemon.closed == (4008, "replaced by newer daemon")
+
+
+def test_a_daemon_that_sits_down_here_ends_what_was_open_elsewhere() -> None:
+    house = House()
+    house.backplane.slow, house.backplane.known = False, THERE
+    client = house.relay.client()
+    client.say(encoded("init v3"))
+    house.arrive(encoded("response v3"), DAEMON_TO_CLIENTS)
+    assert len(client.heard()) == 1
+    house.relay.daemon()
+    house.arrive(encoded("e2ee"), DAEMON_TO_CLIENTS)
+    assert client.heard() == []

@@ -1,0 +1,212 @@
+"""Presence: what is told when, in which order, and what is remembered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tests.unit.backplane.parts import Log, StubCarrier
+from viewport_relay.backplane.interface import CarrierFailed, TargetKey, Whereabouts
+from viewport_relay.backplane.outage import Outage
+from viewport_relay.backplane.presence import Announcement, Presence
+
+KEY = ("w", "t")
+SOMEBODY, SOMEBODY_ELSE = object(), object()
+THERE = {"relayId": "b", "relayWsBaseUrl": "ws://b", "daemonConnected": True}
+
+
+class Parts:
+    def __init__(self, *, hold: bool = False, interval: float = 20.0) -> None:
+        self.clock = Clock()
+        self.carrier = StubCarrier(hold=hold)
+        self.log = Log()
+        self.outage = Outage(self.clock, self.log, ("p",), lambda: self.presence.tell_again())
+        self.presence = Presence(
+            self.clock,
+            self.carrier,
+            self.outage,
+            Announcement("a", "ws://a", interval),
+            lambda url: "evil" not in url,
+            self.log,
+            lambda: 1_800_000_000.0,
+        )
+        self.moved: list[tuple[TargetKey, object]] = []
+        self.presence.start(self._moved)
+
+    def _moved(self, target: TargetKey, holder: object) -> None:
+        self.moved.append((target, holder))
+        self.presence.changed(target, None, None)
+
+    def calls(self) -> list[str]:
+        return [call[0] for call in self.carrier.seen]
+
+
+def value(deferred: Deferred[Any]) -> Any:
+    found: list[Any] = []
+    deferred.addCallback(found.append)
+    return found[0]
+
+
+def test_announced_renewed_withdrawn() -> None:
+    parts = Parts()
+    parts.presence.changed(KEY, SOMEBODY, "m")
+    assert parts.carrier.entries[KEY] == {
+        "relayId": "a",
+        "relayWsBaseUrl": "ws://a",
+        "daemonConnected": True,
+        "runtimeTargetId": "t",
+        "machineId": "m",
+        "updatedAtMs": 1_800_000_000_000,
+    }
+    parts.clock.pump([1.0] * 45)
+    assert parts.calls() == ["announce", "renew", "renew"]
+    parts.presence.changed(KEY, None, None)
+    assert parts.calls()[-1] == "withdraw"
+    assert parts.carrier.entries == {}
+    parts.clock.pump([1.0] * 60)
+    assert len(parts.calls()) == 4
+
+
+def test_nothing_is_told_when_it_is_off() -> None:
+    parts = Parts(interval=0.0)
+    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.presence.changed(KEY, None, None)
+    parts.clock.advance(100)
+    assert parts.calls() == []
+
+
+def test_leaving_and_coming_back_is_told_in_order() -> None:
+    parts = Parts(hold=True)
+    parts.presence.changed(KEY, SOMEBODY, "m1")
+    parts.presence.changed(KEY, None, None)
+    parts.presence.changed(KEY, SOMEBODY_ELSE, "m2")
+    assert parts.carrier.seen == [("announce", KEY, "m1")]  # one call at a time
+    parts.carrier.answer()
+    parts.carrier.answer()
+    assert parts.carrier.seen == [("announce", KEY, "m1"), ("announce", KEY, "m2")]
+    parts.presence.changed(KEY, None, None)
+    parts.presence.changed(KEY, SOMEBODY, "m3")
+    parts.presence.changed(KEY, None, None)
+    parts.carrier.answer()
+    assert parts.carrier.entries == {}
+
+
+def test_another_relay_has_the_daemon_now() -> None:
+    parts = Parts()
+    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.carrier.entries[KEY] = THERE
+    parts.clock.pump([1.0] * 25)
+    assert parts.moved == [(KEY, SOMEBODY)]
+    assert parts.carrier.entries[KEY] == THERE  # and it stays announced
+    assert "withdraw" not in parts.calls()
+
+
+def test_who_came_during_the_refresh_is_not_sent_away() -> None:
+    parts = Parts(hold=True)
+    parts.presence.changed(KEY, SOMEBODY, "m1")
+    parts.carrier.answer()
+    parts.carrier.entries[KEY] = THERE
+    parts.clock.pump([1.0] * 25)
+    assert parts.calls()[-1] == "renew"
+    parts.presence.changed(KEY, SOMEBODY_ELSE, "m2")
+    parts.carrier.answer()
+    assert parts.moved == []
+    parts.carrier.answer()
+    assert parts.carrier.entries[KEY]["machineId"] == "m2"  # the newer announcement wins
+
+
+def test_what_could_not_be_told_is_told_at_the_recovery() -> None:
+    parts = Parts()
+    parts.outage.down("p", "gone")
+    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.clock.pump([1.0] * 30)
+    assert parts.calls() == []  # nobody is asked who does not answer
+    parts.outage.up("p")
+    assert parts.calls() == ["announce"]
+    parts.outage.down("p", "gone")
+    parts.carrier.entries.clear()
+    parts.outage.up("p")
+    assert parts.calls() == ["announce", "renew"]
+    assert KEY in parts.carrier.entries
+
+
+def test_a_refusal_that_is_no_outage_is_logged_and_tried_again() -> None:
+    parts = Parts()
+    parts.carrier.failing = CarrierFailed("Redis says: NOPERM", outage=False)
+    parts.presence.changed(KEY, SOMEBODY, None)
+    assert parts.log.names() == ["presence_failed"]
+    parts.carrier.failing = None
+    parts.clock.pump([1.0] * 25)
+    assert parts.calls() == ["announce", "announce"]
+
+
+def test_a_withdrawal_that_cannot_be_told_is_given_up() -> None:
+    parts = Parts()
+    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.carrier.failing = CarrierFailed("down")
+    parts.presence.changed(KEY, None, None)
+    parts.clock.pump([1.0] * 90)
+    assert parts.presence._seats == {}
+
+
+def test_settling_waits_for_the_withdrawal() -> None:
+    parts = Parts(hold=True)
+    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.carrier.answer()
+    parts.presence.changed(KEY, None, None)
+    settled = Deferred.fromCoroutine(parts.presence.settle())
+    assert not settled.called
+    parts.carrier.answer()
+    assert settled.called
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        (THERE, Whereabouts("b", "ws://b")),
+        ({**THERE, "machineId": "m", "more": [1]}, Whereabouts("b", "ws://b")),
+        (None, None),
+        ({**THERE, "relayId": "a"}, None),  # ours: it is not here any more
+        ({**THERE, "relayId": ""}, None),
+        ({**THERE, "relayId": 7}, None),
+        ({**THERE, "relayId": "x" * 129}, None),
+        ({**THERE, "daemonConnected": False}, None),
+        ({**THERE, "daemonConnected": 1}, None),
+        ({**THERE, "relayWsBaseUrl": None}, None),
+        ({**THERE, "relayWsBaseUrl": "ws://evil"}, None),
+        ({}, None),
+    ],
+)
+def test_what_an_entry_says(entry: dict[str, object] | None, found: Whereabouts | None) -> None:
+    parts = Parts()
+    if entry is not None:
+        parts.carrier.entries[KEY] = entry
+    assert value(parts.presence.resolve(KEY)) == found
+
+
+def test_an_entry_is_remembered_for_two_seconds_and_an_absent_one_shortly() -> None:
+    parts = Parts()
+    for seconds, asked in ((0.0, 1), (0.2, 1), (0.1, 2)):
+        parts.clock.advance(seconds)
+        assert value(parts.presence.resolve(KEY)) is None
+        assert parts.calls().count("resolve") == asked
+    parts.carrier.entries[KEY] = THERE
+    parts.clock.advance(0.3)
+    for seconds, asked in ((0.0, 3), (1.9, 3), (0.2, 4)):
+        parts.clock.advance(seconds)
+        assert value(parts.presence.resolve(KEY)) == Whereabouts("b", "ws://b")
+        assert parts.calls().count("resolve") == asked
+
+
+def test_look_ups_at_the_same_time_are_one_and_a_failure_is_nobody() -> None:
+    parts = Parts(hold=True)
+    waiting = [parts.presence.resolve(KEY) for _ in range(5)]
+    assert parts.calls() == ["resolve"]
+    parts.carrier.fail(CarrierFailed("time out"))
+    assert [value(one) for one in waiting] == [None] * 5
+    parts.outage.down("p", "gone")
+    assert value(parts.presence.resolve(KEY)) is None
+    assert parts.calls() == ["resolve"]

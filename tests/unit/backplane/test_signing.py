@@ -1,0 +1,175 @@
+"""Bus frames: the signature, what is refused, and how replays are known."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival, Parcel
+from viewport_relay.backplane.signing import Reader, Refused, ReplayGuard, Writer, signature_of
+from viewport_relay.reasons import Reason
+
+KEY = "a-bus-key-of-some-length"
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.25
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+def reader(time: Time, relay_id: str = "b") -> Reader:
+    return Reader(KEY, relay_id, 15.0, 1000, time)
+
+
+def parcel(payload: bytes = b'{"x":1}', **rest: Any) -> Parcel:
+    return Parcel(**{
+        "target": ("w", "t"), "direction": CLIENT_TO_DAEMON, "to_relay": "b", "machine_id": None, "payload": payload,
+        **rest,
+    })  # fmt: skip
+
+
+def test_the_signature_of_a_known_frame() -> None:
+    """HMAC-SHA256 of the lines, as openssl computes it:
+
+    printf 'w\\nt\\nm\\na\\nb\\nclient_to_daemon\\n1700000000000\\n{}' | openssl dgst -sha256 -hmac key
+    """
+    made = signature_of(b"key", "w", "t", "m", "a", "b", "client_to_daemon", 1_700_000_000_000, b"{}")
+    assert made.hex() == "92a21a61b736aa253fed0262dfaf337922e02cf24d63c6c2c48f55fb004eb4ec"
+
+
+def test_what_is_written(time: Time) -> None:
+    frame = json.loads(Writer(KEY, "a", time).write(parcel(machine_id="m")))
+    assert {name: frame[name] for name in frame if name != "signature"} == {
+        "workspaceId": "w",
+        "runtimeTargetId": "t",
+        "machineId": "m",
+        "sourceRelayId": "a",
+        "targetRelayId": "b",
+        "direction": "client_to_daemon",
+        "payload": '{"x":1}',
+        "issuedAtMs": 1_800_000_000_250,
+    }
+    assert len(frame["signature"]) == 43
+    assert "machineId" not in json.loads(Writer(KEY, "a", time).write(parcel()))
+
+
+def test_written_and_read(time: Time) -> None:
+    payload = 'äöü 🙂 \u2028 "'.encode()
+    raw = Writer(KEY, "a", time).write(parcel(payload, machine_id="m"))
+    assert reader(time).read(raw) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", payload)
+    assert reader(time).read(json.loads(raw)) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", payload)
+
+
+def test_equal_messages_are_not_taken_for_replays(time: Time) -> None:
+    writer, there = Writer(KEY, "a", time), reader(time)
+    for step in (0, 0, 0, 0.001, 0, 0.002, -0.001, 0):
+        time.now += step
+        assert isinstance(there.read(writer.write(parcel())), Arrival)
+
+
+@given(
+    st.text(alphabet=st.characters(exclude_categories=["Cs"])),
+    st.none() | st.text("ab\u00e4", min_size=1, max_size=5),
+)
+def test_whatever_is_written_is_read(text: str, machine_id: str | None) -> None:
+    time = Time()
+    raw = Writer(KEY, "a", time).write(parcel(text.encode(), machine_id=machine_id))
+    read = Reader(KEY, "b", 15.0, 100_000, time).read(raw)
+    assert isinstance(read, Arrival)
+    assert read.payload.decode() == text
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["a", "b", "w", "t"]),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+).flatmap(lambda value: st.fixed_dictionaries({}, optional=dict.fromkeys(
+    ("workspaceId", "runtimeTargetId", "machineId", "sourceRelayId", "targetRelayId", "direction", "payload",
+     "issuedAtMs", "signature"), st.just(value) | st.text(max_size=3),
+))))  # fmt: skip
+def test_nothing_made_up_gets_in(frame: dict[str, Any]) -> None:
+    assert isinstance(reader(Time()).read(frame), Refused)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_break_it(raw: bytes) -> None:
+    assert isinstance(reader(Time()).read(raw), Refused)
+
+
+@pytest.mark.parametrize("age", [14.9, -14.9])
+def test_within_the_skew(time: Time, age: float) -> None:
+    raw = Writer(KEY, "a", time).write(parcel())
+    time.now += age
+    assert isinstance(reader(time).read(raw), Arrival)
+
+
+@pytest.mark.parametrize("age", [15.1, -15.1, 1e6])
+def test_beyond_the_skew(time: Time, age: float) -> None:
+    raw = Writer(KEY, "a", time).write(parcel())
+    time.now += age
+    read = reader(time).read(raw)
+    assert isinstance(read, Refused)
+    assert read.reason is Reason.BUS_SIGNATURE_STALE
+
+
+def test_a_replay_is_known_as_long_as_it_is_fresh(time: Time) -> None:
+    there = reader(time)
+    time.now += 14.9  # the source's clock is ahead
+    raw = Writer(KEY, "a", time).write(parcel())
+    time.now -= 14.9
+    assert isinstance(there.read(raw), Arrival)
+    for _ in range(290):
+        time.now += 0.1
+        there.read(Writer(KEY, "a", time).write(parcel()))
+        read = there.read(raw)
+        assert isinstance(read, Refused)
+        assert read.reason is Reason.BUS_SIGNATURE_REPLAYED
+
+
+def test_newlines_in_ids_cannot_shift_the_fields(time: Time) -> None:
+    frame = json.loads(Writer(KEY, "a", time).write(parcel(target=("w\nx", "t"))))
+    assert isinstance(reader(time).read(frame), Refused)
+
+
+def test_the_guard_is_bounded_and_lets_nothing_in_that_it_forgot() -> None:
+    guard = ReplayGuard(30.0, most=10)
+    signatures = [bytes([n]) * 32 for n in range(100)]
+    for number, signature in enumerate(signatures):
+        assert guard.is_new(signature, 1000.0 + number)
+        assert len(guard) <= 20
+    # What it has forgotten was issued before the floor.
+    for number, signature in enumerate(signatures):
+        now = 1000.0 + number
+        known = signature[:16] in guard._new or signature[:16] in guard._old
+        assert known or now < guard.floor
+
+
+def test_the_guard_forgets_what_is_too_old_to_be_let_in() -> None:
+    guard = ReplayGuard(30.0)
+    assert guard.is_new(b"a" * 32, 0.0)
+    assert not guard.is_new(b"a" * 32, 29.0)
+    assert guard.is_new(b"b" * 32, 31.0)
+    assert not guard.is_new(b"a" * 32, 31.0)
+    assert guard.is_new(b"c" * 32, 62.0)
+    assert guard.is_new(b"a" * 32, 62.0)
+    assert guard.floor == float("-inf")
+
+
+def test_a_clock_that_is_set_back_stops_nothing() -> None:
+    guard = ReplayGuard(30.0)
+    assert guard.is_new(b"a" * 32, 5000.0)
+    assert not guard.is_new(b"a" * 32, 1000.0)
+    assert guard.is_new(b"b" * 32, 1001.0)
+    assert guard.floor == float("-inf")

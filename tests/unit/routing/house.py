@@ -1,0 +1,100 @@
+"""A target and its peers without a wire: what the tests of routing share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from viewport_relay.admission.claims import required_profile
+from viewport_relay.admission.grant import Claims, Grant, Profile, Role, Scope
+from viewport_relay.admission.limits import Window
+from viewport_relay.routing.peer import Peer, Rates
+from viewport_relay.routing.registry import Registry
+from viewport_relay.routing.router import FrameRates, Router
+from viewport_relay.routing.target import Target
+
+NO_LIMIT = FrameRates(key_exchange=0, pairing=0, runtime=0, workspace=0, daemon=0)
+
+
+class Outlet:
+    """Where a peer's messages would leave."""
+
+    queued_bytes = 0
+    paused = False
+    noise = "none"
+    subprotocol: str | None = None
+    version: str | None = None
+    end_to_end: str | None = None
+
+
+class House:
+    """One workspace and target with a clock that the test sets; peers join through the registry."""
+
+    def __init__(
+        self,
+        limits: FrameRates = NO_LIMIT,
+        *,
+        workspace: str = "w",
+        target: str | None = "t",
+        most_requests: int = 8,
+        most_sessions: int = 8,
+    ) -> None:
+        self.now = 1000.0
+        self.registry = Registry(most_requests=most_requests, most_sessions=most_sessions)
+        self.router = Router(limits)
+        self.workspace = workspace
+        self.target_id = target
+        self.workspace_window = Window()
+        self._made = 0
+
+    @property
+    def target(self) -> Target:
+        return self.registry.room(self.workspace, self.target_id, self.now)
+
+    def peer(
+        self,
+        role: Role,
+        *,
+        scope: Scope | None = None,
+        target: str | None = ...,  # type: ignore[assignment]
+        policy_mode: str | None = None,
+        e2ee_profile: Profile | None = None,
+        workspace: str | None = None,
+        **claims: Any,
+    ) -> Peer:
+        """A peer that is admitted and has not joined."""
+        self._made += 1
+        where = self.target_id if target is ... else target
+        said = Claims(
+            workspace_id=workspace or self.workspace,
+            runtime_target_id=where,
+            scope=scope,
+            policy_mode=policy_mode,
+            e2ee_profile=e2ee_profile,
+            **claims,
+        )
+        connection_id = f"{role.value}-{self._made}"
+        grant = Grant(
+            role=role,
+            workspace_id=workspace or self.workspace,
+            runtime_target_id=where,
+            scope=scope,
+            client_id=said.client_id or connection_id,
+            claims=said,
+            required_profile=required_profile(said),
+        )
+        rates = Rates(Window(), Window(), Window(), self.workspace_window, Window())
+        room = self.registry.room(grant.workspace_id, where, self.now)
+        return Peer(connection_id, grant, "127.0.0.1", self.now, Outlet(), rates, room)
+
+    def client(self, scope: Scope = Scope.RUNTIME, **rest: Any) -> Peer:
+        peer = self.peer(Role.CLIENT, scope=scope, **rest)
+        self.registry.join(peer, self.now)
+        return peer
+
+    def daemon(self, generation: int | None = None, **rest: Any) -> Peer:
+        peer = self.peer(Role.DAEMON, daemon_issue_generation=generation, **rest)
+        self.registry.join(peer, self.now)
+        return peer
+
+    def leave(self, peer: Peer) -> Peer | None:
+        return self.registry.leave(peer, self.now)

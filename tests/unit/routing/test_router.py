@@ -1,0 +1,537 @@
+"""Every rule of section 2, as tables: who sent what, and where it goes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.unit.routing.house import NO_LIMIT, House
+from tests.wireframes import encoded
+from viewport_relay.admission.grant import Profile, Role, Scope
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.decisions import (
+    NO_DAEMON,
+    Close,
+    Decision,
+    Drop,
+    FanOut,
+    NoDaemon,
+    Reply,
+    ToRelay,
+)
+from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.router import FrameRates
+from viewport_relay.wire.frames import decode_client, decode_daemon
+
+CHANNEL = "agent-session:alpha"
+
+
+def said(house: House, peer: Peer, name: str | None, **changes: Any) -> Peer | Decision:
+    """What the router decides about a client's example frame; None stands for one that is not valid."""
+    frame = None if name is None else decode_client(encoded(name, **changes))
+    assert (frame is None) == (name is None)
+    return house.router.client_frame(peer, frame, house.now)
+
+
+def answered(house: House, peer: Peer, name: str | None, **changes: Any) -> Peer | Decision:
+    """The same of a daemon's."""
+    frame = None if name is None else decode_daemon(encoded(name, **changes))
+    assert (frame is None) == (name is None)
+    return house.router.daemon_frame(peer, frame, house.now)
+
+
+def reply_code(verdict: object) -> str:
+    assert isinstance(verdict, Reply)
+    members = json.loads(verdict.text)
+    return str(members.get("code") or members["type"])
+
+
+# -- scopes ---------------------------------------------------------------------------------------------------
+
+FORWARDED = "forwarded"
+SCOPES: dict[tuple[Scope, str | None], object] = {
+    (Scope.RUNTIME, "e2ee"): FORWARDED,
+    (Scope.RUNTIME, "init v3"): FORWARDED,
+    (Scope.RUNTIME, "init v2"): FORWARDED,
+    (Scope.RUNTIME, "offer request"): Reason.RUNTIME_SCOPE_ONLY,
+    (Scope.RUNTIME, "redeem request"): Reason.RUNTIME_SCOPE_ONLY,
+    (Scope.RUNTIME, "subscribe"): Reason.SESSION_EVENTS_SCOPE_REQUIRED,
+    (Scope.RUNTIME, "unsubscribe"): Reason.SESSION_EVENTS_SCOPE_REQUIRED,
+    (Scope.RUNTIME, "presence"): Reason.SESSION_EVENTS_SCOPE_REQUIRED,
+    (Scope.RUNTIME, None): "INVALID_FRAME",
+    (Scope.PAIRING, "e2ee"): Reason.PAIRING_SCOPE_ONLY,
+    (Scope.PAIRING, "init v3"): Reason.PAIRING_SCOPE_ONLY,
+    (Scope.PAIRING, "init v2"): Reason.PAIRING_SCOPE_ONLY,
+    (Scope.PAIRING, "offer request"): FORWARDED,
+    (Scope.PAIRING, "redeem request"): FORWARDED,
+    (Scope.PAIRING, "subscribe"): Reason.SESSION_EVENTS_SCOPE_REQUIRED,
+    (Scope.PAIRING, "unsubscribe"): Reason.SESSION_EVENTS_SCOPE_REQUIRED,
+    (Scope.PAIRING, "presence"): Reason.SESSION_EVENTS_SCOPE_REQUIRED,
+    (Scope.PAIRING, None): "INVALID_FRAME",
+    (Scope.SESSION_EVENTS, "e2ee"): "SESSION_EVENTS_SCOPE_ONLY",
+    (Scope.SESSION_EVENTS, "init v3"): "SESSION_EVENTS_SCOPE_ONLY",
+    (Scope.SESSION_EVENTS, "init v2"): "SESSION_EVENTS_SCOPE_ONLY",
+    (Scope.SESSION_EVENTS, "offer request"): "SESSION_EVENTS_SCOPE_ONLY",
+    (Scope.SESSION_EVENTS, "redeem request"): "SESSION_EVENTS_SCOPE_ONLY",
+    (Scope.SESSION_EVENTS, "subscribe"): "viewport.session_events.subscribed/v1",
+    (Scope.SESSION_EVENTS, "unsubscribe"): "viewport.session_events.unsubscribed/v1",
+    (Scope.SESSION_EVENTS, "presence"): FanOut(()),
+    (Scope.SESSION_EVENTS, None): "INVALID_FRAME",
+}
+
+
+@pytest.mark.parametrize(("scope", "name"), SCOPES)
+def test_what_each_scope_may_send(scope: Scope, name: str | None) -> None:
+    house = House()
+    daemon, client = house.daemon(), house.client(scope, session_channels=frozenset({CHANNEL}))
+    verdict, expected = said(house, client, name), SCOPES[scope, name]
+    if expected == FORWARDED:
+        assert verdict is daemon
+    elif isinstance(expected, Reason):
+        assert verdict == Close(expected)
+    elif isinstance(expected, str):
+        assert reply_code(verdict) == expected
+    else:
+        assert verdict == expected
+
+
+@pytest.mark.parametrize("name", ["e2ee", "init v3", "init v2"])
+def test_without_a_daemon_a_runtime_frame_finds_nobody(name: str) -> None:
+    house = House()
+    client = house.client()
+    assert isinstance(said(house, client, name), NoDaemon)
+    assert (len(house.target.key_exchanges), len(house.target.sessions)) == (0, 0)
+
+
+def test_pairing_without_daemon_or_without_target() -> None:
+    house = House()
+    assert said(house, house.client(Scope.PAIRING), "offer request") is NO_DAEMON
+    house.daemon()
+    homeless = house.client(Scope.PAIRING, target=None)
+    assert reply_code(said(house, homeless, "offer request")) == "RUNTIME_TARGET_REQUIRED"
+    assert reply_code(said(house, homeless, "redeem request")) == "RUNTIME_TARGET_REQUIRED"
+
+
+# -- requests -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["v3", "v2"])
+def test_a_key_exchange_and_its_one_answer(version: str) -> None:
+    house = House()
+    daemon, asker, other = house.daemon(), house.client(), house.client()
+    assert said(house, asker, f"init {version}") is daemon
+    assert answered(house, daemon, f"response {version}", requestId=" request-1 ") is asker
+    assert house.target.sessions.owner("session-1", house.now) is asker
+    again = answered(house, daemon, f"response {version}", sessionId="session-2")
+    assert again == Drop(Reason.NO_OWNER, "key exchange response")
+    assert house.target.sessions.owner("session-2", house.now) is None
+    assert other in house.target.clients
+
+
+@pytest.mark.parametrize("request_name", ["offer request", "redeem request"])
+@pytest.mark.parametrize("response", ["offer response", "offer failure", "redeem response", "redeem failure"])
+def test_within_pairing_the_types_need_not_match(request_name: str, response: str) -> None:
+    house = House()
+    daemon, asker = house.daemon(), house.client(Scope.PAIRING)
+    house.client(Scope.PAIRING)
+    assert said(house, asker, request_name) is daemon
+    assert answered(house, daemon, response) is asker
+    assert answered(house, daemon, response) == Drop(Reason.NO_OWNER)
+
+
+def test_the_two_tables_of_requests_are_apart() -> None:
+    house = House()
+    daemon, runtime, pairing = house.daemon(), house.client(), house.client(Scope.PAIRING)
+    assert said(house, runtime, "init v3") is daemon
+    assert said(house, pairing, "offer request") is daemon
+    assert answered(house, daemon, "offer response") is pairing
+    assert answered(house, daemon, "response v3") is runtime
+
+
+def test_a_pending_request_id_cannot_be_taken_over() -> None:
+    house = House()
+    daemon, first, thief = house.daemon(), house.client(), house.client()
+    assert said(house, first, "init v3") is daemon
+    assert said(house, thief, "init v3", requestId=" request-1") == Drop(
+        Reason.REQUEST_ID_CONFLICT, "key exchange"
+    )
+    assert said(house, first, "init v3") is daemon  # the first may ask again
+    assert answered(house, daemon, "response v3") is first
+    assert said(house, thief, "init v3") is daemon  # free again
+
+    pairing, thief = house.client(Scope.PAIRING), house.client(Scope.PAIRING)
+    assert said(house, pairing, "redeem request") is daemon
+    assert said(house, thief, "offer request") == Drop(Reason.REQUEST_ID_CONFLICT, "pairing")
+    assert answered(house, daemon, "redeem response") is pairing
+
+
+def test_an_empty_request_id_is_forwarded_and_not_recorded() -> None:
+    house = House()
+    daemon, first, second = house.daemon(), house.client(), house.client()
+    for client in (first, second):
+        for blank in ("", " \u00a0"):
+            assert said(house, client, "init v3", requestId=blank) is daemon
+    assert len(house.target.key_exchanges) == 0
+
+
+def test_requests_and_sessions_end_after_their_time() -> None:
+    house = House()
+    daemon, client = house.daemon(), house.client()
+    said(house, client, "init v3")
+    house.now += 120
+    assert answered(house, daemon, "response v3") == Drop(Reason.NO_OWNER, "key exchange response")
+    said(house, client, "init v3")
+    assert answered(house, daemon, "response v3") is client
+    for seconds in (1799, 1799):  # each use begins the half hour anew
+        house.now += seconds
+        assert answered(house, daemon, "e2ee") is client
+    house.now += 1799
+    assert said(house, client, "e2ee") is daemon
+    house.now += 1800
+    assert answered(house, daemon, "e2ee") == Drop(Reason.NO_OWNER)
+
+
+def test_the_tables_are_bounded() -> None:
+    house = House(most_requests=3, most_sessions=2)
+    daemon, client, pairing = house.daemon(), house.client(), house.client(Scope.PAIRING)
+    for number in range(10):
+        said(house, client, "init v3", requestId=f"r{number}")
+        said(house, pairing, "offer request", requestId=f"r{number}")
+        assert len(house.target.key_exchanges) <= 3
+        assert len(house.target.pairings) <= 3
+    assert answered(house, daemon, "response v3", requestId="r6") == Drop(
+        Reason.NO_OWNER, "key exchange response"
+    )
+    for number in (7, 8, 9):
+        house.now += 1
+        assert (
+            answered(house, daemon, "response v3", requestId=f"r{number}", sessionId=f"s{number}") is client
+        )
+        assert len(house.target.sessions) <= 2
+    assert answered(house, daemon, "e2ee", sessionId="s7") == Drop(Reason.NO_OWNER)
+    assert answered(house, daemon, "e2ee", sessionId="s8") is client
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+
+def with_session(house: House, session: str = "session-1", **claims: Any) -> tuple[Peer, Peer]:
+    """A daemon and a client that owns a session."""
+    daemon = house.target.daemon or house.daemon()
+    client = house.client(**claims)
+    assert said(house, client, "init v3", requestId=session) is daemon
+    assert answered(house, daemon, "response v3", requestId=session, sessionId=session) is client
+    return daemon, client
+
+
+@pytest.mark.parametrize("name", ["e2ee", "key update"])
+def test_what_a_daemon_says_reaches_the_owner_only(name: str) -> None:
+    house = House()
+    daemon, one = with_session(house, "one")
+    _, two = with_session(house, "two")
+    assert answered(house, daemon, name, sessionId="one") is one
+    assert answered(house, daemon, name, sessionId="two") is two
+    for unknown in ("three", " one", "ONE"):
+        assert answered(house, daemon, name, sessionId=unknown) == Drop(Reason.NO_OWNER)
+
+
+def test_a_session_of_another_client_cannot_be_spoken_into() -> None:
+    house = House()
+    daemon, owner = with_session(house)
+    thief = house.client()
+    assert said(house, owner, "e2ee") is daemon
+    verdict = said(house, thief, "e2ee")
+    assert isinstance(verdict, Drop)
+    assert verdict.reason is Reason.SESSION_NOT_OWNED
+    assert said(house, thief, "e2ee", sessionId="nobody's") is daemon  # the daemon decides
+    assert answered(house, daemon, "e2ee", sessionId="nobody's") == Drop(Reason.NO_OWNER)
+
+
+def test_a_daemon_cannot_give_away_a_session_that_another_client_owns() -> None:
+    house = House()
+    daemon, owner = with_session(house)
+    other = house.client()
+    said(house, other, "init v3", requestId="r")
+    verdict = answered(house, daemon, "response v3", requestId="r")
+    assert isinstance(verdict, Drop)
+    assert verdict.reason is Reason.SESSION_NOT_OWNED
+    assert answered(house, daemon, "e2ee") is owner
+    # The same client may get its session once more, under another request.
+    said(house, owner, "init v3", requestId="again")
+    assert answered(house, daemon, "response v3", requestId="again") is owner
+
+
+def test_answers_to_a_client_that_has_left_reach_nobody() -> None:
+    house = House()
+    daemon, client = with_session(house, client_id="c")
+    said(house, client, "init v3", requestId="pending")
+    house.leave(client)
+    house.client(client_id="c")
+    assert answered(house, daemon, "e2ee") == Drop(Reason.NO_OWNER)
+    assert answered(house, daemon, "key update") == Drop(Reason.NO_OWNER)
+    assert answered(house, daemon, "response v3", requestId="pending", sessionId="x") == Drop(
+        Reason.NO_OWNER, "key exchange response"
+    )
+
+
+def test_answers_for_another_relays_client_are_addressed_to_it() -> None:
+    house = House()
+    daemon = house.daemon()
+    target = house.target
+    target.key_exchanges.record("request-1", "relay-2", house.now)
+    target.pairings.record("request-1", "relay-3", house.now)
+    assert answered(house, daemon, "offer response") == ToRelay("relay-3")
+    assert answered(house, daemon, "response v3") == ToRelay("relay-2")
+    assert answered(house, daemon, "e2ee") == ToRelay("relay-2")
+    local = house.client()
+    verdict = said(house, local, "e2ee")
+    assert isinstance(verdict, Drop)
+    assert verdict.reason is Reason.SESSION_NOT_OWNED
+
+
+def test_targets_and_workspaces_never_mix() -> None:
+    house = House()
+    daemon, _ = with_session(house)
+    for where in ({"target": "other"}, {"workspace": "v"}, {"workspace": "v", "target": "other"}):
+        stranger = house.client(**where)
+        assert said(house, stranger, "e2ee") is NO_DAEMON
+        foreign = house.daemon(**where)
+        assert said(house, stranger, "e2ee") is foreign
+        assert answered(house, foreign, "e2ee") == Drop(Reason.NO_OWNER)
+        assert foreign is not daemon
+
+
+@pytest.mark.parametrize("name", [None])
+def test_a_daemons_invalid_frame_is_dropped(name: None) -> None:
+    house = House()
+    assert answered(house, house.daemon(), name) == Drop(Reason.INVALID_FRAME)
+
+
+# -- profiles -----------------------------------------------------------------------------------------------------------
+
+IK, PSK2 = Profile.IK, Profile.IKPSK2
+#: policyMode, e2eeProfile, what is required
+REQUIRED: list[tuple[str | None, Profile | None, str | None]] = [
+    (None, None, None),
+    ("standard", None, None),
+    ("standard", IK, "noise-ik"),
+    (None, PSK2, "noise-ikpsk2"),
+    ("standard", PSK2, "noise-ikpsk2"),
+    ("crypto_pairing", None, "noise-ikpsk2"),
+    ("crypto_pairing", IK, "noise-ikpsk2"),
+    ("crypto_pairing", PSK2, "noise-ikpsk2"),
+    ("Crypto_Pairing", IK, "noise-ik"),
+]
+CLIENT_NAMES = ["e2ee", "init v3", "init v2"]
+DAEMON_NAMES = ["e2ee", "response v3", "response v2"]
+
+
+@pytest.mark.parametrize(("policy", "profile", "required"), REQUIRED)
+@pytest.mark.parametrize("named", ["noise-ik", "noise-ikpsk2"])
+@pytest.mark.parametrize("name", CLIENT_NAMES)
+def test_a_clients_profile(
+    policy: str | None, profile: Profile | None, required: str | None, named: str, name: str
+) -> None:
+    house = House()
+    daemon = house.daemon()
+    client = house.client(policy_mode=policy, e2ee_profile=profile)
+    verdict = said(house, client, name, profile=named, pairingPeerId="p")
+    if required in (None, named):
+        assert verdict is daemon
+        return
+    assert isinstance(verdict, Close)
+    assert verdict.reason is Reason.CLIENT_FRAME_PROFILE_MISMATCH
+    psk = name != "e2ee" and required == "noise-ikpsk2"
+    assert (verdict.logged_as or verdict.reason) is (Reason.NOISE_INVALID_PSK if psk else verdict.reason)
+
+
+@pytest.mark.parametrize(("policy", "profile", "required"), REQUIRED)
+@pytest.mark.parametrize("named", ["noise-ik", "noise-ikpsk2"])
+@pytest.mark.parametrize("name", DAEMON_NAMES)
+def test_a_daemons_profile(
+    policy: str | None, profile: Profile | None, required: str | None, named: str, name: str
+) -> None:
+    house = House()
+    daemon = house.daemon(policy_mode=policy, e2ee_profile=profile)
+    client = house.client()
+    said(house, client, "init v3")
+    said(house, client, "init v3", requestId="first")
+    if name == "e2ee":
+        house.target.sessions.record("session-1", client, house.now)
+    verdict = answered(house, daemon, name, profile=named)
+    if required != "noise-ikpsk2" or named == "noise-ikpsk2":  # a stronger one is welcome
+        assert verdict is client
+        return
+    assert isinstance(verdict, Close)
+    assert verdict.reason is Reason.DAEMON_FRAME_PROFILE_MISMATCH
+    psk = name != "e2ee"
+    assert (verdict.logged_as or verdict.reason) is (Reason.NOISE_INVALID_PSK if psk else verdict.reason)
+
+
+def test_each_connection_is_judged_by_its_own_grant() -> None:
+    house = House()
+    daemon = house.daemon(e2ee_profile=IK)
+    strict, free = house.client(e2ee_profile=PSK2), house.client()
+    assert isinstance(said(house, strict, "e2ee"), Close)
+    assert said(house, free, "e2ee") is daemon
+
+
+# -- session events -------------------------------------------------------------------------------------------------------
+
+
+def viewer(house: House, *channels: str) -> Peer:
+    return house.client(Scope.SESSION_EVENTS, session_channels=frozenset(channels or {CHANNEL}))
+
+
+def test_subscribing_and_fan_out() -> None:
+    house = House()
+    daemon = house.daemon()
+    one, two, three = viewer(house), viewer(house), viewer(house, CHANNEL, "agent-session:beta")
+    assert answered(house, daemon, "session event") == FanOut(())
+    for peer in (one, two):
+        assert json.loads(said_text(house, peer, "subscribe", afterSequence=4)) == {
+            "type": "viewport.session_events.subscribed/v1",
+            "channel": CHANNEL,
+            "afterSequence": 4,
+            "authoritativeSource": "session_events",
+            "websocketRequiredForBackfill": False,
+        }
+    said(house, three, "subscribe", channel=f" {CHANNEL}\t")
+    said(house, three, "subscribe", channel="agent-session:beta")
+    said(house, one, "subscribe")  # twice is once
+    assert answered(house, daemon, "session event") == FanOut((one, two, three))
+    assert answered(house, daemon, "session event", channel=f"{CHANNEL} ") == FanOut((one, two, three))
+    assert answered(house, daemon, "session event", channel="agent-session:beta") == FanOut((three,))
+    said(house, two, "unsubscribe", channel=f" {CHANNEL}")
+    house.leave(one)
+    assert answered(house, daemon, "session event") == FanOut((three,))
+    house.leave(three)
+    assert house.target.channels == {}
+
+
+def said_text(house: House, peer: Peer, name: str, **changes: Any) -> str:
+    verdict = said(house, peer, name, **changes)
+    assert isinstance(verdict, Reply)
+    return verdict.text
+
+
+def test_channels_that_the_grant_lacks() -> None:
+    house = House()
+    daemon, peer, other = house.daemon(), viewer(house), viewer(house, "agent-session:beta")
+    said(house, other, "subscribe", channel="agent-session:beta")
+    denied = json.loads(said_text(house, peer, "subscribe", channel="agent-session:beta"))
+    assert (denied["type"], denied["reason"]) == (
+        "viewport.session_events.subscribe_denied/v1",
+        "CHANNEL_NOT_AUTHORIZED",
+    )
+    denied = json.loads(said_text(house, peer, "presence", channel="agent-session:beta"))
+    assert denied["type"] == "viewport.session_viewer_presence_denied/v1"
+    assert answered(house, daemon, "session event", channel="agent-session:beta") == FanOut((other,))
+
+
+def test_presence_goes_to_the_others_and_never_back() -> None:
+    house = House()
+    house.daemon()
+    one, two, silent = viewer(house), viewer(house), viewer(house)
+    assert said(house, one, "presence") == FanOut(())
+    said(house, one, "subscribe")
+    said(house, two, "subscribe")
+    assert said(house, one, "presence") == FanOut((two,))
+    assert said(house, silent, "presence", channel=f"{CHANNEL} ") == FanOut((one, two))  # need not subscribe
+
+
+def test_session_events_survive_the_daemon() -> None:
+    house = House()
+    daemon, peer = house.daemon(), viewer(house)
+    said(house, peer, "subscribe")
+    house.leave(daemon)
+    assert answered(house, house.daemon(), "session event") == FanOut((peer,))
+
+
+# -- rates ----------------------------------------------------------------------------------------------------------------------
+
+
+def limits(**rates: int) -> FrameRates:
+    return FrameRates(
+        **{**dict.fromkeys(("key_exchange", "pairing", "runtime", "workspace", "daemon"), 0), **rates}
+    )
+
+
+#: limits, scope, frame, reason
+RATES: list[tuple[FrameRates, Scope, str, Reason]] = [
+    (limits(key_exchange=2), Scope.RUNTIME, "init v3", Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED),
+    (limits(key_exchange=2), Scope.RUNTIME, "init v2", Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED),
+    (limits(pairing=2), Scope.PAIRING, "offer request", Reason.PAIRING_RATE_LIMIT_EXCEEDED),
+    (limits(pairing=2), Scope.PAIRING, "redeem request", Reason.PAIRING_RATE_LIMIT_EXCEEDED),
+    (limits(runtime=2), Scope.RUNTIME, "e2ee", Reason.RUNTIME_RATE_LIMIT_EXCEEDED),
+    (limits(workspace=2), Scope.RUNTIME, "e2ee", Reason.RUNTIME_RATE_LIMIT_EXCEEDED),
+    (limits(runtime=2), Scope.SESSION_EVENTS, "presence", Reason.PRESENCE_RATE_LIMIT_EXCEEDED),
+    (limits(workspace=2), Scope.SESSION_EVENTS, "presence", Reason.PRESENCE_RATE_LIMIT_EXCEEDED),
+]
+
+
+@pytest.mark.parametrize(("rates", "scope", "name", "reason"), RATES)
+@pytest.mark.parametrize("daemon_there", [True, False])
+def test_each_client_rate(
+    rates: FrameRates, scope: Scope, name: str, reason: Reason, daemon_there: bool
+) -> None:
+    house = House(rates)
+    if daemon_there:
+        house.daemon()
+    client = house.client(scope, session_channels=frozenset({CHANNEL}))
+    for _ in range(2):
+        assert not isinstance(said(house, client, name), Close)
+    house.now += 20.5
+    verdict = said(house, client, name)
+    assert isinstance(verdict, Close)
+    assert verdict.reason is reason
+    assert verdict.reply is not None
+    assert json.loads(verdict.reply) == {
+        "type": "relay_status",
+        "code": "RATE_LIMITED",
+        "message": "rate limit exceeded",
+        "workspaceId": "w",
+        "retryAfterMs": 39_500,
+    }
+    house.now += 39.5
+    assert not isinstance(said(house, client, name), Close)
+
+
+@pytest.mark.parametrize(("rates", "scope", "name", "reason"), RATES)
+def test_a_limit_of_zero_is_off(rates: FrameRates, scope: Scope, name: str, reason: Reason) -> None:
+    house = House(NO_LIMIT)
+    client = house.client(scope, session_channels=frozenset({CHANNEL}))
+    assert not any(isinstance(said(house, client, name), Close) for _ in range(1000))
+
+
+def test_the_workspaces_rate_is_shared_and_a_clients_is_not() -> None:
+    house = House(limits(runtime=3, workspace=4))
+    house.daemon()
+    one, two = house.client(), house.client()
+    assert [isinstance(said(house, one, "e2ee"), Close) for _ in range(4)] == [False, False, False, True]
+    assert [isinstance(said(house, two, "e2ee"), Close) for _ in range(2)] == [False, True]
+
+
+def test_key_exchanges_pairings_and_subscriptions_are_not_charged_to_the_runtime_rate() -> None:
+    house = House(limits(runtime=1, workspace=1))
+    daemon, client, events = house.daemon(), house.client(), viewer(house)
+    for _ in range(5):
+        assert said(house, client, "init v3") is daemon
+        assert isinstance(said(house, events, "subscribe"), Reply)
+        assert isinstance(said(house, events, "unsubscribe"), Reply)
+        assert isinstance(said(house, client, None), Reply)
+    assert said(house, client, "e2ee") is daemon
+
+
+def test_daemon_and_worker_rates() -> None:
+    house = House(limits(daemon=2))
+    daemon, worker = house.daemon(), house.peer(Role.WORKER)
+    for check, peer, reason in (
+        (house.router.daemon_rate, daemon, Reason.DAEMON_RATE_LIMIT_EXCEEDED),
+        (house.router.worker_rate, worker, Reason.WORKER_RATE_LIMIT_EXCEEDED),
+    ):
+        assert [check(peer, house.now) for _ in range(2)] == [None, None]
+        assert check(peer, house.now) == Close(reason)
+        assert check(peer, house.now + 60) is None

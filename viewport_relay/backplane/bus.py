@@ -1,0 +1,272 @@
+"""The bus: messages for peers on other relays leave, and those from other relays come in.
+
+Outgoing messages of one lane (see `Carrier.lane`) are published call after call, several in one where the carrier
+can, so that their order is kept from the first one on, also while the carrier is still connecting. What waits is
+bounded for each relay; clients that would fill it are not read meanwhile. Incoming messages are checked and handed on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from attrs import Factory, define, frozen
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from viewport_relay.backplane.interface import Arrival, Carrier, CarrierFailed, Feeder, Parcel
+from viewport_relay.backplane.outage import Outage
+from viewport_relay.backplane.signing import Reader, Refused, Writer
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason
+
+#: Bytes that wait for one relay above which those who feed it are not read, and below which they are again.
+PAUSE_AT: Final = 262_144
+RESUME_AT: Final = 65_536
+#: Payload bytes of one publish call: about the time for which it holds the reactor and the carrier up.
+CALL_BYTES: Final = 1_048_576
+#: Incoming frames that are handled before the reactor gets its turn.
+SLICE: Final = 64
+#: Seconds between two pulls that fail: the first, and the longest.
+_RETRY_FIRST: Final = 0.25
+_RETRY_MOST: Final = 5.0
+
+
+@frozen
+class _Queued:
+    parcel: Parcel
+    failed: Callable[[], None]
+
+
+@define(eq=False)
+class _Lane:
+    """Its calls go one after the other; it is there as long as something waits or is under way."""
+
+    queue: deque[_Queued] = Factory(deque)
+
+
+@define(eq=False)
+class _Relay:
+    """What waits for one relay, over all lanes."""
+
+    bytes: int = 0
+    frames: int = 0
+    paused: dict[Feeder, None] = Factory(dict)
+
+
+class Outbound:
+    """What leaves. `most_bytes` and `most_frames` bound what waits for one relay."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        carrier: Carrier,
+        outage: Outage,
+        writer: Writer,
+        log: EventSink,
+        counters: Counters,
+        *,
+        most_bytes: int,
+        most_frames: int,
+    ) -> None:
+        self._clock = clock
+        self._carrier = carrier
+        self._outage = outage
+        self._writer = writer
+        self._log = log
+        self._counters = counters
+        self._most_bytes = most_bytes
+        self._most_frames = most_frames
+        self._lanes: dict[object, _Lane] = {}
+        self._relays: dict[str, _Relay] = {}
+        self._calls = DeferredSemaphore(carrier.lanes)
+        self._flushed: list[Deferred[None]] = []
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait, for all relays."""
+        return sum(relay.bytes for relay in self._relays.values())
+
+    def publish(self, parcel: Parcel, failed: Callable[[], None], feeder: Feeder | None = None) -> None:
+        """Queue a message; `failed` is called when it cannot be carried. `feeder` is paused while too much waits."""
+        size = len(parcel.payload)
+        relay = self._relays.get(parcel.to_relay)
+        if relay is None:
+            relay = _Relay()
+        full = relay.bytes + size > self._most_bytes or relay.frames >= self._most_frames
+        if self._outage.is_down or (full and relay.frames):
+            self._counters.bus_publish_failed += 1
+            failed()
+            return
+        self._relays[parcel.to_relay] = relay
+        relay.bytes += size
+        relay.frames += 1
+        if feeder is not None and relay.bytes >= PAUSE_AT and feeder not in relay.paused:
+            relay.paused[feeder] = None
+            feeder.pause_reading(relay)
+        key = self._carrier.lane(parcel)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane()
+            # At the end of this turn: what one read brings leaves together.
+            self._clock.callLater(0, self._begin, key, lane)
+        lane.queue.append(_Queued(parcel, failed))
+
+    async def flush(self) -> None:
+        """Wait until nothing is queued any more."""
+        if self._lanes:
+            waiting: Deferred[None] = Deferred()
+            self._flushed.append(waiting)
+            await waiting
+
+    def _begin(self, key: object, lane: _Lane) -> None:
+        Deferred.fromCoroutine(self._send(key, lane)).addErrback(
+            lambda failure: self._log.event("internal_error", level="error", message=failure.getTraceback())
+        )
+
+    async def _send(self, key: object, lane: _Lane) -> None:
+        while lane.queue:
+            await self._calls.acquire()  # for one batch: lanes that always have something take turns
+            try:
+                batch, frames = self._next_batch(lane)
+                await self._publish(batch, frames)
+            finally:
+                self._calls.release()
+        del self._lanes[key]
+        if not self._lanes:
+            flushed, self._flushed = self._flushed, []
+            for waiting in flushed:
+                waiting.callback(None)
+
+    async def _publish(self, batch: list[_Queued], frames: list[tuple[str, bytes]]) -> None:
+        try:
+            if self._outage.is_down:
+                raise CarrierFailed(self._outage.why)
+            await self._carrier.publish(frames)
+        except CarrierFailed as error:
+            self._failed(batch, error)
+        else:
+            self._counters.bus_publish_ok += len(batch)
+        finally:
+            self._gone(batch)
+
+    def _next_batch(self, lane: _Lane) -> tuple[list[_Queued], list[tuple[str, bytes]]]:
+        batch: list[_Queued] = []
+        frames: list[tuple[str, bytes]] = []
+        size = 0
+        while lane.queue and len(batch) < self._carrier.batch and size < CALL_BYTES:
+            queued = lane.queue.popleft()
+            batch.append(queued)
+            # Signed now, not when it was queued: it has to be fresh when it arrives.
+            frames.append((queued.parcel.to_relay, self._writer.write(queued.parcel)))
+            size += len(queued.parcel.payload)
+        return batch, frames
+
+    def _failed(self, batch: list[_Queued], error: CarrierFailed) -> None:
+        self._counters.bus_publish_failed += len(batch)
+        if not error.outage:  # an outage has been told already
+            self._log.event(
+                "bus_publish_failed",
+                level="warn",
+                message=error.why,
+                frames=len(batch),
+                workspaceId=batch[0].parcel.target[0],
+                runtimeTargetId=batch[0].parcel.target[1],
+                targetRelayId=batch[0].parcel.to_relay,
+            )
+        for queued in batch:
+            queued.failed()
+
+    def _gone(self, batch: list[_Queued]) -> None:
+        for queued in batch:
+            relay = self._relays[queued.parcel.to_relay]
+            relay.bytes -= len(queued.parcel.payload)
+            relay.frames -= 1
+            if not relay.frames:
+                del self._relays[queued.parcel.to_relay]
+            if relay.paused and relay.bytes <= RESUME_AT:
+                paused, relay.paused = relay.paused, {}
+                for feeder in paused:
+                    feeder.resume_reading(relay)
+
+
+class Inbound:
+    """What comes in. `arrived` gets what is good; the rest is counted and logged with its reason."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        carrier: Carrier,
+        reader: Reader,
+        log: EventSink,
+        counters: Counters,
+    ) -> None:
+        self._clock = clock
+        self._carrier = carrier
+        self._reader = reader
+        self._log = log
+        self._counters = counters
+        self._arrived: Callable[[Arrival], None] = lambda arrival: None
+        self._pulling: Deferred[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._pulling is not None
+
+    def start(self, arrived: Callable[[Arrival], None]) -> None:
+        """Begin to pull."""
+        self._arrived = arrived
+        self._pulling = Deferred.fromCoroutine(self._pull())
+        self._pulling.addErrback(self._ended)
+
+    def stop(self) -> None:
+        """Give up the pull that is under way."""
+        pulling, self._pulling = self._pulling, None
+        if pulling is not None:
+            pulling.cancel()
+
+    def _ended(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is None:
+            self._log.event("internal_error", level="error", message=failure.getTraceback())
+
+    async def _pull(self) -> None:
+        retry = _RETRY_FIRST
+        while True:
+            try:
+                frames = await self._carrier.pull()
+            except CarrierFailed:
+                await deferLater(self._clock, retry)
+                retry = min(2 * retry, _RETRY_MOST)
+                continue
+            retry = _RETRY_FIRST
+            for at in range(0, len(frames), SLICE):
+                if at:
+                    await deferLater(self._clock, 0)
+                for raw in frames[at : at + SLICE]:
+                    self.take(raw)
+
+    def take(self, raw: object) -> None:
+        """One frame off the bus."""
+        counters = self._counters
+        counters.bus_pull_frames += 1
+        read = (
+            self._reader.read(raw)
+            if isinstance(raw, bytes | dict)
+            else Refused(Reason.BUS_FRAME_REFUSED, "not a JSON object")
+        )
+        if isinstance(read, Arrival):
+            self._arrived(read)
+            return
+        counters.drops[read.reason] += 1
+        if read.reason is Reason.BUS_SIGNATURE_INVALID:
+            counters.bus_pull_invalid_signature += 1
+        elif read.reason is Reason.BUS_SIGNATURE_STALE:
+            counters.bus_pull_stale_signature += 1
+        elif read.reason is Reason.BUS_SIGNATURE_REPLAYED:
+            counters.bus_pull_replayed_signature += 1
+        if not read.usual:
+            self._log.event("bus_drop", reason=read.reason, detail=read.detail, sourceRelayId=read.source)

@@ -1,0 +1,160 @@
+"""The backplane of one relay among several: presence and bus over one carrier, put together.
+
+It decides nothing: what is told when is `presence`, what leaves and comes is `bus`, what is good is `signing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.backplane.bus import Inbound, Outbound
+from viewport_relay.backplane.interface import (
+    Backplane,
+    Carrier,
+    Feeder,
+    Parcel,
+    Receiver,
+    TargetKey,
+    Whereabouts,
+)
+from viewport_relay.backplane.outage import Outage
+from viewport_relay.backplane.platform import PART, PlatformCarrier
+from viewport_relay.backplane.presence import Announcement, Presence
+from viewport_relay.backplane.redirect import RedirectRule
+from viewport_relay.backplane.signing import Reader, Writer
+from viewport_relay.backplane.single import Single
+from viewport_relay.config import Config
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+
+#: Seconds that a stop waits for withdrawals and queued frames.
+STOP_LIMIT: Final = 2.0
+
+
+def backplane_for(
+    reactor: Any,
+    config: Config,
+    log: EventSink,
+    counters: Counters,
+    http: HttpClient,
+    now: Callable[[], float],
+) -> Backplane:
+    """The backplane that the settings ask for. Raises ConfigError for a Redis URL that cannot be used."""
+    if config.backplane_mode == "single":
+        return Single()
+    return Fleet(reactor, config, log, counters, http, now)
+
+
+class Fleet:
+    """`now` gives seconds since the epoch; the reactor's clock measures everything else."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        config: Config,
+        log: EventSink,
+        counters: Counters,
+        http: HttpClient,
+        now: Callable[[], float],
+    ) -> None:
+        self._reactor = reactor
+        self._mode = config.backplane_mode
+        self.redirects = config.client_redirect_enabled
+        self._carrier: Carrier
+        if config.backplane_mode == "redis":
+            # Here and not above: txredisapi takes the global reactor as soon as it is imported.
+            from viewport_relay.backplane.redis import RedisCarrier, parts
+
+            self.outage = Outage(reactor, log, parts(config), self._recovered)
+            self._carrier = RedisCarrier(reactor, config, self.outage)
+        else:
+            self.outage = Outage(reactor, log, (PART,), self._recovered)
+            self._carrier = PlatformCarrier(reactor, config, http, self.outage)
+        interval = config.presence_sync_interval_ms / 1000 if config.presence_sync_enabled else 0.0
+        rule = RedirectRule.from_config(config)
+        self._presence = Presence(
+            reactor,
+            self._carrier,
+            self.outage,
+            Announcement(config.relay_id, config.public_ws_base_url, interval),
+            # Whom nobody is sent to may have any address.
+            rule.allows if config.client_redirect_enabled else lambda url: True,
+            log,
+            now,
+        )
+        self._outbound: Outbound | None = None
+        self._inbound: Inbound | None = None
+        if config.bus_enabled and config.bus_hmac_key is not None:
+            key = config.bus_hmac_key
+            self._outbound = Outbound(
+                reactor,
+                self._carrier,
+                self.outage,
+                Writer(key, config.relay_id, now),
+                log,
+                counters,
+                most_bytes=config.max_pending_bytes,
+                most_frames=config.redis_queue_max,
+            )
+            reader = Reader(key, config.relay_id, config.bus_max_skew_ms / 1000, config.frame_max_bytes, now)
+            self._inbound = Inbound(reactor, self._carrier, reader, log, counters)
+
+    # -- Backplane -----------------------------------------------------------------------------------------------
+
+    def seat_changed(self, target: TargetKey, holder: object | None, machine_id: str | None) -> None:
+        self._presence.changed(target, holder, machine_id)
+
+    def peers_changed(self, number: int) -> None:
+        self._carrier.peers_changed(number)
+
+    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
+        return self._presence.resolve(target)
+
+    def publish(self, parcel: Parcel, failed: Callable[[], None], feeder: Feeder | None = None) -> None:
+        if self._outbound is None:
+            failed()
+        else:
+            self._outbound.publish(parcel, failed, feeder)
+
+    def describe(self) -> Mapping[str, Any]:
+        told: dict[str, Any] = {"mode": self._mode, "up": self.outage.is_up}
+        if self.outage.is_down:
+            told["why"] = self.outage.why
+        if self._outbound is not None:
+            told["queuedBytes"] = self._outbound.queued
+        return told
+
+    def start(self, receiver: Receiver) -> None:
+        self._carrier.start()
+        self._presence.start(receiver.moved)
+        if self._inbound is not None:
+            self._inbound.start(receiver.arrived)
+
+    def stop(self) -> Deferred[None]:
+        finishing = Deferred.fromCoroutine(self._finish())
+        finishing.addTimeout(STOP_LIMIT, self._reactor, lambda result, limit: None)
+        finishing.addErrback(_given_up)
+        return finishing.addCallback(self._end)
+
+    async def _finish(self) -> None:
+        if self._inbound is not None:
+            self._inbound.stop()
+        await self._presence.settle()
+        if self._outbound is not None:
+            await self._outbound.flush()
+
+    def _end(self, _: object) -> Deferred[None]:
+        self._presence.stop()
+        return self._carrier.stop()
+
+    def _recovered(self) -> None:
+        self._presence.tell_again()
+
+
+def _given_up(failure: Failure) -> None:
+    failure.trap(CancelledError)
