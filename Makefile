@@ -11,7 +11,7 @@ RELEASE_VENV := .venv-release
 CODE := .
 ARGS ?=
 
-.PHONY: help setup run test lint format docs lock release sbom clean
+.PHONY: help setup run test lint format docs bench bench-report lock release sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,15 @@ format: $(READY) ## let ruff format the code
 docs: $(READY) ## write the generated pages and README table again
 	@$(BIN)/python tools/make_docs.py
 
+bench: $(READY) ## measure this relay beside others (ARGS=--quick: ten minutes; see benchmarks/README.md)
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-report: $(READY) ## tables and plots from the newest results of `make bench`
+	@$(BIN)/python benchmarks/report.py $(ARGS)
+
+screenshots: $(READY) ## take pictures of the dashboard of a real relay into docs/images (needs chromium)
+	@$(BIN)/python tools/make_screenshots.py
+
 $(RELEASE_VENV)/.ready: setup.cfg Makefile $(READY)
 	@$(BIN)/python -m venv --clear $(RELEASE_VENV)
 	@$(RELEASE_VENV)/bin/python -m pip install --quiet --quiet build cyclonedx-bom uv
@@ -61,6 +70,7 @@ sbom: $(RELEASE_VENV)/.ready ## write sbom.json (CycloneDX): the relay and what 
 	@tools/make-sbom $(RELEASE_VENV) sbom.json
 
 clean: ## remove the environments and everything that was built
-	@rm -rf $(VENV) $(RELEASE_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(RELEASE_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		benchmarks/build benchmarks/peers/node-relay/node_modules
 	@find viewport_relay twisted tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -f twisted/plugins/dropin.cache

@@ -182,8 +182,6 @@ def event_of(reason: Reason) -> str:
         return "admin_refused"
     if reason.code.startswith("WORKER_TRANSPORT_"):
         return "worker_request"
-    if reason is Reason.LOG_FOLDED:
-        return "folded"
     if reason.entry.status:
         return "refuse"
     return "close" if reason.entry.close or reason in (Reason.PONG_TIMEOUT, Reason.IDLE_TIMEOUT) else "drop"

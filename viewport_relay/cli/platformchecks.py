@@ -19,7 +19,7 @@ from cryptography import x509
 from viewport_relay.admission.grant import Claims, Role, UpgradeQuery
 from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
 from viewport_relay.admission.jwks import FETCH_LIMIT
-from viewport_relay.admission.keys import JWKS_MAX_BYTES, KeySet, KeySetError
+from viewport_relay.admission.keys import JWKS_MAX_BYTES, KeySet, KeySetError, printable
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.cli import probes
 from viewport_relay.cli.certificates import WARNING_DAYS, days_left
@@ -49,8 +49,8 @@ async def fetch_keys(client: HttpClient, config: Config) -> tuple[KeySet, Answer
     except HttpFailure as error:
         raise NoKeys(error.why) from None
     if answer.status != 200:
-        where = (answer.header("location") or "")[:200]
-        redirect = f", a redirect to {where!r}, which is not followed" if where else ""
+        where = printable(answer.header("location") or "", 200)
+        redirect = f", a redirect to {where}, which is not followed" if where else ""
         raise NoKeys(f"it answers {answer.status}{redirect}", answer)
     try:
         return KeySet.parse(answer.body), answer
@@ -139,7 +139,7 @@ async def jwks(client: HttpClient, config: Config, now: Callable[[], float] = ti
 
 
 def _keys_in_words(keys: KeySet, answer: Answer) -> str:
-    named = [f"{key.kid[:64]} ({key.algorithm})" for key in list(keys)[:8]]
+    named = [f"{printable(key.kid)} ({key.algorithm})" for key in list(keys)[:8]]
     more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
     ignored = ", ".join(f"{count} {why}" for why, count in sorted(keys.ignored.items()))
     age = answer.header("age") or ""

@@ -1,12 +1,11 @@
 """`viewport-relay token inspect`: what a relay token says, and what this relay would say to it.
 
 The token is read from a file or standard input, never from the command line, where every user of the machine could
-read it; and it is never printed. The checks are the relay's own (`admission.keys`, `admission.jwt`).
+read it; and it is never printed. The checks are the relay's own (`admission.inspection`).
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import sys
@@ -24,94 +23,87 @@ from twisted.internet.task import react
 
 from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.admission.http import HttpClient
-from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
-from viewport_relay.admission.keys import KeySet
+from viewport_relay.admission.inspection import inspect_token
+from viewport_relay.admission.jwt import TokenRules, check_payload
+from viewport_relay.admission.keys import Key, KeySet, printable
 from viewport_relay.cli.platformchecks import NoKeys, fetch_keys
 from viewport_relay.cli.settings import read_or_exit
 from viewport_relay.config import Config
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.reasons import Reason, Refusal
 
-#: Bounds of a token (wire contract, section 1), and of what is read of a file to find one.
-TOKEN_CHARS = (10, 4096)
+#: Most that is read of a file to find a token in it.
 FILE_BYTES = 65_536
 
 
 @frozen
 class Report:
-    """What was found. `reason` is None when the token would go on to the platform."""
+    """What was found, as it is shown. `reason` is None when the token would go on to the platform."""
 
     header: Mapping[str, object]
     claims: Mapping[str, object]
+    verified: bool
     signed_by: str
-    signature_good: bool
-    valid_until: str
     keys: tuple[str, ...]
+    valid_until: str
     reason: str | None
     said: str
     fix: str
 
 
-def inspect_token(
-    token: str, key_set: KeySet | str, query: UpgradeQuery | None, rules: TokenRules, now: float
-) -> Report:
-    """Read and check one token at `now` (seconds since the epoch).
+@frozen
+class Asked:
+    """What the peer asks for in its query; None: what the token's own claims name."""
 
-    `key_set` is the JWKS, or in words why there is none. `query` is what the peer would ask; None: what the token is
-    for. The relay's platform is not asked.
+    role: Role | None = None
+    workspace_id: str | None = None
+    target_id: str | None = None
+
+    def query(self, claims: Mapping[str, object]) -> UpgradeQuery:
+        """The query of an upgrade with this token."""
+        roles = {role.value: role for role in Role}
+        role = self.role or roles.get(str(claims.get("role")), Role.CLIENT)
+        workspace = self.workspace_id or str(claims.get("workspaceId", ""))
+        return UpgradeQuery(role, workspace, self.target_id)
+
+
+def judge_token(token: str, keys: KeySet | str, asked: Asked, rules: TokenRules, now: float) -> Report:
+    """Look into one token at `now` (seconds since the epoch). The platform is not asked.
+
+    `keys` is the key set, or in words why there is none.
     """
-    parts = token.split(".")
-    shown_header, payload = _read(parts, 0), _read(parts, 1)
-    keys = tuple(f"{key.kid} ({key.algorithm})" for key in key_set) if isinstance(key_set, KeySet) else ()
-    good, signed_by, refusal = False, "not looked at", None
-    try:
-        if not TOKEN_CHARS[0] <= len(token) <= TOKEN_CHARS[1]:
-            raise Refusal(Reason.TOKEN_MISSING, f"it has {len(token)} characters")
-        header = read_header(token)
-        if isinstance(key_set, str):
-            raise Refusal(Reason.JWKS_UNREACHABLE, key_set)
-        signed_by = "no key of the JWKS"
-        payload = dict(payload_signed_by(token, header, key_set.for_kid(header.kid)))
-        good, signed_by = True, f"{header.kid} ({header.algorithm})"
-        check_payload(payload, query or _query_of(payload), rules, now)
-    except Refusal as error:
-        refusal = error
-    redactor = Redactor()
+    found = inspect_token(token, keys if isinstance(keys, KeySet) else KeySet.of((), {}), rules, now)
+    refusal, claims = found.refusal, found.claims or {}
+    if isinstance(keys, str) and refusal is not None and refusal.reason is Reason.JWT_SIGNATURE_MISMATCH:
+        refusal = Refusal(Reason.JWKS_UNREACHABLE, keys)
+    elif refusal is None:
+        try:
+            check_payload(claims, asked.query(claims), rules, now)
+        except Refusal as other:
+            refusal = other
     said = "the local check passes; the platform has the last word (POST RELAY_VALIDATE_URL)"
     if refusal is not None:
         said = refusal.reason.text + (f": {refusal.detail}" if refusal.detail else "")
+    redactor, signer = Redactor(), found.signed_by
     return Report(
-        header={name: redactor.detail(name, value) for name, value in shown_header.items()},
-        claims={name: redactor.detail(name, value) for name, value in payload.items()},
-        signed_by=signed_by,
-        signature_good=good,
-        valid_until=_until(payload.get("exp"), now),
-        keys=keys,
+        header={name: redactor.detail(name, value) for name, value in (found.header or {}).items()},
+        claims={name: redactor.detail(name, value) for name, value in claims.items()},
+        verified=signer is not None,
+        signed_by=_in_words(signer)
+        if signer
+        else "not known"
+        if isinstance(keys, str)
+        else "no key of the JWKS",
+        keys=tuple(_in_words(key) for key in keys) if isinstance(keys, KeySet) else (),
+        valid_until=_until(claims.get("exp"), now),
         reason=refusal.reason.code if refusal else None,
         said=said,
         fix=refusal.reason.entry.fix if refusal else "",
     )
 
 
-def _read(parts: list[str], index: int) -> dict[str, Any]:
-    """A part of the token for showing, before anything is verified; nothing if it cannot be read."""
-    try:
-        raw = base64.urlsafe_b64decode(parts[index] + "=" * (-len(parts[index]) % 4))
-        value = json.loads(raw)
-    except (ValueError, IndexError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _query_of(payload: Mapping[str, Any]) -> UpgradeQuery:
-    """The upgrade that the token is made for."""
-    role, workspace, target = (payload.get(name) for name in ("role", "workspaceId", "runtimeTargetId"))
-    known = {member.value: member for member in Role}
-    return UpgradeQuery(
-        known.get(role, Role.CLIENT) if isinstance(role, str) else Role.CLIENT,
-        workspace if isinstance(workspace, str) else "",
-        target if isinstance(target, str) else None,
-    )
+def _in_words(key: Key) -> str:
+    return f"{printable(key.kid)} ({key.algorithm})"
 
 
 def _until(exp: object, now: float) -> str:
@@ -135,11 +127,11 @@ def _span(seconds: float) -> str:
 def page(report: Report) -> str:
     """The report as text."""
     lines = [f"header      {_members(report.header)}", f"signed by   {report.signed_by}"]
-    if not report.signature_good and report.keys:
+    if not report.verified and report.keys:
         lines.append(f"            the JWKS has: {', '.join(report.keys)}")
     lines.append(f"valid until {report.valid_until}")
-    lines.append("claims" if report.signature_good else "claims      (not verified)")
-    lines += [f"  {name[:40]:<18} {json.dumps(value)}" for name, value in report.claims.items()]
+    lines.append("claims" if report.verified else "claims      (not verified)")
+    lines += [f"  {printable(name, 40):<18} {json.dumps(value)}" for name, value in report.claims.items()]
     verdict = f"✗ {report.reason}: {report.said}" if report.reason else f"✓ {report.said}"
     lines.append(verdict)
     if report.fix:
@@ -148,7 +140,10 @@ def page(report: Report) -> str:
 
 
 def _members(header: Mapping[str, object]) -> str:
-    return ", ".join(f"{name[:40]} {json.dumps(value)}" for name, value in header.items()) or "cannot be read"
+    return (
+        ", ".join(f"{printable(name, 40)} {json.dumps(value)}" for name, value in header.items())
+        or "cannot be read"
+    )
 
 
 # -- the command -------------------------------------------------------------------------------------------
@@ -232,17 +227,12 @@ def inspect(
     text = read_token(file)
     config = settings_for(os.environ, jwks)
 
-    def query(payload: Mapping[str, Any]) -> UpgradeQuery:
-        own = _query_of(payload)
-        return UpgradeQuery(
-            Role(role) if role else own.role, workspace or own.workspace_id, target or own.runtime_target_id
-        )
+    asked = Asked(Role(role) if role else None, workspace, target)
 
     async def run(reactor: Any) -> NoReturn:
-        key_set = await keys_or_why(reactor, config)
+        keys = await keys_or_why(reactor, config)
         rules = TokenRules(config.token_issuer, config.token_audience, config.token_clock_skew_sec)
-        asked = query(_read(text.split("."), 1)) if role or workspace or target else None
-        report = inspect_token(text, key_set, asked, rules, time.time())
+        report = judge_token(text, keys, asked, rules, time.time())
         click.echo(json.dumps(asdict(report), indent=2) if as_json else page(report))
         raise SystemExit(1 if report.reason else 0)
 

@@ -67,6 +67,9 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
     """An upgraded connection. It is created by the factory and adopted by the upgrade resource."""
 
     factory: ConnectionFactory
+    # Autobahn's own:
+    current_frame: Any
+    message_data: Any
 
     def __init__(self, connection_id: str, ip: str) -> None:
         super().__init__()
@@ -161,6 +164,10 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         """What the fast path does not handle."""
         self._dataReceived(data)
 
+    def _dataReceived(self, data: bytes) -> None:
+        if self.state != self.STATE_CLOSED:  # Autobahn would keep what it does not read any more
+            super()._dataReceived(data)
+
     def _route(self, message: bytes) -> None:
         assert self.judge is not None
         verdict = self.judge(message, self.now)
@@ -213,9 +220,25 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
             return False
         return True
 
+    def onFrameData(self, payload: bytes) -> Any:
+        # A control frame that is too long was refused by its header. Autobahn would keep what follows of it.
+        if self.failedByMe and self.current_frame.opcode > 7 and self.current_frame.length > 125:
+            return None
+        return super().onFrameData(payload)
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        # Autobahn keeps every piece as it comes: tiny fragments cost many times their size, empty ones have no end.
+        if self.failedByMe or not payload:
+            return
+        pieces: list[bytes | bytearray] = self.message_data
+        if len(pieces) < 2:
+            pieces.append(bytearray(payload) if pieces else payload)
+        else:
+            pieces[1] += payload
+
     def onMessageEnd(self) -> None:
         # Autobahn's own goes on to make a Deferred for each message, for listeners that we do not have.
-        chunks: list[bytes] = self.message_data  # type: ignore[has-type]  # Autobahn's
+        chunks: list[bytes] = self.message_data
         self.message_data = None
         if not self.failedByMe:
             self.onMessage(chunks[0] if len(chunks) == 1 else b"".join(chunks), self.message_is_binary)

@@ -1,0 +1,144 @@
+"""What every test can use: programs that a test needs, skips that are counted, free ports.
+
+A test says what it needs with a marker (`@pytest.mark.redis`, see PROGRAMS). Where the program is missing the test
+is skipped, and the last line of the run names the program and the command that adds it. With FAIL_ON_SKIP=1 in the
+environment, which CI sets, any skip at all fails the run. An async test that waits for something that never comes
+fails after LIMIT seconds, or those of `@pytest.mark.limit(seconds)`; whatever else stands still is ended by
+faulthandler (pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+#: marker -> the programs it stands for, and the Debian package that has them
+PROGRAMS = {
+    "redis": (("redis-server",), "redis-server"),
+    "chromium": (("chromium",), "chromium"),
+    "promtool": (("promtool",), "prometheus"),
+    "node": (("node",), "nodejs"),
+    "systemd": (("systemd-analyze",), "systemd"),
+}
+
+#: Seconds that an async test may take. Long: it is for what hangs, not for what is slow on a loaded machine.
+LIMIT = 120.0
+
+_missing = pytest.StashKey[dict[str, str]]()  # program -> package
+_skips = pytest.StashKey[list[str]]()  # one line each
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_missing] = {}
+    config.stash[_skips] = []
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if (
+        not isinstance(item, pytest.Function)
+        or getattr(item.obj, "_pytest_twisted_mark", None) != "async_test"
+    ):
+        return
+    marker = item.get_closest_marker("limit")
+    item.obj = _bounded(item.obj, marker.args[0] if marker else LIMIT)
+
+
+def _bounded(case: Callable[..., Any], seconds: float) -> Callable[..., Deferred[Any]]:
+    """The same test, cancelled after `seconds`; pytest-twisted waits for the Deferred."""
+
+    @functools.wraps(case)
+    def bounded(*arguments: Any, **named: Any) -> Deferred[Any]:
+        from twisted.internet import reactor  # not before pytest-twisted has chosen it
+
+        running: Deferred[Any] = Deferred.fromCoroutine(case(*arguments, **named))
+        return running.addTimeout(seconds, reactor, _hangs)  # type: ignore[arg-type]
+
+    del bounded._pytest_twisted_mark  # type: ignore[attr-defined]  # it is no coroutine function any longer
+    return bounded
+
+
+def _hangs(cancelled: Any, seconds: float) -> None:
+    where = (
+        cancelled.getTraceback() if isinstance(cancelled, Failure) else "somewhere that swallows cancelling"
+    )
+    pytest.fail(f"not through after {seconds:g} s; it waited at\n{where}", pytrace=False)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, (programs, package) in PROGRAMS.items():
+        if item.get_closest_marker(marker) is None:
+            continue
+        for program in programs:
+            if shutil.which(program) is None:
+                item.config.stash[_missing][program] = package
+                pytest.skip(f"needs {program}: apt-get install {package}")
+
+
+class _SkipCounter:
+    """Collects skips, of whole modules too."""
+
+    def __init__(self, skips: list[str]) -> None:
+        self.skips = skips
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            self.skips.append(f"{report.nodeid}: {why}")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.pluginmanager.register(_SkipCounter(session.config.stash[_skips]), "skip-counter")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if os.environ.get("FAIL_ON_SKIP") == "1" and session.config.stash[_skips] and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say last of all what was skipped, after pytest's own closing line."""
+    skips, missing = config.stash.get(_skips, []), config.stash.get(_missing, {})
+    if not skips:
+        return
+    if os.environ.get("FAIL_ON_SKIP") == "1":
+        print(f"FAIL_ON_SKIP=1 and {len(skips)} skipped, so this run failed:", *skips, sep="\n  ")
+    if missing:
+        packages = " ".join(sorted(set(missing.values())))
+        names = ", ".join(sorted(missing))
+        print(f"{len(skips)} tests did not run: {names} not found; apt-get install {packages}")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def clean_environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The process environment without any setting of the relay's; returns the monkeypatch to set some."""
+    for name in list(os.environ):
+        if name.startswith("RELAY_") or name in {"SERVER_URL", "HOST", "PORT", "MAX_LOGS"}:
+            monkeypatch.delenv(name)
+    yield monkeypatch
+
+
+# -- the real relay as a process: fixtures of the integration tests go below ------------------------------------

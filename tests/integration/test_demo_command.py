@@ -1,0 +1,155 @@
+"""`viewport-relay demo` as a person runs it: a relay of its own, an exchange, an end; or a relay that runs already."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty, Queue
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAST_LINE = re.compile(r"EXCHANGE OK (\d+) messages, [\d.]+ MB, median round trip [\d.]+ ms")
+
+
+def environ(**more: str) -> dict[str, str]:
+    return {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
+
+
+class Demo:
+    """The command as a process whose lines can be waited for."""
+
+    def __init__(self, *arguments: str, **more: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "viewport_relay.cli.main", "demo", *arguments],
+            env=environ(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._lines: Queue[str] = Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\n"))
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+        seen = []
+        while True:
+            try:
+                seen.append(self._lines.get(timeout=seconds))
+            except Empty:
+                raise AssertionError(f"no line {pattern!r} in\n" + "\n".join(seen)) from None
+            if match := re.search(pattern, seen[-1]):
+                return match
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def serving() -> Iterator[Demo]:
+    demo = Demo("--port", "0", "--turns", "20")
+    yield demo
+    demo.end()
+
+
+def test_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "viewport_relay.cli.main", "demo", "--once"],
+        env=environ(RELAY_MODE="prod", RELAY_LISTEN_PORT="x"),  # settings of another relay do not count
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    match = LAST_LINE.fullmatch(last)
+    assert match, last
+    assert int(match[1]) >= 400
+    assert sum(line.startswith("EXCHANGE OK") for line in done.stdout.splitlines()) == 1
+
+
+def test_serves_on_and_another_demo_uses_it(serving: Demo) -> None:
+    serving.wait_for("EXCHANGE OK")
+    relay = serving.wait_for(r"peers +(ws://127\.0\.0\.1:\d+)/ws")[1]
+    log = serving.wait_for(r"log +curl -H 'Authorization: Bearer ([^']+)' (http://\S+)/logs")
+    platform = serving.wait_for(r"platform +(http://\S+) \(development only; credential ([^)]+)\)")
+    other = Demo("--relay", relay, "--platform", platform[1], "--turns", "5", DEV_CREDENTIAL=platform[2])
+    try:
+        other.wait_for("EXCHANGE OK")
+        assert other.process.wait(30) == 0
+    finally:
+        other.end()
+    shown = subprocess.run(
+        ["curl", "-sf", "-H", f"Authorization: Bearer {log[1]}", f"{log[2]}/logs"],
+        capture_output=True, text=True, timeout=20, check=True,
+    ).stdout  # fmt: skip
+    assert '"event":"join"' in shown.replace(" ", "")
+    assert platform[2] not in shown
+
+    serving.process.send_signal(signal.SIGINT)
+    serving.wait_for('"relay_stopped"')
+    assert serving.process.wait(30) == 0
+
+
+def test_a_relay_that_is_not_there(free_port: int) -> None:
+    url = f"127.0.0.1:{free_port}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "viewport_relay.cli.main",
+            "demo",
+            "--relay",
+            f"ws://{url}",
+            "--platform",
+            f"http://{url}",
+        ],
+        env=environ(DEV_CREDENTIAL="hunter2-hunter2"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("EXCHANGE FAILED ")
+    assert url in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--relay", "ws://127.0.0.1:1"], "go together"),
+        (["--relay", "ws://127.0.0.1:1", "--platform", "http://127.0.0.1:1"], "DEV_CREDENTIAL"),
+    ],
+)
+def test_what_is_missing_is_said(arguments: list[str], words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "viewport_relay.cli.main", "demo", *arguments],
+        env={**environ(), "HOME": os.environ.get("HOME", "/")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert words in done.stderr

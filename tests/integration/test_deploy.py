@@ -1,0 +1,178 @@
+"""What is shipped for operators: the units as systemd reads them, socket activation for real, the image's recipe."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "deploy"
+MOST_EXPOSURE = 2.0
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units, with the program of this environment in place of the one that an installation has."""
+    for unit in ("viewport-relay.service", "viewport-relay.socket"):
+        text = (UNITS / unit).read_text("utf-8")
+        (tmp_path / unit).write_text(text.replace("/opt/viewport-relay/bin/twistd", sys.executable))
+    return tmp_path
+
+
+@pytest.mark.systemd
+def test_units_are_well_formed(units: Path) -> None:
+    done = run("systemd-analyze", "verify", units / "viewport-relay.service", units / "viewport-relay.socket")
+    ours = [line for line in done.stderr.splitlines() if "viewport-relay" in line]
+    assert (done.returncode, ours) == (0, [])
+
+
+@pytest.mark.systemd
+def test_exposure(units: Path) -> None:
+    done = run("systemd-analyze", "security", "--offline=true", units / "viewport-relay.service")
+    match = re.search(r"Overall exposure level .*: ([0-9.]+)", done.stdout)
+    assert match, done.stdout + done.stderr
+    assert float(match[1]) < MOST_EXPOSURE
+
+
+def test_the_service_takes_its_secrets_as_credentials() -> None:
+    text = (UNITS / "viewport-relay.service").read_text("utf-8")
+    for name in re.findall(r"LoadCredential=([a-z-]+):", text):
+        assert re.search(rf"^Environment=RELAY_[A-Z_]+_FILE=%d/{name}$", text, re.MULTILINE), name
+    assert not re.search(r"^Environment=RELAY_(INTERNAL_KEY|ADMIN_TOKEN)=", text, re.MULTILINE)
+
+
+@pytest.fixture
+def activated(free_port: int) -> Iterator[int]:
+    """A relay that gets its listening socket as systemd hands it over; its port."""
+    text = (UNITS / "viewport-relay.service").read_text("utf-8")
+    (endpoint,) = re.findall(r"^Environment=(RELAY_LISTEN_ENDPOINT=.*)$", text, re.MULTILINE)
+    command = [
+        "systemd-socket-activate",
+        "--fdname=viewport-relay.socket",
+        f"--listen=127.0.0.1:{free_port}",
+        f"--setenv={endpoint}",
+        "--setenv=RELAY_MODE=dev",
+        "--setenv=RELAY_JWKS_URL=http://127.0.0.1:9/jwks",
+        "--setenv=RELAY_VALIDATE_URL=http://127.0.0.1:9/validate",
+        f"--setenv=PYTHONPATH={ROOT}",
+        sys.executable,
+        "-c",
+        "from twisted.scripts.twistd import run; run()",
+        "-n",
+        "--pidfile=",
+        "viewport-relay",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield free_port
+    process.terminate()
+    assert process.wait(15) == 0
+
+
+@pytest.mark.systemd
+def test_socket_activation(activated: int) -> None:
+    if shutil.which("systemd-socket-activate") is None:
+        pytest.skip("needs systemd-socket-activate: apt-get install systemd")
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{activated}/health", timeout=15) as answer:
+                assert json.load(answer)["service"] == "relay"
+                return
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+# -- the image ---------------------------------------------------------------------------------------------
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(word, rest) of each instruction of the Dockerfile, continuation lines joined."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\\\n\s*", " ", text)
+    found = []
+    for line in text.splitlines():
+        word, _, rest = line.strip().partition(" ")
+        if word:
+            found.append((word, rest.strip()))
+    return found
+
+
+def test_what_the_image_copies_is_there_and_not_ignored() -> None:
+    ignore = (ROOT / ".dockerignore").read_text("utf-8").split()
+    for word, rest in instructions():
+        if word != "COPY" or rest.startswith("--from"):
+            continue
+        *sources, _ = rest.split()
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            ignored = False
+            for pattern in ignore:
+                if fnmatch.fnmatch(source, pattern.lstrip("!")):
+                    ignored = not pattern.startswith("!")
+            assert not ignored, source
+
+
+def test_the_image_is_what_operators_expect() -> None:
+    by_word: dict[str, list[str]] = {}
+    for word, rest in instructions():
+        by_word.setdefault(word, []).append(rest)
+    assert by_word["EXPOSE"] == ["7781"]
+    assert by_word["STOPSIGNAL"] == ["SIGTERM"]
+    assert by_word["USER"] == ["10001:10001"]
+    assert json.loads(by_word["CMD"][-1]) == ["twistd", "-n", "--pidfile=", "viewport-relay"]
+    assert "RELAY_LISTEN_HOST=0.0.0.0" in by_word["ENV"][-1]
+    assert len(by_word["FROM"]) == 2
+    assert any("curl" in rest for rest in by_word["RUN"])
+    assert "/health" in by_word["HEALTHCHECK"][0]
+    assert not [
+        rest
+        for rest in by_word["RUN"]
+        if "pip install" in rest and "--require-hashes" not in rest and ".whl" not in rest
+    ]
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock", "requirements-build.lock"])
+def test_locks_have_hashes_and_no_addresses(lock: str) -> None:
+    text = (ROOT / lock).read_text("utf-8")
+    requirements = re.split(r"\n(?=[a-z0-9])", text)[1:]
+    assert requirements
+    for requirement in requirements:
+        assert re.match(r"[a-z0-9._-]+(\[[a-z,]+\])?==[^ ]+", requirement), requirement
+        assert "--hash=sha256:" in requirement
+    assert "://" not in text
+    assert "--index" not in text
+    assert "--find-links" not in text
+
+
+def test_the_lock_fits_setup_cfg() -> None:
+    """Every direct dependency is locked, at a version that setup.cfg takes."""
+    locked = dict(
+        re.findall(
+            r"^([a-z0-9._-]+)==([0-9.]+)", (ROOT / "requirements.lock").read_text("utf-8"), re.MULTILINE
+        )
+    )
+    section = (ROOT / "setup.cfg").read_text("utf-8").partition("install_requires =")[2].partition("\n\n")[0]
+    wanted = re.findall(r"^ +([A-Za-z0-9._-]+)(?:\[[a-z]+\])?>=([0-9.]+)$", section, re.MULTILINE)
+    assert len(wanted) == len(section.strip().splitlines())
+    for name, least in wanted:
+        version = locked[re.sub(r"[._-]+", "-", name).lower()]
+        assert [int(n) for n in version.split(".")] >= [int(n) for n in least.split(".")], name

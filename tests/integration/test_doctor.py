@@ -1,0 +1,462 @@
+"""`viewport-relay doctor` against a real platform on loopback, and against what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted  # type: ignore[import-untyped]
+from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
+
+from tests.integration.cli_platform import INTERNAL_KEY, findings_of, make_certificate
+from viewport_relay.cli.platformchecks import clock
+from viewport_relay.devplatform import DevPlatform, Rule
+from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH
+from viewport_relay.devplatform.tokens import SigningKey
+
+BOTH = "RELAY_JWKS_URL and RELAY_VALIDATE_URL"
+
+
+@pytest.fixture(scope="module")
+def signing_key() -> SigningKey:
+    return SigningKey.generate("RS256")
+
+
+@pytest_twisted.async_yield_fixture
+async def platform(signing_key: SigningKey) -> AsyncIterator[DevPlatform]:
+    made = DevPlatform(reactor, internal_key=INTERNAL_KEY, signing_key=signing_key)
+    await made.listen(reactor)
+    yield made
+    await made.close()
+
+
+def environ_of(platform: DevPlatform, **more: str) -> dict[str, str]:
+    return {
+        **platform.relay_environment(),
+        "RELAY_LISTEN_PORT": "0",
+        "RELAY_ADMIN_TOKEN": "a" * 8 + "bcdefgh" * 3,
+        **more,
+    }
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_is_well(platform: DevPlatform) -> None:
+    found = await findings_of(reactor, environ_of(platform))
+    assert {name: finding.outcome for name, finding in found.items()} == {
+        "settings": "ok",
+        f"DNS for {BOTH}": "ok",
+        f"TCP for {BOTH}": "ok",
+        "JWKS": "ok",
+        "clock": "ok",
+        "validate": "ok",
+        "port": "ok",
+        "open files": "ok",
+    }
+    assert "RS256" in found["JWKS"].found
+    assert "takes this relay's internal key" in found["validate"].found
+    assert platform.validate_hits == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_wrong_internal_key_is_told_from_a_missing_workspace(platform: DevPlatform) -> None:
+    environ = environ_of(platform, RELAY_INTERNAL_KEY="some-other-key-of-some-length")
+    found = (await findings_of(reactor, environ))["validate"]
+    assert found.outcome == "fail"
+    assert "RELAY_INTERNAL_KEY mismatch" in found.found
+    assert "set RELAY_INTERNAL_KEY" in found.fix
+    assert INTERNAL_KEY not in str(found)
+    assert "some-other-key" not in str(found)
+    del environ["RELAY_INTERNAL_KEY"]
+    found = (await findings_of(reactor, environ))["validate"]
+    assert found.outcome == "fail"
+    assert "it is not set here" in found.fix
+
+
+VALIDATE_ANSWERS: list[tuple[Rule, str, str]] = [
+    (Rule(status=404, body={"ok": False, "reason": "WORKSPACE_NOT_FOUND"}), "ok", "WORKSPACE_NOT_FOUND"),
+    (Rule(status=401, body={"ok": False, "reason": "TOKEN_INVALID"}), "ok", "VALIDATION_DENIED"),
+    (Rule(status=200, body={"ok": False, "error": "no"}), "ok", "VALIDATION_DENIED"),
+    (Rule(status=200, body={"ok": True, "claims": {}}), "fail", "a made-up token was admitted"),
+    (Rule(status=403, body={}), "fail", "RELAY_INTERNAL_KEY mismatch"),
+    (Rule(status=500), "fail", "platform unreachable"),
+    (Rule(status=404, raw=b"<html>nginx</html>"), "fail", "platform answer invalid"),
+    (Rule(status=302, raw=b"moved", headers={"location": "http://127.0.0.1:1/"}), "fail", "redirect"),
+    (Rule(raw=b"x" * 300_000), "fail", "platform answer too large"),
+]
+
+
+@pytest.mark.parametrize(("rule", "outcome", "words"), VALIDATE_ANSWERS, ids=lambda value: str(value)[:40])
+@pytest_twisted.ensureDeferred
+async def test_answers_of_the_validate_endpoint(
+    platform: DevPlatform, rule: Rule, outcome: str, words: str
+) -> None:
+    platform.rules[VALIDATE_PATH] = rule
+    found = (await findings_of(reactor, environ_of(platform)))["validate"]
+    assert (found.outcome, words in found.found) == (outcome, True), str(found)
+
+
+JWKS_ANSWERS: list[tuple[Rule, str]] = [
+    (Rule(status=404), "answers 404"),
+    (
+        Rule(status=301, headers={"location": "http://elsewhere.example/"}),
+        "redirect to http://elsewhere.example/",
+    ),
+    (Rule(raw=b"<html>"), "not JSON"),
+    (Rule(body={"keys": []}), "no key"),
+    (Rule(body={"keys": [{"kty": "oct", "k": "aHVudGVyMg", "kid": "v1"}]}), "no usable key"),
+    (Rule(body={"keys": {}}), "not a JWK set"),
+    (Rule(raw=b" " * 300_000), "longer than"),
+]
+
+
+@pytest.mark.parametrize(("rule", "words"), JWKS_ANSWERS, ids=lambda value: str(value)[:40])
+@pytest_twisted.ensureDeferred
+async def test_answers_of_the_key_endpoint(platform: DevPlatform, rule: Rule, words: str) -> None:
+    platform.rules[JWKS_PATH] = rule
+    found = (await findings_of(reactor, environ_of(platform)))["JWKS"]
+    assert found.outcome == "fail"
+    assert words in found.found
+    assert 'curl -i "$RELAY_JWKS_URL"' in found.fix
+    assert "hunter2" not in str(found)
+    assert "aHVudGVyMg" not in str(found)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_platform_does_not_hold_it_up(platform: DevPlatform) -> None:
+    platform.rules[JWKS_PATH] = platform.rules[VALIDATE_PATH] = Rule(delay=30)
+    began = time.monotonic()
+    found = await findings_of(reactor, environ_of(platform, RELAY_ADMISSION_TIMEOUT_MS="300"))
+    assert time.monotonic() - began < 10
+    assert found["JWKS"].outcome == found["validate"].outcome == "fail"
+    assert "time out" in found["JWKS"].found
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_listens_and_a_name_that_is_none(free_port: int) -> None:
+    found = await findings_of(
+        reactor,
+        {
+            "RELAY_JWKS_URL": f"http://127.0.0.1:{free_port}/jwks",
+            "RELAY_VALIDATE_URL": "http://no-such-host.invalid/validate",
+            "RELAY_LISTEN_PORT": "0",
+        },
+    )
+    assert found["TCP for RELAY_JWKS_URL"].outcome == "fail"
+    assert "Connection refused" in found["TCP for RELAY_JWKS_URL"].found
+    assert found["DNS for RELAY_VALIDATE_URL"].outcome == "fail"
+    assert "JWKS" not in found, "what cannot be reached is said once"
+    assert "validate" not in found
+
+
+@pytest_twisted.ensureDeferred
+async def test_settings_that_cannot_work_are_all_named() -> None:
+    found = await findings_of(reactor, {"RELAY_LISTEN_PORT": "x", "SERVER_URL": "y"})
+    assert found["RELAY_LISTEN_PORT"].outcome == "fail"
+    assert found["SERVER_URL"].outcome == "fail"
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_tls(platform: DevPlatform, tmp_path: Path) -> None:
+    good = make_certificate(tmp_path, ["localhost", "127.0.0.1"])
+    await platform.listen_tls(reactor, good.cert.read_bytes(), good.key.read_bytes())
+    private_ca = environ_of(platform, RELAY_SERVER_CA_CERT_PATH=str(good.cert))
+    found = await findings_of(reactor, private_ca)
+    assert "chain and host name are good" in found[f"TLS for {BOTH}"].found
+    assert found["JWKS"].outcome == found["validate"].outcome == "ok"
+
+    found = await findings_of(reactor, environ_of(platform))
+    assert found[f"TLS for {BOTH}"].outcome == "fail"
+    assert "self-signed" in found[f"TLS for {BOTH}"].found
+    assert "RELAY_SERVER_CA_CERT_PATH" in found[f"TLS for {BOTH}"].fix
+
+    found = await findings_of(reactor, environ_of(platform, RELAY_SERVER_TLS_VERIFY="0"))
+    assert found[f"TLS for {BOTH}"].outcome == "warn"
+    assert found["JWKS"].outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "outcome", "words"),
+    [
+        (["other.example"], 365, "fail", "IP address mismatch"),
+        (["127.0.0.1"], -2, "fail", "certificate has expired"),
+        (["127.0.0.1"], 5, "warn", "ends in 5 days"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_certificates(
+    platform: DevPlatform, tmp_path: Path, names: list[str], days: float, outcome: str, words: str
+) -> None:
+    made = make_certificate(tmp_path, names, days)
+    await platform.listen_tls(reactor, made.cert.read_bytes(), made.key.read_bytes())
+    found = await findings_of(reactor, environ_of(platform, RELAY_SERVER_CA_CERT_PATH=str(made.cert)))
+    assert found[f"TLS for {BOTH}"].outcome == outcome
+    assert words in found[f"TLS for {BOTH}"].found
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "outcome", "words"),
+    [
+        (["relay.example"], 365, "ok", "fits its key"),
+        (["*.example"], 365, "ok", "fits its key"),
+        (["other.example"], 365, "warn", "does not name relay.example"),
+        (["relay.example"], 3, "warn", "ends in 3 days"),
+        (["relay.example"], -3, "fail", "ended 3 days ago"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_own_certificate(
+    platform: DevPlatform, tmp_path: Path, names: list[str], days: float, outcome: str, words: str
+) -> None:
+    own = make_certificate(tmp_path, names, days + 0.01)
+    environ = environ_of(
+        platform,
+        RELAY_TLS_CERT_PATH=str(own.cert),
+        RELAY_TLS_KEY_PATH=str(own.key),
+        RELAY_PUBLIC_WS_BASE_URL="wss://relay.example",
+    )
+    found = (await findings_of(reactor, environ))["certificate"]
+    assert (found.outcome, words in found.found) == (outcome, True), str(found)
+
+
+@pytest_twisted.ensureDeferred
+async def test_own_certificate_with_anothers_key(platform: DevPlatform, tmp_path: Path) -> None:
+    one, other = (
+        make_certificate(tmp_path, ["a.example"]),
+        make_certificate(tmp_path, ["b.example"], label="other"),
+    )
+    environ = environ_of(platform, RELAY_TLS_CERT_PATH=str(one.cert), RELAY_TLS_KEY_PATH=str(other.key))
+    found = (await findings_of(reactor, environ))["certificate"]
+    assert found.outcome == "fail"
+
+
+# -- this machine ------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_port_that_another_program_has(platform: DevPlatform) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = str(taken.getsockname()[1])
+        environ = environ_of(platform, RELAY_LISTEN_PORT=number)
+        found = (await findings_of(reactor, environ, timeout=0.5))["port"]
+    assert found.outcome == "fail"
+    assert "in use by another program" in found.found
+    assert "RELAY_LISTEN_PORT" in found.fix
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_address_that_is_not_this_machines(platform: DevPlatform) -> None:
+    environ = environ_of(platform, RELAY_LISTEN_HOST="192.0.2.1", RELAY_MODE="dev")
+    found = (await findings_of(reactor, environ))["port"]
+    assert found.outcome == "fail"
+    assert "RELAY_LISTEN_HOST" in found.fix
+
+
+@pytest_twisted.ensureDeferred
+async def test_open_files_and_state_folder(platform: DevPlatform, tmp_path: Path) -> None:
+    environ = environ_of(
+        platform, RELAY_MAX_TOTAL_CONNECTIONS="999999999", RELAY_STATE_DIR=str(tmp_path / "none")
+    )
+    found = await findings_of(reactor, environ)
+    assert found["open files"].outcome == "fail"
+    assert "LimitNOFILE" in found["open files"].fix
+    assert found["RELAY_STATE_DIR"].outcome == "fail"
+    found = await findings_of(reactor, environ_of(platform, RELAY_STATE_DIR=str(tmp_path)))
+    assert found["RELAY_STATE_DIR"].outcome == "ok"
+
+
+# -- Redis -------------------------------------------------------------------------------------------------
+
+
+class LineServer:
+    """Answers each command with the next line, whatever it was; for what a real Redis never says."""
+
+    def __init__(self, *lines: bytes) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.seen = b""
+        threading.Thread(target=self._serve, args=(lines,), daemon=True).start()
+
+    def _serve(self, lines: tuple[bytes, ...]) -> None:
+        with self._socket, self._socket.accept()[0] as peer:
+            for line in lines:
+                self.seen += peer.recv(4096)
+                peer.sendall(line)
+
+
+def redis_environ(platform: DevPlatform, url: str) -> dict[str, str]:
+    return environ_of(platform, RELAY_BACKPLANE_MODE="redis", RELAY_REDIS_URL=url)
+
+
+@pytest.mark.parametrize(
+    ("lines", "outcome", "words"),
+    [
+        ([b"+OK\r\n", b"+PONG\r\n"], "ok", "answers PING"),
+        ([b"-WRONGPASS invalid password\r\n"], "fail", "refuses the password"),
+        ([b"+OK\r\n", b"-LOADING\r\n"], "fail", "answers PING with '-LOADING'"),
+        ([], "fail", "does not answer"),
+        ([b"+OK\r\n"], "fail", "does not answer"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_redis_that_says(platform: DevPlatform, lines: list[bytes], outcome: str, words: str) -> None:
+    server = LineServer(*lines)
+    environ = redis_environ(platform, f"redis://:hunter2hunter2@127.0.0.1:{server.port}")
+    found = (await findings_of(reactor, environ, timeout=1.0))["Redis"]
+    assert (found.outcome, words in found.found) == (outcome, True), str(found)
+    assert "hunter2" not in str(found)
+    if lines:
+        assert server.seen.startswith(b"*2\r\n$4\r\nAUTH\r\n$14\r\nhunter2hunter2\r\n")
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path, free_port: int) -> Iterator[int]:
+    command = [
+        "redis-server",
+        "--port",
+        str(free_port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", free_port)) == 0:
+                break
+        time.sleep(0.05)
+    yield free_port
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.mark.redis
+@pytest_twisted.ensureDeferred
+async def test_a_real_redis(platform: DevPlatform, redis_server: int) -> None:
+    found = await findings_of(reactor, redis_environ(platform, f"redis://127.0.0.1:{redis_server}/0"))
+    assert found["Redis"].outcome == "ok"
+    found = await findings_of(
+        reactor, redis_environ(platform, f"redis://:nopassword@127.0.0.1:{redis_server}")
+    )
+    assert found["Redis"].outcome == "fail"
+
+
+# -- the clock ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("apart", "outcome", "words"),
+    [
+        (0, "ok", "as the platform's"),
+        (1.9, "ok", "as the platform's"),
+        (10, "ok", "10 s ahead of"),
+        (-20, "warn", "20 s behind"),
+        (60, "fail", "60 s ahead of"),
+        (-3600, "fail", "RELAY_TOKEN_CLOCK_SKEW_SEC=30"),
+    ],
+)
+def test_clock(apart: float, outcome: str, words: str) -> None:
+    found = clock("Thu, 01 Jan 2026 00:00:00 GMT", 1_767_225_600 + apart, 30)
+    assert (found.outcome, words in found.found) == (outcome, True), str(found)
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", "Thu, 99 Jan 2026 00:00:00 GMT"])
+def test_no_date_to_compare_with(date: str | None) -> None:
+    assert clock(date, 0.0, 30).outcome == "warn"
+
+
+# -- the command itself ------------------------------------------------------------------------------------
+
+
+def command(environ: dict[str, str], *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "viewport_relay.cli.main", *arguments],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            **environ,
+        },
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_exit_status_and_json(platform: DevPlatform) -> None:
+    good = await deferToThread(command, environ_of(platform), "doctor")
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert all(line[0] in "✓!" for line in good.stdout.splitlines())
+    assert good.stderr == ""
+
+    wrong = environ_of(platform, RELAY_INTERNAL_KEY="some-other-key-of-some-length")
+    bad: Any = await deferToThread(command, wrong, "doctor", "--json")
+    assert bad.returncode == 1
+    report = json.loads(bad.stdout)
+    assert report["ok"] is False
+    assert [check["name"] for check in report["checks"] if check["outcome"] == "fail"] == ["validate"]
+    assert INTERNAL_KEY not in bad.stdout
+
+
+@pytest_twisted.ensureDeferred
+async def test_token_inspect_as_an_operator_runs_it(platform: DevPlatform, tmp_path: Path) -> None:
+    token = platform.issue("client", "dev-workspace", "rt-1")
+    file = tmp_path / "token"
+    file.write_text(token)
+    from_file = await deferToThread(command, environ_of(platform), "token", "inspect", str(file))
+    assert from_file.returncode == 0, from_file.stdout + from_file.stderr
+    assert "✓ the local check passes" in from_file.stdout
+    assert token not in from_file.stdout
+
+    old = platform.issue("client", "dev-workspace", "rt-1", ttl=-100)
+    expired = await deferToThread(command, environ_of(platform), "token", "inspect", "--json", stdin=old)
+    assert expired.returncode == 1
+    assert json.loads(expired.stdout)["reason"] == "JWT_EXPIRED"
+
+    url = platform.url + JWKS_PATH
+    alone = await deferToThread(
+        command, {}, "token", "inspect", "--jwks", url, "--workspace", "other", stdin=token
+    )
+    assert alone.returncode == 1
+    assert "JWT_CLAIM_MISMATCH" in alone.stdout
+
+    typed = await deferToThread(command, environ_of(platform), "token", "inspect", token)
+    assert typed.returncode == 2
+    assert token not in typed.stdout + typed.stderr
+
+    await platform.down()
+    away = await deferToThread(command, environ_of(platform), "token", "inspect", str(file))
+    assert away.returncode == 1
+    assert "JWKS_UNREACHABLE" in away.stdout
+
+
+def test_keygen_as_an_operator_runs_it(tmp_path: Path) -> None:
+    file = tmp_path / "noise.key"
+    made = command({}, "keygen", "--out", str(file))
+    assert made.returncode == 0, made.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.read_text().strip() not in made.stdout
+    assert len(made.stdout.strip()) == 43
+    again = command({}, "keygen", "--out", str(file))
+    assert again.returncode == 1
+    assert "never written over" in again.stderr

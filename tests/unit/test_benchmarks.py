@@ -1,0 +1,106 @@
+"""The arithmetic of the benchmarks: ratios within a repetition, verdicts, and what the report writes where."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The modules, which import one another as scripts beside each other do."""
+    names = ("cells", "compare", "plot", "relays", "report")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield SimpleNamespace(**{name: __import__(name) for name in names})
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def rows(cell: str, **costs: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"cell": cell, "relay": relay, "repetition": turn, "cpu_s_per_100k": cost, "p99_us": cost}
+        for relay, values in costs.items()
+        for turn, cost in enumerate(values, 1)
+    ]
+
+
+def test_ratios_are_taken_within_a_repetition(bench: Any) -> None:
+    # Both relays cost twice as much in the second repetition: the ratio must not see it.
+    found = bench.compare.ratios(rows("c", relay=[1, 2], node=[2, 4]), "c", "relay", "cpu_s_per_100k", "node")
+    assert found == [0.5, 0.5]
+
+
+def test_a_failed_run_has_no_ratio(bench: Any) -> None:
+    measured = rows("c", relay=[1, 2, 3], node=[2, 4, 6])
+    del measured[1]["cpu_s_per_100k"]
+    measured[1]["failed"] = "frames out of order"
+    assert len(bench.compare.ratios(measured, "c", "relay", "cpu_s_per_100k", "node")) == 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "most"),
+    [
+        ("frames, 50 pairs, 128 B, 1 in flight", 0.5),
+        ("frames, 50 pairs, 1 KB, 1 in flight", 0.5),
+        ("frames, 50 pairs, 1 KB, 16 in flight", 0.4),
+        ("frames, 1 pair, 1 KB, 16 in flight", 0.4),
+        ("frames, 1 pair, 128 B, 1 in flight", 0.9),
+        ("frames, 1 pair, 16 KB, 1 in flight", 0.25),
+        ("frames, 50 pairs, 256 KB, 1 in flight", 0.12),
+        ("frames, 50 pairs, 900 KB, 16 in flight", 0.12),
+    ],
+)
+def test_the_goal_of_a_cell(bench: Any, cell: str, most: float) -> None:
+    found = next(c for c in bench.cells.CELLS if c.name == cell)
+    assert [goal.most for goal in bench.cells.goals(found)] == [most, 1.0]
+
+
+@pytest.mark.parametrize(("cost", "met"), [(0.99, True), (1.01, False)])
+def test_a_goal_is_met_up_to_its_limit(bench: Any, cost: float, met: bool) -> None:
+    cell = next(c for c in bench.cells.CELLS if c.name == "frames, 50 pairs, 1 KB, 1 in flight")
+    verdicts = bench.compare.judge(rows(cell.name, relay=[cost] * 3, node=[2] * 3), cell, cell.name)
+    assert verdicts[0]["met"] is met
+
+
+def test_scale_is_held_against_the_relays_own_first_cell(bench: Any) -> None:
+    first, last = (c for c in bench.cells.CELLS if c.name in ("10 connections", "5000 connections"))
+    measured = rows(first.name, relay=[1, 1], node=[9, 9]) + rows(last.name, relay=[1.3, 1.3], node=[9, 9])
+    assert bench.compare.judge(measured, first, first.name) == []
+    (verdict,) = bench.compare.judge(measured, last, first.name)
+    assert (verdict["got"]["median"], verdict["met"]) == (1.3, False)
+
+
+def test_the_report_writes_between_its_marks_only(bench: Any, tmp_path: Path) -> None:
+    page, plain = tmp_path / "page.md", tmp_path / "plain.md"
+    page.write_text(f"before\n{bench.report.BEGIN}\nold \\1\n{bench.report.END}\nafter\n")
+    plain.write_text("no marks\n")
+    assert bench.report.put(page, "new \\1") and not bench.report.put(plain, "new")
+    assert not bench.report.put(tmp_path / "missing.md", "new")
+    assert page.read_text() == f"before\n{bench.report.BEGIN}\n\nnew \\1\n{bench.report.END}\nafter\n"
+    assert plain.read_text() == "no marks\n"
+
+
+def test_the_report_copes_with_cells_without_figures(bench: Any) -> None:
+    cell = next(c for c in bench.cells.CELLS if c.group == "frames")
+    kinds = [bench.relays.KINDS[name] for name in ("relay", "node")]
+    failed = [{"cell": cell.name, "relay": kind.name, "repetition": 1, "failed": "lost"} for kind in kinds]
+    results = {
+        "summary": bench.compare.summary(failed, cell, kinds),
+        "goals": [],
+        "base": "node",
+        "relays": {kind.name: kind.about for kind in kinds},
+        "when": "2026-01-01T00:00Z",
+        "note": "",
+        "pace": {"repetitions": 1},
+        "machine": {"cpu": "some", "cores": 2, "kernel": "Linux"},
+        "versions": {"python": "3.11"},
+    }
+    assert "some, 2 cores" in bench.report.full(results)
+    assert "CPU per frame" in bench.report.short(results)

@@ -1,0 +1,451 @@
+"""The settings' table and its loader: values, older names, files, all problems at once, rules between settings."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from viewport_relay.config import (
+    BY_ATTRIBUTE,
+    VARIABLES,
+    Config,
+    ConfigError,
+    is_loopback,
+    load,
+    parse_network,
+)
+
+BASE = {"SERVER_URL": "https://platform.example"}
+STRONG = "correct-horse-battery-staple-17"
+PROD = {**BASE, "RELAY_LISTEN_HOST": "0.0.0.0", "RELAY_INTERNAL_KEY": STRONG}
+
+
+def problems(environ: dict[str, str], **more: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(environ, **more)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems
+
+
+# -- the table ---------------------------------------------------------------------------------------------
+
+
+def test_table_and_config_have_the_same_fields() -> None:
+    derived = {"dev_platform", "sources", "warnings"}
+    assert {variable.attribute for variable in VARIABLES} == {f.name for f in attrs.fields(Config)} - derived
+
+
+def test_names_are_unique_older_ones_included() -> None:
+    names = [name for variable in VARIABLES for name in (variable.name, *variable.older)]
+    assert len(set(names)) == len(names)
+    assert len(BY_ATTRIBUTE) == len(VARIABLES)
+    options = [variable.option for variable in VARIABLES if variable.option]
+    assert len(set(options)) == len(options)
+
+
+@pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
+def test_every_variable_is_documented(variable: Any) -> None:
+    assert variable.help
+    assert not variable.help.endswith(".")
+    assert variable.group
+    assert variable.shown_default or variable.default == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [
+        ("RELAY_LISTEN_HOST", "127.0.0.1"),
+        ("RELAY_LISTEN_PORT", 7781),
+        ("RELAY_RATE_LIMIT_PER_IP", 120),
+        ("RELAY_MAX_TOTAL_CONNECTIONS", 2000),
+        ("RELAY_MAX_CONNECTIONS_PER_IP", 50),
+        ("RELAY_MAX_CLIENTS_PER_WORKSPACE", 100),
+        ("RELAY_FRAME_MAX_BYTES", 1_048_576),
+        ("RELAY_MAX_PENDING_BYTES", 4 * 1024 * 1024),
+        ("RELAY_KEX_INIT_RATE_PER_MINUTE", 60),
+        ("RELAY_PAIRING_RATE_PER_MINUTE", 30),
+        ("RELAY_RUNTIME_RATE_PER_MINUTE", 240),
+        ("RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE", 1200),
+        ("RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE", 2400),
+        ("RELAY_PAIRING_REQUEST_TRACK_MAX", 2048),
+        ("RELAY_SESSION_OWNER_TRACK_MAX", 4096),
+        ("RELAY_PING_INTERVAL_MS", 30_000),
+        ("RELAY_PONG_TIMEOUT_MS", 10_000),
+        ("RELAY_IDLE_TIMEOUT_MS", 300_000),
+        ("RELAY_EMPTY_WORKSPACE_TTL_MS", 120_000),
+        ("RELAY_CLEANUP_INTERVAL_MS", 30_000),
+        ("RELAY_MAX_LOGS", 1000),
+        ("RELAY_DRAIN_SECONDS", 5),
+        ("RELAY_TOKEN_ISSUER", "viewport-server"),
+        ("RELAY_TOKEN_AUDIENCE", "viewport-relay"),
+        ("RELAY_TOKEN_CLOCK_SKEW_SEC", 30),
+        ("RELAY_JWKS_CACHE_TTL", 3600),
+        ("RELAY_JWKS_COOLDOWN", 30),
+        ("RELAY_VALIDATE_CACHE_TTL", 10),
+        ("RELAY_ADMISSION_TIMEOUT_MS", 2000),
+        ("RELAY_ADMISSION_MAX_RESPONSE_BYTES", 262_144),
+        ("RELAY_REJECT_MODE", "auto"),
+        ("RELAY_NOISE_LINK", "optional"),
+        ("RELAY_NOISE_TIMEOUT_MS", 10_000),
+        ("RELAY_BACKPLANE_MODE", "single"),
+        ("RELAY_BUS_SIGNATURE_MAX_SKEW_MS", 15_000),
+        ("RELAY_BUS_POLL_INTERVAL_MS", 250),
+        ("RELAY_BUS_PULL_LIMIT", 200),
+        ("RELAY_BUS_PULL_WAIT_MS", 1000),
+        ("RELAY_PRESENCE_SYNC_INTERVAL_MS", 20_000),
+        ("RELAY_REDIS_KEY_PREFIX", "viewport:relay"),
+        ("RELAY_REDIS_CONNECT_TIMEOUT_MS", 5000),
+        ("RELAY_REDIS_PRESENCE_TTL_MS", 45_000),
+        ("RELAY_REDIS_QUEUE_MAX", 10_000),
+        ("RELAY_INTERNAL_API_TIMEOUT_MS", 2000),
+        ("RELAY_INTERNAL_API_MAX_RESPONSE_BYTES", 262_144),
+    ],
+)
+def test_default_of_the_contract(name: str, default: object) -> None:
+    (variable,) = (variable for variable in VARIABLES if variable.name == name)
+    assert variable.default == default
+    assert getattr(load(BASE), variable.attribute) == default
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+def test_the_deployment_of_four_variables() -> None:
+    config = load(
+        {
+            "RELAY_LISTEN_PORT": "9000",
+            "RELAY_INTERNAL_KEY": STRONG,
+            "RELAY_VALIDATE_URL": "https://platform.example:8443/v/validate",
+            "RELAY_JWKS_URL": "https://keys.example/jwks.json",
+        }
+    )
+    assert (config.listen_host, config.listen_port) == ("127.0.0.1", 9000)
+    assert config.server_url == "https://platform.example:8443"
+    assert config.jwks_url == "https://keys.example/jwks.json"
+    assert config.validate_url == "https://platform.example:8443/v/validate"
+    assert config.mode == "dev"
+    assert config.warnings == ()
+
+
+def test_urls_from_the_platform_origin() -> None:
+    config = load({"SERVER_URL": "https://platform.example/"})
+    assert config.jwks_url == "https://platform.example/api/.well-known/jwks.json"
+    assert config.validate_url == "https://platform.example/api/runtime/internal/relay/validate"
+
+
+OLDER = [(variable, older) for variable in VARIABLES for older in variable.older]
+
+
+@pytest.mark.parametrize(("variable", "older"), OLDER, ids=lambda value: getattr(value, "name", value))
+def test_older_name_works_and_the_documented_one_wins(variable: Any, older: str) -> None:
+    text, other = ("localhost", "127.0.0.1") if variable.attribute == "listen_host" else ("1234", "4321")
+    config = load({**BASE, older: text})
+    assert str(getattr(config, variable.attribute)) == text
+    assert config.sources[variable.attribute] == older
+    config = load({**BASE, older: text, variable.name: other})
+    assert str(getattr(config, variable.attribute)) == other
+    assert config.sources[variable.attribute] == variable.name
+
+
+def test_options_win() -> None:
+    config = load({**BASE, "RELAY_LISTEN_PORT": "1"}, {"listen_port": "2"})
+    assert config.listen_port == 2
+    assert config.sources["listen_port"] == "option --listen-port"
+
+
+def test_an_empty_value_counts_as_unset() -> None:
+    config = load({**BASE, "RELAY_LISTEN_PORT": "", "RELAY_MODE": "  "})
+    assert (config.listen_port, config.mode) == (7781, "dev")
+    assert config.sources["listen_port"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", True),
+        ("true", True),
+        ("YES", True),
+        ("On", True),
+        ("0", False),
+        ("false", False),
+        ("no", False),
+        ("OFF", False),
+    ],
+)
+def test_booleans(text: str, value: bool) -> None:
+    assert load({**BASE, "RELAY_PROXY_PROTOCOL": text}).proxy_protocol is value
+
+
+@pytest.mark.parametrize("text", ["2", "y", "tru e", "maybe", "-1"])
+def test_no_booleans(text: str) -> None:
+    (problem,) = problems({**BASE, "RELAY_PROXY_PROTOCOL": text})
+    assert problem == f"RELAY_PROXY_PROTOCOL: got {text!r}, takes one of 0 1 false true no yes off on"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("RELAY_LISTEN_PORT", "70000"),
+        ("RELAY_LISTEN_PORT", "-1"),
+        ("RELAY_LISTEN_PORT", "7781.0"),
+        ("RELAY_LISTEN_PORT", "٣"),
+        ("RELAY_LISTEN_PORT", "1_000"),
+        ("RELAY_FRAME_MAX_BYTES", "1e6"),
+        ("RELAY_FRAME_MAX_BYTES", "9" * 40),
+        ("RELAY_MODE", "production"),
+        ("RELAY_JWKS_URL", "ftp://platform.example/jwks"),
+        ("RELAY_JWKS_URL", "platform.example"),
+        ("RELAY_JWKS_URL", "https://"),
+        ("RELAY_JWKS_URL", "https://platform.example:99999/"),
+        ("RELAY_PUBLIC_WS_BASE_URL", "https://relay.example"),
+        ("RELAY_ID", "a b"),
+        ("RELAY_ID", "x" * 129),
+        ("RELAY_REJECT_MODE", "never"),
+        ("RELAY_NOISE_LINK", "yes"),
+        ("RELAY_BACKPLANE_MODE", "kafka"),
+        ("RELAY_TOKEN_ISSUER", "a\x01b"),
+    ],
+)
+def test_a_value_that_does_not_parse_names_variable_value_and_what_it_takes(name: str, text: str) -> None:
+    (problem,) = problems({**BASE, name: text})
+    assert problem.startswith(f"{name}: got {text[:200]!r}, takes ")
+
+
+def test_all_problems_at_once() -> None:
+    found = problems(
+        {
+            "RELAY_LISTEN_PORT": "x",
+            "RELAY_MODE": "y",
+            "RELAY_BUS_ENABLED": "1",
+            "RELAY_BACKPLANE_MODE": "redis",
+        }
+    )
+    for start in (
+        "RELAY_LISTEN_PORT:",
+        "RELAY_MODE:",
+        "RELAY_JWKS_URL is not set",
+        "RELAY_VALIDATE_URL is not set",
+        "RELAY_BUS_ENABLED is on",
+        "RELAY_BACKPLANE_MODE=redis needs RELAY_INTERNAL_KEY",
+    ):
+        assert [problem for problem in found if problem.startswith(start)], start
+
+
+def test_unknown_names_warn_with_a_hint() -> None:
+    config = load({**BASE, "RELAY_FRAME_MAXBYTES": "1", "RELAY_NONSENSE_ENTIRELY_OTHER": "1", "OTHER": "1"})
+    assert any(
+        "RELAY_FRAME_MAXBYTES" in warning and "did you mean RELAY_FRAME_MAX_BYTES" in warning
+        for warning in config.warnings
+    )
+    assert any("RELAY_NONSENSE_ENTIRELY_OTHER" in warning for warning in config.warnings)
+    assert len(config.warnings) == 2
+
+
+# -- secrets -----------------------------------------------------------------------------------------------
+
+SECRETS = [variable for variable in VARIABLES if variable.secret]
+
+
+@pytest.mark.parametrize("variable", SECRETS, ids=lambda variable: variable.name)
+def test_secret_from_a_file(variable: Any, tmp_path: Path) -> None:
+    text = "redis://:pw@redis.example" if variable.attribute == "redis_url" else STRONG
+    file = tmp_path / "secret"
+    file.write_text(f"  {text}\n")
+    config = load({**BASE, f"{variable.name}_FILE": str(file)})
+    assert getattr(config, variable.attribute) == text
+    assert config.sources[variable.attribute] == f"{variable.name}_FILE"
+    assert config.warnings == ()
+
+
+def test_secret_files_that_cannot_be_read(tmp_path: Path) -> None:
+    empty, binary = tmp_path / "empty", tmp_path / "binary"
+    empty.write_text(" \n")
+    binary.write_bytes(b"\xff\xfe")
+    for path, words in ((tmp_path / "none", "No such file"), (empty, "is empty"), (binary, "not UTF-8")):
+        (problem,) = problems({**BASE, "RELAY_INTERNAL_KEY_FILE": str(path)})
+        assert problem.startswith("RELAY_INTERNAL_KEY_FILE: ")
+        assert words in problem
+
+
+def test_a_secret_given_twice_is_a_problem(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(STRONG)
+    (problem,) = problems({**BASE, "RELAY_ADMIN_TOKEN": STRONG, "RELAY_ADMIN_TOKEN_FILE": str(file)})
+    assert "RELAY_ADMIN_TOKEN and RELAY_ADMIN_TOKEN_FILE are both set" in problem
+
+
+@pytest.mark.parametrize("variable", SECRETS, ids=lambda variable: variable.name)
+def test_no_secret_in_problems_warnings_or_repr(variable: Any) -> None:
+    text = "hunter2\x01hunter2"  # refused by every parser of text, and by those of URLs
+    found = problems({**BASE, variable.name: text})
+    assert "hunter2" not in "".join(found)
+    short = {"redis_url": "redis://:hunter2@h"}.get(variable.attribute, "hunter2")
+    config = load({**BASE, variable.name: short})
+    assert "hunter2" not in repr(config)
+    assert "hunter2" not in "".join(config.warnings)
+
+
+WEAK = [
+    "change-me",
+    "changeme",
+    "Change-Me-Please-Now-1",
+    "secret",
+    "short",
+    "aaaaaaaaaaaaaaaaaaaaaaaa",
+    "replace_this_value_now",
+]
+
+
+@pytest.mark.parametrize("secret", WEAK)
+@pytest.mark.parametrize("name", ["RELAY_INTERNAL_KEY", "RELAY_ADMIN_TOKEN", "RELAY_BUS_HMAC_KEY"])
+def test_weak_secret_is_refused_in_prod_and_warned_about_elsewhere(name: str, secret: str) -> None:
+    (problem,) = problems({**PROD, name: secret})
+    assert problem.startswith(f"{name} is ")
+    assert secret not in problem
+    config = load({**PROD, "RELAY_MODE": "staging", name: secret})
+    assert any(warning.startswith(f"{name} is ") for warning in config.warnings)
+
+
+# -- rules between settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "mode"),
+    [
+        ({}, "dev"),
+        ({"RELAY_LISTEN_HOST": "::1"}, "dev"),
+        ({"RELAY_LISTEN_HOST": "localhost"}, "dev"),
+        ({"RELAY_LISTEN_HOST": "127.0.0.9"}, "dev"),
+        ({"RELAY_LISTEN_HOST": "0.0.0.0"}, "prod"),
+        ({"RELAY_LISTEN_HOST": "::"}, "prod"),
+        ({"RELAY_LISTEN_HOST": "relay.example"}, "prod"),
+        ({"RELAY_LISTEN_ENDPOINT": "systemd:domain=INET:index=0"}, "prod"),
+        ({"RELAY_LISTEN_HOST": "0.0.0.0", "RELAY_MODE": "dev"}, "dev"),
+        ({"RELAY_MODE": "PROD"}, "prod"),
+    ],
+)
+def test_mode(more: dict[str, str], mode: str) -> None:
+    config = load({**BASE, **more})
+    assert config.mode == mode
+    assert config.health_verbose is (mode == "dev")
+    assert config.state_include_client_ids is (mode == "dev")
+
+
+def test_the_dev_platform_is_never_for_prod() -> None:
+    assert any("RELAY_MODE=prod" in problem for problem in problems(PROD, dev_platform=True))
+    config = load({}, dev_platform=True)
+    assert config.dev_platform
+    assert (config.jwks_url, config.validate_url) == ("", "")
+
+
+@pytest.mark.parametrize("mode", ["redis", "server"])
+def test_several_relays(mode: str) -> None:
+    several = {**BASE, "RELAY_BACKPLANE_MODE": mode}
+    assert any("RELAY_INTERNAL_KEY" in problem for problem in problems(several))
+    config = load({**several, "RELAY_INTERNAL_KEY": STRONG})
+    assert config.client_redirect_enabled
+    assert not config.bus_enabled
+    assert load({**several, "RELAY_INTERNAL_KEY": STRONG, "RELAY_BUS_HMAC_KEY": STRONG}).bus_enabled
+    assert not load(BASE).client_redirect_enabled
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"RELAY_TLS": "1"}, ["RELAY_TLS_CERT_PATH is not set", "RELAY_TLS_KEY_PATH is not set"]),
+        (
+            {"RELAY_TLS_CERT_PATH": "/nonexistent.pem"},
+            ["RELAY_TLS_KEY_PATH is not set", "takes a readable file"],
+        ),
+        (
+            {"RELAY_SERVER_MTLS": "1"},
+            ["set RELAY_SERVER_CLIENT_CERT_PATH", "set RELAY_SERVER_CLIENT_KEY_PATH"],
+        ),
+        ({"RELAY_SERVER_CA_CERT_PATH": "/nonexistent.pem"}, ["takes a readable file"]),
+    ],
+)
+def test_files_that_tls_needs(more: dict[str, str], words: list[str]) -> None:
+    found = problems({**BASE, **more})
+    assert len(found) == len(words)
+    for word in words:
+        assert any(word in problem for problem in found), word
+
+
+def test_trusted_proxies() -> None:
+    config = load(
+        {
+            **BASE,
+            "RELAY_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7 ,nonsense,::ffff:198.51.100.0/120,2001:db8::/32",
+        }
+    )
+    assert config.trusted_proxies == (
+        ipaddress.ip_network("10.0.0.0/8"),
+        ipaddress.ip_network("192.0.2.7/32"),
+        ipaddress.ip_network("198.51.100.0/24"),
+        ipaddress.ip_network("2001:db8::/32"),
+    )
+    (warning,) = config.warnings
+    assert "'nonsense'" in warning
+
+
+def test_state_directory_of_systemd() -> None:
+    assert load({**BASE, "STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}).state_dir == "/var/lib/a"
+    assert load({**BASE, "STATE_DIRECTORY": "/x", "RELAY_STATE_DIR": "/y"}).state_dir == "/y"
+    assert load(BASE).state_dir is None
+
+
+def test_public_url_from_where_it_listens() -> None:
+    assert load({**BASE, "RELAY_LISTEN_HOST": "::1"}).public_ws_base_url == "ws://[::1]:7781"
+
+
+def test_relay_ids_differ() -> None:
+    assert load(BASE).relay_id != load(BASE).relay_id
+    assert load({**BASE, "RELAY_ID": "relay-1"}).relay_id == "relay-1"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("relay.example", False),
+        ("", False),
+    ],
+)
+def test_is_loopback(text: str, wanted: bool) -> None:
+    assert is_loopback(text) is wanted
+
+
+@given(st.ip_addresses(v=4), st.integers(96, 128))
+def test_mapped_networks_count_as_ipv4(address: ipaddress.IPv4Address, prefix: int) -> None:
+    network = parse_network(f"::ffff:{address}/{prefix}")
+    assert network == ipaddress.ip_network((address, prefix - 96), strict=False)
+
+
+NAMES = sorted({name for variable in VARIABLES for name in (variable.name, *variable.older)})
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(NAMES),
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40),
+        max_size=8,
+    )
+)
+def test_any_environment_is_read_or_refused_with_words(environ: dict[str, str]) -> None:
+    """Never another exception, whatever the values are."""
+    try:
+        config = load(environ)
+    except ConfigError as error:
+        assert error.problems
+        assert all(isinstance(problem, str) and problem for problem in error.problems)
+    else:
+        assert config.jwks_url.startswith("http")

@@ -1,0 +1,57 @@
+"""The pages made from tables equal the tables: `make docs` after changing one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tools import make_docs
+from viewport_relay.config import VARIABLES
+from viewport_relay.reasons import Reason
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", sorted(make_docs.pages()), ids=lambda path: path.name)
+def test_page_is_up_to_date(path: Path) -> None:
+    assert path.read_text("utf-8") == make_docs.pages()[path], "run `make docs`"
+
+
+def test_every_variable_is_on_the_environment_page() -> None:
+    page = make_docs.environment_page()
+    for variable in VARIABLES:
+        assert f"| `{variable.name}`" in page
+        for older in variable.older:
+            assert f"`{older}`" in page
+
+
+def test_every_reason_has_a_section_with_a_line_that_is_json() -> None:
+    page = make_docs.troubleshooting_page()
+    sections = dict(re.findall(r"### ([A-Z0-9_]+)\n(.*?)(?=\n##|\Z)", page, re.DOTALL))
+    assert set(sections) == {reason.code for reason in Reason}
+    for code, section in sections.items():
+        (line,) = re.findall(r"```json\n(.*)\n```", section)
+        entry = json.loads(line)
+        assert entry["reason"] == code
+        assert entry["message"] == Reason[code].text
+        assert "**Cause:** " in section
+        assert "**Fix:** " in section
+
+
+def test_groups_of_reasons_are_in_the_order_of_the_catalogue() -> None:
+    seen = [reason for _, reasons in make_docs.grouped_reasons() for reason in reasons]
+    assert seen == list(Reason)
+    assert len(list(make_docs.grouped_reasons())) == len(make_docs.GROUPS)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    broken = []
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)} -> {target}")
+    assert broken == []
