@@ -13,7 +13,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python import usage
 from zope.interface import implementer
 
+from viewport_relay import descriptors
 from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, load
+from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.redaction import configured_secrets
 from viewport_relay.service import RelayService
@@ -92,7 +94,13 @@ def makeService(options: Options) -> IService:
         secrets=configured_secrets(config),
     )
     try:
-        service = RelayService(reactor, config, log)
+        service = RelayService(
+            reactor,
+            config,
+            log,
+            Notifier(os.environ),
+            descriptors.raise_limit(descriptors.wanted(config.max_total_connections)),
+        )
     except ConfigError as error:
         for problem in error.problems:
             print(f"viewport-relay: {problem}", file=sys.stderr)

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from viewport_relay.config import Network
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+#: Characters of the longest text that is an address (RFC 4291 section 2.2, with IPv4 at its end).
+_LONGEST: Final = 45
 #: Proxies that a walk passes at most.
 HOPS_MAX: Final = 32
 
 
 def parse_address(text: str) -> Address | None:
     """An IPv4 or IPv6 address without port, brackets or zone; None for anything else."""
+    return None if len(text) > _LONGEST else _parsed(text)
+
+
+@lru_cache(maxsize=4096)  # one connection's address is asked for several times, and peers come again
+def _parsed(text: str) -> Address | None:
     if "%" in text:
         return None
     try:
@@ -52,6 +60,12 @@ def client_address(peer_ip: str, forwarded_for: Sequence[str], trusted: tuple[Ne
         if not _is_in(address, trusted):
             break
     return str(peer)
+
+
+def is_trusted(peer_ip: str, trusted: tuple[Network, ...]) -> bool:
+    """Whether the socket's peer is one of the trusted proxies."""
+    address = parse_address(peer_ip)
+    return address is not None and _is_in(address, trusted)
 
 
 def counted_as(address: str) -> str:

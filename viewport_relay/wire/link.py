@@ -42,6 +42,7 @@ class ConnectionLink:
     ) -> None:
         """`on_established` lets the connection into routing."""
         self._connection = connection
+        self._grant = grant
         self._on_established = on_established
         self._timeout: IDelayedCall | None = None
         responder = None
@@ -72,10 +73,30 @@ class ConnectionLink:
 
     def fail(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
         self._cancel_timeout()
-        self._connection.end(reason, detail, details=dict(details))
+        if reason is Reason.FRAME_TOO_LARGE:
+            self._connection.factory.counters.ws_frame_too_large += 1
+        self._connection.end(reason, detail, details={**self._key_used(), **details})
 
     def note(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
-        self._connection.factory.hub.noted(self._connection, reason, detail, dict(details))
+        connection = self._connection
+        connection.factory.counters.handshakes_left[reason] += 1
+        about = {**self.describe(), **self._key_used(), **details}
+        connection.factory.hub.noted(connection, reason, detail, about)
+
+    def describe(self) -> dict[str, Any]:
+        """What a log entry says of a peer that routing does not know (yet)."""
+        grant = self._grant
+        return {
+            "role": grant.role.value,
+            "workspaceId": grant.workspace_id,
+            "runtimeTargetId": grant.runtime_target_id,
+            "clientId": grant.client_id,
+            "ip": self._connection.ip,
+        }
+
+    def _key_used(self) -> dict[str, str]:
+        key_used = self.noise.key_used
+        return {} if key_used is None else {"relayKeyUsed": key_used}
 
     # -- the connection ----------------------------------------------------------------------------------------
 

@@ -175,12 +175,12 @@ class Outbox:
                 self._turns.append(lane)
             else:
                 del self._lanes[lane.feeder]
-                if lane.feeder is not None:
-                    lane.feeder.resume_reading(self)
             if type(data) is Unsealed:
                 data = self._seal(data)
             self._in_transport = len(data)
             self._transport.write(data)
+            if not lane.chunks and lane.feeder is not None:
+                lane.feeder.resume_reading(self)  # last: it may write at once
         if self._turns or self.blocked:
             return
         if self._last is not None:

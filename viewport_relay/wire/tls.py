@@ -1,18 +1,46 @@
-"""The relay's own TLS: certificate and key from files, TLS 1.2 and later."""
+"""The relay's own TLS: certificate and key from files, TLS 1.2 and later, read again when the files change.
+
+A connection keeps the context it began with, so a new certificate drops nobody. Files that cannot be used leave the
+old ones in service, and say so in the log: a half-written renewal must not end the relay.
+"""
 
 from __future__ import annotations
 
+import os
+from typing import Final
+
 from OpenSSL import SSL
-from twisted.internet.interfaces import IOpenSSLContextFactory
+from twisted.internet.interfaces import IOpenSSLContextFactory, IReactorTime
 from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
+from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from viewport_relay.config import Config, ConfigError
+from viewport_relay.observe.sink import EventSink
+
+#: Seconds between two looks at the files. A change is taken up when it was the same at two looks.
+WATCH_SECONDS: Final = 10.0
 
 _CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(
     "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:"
     "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!aDSS"
 )
+
+#: What tells one version of a file from another: renewals replace files, links or what links point to.
+_Version = tuple[int, int, int, int] | None
+
+
+def _version(path: str) -> _Version:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _no_passphrase(length: int, verify: bool, _: object) -> bytes:
+    """OpenSSL's own would ask at the terminal, and wait."""
+    return b""
 
 
 @implementer(IOpenSSLContextFactory)
@@ -23,6 +51,7 @@ class ServerContext:
         """Raises ConfigError when the files hold no certificate with its key."""
         self._cert_path = cert_path
         self._key_path = key_path
+        self._read_versions = self.versions()
         self._context = self._read()
 
     @classmethod
@@ -37,8 +66,18 @@ class ServerContext:
         """For Twisted: the context of the next connection."""
         return self._context
 
+    def versions(self) -> tuple[_Version, _Version]:
+        """The files as they are on the disk."""
+        return _version(self._cert_path), _version(self._key_path)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the files are others than those that were read last, usable or not."""
+        return self.versions() != self._read_versions
+
     def reload(self) -> None:
         """Read the files again; connections that are open keep what they have. Raises ConfigError."""
+        self._read_versions = self.versions()
         self._context = self._read()
 
     def _read(self) -> SSL.Context:
@@ -46,6 +85,8 @@ class ServerContext:
             raiseMinimumTo=TLSVersion.TLSv1_2, acceptableCiphers=_CIPHERS, acceptableProtocols=[b"http/1.1"]
         )
         context = options.getContext()
+        context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
+        context.set_passwd_cb(_no_passphrase)
         try:
             context.use_certificate_chain_file(self._cert_path)
             context.use_privatekey_file(self._key_path)
@@ -54,6 +95,44 @@ class ServerContext:
             raise ConfigError(
                 [
                     f"RELAY_TLS_CERT_PATH, RELAY_TLS_KEY_PATH: {self._cert_path!r} and its key are not a PEM pair"
+                    " (a key with a passphrase is not taken)"
                 ]
             ) from None
         return context
+
+
+class CertificateWatch:
+    """Reads the certificate again when its files have changed, or when told to."""
+
+    def __init__(
+        self, context: ServerContext, clock: IReactorTime, log: EventSink, seconds: float = WATCH_SECONDS
+    ) -> None:
+        self._context = context
+        self._log = log
+        self._seconds = seconds
+        self._seen = context.versions()
+        self._loop = LoopingCall(self._look)
+        self._loop.clock = clock
+
+    def start(self) -> None:
+        self._loop.start(self._seconds, now=False)
+
+    def stop(self) -> None:
+        if self._loop.running:
+            self._loop.stop()
+
+    def reload(self) -> bool:
+        """Read the files now. False: they cannot be used, and the old ones stay."""
+        try:
+            self._context.reload()
+        except ConfigError as error:
+            message = f"{error.problems[0]}: the certificate that was read before stays in use"
+            self._log.event("tls_reload_failed", level="error", message=message)
+            return False
+        self._log.event("tls_reloaded", message="certificate and key were read again")
+        return True
+
+    def _look(self) -> None:
+        seen, self._seen = self._seen, self._context.versions()
+        if self._context.changed and self._seen == seen:
+            self.reload()

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import os
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -20,7 +21,7 @@ from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
-from twisted.web.http import Request
+from twisted.web.http import Request, datetimeToString
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -44,6 +45,19 @@ _TOKEN_CHARS: Final = frozenset(
 _CLOSABLE: Final = frozenset(
     r for r in Reason if r.entry.status and r.entry.close and r.name != "RELAY_SHUTTING_DOWN"
 )
+
+
+def _head(reason: Reason) -> bytes:
+    """What the answers of one reason begin with."""
+    status = HTTPStatus(reason.entry.status)
+    version = b"Sec-WebSocket-Version: 13\r\n" if reason is Reason.UPGRADE_REQUIRED else b""
+    return (
+        b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nX-Relay-Reason: %b\r\nConnection: close\r\n%b"
+        % (status, status.phrase.encode(), reason.code.encode(), version)
+    )
+
+
+_HEADS: Final = {reason: _head(reason) for reason in Reason if reason.entry.status}
 
 
 def is_upgrade(request: Request) -> bool:
@@ -158,6 +172,8 @@ class UpgradeResource(Resource):
 
     def _admit(self, request: Request, attempt: _Attempt) -> None:
         assert attempt.token is not None and attempt.query is not None
+        clock, latency = self._hub.clock, self._hub.counters.admission_latency
+        began = clock.seconds()
         waiting = Deferred.fromCoroutine(self._gate.admit(attempt.token, attempt.query))
 
         def gone(reason: Failure) -> None:
@@ -174,11 +190,15 @@ class UpgradeResource(Resource):
                 return
             failure.trap(Refusal)
             assert isinstance(failure.value, Refusal)
+            latency.observe(clock.seconds() - began)
             self._refuse(request, attempt, failure.value)
 
         def admitted(claims: Claims) -> None:
+            latency.observe(clock.seconds() - began)
             attempt.client_id = claims.client_id
             try:
+                if self.stopping:  # since it was asked: the drain has its connections already
+                    raise Refusal(Reason.RELAY_SHUTTING_DOWN, retry_after=1)
                 self._settle_target(attempt, claims)
             except Refusal as refusal:
                 self._refuse(request, attempt, refusal)
@@ -194,8 +214,9 @@ class UpgradeResource(Resource):
             self._hub.log.event(
                 "internal_error",
                 level="error",
-                message=failure.getTraceback(),
+                message="an upgrade failed inside the relay: this is a bug",
                 connection_id=attempt.connection_id,
+                traceback=failure.getTraceback(),
             )
             if not (request.finished or request._disconnected):
                 request.setResponseCode(500)
@@ -218,11 +239,10 @@ class UpgradeResource(Resource):
     def _hand_over(self, request: Request, attempt: _Attempt) -> Connection:
         """Give the TCP connection to a `Connection`, in the open state."""
         channel: Any = request.channel
-        transport, channel.transport = channel.transport, None
         # What came behind the request: in the line receiver if we are still in its loop, else kept by the channel.
         early = b"".join(channel._dataBuffer) + channel._buffer
         channel._dataBuffer, channel._buffer = [], b""
-        channel.setTimeout(None)
+        transport = channel.hand_over()
         transport.unregisterProducer()
         connection = self._factory.connection(attempt.connection_id, attempt.ip)
         connection.version = attempt.version
@@ -260,6 +280,7 @@ class UpgradeResource(Resource):
         if not by_close or refusal.reason not in _CLOSABLE:
             self._answer(request, attempt, refusal)
             return
+        self._hub.counters.ws_connections_rejected += 1
         self._log(attempt, refusal)
         connection = self._hand_over(request, attempt)
         connection.end(refusal.reason, logged=False)
@@ -269,26 +290,29 @@ class UpgradeResource(Resource):
         _release(attempt)
         self._hub.counters.ws_connections_rejected += 1
         self._log(attempt, refusal)
-        reason = refusal.reason
         body = json.dumps(
             {
                 "ok": False,
-                "reason": reason.code,
+                "reason": refusal.reason.code,
                 "message": refusal.detail_for_peer,
                 "connectionId": attempt.connection_id,
             }
         ).encode()
-        request.setResponseCode(reason.entry.status)
-        headers = request.responseHeaders
-        headers.setRawHeaders(b"content-type", [b"application/json"])
-        headers.setRawHeaders(b"content-length", [b"%d" % len(body)])
-        headers.setRawHeaders(b"x-relay-reason", [reason.code.encode()])
-        headers.setRawHeaders(b"connection", [b"close"])
-        if refusal.retry_after is not None:
-            headers.setRawHeaders(b"retry-after", [b"%d" % refusal.retry_after])
-        if reason is Reason.UPGRADE_REQUIRED:
-            headers.setRawHeaders(b"sec-websocket-version", [b"13"])
-        request.write(body)
+        retry = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
+        channel: Any = request.channel
+        channel.persistent = False  # what the head says; Twisted goes by the request's alone
+        # In one piece, and past Twisted's header objects: refusals must stay cheap.
+        request.startedWriting = 1
+        channel.write(
+            b"%bDate: %b\r\n%bContent-Length: %d\r\n\r\n%b"
+            % (
+                _HEADS[refusal.reason],
+                datetimeToString(),
+                retry,
+                len(body),
+                b"" if request.method == b"HEAD" else body,
+            )
+        )
         request.finish()
 
     def _log(self, attempt: _Attempt, refusal: Refusal) -> None:
@@ -372,9 +396,10 @@ def _parse_query(uri: bytes) -> tuple[UpgradeQuery, str | None]:
     found: dict[str, str] = {}
     _, _, query = uri.partition(b"?")
     try:
-        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64)
+        # What is no UTF-8 harms only if it stands in a parameter that counts: those have a form of their own.
+        pairs = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=64)
     except ValueError:
-        raise Refusal(Reason.QUERY_INVALID, "the query cannot be read") from None
+        raise Refusal(Reason.QUERY_INVALID, "the query has more than 64 parameters") from None
     for name, value in pairs:
         found.setdefault(name, value)
     return read_query(found.get("role"), found.get("workspaceId"), found.get("runtimeTargetId")), found.get(

@@ -134,7 +134,7 @@ class WorkerTransport:
 
         def done(result: object) -> object:
             line.running.discard(running)
-            if line.waiting:
+            while line.waiting and len(line.running) < MOST_RUNNING:  # those that are denied run not at all
                 self._start(connection, *line.waiting.popleft(), line)
             if not line.waiting:
                 connection.resume_reading(self)

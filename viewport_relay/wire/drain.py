@@ -1,0 +1,100 @@
+"""The end of all connections when the relay stops: in waves, so that a fleet does not come back all at once.
+
+    what is queued -> close 1001 "relay shutting down" -> the peer's answer | the deadline
+
+A target's daemon and its clients go in the same wave: nobody waits long for the other on the next relay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from math import ceil
+from typing import Final
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from viewport_relay.reasons import Reason
+from viewport_relay.wire.websocket import Connection
+
+#: Seconds between two waves, and the least number of connections in one: few peers need no spreading.
+WAVE_SECONDS: Final = 0.1
+LEAST_PER_WAVE: Final = 20
+
+#: The part of the time in which waves begin; the rest is for the last one's answers.
+SPREAD: Final = 0.8
+
+
+def per_wave(connections: int, seconds: float) -> int:
+    """How many connections are closed at once, so that the last wave begins within the spread of `seconds`."""
+    waves = max(1, int(seconds * SPREAD / WAVE_SECONDS + 1e-9))
+    return max(LEAST_PER_WAVE, ceil(connections / waves))
+
+
+class Drain:
+    """Ends `connections`, which is live: whoever leaves meanwhile is gone from it."""
+
+    def __init__(self, clock: IReactorTime, connections: AbstractSet[Connection], seconds: float) -> None:
+        self._clock = clock
+        self._connections = connections
+        self._seconds = seconds
+        self._left: list[Connection] = []
+        self._size = 0
+        self._waiting = 0
+        self._timers: list[IDelayedCall] = []
+        self._done: Deferred[None] | None = None
+
+    def start(self) -> Deferred[None]:
+        """Fires when the last connection is gone, after `seconds` at the latest."""
+        # Sorted backwards, since waves are taken from the end.
+        self._left = sorted(self._connections, key=_target, reverse=True)
+        if not self._left:
+            return succeed(None)
+        self._waiting = len(self._left)
+        self._size = per_wave(len(self._left), self._seconds)
+        done: Deferred[None] = Deferred()
+        self._done = done
+        for connection in self._left:
+            connection.when_lost(self._one_gone)
+        self._timers.append(self._clock.callLater(self._seconds, self.end_at_once))
+        self._wave()
+        return done
+
+    def _wave(self) -> None:
+        ended = 0
+        while self._left and ended < self._size:
+            connection = self._left.pop()
+            if not connection.lost:
+                connection.end(Reason.RELAY_SHUTTING_DOWN)
+                ended += 1
+        if self._left:
+            self._timers.append(self._clock.callLater(WAVE_SECONDS, self._wave))
+
+    def _one_gone(self) -> None:
+        self._waiting -= 1
+        if not self._waiting:
+            self._finish()
+
+    def end_at_once(self) -> None:
+        """Cut whoever is left."""
+        self._left.clear()
+        for connection in tuple(self._connections):
+            connection.cut(Reason.RELAY_SHUTTING_DOWN)
+        self._finish()
+
+    def _finish(self) -> None:
+        for timer in self._timers:
+            if timer.active():
+                timer.cancel()
+        self._timers.clear()
+        done, self._done = self._done, None
+        if done is not None:
+            done.callback(None)
+
+
+def _target(connection: Connection) -> tuple[str, str, str]:
+    peer = connection.routed
+    if peer is None:
+        return ("", "", connection.connection_id)
+    grant = peer.grant
+    return (grant.workspace_id, grant.runtime_target_id or "", connection.connection_id)

@@ -1,0 +1,160 @@
+"""Both ends of the packets from the parent to a worker, which carry the descriptors of connections (unix(7)).
+
+A descriptor arrives as one of the worker's own; the parent closes its copy without a shutdown, since the connection
+goes on. What the socket does not take now waits in order, a bounded number of packets.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.interfaces import IReadDescriptor, IReactorFDSet, IWriteDescriptor
+from zope.interface import implementer
+
+from viewport_relay.workers.messages import MAX_PACKET, Order, decode_order, encode
+
+#: Packets that wait for a worker which starts, or has no time. Peers behind them wait too.
+MAX_WAITING: Final = 4096
+
+#: Packets that a worker takes at one wake-up, so that its peers' frames get their turn.
+_PER_WAKE_UP: Final = 16
+
+#: The kernel has no room just now: for the packet, or for more descriptors that nobody has fetched yet.
+_LATER: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS})
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """The parent's end and the worker's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    return ours, theirs
+
+
+@implementer(IWriteDescriptor)
+class PacketSender:
+    """The parent's end. It owns each `sock` that it is given from then on."""
+
+    def __init__(self, sock: socket.socket, reactor: IReactorFDSet) -> None:
+        self._sock = sock
+        self._reactor = reactor
+        self._waiting: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._writing = False
+        self._open = True
+
+    def send(self, order: Order, sock: socket.socket | None = None, data: bytes = b"") -> bool:
+        """Send it, or keep it until the worker takes it. False: there is no room (and `sock` is still the caller's)."""
+        packet = encode(order) + b"\n" + data if data else encode(order)
+        if not self._open or len(packet) > MAX_PACKET:
+            return False
+        if sock is not None and len(self._waiting) >= MAX_WAITING:
+            return False
+        self._waiting.append((packet, sock))
+        if not self._writing:
+            self.doWrite()
+        return True
+
+    def doWrite(self) -> None:
+        """For the reactor: as much as the socket takes."""
+        while self._waiting:
+            packet, sock = self._waiting[0]
+            try:
+                if sock is None:
+                    self._sock.send(packet)
+                else:
+                    socket.send_fds(self._sock, [packet], [sock.fileno()])
+            except OSError as error:
+                if error.errno in _LATER:
+                    self._watch(True)
+                else:  # the worker is gone, which its process tells
+                    self.close()
+                return
+            self._waiting.popleft()
+            if sock is not None:
+                sock.close()
+        self._watch(False)
+
+    def close(self) -> None:
+        """Nothing is sent any more; connections that waited are cut."""
+        if not self._open:
+            return
+        self._open = False
+        self._watch(False)
+        self._sock.close()
+        for _, sock in self._waiting:
+            if sock is not None:
+                sock.close()
+        self._waiting.clear()
+
+    def _watch(self, on: bool) -> None:
+        if on is not self._writing:
+            self._writing = on
+            (self._reactor.addWriter if on else self._reactor.removeWriter)(self)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def connectionLost(self, reason: Any) -> None:
+        self.close()
+
+    def logPrefix(self) -> str:
+        return "packets to a worker"
+
+
+@implementer(IReadDescriptor)
+class PacketReader:
+    """The worker's end: calls `take(order, descriptor or None, data)` for each packet, and `gone()` at the end."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        reactor: IReactorFDSet,
+        take: Callable[[Order, int | None, bytes], None],
+        gone: Callable[[], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._reactor = reactor
+        self._take = take
+        self._gone = gone
+        self._open = True
+        reactor.addReader(self)
+
+    def doRead(self) -> None:
+        """For the reactor. Whoever takes a descriptor closes it."""
+        for _ in range(_PER_WAKE_UP):
+            if not self._open:
+                return
+            try:
+                packet, descriptors, _flags, _address = socket.recv_fds(self._sock, MAX_PACKET, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet, descriptors = b"", []
+            if not packet:
+                self.close()
+                self._gone()
+                return
+            head, _, data = packet.partition(b"\n")
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
+            self._take(decode_order(head), descriptors[0] if descriptors else None, data)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._reactor.removeReader(self)
+            self._sock.close()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def connectionLost(self, reason: Any) -> None:
+        self.close()
+
+    def logPrefix(self) -> str:
+        return "packets from the parent"
