@@ -1,0 +1,176 @@
+"""What is measured, and the goals that the figures are held against. A table; nothing runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import field, frozen
+
+SIZES: Final = {"128 B": 128, "1 KB": 1024, "16 KB": 16_384, "256 KB": 262_144, "900 KB": 921_600}
+PAIRS: Final = (1, 50)
+WINDOWS: Final = (1, 16)
+CONNECTIONS: Final = (10, 100, 1000, 5000)
+#: Daemons and clients of each, always 1,000 connections.
+WORKSPACES: Final = ((1, 999), (10, 99), (100, 9), (500, 1))
+#: Frames in flight when the number of connections or workspaces is what changes.
+SPREAD: Final = 5
+#: Tokens that cached upgrades use in turn.
+CACHED_TOKENS: Final = 50
+
+
+@frozen
+class Cell:
+    """One thing to measure. `cost` names the figure that stands for its price."""
+
+    name: str
+    group: str  # frames | upgrades | idle | connections | workspaces
+    mode: str  # of the load generator
+    options: Mapping[str, int | str]
+    cost: str
+    quick: bool = False
+    cold: bool = False  # upgrades: every token is new to the relay
+    environment: Mapping[str, str] = field(factory=dict)
+
+
+def _frames() -> list[Cell]:
+    quick = {(50, "128 B", 1), (50, "1 KB", 1), (50, "16 KB", 1), (50, "256 KB", 1), (50, "900 KB", 1),
+             (1, "128 B", 1), (1, "1 KB", 1), (1, "1 KB", 16)}  # fmt: skip
+    return [
+        Cell(
+            f"frames, {pairs} {'pair' if pairs == 1 else 'pairs'}, {label}, {window} in flight",
+            "frames",
+            "throughput",
+            {"daemons": pairs, "clients": 1, "size": size, "window": window},
+            "cpu_s_per_100k",
+            (pairs, label, window) in quick,
+        )
+        for pairs in PAIRS
+        for label, size in SIZES.items()
+        for window in WINDOWS
+    ]
+
+
+def _upgrades() -> list[Cell]:
+    cells = []
+    for at_once in (1, 32):
+        how = "one by one" if at_once == 1 else f"{at_once} at a time"
+        cached = {"at-once": at_once, "span": CACHED_TOKENS, "prime": ""}
+        remember = {"RELAY_VALIDATE_CACHE_TTL": "3600"}
+        cells += [
+            Cell(
+                f"upgrades, cached, {how}",
+                "upgrades",
+                "connect",
+                cached,
+                "cpu_ms_per_upgrade",
+                True,
+                False,
+                remember,
+            ),
+            Cell(
+                f"upgrades, cold, {how}",
+                "upgrades",
+                "connect",
+                {"at-once": at_once},
+                "cpu_ms_per_upgrade",
+                True,
+                True,
+            ),
+        ]
+    return cells
+
+
+def _idle() -> list[Cell]:
+    # Pings often enough that several rounds of them are in what is measured.
+    environment = {"RELAY_PING_INTERVAL_MS": "3000"}
+    return [
+        Cell(
+            "idle, 1000 connections",
+            "idle",
+            "idle",
+            {"steps": 1000},
+            "kb_per_connection",
+            True,
+            False,
+            environment,
+        ),
+        Cell(
+            "idle, 5000 connections",
+            "idle",
+            "idle",
+            {"steps": 5000},
+            "kb_per_connection",
+            False,
+            False,
+            environment,
+        ),
+    ]
+
+
+def _scale() -> list[Cell]:
+    some = {"size": 1024, "window": 1, "spread": SPREAD}
+    by_connections = [
+        Cell(
+            f"{n} connections",
+            "connections",
+            "throughput",
+            {"daemons": n // 2, "clients": 1, **some},
+            "cpu_s_per_100k",
+            n in (10, 1000),
+        )
+        for n in CONNECTIONS
+    ]
+    by_workspaces = [
+        Cell(
+            f"{daemons} {'workspace' if daemons == 1 else 'workspaces'}",
+            "workspaces",
+            "throughput",
+            {"daemons": daemons, "clients": clients, **some},
+            "cpu_s_per_100k",
+        )
+        for daemons, clients in WORKSPACES
+    ]
+    return by_connections + by_workspaces
+
+
+CELLS: Final = (*_frames(), *_upgrades(), *_idle(), *_scale())
+
+#: Groups whose cells are compared with one another: all of them are measured within each repetition.
+TOGETHER: Final = frozenset({"connections", "workspaces"})
+
+
+@frozen
+class Goal:
+    """`figure` of our relay over that of the base (or over the group's first cell) must be at most `most`."""
+
+    cell: str
+    figure: str
+    most: float
+    what: str
+
+
+def _cost_goal(cell: Cell) -> float:
+    """Of the Node peer's CPU per frame."""
+    size, window, pairs = (int(cell.options[name]) for name in ("size", "window", "daemons"))
+    if size >= SIZES["256 KB"]:
+        return 0.12
+    if size >= SIZES["16 KB"]:
+        return 0.25
+    if pairs == 1 and window == 1:
+        return 0.9
+    return 0.4 if size == SIZES["1 KB"] and window == 16 else 0.5
+
+
+def goals(cell: Cell) -> list[Goal]:
+    """What a cell must reach; empty for what is only reported."""
+    if cell.group == "frames":
+        return [
+            Goal(cell.name, cell.cost, _cost_goal(cell), "CPU per frame, of Node's"),
+            Goal(cell.name, "p99_us", 1.0, "p99 round trip, of Node's"),
+        ]
+    if cell.group == "upgrades":
+        return [Goal(cell.name, cell.cost, 1.0 if cell.cold else 0.8, "CPU per upgrade, of Node's")]
+    if cell.group == "idle":
+        return [Goal(cell.name, cell.cost, 0.7, "memory per idle connection, of Node's")]
+    return [Goal(cell.name, cell.cost, 1.2, "CPU per frame, of the same relay's in the group's first cell")]

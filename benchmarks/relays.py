@@ -1,0 +1,223 @@
+"""The relays that are measured, the platform beside them, and how their processes are started and ended.
+
+Everybody gets the same environment. Rate limits are set far away, not off, so that they are counted like in
+earnest. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE / "build"
+NODE_RELAY = HERE / "peers" / "node-relay"
+#: Seconds that a process has to listen, and to end.
+PATIENCE = 20.0
+
+_FAR = "1000000000"
+LIMITS: Mapping[str, str] = {
+    "RELAY_RATE_LIMIT_PER_IP": _FAR,
+    "RELAY_MAX_TOTAL_CONNECTIONS": _FAR,
+    "RELAY_MAX_CONNECTIONS_PER_IP": _FAR,
+    "RELAY_MAX_CLIENTS_PER_WORKSPACE": _FAR,
+    "RELAY_KEX_INIT_RATE_PER_MINUTE": _FAR,
+    "RELAY_PAIRING_RATE_PER_MINUTE": _FAR,
+    "RELAY_RUNTIME_RATE_PER_MINUTE": _FAR,
+    "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE": _FAR,
+    "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE": _FAR,
+    # Above 16 frames of 900 KB to one client, else it is the limit that is measured.
+    "RELAY_MAX_PENDING_BYTES": "268435456",
+    "RELAY_SESSION_OWNER_TRACK_MAX": "8192",
+    "RELAY_PAIRING_REQUEST_TRACK_MAX": "8192",
+}
+
+
+@frozen
+class Kind:
+    """A relay to measure. `admits` says that it checks tokens, and so has something to measure in an upgrade."""
+
+    name: str
+    about: str
+    command: tuple[str, ...]  # the port comes as RELAY_LISTEN_PORT, and for PORT in here
+    environment: Mapping[str, str]
+    admits: bool = True
+
+
+_OURS = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "viewport-relay")
+_NODE = ("node", str(NODE_RELAY / "relay.mjs"))
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("relay", "this relay", _OURS, {"RELAY_FAST_PATH": "1"}),
+        Kind("relay-plain", "this relay with RELAY_FAST_PATH=0", _OURS, {"RELAY_FAST_PATH": "0"}),
+        Kind(
+            "node",
+            "minimal relay on Node and ws",
+            _NODE,
+            {"WS_NO_BUFFER_UTIL": "1", "NODE_ENV": "production"},
+        ),
+        Kind("node-native", "the same with the native bufferutil", _NODE, {"NODE_ENV": "production"}),
+        Kind(
+            "floor",
+            "C, unmasks and sends on, checks nothing",
+            (str(BUILD / "reframe"), "PORT"),
+            {},
+            admits=False,
+        ),
+        Kind(
+            "autobahn",
+            "onMessage, json.loads, sendMessage",
+            (sys.executable, str(HERE / "peers" / "autobahn_relay.py"), "PORT"),
+            {},
+            admits=False,
+        ),
+    )
+}
+
+
+def checkout(name: str, folder: str) -> Kind:
+    """This relay as the code in `folder` has it, with the dependencies that are installed here."""
+    return Kind(name, "this relay, another checkout", _OURS, {"PYTHONPATH": str(Path(folder).resolve())})
+
+
+#: Whom all others are compared with.
+BASE = "node"
+
+
+@frozen
+class Running:
+    """A relay that listens."""
+
+    kind: Kind
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
+@frozen
+class Platform:
+    """The fake platform and what it signs with."""
+
+    port: int
+    internal_key: str
+    tokens: Path
+    fresh: Path
+
+    def environment(self) -> dict[str, str]:
+        """What tells a relay to ask it."""
+        return {
+            "RELAY_JWKS_URL": f"http://127.0.0.1:{self.port}/jwks.json",
+            "RELAY_VALIDATE_URL": f"http://127.0.0.1:{self.port}/relay/validate",
+            "RELAY_INTERNAL_KEY": self.internal_key,
+            "RELAY_ADMIN_TOKEN": self.internal_key,
+        }
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def build() -> None:
+    """Compile the C programs, and install what the Node relay needs, unless they are there and up to date."""
+    BUILD.mkdir(exist_ok=True)
+    for source in (HERE / "loadgen.c", HERE / "platform.c", HERE / "peers" / "reframe.c"):
+        program = BUILD / source.stem
+        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+            flags = ("-std=gnu11", "-O3", "-march=native", "-Wall", "-Wextra")
+            subprocess.run((os.environ.get("CC", "cc"), *flags, "-o", str(program), str(source)), check=True)
+    installed, lock = NODE_RELAY / "node_modules" / ".package-lock.json", NODE_RELAY / "package-lock.json"
+    fresh = installed.exists() and installed.stat().st_mtime >= lock.stat().st_mtime
+    if shutil.which("npm") and not fresh:
+        subprocess.run(("npm", "ci", "--silent", "--no-progress"), cwd=NODE_RELAY, check=True)
+
+
+def _start(
+    command: tuple[str, ...], environment: Mapping[str, str], port: int, cores: set[int] | None
+) -> subprocess.Popen[bytes]:
+    def pin() -> None:
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=(BUILD / "stderr.log").open("ab"),
+        preexec_fn=pin,
+    )
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return process
+        except OSError:
+            if process.poll() is not None or time.monotonic() > until:
+                _end(process)
+                raise SystemExit(f"{command[0]} does not listen; see {BUILD / 'stderr.log'}") from None
+            time.sleep(0.05)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def running_platform(folder: Path, cores: set[int] | None = None) -> Iterator[Platform]:
+    """The platform, over what `mint.mint` has put into `folder`."""
+    port, key = free_port(), secrets.token_urlsafe(24)
+    command = (str(BUILD / "platform"), str(port), str(folder / "jwks.json"), key)
+    process = _start(command, {}, port, cores)
+    try:
+        yield Platform(port, key, folder / "tokens.tsv", folder / "fresh.tsv")
+    finally:
+        _end(process)
+
+
+@contextmanager
+def running(
+    kind: Kind, platform: Platform, more: Mapping[str, str] | None = None, cores: set[int] | None = None
+) -> Iterator[Running]:
+    """A relay of this kind on a free port, until the block is left. `more` is added to its environment."""
+    port = free_port()
+    environment = {
+        "RELAY_LISTEN_HOST": "127.0.0.1",
+        "RELAY_LISTEN_PORT": str(port),
+        "RELAY_MODE": "staging",
+        **LIMITS,
+        **platform.environment(),
+        **kind.environment,
+        **(more or {}),
+    }
+    command = tuple(str(port) if word == "PORT" else word for word in kind.command)
+    process = _start(command, environment, port, cores)
+    try:
+        yield Running(kind, process, port)
+    finally:
+        _end(process)
