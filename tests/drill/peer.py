@@ -1,0 +1,220 @@
+"""A WebSocket peer over a blocking socket, with the manners that a test wants it to have.
+
+    daemon = Peer.daemon(relay, platform, "ws-1", "target-1")
+    client = Peer.client(relay, platform, "ws-1", "target-1")
+    client.converse(daemon)                     # key exchange, so that the session is the client's
+    client.send(e2ee(client.session))
+    assert daemon.text() == …
+
+Nothing is answered that the test does not answer: pings are left to it, and so is a Close.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import socket
+import ssl
+import struct
+from typing import Any, Self
+from urllib.parse import urlencode
+
+from tests.drill.platform import FaultyPlatform
+
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+_numbers = itertools.count(1)
+
+
+class Refused(Exception):
+    """The upgrade was not answered with 101."""
+
+    def __init__(self, status: int, head: str) -> None:
+        super().__init__(f"{status}: {head[:300]}")
+        self.status = status
+        self.head = head
+
+
+class Closed(Exception):
+    """The relay closed: code 1006 when there was no Close frame."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(f"{code} {reason}")
+        self.code = code
+        self.reason = reason
+
+
+def frame(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True) -> bytes:
+    """One frame as a client sends it (RFC 6455, section 5.2)."""
+    head = bytes([(0x80 if fin else 0) | opcode])
+    bit, size = (0x80 if masked else 0), len(payload)
+    if size < 126:
+        head += bytes([bit | size])
+    elif size < 65_536:
+        head += bytes([bit | 126]) + struct.pack("!H", size)
+    else:
+        head += bytes([bit | 127]) + struct.pack("!Q", size)
+    if not masked:
+        return head + payload
+    key = os.urandom(4)
+    mask = int.from_bytes((key * (size // 4 + 1))[:size], "big")
+    return head + key + (int.from_bytes(payload, "big") ^ mask).to_bytes(size, "big")
+
+
+def e2ee(session: str, seq: int = 1, ciphertext: str = "Y2lwaGVy") -> str:
+    return json.dumps({
+        "type": "e2ee", "version": 2, "profile": "noise-ik", "sessionId": session, "epoch": 1, "seq": seq, "iv": "aXY",
+        "tag": "dGFn", "ciphertext": ciphertext,
+    })  # fmt: skip
+
+
+def kex_init(request: str) -> str:
+    return json.dumps({
+        "type": "relay_key_exchange_init", "version": 3, "profile": "noise-ik", "requestId": request,
+        "clientEphemeralPublicKey": "BEPH", "encryptedClientStatic": "ENC",
+    })  # fmt: skip
+
+
+def kex_response(request: str, session: str) -> str:
+    return json.dumps({
+        "type": "relay_key_exchange_response", "version": 3, "profile": "noise-ik", "requestId": request,
+        "sessionId": session, "epoch": 1, "proof": "p", "daemonPublicKey": "BD", "daemonEphemeralPublicKey": "BE",
+        "encryptedMetadata": "em",
+    })  # fmt: skip
+
+
+def dial(port: int, tls: ssl.SSLContext | None = None, timeout: float = 20.0) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock if tls is None else tls.wrap_socket(sock, server_hostname="localhost")
+
+
+def upgrade_request(path: str, headers: dict[str, str]) -> bytes:
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Connection: Upgrade",
+             "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: " + base64.b64encode(os.urandom(16)).decode()]  # fmt: skip
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+class Peer:
+    """One upgraded connection."""
+
+    def __init__(
+        self,
+        port: int,
+        query: dict[str, str],
+        headers: dict[str, str],
+        *,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = 20.0,
+        before: bytes = b"",
+        early: bytes = b"",
+    ) -> None:
+        """`before` is sent first (a PROXY header), `early` in one piece with the request. Raises Refused."""
+        self.session = f"session-{next(_numbers)}"
+        self._buffer = b""
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if before:
+            self.sock.sendall(before)
+        if tls is not None:
+            self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
+        self.sock.sendall(upgrade_request("/ws?" + urlencode(query), headers) + early)
+        while b"\r\n\r\n" not in self._buffer:
+            if not self._more():
+                raise Refused(0, self._buffer.decode("latin-1"))
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        self.head = head.decode("latin-1")
+        status = int(self.head.split()[1])
+        if status != 101:
+            self.sock.close()
+            raise Refused(status, self.head)
+
+    @classmethod
+    def join(
+        cls, relay: Any, platform: FaultyPlatform, role: str, workspace: str, target: str | None, **more: Any
+    ) -> Self:
+        """`relay` has a `port`, and `tls` when it speaks TLS."""
+        options = {name: more.pop(name) for name in ("timeout", "before", "early", "tls") if name in more}
+        options.setdefault("tls", getattr(relay, "tls", None))
+        headers = more.pop("headers", {})
+        token = more.pop("token", None) or platform.token(role, workspace, target, **more)
+        query = {"role": role, "workspaceId": workspace} | ({"runtimeTargetId": target} if target else {})
+        return cls(relay.port, query, {"Authorization": f"Bearer {token}"} | headers, **options)
+
+    @classmethod
+    def daemon(cls, relay: Any, platform: FaultyPlatform, workspace: str, target: str, **more: Any) -> Self:
+        return cls.join(relay, platform, "workspace-daemon", workspace, target, **more)
+
+    @classmethod
+    def client(cls, relay: Any, platform: FaultyPlatform, workspace: str, target: str, **more: Any) -> Self:
+        return cls.join(relay, platform, "client", workspace, target, **more)
+
+    # -- talking ---------------------------------------------------------------------------------------------
+
+    def raw(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def send(self, text: str | bytes, opcode: int = TEXT) -> None:
+        self.sock.sendall(frame(opcode, text.encode() if isinstance(text, str) else text))
+
+    def converse(self, daemon: Peer) -> None:
+        """The key exchange after which `self.session` is this client's."""
+        request = f"request-{next(_numbers)}"
+        self.send(kex_init(request))
+        assert json.loads(daemon.text())["requestId"] == request
+        answer = kex_response(request, self.session)
+        daemon.send(answer)
+        assert self.text() == answer
+
+    def _more(self) -> bool:
+        data = self.sock.recv(262_144)
+        self._buffer += data
+        return bool(data)
+
+    def _take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            if not self._more():
+                raise Closed(1006)
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+    def frame(self) -> tuple[int, bytes]:
+        """The next frame of any kind. Raises Closed at the end of the stream, TimeoutError when nothing comes."""
+        try:
+            first, second = self._take(2)
+            size = second & 0x7F
+            if size == 126:
+                size = int.from_bytes(self._take(2), "big")
+            elif size == 127:
+                size = int.from_bytes(self._take(8), "big")
+            return first & 0x0F, self._take(size)
+        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            raise Closed(1006) from None
+
+    def message(self) -> bytes:
+        """The next message; pings are answered on the way. Raises Closed."""
+        while True:
+            opcode, payload = self.frame()
+            if opcode in (TEXT, BINARY):
+                return payload
+            if opcode == PING:
+                self.send(payload, PONG)
+            elif opcode == CLOSE:
+                code = int.from_bytes(payload[:2], "big") if payload else 1005
+                raise Closed(code, payload[2:].decode())
+
+    def text(self) -> str:
+        return self.message().decode()
+
+    def how_it_ends(self) -> Closed:
+        """Read on until the relay closes."""
+        while True:
+            try:
+                self.message()
+            except Closed as closed:
+                return closed
+
+    def close(self) -> None:
+        self.sock.close()

@@ -1,0 +1,219 @@
+"""Everything together: the demonstration, the link inside TLS, and no secret in anything that the relay shows."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted  # type: ignore[import-untyped]
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from twisted.internet import ssl
+
+from tests.integration.noise.conftest import CLIENT, DAEMON, TARGET, Relay, World, eventually
+from tests.integration.noise.linkpeers import reactor
+from tests.unit.noise.peers import OTHER_SECRET, PEER_STATIC, SECRET, b64, psk_of
+from tests.unit.peer.loopback import Inbox
+from tests.wireframes import encoded
+from viewport_relay.cli.demo import ExchangeResult, RefusalResult, Where, run_all
+from viewport_relay.noise.policy import Pattern
+from viewport_relay.peer.connection import connect
+from viewport_relay.peer.link import LinkSettings, generate_static
+from viewport_relay.peer.platform_api import JsonHttp, fetch_relay_identity
+from viewport_relay.peer.upgrade import Closed, ClosedEarly, Destination
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_the_demonstration(world: World, relay: Relay) -> None:
+    """Reference peers, with and without the link and the pairing; the refusal's line is in the log."""
+    lines: list[str] = []
+    where = Where(relay.ws, world.platform.url, world.platform.credential, turns=24, large_frame_bytes=400_000,
+                  pairing_secret=world.platform.workspaces["dev-paired"].pairing_secret_bytes())  # fmt: skip
+    plain, linked, paired, refused = await run_all(reactor, where, lines.append)
+    for result in (plain, linked, paired):
+        assert isinstance(result, ExchangeResult)
+        assert result.messages == 48 and result.rekeys >= 1 and result.epoch >= 2
+    assert isinstance(refused, RefusalResult)
+    assert refused.closed == Closed(4008, "Noise handshake failed: invalid psk")
+    assert sum(line.startswith("EXCHANGE OK 48 messages") for line in lines) == 3
+    for workspace, noise in (("dev-workspace", "none"), ("dev-link", "IK"), ("dev-paired", "IKpsk2")):
+        joins = [e["details"] for e in await relay.entries(workspace) if e["event"] == "join"]
+        assert [(join["role"], join["noise"]) for join in joins] == [(DAEMON, noise), (CLIENT, noise)]
+    entry = await relay.wait_for("dev-paired", "close", "NOISE_INVALID_PSK")
+    assert entry["message"] == "Noise handshake failed: invalid psk"
+    assert "the peer used plain IK" in entry["details"]["detail"]
+
+
+# -- TLS -----------------------------------------------------------------------------------------------------------
+
+
+class Authority:
+    """A private certificate authority, and one certificate of it for this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._now = datetime.datetime.now(datetime.UTC)
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "private authority")])
+        certificate = (
+            self._builder(name, name, key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        server_key = ec.generate_private_key(ec.SECP256R1())
+        server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+        server = (
+            self._builder(server_name, name, server_key)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        untyped: Any = ssl
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        self.trust_root = untyped.trustRootFromCertificates([untyped.Certificate.loadPEM(pem)])
+        self.certificate, self.key = folder / "server.pem", folder / "server.key"
+        self.certificate.write_bytes(server.public_bytes(serialization.Encoding.PEM))
+        self.key.write_bytes(
+            server_key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+
+    def _builder(self, subject: x509.Name, issuer: x509.Name, key: Any) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self._now - datetime.timedelta(days=1))
+            .not_valid_after(self._now + datetime.timedelta(days=1))
+        )
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    relay = await world.relay(
+        RELAY_TLS_CERT_PATH=str(authority.certificate), RELAY_TLS_KEY_PATH=str(authority.key)
+    )
+    http = JsonHttp(reactor, authority.trust_root)
+    identity = await fetch_relay_identity(http, relay.ws)
+    await http.close()
+    assert identity.noise_public is not None
+    large = encoded("e2ee", ciphertext="x" * 900_000)
+    for secret in (None, SECRET):
+        workspace = world.workspace(pairing_secret=b64(SECRET))
+        ends: dict[str, Any] = {}
+        inboxes = {role: Inbox() for role in (DAEMON, CLIENT)}
+        for role, inbox in inboxes.items():
+            link = LinkSettings(identity.noise_public, generate_static(), role, workspace, TARGET, secret)
+            destination = Destination(
+                relay.ws, role, workspace, TARGET, link=link, trust_root=authority.trust_root
+            )
+            ends[role] = await connect(reactor, destination, world.token(role, workspace), inbox)
+        ends[CLIENT].send(encoded("init v3").decode())
+        ends[CLIENT].send(large.decode())
+        assert await inboxes[DAEMON].has(2) == [encoded("init v3").decode(), large.decode()]
+        for frame in (encoded("response v3"), large, encoded("e2ee")):
+            ends[DAEMON].send(frame.decode())
+        assert (await inboxes[CLIENT].has(3))[1:] == [large.decode(), encoded("e2ee").decode()]
+        for end in ends.values():
+            end.close()
+            assert (await end.closed).code == 1000
+    workspace = world.paired(SECRET)
+    wrong = LinkSettings(identity.noise_public, generate_static(), CLIENT, workspace, TARGET)
+    destination = Destination(
+        relay.ws, CLIENT, workspace, TARGET, link=wrong, trust_root=authority.trust_root
+    )
+    with pytest.raises(ClosedEarly) as refused:
+        await connect(reactor, destination, world.token(CLIENT, workspace), lambda _: None)
+    assert refused.value.closed == Closed(4008, "Noise handshake failed: invalid psk")
+    with pytest.raises(ClosedEarly, match="TLS failed"):  # the system's authorities do not know ours
+        await connect(
+            reactor, replace(destination, trust_root=None), world.token(CLIENT, workspace), lambda _: None
+        )
+    # stdout says the same over TLS; /logs would too
+    said = [line for line in relay.process.output().splitlines() if workspace in line]
+    assert any("NOISE_INVALID_PSK" in line for line in said)
+
+
+# -- nothing secret is shown ---------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_no_secret_in_any_output(world: World, relay: Relay) -> None:
+    """Links that work and links that fail in every way; then everything that the relay shows is searched."""
+    marker = "PAYLOAD-zq7-marker-of-these-tests"
+    workspace = world.workspace(pairing_secret=b64(SECRET))
+    daemon = await world.join(relay, DAEMON, workspace, Pattern.IKPSK2)
+    client = await world.join(relay, CLIENT, workspace, Pattern.IKPSK2)
+    client.send(encoded("e2ee", ciphertext=marker))
+    await daemon.hears(1)
+    daemon.send(encoded("e2ee", ciphertext=marker))  # no owner: dropped
+    client.send(f'{{"type":"{marker}"}}'.encode())  # no frame: answered
+    await client.hears(1)
+    for spoil in (marker.encode(), b"\0\x10" + bytes(16)):
+        peer = await world.join(relay, CLIENT, workspace, Pattern.IK)
+        peer.raw.say(spoil)
+        await peer.raw.ended()
+    peer = await world.link(relay, CLIENT, workspace, Pattern.IKPSK2, secret=OTHER_SECRET)
+    peer.raw.say(peer.initiator.message_1())
+    await peer.raw.has(1)
+    peer.raw.say(marker.encode())
+    await peer.raw.ended()
+    bad = world.workspace(policy_mode="crypto_pairing", pairing_secret=b64(SECRET) + "-and-more-of-it")
+    peer = await world.link(relay, CLIENT, bad, Pattern.IKPSK2)
+    peer.raw.say(peer.initiator.message_1())
+    await peer.raw.ended()
+    await relay.wait_for(bad, "close", "NOISE_PSK_UNAVAILABLE")
+    secrets = {
+        *world.secrets,
+        marker,
+        relay.private_text,
+        *(b64(raw) for raw in (SECRET, OTHER_SECRET, PEER_STATIC, psk_of(SECRET))),
+        *(raw.hex() for raw in (SECRET, OTHER_SECRET, PEER_STATIC, psk_of(SECRET))),
+    }
+    shown = {"standard output and error": relay.process.output()}
+    for path in ("/logs?limit=1000", "/logs?summary=1", "/state", "/metrics"):
+        answer = await relay.admin(path)
+        shown[path] = answer if isinstance(answer, str) else json.dumps(answer)
+    for path in ("/health", "/ready", "/.well-known/viewport-relay.json"):
+        shown[path] = relay.process.ask("GET", path).text
+    assert len(secrets) > 15 and all(len(secret) > 20 for secret in secrets)
+    parts = {part for secret in secrets for part in _parts(secret)}
+    for where, text in shown.items():
+        assert text
+        found = parts & set(_parts(text))
+        assert not found, f"{len(found)} parts of secrets in {where}"
+    # nothing went wrong inside either
+    lines = [json.loads(line) for line in shown["standard output and error"].splitlines()]
+    assert [
+        line for line in lines if line["level"] == "error" or "traceback" in json.dumps(line).lower()
+    ] == []
+
+
+def _parts(text: str) -> Iterator[str]:
+    """All runs of 16 characters: a part of a secret is one too many already."""
+    return (text[at : at + 16] for at in range(len(text) - 15))
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_state_says_how_each_peer_is_linked(world: World, relay: Relay) -> None:
+    workspace = world.workspace(pairing_secret=b64(SECRET))
+    for role, pattern in ((DAEMON, Pattern.IKPSK2), (CLIENT, Pattern.IK), (CLIENT, None)):
+        await world.join(relay, role, workspace, pattern)
+
+    async def shown() -> bool:
+        target = await relay.target(workspace)
+        assert target is not None and target["daemon"]["noise"] == "IKpsk2"
+        return sorted(client["noise"] for client in target["clients"]) == ["IK", "none"]
+
+    await eventually(shown)

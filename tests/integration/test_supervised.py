@@ -1,0 +1,224 @@
+"""The relay under a service manager: what it tells, the socket it is given, signals, and a stuck event loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.drill.peer import CLOSE, Closed, Peer, e2ee
+from tests.drill.platform import FaultyPlatform
+from tests.drill.relay import Relay, running, until
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[FaultyPlatform]:
+    with FaultyPlatform() as made:
+        yield made
+
+
+class Manager:
+    """NOTIFY_SOCKET, read as it comes, with times."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "notify")
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(self.path)
+        self.heard: list[tuple[float, str]] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self.heard.append((time.monotonic(), self.sock.recv(4096).decode()))
+            except OSError:
+                return
+
+    def times(self, word: str) -> list[float]:
+        return [at for at, text in self.heard if word in text.splitlines()]
+
+    def wait(self, word: str, seconds: float = 30) -> float:
+        found: float = until(lambda: (self.times(word) or [0])[0], seconds, word)
+        return found
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(tmp_path)
+    yield made
+    made.sock.close()
+
+
+def listening() -> socket.socket:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(256)
+    return sock
+
+
+def test_ready_alive_reloading_stopping(manager: Manager, platform: FaultyPlatform) -> None:
+    watch = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "1000000"}
+    with running(platform.environment() | watch) as relay:
+        manager.wait("READY=1")
+        daemon = Peer.daemon(relay, platform, "w", "t")
+        until(lambda: any("1 workspace-daemons" in text for _, text in manager.heard), 10, "the number of peers")
+        until(lambda: len(manager.times("WATCHDOG=1")) > 4, 20, "signs of life")
+        relay.signal(signal.SIGHUP)  # without TLS: nothing to read again, and nobody dies of it
+        until(lambda: len(manager.times("READY=1")) == 2, 10, "READY after the reload")
+        assert manager.wait("RELOADING=1") < manager.times("READY=1")[1]
+        daemon.send("{}")
+        relay.signal(signal.SIGTERM)
+        manager.wait("STOPPING=1")
+        assert daemon.how_it_ends().code == 1001
+        daemon.close()
+    assert relay.process.returncode == 0
+
+
+def test_a_stuck_event_loop_gives_no_sign_of_life(manager: Manager, platform: FaultyPlatform) -> None:
+    stick = "import signal, time\nsignal.signal(signal.SIGUSR2, lambda *_: time.sleep(3))"
+    watch = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "600000"}
+    with running(platform.environment() | watch, before=stick) as relay:
+        until(lambda: len(manager.times("WATCHDOG=1")) > 2, 20, "signs of life")
+        relay.signal(signal.SIGUSR2)
+        began = time.monotonic()
+        time.sleep(3.5)
+        silent = [at for at in manager.times("WATCHDOG=1") if began + 0.3 < at < began + 2.8]
+        assert silent == []
+        until(lambda: manager.times("WATCHDOG=1")[-1] > began + 2.9, 10, "life after it")
+
+
+def test_the_socket_comes_from_systemd_and_a_restart_refuses_nobody(platform: FaultyPlatform) -> None:
+    with listening() as sock:
+        settings = platform.environment() | {"RELAY_LISTEN_ENDPOINT": "systemd:domain=INET:index=0"}
+        first = Relay(settings, listener=sock).wait()
+        peer = Peer.daemon(first, platform, "w", "t")
+        first.signal(signal.SIGTERM)
+        assert peer.how_it_ends().code == 1001
+        peer.send(b"\x03\xe9", CLOSE)
+        assert first.process.wait(20) == 0
+
+        # While nobody accepts, connections wait in the socket's queue.
+        joined: list[Peer] = []
+        waiting = [
+            threading.Thread(target=lambda n=n: joined.append(Peer.daemon(first, platform, f"w{n}", "t")))
+            for n in range(20)
+        ]
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.5)
+        assert not joined
+        second = Relay(settings, listener=sock)
+        for thread in waiting:
+            thread.join(40)
+        assert len(joined) == 20
+        assert second.stop() == 0
+        first.kill()
+        second.kill()
+
+
+def test_the_socket_by_its_name(platform: FaultyPlatform) -> None:
+    with listening() as sock:
+        settings = platform.environment() | {
+            "RELAY_LISTEN_ENDPOINT": "systemd:domain=INET:name=viewport-relay.socket"
+        }
+        with running(settings, listener=sock) as relay:
+            assert relay.http("/health")[0] == 200
+
+
+@pytest.mark.parametrize("endpoint", ["systemd:domain=INET:index=0", "systemd:domain=INET:name=other", "nonsense:1"])
+def test_a_socket_that_was_not_passed_is_said_in_one_line(endpoint: str, platform: FaultyPlatform) -> None:
+    with Relay(platform.environment() | {"RELAY_LISTEN_ENDPOINT": endpoint}) as relay:
+        assert relay.process.wait(30) in (1, 78)
+        (said,) = [line for line in relay.output().splitlines() if "RELAY_LISTEN_ENDPOINT" in line]
+        assert "Traceback" not in relay.output(), said
+
+
+def test_a_second_signal_does_not_wait_for_anybody(platform: FaultyPlatform) -> None:
+    with running(platform.environment() | {"RELAY_DRAIN_SECONDS": "60"}) as relay:
+        peers = [Peer.daemon(relay, platform, f"w{n}", "t") for n in range(3)]
+        relay.signal(signal.SIGTERM)
+        assert peers[0].how_it_ends().code == 1001  # and does not answer
+        time.sleep(0.5)
+        assert relay.process.poll() is None
+        began = time.monotonic()
+        relay.signal(signal.SIGTERM)
+        assert relay.process.wait(10) == 0
+        assert time.monotonic() - began < 8
+
+
+def test_what_is_queued_goes_out_before_the_close(platform: FaultyPlatform) -> None:
+    with running(platform.environment() | {"RELAY_DRAIN_SECONDS": "15"}) as relay:
+        daemon = Peer.daemon(relay, platform, "w", "t")
+        client = Peer.client(relay, platform, "w", "t")
+        client.converse(daemon)
+        sent = [e2ee(client.session, n, "x" * 200_000) for n in range(1, 16)]  # more than the kernel takes
+        for text in sent:
+            daemon.send(text)
+        daemon.send("", 9)
+        assert daemon.frame()[0] == 10  # all of it has been read by the relay
+        relay.signal(signal.SIGTERM)
+        time.sleep(0.3)
+        received = []
+        with pytest.raises(Closed) as closed:
+            while True:
+                received.append(client.text())
+        assert received == sent
+        assert (closed.value.code, closed.value.reason) == (1001, "relay shutting down")
+        client.close()
+        daemon.close()
+
+
+def test_an_upgrade_that_is_under_way_is_told_to_come_back(platform: FaultyPlatform) -> None:
+    from tests.drill.peer import Refused
+
+    with running(platform.environment() | {"RELAY_DRAIN_SECONDS": "10"}) as relay:
+        holder = Peer.daemon(relay, platform, "w", "t")  # so that the drain lasts
+        platform.mode, platform.delay = "slow", 1.0
+        result: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                Peer.daemon(relay, platform, "w2", "t")
+            except Refused as refused:
+                result.append(refused)
+
+        thread = threading.Thread(target=ask)
+        before = platform.validated
+        thread.start()
+        until(lambda: platform.validated > before, 10, "the platform's question")
+        relay.signal(signal.SIGTERM)
+        thread.join(10)
+        platform.mode = "ok"
+        assert isinstance(result[0], Refused) and result[0].status == 503
+        assert "RELAY_SHUTTING_DOWN" in result[0].head
+        holder.close()
+
+
+def test_ready_says_503_on_the_operators_listener_while_it_drains(platform: FaultyPlatform) -> None:
+    from tests.drill.relay import free_port
+
+    port = free_port()
+    settings = {"RELAY_DRAIN_SECONDS": "10", "RELAY_ADMIN_LISTEN": f"127.0.0.1:{port}"}
+    with running(platform.environment() | settings) as relay:
+        assert relay.http("/ready", port=port)[0] == 200
+        peer = Peer.daemon(relay, platform, "w", "t")
+        relay.signal(signal.SIGTERM)
+        assert peer.how_it_ends().code == 1001
+        status, body = relay.http("/ready", port=port)
+        assert status == 503 and b"RELAY_SHUTTING_DOWN" in body
+        with pytest.raises(ConnectionRefusedError):
+            relay.http("/ready")
+        peer.close()
+
+
+def test_sigint_is_a_clean_end_too(platform: FaultyPlatform) -> None:
+    with Relay(platform.environment()) as relay:
+        relay.wait()
+        os.kill(relay.pid, signal.SIGINT)
+        assert relay.process.wait(20) == 0

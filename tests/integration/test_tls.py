@@ -1,0 +1,340 @@
+"""TLS that ends in the relay: versions, keys, renewal without dropping anybody, and frames of every size over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.drill.certificates import Kind, PrivateCa, serial_of
+from tests.drill.peer import CLOSE, PING, PONG, Closed, Peer, Refused, dial, e2ee, frame
+from tests.drill.platform import FaultyPlatform
+from tests.drill.relay import Relay, running, until
+
+#: In the relay's process, before anything: look at the certificate more often, and wait less for requests.
+HASTE = (
+    "import viewport_relay.wire.channel as channel\nchannel.REQUEST_TIMEOUT = 2\nchannel.LINGER = 1\n"
+    "import viewport_relay.wire.tls as tls\ntls.CertificateWatch.__init__.__defaults__ = (0.2,)"
+)
+
+
+class Secure:
+    """A relay with a certificate, and the CA that signed it."""
+
+    def __init__(self, relay: Relay, ca: PrivateCa, platform: FaultyPlatform) -> None:
+        self.relay, self.ca, self.platform = relay, ca, platform
+
+    def serial(self) -> int:
+        with dial(self.relay.port, self.ca.context()) as sock:
+            assert isinstance(sock, ssl.SSLSocket)
+            return serial_of(sock)
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[FaultyPlatform]:
+    with FaultyPlatform() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["ecdsa", "rsa"])
+def secure(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, platform: FaultyPlatform
+) -> Iterator[Secure]:
+    kind: Kind = request.param
+    ca = PrivateCa(tmp_path_factory.mktemp("tls"))
+    certificate, key, _ = ca.issue("relay", kind)
+    settings = {"RELAY_TLS_CERT_PATH": str(certificate), "RELAY_TLS_KEY_PATH": str(key)}
+    settings |= {"RELAY_FRAME_MAX_BYTES": "4000000"}
+    with running(platform.environment() | settings, before=HASTE, tls=ca.context()) as relay:
+        yield Secure(relay, ca, platform)
+        assert relay.errors("tls_reload_failed", "PROTOCOL_ERROR") == []
+
+
+def pair(secure: Secure, workspace: str, **more: Any) -> tuple[Peer, Peer]:
+    daemon = Peer.daemon(secure.relay, secure.platform, workspace, "t", **more)
+    client = Peer.client(secure.relay, secure.platform, workspace, "t", **more)
+    client.converse(daemon)
+    return daemon, client
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_versions_and_ciphers_of_today(secure: Secure, version: ssl.TLSVersion) -> None:
+    context = secure.ca.context()
+    context.minimum_version = context.maximum_version = version
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with dial(secure.relay.port, context) as sock:
+        assert isinstance(sock, ssl.SSLSocket)
+        name, _, bits = sock.cipher() or ("", "", 0)
+        assert bits >= 128 and any(word in name for word in ("GCM", "CHACHA20"))
+        assert sock.selected_alpn_protocol() == "http/1.1"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_older_versions_are_refused(secure: Secure, version: ssl.TLSVersion) -> None:
+    context = secure.ca.context()
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = context.maximum_version = version
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        dial(secure.relay.port, context)
+
+
+@pytest.mark.parametrize("ciphers", ["AES128-SHA", "ECDHE+AES+SHA256:!AESGCM", "AES256-GCM-SHA384"])
+def test_old_ciphers_are_refused(secure: Secure, ciphers: str) -> None:
+    context = secure.ca.context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(ciphers + ":@SECLEVEL=0")
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        dial(secure.relay.port, context)
+
+
+def test_plain_http_gets_nothing(secure: Secure) -> None:
+    with dial(secure.relay.port) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert not sock.recv(1000).startswith(b"HTTP")
+
+
+def test_frames_of_every_size_both_ways(secure: Secure) -> None:
+    daemon, client = pair(secure, "sizes")
+    for size in (1, 100, 126, 5000, 16_384, 65_536, 200_000, 1_000_000, 3_900_000):
+        text = e2ee(client.session, size, "x" * size)
+        client.send(text)
+        assert daemon.text() == text
+        daemon.send(text)
+        assert client.text() == text
+    # Cut at every place that matters: the frame arrives in pieces of one TLS record each.
+    data = frame(1, e2ee(client.session, 1, "y" * 300).encode())
+    for at in (1, 2, 3, 4, 7, 8, 9, 60):
+        client.raw(data[:at])
+        time.sleep(0.02)
+        client.raw(data[at:])
+        assert json.loads(daemon.text())["ciphertext"] == "y" * 300
+    # Many in one record, a fragmented one and a ping between.
+    many = [e2ee(client.session, n) for n in range(1, 31)]
+    client.raw(b"".join(frame(1, text.encode()) for text in many))
+    assert [daemon.text() for _ in many] == many
+    text = e2ee(client.session, 99).encode()
+    client.raw(frame(1, text[:40], fin=False) + frame(PING, b"hello") + frame(0, text[40:]))
+    assert client.frame() == (PONG, b"hello")
+    assert daemon.message() == text
+    client.send(b"\x03\xe8", CLOSE)
+    assert client.how_it_ends().code == 1000
+    daemon.close()
+
+
+def test_a_frame_over_the_limit_is_told(secure: Secure) -> None:
+    daemon, client = pair(secure, "large")
+    client.raw(frame(1, b"x" * 4_000_001)[:100_000])
+    closed = client.how_it_ends()
+    assert (closed.code, closed.reason) == (1009, "frame too large")
+    client.close()
+    daemon.close()
+
+
+def test_a_client_that_does_not_read_slows_nobody_and_loses_nothing(secure: Secure) -> None:
+    daemon, client = pair(secure, "slow")
+    other = Peer.client(secure.relay, secure.platform, "slow", "t")
+    other.converse(daemon)
+    sent = [e2ee(client.session, n, "x" * 150_000) for n in range(1, 21)]  # 3 MB, below RELAY_MAX_PENDING_BYTES
+    for text in sent:
+        daemon.send(text)
+    began = time.monotonic()
+    for n in range(1, 20):
+        daemon.send(e2ee(other.session, n))
+        other.text()
+    assert time.monotonic() - began < 10
+    assert [client.text() for _ in sent] == sent
+    for peer in (daemon, client, other):
+        peer.close()
+
+
+def test_queued_frames_go_out_before_a_close(secure: Secure) -> None:
+    """4 MiB are queued to a client that does not read; then it is closed for it, and gets all of that first."""
+    daemon, client = pair(secure, "overflow")
+    number = 0
+    while not any(entry.get("reason") == "BUFFER_OVERFLOW" for entry in secure.relay.entries()):
+        number += 1
+        daemon.send(e2ee(client.session, number, "x" * 200_000))
+        assert number < 200
+    received = 0
+    with pytest.raises(Closed) as closed:
+        while True:
+            assert json.loads(client.text())["seq"] == received + 1
+            received += 1
+    assert (closed.value.code, closed.value.reason) == (4008, "buffer overflow")
+    assert received >= 20
+    client.close()
+    daemon.close()
+
+
+# -- renewal ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["poll", "SIGHUP"])
+@pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
+def test_a_new_certificate_drops_nobody(secure: Secure, how: str, kind: Kind) -> None:
+    daemon, client = pair(secure, f"renewal-{how}")
+    before = secure.serial()
+    _, _, serial = secure.ca.issue("relay", kind)
+    if how == "SIGHUP":
+        secure.relay.signal(signal.SIGHUP)
+    until(lambda: secure.serial() == serial, 15, "the new certificate")
+    assert serial != before
+    client.send(e2ee(client.session))
+    assert daemon.text() == e2ee(client.session)
+    client.close()
+    daemon.close()
+
+
+def test_files_that_cannot_be_used_leave_the_old_ones(secure: Secure) -> None:
+    before = secure.serial()
+    certificate, key = secure.ca.folder / "relay.crt", secure.ca.folder / "relay.key"
+    good = certificate.read_bytes(), key.read_bytes()
+    other, _, _ = secure.ca.issue("other")
+    refusals = 0
+    for bad in (b"", b"no PEM", good[0][: len(good[0]) // 2], other.read_bytes(), None):
+        if bad is None:
+            certificate.unlink()
+        else:
+            certificate.write_bytes(bad)
+        refusals += 1
+        until(
+            lambda: sum(entry["event"] == "tls_reload_failed" for entry in secure.relay.entries()) >= refusals,
+            15,
+            f"the error about {bad!r}",
+        )
+        assert secure.serial() == before
+    certificate.write_bytes(good[0])
+    key.write_bytes(good[1])
+    time.sleep(1)
+    said = [entry for entry in secure.relay.entries() if entry["event"] == "tls_reload_failed"]
+    assert len(said) == refusals  # once for each change, not at every look
+    assert all(entry["level"] == "error" for entry in said)
+    assert secure.serial() == before
+
+
+def test_a_link_that_is_switched_to_another_folder(tmp_path: Path, platform: FaultyPlatform) -> None:
+    """As certbot and mounted secrets do it."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    old, ca = PrivateCa(tmp_path / "1"), PrivateCa(tmp_path / "2")
+    old.issue("relay")
+    _, _, serial = ca.issue("relay")
+    link = tmp_path / "live"
+    link.symlink_to("1")
+    settings = {"RELAY_TLS_CERT_PATH": str(link / "relay.crt"), "RELAY_TLS_KEY_PATH": str(link / "relay.key")}
+    with running(platform.environment() | settings, before=HASTE, tls=old.context()) as relay:
+        fresh = tmp_path / "fresh"
+        fresh.symlink_to("2")
+        os.replace(fresh, link)
+
+        def shown() -> bool:
+            try:
+                with dial(relay.port, ca.context()) as sock:
+                    assert isinstance(sock, ssl.SSLSocket)
+                    return serial_of(sock) == serial
+            except ssl.SSLError:
+                return False
+
+        until(shown, 15, "the other folder's certificate")
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(tmp_path: Path, platform: FaultyPlatform) -> None:
+    certificate, key, _ = PrivateCa(tmp_path).issue("relay", passphrase=b"a long enough passphrase")
+    settings = {"RELAY_TLS_CERT_PATH": str(certificate), "RELAY_TLS_KEY_PATH": str(key)}
+    with Relay(platform.environment() | settings) as relay:
+        assert relay.process.wait(20) == 78
+        assert "Traceback" not in relay.output() and "passphrase" in relay.output()
+
+
+# -- peers that take their time ----------------------------------------------------------------------------------
+
+
+def silence(sock: socket.socket, seconds: float = 15.0) -> float:
+    """Seconds until the relay closes."""
+    began = time.monotonic()
+    sock.settimeout(seconds)
+    try:
+        while sock.recv(65_536):
+            pass
+    except ConnectionError:
+        pass
+    return time.monotonic() - began
+
+
+def test_a_handshake_that_drips_is_ended(secure: Secure) -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        secure.ca.context().wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+    hello = outgoing.read()
+    with dial(secure.relay.port) as sock:
+        began = time.monotonic()
+        with pytest.raises(OSError):  # noqa: PT011  # reset or broken pipe
+            for byte in hello:
+                sock.sendall(bytes([byte]))
+                time.sleep(0.1)
+        assert 1.5 < time.monotonic() - began < 10
+
+
+def test_a_handshake_that_never_begins_is_ended(secure: Secure) -> None:
+    with dial(secure.relay.port) as sock:
+        assert 1.5 < silence(sock) < 10
+
+
+def test_a_good_bye_that_is_not_answered_is_not_waited_for(secure: Secure) -> None:
+    """TLS waits for the peer's close_notify; a hostile peer sends none and would keep the descriptor."""
+    before = secure.relay.descriptors()
+    held = []
+    for _ in range(10):
+        sock = dial(secure.relay.port, secure.ca.context())
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        held.append(sock)
+    until(lambda: secure.relay.descriptors() <= before + 1, 15, "the descriptors")
+    for sock in held:
+        sock.close()
+
+
+def test_garbage_instead_of_tls(secure: Secure) -> None:
+    before = secure.relay.descriptors()
+    for garbage in (b"\x00" * 500, b"\x16\x03\x01\xff\xff" + b"x" * 300, os.urandom(4096), b"\x15\x03\x03\x00\x02\x02\x28"):
+        with dial(secure.relay.port) as sock:
+            sock.sendall(garbage)
+            assert silence(sock) < 10
+    until(lambda: secure.relay.descriptors() <= before + 1, 15, "the descriptors")
+
+
+def test_the_proxy_protocol_in_front_of_tls(tmp_path: Path, platform: FaultyPlatform) -> None:
+    ca = PrivateCa(tmp_path)
+    certificate, key, _ = ca.issue("relay")
+    settings = {"RELAY_TLS_CERT_PATH": str(certificate), "RELAY_TLS_KEY_PATH": str(key), "RELAY_PROXY_PROTOCOL": "1"}
+    with Relay(platform.environment() | settings, tls=ca.context()) as relay:
+        relay.logged("relay_started", 30)
+
+        def join(before: bytes) -> Peer:
+            return Peer.daemon(relay, platform, "w", "t", before=before)
+
+        until(lambda: platform.asked_for_keys, 10, "the key set")
+        v1 = b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 443\r\n"
+        v2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes([198, 51, 100, 7, 192, 0, 2, 1, 0x12, 0x34, 0x01, 0xBB])
+        for header, address in ((v1, "203.0.113.9"), (v2, "198.51.100.7")):
+            daemon = join(header)
+            client = Peer.client(relay, platform, "w", "t", before=header)
+            client.converse(daemon)
+            client.send(e2ee(client.session, 1, "x" * 100_000))
+            assert len(daemon.text()) > 100_000
+            joined = [entry["details"]["ip"] for entry in relay.entries() if entry["event"] == "join"]
+            assert joined[-2:] == [address, address]
+            daemon.close()
+            client.close()
+        for wrong in (b"PROXY NONSENSE\r\n", b"GET / HTTP/1.1\r\n\r\n", b""):
+            with pytest.raises((Refused, OSError)):
+                join(wrong + (b"" if wrong else b"x" * 200))
+        assert relay.errors() == []

@@ -1,0 +1,363 @@
+"""The relay's connections without sockets: the real hub, router and protocol over transports in memory.
+
+    relay = MemoryRelay(RELAY_PONG_TIMEOUT_MS="400")
+    daemon = relay.daemon(generation=1)
+    client = relay.client()
+    client.say(encoded("init v3"))
+    assert daemon.heard() == [encoded("init v3")]
+
+The transport is Twisted's own `FileDescriptor` (buffer, high-water mark, producers, orderly close) over a bytearray
+in place of a socket; time is a `Clock`. A peer that does not read leaves its bytes in the transport, as the kernel
+would once its buffers are full. No upgrade takes place: peers come in admitted.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import ITransport
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from viewport_relay.admission.grant import Claims, Role, Scope, UpgradeQuery
+from viewport_relay.config import load
+from viewport_relay.noise.keys import RelayKeys
+from viewport_relay.observe.counters import Counters
+from viewport_relay.wire.heartbeat import Heartbeat
+from viewport_relay.wire.hub import Hub
+from viewport_relay.wire.websocket import Connection, ConnectionFactory
+from viewport_relay.wire.worker import WorkerTransport
+
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+#: Seconds between a ping and its answer.
+ROUND_TRIP = 0.01
+
+#: Settings under which no rate ends a test that is not about rates.
+GENEROUS = {
+    "RELAY_MODE": "dev",
+    "RELAY_LISTEN_HOST": "127.0.0.1",
+    "SERVER_URL": "http://127.0.0.1:1",
+    "RELAY_KEX_INIT_RATE_PER_MINUTE": "0",
+    "RELAY_PAIRING_RATE_PER_MINUTE": "0",
+    "RELAY_RUNTIME_RATE_PER_MINUTE": "0",
+    "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE": "0",
+    "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE": "0",
+}
+
+
+def masked_frame(opcode: int, payload: bytes, *, fin: bool = True, mask: bytes | None = None) -> bytes:
+    """A frame as a client sends it (RFC 6455, section 5.2)."""
+    key = os.urandom(4) if mask is None else mask
+    length = len(payload)
+    head = bytes([(0x80 if fin else 0) | opcode])
+    if length < 126:
+        head += bytes([0x80 | length])
+    elif length < 65_536:
+        head += b"\xfe" + struct.pack("!H", length)
+    else:
+        head += b"\xff" + struct.pack("!Q", length)
+    whole = int.from_bytes(payload, "big") ^ int.from_bytes((key * (length // 4 + 1))[:length], "big")
+    return head + key + whole.to_bytes(length, "big")
+
+
+class FrameReader:
+    """Cuts a server's bytes into frames (opcode, payload, fin)."""
+
+    def __init__(self) -> None:
+        self._kept = b""
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes, bool]]:
+        self._kept += data
+        frames = []
+        while len(self._kept) >= 2:
+            opcode, length, head = self._kept[0] & 0x0F, self._kept[1], 2
+            assert length < 0x80, "a server's frame is not masked"
+            assert not self._kept[0] & 0x70, "no extension was agreed"
+            if length >= 126:
+                head = 4 if length == 126 else 10
+                if len(self._kept) < head:
+                    break
+                length = int.from_bytes(self._kept[2:head], "big")
+            if len(self._kept) < head + length:
+                break
+            frames.append((opcode, self._kept[head : head + length], bool(self._kept[0] & 0x80)))
+            self._kept = self._kept[head + length :]
+        return frames
+
+
+class _Reactor:
+    """What `FileDescriptor` asks of a reactor: who wants to read and write."""
+
+    def __init__(self) -> None:
+        self.reading: set[object] = set()
+        self.writing: set[object] = set()
+
+    def addReader(self, who: object) -> None:
+        self.reading.add(who)
+
+    def removeReader(self, who: object) -> None:
+        self.reading.discard(who)
+
+    def addWriter(self, who: object) -> None:
+        self.writing.add(who)
+
+    def removeWriter(self, who: object) -> None:
+        self.writing.discard(who)
+
+
+@implementer(ITransport)
+class MemoryTransport(FileDescriptor):
+    """One end of a connection. `taken` gets what the other end takes; `window` is how much that still may be."""
+
+    def __init__(self, clock: Clock, taken: Callable[[bytes], None]) -> None:
+        self._poll = _Reactor()
+        FileDescriptor.__init__(self, self._poll)  # type: ignore[arg-type]
+        self._clock = clock
+        self._taken = taken
+        self._waiting = bytearray()  # what the other end sent and nobody read yet
+        self.protocol: Any = None
+        self.window = 1 << 62
+        self.aborted = False
+        self.connected = 1
+        self.startReading()
+
+    # -- what Twisted's TCP connection has on top ------------------------------------------------------------
+
+    def writeSomeData(self, data: bytes) -> int:
+        size = min(len(data), self.window)
+        self.window -= size
+        if size:
+            self._taken(bytes(data[:size]))
+        return size
+
+    def connectionLost(self, reason: Failure) -> None:
+        if self.connected:
+            FileDescriptor.connectionLost(self, reason)
+            self.protocol.connectionLost(reason)
+
+    def abortConnection(self) -> None:
+        if self.disconnected or self.aborted:
+            return
+        self.aborted = True
+        self.disconnecting = 1
+        self.stopReading()
+        self.stopWriting()
+        self._clock.callLater(0, self.connectionLost, Failure(ConnectionAborted()))
+
+    def getPeer(self) -> str:
+        return "memory"
+
+    getHost = getPeer
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        pass
+
+    # -- what the test does ------------------------------------------------------------------------------------
+
+    def arrive(self, data: bytes) -> None:
+        """The other end sent this."""
+        self._waiting += data
+
+    @property
+    def is_read(self) -> bool:
+        return self in self._poll.reading
+
+    @property
+    def unread(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def unsent(self) -> int:
+        return len(self.dataBuffer) - self.offset + self._tempDataLen
+
+    def turn(self) -> bool:
+        """One turn of the reactor for this connection; whether anything happened."""
+        moved = False
+        if self._waiting and self.is_read and self.connected:
+            piece, self._waiting = bytes(self._waiting[:65_536]), self._waiting[65_536:]
+            self.protocol.dataReceived(piece)
+            moved = True
+        if self in self._poll.writing and self.connected and (self.window or not self.unsent):
+            before = self.window
+            result = self.doWrite()
+            if result is not None:
+                self.connectionLost(Failure(ConnectionDone()))
+                return True
+            moved = moved or self.window != before
+        return moved
+
+    def vanish(self) -> None:
+        """The connection breaks."""
+        if self.connected:
+            self.connectionLost(Failure(ConnectionLost()))
+
+
+class Log:
+    """An event sink that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def event(self, event: str, **rest: Any) -> None:
+        self.events.append({"event": event, **rest})
+
+    def reasons(self) -> list[str]:
+        """Codes of all entries that have one."""
+        return [entry["reason"].code for entry in self.events if entry.get("reason") is not None]
+
+
+class MemoryPeer:
+    """A peer at the other end: answers pings and Closes unless told otherwise."""
+
+    def __init__(self, relay: MemoryRelay, connection: Connection) -> None:
+        self._relay = relay
+        self._frames = FrameReader()
+        self.connection = connection
+        self.transport = MemoryTransport(relay.clock, self._received)
+        self.transport.protocol = connection
+        self.inbox: list[bytes] = []  # payloads of messages, in order
+        self.pings: list[bytes] = []
+        self.pongs: list[bytes] = []
+        self.closed: tuple[int | None, str] | None = None  # the relay's Close
+        self.after_close: list[object] = []  # there must be nothing
+        self.answers_pings = True
+        self.answers_close = True
+
+    def _received(self, data: bytes) -> None:
+        for opcode, payload, fin in self._frames.feed(data):
+            assert fin, "the relay does not fragment"
+            if self.closed is not None:
+                self.after_close.append((opcode, payload))
+            if opcode in (TEXT, BINARY):
+                assert opcode == TEXT
+                self.inbox.append(payload)
+            elif opcode == PING:
+                self.pings.append(payload)
+                if self.answers_pings:
+                    # On a network an answer takes a moment, and the relay's clock shows it.
+                    pong = masked_frame(PONG, payload)
+                    self._relay.clock.callLater(ROUND_TRIP, self.transport.arrive, pong)
+            elif opcode == PONG:
+                self.pongs.append(payload)
+            else:
+                assert opcode == CLOSE
+                code = int.from_bytes(payload[:2], "big") if payload else None
+                self.closed = (code, payload[2:].decode())
+                if self.answers_close:
+                    self.transport.arrive(masked_frame(CLOSE, payload[:2]))
+
+    # -- what it does ------------------------------------------------------------------------------------------
+
+    def say(self, *messages: bytes, pump: bool = True) -> None:
+        """Send text messages."""
+        self.raw(b"".join(masked_frame(TEXT, message) for message in messages), pump=pump)
+
+    def raw(self, data: bytes, *, pump: bool = True) -> None:
+        self.transport.arrive(data)
+        if pump:
+            self._relay.pump()
+
+    def heard(self) -> list[bytes]:
+        """What came since the last call."""
+        messages, self.inbox = self.inbox, []
+        return messages
+
+    def stop_reading(self) -> None:
+        self.transport.window = 0
+
+    def read_on(self, size: int = 1 << 62) -> None:
+        self.transport.window = size
+        self._relay.pump()
+
+    def leave(self) -> None:
+        """Close in order."""
+        self.answers_close = False
+        self.raw(masked_frame(CLOSE, struct.pack("!H", 1000)))
+
+    def vanish(self) -> None:
+        self.transport.vanish()
+        self._relay.pump()
+
+    @property
+    def is_open(self) -> bool:
+        """The relay has neither closed nor lost it."""
+        return self.closed is None and not self.connection.lost and self.connection.ending is None
+
+
+class MemoryRelay:
+    """Hub, factory and heartbeat of one relay, with a clock that the test turns."""
+
+    def __init__(self, workers: WorkerTransport | None = None, **environ: str) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000.0)
+        self.config = load({**GENEROUS, **environ})
+        self.log = Log()
+        self.counters = Counters()
+        nobody: Any = None
+        self.hub = Hub(
+            self.config,
+            self.clock,
+            self.log,
+            self.counters,
+            workers or nobody,
+            RelayKeys.load(None, None, None),
+            lambda: 1_800_000_000.0 + self.clock.seconds(),
+        )
+        self.factory = ConnectionFactory(self.clock, self.hub)
+        self.heartbeat = Heartbeat(self.config, self.clock, lambda: self.factory.connections, self.counters)
+        self.peers: list[MemoryPeer] = []
+        self._made = 0
+
+    def join(
+        self,
+        role: Role,
+        workspace: str = "w",
+        target: str | None = "t",
+        *,
+        ip: str = "127.0.0.1",
+        pump: bool = True,
+        **claims: Any,
+    ) -> MemoryPeer:
+        """A peer that was admitted with these claims (attributes of `Claims`)."""
+        self._made += 1
+        connection = self.factory.connection(f"{role.value}-{self._made}", ip)
+        peer = MemoryPeer(self, connection)
+        connection.makeConnection(peer.transport)
+        connection.adopt(b"", None)
+        self.peers.append(peer)
+        said = Claims(**{"workspace_id": workspace, "runtime_target_id": target, **claims})
+        self.hub.opened(connection, UpgradeQuery(role, workspace, target), said)
+        if pump:
+            self.pump()
+        return peer
+
+    def daemon(self, generation: int | None = None, **rest: Any) -> MemoryPeer:
+        return self.join(Role.DAEMON, daemon_issue_generation=generation, **rest)
+
+    def client(self, scope: Scope = Scope.RUNTIME, **rest: Any) -> MemoryPeer:
+        return self.join(Role.CLIENT, scope=scope, **rest)
+
+    def worker(self, **rest: Any) -> MemoryPeer:
+        return self.join(Role.WORKER, **{"managed_executor_id": "x", **rest})
+
+    def pump(self) -> None:
+        """Turn the reactor until nothing moves any more. Time stands still."""
+        moved = True
+        while moved:
+            moved = False
+            for peer in self.peers:
+                moved = peer.transport.turn() or moved
+
+    def wait(self, seconds: float, step: float = 0.05) -> None:
+        """Let time pass, in steps that the relay's timers can tell apart."""
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end - 1e-9:
+            self.clock.advance(min(step, end - self.clock.seconds()))
+            self.pump()

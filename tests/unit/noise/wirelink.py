@@ -1,0 +1,111 @@
+"""A link on the relay's real connection: hub, protocol and outbox over a transport in memory, and a clock.
+
+    peer = LinkOnTheWire(MemoryRelay(), Role.CLIENT)
+    peer.say(peer.initiator.message_1())
+    peer.closed, peer.messages
+
+Nothing here judges: the tests look at what the peer saw, what the log says and what routing knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.memorywire import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    FrameReader,
+    MemoryRelay,
+    MemoryTransport,
+    masked_frame,
+)
+from tests.unit.noise.peers import CONFIRM, CURRENT, KEYS, SECRET, Initiator, b64
+from viewport_relay.admission.grant import Claims, Role, Scope, UpgradeQuery
+from viewport_relay.noise.policy import Pattern
+from viewport_relay.wire.websocket import Connection
+
+LINK = "viewport.noise-link.v1"
+
+
+def relay(**environ: Any) -> MemoryRelay:
+    """A relay with the keys of `peers`."""
+    made = MemoryRelay(**environ)
+    made.hub.keys = KEYS
+    return made
+
+
+class LinkOnTheWire:
+    """One peer that chose the link, and the connection that the relay has for it."""
+
+    def __init__(
+        self,
+        house: MemoryRelay,
+        pattern: Pattern = Pattern.IK,
+        role: Role = Role.CLIENT,
+        **initiator: Any,
+    ) -> None:
+        query = UpgradeQuery(role, "w", "t")
+        claims = Claims(
+            workspace_id="w",
+            runtime_target_id="t",
+            scope=Scope.RUNTIME if role is Role.CLIENT else None,
+            pairing_secret=b64(SECRET),
+        )
+        self._house = house
+        self._frames = FrameReader()
+        self.initiator = Initiator(pattern, relay=CURRENT, query=query, **initiator)
+        self.messages: list[bytes] = []
+        self.closed: tuple[int, str] | None = None
+        self.connection: Connection = house.factory.connection(f"link-{len(house.peers)}", "127.0.0.1")
+        self.transport = MemoryTransport(house.clock, self._received)
+        self.transport.protocol = self.connection
+        self.connection.makeConnection(self.transport)
+        self.connection.adopt(b"", LINK, link=True)
+        peers: list[Any] = house.peers
+        peers.append(self)
+        house.hub.opened(self.connection, query, claims)
+        house.pump()
+
+    def _received(self, data: bytes) -> None:
+        for opcode, payload, fin in self._frames.feed(data):
+            assert fin and self.closed is None
+            assert opcode in (BINARY, CLOSE, PING, PONG), "nothing is text on a link"
+            if opcode == BINARY:
+                self.messages.append(payload)
+            elif opcode == CLOSE:
+                self.closed = int.from_bytes(payload[:2], "big"), payload[2:].decode()
+                self.transport.arrive(masked_frame(CLOSE, payload[:2]))
+
+    # -- what it does ------------------------------------------------------------------------------------
+
+    def say(self, message: bytes, *, text: bool = False, cuts: tuple[int, ...] = ()) -> None:
+        """One message, in WebSocket fragments that end at `cuts`."""
+        edges = sorted({min(cut, len(message)) for cut in cuts})
+        pieces = [message[a:b] for a, b in zip([0, *edges], [*edges, len(message)], strict=True)]
+        for number, piece in enumerate(pieces):
+            opcode = (TEXT if text else BINARY) if number == 0 else 0
+            self.raw(masked_frame(opcode, piece, fin=number == len(pieces) - 1))
+
+    def raw(self, data: bytes) -> None:
+        """Bytes of the TCP stream."""
+        self.transport.arrive(data)
+        self._house.pump()
+
+    def vanish(self) -> None:
+        self.transport.vanish()
+        self._house.pump()
+
+    def establish(self) -> None:
+        self.say(self.initiator.message_1())
+        self.initiator.read_message_2(self.messages[0])
+        self.say(self.initiator.seal(CONFIRM))
+        assert self.connection.routed is not None
+
+    def frames(self) -> list[bytes]:
+        """What came over the established link."""
+        opened = [self.initiator.open(message) for message in self.messages[1:]]
+        self.messages[1:] = []
+        return opened

@@ -1,0 +1,161 @@
+"""The fast decode of e2ee frames may only ever say "yes" or "ask": it agrees with the full rules over mutated frames."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.wireframes import EXAMPLES, example
+from viewport_relay.wire import frames
+from viewport_relay.wire.frames import E2ee, decode_client, decode_daemon, decode_worker, fast_e2ee
+
+MEMBERS = sorted(EXAMPLES["e2ee"])
+
+numbers = st.one_of(
+    st.integers(-2, 3),
+    st.sampled_from(
+        [2**53 - 1, 2**53, 2**53 + 1, 2**63, 2**64, 10**308, 10**309, 1.0, 2.0, 1.5, -0.0, 1e300]
+    ),
+)
+texts = st.one_of(
+    st.sampled_from(
+        ["", " ", "\ufeff", "\u2028", "\x85", "a", "noise-ik", "noise-ikpsk2", "e2ee", "\\", '"', "\x7f"]
+    ),
+    st.text(st.characters(codec=None), max_size=6),
+)
+good = st.sampled_from([1, 2, 2**53, "noise-ik", "noise-ikpsk2", "e2ee", "x", "\u00e9", " y"])
+values = st.one_of(
+    good,
+    good,
+    good,
+    numbers,
+    texts,
+    st.none(),
+    st.booleans(),
+    st.lists(texts, max_size=2),
+    st.just({"a": {}}),
+)
+names = st.one_of(st.sampled_from([*MEMBERS, "extra", "", "Type", "type "]), st.text(max_size=4))
+spelt = st.sampled_from(
+    ["1.0", "1e0", "10e-1", "1E0", "01", "1.", "+1", "1" + "0" * 400, "1e999", "NaN", "-0", "0x1"]
+)
+blanks = st.sampled_from(["", " ", "\n", "\t \r", "\f", "\ufeff", "\u00a0"])
+
+
+@st.composite
+def members(draw: Any) -> str:
+    """The text of an object like an e2ee frame's: members changed, doubled, left out, moved, oddly spelt."""
+    pairs = list(example("e2ee").items())
+    for _ in range(draw(st.integers(0, 3))):
+        what = draw(st.sampled_from(["change", "double", "drop", "add", "move"]))
+        place = draw(st.integers(0, max(0, len(pairs) - 1)))
+        if what == "add" or not pairs:
+            pairs.insert(place, (draw(names), draw(values)))
+        elif what == "change":
+            pairs[place] = (pairs[place][0], draw(values))
+        elif what == "double":
+            pairs.insert(draw(st.integers(0, len(pairs))), (pairs[place][0], draw(values)))
+        elif what == "drop":
+            del pairs[place]
+        else:
+            pairs.append(pairs.pop(place))
+    ascii_only = draw(st.booleans())
+    written = []
+    for name, value in pairs:
+        text = json.dumps(value, ensure_ascii=ascii_only)
+        if type(value) is int and draw(st.integers(0, 9)) == 0:
+            text = draw(spelt)
+        key = json.dumps(name, ensure_ascii=ascii_only)
+        if name and draw(st.integers(0, 9)) == 0:
+            key = f'"\\u{ord(name[0]):04x}' + json.dumps(name[1:])[1:] if ord(name[0]) < 0x10000 else key
+        written.append(f"{key}{draw(blanks) if draw(st.integers(0, 19)) == 0 else ''}:{text}")
+    glue = ",\n" if draw(st.booleans()) else ","
+    around = draw(blanks), draw(blanks)
+    return around[0] + "{" + glue.join(written) + "}" + around[1]
+
+
+@st.composite
+def near(draw: Any) -> str:
+    """A frame of the usual form with one or two members at the edge of what is right, one perhaps doubled."""
+    frame = example("e2ee")
+    for name in draw(st.lists(st.sampled_from(MEMBERS), min_size=1, max_size=2)):
+        if name in ("epoch", "seq"):
+            frame[name] = draw(numbers)
+        elif name in ("sessionId", "iv", "tag", "ciphertext"):
+            frame[name] = draw(texts)
+        else:
+            frame[name] = draw(good)
+    text = json.dumps(frame, ensure_ascii=draw(st.booleans()))
+    if draw(st.integers(0, 3)) == 0:
+        name = draw(st.sampled_from(MEMBERS))
+        text = f"{text[:-1]},{json.dumps(name)}:{json.dumps(draw(st.one_of(good, numbers, texts)))}}}"
+    return text
+
+
+@st.composite
+def damaged(draw: Any) -> bytes:
+    """The bytes of such a text with a few of them changed."""
+    raw = bytearray(as_bytes(draw(members())))
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, len(raw) - 1))
+        match draw(st.integers(0, 3)):
+            case 0:
+                raw[place] = draw(st.sampled_from(list(b'"\\{}[],: \n\x00\x1f\x7f0')))
+            case 1:
+                del raw[place]
+            case 2:
+                raw.insert(place, draw(st.integers(0, 255)))
+            case _:
+                del raw[place:]
+        if not raw:
+            break
+    return bytes(raw)
+
+
+def as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def slowly(message: bytes) -> object:
+    """What the rules alone say, without the fast decode."""
+    value = frames._object(message)
+    return None if value is None else frames._by_type(value, frames._CLIENT_RULES)
+
+
+def is_utf8(message: bytes) -> bool:
+    try:
+        message.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@settings(max_examples=800, deadline=None)
+@given(st.one_of(st.one_of(near(), near(), members()).map(as_bytes), damaged()))
+def test_yes_is_what_the_rules_say(message: bytes) -> None:
+    fast = fast_e2ee(message)
+    if fast is not None and is_utf8(message):
+        assert slowly(message) == fast
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(damaged(), st.binary(max_size=80)))
+def test_no_bytes_raise(message: bytes) -> None:
+    for decode in (decode_client, decode_daemon, decode_worker):
+        decode(message)
+
+
+def test_the_usual_form_takes_the_fast_way() -> None:
+    """What today's peers send: any order of members, no blanks or some, any base64."""
+    for frame in (example("e2ee"), example("e2ee", ciphertext="-_09AZaz+/="), example("e2ee", seq=2**53)):
+        backwards = dict(reversed(list(frame.items())))
+        for text in (
+            json.dumps(frame),
+            json.dumps(backwards, separators=(",", ":")),
+            json.dumps(frame, indent=1),
+        ):
+            assert fast_e2ee(text.encode()) == E2ee("noise-ik", "session-1")
+            assert fast_e2ee(bytearray(text.encode())) == E2ee("noise-ik", "session-1")

@@ -1,0 +1,354 @@
+"""Raw bytes at the front door, in process: the site, the `/ws` resource and the hub over transports in memory.
+
+Whatever a request looks like: it is upgraded only if it is right, it is answered in well-formed HTTP or cut off, and
+nothing is raised. The gate is a stand-in that admits what it is asked about and remembers it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from twisted.logger import globalLogPublisher
+from twisted.web.resource import Resource
+
+from tests.memorywire import MemoryRelay, MemoryTransport
+from viewport_relay.admission.grant import Claims, Scope, UpgradeQuery
+from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.admission.token import TokenSource
+from viewport_relay.wire.site import RelaySite, Root
+from viewport_relay.wire.upgrade import UpgradeResource
+
+KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # of RFC 6455 section 1.3, as is the answer to it
+ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+TOKEN = b"0123456789abcdef"
+TARGET = b"/ws?role=client&workspaceId=w&runtimeTargetId=t"
+
+
+class OpenGate:
+    """Admits everybody."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[TokenSource, UpgradeQuery]] = []
+
+    async def admit(self, source: TokenSource, query: UpgradeQuery) -> Claims:
+        self.asked.append((source, query))
+        return Claims(
+            workspace_id=query.workspace_id, runtime_target_id=query.runtime_target_id, scope=Scope.PAIRING
+        )
+
+
+class Door(Resource):
+    """Everything that is not `/ws`."""
+
+    isLeaf = True
+
+    def render(self, request: Any) -> bytes:
+        request.setResponseCode(404)
+        return b"{}"
+
+
+class FrontDoor:
+    """One relay and one connection to it."""
+
+    def __init__(self, **environ: str) -> None:
+        self.relay = MemoryRelay(**environ)
+        self.gate = OpenGate()
+        self.counts = ConnectionCounts(10, 10, 10)
+        gate: Any = self.gate
+        upgrade = UpgradeResource(
+            self.relay.config, self.relay.hub, gate, self.relay.factory, WindowCounter(0), self.counts
+        )
+        site: Any = RelaySite(Root(upgrade, Door()))
+        site.reactor = self.relay.clock
+        self.sent = b""
+        self.transport = MemoryTransport(self.relay.clock, self._take)
+        self.transport.protocol = site.buildProtocol(None)
+        self.transport.protocol.makeConnection(self.transport)
+
+    def _take(self, data: bytes) -> None:
+        self.sent += data
+
+    def receive(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.transport.arrive(piece)
+            while self.transport.turn():
+                pass
+
+    def upgraded(self) -> bool:
+        return self.sent.startswith(b"HTTP/1.1 101 ")
+
+    def leave(self) -> None:
+        """The peer goes away, and all that the relay had set for it passes."""
+        self.transport.vanish()
+        self.relay.clock.advance(60)
+
+    def replies(self, method: bytes = b"GET") -> list[tuple[int, dict[bytes, bytes], bytes]]:
+        """What was answered: every byte belongs to a whole response."""
+        found, rest = [], self.sent
+        while rest:
+            head, end, rest = rest.partition(b"\r\n\r\n")
+            assert end, f"a head without an end: {head!r}"
+            status, *lines = head.split(b"\r\n")
+            version, code, phrase = status.split(b" ", 2)
+            assert version in (b"HTTP/1.1", b"HTTP/1.0") and len(code) == 3 and phrase
+            headers = {}
+            for line in lines:
+                name, colon, value = line.partition(b": ")
+                assert colon and name and name == name.strip() and b"\n" not in line and b"\r" not in line
+                headers[name.lower()] = value
+            if code == b"101":
+                return [*found, (101, headers, rest)]
+            length = 0 if method == b"HEAD" else int(headers.get(b"content-length", b"0"))
+            body, rest = rest[:length], rest[length:]
+            assert len(body) == length, "a body is cut short"
+            found.append((int(code), headers, body))
+        return found
+
+
+@pytest.fixture(autouse=True)
+def failures() -> Iterator[list[Any]]:
+    """What Twisted logged as an error; there must be nothing."""
+    seen: list[Any] = []
+
+    def observe(event: Any) -> None:
+        if event.get("log_failure") is not None or event.get("isError"):
+            seen.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield seen
+    globalLogPublisher.removeObserver(observe)
+    assert seen == []
+
+
+def request(
+    method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], version: bytes = b"HTTP/1.1"
+) -> bytes:
+    lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+    return method + b" " + target + b" " + version + b"\r\n" + lines + b"\r\n"
+
+
+RIGHT: dict[bytes, list[bytes]] = {
+    b"Host": [b"relay.example"],
+    b"Upgrade": [b"websocket"],
+    b"Connection": [b"Upgrade"],
+    b"Sec-WebSocket-Version": [b"13"],
+    b"Sec-WebSocket-Key": [KEY],
+    b"Authorization": [b"Bearer " + TOKEN],
+}
+#: For each header: values (one for each line) that are as good, and values that must not be upgraded.
+GOOD: dict[bytes, list[list[bytes]]] = {
+    b"Host": [[b"h"], [b"[::1]:7781"], [b""]],
+    b"Upgrade": [[b"WebSocket"], [b"h2c, websocket"], [b"h2c", b"WEBSOCKET"]],
+    b"Connection": [[b"keep-alive, Upgrade"], [b"upgrade"], [b"keep-alive", b"uPgRaDe"]],
+    b"Sec-WebSocket-Version": [[b" 13 "]],
+    b"Sec-WebSocket-Key": [[b"AAAAAAAAAAAAAAAAAAAAAA=="]],
+    b"Authorization": [[b"bEaReR   " + TOKEN], [b"Basic YTpi", b"Bearer " + TOKEN], [b"Bearer x", b"Bearer " + TOKEN]],
+    b"Content-Length": [[b"0"]],
+    b"Sec-WebSocket-Protocol": [[b"chat, superchat"], [b"chat", b"superchat"], [b"auth." + TOKEN], [b",,chat,"]],
+    b"Sec-WebSocket-Extensions": [[b"permessage-deflate; client_max_window_bits"], [b"nonsense;;;"]],
+    b"Origin": [[b"https://anywhere.example"], [b"null"]],
+    b"X-Forwarded-For": [[b"1.2.3.4, junk"]],
+    b"Cookie": [[b"a=b; c"], [b"=;;="]],
+}  # fmt: skip
+BAD: dict[bytes, list[list[bytes]]] = {
+    b"Host": [[], [b"a", b"b"], [b"a", b"a"]],
+    b"Upgrade": [[], [b"h2c"], [b"websockets"], [b"web socket"], [b"websocket/1"]],
+    b"Connection": [[], [b"keep-alive"], [b"upgrades"], [b"close"]],
+    b"Sec-WebSocket-Version": [[], [b"8"], [b"13", b"13"], [b"13, 8"], [b"+13"], [b"\xb213"]],
+    b"Sec-WebSocket-Key": [[], [b""], [KEY, KEY], [KEY[:-1]], [b"!" * 24], [KEY[:-3] + b"===" ], [b"A" * 24]],
+    b"Authorization": [[], [b"Bearer"], [b"Basic " + TOKEN], [TOKEN], [b"Bearer 123456789"], [b"Bearer " + b"x" * 4097]],
+    b"Content-Length": [[b"1"], [b"-1"], [b"0x0"], [b"0", b"0"], [b"1" * 30], [b"1" * 5000], [b"\xb2"]],
+    b"Transfer-Encoding": [[b"chunked"], [b"gzip"], [b"identity"]],
+    b"Sec-WebSocket-Protocol": [[b"chat, chat"], [b"a b"], [b"chat", b"chat"], [b"a\"b"], [b"caf\xc3\xa9"], [b"(x)"]],
+}  # fmt: skip
+GOOD_TARGETS = [
+    TARGET,
+    TARGET + b"&role=worker",  # the first counts
+    b"/ws?workspaceId=W.-_%3Ax&role=worker",
+    b"/ws?role=workspace%2Ddaemon&workspaceId=w&runtimeTargetId=t&other=%00%ff",
+]
+BAD_TARGETS = [
+    b"/ws", b"/ws?", b"/ws/?role=client&workspaceId=w", b"//ws?role=client&workspaceId=w", b"/WS?role=client&workspaceId=w",
+    b"/ws%3Frole=client&workspaceId=w", b"/%77s?role=client&workspaceId=w", b"http://h/ws?role=client&workspaceId=w", b"*",
+    b"/ws;x?role=client&workspaceId=w", b"/ws?role=client;workspaceId=w", b"/ws?role=client&workspaceId=w%0A",
+    b"/ws?role=client&workspaceId=" + b"w" * 129, b"/ws?role=client&workspaceId=w&runtimeTargetId=", b"/ws?role=Client&workspaceId=w",
+    b"/ws?role=client&workspaceId=%ff", b"/ws?role=client&workspaceId=w" + b"&a=b" * 64, b"/ws?role=client&workspaceId=\xe9",
+    b"/ws#?role=client&workspaceId=w", b"/ws?role=x&role=client&workspaceId=w", b"/ws?rolE=client&workspaceId=w",
+]  # fmt: skip
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[bytes, bool]:
+    """A request made of good and bad parts, and whether all of them are good."""
+    wrong = draw(st.integers(0, 3)) == 0 or draw(st.booleans())
+    lines = dict(RIGHT)
+    for name in draw(st.lists(st.sampled_from(sorted(GOOD)), max_size=4, unique=True)):
+        lines[name] = draw(st.sampled_from(GOOD[name]))
+    target = draw(st.sampled_from(GOOD_TARGETS))
+    method, version = b"GET", b"HTTP/1.1"
+    if wrong:
+        place = draw(st.sampled_from([b"method", b"version", b"target", *sorted(BAD)]))
+        if place == b"method":
+            method = draw(st.sampled_from([b"POST", b"HEAD", b"OPTIONS", b"get", b"CONNECT", b"G\x00T"]))
+        elif place == b"version":
+            version = draw(st.sampled_from([b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2.0", b"HTTP/1.2", b"http/1.1"]))
+        elif place == b"target":
+            target = draw(st.sampled_from(BAD_TARGETS))
+        else:
+            lines[place] = draw(st.sampled_from(BAD[place]))
+            if place == b"Authorization":
+                lines.pop(b"Sec-WebSocket-Protocol", None)  # it may hold a token as well
+    ordered = draw(st.permutations([(name, value) for name, values in lines.items() for value in values]))
+    spelled = draw(st.sampled_from([bytes.lower, bytes.upper, bytes.title]))
+    return request(method, target, [(spelled(name), value) for name, value in ordered], version), not wrong
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    """`data` in pieces."""
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(requests(), st.lists(st.integers(0, 4000), max_size=4))
+def test_only_a_right_request_is_upgraded(made: tuple[bytes, bool], places: list[int]) -> None:
+    data, right = made
+    door = FrontDoor()
+    door.receive(*cut(data, places))
+    assert door.upgraded() is right, (data, door.sent[:200])
+    replies = door.replies(data.partition(b" ")[0])
+    assert len(replies) <= 1
+    assert len(door.gate.asked) == right
+    if right:
+        status, headers, _ = replies[0]
+        key = data.lower().partition(b"sec-websocket-key: ")[2].partition(b"\r")[0]
+        assert headers[b"sec-websocket-accept"] == (
+            ACCEPT if key == KEY.lower() else accept(b"A" * 22 + b"==")
+        )
+        assert headers[b"upgrade"] == b"websocket" and headers[b"connection"] == b"Upgrade"
+        assert b"sec-websocket-extensions" not in headers
+    elif replies:
+        status, headers, body = replies[0]
+        assert status in (400, 401, 404, 411, 413, 426)
+        assert b"server" not in headers, "what serves is nobody's business"
+        if b"x-relay-reason" in headers and body:
+            said = json.loads(body)
+            assert set(said) == {"ok", "reason", "message", "connectionId"}
+            assert said["reason"].encode() == headers[b"x-relay-reason"]
+            assert TOKEN not in body
+    door.leave()
+    assert door.counts.total == 0
+    assert "internal_error" not in {entry["event"] for entry in door.relay.log.events}
+
+
+def accept(key: bytes) -> bytes:
+    return base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+
+
+_junk = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from(
+        [b"", b"websocket", b"Upgrade", b"13", KEY, b"chunked", b"0", b"auth." + TOKEN, b"x" * 9000]
+    ),
+)
+_names = st.one_of(
+    st.sampled_from([*RIGHT, b"Content-Length", b"Transfer-Encoding", b"Expect", b"Cookie", b"Content-Type", b"Origin"]),
+    st.binary(max_size=12),
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.one_of(st.sampled_from([b"GET", b"POST", b"HEAD", b"OPTIONS", b"TRACE"]), st.binary(max_size=8)),
+    st.one_of(
+        st.sampled_from([TARGET, b"*", b"/", b"/health", b"http://[/ws", b"//", b"/ws?" + b"&" * 9000]),
+        st.binary(max_size=40),
+        st.binary(max_size=40).map(lambda more: TARGET + b"&" + more),
+    ),
+    st.lists(st.tuples(_names, _junk), max_size=8),
+    st.lists(st.sampled_from(sorted(RIGHT)), max_size=6, unique=True),
+    st.one_of(st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b""]), st.binary(max_size=9)),
+    st.binary(max_size=80),
+    st.lists(st.integers(0, 20_000), max_size=5),
+)
+@example(b"OPTIONS", b"*", [], sorted(RIGHT), b"HTTP/1.1", b"", [])
+@example(
+    b"POST",
+    b"/ws",
+    [(b"Content-Type", b"multipart/form-data"), (b"Content-Length", b"3")],
+    [],
+    b"HTTP/1.1",
+    b"abc",
+    [],
+)
+@example(
+    b"POST",
+    b"/",
+    [(b"Content-Type", b"multipart/form-data; boundary=\xff"), (b"Content-Length", b"3")],
+    [],
+    b"HTTP/1.1",
+    b"abc",
+    [],
+)
+@example(
+    b"POST",
+    b"/",
+    [(b"Content-Type", b"application/x-www-form-urlencoded"), (b"Content-Length", b"3")],
+    [],
+    b"HTTP/1.1",
+    b"%ff",
+    [],
+)
+@example(b"GET", b"\xff\xfe", [(b"Host", b"\x00")], [], b"HTTP/1.1", b"", [])
+def test_junk_is_answered_or_cut_off(
+    method: bytes,
+    target: bytes,
+    headers: list[tuple[bytes, bytes]],
+    kept: list[bytes],
+    version: bytes,
+    behind: bytes,
+    places: list[int],
+) -> None:
+    """Anything but a right upgrade ends within a minute, and says nothing or whole responses until then."""
+    door = FrontDoor()
+    right = [(name, RIGHT[name][0]) for name in kept]
+    door.receive(*cut(request(method, target, right + headers, version) + behind, places))
+    if door.upgraded():
+        assert len(door.gate.asked) == 1, "nobody comes in past the gate"
+        door.replies()
+        door.leave()
+    else:
+        assert door.gate.asked == []
+        for _ in range(12):
+            door.relay.clock.advance(5)
+            while door.transport.turn():
+                pass
+        assert door.transport.disconnected, "it is still open after a minute"
+        for status, *_ in door.replies(method):
+            assert status in (100, 400, 401, 404, 408, 411, 413, 426)
+    door.relay.clock.advance(60)
+    assert door.counts.total == 0
+    assert "internal_error" not in {entry["event"] for entry in door.relay.log.events}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(requests().map(lambda made: made[0]), min_size=2, max_size=4),
+    st.lists(st.integers(0, 4000), max_size=4),
+)
+def test_requests_in_one_go(made: list[bytes], places: list[int]) -> None:
+    """Pipelining: after a refusal the connection is closed, so that nothing behind it is taken for an answer."""
+    door = FrontDoor()
+    door.receive(*cut(b"".join(made), places))
+    upgrades = [reply for reply in door.replies(made[0].partition(b" ")[0]) if reply[0] == 101]
+    assert len(upgrades) == len(door.gate.asked) <= 1
+    door.leave()
+    assert door.counts.total == 0
