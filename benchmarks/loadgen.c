@@ -58,7 +58,7 @@ struct token { enum role role; char *workspace, *target, *text; };
 
 /* -- settings ------------------------------------------------------------------------------------------- */
 
-static struct sockaddr_in relay;
+static struct sockaddr_in relay, clients_relay; /* the same one, but with --client-port */
 static char host_header[64];
 static long relay_pid;
 static struct token *tokens;
@@ -547,7 +547,8 @@ static void start(struct peer *p, enum role role, uint32_t pair, uint32_t slot, 
     p->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (p->fd < 0) fatal("socket");
     setsockopt(p->fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
-    if (connect(p->fd, (struct sockaddr *)&relay, sizeof relay) && errno != EINPROGRESS) fatal("connect");
+    struct sockaddr_in *to = role == CLIENT ? &clients_relay : &relay;
+    if (connect(p->fd, (struct sockaddr *)to, sizeof *to) && errno != EINPROGRESS) fatal("connect");
     watch(p, true, EPOLL_CTL_ADD);
     opening++;
 }
@@ -780,7 +781,7 @@ static void read_tokens(const char *path) {
 }
 
 static const char usage[] =
-    "usage: loadgen throughput|connect|idle --port N --pid N --tokens FILE [--host IPV4] [-v]\n"
+    "usage: loadgen throughput|connect|idle --port N --pid N --tokens FILE [--host IPV4] [--client-port N] [-v]\n"
     "  throughput  --daemons D --clients C (of each daemon) --size BYTES (of ciphertext) --window N (in flight of a client)\n"
     "              --spread N (in flight of all clients together) --seconds S --warm-up S\n"
     "  connect     --count N --at-once K --first-token N --span N (tokens used in turn) --prime (use each once before)\n"
@@ -788,15 +789,16 @@ static const char usage[] =
 
 int main(int argc, char **argv) {
     static const struct option options[] = {
-        {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"pid", 1, 0, 'P'}, {"tokens", 1, 0, 'T'}, {"daemons", 1, 0, 'D'},
+        {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"client-port", 1, 0, 'q'}, {"pid", 1, 0, 'P'}, {"tokens", 1, 0, 'T'}, {"daemons", 1, 0, 'D'},
         {"clients", 1, 0, 'C'}, {"size", 1, 0, 's'}, {"window", 1, 0, 'w'}, {"spread", 1, 0, 'F'}, {"seconds", 1, 0, 't'},
         {"warm-up", 1, 0, 'W'}, {"count", 1, 0, 'n'}, {"at-once", 1, 0, 'c'}, {"first-token", 1, 0, 'f'}, {"span", 1, 0, 'S'},
         {"prime", 0, 0, 'r'}, {"steps", 1, 0, 'N'}, {"settle", 1, 0, 'l'}, {"verbose", 0, 0, 'v'}, {0, 0, 0, 0}};
     const char *host = "127.0.0.1";
-    int port = 0, option;
+    int port = 0, client_port = 0, option;
     while ((option = getopt_long(argc, argv, "v", options, NULL)) != -1) switch (option) {
         case 'h': host = optarg; break;
         case 'p': port = atoi(optarg); break;
+        case 'q': client_port = atoi(optarg); break;
         case 'P': relay_pid = atol(optarg); break;
         case 'T': read_tokens(optarg); break;
         case 'D': daemons = (uint32_t)atoi(optarg); break;
@@ -828,6 +830,8 @@ int main(int argc, char **argv) {
     setrlimit(RLIMIT_NOFILE, &files);
     relay = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     if (inet_pton(AF_INET, host, &relay.sin_addr) != 1) fatal("--host is no IPv4 address");
+    clients_relay = relay;
+    if (client_port) clients_relay.sin_port = htons((uint16_t)client_port);
     snprintf(host_header, sizeof host_header, "%s:%d", host, port);
     random_state ^= now();
     epoll = epoll_create1(EPOLL_CLOEXEC);

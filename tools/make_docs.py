@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -18,9 +17,9 @@ import click
 from click.testing import CliRunner
 
 from viewport_relay.cli.explain import seen_as
+from viewport_relay.cli.logsample import sample_line
 from viewport_relay.cli.main import main as command
 from viewport_relay.config import VARIABLES, Variable
-from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,9 +40,6 @@ GROUPS: tuple[tuple[Reason, str], ...] = (
     (Reason.RELAY_SHUTTING_DOWN, "The relay itself"),
     (Reason.ADMIN_UNAUTHORIZED, "The operator's door"),
 )
-
-#: When the sample log lines say that they were written.
-SAMPLE_TIME = 1_767_225_600.0
 
 README_BEGIN = "<!-- settings: made by `make docs` from the table in the code -->"
 README_END = "<!-- /settings -->"
@@ -174,36 +170,6 @@ def reasons_page() -> str:
         ]
         parts.append(table(("code", "text", "status", "close", "level"), rows))
     return "".join(parts)
-
-
-def event_of(reason: Reason) -> str:
-    """The event under which the relay logs a reason."""
-    if reason.code.startswith("ADMIN_"):
-        return "admin_refused"
-    if reason.code.startswith("WORKER_TRANSPORT_"):
-        return "worker_request"
-    if reason.entry.status:
-        return "refuse"
-    return "close" if reason.entry.close or reason in (Reason.PONG_TIMEOUT, Reason.IDLE_TIMEOUT) else "drop"
-
-
-def sample_line(reason: Reason) -> str:
-    """A log line with this reason, from the relay's own formatter."""
-    out = io.StringIO()
-    log = EventLog(out, max_entries=1, now=lambda: SAMPLE_TIME)
-    if event_of(reason) == "admin_refused":
-        log.event("admin_refused", reason=reason, ip="192.0.2.7", path="/logs")
-    else:
-        log.event(
-            event_of(reason),
-            reason=reason,
-            connection_id="4f1d0c6a9be2735d08",
-            role="client",
-            workspaceId="ws-1",
-            runtimeTargetId="rt-1",
-            ip="192.0.2.7",
-        )
-    return out.getvalue().strip()
 
 
 def troubleshooting_page() -> str:

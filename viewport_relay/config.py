@@ -550,9 +550,20 @@ class _Loader:
                 "RELAY_PUBLIC_WS_BASE_URL is not set: other relays would send clients to "
                 f"{v['public_ws_base_url']}; set it to where peers reach this relay"
             )
+        if (
+            several
+            and self.sources["public_ws_base_url"] == "default"
+            and v["listen_port"] == 0
+            and not v["listen_endpoint"]
+        ):
+            self.problems.append(
+                f"RELAY_BACKPLANE_MODE={v['backplane_mode']} and RELAY_LISTEN_PORT=0 need RELAY_PUBLIC_WS_BASE_URL: "
+                "other relays must know where to send clients"
+            )
         if several and v["internal_key"] is None:
             self.problems.append(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
         self._tls()
+        self._workers()
         self._mode(dev_platform)
 
     def _urls(self, dev_platform: bool) -> None:
@@ -609,6 +620,18 @@ class _Loader:
             path = v[attribute]
             if path and not os.access(path, os.R_OK):
                 self.problems.append(f"{BY_ATTRIBUTE[attribute].name}: got {path!r}, takes a readable file")
+
+    def _workers(self) -> None:
+        v = self.values
+        if v["workers"] == 1:
+            return
+        tls_here = v["tls_cert_path"] and v["tls"] != "0" and v["tls_termination"] == "self"
+        if tls_here or (v["listen_endpoint"] or "").partition(":")[0] in {"ssl", "tls"}:
+            self.problems.append(
+                f"RELAY_WORKERS={v['workers']} and TLS here cannot go together, for connections are handed to the "
+                "workers as they are: end TLS in front of the relay and set RELAY_TLS_TERMINATION=platform, or set "
+                "RELAY_WORKERS=1"
+            )
 
     def _mode(self, dev_platform: bool) -> None:
         v = self.values

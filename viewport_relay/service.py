@@ -17,12 +17,12 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver
-from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.components import Componentized
 
 from viewport_relay import __version__, descriptors
 from viewport_relay.admin.site import build as build_door
+from viewport_relay.admin.state import StateSource
 from viewport_relay.admission.addresses import client_address, is_trusted
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import HttpClient
@@ -42,6 +42,7 @@ from viewport_relay.wire.drain import Drain
 from viewport_relay.wire.heartbeat import Heartbeat
 from viewport_relay.wire.hub import Hub
 from viewport_relay.wire.link import WELL_KNOWN_PATH, well_known
+from viewport_relay.wire.proxyprotocol import ProxyFactory
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import CertificateWatch, ServerContext
 from viewport_relay.wire.upgrade import UpgradeResource
@@ -54,7 +55,7 @@ _BACKLOG: Final = 1024
 _STOP_MARGIN: Final = 15
 
 
-def _most_connections(config: Config, open_files: int) -> int:
+def most_connections(config: Config, open_files: int) -> int:
     """RELAY_MAX_TOTAL_CONNECTIONS, or fewer where the limit on open files says so."""
     if not open_files:
         return config.max_total_connections
@@ -146,19 +147,10 @@ class RelayService(MultiService):
         self.backplane = backplane_for(reactor, config, log, self.counters, self.client, self.now)
         self.hub = Hub(config, reactor, log, self.counters, workers, self.keys, self.now, self.backplane)
         self.factory = ConnectionFactory(reactor, self.hub)
-        self.upgrade = UpgradeResource(
-            config,
-            self.hub,
-            self.gate,
-            self.factory,
-            WindowCounter(config.rate_limit_per_ip),
-            ConnectionCounts(
-                max_total=_most_connections(config, open_files),
-                max_per_ip=config.max_connections_per_ip,
-                max_clients=config.max_clients_per_workspace,
-            ),
-        )
-        self.state = RelayState(self)
+        self.upgrade = self._make_upgrade(open_files)
+        self.state: StateSource = RelayState(self)
+        #: what the operator's door shows
+        self.shown = self.counters
         self.heartbeat = Heartbeat(config, reactor, lambda: self.factory.connections, self.counters)
         self.port: int | None = None
         self._notifier = Notifier({}) if notifier is None else notifier
@@ -169,6 +161,21 @@ class RelayService(MultiService):
         self._ports: list[IListeningPort] = []
         self._timers: list[LoopingCall] = []
         self.drain = Drain(reactor, self.factory.connections, config.drain_seconds)
+
+    def _make_upgrade(self, open_files: int) -> UpgradeResource:
+        config = self.config
+        return UpgradeResource(
+            config,
+            self.hub,
+            self.gate,
+            self.factory,
+            WindowCounter(config.rate_limit_per_ip),
+            ConnectionCounts(
+                max_total=most_connections(config, open_files),
+                max_per_ip=config.max_connections_per_ip,
+                max_clients=config.max_clients_per_workspace,
+            ),
+        )
 
     def setServiceParent(self, parent: Any) -> None:
         """On an application, its log becomes ours: JSON lines, Twisted's own included."""
@@ -190,13 +197,8 @@ class RelayService(MultiService):
                 message="the Noise link's key lives as long as this process: set RELAY_STATE_DIR or "
                 "RELAY_NOISE_PRIVATE_KEY_FILE so that peers can pin it",
             )
-        self._listen(self._public_endpoint(), self._public_factory(), "RELAY_LISTEN_PORT")
-        if self.config.admin_listen:
-            self._listen(self._admin_endpoint(), self._admin_factory(), "RELAY_ADMIN_LISTEN")
-        self.gate.start()
-        self.backplane.start(self.hub.elsewhere)
-        self.heartbeat.start()
-        self._every(self.config.cleanup_interval_ms / 1000, self.hub.clean_up)
+        self._open_doors()
+        self._start_rooms()
         self._every(1.0, self.log.sweep)
         if self._certificates is not None:
             self._certificates.start()
@@ -204,6 +206,20 @@ class RelayService(MultiService):
             Signals(self.reactor, self._asked_to_stop, self._stop_now, self.reload).take
         )
         self.reactor.callWhenRunning(self._announce)
+        self._say_started()
+
+    def _open_doors(self) -> None:
+        self._listen(self._public_endpoint(), self._public_factory(), "RELAY_LISTEN_PORT")
+        if self.config.admin_listen:
+            self._listen(self._admin_endpoint(), self._admin_factory(), "RELAY_ADMIN_LISTEN")
+
+    def _start_rooms(self) -> None:
+        self.gate.start()
+        self.backplane.start(self.hub.elsewhere)
+        self.heartbeat.start()
+        self._every(self.config.cleanup_interval_ms / 1000, self.hub.clean_up)
+
+    def _say_started(self) -> None:
         self.log.event(
             "relay_started",
             message=f"listening on {self.config.listen_host}:{self.port}",
@@ -261,10 +277,8 @@ class RelayService(MultiService):
     def _public_endpoint(self) -> IStreamServerEndpoint:
         config = self.config
         if config.listen_endpoint:
-            endpoint = self._described_endpoint(config.listen_endpoint)
-        else:
-            endpoint = self._tcp(config.listen_host, config.listen_port)
-        return proxyEndpoint(endpoint) if config.proxy_protocol else endpoint
+            return self._described_endpoint(config.listen_endpoint)
+        return self._tcp(config.listen_host, config.listen_port)
 
     def _described_endpoint(self, description: str) -> IStreamServerEndpoint:
         """Ends with status 78 when there is no such endpoint, or systemd has passed no such socket."""
@@ -292,7 +306,8 @@ class RelayService(MultiService):
             Root(self.upgrade, self._door(admin=not self.config.admin_listen), documents),
             self._http_connections(public=True),
         )
-        return site if self._tls is None else TLSMemoryBIOFactory(self._tls, False, site)
+        factory = site if self._tls is None else TLSMemoryBIOFactory(self._tls, False, site)
+        return ProxyFactory(factory) if self.config.proxy_protocol else factory
 
     def _admin_factory(self) -> IProtocolFactory:
         return RelaySite(Root(None, self._door(admin=True)), self._http_connections(public=False))
@@ -301,7 +316,7 @@ class RelayService(MultiService):
         return build_door(
             self.config,
             log=self.log,
-            counters=self.counters,
+            counters=self.shown,
             state=self.state,
             reactor=self.reactor,
             started_at=self.now(),
@@ -340,6 +355,12 @@ class RelayService(MultiService):
 
     def _stop_now(self) -> None:
         self.log.event("relay_stopping", message="asked again: the connections that are left are cut")
+        self._cut_all()
+
+    def _drain(self) -> Deferred[None]:
+        return self.drain.start()
+
+    def _cut_all(self) -> None:
         self.drain.end_at_once()
 
     def reload(self) -> None:
@@ -365,15 +386,18 @@ class RelayService(MultiService):
         # The operator's own listener stays to the end, so that /ready says why.
         for port in self._ports[:1]:
             port.stopListening()
-        stopped = self.drain.start()
+        stopped = self._drain()
         stopped.addCallback(lambda _: self.backplane.stop())
         stopped.addCallback(self._stop_the_rest)
         return stopped
 
-    def _stop_the_rest(self, _: None) -> None:
+    def _stop_rooms(self) -> None:
         self.heartbeat.stop()
         self.gate.stop()
         self.client.close()
+
+    def _stop_the_rest(self, _: None) -> None:
+        self._stop_rooms()
         for port in self._ports:
             port.stopListening()
         for connections in self._http:

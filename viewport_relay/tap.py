@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import sys
@@ -20,6 +21,7 @@ from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.redaction import configured_secrets
 from viewport_relay.service import RelayService
 from viewport_relay.wire.dispatch import shorten_dispatch
+from viewport_relay.workers.parent import ParentService
 
 
 def _environment_help() -> str:
@@ -93,13 +95,15 @@ def makeService(options: Options) -> IService:
         level=config.log_level,  # type: ignore[arg-type]  # the table admits only levels
         secrets=configured_secrets(config),
     )
+    notifier = Notifier(os.environ)
+    open_files = descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
     try:
-        service = RelayService(
-            reactor,
-            config,
-            log,
-            Notifier(os.environ),
-            descriptors.raise_limit(descriptors.wanted(config.max_total_connections)),
+        service = (
+            RelayService(reactor, config, log, notifier, open_files)
+            if config.workers == 1
+            else ParentService(
+                reactor, config, log, notifier, open_files, environ=environ, overrides=options.overrides()
+            )
         )
     except ConfigError as error:
         for problem in error.problems:
@@ -107,6 +111,10 @@ def makeService(options: Options) -> IService:
         raise SystemExit(EX_CONFIG) from None
     if platform is not None:
         log.event("dev_platform", message=f"the dev platform answers at {platform.url}", url=platform.url)
+    # What the imports made lives as long as the process: a full collection need not walk over it, which takes tens
+    # of milliseconds that some frame would wait.
+    gc.collect()
+    gc.freeze()
     return service
 
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from twisted.web.server import Request
+from twisted.internet.defer import Deferred
+from twisted.web.server import NOT_DONE_YET, Request
 
-from viewport_relay.admin.reply import BadRequest, body_json, put_json
+from viewport_relay.admin.reply import BadRequest, body_json, put_json, put_late
 from viewport_relay.admin.state import StateSource
 from viewport_relay.observe.sink import EventSink
 
@@ -25,7 +26,7 @@ class Actions:
         self._log = log
         self._client_ip = client_ip
 
-    def disconnect(self, request: Request) -> bytes:
+    def disconnect(self, request: Request) -> bytes | int:
         """`POST /disconnect`: close a connection, or all of a workspace or target (a revoked pairing)."""
         body = body_json(request)
         unknown = sorted(set(body) - {"workspaceId", "runtimeTargetId", "connectionId"})
@@ -38,16 +39,23 @@ class Actions:
         closed = self._state.disconnect(
             workspace_id=workspace, runtime_target_id=target, connection_id=connection
         )
-        self._log.event(
-            "operator_disconnect",
-            message=f"an operator closed {closed} connections",
-            connection_id=connection,
-            workspaceId=workspace,
-            runtimeTargetId=target,
-            closed=closed,
-            operator=self._client_ip(request),
-        )
-        return put_json(request, {"ok": True, "disconnected": closed})
+
+        def say(closed: int) -> bytes:
+            self._log.event(
+                "operator_disconnect",
+                message=f"an operator closed {closed} connections",
+                connection_id=connection,
+                workspaceId=workspace,
+                runtimeTargetId=target,
+                closed=closed,
+                operator=self._client_ip(request),
+            )
+            return put_json(request, {"ok": True, "disconnected": closed})
+
+        if isinstance(closed, Deferred):
+            closed.addCallback(say).addCallback(put_late, request)
+            return NOT_DONE_YET
+        return say(closed)
 
     def flush(self, request: Request) -> bytes:
         """`POST /cache/flush`: forget validations, and fetch the key set again with the next upgrade."""

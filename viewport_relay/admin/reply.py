@@ -55,6 +55,13 @@ def put_json(request: Request, body: Mapping[str, Any], status: int = 200) -> by
     return put(request, status, JSON_TYPE, text.encode("ascii"))
 
 
+def put_late(body: bytes, request: Request) -> None:
+    """Send a body for which `render` has returned NOT_DONE_YET, if anybody still waits for it."""
+    if not (request.finished or request._disconnected):
+        request.write(body)
+        request.finish()
+
+
 def refuse(request: Request, reason: Reason, **more: object) -> bytes:
     """`{"ok":false,"reason":CODE}` and what else is given, with the reason's status."""
     return put_json(request, {"ok": False, "reason": reason.code, **more}, reason.entry.status)

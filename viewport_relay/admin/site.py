@@ -83,6 +83,11 @@ class Door(Resource):
         except BadRequest as bad:
             return refuse_bad(request, bad)
 
+    def is_operators(self, request: Request) -> bool:
+        """Whether it is a page for operators only, asked by one."""
+        route = self._routes.get((request.method, request.path))
+        return route is not None and route.who == "operator" and self._gate.judge(request) is None
+
     def stop(self) -> None:
         """Stop keeping the numbers of the last hour; safe at any time."""
         if self._history is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
+
 from viewport_relay.config import Config
 from viewport_relay.observe.logs import timestamp
 from viewport_relay.observe.redaction import Redactor
@@ -25,8 +27,8 @@ class StateSource(Protocol):
 
     def disconnect(
         self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
-    ) -> int:
-        """Close the connections that fit every part that is given; returns how many."""
+    ) -> int | Deferred[int]:
+        """Close the connections that fit every part that is given; how many, sooner or later."""
 
     def flush_caches(self) -> None:
         """Forget validations, and fetch the key set again with the next upgrade."""

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.backplane.bus import Inbound, Outbound
+from viewport_relay.backplane.instance import InstanceWatch
 from viewport_relay.backplane.interface import (
     Backplane,
     Carrier,
@@ -66,12 +67,16 @@ class Fleet:
         self._mode = config.backplane_mode
         self.redirects = config.client_redirect_enabled
         self._carrier: Carrier
+        self._instance: InstanceWatch | None = None
         if config.backplane_mode == "redis":
             # Here and not above: txredisapi takes the global reactor as soon as it is imported.
             from viewport_relay.backplane.redis import RedisCarrier, parts
 
             self.outage = Outage(reactor, log, parts(config), self._recovered)
-            self._carrier = RedisCarrier(reactor, config, self.outage)
+            carrier = RedisCarrier(reactor, config, self.outage)
+            self._carrier = carrier
+            every = config.presence_sync_interval_ms / 1000
+            self._instance = InstanceWatch(reactor, carrier, config.relay_id, every, log)
         else:
             self.outage = Outage(reactor, log, (PART,), self._recovered)
             self._carrier = PlatformCarrier(reactor, config, http, self.outage)
@@ -132,6 +137,8 @@ class Fleet:
     def start(self, receiver: Receiver) -> None:
         self._carrier.start()
         self._presence.start(receiver.moved)
+        if self._instance is not None:
+            self._instance.start()
         if self._inbound is not None:
             self._inbound.start(receiver.arrived)
 
@@ -142,6 +149,8 @@ class Fleet:
         return finishing.addCallback(self._end)
 
     async def _finish(self) -> None:
+        if self._instance is not None:
+            self._instance.stop()
         if self._inbound is not None:
             self._inbound.stop()
         await self._presence.settle()

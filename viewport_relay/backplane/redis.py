@@ -2,6 +2,7 @@
 
     PREFIX:presence:WORKSPACE:TARGET   string, JSON, with a TTL: which relay holds the daemon
     PREFIX:queue:RELAYID               list, RPUSH by anyone, BLPOP and LPOP by that relay: bus frames
+    PREFIX:instance:RELAYID            string with a TTL, of ours alone: see instance.py
 
 Needs Redis 6.2 (LPOP with a count) and EVAL. A standalone server, a replicated one behind one name, or one that
 Sentinels watch; Cluster is not supported by the client.
@@ -146,6 +147,12 @@ class RedisCarrier:
         except (msgspec.DecodeError, RecursionError):
             return None
         return entry if isinstance(entry, dict) else None
+
+    async def mark(self, value: str) -> str | None:
+        """For `instance.InstanceWatch`."""
+        key = f"{self._prefix}:instance:{self._relay_id}"
+        [there] = await self._commands.run(("SET", key, value, "PX", self._presence_ttl, "GET"))
+        return there.decode("utf-8", "replace") if isinstance(there, bytes) else None
 
     # -- bus ---------------------------------------------------------------------------------------------------------
 

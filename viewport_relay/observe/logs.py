@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
+
+from attrs import evolve
 
 from viewport_relay.observe.folding import Allowance, Fold, Folding, Source
 from viewport_relay.observe.redaction import Json, Redactor
@@ -72,6 +74,8 @@ class EventLog:
         self.write_failures = 0
         #: when each event was last logged with each reason, folded or not; seconds since the epoch
         self.last_seen: dict[tuple[str, Reason | None], float] = {}
+        #: what other processes of this relay have counted and not yet written
+        self.folds_elsewhere: Sequence[Fold] = ()
 
     # -- in ------------------------------------------------------------------------------------------------
 
@@ -101,6 +105,14 @@ class EventLog:
         code = reason.code if reason is not None else None
         self._emit(at, level, event, code, message, connection_id, details)
 
+    def take_over(self, record: Record) -> None:
+        """Log what another process of this relay has logged: redacted, folded and written down there."""
+        self._seq += 1
+        record = evolve(record, seq=self._seq)
+        reason = Reason.__members__.get(record.reason or "")
+        self.last_seen[record.of or record.event, reason] = record.at
+        self._put(record)
+
     def sweep(self) -> None:
         """Write the summaries whose window is over."""
         self._end_windows(self._now())
@@ -125,7 +137,8 @@ class EventLog:
 
     def folds(self) -> Iterator[Fold]:
         """What is counted and not yet written."""
-        return self._folding.open()
+        yield from self._folding.open()
+        yield from self.folds_elsewhere
 
     def follow(self, follower: Callable[[Record], None]) -> Callable[[], None]:
         """Call `follower` at once with each new record; it must not raise or wait. Returns the way out."""
@@ -186,9 +199,12 @@ class EventLog:
             workspace if isinstance(workspace, str) else None,
             connection_id, line, fold.count if fold else 0, fold.source.event if fold else "",
         )  # fmt: skip
+        self._put(record)
+
+    def _put(self, record: Record) -> None:
         self._ring.append(record)
-        if _RANK[level] >= self._least:
-            self._write(at, record.line)
+        if _RANK[record.level] >= self._least:
+            self._write(record.at, record.line)
         for follower in tuple(self._followers):
             follower(record)
 

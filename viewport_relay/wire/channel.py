@@ -116,6 +116,8 @@ class RelayChannel(HTTPChannel):
     """Twisted's HTTP/1.1 channel with our bounds. Its factory is the site, which sets `connections`."""
 
     connections: HttpConnections | None = None
+    #: the client's address where somebody in front of us has worked it out (the parent of several workers)
+    given_ip: str | None = None
     transport: Any
     callLater: Callable[[float, Callable[[], None]], IDelayedCall]  # the site's
 

@@ -39,6 +39,10 @@ _unmask: Final = unmasker(_arena)
 #: UTF-8 as it comes: a peer that drips is told at the first wrong byte.
 _DRIPPING: Final = 1024
 
+#: Frames of one read that are answered or dropped instead of forwarded, before the others get their turn: no rate ends
+#: those, and a read may hold tens of thousands.
+_DECISIONS: Final = 128
+
 _SMALL_HEADERS: Final = tuple(bytes((0x81, length)) for length in range(126))
 
 
@@ -157,8 +161,12 @@ class Reader:
     def feed(self, data: bytes) -> None:
         """Handle bytes that the transport has read (TLS, or what came before the upgrade was answered)."""
         self._touch()
+        connection = self._connection
         at = 0
         while at < len(data):
+            if connection.postponed:
+                connection.postpone(data[at:])
+                return
             long = self._long
             if long is not None:
                 piece = data[at : at + long.total - long.have]
@@ -197,6 +205,7 @@ class Reader:
         receiver: Connection | None = None
         batch: list[bytes] = []
         size = 0
+        decisions = 0
         judge = connection.judge if self._common() else None
         while judge is not None:
             left = end - at
@@ -245,6 +254,10 @@ class Reader:
                 receiver, batch, size = None, [], 0
                 connection.decide(verdict, message)
                 judge = connection.judge  # None if that was the end
+                decisions += 1
+                if decisions == _DECISIONS and at < end:
+                    connection.postpone(bytes(_arena_view[at:end]))
+                    return
                 continue
             to: Any = verdict.outlet
             if to is not receiver:

@@ -22,6 +22,9 @@ SLICES: Final = 8
 #: Longest and shortest round, seconds.
 _LONGEST, _SHORTEST = 2.0, 0.05
 
+#: A tick that is later than this, seconds: the whole process stood still (a suspended machine, a stopped container).
+_STOOD_STILL: Final = 1.0
+
 
 class Heartbeat:
     """Looks at every connection once a round. Times of `config` are milliseconds, of the clock seconds."""
@@ -43,10 +46,12 @@ class Heartbeat:
         self._counters = counters
         self._left: list[Connection] = []
         self._slice = 1
+        self._next_tick = 0.0
         self._loop = LoopingCall(self._tick)
         self._loop.clock = clock
 
     def start(self) -> None:
+        self._next_tick = self._clock.seconds() + self._round / SLICES
         self._loop.start(self._round / SLICES, now=False)
 
     def stop(self) -> None:
@@ -58,9 +63,20 @@ class Heartbeat:
             self._left = list(self._connections())
             self._slice = -(-len(self._left) // SLICES) or 1
         now = self._clock.seconds()
+        late, self._next_tick = now - self._next_tick, now + self._round / SLICES
+        if late > _STOOD_STILL:
+            self._forgive(late)
         due, self._left = self._left[: self._slice], self._left[self._slice :]
         for connection in due:
             self.check(connection, now)
+
+    def _forgive(self, seconds: float) -> None:
+        """What peers sent while we stood still is not read yet: that time counts against nobody."""
+        for connection in self._connections():
+            connection.last_seen += seconds
+            connection.pinged_at += seconds
+            if connection.unanswered_since is not None:
+                connection.unanswered_since += seconds
 
     def check(self, connection: Connection, now: float) -> None:
         """Ping the connection, or drop it (wire contract, section 4). Whom we do not read, no clock runs against."""

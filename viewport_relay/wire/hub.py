@@ -240,6 +240,8 @@ class Hub:
             self._bound_what_is_left(connection, _connection(peer.target.daemon))
         if successor is not None:
             self._listen(_connection(successor), successor)
+        if peer.role is Role.DAEMON:
+            connection.outbox.let_feeders_go()  # to the next daemon, or to be told that there is none
 
     def _bound_what_is_left(self, connection: Connection, daemon: Connection) -> None:
         # What a client sent before it left still goes to its daemon, unless clients that come and go would fill

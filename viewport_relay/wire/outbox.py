@@ -152,6 +152,12 @@ class Outbox:
             lane.chunks.clear()
             self._turns.remove(lane)
 
+    def let_feeders_go(self) -> None:
+        """What they brought still leaves, but nobody waits for that any more: the receiver takes part no longer."""
+        for feeder in tuple(self._lanes):
+            if feeder is not None:
+                feeder.resume_reading(self)
+
     @property
     def idle(self) -> bool:
         """Whether everything has gone to the transport and its buffer is not full."""

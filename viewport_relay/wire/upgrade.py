@@ -68,7 +68,7 @@ def is_upgrade(request: Request) -> bool:
 
 
 @define(eq=False)
-class _Attempt:
+class Attempt:
     """One upgrade on its way: what is known of it so far, for the log."""
 
     connection_id: str
@@ -79,6 +79,12 @@ class _Attempt:
     ticket: Ticket | None = None
     client_id: str | None = None
     version: str | None = None
+
+    def release(self) -> None:
+        """Give its place in the counts back; calling it again does nothing."""
+        ticket, self.ticket = self.ticket, None
+        if ticket is not None:
+            ticket.release()
 
     def describe(self) -> dict[str, Any]:
         query = self.query
@@ -116,7 +122,7 @@ class UpgradeResource(Resource):
 
     def render(self, request: Request) -> Any:
         """An upgrade attempt on any path (only `/ws` is ever upgraded), or a plain GET of `/ws`."""
-        attempt = _Attempt(_connection_id(), self._client_ip(request))
+        attempt = Attempt(_connection_id(), self._client_ip(request))
         try:
             self._cheap_checks(request, attempt)
         except Refusal as refusal:
@@ -127,7 +133,7 @@ class UpgradeResource(Resource):
 
     # -- checks that ask nobody ----------------------------------------------------------------------------
 
-    def _cheap_checks(self, request: Request, attempt: _Attempt) -> None:
+    def _cheap_checks(self, request: Request, attempt: Attempt) -> None:
         """In the contract's order, cheapest first. Raises Refusal."""
         config = self._config
         if not is_upgrade(request):
@@ -158,6 +164,9 @@ class UpgradeResource(Resource):
             attempt.ticket.count_client(attempt.query.workspace_id, attempt.query.runtime_target_id)
 
     def _client_ip(self, request: Request) -> str:
+        given: str | None = getattr(request.channel, "given_ip", None)
+        if given is not None:
+            return given
         host = str(getattr(request.getClientAddress(), "host", None) or "unknown")
         forwarded = [_text(value) for value in request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())]
         return client_address(host, forwarded, self._config.trusted_proxies)
@@ -170,7 +179,7 @@ class UpgradeResource(Resource):
 
     # -- asking the gate -------------------------------------------------------------------------------------
 
-    def _admit(self, request: Request, attempt: _Attempt) -> None:
+    def _admit(self, request: Request, attempt: Attempt) -> None:
         assert attempt.token is not None and attempt.query is not None
         clock, latency = self._hub.clock, self._hub.counters.admission_latency
         began = clock.seconds()
@@ -186,7 +195,7 @@ class UpgradeResource(Resource):
 
         def refused(failure: Failure) -> None:
             if failure.check(CancelledError):
-                _release(attempt)
+                attempt.release()
                 return
             failure.trap(Refusal)
             assert isinstance(failure.value, Refusal)
@@ -210,7 +219,7 @@ class UpgradeResource(Resource):
             self._feed(connection)
 
         def broken(failure: Failure) -> None:
-            _release(attempt)
+            attempt.release()
             self._hub.log.event(
                 "internal_error",
                 level="error",
@@ -225,7 +234,7 @@ class UpgradeResource(Resource):
         waiting.addCallbacks(admitted, refused)
         waiting.addErrback(broken)
 
-    def _settle_target(self, attempt: _Attempt, claims: Claims) -> None:
+    def _settle_target(self, attempt: Attempt, claims: Claims) -> None:
         """A client's target may come from the claims alone: then it counts there."""
         query, ticket = attempt.query, attempt.ticket
         assert query is not None and ticket is not None
@@ -236,7 +245,7 @@ class UpgradeResource(Resource):
         ):
             ticket.count_client(query.workspace_id, claims.runtime_target_id)
 
-    def _hand_over(self, request: Request, attempt: _Attempt) -> Connection:
+    def _hand_over(self, request: Request, attempt: Attempt) -> Connection:
         """Give the TCP connection to a `Connection`, in the open state."""
         channel: Any = request.channel
         # What came behind the request: in the line receiver if we are still in its loop, else kept by the channel.
@@ -270,7 +279,7 @@ class UpgradeResource(Resource):
 
     # -- refusing ----------------------------------------------------------------------------------------------
 
-    def _refuse(self, request: Request, attempt: _Attempt, refusal: Refusal) -> None:
+    def _refuse(self, request: Request, attempt: Attempt, refusal: Refusal) -> None:
         """A refusal by the gate: over HTTP, or for browsers as a Close behind the upgrade."""
         self._hub.counters.admission_denied += 1
         mode = self._config.reject_mode
@@ -286,8 +295,8 @@ class UpgradeResource(Resource):
         connection.end(refusal.reason, logged=False)
         self._feed(connection)
 
-    def _answer(self, request: Request, attempt: _Attempt, refusal: Refusal) -> None:
-        _release(attempt)
+    def _answer(self, request: Request, attempt: Attempt, refusal: Refusal) -> None:
+        attempt.release()
         self._hub.counters.ws_connections_rejected += 1
         self._log(attempt, refusal)
         body = json.dumps(
@@ -315,7 +324,7 @@ class UpgradeResource(Resource):
         )
         request.finish()
 
-    def _log(self, attempt: _Attempt, refusal: Refusal) -> None:
+    def _log(self, attempt: Attempt, refusal: Refusal) -> None:
         self._hub.counters.refusals[refusal.reason] += 1
         about = {**attempt.describe(), **refusal.details}
         if refusal.detail:
@@ -327,12 +336,6 @@ class UpgradeResource(Resource):
 
 def _connection_id() -> str:
     return os.urandom(9).hex()
-
-
-def _release(attempt: _Attempt) -> None:
-    ticket, attempt.ticket = attempt.ticket, None
-    if ticket is not None:
-        ticket.release()
 
 
 # -- reading the request ------------------------------------------------------------------------------------

@@ -38,6 +38,13 @@ CLOSE_TIMEOUT: Final = 10.0
 #: Seconds before a Close that the peer would answer with an immediate reconnect (wire contract, section 2).
 SEAT_CLOSE_DELAY: Final = 1.0
 
+#: Seconds and bytes of input that plain Autobahn handles before the other connections get their turn.
+TURN_SECONDS: Final = 0.005
+_SLICE: Final = 4096
+
+#: Why a connection that is not done with its input is not read.
+_TURN: Final = object()
+
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
 
 # Autobahn formats all its options for a debug line on every connection, also when nobody listens: half of the
@@ -101,6 +108,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         self.link = False  # whether the peer chose the Noise link
         self._when_lost: list[Callable[[], None]] = []
         self._paused_by: set[object] = set()
+        self.postponed = b""  # received, and left to the next turn
         self._pong_due: bytes | None = None
         self._deadline: IDelayedCall | None = None
 
@@ -158,11 +166,45 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
             self.reader.feed(data)
         else:
             self.now = self.last_seen = self.factory.clock.seconds()
-            self._dataReceived(data)
+            self.autobahn_received(data)
 
     def autobahn_received(self, data: bytes) -> None:
-        """What the fast path does not handle."""
-        self._dataReceived(data)
+        """What the fast path does not handle: in slices, so that a flood of tiny frames does not hold everybody up."""
+        if self.postponed:
+            self.postponed += data
+            return
+        seconds = self.factory.clock.seconds
+        until = seconds() + TURN_SECONDS
+        end = len(data)
+        for at in range(0, end, _SLICE):
+            self._dataReceived(data if end <= _SLICE else data[at : at + _SLICE])
+            if at + _SLICE < end and seconds() >= until:
+                self.postpone(data[at + _SLICE :])
+                return
+
+    def postpone(self, data: bytes) -> None:
+        """Handle this in the reactor's next turn: the other connections come first. Until then nothing is read."""
+        if self.lost:
+            return
+        first, self.postponed = not self.postponed, self.postponed + data
+        if first:
+            self._paused_by.add(_TURN)
+            self.transport.pauseProducing()
+            self.factory.clock.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        data, self.postponed = self.postponed, b""
+        if not data or self.lost:
+            return
+        if self.reader is not None:
+            self.reader.feed(data)
+        else:
+            self.autobahn_received(data)
+        if self.postponed or self.lost:
+            return
+        self._paused_by.discard(_TURN)
+        if not self._paused_by or self.ending is not None:
+            self._read_on()
 
     def _dataReceived(self, data: bytes) -> None:
         if self.state != self.STATE_CLOSED:  # Autobahn would keep what it does not read any more
@@ -351,7 +393,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
             self._read_on()
 
     def _read_on(self) -> None:
-        if not self.lost:
+        if not self.lost and not self.postponed:
             # While we did not read, no clock ran against the peer.
             self.last_seen = self.pinged_at = self.factory.clock.seconds()
             self.unanswered_since = None
@@ -498,6 +540,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         self.factory.hub.left(self, "connection lost", None)
         self.outbox.stopProducing()
         self._paused_by.clear()
+        self.postponed = b""
         self._stop_listening()
         if self.reader is not None:
             self.reader.close()

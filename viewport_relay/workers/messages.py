@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
 from viewport_relay.observe.ring import Record
+from viewport_relay.reasons import Level
 from viewport_relay.routing.views import TargetView
 
 #: Longest packet to a worker, bytes: a request's head (16 KiB) and what came behind it (16 KiB and one read of 64).
@@ -92,7 +93,7 @@ class OpenFold(Struct, frozen=True):
     workspace_id: str | None
     role: str | None
     message: str | None
-    level: str
+    level: Level
     opened: float
     count: int
     first: float

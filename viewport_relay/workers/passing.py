@@ -15,7 +15,6 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.web.http import Request
 
-from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import FULL_RETRY_AFTER, Ticket
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.upgrade import Attempt, UpgradeResource
@@ -40,7 +39,7 @@ class PassingResource(UpgradeResource):
         """An answer to an earlier request on this connection goes out first: nobody else could send it."""
         channel: Any = request.channel
         if channel is None or channel.transport is None:
-            _release(attempt)
+            attempt.release()
             return
         inner = _inner(channel.transport)
         if (inner.dataBuffer or inner._tempDataBuffer) and looks:
@@ -53,9 +52,8 @@ class PassingResource(UpgradeResource):
         early = b"".join(channel._dataBuffer) + channel._buffer
         # A copy: what Twisted thinks of its own no longer matters then.
         copy = inner.socket.dup()
-        ip, ticket = counted_as(attempt.ip), attempt.ticket
         if ISSLTransport.providedBy(inner) or not self.pass_on(
-            attempt.query.workspace_id, copy, ip, head(request) + early, ticket
+            attempt.query.workspace_id, copy, attempt.ip, head(request) + early, attempt.ticket
         ):
             copy.close()
             refusal = Refusal(Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER)
@@ -89,9 +87,3 @@ def _let_go(transport: Any, inner: Any) -> None:
     inner.socket.close()
     if isinstance(transport, ProtocolWrapper):
         transport.factory.unregisterProtocol(transport)
-
-
-def _release(attempt: Attempt) -> None:
-    ticket, attempt.ticket = attempt.ticket, None
-    if ticket is not None:
-        ticket.release()

@@ -129,6 +129,7 @@ def answer_on(connection: socket.socket) -> Upgrade:
         data = connection.recv(65536)
         assert data, "the connection ended within the body"
         rest += data
+    connection.settimeout(8)  # at once, that is: Twisted's own idle time-out would take 15 s
     assert connection.recv(1) == b"", "the relay said that it closes"
     connection.close()
     return Upgrade(code, headers, rest, connection, [], reader)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -55,6 +56,18 @@ def eventually(look: Callable[[], T | None], what: str, seconds: float = 10.0) -
         time.sleep(0.02)
 
 
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody has, and that the kernel gives to no outgoing connection meanwhile."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+
+
 class Relay:
     """Starts when it is made. `ready` waits until it can admit, `listening` until it answers at all."""
 
@@ -69,9 +82,7 @@ class Relay:
         self.host = host
         self.tls = tls
         self.preamble = preamble  # what the operator's own connections begin with
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.bind((host, 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port(host)
         defaults = {
             "RELAY_LISTEN_HOST": host,
             "RELAY_LISTEN_PORT": str(self.port),

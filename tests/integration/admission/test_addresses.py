@@ -145,6 +145,7 @@ PREAMBLES = {
     "v1, IPv4": (v1("203.0.113.7"), "203.0.113.7"),
     "v1, IPv6": (v1("2001:db8::7"), "2001:db8::7"),
     "v1, unknown": (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", "127.0.0.1"),
+    "v1, unknown and nothing else": (b"PROXY UNKNOWN\r\n", "127.0.0.1"),
     "v2, IPv4": (v2("203.0.113.8"), "203.0.113.8"),
     "v2, IPv6": (v2("2001:db8::8"), "2001:db8::8"),
     "v2, local": (b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00", "127.0.0.1"),
@@ -178,6 +179,8 @@ def test_forwarded_for_behind_proxy_protocol(balanced: Relay, platform: ControlP
     [
         b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
         b"PROXY TCP4 nonsense\r\n",
+        b"PROXY TCP4 1.2.3.4 5.6.7.8 x y\r\n",
+        b"PROXY TCP4 \xff 5.6.7.8 1 2\r\n",
         b"\r\n\r\n\x00\r\nQUIT\n\xff\xff\xff\xff" + b"x" * 64,
         b"PROXY " + b"x" * 200,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 64,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.integration.admission.controlplane import INTERNAL_KEY, ControlPlane
-from tests.integration.admission.relays import Relay, run
+from tests.integration.admission.relays import Relay, free_port, run
 from viewport_relay.config import VARIABLES
 
 Start = Callable[..., Relay]
@@ -79,10 +79,7 @@ def test_secrets_from_files_older_names_and_warnings(
     (tmp_path / "key").write_text(f"  {INTERNAL_KEY}\n")
     settings = platform.settings()
     del settings["RELAY_INTERNAL_KEY"]
-    probe = socket.socket()
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
-    probe.close()
+    port = free_port()
     relay = start(
         {
             **settings,
@@ -94,11 +91,13 @@ def test_secrets_from_files_older_names_and_warnings(
             "HOST": "127.0.0.1",
             "PORT": str(port),
             "RELAY_UPGRADE_RATE_PER_MINUTE": "2",
-            "RELAY_MAX_FRAME_BYTES": "300",
+            "RELAY_MAX_FRAME_BYTES": "500",
             "MAX_LOGS": "10",
             "RELAY_LISTEN_PROT": "1",
             "RELAY_BUS_HMAC_KEY": "short",
-        }
+            "RELAY_FRAME_MAX_BYTES": "400",
+        },
+        "--frame-max-bytes=300",  # an option wins over variables
     )
     relay.port = port
     relay.ready()
@@ -166,11 +165,3 @@ def test_help_lists_options_and_every_variable() -> None:
             assert f"--{variable.option}=" in ended.stdout
     assert "RELAY_INTERNAL_KEY (or RELAY_INTERNAL_KEY_FILE)" in ended.stdout
     assert "--dev " in ended.stdout
-
-
-def test_options_win_over_variables(platform: ControlPlane, start: Start, workspace: str) -> None:
-    relay = start(
-        {**platform.settings(), "RELAY_RATE_LIMIT_PER_IP": "100"}, "--rate-limit-per-ip", "1"
-    ).ready()
-    assert relay.upgrade("client", workspace, None).reason == "TOKEN_MISSING"
-    assert relay.upgrade("client", workspace, None).reason == "RATE_LIMIT_EXCEEDED"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.admission.controlplane import ControlPlane, Reply, SigningKey
 from tests.integration.admission.peers import answer_on, dial, head, target_of
-from tests.integration.admission.relays import ROOT, Relay, eventually
+from tests.integration.admission.relays import ROOT, Relay
 from viewport_relay.reasons import Reason
 
 Start = Callable[..., Relay]
@@ -32,13 +32,19 @@ REAL: dict[Reason, tuple[str, dict[str, str | None], dict[str, Any] | None, Repl
     Reason.ORIGIN_NOT_ALLOWED: ("", {"Origin": "https://evil.example"}, None, None),
     Reason.TOKEN_MISSING: ("", {}, None, None),
     Reason.JWT_MALFORMED: ("", {"Authorization": "Bearer not-a-token-at-all"}, None, None),
+    Reason.JWT_ALGORITHM_NOT_ALLOWED: (
+        "",
+        {"Authorization": "Bearer eyJhbGciOiJub25lIn0.e30.c2ln"},
+        None,
+        None,
+    ),
     Reason.JWT_SIGNATURE_MISMATCH: ("", {}, {"key": SigningKey.new("unheard-of")}, None),
     Reason.JWT_EXPIRED: ("", {}, {"exp": 1_700_000_000}, None),
     Reason.JWT_NOT_YET_VALID: ("", {}, {"nbf": 4_000_000_000}, None),
     Reason.JWT_ISSUER_MISMATCH: ("", {}, {"iss": "https://other.example"}, None),
     Reason.JWT_AUDIENCE_MISMATCH: ("", {}, {"aud": "billing"}, None),
     Reason.JWT_CLAIM_MISMATCH: ("", {}, {"exp": None}, None),
-    Reason.PLATFORM_UNREACHABLE: ("", {}, {}, Reply(503)),
+    Reason.PLATFORM_UNREACHABLE: ("", {}, {}, Reply(delay=1.0)),
     Reason.WORKSPACE_NOT_FOUND: ("", {}, {}, Reply.json({"ok": False, "reason": "WORKSPACE_NOT_FOUND"}, 404)),
     Reason.VALIDATION_DENIED: ("", {}, {}, DENIED),
     Reason.ADMISSION_RESPONSE_TOO_LARGE: ("", {}, {}, Reply(200, b" " * 5000)),
@@ -71,31 +77,49 @@ def test_a_refusal_looks_as_the_page_says(
 
 
 def test_the_others_look_as_the_page_says(own_platform: Make, start: Start, workspace: str) -> None:
-    """Counts, a rate, keys and the internal key: of relays that have little of them."""
-    platform = own_platform(internal_key="another-one-than-the-relays")
-    few = {"RELAY_MODE": "staging", "RELAY_RATE_LIMIT_PER_IP": "4"}
-    one = start({**platform.settings(), **few, "RELAY_MAX_TOTAL_CONNECTIONS": "1"})
-    two = start({**platform.settings(), **few, "RELAY_MAX_CONNECTIONS_PER_IP": "1"})
-    three = start({**platform.settings(), **few, "RELAY_MAX_CLIENTS_PER_WORKSPACE": "1"})
-    limited = {
-        Reason.TOO_MANY_CONNECTIONS: one.ready(),
-        Reason.TOO_MANY_CONNECTIONS_PER_IP: two.ready(),
-        Reason.TOO_MANY_CLIENTS: three.ready(),
-    }
+    """Counts, a rate, keys and the internal key: of a relay that has little of them."""
+    platform = own_platform()
+    few = {
+        "RELAY_MODE": "staging", "RELAY_RATE_LIMIT_PER_IP": "3", "RELAY_MAX_TOTAL_CONNECTIONS": "2",
+        "RELAY_MAX_CONNECTIONS_PER_IP": "1", "RELAY_MAX_CLIENTS_PER_WORKSPACE": "1", "RELAY_VALIDATE_CACHE_TTL": "0",
+    }  # fmt: skip
     token = platform.token("client", workspace)
-    assert one.upgrade("client", workspace, token).reason == "INTERNAL_KEY_MISMATCH"
-    same_form(one.entry(event="internal_key_mismatch"), Reason.INTERNAL_KEY_MISMATCH)
+    with platform.down():
+        relay = start({**platform.settings(), **few}).listening()
+        refused = relay.upgrade("client", workspace, token, source="127.3.0.9")
+        same_form(relay.entry(connectionId=refused.json["connectionId"]), Reason.JWKS_UNREACHABLE)
+    relay.ready()
+    platform.internal_key = "another-one-than-the-relays"
+    assert relay.upgrade("client", workspace, token, source="127.3.0.8").reason == "INTERNAL_KEY_MISMATCH"
+    same_form(relay.entry(event="internal_key_mismatch"), Reason.INTERNAL_KEY_MISMATCH)
     platform.internal_key = platform.settings()["RELAY_INTERNAL_KEY"]
-    for reason, relay in limited.items():
-        with eventually(lambda relay=relay: _admitted(relay, workspace, token), "somebody is admitted"):
-            refused = relay.upgrade("client", workspace, token)
-            assert refused.reason == reason.code
-            same_form(relay.entry(connectionId=refused.json["connectionId"]), reason)
-    while (refused := two.upgrade("client", workspace, None)).reason != "RATE_LIMIT_EXCEEDED":
-        pass
-    same_form(two.entry(connectionId=refused.json["connectionId"]), Reason.RATE_LIMIT_EXCEEDED)
+
+    def refusal(reason: Reason, source: str) -> None:
+        answer = relay.upgrade("client", workspace, token, source=source)
+        assert answer.reason == reason.code
+        same_form(relay.entry(connectionId=answer.json["connectionId"]), reason)
+
+    with relay.upgrade("client", workspace, token, source="127.3.0.1") as first:
+        assert first.admitted
+        refusal(Reason.TOO_MANY_CONNECTIONS_PER_IP, "127.3.0.1")
+        refusal(Reason.TOO_MANY_CLIENTS, "127.3.0.2")
+        daemon = platform.token("workspace-daemon", workspace)
+        with relay.upgrade("workspace-daemon", workspace, daemon, source="127.3.0.3") as second:
+            assert second.admitted
+            refusal(Reason.TOO_MANY_CONNECTIONS, "127.3.0.4")
+    for _ in range(3):
+        relay.upgrade("client", workspace, None, source="127.3.0.5")
+    refusal(Reason.RATE_LIMIT_EXCEEDED, "127.3.0.5")
 
 
-def _admitted(relay: Relay, workspace: str, token: str) -> Any:
-    peer = relay.upgrade("client", workspace, token)
-    return peer if peer.admitted else None
+def test_closes_look_as_the_page_says(relay: Relay, platform: ControlPlane, workspace: str) -> None:
+    token = platform.token("client", workspace)
+    claims = {"workspaceId": "another", "clientId": "c", "scope": "runtime"}
+    platform.replies[token] = Reply.json({"ok": True, "claims": claims})
+    with relay.upgrade("client", workspace, token) as peer:
+        assert peer.closed_with()[0] == 4008
+    same_form(relay.entry(reason="WORKSPACE_CLAIM_MISMATCH", clientId="c"), Reason.WORKSPACE_CLAIM_MISMATCH)
+    with relay.upgrade("client", workspace, platform.token("client", workspace, clientId="d")) as peer:
+        peer.announce(1_048_577)
+        assert peer.closed_with()[0] == 1009
+    same_form(relay.entry(reason="FRAME_TOO_LARGE", clientId="d"), Reason.FRAME_TOO_LARGE)

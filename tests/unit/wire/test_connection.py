@@ -527,6 +527,29 @@ def test_a_flood_pauses_its_sender_alone_and_the_others_come_through() -> None:
     assert daemon.is_open
 
 
+@pytest.mark.parametrize("end", ["replaced", "closes"])
+def test_a_daemon_that_has_lost_its_seat_holds_nobody_up(end: str) -> None:
+    """Its machine sleeps, so it takes nothing; the clients that fed it talk to the next one at once."""
+    relay = MemoryRelay()
+    old, client = relay.daemon(generation=1), relay.client()
+    old.stop_reading()
+    seq = 0
+    while not client.connection.paused:
+        seq += 1
+        client.say(encoded("e2ee", seq=seq, ciphertext="f" * 20_000))
+    if end == "closes":
+        old.leave()
+    new = relay.daemon(generation=2)
+    client.say(encoded("e2ee", seq=seq + 1))
+    assert new.heard() == [encoded("e2ee", seq=seq + 1)]
+    assert not client.connection.paused
+    # What the old one was to get it still gets, if it wakes up in time.
+    old.read_on()
+    assert [encoded("e2ee", seq=n, ciphertext="f" * 20_000) for n in range(1, seq + 1)] == old.heard()
+    relay.wait(1.1)
+    assert old.closed == ((1000, "") if end == "closes" else (4008, "replaced by newer daemon"))
+
+
 def test_what_a_client_sent_before_it_left_still_arrives_in_order() -> None:
     relay = MemoryRelay()
     daemon, client = relay.daemon(), relay.client()

@@ -1,0 +1,191 @@
+"""Frames through the bus against direct ones, and one worker against two.
+
+    python benchmarks/bus.py                          about five minutes; JSON on standard output
+    python benchmarks/bus.py --seconds 2 --repetitions 1 --only direct,bus
+
+Needs redis-server. Layouts are measured in turns, started anew for each batch of cells:
+
+    direct      one relay
+    bus         daemons on one relay, clients on another, Redis in between
+    workers-2   one relay with RELAY_WORKERS=2
+    forwarded   one relay behind a process that copies bytes (what a parent would cost that keeps the connections)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from mint import mint
+from relays import BUILD, KINDS, Platform, build, free_port, running, running_platform
+
+PAIRS = 50
+
+#: name -> options of the load generator
+CELLS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "frames, 50 pairs, 1 KB, 1 in flight": ("throughput", {"daemons": PAIRS, "clients": 1, "size": 1024, "window": 1}),
+    "frames, 50 pairs, 1 KB, 16 in flight": ("throughput", {"daemons": PAIRS, "clients": 1, "size": 1024, "window": 16}),
+    "frames, 50 pairs, 16 KB, 1 in flight": ("throughput", {"daemons": PAIRS, "clients": 1, "size": 16_384, "window": 1}),
+    "frames, 5 in flight in all, 1 KB": (
+        "throughput", {"daemons": PAIRS, "clients": 1, "size": 1024, "window": 1, "spread": 5}),
+    "upgrades, cached, 32 at a time": ("connect", {"count": 2000, "at-once": 32, "span": 50, "prime": ""}),
+}  # fmt: skip
+
+_FIGURES = ("frames_per_s", "p50_us", "p99_us", "upgrades_per_s", "cpu_s_per_100k", "cpu_ms_per_upgrade", "loadgen_cpu_share")
+
+_FORWARD = """
+import sys
+from twisted.internet import reactor
+from twisted.protocols.portforward import ProxyFactory
+reactor.listenTCP(int(sys.argv[1]), ProxyFactory("127.0.0.1", int(sys.argv[2])), 1024, "127.0.0.1")
+reactor.run()
+"""
+
+
+@frozen
+class Layout:
+    """Where daemons and clients go, and all processes that the frames cost."""
+
+    port: int
+    client_port: int
+    pids: tuple[int, ...]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its living children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = sum(int(fields[place]) for place in (11, 12)) / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(cpu_seconds(int(child)) for child in children)
+
+
+@contextmanager
+def process(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(1.5)
+        assert started.poll() is None, f"{command[0]} does not run on port {port}"
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+
+
+@contextmanager
+def layout(name: str, platform: Platform, folder: Path) -> Iterator[Layout]:
+    """Everything that this layout needs, running."""
+    remember = {"RELAY_VALIDATE_CACHE_TTL": "3600", "RELAY_ID": "a"}
+    with ExitStack() as stack:
+
+        def relay(**settings: str) -> Any:
+            made = stack.enter_context(running(KINDS["relay"], platform, remember | settings))
+            if settings.get("RELAY_WORKERS", "1") != "1":
+                time.sleep(3)
+            return made
+
+        if name == "bus":
+            program = shutil.which("redis-server")
+            if program is None:
+                raise SystemExit("needs redis-server")
+            port = free_port()
+            redis = stack.enter_context(
+                process(program, "--port", str(port), "--save", "", "--dir", str(folder), port=port)
+            )
+            settings = {
+                "RELAY_BACKPLANE_MODE": "redis",
+                "RELAY_REDIS_URL": f"redis://127.0.0.1:{port}",
+                "RELAY_BUS_HMAC_KEY": platform.internal_key,
+                "RELAY_CLIENT_REDIRECT_ENABLED": "0",
+            }
+            a, b = relay(**settings), relay(**settings | {"RELAY_ID": "b"})
+            yield Layout(a.port, b.port, (a.pid, b.pid, redis.pid))
+        elif name == "forwarded":
+            behind = relay()
+            port = free_port()
+            front = stack.enter_context(process(sys.executable, "-c", _FORWARD, str(port), str(behind.port), port=port))
+            yield Layout(port, port, (behind.pid, front.pid))
+        else:
+            one = relay(RELAY_WORKERS="2" if name == "workers-2" else "1")
+            yield Layout(one.port, one.port, (one.pid,))
+
+
+def run(cell: str, where: Layout, platform: Platform, seconds: float) -> dict[str, float]:
+    """One run; its figures."""
+    mode, options = CELLS[cell]
+    given: dict[str, object] = {
+        "port": where.port,
+        "client-port": where.client_port,
+        "pid": where.pids[0],
+        "tokens": platform.tokens,
+        **options,
+    }
+    if mode == "throughput":
+        given |= {"seconds": seconds, "warm-up": 0.5}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value)) if word]
+    before = sum(map(cpu_seconds, where.pids))
+    done = subprocess.run([BUILD / "loadgen", mode, "-v", *words], capture_output=True, text=True, check=False, timeout=120)
+    spent = sum(map(cpu_seconds, where.pids)) - before
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip()[-500:] or f"status {done.returncode}")
+    figures: dict[str, float] = json.loads(done.stdout)
+    figures["cpu_s_of_all"] = spent
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--only", default="direct,bus,workers-2,forwarded")
+    parser.add_argument("--cells", default="", help="a part of the names of the cells wanted")
+    given = parser.parse_args()
+    build()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        mint(folder, PAIRS, 0)
+        with running_platform(folder) as platform:
+            for repetition in range(given.repetitions):
+                for kind in given.only.split(","):
+                    with layout(kind, platform, folder) as where:
+                        for cell in (cell for cell in CELLS if given.cells in cell):
+                            if kind == "bus" and CELLS[cell][0] == "connect":
+                                continue
+                            row: dict[str, Any] = {"cell": cell, "layout": kind, "repetition": repetition}
+                            try:
+                                row |= run(cell, where, platform, given.seconds)
+                            except RuntimeError as bad:
+                                row["failed"] = str(bad)
+                            rows.append(row)
+                            print(f"{kind}, {cell}: {row}", file=sys.stderr)
+    print(json.dumps({"cores": len(os.sched_getaffinity(0)), "summary": summary(rows), "rows": rows}, indent=1))
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Medians over the repetitions."""
+    lines = []
+    for cell, kind in dict.fromkeys((row["cell"], row["layout"]) for row in rows):
+        good = [r for r in rows if (r["cell"], r["layout"]) == (cell, kind) and "failed" not in r]
+        line: dict[str, Any] = {"cell": cell, "layout": kind, "runs": len(good)}
+        for figure in _FIGURES:
+            values = [row[figure] for row in good if figure in row]
+            if values:
+                line[figure] = round(statistics.median(values), 4)
+        lines.append(line)
+    return lines
+
+
+if __name__ == "__main__":
+    main()

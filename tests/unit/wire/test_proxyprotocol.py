@@ -1,0 +1,110 @@
+"""PROXY headers: whole, in pieces, wrong; nothing is ever raised, and nothing behind a wrong one is let through."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import StringTransport
+
+from viewport_relay.wire.proxyprotocol import V2_MAX, ProxyFactory
+
+PREFIX = b"\r\n\r\n\x00\r\nQUIT\n"
+IPV4 = (
+    PREFIX
+    + b"\x21\x11"
+    + struct.pack("!H", 12)
+    + b"\xcb\x00\x71\x07\xc0\x00\x02\x01"
+    + struct.pack("!HH", 1, 2)
+)
+IPV6 = (
+    PREFIX + b"\x21\x21" + struct.pack("!H", 36) + bytes(15) + b"\x07" + bytes(16) + struct.pack("!HH", 1, 2)
+)
+
+TAKEN = {
+    b"PROXY TCP4 203.0.113.7 192.0.2.1 40000 443\r\n": "203.0.113.7",
+    b"PROXY TCP6 2001:db8::7 2001:db8::1 40000 443\r\n": "2001:db8::7",
+    b"PROXY UNKNOWN\r\n": "192.168.1.1",  # the test transport's own
+    b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n": "192.168.1.1",
+    IPV4: "203.0.113.7",
+    IPV4[:15] + b"\x10" + IPV4[16:] + b"more": "203.0.113.7",  # with a TLV that is not read
+    IPV6: "0:0:0:0:0:0:0:7",
+    PREFIX + b"\x20\x00\x00\x00": "192.168.1.1",  # LOCAL: the balancer's own check
+    PREFIX + b"\x21\x00\x00\x00": "192.168.1.1",
+}
+REFUSED = [
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"PROXY TCP4 nonsense\r\n",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 x y\r\n",
+    b"PROXY TCP4 \xff 5.6.7.8 1 2\r\n",
+    b"PROXY TCP4 evil 5.6.7.8 1 2\r\n",
+    b"PROXY TCP4 1.2.3.4\r\n",
+    b"PROXY TCP5 1.2.3.4 5.6.7.8 1 2\r\n",
+    b"PROXY  \r\n",
+    b"PROXY \r\n",
+    b"PROXY " + b"x" * 101,
+    b"proxy TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
+    PREFIX + b"\x31\x11\x00\x0c" + bytes(12),  # version 3
+    PREFIX + b"\x2f\x11\x00\x0c" + bytes(12),  # no such command
+    PREFIX + b"\x21\x41\x00\x0c" + bytes(12),  # no such family
+    PREFIX + b"\x21\x11\x00\x04" + bytes(4),  # too short for its addresses
+    PREFIX + b"\x21\x11" + struct.pack("!H", V2_MAX) + bytes(12),
+]  # fmt: skip
+
+
+class Behind(Protocol):
+    """What comes behind the header."""
+
+    def __init__(self) -> None:
+        self.got = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got += data
+
+
+def feed(*pieces: bytes) -> tuple[Behind, StringTransport]:
+    factory = ProxyFactory(Factory.forProtocol(Behind))
+    wrapper, transport = factory.buildProtocol(None), StringTransport()
+    wrapper.makeConnection(transport)
+    for piece in pieces:
+        wrapper.dataReceived(piece)
+    return wrapper.wrappedProtocol, transport
+
+
+@pytest.mark.parametrize("header", TAKEN)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_header_is_taken_off(header: bytes, size: int) -> None:
+    data = header + b"behind\r\n\r\nit"
+    behind, transport = feed(*(data[n : n + size] for n in range(0, len(data), size)))
+    assert behind.got == b"behind\r\n\r\nit"
+    assert behind.transport.getPeer().host == TAKEN[header]
+    assert not transport.disconnecting
+
+
+@pytest.mark.parametrize("data", REFUSED)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_what_is_none_ends_the_connection(data: bytes, size: int) -> None:
+    data += b"behind"
+    behind, transport = feed(*(data[n : n + size] for n in range(0, len(data), size)))
+    assert transport.disconnecting
+    assert behind.got == b""
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.binary(max_size=120).map(lambda more: b"PROXY " + more + b"\r\n"),
+        st.text("0123456789abcdf.: x", max_size=60).map(lambda more: f"PROXY TCP4 {more}\r\n".encode()),
+        st.binary(max_size=60).map(lambda more: PREFIX + more),
+    ),
+    st.integers(1, 50),
+)
+@example(b"PROXY TCP4 1.2.3.4 5.6.7.8 " + b"9" * 5000 + b" 1\r\n", 6000)
+def test_nothing_is_ever_raised(data: bytes, size: int) -> None:
+    behind, transport = feed(*(data[n : n + size] for n in range(0, len(data), size)))
+    if transport.disconnecting:
+        assert behind.got == b""

@@ -1,0 +1,118 @@
+"""How each reason looks in the relay's log, for the troubleshooting page.
+
+The names of details are those of real lines: `tests/integration/admission/test_troubleshooting.py` provokes them and
+compares. Values are made up, and so are the addresses (RFC 5737).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Final
+
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.reasons import Reason
+
+#: When the lines say that they were written: the first second of 2026.
+SAMPLE_TIME: Final = 1_767_225_600.0
+
+#: Refused before the query was read: nothing is known of the peer but its address.
+NAMELESS: Final = frozenset(
+    {
+        Reason.RATE_LIMIT_EXCEEDED,
+        Reason.TOO_MANY_CONNECTIONS,
+        Reason.TOO_MANY_CONNECTIONS_PER_IP,
+        Reason.NOT_FOUND,
+        Reason.UPGRADE_REQUIRED,
+        Reason.UPGRADE_MALFORMED,
+        Reason.QUERY_INVALID,
+        Reason.RELAY_SHUTTING_DOWN,
+    }
+)
+
+_PEER: Final = {"role": "client", "workspaceId": "ws-1", "runtimeTargetId": "rt-1"}
+_IP: Final = {"ip": "192.0.2.7"}
+_BUS: Final = {"sourceRelayId": "relay-b"}
+
+#: What a line says beyond its text, for those of admission and of several relays.
+DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
+    Reason.RATE_LIMIT_EXCEEDED: {"detail": "more than RELAY_RATE_LIMIT_PER_IP=120 attempts within a minute"},
+    Reason.TOO_MANY_CONNECTIONS: {"detail": "2000 connections"},
+    Reason.TOO_MANY_CONNECTIONS_PER_IP: {"detail": "50 connections"},
+    Reason.TOO_MANY_CLIENTS: {"detail": "100 clients"},
+    Reason.UPGRADE_REQUIRED: {"detail": "Sec-WebSocket-Version is not 13"},
+    Reason.UPGRADE_MALFORMED: {"detail": "Sec-WebSocket-Key is not base64 of 16 bytes"},
+    Reason.QUERY_INVALID: {"detail": "workspaceId is missing"},
+    Reason.ORIGIN_NOT_ALLOWED: {"detail": "Origin is 'https://elsewhere.example'"},
+    Reason.JWKS_UNREACHABLE: {"why": "connection refused", "detail": "connection refused"},
+    Reason.JWT_SIGNATURE_MISMATCH: {"kid": "v2", "detail": "kid v2 is not in the JWKS"},
+    Reason.JWT_EXPIRED: {"secondsAgo": 400, "detail": "exp passed 400 s ago"},
+    Reason.JWT_MALFORMED: {"detail": "it is not three parts of base64url"},
+    Reason.JWT_ALGORITHM_NOT_ALLOWED: {"detail": "alg is HS256"},
+    Reason.JWT_NOT_YET_VALID: {"secondsAhead": 90, "detail": "iat is 90 s in the future"},
+    Reason.JWT_ISSUER_MISMATCH: {"detail": "iss is https://platform.example"},
+    Reason.JWT_AUDIENCE_MISMATCH: {"detail": "aud is another-service"},
+    Reason.JWT_CLAIM_MISMATCH: {"detail": "workspaceId is ws-2, the query says ws-1"},
+    Reason.PLATFORM_UNREACHABLE: {"why": "time out", "detail": "time out"},
+    Reason.WORKSPACE_NOT_FOUND: {"httpStatus": 404, "platformWord": "WORKSPACE_NOT_FOUND"},
+    Reason.INTERNAL_KEY_MISMATCH: {
+        "count": 12,
+        "httpStatus": 401,
+        "platformWord": "invalid relay internal key",
+    },
+    Reason.VALIDATION_DENIED: {"httpStatus": 403, "platformWord": "SEAT_TAKEN", "detail": "SEAT_TAKEN"},
+    Reason.ADMISSION_RESPONSE_TOO_LARGE: {
+        "httpStatus": 200,
+        "detail": "the answer is longer than 262144 bytes",
+    },
+    Reason.VALIDATION_RESPONSE_INVALID: {
+        "httpStatus": 200,
+        "detail": "the answer (HTTP 200) is not a JSON object",
+    },
+    Reason.WORKSPACE_CLAIM_MISMATCH: {"detail": "the claim names another workspace than the query"},
+    Reason.RUNTIME_TARGET_CLAIM_MISMATCH: {"detail": "the claims name another target than the query"},
+    Reason.FRAME_TOO_LARGE: {"detail": "1048577 bytes announced, 1048576 allowed"},
+    Reason.BACKPLANE_UNREACHABLE: {"part": "redis", "detail": "connection refused"},
+    Reason.BUS_SIGNATURE_INVALID: {"detail": "the signature is not this frame's", **_BUS},
+    Reason.BUS_SIGNATURE_STALE: {"detail": "issued 31.5 s ago", **_BUS},
+    Reason.BUS_SIGNATURE_REPLAYED: {"detail": "seen before", **_BUS},
+    Reason.BUS_FRAME_REFUSED: {"detail": "no workspaceId or runtimeTargetId", **_BUS},
+}
+
+
+def event_of(reason: Reason) -> str:
+    """The event under which the relay logs a reason."""
+    code = reason.code
+    if reason in (Reason.INTERNAL_KEY_MISMATCH, Reason.BACKPLANE_UNREACHABLE):
+        return code.lower()
+    for prefix, event in (
+        ("ADMIN_", "admin_refused"), ("WORKER_TRANSPORT_", "worker_request"), ("BUS_", "bus_drop"),
+    ):  # fmt: skip
+        if code.startswith(prefix):
+            return event
+    if reason.entry.status:
+        return "refuse"
+    return "close" if reason.entry.close or reason in (Reason.PONG_TIMEOUT, Reason.IDLE_TIMEOUT) else "drop"
+
+
+def sample_line(reason: Reason) -> str:
+    """A log line with this reason, from the relay's own formatter."""
+    event = event_of(reason)
+    about: dict[str, object] = {}
+    connection_id = None
+    if event == "admin_refused":
+        about = {**_IP, "path": "/logs"}
+    elif event not in (
+        "bus_drop",
+        Reason.INTERNAL_KEY_MISMATCH.code.lower(),
+        Reason.BACKPLANE_UNREACHABLE.code.lower(),
+    ):
+        connection_id = "4f1d0c6a9be2735d08"
+        known = {} if reason in NAMELESS else _PEER
+        client = {} if event == "refuse" else {"clientId": "client-1"}
+        method = {"method": "POST"} if event == "worker_request" else {}
+        about = {**known, **client, **_IP, **method}
+    out = io.StringIO()
+    log = EventLog(out, max_entries=1, now=lambda: SAMPLE_TIME)
+    log.event(event, reason=reason, connection_id=connection_id, **about, **DETAILS.get(reason, {}))  # type: ignore[arg-type]
+    return out.getvalue().strip()

@@ -1,0 +1,124 @@
+"""All workers as one relay, for the operator's door (`admin.state.StateSource`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from viewport_relay.admin.reply import put_late
+from viewport_relay.admin.site import Door
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.folding import Fold, Source
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.views import TargetView
+from viewport_relay.workers.crew import Crew
+from viewport_relay.workers.messages import Flush, OpenFold, Picture
+from viewport_relay.workers.tally import add_up, written
+
+
+class CrewState:
+    """Adds up what the workers last told."""
+
+    def __init__(self, crew: Crew, stopping: Callable[[], bool]) -> None:
+        self._crew = crew
+        self._stopping = stopping
+
+    def pictures(self) -> list[Picture]:
+        """Those that there are; a worker that has just started has none."""
+        return [worker.picture for worker in self._crew.workers if worker.picture is not None]
+
+    def targets(self) -> Sequence[TargetView]:
+        return [target for picture in self.pictures() for target in picture.targets]
+
+    def connections(self) -> Mapping[str, int]:
+        total: Counter[str] = Counter({"workspace-daemon": 0, "client": 0, "worker": 0})
+        for picture in self.pictures():
+            for role, number in picture.connections.items():
+                total[role] += number
+        return total
+
+    def disconnect(
+        self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
+    ) -> Deferred[int]:
+        return self._crew.disconnect(workspace_id, runtime_target_id, connection_id)
+
+    def flush_caches(self) -> None:
+        # Orders and connections arrive in the order in which they were sent.
+        self._crew.send(Flush())
+
+    def readiness(self) -> tuple[bool, str]:
+        """Ready means: every worker that is there is. One that is being replaced is said, and its peers wait for it."""
+        if self._stopping():
+            return False, Reason.RELAY_SHUTTING_DOWN.code
+        pictures = self.pictures()
+        for picture in pictures:
+            if not picture.ready:
+                return False, picture.why
+        missing = len(self._crew.workers) - len(pictures)
+        if missing == len(self._crew.workers):
+            return False, "no worker has started yet"
+        if missing:
+            return True, f"{missing} of {len(self._crew.workers)} workers start"
+        return True, next((picture.why for picture in pictures if picture.why), "")
+
+    def jwks_age(self) -> float | None:
+        ages = [picture.jwks_age for picture in self.pictures()]
+        known = [age for age in ages if age is not None]
+        return max(known) if known and len(known) == len(ages) else None
+
+    def backplane(self) -> Mapping[str, Any]:
+        told = [picture.backplane for picture in self.pictures()]
+        down = [one for one in told if one.get("up") is False]
+        return next(iter(down or told), {"mode": "single"})
+
+
+def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewState, log: EventLog) -> None:
+    """After the workers were asked: the sums, and what the log must know of their logs."""
+    pictures = state.pictures()
+    # One sum for all that are gone, however often workers were replaced.
+    if len(crew.retired) > 1:
+        together = Counters()
+        add_up(together, crew.retired)
+        crew.retired[:] = [written(together)]
+    add_up(shown, [written(own), *crew.retired, *(picture.counters for picture in pictures)])
+    log.folds_elsewhere = [_fold(fold) for picture in pictures for fold in picture.folds]
+    for picture in pictures:
+        for event, code, at in picture.last_seen:
+            key = event, Reason.__members__.get(code or "")
+            log.last_seen[key] = max(at, log.last_seen.get(key, at))
+
+
+def _fold(told: OpenFold) -> Fold:
+    reason = Reason.__members__.get(told.reason or "")
+    source = Source(told.event, reason, told.ip, told.workspace_id, told.role, told.message)
+    return Fold(source, told.level, told.opened, 1, told.count, told.first, told.last)
+
+
+class FreshDoor(Resource):
+    """The operator's door, which asks the workers first where it is an operator who looks."""
+
+    isLeaf = True
+
+    def __init__(self, door: Door, refresh: Callable[[], Deferred[None]]) -> None:
+        Resource.__init__(self)
+        self._door = door
+        self._refresh = refresh
+
+    def render(self, request: Request) -> bytes | int:
+        if request.method != b"GET" or not self._door.is_operators(request):
+            return self._door.render(request)
+        self._refresh().addCallback(self._answer, request)
+        return NOT_DONE_YET
+
+    def _answer(self, _: None, request: Request) -> None:
+        if request._disconnected:
+            return
+        body = self._door.render(request)
+        if isinstance(body, bytes):
+            put_late(body, request)

@@ -1,0 +1,281 @@
+"""One worker: a whole relay that listens nowhere and gets its connections from its parent.
+
+    python -m viewport_relay.workers.worker NUMBER      (started by `crew.py`, with its two channels as descriptors)
+
+It answers no HTTP beside upgrades and refusals. When its parent is gone it drains and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from typing import Any, Final
+
+from attrs import evolve
+from twisted.internet.error import ReactorNotRunning
+from twisted.internet.interfaces import IAddress, IPushProducer
+from twisted.internet.protocol import Protocol
+from twisted.logger import globalLogBeginner
+from zope.interface import implementer
+
+from viewport_relay import descriptors
+from viewport_relay.admission.addresses import counted_as
+from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
+from viewport_relay.config import EX_CONFIG, Config, ConfigError, load
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.redaction import configured_secrets
+from viewport_relay.observe.ring import Record
+from viewport_relay.observe.twistedlog import TwistedObserver
+from viewport_relay.service import RelayService
+from viewport_relay.wire.dispatch import shorten_dispatch
+from viewport_relay.wire.site import RelaySite, Root
+from viewport_relay.wire.upgrade import UpgradeResource
+from viewport_relay.workers.crew import PACKETS_FD, WORDS_FD
+from viewport_relay.workers.messages import (
+    Adopt,
+    Ask,
+    Disconnect,
+    Disconnected,
+    Flush,
+    Left,
+    OpenFold,
+    Order,
+    Picture,
+    Said,
+    Up,
+    Word,
+    encode,
+)
+from viewport_relay.workers.packets import PacketReader
+from viewport_relay.workers.tally import written
+
+#: Entries of the log that are dropped when the parent does not read: those over so many bytes that wait.
+_MOST_UNREAD: Final = 8_388_608
+
+
+class _Nowhere:
+    """The log's stream: the parent writes."""
+
+    def write(self, text: str, /) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+@implementer(IPushProducer)
+class Reporter(Protocol):
+    """Says words to the parent. Log entries are lost, and counted, while the parent reads nothing for long."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self._unread = 0
+        self._lost = 0
+        self._paused = False
+
+    def connectionMade(self) -> None:
+        self.transport.registerProducer(self, True)
+
+    def say(self, word: Word) -> None:
+        line = encode(word) + b"\n"
+        if self._paused:
+            if isinstance(word, Said) and self._unread > _MOST_UNREAD:
+                self._lost += 1
+                return
+            self._unread += len(line)
+        self.transport.write(line)
+
+    def say_logged(self, record: Record) -> None:
+        self.say(Said(record))
+
+    # -- IPushProducer -------------------------------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        self._paused, self._unread = False, 0
+
+    def stopProducing(self) -> None:
+        """The parent is gone, which the packets tell too."""
+
+    @property
+    def lost(self) -> int:
+        """Log entries that were lost so far."""
+        return self._lost
+
+
+class ReportingCounts(ConnectionCounts):
+    """Counts clients per target; the rest is the parent's, which is told of every end."""
+
+    def __init__(self, max_clients: int, reporter: Reporter) -> None:
+        ConnectionCounts.__init__(self, 0, 0, max_clients)
+        self._reporter = reporter
+        self.taken = 0
+
+    def take(self, ip: str) -> Ticket:
+        self.taken += 1
+        return ConnectionCounts.take(self, ip)
+
+    def leave(self, ip: str) -> None:
+        ConnectionCounts.leave(self, ip)
+        self._reporter.say(Left(ip))
+
+
+class WorkerService(RelayService):
+    """A relay whose connections come from a parent."""
+
+    def __init__(self, reactor: Any, config: Config, log: EventLog, reporter: Reporter, open_files: int) -> None:
+        self._reporter = reporter
+        self._counts = ReportingCounts(config.max_clients_per_workspace, reporter)
+        RelayService.__init__(self, reactor, evolve(config, warnings=()), log, None, open_files)
+
+    def _make_upgrade(self, open_files: int) -> UpgradeResource:
+        return UpgradeResource(self.config, self.hub, self.gate, self.factory, WindowCounter(0), self._counts)
+
+    def _open_doors(self) -> None:
+        self._site = RelaySite(Root(self.upgrade, self._door(admin=False)))
+        self._site.startFactory()
+
+    def _say_started(self) -> None:
+        """The parent does, when it hears of us."""
+
+    def _announce(self) -> None:
+        self._reporter.say(Up())
+
+    def reload(self) -> None:
+        """Nothing of ours can change."""
+
+    # -- orders ----------------------------------------------------------------------------------------------
+
+    def obey(self, order: Order, descriptor: int | None, data: bytes) -> None:
+        """Do what the parent says."""
+        if isinstance(order, Adopt):
+            if descriptor is not None:
+                self.adopt(order, descriptor, data)
+        elif isinstance(order, Ask):
+            self._reporter.say(self._picture(order.number))
+        elif isinstance(order, Disconnect):
+            count = self.state.disconnect(
+                workspace_id=order.workspace_id,
+                runtime_target_id=order.runtime_target_id,
+                connection_id=order.connection_id,
+            )
+            assert isinstance(count, int)
+            self._reporter.say(Disconnected(order.number, count))
+        elif isinstance(order, Flush):
+            self.state.flush_caches()
+        elif order.now:
+            self._cut_all()
+        else:
+            self.stop()
+
+    def stop(self) -> None:
+        """Drain and end; asking again does nothing."""
+        try:
+            self.reactor.stop()
+        except ReactorNotRunning:
+            pass
+
+    def adopt(self, order: Adopt, descriptor: int, data: bytes) -> None:
+        """Take a connection over, and read what the parent has read of it."""
+        taken = self._counts.taken
+        adoption = _Adoption(self._site, order.ip)
+        try:
+            os.set_blocking(descriptor, False)
+            self.reactor.adoptStreamConnection(descriptor, order.family, adoption)
+        except OSError:  # the peer is gone already
+            pass
+        finally:
+            os.close(descriptor)
+        if adoption.channel is not None:
+            adoption.channel.dataReceived(data)
+        if self._counts.taken == taken:
+            self._reporter.say(Left(counted_as(order.ip)))
+
+    def _picture(self, number: int) -> Picture:
+        ready, why = self.state.readiness()
+        return Picture(
+            number,
+            ready,
+            why,
+            self.state.jwks_age(),
+            dict(self.state.backplane()),
+            dict(self.state.connections()),
+            list(self.state.targets()),
+            written(self.counters),
+            [
+                OpenFold(
+                    fold.source.event, fold.source.code, fold.source.ip, fold.source.workspace_id, fold.source.role,
+                    fold.source.message, fold.level, fold.opened, fold.count, fold.first, fold.last,
+                )
+                for fold in self.log.folds()
+            ],
+            [
+                (event, None if reason is None else reason.code, at)
+                for (event, reason), at in self.log.last_seen.items()
+            ],
+        )  # fmt: skip
+
+
+class _Adoption:
+    """The factory for one connection."""
+
+    def __init__(self, site: RelaySite, ip: str) -> None:
+        self._site = site
+        self._ip = ip
+        self.channel: Any = None
+
+    def buildProtocol(self, address: IAddress | None) -> Any:
+        self.channel = self._site.buildProtocol(address)
+        self.channel.given_ip = self._ip
+        return self.channel
+
+
+class _ReporterFactory:
+    """What `adoptStreamConnection` asks for."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def buildProtocol(self, address: IAddress | None) -> Reporter:
+        return self._reporter
+
+
+def main() -> int:
+    """Until the parent says stop."""
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    reactor.seconds = time.monotonic  # as in tap.py
+    shorten_dispatch(reactor)
+    words = socket.socket(fileno=WORDS_FD)
+    words.setblocking(False)
+    reporter = Reporter()
+    reactor.adoptStreamConnection(words.fileno(), socket.AF_UNIX, _ReporterFactory(reporter))
+    words.close()
+    try:
+        config = load(os.environ)
+        log = EventLog(_Nowhere(), max_entries=1, secrets=configured_secrets(config))
+        log.follow(reporter.say_logged)
+        limit = descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
+        service = WorkerService(reactor, config, log, reporter, limit)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"viewport-relay: worker: {problem}", file=sys.stderr)
+        return EX_CONFIG
+    globalLogBeginner.beginLoggingTo(
+        [TwistedObserver(log, from_thread=reactor.callFromThread)], redirectStandardIO=False
+    )
+    PacketReader(socket.socket(fileno=PACKETS_FD), reactor, service.obey, service.stop)
+    service.startService()
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
