@@ -8,7 +8,11 @@ handler that Twisted wraps catches and logs what goes wrong by itself, so nothin
 from __future__ import annotations
 
 import errno
+import select
+import sys
 from typing import Any
+
+from twisted.python import log
 
 try:
     from twisted.internet.epollreactor import EPollReactor
@@ -26,7 +30,13 @@ def shorten_dispatch(reactor: Any) -> bool:
     poller = getattr(reactor, "_poller", None)
     selectables = getattr(reactor, "_selectables", None)
     handle = getattr(reactor, "_doReadOrWrite", None)
-    if poller is None or not isinstance(selectables, dict) or not callable(handle):
+    disconnect = getattr(reactor, "_disconnectSelectable", None)
+    if (
+        poller is None
+        or not isinstance(selectables, dict)
+        or not callable(handle)
+        or not callable(disconnect)
+    ):
         return False
     poll = poller.poll
 
@@ -39,8 +49,20 @@ def shorten_dispatch(reactor: Any) -> bool:
             raise
         for descriptor, event in events:
             selectable = selectables.get(descriptor)
-            if selectable is not None:  # an earlier handler may have closed it
+            if selectable is None:  # an earlier handler has closed it
+                continue
+            if event != select.EPOLLIN:
                 handle(selectable, descriptor, event)
+                continue
+            # What the handler does for nothing but input.
+            why: Any
+            try:
+                why = selectable.doRead()
+            except BaseException:  # as Twisted: whatever it was, it is logged and ends this connection alone
+                why = sys.exc_info()[1]
+                log.err()
+            if why:
+                disconnect(selectable, why, True)
 
     reactor.doPoll = reactor.doIteration = do_poll  # type: ignore[method-assign]
     return True

@@ -31,6 +31,9 @@ ARENA_SIZE: Final = 262_144
 #: One read of so many is timed for `relay_forward_latency_seconds`; a clock reading for each would cost 2 %.
 SAMPLE_EVERY: Final = 64
 
+#: Bytes of frames to one receiver that leave in one write. Where a daemon is slow its feeders take turns, a write each.
+MOST_TOGETHER: Final = 65_536
+
 _arena: Final = bytearray(ARENA_SIZE)
 _arena_view: Final = memoryview(_arena)
 _unmask: Final = unmasker(_arena)
@@ -42,6 +45,9 @@ _DRIPPING: Final = 1024
 #: Frames of one read that are answered or dropped instead of forwarded, before the others get their turn: no rate ends
 #: those, and a read may hold tens of thousands.
 _DECISIONS: Final = 128
+
+#: Up to here a frame is copied behind its header, so that it can leave together with the next.
+_COPIED: Final = 4096
 
 _SMALL_HEADERS: Final = tuple(bytes((0x81, length)) for length in range(126))
 
@@ -58,26 +64,50 @@ def can_read_directly(transport: Any) -> bool:
     )
 
 
-class _Buffers:
-    """Buffers for long frames, kept for reuse: fresh memory costs a page fault every 4 KiB."""
+def _header(length: int) -> bytes:
+    """Header of a text frame of 126 bytes and more."""
+    if length < 65_536:
+        return b"\x81\x7e" + length.to_bytes(2, "big")
+    return b"\x81\x7f" + length.to_bytes(8, "big")
 
-    KEPT: Final = 4
+
+class _Buffers:
+    """Buffers for long frames, kept for reuse: fresh memory costs a page fault every 4 KiB.
+
+    They come in steps of 64 KiB, and at most `KEPT_BYTES` of them wait for their next use.
+    """
+
+    KEPT_BYTES: Final = 64 * 1024 * 1024
+    STEP: Final = 65_536
 
     def __init__(self) -> None:
         self._kept: dict[int, list[bytearray]] = {}
+        self._bytes = 0
 
     def take(self, size: int) -> bytearray:
-        size = 1 << (size - 1).bit_length()
+        size = -(-size // self.STEP) * self.STEP
         kept = self._kept.get(size)
-        return kept.pop() if kept else bytearray(size)
+        if not kept:
+            return bytearray(size)
+        self._bytes -= size
+        return kept.pop()
 
     def give(self, buffer: bytearray) -> None:
-        kept = self._kept.setdefault(len(buffer), [])
-        if len(kept) < self.KEPT:
-            kept.append(buffer)
+        if self._bytes + len(buffer) <= self.KEPT_BYTES:
+            self._bytes += len(buffer)
+            self._kept.setdefault(len(buffer), []).append(buffer)
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._bytes = 0
 
 
 _buffers: Final = _Buffers()
+
+
+def release_buffers() -> None:
+    """Give the memory of buffers that nobody uses just now back; called now and then."""
+    _buffers.clear()
 
 
 class _LongFrame:
@@ -260,7 +290,7 @@ class Reader:
                     return
                 continue
             to: Any = verdict.outlet
-            if to is not receiver:
+            if to is not receiver or size >= MOST_TOGETHER:
                 self._flush(receiver, batch, size)
                 receiver, batch, size = to, [], 0
             if to.sealed:
@@ -268,13 +298,21 @@ class Reader:
                 if to.take(connection, to.frame(message)):
                     connection.count_forwarded(1, length)
                 continue
+            if length > _COPIED:
+                # Not worth a copy: the server's header goes over the mask, and the frame leaves from the arena.
+                self._flush(receiver, batch, size)
+                receiver, batch, size = None, [], 0
+                header = _header(length)
+                begin = start - len(header)
+                _arena[begin:start] = header
+                if to.take(connection, _arena_view[begin:stop]):
+                    connection.count_forwarded(1, length)
+                continue
             size += length
             if length < 126:
                 batch.append(_SMALL_HEADERS[length] + message)
-            elif length < 65_536:
-                batch.append(b"\x81\x7e" + length.to_bytes(2, "big") + message)
             else:
-                batch.append(b"\x81\x7f" + length.to_bytes(8, "big") + message)
+                batch.append(_header(length) + message)
         self._flush(receiver, batch, size)
         if at < end and not connection.lost:
             connection.autobahn_received(bytes(_arena_view[at:end]))
@@ -283,8 +321,13 @@ class Reader:
         if receiver is None:
             return
         frames = len(batch)
-        if receiver.take(self._connection, batch[0] if frames == 1 else b"".join(batch)):
-            self._connection.count_forwarded(frames, size)
+        data = batch[0] if frames == 1 else b"".join(batch)
+        connection, outbox = self._connection, receiver.outbox
+        if not outbox.blocked and receiver.ending is None:  # what `take` would find out
+            outbox.write(data, connection)
+        elif not receiver.take(connection, data):
+            return
+        connection.count_forwarded(frames, size)
 
     def _finish_long(self, long: _LongFrame) -> None:
         """The long frame is complete: judge it and send it from its own buffer."""
@@ -316,11 +359,7 @@ class Reader:
             data: bytes | memoryview = to.frame(bytes(payload))
         else:
             # The server's header is the client's without the mask: it fits before the payload.
-            header = (
-                b"\x81\x7f" + length.to_bytes(8, "big")
-                if length >= 65_536
-                else b"\x81\x7e" + length.to_bytes(2, "big")
-            )
+            header = _header(length)
             begin = long.head - len(header)
             long.view[begin : long.head] = header
             data = long.view[begin : long.total]

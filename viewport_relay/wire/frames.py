@@ -132,14 +132,13 @@ def fast_e2ee(message: Message) -> E2ee | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is a DecodeError
         return None
     raw = memoryview(frame.ciphertext)
-    # A string whose first character is plain and visible is not blank; anything else is the full validator's.
+    # A text whose first character is plain and visible is not blank; anything else is the full validator's.
     if (
         len(raw) < 3
         or raw[0] != 0x22
         or not 0x23 <= raw[1] <= 0x7E
         or raw[1] == 0x5C
-        or not (frame.sessionId.strip(JS_WHITE_SPACE) and frame.iv.strip(JS_WHITE_SPACE))
-        or not frame.tag.strip(JS_WHITE_SPACE)
+        or not ("!" <= frame.sessionId < "\x7f" and "!" <= frame.iv < "\x7f" and "!" <= frame.tag < "\x7f")
     ):
         return None
     return E2ee(frame.profile, frame.sessionId)

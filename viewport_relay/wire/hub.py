@@ -30,6 +30,7 @@ from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import FrameRates, Router
 from viewport_relay.routing.seat import Contested, Refused
 from viewport_relay.wire.elsewhere import Elsewhere
+from viewport_relay.wire.fastpath import release_buffers
 from viewport_relay.wire.frames import (
     DaemonFrame,
     KeyExchangeInit,
@@ -252,6 +253,7 @@ class Hub:
     def clean_up(self) -> None:
         """Forget empty targets and what has aged out; called every RELAY_CLEANUP_INTERVAL_MS."""
         self.registry.clean_up(self.clock.seconds(), self.config.empty_workspace_ttl_ms / 1000)
+        release_buffers()
 
     # -- frames --------------------------------------------------------------------------------------------------
 
