@@ -92,6 +92,12 @@ class DeferredCache(Generic[K, V]):
         )
         return waiter
 
+    def expire(self) -> None:
+        """Forget what has run out, so that nothing secret stays in memory only because nobody asked again."""
+        now = self._clock.seconds()
+        for key in [key for key, kept in self._kept.items() if now >= kept.until]:
+            del self._kept[key]
+
     def flush(self) -> None:
         """Forget every value. Calls on their way still answer those who wait; the answers are not kept."""
         self._kept.clear()

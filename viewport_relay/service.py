@@ -218,6 +218,7 @@ class RelayService(MultiService):
         self.backplane.start(self.hub.elsewhere)
         self.heartbeat.start()
         self._every(self.config.cleanup_interval_ms / 1000, self.hub.clean_up)
+        self._every(self.config.cleanup_interval_ms / 1000, self.gate.clean_up)
 
     def _say_started(self) -> None:
         self.log.event(
@@ -404,5 +405,8 @@ class RelayService(MultiService):
             connections.close()
         self._notifier.stop_watchdog()
         MultiService.stopService(self)
-        self.log.event("relay_stopped")
+        self._say_stopped()
         self.log.close()
+
+    def _say_stopped(self) -> None:
+        self.log.event("relay_stopped")

@@ -244,3 +244,22 @@ def test_never_more_than_its_bound_and_never_too_old(
         assert value == stored[key][0]
         assert value == fetched_at or clock.seconds() < value + stored[key][1]
         assert len(cache) <= size
+
+
+def test_what_has_run_out_is_forgotten_without_being_asked_for() -> None:
+    clock = Clock()
+    cache: DeferredCache[str, str] = DeferredCache(clock, 8)
+
+    async def short() -> Fetched[str]:
+        return Fetched("short", 5.0)
+
+    async def long() -> Fetched[str]:
+        return Fetched("long", 50.0)
+
+    cache.get("a", short)
+    cache.get("b", long)
+    clock.advance(6.0)
+    assert len(cache) == 2
+    cache.expire()
+    assert len(cache) == 1
+    assert Outcome(cache.get("b", short)).value == "long"

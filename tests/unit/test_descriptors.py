@@ -30,4 +30,9 @@ def test_room_for_peers_and_for_the_rest() -> None:
     assert descriptors.for_connections(1024) == 944
     assert descriptors.for_connections(10) == 16
     assert descriptors.for_http(1024, 0) == 960
-    assert descriptors.for_http(1024, 944) == descriptors.for_http(1024, 960) == descriptors.for_http(10, 0) == 16
+    assert (
+        descriptors.for_http(1024, 944)
+        == descriptors.for_http(1024, 960)
+        == descriptors.for_http(10, 0)
+        == 16
+    )

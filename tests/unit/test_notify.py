@@ -56,7 +56,9 @@ def test_the_messages_of_a_life(manager: tuple[Manager, str]) -> None:
 def test_signs_of_life_at_half_the_time(manager: tuple[Manager, str]) -> None:
     heard, address = manager
     clock = Clock()
-    notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "10000000", "WATCHDOG_PID": str(os.getpid())})
+    notifier = Notifier(
+        {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "10000000", "WATCHDOG_PID": str(os.getpid())}
+    )
     notifier.start_watchdog(clock, lambda: "fine")
     assert heard.heard() == ["WATCHDOG=1\nSTATUS=fine"]
     clock.pump([1.0] * 15)
@@ -87,7 +89,9 @@ def test_no_watchdog_is_wanted(environ: dict[str, str], manager: tuple[Manager, 
     assert notifier.watchdog_seconds is None and heard.heard() == []
 
 
-@pytest.mark.parametrize("address", ["", "relative", "/does/not/exist", "@nobody-listens-here", "/" + "x" * 300])
+@pytest.mark.parametrize(
+    "address", ["", "relative", "/does/not/exist", "@nobody-listens-here", "/" + "x" * 300]
+)
 def test_nobody_listens(address: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"})
     assert not notifier.ready() and not notifier.stopping() and not notifier.reloading()

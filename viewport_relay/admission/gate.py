@@ -119,6 +119,10 @@ class Gate:
         self._validator.stop()
         self._http.close()
 
+    def clean_up(self) -> None:
+        """Forget what has run out."""
+        self._validator.clean_up()
+
     def flush(self) -> None:
         """Forget the platform's answers, and fetch the keys again at the next upgrade."""
         self._jwks.flush()

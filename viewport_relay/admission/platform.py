@@ -99,6 +99,10 @@ class PlatformValidator:
             raise evolve(verdict)  # a fresh one: a raised exception collects tracebacks
         return verdict
 
+    def clean_up(self) -> None:
+        """Forget the answers that have run out: they hold pairing secrets."""
+        self._answers.expire()
+
     def flush(self) -> None:
         """Forget every answer."""
         self._answers.flush()

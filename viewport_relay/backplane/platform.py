@@ -184,7 +184,7 @@ class PlatformCarrier:
             raise self._failed(f"the platform answers with HTTP {status}")
         try:
             found: Any = msgspec.json.decode(answer.body)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise self._failed(f"the platform answers with HTTP {status} and no JSON") from None
         self._outage.up(PART)
         if not 200 <= status < 300 or not isinstance(found, dict) or found.get("ok") is not True:

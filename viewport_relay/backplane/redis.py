@@ -144,7 +144,7 @@ class RedisCarrier:
             return None
         try:
             entry = msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         return entry if isinstance(entry, dict) else None
 

@@ -251,7 +251,7 @@ def _direction(name: object) -> Direction | None:
 def _object(raw: bytes) -> Mapping[str, object] | None:
     try:
         value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # the second for a member's name
         try:
             value = parse_json(raw.decode())
         except (ValueError, RecursionError):

@@ -46,11 +46,6 @@ class Pattern(Enum):
 # -- the link ----------------------------------------------------------------------------------------------------
 
 
-def required_profile(policy_mode: str | None, e2ee_profile: Profile | None) -> Profile | None:
-    """The profile that a grant demands, None for no demand: `crypto_pairing` always means IKpsk2."""
-    return Profile.IKPSK2 if policy_mode == "crypto_pairing" else e2ee_profile
-
-
 def required_pattern(profile: Profile | None) -> Pattern | None:
     """The pattern that the link must use, None when either will do."""
     return Pattern.IKPSK2 if profile is Profile.IKPSK2 else None

@@ -70,8 +70,9 @@ class EventLog:
         self._followers: list[Callable[[Record], None]] = []
         self._seq = 0
         self._lost = 0
-        #: lines that could not be written since the start
-        self.write_failures = 0
+        self._write_failures = 0
+        #: entries that other processes of this relay could not hand over
+        self.lost_elsewhere = 0
         #: when each event was last logged with each reason, folded or not; seconds since the epoch
         self.last_seen: dict[tuple[str, Reason | None], float] = {}
         #: what other processes of this relay have counted and not yet written
@@ -120,6 +121,11 @@ class EventLog:
     def close(self) -> None:
         """Write every summary there is."""
         self._end_windows(self._now(), everything=True)
+
+    @property
+    def write_failures(self) -> int:
+        """Lines that could not be written since the start."""
+        return self._write_failures + self.lost_elsewhere
 
     # -- out -----------------------------------------------------------------------------------------------
 
@@ -222,7 +228,7 @@ class EventLog:
             self._stream.flush()
         except (OSError, ValueError):  # full disk, broken pipe; ValueError: the stream was closed
             self._lost += 1
-            self.write_failures += 1
+            self._write_failures += 1
         else:
             self._lost = 0
 

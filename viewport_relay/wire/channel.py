@@ -145,9 +145,11 @@ class RelayChannel(HTTPChannel):
         self.loseConnection()
 
     def loseConnection(self) -> None:
+        if self._linger is not None:
+            return
         self._refused = True
-        if self._linger is None:
-            self._linger = self.callLater(LINGER, self.drop)
+        self.setTimeout(None)  # type: ignore[no-untyped-call]
+        self._linger = self.callLater(LINGER, self.drop)
         if self.connections is not None:
             self.connections.waits(self)
         HTTPChannel.loseConnection(self)

@@ -318,7 +318,7 @@ class Reader:
             connection.autobahn_received(bytes(_arena_view[at:end]))
 
     def _flush(self, receiver: Connection | None, batch: list[bytes], size: int) -> None:
-        if receiver is None:
+        if receiver is None or not batch:
             return
         frames = len(batch)
         data = batch[0] if frames == 1 else b"".join(batch)

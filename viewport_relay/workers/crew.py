@@ -129,7 +129,13 @@ class Worker:
                 sys.executable,
                 [sys.executable, "-m", "viewport_relay.workers.worker", str(self.index)],
                 env=crew.environment(self.index),
-                childFDs={0: crew.nothing, 1: 2, 2: 2, PACKETS_FD: theirs.fileno(), WORDS_FD: their_words.fileno()},
+                childFDs={
+                    0: crew.nothing,
+                    1: 2,
+                    2: 2,
+                    PACKETS_FD: theirs.fileno(),
+                    WORDS_FD: their_words.fileno(),
+                },
             )
         finally:
             theirs.close()
@@ -180,7 +186,9 @@ class Worker:
         lived = crew.reactor.seconds() - self._started
         self._pause = FIRST_PAUSE if lived >= LIVED else min(2 * self._pause, LONGEST_PAUSE)
         message = f"{self._obituary(status, signal)}; its peers reconnect, a new one starts"
-        crew.log.event("worker_lost", level="error", message=message, worker=self.index, lived=round(lived, 1))
+        crew.log.event(
+            "worker_lost", level="error", message=message, worker=self.index, lived=round(lived, 1)
+        )
         self._make_channel()
         self._again = crew.reactor.callLater(self._pause if lived < LIVED else 0, self.start)
 
@@ -252,7 +260,10 @@ class Worker:
         elif isinstance(word, Up):
             self.up = True
             self._crew.log.event(
-                "worker_started", message=f"worker {self.index} takes connections", worker=self.index, pid=self.pid
+                "worker_started",
+                message=f"worker {self.index} takes connections",
+                worker=self.index,
+                pid=self.pid,
             )
             self._crew.one_is_up()
         else:

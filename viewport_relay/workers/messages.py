@@ -113,6 +113,7 @@ class Picture(Struct, tag="picture", frozen=True):
     counters: dict[str, Any]
     folds: list[OpenFold]
     last_seen: list[tuple[str, str | None, float]]
+    log_entries_lost: int = 0
 
 
 class Disconnected(Struct, tag="disconnected", frozen=True):

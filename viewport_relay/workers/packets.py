@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.interfaces import IReadDescriptor, IReactorFDSet, IWriteDescriptor
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
 from zope.interface import implementer
 
 from viewport_relay.workers.messages import MAX_PACKET, Order, decode_order, encode

@@ -56,7 +56,9 @@ class PassingResource(UpgradeResource):
             attempt.query.workspace_id, copy, attempt.ip, head(request) + early, attempt.ticket
         ):
             copy.close()
-            refusal = Refusal(Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER)
+            refusal = Refusal(
+                Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER
+            )
             self._answer(request, attempt, refusal)
             return
         attempt.ticket = None

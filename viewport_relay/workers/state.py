@@ -87,6 +87,7 @@ def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewStat
         add_up(together, crew.retired)
         crew.retired[:] = [written(together)]
     add_up(shown, [written(own), *crew.retired, *(picture.counters for picture in pictures)])
+    log.lost_elsewhere = sum(picture.log_entries_lost for picture in pictures)
     log.folds_elsewhere = [_fold(fold) for picture in pictures for fold in picture.folds]
     for picture in pictures:
         for event, code, at in picture.last_seen:

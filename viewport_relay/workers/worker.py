@@ -14,10 +14,12 @@ import time
 from typing import Any, Final
 
 from attrs import evolve
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IAddress, IPushProducer
 from twisted.internet.protocol import Protocol
 from twisted.logger import globalLogBeginner
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from viewport_relay import descriptors
@@ -54,6 +56,9 @@ from viewport_relay.workers.tally import written
 #: Entries of the log that are dropped when the parent does not read: those over so many bytes that wait.
 _MOST_UNREAD: Final = 8_388_608
 
+#: Seconds for what is left to be said at the end.
+_LAST_WORDS: Final = 3.0
+
 
 class _Nowhere:
     """The log's stream: the parent writes."""
@@ -73,23 +78,40 @@ class Reporter(Protocol):
 
     def __init__(self) -> None:
         self._unread = 0
-        self._lost = 0
+        #: log entries that were lost since the start
+        self.lost = 0
         self._paused = False
+        self._over: Deferred[None] | None = Deferred()
 
     def connectionMade(self) -> None:
         self.transport.registerProducer(self, True)
 
     def say(self, word: Word) -> None:
+        if self._over is None:
+            return
         line = encode(word) + b"\n"
         if self._paused:
             if isinstance(word, Said) and self._unread > _MOST_UNREAD:
-                self._lost += 1
+                self.lost += 1
                 return
             self._unread += len(line)
         self.transport.write(line)
 
     def say_logged(self, record: Record) -> None:
         self.say(Said(record))
+
+    def finish(self) -> Deferred[None]:
+        """Fires when everything was said, or cannot be."""
+        if self._over is None:
+            return succeed(None)
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+        return self._over
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        over, self._over = self._over, None
+        if over is not None:
+            over.callback(None)
 
     # -- IPushProducer -------------------------------------------------------------------------------------
 
@@ -101,11 +123,6 @@ class Reporter(Protocol):
 
     def stopProducing(self) -> None:
         """The parent is gone, which the packets tell too."""
-
-    @property
-    def lost(self) -> int:
-        """Log entries that were lost so far."""
-        return self._lost
 
 
 class ReportingCounts(ConnectionCounts):
@@ -128,7 +145,9 @@ class ReportingCounts(ConnectionCounts):
 class WorkerService(RelayService):
     """A relay whose connections come from a parent."""
 
-    def __init__(self, reactor: Any, config: Config, log: EventLog, reporter: Reporter, open_files: int) -> None:
+    def __init__(
+        self, reactor: Any, config: Config, log: EventLog, reporter: Reporter, open_files: int
+    ) -> None:
         self._reporter = reporter
         self._counts = ReportingCounts(config.max_clients_per_workspace, reporter)
         RelayService.__init__(self, reactor, evolve(config, warnings=()), log, None, open_files)
@@ -148,6 +167,16 @@ class WorkerService(RelayService):
 
     def reload(self) -> None:
         """Nothing of ours can change."""
+
+    def stopService(self) -> Deferred[None]:
+        return RelayService.stopService(self).addCallback(self._last_words)
+
+    def _say_stopped(self) -> None:
+        """The parent does."""
+
+    def _last_words(self, _: None) -> Deferred[None]:
+        late = self.reactor.callLater(_LAST_WORDS, self._reporter.transport.abortConnection)
+        return self._reporter.finish().addCallback(lambda _: late.cancel() if late.active() else None)
 
     # -- orders ----------------------------------------------------------------------------------------------
 
@@ -218,6 +247,7 @@ class WorkerService(RelayService):
                 (event, None if reason is None else reason.code, at)
                 for (event, reason), at in self.log.last_seen.items()
             ],
+            self._reporter.lost,
         )  # fmt: skip
 
 

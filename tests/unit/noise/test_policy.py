@@ -13,21 +13,6 @@ from viewport_relay.reasons import Reason, Refusal
 IK, IKPSK2 = Profile.IK, Profile.IKPSK2
 
 
-@pytest.mark.parametrize(("mode", "profile", "required"), [
-    (None, None, None),
-    ("standard", None, None),
-    ("standard", IK, IK),
-    (None, IK, IK),
-    (None, IKPSK2, IKPSK2),
-    ("standard", IKPSK2, IKPSK2),
-    ("crypto_pairing", None, IKPSK2),
-    ("crypto_pairing", IK, IKPSK2),
-    ("CRYPTO_PAIRING", None, None),
-])  # fmt: skip
-def test_required_profile(mode: str | None, profile: Profile | None, required: Profile | None) -> None:
-    assert policy.required_profile(mode, profile) is required
-
-
 def test_required_pattern() -> None:
     assert [policy.required_pattern(p) for p in (None, IK, IKPSK2)] == [None, None, Pattern.IKPSK2]
 

@@ -53,7 +53,8 @@ class Fleet:
         self.clock = Clock()
         self.live: set[Any] = set()
         self.all = [
-            FakeConnection(self.clock, self.live, f"w{n // per_workspace:04}", answers=n >= mute) for n in range(peers)
+            FakeConnection(self.clock, self.live, f"w{n // per_workspace:04}", answers=n >= mute)
+            for n in range(peers)
         ]
         self.drain = Drain(self.clock, self.live, seconds)
         self.done_at: float | None = None

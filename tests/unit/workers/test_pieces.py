@@ -1,0 +1,286 @@
+"""Parent and workers without processes: where a workspace goes, what they tell each other, what a worker is told."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import fields
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.json import decode
+from twisted.web.http_headers import Headers
+
+from viewport_relay.config import ConfigError, load
+from viewport_relay.noise.keys import StaticKey
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.histogram import Histogram
+from viewport_relay.observe.ring import Record
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.views import PeerView, TargetView
+from viewport_relay.workers import messages, packets
+from viewport_relay.workers.parent import worker_environment
+from viewport_relay.workers.passing import head
+from viewport_relay.workers.slots import slot
+from viewport_relay.workers.tally import add_up, written
+
+KEY = StaticKey.generate().private_text()
+ENVIRON = {"SERVER_URL": "http://127.0.0.1:9", "RELAY_WORKERS": "3"}
+
+
+# -- slots -----------------------------------------------------------------------------------------------------
+
+
+@given(st.text(min_size=1, max_size=128), st.integers(1, 256))
+def test_a_workspace_has_one_worker(workspace: str, workers: int) -> None:
+    assert 0 <= slot(workspace, workers) < workers
+    assert slot(workspace, workers) == slot(workspace, workers)
+
+
+def test_workspaces_are_spread() -> None:
+    counts = Counter(slot(f"workspace-{number}", 4) for number in range(4000))
+    assert all(850 < counts[worker] < 1150 for worker in range(4))
+
+
+# -- tally -----------------------------------------------------------------------------------------------------
+
+
+def some(factor: int) -> Counters:
+    made = Counters()
+    for place, field in enumerate(fields(Counters), 1):
+        value = getattr(made, field.name)
+        if isinstance(value, int):
+            setattr(made, field.name, place * factor)
+        elif isinstance(value, Histogram):
+            value.observe(0.003 * factor)
+        elif isinstance(value, Counter):
+            by_reason = field.name in {"refusals", "closes", "drops", "handshakes_left"}
+            value[Reason.JWT_EXPIRED if by_reason else "ok"] = factor
+    made.platform_answered("ok", 0.1 * factor)
+    return made
+
+
+def test_counters_are_added_up_whatever_they_are() -> None:
+    total = some(7)  # what was there before does not count
+    parts = [messages.encode(written(some(factor))) for factor in (1, 2)]
+    for _ in range(2):  # again: the same
+        add_up(total, [decode(part) for part in parts])
+        for place, field in enumerate(fields(Counters), 1):
+            value = getattr(total, field.name)
+            if isinstance(value, int):
+                assert value == 3 * place, field.name
+            elif isinstance(value, Histogram):
+                assert (value.count, pytest.approx(value.sum)) == (2, 0.009)
+            elif isinstance(value, Counter):
+                assert value.total() == 3, field.name
+        assert total.refusals == Counter({Reason.JWT_EXPIRED: 3})
+        assert total.platform_latency["ok"].count == 2
+
+
+# -- messages --------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_arrives_as_it_was() -> None:
+    peer = PeerView("c-1", "client", "me", "192.0.2.1", 1.5, 3, "IK", None, "ua", False, None)
+    target = TargetView("ws", None, None, (peer,), (), 1, 2, 3, 4, 5.0, 6.0)
+    picture = messages.Picture(
+        7,
+        True,
+        "",
+        None,
+        {"mode": "single"},
+        {"client": 1},
+        [target],
+        written(Counters()),
+        [],
+        [("join", None, 1.0)],
+    )
+    assert messages.decode_word(messages.encode(picture)) == picture
+
+
+def test_a_log_entry_arrives_as_it_was() -> None:
+    record = Record(1, 2.0, "warn", "refuse", "JWT_EXPIRED", "ws", "c", '{"ts":"…"}', 3, "refuse")
+    assert messages.decode_word(messages.encode(messages.Said(record))) == messages.Said(record)
+
+
+# -- packets ---------------------------------------------------------------------------------------------------
+
+
+class Reactor:
+    """Takes readers and writers, and does nothing."""
+
+    def __init__(self) -> None:
+        self.writers: list[Any] = []
+
+    def addWriter(self, writer: Any) -> None:
+        self.writers.append(writer)
+
+    def removeWriter(self, writer: Any) -> None:
+        self.writers.remove(writer)
+
+    def addReader(self, reader: Any) -> None: ...
+
+    def removeReader(self, reader: Any) -> None: ...
+
+
+class Taker:
+    def __init__(self) -> None:
+        self.taken: list[tuple[messages.Order, int | None, bytes]] = []
+        self.ended = False
+
+    def take(self, order: messages.Order, descriptor: int | None, data: bytes) -> None:
+        self.taken.append((order, descriptor, data))
+
+    def gone(self) -> None:
+        self.ended = True
+
+
+def ends() -> tuple[Any, packets.PacketSender, packets.PacketReader, Taker]:
+    ours, theirs = packets.socket_pair()
+    reactor: Any = Reactor()
+    taker = Taker()
+    sender = packets.PacketSender(ours, reactor)
+    return reactor, sender, packets.PacketReader(theirs, reactor, taker.take, taker.gone), taker
+
+
+def test_a_connection_is_handed_over_with_what_was_read() -> None:
+    _, sender, reader, taker = ends()
+    one, other = socket.socketpair()
+    data = b"GET /ws\r\nline two\n\x00\xff"
+    assert sender.send(messages.Adopt(socket.AF_UNIX, "192.0.2.1"), one, data)
+    assert one.fileno() == -1  # ours is closed
+    reader.doRead()
+    ((order, descriptor, got),) = taker.taken
+    assert (order, got) == (messages.Adopt(socket.AF_UNIX, "192.0.2.1"), data)
+    assert descriptor is not None
+    with socket.socket(fileno=descriptor) as theirs:
+        theirs.sendall(b"still open")
+        assert other.recv(20) == b"still open"
+    other.close()
+    sender.close()
+    reader.doRead()
+    assert taker.ended
+
+
+def test_what_the_socket_does_not_take_waits_in_order_and_is_bounded() -> None:
+    reactor, sender, reader, taker = ends()
+    big = b"x" * 60_000
+    pairs = [socket.socketpair() for _ in range(12)]
+    for number, (one, _) in enumerate(pairs):
+        assert sender.send(messages.Adopt(number, "ip"), one, big)
+    assert reactor.writers == [sender]
+    sender.send(messages.Flush())
+    for _ in range(50):
+        reader.doRead()
+        if reactor.writers:
+            sender.doWrite()
+    families = [order.family for order, _, _ in taker.taken if isinstance(order, messages.Adopt)]
+    assert families == list(range(12)) and isinstance(taker.taken[-1][0], messages.Flush)
+    assert not reactor.writers
+    for _, descriptor, _ in taker.taken[:-1]:
+        assert descriptor is not None
+        socket.close(descriptor)
+    for _, other in pairs:
+        assert other.recv(1) == b""  # nobody else holds it
+        other.close()
+    one, other = socket.socketpair()
+    assert not sender.send(messages.Adopt(0, "ip"), one, b"x" * packets.MAX_PACKET)
+    assert one.fileno() >= 0  # still ours
+    one.close()
+    other.close()
+    sender.close()
+    reader.close()
+
+
+def test_connections_that_wait_for_a_worker_that_dies_are_cut() -> None:
+    reactor, sender, reader, _ = ends()
+    pairs = [socket.socketpair() for _ in range(12)]
+    for one, _ in pairs:
+        assert sender.send(messages.Adopt(0, "ip"), one, b"x" * 60_000)
+    reader.close()
+    sender.doWrite()
+    assert not reactor.writers
+    for _, other in pairs:
+        other.settimeout(1)
+        assert other.recv(1) == b""
+        other.close()
+
+
+# -- the head that is written down again -----------------------------------------------------------------------
+
+
+class Request:
+    method, uri, clientproto = b"GET", b"/ws?role=client&workspaceId=a%20b", b"HTTP/1.1"
+
+    def __init__(self, headers: Headers) -> None:
+        self.requestHeaders = headers
+
+
+def test_the_head_is_the_same_and_not_longer() -> None:
+    headers = Headers()
+    came = b"GET /ws?role=client&workspaceId=a%20b HTTP/1.1\r\n"
+    for name, value in (
+        (b"host", b"r:1"),
+        (b"x-forwarded-for", b"1.2.3.4"),
+        (b"X-Forwarded-For", b"\xff, 5"),
+        (b"a", b""),
+    ):
+        headers.addRawHeader(name, value)
+        came += name + b":" + value + b"\r\n"
+    request: Any = Request(headers)
+    written_down = head(request)
+    assert len(written_down) == len(came + b"\r\n")
+    assert written_down.lower().split(b"\r\n") == (came + b"\r\n").lower().split(b"\r\n")
+
+
+# -- settings --------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_loads_the_same_settings() -> None:
+    environ = ENVIRON | {
+        "RELAY_ADMIN_TOKEN": "an-admin-token-for-tests", "RELAY_ADMIN_LISTEN": "127.0.0.1:1", "NOTIFY_SOCKET": "/x",
+        "RELAY_LISTEN_ENDPOINT": "systemd:domain=INET:index=0", "RELAY_PROXY_PROTOCOL": "1",
+    }  # fmt: skip
+    parent = load(environ, {"frame_max_bytes": "4096"})
+    told = worker_environment(environ, parent, {"frame_max_bytes": "4096"}, KEY, 2)
+    worker = load(told)
+    for name in (
+        "relay_id",
+        "mode",
+        "public_ws_base_url",
+        "frame_max_bytes",
+        "server_url",
+        "rate_limit_per_ip",
+    ):
+        assert getattr(worker, name) == getattr(parent, name), name
+    assert (worker.workers, worker.admin_token, worker.admin_listen, worker.noise_private_key) == (
+        1,
+        None,
+        None,
+        KEY,
+    )
+    assert "NOTIFY_SOCKET" not in told
+
+
+def test_to_other_relays_each_worker_is_a_relay_of_its_own() -> None:
+    environ = ENVIRON | {
+        "RELAY_BACKPLANE_MODE": "redis", "RELAY_INTERNAL_KEY": "some-internal-key-0123", "RELAY_ID": "x" * 128,
+    }  # fmt: skip
+    names = {load(worker_environment(environ, load(environ), {}, KEY, i)).relay_id for i in range(3)}
+    assert names == {"x" * 125 + f"-w{i}" for i in range(3)}
+
+
+def test_tls_here_and_workers_cannot_be(tmp_path: Path) -> None:
+    for name in ("cert", "key"):
+        (tmp_path / name).write_text("pem")
+    files = {"RELAY_TLS_CERT_PATH": str(tmp_path / "cert"), "RELAY_TLS_KEY_PATH": str(tmp_path / "key")}
+    for settings in (files, {"RELAY_LISTEN_ENDPOINT": "ssl:7781:privateKey=x"}):
+        with pytest.raises(ConfigError) as error:
+            load(ENVIRON | settings)
+        (problem,) = error.value.problems
+        assert "RELAY_WORKERS=3" in problem and "RELAY_TLS_TERMINATION=platform" in problem
+        load(ENVIRON | settings | {"RELAY_WORKERS": "1"})
+    load(ENVIRON | files | {"RELAY_TLS_TERMINATION": "platform"})
