@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from typing import Any
 
 from attrs import frozen
 from mint import mint
-from relays import BUILD, KINDS, Platform, build, free_port, running, running_platform
+from relays import BUILD, KINDS, PATIENCE, Platform, build, free_port, running, running_platform
 
 PAIRS = 50
 
@@ -43,7 +44,15 @@ CELLS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "upgrades, cached, 32 at a time": ("connect", {"count": 2000, "at-once": 32, "span": 50, "prime": ""}),
 }  # fmt: skip
 
-_FIGURES = ("frames_per_s", "p50_us", "p99_us", "upgrades_per_s", "cpu_s_per_100k", "cpu_ms_per_upgrade", "loadgen_cpu_share")
+_FIGURES = (
+    "frames_per_s",
+    "p50_us",
+    "p99_us",
+    "upgrades_per_s",
+    "cpu_s_per_100k",
+    "cpu_ms_per_upgrade",
+    "loadgen_cpu_share",
+)
 
 _FORWARD = """
 import sys
@@ -63,20 +72,19 @@ class Layout:
     pids: tuple[int, ...]
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its living children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    own = sum(int(fields[place]) for place in (11, 12)) / os.sysconf("SC_CLK_TCK")
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(cpu_seconds(int(child)) for child in children)
-
-
 @contextmanager
 def process(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        time.sleep(1.5)
-        assert started.poll() is None, f"{command[0]} does not run on port {port}"
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                if started.poll() is not None or time.monotonic() > until:
+                    raise SystemExit(f"{command[0]} does not listen on port {port}") from None
+                time.sleep(0.05)
         yield started
     finally:
         started.kill()
@@ -90,10 +98,7 @@ def layout(name: str, platform: Platform, folder: Path) -> Iterator[Layout]:
     with ExitStack() as stack:
 
         def relay(**settings: str) -> Any:
-            made = stack.enter_context(running(KINDS["relay"], platform, remember | settings))
-            if settings.get("RELAY_WORKERS", "1") != "1":
-                time.sleep(3)
-            return made
+            return stack.enter_context(running(KINDS["relay"], platform, remember | settings))
 
         if name == "bus":
             program = shutil.which("redis-server")
@@ -114,7 +119,9 @@ def layout(name: str, platform: Platform, folder: Path) -> Iterator[Layout]:
         elif name == "forwarded":
             behind = relay()
             port = free_port()
-            front = stack.enter_context(process(sys.executable, "-c", _FORWARD, str(port), str(behind.port), port=port))
+            front = stack.enter_context(
+                process(sys.executable, "-c", _FORWARD, str(port), str(behind.port), port=port)
+            )
             yield Layout(port, port, (behind.pid, front.pid))
         else:
             one = relay(RELAY_WORKERS="2" if name == "workers-2" else "1")
@@ -127,25 +134,26 @@ def run(cell: str, where: Layout, platform: Platform, seconds: float) -> dict[st
     given: dict[str, object] = {
         "port": where.port,
         "client-port": where.client_port,
-        "pid": where.pids[0],
         "tokens": platform.tokens,
         **options,
     }
     if mode == "throughput":
         given |= {"seconds": seconds, "warm-up": 0.5}
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value)) if word]
-    before = sum(map(cpu_seconds, where.pids))
-    done = subprocess.run([BUILD / "loadgen", mode, "-v", *words], capture_output=True, text=True, check=False, timeout=120)
-    spent = sum(map(cpu_seconds, where.pids)) - before
+    words = [word for pid in where.pids for word in ("--pid", str(pid))]
+    words += [word for name, value in given.items() for word in (f"--{name}", str(value)) if word]
+    done = subprocess.run(
+        [BUILD / "loadgen", mode, "-v", *words], capture_output=True, text=True, check=False, timeout=120
+    )
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-500:] or f"status {done.returncode}")
     figures: dict[str, float] = json.loads(done.stdout)
-    figures["cpu_s_of_all"] = spent
     return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", default="direct,bus,workers-2,forwarded")
@@ -170,7 +178,9 @@ def main() -> None:
                                 row["failed"] = str(bad)
                             rows.append(row)
                             print(f"{kind}, {cell}: {row}", file=sys.stderr)
-    print(json.dumps({"cores": len(os.sched_getaffinity(0)), "summary": summary(rows), "rows": rows}, indent=1))
+    print(
+        json.dumps({"cores": len(os.sched_getaffinity(0)), "summary": summary(rows), "rows": rows}, indent=1)
+    )
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

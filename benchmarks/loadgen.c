@@ -60,7 +60,8 @@ struct token { enum role role; char *workspace, *target, *text; };
 
 static struct sockaddr_in relay, clients_relay; /* the same one, but with --client-port */
 static char host_header[64];
-static long relay_pid;
+static long relay_pid[8]; /* whose CPU and memory is looked at, with their children */
+static size_t relay_pids;
 static struct token *tokens;
 static uint32_t token_count;
 static uint32_t daemons = 1, clients_each = 1, window = 1, spread, count = 1000, at_once = 1, first_token, token_span;
@@ -153,7 +154,7 @@ static void add_usage(long pid, struct usage *sum) {
 
 static struct usage relay_usage(void) {
     struct usage sum = {0, 0, 0};
-    if (relay_pid) add_usage(relay_pid, &sum);
+    for (size_t i = 0; i < relay_pids; i++) add_usage(relay_pid[i], &sum);
     return sum;
 }
 
@@ -799,7 +800,7 @@ int main(int argc, char **argv) {
         case 'h': host = optarg; break;
         case 'p': port = atoi(optarg); break;
         case 'q': client_port = atoi(optarg); break;
-        case 'P': relay_pid = atol(optarg); break;
+        case 'P': if (relay_pids < sizeof relay_pid / sizeof *relay_pid) relay_pid[relay_pids++] = atol(optarg); break;
         case 'T': read_tokens(optarg); break;
         case 'D': daemons = (uint32_t)atoi(optarg); break;
         case 'C': clients_each = (uint32_t)atoi(optarg); break;

@@ -174,7 +174,9 @@ class RelayCollector(Collector):
 
     def _latencies(self) -> Iterable[Metric]:
         yield _family(
-            "relay_forward_latency_seconds", "Time of a frame in the relay, one read of 64 timed.", self._counters.forward_latency
+            "relay_forward_latency_seconds",
+            "Time of a frame in the relay, one read of 64 timed.",
+            self._counters.forward_latency,
         )
         yield _family(
             "relay_admission_latency_seconds",

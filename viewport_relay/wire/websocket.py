@@ -171,7 +171,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
     def _keep_kernel_queue_short(self) -> None:
         # What waits in the kernel is past our turns: one client's flood would be megabytes ahead of all the others.
         sock = getattr(self.transport, "socket", None)  # of TLS too
-        if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        if sock is not None and sock.family != socket.AF_UNIX and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_QUEUE)
 
     def dataReceived(self, data: bytes) -> None:

@@ -1,0 +1,50 @@
+"""Two relays with one RELAY_ID on one Redis, and settings with which other relays could not reach this one."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted  # type: ignore[import-untyped]
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+from tests.integration.backplane.fleet import Fleet, RedisServer, until
+from viewport_relay.config import ConfigError, load
+
+pytestmark = pytest.mark.redis
+
+OFTEN = {"RELAY_PRESENCE_SYNC_INTERVAL_MS": "100"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_relays_of_one_name_say_so(fleet: Fleet, redis: RedisServer) -> None:
+    a, b = await fleet.relays("same", "same", **OFTEN)
+    await until(fleet.reactor, lambda: all("relay_id_shared" in relay.output() for relay in (a, b)))
+    (entry, *_) = (e for e in await fleet.logs(a) if e["event"] == "relay_id_shared")
+    assert entry["level"] == "error" and "RELAY_ID=same" in entry["message"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_restart_and_other_names_are_no_matter(fleet: Fleet, redis: RedisServer) -> None:
+    first = await fleet.relay("one", **OFTEN)
+    await deferToThread(first.process.kill)
+    again, other = await fleet.relays("one", "other", **OFTEN)
+    await deferLater(fleet.reactor, 1.0)
+    for relay in (again, other):
+        assert "relay_id_shared" not in relay.output()
+    await gatherResults([deferToThread(relay.stop) for relay in (again, other)])
+
+
+@pytest.mark.parametrize("mode", ["redis", "server"])
+def test_any_free_port_needs_a_url_for_the_others(mode: str) -> None:
+    environ = {
+        "SERVER_URL": "http://127.0.0.1:9",
+        "RELAY_INTERNAL_KEY": "some-internal-key-0123",
+        "RELAY_BACKPLANE_MODE": mode,
+        "RELAY_LISTEN_PORT": "0",
+    }
+    with pytest.raises(ConfigError) as error:
+        load(environ)
+    assert ["RELAY_PUBLIC_WS_BASE_URL" in problem for problem in error.value.problems] == [True]
+    load(environ | {"RELAY_PUBLIC_WS_BASE_URL": "ws://relay.example"})
+    load(environ | {"RELAY_BACKPLANE_MODE": "single"})
