@@ -11,7 +11,7 @@ RELEASE_VENV := .venv-release
 CODE := .
 ARGS ?=
 
-.PHONY: help setup run test lint format docs bench bench-report lock release sbom clean
+.PHONY: help setup run test conformance hostile fuzz chaos soak drain lint format docs bench bench-report lock release sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,32 @@ setup: $(READY) ## make .venv with everything locked
 run: $(READY) ## start a relay with the dev platform, run an exchange through it, serve until Ctrl-C
 	@exec $(BIN)/viewport-relay demo $(ARGS)
 
-test: lint ## lint, then every test (ARGS="-k name" goes to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## lint, then every test (ARGS="-k name" goes to pytest); goes on after lint has failed
+	@status=0; $(MAKE) --no-print-directory lint || status=1; \
+	$(BIN)/python -m pytest $(ARGS) || status=1; exit $$status
+
+# The long tests: what `make test` leaves out, with everything that belongs to it.
+LONG = $(BIN)/python -m pytest -m "slow or not slow"
+MINUTES ?= 20
+EXAMPLES ?= 20000
+
+conformance: $(READY) ## all cases of the Autobahn test suite, fast path on and off
+	@$(LONG) tests/conformance $(ARGS)
+
+hostile: $(READY) ## every kind of flood and broken input, with figures
+	@HOSTILE_SECONDS=10 $(LONG) -s tests/hostile $(ARGS)
+
+fuzz: $(READY) ## generated input at every door (EXAMPLES=20000 each)
+	@FUZZ_EXAMPLES=$(EXAMPLES) $(LONG) tests/hostile/test_both_paths.py tests/hostile/test_inputs.py $(ARGS)
+
+chaos: $(READY) ## every drill of tests/chaos
+	@$(LONG) tests/chaos $(ARGS)
+
+soak: $(READY) ## hundreds of peers come and go, with faults (MINUTES=20); fails when anything grows or is left behind
+	@$(BIN)/python tools/soak.py --minutes $(MINUTES) $(ARGS)
+
+drain: $(READY) ## a restart under load: how peers come back, and what is lost
+	@$(BIN)/python benchmarks/drain.py $(ARGS)
 
 lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff check $(CODE)

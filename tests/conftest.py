@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,35 +22,35 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-#: marker -> the programs it stands for, and the Debian package that has them
+#: marker -> the program it stands for, and the Debian package that has it
 PROGRAMS = {
-    "redis": (("redis-server",), "redis-server"),
-    "chromium": (("chromium",), "chromium"),
-    "promtool": (("promtool",), "prometheus"),
-    "node": (("node",), "nodejs"),
-    "systemd": (("systemd-analyze",), "systemd"),
+    "redis": ("redis-server", "redis-server"),
+    "chromium": ("chromium", "chromium"),
+    "chromedriver": ("chromedriver", "chromium-driver"),
+    "promtool": ("promtool", "prometheus"),
+    "node": ("node", "nodejs"),
+    "systemd": ("systemd-analyze", "systemd"),
 }
 
 #: Seconds that an async test may take. Long: it is for what hangs, not for what is slow on a loaded machine.
 LIMIT = 120.0
 
-_missing = pytest.StashKey[dict[str, str]]()  # program -> package
+NEEDS = re.compile(r"needs ([\w-]+): apt-get install ([\w-]+)")
+
 _skips = pytest.StashKey[list[str]]()  # one line each
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_missing] = {}
+    # A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_skips] = []
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if (
-        not isinstance(item, pytest.Function)
-        or getattr(item.obj, "_pytest_twisted_mark", None) != "async_test"
-    ):
-        return
-    marker = item.get_closest_marker("limit")
-    item.obj = _bounded(item.obj, marker.args[0] if marker else LIMIT)
+    if isinstance(item, pytest.Function) and getattr(item.obj, "_pytest_twisted_mark", "") == "async_test":
+        marker = item.get_closest_marker("limit")
+        item.obj = _bounded(item.obj, marker.args[0] if marker else LIMIT)
 
 
 def _bounded(case: Callable[..., Any], seconds: float) -> Callable[..., Deferred[Any]]:
@@ -73,13 +75,9 @@ def _hangs(cancelled: Any, seconds: float) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker, (programs, package) in PROGRAMS.items():
-        if item.get_closest_marker(marker) is None:
-            continue
-        for program in programs:
-            if shutil.which(program) is None:
-                item.config.stash[_missing][program] = package
-                pytest.skip(f"needs {program}: apt-get install {package}")
+    for marker, (program, package) in PROGRAMS.items():
+        if item.get_closest_marker(marker) is not None and shutil.which(program) is None:
+            pytest.skip(f"needs {program}: apt-get install {package}")
 
 
 class _SkipCounter:
@@ -112,9 +110,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Say last of all what was skipped, after pytest's own closing line."""
-    skips, missing = config.stash.get(_skips, []), config.stash.get(_missing, {})
-    if not skips:
+    skips = config.stash.get(_skips, [])
+    if not skips or hasattr(
+        config, "workerinput"
+    ):  # pytest-xdist's workers: the one who started them says it
         return
+    # From the words of each skip, since only those come back from a worker.
+    missing = dict(pair for skip in skips for pair in NEEDS.findall(skip))
     if os.environ.get("FAIL_ON_SKIP") == "1":
         print(f"FAIL_ON_SKIP=1 and {len(skips)} skipped, so this run failed:", *skips, sep="\n  ")
     if missing:

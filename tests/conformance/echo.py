@@ -96,7 +96,12 @@ def site(clock: IReactorTime, **environ: str) -> RelaySite:
     hub: Any = EchoHub(clock, **environ)
     gate: Any = OpenGate()
     upgrade = UpgradeResource(
-        hub.config, hub, gate, hub.factory, WindowCounter(0), ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0)
+        hub.config,
+        hub,
+        gate,
+        hub.factory,
+        WindowCounter(0),
+        ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0),
     )
     nothing: Any = SimpleNamespace(render=Resource().render)
     return RelaySite(Root(upgrade, nothing))

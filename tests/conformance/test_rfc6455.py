@@ -33,7 +33,11 @@ PASSED = {"OK", "INFORMATIONAL"}
 def port(request: pytest.FixtureRequest) -> Iterator[int]:
     environ = dict(os.environ) | {"RELAY_FAST_PATH": request.param, "RELAY_FRAME_MAX_BYTES": "67108864"}
     service = subprocess.Popen(
-        [sys.executable, "-B", "-m", "tests.conformance.echo"], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-B", "-m", "tests.conformance.echo"],
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert service.stdout is not None
     yield int(service.stdout.readline())

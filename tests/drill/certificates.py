@@ -40,10 +40,14 @@ class PrivateCa:
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )
         if not ca:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
+            )
         return builder.sign(self._key, hashes.SHA256())
 
-    def issue(self, name: str, kind: Kind = "ecdsa", passphrase: bytes | None = None) -> tuple[Path, Path, int]:
+    def issue(
+        self, name: str, kind: Kind = "ecdsa", passphrase: bytes | None = None
+    ) -> tuple[Path, Path, int]:
         """Paths of certificate and key, which are replaced in one step each; and the serial number."""
         key = (
             ec.generate_private_key(ec.SECP256R1())
@@ -57,7 +61,9 @@ class PrivateCa:
         )
         pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
         paths = self.folder / f"{name}.crt", self.folder / f"{name}.key"
-        for path, text in zip(paths, (certificate.public_bytes(serialization.Encoding.PEM), pem), strict=True):
+        for path, text in zip(
+            paths, (certificate.public_bytes(serialization.Encoding.PEM), pem), strict=True
+        ):
             fresh = path.with_suffix(path.suffix + ".new")
             fresh.write_bytes(text)
             os.replace(fresh, path)

@@ -18,12 +18,15 @@ import os
 import socket
 import ssl
 import struct
+import time
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
 
 from tests.drill.platform import FaultyPlatform
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+PATIENCE = 30.0  # seconds
 _numbers = itertools.count(1)
 
 
@@ -66,7 +69,7 @@ def e2ee(session: str, seq: int = 1, ciphertext: str = "Y2lwaGVy") -> str:
     return json.dumps({
         "type": "e2ee", "version": 2, "profile": "noise-ik", "sessionId": session, "epoch": 1, "seq": seq, "iv": "aXY",
         "tag": "dGFn", "ciphertext": ciphertext,
-    })  # fmt: skip
+    }, ensure_ascii=False)  # fmt: skip
 
 
 def kex_init(request: str) -> str:
@@ -102,7 +105,7 @@ class Peer:
 
     def __init__(
         self,
-        port: int,
+        port: int | Path,
         query: dict[str, str],
         headers: dict[str, str],
         *,
@@ -111,11 +114,15 @@ class Peer:
         before: bytes = b"",
         early: bytes = b"",
     ) -> None:
-        """`before` is sent first (a PROXY header), `early` in one piece with the request. Raises Refused."""
+        """`port` of loopback, or the path of a socket. `before` is sent first (a PROXY header), `early` in one piece with the request. Raises Refused."""
         self.session = f"session-{next(_numbers)}"
         self._buffer = b""
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if isinstance(port, Path):
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(timeout)
+            self.sock.connect(str(port))
+        else:
+            self.sock = dial(port, timeout=timeout)
         if before:
             self.sock.sendall(before)
         if tls is not None:
@@ -194,8 +201,9 @@ class Peer:
             raise Closed(1006) from None
 
     def message(self) -> bytes:
-        """The next message; pings are answered on the way. Raises Closed."""
-        while True:
+        """The next message; pings are answered on the way. Raises Closed, and TimeoutError also among pings."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
             opcode, payload = self.frame()
             if opcode in (TEXT, BINARY):
                 return payload
@@ -204,6 +212,7 @@ class Peer:
             elif opcode == CLOSE:
                 code = int.from_bytes(payload[:2], "big") if payload else 1005
                 raise Closed(code, payload[2:].decode())
+        raise TimeoutError("nothing but pings")
 
     def text(self) -> str:
         return self.message().decode()

@@ -20,7 +20,9 @@ from typing import Any, Literal, Self
 
 from viewport_relay.devplatform.tokens import SigningKey
 
-Mode = Literal["ok", "hang", "slow", "drip", "error", "nonsense", "cut", "deny", "flap", "huge", "deep", "missing"]
+Mode = Literal[
+    "ok", "hang", "slow", "drip", "error", "nonsense", "cut", "deny", "flap", "huge", "deep", "missing"
+]
 
 INTERNAL_KEY = "drill-internal-key-0123456789abcdefABCDEF"
 JWKS_PATH = "/api/.well-known/jwks.json"
@@ -99,7 +101,15 @@ class FaultyPlatform:
             payload.setdefault("scope", "runtime")
             payload.setdefault("clientId", f"client-{random.getrandbits(32):x}")
         token = self.key.sign(payload)
-        kept = ("role", "workspaceId", "runtimeTargetId", "scope", "clientId", "daemonIssueGeneration", "machineId")
+        kept = (
+            "role",
+            "workspaceId",
+            "runtimeTargetId",
+            "scope",
+            "clientId",
+            "daemonIssueGeneration",
+            "machineId",
+        )
         self._claims[token] = {name: payload[name] for name in kept if name in payload}
         return token
 
@@ -133,7 +143,9 @@ class FaultyPlatform:
         else:
             self.validated += 1
             claims = self._claims.get(json.loads(body)["relayToken"])
-            good = json.dumps({"ok": True, "claims": claims} if claims else {"ok": False, "reason": "unknown"}).encode()
+            good = json.dumps(
+                {"ok": True, "claims": claims} if claims else {"ok": False, "reason": "unknown"}
+            ).encode()
         if mode == "cut":
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n{")
             return False

@@ -27,7 +27,7 @@ TEXT, BINARY, CLOSE, PING, PONG, CONTINUATION = 1, 2, 8, 9, 10, 0
 LIMIT = 150_000
 
 #: How many streams are tried; `make fuzz` sets more.
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))
 
 
 class _Reactor(Clock):
@@ -170,7 +170,9 @@ def outcome(pieces: list[bytes], fast: bool, by_feed: bool = False) -> list[tupl
 
 sizes = st.one_of(
     st.integers(0, 140),
-    st.sampled_from([125, 126, 127, 1023, 1024, 1025, 4096, 65_535, 65_536, 65_537, 70_000, LIMIT - 1, LIMIT]),
+    st.sampled_from(
+        [125, 126, 127, 1023, 1024, 1025, 4096, 65_535, 65_536, 65_537, 70_000, LIMIT - 1, LIMIT]
+    ),
 )
 texts = st.one_of(
     st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace")),
@@ -188,8 +190,14 @@ def _close(code: int, reason: bytes) -> bytes:
 
 @st.composite
 def fragmented(draw: st.DrawFn) -> bytes:
-    parts = draw(st.lists(st.one_of(st.binary(max_size=40), st.just(b"ab" * 3000), st.just(b"")), min_size=2, max_size=6))
-    between = draw(st.sampled_from([b"", masked_frame(PING, b"p"), masked_frame(PONG, b""), masked_frame(TEXT, b"no")]))
+    parts = draw(
+        st.lists(
+            st.one_of(st.binary(max_size=40), st.just(b"ab" * 3000), st.just(b"")), min_size=2, max_size=6
+        )
+    )
+    between = draw(
+        st.sampled_from([b"", masked_frame(PING, b"p"), masked_frame(PONG, b""), masked_frame(TEXT, b"no")])
+    )
     last = len(parts) - 1
     return b"".join(
         masked_frame(draw(st.sampled_from([TEXT, BINARY])) if n == 0 else CONTINUATION, part, fin=n == last)
@@ -242,7 +250,9 @@ def told_late(frames: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
 
 
 relaxed = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 

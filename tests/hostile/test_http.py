@@ -48,16 +48,20 @@ def answer(sock: socket.socket) -> bytes:
 @pytest.mark.parametrize(
     "parts",
     [
-        pytest.param([b"GET /ws HTTP/1.1\r\n"] + [b"X-%d: y\r\n" % n for n in range(200)], id="a line now and then"),
+        pytest.param(
+            [b"GET /ws HTTP/1.1\r\n"] + [b"X-%d: y\r\n" % n for n in range(200)], id="a line now and then"
+        ),
         pytest.param([bytes([b]) for b in b"GET /health HTTP/1.1\r\nHost: " + b"x" * 200], id="byte by byte"),
-        pytest.param([b"POST /disconnect HTTP/1.1\r\nContent-Length: 200\r\n\r\n"] + [b"x"] * 100, id="a body"),
+        pytest.param(
+            [b"POST /disconnect HTTP/1.1\r\nContent-Length: 200\r\n\r\n"] + [b"x"] * 100, id="a body"
+        ),
         pytest.param([b"\r\n"] * 200, id="empty lines"),
     ],
 )
 def test_a_request_that_drips_is_ended_after_its_time(relay: Relay, parts: list[bytes]) -> None:
     with dial(relay.port) as sock:
         began = time.monotonic()
-        with pytest.raises(OSError):  # noqa: PT011  # reset or broken pipe
+        with pytest.raises(OSError):  # reset or broken pipe
             for part in parts:
                 sock.sendall(part)
                 time.sleep(0.1)
@@ -91,7 +95,10 @@ def test_requests_one_after_the_other_each_have_their_time(relay: Relay) -> None
     [
         (b"GET /ws HTTP/1.1\r\n" + b"X: " + b"y" * 17_000, b"400"),
         (b"GET /" + b"a" * 17_000 + b" HTTP/1.1\r\n\r\n", b"400"),
-        (b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 100) for n in range(400)) + b"\r\n", b"400"),
+        (
+            b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 100) for n in range(400)) + b"\r\n",
+            b"400",
+        ),
         (b"GET / HTTP/1.1\r\n" + b"".join(b"A:\r\n" for _ in range(600)) + b"\r\n", b"400"),
         (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" + b" c\r\n" * 9000 + b"\r\n", b"400"),
         (b"POST / HTTP/1.1\r\nContent-Length: 1000000000000\r\n\r\n" + b"x" * 1000, b"413"),
@@ -122,7 +129,7 @@ def test_oversized_and_broken_requests(relay: Relay, request_head: bytes, status
 
 def test_a_long_body_is_not_kept_anywhere(relay: Relay) -> None:
     before = relay.rss()
-    with dial(relay.port) as sock, pytest.raises(OSError):  # noqa: PT011
+    with dial(relay.port) as sock, pytest.raises(OSError):
         sock.sendall(b"POST / HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n")
         for _ in range(400):
             sock.sendall(b"x" * 262_144)
@@ -239,7 +246,8 @@ def test_early_frames_are_kept_within_bounds(relay: Relay, platform: FaultyPlatf
             sock.settimeout(0.2)
             sock.sendall(
                 upgrade_request(
-                    "/ws?role=client&workspaceId=early&runtimeTargetId=t", {"Authorization": f"Bearer {token}"}
+                    "/ws?role=client&workspaceId=early&runtimeTargetId=t",
+                    {"Authorization": f"Bearer {token}"},
                 )
             )
             sent = 0

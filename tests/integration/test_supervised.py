@@ -67,7 +67,9 @@ def test_ready_alive_reloading_stopping(manager: Manager, platform: FaultyPlatfo
     with running(platform.environment() | watch) as relay:
         manager.wait("READY=1")
         daemon = Peer.daemon(relay, platform, "w", "t")
-        until(lambda: any("1 workspace-daemons" in text for _, text in manager.heard), 10, "the number of peers")
+        until(
+            lambda: any("1 workspace-daemons" in text for _, text in manager.heard), 10, "the number of peers"
+        )
         until(lambda: len(manager.times("WATCHDOG=1")) > 4, 20, "signs of life")
         relay.signal(signal.SIGHUP)  # without TLS: nothing to read again, and nobody dies of it
         until(lambda: len(manager.times("READY=1")) == 2, 10, "READY after the reload")
@@ -131,7 +133,9 @@ def test_the_socket_by_its_name(platform: FaultyPlatform) -> None:
             assert relay.http("/health")[0] == 200
 
 
-@pytest.mark.parametrize("endpoint", ["systemd:domain=INET:index=0", "systemd:domain=INET:name=other", "nonsense:1"])
+@pytest.mark.parametrize(
+    "endpoint", ["systemd:domain=INET:index=0", "systemd:domain=INET:name=other", "nonsense:1"]
+)
 def test_a_socket_that_was_not_passed_is_said_in_one_line(endpoint: str, platform: FaultyPlatform) -> None:
     with Relay(platform.environment() | {"RELAY_LISTEN_ENDPOINT": endpoint}) as relay:
         assert relay.process.wait(30) in (1, 78)
@@ -222,3 +226,26 @@ def test_sigint_is_a_clean_end_too(platform: FaultyPlatform) -> None:
         relay.wait()
         os.kill(relay.pid, signal.SIGINT)
         assert relay.process.wait(20) == 0
+
+
+def test_a_socket_of_the_file_system(platform: FaultyPlatform, tmp_path: Path) -> None:
+    """As proxies on the same machine use it. Options of TCP do not exist there."""
+    path = tmp_path / "relay.sock"
+    with Relay(platform.environment() | {"RELAY_LISTEN_ENDPOINT": f"unix:{path}"}) as relay:
+        relay.logged("relay_started", 30)
+        until(lambda: platform.asked_for_keys, 10, "the key set")
+
+        class AtPath:
+            port = path
+            tls = None
+
+        daemon = Peer.daemon(AtPath, platform, "w", "t")
+        client = Peer.client(AtPath, platform, "w", "t")
+        client.converse(daemon)
+        for size in (10, 70_000, 900_000):
+            client.send(e2ee(client.session, size, "x" * size))
+            assert len(daemon.text()) > size
+        client.close()
+        daemon.close()
+        assert relay.stop() == 0
+        assert relay.errors() == []

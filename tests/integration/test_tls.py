@@ -143,7 +143,9 @@ def test_a_client_that_does_not_read_slows_nobody_and_loses_nothing(secure: Secu
     daemon, client = pair(secure, "slow")
     other = Peer.client(secure.relay, secure.platform, "slow", "t")
     other.converse(daemon)
-    sent = [e2ee(client.session, n, "x" * 150_000) for n in range(1, 21)]  # 3 MB, below RELAY_MAX_PENDING_BYTES
+    sent = [
+        e2ee(client.session, n, "x" * 150_000) for n in range(1, 21)
+    ]  # 3 MB, below RELAY_MAX_PENDING_BYTES
     for text in sent:
         daemon.send(text)
     began = time.monotonic()
@@ -194,6 +196,10 @@ def test_a_new_certificate_drops_nobody(secure: Secure, how: str, kind: Kind) ->
     daemon.close()
 
 
+def failures(secure: Secure) -> int:
+    return sum(entry["event"] == "tls_reload_failed" for entry in secure.relay.entries())
+
+
 def test_files_that_cannot_be_used_leave_the_old_ones(secure: Secure) -> None:
     before = secure.serial()
     certificate, key = secure.ca.folder / "relay.crt", secure.ca.folder / "relay.key"
@@ -206,11 +212,7 @@ def test_files_that_cannot_be_used_leave_the_old_ones(secure: Secure) -> None:
         else:
             certificate.write_bytes(bad)
         refusals += 1
-        until(
-            lambda: sum(entry["event"] == "tls_reload_failed" for entry in secure.relay.entries()) >= refusals,
-            15,
-            f"the error about {bad!r}",
-        )
+        until(lambda wanted=refusals: failures(secure) >= wanted, 15, f"the error about {bad!r}")
         assert secure.serial() == before
     certificate.write_bytes(good[0])
     key.write_bytes(good[1])
@@ -247,7 +249,9 @@ def test_a_link_that_is_switched_to_another_folder(tmp_path: Path, platform: Fau
         until(shown, 15, "the other folder's certificate")
 
 
-def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(tmp_path: Path, platform: FaultyPlatform) -> None:
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(
+    tmp_path: Path, platform: FaultyPlatform
+) -> None:
     certificate, key, _ = PrivateCa(tmp_path).issue("relay", passphrase=b"a long enough passphrase")
     settings = {"RELAY_TLS_CERT_PATH": str(certificate), "RELAY_TLS_KEY_PATH": str(key)}
     with Relay(platform.environment() | settings) as relay:
@@ -277,7 +281,7 @@ def test_a_handshake_that_drips_is_ended(secure: Secure) -> None:
     hello = outgoing.read()
     with dial(secure.relay.port) as sock:
         began = time.monotonic()
-        with pytest.raises(OSError):  # noqa: PT011  # reset or broken pipe
+        with pytest.raises(OSError):  # reset or broken pipe
             for byte in hello:
                 sock.sendall(bytes([byte]))
                 time.sleep(0.1)
@@ -304,7 +308,12 @@ def test_a_good_bye_that_is_not_answered_is_not_waited_for(secure: Secure) -> No
 
 def test_garbage_instead_of_tls(secure: Secure) -> None:
     before = secure.relay.descriptors()
-    for garbage in (b"\x00" * 500, b"\x16\x03\x01\xff\xff" + b"x" * 300, os.urandom(4096), b"\x15\x03\x03\x00\x02\x02\x28"):
+    for garbage in (
+        b"\x00" * 500,
+        b"\x16\x03\x01\xff\xff" + b"x" * 300,
+        os.urandom(4096),
+        b"\x15\x03\x03\x00\x02\x02\x28",
+    ):
         with dial(secure.relay.port) as sock:
             sock.sendall(garbage)
             assert silence(sock) < 10
@@ -314,7 +323,11 @@ def test_garbage_instead_of_tls(secure: Secure) -> None:
 def test_the_proxy_protocol_in_front_of_tls(tmp_path: Path, platform: FaultyPlatform) -> None:
     ca = PrivateCa(tmp_path)
     certificate, key, _ = ca.issue("relay")
-    settings = {"RELAY_TLS_CERT_PATH": str(certificate), "RELAY_TLS_KEY_PATH": str(key), "RELAY_PROXY_PROTOCOL": "1"}
+    settings = {
+        "RELAY_TLS_CERT_PATH": str(certificate),
+        "RELAY_TLS_KEY_PATH": str(key),
+        "RELAY_PROXY_PROTOCOL": "1",
+    }
     with Relay(platform.environment() | settings, tls=ca.context()) as relay:
         relay.logged("relay_started", 30)
 
@@ -323,7 +336,9 @@ def test_the_proxy_protocol_in_front_of_tls(tmp_path: Path, platform: FaultyPlat
 
         until(lambda: platform.asked_for_keys, 10, "the key set")
         v1 = b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 443\r\n"
-        v2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes([198, 51, 100, 7, 192, 0, 2, 1, 0x12, 0x34, 0x01, 0xBB])
+        v2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(
+            [198, 51, 100, 7, 192, 0, 2, 1, 0x12, 0x34, 0x01, 0xBB]
+        )
         for header, address in ((v1, "203.0.113.9"), (v2, "198.51.100.7")):
             daemon = join(header)
             client = Peer.client(relay, platform, "w", "t", before=header)

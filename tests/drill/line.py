@@ -1,0 +1,58 @@
+"""One WebSocket connection of a peer in asyncio, for tools that hold hundreds of them."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from urllib.parse import urlencode
+
+from tests.drill.peer import CLOSE, PING, PONG, TEXT, frame, upgrade_request
+
+
+class Line:
+    """Pings and Closes are answered while something is awaited; else nothing happens by itself."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def open(cls, port: int, role: str, workspace: str, token: str) -> Line:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        query = urlencode({"role": role, "workspaceId": workspace, "runtimeTargetId": "t"})
+        writer.write(upgrade_request(f"/ws?{query}", {"Authorization": f"Bearer {token}"}))
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b" 101 " not in head[:20]:
+            raise ConnectionError(head[:100].decode("latin-1"))
+        return cls(reader, writer)
+
+    def send(self, text: str) -> None:
+        self.writer.write(frame(TEXT, text.encode()))
+
+    async def receive(self) -> str:
+        """The next message. Raises ConnectionError at the end; a Close is answered."""
+        while True:
+            first, second = await self.reader.readexactly(2)
+            size = second & 0x7F
+            if size == 126:
+                (size,) = struct.unpack("!H", await self.reader.readexactly(2))
+            elif size == 127:
+                (size,) = struct.unpack("!Q", await self.reader.readexactly(8))
+            payload = await self.reader.readexactly(size)
+            opcode = first & 15
+            if opcode == TEXT:
+                return payload.decode()
+            if opcode == PING:
+                self.writer.write(frame(PONG, payload))
+            elif opcode == CLOSE:
+                self.writer.write(frame(CLOSE, payload[:2]))
+                raise ConnectionError(payload[2:].decode())
+
+    async def quiet(self, seconds: float) -> None:
+        """Wait; raises ConnectionError when the connection is closed meanwhile."""
+        try:
+            await asyncio.wait_for(self.receive(), seconds)
+        except TimeoutError:
+            pass
+
+    def close(self) -> None:
+        self.writer.close()

@@ -1,0 +1,80 @@
+"""Relays for the tests of the wire: processes, each shared by the tests of one kind of settings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.admission.controlplane import ControlPlane
+from tests.integration.admission.relays import Relay
+from tests.integration.wire.site import Site
+
+NO_RATES = dict.fromkeys(
+    [
+        "RELAY_RATE_LIMIT_PER_IP",
+        "RELAY_MAX_CONNECTIONS_PER_IP",
+        "RELAY_KEX_INIT_RATE_PER_MINUTE",
+        "RELAY_PAIRING_RATE_PER_MINUTE",
+        "RELAY_RUNTIME_RATE_PER_MINUTE",
+        "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE",
+        "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE",
+    ],
+    "0",
+)
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="package")
+def platform() -> Iterator[ControlPlane]:
+    made = ControlPlane()
+    yield made
+    made.stop()
+
+
+def checked(relay: Relay) -> Iterator[Relay]:
+    """The relay; at its end nothing must have gone wrong inside it."""
+    yield relay.ready()
+    assert relay.stop() == 0
+    assert relay.complained == []
+    assert [line for line in relay.lines() if line["event"] in ("internal_error", "stderr")] == []
+
+
+@pytest.fixture(scope="package")
+def make_relay(platform: ControlPlane) -> Callable[..., Relay]:
+    """A relay with these settings and no rates; whoever makes it ends it (`checked`)."""
+
+    def make(**settings: str) -> Relay:
+        return Relay({**platform.settings(), **NO_RATES, "RELAY_MAX_LOGS": "5000", **settings})
+
+    return make
+
+
+@pytest.fixture(scope="package")
+def relay(make_relay: Callable[..., Relay]) -> Iterator[Relay]:
+    """The relay of the tests that need no settings."""
+    yield from checked(make_relay())
+
+
+@pytest.fixture
+def sites(platform: ControlPlane) -> Iterator[Callable[..., Site]]:
+    """Makes sites, each in a workspace of its own; their peers leave with the test."""
+    made: list[Site] = []
+
+    def make(relay: Relay, workspace: str = "", target: str | None = "t") -> Site:
+        made.append(Site(relay, platform, workspace or f"w{next(_numbers)}", target))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.everybody_leaves()
+
+
+@pytest.fixture
+def site(relay: Relay, sites: Callable[..., Site]) -> Site:
+    """A site on the relay of the tests that need no settings."""
+    made: Any = sites(relay)
+    return made  # type: ignore[no-any-return]

@@ -1,0 +1,136 @@
+"""Every rate over real sockets: what is within the limit arrives, then RATE_LIMITED once, then the close."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.admission.relays import Relay
+from tests.integration.wire.conftest import checked
+from tests.integration.wire.site import CHANNEL, Gone, Peer, Site, settle
+from tests.wireframes import encoded
+
+
+@pytest.fixture(scope="module")
+def relay(make_relay: Callable[..., Relay]) -> Iterator[Relay]:
+    yield from checked(
+        make_relay(
+            RELAY_KEX_INIT_RATE_PER_MINUTE="3",
+            RELAY_PAIRING_RATE_PER_MINUTE="2",
+            RELAY_RUNTIME_RATE_PER_MINUTE="4",
+            RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE="9",
+            RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE="12",
+        )
+    )
+
+
+def limited(peer: Peer, site: Site, text: str) -> None:
+    """The peer is told once, and closed."""
+    status: dict[str, Any] = json.loads(peer.hear())
+    assert 1 <= status.pop("retryAfterMs") <= 60_000
+    assert status == {
+        "type": "relay_status",
+        "code": "RATE_LIMITED",
+        "message": "rate limit exceeded",
+        "workspaceId": site.workspace,
+    }
+    assert peer.end() == (4008, text)
+    assert peer.heard() == []
+    site.logged(text.upper().replace(" ", "_"))
+
+
+#: scope, frame, how many pass, the close
+CLIENTS: list[tuple[str, str, int, str]] = [
+    ("runtime", "init v3", 3, "key exchange rate limit exceeded"),
+    ("runtime", "e2ee", 4, "runtime rate limit exceeded"),
+    ("pairing", "redeem request", 2, "pairing rate limit exceeded"),
+]
+
+
+@pytest.mark.parametrize(("scope", "name", "most", "text"), CLIENTS)
+def test_a_clients_rate_and_its_reconnect(site: Site, scope: str, name: str, most: int, text: str) -> None:
+    daemon, client = site.daemon(), site.client(scope, clientId="c")
+    frames = [encoded(name, n=number) for number in range(most + 3)]
+    client.say(*frames)
+    limited(client, site, text)
+    assert daemon.hear_all(most) == frames[:most]
+    again = site.client(scope, clientId="c")  # a reconnect does not reset it
+    again.say(encoded(name))
+    limited(again, site, text)
+    other = site.client(scope, clientId="d")
+    other.say(encoded(name, requestId="other"))
+    assert daemon.hear() == encoded(name, requestId="other")
+
+
+def test_presence_is_charged_to_the_runtime_rate(site: Site) -> None:
+    watcher, viewer = site.viewer(), site.viewer(clientId="c")
+    watcher.say(encoded("subscribe"))
+    watcher.hear()
+    for _ in range(20):
+        viewer.say(encoded("subscribe"), encoded("unsubscribe"))  # not charged
+    viewer.hear_all(40)
+    frames = [encoded("presence", userId=f"u{number}") for number in range(6)]
+    viewer.say(*frames)
+    limited(viewer, site, "presence rate limit exceeded")
+    assert watcher.hear_all(4) == frames[:4]
+    again = site.viewer(CHANNEL, "agent-session:b", clientId="c")
+    again.say(encoded("presence", channel="agent-session:elsewhere"))  # denied ones count too
+    limited(again, site, "presence rate limit exceeded")
+
+
+def test_all_clients_of_a_workspace_share_one_rate(site: Site, sites: Callable[..., Site]) -> None:
+    daemon = site.daemon()
+    elsewhere = sites(site.relay, site.workspace, "u")
+    far = elsewhere.client()
+    far.say(*[encoded("e2ee")] * 4)  # nobody is there; charged all the same
+    far.hear_all(4)
+    one, two = site.client(), site.client()
+    one.say(*[encoded("e2ee", sessionId="one")] * 4)
+    daemon.hear_all(4)
+    two.say(*[encoded("e2ee", sessionId="two")] * 3)
+    limited(two, site, "runtime rate limit exceeded")
+    assert daemon.hear() == encoded("e2ee", sessionId="two")
+    stranger = sites(site.relay).client()
+    stranger.say(encoded("e2ee"))
+    assert b"DAEMON_UNAVAILABLE" in stranger.hear()
+
+
+def test_key_exchanges_are_not_charged_to_the_runtime_rate(site: Site) -> None:
+    daemon, client = site.daemon(), site.client()
+    client.say(*[encoded("init v3", n=number) for number in range(3)])
+    client.say(*[encoded("e2ee", n=number) for number in range(4)])
+    daemon.hear_all(7)
+    settle(client)
+
+
+def test_a_daemons_rate(site: Site) -> None:
+    daemon, client = site.daemon(), site.client()
+    site.session(daemon, client)
+    frames = [encoded("e2ee", n=number) for number in range(15)]
+    daemon.say(b"not a frame, but charged", *frames)
+    assert daemon.end() == (4008, "daemon rate limit exceeded")
+    assert daemon.heard() == []
+    assert client.hear_all(10) == frames[:10]  # one went for the session, one for the nonsense
+    settle(client)
+    assert client.heard() == []
+    site.logged("DAEMON_RATE_LIMIT_EXCEEDED")
+    with pytest.raises(Gone):
+        again = site.daemon()
+        again.say(encoded("e2ee"))
+        again.hear()
+
+
+def test_a_workers_rate(sites: Callable[..., Site], relay: Relay) -> None:
+    site = sites(relay)
+    worker = site.worker()
+    path = f"/api/runtime/workspaces/{site.workspace}/managed-executors/y"
+    worker.say(*[encoded("worker request", requestId=str(number), path=path) for number in range(14)])
+    assert [json.loads(answer)["requestId"] for answer in worker.hear_all(12)] == [str(n) for n in range(12)]
+    assert worker.end() == (4008, "worker rate limit exceeded")
+    site.logged("WORKER_RATE_LIMIT_EXCEEDED")
+    daemon = site.daemon()  # a daemon's is another one
+    daemon.say(*[encoded("e2ee")] * 12)
+    settle(daemon)
