@@ -27,7 +27,7 @@ run: $(READY) ## start a relay with the dev platform, run an exchange through it
 
 test: $(READY) ## lint, then every test (ARGS="-k name" goes to pytest); goes on after lint has failed
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	$(BIN)/python -m pytest $(ARGS) || status=1; exit $$status
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=1; exit $$status
 
 # The long tests: what `make test` leaves out, with everything that belongs to it.
 LONG = $(BIN)/python -m pytest -m "slow or not slow"

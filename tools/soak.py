@@ -94,7 +94,8 @@ class Soak:
             try:
                 while not self.over and (left := leave - time.monotonic()) > 0:
                     try:
-                        told = json.loads(await asyncio.wait_for(line.receive(), left))
+                        async with asyncio.timeout(left):
+                            told = json.loads(await line.receive())
                     except TimeoutError:
                         break
                     if told["type"] == "relay_key_exchange_init":
@@ -116,7 +117,8 @@ class Soak:
             if line is None:
                 continue
             try:
-                await asyncio.wait_for(self._converse(line), random.expovariate(1 / 8) + 0.5)
+                async with asyncio.timeout(random.expovariate(1 / 8) + 0.5):
+                    await self._converse(line)
             except TimeoutError:
                 pass
             except (OSError, asyncio.IncompleteReadError):

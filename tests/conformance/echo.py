@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.resource import Resource
+from twisted.web.server import Request
 
 from viewport_relay.admission.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
@@ -103,8 +103,13 @@ def site(clock: IReactorTime, **environ: str) -> RelaySite:
         WindowCounter(0),
         ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0),
     )
-    nothing: Any = SimpleNamespace(render=Resource().render)
+    nothing: Any = SimpleNamespace(render=_nothing_else)
     return RelaySite(Root(upgrade, nothing))
+
+
+def _nothing_else(request: Request) -> bytes:
+    request.setResponseCode(404)
+    return b""
 
 
 def main() -> None:

@@ -50,7 +50,8 @@ class Line:
     async def quiet(self, seconds: float) -> None:
         """Wait; raises ConnectionError when the connection is closed meanwhile."""
         try:
-            await asyncio.wait_for(self.receive(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 may swallow a cancellation
+                await self.receive()
         except TimeoutError:
             pass
 

@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -281,62 +280,26 @@ async def test_open_files_and_state_folder(platform: DevPlatform, tmp_path: Path
 # -- Redis -------------------------------------------------------------------------------------------------
 
 
-class LineServer:
-    """Answers each command with the next line, whatever it was; for what a real Redis never says."""
-
-    def __init__(self, *lines: bytes) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        self.seen = b""
-        threading.Thread(target=self._serve, args=(lines,), daemon=True).start()
-
-    def _serve(self, lines: tuple[bytes, ...]) -> None:
-        with self._socket, self._socket.accept()[0] as peer:
-            for line in lines:
-                self.seen += peer.recv(4096)
-                peer.sendall(line)
+PASSWORD = "hunter2-hunter2-hunter2"
 
 
-def redis_environ(platform: DevPlatform, url: str) -> dict[str, str]:
-    return environ_of(platform, RELAY_BACKPLANE_MODE="redis", RELAY_REDIS_URL=url)
-
-
-@pytest.mark.parametrize(
-    ("lines", "outcome", "words"),
-    [
-        ([b"+OK\r\n", b"+PONG\r\n"], "ok", "answers PING"),
-        ([b"-WRONGPASS invalid password\r\n"], "fail", "refuses the password"),
-        ([b"+OK\r\n", b"-LOADING\r\n"], "fail", "answers PING with '-LOADING'"),
-        ([], "fail", "does not answer"),
-        ([b"+OK\r\n"], "fail", "does not answer"),
-    ],
-)
-@pytest_twisted.ensureDeferred
-async def test_redis_that_says(platform: DevPlatform, lines: list[bytes], outcome: str, words: str) -> None:
-    server = LineServer(*lines)
-    environ = redis_environ(platform, f"redis://:hunter2hunter2@127.0.0.1:{server.port}")
-    found = (await findings_of(reactor, environ, timeout=1.0))["Redis"]
-    assert (found.outcome, words in found.found) == (outcome, True), str(found)
-    assert "hunter2" not in str(found)
-    if lines:
-        assert server.seen.startswith(b"*2\r\n$4\r\nAUTH\r\n$14\r\nhunter2hunter2\r\n")
+def redis_environ(platform: DevPlatform, url: str, **more: str) -> dict[str, str]:
+    return environ_of(
+        platform,
+        RELAY_BACKPLANE_MODE="redis",
+        RELAY_REDIS_URL=url,
+        RELAY_PUBLIC_WS_BASE_URL="ws://relay.example",
+        **more,
+    )
 
 
 @pytest.fixture
 def redis_server(tmp_path: Path, free_port: int) -> Iterator[int]:
-    command = [
-        "redis-server",
-        "--port",
-        str(free_port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--dir",
-        str(tmp_path),
-    ]
+    """A Redis with a password; its port."""
+    where = ["--port", str(free_port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
+    command = ["redis-server", *where, "--save", "", "--requirepass", PASSWORD]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", free_port)) == 0:
@@ -348,14 +311,40 @@ def redis_server(tmp_path: Path, free_port: int) -> Iterator[int]:
 
 
 @pytest.mark.redis
+@pytest.mark.parametrize(
+    ("user", "outcome", "words"),
+    [
+        (f":{PASSWORD}@", "ok", "answers PING"),
+        (":hunter2-wrong@", "fail", "WRONGPASS"),
+        ("", "fail", "Authentication required"),
+    ],
+)
 @pytest_twisted.ensureDeferred
-async def test_a_real_redis(platform: DevPlatform, redis_server: int) -> None:
-    found = await findings_of(reactor, redis_environ(platform, f"redis://127.0.0.1:{redis_server}/0"))
-    assert found["Redis"].outcome == "ok"
-    found = await findings_of(
-        reactor, redis_environ(platform, f"redis://:nopassword@127.0.0.1:{redis_server}")
-    )
-    assert found["Redis"].outcome == "fail"
+async def test_redis(platform: DevPlatform, redis_server: int, user: str, outcome: str, words: str) -> None:
+    environ = redis_environ(platform, f"redis://{user}127.0.0.1:{redis_server}/0")
+    found = (await findings_of(reactor, environ))["Redis"]
+    assert (found.outcome, words in found.found) == (outcome, True), str(found)
+    assert "hunter2" not in str(found)
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_redis(platform: DevPlatform, free_port: int) -> None:
+    for more in ({}, {"RELAY_REDIS_SENTINELS": f"127.0.0.1:{free_port}"}):
+        environ = redis_environ(platform, f"redis://:{PASSWORD}@127.0.0.1:{free_port}", **more)
+        found = (await findings_of(reactor, environ))["Redis"]
+        assert found.outcome == "fail"
+        assert "connection refused" in found.found.lower()
+        assert ("RELAY_REDIS_SENTINELS" in found.fix) is bool(more)
+        assert PASSWORD not in str(found)
+
+
+@pytest_twisted.ensureDeferred
+async def test_something_that_is_no_redis(platform: DevPlatform) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environ = redis_environ(platform, f"redis://127.0.0.1:{silent.getsockname()[1]}")
+        found = (await findings_of(reactor, environ, timeout=0.5))["Redis"]
+    assert found.outcome == "fail"
+    assert "in time" in found.found
 
 
 # -- the clock ---------------------------------------------------------------------------------------------
@@ -385,7 +374,9 @@ def test_no_date_to_compare_with(date: str | None) -> None:
 # -- the command itself ------------------------------------------------------------------------------------
 
 
-def command(environ: dict[str, str], *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run_command(
+    environ: dict[str, str], *arguments: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "viewport_relay.cli.main", *arguments],
         env={
@@ -404,13 +395,13 @@ def command(environ: dict[str, str], *arguments: str, stdin: str = "") -> subpro
 
 @pytest_twisted.ensureDeferred
 async def test_exit_status_and_json(platform: DevPlatform) -> None:
-    good = await deferToThread(command, environ_of(platform), "doctor")
+    good = await deferToThread(run_command, environ_of(platform), "doctor")
     assert good.returncode == 0, good.stdout + good.stderr
     assert all(line[0] in "✓!" for line in good.stdout.splitlines())
     assert good.stderr == ""
 
     wrong = environ_of(platform, RELAY_INTERNAL_KEY="some-other-key-of-some-length")
-    bad: Any = await deferToThread(command, wrong, "doctor", "--json")
+    bad: Any = await deferToThread(run_command, wrong, "doctor", "--json")
     assert bad.returncode == 1
     report = json.loads(bad.stdout)
     assert report["ok"] is False
@@ -423,40 +414,40 @@ async def test_token_inspect_as_an_operator_runs_it(platform: DevPlatform, tmp_p
     token = platform.issue("client", "dev-workspace", "rt-1")
     file = tmp_path / "token"
     file.write_text(token)
-    from_file = await deferToThread(command, environ_of(platform), "token", "inspect", str(file))
+    from_file = await deferToThread(run_command, environ_of(platform), "token", "inspect", str(file))
     assert from_file.returncode == 0, from_file.stdout + from_file.stderr
     assert "✓ the local check passes" in from_file.stdout
     assert token not in from_file.stdout
 
     old = platform.issue("client", "dev-workspace", "rt-1", ttl=-100)
-    expired = await deferToThread(command, environ_of(platform), "token", "inspect", "--json", stdin=old)
+    expired = await deferToThread(run_command, environ_of(platform), "token", "inspect", "--json", stdin=old)
     assert expired.returncode == 1
     assert json.loads(expired.stdout)["reason"] == "JWT_EXPIRED"
 
     url = platform.url + JWKS_PATH
     alone = await deferToThread(
-        command, {}, "token", "inspect", "--jwks", url, "--workspace", "other", stdin=token
+        run_command, {}, "token", "inspect", "--jwks", url, "--workspace", "other", stdin=token
     )
     assert alone.returncode == 1
     assert "JWT_CLAIM_MISMATCH" in alone.stdout
 
-    typed = await deferToThread(command, environ_of(platform), "token", "inspect", token)
+    typed = await deferToThread(run_command, environ_of(platform), "token", "inspect", token)
     assert typed.returncode == 2
     assert token not in typed.stdout + typed.stderr
 
     await platform.down()
-    away = await deferToThread(command, environ_of(platform), "token", "inspect", str(file))
+    away = await deferToThread(run_command, environ_of(platform), "token", "inspect", str(file))
     assert away.returncode == 1
     assert "JWKS_UNREACHABLE" in away.stdout
 
 
 def test_keygen_as_an_operator_runs_it(tmp_path: Path) -> None:
     file = tmp_path / "noise.key"
-    made = command({}, "keygen", "--out", str(file))
+    made = run_command({}, "keygen", "--out", str(file))
     assert made.returncode == 0, made.stderr
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.read_text().strip() not in made.stdout
     assert len(made.stdout.strip()) == 43
-    again = command({}, "keygen", "--out", str(file))
+    again = run_command({}, "keygen", "--out", str(file))
     assert again.returncode == 1
     assert "never written over" in again.stderr

@@ -91,7 +91,7 @@ class RedisCarrier:
         def line(part: str) -> RedisLine:
             return RedisLine(
                 reactor,
-                _endpoint(reactor, config, address, connect_limit),
+                redis_endpoint(reactor, config, address, connect_limit),
                 address,
                 lambda: outage.up(part),
                 lambda reason: outage.down(part, reason),
@@ -184,9 +184,10 @@ class RedisCarrier:
         return [value for value in found + (more or []) if isinstance(value, bytes)]
 
 
-def _endpoint(
+def redis_endpoint(
     reactor: Any, config: Config, address: RedisAddress, connect_limit: float
 ) -> IStreamClientEndpoint:
+    """How to connect to the Redis of the settings, by way of the Sentinels if there are any."""
     trust = None
     if address.tls and config.redis_ca_cert_path:
         trust = trust_in("RELAY_REDIS_CA_CERT_PATH", config.redis_ca_cert_path)

@@ -279,10 +279,11 @@ async def ask_once(
 ) -> Any:
     """The answer to one command over a connection of its own. Raises CarrierFailed."""
     protocol: Any = None
+    factory = _Factory(address)
 
     async def ask() -> Any:
         nonlocal protocol
-        protocol = await endpoint.connect(_Factory(address))
+        protocol = await endpoint.connect(factory)
         return await protocol.execute_command(*command)
 
     asking = Deferred.fromCoroutine(ask())
@@ -293,7 +294,7 @@ async def ask_once(
         raise
     except Exception as error:
         # As when a line is made: many unrelated kinds, all of which mean that there is no answer.
-        raise CarrierFailed(_reason(error)) from None
+        raise CarrierFailed(factory.refused or _reason(error)) from None
     finally:
         if protocol is not None:
             protocol.transport.abortConnection()

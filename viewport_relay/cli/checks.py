@@ -13,17 +13,20 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 from cryptography import x509
 
+from viewport_relay.backplane.interface import CarrierFailed
+from viewport_relay.backplane.redis import redis_endpoint
+from viewport_relay.backplane.redisline import RedisAddress, ask_once
 from viewport_relay.cli import probes
 from viewport_relay.cli.certificates import WARNING_DAYS, days_left, names_host
 from viewport_relay.cli.findings import Finding, fail, ok, warn
 from viewport_relay.cli.platformchecks import key_in_clear
 from viewport_relay.cli.probes import ProbeFailed
-from viewport_relay.config import BY_ATTRIBUTE, Config
+from viewport_relay.config import BY_ATTRIBUTE, Config, ConfigError
 
 #: Descriptors beside the peers': listeners, the platform's connections, files, the reactor's own.
 DESCRIPTORS_BESIDE_PEERS = 64
@@ -64,49 +67,27 @@ def state_folder(config: Config) -> Iterator[Finding]:
 # -- Redis -------------------------------------------------------------------------------------------------
 
 
-def redis(config: Config, timeout: float) -> Iterator[Finding]:
-    """PING, when the backplane is Redis; `timeout` is in seconds. Blocks."""
+async def redis(reactor: Any, config: Config, timeout: float) -> list[Finding]:
+    """PING as the relay would send it, when the backplane is Redis; `timeout` is in seconds."""
     if config.backplane_mode != "redis":
-        return
+        return []
     fix = "check that Redis runs, and RELAY_REDIS_URL: host, port, password, rediss:// for TLS"
-    parts, origin = urlsplit(config.redis_url), probes.origin_of(config.redis_url)
     try:
-        sock: socket.socket = probes.connect(origin, timeout)
-        if origin.tls:
-            sock = probes.handshake(sock, origin, ssl.create_default_context())
-    except ProbeFailed as error:
-        yield fail("Redis", str(error), fix)
-        return
-    with sock:
-        sock.settimeout(timeout)
-        try:
-            with sock.makefile("rb") as stream:
-                if parts.password is not None:
-                    words = [unquote(word) for word in (parts.username, parts.password) if word]
-                    said = _redis_say(sock, stream, "AUTH", *words)
-                    if not said.startswith("+"):
-                        yield fail("Redis", f"{origin} refuses the password: {said[1:100]}", fix)
-                        return
-                said = _redis_say(sock, stream, "PING")
-        except OSError as error:
-            yield fail("Redis", f"{origin} does not answer: {error.strerror or 'timed out'}", fix)
-            return
-    if said == "+PONG":
-        yield ok("Redis", f"{origin} answers PING")
-    else:
-        yield fail("Redis", f"{origin} answers PING with {said[:100]!r}", fix)
-
-
-def _redis_say(sock: socket.socket, stream: BinaryIO, *words: str) -> str:
-    parts = [b"*%d\r\n" % len(words)]
-    for word in words:
-        raw = word.encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
-    sock.sendall(b"".join(parts))
-    line = stream.readline(1024)
-    if not line:
-        raise ConnectionResetError(errno.ECONNRESET, "the connection was closed")
-    return line.decode("utf-8", "replace").strip()
+        address = RedisAddress.from_config(config)
+        endpoint = redis_endpoint(reactor, config, address, timeout)
+    except ConfigError as error:
+        return [fail("Redis", problem, "correct it") for problem in error.problems]
+    where = f"{address.host}:{address.port}"
+    if config.redis_sentinels:
+        where = f"the master {config.redis_sentinel_master}"
+        fix = "check RELAY_REDIS_SENTINELS and RELAY_REDIS_SENTINEL_MASTER, and that the master runs"
+    try:
+        said = await ask_once(reactor, endpoint, address, ("PING",), timeout)
+    except CarrierFailed as error:
+        return [fail("Redis", f"{where}: {error.why}", fix)]
+    if said not in ("PONG", b"PONG"):
+        return [fail("Redis", f"{where} answers PING with something else", fix)]
+    return [ok("Redis", f"{where} answers PING")]
 
 
 # -- this machine ------------------------------------------------------------------------------------------

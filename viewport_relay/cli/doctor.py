@@ -38,9 +38,10 @@ async def examine(reactor: Any, environ: Mapping[str, str], timeout: float) -> A
             yield finding
     finally:
         client.close()
-    for blocking in (checks.redis, checks.port):
-        for finding in await _in_thread(blocking, config, timeout):
-            yield finding
+    for finding in await checks.redis(reactor, config, timeout):
+        yield finding
+    for finding in await _in_thread(checks.port, config, timeout):
+        yield finding
     for finding in (*checks.open_files(config), *checks.own_certificate(config)):
         yield finding
 

@@ -65,18 +65,18 @@ class Heartbeat:
         now = self._clock.seconds()
         late, self._next_tick = now - self._next_tick, now + self._round / SLICES
         if late > _STOOD_STILL:
-            self._forgive(late)
+            self._forgive(late, now)
         due, self._left = self._left[: self._slice], self._left[self._slice :]
         for connection in due:
             self.check(connection, now)
 
-    def _forgive(self, seconds: float) -> None:
+    def _forgive(self, seconds: float, now: float) -> None:
         """What peers sent while we stood still is not read yet: that time counts against nobody."""
         for connection in self._connections():
-            connection.last_seen += seconds
-            connection.pinged_at += seconds
+            connection.last_seen = min(now, connection.last_seen + seconds)
+            connection.pinged_at = min(now, connection.pinged_at + seconds)
             if connection.unanswered_since is not None:
-                connection.unanswered_since += seconds
+                connection.unanswered_since = min(now, connection.unanswered_since + seconds)
 
     def check(self, connection: Connection, now: float) -> None:
         """Ping the connection, or drop it (wire contract, section 4). Whom we do not read, no clock runs against."""
