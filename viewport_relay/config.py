@@ -34,11 +34,14 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ConfigError(Exception):
-    """The settings cannot work. `problems` has one sentence for each, naming variable, value and remedy."""
+    """The settings cannot work. `problems` has one sentence for each, naming variable, value and remedy; `warnings`
+    is what would have been worth a line besides.
+    """
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], warnings: tuple[str, ...] = ()) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.warnings = warnings
 
 
 # -- parsers: text of the variable -> value, or ValueError(what it takes) -----------------------------
@@ -680,7 +683,7 @@ def load(
     loader.unknown_names()
     loader.derive(dev_platform)
     if loader.problems:
-        raise ConfigError(loader.problems)
+        raise ConfigError(loader.problems, tuple(loader.warnings))
     return Config(
         **loader.values, dev_platform=dev_platform, sources=loader.sources, warnings=tuple(loader.warnings)
     )

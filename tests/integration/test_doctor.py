@@ -17,6 +17,7 @@ from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
 from tests.integration.cli_platform import INTERNAL_KEY, findings_of, make_certificate
+from viewport_relay.cli.doctor import examine
 from viewport_relay.cli.platformchecks import clock
 from viewport_relay.devplatform import DevPlatform, Rule
 from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH
@@ -82,6 +83,11 @@ async def test_a_wrong_internal_key_is_told_from_a_missing_workspace(platform: D
 
 VALIDATE_ANSWERS: list[tuple[Rule, str, str]] = [
     (Rule(status=404, body={"ok": False, "reason": "WORKSPACE_NOT_FOUND"}), "ok", "WORKSPACE_NOT_FOUND"),
+    (
+        Rule(status=404, body={"ok": False, "error": "no such route"}),
+        "warn",
+        "the internal key is not proven",
+    ),
     (Rule(status=401, body={"ok": False, "reason": "TOKEN_INVALID"}), "ok", "VALIDATION_DENIED"),
     (Rule(status=200, body={"ok": False, "error": "no"}), "ok", "VALIDATION_DENIED"),
     (Rule(status=200, body={"ok": True, "claims": {}}), "fail", "a made-up token was admitted"),
@@ -451,3 +457,11 @@ def test_keygen_as_an_operator_runs_it(tmp_path: Path) -> None:
     again = run_command({}, "keygen", "--out", str(file))
     assert again.returncode == 1
     assert "never written over" in again.stderr
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_misspelt_variable_shows_beside_what_stops_the_relay() -> None:
+    environ = {"RELAY_LISTEN_PORT": "many", "RELAY_LISTN_HOST": "x", "SERVER_URL": "http://127.0.0.1:1"}
+    found = [finding async for finding in examine(reactor, environ, 1.0)]
+    assert [finding.outcome for finding in found] == ["fail", "warn"]
+    assert "RELAY_LISTN_HOST" in found[1].found

@@ -35,12 +35,17 @@ DESCRIPTORS_BESIDE_PEERS = 64
 CONNECTIONS_WITHOUT_LIMIT = 10_000
 
 
+def setting_warning(sentence: str) -> Finding:
+    """A warning of the loader."""
+    return warn("settings", sentence, "see `viewport-relay config --all`")
+
+
 def settings(config: Config) -> Iterator[Finding]:
     """What the loader warns of, and secrets that are missing or go in clear text."""
     given = [name for name, source in config.sources.items() if source != "default" and name in BY_ATTRIBUTE]
     yield ok("settings", f"{len(given)} set, all of a proper form; mode {config.mode}")
     for sentence in config.warnings:
-        yield warn("settings", sentence, "see `viewport-relay config --all`")
+        yield setting_warning(sentence)
     if config.internal_key is None:
         fix = "set it to the platform's value, or RELAY_INTERNAL_KEY_FILE to a file with it"
         yield warn("RELAY_INTERNAL_KEY", "not set: the platform is asked without a key", fix)

@@ -30,6 +30,8 @@ async def examine(reactor: Any, environ: Mapping[str, str], timeout: float) -> A
     except ConfigError as error:
         for problem in error.problems:
             yield _problem(problem)
+        for sentence in error.warnings:
+            yield checks.setting_warning(sentence)
         return
     for finding in (*checks.settings(config), *checks.state_folder(config)):
         yield finding

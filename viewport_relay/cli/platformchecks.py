@@ -195,6 +195,14 @@ async def validation(client: HttpClient, config: Config) -> list[Finding]:
         fix = "check that RELAY_VALIDATE_URL is a real validate endpoint: this one lets everybody in"
         return [fail(name, "a made-up token was admitted", fix)]
     word = f" ({verdict.details['platformWord']})" if verdict.details.get("platformWord") else ""
+    if verdict.reason is Reason.WORKSPACE_NOT_FOUND and "workspace" not in word.lower():
+        # Any JSON 404 reads as a missing workspace; that of another path proves nothing about the key.
+        fix = "check the path of RELAY_VALIDATE_URL: this may be the 404 of something else than the validate endpoint"
+        return [
+            warn(
+                name, f"answers 404 without naming a workspace{word}, so the internal key is not proven", fix
+            )
+        ]
     if verdict.reason in DENIALS:
         whom = "with no key" if config.internal_key is None else "takes this relay's internal key"
         return [ok(name, f"{whom}, and refuses a made-up token as it must: {verdict.reason.code}{word}")]
