@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -85,6 +86,8 @@ def test_once() -> None:
     assert match, last
     assert int(match[1]) >= 400
     assert sum(line.startswith("EXCHANGE OK") for line in done.stdout.splitlines()) == 1
+    refusal = [line for line in done.stdout.splitlines() if "in the relay's log: " in line]
+    assert json.loads(refusal[0].partition("log: ")[2])["reason"] == "NOISE_INVALID_PSK"
 
 
 def test_serves_on_and_another_demo_uses_it(serving: Demo) -> None:

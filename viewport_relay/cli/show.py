@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 from twisted.internet.defer import Deferred
-from twisted.internet.task import react
+from twisted.internet.task import deferLater, react
 
 from viewport_relay.cli.demo import (
     DemoFailed,
@@ -26,9 +26,13 @@ from viewport_relay.cli.demo import (
 from viewport_relay.cli.ownrelay import OwnRelay, Place, RelayDidNotStart
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_relay_identity
+from viewport_relay.reasons import Reason
 
 #: The port of a relay that goes on serving, if it is free.
 USUAL_PORT = 7781
+
+#: How the relay's log names the refusal that the last scene provokes.
+REFUSAL = f'"reason":"{Reason.NOISE_INVALID_PSK.code}"'
 
 
 def say(line: str) -> None:
@@ -62,6 +66,14 @@ async def run_scenes(reactor: Any, where: Where) -> str:
     return f"EXCHANGE OK {messages} messages, {size / 1e6:.1f} MB, median round trip {median * 1e3:.1f} ms"
 
 
+async def _first(reactor: Any, lines: list[str]) -> None:
+    """Wait until the relay's log has come through its pipe; not for ever, as it is only to be shown."""
+    for _ in range(40):
+        if lines:
+            return
+        await deferLater(reactor, 0.05)
+
+
 def doors(place: Place) -> str:
     """Where a relay of our own can be reached, and what opens its doors."""
     return (
@@ -91,7 +103,13 @@ async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoR
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reactor.stop))
     click.echo(f"A relay with its dev platform is up: {place.ws_url}/ws")
     where = Where(place.ws_url, place.platform_url, place.credential, turns=turns)
-    click.echo(await run_scenes(reactor, where))
+    refusals: list[str] = []
+    relay.on_line = lambda line: refusals.append(line) if REFUSAL in line else None
+    closing = await run_scenes(reactor, where)
+    await _first(reactor, refusals)
+    for line in refusals:
+        click.echo(f"    in the relay's log: {line}")
+    click.echo(closing)
     if once:
         status = await relay.stop()
         raise SystemExit(0 if status == 0 else 1)
