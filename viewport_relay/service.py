@@ -126,6 +126,9 @@ class RelayService(MultiService):
     `open_files` is the limit on descriptors (0: not looked at), `notifier` speaks to the service manager.
     """
 
+    #: What answers `/ws`.
+    _upgrade_kind: type[UpgradeResource] = UpgradeResource
+
     def __init__(
         self,
         reactor: Any,
@@ -164,7 +167,7 @@ class RelayService(MultiService):
 
     def _make_upgrade(self, open_files: int) -> UpgradeResource:
         config = self.config
-        return UpgradeResource(
+        return self._upgrade_kind(
             config,
             self.hub,
             self.gate,
@@ -173,9 +176,13 @@ class RelayService(MultiService):
             ConnectionCounts(
                 max_total=most_connections(config, open_files),
                 max_per_ip=config.max_connections_per_ip,
-                max_clients=config.max_clients_per_workspace,
+                max_clients=self._most_clients(),
             ),
         )
+
+    def _most_clients(self) -> int:
+        """How many clients of one target this process counts; 0: it does not count them."""
+        return self.config.max_clients_per_workspace
 
     def setServiceParent(self, parent: Any) -> None:
         """On an application, its log becomes ours: JSON lines, Twisted's own included."""

@@ -11,14 +11,13 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 
-from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
+from viewport_relay.admission.limits import Ticket
 from viewport_relay.backplane.single import Single
 from viewport_relay.config import BY_ATTRIBUTE, Config
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service import RelayService, most_connections
-from viewport_relay.wire.upgrade import UpgradeResource
+from viewport_relay.service import RelayService
 from viewport_relay.workers.crew import Crew
 from viewport_relay.workers.passing import PassingResource
 from viewport_relay.workers.slots import slot
@@ -63,6 +62,7 @@ class ParentService(RelayService):
     """The relay with RELAY_WORKERS above 1."""
 
     upgrade: PassingResource
+    _upgrade_kind = PassingResource
 
     def __init__(
         self,
@@ -90,20 +90,8 @@ class ParentService(RelayService):
         key = self.keys.current.private_text()
         return worker_environment(self._environ, self.config, self._overrides, key, index)
 
-    def _make_upgrade(self, open_files: int) -> UpgradeResource:
-        config = self.config
-        return PassingResource(
-            config,
-            self.hub,
-            self.gate,
-            self.factory,
-            WindowCounter(config.rate_limit_per_ip),
-            ConnectionCounts(
-                max_total=most_connections(config, open_files),
-                max_per_ip=config.max_connections_per_ip,
-                max_clients=0,  # counted by the worker, where all of a target's clients are
-            ),
-        )
+    def _most_clients(self) -> int:
+        return 0  # counted by the worker, where all of a target's clients are
 
     def _pass_on(self, workspace_id: str, sock: socket.socket, ip: str, data: bytes, ticket: Ticket) -> bool:
         worker = self.crew.workers[slot(workspace_id, len(self.crew.workers))]
