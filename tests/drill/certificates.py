@@ -15,6 +15,19 @@ from cryptography.x509.oid import NameOID
 
 Kind = Literal["rsa", "ecdsa"]
 
+#: What strict verification (the default from Python 3.13 on) wants of a CA, RFC 5280 section 4.2.1.3.
+CA_USAGE = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 class PrivateCa:
     """Issues into `folder`; `context` trusts this CA alone."""
@@ -38,8 +51,14 @@ class PrivateCa:
             .not_valid_before(now - datetime.timedelta(days=1))
             .not_valid_after(now + datetime.timedelta(days=2))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)  # type: ignore[arg-type]
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
         )
-        if not ca:
+        if ca:
+            builder = builder.add_extension(CA_USAGE, critical=True)
+        else:
             builder = builder.add_extension(
                 x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
             )

@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.drill.certificates import CA_USAGE
+
 _DAY = datetime.timedelta(days=1)
 
 
@@ -30,7 +32,11 @@ class Authority:
         self._folder = folder
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(True, 0), True)
+        certificate = (
+            self._builder(self._name, self._key)
+            .add_extension(x509.BasicConstraints(True, 0), True)
+            .add_extension(CA_USAGE, True)
+        )
         self.cert = self._write(f"{name}.pem", certificate.sign(self._key, hashes.SHA256()))
 
     def issue(self, name: str, passphrase: str | None = None) -> Pair:
@@ -64,6 +70,8 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _DAY)
             .not_valid_after(now + _DAY)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False)
         )
 
     def _write(self, name: str, certificate: x509.Certificate) -> str:
