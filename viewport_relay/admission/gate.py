@@ -19,6 +19,7 @@ from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.jwks import JwksClient, JwksSettings
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
+from viewport_relay.admission.signed import SignedTokens
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import Config, ConfigError
 from viewport_relay.observe.counters import Counters
@@ -42,6 +43,7 @@ class Gate:
         self._rules = rules
         self._http = http
         self._now = now
+        self._signed = SignedTokens()
 
     @classmethod
     def from_config(
@@ -96,8 +98,15 @@ class Gate:
 
     async def check_token(self, token: str, query: UpgradeQuery) -> float:
         """The local check alone: the token's exp, seconds since the epoch. Raises Refusal."""
-        header = read_header(token)
+        held = self._jwks.held
+        known = self._signed.payload(token, held)
+        header = (
+            read_header(token) if known is None else None
+        )  # before keys are waited for: garbage needs none
         keys = await self._jwks.current()
+        if known is not None and keys is held:
+            return check_payload(known, query, self._rules, self._now())
+        header = header or read_header(token)
         try:
             payload = payload_signed_by(token, header, keys.for_kid(header.kid))
         except Refusal as refusal:
@@ -106,8 +115,11 @@ class Gate:
             newer = await self._jwks.newer_than(keys) if rotated else None
             if newer is None:
                 raise
-            payload = payload_signed_by(token, header, newer.for_kid(header.kid))
-        return check_payload(payload, query, self._rules, self._now())
+            keys = newer
+            payload = payload_signed_by(token, header, keys.for_kid(header.kid))
+        expires = check_payload(payload, query, self._rules, self._now())
+        self._signed.remember(token, keys, payload, expires + self._rules.skew)
+        return expires
 
     def start(self) -> None:
         """Begin to fetch the keys."""
@@ -121,10 +133,12 @@ class Gate:
 
     def clean_up(self) -> None:
         """Forget what has run out."""
+        self._signed.expire(self._now())
         self._validator.clean_up()
 
     def flush(self) -> None:
         """Forget the platform's answers, and fetch the keys again at the next upgrade."""
+        self._signed.clear()
         self._jwks.flush()
         self._validator.flush()
 

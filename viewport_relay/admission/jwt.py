@@ -1,8 +1,12 @@
 """Reading and checking one token (RFC 7515, RFC 7519), without any I/O.
 
-`read_header` tells which key a token asks for, `payload_signed_by` checks the signature with PyJWT, and
-`check_payload` the claims that the relay itself looks at. Which keys there are is `keys.py`'s, whether the
-platform still likes the token is `platform.py`'s. No error text holds any part of a token but its `kid`.
+`read_header` tells which key a token asks for, `payload_signed_by` checks the signature with the algorithm of PyJWT's
+that belongs to the key, and `check_payload` the claims that the relay itself looks at. Which keys there are is
+`keys.py`'s, whether the platform still likes the token is `platform.py`'s. No error text holds any part of a token but
+its `kid`.
+
+A compact JWS is taken apart here and not by `jwt.PyJWS`, which looks at every character in Python and decodes the header
+that was read before: two thirds of its time, and a tenth of an upgrade's. A property test holds the two together.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-import jwt
 from attrs import frozen
 
 from viewport_relay.admission.grant import UpgradeQuery
@@ -21,8 +24,7 @@ from viewport_relay.admission.keys import ALGORITHMS, DEFAULT_KID, Key, printabl
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.frames import parse_json
 
-_SEGMENTS = re.compile(r"[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]*={0,2}")
-_jws: Final = jwt.PyJWS(algorithms=list(ALGORITHMS))
+_SEGMENTS: Final = re.compile(r"[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]*={0,2}")
 
 
 @frozen
@@ -79,18 +81,19 @@ def payload_signed_by(token: str, header: TokenHeader, keys: Iterable[Key]) -> M
     if not candidates:
         raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, f"kid {kid} is not in the JWKS", details={"kid": kid})
     fitting = [key for key in candidates if key.algorithm == header.algorithm]
-    for key in fitting:
-        try:
-            signed = _jws.decode_complete(token, key=key.jwk, algorithms=[key.algorithm])
-        except jwt.InvalidSignatureError:
-            continue
-        except jwt.PyJWTError:
-            raise Refusal(Reason.JWT_MALFORMED, "it cannot be decoded", details={"kid": kid}) from None
-        payload = _json_object(signed["payload"])
-        if payload is None:
-            raise Refusal(Reason.JWT_MALFORMED, "its payload is not a JSON object", details={"kid": kid})
-        return payload
     if fitting:
+        signed, _, last = token.rpartition(".")
+        raw, signature = _decoded(signed.partition(".")[2]), _decoded(last)
+        if raw is None or signature is None:
+            raise Refusal(Reason.JWT_MALFORMED, "it cannot be decoded", details={"kid": kid})
+        for key in fitting:
+            if key.jwk.Algorithm.verify(signed.encode("ascii"), key.jwk.key, signature):
+                payload = _json_object(raw)
+                if payload is None:
+                    raise Refusal(
+                        Reason.JWT_MALFORMED, "its payload is not a JSON object", details={"kid": kid}
+                    )
+                return payload
         raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, f"the key {kid} did not sign it", details={"kid": kid})
     words = f"alg is {header.algorithm}, the key {kid} is for {candidates[0].algorithm}"
     raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, words, details={"kid": kid})
@@ -148,12 +151,21 @@ def _shown(payload: Mapping[str, Any], name: str) -> str:
     return "missing" if name not in payload else "not a string"
 
 
-def _object(segment: str) -> Mapping[str, Any] | None:
+def _decoded(segment: str) -> bytes | None:
+    """The bytes of one segment (RFC 7515 section 2), None unless it is the one way to write them; padding may stand."""
+    bare = segment.rstrip("=")
+    if len(bare) % 4 == 1 or (len(bare) != len(segment) and len(segment) % 4):
+        return None
     try:
-        raw = base64.urlsafe_b64decode(segment.rstrip("=") + "=" * (-len(segment.rstrip("=")) % 4))
+        raw = base64.urlsafe_b64decode(bare + "=" * (-len(bare) % 4))
     except ValueError:  # binascii.Error, and what is not ASCII
         return None
-    return _json_object(raw)
+    return raw if base64.urlsafe_b64encode(raw).rstrip(b"=") == bare.encode("ascii") else None
+
+
+def _object(segment: str) -> Mapping[str, Any] | None:
+    raw = _decoded(segment)
+    return None if raw is None else _json_object(raw)
 
 
 def _json_object(raw: bytes) -> Mapping[str, Any] | None:

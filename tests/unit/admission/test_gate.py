@@ -11,9 +11,12 @@ from attrs import evolve
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from viewport_relay.admission import gate as gate_module
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.grant import UpgradeQuery
 from viewport_relay.admission.http import Answer, Call, Unreachable
+from viewport_relay.admission.keys import KeySet
+from viewport_relay.admission.signed import TOKEN_MAX_CHARS, TOKENS_MAX, SignedTokens
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import Config, ConfigError, load
 from viewport_relay.devplatform.tokens import SigningKey
@@ -238,6 +241,70 @@ def test_an_answer_is_not_used_for_another_role(
     settle(gate.admit(token, query))
     settle(gate.admit(token, evolve(query, runtime_target_id="rt-2")))
     assert platform.calls == ["jwks", "validate", "validate"]
+
+
+def count_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Signatures that are checked from now on, by their token."""
+    checked: list[str] = []
+
+    def payload_signed_by(token: str, header: Any, keys: Any) -> Any:
+        checked.append(token)
+        return real(token, header, keys)
+
+    real = gate_module.payload_signed_by
+    monkeypatch.setattr(gate_module, "payload_signed_by", payload_signed_by)
+    return checked
+
+
+def test_a_signature_is_checked_once(
+    gate: Gate, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery, settle: Settle,
+    clock: Clock, now: float, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    checked = count_checks(monkeypatch)
+    gate.start()
+    token = keys["RS256"].sign({**payload, "exp": now + 60})
+    for _ in range(3):
+        settle(gate.admit(bearer(token), query))
+    assert checked == [token]
+    with pytest.raises(Refusal) as refused:  # its claims are looked at each time
+        settle(gate.admit(bearer(token), evolve(query, workspace_id="another")))
+    assert refused.value.reason is Reason.JWT_CLAIM_MISMATCH
+    clock.advance(90)
+    with pytest.raises(Refusal) as refused:
+        settle(gate.admit(bearer(token), query))
+    assert refused.value.reason is Reason.JWT_EXPIRED and checked == [token]
+    gate.clean_up()
+    with pytest.raises(Refusal):
+        settle(gate.admit(bearer(token), query))
+    assert checked == [token, token]
+
+
+def test_a_signature_is_good_for_one_key_set_only(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], other_key: SigningKey, payload: dict[str, Any],
+    query: UpgradeQuery, settle: Settle, answer: Callable[..., Answer],
+) -> None:  # fmt: skip
+    """A key that the platform has withdrawn admits nobody, however well known the token is."""
+    gate.start()
+    token = keys["RS256"].sign(payload)
+    settle(gate.admit(bearer(token), query))
+    platform.jwks = answer(200, json.dumps({"keys": [other_key.jwk()]}))
+    rotated = other_key.sign(payload)
+    settle(gate.admit(bearer(rotated), query))  # unknown kid: the keys are fetched again
+    with pytest.raises(Refusal) as refused:
+        settle(gate.admit(bearer(token), query))
+    assert refused.value.reason is Reason.JWT_SIGNATURE_MISMATCH
+
+
+def test_the_memory_of_signatures_is_bounded(keys: dict[str, SigningKey]) -> None:
+    signed, one = SignedTokens(), KeySet.of((), {})
+    for number in range(TOKENS_MAX + 10):
+        signed.remember(f"token {number}", one, {"n": number}, 1.0)
+    assert len(signed) == TOKENS_MAX
+    assert signed.payload("token 9", one) is None and signed.payload("token 10", one) == {"n": 10}
+    signed.remember("x" * (TOKEN_MAX_CHARS + 1), one, {}, 1.0)
+    assert signed.payload("x" * (TOKEN_MAX_CHARS + 1), one) is None
+    signed.expire(1.0)
+    assert len(signed) == 0
 
 
 @pytest.mark.parametrize("variable", ["RELAY_JWKS_URL", "RELAY_VALIDATE_URL"])

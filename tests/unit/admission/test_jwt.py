@@ -171,6 +171,60 @@ def test_a_signed_payload_that_is_no_object(keys: dict[str, SigningKey], raw: by
     assert refused.value.reason is Reason.JWT_MALFORMED
 
 
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+@fuzz
+@given(data=st.data())
+def test_a_token_is_taken_apart_as_pyjwt_does(
+    keys: dict[str, SigningKey], payload: dict[str, Any], data: st.DataObject
+) -> None:
+    """One change anywhere in a good token: PyJWS says which of them still hold."""
+    key = keys[data.draw(st.sampled_from(["ES256", "EdDSA", "RS256"]))]
+    parts = key.sign(payload).split(".")
+    number = data.draw(st.integers(1, 2))  # of the header our own rules are stricter
+    part = parts[number]
+    at = data.draw(st.integers(0, len(part)) | st.just(len(part) - 1))
+    kind = data.draw(st.sampled_from(["replace", "insert", "delete", "pad", "none"]))
+    character = data.draw(st.sampled_from(_ALPHABET + "=+/ \n"))
+    parts[number] = {
+        "replace": part[:at] + character + part[at + 1 :],
+        "insert": part[:at] + character + part[at:],
+        "delete": part[:at] + part[at + 1 :],
+        "pad": part + "=" * data.draw(st.integers(0, 3)),
+        "none": part,
+    }[kind]
+    token = ".".join(parts)
+    try:
+        told = pyjwt.PyJWS(algorithms=[key.algorithm]).decode(token, usable(key).jwk)
+    except pyjwt.PyJWTError:
+        with pytest.raises(Refusal):
+            verify(token, key)
+    else:
+        assert verify(token, key) == json.loads(told)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_bits_that_say_nothing_must_be_zero(
+    keys: dict[str, SigningKey], payload: dict[str, Any], number: int
+) -> None:
+    """Else one token could be written in several ways, and each would be another one to what remembers tokens."""
+    payload["x"] = next(
+        "y" * n for n in range(1, 4) if len(json.dumps({**payload, "x": "y" * n}, separators=(",", ":"))) % 3
+    )
+    key = keys["EdDSA"]
+    parts = pyjwt.encode(payload, key.private, algorithm="EdDSA", headers={"kid": "EdDSA", "x": "1"}).split(
+        "."
+    )
+    last = _ALPHABET.index(parts[number][-1])
+    if len(parts[number]) % 4 == 0:
+        pytest.fail("the segment has no spare bits: choose another length")
+    parts[number] = parts[number][:-1] + _ALPHABET[last ^ 1]
+    with pytest.raises(Refusal) as refused:
+        verify(".".join(parts), key)
+    assert refused.value.reason is Reason.JWT_MALFORMED
+
+
 DROP = object()
 PAYLOADS: dict[str, tuple[dict[str, Any], Reason | None]] = {
     "as it is": ({}, None),
