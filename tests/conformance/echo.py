@@ -24,7 +24,7 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Decision
 from viewport_relay.routing.peer import Peer
-from viewport_relay.wire.frames import Message
+from viewport_relay.wire.frames import Message, is_utf8
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.upgrade import UpgradeResource
 from viewport_relay.wire.websocket import Connection, ConnectionFactory, frame_header
@@ -56,16 +56,16 @@ class EchoHub:
         self.log: Any = self
         self.reasons: list[Reason] = []
         self.echoed = 0
-        self.factory = ConnectionFactory(clock, self)  # type: ignore[arg-type]  # what it needs of a hub is here
-        self.factory.protocol = EchoConnection
+        hub: Any = self  # what the factory needs of one is here
+        self.factory = ConnectionFactory(clock, hub, EchoConnection)
 
     def opened(self, connection: Connection, query: UpgradeQuery, claims: Claims) -> None:
         grant = Grant(Role.WORKER, "conformance", None, None, connection.connection_id, claims, None)
         nobody: Any = None
         itself = Peer(connection.connection_id, grant, connection.ip, 0.0, connection, nobody, nobody)
 
-        def judge(message: Message, now: float) -> Peer | Decision:
-            return itself
+        def judge(message: Message, now: float) -> Peer | None:
+            return itself if is_utf8(message) else None
 
         def decide(verdict: Peer | Decision, message: bytes) -> None:
             raise AssertionError("there is nothing to decide")

@@ -1,7 +1,7 @@
 """The rules of section 2: one frame in, one receiver or decision out.
 
-`client_frame` and `daemon_frame` are the way of every frame. They read no clock, log nothing and make no object
-when a frame simply goes to one receiver.
+`client_e2ee` and `daemon_e2ee` are the way of nearly every frame, `client_frame` and `daemon_frame` that of any. None reads
+a clock or logs, and none makes an object when a frame simply goes to one receiver.
 """
 
 from __future__ import annotations
@@ -51,21 +51,27 @@ class Router:
 
     # -- from a client -----------------------------------------------------------------------------------
 
+    def client_e2ee(self, peer: Peer, profile: str, session_id: str, now: float) -> Peer | Decision:
+        """Where a client's e2ee frame goes."""
+        if peer.scope is not Scope.RUNTIME:
+            return self._client_rare(peer, E2ee(profile, session_id), now)
+        if peer.required_profile is not None and profile != peer.required_profile:
+            mismatch = self._profile_mismatch(peer, profile)
+            if mismatch is not None:
+                return mismatch
+        limited = self._runtime_limited(peer, now, Reason.RUNTIME_RATE_LIMIT_EXCEEDED)
+        if limited is not None:
+            return limited
+        target = peer.target
+        owner = target.sessions.owner(session_id, now)
+        if owner is not None and owner is not peer:
+            return Drop(Reason.SESSION_NOT_OWNED, "e2ee frame for a session of another client")
+        return target.seat.holder or NO_DAEMON
+
     def client_frame(self, peer: Peer, frame: ClientFrame | None, now: float) -> Peer | Decision:
         """Where a client's frame goes. A frame of None was not valid."""
-        if type(frame) is E2ee and peer.scope is Scope.RUNTIME:
-            if peer.required_profile is not None and frame.profile != peer.required_profile:
-                mismatch = self.profile_mismatch(peer, frame)
-                if mismatch is not None:
-                    return mismatch
-            limited = self._runtime_limited(peer, now, Reason.RUNTIME_RATE_LIMIT_EXCEEDED)
-            if limited is not None:
-                return limited
-            target = peer.target
-            owner = target.sessions.owner(frame.session_id, now)
-            if owner is not None and owner is not peer:
-                return Drop(Reason.SESSION_NOT_OWNED, "e2ee frame for a session of another client")
-            return target.seat.holder or NO_DAEMON
+        if type(frame) is E2ee:
+            return self.client_e2ee(peer, frame.profile, frame.session_id, now)
         return self._client_rare(peer, frame, now)
 
     def _client_rare(self, peer: Peer, frame: ClientFrame | None, now: float) -> Peer | Decision:
@@ -88,7 +94,7 @@ class Router:
         return self._key_exchange_init(peer, frame, now)
 
     def _key_exchange_init(self, peer: Peer, frame: KeyExchangeInit, now: float) -> Peer | Decision:
-        mismatch = self.profile_mismatch(peer, frame)
+        mismatch = self._profile_mismatch(peer, frame.profile, key_exchange=True)
         if mismatch is not None:
             return mismatch
         rates = peer.rates.key_exchange
@@ -216,22 +222,26 @@ class Router:
             return None
         return Close(Reason.WORKER_RATE_LIMIT_EXCEEDED)
 
-    def daemon_frame(self, peer: Peer, frame: DaemonFrame | None, now: float) -> Peer | Decision:
-        """Where the daemon's frame goes: to one client, never to all. A frame of None was not valid."""
-        target = peer.target
-        if isinstance(frame, E2ee):
-            if peer.required_profile is not None and frame.profile != peer.required_profile:
-                mismatch = self.profile_mismatch(peer, frame)
-                if mismatch is not None:
-                    return mismatch
-            return self._to_owner(target.sessions.owner(frame.session_id, now))
-        if frame is None:
-            return Drop(Reason.INVALID_FRAME)
-        if isinstance(frame, KeyExchangeResponse):
-            mismatch = self.profile_mismatch(peer, frame)
+    def daemon_e2ee(self, peer: Peer, profile: str, session_id: str, now: float) -> Peer | Decision:
+        """Where a daemon's e2ee frame goes: to the client that owns the session."""
+        if peer.required_profile is not None and profile != peer.required_profile:
+            mismatch = self._profile_mismatch(peer, profile)
             if mismatch is not None:
                 return mismatch
-        return self._answer(target, frame, now)
+        owner = peer.target.sessions.owner(session_id, now)
+        return owner if type(owner) is Peer else self._to_owner(owner)
+
+    def daemon_frame(self, peer: Peer, frame: DaemonFrame | None, now: float) -> Peer | Decision:
+        """Where the daemon's frame goes: to one client, never to all. A frame of None was not valid."""
+        if frame is None:
+            return Drop(Reason.INVALID_FRAME)
+        if isinstance(frame, E2ee):
+            return self.daemon_e2ee(peer, frame.profile, frame.session_id, now)
+        if isinstance(frame, KeyExchangeResponse):
+            mismatch = self._profile_mismatch(peer, frame.profile, key_exchange=True)
+            if mismatch is not None:
+                return mismatch
+        return self._answer(peer.target, frame, now)
 
     def _answer(self, target: Target, frame: DaemonFrame, now: float) -> Peer | Decision:
         if isinstance(frame, E2ee | KeyUpdateRequired):
@@ -262,11 +272,9 @@ class Router:
         return ToRelay(owner) if isinstance(owner, str) else owner
 
     @staticmethod
-    def profile_mismatch(peer: Peer, frame: E2ee | KeyExchangeInit | KeyExchangeResponse) -> Close | None:
+    def _profile_mismatch(peer: Peer, named: str, *, key_exchange: bool = False) -> Close | None:
         """The close for a frame whose profile the peer's grant rules out, None when it is fine."""
-        mismatch = profile_mismatch(
-            peer.role, peer.grant.required_profile, frame.profile, key_exchange=not isinstance(frame, E2ee)
-        )
+        mismatch = profile_mismatch(peer.role, peer.grant.required_profile, named, key_exchange=key_exchange)
         if mismatch is None:
             return None
         return Close(mismatch.close, mismatch.detail, logged_as=mismatch.log)

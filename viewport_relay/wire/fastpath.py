@@ -1,8 +1,9 @@
 """The common case of a connection's input, done in one pass: complete, masked, unfragmented text frames.
 
-    socket -> arena -> unmask in place -> UTF-8? -> judge -> the receiver's socket
+    socket -> arena -> unmask in place -> judge -> the receiver's socket
 
-Everything else (control frames, fragments, whatever is wrong, the end of a connection) is handed to Autobahn as it
+A read that brought just one short frame, the commonest of all, goes straight through `_forward_one`; `_consume` is for
+any number of them. Everything else (control frames, fragments, whatever is wrong, the end of a connection) is handed to Autobahn as it
 came, from the first byte of the frame that is not common; it hands back when it is between two messages. So this
 module has no rule of RFC 6455 of its own: it recognises one shape and never refuses anything.
 
@@ -12,18 +13,23 @@ than what one read brought is received into a buffer of its own and sent from th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 
-from viewport_relay.reasons import Reason
+from viewport_relay.routing.decisions import Decision
 from viewport_relay.routing.peer import Peer
+from viewport_relay.wire.frames import Message
 from viewport_relay.wire.masking import unmasker
 
 if TYPE_CHECKING:
     from viewport_relay.wire.websocket import Connection
+
+#: Says where a message goes, or what is to be done with it; None: it is not UTF-8. The float is monotonic seconds.
+Judge: TypeAlias = Callable[[Message, float], Peer | Decision | None]
 
 #: Most bytes of one read. It bounds what one connection may do before the others get their turn.
 ARENA_SIZE: Final = 262_144
@@ -49,8 +55,6 @@ _DECISIONS: Final = 128
 #: Up to here a frame is copied behind its header, so that it can leave together with the next.
 _COPIED: Final = 4096
 
-_SMALL_HEADERS: Final = tuple(bytes((0x81, length)) for length in range(126))
-
 
 def can_read_directly(transport: Any) -> bool:
     """Whether the transport is a plain TCP socket that may be read (and written) without it.
@@ -65,10 +69,20 @@ def can_read_directly(transport: Any) -> bool:
 
 
 def _header(length: int) -> bytes:
-    """Header of a text frame of 126 bytes and more."""
+    """Header of a text frame."""
+    if length < 126:
+        return bytes((0x81, length))
     if length < 65_536:
         return b"\x81\x7e" + length.to_bytes(2, "big")
     return b"\x81\x7f" + length.to_bytes(8, "big")
+
+
+_HEADERS: Final = tuple(_header(length) for length in range(_COPIED + 1))
+
+
+def _nothing(_: bytearray | memoryview) -> int:
+    """Before there is a socket, and after."""
+    return 0
 
 
 class _Buffers:
@@ -124,7 +138,6 @@ class _LongFrame:
         self.view[: self.have] = first
 
     def release(self) -> None:
-        self.view[: self.head] = bytes(self.head)  # so that `isascii` of the next one is about its payload
         self.view.release()
         _buffers.give(self.buffer)
 
@@ -132,13 +145,16 @@ class _LongFrame:
 class Reader:
     """Reads for one connection. `start` puts it before Autobahn; it stays there for the connection's life."""
 
-    __slots__ = ("_connection", "_long", "_max", "_seconds", "_socket", "_stash", "_unsampled")
+    __slots__ = (
+        "_between", "_connection", "_long", "_max", "_receive", "_seconds", "_stash", "_unsampled",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, max_message: int) -> None:
         self._connection = connection
         self._seconds = connection.factory.clock.seconds
         self._max = max_message
-        self._socket: Any = None
+        self._receive: Callable[[bytearray | memoryview], int] = _nothing
+        self._between = True  # whether Autobahn has nothing begun, so that the next byte begins a message
         self._stash = b""  # the beginning of a short frame
         self._long: _LongFrame | None = None
         self._unsampled = 1  # reads until the next one whose time is noted
@@ -146,41 +162,96 @@ class Reader:
     def start(self, transport: Any) -> None:
         """Take over the transport's reads if it is a plain socket; else `feed` is called with what it read."""
         if can_read_directly(transport):
-            self._socket = transport.socket
+            self._receive = transport.socket.recv_into
             transport.doRead = self._do_read
 
     def _do_read(self) -> Any:
         """In place of the transport's doRead: one recv into the arena, or into the frame that is under way."""
         long = self._long
-        stash = self._stash
-        kept = len(stash)
+        kept = len(self._stash)
         try:
             if long is not None:
-                got = self._socket.recv_into(long.view[long.have : long.total])
+                got = self._receive(long.view[long.have : long.total])
             elif kept:
-                got = self._socket.recv_into(_arena_view[kept:])
+                got = self._receive(_arena_view[kept:])
             else:
-                got = self._socket.recv_into(_arena)
+                got = self._receive(_arena)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
             return CONNECTION_LOST
         if not got:
             return CONNECTION_DONE
-        self._touch()
+        connection = self._connection
+        connection.now = connection.last_seen = now = self._seconds()
         if long is not None:
             long.have += got
             if long.have == long.total:
                 self._finish_long(long)
             return None
         if kept:
-            _arena[:kept] = stash
+            _arena[:kept] = self._stash
             self._stash = b""
-        self._consume(kept + got, kept > 0)
+            self._consume(kept + got, again=True)
+        else:
+            judge = connection.judge
+            if judge is None or not self._between or not self._forward_one(got, judge, connection, now):
+                self._consume(got)
         self._unsampled -= 1
         if not self._unsampled:
             self._sample()
         return None
+
+    def _forward_one(self, got: int, judge: Judge, connection: Connection, now: float) -> bool:
+        """Handle the arena if it holds exactly one short frame; False: it does not."""
+        if _arena[0] != 0x81:
+            return False
+        length = _arena[1] ^ 0x80
+        if length < 126:
+            start = 6
+        elif length == 126:
+            start = 8
+            length = _arena[2] << 8 | _arena[3]
+            if not 126 <= length <= _COPIED:
+                return False
+        else:  # longer, or not masked
+            return False
+        if got != start + length or length > self._max:
+            return False
+        _unmask(start, length)
+        message = _arena[start:got]
+        verdict = judge(message, now)
+        if type(verdict) is not Peer:
+            self._decide(verdict, message)
+            return True
+        to: Any = verdict.outlet
+        outbox = to.outbox
+        sock = outbox.ready
+        if sock is None or to.sealed or to.ending is not None:
+            if to.take(connection, to.frame(message)):
+                connection.count_forwarded(1, length)
+            return True
+        data = _HEADERS[length] + message
+        try:
+            sent = sock.send(data)
+        except OSError:
+            sent = 0  # full, or broken: the outbox finds out which
+        if sent != len(data):
+            outbox.write(data[sent:], connection)
+        connection.count_forwarded(1, length)
+        return True
+
+    def _decide(self, verdict: Peer | Decision | None, message: Message) -> None:
+        if verdict is None:
+            self._connection.end_not_utf8()
+        else:
+            self._connection.decide(verdict, bytes(message))
+
+    def _hand_on(self, data: bytes) -> None:
+        """Autobahn's from here on, until it is between two messages again."""
+        connection = self._connection
+        connection.autobahn_received(data)
+        self._between = connection.between_messages
 
     def _sample(self) -> None:
         """Note how long this read took, from the socket to the receivers' sockets."""
@@ -217,17 +288,6 @@ class Reader:
         connection = self._connection
         connection.now = connection.last_seen = self._seconds()
 
-    def _common(self) -> bool:
-        """Whether the next byte begins a message and somebody judges messages (nobody does at the end)."""
-        connection = self._connection
-        return (
-            connection.judge is not None
-            and connection.state == connection.STATE_OPEN
-            and connection.current_frame is None
-            and not connection.inside_message
-            and not connection.data
-        )
-
     def _consume(self, end: int, again: bool = False) -> None:
         """Handle the first `end` bytes of the arena; `again`: they begin with what was not a whole frame before."""
         connection = self._connection
@@ -236,7 +296,7 @@ class Reader:
         batch: list[bytes] = []
         size = 0
         decisions = 0
-        judge = connection.judge if self._common() else None
+        judge = connection.judge if self._between else None  # None too if nobody judges any more
         while judge is not None:
             left = end - at
             if left < 2 and at < end and _arena[at] == 0x81:
@@ -270,19 +330,14 @@ class Reader:
                 at = end
                 break
             _unmask(start, length)
-            message = bytes(_arena_view[start:stop])
+            message = _arena[start:stop]
             at = stop
-            if not message.isascii() and not connection.is_utf8(message):
-                self._flush(receiver, batch, size)
-                receiver, batch, size = None, [], 0
-                connection.end(Reason.FRAME_NOT_UTF8, "a text message is not UTF-8")
-                break
             verdict = judge(message, connection.now)
             if type(verdict) is not Peer:
                 # A decision may write to the receiver of the frames before: they go first.
                 self._flush(receiver, batch, size)
                 receiver, batch, size = None, [], 0
-                connection.decide(verdict, message)
+                self._decide(verdict, message)
                 judge = connection.judge  # None if that was the end
                 decisions += 1
                 if decisions == _DECISIONS and at < end:
@@ -309,13 +364,10 @@ class Reader:
                     connection.count_forwarded(1, length)
                 continue
             size += length
-            if length < 126:
-                batch.append(_SMALL_HEADERS[length] + message)
-            else:
-                batch.append(_header(length) + message)
+            batch.append(_HEADERS[length] + message)
         self._flush(receiver, batch, size)
         if at < end and not connection.lost:
-            connection.autobahn_received(bytes(_arena_view[at:end]))
+            self._hand_on(bytes(_arena_view[at:end]))
 
     def _flush(self, receiver: Connection | None, batch: list[bytes], size: int) -> None:
         if receiver is None or not batch:
@@ -333,23 +385,19 @@ class Reader:
         """The long frame is complete: judge it and send it from its own buffer."""
         self._long = None
         connection = self._connection
-        if not self._common():  # it was closed meanwhile: Autobahn throws it away
-            connection.autobahn_received(bytes(long.view[: long.total]))
+        judge = connection.judge
+        if judge is None:  # it was closed meanwhile: Autobahn throws it away
+            self._hand_on(bytes(long.view[: long.total]))
             long.release()
             return
         head, total = long.head, long.total
         unmasker(long.buffer)(head, total - head)
-        long.view[:head] = bytes(head)
         payload = long.view[head:total]
-        if not long.buffer.isascii() and not connection.is_utf8(bytes(payload)):
-            connection.end(Reason.FRAME_NOT_UTF8, "a text message is not UTF-8")
+        verdict = judge(payload, connection.now)
+        if type(verdict) is Peer:
+            self._send_long(verdict.outlet, long, payload)
         else:
-            assert connection.judge is not None
-            verdict = connection.judge(payload, connection.now)
-            if type(verdict) is not Peer:
-                connection.decide(verdict, bytes(payload))
-            else:
-                self._send_long(verdict.outlet, long, payload)
+            self._decide(verdict, payload)
         payload.release()
         long.release()
 
@@ -372,4 +420,4 @@ class Reader:
         """The connection is lost."""
         self._stash = b""
         self._long = None
-        self._socket = None
+        self._receive = _nothing

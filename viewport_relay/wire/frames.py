@@ -4,8 +4,8 @@
 it is, or None when it is none of the role's (wire contract, section 3). The message itself is never encoded
 again: what is forwarded are the bytes that came. Pure: no I/O, no clock, no limits.
 
-JSON is read as JavaScript reads it. An e2ee frame of the usual form takes one strict msgspec decode; whatever
-that refuses goes through `json` and the rules below, so the fast decode may only ever say "yes" or "ask".
+JSON is read as JavaScript reads it. `fast_e2ee` reads an e2ee frame of the usual form with one strict msgspec decode;
+whatever that refuses goes through `json` and the rules below, so it may only ever say "yes" or "ask".
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ CHANNEL_PREFIX: Final = "agent-session:"
 _PROFILES: Final = frozenset({"noise-ik", "noise-ikpsk2"})
 _JsonObject: TypeAlias = Mapping[str, Any]
 
-#: A message as it came. Known to be UTF-8.
-Message: TypeAlias = bytes | memoryview
+#: A message as it came.
+Message: TypeAlias = bytes | bytearray | memoryview
 
 
 class E2ee(msgspec.Struct, frozen=True, gc=False):
@@ -105,43 +105,52 @@ DaemonFrame: TypeAlias = E2ee | KeyExchangeResponse | KeyUpdateRequired | Pairin
 # -- the fast decode ------------------------------------------------------------------------------------
 
 
-class _StrictE2ee(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The members of an e2ee frame and no others. `ciphertext` stays raw: it is not copied."""
+class Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The members of an e2ee frame of the usual form, and no others."""
 
     type: Literal["e2ee"]
     version: Literal[2]
     profile: Literal["noise-ik", "noise-ikpsk2"]
-    sessionId: str
+    session_id: str = msgspec.field(name="sessionId")
     epoch: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
     seq: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
     iv: str
     tag: str
-    ciphertext: msgspec.Raw
+    ciphertext: str
 
 
-_strict_e2ee = msgspec.json.Decoder(_StrictE2ee).decode
+_envelope: Final = msgspec.json.Decoder(Envelope).decode
 
 
-def fast_e2ee(message: Message) -> E2ee | None:
+def fast_e2ee(message: Message) -> Envelope | None:
     """The frame when `message` is an e2ee frame of the usual form; None says nothing about it.
 
-    `message` must be known to be UTF-8: msgspec checks the syntax of what it skips, not its encoding.
+    `message` need not be known to be UTF-8: where it is not, this gives None, for every string in it is decoded.
     """
     try:
-        frame = _strict_e2ee(message)
+        frame = _envelope(message)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is a DecodeError
         return None
-    raw = memoryview(frame.ciphertext)
     # A text whose first character is plain and visible is not blank; anything else is the full validator's.
     if (
-        len(raw) < 3
-        or raw[0] != 0x22
-        or not 0x23 <= raw[1] <= 0x7E
-        or raw[1] == 0x5C
-        or not ("!" <= frame.sessionId < "\x7f" and "!" <= frame.iv < "\x7f" and "!" <= frame.tag < "\x7f")
+        "!" <= frame.session_id < "\x7f"
+        and "!" <= frame.iv < "\x7f"
+        and "!" <= frame.tag < "\x7f"
+        and "!" <= frame.ciphertext < "\x7f"
     ):
-        return None
-    return E2ee(frame.profile, frame.sessionId)
+        return frame
+    return None
+
+
+def is_utf8(message: Message) -> bool:
+    """Whether a message is text (RFC 6455 section 8.1)."""
+    if not isinstance(message, memoryview) and message.isascii():
+        return True
+    try:
+        str(message, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 # -- JSON as JavaScript reads it --------------------------------------------------------------------------
@@ -387,7 +396,7 @@ def decode_client(message: Message) -> ClientFrame | None:
     """The frame of a client's message (UTF-8), or None."""
     fast = fast_e2ee(message)
     if fast is not None:
-        return fast
+        return E2ee(fast.profile, fast.session_id)
     frame = _object(message)
     return None if frame is None else cast("ClientFrame | None", _by_type(frame, _CLIENT_RULES))
 
@@ -396,7 +405,7 @@ def decode_daemon(message: Message) -> DaemonFrame | None:
     """The frame of a daemon's message (UTF-8), or None."""
     fast = fast_e2ee(message)
     if fast is not None:
-        return fast
+        return E2ee(fast.profile, fast.session_id)
     frame = _object(message)
     if frame is None:
         return None

@@ -23,7 +23,7 @@ SLICES: Final = 8
 _LONGEST, _SHORTEST = 2.0, 0.05
 
 #: A tick that is later than this, seconds: the whole process stood still (a suspended machine, a stopped container).
-_STOOD_STILL: Final = 1.0
+STOOD_STILL: Final = 1.0
 
 
 class Heartbeat:
@@ -64,7 +64,7 @@ class Heartbeat:
             self._slice = -(-len(self._left) // SLICES) or 1
         now = self._clock.seconds()
         late, self._next_tick = now - self._next_tick, now + self._round / SLICES
-        if late > _STOOD_STILL:
+        if late > STOOD_STILL:
             self._forgive(late, now)
         due, self._left = self._left[: self._slice], self._left[self._slice :]
         for connection in due:

@@ -30,7 +30,7 @@ from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import FrameRates, Router
 from viewport_relay.routing.seat import Contested, Refused
 from viewport_relay.wire.elsewhere import Elsewhere
-from viewport_relay.wire.fastpath import release_buffers
+from viewport_relay.wire.fastpath import Judge, release_buffers
 from viewport_relay.wire.frames import (
     DaemonFrame,
     KeyExchangeInit,
@@ -41,7 +41,9 @@ from viewport_relay.wire.frames import (
     decode_daemon,
     decode_worker,
     fast_e2ee,
+    is_utf8,
 )
+from viewport_relay.wire.heartbeat import STOOD_STILL
 from viewport_relay.wire.link import ConnectionLink
 from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection
 from viewport_relay.wire.worker import WorkerTransport
@@ -177,24 +179,34 @@ class Hub:
         began = self.clock.seconds()
         _connection(holder).ping(began)
         deadline = began + self.config.pong_timeout_ms / 1000
-        self.clock.callLater(_CONTEST_POLL, self._contested, connection, peer, holder, began, deadline)
+        self._poll_contest(connection, peer, holder, began, deadline)
 
-    def _contested(
+    def _poll_contest(
         self, connection: Connection, peer: Peer, holder: Peer, began: float, deadline: float
     ) -> None:
-        seat = peer.target.seat
+        due = self.clock.seconds() + _CONTEST_POLL
+        self.clock.callLater(_CONTEST_POLL, self._contested, connection, peer, holder, began, deadline, due)
+
+    def _contested(
+        self, connection: Connection, peer: Peer, holder: Peer, began: float, deadline: float, due: float
+    ) -> None:
+        seat, now = peer.target.seat, self.clock.seconds()
         if connection.routed is not peer or seat.holder is peer:
             return  # gone, or seated meanwhile
         if peer not in seat.challengers:  # a higher generation sat down before it
             connection.end(Reason.STALE_DAEMON_GENERATION, delay=SEAT_CLOSE_DELAY)
+        elif seat.holder is holder and now - due > STOOD_STILL:
+            self._contest(connection, peer, holder)  # what it said meanwhile is not read yet: all over again
         elif seat.holder is not holder or _connection(holder).last_seen > began:
             seat.challengers.remove(peer)
             connection.end(Reason.DAEMON_ALREADY_CONNECTED, delay=SEAT_CLOSE_DELAY)
         else:
-            if self.clock.seconds() >= deadline:
+            if _connection(holder).paused:  # whom we do not read, no clock runs against
+                deadline += _CONTEST_POLL
+            elif now >= deadline:
                 self.counters.ws_stale_terminated += 1
                 _connection(holder).cut(Reason.PONG_TIMEOUT)  # leaves, and so seats the first who may sit
-            self.clock.callLater(_CONTEST_POLL, self._contested, connection, peer, holder, began, deadline)
+            self._poll_contest(connection, peer, holder, began, deadline)
 
     # -- going -----------------------------------------------------------------------------------------------
 
@@ -257,18 +269,18 @@ class Hub:
 
     # -- frames --------------------------------------------------------------------------------------------------
 
-    # The judges are closures, made once for a connection: on the way of every frame a method with its arguments
-    # bound costs a good deal more.
+    # Judges and counters are closures, made once for a connection: on the way of every frame a method with its
+    # arguments bound costs a good deal more.
 
-    def _client_judge(
-        self, connection: Connection, peer: Peer
-    ) -> Callable[[Message, float], Peer | Decision]:
-        client_frame = self.router.client_frame
+    def _client_judge(self, connection: Connection, peer: Peer) -> Judge:
+        client_e2ee, client_frame = self.router.client_e2ee, self.router.client_frame
 
-        def judge(message: Message, now: float) -> Peer | Decision:
-            frame = fast_e2ee(message)
-            if frame is not None:
-                return client_frame(peer, frame, now)
+        def judge(message: Message, now: float) -> Peer | Decision | None:
+            envelope = fast_e2ee(message)
+            if envelope is not None:
+                return client_e2ee(peer, envelope.profile, envelope.session_id, now)
+            if not is_utf8(message):
+                return None
             rare = decode_client(message)
             verdict = client_frame(peer, rare, now)
             if type(rare) is KeyExchangeInit and type(verdict) is Peer:
@@ -277,18 +289,21 @@ class Hub:
 
         return judge
 
-    def _daemon_judge(self, peer: Peer) -> Callable[[Message, float], Peer | Decision]:
-        daemon_rate, daemon_frame = self.router.daemon_rate, self.router.daemon_frame
+    def _daemon_judge(self, peer: Peer) -> Judge:
+        router = self.router
+        daemon_rate, daemon_e2ee = router.daemon_rate, router.daemon_e2ee
 
-        def judge(message: Message, now: float) -> Peer | Decision:
+        def judge(message: Message, now: float) -> Peer | Decision | None:
+            envelope = fast_e2ee(message)
+            if envelope is None and not is_utf8(message):
+                return None
             limited = daemon_rate(peer, now)
             if limited is not None:
                 return limited
-            frame = fast_e2ee(message)
-            if frame is not None:
-                return daemon_frame(peer, frame, now)
+            if envelope is not None:
+                return daemon_e2ee(peer, envelope.profile, envelope.session_id, now)
             rare = decode_daemon(message)
-            verdict = daemon_frame(peer, rare, now)
+            verdict = router.daemon_frame(peer, rare, now)
             if type(verdict) is Peer:
                 self.watch_answer(_connection(verdict), rare)
             return verdict

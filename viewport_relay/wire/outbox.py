@@ -58,7 +58,10 @@ class _Lane:
 
 @implementer(IPushProducer)
 class Outbox:
-    """The way out of one connection. `blocked` says that the transport has enough for now."""
+    """The way out of one connection. `blocked` says that the transport has enough for now.
+
+    Who sends to `ready` itself gives what the socket did not take to `write`, before anything else is sent.
+    """
 
     __slots__ = (
         "_direct",
@@ -72,6 +75,7 @@ class Outbox:
         "_turns",
         "blocked",
         "queued",
+        "ready",
     )
 
     def __init__(self, transport: Transport, on_resume: Callable[[], None]) -> None:
@@ -87,6 +91,8 @@ class Outbox:
         self._in_transport = 0  # at most so much was unsent in the transport when it blocked
         self.blocked = False
         self.queued = 0
+        #: The socket, while nothing waits and it may be written at once; None: `write` finds out.
+        self.ready: socket | None = None
         transport.registerProducer(self, True)
 
     @property
@@ -113,8 +119,8 @@ class Outbox:
             return
         if type(data) is Unsealed:
             data = self._seal(data)
-        sock, direct = self._socket, self._direct
-        if sock is not None and direct is not None and not direct.dataBuffer and not direct._tempDataLen:
+        sock = self.ready or self._emptied()
+        if sock is not None:
             try:
                 sent = sock.send(data)
             except OSError:
@@ -122,15 +128,23 @@ class Outbox:
             if sent == len(data):
                 return
             data = data[sent:]
+            self.ready = None
         self._in_transport = len(data)
         self._transport.write(bytes(data))
+
+    def _emptied(self) -> socket | None:
+        """The socket if it may be written, and the transport has sent all that it was given."""
+        direct = self._direct
+        if direct is not None and not direct.dataBuffer and not direct._tempDataLen:
+            self.ready = self._socket
+        return self.ready
 
     def write_last(self, data: bytes) -> None:
         """Send these bytes after everything that waits (a Close frame)."""
         if self.blocked or self._turns:
             self._last = data
         else:
-            self._transport.write(data)
+            self.write(data)
 
     def _wait(self, feeder: Feeder | None, data: bytes) -> None:
         lane = self._lanes.get(feeder)
@@ -167,6 +181,7 @@ class Outbox:
 
     def pauseProducing(self) -> None:
         self.blocked = True
+        self.ready = None
         self._in_transport += HIGH_WATER
 
     def resumeProducing(self) -> None:
@@ -199,7 +214,7 @@ class Outbox:
         lanes, self._lanes = self._lanes, {}
         self._turns.clear()
         self._last = None
-        self._socket = None
+        self._socket = self._direct = self.ready = None
         self.queued = 0
         self._in_transport = 0
         self.blocked = True

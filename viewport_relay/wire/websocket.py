@@ -13,19 +13,20 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, cast
 
-import autobahn.websocket.protocol as autobahn_protocol
 from attrs import frozen
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from viewport_relay.reasons import CloseCode, Reason
 from viewport_relay.routing.decisions import Decision
 from viewport_relay.routing.peer import Peer
-from viewport_relay.wire.fastpath import Reader, can_read_directly
-from viewport_relay.wire.frames import Message
+from viewport_relay.wire.fastpath import Judge, Reader, can_read_directly
+from viewport_relay.wire.frames import is_utf8
 from viewport_relay.wire.outbox import Outbox, Unsealed
 
 if TYPE_CHECKING:
@@ -52,10 +53,6 @@ _TURN: Final = object()
 
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
 
-# Autobahn formats all its options for a debug line on every connection, also when nobody listens: half of the
-# price of an upgrade. Its result is used for nothing else.
-autobahn_protocol.pformat = lambda _: ""
-
 
 def frame_header(opcode: int, length: int) -> bytes:
     """Header of an unfragmented, unmasked frame (RFC 6455 section 5.2)."""
@@ -75,16 +72,28 @@ class Ending:
     text: str
 
 
-class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
+class _Slots:
+    """Our attributes, which lie together in the object: in a dict with all of Autobahn's they would be slow and large."""
+
+    __slots__ = (
+        "_deadline", "_paused_by", "_pong_due", "_seal", "_when_lost", "announced", "connection_id",
+        "count_forwarded", "decide", "early", "ending", "ip", "is_daemon", "judge", "last_seen", "link",
+        "link_side", "lost", "noise", "now", "outbox", "pinged_at", "postponed", "reader", "receive",
+        "routed", "sealed", "subprotocol", "unanswered_since", "version",
+    )  # fmt: skip
+
+
+class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
     """An upgraded connection. It is created by the factory and adopted by the upgrade resource."""
 
     factory: ConnectionFactory
+    outbox: Outbox
     # Autobahn's own:
     current_frame: Any
     message_data: Any
 
     def __init__(self, connection_id: str, ip: str) -> None:
-        super().__init__()
+        # Without Autobahn's own, which makes two Deferreds and a description of the transport for who asks for them.
         self.connection_id = connection_id
         self.ip = ip
         self.version: str | None = None
@@ -93,7 +102,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         self.receive: Callable[[bytes], None] = self._ignore
         # For connections whose messages are routed: `judge` gives the receiver or a decision, which `decide`
         # carries out, and `count_forwarded` counts messages and their bytes. `receive` is then `_route`.
-        self.judge: Callable[[Message, float], Peer | Decision] | None = None
+        self.judge: Judge | None = None
         self.decide: Callable[[Peer | Decision, bytes], None] = self._undecided
         self.count_forwarded: Callable[[int, int], None] = self._uncounted
         self.is_daemon = False
@@ -123,6 +132,15 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         """Call this once, when the TCP connection is gone."""
         self._when_lost.append(callback)
 
+    def connectionMade(self) -> None:
+        # Autobahn's own describes the transport and itself in colours, for debug lines that nobody reads: most of
+        # the price of a connection. This is the part of it that sets up the protocol.
+        set_no_delay = getattr(self.transport, "setTcpNoDelay", None)
+        if set_no_delay is not None:
+            with suppress(OSError):  # a Unix socket has no such option
+                set_no_delay(True)
+        WebSocketProtocol._connectionMade(self)
+
     def adopt(self, response: bytes, subprotocol: str | None, *, link: bool = False) -> None:
         """Take over after the resource has admitted: send the 101 and be open (RFC 6455 section 4.2.2)."""
         now = self.factory.clock.seconds()
@@ -132,8 +150,8 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         )
         self.link = link
         self.outbox = Outbox(self.transport, self._resumed)
-        self.transport.write(response)
         self.reader = None if link or not self.factory.fast_path else self._fast_reader()
+        self.outbox.write(response)
         # What Autobahn's own succeedHandshake leaves behind.
         self.state = self.STATE_OPEN
         self.websocket_version = 13
@@ -153,7 +171,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
 
     def route(
         self,
-        judge: Callable[[Message, float], Peer | Decision],
+        judge: Judge,
         decide: Callable[[Peer | Decision, bytes], None],
         count_forwarded: Callable[[int, int], None],
         *,
@@ -236,8 +254,14 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
             to: Any = verdict.outlet
             if to.take(self, to.frame(message)):
                 self.count_forwarded(1, len(message))
+        elif verdict is None:
+            self.end_not_utf8()
         else:
             self.decide(verdict, message)
+
+    def end_not_utf8(self) -> None:
+        """A message was none that RFC 6455 section 8.1 allows."""
+        self.end(Reason.FRAME_NOT_UTF8, "a text message is not UTF-8")
 
     def _undecided(self, verdict: Peer | Decision, message: bytes) -> None:
         raise AssertionError("nobody carries out decisions yet")
@@ -250,7 +274,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
             return
         if self.link:
             self._link_message(payload, isBinary)
-        elif isBinary and not self.is_utf8(payload):
+        elif isBinary and not is_utf8(payload):
             self.end(Reason.FRAME_NOT_UTF8, "a binary message is not UTF-8")
         else:
             self.receive(payload)
@@ -265,21 +289,10 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
         message = link.noise.receive(payload)
         if message is None:
             return
-        if self.is_utf8(message):
+        if is_utf8(message):
             self.receive(message)
         else:
             self.end(Reason.FRAME_NOT_UTF8, "a frame on the link is not UTF-8")
-
-    @staticmethod
-    def is_utf8(payload: bytes) -> bool:
-        """Whether a message is text (RFC 6455 section 8.1)."""
-        if payload.isascii():
-            return True
-        try:
-            payload.decode("utf-8")
-        except UnicodeDecodeError:
-            return False
-        return True
 
     def onFrameData(self, payload: bytes) -> Any:
         # A control frame that is too long was refused by its header. Autobahn would keep what follows of it.
@@ -314,6 +327,16 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
             self._pong_due = payload  # RFC 6455 section 5.5.3: the most recent one is enough
         else:
             self.sendFrame(_PONG, payload)
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether the next byte begins a message, as far as Autobahn is concerned."""
+        return bool(
+            self.state == self.STATE_OPEN
+            and self.current_frame is None
+            and not self.inside_message
+            and not self.data
+        )
 
     # -- sending -----------------------------------------------------------------------------------------
 
@@ -571,9 +594,7 @@ class Connection(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is 
 class ConnectionFactory(WebSocketServerFactory):  # type: ignore[misc]  # Autobahn is not typed
     """Makes connections and knows them all. Options are the contract's; the handshake is the upgrade resource's."""
 
-    protocol = Connection
-
-    def __init__(self, clock: IReactorTime, hub: Hub) -> None:
+    def __init__(self, clock: IReactorTime, hub: Hub, protocol: type[Connection] = Connection) -> None:
         super().__init__(reactor=clock)
         self.clock = clock
         self.hub = hub
@@ -595,6 +616,15 @@ class ConnectionFactory(WebSocketServerFactory):  # type: ignore[misc]  # Autoba
         )
         self.resetProtocolOptions = None
         self.setProtocolOptions(maxMessagePayloadSize=self.frame_max_bytes)
+        self.protocol = self._with_options(protocol)
+
+    def _with_options(self, protocol: type[Connection]) -> type[Connection]:
+        """The same with our options as its attributes: Autobahn would copy them, two dozen, into each connection."""
+        options: dict[str, Any] = {"CONFIG_ATTRS": ()}
+        for name in protocol.CONFIG_ATTRS:
+            value = getattr(self, name)
+            options[name] = staticmethod(value) if callable(value) else value
+        return cast(type[Connection], type(protocol.__name__, (protocol,), options))
 
     def buildProtocol(self, addr: object) -> Connection:
         raise NotImplementedError("connections come through the upgrade resource: use `adopt`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,8 +138,9 @@ def is_utf8(message: bytes) -> bool:
 @given(st.one_of(st.one_of(near(), near(), members()).map(as_bytes), damaged()))
 def test_yes_is_what_the_rules_say(message: bytes) -> None:
     fast = fast_e2ee(message)
-    if fast is not None and is_utf8(message):
-        assert slowly(message) == fast
+    if fast is not None:
+        assert is_utf8(message)
+        assert slowly(message) == E2ee(fast.profile, fast.session_id)
 
 
 @settings(max_examples=200, deadline=None)
@@ -157,5 +159,34 @@ def test_the_usual_form_takes_the_fast_way() -> None:
             json.dumps(backwards, separators=(",", ":")),
             json.dumps(frame, indent=1),
         ):
-            assert fast_e2ee(text.encode()) == E2ee("noise-ik", "session-1")
-            assert fast_e2ee(bytearray(text.encode())) == E2ee("noise-ik", "session-1")
+            for message in (text.encode(), bytearray(text.encode()), memoryview(text.encode())):
+                fast = fast_e2ee(message)
+                assert fast is not None
+                assert (fast.profile, fast.session_id) == ("noise-ik", "session-1")
+
+
+PLACES = {"sessionId": b"session-1", "iv": b"aXYtaXYtaXYt", "tag": b"dGFnLXRhZw", "ciphertext": b"b3BhcXVl"}
+NOT_UTF8 = [
+    b"\x80",
+    b"\xff",
+    b"\xc0\x80",
+    b"\xc3",
+    b"\xe2\x82",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"\xf0\x80\x80\x80",
+]
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("wrong", NOT_UTF8, ids=bytes.hex)
+def test_what_is_not_utf8_is_never_fast(name: str, wrong: bytes) -> None:
+    """Wherever it stands, at an end of a string or within: nobody else looks at the encoding of a fast frame."""
+    value = PLACES[name]
+    message = json.dumps(example("e2ee")).encode()
+    assert fast_e2ee(message) is not None
+    for at in (0, 1, len(value) // 2, len(value)):
+        damaged_value = value[:at] + wrong + value[at:]
+        assert fast_e2ee(message.replace(value, damaged_value, 1)) is None
+        padded = value + b"A" * 70_000 + wrong + b"A" * at
+        assert fast_e2ee(message.replace(value, padded, 1)) is None
