@@ -8,6 +8,7 @@ then (reason, address), then the reason alone. Nothing here writes; the log asks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from attrs import define, frozen
@@ -62,6 +63,9 @@ class Folding:
         self._allowed = allowance or Allowance()
         # in each table the oldest window is first: dicts keep the order of insertion
         self._tables: tuple[dict[Source, Fold], ...] = ({}, {}, {})
+        # No window is over between these: nearly every question is answered by them.
+        self._asked = -math.inf
+        self._next_end = math.inf
 
     def counts(self, source: Source, level: Level, at: float) -> bool:
         """True when the entry was counted and must not be written."""
@@ -76,6 +80,7 @@ class Folding:
             if fold is None:
                 if len(table) < self._allowed.rows:
                     table[key] = Fold(key, level, at)
+                    self._next_end = min(self._next_end, at + self._allowed.window)
                 continue
             if fold.written >= allowed:
                 fold.first = fold.first or at
@@ -92,11 +97,17 @@ class Folding:
 
         A wall clock that was set back ends them too.
         """
+        if not everything and self._asked <= at < self._next_end:
+            self._asked = at
+            return
+        self._asked = at
         for table in self._tables:
             for key in list(_over(table, at, self._allowed.window, everything)):
                 fold = table.pop(key)
                 if fold.count:
                     yield fold
+        oldest = [next(iter(table.values())).opened for table in self._tables if table]
+        self._next_end = min(oldest, default=math.inf) + self._allowed.window
 
     def open(self) -> Iterator[Fold]:
         """What was counted so far in windows that still run."""

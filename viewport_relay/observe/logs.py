@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, Protocol
 
 from attrs import evolve
@@ -250,11 +252,22 @@ def _shorten(details: dict[str, Json]) -> None:
 def timestamp(at: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC with milliseconds and Z."""
     millis = round(at * 1000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(millis // 1000)) + f".{millis % 1000:03d}Z"
+    return f"{_second(millis // 1000)}.{millis % 1000:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
 
 
 def _dump(value: Json) -> str:
-    # ASCII only: terminal escapes, C1 controls and lone surrogates cannot reach a terminal or break a stream
+    # ASCII only: terminal escapes, C1 controls and lone surrogates cannot reach a terminal or break a stream. What
+    # nearly all entries are made of is put together here: the encoder sets itself up anew for each, for 9 µs.
+    if type(value) is str:
+        return encode_basestring_ascii(value)
+    if type(value) is dict:
+        members = [f"{encode_basestring_ascii(name)}:{_dump(item)}" for name, item in value.items()]
+        return f"{{{','.join(members)}}}"
     return _ENCODER.encode(value)
 
 

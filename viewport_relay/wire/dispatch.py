@@ -3,6 +3,8 @@
 Twisted's epoll reactor runs each handler inside a logging context, which names the connection in lines that the
 handler logs. Our log has its own way to name connections, and the context costs a tenth of a small frame's CPU. The
 handler that Twisted wraps catches and logs what goes wrong by itself, so nothing else is lost.
+
+It also knows where a turn ends, in which frames may be held back (`outbox.Turn`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import sys
 from typing import Any
 
 from twisted.python import log
+
+from viewport_relay.wire.outbox import TURN
 
 try:
     from twisted.internet.epollreactor import EPollReactor
@@ -47,22 +51,30 @@ def shorten_dispatch(reactor: Any) -> bool:
             if error.errno == errno.EINTR:
                 return
             raise
-        for descriptor, event in events:
-            selectable = selectables.get(descriptor)
-            if selectable is None:  # an earlier handler has closed it
-                continue
-            if event != select.EPOLLIN:
-                handle(selectable, descriptor, event)
-                continue
-            # What the handler does for nothing but input.
-            why: Any
-            try:
-                why = selectable.doRead()
-            except BaseException:  # as Twisted: whatever it was, it is logged and ends this connection alone
-                why = sys.exc_info()[1]
-                log.err()
-            if why:
-                disconnect(selectable, why, True)
+        TURN.running = len(events) > 1
+        try:
+            for descriptor, event in events:
+                selectable = selectables.get(descriptor)
+                if selectable is None:  # an earlier handler has closed it
+                    continue
+                if event != select.EPOLLIN:
+                    handle(selectable, descriptor, event)
+                    continue
+                # What the handler does for nothing but input.
+                why: Any
+                try:
+                    why = selectable.doRead()
+                except (
+                    BaseException
+                ):  # as Twisted: whatever it was, it is logged and ends this connection alone
+                    why = sys.exc_info()[1]
+                    log.err()
+                if why:
+                    disconnect(selectable, why, True)
+        finally:
+            if TURN.running:
+                TURN.running = False
+                TURN.send()
 
     reactor.doPoll = reactor.doIteration = do_poll  # type: ignore[method-assign]
     return True

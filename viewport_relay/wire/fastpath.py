@@ -52,8 +52,11 @@ _DRIPPING: Final = 1024
 #: those, and a read may hold tens of thousands.
 _DECISIONS: Final = 128
 
-#: Up to here a frame is copied behind its header, so that it can leave together with the next.
-_COPIED: Final = 4096
+#: Up to here a frame is copied behind its header, so that it can leave together with others.
+_COPIED: Final = 32_768
+
+#: Up to here headers are ready-made.
+_USUAL: Final = 4096
 
 
 def can_read_directly(transport: Any) -> bool:
@@ -77,7 +80,7 @@ def _header(length: int) -> bytes:
     return b"\x81\x7f" + length.to_bytes(8, "big")
 
 
-_HEADERS: Final = tuple(_header(length) for length in range(_COPIED + 1))
+_HEADERS: Final = tuple(_header(length) for length in range(_USUAL + 1))
 
 
 def _nothing(_: bytearray | memoryview) -> int:
@@ -225,19 +228,11 @@ class Reader:
             self._decide(verdict, message)
             return True
         to: Any = verdict.outlet
-        outbox = to.outbox
-        sock = outbox.ready
-        if sock is None or to.sealed or to.ending is not None:
+        if to.outbox.ready is None or to.sealed or to.ending is not None:
             if to.take(connection, to.frame(message)):
                 connection.count_forwarded(1, length)
             return True
-        data = _HEADERS[length] + message
-        try:
-            sent = sock.send(data)
-        except OSError:
-            sent = 0  # full, or broken: the outbox finds out which
-        if sent != len(data):
-            outbox.write(data[sent:], connection)
+        to.outbox.hold((_HEADERS[length] if length <= _USUAL else _header(length)) + message)
         connection.count_forwarded(1, length)
         return True
 
@@ -364,7 +359,7 @@ class Reader:
                     connection.count_forwarded(1, length)
                 continue
             size += length
-            batch.append(_HEADERS[length] + message)
+            batch.append((_HEADERS[length] if length <= _USUAL else _header(length)) + message)
         self._flush(receiver, batch, size)
         if at < end and not connection.lost:
             self._hand_on(bytes(_arena_view[at:end]))
@@ -375,8 +370,8 @@ class Reader:
         frames = len(batch)
         data = batch[0] if frames == 1 else b"".join(batch)
         connection, outbox = self._connection, receiver.outbox
-        if not outbox.blocked and receiver.ending is None:  # what `take` would find out
-            outbox.write(data, connection)
+        if outbox.ready is not None and receiver.ending is None:  # what `take` would find out
+            outbox.hold(data)
         elif not receiver.take(connection, data):
             return
         connection.count_forwarded(frames, size)

@@ -9,9 +9,11 @@ import os
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from viewport_relay.observe.folding import Allowance
-from viewport_relay.observe.logs import EventLog, timestamp
+from viewport_relay.observe.logs import EventLog, _dump, timestamp
 from viewport_relay.reasons import Reason
 
 
@@ -85,6 +87,19 @@ def test_one_entry_is_one_json_line_in_the_documented_form(log, stream):
 )
 def test_timestamps(at, shown):
     assert timestamp(at) == shown
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20)
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.text(max_size=12), _VALUES, max_size=6))
+def test_a_line_is_what_the_library_would_write(entry):
+    assert _dump(entry) == json.dumps(entry, separators=(",", ":"))
 
 
 def test_level_and_message_may_be_given_and_the_stream_has_its_least_level(stream, clock):

@@ -316,18 +316,21 @@ def test_answers_go_out_as_they_come(bench: Bench) -> None:
     assert [answer["requestId"] for answer in bench.worker.heard] == ["c", "a", "b"]
 
 
+def failed(status: int, reason: str) -> dict[str, Any]:
+    """The relay's own answer to the request "r"."""
+    return {
+        "type": "viewport.worker_transport.response/v1",
+        "requestId": "r",
+        "status": status,
+        "headers": {"content-type": "application/json"},
+        "body": f'{{"ok":false,"reason":"{reason}"}}',
+    }
+
+
 def test_a_denied_path_is_answered_and_never_asked(bench: Bench) -> None:
     bench.ask("r", OWN + "/../y")
     assert bench.client.calls == []
-    assert bench.worker.heard == [
-        {
-            "type": "viewport.worker_transport.response/v1",
-            "requestId": "r",
-            "status": 403,
-            "headers": {"content-type": "application/json"},
-            "body": '{"ok":false,"reason":"WORKER_TRANSPORT_PATH_DENIED"}',
-        }
-    ]
+    assert bench.worker.heard == [failed(403, "WORKER_TRANSPORT_PATH_DENIED")]
     assert bench.log.reasons() == ["WORKER_TRANSPORT_PATH_DENIED"]
 
 
@@ -337,15 +340,7 @@ def test_a_denied_path_is_answered_and_never_asked(bench: Bench) -> None:
 def test_a_failure_is_answered_502(bench: Bench, failure: Exception) -> None:
     bench.ask("r")
     bench.client.calls[0][2].errback(failure)
-    assert bench.worker.heard == [
-        {
-            "type": "viewport.worker_transport.response/v1",
-            "requestId": "r",
-            "status": 502,
-            "headers": {"content-type": "application/json"},
-            "body": '{"ok":false,"reason":"WORKER_TRANSPORT_FORWARD_FAILED"}',
-        }
-    ]
+    assert bench.worker.heard == [failed(502, "WORKER_TRANSPORT_FORWARD_FAILED")]
     assert bench.log.reasons() == ["WORKER_TRANSPORT_FORWARD_FAILED"]
     assert bench.counters.worker_requests_failed == 1
 

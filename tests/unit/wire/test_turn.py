@@ -1,0 +1,216 @@
+"""What is held back until the end of a reactor's turn: it leaves together, in order, and before whatever comes after it."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.task import Clock
+
+from tests.memorywire import MemoryTransport
+from viewport_relay.wire.dispatch import shorten_dispatch
+from viewport_relay.wire.outbox import MOST_HELD, TURN, Outbox
+
+
+class Counted:
+    """A socket that counts its sends."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self.real = real
+        self.sends = 0
+
+    def send(self, data: bytes) -> int:
+        self.sends += 1
+        return self.real.send(data)
+
+
+class Line:
+    """An outbox that writes to a real socket while that takes it, and to Twisted's transport when it does not."""
+
+    def __init__(self) -> None:
+        ours, self.peer = socket.socketpair()
+        ours.setblocking(False)
+        self.peer.setblocking(False)
+        self.sock: Any = Counted(ours)
+        self.kept = bytearray()  # what went to the transport
+        self.transport: Any = MemoryTransport(Clock(), self.kept.extend)
+        self.transport.protocol = self
+        self.transport.window = 0
+        self.outbox = Outbox(self.transport, lambda: None)
+        self.outbox.write_directly(self.transport, self.sock)
+
+    def connectionLost(self, reason: object) -> None:
+        self.outbox.stopProducing()
+
+    def got(self) -> bytes:
+        """What the other end has received so far."""
+        received = b""
+        while select.select([self.peer], [], [], 0)[0]:
+            received += self.peer.recv(1 << 20)
+        return received
+
+    def close(self) -> None:
+        self.sock.real.close()
+        self.peer.close()
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    line = Line()
+    line.outbox.write(b"hello")  # ready from now on
+    assert line.outbox.ready is line.sock and line.got() == b"hello"
+    line.sock.sends = 0
+    yield line
+    TURN.running = False
+    TURN.send()
+    line.close()
+
+
+def test_without_a_turn_everything_leaves_at_once(line: Line) -> None:
+    line.outbox.hold(b"a")
+    line.outbox.hold(b"b")
+    assert line.got() == b"ab" and line.sock.sends == 2
+
+
+def test_within_a_turn_it_leaves_together_at_the_end(line: Line) -> None:
+    TURN.running = True
+    for piece in (b"a", b"b", b"c"):
+        line.outbox.hold(piece)
+    assert line.got() == b"" and not line.outbox.idle
+    TURN.send()
+    assert line.got() == b"abc" and line.sock.sends == 1 and line.outbox.idle
+
+
+def test_whatever_is_written_otherwise_comes_after_it(line: Line) -> None:
+    TURN.running = True
+    line.outbox.hold(b"a")
+    line.outbox.write(b"b")
+    assert line.got() == b"ab"
+    line.outbox.hold(b"c")
+    line.outbox.write_last(b"d")
+    assert line.got() == b"cd"
+    TURN.send()
+    assert line.got() == b""
+
+
+def test_what_is_held_is_bounded(line: Line) -> None:
+    TURN.running = True
+    line.outbox.hold(b"x" * (MOST_HELD - 1))
+    assert line.sock.sends == 0
+    line.outbox.hold(b"y")
+    assert line.sock.sends == 1 and TURN.held == 0
+
+
+def test_a_lost_connection_takes_it_along(line: Line) -> None:
+    TURN.running = True
+    line.outbox.hold(b"a")
+    line.outbox.stopProducing()
+    TURN.send()
+    assert line.got() == b""
+
+
+def test_what_the_socket_does_not_take_goes_to_the_transport(line: Line) -> None:
+    TURN.running = True
+    line.outbox.hold(b"x" * (MOST_HELD - 1))
+    line.outbox.write(b"")
+    while line.outbox.ready is not None:
+        line.outbox.write(b"x" * 60_000)
+    before = len(line.got())
+    line.transport.window = 1 << 30
+    while line.transport.turn():
+        pass
+    assert line.kept and not line.kept.strip(b"x") and before
+
+
+Step = st.tuples(st.sampled_from(["hold", "write", "turn"]), st.integers(1, 3))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(Step, max_size=30))
+def test_order_is_kept_whatever_is_mixed(steps: list[tuple[str, int]]) -> None:
+    line = Line()
+    line.outbox.write(b"")
+    sent = b""
+    try:
+        TURN.running = True
+        for number, (kind, size) in enumerate(steps):
+            data = b"%03d" % number * size
+            if kind == "turn":
+                TURN.send()
+            elif kind == "write":
+                line.outbox.write(data)
+                sent += data
+            else:
+                line.outbox.hold(data)
+                sent += data
+        TURN.running = False
+        TURN.send()
+        assert line.got() == sent
+    finally:
+        TURN.running = False
+        line.close()
+
+
+class Selectable:
+    """Something that the reactor reads; each read holds a frame for the line."""
+
+    def __init__(self, line: Line, name: bytes, fault: Exception | None = None) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.line, self.name, self.fault = line, name, fault
+        self.seen: list[bytes] = []
+
+    def fileno(self) -> int:
+        return self.ours.fileno()
+
+    def doRead(self) -> None:
+        self.ours.recv(10)
+        self.line.outbox.hold(self.name)
+        self.seen.append(self.line.got())
+        if self.fault is not None:
+            raise self.fault
+
+    def connectionLost(self, reason: object) -> None: ...
+
+    def logPrefix(self) -> str:
+        return "test"
+
+
+@pytest.mark.parametrize("fault", [None, ValueError("of a handler")])
+def test_the_reactor_s_turn_is_one_round_of_its_sockets(line: Line, fault: Exception | None) -> None:
+    reactor = EPollReactor()
+    errors: list[Any] = []
+    if fault is not None:
+        from twisted.python import log
+
+        log.addObserver(errors.append)
+    try:
+        assert shorten_dispatch(reactor)
+        readers = [Selectable(line, b"a"), Selectable(line, b"b", fault), Selectable(line, b"c")]
+        for reader in readers:
+            reactor.addReader(reader)  # type: ignore[arg-type]  # what the reactor needs of one is here
+            reader.theirs.send(b"!")
+        reactor.doIteration(0)
+        assert sorted(line.got()) == sorted(b"abc") and line.sock.sends == 1
+        assert [reader.seen for reader in readers] == [[b""]] * 3
+        assert not TURN.running
+        reactor.removeAll()
+        # One socket alone: nothing to wait for.
+        alone = Selectable(line, b"d")
+        reactor.addReader(alone)  # type: ignore[arg-type]
+        alone.theirs.send(b"!")
+        reactor.doIteration(0)
+        assert alone.seen == [b"d"] and line.sock.sends == 2
+        assert bool(errors) is (fault is not None)
+    finally:
+        if fault is not None:
+            log.removeObserver(errors.append)
+        reactor.removeAll()
+        for reader in readers:
+            reader.ours.close()
+            reader.theirs.close()
