@@ -68,6 +68,7 @@ def is_trusted(peer_ip: str, trusted: tuple[Network, ...]) -> bool:
     return address is not None and _is_in(address, trusted)
 
 
+@lru_cache(maxsize=4096)
 def counted_as(address: str) -> str:
     """What limits count an address as: IPv4 as it is, IPv6 by its /64, which is one subscriber's."""
     parsed = parse_address(address)

@@ -9,11 +9,11 @@ Equal questions at the same time share one request. What an answer means is `ver
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+import msgspec
 from attrs import evolve, field, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -117,7 +117,7 @@ class PlatformValidator:
         question = {"relayToken": token, "role": query.role.value, "workspaceId": query.workspace_id}
         if query.runtime_target_id is not None:
             question["runtimeTargetId"] = query.runtime_target_id
-        body = json.dumps(question, separators=(",", ":")).encode("ascii")
+        body = msgspec.json.encode(question)
         began = self._clock.seconds()
         try:
             answer = await self._http.ask(self._call, body)

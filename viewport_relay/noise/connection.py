@@ -9,7 +9,7 @@ from __future__ import annotations
 from viewport_relay.noise.exchange import ExchangeWatch
 from viewport_relay.noise.link import KeyUsed, LinkResponder
 from viewport_relay.noise.machine import LINK_MACHINE, LinkCore, LinkPeer
-from viewport_relay.reasons import Refusal
+from viewport_relay.reasons import Reason, Refusal
 
 
 class ConnectionNoise:
@@ -19,47 +19,53 @@ class ConnectionNoise:
     that is refused. Call `begin` once the connection is open.
     """
 
-    __slots__ = ("_core", "_exchange", "_machine", "_required")
+    __slots__ = ("_core", "_exchange", "_let_in", "_machine", "_peer", "_required")
 
     def __init__(
         self, peer: LinkPeer, link: LinkResponder | None = None, *, link_required: bool = False
     ) -> None:
-        self._core = LinkCore(peer, link)
-        self._machine = LINK_MACHINE(self._core)
+        self._peer = peer
+        # Without a link there is no handshake, and so no machine.
+        self._core = None if link is None else LinkCore(peer, link)
+        self._machine = None if self._core is None else LINK_MACHINE(self._core)
         self._required = link_required
+        self._let_in = False  # a peer without a link, which has not left
         self._exchange: ExchangeWatch | None = None
 
     def begin(self) -> None:
         """Start. Without a link, `established` or `fail` is called on the peer before this returns."""
-        if self._core.link is not None:
+        if self._core is not None:
             return
         if self._required:
-            self._machine.link_required()
+            refusal = Refusal(Reason.NOISE_LINK_REQUIRED, "the peer offered no viewport.noise-link.v1")
+            self._peer.fail(refusal.reason, refusal.detail, refusal.details)
         else:
-            self._machine.link_not_offered()
+            self._let_in = True
+            self._peer.established(None)
 
     # -- what the wire asks --------------------------------------------------------------------------------------
 
     @property
     def has_link(self) -> bool:
         """Whether the connection speaks the link, so that all its messages are binary and sealed."""
-        return self._core.link is not None
+        return self._core is not None
 
     @property
     def established(self) -> bool:
         """Whether the peer may take part in routing (and is not closed)."""
-        return self._core.established and not self._core.closed
+        core = self._core
+        return self._let_in if core is None else core.established and not core.closed
 
     @property
     def label(self) -> str:
         """ "none", "IK" or "IKpsk2", for metrics and `/state`."""
-        link = self._core.link
-        return "none" if link is None or link.pattern is None else link.pattern.label
+        pattern = None if self._core is None else self._core.link.pattern
+        return "none" if pattern is None else pattern.label
 
     @property
     def key_used(self) -> KeyUsed | None:
         """Which of the relay's keys the peer used; None before message 1 and without a link."""
-        return None if self._core.link is None else self._core.link.key_used
+        return None if self._core is None else self._core.link.key_used
 
     @property
     def exchange(self) -> ExchangeWatch:
@@ -75,16 +81,16 @@ class ConnectionNoise:
 
         None means that the handshake took it, or that the link failed and `fail` was called on the peer.
         """
-        core = self._core
-        if core.closed or core.link is None:
+        core, machine = self._core, self._machine
+        if core is None or machine is None or core.closed:
             return None
         if core.link.records is None:
-            self._machine.message(data)
+            machine.message(data)
             return None
         try:
             return core.link.records.decrypt_message(data)
         except Refusal as refusal:
-            self._machine.broken(refusal)
+            machine.broken(refusal)
             return None
 
     def seal(self, frame: bytes) -> bytes | None:
@@ -93,28 +99,33 @@ class ConnectionNoise:
         Works until the object is dropped, so that what is queued can still go out while the relay closes. Messages
         must be sent in the order in which they were sealed.
         """
-        core = self._core
-        if core.link is None or core.link.records is None:
+        core, machine = self._core, self._machine
+        if core is None or machine is None or core.link.records is None:
             return None
         try:
             return core.link.records.encrypt_frame(frame)
         except Refusal as refusal:
-            self._machine.broken(refusal)
+            machine.broken(refusal)
             return None
 
     def text_message(self) -> None:
         """A text message came on a link."""
-        if self._core.link is not None:
+        if self._machine is not None:
             self._machine.text_message()
 
     def timeout(self) -> None:
         """RELAY_NOISE_TIMEOUT_MS are over; harmless once established, so a sweep may call it for anybody."""
-        self._machine.timeout()
+        if self._machine is not None:
+            self._machine.timeout()
 
     def peer_gone(self) -> None:
         """The connection is lost or closed by the peer."""
-        self._machine.peer_gone()
+        self._let_in = False
+        if self._machine is not None:
+            self._machine.peer_gone()
 
     def relay_closes(self) -> None:
         """The relay closes the connection for another reason (drain, routing): no verdict on the handshake."""
-        self._machine.relay_closes()
+        self._let_in = False
+        if self._machine is not None:
+            self._machine.relay_closes()

@@ -25,7 +25,7 @@ _INTRODUCTION = """\
 Made from the machine in `viewport_relay/noise/machine.py` by `python -m viewport_relay.noise.diagram docs/topics`;
 edits here are lost. The same drawing for Graphviz: `noise-machine.dot` (`dot -Tsvg noise-machine.dot`).
 
-One such machine stands beside every connection. `closed` ignores whatever still comes. A pair of state and input
+One such machine stands beside every connection that offered the link. `closed` ignores whatever still comes. A pair of state and input
 that is in no row cannot happen; the tests try each one.
 """
 

@@ -3,8 +3,7 @@
     awaiting -> message_1_read -> message_2_sent -> confirmed -> established -> closed
 
 `docs/topics/noise-machine.md` is drawn from this machine. It knows no transport, no clock and no log: it is told
-what came, and tells a `LinkPeer` what to do. A connection without a link goes from awaiting straight to
-established. `connection` is the door through which the wire uses it; records on an established link do not pass
+what came, and tells a `LinkPeer` what to do. A connection without a link has none. `connection` is the door through which the wire uses it; records on an established link do not pass
 through the machine (that would double their cost), only one that is refused does.
 
 What the peer may be told is the reason's own text; details are for the log.
@@ -41,29 +40,16 @@ class LinkPeer(Protocol):
 
 @define(eq=False)
 class LinkCore:
-    """What the transitions work on. `link` is None when the peer offered none."""
+    """What the transitions work on."""
 
     peer: LinkPeer
-    link: LinkResponder | None
+    link: LinkResponder
     established: bool = False
     closed: bool = False
-
-    def responder(self) -> LinkResponder:
-        """The link, in the states that exist only with one."""
-        if self.link is None:
-            raise RuntimeError("a connection without a link has no handshake")
-        return self.link
 
 
 class LinkInputs(Protocol):
     """All that can happen to the machine."""
-
-    # -- at the start, when no link was offered
-    def link_not_offered(self) -> None:
-        """RELAY_NOISE_LINK lets the peer in without one."""
-
-    def link_required(self) -> None:
-        """RELAY_NOISE_LINK=required."""
 
     # -- from outside
     def message(self, data: bytes) -> None:
@@ -130,21 +116,10 @@ def _fail(core: LinkCore, refusal: Refusal) -> None:
 # -- awaiting ------------------------------------------------------------------------------------------------------
 
 
-@awaiting.upon(LinkInputs.link_not_offered).to(established)
-def establish_without_link(inputs: LinkInputs, core: LinkCore) -> None:
-    core.established = True
-    core.peer.established(None)
-
-
-@awaiting.upon(LinkInputs.link_required).to(closed)
-def refuse_without_link(inputs: LinkInputs, core: LinkCore) -> None:
-    _fail(core, Refusal(Reason.NOISE_LINK_REQUIRED, "the peer offered no viewport.noise-link.v1"))
-
-
 @awaiting.upon(LinkInputs.message).loop()
 def judge_message_1(inputs: LinkInputs, core: LinkCore, data: bytes) -> None:
     try:
-        core.responder().read_message_1(data)
+        core.link.read_message_1(data)
     except Refusal as refusal:
         if refusal.reason is Reason.NOISE_INVALID_PSK:
             inputs.wrong_pattern(refusal)
@@ -159,7 +134,7 @@ def judge_message_1(inputs: LinkInputs, core: LinkCore, data: bytes) -> None:
 @awaiting.upon(LinkInputs.message_1_good).to(message_1_read)
 def judge_static_key(inputs: LinkInputs, core: LinkCore) -> None:
     try:
-        core.responder().check_static_key()
+        core.link.check_static_key()
     except Refusal as refusal:
         inputs.wrong_static_key(refusal)
     else:
@@ -195,7 +170,7 @@ def fail_no_message_1(inputs: LinkInputs, core: LinkCore) -> None:
 
 @message_1_read.upon(LinkInputs.static_key_good).to(message_2_sent)
 def send_message_2(inputs: LinkInputs, core: LinkCore) -> None:
-    core.peer.send(core.responder().write_message_2())
+    core.peer.send(core.link.write_message_2())
 
 
 @message_1_read.upon(LinkInputs.message).to(closed)
@@ -209,7 +184,7 @@ def fail_out_of_turn(inputs: LinkInputs, core: LinkCore, data: bytes) -> None:
 @message_2_sent.upon(LinkInputs.message).loop()
 def judge_confirm(inputs: LinkInputs, core: LinkCore, data: bytes) -> None:
     try:
-        core.responder().read_confirm(data)
+        core.link.read_confirm(data)
     except Refusal as refusal:
         if refusal.reason is Reason.NOISE_INVALID_PSK:
             inputs.wrong_psk(refusal)
@@ -221,7 +196,7 @@ def judge_confirm(inputs: LinkInputs, core: LinkCore, data: bytes) -> None:
 
 @message_2_sent.upon(LinkInputs.text_message).to(closed)
 def fail_text_for_confirm(inputs: LinkInputs, core: LinkCore) -> None:
-    _fail(core, core.responder().confirm_refused("it is a text message"))
+    _fail(core, core.link.confirm_refused("it is a text message"))
 
 
 @message_2_sent.upon(LinkInputs.timeout).to(closed)
@@ -233,7 +208,7 @@ def fail_no_confirm(inputs: LinkInputs, core: LinkCore) -> None:
 def note_early_leave(inputs: LinkInputs, core: LinkCore) -> None:
     # Under IKpsk2 a peer with another secret cannot read message 2, and leaves. Under IK it is a lost connection.
     core.closed = True
-    if core.responder().pattern is Pattern.IKPSK2:
+    if core.link.pattern is Pattern.IKPSK2:
         core.peer.note(
             Reason.NOISE_INVALID_PSK, "the peer left after message 2 of IKpsk2 (another pairing secret?)", {}
         )
@@ -242,7 +217,7 @@ def note_early_leave(inputs: LinkInputs, core: LinkCore) -> None:
 @message_2_sent.upon(LinkInputs.confirm_good).to(confirmed)
 def establish(inputs: LinkInputs, core: LinkCore) -> None:
     core.established = True
-    core.peer.established(core.responder().pattern)
+    core.peer.established(core.link.pattern)
     inputs.admitted()
 
 

@@ -169,9 +169,12 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= 309 else float("inf")
 
 
+_json: Final = json.JSONDecoder(parse_constant=_no_constant, parse_int=_integer)
+
+
 def parse_json(text: str) -> Any:
     """Any JSON value. Raises ValueError for what is not JSON, RecursionError for what nests too deep."""
-    return json.loads(text, parse_constant=_no_constant, parse_int=_integer)
+    return _json.decode(text)
 
 
 def as_integer(value: object) -> int | None:

@@ -19,7 +19,7 @@ from zope.interface import implementer
 HIGH_WATER: Final = 65_536
 
 #: Most bytes that are held until the end of a turn, for all receivers together.
-MOST_HELD: Final = 65_536
+MOST_HELD: Final = 262_144
 
 
 class Turn:

@@ -57,8 +57,6 @@ QUIET: list[tuple[str, Any]] = []
 GIVEN_FAILS = fails(GIVEN.reason)
 #: (state, input) -> where it ends once all that it sets off is over, and what the connection was told
 EXPECTED: dict[tuple[str, str], tuple[str, list[tuple[str, Any]]]] = {
-    ("awaiting", "link_not_offered"): ("established", [("established", None)]),
-    ("awaiting", "link_required"): fails(Reason.NOISE_LINK_REQUIRED),
     ("awaiting", "message"): ("message_2_sent", [("send", b"message 2")]),
     ("awaiting", "text_message"): fails(MALFORMED),
     ("awaiting", "timeout"): fails(TIMEOUT),
@@ -202,9 +200,3 @@ def test_a_connection_may_end_from_within_established(inside: str) -> None:
     running.message(b"confirm")
     assert now(running) == "closed" and leaving.admitted == [Pattern.IKPSK2] and core.closed
     assert leaving.reason is (DECRYPT if inside == "text_message" else None) and told(peer) == []
-
-
-def test_a_handshake_without_a_link_is_a_fault_of_the_code() -> None:
-    running = LINK_MACHINE(LinkCore(Recorder(), None))
-    with pytest.raises(RuntimeError):
-        running.message(b"data")
