@@ -40,8 +40,10 @@ SAMPLE_EVERY: Final = 64
 #: Bytes of frames to one receiver that leave in one write. Where a daemon is slow its feeders take turns, a write each.
 MOST_TOGETHER: Final = 65_536
 
-_arena: Final = bytearray(ARENA_SIZE)
+#: A long frame may stand behind what was read before it; pages that are not used take no memory.
+_arena: Final = bytearray(ARENA_SIZE + 1_048_576 + 4096)
 _arena_view: Final = memoryview(_arena)
+_one_read: Final = _arena_view[:ARENA_SIZE]
 _unmask: Final = unmasker(_arena)
 
 #: A frame no longer than this comes in one piece, or two. In more pieces it drips, and is left to Autobahn, which checks
@@ -52,8 +54,15 @@ _DRIPPING: Final = 1024
 #: those, and a read may hold tens of thousands.
 _DECISIONS: Final = 128
 
+#: A longer frame that is not there yet gets a buffer of its own.
+_LONG: Final = ARENA_SIZE // 4
+
 #: Up to here a frame is copied behind its header, so that it can leave together with others.
 _COPIED: Final = 32_768
+
+#: The first byte of a Close frame, and how long its payload may be: nothing, or a code and a reason.
+_CLOSE: Final = 0x88
+_CLOSE_LENGTHS: Final = frozenset((0, *range(2, 126)))
 
 #: Up to here headers are ready-made.
 _USUAL: Final = 4096
@@ -176,9 +185,9 @@ class Reader:
             if long is not None:
                 got = self._receive(long.view[long.have : long.total])
             elif kept:
-                got = self._receive(_arena_view[kept:])
+                got = self._receive(_arena_view[kept:ARENA_SIZE])
             else:
-                got = self._receive(_arena)
+                got = self._receive(_one_read)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
@@ -243,10 +252,21 @@ class Reader:
             self._connection.decide(verdict, bytes(message))
 
     def _hand_on(self, data: bytes) -> None:
-        """Autobahn's from here on, until it is between two messages again."""
+        """Autobahn's from here on, until it is between two messages again; but for the usual good-bye."""
         connection = self._connection
-        connection.autobahn_received(data)
+        if not (self._between and data[0] == _CLOSE and self._close(data)):
+            connection.autobahn_received(data)
         self._between = connection.between_messages
+
+    def _close(self, data: bytes) -> bool:
+        """Pass on a Close frame that came whole and alone; False: it is none. What it means is Autobahn's to say."""
+        length = len(data) - 6
+        if length not in _CLOSE_LENGTHS or data[1] != 0x80 | length:
+            return False
+        payload = bytes(data[6 + at] ^ data[2 + at % 4] for at in range(length))
+        code = int.from_bytes(payload[:2], "big") if payload else None
+        self._connection.onCloseFrame(code, payload[2:] or None)
+        return True
 
     def _sample(self) -> None:
         """Note how long this read took, from the socket to the receivers' sockets."""
@@ -315,17 +335,19 @@ class Reader:
                     break
             start = at + head
             stop = start + length
+            if left >= head and head + length > _LONG and end < stop <= len(_arena):
+                end += self._rest(end, stop)
             if stop > end or left < head:
                 if again and at == 0 and head <= left and length <= _DRIPPING:
                     break
-                if left >= head and head + length > ARENA_SIZE // 4:
+                if left >= head and head + length > _LONG:
                     self._long = _LongFrame(head, head + length, _arena_view[at:end])
                 else:
                     self._stash = bytes(_arena_view[at:end])
                 at = end
                 break
             _unmask(start, length)
-            message = _arena[start:stop]
+            message: Message = _arena_view[start:stop] if length > _COPIED else _arena[start:stop]
             at = stop
             verdict = judge(message, connection.now)
             if type(verdict) is not Peer:
@@ -363,6 +385,16 @@ class Reader:
         self._flush(receiver, batch, size)
         if at < end and not connection.lost:
             self._hand_on(bytes(_arena_view[at:end]))
+
+    def _rest(self, end: int, stop: int) -> int:
+        """Bytes that have come meanwhile for the frame that ends at `stop`, read behind what is there.
+
+        While a long frame is in the caches, it is the time for all that is to be done with it.
+        """
+        try:
+            return self._receive(_arena_view[end:stop])
+        except OSError:  # nothing there, or broken: the next read tells
+            return 0
 
     def _flush(self, receiver: Connection | None, batch: list[bytes], size: int) -> None:
         if receiver is None or not batch:
