@@ -22,6 +22,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+pytest_plugins = ["tests.drill.fixtures"]
+
 #: marker -> the program it stands for, and the Debian package that has it
 PROGRAMS = {
     "redis": ("redis-server", "redis-server"),
@@ -30,6 +32,10 @@ PROGRAMS = {
     "promtool": ("promtool", "prometheus"),
     "node": ("node", "nodejs"),
     "systemd": ("systemd-analyze", "systemd"),
+    "image": ("mmdebstrap", "mmdebstrap"),
+    "nginx": ("nginx", "nginx-light"),
+    "caddy": ("caddy", "caddy"),
+    "haproxy": ("haproxy", "haproxy"),
 }
 
 #: Seconds that an async test may take. Long: it is for what hangs, not for what is slow on a loaded machine.

@@ -92,8 +92,8 @@ class FrameReader:
         return frames
 
 
-class _Reactor:
-    """What `FileDescriptor` asks of a reactor: who wants to read and write."""
+class Poll:
+    """What a transport asks of a reactor: who wants to read and write."""
 
     def __init__(self) -> None:
         self.reading: set[object] = set()
@@ -117,7 +117,7 @@ class MemoryTransport(FileDescriptor):
     """One end of a connection. `taken` gets what the other end takes; `window` is how much that still may be."""
 
     def __init__(self, clock: Clock, taken: Callable[[bytes], None]) -> None:
-        self._poll = _Reactor()
+        self._poll = Poll()
         FileDescriptor.__init__(self, self._poll)  # type: ignore[arg-type]
         self._clock = clock
         self._taken = taken

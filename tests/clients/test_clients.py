@@ -20,19 +20,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from tests.drill.certificates import PrivateCa
+from tests.drill.certificates import Identity
 from tests.drill.peer import Peer, e2ee, kex_init, kex_response
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running
 from tests.integration.webdriver import Browser
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def platform() -> Iterator[FaultyPlatform]:
-    with FaultyPlatform() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -173,16 +167,16 @@ def test_node_ws_sees_refusals(
 
 @pytest.mark.node
 def test_node_ws_over_tls(node: Node, platform: FaultyPlatform, tmp_path: Path) -> None:
-    ca = PrivateCa(tmp_path)
-    certificate, key, _ = ca.issue("relay")
-    settings = {"RELAY_TLS_CERT_PATH": str(certificate), "RELAY_TLS_KEY_PATH": str(key)}
+    ca = Identity.self_signed("test CA")
+    files = ca.issue("relay", "localhost").write(tmp_path, "relay")
+    settings = {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
     with running(platform.environment() | settings, tls=ca.context()) as relay:
         daemon = Peer.daemon(relay, platform, "w", "t")
         token = platform.token("client", "w", "t")
         to = address(relay, "client", "w", "wss")
         node.tell(open=to, options={"headers": {"Authorization": f"Bearer {token}"}})
         assert "certificate" in node.said("failed")["failed"]
-        options = {"headers": {"Authorization": f"Bearer {token}"}, "ca": ca.path.read_text()}
+        options = {"headers": {"Authorization": f"Bearer {token}"}, "ca": ca.cert_pem.decode()}
         node.tell(open=to, options=options)
         assert node.said("opened", "failed") == {"opened": "", "extensions": ""}
         node.tell(send=kex_init("tls-1"))
@@ -232,9 +226,9 @@ def test_python_websockets_sees_refusals(relay: Relay, platform: FaultyPlatform)
 
 
 def test_python_websockets_over_tls(platform: FaultyPlatform, tmp_path: Path) -> None:
-    ca = PrivateCa(tmp_path)
-    certificate, key, _ = ca.issue("relay", "rsa")
-    settings = {"RELAY_TLS_CERT_PATH": str(certificate), "RELAY_TLS_KEY_PATH": str(key)}
+    ca = Identity.self_signed("test CA")
+    files = ca.issue("relay", "localhost", kind="rsa").write(tmp_path, "relay")
+    settings = {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
     with running(platform.environment() | settings, tls=ca.context()) as relay:
         headers = {"Authorization": f"Bearer {platform.token('workspace-daemon', 'w', 't')}"}
         to = address(relay, "workspace-daemon", "w", "wss")

@@ -1,23 +1,44 @@
-"""A private CA for tests, and certificates of it for `localhost`."""
+"""Certificates for tests: a private CA and what it issues, as objects, as PEM and as files.
+
+ca = Identity.self_signed("test CA")
+server = ca.issue("server", "localhost", "127.0.0.1")
+files = server.write(folder, "server")
+ssl_context = ca.context()                  # trusts this CA alone
+"""
 
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import os
 import ssl
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from attrs import frozen
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+)
 from cryptography.x509.oid import NameOID
+from twisted.internet import ssl as _twisted_ssl
 
 Kind = Literal["rsa", "ecdsa"]
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
-#: What strict verification (the default from Python 3.13 on) wants of a CA, RFC 5280 section 4.2.1.3.
-CA_USAGE = x509.KeyUsage(
-    digital_signature=False,
+_twisted: Any = _twisted_ssl
+_DAY = datetime.timedelta(days=1)
+
+#: What strict verification (the default from Python 3.13 on) wants of a CA, RFC 5280 section 4.2.1.3; and for those that
+#: serve with it themselves, a signature.
+_CA_USAGE = x509.KeyUsage(
+    digital_signature=True,
     content_commitment=False,
     key_encipherment=False,
     data_encipherment=False,
@@ -29,67 +50,115 @@ CA_USAGE = x509.KeyUsage(
 )
 
 
-class PrivateCa:
-    """Issues into `folder`; `context` trusts this CA alone."""
+@frozen
+class Files:
+    """Paths of a certificate and its key, PEM."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "drill CA")])
-        self.certificate = self._sign(self._name, self._key.public_key(), ca=True)
-        self.path = folder / "ca.pem"
-        self.path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+    cert: str
+    key: str
 
-    def _sign(self, subject: x509.Name, public: object, *, ca: bool) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(public)  # type: ignore[arg-type]
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=2))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)  # type: ignore[arg-type]
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
-        )
-        if ca:
-            builder = builder.add_extension(CA_USAGE, critical=True)
-        else:
-            builder = builder.add_extension(
-                x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
-            )
-        return builder.sign(self._key, hashes.SHA256())
 
-    def issue(
-        self, name: str, kind: Kind = "ecdsa", passphrase: bytes | None = None
-    ) -> tuple[Path, Path, int]:
-        """Paths of certificate and key, which are replaced in one step each; and the serial number."""
-        key = (
+@frozen
+class Identity:
+    """A certificate and its key."""
+
+    certificate: x509.Certificate
+    key: Key
+
+    @classmethod
+    def self_signed(cls, label: str, *names: str, days: float = 1) -> Identity:
+        """A CA; for these host names and addresses it can serve itself. It ends `days` from now (negative: has ended)."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(label, names, key, days).issuer_name(_name(label))
+        return cls(_signed(builder, key, ca=True), key)
+
+    def issue(self, label: str, *names: str, kind: Kind = "ecdsa", days: float = 1) -> Identity:
+        """A certificate of this CA for these host names and addresses, as server and as client."""
+        key: Key = (
             ec.generate_private_key(ec.SECP256R1())
             if kind == "ecdsa"
             else rsa.generate_private_key(public_exponent=65537, key_size=2048)
         )
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-        certificate = self._sign(subject, key.public_key(), ca=False)
-        protection = (
-            serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+        builder = _builder(label, names, key, days).issuer_name(self.certificate.subject)
+        return Identity(_signed(builder, self.key, ca=False), key)
+
+    @property
+    def serial(self) -> int:
+        return self.certificate.serial_number
+
+    @property
+    def cert_pem(self) -> bytes:
+        return self.certificate.public_bytes(Encoding.PEM)
+
+    def key_pem(self, passphrase: bytes | None = None) -> bytes:
+        hidden: KeySerializationEncryption = (
+            BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
         )
-        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
-        paths = self.folder / f"{name}.crt", self.folder / f"{name}.key"
-        for path, text in zip(
-            paths, (certificate.public_bytes(serialization.Encoding.PEM), pem), strict=True
-        ):
-            fresh = path.with_suffix(path.suffix + ".new")
-            fresh.write_bytes(text)
-            os.replace(fresh, path)
-        return *paths, certificate.serial_number
+        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, hidden)
+
+    def write(self, folder: Path, name: str, passphrase: bytes | None = None) -> Files:
+        """Into `name.crt` and `name.key`, each of which is replaced in one step."""
+        for part, pem in (("crt", self.cert_pem), ("key", self.key_pem(passphrase))):
+            fresh = folder / f"{name}.{part}.new"
+            fresh.write_bytes(pem)
+            os.replace(fresh, folder / f"{name}.{part}")
+        return Files(str(folder / f"{name}.crt"), str(folder / f"{name}.key"))
 
     def context(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.path)
+        """A client's, which trusts this CA alone."""
+        return ssl.create_default_context(cadata=self.cert_pem.decode())
+
+    @property
+    def trust_root(self) -> Any:
+        """The same for Twisted."""
+        return _twisted.trustRootFromCertificates([_twisted.Certificate.loadPEM(self.cert_pem)])
+
+    def options(self, client_ca: Identity | None = None) -> Any:
+        """A Twisted server's, which asks for a certificate of `client_ca`."""
+        return _twisted.CertificateOptions(
+            privateKey=self.key,
+            certificate=self.certificate,
+            trustRoot=None if client_ca is None else client_ca.trust_root,
+        )
+
+
+def _name(label: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, label)])
+
+
+def _builder(label: str, names: tuple[str, ...], key: Key, days: float) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    end = now + days * _DAY
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_name(label))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(min(now, end) - _DAY)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+    if names:
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([_general(n) for n in names]), critical=False
+        )
+    return builder
+
+
+def _general(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _signed(builder: x509.CertificateBuilder, key: Key, *, ca: bool) -> x509.Certificate:
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    builder = builder.add_extension(issuer, critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    if ca:
+        builder = builder.add_extension(_CA_USAGE, critical=True)
+    return builder.sign(key, hashes.SHA256())
 
 
 def serial_of(sock: ssl.SSLSocket) -> int:

@@ -87,8 +87,11 @@ def kex_response(request: str, session: str) -> str:
     })  # fmt: skip
 
 
-def dial(port: int, tls: ssl.SSLContext | None = None, timeout: float = 20.0) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout)
+def dial(
+    port: int, tls: ssl.SSLContext | None = None, timeout: float = 20.0, source: str = "127.0.0.1"
+) -> socket.socket:
+    """`source` is the address of loopback that it comes from."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout, (source, 0))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock if tls is None else tls.wrap_socket(sock, server_hostname="localhost")
 
@@ -113,8 +116,9 @@ class Peer:
         timeout: float = 20.0,
         before: bytes = b"",
         early: bytes = b"",
+        source: str = "127.0.0.1",
     ) -> None:
-        """`port` of loopback, or the path of a socket. `before` is sent first (a PROXY header), `early` in one piece with the request. Raises Refused."""
+        """`port` of loopback, dialled from its address `source`, or the path of a socket. `before` is sent first (a PROXY header), `early` in one piece with the request. Raises Refused."""
         self.session = f"session-{next(_numbers)}"
         self._buffer = b""
         if isinstance(port, Path):
@@ -122,7 +126,7 @@ class Peer:
             self.sock.settimeout(timeout)
             self.sock.connect(str(port))
         else:
-            self.sock = dial(port, timeout=timeout)
+            self.sock = dial(port, timeout=timeout, source=source)
         if before:
             self.sock.sendall(before)
         if tls is not None:
@@ -143,7 +147,9 @@ class Peer:
         cls, relay: Any, platform: FaultyPlatform, role: str, workspace: str, target: str | None, **more: Any
     ) -> Self:
         """`relay` has a `port`, and `tls` when it speaks TLS."""
-        options = {name: more.pop(name) for name in ("timeout", "before", "early", "tls") if name in more}
+        options = {
+            name: more.pop(name) for name in ("timeout", "before", "early", "tls", "source") if name in more
+        }
         options.setdefault("tls", getattr(relay, "tls", None))
         headers = more.pop("headers", {})
         token = more.pop("token", None) or platform.token(role, workspace, target, **more)

@@ -16,12 +16,6 @@ HASTE = "import viewport_relay.wire.channel as channel\nchannel.REQUEST_TIMEOUT 
 
 
 @pytest.fixture(scope="module")
-def platform() -> Iterator[FaultyPlatform]:
-    with FaultyPlatform() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def relay(platform: FaultyPlatform) -> Iterator[Relay]:
     with running(platform.environment(), before=HASTE) as made:
         yield made

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import gzip
-import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -12,26 +10,17 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from attrs import frozen
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from treq.client import HTTPClient
 from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import (
-    Certificate,
-    CertificateOptions,
-    trustRootFromCertificates,
-)
 from twisted.internet.task import deferLater
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
+from tests.drill.certificates import Identity
 from viewport_relay.admission.connections import DirectTreq, place_of
 from viewport_relay.admission.http import Answer, Call, Encoded, HttpClient, TimedOut, TooLarge, Unreachable
 from viewport_relay.admission.tls import PlatformTls, policy_from
@@ -556,65 +545,16 @@ async def test_treqs_own_client_fits_as_well(listen: Listen) -> None:
 # -- TLS -------------------------------------------------------------------------------------------------------
 
 
-@frozen
-class Identity:
-    """A certificate and its key."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-    @property
-    def cert_pem(self) -> bytes:
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
-
-    def key_pem(self, passphrase: bytes | None = None) -> bytes:
-        encryption: Any = serialization.NoEncryption()
-        if passphrase:
-            encryption = serialization.BestAvailableEncryption(passphrase)
-        return self.key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-        )
-
-
-def issue(name: str, issuer: Identity | None, *names: str) -> Identity:
-    """A certificate for host names and IP addresses; without an issuer a CA."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    today = datetime.datetime.now(datetime.UTC)
-    sans: list[x509.GeneralName] = []
-    for text in names:
-        try:
-            sans.append(x509.IPAddress(ipaddress.ip_address(text)))
-        except ValueError:
-            sans.append(x509.DNSName(text))
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer.certificate.subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(today - datetime.timedelta(days=1))
-        .not_valid_after(today + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
-    )
-    if sans:
-        builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
-    return Identity(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
-
-
 @pytest.fixture(scope="module")
 def ca() -> Identity:
-    return issue("Test CA", None)
+    return Identity.self_signed("Test CA")
 
 
 class TlsServer:
     """Serves "ok" on one port and remembers handshakes and client names."""
 
     def __init__(self, identity: Identity, client_ca: Identity | None = None) -> None:
-        trust = client_ca and trustRootFromCertificates([Certificate.loadPEM(client_ca.cert_pem)])
-        self.options = CertificateOptions(
-            privateKey=identity.key, certificate=identity.certificate, trustRoot=trust
-        )
+        self.options = identity.options(client_ca)
         self.clients: list[str] = []
         self.connections: set[object] = set()
         outer = self
@@ -643,11 +583,11 @@ ENVIRON = {"SERVER_URL": "https://platform.example", "RELAY_LISTEN_HOST": "127.0
 @pytest.fixture
 def files(tmp_path: Path, ca: Identity) -> dict[str, str]:
     """PEM files, by name."""
-    robot, stranger = issue("relay-1", ca), issue("stranger", issue("Other CA", None))
+    robot, stranger = ca.issue("relay-1"), Identity.self_signed("Other CA").issue("stranger")
     contents = {
         "ca": ca.cert_pem,
-        "other_ca": issue("Other CA", None).cert_pem,
-        "both_cas": issue("Other CA", None).cert_pem + ca.cert_pem,
+        "other_ca": Identity.self_signed("Other CA").cert_pem,
+        "both_cas": Identity.self_signed("Other CA").cert_pem + ca.cert_pem,
         "cert": robot.cert_pem,
         "key": robot.key_pem(),
         "locked_key": robot.key_pem(b"pass phrase"),
@@ -676,7 +616,7 @@ async def ask_over_tls(url: str, environ: dict[str, str], times: int = 1) -> Ans
 async def test_a_private_ca(
     ports: list[IListeningPort], ca: Identity, files: dict[str, str], host: str
 ) -> None:
-    server = TlsServer(issue("platform", ca, "localhost", "127.0.0.1"))
+    server = TlsServer(ca.issue("platform", "localhost", "127.0.0.1"))
     port = server.listen(ports)
     for name in ("ca", "both_cas"):
         answer = await ask_over_tls(f"https://{host}:{port}/", {"RELAY_SERVER_CA_CERT_PATH": files[name]}, 5)
@@ -699,7 +639,7 @@ async def test_certificates_that_do_not_fit(
     ports: list[IListeningPort], ca: Identity, files: dict[str, str], name: str
 ) -> None:
     environ, names, why = TLS_FAILURES[name]
-    server = TlsServer(issue("platform", ca, *names))
+    server = TlsServer(ca.issue("platform", *names))
     url = f"https://localhost:{server.listen(ports)}/"
     failure = await failure_of(ask_over_tls(url, {key: files[value] for key, value in environ.items()}))
     assert isinstance(failure, Unreachable) and failure.why.startswith("TLS: ") and why in failure.why
@@ -710,7 +650,7 @@ async def test_certificates_that_do_not_fit(
 async def test_an_address_that_the_certificate_does_not_have(
     ports: list[IListeningPort], ca: Identity, files: dict[str, str]
 ) -> None:
-    server = TlsServer(issue("platform", ca, "localhost", "127.0.0.2"))
+    server = TlsServer(ca.issue("platform", "localhost", "127.0.0.2"))
     url = f"https://127.0.0.1:{server.listen(ports)}/"
     failure = await failure_of(ask_over_tls(url, {"RELAY_SERVER_CA_CERT_PATH": files["ca"]}))
     assert isinstance(failure, Unreachable) and failure.why == "TLS: the certificate is for another name"
@@ -719,7 +659,7 @@ async def test_an_address_that_the_certificate_does_not_have(
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 @pytest_twisted.ensureDeferred
 async def test_verification_turned_off(ports: list[IListeningPort], ca: Identity, host: str) -> None:
-    server = TlsServer(issue("platform", ca, "other.example"))
+    server = TlsServer(ca.issue("platform", "other.example"))
     url = f"https://{host}:{server.listen(ports)}/"
     assert (await ask_over_tls(url, {"RELAY_SERVER_TLS_VERIFY": "0"})).body == b"ok"
 
@@ -727,7 +667,7 @@ async def test_verification_turned_off(ports: list[IListeningPort], ca: Identity
 @pytest.mark.parametrize("locked", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_mtls(ports: list[IListeningPort], ca: Identity, files: dict[str, str], locked: bool) -> None:
-    server = TlsServer(issue("platform", ca, "localhost"), ca)
+    server = TlsServer(ca.issue("platform", "localhost"), ca)
     environ = {
         "RELAY_SERVER_CA_CERT_PATH": files["ca"], "RELAY_SERVER_MTLS": "1",
         "RELAY_SERVER_CLIENT_CERT_PATH": files["cert"],
@@ -744,7 +684,7 @@ async def test_mtls(ports: list[IListeningPort], ca: Identity, files: dict[str, 
 async def test_mtls_with_nothing_or_another_certificate(
     ports: list[IListeningPort], ca: Identity, files: dict[str, str], who: str
 ) -> None:
-    server = TlsServer(issue("platform", ca, "localhost"), ca)
+    server = TlsServer(ca.issue("platform", "localhost"), ca)
     environ = {"RELAY_SERVER_CA_CERT_PATH": files["ca"]}
     if who == "stranger":
         environ |= {
@@ -815,7 +755,7 @@ async def test_a_dripping_tls_server_is_cut_off(
             more()
             return NOT_DONE_YET
 
-    server = TlsServer(issue("platform", ca, "localhost"))
+    server = TlsServer(ca.issue("platform", "localhost"))
     server.site.resource = Drip()
     url = f"https://localhost:{server.listen(ports)}/"
     client = HttpClient.from_config(reactor, load({**ENVIRON, "RELAY_SERVER_CA_CERT_PATH": files["ca"]}))

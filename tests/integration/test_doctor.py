@@ -16,7 +16,8 @@ import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
-from tests.integration.cli_platform import INTERNAL_KEY, findings_of, make_certificate
+from tests.drill.certificates import Identity
+from tests.integration.cli_platform import INTERNAL_KEY, findings_of
 from viewport_relay.cli.doctor import examine
 from viewport_relay.cli.platformchecks import clock
 from viewport_relay.devplatform import DevPlatform, Rule
@@ -174,9 +175,9 @@ async def test_settings_that_cannot_work_are_all_named() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_tls(platform: DevPlatform, tmp_path: Path) -> None:
-    good = make_certificate(tmp_path, ["localhost", "127.0.0.1"])
-    await platform.listen_tls(reactor, good.cert.read_bytes(), good.key.read_bytes())
-    private_ca = environ_of(platform, RELAY_SERVER_CA_CERT_PATH=str(good.cert))
+    good = Identity.self_signed("server", "localhost", "127.0.0.1", days=365)
+    await platform.listen_tls(reactor, good.cert_pem, good.key_pem())
+    private_ca = environ_of(platform, RELAY_SERVER_CA_CERT_PATH=good.write(tmp_path, "server").cert)
     found = await findings_of(reactor, private_ca)
     assert "chain and host name are good" in found[f"TLS for {BOTH}"].found
     assert found["JWKS"].outcome == found["validate"].outcome == "ok"
@@ -203,9 +204,10 @@ async def test_tls(platform: DevPlatform, tmp_path: Path) -> None:
 async def test_certificates(
     platform: DevPlatform, tmp_path: Path, names: list[str], days: float, outcome: str, words: str
 ) -> None:
-    made = make_certificate(tmp_path, names, days)
-    await platform.listen_tls(reactor, made.cert.read_bytes(), made.key.read_bytes())
-    found = await findings_of(reactor, environ_of(platform, RELAY_SERVER_CA_CERT_PATH=str(made.cert)))
+    made = Identity.self_signed("server", *names, days=days)
+    await platform.listen_tls(reactor, made.cert_pem, made.key_pem())
+    trusted = made.write(tmp_path, "server").cert
+    found = await findings_of(reactor, environ_of(platform, RELAY_SERVER_CA_CERT_PATH=trusted))
     assert found[f"TLS for {BOTH}"].outcome == outcome
     assert words in found[f"TLS for {BOTH}"].found
 
@@ -224,11 +226,11 @@ async def test_certificates(
 async def test_own_certificate(
     platform: DevPlatform, tmp_path: Path, names: list[str], days: float, outcome: str, words: str
 ) -> None:
-    own = make_certificate(tmp_path, names, days + 0.01)
+    own = Identity.self_signed("relay", *names, days=days + 0.01).write(tmp_path, "relay")
     environ = environ_of(
         platform,
-        RELAY_TLS_CERT_PATH=str(own.cert),
-        RELAY_TLS_KEY_PATH=str(own.key),
+        RELAY_TLS_CERT_PATH=own.cert,
+        RELAY_TLS_KEY_PATH=own.key,
         RELAY_PUBLIC_WS_BASE_URL="wss://relay.example",
     )
     found = (await findings_of(reactor, environ))["certificate"]
@@ -237,11 +239,8 @@ async def test_own_certificate(
 
 @pytest_twisted.ensureDeferred
 async def test_own_certificate_with_anothers_key(platform: DevPlatform, tmp_path: Path) -> None:
-    one, other = (
-        make_certificate(tmp_path, ["a.example"]),
-        make_certificate(tmp_path, ["b.example"], label="other"),
-    )
-    environ = environ_of(platform, RELAY_TLS_CERT_PATH=str(one.cert), RELAY_TLS_KEY_PATH=str(other.key))
+    one, other = (Identity.self_signed(name).write(tmp_path, name) for name in ("one", "other"))
+    environ = environ_of(platform, RELAY_TLS_CERT_PATH=one.cert, RELAY_TLS_KEY_PATH=other.key)
     found = (await findings_of(reactor, environ))["certificate"]
     assert found.outcome == "fail"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.drill.certificates import Kind, PrivateCa, serial_of
+from tests.drill.certificates import Identity, Kind, serial_of
 from tests.drill.peer import CLOSE, PING, PONG, Closed, Peer, Refused, dial, e2ee, frame
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
@@ -27,10 +27,10 @@ HASTE = (
 
 
 class Secure:
-    """A relay with a certificate, and the CA that signed it."""
+    """A relay with a certificate, the CA that signed it, and the folder where its files are (`relay.crt`, `relay.key`)."""
 
-    def __init__(self, relay: Relay, ca: PrivateCa, platform: FaultyPlatform) -> None:
-        self.relay, self.ca, self.platform = relay, ca, platform
+    def __init__(self, relay: Relay, ca: Identity, folder: Path, platform: FaultyPlatform) -> None:
+        self.relay, self.ca, self.folder, self.platform = relay, ca, folder, platform
 
     def serial(self) -> int:
         with dial(self.relay.port, self.ca.context()) as sock:
@@ -38,23 +38,17 @@ class Secure:
             return serial_of(sock)
 
 
-@pytest.fixture(scope="module")
-def platform() -> Iterator[FaultyPlatform]:
-    with FaultyPlatform() as made:
-        yield made
-
-
 @pytest.fixture(scope="module", params=["ecdsa", "rsa"])
 def secure(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, platform: FaultyPlatform
 ) -> Iterator[Secure]:
     kind: Kind = request.param
-    ca = PrivateCa(tmp_path_factory.mktemp("tls"))
-    certificate, key, _ = ca.issue("relay", kind)
-    settings = {"RELAY_TLS_CERT_PATH": str(certificate), "RELAY_TLS_KEY_PATH": str(key)}
+    ca, folder = Identity.self_signed("test CA"), tmp_path_factory.mktemp("tls")
+    files = ca.issue("relay", "localhost", kind=kind).write(folder, "relay")
+    settings = {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
     settings |= {"RELAY_FRAME_MAX_BYTES": "4000000"}
     with running(platform.environment() | settings, before=HASTE, tls=ca.context()) as relay:
-        yield Secure(relay, ca, platform)
+        yield Secure(relay, ca, folder, platform)
         assert relay.errors("tls_reload_failed", "PROTOCOL_ERROR") == []
 
 
@@ -185,11 +179,12 @@ def test_queued_frames_go_out_before_a_close(secure: Secure) -> None:
 def test_a_new_certificate_drops_nobody(secure: Secure, how: str, kind: Kind) -> None:
     daemon, client = pair(secure, f"renewal-{how}")
     before = secure.serial()
-    _, _, serial = secure.ca.issue("relay", kind)
+    renewed = secure.ca.issue("relay", "localhost", kind=kind)
+    renewed.write(secure.folder, "relay")
     if how == "SIGHUP":
         secure.relay.signal(signal.SIGHUP)
-    until(lambda: secure.serial() == serial, 15, "the new certificate")
-    assert serial != before
+    until(lambda: secure.serial() == renewed.serial, 15, "the new certificate")
+    assert renewed.serial != before
     client.send(e2ee(client.session))
     assert daemon.text() == e2ee(client.session)
     client.close()
@@ -202,11 +197,11 @@ def failures(secure: Secure) -> int:
 
 def test_files_that_cannot_be_used_leave_the_old_ones(secure: Secure) -> None:
     before = secure.serial()
-    certificate, key = secure.ca.folder / "relay.crt", secure.ca.folder / "relay.key"
+    certificate, key = secure.folder / "relay.crt", secure.folder / "relay.key"
     good = certificate.read_bytes(), key.read_bytes()
-    other, _, _ = secure.ca.issue("other")
+    other = secure.ca.issue("other", "localhost").cert_pem
     refusals = 0
-    for bad in (b"", b"no PEM", good[0][: len(good[0]) // 2], other.read_bytes(), None):
+    for bad in (b"", b"no PEM", good[0][: len(good[0]) // 2], other, None):
         if bad is None:
             certificate.unlink()
         else:
@@ -227,9 +222,10 @@ def test_a_link_that_is_switched_to_another_folder(tmp_path: Path, platform: Fau
     """As certbot and mounted secrets do it."""
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
-    old, ca = PrivateCa(tmp_path / "1"), PrivateCa(tmp_path / "2")
-    old.issue("relay")
-    _, _, serial = ca.issue("relay")
+    old, ca = Identity.self_signed("old CA"), Identity.self_signed("test CA")
+    old.issue("relay", "localhost").write(tmp_path / "1", "relay")
+    ours = ca.issue("relay", "localhost")
+    ours.write(tmp_path / "2", "relay")
     link = tmp_path / "live"
     link.symlink_to("1")
     settings = {"RELAY_TLS_CERT_PATH": str(link / "relay.crt"), "RELAY_TLS_KEY_PATH": str(link / "relay.key")}
@@ -242,7 +238,7 @@ def test_a_link_that_is_switched_to_another_folder(tmp_path: Path, platform: Fau
             try:
                 with dial(relay.port, ca.context()) as sock:
                     assert isinstance(sock, ssl.SSLSocket)
-                    return serial_of(sock) == serial
+                    return serial_of(sock) == ours.serial
             except ssl.SSLError:
                 return False
 
@@ -252,8 +248,8 @@ def test_a_link_that_is_switched_to_another_folder(tmp_path: Path, platform: Fau
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(
     tmp_path: Path, platform: FaultyPlatform
 ) -> None:
-    certificate, key, _ = PrivateCa(tmp_path).issue("relay", passphrase=b"a long enough passphrase")
-    settings = {"RELAY_TLS_CERT_PATH": str(certificate), "RELAY_TLS_KEY_PATH": str(key)}
+    files = Identity.self_signed("relay", "localhost").write(tmp_path, "relay", b"a long enough passphrase")
+    settings = {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
     with Relay(platform.environment() | settings) as relay:
         assert relay.process.wait(20) == 78
         assert "Traceback" not in relay.output() and "passphrase" in relay.output()
@@ -321,11 +317,11 @@ def test_garbage_instead_of_tls(secure: Secure) -> None:
 
 
 def test_the_proxy_protocol_in_front_of_tls(tmp_path: Path, platform: FaultyPlatform) -> None:
-    ca = PrivateCa(tmp_path)
-    certificate, key, _ = ca.issue("relay")
+    ca = Identity.self_signed("test CA")
+    files = ca.issue("relay", "localhost").write(tmp_path, "relay")
     settings = {
-        "RELAY_TLS_CERT_PATH": str(certificate),
-        "RELAY_TLS_KEY_PATH": str(key),
+        "RELAY_TLS_CERT_PATH": files.cert,
+        "RELAY_TLS_KEY_PATH": files.key,
         "RELAY_PROXY_PROTOCOL": "1",
     }
     with Relay(platform.environment() | settings, tls=ca.context()) as relay:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.integration.admission.certificates import Authority
+from tests.drill.certificates import Identity
 from tests.integration.admission.controlplane import ControlPlane
 from tests.integration.admission.peers import Upgrade, answer_on, dial, head, target_of
 from tests.integration.admission.relays import Relay, eventually
@@ -132,8 +132,8 @@ def balanced(
         "RELAY_TRUSTED_PROXIES": "10.0.0.0/8",
     }
     if request.param:
-        pair = Authority(tmp_path_factory.mktemp("tls")).issue("localhost")
-        settings |= {"RELAY_TLS_CERT_PATH": pair.cert, "RELAY_TLS_KEY_PATH": pair.key}
+        files = Identity.self_signed("relay", "localhost").write(tmp_path_factory.mktemp("tls"), "relay")
+        settings |= {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
     made = Relay(settings, tls=request.param, preamble=v1("127.0.0.9"))
     yield made.ready()
     assert made.stop() == 0

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.integration.admission.certificates import Authority
+from tests.drill.certificates import Identity
 from tests.integration.admission.controlplane import ControlPlane
 from tests.integration.admission.relays import Relay, run
 
@@ -14,28 +14,29 @@ Start = Callable[..., Relay]
 Make = Callable[..., ControlPlane]
 
 
-def server_context(authority: Authority, name: str, *, client_ca: str | None = None) -> ssl.SSLContext:
-    pair = authority.issue(name)
+def server_context(ca: Identity, folder: Path, name: str, *, asks_back: bool = False) -> ssl.SSLContext:
+    """Of a platform with this host name; `asks_back` for a certificate of the same CA."""
+    files = ca.issue(name, name).write(folder, name)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pair.cert, pair.key)
-    if client_ca is not None:
+    context.load_cert_chain(files.cert, files.key)
+    if asks_back:
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(client_ca)
+        context.load_verify_locations(cadata=ca.cert_pem.decode())
     return context
 
 
 def test_mutual_tls_with_a_private_ca(
     own_platform: Make, start: Start, tmp_path: Path, workspace: str
 ) -> None:
-    authority = Authority(tmp_path)
-    platform = own_platform(tls=server_context(authority, "localhost", client_ca=authority.cert))
-    mine = authority.issue("relay.internal", passphrase="of the key")
+    ca = Identity.self_signed("test CA")
+    platform = own_platform(tls=server_context(ca, tmp_path, "localhost", asks_back=True))
+    mine = ca.issue("relay.internal", "relay.internal").write(tmp_path, "relay", b"of the key")
     (tmp_path / "passphrase").write_text("of the key\n")
     relay = start(
         {
             **platform.settings(),
             "RELAY_MODE": "staging",
-            "RELAY_SERVER_CA_CERT_PATH": authority.cert,
+            "RELAY_SERVER_CA_CERT_PATH": ca.write(tmp_path, "ca").cert,
             "RELAY_SERVER_MTLS": "1",
             "RELAY_SERVER_CLIENT_CERT_PATH": mine.cert,
             "RELAY_SERVER_CLIENT_KEY_PATH": mine.key,
@@ -54,16 +55,16 @@ def test_mutual_tls_with_a_private_ca(
 def test_platforms_that_cannot_be_trusted(
     own_platform: Make, start: Start, tmp_path: Path, workspace: str
 ) -> None:
-    authority = Authority(tmp_path)
-    ours = {"RELAY_SERVER_CA_CERT_PATH": authority.cert}
+    ca = Identity.self_signed("test CA")
+    ours = {"RELAY_SERVER_CA_CERT_PATH": ca.write(tmp_path, "ca").cert}
     cases: list[tuple[ControlPlane, dict[str, str], tuple[str, ...]]] = [
-        (own_platform(tls=server_context(authority, "localhost")), {}, ("TLS: certificate verify failed",)),
+        (own_platform(tls=server_context(ca, tmp_path, "localhost")), {}, ("TLS: certificate verify failed",)),
         (
-            own_platform(tls=server_context(authority, "elsewhere.example")), ours,
+            own_platform(tls=server_context(ca, tmp_path, "elsewhere.example")), ours,
             ("TLS: the certificate is for another name",),
         ),
         (  # it wants a client certificate; how it says so depends on the timing of TLS 1.3
-            own_platform(tls=server_context(authority, "localhost", client_ca=authority.cert)), ours,
+            own_platform(tls=server_context(ca, tmp_path, "localhost", asks_back=True)), ours,
             ("TLS: ", "connection closed"),
         ),
     ]  # fmt: skip
@@ -80,7 +81,8 @@ def test_platforms_that_cannot_be_trusted(
 def test_verification_that_is_turned_off_is_warned_about(
     own_platform: Make, start: Start, tmp_path: Path, workspace: str
 ) -> None:
-    platform = own_platform(tls=server_context(Authority(tmp_path), "elsewhere.example"))
+    ca = Identity.self_signed("test CA")
+    platform = own_platform(tls=server_context(ca, tmp_path, "elsewhere.example"))
     settings = {**platform.settings(), "RELAY_MODE": "prod", "RELAY_SERVER_TLS_VERIFY": "no"}
     relay = start(settings).ready()
     with relay.upgrade("client", workspace, platform.token("client", workspace)) as peer:
@@ -91,8 +93,7 @@ def test_verification_that_is_turned_off_is_warned_about(
 
 
 def test_files_that_cannot_be_used_are_named(own_platform: Make, tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
-    one, other = authority.issue("one"), authority.issue("other")
+    one, other = (Identity.self_signed(name).write(tmp_path, name) for name in ("one", "other"))
     settings = {
         "SERVER_URL": "https://localhost:1", "RELAY_MODE": "staging", "RELAY_SERVER_MTLS": "1",
         "RELAY_SERVER_CLIENT_CERT_PATH": one.cert, "RELAY_SERVER_CLIENT_KEY_PATH": other.key,

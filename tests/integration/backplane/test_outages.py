@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet import reactor as _reactor
 from twisted.internet.task import deferLater
 
-from tests.integration.admission.certificates import Authority
+from tests.drill.certificates import Identity
 from tests.integration.backplane.fleet import Fleet, RedisServer, e2ee, init, response, session
 from viewport_relay.devplatform import SigningKey
 
@@ -24,6 +26,18 @@ QUICK = {"RELAY_PRESENCE_SYNC_INTERVAL_MS": "500", "RELAY_CLIENT_REDIRECT_ENABLE
 
 def presence(fleet: Fleet, redis: RedisServer) -> Any:
     return redis.ask("GET", f"viewport:relay:presence:{fleet.workspace}:{fleet.target}")
+
+
+@asynccontextmanager
+async def on(redis: RedisServer, signing_key: SigningKey, **settings: str) -> AsyncIterator[Fleet]:
+    """A fleet with this Redis; both end with the block."""
+    mode = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url}
+    fleet = await Fleet(_reactor, signing_key, mode | settings).start()
+    try:
+        yield fleet
+    finally:
+        await fleet.stop()
+        redis.kill()
 
 
 async def heard_again(fleet: Fleet, client: Any, daemon: Any) -> None:
@@ -104,10 +118,7 @@ async def test_a_relay_that_starts_without_redis_serves_and_joins_later(
     signing_key: SigningKey, tmp_path: Path
 ) -> None:
     redis = RedisServer(tmp_path)
-    reactor: Any = _reactor
-    settings = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url, **QUICK}
-    fleet = await Fleet(reactor, signing_key, settings).start()
-    try:
+    async with on(redis, signing_key, **QUICK) as fleet:
         a, b = await fleet.relays("a", "b")
         daemon, local = await fleet.join(a, "workspace-daemon"), await fleet.join(a, "client")
         await session(local, daemon)
@@ -120,20 +131,13 @@ async def test_a_relay_that_starts_without_redis_serves_and_joins_later(
         await fleet.announced(lambda: presence(fleet, redis), "a")
         await fleet.until_ready(b, UP)
         await heard_again(fleet, remote, daemon)
-    finally:
-        await fleet.stop()
-        redis.kill()
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_wrong_password_is_said_and_can_be_put_right(signing_key: SigningKey, tmp_path: Path) -> None:
     redis = RedisServer(tmp_path, "--requirepass", "first-password").start()
-    reactor: Any = _reactor
     url = redis.url.replace("//", "//:right%20password@")
-    fleet = await Fleet(
-        reactor, signing_key, {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": url}
-    ).start()
-    try:
+    async with on(redis, signing_key, RELAY_REDIS_URL=url) as fleet:
         a = await fleet.relay("a")
         assert await fleet.ready(a) == DOWN
         told = [e for e in await fleet.logs(a) if e["event"] == "backplane_unreachable"]
@@ -143,87 +147,56 @@ async def test_a_wrong_password_is_said_and_can_be_put_right(signing_key: Signin
         redis._arguments = ("--requirepass", "right password")
         redis.start()
         await fleet.until_ready(a, UP)
-    finally:
-        await fleet.stop()
-        redis.kill()
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_missing_password_is_said(signing_key: SigningKey, tmp_path: Path) -> None:
     redis = RedisServer(tmp_path, "--requirepass", "first-password").start()
-    reactor: Any = _reactor
-    settings = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url}
-    fleet = await Fleet(reactor, signing_key, settings).start()
-    try:
+    async with on(redis, signing_key) as fleet:
         a = await fleet.relay("a")
         await fleet.until_ready(a, DOWN)
         told = [e for e in await fleet.logs(a) if e["event"] == "backplane_unreachable"]
         assert "NOAUTH" in told[0]["details"]["detail"]
-    finally:
-        await fleet.stop()
-        redis.kill()
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_database_and_a_user_of_its_own(signing_key: SigningKey, tmp_path: Path) -> None:
     redis = RedisServer(tmp_path, *"--user relay on >its-password ~relays:* +@all".split()).start()
-    reactor: Any = _reactor
-    url = redis.url.replace("//", "//relay:its-password@") + "/3"
     settings = {
-        "RELAY_BACKPLANE_MODE": "redis",
-        "RELAY_REDIS_URL": url,
+        "RELAY_REDIS_URL": redis.url.replace("//", "//relay:its-password@") + "/3",
         "RELAY_REDIS_KEY_PREFIX": "relays",
         "RELAY_CLIENT_REDIRECT_ENABLED": "0",
     }
-    fleet = await Fleet(reactor, signing_key, settings).start()
-    try:
+    async with on(redis, signing_key, **settings) as fleet:
         a, b = await fleet.relays("a", "b")
         daemon = await fleet.join(a, "workspace-daemon")
-        await deferLater(reactor, 0.5)
+        await deferLater(fleet.reactor, 0.5)
         await session(await fleet.join(b, "client"), daemon)
         assert redis.ask("DBSIZE") == 0  # database 0
-    finally:
-        await fleet.stop()
-        redis.kill()
 
 
 @pytest_twisted.ensureDeferred
 async def test_redis_over_tls(signing_key: SigningKey, tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
-    pair = authority.issue("127.0.0.1")
-    files = [
-        "--tls-cert-file",
-        pair.cert,
-        "--tls-key-file",
-        pair.key,
-        "--tls-auth-clients",
-        "no",
-        "--port",
-        "0",
-    ]
-    redis = RedisServer(tmp_path, *files).start(port="--tls-port")
+    ca = Identity.self_signed("test CA")
+    trusted = {"RELAY_REDIS_CA_CERT_PATH": ca.write(tmp_path, "ca").cert}
+    mine = ca.issue("redis", "127.0.0.1").write(tmp_path, "redis")
+    files = ["--tls-cert-file", mine.cert, "--tls-key-file", mine.key]
+    redis = RedisServer(tmp_path, *files, "--tls-auth-clients", "no", "--port", "0").start(port="--tls-port")
     settings = {
-        "RELAY_BACKPLANE_MODE": "redis",
         "RELAY_REDIS_URL": f"rediss://127.0.0.1:{redis.port}",
         "RELAY_CLIENT_REDIRECT_ENABLED": "0",
     }
-    reactor: Any = _reactor
-    fleet = await Fleet(reactor, signing_key, settings).start()
-    trusted = {"RELAY_REDIS_CA_CERT_PATH": authority.cert}
-    try:
+    async with on(redis, signing_key, **settings) as fleet:
         a, b = await fleet.relays("a", "b", **trusted)
         await fleet.until_ready(a, UP)
         await fleet.until_ready(b, UP)
         daemon = await fleet.join(a, "workspace-daemon")
-        await deferLater(reactor, 0.5)
+        await deferLater(fleet.reactor, 0.5)
         await session(await fleet.join(b, "client"), daemon)
         stranger = await fleet.relay("c")  # the system trusts no such certificate
         await fleet.until_ready(stranger, DOWN)
         told = [e for e in await fleet.logs(stranger) if e["event"] == "backplane_unreachable"]
         assert "certificate" in told[0]["details"]["detail"]
-    finally:
-        await fleet.stop()
-        redis.kill()
 
 
 @pytest_twisted.ensureDeferred

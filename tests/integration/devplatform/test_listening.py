@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import urllib.request
@@ -17,17 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import frozen
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 
+from tests.drill.certificates import Files, Identity
 from tests.integration.devplatform.calling import Caller, in_reactor
 from viewport_relay.devplatform import DevPlatform, Rule
 
@@ -154,41 +146,10 @@ async def pause(seconds: float) -> None:
     await waited
 
 
-@frozen
-class Identity:
-    """A certificate and its key, as PEM."""
-
-    certificate: bytes
-    key: bytes
-
-
-def identity(name: str) -> Identity:
-    """A self-signed certificate for 127.0.0.1 that is good for an hour."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return Identity(certificate.public_bytes(Encoding.PEM), pem)
-
-
-def fetch_over_tls(url: str, trusted: Identity, own: tuple[str, str] | None = None) -> int:
-    context = ssl.create_default_context(cadata=trusted.certificate.decode())
+def fetch_over_tls(url: str, trusted: Identity, own: Files | None = None) -> int:
+    context = trusted.context()
     if own is not None:
-        context.load_cert_chain(*own)
+        context.load_cert_chain(own.cert, own.key)
     handler = urllib.request.HTTPSHandler(context=context)
     with urllib.request.build_opener(urllib.request.ProxyHandler({}), handler).open(
         url, timeout=10
@@ -199,16 +160,17 @@ def fetch_over_tls(url: str, trusted: Identity, own: tuple[str, str] | None = No
 
 @in_reactor
 async def test_tls_and_required_client_certificates(platform: DevPlatform, tmp_path: Path) -> None:
-    server, client, stranger = identity("server"), identity("client"), identity("stranger")
-    files: dict[str, tuple[str, str]] = {}
-    for name, one in (("client", client), ("stranger", stranger)):
-        for part, text in (("crt", one.certificate), ("key", one.key)):
-            (tmp_path / f"{name}.{part}").write_bytes(text)
-        files[name] = (str(tmp_path / f"{name}.crt"), str(tmp_path / f"{name}.key"))
-    await platform.listen_tls(clock, server.certificate, server.key)
+    server, client, stranger = (
+        Identity.self_signed(name, "127.0.0.1") for name in ("server", "client", "stranger")
+    )
+    files = {
+        "client": client.write(tmp_path, "client"),
+        "stranger": stranger.write(tmp_path, "stranger"),
+    }
+    await platform.listen_tls(clock, server.cert_pem, server.key_pem())
     assert platform.url.startswith("https://127.0.0.1:")
     assert await deferToThread(fetch_over_tls, platform.url + JWKS, server) == 200
-    await platform.listen_tls(clock, server.certificate, server.key, client_ca=client.certificate)
+    await platform.listen_tls(clock, server.cert_pem, server.key_pem(), client_ca=client.cert_pem)
     assert await deferToThread(fetch_over_tls, platform.url + JWKS, server, files["client"]) == 200
     for own in (None, files["stranger"]):
         with pytest.raises(OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +10,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-from twisted.internet import ssl
 
+from tests.drill.certificates import Identity
 from tests.integration.noise.conftest import CLIENT, DAEMON, TARGET, Relay, World, eventually
 from tests.integration.noise.linkpeers import reactor
 from tests.unit.noise.peers import OTHER_SECRET, PEER_STATIC, SECRET, b64, psk_of
@@ -54,57 +49,12 @@ async def test_the_demonstration(world: World, relay: Relay) -> None:
 # -- TLS -----------------------------------------------------------------------------------------------------------
 
 
-class Authority:
-    """A private certificate authority, and one certificate of it for this machine."""
-
-    def __init__(self, folder: Path) -> None:
-        self._now = datetime.datetime.now(datetime.UTC)
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "private authority")])
-        certificate = (
-            self._builder(name, name, key)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        server_key = ec.generate_private_key(ec.SECP256R1())
-        server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-        server = (
-            self._builder(server_name, name, server_key)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        untyped: Any = ssl
-        pem = certificate.public_bytes(serialization.Encoding.PEM)
-        self.trust_root = untyped.trustRootFromCertificates([untyped.Certificate.loadPEM(pem)])
-        self.certificate, self.key = folder / "server.pem", folder / "server.key"
-        self.certificate.write_bytes(server.public_bytes(serialization.Encoding.PEM))
-        self.key.write_bytes(
-            server_key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-
-    def _builder(self, subject: x509.Name, issuer: x509.Name, key: Any) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(self._now - datetime.timedelta(days=1))
-            .not_valid_after(self._now + datetime.timedelta(days=1))
-        )
-
-
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
 async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
-    relay = await world.relay(
-        RELAY_TLS_CERT_PATH=str(authority.certificate), RELAY_TLS_KEY_PATH=str(authority.key)
-    )
-    http = JsonHttp(reactor, authority.trust_root)
+    ca = Identity.self_signed("test CA")
+    files = ca.issue("relay", "localhost").write(tmp_path, "relay")
+    relay = await world.relay(RELAY_TLS_CERT_PATH=files.cert, RELAY_TLS_KEY_PATH=files.key)
+    http = JsonHttp(reactor, ca.trust_root)
     identity = await fetch_relay_identity(http, relay.ws)
     await http.close()
     assert identity.noise_public is not None
@@ -115,9 +65,7 @@ async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
         inboxes = {role: Inbox() for role in (DAEMON, CLIENT)}
         for role, inbox in inboxes.items():
             link = LinkSettings(identity.noise_public, generate_static(), role, workspace, TARGET, secret)
-            destination = Destination(
-                relay.ws, role, workspace, TARGET, link=link, trust_root=authority.trust_root
-            )
+            destination = Destination(relay.ws, role, workspace, TARGET, link=link, trust_root=ca.trust_root)
             ends[role] = await connect(reactor, destination, world.token(role, workspace), inbox)
         ends[CLIENT].send(encoded("init v3").decode())
         ends[CLIENT].send(large.decode())
@@ -130,9 +78,7 @@ async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
             assert (await end.closed).code == 1000
     workspace = world.paired(SECRET)
     wrong = LinkSettings(identity.noise_public, generate_static(), CLIENT, workspace, TARGET)
-    destination = Destination(
-        relay.ws, CLIENT, workspace, TARGET, link=wrong, trust_root=authority.trust_root
-    )
+    destination = Destination(relay.ws, CLIENT, workspace, TARGET, link=wrong, trust_root=ca.trust_root)
     with pytest.raises(ClosedEarly) as refused:
         await connect(reactor, destination, world.token(CLIENT, workspace), lambda _: None)
     assert refused.value.closed == Closed(4008, "Noise handshake failed: invalid psk")

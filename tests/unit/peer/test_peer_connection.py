@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from twisted.internet.error import ConnectError
 
+from tests.drill.certificates import Identity
 from tests.unit.peer.loopback import (
-    Authority,
     Canned,
     Echo,
     Inbox,
@@ -202,8 +202,8 @@ async def test_a_broken_link_is_closed(frame: str, why: str) -> None:
 
 @on_reactor
 async def test_tls_with_a_trust_root_of_its_own() -> None:
-    authority = Authority()
-    async with serving(Echo(), authority.server) as base:
+    authority = Identity.self_signed("loopback test", "localhost")
+    async with serving(Echo(), authority.options()) as base:
         inbox = Inbox()
         connection = await connect(reactor, _to(base, trust_root=authority.trust_root), TOKEN, inbox)
         connection.send("over TLS")
@@ -212,8 +212,8 @@ async def test_tls_with_a_trust_root_of_its_own() -> None:
 
 @on_reactor
 async def test_tls_with_an_unknown_certificate_or_name_is_refused() -> None:
-    authority = Authority()
-    async with serving(Echo(), authority.server) as base:
+    authority = Identity.self_signed("loopback test", "localhost")
+    async with serving(Echo(), authority.options()) as base:
         with pytest.raises(ClosedEarly, match="TLS failed"):
             await connect(reactor, _to(base), TOKEN, Inbox())
         numeric = _to(base.replace("localhost", "127.0.0.1"), trust_root=authority.trust_root)

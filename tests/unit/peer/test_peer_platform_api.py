@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.unit.peer.loopback import Authority, Canned, http, listening, on_reactor, reactor
+from tests.drill.certificates import Identity
+from tests.unit.peer.loopback import Canned, http, listening, on_reactor, reactor
 from viewport_relay.peer import base64url
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.platform_api import (
@@ -127,8 +128,8 @@ async def test_a_link_key_of_a_wrong_form() -> None:
 
 @on_reactor
 async def test_tls_needs_a_known_authority() -> None:
-    authority = Authority()
-    async with listening(Canned(_json(relayId="r", version="1"), hang_up=True), authority.server) as port:
+    authority = Identity.self_signed("loopback test", "localhost")
+    async with listening(Canned(_json(relayId="r", version="1"), hang_up=True), authority.options()) as port:
         trusting = JsonHttp(reactor, authority.trust_root)
         identity = await fetch_relay_identity(trusting, f"wss://localhost:{port}")
         assert identity.noise_public is None
