@@ -194,6 +194,8 @@ VARIABLES: tuple[Variable, ...] = (
     V("RELAY_TLS_KEY_PATH", "tls_key_path", _text, None, "private key, PEM", "Listening"),
     V("RELAY_WORKERS", "workers", _workers, 1, "worker processes behind the one port; auto: one for each core",
       "Listening"),
+    V("RELAY_WORKER_TIMEOUT_MS", "worker_timeout_ms", _integer(1000, 3_600_000), 20_000, "a worker process that has not "
+      "answered its parent for so long is killed and replaced", "Listening"),
     # -- identity ----------------------------------------------------------------------------------------
     V("RELAY_MODE", "mode", _choice("dev", "staging", "prod"), None, "prod refuses placeholder or short secrets, "
       "query tokens and the dev platform", "Identity", default_text="dev on a loopback listen host, else prod",
@@ -352,6 +354,7 @@ class Config:
     tls_cert_path: str | None
     tls_key_path: str | None
     workers: int
+    worker_timeout_ms: int
     mode: Mode
     relay_id: str
     public_ws_base_url: str

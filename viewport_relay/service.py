@@ -33,7 +33,7 @@ from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.twistedlog import TwistedObserver
+from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import TargetView
 from viewport_relay.signals import Signals
@@ -164,6 +164,8 @@ class RelayService(MultiService):
         self._ports: list[IListeningPort] = []
         self._timers: list[LoopingCall] = []
         self.drain = Drain(reactor, self.factory.connections, config.drain_seconds)
+        #: not installed before the process is this relay's
+        self.stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
 
     def _make_upgrade(self, open_files: int) -> UpgradeResource:
         config = self.config
@@ -185,10 +187,11 @@ class RelayService(MultiService):
         return self.config.max_clients_per_workspace
 
     def setServiceParent(self, parent: Any) -> None:
-        """On an application, its log becomes ours: JSON lines, Twisted's own included."""
+        """On an application, the process's log becomes ours: JSON lines, Twisted's and the libraries' included."""
         if isinstance(parent, Componentized):
             observer = TwistedObserver(self.log, from_thread=self.reactor.callFromThread)
             parent.setComponent(ILogObserver, observer)
+            self.stdlib_log.install()
         MultiService.setServiceParent(self, parent)
 
     # -- start -------------------------------------------------------------------------------------------
@@ -413,6 +416,7 @@ class RelayService(MultiService):
         self._notifier.stop_watchdog()
         MultiService.stopService(self)
         self._say_stopped()
+        self.stdlib_log.uninstall()
         self.log.close()
 
     def _say_stopped(self) -> None:

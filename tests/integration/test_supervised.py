@@ -7,52 +7,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.drill.manager import Manager
 from tests.drill.peer import CLOSE, Closed, Peer, e2ee
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
-
-
-@pytest.fixture(scope="module")
-def platform() -> Iterator[FaultyPlatform]:
-    with FaultyPlatform() as made:
-        yield made
-
-
-class Manager:
-    """NOTIFY_SOCKET, read as it comes, with times."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = str(folder / "notify")
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.sock.bind(self.path)
-        self.heard: list[tuple[float, str]] = []
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                self.heard.append((time.monotonic(), self.sock.recv(4096).decode()))
-            except OSError:
-                return
-
-    def times(self, word: str) -> list[float]:
-        return [at for at, text in self.heard if word in text.splitlines()]
-
-    def wait(self, word: str, seconds: float = 30) -> float:
-        found: float = until(lambda: (self.times(word) or [0])[0], seconds, word)
-        return found
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    made = Manager(tmp_path)
-    yield made
-    made.sock.close()
 
 
 def listening() -> socket.socket:

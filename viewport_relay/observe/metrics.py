@@ -44,6 +44,7 @@ COUNTERS: Mapping[str, str] = {
     "bus_pull_invalid_signature": "Bus frames with a missing or wrong signature.",
     "bus_pull_stale_signature": "Bus frames too old or from the future.",
     "bus_pull_replayed_signature": "Bus frames seen before.",
+    "worker_processes_lost": "Worker processes (RELAY_WORKERS) that died or had to be killed.",
 }
 
 _ROLES = ("workspace-daemon", "client", "worker")

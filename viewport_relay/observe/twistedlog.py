@@ -2,14 +2,15 @@
 
 `TwistedObserver` is an `ILogObserver`: lines of `twisted.python.log`, failures nobody handled, `print` and
 standard error all become JSON lines with `event` "twisted". `StdlibHandler` does the same for `logging`.
-Both only translate.
+Both only translate. The log belongs to the reactor's thread: `from_thread` is `reactor.callFromThread`, for events of
+others (None: there are none).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from twisted.logger import ILogObserver, LogLevel, formatEvent
 from twisted.python import threadable
@@ -19,17 +20,30 @@ from zope.interface import implementer
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Level
 
+#: Calls in the reactor's thread, when it gets to it.
+FromThread: TypeAlias = Callable[[Callable[[], None]], object]
+
+#: Level, message and details.
+Entry: TypeAlias = tuple[Level, str, dict[str, Any]]
+
+
+def _send(log: EventSink, entry: Entry, from_thread: FromThread | None) -> None:
+    level, message, details = entry
+
+    def send() -> None:
+        log.event("twisted", level=level, message=message, **details)
+
+    if from_thread is not None and threadable.ioThread is not None and not threadable.isInIOThread():
+        from_thread(send)
+    else:
+        send()
+
 
 @implementer(ILogObserver)
 class TwistedObserver:
-    """Hands Twisted's events to `log`.
+    """Hands Twisted's events to `log`."""
 
-    `from_thread` is `reactor.callFromThread`, for events of other threads: the log belongs to the reactor's.
-    """
-
-    def __init__(
-        self, log: EventSink, *, from_thread: Callable[[Callable[[], None]], object] | None = None
-    ) -> None:
+    def __init__(self, log: EventSink, *, from_thread: FromThread | None = None) -> None:
         self._log = log
         self._from_thread = from_thread
 
@@ -37,23 +51,11 @@ class TwistedObserver:
         level = event.get("log_level") or LogLevel.info
         if level is LogLevel.debug:
             return
-        entry = translate(event)
-        if (
-            self._from_thread is not None
-            and threadable.ioThread is not None
-            and not threadable.isInIOThread()
-        ):
-            self._from_thread(lambda: self._send(entry))
-        else:
-            self._send(entry)
-
-    def _send(self, entry: tuple[Level, str, dict[str, Any]]) -> None:
-        level, message, details = entry
-        self._log.event("twisted", level=level, message=message, **details)
+        _send(self._log, translate(event), self._from_thread)
 
 
-def translate(event: dict[str, Any]) -> tuple[Level, str, dict[str, Any]]:
-    """Level, message and details of one of Twisted's events."""
+def translate(event: dict[str, Any]) -> Entry:
+    """What one of Twisted's events says."""
     message = formatEvent(event)
     details: dict[str, Any] = {"namespace": str(event.get("log_namespace", ""))}
     failure = event.get("log_failure")
@@ -68,11 +70,21 @@ def translate(event: dict[str, Any]) -> tuple[Level, str, dict[str, Any]]:
 
 
 class StdlibHandler(logging.Handler):
-    """Hands records of the standard library's `logging` to `log`, level INFO and above."""
+    """Hands records of the standard library's `logging` to `log`, level INFO and above (what a logger's own level lets
+    through: WARNING, if nobody has set it)."""
 
-    def __init__(self, log: EventSink) -> None:
+    def __init__(self, log: EventSink, *, from_thread: FromThread | None = None) -> None:
         super().__init__(logging.INFO)
         self._log = log
+        self._from_thread = from_thread
+
+    def install(self) -> None:
+        """Hear all loggers, which then write nothing to standard error."""
+        logging.getLogger().addHandler(self)
+
+    def uninstall(self) -> None:
+        """Asking again does nothing."""
+        logging.getLogger().removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -88,4 +100,4 @@ class StdlibHandler(logging.Handler):
             level = "error"
         elif record.levelno >= logging.WARNING:
             level = "warn"
-        self._log.event("twisted", level=level, message=message, **details)
+        _send(self._log, (level, message, details), self._from_thread)

@@ -20,6 +20,10 @@ from viewport_relay.observe.ring import Record
 from viewport_relay.reasons import Level
 from viewport_relay.routing.views import TargetView
 
+#: The worker's descriptors of its two channels.
+PACKETS_FD: Final = 3
+WORDS_FD: Final = 4
+
 #: Longest packet to a worker, bytes: a request's head (16 KiB) and what came behind it (16 KiB and one read of 64).
 MAX_PACKET: Final = 131_072
 

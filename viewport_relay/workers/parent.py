@@ -18,7 +18,7 @@ from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service import RelayService
-from viewport_relay.workers.crew import Crew
+from viewport_relay.workers.crew import LOOK, Crew
 from viewport_relay.workers.passing import PassingResource
 from viewport_relay.workers.slots import slot
 from viewport_relay.workers.state import CrewState, FreshDoor, bring_up_to_date
@@ -79,7 +79,17 @@ class ParentService(RelayService):
         self.backplane = Single()  # the workers have it
         self._environ = environ
         self._overrides = overrides
-        self.crew = Crew(reactor, config.workers, log, self._worker_environment, self._heard, self._complete)
+        timeout = config.worker_timeout_ms / 1000
+        self.crew = Crew(
+            reactor,
+            config.workers,
+            timeout,
+            log,
+            self.counters,
+            self._worker_environment,
+            self._heard,
+            self._complete,
+        )
         self._accepting = False
         self._crew_state = CrewState(self.crew, lambda: self.upgrade.stopping)
         self.state = self._crew_state
@@ -118,7 +128,7 @@ class ParentService(RelayService):
 
     def _start_rooms(self) -> None:
         self.crew.start()
-        self._every(1.0, self.crew.look)
+        self._every(LOOK, self.crew.look)
         self.reactor.callLater(_FIRST_START, self._complete)
 
     def _announce(self) -> None:

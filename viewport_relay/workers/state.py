@@ -56,16 +56,20 @@ class CrewState:
         """Ready means: every worker that is there is. One that is being replaced is said, and its peers wait for it."""
         if self._stopping():
             return False, Reason.RELAY_SHUTTING_DOWN.code
-        pictures = self.pictures()
-        for picture in pictures:
+        workers = self._crew.workers
+        answering = [worker.picture for worker in workers if worker.picture is not None and not worker.silent]
+        for picture in answering:
             if not picture.ready:
                 return False, picture.why
-        missing = len(self._crew.workers) - len(pictures)
-        if missing == len(self._crew.workers):
-            return False, "no worker has started yet"
+        silent = sum(worker.silent for worker in workers)
+        missing = len(workers) - len(answering) - silent
+        if not answering:
+            return False, "no worker answers" if silent else "no worker has started yet"
+        if silent:
+            return True, f"{silent} of {len(workers)} workers do not answer"
         if missing:
-            return True, f"{missing} of {len(self._crew.workers)} workers start"
-        return True, next((picture.why for picture in pictures if picture.why), "")
+            return True, f"{missing} of {len(workers)} workers start"
+        return True, next((picture.why for picture in answering if picture.why), "")
 
     def jwks_age(self) -> float | None:
         ages = [picture.jwks_age for picture in self.pictures()]

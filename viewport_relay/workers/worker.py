@@ -1,6 +1,6 @@
 """One worker: a whole relay that listens nowhere and gets its connections from its parent.
 
-    python -m viewport_relay.workers.worker NUMBER      (started by `crew.py`, with its two channels as descriptors)
+    python -m viewport_relay.workers.worker NUMBER      (started by `place.py`, with its two channels as descriptors)
 
 It answers no HTTP beside upgrades and refusals. When its parent is gone it drains and ends.
 """
@@ -34,8 +34,9 @@ from viewport_relay.service import RelayService
 from viewport_relay.wire.dispatch import shorten_dispatch
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.upgrade import UpgradeResource
-from viewport_relay.workers.crew import PACKETS_FD, WORDS_FD
 from viewport_relay.workers.messages import (
+    PACKETS_FD,
+    WORDS_FD,
     Adopt,
     Ask,
     Disconnect,
@@ -183,7 +184,9 @@ class WorkerService(RelayService):
     def obey(self, order: Order, descriptor: int | None, data: bytes) -> None:
         """Do what the parent says."""
         if isinstance(order, Adopt):
-            if descriptor is not None:
+            if descriptor is None:  # this process had no room for it (MSG_CTRUNC): the peer sees an end
+                self._reporter.say(Left(counted_as(order.ip)))
+            else:
                 self.adopt(order, descriptor, data)
         elif isinstance(order, Ask):
             self._reporter.say(self._picture(order.number))
@@ -201,6 +204,10 @@ class WorkerService(RelayService):
             self._cut_all()
         else:
             self.stop()
+
+    def _asked_to_stop(self, signal_name: str) -> None:
+        """A signal that came to this process too: a terminal's and a service manager's go to all at once."""
+        self.stop()
 
     def stop(self) -> None:
         """Drain and end; asking again does nothing."""
@@ -300,6 +307,7 @@ def main() -> int:
     globalLogBeginner.beginLoggingTo(
         [TwistedObserver(log, from_thread=reactor.callFromThread)], redirectStandardIO=False
     )
+    service.stdlib_log.install()
     PacketReader(socket.socket(fileno=PACKETS_FD), reactor, service.obey, service.stop)
     service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

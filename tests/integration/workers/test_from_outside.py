@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet.threads import deferToThread
 
-from tests.integration.backplane.fleet import ADMIN_TOKEN, RedisServer, e2ee, free_port, init, session
+from tests.integration.backplane.fleet import ADMIN_TOKEN, RedisServer, e2ee, free_port, init, session, until
 from tests.integration.relayprocess import RelayProcess
 from tests.integration.workers.crewed import Crewed
 from viewport_relay.peer.base64url import decode
@@ -102,7 +102,8 @@ async def test_proxy_protocol_ends_in_the_parent(crewed: Crewed) -> None:
     assert got.startswith(b"HTTP/1.1 101"), got
     refused = await deferToThread(exchange, relay.port, line + upgrade(crewed, "other", token="x" * 20))
     assert b"JWT_MALFORMED" in refused
-    assert '"ip":"192.0.2.99"' in relay.output()
+    # The worker has answered before the parent has read what it logged.
+    await until(crewed.reactor, lambda: '"ip":"192.0.2.99"' in relay.output())
     assert (await deferToThread(exchange, relay.port, asked)) == b""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from viewport_relay.workers.parent import worker_environment
 from viewport_relay.workers.passing import head
 from viewport_relay.workers.slots import slot
 from viewport_relay.workers.tally import add_up, written
+from viewport_relay.workers.worker import WorkerService
 
 KEY = StaticKey.generate().private_text()
 ENVIRON = {"SERVER_URL": "http://127.0.0.1:9", "RELAY_WORKERS": "3"}
@@ -207,6 +209,14 @@ def test_connections_that_wait_for_a_worker_that_dies_are_cut() -> None:
         other.settimeout(1)
         assert other.recv(1) == b""
         other.close()
+
+
+def test_a_connection_that_comes_without_its_descriptor_gives_its_place_back() -> None:
+    """The kernel drops a descriptor for which this process has no room (unix(7), MSG_CTRUNC)."""
+    said: list[messages.Word] = []
+    worker: Any = SimpleNamespace(_reporter=SimpleNamespace(say=said.append))
+    WorkerService.obey(worker, messages.Adopt(socket.AF_INET, "192.0.2.1"), None, b"GET /ws")
+    assert said == [messages.Left("192.0.2.1")]
 
 
 # -- the head that is written down again -----------------------------------------------------------------------

@@ -1,0 +1,252 @@
+"""The parent's watch over its workers, with a clock in hand: who stands still, who cannot be started, who is waited for."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.error import ProcessTerminated
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from viewport_relay.admission.limits import ConnectionCounts
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.workers import crew, messages, place
+from viewport_relay.workers.state import CrewState
+from viewport_relay.workers.tally import written
+
+TIMEOUT = 20.0
+
+
+class Process:
+    """What `spawnProcess` gives: ends when it is killed."""
+
+    def __init__(self, reactor: Reactor, protocol: Any) -> None:
+        self.pid: int | None = 1000 + len(reactor.started)
+        self._protocol = protocol
+
+    def signalProcess(self, name: str) -> None:
+        assert name == "KILL"
+        self.die(signal=9)
+
+    def die(self, *, signal: int | None = None, status: int | None = None) -> None:
+        self.pid = None
+        self._protocol.processEnded(Failure(ProcessTerminated(exitCode=status, signal=signal)))
+
+
+class Line:
+    def __init__(self) -> None:
+        self.cut = False
+
+    def abortConnection(self) -> None:
+        self.cut = True
+
+
+class Reactor(Clock):
+    """A clock that starts processes which say only what the test says for them."""
+
+    def __init__(self) -> None:
+        Clock.__init__(self)
+        self.started: list[Process] = []
+        self.lines: list[Line] = []
+        self.failures: list[OSError] = []
+
+    def spawnProcess(self, protocol: Any, *_: object, **__: object) -> Process:
+        if self.failures:
+            raise self.failures.pop()
+        self.started.append(Process(self, protocol))
+        return self.started[-1]
+
+    def adoptStreamConnection(self, descriptor: int, family: int, factory: Any) -> Line:
+        self.lines.append(Line())
+        return self.lines[-1]
+
+    def addWriter(self, writer: Any) -> None: ...
+
+    def removeWriter(self, writer: Any) -> None: ...
+
+
+class Parent:
+    """Two workers; those in `alive` answer every question that is put."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        self.out = io.StringIO()
+        log = EventLog(self.out, max_entries=100)
+        self.counters = Counters()
+        self.crew = crew.Crew(
+            self.reactor, 2, TIMEOUT, log, self.counters, lambda index: {}, lambda: None, lambda: None
+        )
+        self.state = CrewState(self.crew, lambda: False)
+        self.alive = {0, 1}
+        self.crew.start()
+        for worker in self.crew.workers:
+            self.says(worker, messages.Up())
+        self.answer()
+
+    def says(self, worker: place.Worker, word: messages.Word) -> None:
+        worker.heard_word(messages.encode(word), worker.life)
+
+    def answer(self) -> None:
+        for worker in self.crew.workers:
+            for number in [*worker._asked] if worker.index in self.alive else ():
+                self.says(
+                    worker,
+                    messages.Picture(
+                        number, True, "", None, {}, {"client": 1}, [], written(Counters()), [], []
+                    ),
+                )
+
+    def run(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.reactor.advance(1)
+            self.crew.look()
+            self.answer()
+
+    def events(self, *names: str) -> list[tuple[str, str]]:
+        entries = [json.loads(line) for line in self.out.getvalue().splitlines()]
+        return [(e["event"], e["message"]) for e in entries if not names or e["event"] in names]
+
+
+@pytest.fixture
+def parent() -> Iterator[Parent]:
+    made = Parent()
+    yield made
+    for worker in made.crew.workers:
+        worker._packets.close()
+        if worker._theirs is not None:
+            worker._theirs.close()
+    made.crew.close()
+
+
+def test_a_worker_that_stands_still_is_said_then_killed_and_replaced(parent: Parent) -> None:
+    parent.run(5)
+    parent.alive = {0}
+    parent.run(int(place.PATIENCE) + 2)
+    ((event, message),) = parent.events("worker_silent", "worker_killed", "worker_lost")
+    assert event == "worker_silent" and "worker 1 does not answer" in message and "20 s" in message
+    assert parent.state.readiness() == (True, "1 of 2 workers do not answer")
+    parent.run(int(TIMEOUT))
+    (_, _), (killed, why), (lost, what) = parent.events("worker_silent", "worker_killed", "worker_lost")
+    assert (killed, why) == ("worker_killed", "worker 1: it has not answered for 20 s")
+    assert lost == "worker_lost" and "was killed: it has not answered for 20 s; its peers reconnect" in what
+    assert len(parent.reactor.started) == 3
+    parent.alive = {0, 1}
+    parent.says(parent.crew.workers[1], messages.Up())
+    parent.run(60)
+    assert len(parent.reactor.started) == 3 and parent.state.readiness() == (True, "")
+
+
+def test_a_worker_that_answers_again_is_left_alone(parent: Parent) -> None:
+    parent.alive = {0}
+    parent.run(int(TIMEOUT) - 2)
+    parent.alive = {0, 1}
+    parent.run(30)
+    assert [event for event, _ in parent.events("worker_silent", "worker_answers", "worker_killed")] == [
+        "worker_silent",
+        "worker_answers",
+    ]
+
+
+def test_a_worker_that_starts_has_longer(parent: Parent) -> None:
+    parent.reactor.started[1].die(signal=11)
+    parent.run(int(place.STARTING) - 2)
+    assert parent.events("worker_killed") == []
+    parent.run(5)
+    assert parent.events("worker_killed") == [("worker_killed", "worker 1: it has not answered for 60 s")]
+
+
+def test_a_parent_that_stood_still_kills_nobody(parent: Parent) -> None:
+    """A stopped process, a suspended machine: the workers have not been asked, so they have not failed to answer."""
+    parent.run(5)
+    parent.reactor.advance(1000)
+    parent.crew.look()
+    assert parent.events("worker_killed", "worker_lost") == []
+    parent.run(60)
+    assert len(parent.reactor.started) == 2
+    parent.alive = {0}  # and one that stands still for itself is found as ever
+    parent.run(int(TIMEOUT) + 4)
+    assert len(parent.events("worker_killed")) == 1
+
+
+def test_nobody_waits_long_for_a_worker_that_is_silent(parent: Parent) -> None:
+    parent.run(3)
+    parent.alive = {0}
+    parent.run(int(place.PATIENCE) + 2)
+    for _ in range(3):
+        waits = parent.crew.refresh()  # may have to wait for a round that is under way
+        for _ in range(2):
+            parent.answer()
+            assert not waits.called
+            parent.reactor.advance(place.BRIEF)
+            if waits.called:
+                break
+        assert waits.called
+    assert parent.state.connections()["client"] == 2  # what it told last still counts: its peers are there
+
+
+@pytest.mark.parametrize(
+    ("status", "number", "said"),
+    [
+        (None, 9, "was ended by signal 9 (Killed), which was not sent by its parent"),
+        (None, 40, "was ended by signal 40"),
+        (3, None, "ended with status 3"),
+        (0, None, "ended with status 0"),
+    ],
+)
+def test_how_a_worker_was_lost_is_said(
+    parent: Parent, status: int | None, number: int | None, said: str
+) -> None:
+    parent.reactor.started[0].die(status=status, signal=number)
+    ((_, message),) = parent.events("worker_lost")
+    assert message.startswith(f"worker 0 {said}") and parent.counters.worker_processes_lost == 1
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(parent: Parent) -> None:
+    """No process to be had (pids.max, memory): not the end of this place for ever."""
+    parent.reactor.failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) for _ in range(3)]
+    counts = ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0)
+    parent.crew.workers[1]._held["192.0.2.1"] = [counts.take("192.0.2.1")]
+    parent.reactor.started[1].die(signal=9)
+    parent.run(30)
+    messages_ = [message for _, message in parent.events("worker_lost")]
+    assert len(messages_) == 4 and messages_[1].startswith(
+        "worker 1 could not be started: Resource temporarily unavailable"
+    )
+    assert len(parent.reactor.started) == 3
+    assert [line.cut for line in parent.reactor.lines] == [False, False, True, True, True, False]
+    assert parent.events("worker_killed") == []
+
+
+def test_no_descriptors_for_a_new_workers_channel(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failing = place.socket_pair, [True, True]
+
+    def pair() -> Any:
+        if failing:
+            failing.pop()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real()
+
+    monkeypatch.setattr(place, "socket_pair", pair)
+    parent.reactor.started[0].die(signal=9)
+    parent.run(20)
+    assert len(parent.reactor.started) == 3 and not failing
+
+
+def test_a_worker_that_stands_still_does_not_hold_up_a_second_signal(parent: Parent) -> None:
+    stopped = parent.crew.stop()
+    parent.reactor.started[0].die(status=0)
+    parent.crew.end_at_once()
+    assert not stopped.called
+    parent.reactor.advance(crew.CUT)
+    assert stopped.called
+    assert [event for event, _ in parent.events("worker_lost", "worker_killed")] == [
+        "worker_killed",
+        "worker_lost",
+    ]

@@ -1,0 +1,331 @@
+"""One worker as its parent sees it: a numbered place and the process in it, with what it last told.
+
+    spawned -> Up -> takes connections -> ended -> spawned again after a while
+                  -> silent (a question unanswered) -> answers again, or is killed: ended
+
+A place's connections are counted here, so that they are given back when its worker dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import ProcessProtocol
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+
+from viewport_relay.admission.addresses import counted_as
+from viewport_relay.admission.limits import Ticket
+from viewport_relay.workers.messages import (
+    MAX_LINE,
+    PACKETS_FD,
+    WORDS_FD,
+    Adopt,
+    Ask,
+    Disconnect,
+    Left,
+    Order,
+    Picture,
+    Said,
+    Stop,
+    Up,
+    decode_word,
+)
+from viewport_relay.workers.packets import PacketSender, socket_pair
+
+if TYPE_CHECKING:
+    from viewport_relay.workers.crew import Crew
+
+#: Seconds before a worker that ended is started again: doubled each time, from the start after it lived for LIVED.
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 10.0
+LIVED: Final = 60.0
+
+#: Seconds that a worker may take to start, where RELAY_WORKER_TIMEOUT_MS is shorter.
+STARTING: Final = 60.0
+
+#: Seconds that a question to a worker may take, and one to a worker that has left its last unanswered: operators who look
+#: at the others do not wait for it each time.
+PATIENCE: Final = 3.0
+BRIEF: Final = 0.2
+
+
+class _Words(LineOnlyReceiver):
+    """The parent's end of a worker's words."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = MAX_LINE
+
+    def __init__(self, worker: Worker, life: int) -> None:
+        self._worker = worker
+        self._life = life
+
+    def lineReceived(self, line: bytes) -> None:
+        self._worker.heard_word(line, self._life)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._worker.kill("it said too much at once")
+
+
+class _Process(ProcessProtocol):
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def processEnded(self, reason: Failure) -> None:
+        status, signal = getattr(reason.value, "exitCode", None), getattr(reason.value, "signal", None)
+        self._worker.ended(status, signal)
+
+
+class _WordsFactory:
+    """What `adoptStreamConnection` asks for."""
+
+    def __init__(self, worker: Worker, life: int) -> None:
+        self._worker = worker
+        self._life = life
+
+    def buildProtocol(self, address: Any) -> _Words:
+        return _Words(self._worker, self._life)
+
+
+class Worker:
+    """One place and the process in it."""
+
+    def __init__(self, crew: Crew, index: int) -> None:
+        self._crew = crew
+        self.index = index
+        self.up = False
+        #: it has left its last question unanswered
+        self.silent = False
+        self.picture: Picture | None = None
+        #: how many processes this place has had before
+        self.life = 0
+        self._process: Any = None
+        # Made before its process is, so that connections can wait there. None: to be made, or the process has it.
+        self._theirs: socket.socket | None = None
+        self._packets: PacketSender
+        self._make_channel()
+        self._held: dict[str, list[Ticket]] = {}
+        self._asked: dict[int, Deferred[Any]] = {}
+        self._pause = FIRST_PAUSE
+        self._killed = ""
+        self._started = 0.0
+        self._heard = 0.0
+        self._again: IDelayedCall | None = None
+        self._gone: Deferred[None] | None = None
+
+    # -- the process ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start its process. Connections may be given at once, they wait for it."""
+        self._again = None
+        self._started = self._heard = self._crew.reactor.seconds()
+        try:
+            if self._theirs is None:
+                self._make_channel()
+            self._spawn()
+        except OSError as error:  # no process, memory or descriptor to be had; there may be, later
+            self._over(f"worker {self.index} could not be started: {error.strerror}")
+
+    def _spawn(self) -> None:
+        crew, theirs = self._crew, self._theirs
+        assert theirs is not None
+        words, their_words = socket.socketpair()
+        with words, their_words:
+            words.setblocking(False)
+            line = crew.reactor.adoptStreamConnection(
+                words.fileno(), socket.AF_UNIX, _WordsFactory(self, self.life)
+            )
+            try:
+                self._process = crew.reactor.spawnProcess(
+                    _Process(self),
+                    sys.executable,
+                    [sys.executable, "-m", "viewport_relay.workers.worker", str(self.index)],
+                    env=crew.environment(self.index),
+                    childFDs={
+                        0: crew.nothing,
+                        1: 2,
+                        2: 2,
+                        PACKETS_FD: theirs.fileno(),
+                        WORDS_FD: their_words.fileno(),
+                    },
+                )
+            except OSError:
+                line.abortConnection()
+                raise
+        theirs.close()
+        self._theirs = None
+
+    def _make_channel(self) -> None:
+        ours, self._theirs = socket_pair()
+        self._packets = PacketSender(ours, self._crew.reactor)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, None while there is none."""
+        pid: int | None = getattr(self._process, "pid", None)
+        return pid
+
+    def kill(self, why: str) -> None:
+        """End it at once; what follows is the same as when it dies by itself."""
+        if self.pid is not None:
+            self._killed = why
+            self._crew.log.event(
+                "worker_killed",
+                level="error",
+                message=f"worker {self.index}: {why}",
+                worker=self.index,
+                pid=self.pid,
+            )
+            self._process.signalProcess("KILL")
+
+    def ended(self, status: int | None, number: int | None) -> None:
+        """Its process is gone, with this status or by this signal."""
+        how = f"ended with status {status}"
+        if self._killed:
+            how = f"was killed: {self._killed}"
+        elif number is not None:
+            how = (
+                f"was ended by signal {number} ({signal.strsignal(number)}), which was not sent by its parent"
+            )
+        self._process = None
+        self._over(f"worker {self.index} {how}", expected=self._crew.stopping and status == 0)
+
+    def _over(self, what: str, *, expected: bool = False) -> None:
+        """There is no process: nothing of it is left, and there will be another."""
+        crew = self._crew
+        self.up, self.silent, self._killed = False, False, ""
+        self.life += 1
+        self._packets.close()
+        if self._theirs is not None:
+            self._theirs.close()
+            self._theirs = None
+        if self.picture is not None:
+            crew.retired.append(self.picture.counters)
+            self.picture = None
+        for tickets in self._held.values():
+            for ticket in tickets:
+                ticket.release()
+        self._held.clear()
+        for asked in list(self._asked.values()):
+            asked.callback(None)
+        self._asked.clear()
+        if self._gone is not None:
+            self._gone.callback(None)
+            self._gone = None
+        if crew.stopping:
+            if not expected:
+                crew.log.event("worker_lost", level="error", message=what, worker=self.index)
+            return
+        crew.counters.worker_processes_lost += 1
+        lived = crew.reactor.seconds() - self._started
+        self._pause = FIRST_PAUSE if lived >= LIVED else min(2 * self._pause, LONGEST_PAUSE)
+        crew.log.event(
+            "worker_lost",
+            level="error",
+            message=f"{what}; its peers reconnect, a new one starts",
+            worker=self.index,
+            lived=round(lived, 1),
+        )
+        with contextlib.suppress(OSError):  # no descriptors just now: the next start tries again
+            self._make_channel()
+        self._again = crew.reactor.callLater(self._pause if lived < LIVED else 0, self.start)
+
+    # -- to it ---------------------------------------------------------------------------------------------
+
+    def adopt(self, sock: socket.socket, ip: str, data: bytes, ticket: Ticket) -> bool:
+        """Give it a connection. False: it takes none now."""
+        if not self._packets.send(Adopt(sock.family, ip), sock, data):
+            return False
+        self._held.setdefault(counted_as(ip), []).append(ticket)
+        return True
+
+    def send(self, order: Order) -> None:
+        self._packets.send(order)
+
+    def ask(self, order: Ask | Disconnect) -> Deferred[Any]:
+        """Its answer, or None when it does not come in time."""
+        answer: Deferred[Any] = Deferred()
+        if not self.up:
+            answer.callback(None)
+            return answer
+        self._asked[order.number] = answer
+        self._packets.send(order)
+        patience = BRIEF if self.silent else PATIENCE
+        answer.addTimeout(patience, self._crew.reactor, lambda failure, _: self._unanswered(order.number))
+        return answer
+
+    def _unanswered(self, number: int) -> None:
+        self._asked.pop(number, None)
+        if not self.silent:
+            self.silent = True
+            message = (
+                f"worker {self.index} does not answer; its peers wait, and it is killed and replaced after "
+                f"{self._crew.timeout:g} s of that"
+            )
+            self._crew.log.event(
+                "worker_silent", level="warn", message=message, worker=self.index, pid=self.pid
+            )
+
+    def stop(self) -> Deferred[None]:
+        """Let it drain; fires when it is gone."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        gone: Deferred[None] = Deferred()
+        if self._process is None:
+            gone.callback(None)
+        else:
+            self._gone = gone
+            self.send(Stop())
+        return gone
+
+    def look(self, late: float) -> None:
+        """Kill it when it stands still. Time in which we did not look (`late`, seconds) says nothing about it."""
+        now = self._crew.reactor.seconds()
+        self._heard = min(now, self._heard + late)
+        allowed = self._crew.timeout if self.up else max(self._crew.timeout, STARTING)
+        if self.pid is not None and now - self._heard > allowed:
+            self._heard = now
+            self.kill(f"it has not answered for {allowed:g} s")
+
+    # -- from it -------------------------------------------------------------------------------------------
+
+    def heard_word(self, line: bytes, life: int) -> None:
+        word = decode_word(line)
+        if isinstance(word, Said):
+            self._crew.log.take_over(word.record)
+            return
+        if life != self.life:  # the last words of the one before: its connections are given back already
+            return
+        self._heard = self._crew.reactor.seconds()
+        if self.silent:
+            self.silent = False
+            message = f"worker {self.index} answers again"
+            self._crew.log.event("worker_answers", message=message, worker=self.index, pid=self.pid)
+        if isinstance(word, Left):
+            tickets = self._held.get(word.ip)
+            if tickets:
+                tickets.pop().release()
+                if not tickets:
+                    del self._held[word.ip]
+        elif isinstance(word, Up):
+            self.up = True
+            self._crew.log.event(
+                "worker_started",
+                message=f"worker {self.index} takes connections",
+                worker=self.index,
+                pid=self.pid,
+            )
+            self._crew.one_is_up()
+        else:
+            if isinstance(word, Picture):
+                self.picture = word
+            asked = self._asked.pop(word.number, None)
+            if asked is not None and not asked.called:
+                asked.callback(word)
