@@ -25,6 +25,12 @@ ROOT = Path(__file__).parents[2]
 #: Framing, pings, reserved bits, opcodes, fragments, UTF-8, closes, and fragments of many sizes.
 QUICK = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "10.*")
 
+#: Cases at the same time. More are hardly quicker, and each is late when the machine stands still.
+AT_ONCE = 4
+
+#: How often a case that was late runs in all.
+GOES = 4
+
 #: Cases that only look: what a peer does when the other end drops the line.
 PASSED = {"OK", "INFORMATIONAL"}
 
@@ -62,14 +68,25 @@ def run(port: int, folder: Path, include: tuple[str, ...], at_once: int) -> dict
 
 
 def failures(port: int, folder: Path, include: tuple[str, ...], at_once: int) -> tuple[int, dict[str, str]]:
-    """How many cases ran, and what failed, also when run again alone: kosoku gives half a second for a close, which a
-    busy machine does not always keep."""
+    """How many cases ran, and what failed. A case that may only have been late runs again, alone."""
     cases = run(port, folder / "all", include, at_once)
-    found = {name: verdict for name, case in cases.items() if (verdict := judge(name, case))}
-    if found:
-        again = run(port, folder / "again", tuple(found), 1)
-        found = {name: verdict for name, case in again.items() if (verdict := judge(name, case))}
-    return len(cases), found
+    number, failed = len(cases), {}
+    for go in range(GOES):
+        wrong = {name: verdict for name, case in cases.items() if (verdict := judge(name, case))}
+        late = tuple(name for name in wrong if go < GOES - 1 and may_be_late(name, cases[name]))
+        failed |= {name: verdict for name, verdict in wrong.items() if name not in late}
+        if not late:
+            break
+        print(f"late, once more: {', '.join(late)}")
+        cases = run(port, folder / f"again {go}", late, 1)
+    return number, failed
+
+
+def may_be_late(name: str, case: dict[str, str]) -> bool:
+    """Whether this is what kosoku says when the service (or the machine) stood still for a second or two: it drops a
+    connection that the service has not dropped yet, its time-outs are its own; and 6.4 is about who is first."""
+    exchanged = case["behavior"] in PASSED or (name.startswith("6.4.") and case["behavior"] == "NON-STRICT")
+    return exchanged and case["behaviorClose"] in PASSED | {"FAILED BY CLIENT", "UNCLEAN"}
 
 
 def judge(name: str, case: dict[str, str]) -> str:
@@ -81,7 +98,7 @@ def judge(name: str, case: dict[str, str]) -> str:
 
 
 def test_the_cases_of_the_rfc(port: int, tmp_path: Path) -> None:
-    assert failures(port, tmp_path, QUICK, 8) == (247, {})
+    assert failures(port, tmp_path, QUICK, AT_ONCE) == (247, {})
 
 
 @pytest.mark.slow

@@ -1,19 +1,23 @@
 """Attackers, in a process of their own: `python -m tests.hostile.attack KIND PORT SECONDS [TOKEN…]`.
 
 Each kind does one hostile thing as fast as it can over a few connections and says at the end how often it did it.
+`attempts PORT NUMBER TOKEN` asks so many times to be let in, and says how often it got which status (JSON).
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
 
 from tests.drill.peer import CLOSE, PING, TEXT, Closed, Peer, Refused, frame, upgrade_request
@@ -163,8 +167,24 @@ KINDS: dict[str, Callable[[int, str], None]] = {
 }  # fmt: skip
 
 
+def attempt(port: int, token: str) -> int:
+    """Its status; whoever is let in leaves at once. 0: no answer."""
+    try:
+        join(port, token).close()
+    except Refused as refused:
+        return refused.status
+    except OSError:
+        return 0
+    return 101
+
+
 def main() -> None:
     kind, port, seconds, *tokens = sys.argv[1:]
+    if kind == "attempts":
+        with ThreadPoolExecutor(8) as many:
+            statuses = Counter(many.map(lambda _: attempt(int(port), tokens[0]), range(int(seconds))))
+        print(json.dumps(statuses), flush=True)
+        return
 
     def attack(token: str) -> None:
         while not _stop.is_set():

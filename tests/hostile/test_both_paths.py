@@ -20,7 +20,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tests.conformance.echo import EchoHub
-from tests.memorywire import FrameReader, masked_frame
+from tests.memorywire import FrameReader, Poll, masked_frame
 from viewport_relay.wire import fastpath
 
 TEXT, BINARY, CLOSE, PING, PONG, CONTINUATION = 1, 2, 8, 9, 10, 0
@@ -30,25 +30,12 @@ LIMIT = 150_000
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))
 
 
-class _Reactor(Clock):
+class _Reactor(Poll, Clock):
     """What a TCP transport asks of a reactor."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.reading: set[Any] = set()
-        self.writing: set[Any] = set()
-
-    def addReader(self, who: Any) -> None:
-        self.reading.add(who)
-
-    def removeReader(self, who: Any) -> None:
-        self.reading.discard(who)
-
-    def addWriter(self, who: Any) -> None:
-        self.writing.add(who)
-
-    def removeWriter(self, who: Any) -> None:
-        self.writing.discard(who)
+        Poll.__init__(self)
+        Clock.__init__(self)
 
 
 class _Transport(tcp.Connection):
