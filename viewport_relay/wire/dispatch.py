@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import select
 import sys
-from typing import Any
+from typing import Any, Final
 
 from twisted.python import log
 
@@ -22,6 +22,9 @@ try:
     from twisted.internet.epollreactor import EPollReactor
 except ImportError:  # no epoll on this system
     EPollReactor = None  # type: ignore[assignment,misc]
+
+#: Most sockets of one turn. The kernel's list is made anew each time: for as many as there are, thousands, it is large.
+MOST_EVENTS: Final = 256
 
 
 def shorten_dispatch(reactor: Any) -> bool:
@@ -46,7 +49,7 @@ def shorten_dispatch(reactor: Any) -> bool:
 
     def do_poll(timeout: float | None) -> None:
         try:
-            events = poll(-1 if timeout is None else timeout, len(selectables))
+            events = poll(-1 if timeout is None else timeout, MOST_EVENTS)
         except OSError as error:
             if error.errno == errno.EINTR:
                 return

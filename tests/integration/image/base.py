@@ -1,0 +1,143 @@
+"""The nearest thing to the base image python:3.Y-slim that a machine without a registry can make.
+
+It is a minimal Debian (mmdebstrap: the release and mirrors of this machine) with a Python: the version that the
+Dockerfile names, where this machine has one built, seen at /usr/local as in the image; otherwise python3 of the release.
+IMAGE_PYTHON=release wants the latter. Unlike the slim images it has its manuals: leaving them out doubles the time.
+
+What this machine needs to reach its mirrors and package indexes is carried in beside the image: see `Carried`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from tests.integration.image.namespaces import Place
+
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+#: How apt reaches its mirrors here, if anything is said about it.
+APT_OPTIONS = re.compile(
+    r"Acquire::(?:https?::(?:\S+::)?(?:Proxy|CAInfo|Verify-\w+)|Check-(?:Valid-Until|Date)) .*;"
+)
+
+NEEDED = "import ctypes, ensurepip, lzma, sqlite3, ssl, venv"
+
+
+def said(*command: str | Path) -> str:
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout
+
+
+# -- Debian --------------------------------------------------------------------------------------------------------
+
+
+def sources() -> tuple[str, str]:
+    """Name of this machine's release, and lines for a sources.list: its own, of the distribution alone."""
+    (codename,) = re.findall(r"^VERSION_CODENAME=(.+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
+    form = "$(ORIGIN)\t$(CODENAME)\tdeb $(REPO_URI) $(RELEASE) $(COMPONENT)"
+    lines = []
+    for line in said("apt-get", "indextargets", "--format", form, "Created-By: Packages").splitlines():
+        origin, name, entry = line.split("\t")
+        if origin in {"Debian", "Ubuntu"} and name.startswith(codename) and entry not in lines:
+            lines.append(entry)
+    return codename, "\n".join(lines) + "\n"
+
+
+def apt_options() -> list[str]:
+    return [
+        line for line in said("apt-config", "dump", "Acquire").splitlines() if APT_OPTIONS.fullmatch(line)
+    ]
+
+
+def make_debian(place: Place, root: Path, packages: list[str]) -> None:
+    codename, lines = sources()
+    options = [f"--aptopt={option}" for option in ["Acquire::Languages none", *apt_options()]]
+    options += [f"--include={','.join(packages)}"] if packages else []
+    place.run(
+        "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory", *options, codename,
+        root, "-", feed=lines,
+    )  # fmt: skip
+
+
+# -- Python --------------------------------------------------------------------------------------------------------
+
+
+def built_python(version: str) -> Path | None:
+    """The prefix of a Python of this version ("3.13") that was built here and runs; None where there is none."""
+    if os.environ.get("IMAGE_PYTHON") == "release":
+        return None
+    roots = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions", Path("/opt/python")]
+    candidates = [path for root in roots if root.is_dir() for path in sorted(root.glob(f"*{version}*"))]
+    for prefix in [*candidates, Path("/usr/local")]:
+        python = prefix / f"bin/python{version}"
+        if python.is_file() and (prefix / f"lib/python{version}/ensurepip").is_dir():
+            done = subprocess.run([python, "-I", "-c", NEEDED], capture_output=True, check=False)
+            if done.returncode == 0:
+                return prefix
+    return None
+
+
+def packages_of(prefix: Path, version: str) -> list[str]:
+    """The packages with the libraries that this Python is linked with; slim images find them in the same way."""
+    modules = (prefix / f"lib/python{version}/lib-dynload").glob("*.so")
+    # Slim images do without Tk too.
+    linked = [prefix / f"bin/python{version}", *(path for path in modules if "_tkinter" not in path.name)]
+    libraries = set(re.findall(r"=> (/\S+)", said("ldd", *linked)))
+    names = {form for library in libraries for form in (library, os.path.realpath(library), library[4:])}
+    found = subprocess.run(
+        ["dpkg-query", "--search", *sorted(names)], capture_output=True, text=True, check=False
+    )
+    packages = {line.split(":")[0] for line in found.stdout.splitlines() if not line.startswith("diversion")}
+    return sorted(packages)
+
+
+# -- what is carried in --------------------------------------------------------------------------------------------
+
+
+@frozen
+class Carried:
+    """What the steps see of this machine and the image does not keep, as `docker build` does it with --build-arg
+    (predefined ones), --secret and its own /etc/resolv.conf: pip's settings as variables, files, folders."""
+
+    environment: dict[str, str]
+    files: dict[str, Path]  # path in the root -> file here
+    folders: tuple[Path, ...]  # seen at the same path
+
+
+def pip_settings() -> Iterator[tuple[str, str]]:
+    """(variable, value) of pip's configuration files and then of its variables, which count more."""
+    listing = said(sys.executable, "-m", "pip", "config", "list")
+    rows = re.findall(r"^([\w:]+)\.([\w-]+)='(.*)'$", listing, re.MULTILINE)
+    for section, name, value in sorted(rows, key=lambda row: bool(row[0] == ":env:")):
+        if section in {"global", "install", ":env:"} and "virtualenv" not in name:
+            yield "PIP_" + name.upper().replace("-", "_"), value.replace("\\n", " ").strip()
+
+
+def carried() -> Carried:
+    names = {name for lower in ("http_proxy", "https_proxy", "no_proxy") for name in (lower, lower.upper())}
+    names |= {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
+    environment = {name: os.environ[name] for name in sorted(names) if name in os.environ}
+    environment |= dict(pip_settings())
+    files = {"/etc/resolv.conf": Path("/etc/resolv.conf"), "/etc/hosts": Path("/etc/hosts")}
+    folders: list[Path] = []
+    for name, value in environment.items():
+        moved = []
+        for word in value.split():
+            path = Path(word.removeprefix("file://"))
+            if path.is_absolute() and path.is_file():
+                # Not at its own path: a package of the image may bring a file of that name.
+                inside = f"/run/carried/{name.lower()}-{path.name}"
+                files[inside] = path
+                word = inside
+            elif path.is_absolute() and path.is_dir():
+                # The links of an index lead out of its own folder, to files beside it.
+                folders.append(path.parent if "INDEX" in name and path.parent != Path("/") else path)
+            moved.append(word)
+        environment[name] = " ".join(moved)
+    return Carried(environment, files, tuple(dict.fromkeys(folders)))

@@ -1,0 +1,172 @@
+"""Proxies as docs/how-to/behind-a-proxy.md configures them, for tests: its own text, with ports, names and paths put in.
+
+    proxy = Proxy("nginx", folder, files, relay.port)
+
+Every piece of the text that is replaced must be there. What the page says to a reader of it, `section`, `block` and
+`settings` give.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.drill.certificates import Files
+from tests.drill.relay import free_port, until
+
+PAGE = (Path(__file__).parents[2] / "docs/how-to/behind-a-proxy.md").read_text("utf-8")
+
+PROXIES = {
+    "nginx": "## nginx",
+    "caddy": "## Caddy",
+    "haproxy": "## HAProxy, with HTTP",
+    "haproxy-tcp": "## HAProxy, with the PROXY protocol",
+}
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+
+
+def section(heading: str) -> str:
+    _, found, rest = PAGE.partition(heading + "\n") if heading else ("", "x", PAGE)
+    assert found, heading
+    return re.split(r"^## ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def block(heading: str, language: str) -> str:
+    """The first of a section's; "" is what stands before all sections."""
+    match = re.search(rf"^```{language}\n(.*?)^```$", section(heading), re.MULTILINE | re.DOTALL)
+    assert match, f"{heading}: no {language}"
+    return match[1]
+
+
+def settings(heading: str) -> dict[str, str]:
+    """The variables that a section tells to set."""
+    return dict(re.findall(r"^(RELAY_\w+)=(\S+)", block(heading, "sh"), re.MULTILINE))
+
+
+def put_in(text: str, replacements: Mapping[str, str]) -> str:
+    for old, new in replacements.items():
+        assert old in text, f"{old!r} is not there:\n{text}"
+        text = text.replace(old, new)
+    return text
+
+
+def knows_close_delay() -> bool:
+    """Whether this is Caddy 2.7 or newer, for which the example is."""
+    found = re.match(
+        r"v?(\d+)\.(\d+)", subprocess.run(["caddy", "version"], capture_output=True, text=True).stdout
+    )
+    assert found
+    return (int(found[1]), int(found[2])) >= (2, 7)
+
+
+# -- proxies ---------------------------------------------------------------------------------------------------------
+
+
+class Proxy:
+    """One of the programs, in front of the relay at `relay_port`; `faster` lowers times in its configuration."""
+
+    def __init__(
+        self, name: str, folder: Path, files: Files, relay_port: int, faster: dict[str, str]
+    ) -> None:
+        self.name, self.folder, self.files = name, folder, files
+        self.port = free_port()
+        folder.mkdir()
+        program = name.partition("-")[0]
+        language = "caddy" if program == "caddy" else program
+        text = put_in(block(PROXIES[name], language), faster)
+        self.configuration = folder / "configuration"
+        self.configuration.write_text(getattr(self, f"_{program}")(text, relay_port))
+        path = str(self.configuration)
+        command = {
+            "nginx": ["nginx", "-c", path, "-p", str(folder), "-e", "stderr"],
+            "caddy": ["caddy", "run", "--adapter", "caddyfile", "--config", path],
+            "haproxy": ["haproxy", "-db", "-f", path],
+        }[program]
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
+        self.environment = os.environ | {
+            name: str(folder) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME")
+        }
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=self.environment
+        )
+        until(self._listens, 20, name)
+
+    def _nginx(self, text: str, relay_port: int) -> str:
+        text = put_in(
+            text,
+            {
+                "listen 443 ssl": f"listen 127.0.0.1:{self.port} ssl",
+                "server 127.0.0.1:7781": f"server 127.0.0.1:{relay_port}",
+                "server_name relay.example": "server_name localhost",
+                "/etc/nginx/relay.crt": self.files.cert,
+                "/etc/nginx/relay.key": self.files.key,
+                "/var/log/nginx/relay.log": str(self.folder / "access.log"),
+            },
+        )
+        user = "user root;" if os.geteuid() == 0 else ""
+        paths = "".join(
+            f"{kind}_temp_path {self.folder}/{kind};\n"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        return (
+            f"daemon off; pid {self.folder}/pid; worker_processes 1; {user}\nevents {{}}\n"
+            f"http {{\n{paths}{text}}}\n"
+        )
+
+    def _caddy(self, text: str, relay_port: int) -> str:
+        if not knows_close_delay():
+            text = put_in(text, {"        stream_close_delay 5m\n": ""})
+        text = put_in(
+            text,
+            {
+                # Its own way to certificates needs a name that the world knows.
+                "relay.example {": f"localhost:{self.port} {{\n    tls {self.files.cert} {self.files.key}",
+                "127.0.0.1:7781": f"127.0.0.1:{relay_port}",
+            },
+        )
+        return f"{{\n    admin unix/{self.folder}/admin\n    auto_https disable_redirects\n}}\n{text}"
+
+    def _haproxy(self, text: str, relay_port: int) -> str:
+        pem = self.folder / "relay.pem"
+        pem.write_text(Path(self.files.cert).read_text() + Path(self.files.key).read_text())
+        tcp = self.name == "haproxy-tcp"
+        pieces = {"bind :443": f"bind 127.0.0.1:{self.port}"}
+        pieces["10.0.0.5:7781" if tcp else "127.0.0.1:7781"] = f"127.0.0.1:{relay_port}"
+        return put_in(text, pieces | ({} if tcp else {"/etc/haproxy/relay.pem": str(pem)}))
+
+    def _listens(self) -> bool:
+        assert self.process.poll() is None, self.output()
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def output(self) -> str:
+        return os.pread(self.log.fileno(), os.fstat(self.log.fileno()).st_size, 0).decode("utf-8", "replace")
+
+    def reload(self) -> None:
+        """As its operator does it after a change of its configuration, which there is: a comment."""
+        self.configuration.write_text(self.configuration.read_text() + "# changed\n")
+        if self.name == "nginx":
+            self.process.send_signal(signal.SIGHUP)
+            return
+        subprocess.run(
+            ["caddy", "reload", "--adapter", "caddyfile", "--force", "--config", self.configuration,
+             "--address", f"unix/{self.folder}/admin"],
+            check=True, capture_output=True, timeout=20, env=self.environment,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
+        self.log.close()

@@ -1,0 +1,306 @@
+"""The examples of docs/how-to/behind-a-proxy.md, in real proxies with TLS in front of real relays (see proxies.py).
+
+Peers come from addresses of loopback other than the proxy's, which is 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.drill.certificates import Identity
+from tests.drill.peer import PING, PONG, Closed, Peer, Refused, e2ee
+from tests.drill.platform import FaultyPlatform
+from tests.drill.relay import Relay, free_port, until
+from tests.integration.proxies import PROXIES, Proxy, block, knows_close_delay, put_in, settings
+
+PER_IP = 3
+IDLE = 7.0  # seconds without a message, over times of the proxies that are lowered to less
+
+EACH = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=getattr(pytest.mark, name.partition("-")[0])) for name in PROXIES]
+)
+
+
+def peers_of(name: str, case: int, number: int = 1) -> str:
+    """An address of loopback that no other test's peers at no other proxy have: what a relay counts is per address."""
+    return f"127.{case}.{list(PROXIES).index(name)}.{number}"
+
+
+class Idle:
+    """A peer that says nothing for a while but answers pings, in a thread of its own."""
+
+    def __init__(self, peer: Peer, seconds: float) -> None:
+        self.peer = peer
+        self.pings = 0
+        self.end: Exception | None = None
+        self._deadline = time.monotonic() + seconds
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            while (left := self._deadline - time.monotonic()) > 0:
+                self.peer.sock.settimeout(left)
+                opcode, payload = self.peer.frame()
+                assert opcode == PING
+                self.pings += 1
+                self.peer.send(payload, PONG)
+        except TimeoutError:
+            pass
+        except (Closed, OSError, AssertionError) as end:
+            self.end = end
+        self.peer.sock.settimeout(20)
+
+
+# -- everything together ----------------------------------------------------------------------------------------------
+
+
+class World:
+    """Two relays (plain HTTP; TLS and the PROXY protocol), each proxy that is installed, and one more of each with
+    lowered times that has idle peers since the start."""
+
+    def __init__(self, folder: Path, platform: FaultyPlatform, exits: ExitStack) -> None:
+        self.folder, self.platform = folder, platform
+        self.ca = Identity.self_signed("test CA")
+        self.tls = self.ca.context()
+        self.files = self.ca.issue("proxy", "localhost").write(folder, "relay")
+        self.ports = {False: free_port(), True: free_port()}
+        self.admin = free_port()
+        self.exits = exits
+        self.relays = {tcp: self.start(tcp) for tcp in (False, True)}
+        for tcp in (False, True):
+            self.wait(tcp)
+        self.proxies = {name: self._proxy(name) for name in PROXIES if shutil.which(name.partition("-")[0])}
+        haproxy = {"timeout client 60s": "timeout client 2s", "timeout server 60s": "timeout server 2s",
+                   "timeout tunnel 10m": "timeout tunnel 5s"}  # fmt: skip
+        faster = {
+            "nginx": {"timeout 120s": "timeout 5s"},
+            "caddy": {},
+            "haproxy": haproxy,
+            "haproxy-tcp": haproxy,
+        }
+        self.hasty = {name: self._proxy(name, faster[name]) for name in self.proxies}
+        self.idle: dict[str, tuple[Idle, Idle]] = {}
+        for proxy in self.hasty.values():
+            daemon, client = self.pair(proxy, peers_of(proxy.name, 7))
+            self.idle[proxy.name] = Idle(daemon, IDLE), Idle(client, IDLE)
+
+    def start(self, tcp: bool) -> Relay:
+        given = self.platform.environment() | {
+            "RELAY_MAX_CONNECTIONS_PER_IP": str(PER_IP),
+            "RELAY_PING_INTERVAL_MS": "2500",
+        }
+        if tcp:
+            given |= settings(PROXIES["haproxy-tcp"]) | {"RELAY_ADMIN_LISTEN": f"127.0.0.1:{self.admin}"}
+            given |= {"RELAY_TLS_CERT_PATH": self.files.cert, "RELAY_TLS_KEY_PATH": self.files.key}
+        else:
+            given |= settings("")
+        return self.exits.enter_context(Relay(given, port=self.ports[tcp]))
+
+    def wait(self, tcp: bool) -> None:
+        relay = self.relays[tcp]
+        relay.logged("relay_started", 30)
+        until(lambda: relay.http("/ready", port=self.admin if tcp else None)[0] == 200, 30, "/ready")
+
+    def _proxy(self, name: str, faster: dict[str, str] | None = None) -> Proxy:
+        folder = self.folder / (name if faster is None else f"{name}-hasty")
+        proxy = Proxy(name, folder, self.files, self.ports[name == "haproxy-tcp"], faster or {})
+        self.exits.callback(proxy.stop)
+        return proxy
+
+    def relay(self, name: str) -> Relay:
+        return self.relays[name == "haproxy-tcp"]
+
+    def join(self, proxy: Proxy, role: str, workspace: str, source: str, **more: object) -> Peer:
+        door = SimpleNamespace(port=proxy.port, tls=self.tls)
+        return Peer.join(door, self.platform, role, workspace, "t", source=source, **more)
+
+    def pair(self, proxy: Proxy, source: str) -> tuple[Peer, Peer]:
+        """They have a workspace of their own."""
+        daemon = self.join(proxy, "workspace-daemon", source, source)
+        client = self.join(proxy, "client", source, source)
+        client.converse(daemon)
+        return daemon, client
+
+    def joined(self, name: str, workspace: str) -> list[str]:
+        """The addresses that the relay has logged for the peers of a workspace."""
+        return [
+            entry["details"]["ip"]
+            for entry in self.relay(name).entries()
+            if entry["event"] == "join" and entry["details"]["workspaceId"] == workspace
+        ]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, platform: FaultyPlatform) -> Iterator[World]:
+    with ExitStack() as exits:
+        yield World(tmp_path_factory.mktemp("proxies"), platform, exits)
+
+
+@EACH
+def test_the_proxy_has_no_doubts_about_its_configuration(world: World, name: str) -> None:
+    assert not re.search(
+        r"\[(warn|alert|emerg)|\"level\":\"error", world.proxies[name].output(), re.IGNORECASE
+    )
+
+
+@EACH
+def test_frames_of_every_size_pass_both_ways(world: World, name: str) -> None:
+    daemon, client = world.pair(world.proxies[name], peers_of(name, 1))
+    for size in (1, 125, 126, 65_536, 900_000):
+        text = e2ee(client.session, size, "x" * size)
+        for sender, receiver in ((client, daemon), (daemon, client)):
+            sender.send(text)
+            assert receiver.text() == text
+    for peer in (client, daemon):
+        peer.close()
+
+
+@EACH
+def test_the_relay_sees_the_peers_own_address(world: World, name: str) -> None:
+    proxy, claimed = world.proxies[name], {"X-Forwarded-For": "203.0.113.9"}
+    workspace, mine, another = f"own-{name}", peers_of(name, 2), peers_of(name, 2, 2)
+    peers = [world.join(proxy, "workspace-daemon", workspace, mine, headers=claimed)]
+    peers += [
+        world.join(proxy, "client", workspace, source, headers=claimed) for source in (mine, mine, another)
+    ]
+    until(lambda: len(world.joined(name, workspace)) == len(peers), 10, "the log")
+    assert world.joined(name, workspace) == [mine] * PER_IP + [another]
+    with pytest.raises(Refused) as caught:
+        world.join(proxy, "client", workspace, mine, headers=claimed)
+    assert "x-relay-reason: too_many_connections_per_ip" in caught.value.head.lower()
+    for peer in peers:
+        peer.close()
+
+
+@pytest.mark.nginx
+def test_a_token_in_the_query_is_not_in_the_access_log(world: World) -> None:
+    proxy, source = world.proxies["nginx"], peers_of("nginx", 3)
+    token = world.platform.token("client", "w", "t")
+    query = {"role": "client", "workspaceId": "w", "runtimeTargetId": "t", "token": token}
+    Peer(proxy.port, query, {}, tls=world.tls, source=source).close()
+    log = proxy.folder / "access.log"
+    until(lambda: source in log.read_text(), 10, "the line of the access log")
+    assert re.search(rf'^{source} \[\S+\] "GET /ws" 101 ', log.read_text(), re.MULTILINE)
+    signature = token.rpartition(".")[2]
+    for text in (log.read_text(), proxy.output(), world.relay("nginx").output()):
+        assert signature not in text
+
+
+@EACH
+def test_the_check_of_the_page(world: World, name: str) -> None:
+    """Its commands as they are written, but for the names of the host and of the CA."""
+    proxy = world.proxies[name]
+    ca = world.folder / "ca.pem"
+    ca.write_bytes(world.ca.cert_pem)
+    commands = put_in(
+        block("## Check it", "sh"), {"https://relay.example/": f"https://localhost:{proxy.port}/"}
+    )
+    ready = name != "haproxy-tcp"  # whose operators have a door of their own
+    if not ready:
+        commands = commands.partition("\n")[2]
+    curl = f'curl() {{ command curl -m 20 --cacert {ca} "$@"; }}\n'
+    environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+    done = subprocess.run(
+        ["sh", "-c", curl + commands], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "x-relay-reason: query_invalid" in done.stdout.lower()
+    assert done.stdout.startswith('{"ok":true}') is ready
+
+
+@pytest.mark.nginx
+def test_without_the_upgrade_the_relay_says_so(world: World) -> None:
+    """As the page has it about UPGRADE_REQUIRED."""
+    dropped = {
+        "proxy_set_header Upgrade $http_upgrade;": "",
+        "proxy_set_header Connection $connection_upgrade;": "",
+    }
+    proxy = Proxy("nginx", world.folder / "dropped", world.files, world.ports[False], dropped)
+    try:
+        with pytest.raises(Refused) as caught:
+            world.join(proxy, "client", "w", peers_of("nginx", 4))
+        assert "UPGRADE_REQUIRED" in caught.value.head
+    finally:
+        proxy.stop()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("nginx", "caddy")])
+def test_a_reload_of_the_proxy_keeps_the_peers(world: World, name: str) -> None:
+    """But without `stream_close_delay`, as the page has it."""
+    proxy = world.proxies[name]
+    daemon, client = world.pair(proxy, peers_of(name, 5))
+    proxy.reload()
+    time.sleep(1)
+    if name == "caddy" and not knows_close_delay():
+        assert daemon.how_it_ends().code == client.how_it_ends().code == 1001
+    else:
+        client.send(e2ee(client.session))
+        assert daemon.text() == e2ee(client.session)
+    for peer in [client, daemon, *world.pair(proxy, peers_of(name, 5, 2))]:
+        peer.close()
+
+
+@EACH
+def test_silence_is_no_reason_to_close(world: World, name: str) -> None:
+    """Pings come in time, and in HAProxy it is `timeout tunnel` that counts."""
+    daemon, client = world.idle[name]
+    for one in (daemon, client):
+        one.thread.join(IDLE + 20)
+        assert one.end is None, f"after {one.pings} pings: {one.end!r}"
+        assert one.pings >= 2
+    client.peer.send(e2ee(client.peer.session))
+    assert daemon.peer.text() == e2ee(client.peer.session)
+    for one in (daemon, client):
+        one.peer.close()
+
+
+def test_a_restart_is_seen_and_survived(world: World) -> None:
+    """The last, since the relays are others then."""
+    pairs = {name: world.pair(proxy, peers_of(name, 6)) for name, proxy in world.proxies.items()}
+    assert pairs, "no proxy is installed"
+    ends: list[tuple[str, int]] = []
+
+    def watch(name: str, peer: Peer) -> None:
+        ends.append((name, peer.how_it_ends().code))
+        peer.close()
+
+    watchers = [threading.Thread(target=watch, args=(name, peer)) for name in pairs for peer in pairs[name]]
+    for thread in watchers:
+        thread.start()
+    for relay in world.relays.values():
+        relay.signal(signal.SIGTERM)
+    for relay in world.relays.values():
+        assert relay.stop() == 0
+        assert relay.errors() == []
+    for thread in watchers:
+        thread.join(20)
+    assert sorted(ends) == sorted((name, 1001) for name in pairs for _ in range(2))
+    world.relays = {tcp: world.start(tcp) for tcp in (False, True)}
+    for tcp in (False, True):
+        world.wait(tcp)
+
+    def comes_back(name: str) -> bool:
+        try:
+            world.join(world.proxies[name], "workspace-daemon", f"again-{name}", peers_of(name, 6, 2)).close()
+        except (Refused, OSError):
+            return False
+        return True
+
+    for name in pairs:
+        until(partial(comes_back, name), 20, f"the way back through {name}")
+    for relay in world.relays.values():
+        assert relay.stop() == 0
