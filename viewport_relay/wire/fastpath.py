@@ -24,6 +24,7 @@ from viewport_relay.routing.decisions import Decision
 from viewport_relay.routing.peer import Peer
 from viewport_relay.wire.frames import Message
 from viewport_relay.wire.masking import unmasker
+from viewport_relay.wire.outbox import TURN
 
 if TYPE_CHECKING:
     from viewport_relay.wire.websocket import Connection
@@ -237,11 +238,12 @@ class Reader:
             self._decide(verdict, message)
             return True
         to: Any = verdict.outlet
-        if to.outbox.ready is None or to.sealed or to.ending is not None:
+        outbox = to.outbox
+        if outbox.ready is None or to.sealed or to.ending is not None:
             if to.take(connection, to.frame(message)):
                 connection.count_forwarded(1, length)
             return True
-        to.outbox.hold((_HEADERS[length] if length <= _USUAL else _header(length)) + message)
+        outbox.hold((_HEADERS[length] if length <= _USUAL else _header(length)) + message)
         connection.count_forwarded(1, length)
         return True
 
@@ -271,8 +273,9 @@ class Reader:
     def _sample(self) -> None:
         """Note how long this read took, from the socket to the receivers' sockets."""
         self._unsampled = SAMPLE_EVERY
-        connection = self._connection
-        connection.factory.counters.forward_latency.observe(self._seconds() - connection.now)
+        began, seconds = self._connection.now, self._seconds
+        observe = self._connection.factory.counters.forward_latency.observe
+        TURN.when_sent(lambda: observe(seconds() - began))
 
     def feed(self, data: bytes) -> None:
         """Handle bytes that the transport has read (TLS, or what came before the upgrade was answered)."""
@@ -402,7 +405,8 @@ class Reader:
         frames = len(batch)
         data = batch[0] if frames == 1 else b"".join(batch)
         connection, outbox = self._connection, receiver.outbox
-        if outbox.ready is not None and receiver.ending is None:  # what `take` would find out
+        # Much of one peer's is not held: if the receiver is slow, its feeder must be found out at once.
+        if outbox.ready is not None and receiver.ending is None and size < _COPIED:
             outbox.hold(data)
         elif not receiver.take(connection, data):
             return

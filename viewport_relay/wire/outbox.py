@@ -30,12 +30,13 @@ class Turn:
     knows when a turn begins and ends: where nobody does, it never runs, and everything is sent at once.
     """
 
-    __slots__ = ("held", "outboxes", "running")
+    __slots__ = ("_calls", "held", "outboxes", "running")
 
     def __init__(self) -> None:
         self.running = False
         self.outboxes: list[Outbox] = []
         self.held = 0  # bytes, at most MOST_HELD and a frame
+        self._calls: list[Callable[[], None]] = []
 
     def send(self) -> None:
         """Send what is held, in the order in which receivers came."""
@@ -43,6 +44,17 @@ class Turn:
         self.held = 0
         for outbox in outboxes:
             outbox.send_held()
+        if self._calls:
+            calls, self._calls = self._calls, []
+            for call in calls:
+                call()
+
+    def when_sent(self, call: Callable[[], None]) -> None:
+        """Call this when what is held now has been sent: at once, outside a turn."""
+        if self.running:
+            self._calls.append(call)
+        else:
+            call()
 
 
 #: The turn of this process's reactor.

@@ -107,6 +107,19 @@ def test_what_is_held_is_bounded(line: Line) -> None:
     assert line.sock.sends == 1 and TURN.held == 0
 
 
+def test_who_waits_for_the_end_of_the_turn_is_told_when_all_has_left(line: Line) -> None:
+    seen: list[bytes] = []
+    TURN.when_sent(lambda: seen.append(line.got()))
+    assert seen == [b""]
+    TURN.running = True
+    line.outbox.hold(b"a")
+    TURN.when_sent(lambda: seen.append(line.got()))
+    assert seen == [b""]
+    TURN.send()
+    TURN.send()
+    assert seen == [b"", b"a"]
+
+
 def test_a_lost_connection_takes_it_along(line: Line) -> None:
     TURN.running = True
     line.outbox.hold(b"a")
