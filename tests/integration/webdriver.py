@@ -26,24 +26,33 @@ ARGUMENTS = [
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
+def _driver() -> tuple[subprocess.Popen[str], int]:
+    """A chromedriver and its port. It takes the port that it got for IPv4 for IPv6 too, where somebody may be."""
+    command = shutil.which("chromedriver")
+    assert command
+    said: list[str] = []
+    for _ in range(4):
+        driver = subprocess.Popen(
+            [command, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            said.append(line)
+            if "successfully on port" in line:
+                return driver, int(line.rsplit("port", 1)[1].strip(" .\n"))
+        driver.wait(10)
+        driver.stdout.close()
+    raise AssertionError(f"chromedriver did not start: {''.join(said)}")
+
+
 class Browser:
     """One Chromium with an empty profile."""
 
     def __init__(self, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         self.profile = Path(tempfile.mkdtemp(prefix="chromium-profile-"))
-        driver = shutil.which("chromedriver")
         chromium = shutil.which("chromium")
-        assert driver and chromium
-        self.driver = subprocess.Popen(
-            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert self.driver.stdout is not None
-        port = 0
-        for line in self.driver.stdout:
-            if "successfully on port" in line:
-                port = int(line.rsplit("port", 1)[1].strip(" .\n"))
-                break
-        assert port, "chromedriver did not start"
+        assert chromium
+        self.driver, port = _driver()
         self.base = f"http://127.0.0.1:{port}"
         arguments = [*ARGUMENTS, f"--user-data-dir={self.profile}", f"--window-size={width},{height}"]
         if dark:
