@@ -64,15 +64,16 @@ class EchoHub:
         nobody: Any = None
         itself = Peer(connection.connection_id, grant, connection.ip, 0.0, connection, nobody, nobody)
 
-        def judge(message: Message, now: float) -> Peer | None:
+        def judge(peer: Peer, message: Message, now: float) -> Peer | None:
             return itself if is_utf8(message) else None
 
         def decide(verdict: Peer | Decision, message: bytes) -> None:
             raise AssertionError("there is nothing to decide")
 
-        def count(messages: int, size: int) -> None:
+        def count(connection: Connection, peer: Peer, messages: int, size: int) -> None:
             self.echoed += messages
 
+        connection.routed = itself
         connection.route(judge, decide, count, is_daemon=True)
 
     def ended(self, connection: Connection, reason: Reason, detail: str, details: dict[str, Any]) -> None:

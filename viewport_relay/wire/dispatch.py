@@ -4,7 +4,8 @@ Twisted's epoll reactor runs each handler inside a logging context, which names 
 handler logs. Our log has its own way to name connections, and the context costs a tenth of a small frame's CPU. The
 handler that Twisted wraps catches and logs what goes wrong by itself, so nothing else is lost.
 
-It also knows where a turn ends, in which frames may be held back (`outbox.Turn`).
+It also knows where a turn ends, in which frames may be held back (`outbox.Turn`), and looks at the sockets again by itself
+while nobody has asked for anything else: where each turn brings one frame, the reactor's round is 3 % of it.
 """
 
 from __future__ import annotations
@@ -27,33 +28,45 @@ except ImportError:  # no epoll on this system
 MOST_EVENTS: Final = 256
 
 
-def shorten_dispatch(reactor: Any) -> bool:
-    """Give an epoll reactor the shorter way; False for another reactor, or one of another make.
+#: What is used of the reactor, and private to Twisted.
+_USED: Final = (
+    "_poller", "_selectables", "_doReadOrWrite", "_disconnectSelectable", "_newTimedCalls", "_pendingTimedCalls",
+    "_justStopped", "threadCallQueue",
+)  # fmt: skip
 
-    The attributes are private to Twisted, so they are looked at first.
-    """
-    if EPollReactor is None or type(reactor) is not EPollReactor:
+
+def shorten_dispatch(reactor: Any) -> bool:
+    """Give an epoll reactor the shorter way; False for another reactor, or one of another make."""
+    fits = EPollReactor is not None and type(reactor) is EPollReactor
+    if not fits or not all(hasattr(reactor, name) for name in _USED):
         return False
-    poller = getattr(reactor, "_poller", None)
-    selectables = getattr(reactor, "_selectables", None)
-    handle = getattr(reactor, "_doReadOrWrite", None)
-    disconnect = getattr(reactor, "_disconnectSelectable", None)
-    if (
-        poller is None
-        or not isinstance(selectables, dict)
-        or not callable(handle)
-        or not callable(disconnect)
-    ):
-        return False
-    poll = poller.poll
+    poll, selectables = reactor._poller.poll, reactor._selectables
+    handle, disconnect = reactor._doReadOrWrite, reactor._disconnectSelectable
 
     def do_poll(timeout: float | None) -> None:
-        try:
-            events = poll(-1 if timeout is None else timeout, MOST_EVENTS)
-        except OSError as error:
-            if error.errno == errno.EINTR:
+        until = None if timeout is None else reactor.seconds() + timeout
+        while timeout is None or timeout >= 0.0:
+            try:
+                events = poll(-1 if timeout is None else timeout, MOST_EVENTS)
+            except OSError as error:
+                if error.errno == errno.EINTR:
+                    return
+                raise
+            turn(events)
+            if (
+                not events
+                or reactor._newTimedCalls
+                or reactor.threadCallQueue
+                or reactor._justStopped
+                or not reactor.running
+            ):
                 return
-            raise
+            # Nothing but sockets so far, and no timer is due: the reactor's own round would find nothing to do.
+            pending = reactor._pendingTimedCalls
+            until = pending[0].time if pending and (until is None or pending[0].time < until) else until
+            timeout = None if until is None else until - reactor.seconds()
+
+    def turn(events: list[tuple[int, int]]) -> None:
         TURN.running = len(events) > 1
         try:
             for descriptor, event in events:
@@ -79,5 +92,5 @@ def shorten_dispatch(reactor: Any) -> bool:
                 TURN.running = False
                 TURN.send()
 
-    reactor.doPoll = reactor.doIteration = do_poll  # type: ignore[method-assign]
+    reactor.doPoll = reactor.doIteration = do_poll
     return True

@@ -29,8 +29,8 @@ from viewport_relay.wire.outbox import TURN
 if TYPE_CHECKING:
     from viewport_relay.wire.websocket import Connection
 
-#: Says where a message goes, or what is to be done with it; None: it is not UTF-8. The float is monotonic seconds.
-Judge: TypeAlias = Callable[[Message, float], Peer | Decision | None]
+#: Says where a peer's message goes, or what is to be done with it; None: it is not UTF-8. The float is monotonic seconds.
+Judge: TypeAlias = Callable[[Peer, Message, float], Peer | Decision | None]
 
 #: Most bytes of one read. It bounds what one connection may do before the others get their turn.
 ARENA_SIZE: Final = 262_144
@@ -233,7 +233,8 @@ class Reader:
             return False
         _unmask(start, length)
         message = _arena[start:got]
-        verdict = judge(message, now)
+        peer: Any = connection.routed  # is, where somebody judges
+        verdict = judge(peer, message, now)
         if type(verdict) is not Peer:
             self._decide(verdict, message)
             return True
@@ -241,10 +242,10 @@ class Reader:
         outbox = to.outbox
         if outbox.ready is None or to.sealed or to.ending is not None:
             if to.take(connection, to.frame(message)):
-                connection.count_forwarded(1, length)
+                connection.count_forwarded(connection, peer, 1, length)
             return True
         outbox.hold((_HEADERS[length] if length <= _USUAL else _header(length)) + message)
-        connection.count_forwarded(1, length)
+        connection.count_forwarded(connection, peer, 1, length)
         return True
 
     def _decide(self, verdict: Peer | Decision | None, message: Message) -> None:
@@ -309,6 +310,7 @@ class Reader:
     def _consume(self, end: int, again: bool = False) -> None:
         """Handle the first `end` bytes of the arena; `again`: they begin with what was not a whole frame before."""
         connection = self._connection
+        peer: Any = connection.routed  # is, where somebody judges
         at = 0
         receiver: Connection | None = None
         batch: list[bytes] = []
@@ -352,10 +354,10 @@ class Reader:
             _unmask(start, length)
             message: Message = _arena_view[start:stop] if length > _COPIED else _arena[start:stop]
             at = stop
-            verdict = judge(message, connection.now)
+            verdict = judge(peer, message, connection.now)
             if type(verdict) is not Peer:
                 # A decision may write to the receiver of the frames before: they go first.
-                self._flush(receiver, batch, size)
+                self._flush(peer, receiver, batch, size)
                 receiver, batch, size = None, [], 0
                 self._decide(verdict, message)
                 judge = connection.judge  # None if that was the end
@@ -366,26 +368,26 @@ class Reader:
                 continue
             to: Any = verdict.outlet
             if to is not receiver or size >= MOST_TOGETHER:
-                self._flush(receiver, batch, size)
+                self._flush(peer, receiver, batch, size)
                 receiver, batch, size = to, [], 0
             if to.sealed:
                 # On a link every message is a frame of its own records: nothing to put together.
                 if to.take(connection, to.frame(message)):
-                    connection.count_forwarded(1, length)
+                    connection.count_forwarded(connection, peer, 1, length)
                 continue
             if length > _COPIED:
                 # Not worth a copy: the server's header goes over the mask, and the frame leaves from the arena.
-                self._flush(receiver, batch, size)
+                self._flush(peer, receiver, batch, size)
                 receiver, batch, size = None, [], 0
                 header = _header(length)
                 begin = start - len(header)
                 _arena[begin:start] = header
                 if to.take(connection, _arena_view[begin:stop]):
-                    connection.count_forwarded(1, length)
+                    connection.count_forwarded(connection, peer, 1, length)
                 continue
             size += length
             batch.append((_HEADERS[length] if length <= _USUAL else _header(length)) + message)
-        self._flush(receiver, batch, size)
+        self._flush(peer, receiver, batch, size)
         if at < end and not connection.lost:
             self._hand_on(bytes(_arena_view[at:end]))
 
@@ -399,7 +401,7 @@ class Reader:
         except OSError:  # nothing there, or broken: the next read tells
             return 0
 
-    def _flush(self, receiver: Connection | None, batch: list[bytes], size: int) -> None:
+    def _flush(self, peer: Peer, receiver: Connection | None, batch: list[bytes], size: int) -> None:
         if receiver is None or not batch:
             return
         frames = len(batch)
@@ -410,7 +412,7 @@ class Reader:
             outbox.hold(data)
         elif not receiver.take(connection, data):
             return
-        connection.count_forwarded(frames, size)
+        connection.count_forwarded(connection, peer, frames, size)
 
     def _finish_long(self, long: _LongFrame) -> None:
         """The long frame is complete: judge it and send it from its own buffer."""
@@ -424,15 +426,16 @@ class Reader:
         head, total = long.head, long.total
         unmasker(long.buffer)(head, total - head)
         payload = long.view[head:total]
-        verdict = judge(payload, connection.now)
+        peer: Any = connection.routed  # is, where somebody judges
+        verdict = judge(peer, payload, connection.now)
         if type(verdict) is Peer:
-            self._send_long(verdict.outlet, long, payload)
+            self._send_long(peer, verdict.outlet, long, payload)
         else:
             self._decide(verdict, payload)
         payload.release()
         long.release()
 
-    def _send_long(self, to: Any, long: _LongFrame, payload: memoryview) -> None:
+    def _send_long(self, peer: Peer, to: Any, long: _LongFrame, payload: memoryview) -> None:
         length = len(payload)
         if to.sealed:
             data: bytes | memoryview = to.frame(bytes(payload))
@@ -443,7 +446,7 @@ class Reader:
             long.view[begin : long.head] = header
             data = long.view[begin : long.total]
         if to.take(self._connection, data):
-            self._connection.count_forwarded(1, length)
+            self._connection.count_forwarded(self._connection, peer, 1, length)
         if isinstance(data, memoryview):
             data.release()
 

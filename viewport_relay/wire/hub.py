@@ -86,6 +86,8 @@ class Hub:
                 daemon=config.daemon_rate,
             )
         )
+        self._judge_client, self._judge_daemon = self._client_judge(), self._daemon_judge()
+        self._count_to_daemon, self._count_to_clients = self.count_to_daemon, self.count_to_clients
         self.windows = WindowTable()
         self._worker_transport = worker_transport
         self._now = now
@@ -143,17 +145,17 @@ class Hub:
         self.log.event("join", connection_id=peer.connection_id, **about, noise=connection.noise)
         if peer.role is Role.CLIENT:
             connection.route(
-                self._client_judge(connection, peer),
+                self._judge_client,
                 partial(self._client_decision, connection, peer),
-                partial(self.count_to_daemon, connection, peer),
+                self._count_to_daemon,
                 is_daemon=False,
             )
             self.elsewhere.greet(connection, peer)
         elif peer.role is Role.DAEMON:
             connection.route(
-                self._daemon_judge(peer),
+                self._judge_daemon,
                 partial(self._daemon_decision, connection, peer),
-                partial(self.count_to_clients, connection, peer),
+                self._count_to_clients,
                 is_daemon=True,
             )
             self.elsewhere.seat_changed(peer.target)
@@ -269,13 +271,13 @@ class Hub:
 
     # -- frames --------------------------------------------------------------------------------------------------
 
-    # Judges and counters are closures, made once for a connection: on the way of every frame a method with its
-    # arguments bound costs a good deal more.
+    # One judge for all clients and one for all daemons: what is made for each connection is one thing more that every
+    # frame has to find in memory.
 
-    def _client_judge(self, connection: Connection, peer: Peer) -> Judge:
+    def _client_judge(self) -> Judge:
         client_e2ee, client_frame = self.router.client_e2ee, self.router.client_frame
 
-        def judge(message: Message, now: float) -> Peer | Decision | None:
+        def judge(peer: Peer, message: Message, now: float) -> Peer | Decision | None:
             envelope = fast_e2ee(message)
             if envelope is not None:
                 return client_e2ee(peer, envelope.profile, envelope.session_id, now)
@@ -284,16 +286,17 @@ class Hub:
             rare = decode_client(message)
             verdict = client_frame(peer, rare, now)
             if type(rare) is KeyExchangeInit and type(verdict) is Peer:
-                connection.exchange.init_seen(rare.request_id, rare.profile, rare.previous_session_id)
+                exchange = _connection(peer).exchange
+                exchange.init_seen(rare.request_id, rare.profile, rare.previous_session_id)
             return verdict
 
         return judge
 
-    def _daemon_judge(self, peer: Peer) -> Judge:
+    def _daemon_judge(self) -> Judge:
         router = self.router
         daemon_rate, daemon_e2ee = router.daemon_rate, router.daemon_e2ee
 
-        def judge(message: Message, now: float) -> Peer | Decision | None:
+        def judge(peer: Peer, message: Message, now: float) -> Peer | Decision | None:
             envelope = fast_e2ee(message)
             if envelope is None and not is_utf8(message):
                 return None

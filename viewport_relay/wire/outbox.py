@@ -133,7 +133,7 @@ class Outbox:
         self.queued = 0
         #: The socket, while nothing waits and it may be written at once; None: `write` finds out.
         self.ready: socket | None = None
-        self._held: list[bytes] = []  # until the end of the turn; only while `ready`
+        self._held: bytes | list[bytes] | None = None  # until the end of the turn; only while `ready`
         transport.registerProducer(self, True)
 
     @property
@@ -155,7 +155,7 @@ class Outbox:
 
         A memoryview is used up when this returns.
         """
-        if self._held:
+        if self._held is not None:
             self.send_held()
         if self.blocked:
             self._wait(feeder, data if isinstance(data, bytes) else bytes(data))
@@ -182,20 +182,22 @@ class Outbox:
             self.write(data)
             return
         held = self._held
-        if not held:
+        if held is None:
+            self._held = data
             turn.outboxes.append(self)
-        held.append(data)
+        elif isinstance(held, list):
+            held.append(data)
+        else:
+            self._held = [held, data]
         turn.held += len(data)
         if turn.held >= MOST_HELD:
             turn.send()
 
     def send_held(self) -> None:
         """The turn is over, or something else is to be sent after it."""
-        held = self._held
-        if held:
-            data = held[0] if len(held) == 1 else b"".join(held)
-            held.clear()
-            self.write(data)
+        held, self._held = self._held, None
+        if held is not None:
+            self.write(b"".join(held) if isinstance(held, list) else held)
 
     def _emptied(self) -> socket | None:
         """The socket if it may be written, and the transport has sent all that it was given."""
@@ -206,7 +208,7 @@ class Outbox:
 
     def write_last(self, data: bytes) -> None:
         """Send these bytes after everything that waits (a Close frame)."""
-        if self._held:
+        if self._held is not None:
             self.send_held()
         if self.blocked or self._turns:
             self._last = data
@@ -242,7 +244,7 @@ class Outbox:
     @property
     def idle(self) -> bool:
         """Whether everything has gone to the transport and its buffer is not full."""
-        return not self.blocked and not self._turns and not self._held
+        return not self.blocked and not self._turns and self._held is None
 
     # -- IPushProducer, called by the transport ------------------------------------------------------------
 
@@ -279,7 +281,7 @@ class Outbox:
     def stopProducing(self) -> None:
         """The connection is lost: drop everything and let the feeders be read again."""
         lanes, self._lanes = self._lanes, {}
-        self._held.clear()
+        self._held = None
         self._turns.clear()
         self._last = None
         self._socket = self._direct = self.ready = None

@@ -14,7 +14,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from attrs import frozen
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
@@ -63,6 +63,14 @@ def frame_header(opcode: int, length: int) -> bytes:
     return struct.pack("!BBQ", 0x80 | opcode, 127, length)
 
 
+#: Counts messages (and their bytes) that a connection's peer had forwarded.
+Count: TypeAlias = "Callable[[Connection, Peer, int, int], None]"
+
+
+def _uncounted(connection: Connection, peer: Peer, messages: int, size: int) -> None:
+    raise AssertionError("nobody counts yet")
+
+
 @frozen
 class Ending:
     """Why and how the relay ends a connection."""
@@ -72,14 +80,21 @@ class Ending:
     text: str
 
 
-class _Slots:
-    """Our attributes, which lie together in the object: in a dict with all of Autobahn's they would be slow and large."""
+class _Hot:
+    """What every frame looks at, together at the beginning of the object: a frame finds it in a line or two of memory."""
 
     __slots__ = (
-        "_deadline", "_paused_by", "_pong_due", "_seal", "_when_lost", "announced", "connection_id",
-        "count_forwarded", "decide", "early", "ending", "ip", "is_daemon", "judge", "last_seen", "link",
-        "link_side", "lost", "noise", "now", "outbox", "pinged_at", "postponed", "reader", "receive",
-        "routed", "sealed", "subprotocol", "unanswered_since", "version",
+        "count_forwarded", "ending", "judge", "last_seen", "now", "outbox", "routed", "sealed",
+    )  # fmt: skip
+
+
+class _Slots(_Hot):
+    """The rest of our attributes: in a dict with all of Autobahn's they would be slow and large."""
+
+    __slots__ = (
+        "_deadline", "_paused_by", "_pong_due", "_seal", "_when_lost", "announced", "connection_id", "decide",
+        "early", "ip", "is_daemon", "link", "link_side", "lost", "noise", "pinged_at", "postponed", "reader",
+        "receive", "subprotocol", "unanswered_since", "version",
     )  # fmt: skip
 
 
@@ -101,10 +116,10 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
         self.noise = "none"
         self.receive: Callable[[bytes], None] = self._ignore
         # For connections whose messages are routed: `judge` gives the receiver or a decision, which `decide`
-        # carries out, and `count_forwarded` counts messages and their bytes. `receive` is then `_route`.
+        # carries out, and `count_forwarded` counts a peer's messages and their bytes. `receive` is then `_route`.
         self.judge: Judge | None = None
         self.decide: Callable[[Peer | Decision, bytes], None] = self._undecided
-        self.count_forwarded: Callable[[int, int], None] = self._uncounted
+        self.count_forwarded: Count = _uncounted
         self.is_daemon = False
         self.reader: Reader | None = None
         self.link_side: ConnectionLink | None = None
@@ -173,7 +188,7 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
         self,
         judge: Judge,
         decide: Callable[[Peer | Decision, bytes], None],
-        count_forwarded: Callable[[int, int], None],
+        count_forwarded: Count,
         *,
         is_daemon: bool,
     ) -> None:
@@ -248,12 +263,13 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
             super()._dataReceived(data)
 
     def _route(self, message: bytes) -> None:
-        assert self.judge is not None
-        verdict = self.judge(message, self.now)
+        peer = self.routed
+        assert self.judge is not None and peer is not None
+        verdict = self.judge(peer, message, self.now)
         if type(verdict) is Peer:
             to: Any = verdict.outlet
             if to.take(self, to.frame(message)):
-                self.count_forwarded(1, len(message))
+                self.count_forwarded(self, peer, 1, len(message))
         elif verdict is None:
             self.end_not_utf8()
         else:
@@ -265,9 +281,6 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
 
     def _undecided(self, verdict: Peer | Decision, message: bytes) -> None:
         raise AssertionError("nobody carries out decisions yet")
-
-    def _uncounted(self, messages: int, size: int) -> None:
-        raise AssertionError("nobody counts yet")
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         if self.ending is not None:
@@ -491,7 +504,7 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
         self.receive = self._ignore
         self.judge = None
         self.decide = self._undecided
-        self.count_forwarded = self._uncounted
+        self.count_forwarded = _uncounted
 
     def _send_close(self) -> None:
         self._deadline = self.factory.clock.callLater(CLOSE_TIMEOUT, self._out_of_time)

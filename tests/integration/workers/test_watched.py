@@ -111,7 +111,7 @@ def test_sigterm_drains_both_workers_in_waves(platform: FaultyPlatform) -> None:
             for worker in (0, 1)
             for _ in range(50)
         }
-        assert relay.http("/ready", port=port)[0] == 200
+        until(lambda: relay.http("/ready", port=port)[0] == 200, what="both workers")
         began = time.monotonic()
         relay.signal(signal.SIGTERM)
         ended: dict[int, list[float]] = {0: [], 1: []}

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.task import Clock
 
 from tests.memorywire import MemoryTransport
-from viewport_relay.wire.dispatch import shorten_dispatch
 from viewport_relay.wire.outbox import MOST_HELD, TURN, Outbox
 
 
@@ -168,62 +166,3 @@ def test_order_is_kept_whatever_is_mixed(steps: list[tuple[str, int]]) -> None:
     finally:
         TURN.running = False
         line.close()
-
-
-class Selectable:
-    """Something that the reactor reads; each read holds a frame for the line."""
-
-    def __init__(self, line: Line, name: bytes, fault: Exception | None = None) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        self.line, self.name, self.fault = line, name, fault
-        self.seen: list[bytes] = []
-
-    def fileno(self) -> int:
-        return self.ours.fileno()
-
-    def doRead(self) -> None:
-        self.ours.recv(10)
-        self.line.outbox.hold(self.name)
-        self.seen.append(self.line.got())
-        if self.fault is not None:
-            raise self.fault
-
-    def connectionLost(self, reason: object) -> None: ...
-
-    def logPrefix(self) -> str:
-        return "test"
-
-
-@pytest.mark.parametrize("fault", [None, ValueError("of a handler")])
-def test_the_reactor_s_turn_is_one_round_of_its_sockets(line: Line, fault: Exception | None) -> None:
-    reactor = EPollReactor()
-    errors: list[Any] = []
-    if fault is not None:
-        from twisted.python import log
-
-        log.addObserver(errors.append)
-    try:
-        assert shorten_dispatch(reactor)
-        readers = [Selectable(line, b"a"), Selectable(line, b"b", fault), Selectable(line, b"c")]
-        for reader in readers:
-            reactor.addReader(reader)  # type: ignore[arg-type]  # what the reactor needs of one is here
-            reader.theirs.send(b"!")
-        reactor.doIteration(0)
-        assert sorted(line.got()) == sorted(b"abc") and line.sock.sends == 1
-        assert [reader.seen for reader in readers] == [[b""]] * 3
-        assert not TURN.running
-        reactor.removeAll()
-        # One socket alone: nothing to wait for.
-        alone = Selectable(line, b"d")
-        reactor.addReader(alone)  # type: ignore[arg-type]
-        alone.theirs.send(b"!")
-        reactor.doIteration(0)
-        assert alone.seen == [b"d"] and line.sock.sends == 2
-        assert bool(errors) is (fault is not None)
-    finally:
-        if fault is not None:
-            log.removeObserver(errors.append)
-        reactor.removeAll()
-        for reader in readers:
-            reader.ours.close()
-            reader.theirs.close()

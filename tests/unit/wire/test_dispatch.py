@@ -1,0 +1,155 @@
+"""The shorter way from the kernel's events to the handlers: what it does by itself, and when it gives the reactor its turn."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.task import Clock
+from twisted.python import log
+
+from viewport_relay.wire.dispatch import shorten_dispatch
+from viewport_relay.wire.outbox import TURN
+
+
+class Selectable:
+    """Something that the reactor reads: one byte at a time."""
+
+    def __init__(self, handler: Callable[[], object] = lambda: None) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.handler = handler
+        self.read = 0
+        self.turns: list[bool] = []
+        self.lost: Any = None
+
+    def fileno(self) -> int:
+        return self.ours.fileno()
+
+    def doRead(self) -> object:
+        self.ours.recv(1)
+        self.read += 1
+        self.turns.append(TURN.running)
+        return self.handler()
+
+    def connectionLost(self, reason: Any) -> None:
+        self.lost = reason
+
+    def logPrefix(self) -> str:
+        return "test"
+
+
+class Bench:
+    """A reactor that runs, as far as it can tell, and what it reads."""
+
+    def __init__(self) -> None:
+        self.reactor: Any = EPollReactor()
+        self.reactor.seconds = time.monotonic
+        self.reactor.running = True
+        assert shorten_dispatch(self.reactor)
+        self.readers: list[Selectable] = []
+
+    def reader(self, said: bytes, handler: Callable[[], object] = lambda: None) -> Selectable:
+        reader = Selectable(handler)
+        self.reactor.addReader(reader)
+        reader.theirs.send(said)
+        self.readers.append(reader)
+        return reader
+
+    def iterate(self, seconds: float) -> float:
+        """One iteration; how long it took."""
+        began = time.monotonic()
+        self.reactor.doIteration(seconds)
+        return time.monotonic() - began
+
+    def close(self) -> None:
+        self.reactor.removeAll()
+        for reader in self.readers:
+            reader.ours.close()
+            reader.theirs.close()
+        self.reactor._poller.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    assert not TURN.running
+    bench.close()
+
+
+def test_another_reactor_is_left_alone() -> None:
+    assert not shorten_dispatch(Clock())
+
+
+def test_several_sockets_make_a_turn_and_one_makes_none(bench: Bench) -> None:
+    readers = [bench.reader(b"1") for _ in range(3)]
+    bench.iterate(0)
+    assert [reader.turns for reader in readers] == [[True]] * 3
+    readers[0].theirs.send(b"2")
+    bench.iterate(0)
+    assert readers[0].turns == [True, False]
+
+
+def test_it_looks_again_while_nobody_asks_for_anything_else(bench: Bench) -> None:
+    reader = bench.reader(b"12345")
+    took = bench.iterate(0.05)
+    assert reader.read == 5 and 0.04 < took < 1
+
+
+def test_without_time_it_looks_once(bench: Bench) -> None:
+    reader = bench.reader(b"12345")
+    bench.iterate(0)
+    assert reader.read == 1
+
+
+ASKS: dict[str, Callable[[Any], object]] = {
+    "a timer": lambda reactor: reactor.callLater(60, lambda: None),
+    "a call from a thread": lambda reactor: reactor.threadCallQueue.append((print, (), {})),
+    "stop": lambda reactor: setattr(reactor, "_justStopped", True),
+    "crash": lambda reactor: setattr(reactor, "running", False),
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_who_asks_for_the_reactor_gets_it_at_once(bench: Bench, name: str) -> None:
+    reader = bench.reader(b"123", lambda: ASKS[name](bench.reactor) and None)
+    assert bench.iterate(30) < 5
+    assert reader.read == 1
+    bench.reactor.threadCallQueue.clear()
+
+
+def test_a_timer_is_not_missed(bench: Bench) -> None:
+    """Also one that was moved forward meanwhile."""
+    far = bench.reactor.callLater(60, lambda: None)
+    bench.reactor.runUntilCurrent()
+    bench.reader(b"1", lambda: far.reset(0.05))
+    took = bench.iterate(30)
+    assert 0.04 < took < 5
+    far.cancel()
+
+
+@pytest.mark.parametrize("fault", [ValueError("of a handler"), KeyboardInterrupt()], ids=type)
+def test_a_handler_s_fault_ends_its_connection_alone(bench: Bench, fault: BaseException) -> None:
+    def fail() -> None:
+        raise fault
+
+    seen: list[Any] = []
+    log.addObserver(seen.append)
+    try:
+        bad, good = bench.reader(b"1", fail), bench.reader(b"1")
+        bench.iterate(0)
+    finally:
+        log.removeObserver(seen.append)
+    assert bad.lost is not None and good.lost is None and good.read == 1
+    assert any(event.get("isError") for event in seen)
+
+
+def test_a_handler_s_answer_ends_its_connection(bench: Bench) -> None:
+    why = ValueError("over")
+    reader = bench.reader(b"1", lambda: why)
+    bench.iterate(0)
+    assert reader.lost is not None
