@@ -176,9 +176,9 @@ class Outbox:
         self._transport.write(bytes(data))
 
     def hold(self, data: bytes) -> None:
-        """Send bytes at the end of the turn, with what else comes for this receiver. Only while it is `ready`."""
+        """Send bytes at the end of the turn, with what else comes for this receiver; at once, if others wait before."""
         turn = TURN
-        if not turn.running:
+        if not turn.running or (self.ready is None and (self.blocked or self._emptied() is None)):
             self.write(data)
             return
         held = self._held

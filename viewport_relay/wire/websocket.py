@@ -166,7 +166,7 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
         self.link = link
         self.outbox = Outbox(self.transport, self._resumed)
         self.reader = None if link or not self.factory.fast_path else self._fast_reader()
-        self.outbox.write(response)
+        self.outbox.hold(response)
         # What Autobahn's own succeedHandshake leaves behind.
         self.state = self.STATE_OPEN
         self.websocket_version = 13

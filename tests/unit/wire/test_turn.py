@@ -97,6 +97,18 @@ def test_whatever_is_written_otherwise_comes_after_it(line: Line) -> None:
     assert line.got() == b""
 
 
+def test_what_the_transport_still_has_comes_first(line: Line) -> None:
+    TURN.running = True
+    while line.outbox.ready is not None:
+        line.outbox.write(b"x" * 60_000)
+    line.outbox.hold(b"after")  # the transport has bytes of the write before
+    TURN.send()
+    line.transport.window = 1 << 30
+    while line.transport.turn():
+        pass
+    assert line.kept.endswith(b"xafter") and line.outbox.idle
+
+
 def test_what_is_held_is_bounded(line: Line) -> None:
     TURN.running = True
     line.outbox.hold(b"x" * (MOST_HELD - 1))
