@@ -14,13 +14,14 @@ import os
 import re
 import shutil
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+
+from tests import ports
 
 pytest_plugins = ["tests.drill.fixtures"]
 
@@ -134,10 +135,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture
 def free_port() -> int:
     """A TCP port of loopback that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return ports.free_port()
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.drill.peer import dial
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 ADMIN = "drill-admin-token-0123456789abcdefABCDEF"
@@ -45,12 +46,6 @@ GENEROUS = {
     "RELAY_PAIRING_RATE_PER_MINUTE": "0",
     "RELAY_DRAIN_SECONDS": "1",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Relay:

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.drill.certificates import Files
-from tests.drill.relay import free_port, until
+from tests.drill.relay import until
+from tests.ports import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/behind-a-proxy.md").read_text("utf-8")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,9 +46,7 @@ class RelayProcess:
     """Starts at once; `wait` until it answers. Everything here blocks: call it in a thread."""
 
     def __init__(self, settings: dict[str, str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         environ = {
             name: value
             for name, value in os.environ.items()

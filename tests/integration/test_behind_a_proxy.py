@@ -23,8 +23,9 @@ import pytest
 from tests.drill.certificates import Identity
 from tests.drill.peer import PING, PONG, Closed, Peer, Refused, e2ee
 from tests.drill.platform import FaultyPlatform
-from tests.drill.relay import Relay, free_port, until
+from tests.drill.relay import Relay, until
 from tests.integration.proxies import PROXIES, Proxy, block, knows_close_delay, put_in, settings
+from tests.ports import free_port
 
 PER_IP = 3
 IDLE = 7.0  # seconds without a message, over times of the proxies that are lowered to less

@@ -12,8 +12,9 @@ import pytest
 
 from tests.drill.peer import TEXT, Peer, Refused
 from tests.drill.platform import FaultyPlatform
-from tests.drill.relay import Relay, free_port, until
+from tests.drill.relay import Relay, until
 from tests.integration.proxies import put_in
+from tests.ports import free_port
 
 BALANCER = (Path(__file__).parents[2] / "deploy/haproxy.cfg").read_text("utf-8")
 

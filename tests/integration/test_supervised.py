@@ -167,7 +167,7 @@ def test_an_upgrade_that_is_under_way_is_told_to_come_back(platform: FaultyPlatf
 
 
 def test_ready_says_503_on_the_operators_listener_while_it_drains(platform: FaultyPlatform) -> None:
-    from tests.drill.relay import free_port
+    from tests.ports import free_port
 
     port = free_port()
     settings = {"RELAY_DRAIN_SECONDS": "10", "RELAY_ADMIN_LISTEN": f"127.0.0.1:{port}"}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.integration.admission.peers import Upgrade, dial, upgrade
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 ADMIN_TOKEN = "an-operator-knows-this-one"
@@ -54,18 +53,6 @@ def eventually(look: Callable[[], T | None], what: str, seconds: float = 10.0) -
             return found
         assert time.monotonic() < deadline, f"it did not come: {what}"
         time.sleep(0.02)
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody has, and that the kernel gives to no outgoing connection meanwhile."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return port
 
 
 class Relay:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.integration.admission.controlplane import INTERNAL_KEY, ControlPlane
-from tests.integration.admission.relays import Relay, free_port, run
+from tests.integration.admission.relays import Relay, run
+from tests.ports import free_port
 from viewport_relay.config import VARIABLES
 
 Start = Callable[..., Relay]

@@ -24,6 +24,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from tests.integration.relayprocess import RelayProcess
+from tests.ports import free_port
 from tests.wireframes import example
 from viewport_relay.devplatform import DevPlatform, SigningKey
 from viewport_relay.peer.connection import Connection, connect
@@ -34,12 +35,6 @@ BUS_KEY = "backplane-test-bus-key-0123456789"
 WAIT = 10.0
 #: Seconds of silence that count as silence.
 QUIET = 0.4
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RedisServer:

@@ -11,9 +11,10 @@ import pytest
 import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet.threads import deferToThread
 
-from tests.integration.backplane.fleet import ADMIN_TOKEN, RedisServer, e2ee, free_port, init, session, until
+from tests.integration.backplane.fleet import ADMIN_TOKEN, RedisServer, e2ee, init, session, until
 from tests.integration.relayprocess import RelayProcess
 from tests.integration.workers.crewed import Crewed
+from tests.ports import free_port
 from viewport_relay.peer.base64url import decode
 from viewport_relay.peer.connection import connect
 from viewport_relay.peer.link import LinkSettings, generate_static

@@ -17,7 +17,8 @@ import pytest
 from tests.drill.manager import Manager
 from tests.drill.peer import CLOSE, Closed, Peer, e2ee
 from tests.drill.platform import FaultyPlatform
-from tests.drill.relay import Relay, free_port, running, until
+from tests.drill.relay import Relay, running, until
+from tests.ports import free_port
 from viewport_relay.workers.crew import CUT
 from viewport_relay.workers.place import PATIENCE
 from viewport_relay.workers.slots import slot
