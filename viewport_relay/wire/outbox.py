@@ -208,12 +208,10 @@ class Outbox:
 
     def write_last(self, data: bytes) -> None:
         """Send these bytes after everything that waits (a Close frame)."""
-        if self._held is not None:
-            self.send_held()
         if self.blocked or self._turns:
             self._last = data
         else:
-            self.write(data)
+            self.hold(data)
 
     def _wait(self, feeder: Feeder | None, data: bytes) -> None:
         lane = self._lanes.get(feeder)
@@ -240,6 +238,11 @@ class Outbox:
         for feeder in tuple(self._lanes):
             if feeder is not None:
                 feeder.resume_reading(self)
+
+    @property
+    def holds(self) -> bool:
+        """Whether something leaves at the end of the turn."""
+        return self._held is not None
 
     @property
     def idle(self) -> bool:

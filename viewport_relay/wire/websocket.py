@@ -27,7 +27,7 @@ from viewport_relay.routing.decisions import Decision
 from viewport_relay.routing.peer import Peer
 from viewport_relay.wire.fastpath import Judge, Reader, can_read_directly
 from viewport_relay.wire.frames import is_utf8
-from viewport_relay.wire.outbox import Outbox, Unsealed
+from viewport_relay.wire.outbox import TURN, Outbox, Unsealed
 
 if TYPE_CHECKING:
     from viewport_relay.noise.exchange import ExchangeWatch
@@ -539,6 +539,9 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
 
     def _let_go(self) -> None:
         """Give the TCP connection up once everything queued has gone."""
+        if self.outbox.holds and TURN.running:
+            TURN.when_sent(self._let_go)
+            return
         if self.lost or not self.outbox.idle:
             return
         self.transport.unregisterProducer()  # TLS waits for it before it says good-bye
