@@ -100,9 +100,8 @@ class Gate:
         """The local check alone: the token's exp, seconds since the epoch. Raises Refusal."""
         held = self._jwks.held
         known = self._signed.payload(token, held)
-        header = (
-            read_header(token) if known is None else None
-        )  # before keys are waited for: garbage needs none
+        # Read before keys are waited for: garbage needs none.
+        header = read_header(token) if known is None else None
         keys = await self._jwks.current()
         if known is not None and keys is held:
             return check_payload(known, query, self._rules, self._now())

@@ -76,13 +76,12 @@ def shorten_dispatch(reactor: Any) -> bool:
                 if event != select.EPOLLIN:
                     handle(selectable, descriptor, event)
                     continue
-                # What the handler does for nothing but input.
+                # What the handler does for nothing but input. As with Twisted's, whatever is raised is logged and ends
+                # this connection alone.
                 why: Any
                 try:
                     why = selectable.doRead()
-                except (
-                    BaseException
-                ):  # as Twisted: whatever it was, it is logged and ends this connection alone
+                except BaseException:
                     why = sys.exc_info()[1]
                     log.err()
                 if why:

@@ -3,9 +3,12 @@
     socket -> arena -> unmask in place -> judge -> the receiver's socket
 
 A read that brought just one short frame, the commonest of all, goes straight through `_forward_one`; `_consume` is for
-any number of them. Everything else (control frames, fragments, whatever is wrong, the end of a connection) is handed to Autobahn as it
+any number of them.
+
+Everything else (control frames, fragments, whatever is wrong, the end of a connection) is handed to Autobahn as it
 came, from the first byte of the frame that is not common; it hands back when it is between two messages. So this
-module has no rule of RFC 6455 of its own: it recognises one shape and never refuses anything.
+module has no rule of RFC 6455 of its own: it recognises one shape (and a plain Close, which it only passes on) and never
+refuses anything.
 
 All frames of one read are handled together, and consecutive ones to one receiver leave in one write. A frame longer
 than what one read brought is received into a buffer of its own and sent from there without being copied.
@@ -280,8 +283,8 @@ class Reader:
 
     def feed(self, data: bytes) -> None:
         """Handle bytes that the transport has read (TLS, or what came before the upgrade was answered)."""
-        self._touch()
         connection = self._connection
+        connection.now = connection.last_seen = self._seconds()
         at = 0
         while at < len(data):
             if connection.postponed:
@@ -302,10 +305,6 @@ class Reader:
                 self._stash = b""
                 self._consume(kept + len(piece), kept > 0)
             at += len(piece)
-
-    def _touch(self) -> None:
-        connection = self._connection
-        connection.now = connection.last_seen = self._seconds()
 
     def _consume(self, end: int, again: bool = False) -> None:
         """Handle the first `end` bytes of the arena; `again`: they begin with what was not a whole frame before."""
