@@ -31,7 +31,10 @@ def never_up(peer: Recorder, noise: ConnectionNoise) -> None:
 
 @st.composite
 def spoilt(draw: st.DrawFn, message: bytes) -> bytes:
-    """`message` with bits flipped, cut short, made longer, or with a part doubled or moved; never itself."""
+    """`message` with bits flipped, cut short, made longer, or with a part doubled or moved; never itself.
+
+    What is drawn never depends on what the message says, as keys are other ones at each run of an example.
+    """
     data = bytearray(message)
     kind = draw(st.sampled_from(["flip", "cut", "grow", "double", "swap", "replace"]))
     at = draw(st.integers(0, len(data) - 1))
@@ -48,7 +51,8 @@ def spoilt(draw: st.DrawFn, message: bytes) -> bytes:
         data = data[at:] + data[:at]
     else:
         end = draw(st.integers(at + 1, len(data)))
-        data[at:end] = draw(st.binary(min_size=end - at, max_size=end - at))
+        noise = draw(st.binary(min_size=end - at, max_size=end - at))
+        data[at:end] = bytes(was ^ bits for was, bits in zip(data[at:end], noise, strict=True))
     assume(bytes(data) != message)
     return bytes(data)
 
