@@ -9,7 +9,7 @@ then (reason, address), then the reason alone. Nothing here writes; the log asks
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from attrs import define, frozen
 
@@ -92,22 +92,24 @@ class Folding:
             fold.written += 1
         return False
 
-    def ended(self, at: float, *, everything: bool = False) -> Iterator[Fold]:
+    def ended(self, at: float, *, everything: bool = False) -> Sequence[Fold]:
         """Close the windows that are over (or all of them) and give those that counted something.
 
         A wall clock that was set back ends them too.
         """
         if not everything and self._asked <= at < self._next_end:
             self._asked = at
-            return
+            return ()
         self._asked = at
+        ended = []
         for table in self._tables:
             for key in list(_over(table, at, self._allowed.window, everything)):
                 fold = table.pop(key)
                 if fold.count:
-                    yield fold
+                    ended.append(fold)
         oldest = [next(iter(table.values())).opened for table in self._tables if table]
         self._next_end = min(oldest, default=math.inf) + self._allowed.window
+        return ended
 
     def open(self) -> Iterator[Fold]:
         """What was counted so far in windows that still run."""

@@ -44,6 +44,9 @@ _ABOUT = re.compile(
 _SHORTEST_SECRET = 4
 _LONGEST_SCANNED = 65_536
 
+#: Messages whose redaction is remembered, and characters of the longest of them.
+_REMEMBERED = 256
+
 _SHAPES = re.compile(
     r"(?P<pem>-----BEGIN [^-\n]{1,64}-----.*?(?:-----END [^-\n]{1,64}-----|\Z))"
     r"|(?P<jwt>(?<![A-Za-z0-9_-])(?:eyJ|eyA|eyI|ewo|ew0|ewk|ewg)[A-Za-z0-9_-]{10,}(?:\.[A-Za-z0-9_-]*)*)"
@@ -98,7 +101,8 @@ class Redactor:
             forms |= {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
             forms |= {repr(secret)[1:-1], quote(secret, safe=""), quote(secret), quote_plus(secret)}
         self._forms = sorted(forms, key=len, reverse=True)
-        self._shortest = min(map(len, forms), default=0)
+        self._shortest = min(map(len, forms), default=1 << 62)
+        self._messages: dict[str, str] = {}
 
     def text(self, text: str, limit: int = MAX_STRING) -> str:
         """`text` without secrets, at most `limit` characters and a note of what was cut."""
@@ -109,10 +113,22 @@ class Redactor:
             text = _SHAPES.sub(_replace, text)
         return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit} more characters]"
 
+    def message(self, text: str) -> str:
+        """The same as `text`, which is remembered of a few short ones: messages are nearly always constants."""
+        shown = self._messages.get(text)
+        if shown is None:
+            shown = self.text(text)
+            if len(text) <= _REMEMBERED and len(self._messages) < _REMEMBERED:
+                self._messages[text] = shown
+        return shown
+
     def identifier(self, text: str) -> str:
         """The same for an id that a peer chose: long ones stay readable."""
-        text = self._without_exact(text)
-        if len(text) > 12:
+        if len(text) >= self._shortest:
+            text = self._without_exact(text)
+        if len(text) <= 12:
+            return text
+        if "ey" in text or "ew" in text or "-----" in text:  # what every token begins with
             text = _TOKENS_ONLY.sub(MARK, text)
         return text if len(text) <= 256 else text[:256] + "…"
 
@@ -125,7 +141,7 @@ class Redactor:
 
     def _without_exact(self, text: str) -> str:
         # `in` and `replace` on a few forms are much faster than one regular expression of them all
-        if self._forms and len(text) >= self._shortest:
+        if len(text) >= self._shortest:
             for form in self._forms:
                 if form in text:
                     text = text.replace(form, MARK)
@@ -137,7 +153,9 @@ class Redactor:
         Bytes are shown as their number only and unknown objects as the name of their type, so that nothing
         slips through a `repr`.
         """
-        if isinstance(value, str) and not isinstance(value, Enum):  # nearly all are
+        if type(value) is str:  # nearly all are
+            return self.identifier(value) if key in ID_KEYS else self._string(key, value)
+        if isinstance(value, str) and not isinstance(value, Enum):
             return self._string(key, value)
         if value is None or isinstance(value, bool):
             return value

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from heapq import merge
 from operator import attrgetter
 
-from attrs import frozen
+import msgspec
 
 from viewport_relay.reasons import Level
 
 
-@frozen
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One entry as it was written. `at` is in seconds since the epoch; `line` is its JSON text.
 
     `folded` is the number of entries that a summary stands for (0: it is no summary), `of` their event.
@@ -54,15 +53,22 @@ class Ring:
         kind = (record.event, record.reason)
         if self._count >= self.size:
             self._evict()
-        self._kinds.setdefault(kind, deque()).append(record)
+        records = self._kinds.get(kind)
+        if records is None:
+            records = self._kinds[kind] = deque()
+        records.append(record)
         self._count += 1
 
     def _evict(self) -> None:
-        kind = max(self._kinds, key=lambda k: len(self._kinds[k]))
-        if len(self._kinds[kind]) * 2 <= self.size:
-            kind = min(self._kinds, key=lambda k: self._kinds[k][0].seq)
-        records = self._kinds[kind]
+        half, oldest = self.size // 2, -1
+        for kind, records in self._kinds.items():
+            if len(records) > half:
+                victim = kind
+                break
+            if oldest < 0 or records[0].seq < oldest:
+                victim, oldest = kind, records[0].seq
+        records = self._kinds[victim]
         records.popleft()
         if not records:
-            del self._kinds[kind]
+            del self._kinds[victim]
         self._count -= 1

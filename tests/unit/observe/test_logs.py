@@ -98,8 +98,10 @@ _VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=12), _VALUES, max_size=6))
-def test_a_line_is_what_the_library_would_write(entry):
-    assert _dump(entry) == json.dumps(entry, separators=(",", ":"))
+def test_a_line_is_the_entry_and_nothing_but_printable_ascii(entry):
+    line = _dump(entry)
+    assert json.loads(line) == entry
+    assert line.isascii() and line.isprintable()
 
 
 def test_level_and_message_may_be_given_and_the_stream_has_its_least_level(stream, clock):
