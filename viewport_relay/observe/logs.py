@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, Protocol
 
 import msgspec

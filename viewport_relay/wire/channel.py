@@ -2,7 +2,9 @@
 
     accepted -> (TLS) -> request's head and body -> answered, and the next one | handed over to `Connection`
 
-Twisted's channel does the parsing. This one adds bounds that a hostile peer meets: one time limit for a whole request
+Twisted's channel does the parsing, but for the usual upgrade that comes first and whole (`head.py`), which goes to
+`upgrades` at once: Twisted's request with all that belongs to it would be an eighth of the upgrade. This one adds
+bounds that a hostile peer meets: one time limit for a whole request
 with its TLS handshake (bytes that drip do not renew it), no long bodies, an end to closes that the peer does not
 answer. `HttpConnections` bounds their number; who has sat longest without asking anything goes first.
 """
@@ -20,6 +22,7 @@ from twisted.web.http import HTTPChannel, Request
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
+from viewport_relay.wire.head import Head, read_upgrade
 
 #: Seconds for a request to be complete, from the connection or the last answer on.
 REQUEST_TIMEOUT: Final = 15
@@ -116,6 +119,8 @@ class RelayChannel(HTTPChannel):
     """Twisted's HTTP/1.1 channel with our bounds. Its factory is the site, which sets `connections`."""
 
     connections: HttpConnections | None = None
+    #: who answers upgrades; None: nobody here
+    upgrades: Callable[[Head, RelayChannel], None] | None = None
     #: the client's address where somebody in front of us has worked it out (the parent of several workers)
     given_ip: str | None = None
     transport: Any
@@ -125,18 +130,74 @@ class RelayChannel(HTTPChannel):
         HTTPChannel.__init__(self)
         self._linger: IDelayedCall | None = None
         self._refused = False
+        self._fresh = True  # nothing was received yet
+        self._when_gone: Callable[[], None] | None = None
+        self.gone = False  # the connection is lost
 
     # -- its life --------------------------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
         if self.connections is not None:
-            self.connections.enter(self, str(getattr(self.transport.getPeer(), "host", None) or "unknown"))
+            self.connections.enter(self, self.peer_host())
+
+    def peer_host(self) -> str:
+        """The address at the other end of the TCP connection, or what PROXY protocol says it is."""
+        return str(getattr(self.transport.getPeer(), "host", None) or "unknown")
 
     def dataReceived(self, data: bytes) -> None:
         # HTTPChannel's own would renew the time limit with every byte.
-        if not self._refused:
-            LineReceiver.dataReceived(self, data)
+        if self._refused:
+            return
+        if self._fresh:
+            self._fresh = False
+            read = None if self.upgrades is None else read_upgrade(data)
+            if read is not None:
+                self._upgrade(read[0], data[read[1] :])
+                return
+        LineReceiver.dataReceived(self, data)
+
+    def _upgrade(self, head: Head, early: bytes) -> None:
+        """A request without a body was read to its end: leave the channel as Twisted's own does then."""
+        assert self.upgrades is not None
+        self.setTimeout(None)  # type: ignore[no-untyped-call]
+        self._handlingRequest = True
+        self.setRawMode()  # type: ignore[no-untyped-call]
+        if self.connections is not None:
+            self.connections.busy(self)
+        if early:
+            HTTPChannel.rawDataReceived(self, early)
+        self.upgrades(head, self)
+
+    # -- what an upgrade asks of it --------------------------------------------------------------------------
+
+    def when_gone(self, call: Callable[[], None]) -> None:
+        """Call this if the peer goes away before it was answered."""
+        self._when_gone = call
+
+    @property
+    def early(self) -> bytes:
+        """What came behind the request: in the line receiver if we are still in its loop, else kept by the channel."""
+        return b"".join(self._dataBuffer) + self._buffer
+
+    def answer_last(self, answer: bytes) -> None:
+        """Write a whole response and end the connection."""
+        self._when_gone = None
+        if self.transport is not None and not self.gone and not self._refused:
+            self.transport.write(answer)
+            self.loseConnection()
+
+    def hand_over(self) -> tuple[Any, bytes]:
+        """Give up the transport, which carries something else from now on, and what was received on it early."""
+        self._when_gone = None
+        self._stop_timers()
+        if self.connections is not None:
+            self.connections.leave(self)
+        early, self._dataBuffer, self._buffer = self.early, [], b""
+        transport, self.transport = self.transport, None
+        return transport, early
+
+    # -- its end -----------------------------------------------------------------------------------------------
 
     def timeoutConnection(self) -> None:
         """The request did not come in time, or none came at all: then there is nothing to answer."""
@@ -164,15 +225,11 @@ class RelayChannel(HTTPChannel):
         self._stop_timers()
         if self.connections is not None:
             self.connections.leave(self)
+        self.gone = True
+        call, self._when_gone = self._when_gone, None
+        if call is not None:
+            call()
         HTTPChannel.connectionLost(self, reason)
-
-    def hand_over(self) -> Any:
-        """Give up the transport, which carries something else from now on."""
-        self._stop_timers()
-        if self.connections is not None:
-            self.connections.leave(self)
-        transport, self.transport = self.transport, None
-        return transport
 
     def _stop_timers(self) -> None:
         self.setTimeout(None)  # type: ignore[no-untyped-call]

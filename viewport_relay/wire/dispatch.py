@@ -15,6 +15,7 @@ import select
 import sys
 from typing import Any, Final
 
+from twisted.internet.main import CONNECTION_DONE
 from twisted.python import log
 
 from viewport_relay.wire.outbox import TURN
@@ -67,7 +68,7 @@ def shorten_dispatch(reactor: Any) -> bool:
             timeout = None if until is None else until - reactor.seconds()
 
     def turn(events: list[tuple[int, int]]) -> None:
-        TURN.running = len(events) > 1
+        TURN.begin(hold=len(events) > 1)
         try:
             for descriptor, event in events:
                 selectable = selectables.get(descriptor)
@@ -87,9 +88,11 @@ def shorten_dispatch(reactor: Any) -> bool:
                 if why:
                     disconnect(selectable, why, True)
         finally:
-            if TURN.running:
-                TURN.running = False
-                TURN.send()
+            TURN.end()
+
+    def lose(transport: Any) -> None:
+        disconnect(transport, CONNECTION_DONE, False)
 
     reactor.doPoll = reactor.doIteration = do_poll
+    TURN.disconnect = lose
     return True

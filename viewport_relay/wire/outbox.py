@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from socket import socket
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
@@ -30,13 +30,25 @@ class Turn:
     knows when a turn begins and ends: where nobody does, it never runs, and everything is sent at once.
     """
 
-    __slots__ = ("_calls", "held", "outboxes", "running")
+    __slots__ = ("_calls", "_within", "disconnect", "held", "outboxes", "running")
 
     def __init__(self) -> None:
-        self.running = False
+        self._within = False  # between `begin` and `end`
+        self.running = False  # whether frames are held until then
         self.outboxes: list[Outbox] = []
         self.held = 0  # bytes, at most MOST_HELD and a frame
         self._calls: list[Callable[[], None]] = []
+        #: The reactor's way to end a TCP connection at once, where that is known.
+        self.disconnect: Callable[[Any], None] | None = None
+
+    def begin(self, hold: bool) -> None:
+        """The reactor has found work; `hold`: enough of it for holding to pay."""
+        self._within, self.running = True, hold
+
+    def end(self) -> None:
+        """All of it is done."""
+        self._within = self.running = False
+        self.send()
 
     def send(self) -> None:
         """Send what is held, in the order in which receivers came."""
@@ -50,11 +62,18 @@ class Turn:
                 call()
 
     def when_sent(self, call: Callable[[], None]) -> None:
-        """Call this when what is held now has been sent: at once, outside a turn."""
-        if self.running:
+        """Call this at the end of the turn, when what is held now has been sent: at once, outside a turn."""
+        if self._within:
             self._calls.append(call)
         else:
             call()
+
+    def lose(self, transport: Any) -> None:
+        """End a TCP connection that has nothing left to send; `loseConnection` would come back to it in another turn."""
+        if self.disconnect is not None and not self._within:
+            self.disconnect(transport)
+        else:
+            transport.loseConnection()
 
 
 #: The turn of this process's reactor.
@@ -240,9 +259,9 @@ class Outbox:
                 feeder.resume_reading(self)
 
     @property
-    def holds(self) -> bool:
-        """Whether something leaves at the end of the turn."""
-        return self._held is not None
+    def drained(self) -> bool:
+        """Whether this is a plain TCP connection that has sent all that it was given."""
+        return self._held is None and not self.blocked and self._emptied() is not None
 
     @property
     def idle(self) -> bool:

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
 from twisted.web.http import Request as HttpRequest
 from twisted.web.http import datetimeToString
-from twisted.web.resource import IResource, Resource
+from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from viewport_relay.wire.channel import REQUEST_TIMEOUT, HttpConnections, RelayChannel
@@ -49,13 +49,15 @@ class RelaySite(Site):
     protocol = RelayChannel  # type: ignore[assignment]  # without Twisted's wrapper that chooses HTTP/2
     displayTracebacks = False
 
-    def __init__(self, root: IResource, connections: HttpConnections | None = None) -> None:
+    def __init__(self, root: Root, connections: HttpConnections | None = None) -> None:
         Site.__init__(self, root, RelayRequest, timeout=REQUEST_TIMEOUT)
         self._connections = connections
+        self._upgrades = None if root.upgrade is None else root.upgrade.upgrade
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         channel: Any = Site.buildProtocol(self, addr)
         channel.connections = self._connections
+        channel.upgrades = self._upgrades
         return channel
 
     def log(self, request: HttpRequest) -> None:
@@ -78,15 +80,16 @@ class Root(Resource):
         documents: Mapping[bytes, Callable[[Request], bytes]] | None = None,
     ) -> None:
         Resource.__init__(self)
-        self._upgrade = upgrade
+        self.upgrade = upgrade
         self._door = door
         self._documents = documents or {}
 
     def render(self, request: Request) -> Any:
-        if self._upgrade is not None and (
-            (request.path == b"/ws" and request.method == b"GET") or is_upgrade(request)
+        if self.upgrade is not None and (
+            (request.path == b"/ws" and request.method == b"GET")
+            or is_upgrade(request.requestHeaders.getRawHeaders(b"upgrade", ()))
         ):
-            return self._upgrade.render(request)
+            return self.upgrade.render(request)
         document = self._documents.get(request.path) if request.method == b"GET" else None
         if document is not None:
             return document(request)

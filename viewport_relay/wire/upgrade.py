@@ -4,7 +4,8 @@
 
 The connection is handed to Autobahn only after it was admitted, and in the open state: this module checks the
 handshake of RFC 6455 section 4.2.1 itself and writes the 101. Until then the HTTP channel buffers what the peer
-sends early (16 KiB, then it is not read) and tells us when it goes away.
+sends early (16 KiB, then it is not read) and tells us when it goes away. Whether the channel has read the request's
+head itself (`head.py`), or Twisted has, makes no difference here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -33,6 +35,8 @@ from viewport_relay.admission.query import read_query
 from viewport_relay.admission.token import LINK_SUBPROTOCOL, TokenSource, select_subprotocol, token_from
 from viewport_relay.config import Config
 from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.wire.channel import RelayChannel
+from viewport_relay.wire.head import Head
 from viewport_relay.wire.hub import Hub
 from viewport_relay.wire.websocket import Connection, ConnectionFactory
 
@@ -60,11 +64,9 @@ def _head(reason: Reason) -> bytes:
 _HEADS: Final = {reason: _head(reason) for reason in Reason if reason.entry.status}
 
 
-def is_upgrade(request: Request) -> bool:
-    """Whether this is an attempt to open a WebSocket, well-formed or not."""
-    return any(
-        b"websocket" in value.lower() for value in request.requestHeaders.getRawHeaders(b"upgrade", ())
-    )
+def is_upgrade(values: Iterable[bytes]) -> bool:
+    """Whether this is an attempt to open a WebSocket, well-formed or not, by the values of its Upgrade header."""
+    return any(b"websocket" in value.lower() for value in values)
 
 
 @define(eq=False)
@@ -73,6 +75,8 @@ class Attempt:
 
     connection_id: str
     ip: str
+    head: Head
+    channel: RelayChannel
     query: UpgradeQuery | None = None
     token: TokenSource | None = None
     subprotocols: tuple[str, ...] = ()
@@ -122,76 +126,74 @@ class UpgradeResource(Resource):
 
     def render(self, request: Request) -> Any:
         """An upgrade attempt on any path (only `/ws` is ever upgraded), or a plain GET of `/ws`."""
-        attempt = Attempt(_connection_id(), self._client_ip(request))
-        try:
-            self._cheap_checks(request, attempt)
-        except Refusal as refusal:
-            self._answer(request, attempt, refusal)
-            return NOT_DONE_YET
-        self._admit(request, attempt)
+        channel: Any = request.channel
+        self.upgrade(Head.of(request), channel)
         return NOT_DONE_YET
+
+    def upgrade(self, head: Head, channel: RelayChannel) -> None:
+        """Answer what a channel has read, now or later: with a 101, and the channel's connection is a WebSocket's, or
+        with a refusal, which ends it.
+        """
+        attempt = Attempt(_connection_id(), self._client_ip(head, channel), head, channel)
+        try:
+            self._cheap_checks(attempt)
+        except Refusal as refusal:
+            self._answer(attempt, refusal)
+            return
+        self._admit(attempt)
 
     # -- checks that ask nobody ----------------------------------------------------------------------------
 
-    def _cheap_checks(self, request: Request, attempt: Attempt) -> None:
+    def _cheap_checks(self, attempt: Attempt) -> None:
         """In the contract's order, cheapest first. Raises Refusal."""
-        config = self._config
-        if not is_upgrade(request):
+        config, head = self._config, attempt.head
+        if not is_upgrade(head.headers.get(b"upgrade", ())):
             raise Refusal(Reason.UPGRADE_REQUIRED)  # plain HTTP is not counted
-        wait = self._attempts.hit(counted_as(attempt.ip), self._hub.clock.seconds())
+        counted = counted_as(attempt.ip)
+        wait = self._attempts.hit(counted, self._hub.clock.seconds())
         if wait:
             self._hub.counters.upgrade_rate_limited += 1
             detail = f"more than RELAY_RATE_LIMIT_PER_IP={config.rate_limit_per_ip} attempts within a minute"
             raise Refusal(Reason.RATE_LIMIT_EXCEEDED, detail, retry_after=wait)
         if self.stopping:
             raise Refusal(Reason.RELAY_SHUTTING_DOWN, retry_after=1)
-        attempt.ticket = self._counts.take(counted_as(attempt.ip))
-        if request.path != b"/ws" or request.method != b"GET":
+        attempt.ticket = self._counts.take(counted)
+        if head.path != b"/ws" or head.method != b"GET":
             raise Refusal(Reason.NOT_FOUND)
-        attempt.subprotocols = _check_handshake(request)
-        attempt.version = _header(request, b"user-agent")[:64] or None
-        attempt.query, query_token = _parse_query(request.uri)
-        self._check_origin(request)
+        attempt.subprotocols = _check_handshake(head)
+        attempt.version = head.first(b"user-agent")[:64] or None
+        attempt.query, query_token = parse_query(head.target)
+        self._check_origin(head)
         attempt.token = token_from(
-            [_text(value) for value in request.requestHeaders.getRawHeaders(b"authorization", ())],
-            attempt.subprotocols,
-            query_token,
-            config.mode,
+            head.values(b"authorization"), attempt.subprotocols, query_token, config.mode
         )
         if attempt.token is None:
             raise Refusal(Reason.TOKEN_MISSING)
         if attempt.query.role is Role.CLIENT:
             attempt.ticket.count_client(attempt.query.workspace_id, attempt.query.runtime_target_id)
 
-    def _client_ip(self, request: Request) -> str:
-        given: str | None = getattr(request.channel, "given_ip", None)
-        if given is not None:
-            return given
-        host = str(getattr(request.getClientAddress(), "host", None) or "unknown")
-        forwarded = [_text(value) for value in request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())]
-        return client_address(host, forwarded, self._config.trusted_proxies)
+    def _client_ip(self, head: Head, channel: RelayChannel) -> str:
+        if channel.given_ip is not None:
+            return channel.given_ip
+        return client_address(
+            channel.peer_host(), head.values(b"x-forwarded-for"), self._config.trusted_proxies
+        )
 
-    def _check_origin(self, request: Request) -> None:
+    def _check_origin(self, head: Head) -> None:
         allowed = self._config.allowed_origins
-        origin = _header(request, b"origin")
-        if allowed and origin and origin.lower() not in allowed:
+        origin = head.first(b"origin") if allowed else ""
+        if origin and origin.lower() not in allowed:
             raise Refusal(Reason.ORIGIN_NOT_ALLOWED, f"Origin is {origin[:200]!r}")
 
     # -- asking the gate -------------------------------------------------------------------------------------
 
-    def _admit(self, request: Request, attempt: Attempt) -> None:
+    def _admit(self, attempt: Attempt) -> None:
         assert attempt.token is not None and attempt.query is not None
-        clock, latency = self._hub.clock, self._hub.counters.admission_latency
+        latency, clock = self._hub.counters.admission_latency, self._hub.clock
         began = clock.seconds()
         waiting = Deferred.fromCoroutine(self._gate.admit(attempt.token, attempt.query))
-
-        def gone(reason: Failure) -> None:
-            # The peer went away: stop asking, keep nothing. Without a peer there is nobody to answer.
-            reason.trap(Exception)
-            waiting.cancel()
-
-        finished = request.notifyFinish()
-        finished.addErrback(gone)
+        # The peer may go away meanwhile: then stop asking, keep nothing. Without a peer there is nobody to answer.
+        attempt.channel.when_gone(waiting.cancel)
 
         def refused(failure: Failure) -> None:
             if failure.check(CancelledError):
@@ -200,23 +202,11 @@ class UpgradeResource(Resource):
             failure.trap(Refusal)
             assert isinstance(failure.value, Refusal)
             latency.observe(clock.seconds() - began)
-            self._refuse(request, attempt, failure.value)
+            self._refuse(attempt, failure.value)
 
         def admitted(claims: Claims) -> None:
             latency.observe(clock.seconds() - began)
-            attempt.client_id = claims.client_id
-            try:
-                if self.stopping:  # since it was asked: the drain has its connections already
-                    raise Refusal(Reason.RELAY_SHUTTING_DOWN, retry_after=1)
-                self._settle_target(attempt, claims)
-            except Refusal as refusal:
-                self._refuse(request, attempt, refusal)
-                return
-            self._hub.counters.admission_ok += 1
-            connection = self._hand_over(request, attempt)
-            assert attempt.query is not None
-            self._hub.opened(connection, attempt.query, claims)
-            self._feed(connection)
+            self._admitted(attempt, claims)
 
         def broken(failure: Failure) -> None:
             attempt.release()
@@ -227,12 +217,25 @@ class UpgradeResource(Resource):
                 connection_id=attempt.connection_id,
                 traceback=failure.getTraceback(),
             )
-            if not (request.finished or request._disconnected):
-                request.setResponseCode(500)
-                request.finish()
+            attempt.channel.answer_last(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
 
         waiting.addCallbacks(admitted, refused)
         waiting.addErrback(broken)
+
+    def _admitted(self, attempt: Attempt, claims: Claims) -> None:
+        attempt.client_id = claims.client_id
+        assert attempt.query is not None
+        try:
+            if self.stopping:  # since it was asked: the drain has its connections already
+                raise Refusal(Reason.RELAY_SHUTTING_DOWN, retry_after=1)
+            self._settle_target(attempt, claims)
+        except Refusal as refusal:
+            self._refuse(attempt, refusal)
+            return
+        self._hub.counters.admission_ok += 1
+        connection = self._hand_over(attempt)
+        self._hub.opened(connection, attempt.query, claims)
+        self._feed(connection)
 
     def _settle_target(self, attempt: Attempt, claims: Claims) -> None:
         """A client's target may come from the claims alone: then it counts there."""
@@ -245,13 +248,9 @@ class UpgradeResource(Resource):
         ):
             ticket.count_client(query.workspace_id, claims.runtime_target_id)
 
-    def _hand_over(self, request: Request, attempt: Attempt) -> Connection:
+    def _hand_over(self, attempt: Attempt) -> Connection:
         """Give the TCP connection to a `Connection`, in the open state."""
-        channel: Any = request.channel
-        # What came behind the request: in the line receiver if we are still in its loop, else kept by the channel.
-        early = b"".join(channel._dataBuffer) + channel._buffer
-        channel._dataBuffer, channel._buffer = [], b""
-        transport = channel.hand_over()
+        transport, early = attempt.channel.hand_over()
         transport.unregisterProducer()
         connection = self._factory.connection(attempt.connection_id, attempt.ip)
         connection.version = attempt.version
@@ -265,7 +264,7 @@ class UpgradeResource(Resource):
             transport.protocol = connection
         connection.makeConnection(transport)
         chosen = select_subprotocol(attempt.subprotocols, self._config.noise_link != "off")
-        connection.adopt(_switching_protocols(request, chosen), chosen, link=chosen == LINK_SUBPROTOCOL)
+        connection.adopt(_switching_protocols(attempt.head, chosen), chosen, link=chosen == LINK_SUBPROTOCOL)
         return connection
 
     @staticmethod
@@ -279,7 +278,7 @@ class UpgradeResource(Resource):
 
     # -- refusing ----------------------------------------------------------------------------------------------
 
-    def _refuse(self, request: Request, attempt: Attempt, refusal: Refusal) -> None:
+    def _refuse(self, attempt: Attempt, refusal: Refusal) -> None:
         """A refusal by the gate: over HTTP, or for browsers as a Close behind the upgrade."""
         self._hub.counters.admission_denied += 1
         mode = self._config.reject_mode
@@ -287,15 +286,15 @@ class UpgradeResource(Resource):
             mode == "auto" and attempt.token is not None and attempt.token.via == "subprotocol"
         )
         if not by_close or refusal.reason not in _CLOSABLE:
-            self._answer(request, attempt, refusal)
+            self._answer(attempt, refusal)
             return
         self._hub.counters.ws_connections_rejected += 1
         self._log(attempt, refusal)
-        connection = self._hand_over(request, attempt)
+        connection = self._hand_over(attempt)
         connection.end(refusal.reason, logged=False)
         self._feed(connection)
 
-    def _answer(self, request: Request, attempt: Attempt, refusal: Refusal) -> None:
+    def _answer(self, attempt: Attempt, refusal: Refusal) -> None:
         attempt.release()
         self._hub.counters.ws_connections_rejected += 1
         self._log(attempt, refusal)
@@ -308,21 +307,16 @@ class UpgradeResource(Resource):
             }
         ).encode()
         retry = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
-        channel: Any = request.channel
-        channel.persistent = False  # what the head says; Twisted goes by the request's alone
-        # In one piece, and past Twisted's header objects: refusals must stay cheap.
-        request.startedWriting = 1
-        channel.write(
+        attempt.channel.answer_last(  # past Twisted's header objects: refusals must stay cheap
             b"%bDate: %b\r\n%bContent-Length: %d\r\n\r\n%b"
             % (
                 _HEADS[refusal.reason],
                 datetimeToString(),
                 retry,
                 len(body),
-                b"" if request.method == b"HEAD" else body,
+                b"" if attempt.head.method == b"HEAD" else body,
             )
         )
-        request.finish()
 
     def _log(self, attempt: Attempt, refusal: Refusal) -> None:
         self._hub.counters.refusals[refusal.reason] += 1
@@ -341,45 +335,29 @@ def _connection_id() -> str:
 # -- reading the request ------------------------------------------------------------------------------------
 
 
-def _text(value: bytes) -> str:
-    return value.decode("latin-1")
-
-
-def _header(request: Request, name: bytes) -> str:
-    values = request.requestHeaders.getRawHeaders(name, ())
-    return _text(values[0]).strip() if values else ""
-
-
-def _tokens(request: Request, name: bytes) -> list[str]:
-    """The members of a comma list, also over repeated headers (RFC 9110 section 5.6.1)."""
-    values = request.requestHeaders.getRawHeaders(name, ())
-    return [word.strip() for value in values for word in _text(value).split(",") if word.strip()]
-
-
-def _check_handshake(request: Request) -> tuple[str, ...]:
+def _check_handshake(head: Head) -> tuple[str, ...]:
     """The client's side of RFC 6455 section 4.2.1; gives the offered sub-protocols. Raises Refusal."""
 
     def wrong(detail: str) -> Refusal:
         return Refusal(Reason.UPGRADE_MALFORMED, detail)
 
-    headers = request.requestHeaders
-    if request.clientproto != b"HTTP/1.1":
+    headers = head.headers
+    if head.version != b"HTTP/1.1":
         raise wrong("not HTTP/1.1")
-    if len(headers.getRawHeaders(b"host", ())) != 1:
+    if len(headers.get(b"host", ())) != 1:
         raise wrong("not exactly one Host header")
-    if "websocket" not in (word.lower() for word in _tokens(request, b"upgrade")):
+    if "websocket" not in (word.lower() for word in head.words(b"upgrade")):
         raise wrong("Upgrade is not websocket")
-    if "upgrade" not in (word.lower() for word in _tokens(request, b"connection")):
+    if "upgrade" not in (word.lower() for word in head.words(b"connection")):
         raise wrong("Connection does not name Upgrade")
-    versions = [_text(value).strip() for value in headers.getRawHeaders(b"sec-websocket-version", ())]
-    if versions != ["13"]:
+    if [version.strip() for version in head.values(b"sec-websocket-version")] != ["13"]:
         raise Refusal(Reason.UPGRADE_REQUIRED, "Sec-WebSocket-Version is not 13")
-    keys = headers.getRawHeaders(b"sec-websocket-key", ())
+    keys = headers.get(b"sec-websocket-key", ())
     if len(keys) != 1 or not _is_key(keys[0].strip()):
         raise wrong("Sec-WebSocket-Key is not base64 of 16 bytes")
-    if headers.hasHeader(b"transfer-encoding") or _header(request, b"content-length") not in ("", "0"):
+    if b"transfer-encoding" in headers or head.first(b"content-length") not in ("", "0"):
         raise wrong("the request has a body")
-    offered = _tokens(request, b"sec-websocket-protocol")
+    offered = head.words(b"sec-websocket-protocol")
     if len(set(offered)) != len(offered):
         raise wrong("a sub-protocol is offered twice")
     if not all(_TOKEN_CHARS.issuperset(word) for word in offered):
@@ -394,10 +372,10 @@ def _is_key(key: bytes) -> bool:
         return False
 
 
-def _parse_query(uri: bytes) -> tuple[UpgradeQuery, str | None]:
+def parse_query(target: bytes) -> tuple[UpgradeQuery, str | None]:
     """The query of `/ws` and its token, the first value of each parameter. Raises Refusal."""
     found: dict[str, str] = {}
-    _, _, query = uri.partition(b"?")
+    _, _, query = target.partition(b"?")
     try:
         # What is no UTF-8 harms only if it stands in a parameter that counts: those have a form of their own.
         pairs = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=64)
@@ -410,9 +388,9 @@ def _parse_query(uri: bytes) -> tuple[UpgradeQuery, str | None]:
     )
 
 
-def _switching_protocols(request: Request, subprotocol: str | None) -> bytes:
+def _switching_protocols(head: Head, subprotocol: str | None) -> bytes:
     """The server's answer (RFC 6455 section 4.2.2)."""
-    key = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [b""])[0].strip()
+    key = head.headers[b"sec-websocket-key"][0].strip()
     accept = base64.b64encode(hashlib.sha1(key + _MAGIC, usedforsecurity=False).digest())
     chosen = (
         b"" if subprotocol is None else b"Sec-WebSocket-Protocol: " + subprotocol.encode("ascii") + b"\r\n"

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from attrs import frozen
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.protocol import WebSocketProtocol
+from autobahn.websocket.protocol import TrafficStats, WebSocketProtocol
+from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -98,7 +100,45 @@ class _Slots(_Hot):
     )  # fmt: skip
 
 
-class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
+class _AsOpened:
+    """What Autobahn's `_connectionMade` gives each connection, said once: nearly all of it stays as it is for good.
+
+    A test compares this with what the installed Autobahn sets.
+    """
+
+    state = WebSocketProtocol.STATE_CONNECTING
+    send_state = WebSocketProtocol.SEND_STATE_GROUND
+    data = b""
+    triggered = False
+    trackedTimings = None
+    _perMessageCompress = None
+    trafficStats = TrafficStats()  # of all together: nobody reads it
+    wasMaxFramePayloadSizeExceeded = wasMaxMessagePayloadSizeExceeded = False
+    closedByMe = failedByMe = droppedByMe = wasClean = False
+    wasNotCleanReason = None
+    wasServerConnectionDropTimeout = wasOpenHandshakeTimeout = wasCloseHandshakeTimeout = False
+    wasServingFlashSocketPolicyFile = False
+    localCloseCode = localCloseReason = remoteCloseCode = remoteCloseReason = None
+    openHandshakeTimeoutCall = closeHandshakeTimeoutCall = None
+    autoPingTimeoutCall = autoPingPending = autoPingPendingCall = autoPingPendingSent = None
+    autoPingPendingSeq = 0
+    # And of an opening handshake that went well:
+    websocket_version = 13
+    inside_message = False
+    current_frame = None
+
+    @cached_property
+    def utf8validator(self) -> Any:
+        """For messages that do not take the fast path."""
+        return Utf8Validator()
+
+    @cached_property
+    def send_queue(self) -> deque[Any]:
+        """For sending that does not take the outbox; nothing does."""
+        return deque()
+
+
+class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
     """An upgraded connection. It is created by the factory and adopted by the upgrade resource."""
 
     factory: ConnectionFactory
@@ -148,13 +188,9 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
         self._when_lost.append(callback)
 
     def connectionMade(self) -> None:
-        # Autobahn's own describes the transport and itself in colours, for debug lines that nobody reads: most of
-        # the price of a connection. This is the part of it that sets up the protocol.
-        set_no_delay = getattr(self.transport, "setTcpNoDelay", None)
-        if set_no_delay is not None:
-            with suppress(OSError):  # a Unix socket has no such option
-                set_no_delay(True)
-        WebSocketProtocol._connectionMade(self)
+        # Autobahn's own would set three dozen attributes, whose values `_AsOpened` has for all connections, and describe
+        # each in a debug line. The channel that had the transport before has set TCP_NODELAY.
+        pass
 
     def adopt(self, response: bytes, subprotocol: str | None, *, link: bool = False) -> None:
         """Take over after the resource has admitted: send the 101 and be open (RFC 6455 section 4.2.2)."""
@@ -169,10 +205,7 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
         self.outbox.hold(response)
         # What Autobahn's own succeedHandshake leaves behind.
         self.state = self.STATE_OPEN
-        self.websocket_version = 13
         self.websocket_protocol_in_use = subprotocol
-        self.inside_message = False
-        self.current_frame = None
         self.factory.connections.add(self)
 
     def _fast_reader(self) -> Reader:
@@ -539,13 +572,13 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
 
     def _let_go(self) -> None:
         """Give the TCP connection up once everything queued has gone."""
-        if self.outbox.holds and TURN.running:
-            TURN.when_sent(self._let_go)
-            return
         if self.lost or not self.outbox.idle:
             return
         self.transport.unregisterProducer()  # TLS waits for it before it says good-bye
-        self.transport.loseConnection()
+        if self.outbox.drained:
+            TURN.lose(self.transport)
+        else:
+            self.transport.loseConnection()
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None and self._deadline.active():
@@ -583,9 +616,12 @@ class Connection(_Slots, WebSocketServerProtocol):  # type: ignore[misc]  # Auto
         if self.state != self.STATE_CLOSED:
             self.state = self.STATE_CLOSED
             self._cancel_deadline()
-            if not self.lost:
-                self._deadline = self.factory.clock.callLater(CLOSE_TIMEOUT, self._give_up)
+        TURN.when_sent(self._drop)
+
+    def _drop(self) -> None:
         self._let_go()
+        if not self.lost and self._deadline is None:
+            self._deadline = self.factory.clock.callLater(CLOSE_TIMEOUT, self._give_up)
 
     def connectionLost(self, reason: Failure) -> None:
         if self.lost:

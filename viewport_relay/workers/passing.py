@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import ISSLTransport
 from twisted.protocols.policies import ProtocolWrapper
-from twisted.web.http import Request
 
 from viewport_relay.admission.limits import FULL_RETRY_AFTER, Ticket
 from viewport_relay.reasons import Reason, Refusal
@@ -32,46 +31,42 @@ class PassingResource(UpgradeResource):
 
     pass_on: Pass
 
-    def _admit(self, request: Request, attempt: Attempt) -> None:
-        self._when_sent(request, attempt, _UNSENT_LOOKS)
+    def _admit(self, attempt: Attempt) -> None:
+        self._when_sent(attempt, _UNSENT_LOOKS)
 
-    def _when_sent(self, request: Request, attempt: Attempt, looks: int) -> None:
+    def _when_sent(self, attempt: Attempt, looks: int) -> None:
         """An answer to an earlier request on this connection goes out first: nobody else could send it."""
-        channel: Any = request.channel
-        if channel is None or channel.transport is None:
+        channel = attempt.channel
+        if channel.gone or channel.transport is None:
             attempt.release()
             return
         inner = _inner(channel.transport)
         if (inner.dataBuffer or inner._tempDataBuffer) and looks:
-            self._hub.clock.callLater(_UNSENT_SECONDS, self._when_sent, request, attempt, looks - 1)
+            self._hub.clock.callLater(_UNSENT_SECONDS, self._when_sent, attempt, looks - 1)
             return
-        self._pass(request, attempt, channel, inner)
+        self._pass(attempt, inner)
 
-    def _pass(self, request: Request, attempt: Attempt, channel: Any, inner: Any) -> None:
+    def _pass(self, attempt: Attempt, inner: Any) -> None:
         assert attempt.query is not None and attempt.ticket is not None
-        early = b"".join(channel._dataBuffer) + channel._buffer
+        channel = attempt.channel
         # A copy: what Twisted thinks of its own no longer matters then.
         copy = inner.socket.dup()
         if ISSLTransport.providedBy(inner) or not self.pass_on(
-            attempt.query.workspace_id, copy, attempt.ip, head(request) + early, attempt.ticket
+            attempt.query.workspace_id,
+            copy,
+            attempt.ip,
+            attempt.head.written() + channel.early,
+            attempt.ticket,
         ):
             copy.close()
             refusal = Refusal(
                 Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER
             )
-            self._answer(request, attempt, refusal)
+            self._answer(attempt, refusal)
             return
         attempt.ticket = None
-        channel._dataBuffer, channel._buffer = [], b""
-        _let_go(channel.hand_over(), inner)
-
-
-def head(request: Request) -> bytes:
-    """The request line and headers of a request without a body, never longer than what came."""
-    lines = [b"%b %b %b" % (request.method, request.uri, request.clientproto)]
-    for name, values in request.requestHeaders.getAllRawHeaders():
-        lines += [name + b":" + value for value in values]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+        transport, _ = channel.hand_over()
+        _let_go(transport, inner)
 
 
 def _inner(transport: Any) -> Any:

@@ -6,6 +6,8 @@ import struct
 import tracemalloc
 
 import pytest
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -584,3 +586,22 @@ def test_a_session_events_client_that_asks_and_does_not_read_is_closed() -> None
         client.say(*[encoded("subscribe")] * 50)
     assert relay.counters.ws_slow_client_terminated == 1
     assert client.connection.outbox.pending < 250_000
+
+
+def test_what_autobahn_gives_a_connection_is_what_ours_has() -> None:
+    """`_AsOpened` stands in for `_connectionMade` of the Autobahn that is installed."""
+    stock = WebSocketServerProtocol()
+    stock.factory, stock.openHandshakeTimeout = WebSocketServerFactory(), 0
+    before = set(vars(stock))
+    WebSocketProtocol._connectionMade(stock)
+    given = {name: value for name, value in vars(stock).items() if name not in before}
+    for name in stock.CONFIG_ATTRS:
+        given.pop(name, None)  # options: the factory's
+    relay = MemoryRelay()
+    ours = relay.factory.connection("c", "192.0.2.1")
+    assert {"state", "utf8validator", "trafficStats", "closedByMe"} <= set(given)
+    for name, value in given.items():
+        if type(value).__eq__ is object.__eq__:
+            assert type(getattr(ours, name)) is type(value), name
+        else:
+            assert getattr(ours, name) == value, name

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.python import log
 
@@ -50,6 +51,7 @@ class Bench:
         self.reactor.seconds = time.monotonic
         self.reactor.running = True
         assert shorten_dispatch(self.reactor)
+        self.disconnect, TURN.disconnect = TURN.disconnect, None
         self.readers: list[Selectable] = []
 
     def reader(self, said: bytes, handler: Callable[[], object] = lambda: None) -> Selectable:
@@ -92,6 +94,13 @@ def test_several_sockets_make_a_turn_and_one_makes_none(bench: Bench) -> None:
     readers[0].theirs.send(b"2")
     bench.iterate(0)
     assert readers[0].turns == [True, False]
+
+
+def test_it_can_end_a_connection_at_once(bench: Bench) -> None:
+    reader = bench.reader(b"")
+    assert bench.disconnect is not None
+    bench.disconnect(reader)
+    assert reader.lost.check(ConnectionDone) and reader not in bench.reactor.getReaders()
 
 
 def test_it_looks_again_while_nobody_asks_for_anything_else(bench: Bench) -> None:

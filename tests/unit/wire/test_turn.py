@@ -65,8 +65,7 @@ def line() -> Iterator[Line]:
     assert line.outbox.ready is line.sock and line.got() == b"hello"
     line.sock.sends = 0
     yield line
-    TURN.running = False
-    TURN.send()
+    TURN.end()
     line.close()
 
 
@@ -77,7 +76,7 @@ def test_without_a_turn_everything_leaves_at_once(line: Line) -> None:
 
 
 def test_within_a_turn_it_leaves_together_at_the_end(line: Line) -> None:
-    TURN.running = True
+    TURN.begin(hold=True)
     for piece in (b"a", b"b", b"c"):
         line.outbox.hold(piece)
     assert line.got() == b"" and not line.outbox.idle
@@ -86,19 +85,19 @@ def test_within_a_turn_it_leaves_together_at_the_end(line: Line) -> None:
 
 
 def test_whatever_is_written_otherwise_comes_after_it(line: Line) -> None:
-    TURN.running = True
+    TURN.begin(hold=True)
     line.outbox.hold(b"a")
     line.outbox.write(b"b")
     assert line.got() == b"ab"
     line.outbox.hold(b"c")
     line.outbox.write_last(b"d")  # a Close is held too
-    assert line.got() == b"" and line.outbox.holds
+    assert line.got() == b"" and not line.outbox.drained
     TURN.send()
-    assert line.got() == b"cd" and not line.outbox.holds
+    assert line.got() == b"cd" and line.outbox.drained
 
 
 def test_what_the_transport_still_has_comes_first(line: Line) -> None:
-    TURN.running = True
+    TURN.begin(hold=True)
     while line.outbox.ready is not None:
         line.outbox.write(b"x" * 60_000)
     line.outbox.hold(b"after")  # the transport has bytes of the write before
@@ -110,7 +109,7 @@ def test_what_the_transport_still_has_comes_first(line: Line) -> None:
 
 
 def test_what_is_held_is_bounded(line: Line) -> None:
-    TURN.running = True
+    TURN.begin(hold=True)
     line.outbox.hold(b"x" * (MOST_HELD - 1))
     assert line.sock.sends == 0
     line.outbox.hold(b"y")
@@ -121,7 +120,7 @@ def test_who_waits_for_the_end_of_the_turn_is_told_when_all_has_left(line: Line)
     seen: list[bytes] = []
     TURN.when_sent(lambda: seen.append(line.got()))
     assert seen == [b""]
-    TURN.running = True
+    TURN.begin(hold=True)
     line.outbox.hold(b"a")
     TURN.when_sent(lambda: seen.append(line.got()))
     assert seen == [b""]
@@ -130,8 +129,37 @@ def test_who_waits_for_the_end_of_the_turn_is_told_when_all_has_left(line: Line)
     assert seen == [b"", b"a"]
 
 
+def test_a_turn_that_holds_nothing_still_has_an_end() -> None:
+    seen: list[int] = []
+    TURN.begin(hold=False)
+    TURN.when_sent(lambda: seen.append(1))
+    assert seen == []
+    TURN.end()
+    assert seen == [1]
+
+
+def test_a_connection_ends_at_once_only_outside_a_turn(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one, whoever reads it may be on the stack."""
+    ended: list[object] = []
+    monkeypatch.setattr(TURN, "disconnect", ended.append)
+    TURN.begin(hold=False)
+    TURN.lose(line.transport)
+    assert ended == [] and line.transport.disconnecting
+    TURN.end()
+    TURN.lose(line.transport)
+    assert ended == [line.transport]
+
+
+def test_without_a_way_to_end_a_connection_at_once_it_is_asked_to_end(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TURN, "disconnect", None)
+    TURN.lose(line.transport)
+    assert line.transport.disconnecting
+
+
 def test_a_lost_connection_takes_it_along(line: Line) -> None:
-    TURN.running = True
+    TURN.begin(hold=True)
     line.outbox.hold(b"a")
     line.outbox.stopProducing()
     TURN.send()
@@ -139,7 +167,7 @@ def test_a_lost_connection_takes_it_along(line: Line) -> None:
 
 
 def test_what_the_socket_does_not_take_goes_to_the_transport(line: Line) -> None:
-    TURN.running = True
+    TURN.begin(hold=True)
     line.outbox.hold(b"x" * (MOST_HELD - 1))
     line.outbox.write(b"")
     while line.outbox.ready is not None:
@@ -161,7 +189,7 @@ def test_order_is_kept_whatever_is_mixed(steps: list[tuple[str, int]]) -> None:
     line.outbox.write(b"")
     sent = b""
     try:
-        TURN.running = True
+        TURN.begin(hold=True)
         for number, (kind, size) in enumerate(steps):
             data = b"%03d" % number * size
             if kind == "turn":
@@ -172,9 +200,8 @@ def test_order_is_kept_whatever_is_mixed(steps: list[tuple[str, int]]) -> None:
             else:
                 line.outbox.hold(data)
                 sent += data
-        TURN.running = False
-        TURN.send()
+        TURN.end()
         assert line.got() == sent
     finally:
-        TURN.running = False
+        TURN.end()
         line.close()

@@ -13,7 +13,6 @@ from attrs import fields
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.json import decode
-from twisted.web.http_headers import Headers
 
 from viewport_relay.config import ConfigError, load
 from viewport_relay.noise.keys import StaticKey
@@ -24,7 +23,6 @@ from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import PeerView, TargetView
 from viewport_relay.workers import messages, packets
 from viewport_relay.workers.parent import worker_environment
-from viewport_relay.workers.passing import head
 from viewport_relay.workers.slots import slot
 from viewport_relay.workers.tally import add_up, written
 from viewport_relay.workers.worker import WorkerService
@@ -217,33 +215,6 @@ def test_a_connection_that_comes_without_its_descriptor_gives_its_place_back() -
     worker: Any = SimpleNamespace(_reporter=SimpleNamespace(say=said.append))
     WorkerService.obey(worker, messages.Adopt(socket.AF_INET, "192.0.2.1"), None, b"GET /ws")
     assert said == [messages.Left("192.0.2.1")]
-
-
-# -- the head that is written down again -----------------------------------------------------------------------
-
-
-class Request:
-    method, uri, clientproto = b"GET", b"/ws?role=client&workspaceId=a%20b", b"HTTP/1.1"
-
-    def __init__(self, headers: Headers) -> None:
-        self.requestHeaders = headers
-
-
-def test_the_head_is_the_same_and_not_longer() -> None:
-    headers = Headers()
-    came = b"GET /ws?role=client&workspaceId=a%20b HTTP/1.1\r\n"
-    for name, value in (
-        (b"host", b"r:1"),
-        (b"x-forwarded-for", b"1.2.3.4"),
-        (b"X-Forwarded-For", b"\xff, 5"),
-        (b"a", b""),
-    ):
-        headers.addRawHeader(name, value)
-        came += name + b":" + value + b"\r\n"
-    request: Any = Request(headers)
-    written_down = head(request)
-    assert len(written_down) == len(came + b"\r\n")
-    assert written_down.lower().split(b"\r\n") == (came + b"\r\n").lower().split(b"\r\n")
 
 
 # -- settings --------------------------------------------------------------------------------------------------
