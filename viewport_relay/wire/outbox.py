@@ -7,6 +7,7 @@ writes to (a client) has one lane, so that its order is kept. Nothing here knows
 
 from __future__ import annotations
 
+import socket as sockets
 from collections import deque
 from collections.abc import Callable
 from socket import socket
@@ -17,6 +18,9 @@ from zope.interface import implementer
 
 #: The transport's own buffer, bytes: small, so that a flooding feeder delays the others little.
 HIGH_WATER: Final = 65_536
+
+#: For `send`: more will follow at once. Where the kernel does not know it, that costs a segment.
+_MORE: Final[int] = getattr(sockets, "MSG_MORE", 0)
 
 #: Most bytes that are held until the end of a turn, for all receivers together.
 MOST_HELD: Final = 262_144
@@ -225,12 +229,26 @@ class Outbox:
             self.ready = self._socket
         return self.ready
 
-    def write_last(self, data: bytes) -> None:
-        """Send these bytes after everything that waits (a Close frame)."""
+    def write_last(self, data: bytes, *, ends: bool = False) -> None:
+        """Send these bytes after everything that waits (a Close frame).
+
+        `ends`: the connection is ended at once then, so that the kernel may put them and its FIN into one segment.
+        """
         if self.blocked or self._turns:
             self._last = data
+        elif ends and self.drained:
+            self._say_last(data)
         else:
             self.hold(data)
+
+    def _say_last(self, data: bytes) -> None:
+        assert self.ready is not None
+        try:
+            sent = self.ready.send(data, _MORE)
+        except OSError:
+            sent = 0
+        if sent < len(data):
+            self.write(data[sent:])
 
     def _wait(self, feeder: Feeder | None, data: bytes) -> None:
         lane = self._lanes.get(feeder)

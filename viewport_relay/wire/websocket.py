@@ -390,7 +390,8 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         """Autobahn's way out (and ours for control frames): everything passes the outbox, Close as the last."""
         data = frame_header(opcode, len(payload)) + payload
         if opcode == _CLOSE:
-            self.outbox.write_last(data)
+            # A Close from us is answered; with the answer to the peer's, Autobahn drops the connection.
+            self.outbox.write_last(data, ends=self.ending is None)
         else:
             self.outbox.write(data)
 

@@ -22,10 +22,13 @@ class Counted:
     def __init__(self, real: socket.socket) -> None:
         self.real = real
         self.sends = 0
+        self.flags = 0  # of the last
+        self.most: int | None = None  # bytes that one takes
 
-    def send(self, data: bytes) -> int:
+    def send(self, data: bytes, flags: int = 0) -> int:
         self.sends += 1
-        return self.real.send(data)
+        self.flags = flags
+        return self.real.send(data[: self.most])
 
 
 class Line:
@@ -127,6 +130,28 @@ def test_who_waits_for_the_end_of_the_turn_is_told_when_all_has_left(line: Line)
     TURN.send()
     TURN.send()
     assert seen == [b"", b"a"]
+
+
+def test_the_last_words_before_the_end_are_said_at_once_and_may_share_its_segment(line: Line) -> None:
+    TURN.begin(hold=True)
+    line.outbox.write_last(b"bye", ends=True)
+    assert line.got() == b"bye" and line.sock.flags == socket.MSG_MORE and line.outbox.drained
+    TURN.end()
+    assert line.sock.sends == 1
+
+
+def test_last_words_keep_their_place_and_are_never_cut(line: Line) -> None:
+    TURN.begin(hold=True)
+    line.outbox.hold(b"a")
+    line.outbox.write_last(b"bye", ends=True)
+    TURN.end()
+    assert line.got() == b"abye" and line.sock.flags == 0
+    line.sock.most = 1
+    line.outbox.write_last(b"bye", ends=True)
+    line.transport.window = 1 << 30
+    while line.transport.turn():
+        pass
+    assert line.got() + line.kept == b"bye" and line.outbox.idle
 
 
 def test_a_turn_that_holds_nothing_still_has_an_end() -> None:
