@@ -71,6 +71,11 @@ class DeferredCache(Generic[K, V]):
         """How many calls are on their way."""
         return len(self._flights)
 
+    def peek(self, key: K) -> V | None:
+        """The remembered value, if there is one that has not run out."""
+        kept = self._kept.get(key)
+        return None if kept is None or self._clock.seconds() >= kept.until else kept.value
+
     def get(self, key: K, fetch: Fetch[V]) -> Deferred[V]:
         """The remembered value, or what a call gives: one on its way, else `fetch()`, which starts now.
 

@@ -89,6 +89,9 @@ class EchoHub:
 class OpenGate:
     """Admits everybody."""
 
+    def recall(self, token: TokenSource, query: UpgradeQuery) -> Claims | None:
+        return None
+
     async def admit(self, token: TokenSource, query: UpgradeQuery) -> Claims:
         return Claims()
 

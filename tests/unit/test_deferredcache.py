@@ -86,6 +86,16 @@ def test_a_value_lives_as_long_as_its_call_says(
     assert Outcome(cache.get("k", calls)).value is None and len(calls.open) == 2
 
 
+def test_a_peek_starts_nothing(cache: DeferredCache[str, Any], calls: Calls, clock: Clock) -> None:
+    assert cache.peek("k") is None and calls.open == []
+    cache.get("k", calls)
+    assert cache.peek("k") is None
+    calls.open[0].callback(Fetched("v", 10))
+    assert cache.peek("k") == "v"
+    clock.advance(10)
+    assert cache.peek("k") is None and len(calls.open) == 1
+
+
 @pytest.mark.parametrize("ttl", [0, -1])
 def test_no_time_to_live_means_not_remembered(
     cache: DeferredCache[str, Any], calls: Calls, ttl: float

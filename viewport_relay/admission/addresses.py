@@ -46,11 +46,9 @@ def client_address(peer_ip: str, forwarded_for: Sequence[str], trusted: tuple[Ne
     walk, and then, as when all are trusted, the last address that was passed stands. A peer that has no IP
     address is given back as it is.
     """
-    peer = parse_address(peer_ip)
-    if peer is None:
-        return peer_ip
-    if not forwarded_for or not _is_in(peer, trusted):
-        return str(peer)
+    peer = parse_address(peer_ip) if forwarded_for else None
+    if peer is None or not _is_in(peer, trusted):
+        return _usual(peer_ip)
     parts = ",".join(forwarded_for).rsplit(",", HOPS_MAX)
     for part in reversed(parts[-HOPS_MAX:]):
         address = parse_address(part.strip(" \t"))
@@ -60,6 +58,12 @@ def client_address(peer_ip: str, forwarded_for: Sequence[str], trusted: tuple[Ne
         if not _is_in(address, trusted):
             break
     return str(peer)
+
+
+@lru_cache(maxsize=4096)
+def _usual(text: str) -> str:
+    address = parse_address(text)
+    return text if address is None else str(address)
 
 
 def is_trusted(peer_ip: str, trusted: tuple[Network, ...]) -> bool:

@@ -19,8 +19,8 @@ from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.jwks import JwksClient, JwksSettings
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
-from viewport_relay.admission.signed import SignedTokens
-from viewport_relay.admission.token import TokenSource
+from viewport_relay.admission.signed import SignedTokens, digest_of
+from viewport_relay.admission.token import TOKEN_CHARS, TokenSource
 from viewport_relay.config import Config, ConfigError
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -87,6 +87,17 @@ class Gate:
         rules = TokenRules(config.token_issuer, config.token_audience, config.token_clock_skew_sec)
         return cls(jwks, validator, rules, client, now)
 
+    def recall(self, source: TokenSource, query: UpgradeQuery) -> Claims | None:
+        """What `admit` would give, if nobody has to be asked for it: the token's signature and the platform's answer are
+        remembered. None: they are not. Raises Refusal as `admit` does.
+        """
+        digest = digest_of(source.token)
+        payload = self._signed.payload(digest, self._jwks.fresh)
+        if payload is None:
+            return None
+        check_payload(payload, query, self._rules, self._now())
+        return self._validator.recall(digest, query)
+
     async def admit(self, source: TokenSource, query: UpgradeQuery) -> Claims:
         """The platform's claims about a good token.
 
@@ -98,8 +109,8 @@ class Gate:
 
     async def check_token(self, token: str, query: UpgradeQuery) -> float:
         """The local check alone: the token's exp, seconds since the epoch. Raises Refusal."""
-        held = self._jwks.held
-        known = self._signed.payload(token, held)
+        digest, held = digest_of(token), self._jwks.held
+        known = self._signed.payload(digest, held)
         # Read before keys are waited for: garbage needs none.
         header = read_header(token) if known is None else None
         keys = await self._jwks.current()
@@ -117,7 +128,8 @@ class Gate:
             keys = newer
             payload = payload_signed_by(token, header, keys.for_kid(header.kid))
         expires = check_payload(payload, query, self._rules, self._now())
-        self._signed.remember(token, keys, payload, expires + self._rules.skew)
+        if len(token) <= TOKEN_CHARS[1]:
+            self._signed.remember(digest, keys, payload, expires + self._rules.skew)
         return expires
 
     def start(self) -> None:

@@ -97,6 +97,12 @@ class JwksClient:
         """The set that is there, however old, for inspection."""
         return None if self._held is None else self._held.keys
 
+    @property
+    def fresh(self) -> KeySet | None:
+        """The set that is there if `current` would give it at once and fetch nothing."""
+        held = self._held
+        return None if held is None or self._clock.seconds() - held.fetched >= held.ttl else held.keys
+
     def start(self) -> None:
         """Fetch now, and again with back-off until there is a set."""
         if self._starting is None:

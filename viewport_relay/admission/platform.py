@@ -8,7 +8,6 @@ Equal questions at the same time share one request. What an answer means is `ver
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
@@ -19,6 +18,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from viewport_relay.admission.grant import Claims, UpgradeQuery
 from viewport_relay.admission.http import Call, HttpClient, HttpFailure, TimedOut
+from viewport_relay.admission.signed import digest_of
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.counters import Counters
@@ -72,6 +72,14 @@ class PlatformValidator:
         self._answers: DeferredCache[_Key, Claims | Refusal] = DeferredCache(clock, CACHE_MAX)
         self._alarm = KeyAlarm(clock, log)
 
+    def recall(self, digest: bytes, query: UpgradeQuery) -> Claims | None:
+        """The answer that is remembered for the token of this digest; None: the platform must be asked."""
+        verdict = self._answers.peek((digest, query))
+        if verdict is None:
+            return None
+        self._counters.validations["cached"] += 1
+        return _claims_in(verdict)
+
     async def validate(self, token: str, query: UpgradeQuery, expires: float) -> Claims:
         """The platform's claims. `expires` is the token's exp (seconds since the epoch).
 
@@ -91,13 +99,10 @@ class PlatformValidator:
         if self._settings.cache_ttl <= 0:
             verdict = (await fetch()).value
         else:
-            key = (hashlib.sha256(token.encode("utf-8")).digest(), query)
-            verdict = await self._answers.get(key, fetch)
+            verdict = await self._answers.get((digest_of(token), query), fetch)
         if not asked:
             self._counters.validations["cached"] += 1
-        if isinstance(verdict, Refusal):
-            raise evolve(verdict)  # a fresh one: a raised exception collects tracebacks
-        return verdict
+        return _claims_in(verdict)
 
     def clean_up(self) -> None:
         """Forget the answers that have run out: they hold pairing secrets."""
@@ -147,6 +152,12 @@ class PlatformValidator:
         if verdict.expires_at is not None:
             expires = min(expires, verdict.expires_at)
         return min(self._settings.cache_ttl, expires - self._now())
+
+
+def _claims_in(verdict: Claims | Refusal) -> Claims:
+    if isinstance(verdict, Refusal):
+        raise evolve(verdict)  # a fresh one: a raised exception collects tracebacks
+    return verdict
 
 
 class KeyAlarm:

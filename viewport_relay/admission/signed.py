@@ -15,9 +15,8 @@ from attrs import frozen
 
 from viewport_relay.admission.keys import KeySet
 
-#: Tokens remembered at most, and characters of the longest that is.
+#: Tokens remembered at most.
 TOKENS_MAX: Final = 4096
-TOKEN_MAX_CHARS: Final = 4096
 
 Payload: TypeAlias = Mapping[str, Any]
 
@@ -38,23 +37,21 @@ class SignedTokens:
     def __len__(self) -> int:
         return len(self._known)
 
-    def payload(self, token: str, keys: KeySet | None) -> Payload | None:
-        """What the token says, if a key of this very set is known to have signed it."""
+    def payload(self, digest: bytes, keys: KeySet | None) -> Payload | None:
+        """What the token of this digest says, if a key of this very set is known to have signed it."""
         if keys is None or keys is not self._keys:
             return None
-        known = self._known.get(_digest(token))
+        known = self._known.get(digest)
         return None if known is None else known.payload
 
-    def remember(self, token: str, keys: KeySet, payload: Payload, expires: float) -> None:
+    def remember(self, digest: bytes, keys: KeySet, payload: Payload, expires: float) -> None:
         """A key of `keys` signed the token. `expires`: when it may be forgotten, seconds since the epoch."""
         if keys is not self._keys:
             self._keys = keys
             self._known.clear()
-        if len(token) > TOKEN_MAX_CHARS:
-            return
         if len(self._known) >= TOKENS_MAX:
             del self._known[next(iter(self._known))]
-        self._known[_digest(token)] = _Known(payload, expires)
+        self._known[digest] = _Known(payload, expires)
 
     def expire(self, now: float) -> None:
         """Forget the tokens that have run out."""
@@ -66,5 +63,6 @@ class SignedTokens:
         self._known.clear()
 
 
-def _digest(token: str) -> bytes:
+def digest_of(token: str) -> bytes:
+    """What a token goes by in memory (SHA-256)."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -133,6 +133,7 @@ class RelayChannel(HTTPChannel):
         self._fresh = True  # nothing was received yet
         self._when_gone: Callable[[], None] | None = None
         self.gone = False  # the connection is lost
+        self._peer_host: str | None = None
 
     # -- its life --------------------------------------------------------------------------------------------
 
@@ -143,7 +144,9 @@ class RelayChannel(HTTPChannel):
 
     def peer_host(self) -> str:
         """The address at the other end of the TCP connection, or what PROXY protocol says it is."""
-        return str(getattr(self.transport.getPeer(), "host", None) or "unknown")
+        if self._peer_host is None:
+            self._peer_host = str(getattr(self.transport.getPeer(), "host", None) or "unknown")
+        return self._peer_host
 
     def dataReceived(self, data: bytes) -> None:
         # HTTPChannel's own would renew the time limit with every byte.

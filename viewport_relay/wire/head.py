@@ -58,7 +58,16 @@ class Head:
 
     def words(self, name: bytes) -> list[str]:
         """The members of a comma list, also over repeated headers (RFC 9110 section 5.6.1)."""
+        if name not in self.headers:
+            return []
         return [word.strip() for value in self.values(name) for word in value.split(",") if word.strip()]
+
+    def has(self, name: bytes, word: bytes) -> bool:
+        """Whether a comma list has this word (in small letters), however it is written there."""
+        values = self.headers.get(name, ())
+        if len(values) == 1 and values[0].lower() == word:
+            return True
+        return word.decode("latin-1") in (member.lower() for member in self.words(name))
 
     def written(self) -> bytes:
         """Request line and headers, for another process to read again."""

@@ -16,7 +16,7 @@ from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.grant import UpgradeQuery
 from viewport_relay.admission.http import Answer, Call, Unreachable
 from viewport_relay.admission.keys import KeySet
-from viewport_relay.admission.signed import TOKEN_MAX_CHARS, TOKENS_MAX, SignedTokens
+from viewport_relay.admission.signed import TOKENS_MAX, SignedTokens, digest_of
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import Config, ConfigError, load
 from viewport_relay.devplatform.tokens import SigningKey
@@ -279,6 +279,66 @@ def test_a_signature_is_checked_once(
     assert checked == [token, token]
 
 
+def test_what_is_remembered_needs_nobody(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle, clock: Clock, now: float, counters: Counters,
+) -> None:  # fmt: skip
+    """`recall` says at once what `admit` would say, as long as nothing has to be fetched for it."""
+    source = bearer(keys["RS256"].sign({**payload, "exp": now + 600}))
+    assert gate.recall(source, query) is None  # no keys yet
+    gate.start()
+    assert gate.recall(source, query) is None  # an unknown token
+    claims = settle(gate.admit(source, query))
+    asked = list(platform.calls)
+    assert gate.recall(source, query) == claims and counters.validations["cached"] == 1
+    assert gate.recall(bearer(source.token + "x"), query) is None
+    clock.advance(11)
+    assert gate.recall(source, query) is None  # the answer has run out
+    settle(gate.admit(source, query))
+    assert gate.recall(source, query) == claims
+    gate.flush()
+    assert gate.recall(source, query) is None
+    assert platform.calls == [*asked, "validate"]
+
+
+def test_what_is_remembered_is_still_judged(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle, clock: Clock, now: float, answer: Callable[..., Answer],
+) -> None:  # fmt: skip
+    gate.start()
+    source = bearer(keys["RS256"].sign({**payload, "exp": now + 60}))
+    settle(gate.admit(source, query))
+    with pytest.raises(Refusal) as refused:
+        gate.recall(source, evolve(query, workspace_id="another"))
+    assert refused.value.reason is Reason.JWT_CLAIM_MISMATCH
+    clock.advance(90)
+    with pytest.raises(Refusal) as refused:
+        gate.recall(source, query)
+    assert refused.value.reason is Reason.JWT_EXPIRED
+    denied = bearer(keys["ES256"].sign({**payload, "exp": now + 600}))
+    platform.validate = answer(200, '{"ok":false,"reason":"WORKSPACE_NOT_FOUND"}')
+    with pytest.raises(Refusal):
+        settle(gate.admit(denied, query))
+    with pytest.raises(Refusal) as refused:
+        gate.recall(denied, query)
+    assert refused.value.reason is Reason.WORKSPACE_NOT_FOUND
+
+
+def test_keys_that_have_run_out_are_asked_for_first(
+    gate: Gate, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery, settle: Settle,
+    clock: Clock, now: float, config: Config, platform: Platform,
+) -> None:  # fmt: skip
+    gate.start()
+    source = bearer(keys["RS256"].sign({**payload, "exp": now + 10_000}))
+    clock.advance(config.jwks_cache_ttl - 1)
+    settle(gate.admit(source, query))
+    assert gate.recall(source, query) is not None
+    clock.advance(1)
+    assert gate.recall(source, query) is None
+    settle(gate.admit(source, query))
+    assert platform.calls.count("jwks") == 2
+
+
 def test_a_signature_is_good_for_one_key_set_only(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], other_key: SigningKey, payload: dict[str, Any],
     query: UpgradeQuery, settle: Settle, answer: Callable[..., Answer],
@@ -298,11 +358,10 @@ def test_a_signature_is_good_for_one_key_set_only(
 def test_the_memory_of_signatures_is_bounded(keys: dict[str, SigningKey]) -> None:
     signed, one = SignedTokens(), KeySet.of((), {})
     for number in range(TOKENS_MAX + 10):
-        signed.remember(f"token {number}", one, {"n": number}, 1.0)
+        signed.remember(digest_of(f"token {number}"), one, {"n": number}, 1.0)
     assert len(signed) == TOKENS_MAX
-    assert signed.payload("token 9", one) is None and signed.payload("token 10", one) == {"n": 10}
-    signed.remember("x" * (TOKEN_MAX_CHARS + 1), one, {}, 1.0)
-    assert signed.payload("x" * (TOKEN_MAX_CHARS + 1), one) is None
+    assert signed.payload(digest_of("token 9"), one) is None
+    assert signed.payload(digest_of("token 10"), one) == {"n": 10}
     signed.expire(1.0)
     assert len(signed) == 0
 

@@ -10,8 +10,9 @@ import base64
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -22,9 +23,11 @@ from twisted.web.resource import Resource
 from tests.memorywire import MemoryRelay, MemoryTransport
 from viewport_relay.admission.grant import Claims, Scope, UpgradeQuery
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.admission.query import read_query
 from viewport_relay.admission.token import TokenSource
+from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.site import RelaySite, Root
-from viewport_relay.wire.upgrade import UpgradeResource
+from viewport_relay.wire.upgrade import MAX_PARAMETERS, UpgradeResource, parse_query
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # of RFC 6455 section 1.3, as is the answer to it
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -37,6 +40,9 @@ class OpenGate:
 
     def __init__(self) -> None:
         self.asked: list[tuple[TokenSource, UpgradeQuery]] = []
+
+    def recall(self, source: TokenSource, query: UpgradeQuery) -> Claims | None:
+        return None
 
     async def admit(self, source: TokenSource, query: UpgradeQuery) -> Claims:
         self.asked.append((source, query))
@@ -63,10 +69,10 @@ class FrontDoor:
         self.gate = OpenGate()
         self.counts = ConnectionCounts(10, 10, 10)
         gate: Any = self.gate
-        upgrade = UpgradeResource(
+        self.upgrade = UpgradeResource(
             self.relay.config, self.relay.hub, gate, self.relay.factory, WindowCounter(0), self.counts
         )
-        site: Any = RelaySite(Root(upgrade, Door()))
+        site: Any = RelaySite(Root(self.upgrade, Door()))
         site.reactor = self.relay.clock
         self.sent = b""
         self.transport = MemoryTransport(self.relay.clock, self._take)
@@ -350,5 +356,82 @@ def test_requests_in_one_go(made: list[bytes], places: list[int]) -> None:
     door.receive(*cut(b"".join(made), places))
     upgrades = [reply for reply in door.replies(made[0].partition(b" ")[0]) if reply[0] == 101]
     assert len(upgrades) == len(door.gate.asked) <= 1
+    door.leave()
+    assert door.counts.total == 0
+
+
+_FIELDS = st.lists(
+    st.sampled_from(
+        ["role=client", "role=worker", "workspaceId=w", "workspaceId=%77", "runtimeTargetId=t", "a", "=", ""]
+    )
+    | st.text("ab=%+;&é", max_size=6),
+    max_size=6,
+)
+
+
+@given(_FIELDS)
+def test_a_query_is_read_as_the_library_reads_it(fields: list[str]) -> None:
+    text = "&".join(fields)
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(text, keep_blank_values=True):
+        found.setdefault(name, value)
+
+    def by_the_book() -> tuple[UpgradeQuery, str | None]:
+        query = read_query(found.get("role"), found.get("workspaceId"), found.get("runtimeTargetId"))
+        return query, found.get("token")
+
+    def outcome(read: Callable[[], object]) -> object:
+        try:
+            return read()
+        except Refusal as refusal:
+            return refusal.detail
+
+    assert outcome(lambda: parse_query(b"/ws?" + text.encode())) == outcome(by_the_book)
+
+
+def test_a_query_has_so_many_parameters_and_no_more() -> None:
+    usual = b"/ws?role=client&workspaceId=w"
+    assert parse_query(usual + b"&x" * (MAX_PARAMETERS - 2))[0].workspace_id == "w"
+    with pytest.raises(Refusal) as refused:
+        parse_query(usual + b"&" * (MAX_PARAMETERS - 1))
+    assert refused.value.reason is Reason.QUERY_INVALID and "64" in refused.value.detail
+
+
+class BrokenGate(OpenGate):
+    """One that has a bug, before or behind the wait."""
+
+    def __init__(self, at_once: bool) -> None:
+        super().__init__()
+        self.at_once = at_once
+
+    def recall(self, source: TokenSource, query: UpgradeQuery) -> Claims | None:
+        if self.at_once:
+            raise ZeroDivisionError
+        return None
+
+    async def admit(self, source: TokenSource, query: UpgradeQuery) -> Claims:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_bug_ends_one_upgrade_and_is_logged(at_once: bool) -> None:
+    door = FrontDoor()
+    door.gate = BrokenGate(at_once)
+    door.upgrade._gate = door.gate  # type: ignore[assignment]
+    door.receive(request(b"GET", TARGET, [(name, RIGHT[name][0]) for name in RIGHT]))
+    assert [reply[0] for reply in door.replies()] == [500]
+    [entry] = [entry for entry in door.relay.log.events if entry["event"] == "internal_error"]
+    assert "ZeroDivisionError" in entry["traceback"]
+    door.relay.clock.advance(60)
+    assert door.transport.disconnected and door.counts.total == 0
+
+
+def test_who_is_remembered_comes_in_at_once() -> None:
+    door = FrontDoor()
+    claims = Claims(workspace_id="w", runtime_target_id="t", scope=Scope.PAIRING)
+    door.gate.recall = lambda source, query: claims  # type: ignore[method-assign]
+    door.receive(request(b"GET", TARGET, [(name, RIGHT[name][0]) for name in RIGHT]))
+    assert door.upgraded() and door.gate.asked == []
+    assert door.relay.counters.admission_latency.count == 1
     door.leave()
     assert door.counts.total == 0
