@@ -9,14 +9,17 @@ a request leaves in one write, and there are no cookies, no redirects and no unp
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, Final
 
 from attrs import frozen
 from hyperlink import URL
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
 
 # What HTTPConnectionPool.getConnection hands out; the module is private by name only.
 from twisted.web._newclient import HTTP11ClientProtocol
@@ -95,8 +98,15 @@ class _Request:
         self._wire = wire
 
     def writeTo(self, transport: Any) -> Deferred[None]:
-        """Everything in one write."""
-        transport.write(self._wire)
+        """Everything in one write; at once, if the socket takes it: that saves a turn of the reactor."""
+        rest = self._wire
+        if isinstance(transport, tcp.Connection) and not (
+            transport.TLS or transport.dataBuffer or transport._tempDataBuffer
+        ):
+            with suppress(OSError):  # full, or broken: the transport finds out which
+                rest = rest[transport.socket.send(rest) :]
+        if rest:
+            transport.write(rest)
         return succeed(None)
 
     def stopWriting(self) -> None:
@@ -182,7 +192,17 @@ class DirectTreq:
         """
         if allow_redirects or not unbuffered:
             raise ValueError("redirects are not followed and bodies are not buffered here")
-        return Deferred.fromCoroutine(self._request(method, url, headers, data))
+        try:
+            place = self._places.get(url) or self._place(url)
+            request = _Request(method.encode("ascii"), headers, _wire(method, place, headers, data))
+        except ValueError:
+            return fail()
+        connection = self._take_idle(place)
+        if connection is not None:
+            return self._send(request, place, connection)
+        return Deferred.fromCoroutine(self._connect(place)).addCallback(
+            lambda connection: self._send(request, place, connection)
+        )
 
     def close(self) -> None:
         """Drop the idle connections; a later request makes new ones."""
@@ -191,21 +211,21 @@ class DirectTreq:
             for connection in connections:
                 connection.drop()
 
-    async def _request(self, method: str, url: str, headers: Headers, data: bytes | None) -> IResponse:
-        place = self._places.get(url) or self._place(url)
-        connection = self._take_idle(place) or await self._connect(place)
+    def _send(self, request: _Request, place: Place, connection: _Connection) -> Deferred[IResponse]:
         connection.head_left = HEAD_MAX
-        request = _Request(method.encode("ascii"), headers, _wire(method, place, headers, data))
-        try:
-            response = await connection.request(request)  # type: ignore[arg-type]
-        except (ResponseNeverReceived, ResponseFailed):
-            if connection.used_before:
+
+        def responded(response: IResponse) -> IResponse:
+            connection.head_left = None
+            return DirectResponse(response, connection)
+
+        def failed(failure: Failure) -> Failure:
+            if connection.used_before and failure.check(ResponseNeverReceived, ResponseFailed):
                 # The server has closed what it kept; the other idle ones are as old, so a retry gets a new one.
                 for other in self._idle.pop(place.origin, ()):
                     other.drop()
-            raise
-        connection.head_left = None
-        return DirectResponse(response, connection)
+            return failure
+
+        return connection.request(request).addCallbacks(responded, failed)  # type: ignore[arg-type]
 
     def _place(self, url: str) -> Place:
         place = place_of(url)

@@ -133,7 +133,6 @@ class RelayChannel(HTTPChannel):
         self._fresh = True  # nothing was received yet
         self._when_gone: Callable[[], None] | None = None
         self.gone = False  # the connection is lost
-        self._peer_host: str | None = None
 
     # -- its life --------------------------------------------------------------------------------------------
 
@@ -143,10 +142,8 @@ class RelayChannel(HTTPChannel):
             self.connections.enter(self, self.peer_host())
 
     def peer_host(self) -> str:
-        """The address at the other end of the TCP connection, or what PROXY protocol says it is."""
-        if self._peer_host is None:
-            self._peer_host = str(getattr(self.transport.getPeer(), "host", None) or "unknown")
-        return self._peer_host
+        """The address at the other end of the TCP connection, or what PROXY protocol has said by now that it is."""
+        return str(getattr(self.transport.getPeer(), "host", None) or "unknown")
 
     def dataReceived(self, data: bytes) -> None:
         # HTTPChannel's own would renew the time limit with every byte.

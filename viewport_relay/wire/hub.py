@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.claims import grant_for
 from viewport_relay.admission.grant import Claims, Grant, Role, UpgradeQuery
-from viewport_relay.admission.limits import WindowTable
+from viewport_relay.admission.limits import Window, WindowTable
 from viewport_relay.backplane.interface import Backplane
 from viewport_relay.backplane.single import Single
 from viewport_relay.config import Config
@@ -50,6 +50,9 @@ from viewport_relay.wire.worker import WorkerTransport
 
 #: Seconds between two looks at a contested daemon's signs of life.
 _CONTEST_POLL: Final = 0.05
+
+#: Stands where a role has no such rate.
+_NEVER_CHARGED: Final = Window()
 
 #: Reasons of dropped frames that are counted but not worth a line each.
 _COUNTED_ONLY: Final = frozenset({Reason.NO_OWNER})
@@ -163,15 +166,18 @@ class Hub:
             connection.receive = partial(self._from_worker, connection, peer)
 
     def _rates(self, grant: Grant, ip: str, now: float) -> Rates:
+        """The windows that its role is charged to; none is made for the others."""
+        window, never = self.windows.window, _NEVER_CHARGED
+        if grant.role is not Role.CLIENT:
+            own = window((grant.role.value, grant.workspace_id, grant.runtime_target_id), now)
+            return Rates(key_exchange=never, pairing=never, runtime=never, workspace=never, daemon=own)
         client = (grant.workspace_id, grant.client_id, ip)
-        daemon = (grant.role.value, grant.workspace_id, grant.runtime_target_id)
-        window = partial(self.windows.window, now=now)
         return Rates(
-            key_exchange=window(("kex", *client)),
-            pairing=window(("pairing", *client)),
-            runtime=window(("runtime", *client)),
-            workspace=window(("workspace", grant.workspace_id)),
-            daemon=window(daemon),
+            key_exchange=window(("kex", *client), now),
+            pairing=window(("pairing", *client), now),
+            runtime=window(("runtime", *client), now),
+            workspace=window(("workspace", grant.workspace_id), now),
+            daemon=never,
         )
 
     # -- the daemon's seat -----------------------------------------------------------------------------------
