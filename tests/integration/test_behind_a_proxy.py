@@ -247,7 +247,10 @@ def test_a_reload_of_the_proxy_keeps_the_peers(world: World, name: str) -> None:
     proxy.reload()
     time.sleep(1)
     if name == "caddy" and not knows_close_delay():
-        assert daemon.how_it_ends().code == client.how_it_ends().code == 1001
+        # Such a Caddy says good-bye to both sides, to the relay unmasked: whose Close reaches the peer first is chance.
+        assert {daemon.how_it_ends().code, client.how_it_ends().code} <= {1001, 1002}
+        entry = world.relays[False].logged("close")
+        assert entry["reason"] == "PROTOCOL_ERROR" and "unmasked" in entry["details"]["detail"]
     else:
         client.send(e2ee(client.session))
         assert daemon.text() == e2ee(client.session)
