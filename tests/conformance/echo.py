@@ -67,7 +67,7 @@ class EchoHub:
         def judge(peer: Peer, message: Message, now: float) -> Peer | None:
             return itself if is_utf8(message) else None
 
-        def decide(verdict: Peer | Decision, message: bytes) -> None:
+        def decide(connection: Connection, peer: Peer, verdict: Peer | Decision, message: bytes) -> None:
             raise AssertionError("there is nothing to decide")
 
         def count(connection: Connection, peer: Peer, messages: int, size: int) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from viewport_relay.admission.grant import Grant, Role, Scope
 
 if TYPE_CHECKING:
-    from viewport_relay.admission.limits import Window
+    from viewport_relay.admission.limits import Window, WindowTable
     from viewport_relay.routing.target import Target
+
+
+#: What most peers subscribe to: a set of its own would be 200 bytes each.
+_NO_CHANNELS: Final[frozenset[str]] = frozenset()
 
 
 class Outlet(Protocol):
@@ -29,18 +33,41 @@ class Outlet(Protocol):
 
 
 class Rates:
-    """The windows that a connection's frames are charged to. Shared by all connections of the same key."""
+    """The windows that a connection's frames are charged to. Shared by all connections of the same key.
 
-    __slots__ = ("daemon", "key_exchange", "pairing", "runtime", "workspace")
+    Those of frames that few peers send are found with the first of them, and held from then on.
+    """
+
+    __slots__ = ("_client", "_key_exchange", "_pairing", "_table", "daemon", "runtime", "workspace")
 
     def __init__(
-        self, key_exchange: Window, pairing: Window, runtime: Window, workspace: Window, daemon: Window
+        self,
+        table: WindowTable,
+        client: tuple[str, ...],
+        runtime: Window,
+        workspace: Window,
+        daemon: Window,
     ) -> None:
-        self.key_exchange = key_exchange
-        self.pairing = pairing
+        """`client` is what the client's own windows go by in `table`."""
+        self._table = table
+        self._client = client
+        self._key_exchange: Window | None = None
+        self._pairing: Window | None = None
         self.runtime = runtime
         self.workspace = workspace
         self.daemon = daemon
+
+    def key_exchange(self, now: float) -> Window:
+        """For the client's key exchanges."""
+        if self._key_exchange is None:
+            self._key_exchange = self._table.window(("kex", *self._client), now)
+        return self._key_exchange
+
+    def pairing(self, now: float) -> Window:
+        """For the client's requests to pair."""
+        if self._pairing is None:
+            self._pairing = self._table.window(("pairing", *self._client), now)
+        return self._pairing
 
 
 class Peer:
@@ -80,7 +107,7 @@ class Peer:
         self.outlet = outlet
         self.rates = rates
         self.target = target
-        self.channels: set[str] = set()  # subscribed, trimmed
+        self.channels: frozenset[str] = _NO_CHANNELS  # subscribed, trimmed
 
     def describe(self) -> dict[str, Any]:
         """What a log entry about this peer says of it."""

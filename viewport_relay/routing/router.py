@@ -97,7 +97,7 @@ class Router:
         mismatch = self._profile_mismatch(peer, frame.profile, key_exchange=True)
         if mismatch is not None:
             return mismatch
-        rates = peer.rates.key_exchange
+        rates = peer.rates.key_exchange(now)
         if not rates.hit(now, self._rates.key_exchange):
             return self._limited(peer, Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
         daemon = peer.target.seat.holder
@@ -106,7 +106,7 @@ class Router:
         return self.note_asker(peer.target, frame, peer, now) or daemon
 
     def _pairing_request(self, peer: Peer, frame: PairingRequest, now: float) -> Peer | Decision:
-        rates = peer.rates.pairing
+        rates = peer.rates.pairing(now)
         if not rates.hit(now, self._rates.pairing):
             return self._limited(peer, Reason.PAIRING_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
         if peer.grant.runtime_target_id is None:

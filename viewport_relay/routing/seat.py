@@ -6,7 +6,6 @@ caller turns it away) or leaves (`leave` gives the seat to the first who waits).
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final, TypeAlias
 
 from attrs import frozen
@@ -53,7 +52,7 @@ class Seat:
         self.challengers: list[Peer] = []
         self._generation: int | None = None  # the holder's, as it counts
         self._highest: int | None = None
-        self._replacements: deque[float] = deque(maxlen=MOST_REPLACEMENTS)
+        self._replacements: tuple[float, ...] = ()  # when the latest were
 
     def arrive(self, peer: Peer, now: float) -> Arrival:
         """A daemon wants the seat at `now` (seconds, monotonic)."""
@@ -68,7 +67,7 @@ class Seat:
             return Seated()
         higher = generation is not None and self._generation is not None and generation > self._generation
         if higher and not self._restless(now):
-            self._replacements.append(now)
+            self._replacements = (*self._replacements, now)[-MOST_REPLACEMENTS:]
             self._sit(peer)
             return Seated(replaced=holder)
         self.challengers.append(peer)

@@ -76,11 +76,11 @@ class Target:
         self.sessions.forget_owner(owner)
 
     def subscribe(self, peer: Peer, channel: str) -> None:
-        peer.channels.add(channel)
+        peer.channels |= {channel}
         self.channels.setdefault(channel, {})[peer] = None
 
     def unsubscribe(self, peer: Peer, channel: str) -> None:
-        peer.channels.discard(channel)
+        peer.channels -= {channel}
         subscribers = self.channels.get(channel)
         if subscribers is not None:
             subscribers.pop(peer, None)
@@ -94,7 +94,7 @@ class Target:
     def remove_client(self, peer: Peer) -> None:
         self.clients.pop(peer, None)
         self.workers.pop(peer, None)
-        for channel in tuple(peer.channels):
+        for channel in peer.channels:
             self.unsubscribe(peer, channel)
         self.forget_owner(peer)
 

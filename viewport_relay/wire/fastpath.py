@@ -239,7 +239,7 @@ class Reader:
         peer: Any = connection.routed  # is, where somebody judges
         verdict = judge(peer, message, now)
         if type(verdict) is not Peer:
-            self._decide(verdict, message)
+            self._decide(peer, verdict, message)
             return True
         to: Any = verdict.outlet
         outbox = to.outbox
@@ -251,11 +251,12 @@ class Reader:
         connection.count_forwarded(connection, peer, 1, length)
         return True
 
-    def _decide(self, verdict: Peer | Decision | None, message: Message) -> None:
+    def _decide(self, peer: Peer, verdict: Peer | Decision | None, message: Message) -> None:
+        connection = self._connection
         if verdict is None:
-            self._connection.end_not_utf8()
+            connection.end_not_utf8()
         else:
-            self._connection.decide(verdict, bytes(message))
+            connection.decide(connection, peer, verdict, bytes(message))
 
     def _hand_on(self, data: bytes) -> None:
         """Autobahn's from here on, until it is between two messages again; but for the usual good-bye."""
@@ -358,7 +359,7 @@ class Reader:
                 # A decision may write to the receiver of the frames before: they go first.
                 self._flush(peer, receiver, batch, size)
                 receiver, batch, size = None, [], 0
-                self._decide(verdict, message)
+                self._decide(peer, verdict, message)
                 judge = connection.judge  # None if that was the end
                 decisions += 1
                 if decisions == _DECISIONS and at < end:
@@ -430,7 +431,7 @@ class Reader:
         if type(verdict) is Peer:
             self._send_long(peer, verdict.outlet, long, payload)
         else:
-            self._decide(verdict, payload)
+            self._decide(peer, verdict, payload)
         payload.release()
         long.release()
 

@@ -91,6 +91,7 @@ class Hub:
         )
         self._judge_client, self._judge_daemon = self._client_judge(), self._daemon_judge()
         self._count_to_daemon, self._count_to_clients = self.count_to_daemon, self.count_to_clients
+        self._decide_client, self._decide_daemon = self._client_decision, self._daemon_decision
         self.windows = WindowTable()
         self._worker_transport = worker_transport
         self._now = now
@@ -149,7 +150,7 @@ class Hub:
         if peer.role is Role.CLIENT:
             connection.route(
                 self._judge_client,
-                partial(self._client_decision, connection, peer),
+                self._decide_client,
                 self._count_to_daemon,
                 is_daemon=False,
             )
@@ -157,7 +158,7 @@ class Hub:
         elif peer.role is Role.DAEMON:
             connection.route(
                 self._judge_daemon,
-                partial(self._daemon_decision, connection, peer),
+                self._decide_daemon,
                 self._count_to_clients,
                 is_daemon=True,
             )
@@ -167,16 +168,16 @@ class Hub:
 
     def _rates(self, grant: Grant, ip: str, now: float) -> Rates:
         """The windows that its role is charged to; none is made for the others."""
-        window, never = self.windows.window, _NEVER_CHARGED
+        table, never = self.windows, _NEVER_CHARGED
         if grant.role is not Role.CLIENT:
-            own = window((grant.role.value, grant.workspace_id, grant.runtime_target_id), now)
-            return Rates(key_exchange=never, pairing=never, runtime=never, workspace=never, daemon=own)
+            own = table.window((grant.role.value, grant.workspace_id, grant.runtime_target_id), now)
+            return Rates(table, (), runtime=never, workspace=never, daemon=own)
         client = (grant.workspace_id, grant.client_id, ip)
         return Rates(
-            key_exchange=window(("kex", *client), now),
-            pairing=window(("pairing", *client), now),
-            runtime=window(("runtime", *client), now),
-            workspace=window(("workspace", grant.workspace_id), now),
+            table,
+            client,
+            runtime=table.window(("runtime", *client), now),
+            workspace=table.window(("workspace", grant.workspace_id), now),
             daemon=never,
         )
 

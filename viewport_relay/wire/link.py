@@ -31,6 +31,8 @@ WELL_KNOWN_PATH: Final = b"/.well-known/viewport-relay.json"
 class ConnectionLink:
     """What `noise.machine.LinkPeer` asks of a connection. It lives as long as the connection."""
 
+    __slots__ = ("_connection", "_grant", "_on_established", "_timeout", "noise")
+
     def __init__(
         self,
         connection: Connection,
@@ -43,7 +45,7 @@ class ConnectionLink:
         """`on_established` lets the connection into routing."""
         self._connection = connection
         self._grant = grant
-        self._on_established = on_established
+        self._on_established: Callable[[], None] | None = on_established  # once
         self._timeout: IDelayedCall | None = None
         responder = None
         if connection.link:
@@ -69,7 +71,9 @@ class ConnectionLink:
             connection.noise = pattern.label
             connection.seal_with(self.noise.seal)
         connection.factory.counters.handshakes[connection.noise] += 1
-        self._on_established()
+        call, self._on_established = self._on_established, None
+        assert call is not None
+        call()
 
     def fail(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
         self._cancel_timeout()

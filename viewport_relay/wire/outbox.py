@@ -149,7 +149,8 @@ class Outbox:
         self._seal: Callable[[bytes], bytes] = bytes
         self._on_resume = on_resume
         self._lanes: dict[Feeder | None, _Lane] = {}
-        self._turns: deque[_Lane] = deque()  # lanes that hold something
+        # Lanes that hold something. None of them: no deque, which is 600 bytes even if it is empty.
+        self._turns: deque[_Lane] | None = None
         self._last: bytes | None = None
         self._in_transport = 0  # at most so much was unsent in the transport when it blocked
         self.blocked = False
@@ -257,6 +258,8 @@ class Outbox:
             if feeder is not None:
                 feeder.pause_reading(self)
         if not lane.chunks:
+            if self._turns is None:
+                self._turns = deque()
             self._turns.append(lane)
         lane.chunks.append(data)
         lane.size += len(data)
@@ -268,6 +271,7 @@ class Outbox:
         if lane is not None:
             self.queued -= lane.size
             lane.chunks.clear()
+            assert self._turns is not None  # as long as there are lanes
             self._turns.remove(lane)
 
     def let_feeders_go(self) -> None:
@@ -313,6 +317,7 @@ class Outbox:
                 lane.feeder.resume_reading(self)  # last: it may write at once
         if self._turns or self.blocked:
             return
+        self._turns = None
         if self._last is not None:
             last, self._last = self._last, None
             self._transport.write(last)
@@ -322,7 +327,7 @@ class Outbox:
         """The connection is lost: drop everything and let the feeders be read again."""
         lanes, self._lanes = self._lanes, {}
         self._held = None
-        self._turns.clear()
+        self._turns = None
         self._last = None
         self._socket = self._direct = self.ready = None
         self.queued = 0

@@ -53,6 +53,9 @@ _SLICE: Final = 512
 #: Why a connection that is not done with its input is not read.
 _TURN: Final = object()
 
+#: Of most connections; a set of its own would be 200 bytes each.
+_BY_NOBODY: Final[frozenset[object]] = frozenset()
+
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
 
 
@@ -69,8 +72,16 @@ def frame_header(opcode: int, length: int) -> bytes:
 Count: TypeAlias = "Callable[[Connection, Peer, int, int], None]"
 
 
+#: Carries out what was decided about a message of a connection's peer.
+Decide: TypeAlias = "Callable[[Connection, Peer, Peer | Decision, bytes], None]"
+
+
 def _uncounted(connection: Connection, peer: Peer, messages: int, size: int) -> None:
     raise AssertionError("nobody counts yet")
+
+
+def _undecided(connection: Connection, peer: Peer, verdict: Peer | Decision, message: bytes) -> None:
+    raise AssertionError("nobody carries out decisions yet")
 
 
 @frozen
@@ -158,7 +169,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         # For connections whose messages are routed: `judge` gives the receiver or a decision, which `decide`
         # carries out, and `count_forwarded` counts a peer's messages and their bytes. `receive` is then `_route`.
         self.judge: Judge | None = None
-        self.decide: Callable[[Peer | Decision, bytes], None] = self._undecided
+        self.decide: Decide = _undecided
         self.count_forwarded: Count = _uncounted
         self.is_daemon = False
         self.reader: Reader | None = None
@@ -176,7 +187,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         self.unanswered_since: float | None = None
         self.link = False  # whether the peer chose the Noise link
         self._when_lost: list[Callable[[], None]] = []
-        self._paused_by: set[object] = set()
+        self._paused_by: frozenset[object] = _BY_NOBODY
         self.postponed = b""  # received, and left to the next turn
         self._pong_due: bytes | None = None
         self._deadline: IDelayedCall | None = None
@@ -220,7 +231,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
     def route(
         self,
         judge: Judge,
-        decide: Callable[[Peer | Decision, bytes], None],
+        decide: Decide,
         count_forwarded: Count,
         *,
         is_daemon: bool,
@@ -273,7 +284,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
             return
         first, self.postponed = not self.postponed, self.postponed + data
         if first:
-            self._paused_by.add(_TURN)
+            self._paused_by |= {_TURN}
             self.transport.pauseProducing()
             self.factory.clock.callLater(0, self._next_turn)
 
@@ -287,7 +298,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
             self.autobahn_received(data)
         if self.postponed or self.lost:
             return
-        self._paused_by.discard(_TURN)
+        self._paused_by -= {_TURN}
         if not self._paused_by or self.ending is not None:
             self._read_on()
 
@@ -306,14 +317,11 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         elif verdict is None:
             self.end_not_utf8()
         else:
-            self.decide(verdict, message)
+            self.decide(self, peer, verdict, message)
 
     def end_not_utf8(self) -> None:
         """A message was none that RFC 6455 section 8.1 allows."""
         self.end(Reason.FRAME_NOT_UTF8, "a text message is not UTF-8")
-
-    def _undecided(self, verdict: Peer | Decision, message: bytes) -> None:
-        raise AssertionError("nobody carries out decisions yet")
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         if self.ending is not None:
@@ -472,12 +480,12 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
     def pause_reading(self, cause: object) -> None:
         if not self._paused_by and not self.lost and self.ending is None:
             self.transport.pauseProducing()
-        self._paused_by.add(cause)
+        self._paused_by |= {cause}
 
     def resume_reading(self, cause: object) -> None:
         if cause not in self._paused_by:
             return
-        self._paused_by.discard(cause)
+        self._paused_by -= {cause}
         if not self._paused_by:
             self._read_on()
 
@@ -537,7 +545,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
     def _stop_listening(self) -> None:
         self.receive = self._ignore
         self.judge = None
-        self.decide = self._undecided
+        self.decide = _undecided
         self.count_forwarded = _uncounted
 
     def _send_close(self) -> None:
@@ -634,7 +642,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         self._peer_gone()
         self.factory.hub.left(self, "connection lost", None)
         self.outbox.stopProducing()
-        self._paused_by.clear()
+        self._paused_by = _BY_NOBODY
         self.postponed = b""
         self._stop_listening()
         if self.reader is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from viewport_relay.admission.claims import required_profile
 from viewport_relay.admission.grant import Claims, Grant, Profile, Role, Scope
-from viewport_relay.admission.limits import Window
+from viewport_relay.admission.limits import Window, WindowTable
 from viewport_relay.routing.peer import Peer, Rates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import FrameRates, Router
@@ -82,7 +82,7 @@ class House:
             claims=said,
             required_profile=required_profile(said),
         )
-        rates = Rates(Window(), Window(), Window(), self.workspace_window, Window())
+        rates = Rates(WindowTable(), (connection_id,), Window(), self.workspace_window, Window())
         room = self.registry.room(grant.workspace_id, where, self.now)
         return Peer(connection_id, grant, "127.0.0.1", self.now, Outlet(), rates, room)
 
