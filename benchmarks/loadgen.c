@@ -672,10 +672,12 @@ static void throughput(void) {
     struct usage after = relay_usage();
     own = own_cpu() - own;
     sending = false;
-    for (since = now(); now() - since < 3000000000u; turn(50)) { /* what is in flight must still arrive */
-        uint32_t waiting = 0;
-        for (uint32_t i = daemons; i < peer_count; i++) waiting += peers[i].answered < peers[i].sent;
+    uint64_t last = UINT64_MAX;
+    for (since = now(); now() - since < 3000000000u; turn(50)) { /* what is in flight must still arrive, at its own pace */
+        uint64_t waiting = 0;
+        for (uint32_t i = daemons; i < peer_count; i++) waiting += peers[i].sent - peers[i].answered;
         if (!waiting) break;
+        if (waiting < last) last = waiting, since = now();
     }
     for (uint32_t i = daemons; i < peer_count; i++)
         if (peers[i].answered < peers[i].sent) wrong(&peers[i], "%llu answers are missing", (unsigned long long)(peers[i].sent - peers[i].answered));
