@@ -15,6 +15,8 @@ CONNECTIONS: Final = (10, 100, 1000, 5000)
 WORKSPACES: Final = ((1, 999), (10, 99), (100, 9), (500, 1))
 #: Frames in flight when the number of connections or workspaces is what changes.
 SPREAD: Final = 5
+#: Connections of a crowd that talk; the others only answer pings.
+TALKING: Final = 10
 #: Tokens that cached upgrades use in turn.
 CACHED_TOKENS: Final = 50
 
@@ -24,7 +26,7 @@ class Cell:
     """One thing to measure. `cost` names the figure that stands for its price."""
 
     name: str
-    group: str  # frames | upgrades | idle | connections | workspaces
+    group: str  # frames | upgrades | idle | connections | crowd | workspaces
     mode: str  # of the load generator
     options: Mapping[str, int | str]
     cost: str
@@ -121,6 +123,16 @@ def _scale() -> list[Cell]:
         )
         for n in CONNECTIONS
     ]
+    crowd = [
+        Cell(
+            f"{TALKING} of {n} connections talk",
+            "crowd",
+            "throughput",
+            {"daemons": n // 2, "clients": 1, **some, "active": TALKING // 2},
+            "cpu_s_per_100k",
+        )
+        for n in CONNECTIONS
+    ]
     by_workspaces = [
         Cell(
             f"{daemons} {'workspace' if daemons == 1 else 'workspaces'}",
@@ -131,13 +143,13 @@ def _scale() -> list[Cell]:
         )
         for daemons, clients in WORKSPACES
     ]
-    return by_connections + by_workspaces
+    return by_connections + crowd + by_workspaces
 
 
 CELLS: Final = (*_frames(), *_upgrades(), *_idle(), *_scale())
 
 #: Groups whose cells are compared with one another: all of them are measured within each repetition.
-TOGETHER: Final = frozenset({"connections", "workspaces"})
+TOGETHER: Final = frozenset({"connections", "crowd", "workspaces"})
 
 
 @frozen

@@ -64,7 +64,7 @@ static long relay_pid[8]; /* whose CPU and memory is looked at, with their child
 static size_t relay_pids;
 static struct token *tokens;
 static uint32_t token_count;
-static uint32_t daemons = 1, clients_each = 1, window = 1, spread, count = 1000, at_once = 1, first_token, token_span;
+static uint32_t daemons = 1, clients_each = 1, window = 1, spread, active, count = 1000, at_once = 1, first_token, token_span;
 static size_t size = 1024;
 static double seconds = 2, warm_up = 0.5, settle = 2;
 static bool prime;
@@ -353,11 +353,11 @@ static void at_daemon(struct peer *p, const char *text, size_t n) {
     put_e2ee(p, DAEMON, p->pair, (uint32_t)slot, seq);
 }
 
-/* With `spread` the frames in flight wander over all clients, else each client keeps its own. */
+/* With `spread` the frames in flight wander over all clients, or the first `active` ones; else each client keeps its own. */
 static struct peer *whose_turn(struct peer *p) {
     static uint32_t turn;
     if (!spread) return p;
-    uint32_t all = daemons * clients_each;
+    uint32_t all = active ? active : daemons * clients_each;
     for (uint32_t tried = 0; tried < all; tried++) {
         struct peer *next = &peers[daemons + turn++ % all];
         if (next->sent - next->answered < window) return next;
@@ -786,14 +786,14 @@ static void read_tokens(const char *path) {
 static const char usage[] =
     "usage: loadgen throughput|connect|idle --port N --pid N --tokens FILE [--host IPV4] [--client-port N] [-v]\n"
     "  throughput  --daemons D --clients C (of each daemon) --size BYTES (of ciphertext) --window N (in flight of a client)\n"
-    "              --spread N (in flight of all clients together) --seconds S --warm-up S\n"
+    "              --spread N (in flight of all clients together) --active N (clients that send) --seconds S --warm-up S\n"
     "  connect     --count N --at-once K --first-token N --span N (tokens used in turn) --prime (use each once before)\n"
     "  idle        --steps N,N... --settle S --seconds S\n";
 
 int main(int argc, char **argv) {
     static const struct option options[] = {
         {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"client-port", 1, 0, 'q'}, {"pid", 1, 0, 'P'}, {"tokens", 1, 0, 'T'}, {"daemons", 1, 0, 'D'},
-        {"clients", 1, 0, 'C'}, {"size", 1, 0, 's'}, {"window", 1, 0, 'w'}, {"spread", 1, 0, 'F'}, {"seconds", 1, 0, 't'},
+        {"clients", 1, 0, 'C'}, {"size", 1, 0, 's'}, {"window", 1, 0, 'w'}, {"spread", 1, 0, 'F'}, {"active", 1, 0, 'A'}, {"seconds", 1, 0, 't'},
         {"warm-up", 1, 0, 'W'}, {"count", 1, 0, 'n'}, {"at-once", 1, 0, 'c'}, {"first-token", 1, 0, 'f'}, {"span", 1, 0, 'S'},
         {"prime", 0, 0, 'r'}, {"steps", 1, 0, 'N'}, {"settle", 1, 0, 'l'}, {"verbose", 0, 0, 'v'}, {0, 0, 0, 0}};
     const char *host = "127.0.0.1";
@@ -809,6 +809,7 @@ int main(int argc, char **argv) {
         case 's': size = strtoul(optarg, NULL, 10); break;
         case 'w': window = (uint32_t)atoi(optarg); break;
         case 'F': spread = (uint32_t)atoi(optarg); break;
+        case 'A': active = (uint32_t)atoi(optarg); break;
         case 't': seconds = atof(optarg); break;
         case 'W': warm_up = atof(optarg); break;
         case 'n': count = (uint32_t)atoi(optarg); break;
@@ -822,7 +823,7 @@ int main(int argc, char **argv) {
         default: fputs(usage, stderr); return 2;
     }
     const char *mode = optind < argc ? argv[optind] : "";
-    if (!port || !token_count || !window || !daemons || !clients_each || !size || (spread && spread > daemons * clients_each * window)) {
+    if (!port || !token_count || !window || !daemons || !clients_each || !size || (spread && spread > (active ? active : daemons * clients_each) * window) || active > daemons * clients_each || (active && !spread)) {
         fputs(usage, stderr);
         return 2;
     }

@@ -36,7 +36,8 @@ _HEADINGS = {
     "frames": "Forwarded frames",
     "upgrades": "Upgrades",
     "idle": "Memory of idle connections",
-    "connections": "Cost against the number of connections",
+    "connections": "Cost against the number of connections, all of which talk in turn",
+    "crowd": "Cost against the number of connections, ten of which talk",
     "workspaces": "Cost against the number of workspaces (1,000 connections)",
 }
 
