@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import secrets
 import sys
@@ -14,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python import usage
 from zope.interface import implementer
 
-from viewport_relay import descriptors
+from viewport_relay import collector, descriptors
 from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, load
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
@@ -111,10 +110,7 @@ def makeService(options: Options) -> IService:
         raise SystemExit(EX_CONFIG) from None
     if platform is not None:
         log.event("dev_platform", message=f"the dev platform answers at {platform.url}", url=platform.url)
-    # What the imports made lives as long as the process: a full collection need not walk over it, which takes tens
-    # of milliseconds that some frame would wait.
-    gc.collect()
-    gc.freeze()
+    collector.settle()
     return service
 
 

@@ -450,8 +450,10 @@ class Reader:
         if isinstance(data, memoryview):
             data.release()
 
-    def close(self) -> None:
-        """The connection is lost."""
+    def close(self, transport: Any) -> None:
+        """The connection is lost: give back what `start` took."""
         self._stash = b""
         self._long = None
-        self._receive = _nothing
+        if self._receive is not _nothing:
+            self._receive = _nothing
+            del transport.doRead

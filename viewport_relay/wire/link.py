@@ -114,6 +114,10 @@ class ConnectionLink:
         self._cancel_timeout()
         self.noise.relay_closes()
 
+    def close(self) -> None:
+        """The connection is lost, and nobody asks any more. Two who hold each other would wait for the collector."""
+        del self.noise
+
     def _out_of_time(self) -> None:
         self._timeout = None
         self.noise.timeout()

@@ -84,6 +84,10 @@ class Turn:
 TURN: Final = Turn()
 
 
+def _nothing() -> None:
+    """Nobody waits any more."""
+
+
 class Unsealed(bytes):
     """A message that is sealed only when it leaves: a Noise link counts its messages in the order of sending."""
 
@@ -330,6 +334,8 @@ class Outbox:
         self._turns = None
         self._last = None
         self._socket = self._direct = self.ready = None
+        self._on_resume = _nothing  # who owns us is free to go
+        self._seal = bytes
         self.queued = 0
         self._in_transport = 0
         self.blocked = True

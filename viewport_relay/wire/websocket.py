@@ -84,6 +84,10 @@ def _undecided(connection: Connection, peer: Peer, verdict: Peer | Decision, mes
     raise AssertionError("nobody carries out decisions yet")
 
 
+def _ignored(payload: bytes) -> None:
+    """Nobody listens: before the hub does, and after the end."""
+
+
 @frozen
 class Ending:
     """Why and how the relay ends a connection."""
@@ -165,7 +169,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         self.version: str | None = None
         self.subprotocol: str | None = None
         self.noise = "none"
-        self.receive: Callable[[bytes], None] = self._ignore
+        self.receive: Callable[[bytes], None] = _ignored
         # For connections whose messages are routed: `judge` gives the receiver or a decision, which `decide`
         # carries out, and `count_forwarded` counts a peer's messages and their bytes. `receive` is then `_route`.
         self.judge: Judge | None = None
@@ -371,9 +375,6 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         if not self.failedByMe:
             self.onMessage(chunks[0] if len(chunks) == 1 else b"".join(chunks), self.message_is_binary)
 
-    def _ignore(self, payload: bytes) -> None:
-        """Nobody listens: before the hub does, and after the end."""
-
     def onPing(self, payload: bytes) -> None:
         if self.state != self.STATE_OPEN:
             return
@@ -543,7 +544,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
             self._send_close()
 
     def _stop_listening(self) -> None:
-        self.receive = self._ignore
+        self.receive = _ignored
         self.judge = None
         self.decide = _undecided
         self.count_forwarded = _uncounted
@@ -645,11 +646,19 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         self._paused_by = _BY_NOBODY
         self.postponed = b""
         self._stop_listening()
-        if self.reader is not None:
-            self.reader.close()
         callbacks, self._when_lost = self._when_lost, []
         for callback in callbacks:
             callback()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of all who know us, so that everything is freed now, while it is in the caches, and not by the collector."""
+        reader, self.reader = self.reader, None
+        if reader is not None:
+            reader.close(self.transport)
+        link, self.link_side = self.link_side, None
+        if link is not None:
+            link.close()
 
 
 class ConnectionFactory(WebSocketServerFactory):  # type: ignore[misc]  # Autobahn is not typed

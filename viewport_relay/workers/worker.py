@@ -22,7 +22,7 @@ from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from viewport_relay import descriptors
+from viewport_relay import collector, descriptors
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
 from viewport_relay.config import EX_CONFIG, Config, ConfigError, load
@@ -310,6 +310,7 @@ def main() -> int:
     service.stdlib_log.install()
     PacketReader(socket.socket(fileno=PACKETS_FD), reactor, service.obey, service.stop)
     service.startService()
+    collector.settle()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     return 0
