@@ -22,7 +22,17 @@ LAYERS = [
     {"service"},
     {"wire", "admin", "backplane"},
     {"routing", "noise", "admission"},
-    {"reasons", "config", "observe", "deferredcache", "values", "notify", "descriptors", "signals"},
+    {
+        "reasons",
+        "config",
+        "observe",
+        "deferredcache",
+        "values",
+        "notify",
+        "descriptors",
+        "signals",
+        "collector",
+    },
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 BESIDE = {"peer", "devplatform", "cli"}

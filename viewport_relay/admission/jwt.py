@@ -76,27 +76,29 @@ def payload_signed_by(token: str, header: TokenHeader, keys: Iterable[Key]) -> M
     Raises Refusal: JWT_SIGNATURE_MISMATCH for no key or another key, JWT_ALGORITHM_NOT_ALLOWED when the kid's
     keys are all of another algorithm, JWT_MALFORMED for a payload that is no JSON object.
     """
-    kid = printable(header.kid)
+
+    def refused(reason: Reason, words: str) -> Refusal:
+        kid = printable(header.kid)
+        return Refusal(reason, words.format(kid=kid), details={"kid": kid})
+
     candidates = list(keys)
     if not candidates:
-        raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, f"kid {kid} is not in the JWKS", details={"kid": kid})
+        raise refused(Reason.JWT_SIGNATURE_MISMATCH, "kid {kid} is not in the JWKS")
     fitting = [key for key in candidates if key.algorithm == header.algorithm]
     if fitting:
         signed, _, last = token.rpartition(".")
         raw, signature = _decoded(signed.partition(".")[2]), _decoded(last)
         if raw is None or signature is None:
-            raise Refusal(Reason.JWT_MALFORMED, "it cannot be decoded", details={"kid": kid})
+            raise refused(Reason.JWT_MALFORMED, "it cannot be decoded")
         for key in fitting:
             if key.jwk.Algorithm.verify(signed.encode("ascii"), key.jwk.key, signature):
                 payload = _json_object(raw)
                 if payload is None:
-                    raise Refusal(
-                        Reason.JWT_MALFORMED, "its payload is not a JSON object", details={"kid": kid}
-                    )
+                    raise refused(Reason.JWT_MALFORMED, "its payload is not a JSON object")
                 return payload
-        raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, f"the key {kid} did not sign it", details={"kid": kid})
-    words = f"alg is {header.algorithm}, the key {kid} is for {candidates[0].algorithm}"
-    raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, words, details={"kid": kid})
+        raise refused(Reason.JWT_SIGNATURE_MISMATCH, "the key {kid} did not sign it")
+    words = f"alg is {header.algorithm}, the key {{kid}} is for {candidates[0].algorithm}"
+    raise refused(Reason.JWT_ALGORITHM_NOT_ALLOWED, words)
 
 
 def check_payload(payload: Mapping[str, Any], query: UpgradeQuery, rules: TokenRules, now: float) -> float:
