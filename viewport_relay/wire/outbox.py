@@ -52,7 +52,8 @@ class Turn:
     def end(self) -> None:
         """All of it is done."""
         self._within = self.running = False
-        self.send()
+        if self.outboxes or self._calls:
+            self.send()
 
     def send(self) -> None:
         """Send what is held, in the order in which receivers came."""

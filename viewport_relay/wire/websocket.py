@@ -3,24 +3,18 @@
     peer  -> relay   text (or binary, taken as text): one frame of section 3 each; with a Noise link, records
     relay -> peer    the same, pings, pongs, and at the end one Close
 
-Autobahn parses, checks and keeps the protocol's state. This module decides nothing about frames: whole messages go to
-`Connection.receive`, which the hub sets. It owns what Autobahn does otherwise than the contract: messages that
-are too large, queued data before a Close, input after one, pongs to a peer that does not read.
+Autobahn parses, checks and keeps the protocol's state (`rfc6455.py`). This module decides nothing about frames: whole
+messages go to `Connection.receive`, which the hub sets. It owns what Autobahn does otherwise than the contract: messages
+that are too large, queued data before a Close, input after one, pongs to a peer that does not read.
 """
 
 from __future__ import annotations
 
 import socket
-import struct
-from collections import deque
 from collections.abc import Callable
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from attrs import frozen
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.protocol import TrafficStats, WebSocketProtocol
-from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -30,6 +24,7 @@ from viewport_relay.routing.peer import Peer
 from viewport_relay.wire.fastpath import Judge, Reader, can_read_directly
 from viewport_relay.wire.frames import is_utf8
 from viewport_relay.wire.outbox import TURN, Outbox, Unsealed
+from viewport_relay.wire.rfc6455 import BINARY, CLOSE, PING, PONG, TEXT, Factory, Protocol, frame_header
 
 if TYPE_CHECKING:
     from viewport_relay.noise.exchange import ExchangeWatch
@@ -56,21 +51,8 @@ _TURN: Final = object()
 #: Of most connections; a set of its own would be 200 bytes each.
 _BY_NOBODY: Final[frozenset[object]] = frozenset()
 
-_TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
-
-
-def frame_header(opcode: int, length: int) -> bytes:
-    """Header of an unfragmented, unmasked frame (RFC 6455 section 5.2)."""
-    if length < 126:
-        return bytes((0x80 | opcode, length))
-    if length < 65_536:
-        return struct.pack("!BBH", 0x80 | opcode, 126, length)
-    return struct.pack("!BBQ", 0x80 | opcode, 127, length)
-
-
 #: Counts messages (and their bytes) that a connection's peer had forwarded.
 Count: TypeAlias = "Callable[[Connection, Peer, int, int], None]"
-
 
 #: Carries out what was decided about a message of a connection's peer.
 Decide: TypeAlias = "Callable[[Connection, Peer, Peer | Decision, bytes], None]"
@@ -115,55 +97,14 @@ class _Slots(_Hot):
     )  # fmt: skip
 
 
-class _AsOpened:
-    """What Autobahn's `_connectionMade` gives each connection, said once: nearly all of it stays as it is for good.
-
-    A test compares this with what the installed Autobahn sets.
-    """
-
-    state = WebSocketProtocol.STATE_CONNECTING
-    send_state = WebSocketProtocol.SEND_STATE_GROUND
-    data = b""
-    triggered = False
-    trackedTimings = None
-    _perMessageCompress = None
-    trafficStats = TrafficStats()  # of all together: nobody reads it
-    wasMaxFramePayloadSizeExceeded = wasMaxMessagePayloadSizeExceeded = False
-    closedByMe = failedByMe = droppedByMe = wasClean = False
-    wasNotCleanReason = None
-    wasServerConnectionDropTimeout = wasOpenHandshakeTimeout = wasCloseHandshakeTimeout = False
-    wasServingFlashSocketPolicyFile = False
-    localCloseCode = localCloseReason = remoteCloseCode = remoteCloseReason = None
-    openHandshakeTimeoutCall = closeHandshakeTimeoutCall = None
-    autoPingTimeoutCall = autoPingPending = autoPingPendingCall = autoPingPendingSent = None
-    autoPingPendingSeq = 0
-    # And of an opening handshake that went well:
-    websocket_version = 13
-    inside_message = False
-    current_frame = None
-
-    @cached_property
-    def utf8validator(self) -> Any:
-        """For messages that do not take the fast path."""
-        return Utf8Validator()
-
-    @cached_property
-    def send_queue(self) -> deque[Any]:
-        """For sending that does not take the outbox; nothing does."""
-        return deque()
-
-
-class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
+class Connection(_Slots, Protocol):
     """An upgraded connection. It is created by the factory and adopted by the upgrade resource."""
 
     factory: ConnectionFactory
     outbox: Outbox
-    # Autobahn's own:
-    current_frame: Any
-    message_data: Any
 
     def __init__(self, connection_id: str, ip: str) -> None:
-        # Without Autobahn's own, which makes two Deferreds and a description of the transport for who asks for them.
+        super().__init__()
         self.connection_id = connection_id
         self.ip = ip
         self.version: str | None = None
@@ -201,11 +142,6 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Call this once, when the TCP connection is gone."""
         self._when_lost.append(callback)
-
-    def connectionMade(self) -> None:
-        # Autobahn's own would set three dozen attributes, whose values `_AsOpened` has for all connections, and describe
-        # each in a debug line. The channel that had the transport before has set TCP_NODELAY.
-        pass
 
     def adopt(self, response: bytes, subprotocol: str | None, *, link: bool = False) -> None:
         """Take over after the resource has admitted: send the 101 and be open (RFC 6455 section 4.2.2)."""
@@ -306,10 +242,6 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         if not self._paused_by or self.ending is not None:
             self._read_on()
 
-    def _dataReceived(self, data: bytes) -> None:
-        if self.state != self.STATE_CLOSED:  # Autobahn would keep what it does not read any more
-            super()._dataReceived(data)
-
     def _route(self, message: bytes) -> None:
         peer = self.routed
         assert self.judge is not None and peer is not None
@@ -352,53 +284,20 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         else:
             self.end(Reason.FRAME_NOT_UTF8, "a frame on the link is not UTF-8")
 
-    def onFrameData(self, payload: bytes) -> Any:
-        # A control frame that is too long was refused by its header. Autobahn would keep what follows of it.
-        if self.failedByMe and self.current_frame.opcode > 7 and self.current_frame.length > 125:
-            return None
-        return super().onFrameData(payload)
-
-    def onMessageFrameData(self, payload: bytes) -> None:
-        # Autobahn keeps every piece as it comes: tiny fragments cost many times their size, empty ones have no end.
-        if self.failedByMe or not payload:
-            return
-        pieces: list[bytes | bytearray] = self.message_data
-        if len(pieces) < 2:
-            pieces.append(bytearray(payload) if pieces else payload)
-        else:
-            pieces[1] += payload
-
-    def onMessageEnd(self) -> None:
-        # Autobahn's own goes on to make a Deferred for each message, for listeners that we do not have.
-        chunks: list[bytes] = self.message_data
-        self.message_data = None
-        if not self.failedByMe:
-            self.onMessage(chunks[0] if len(chunks) == 1 else b"".join(chunks), self.message_is_binary)
-
     def onPing(self, payload: bytes) -> None:
         if self.state != self.STATE_OPEN:
             return
         if self.outbox.blocked:
             self._pong_due = payload  # RFC 6455 section 5.5.3: the most recent one is enough
         else:
-            self.sendFrame(_PONG, payload)
-
-    @property
-    def between_messages(self) -> bool:
-        """Whether the next byte begins a message, as far as Autobahn is concerned."""
-        return bool(
-            self.state == self.STATE_OPEN
-            and self.current_frame is None
-            and not self.inside_message
-            and not self.data
-        )
+            self.sendFrame(PONG, payload)
 
     # -- sending -----------------------------------------------------------------------------------------
 
     def sendFrame(self, opcode: int, payload: bytes = b"", **_: Any) -> None:
         """Autobahn's way out (and ours for control frames): everything passes the outbox, Close as the last."""
         data = frame_header(opcode, len(payload)) + payload
-        if opcode == _CLOSE:
+        if opcode == CLOSE:
             # A Close from us is answered; with the answer to the peer's, Autobahn drops the connection.
             self.outbox.write_last(data, ends=self.ending is None)
         else:
@@ -408,7 +307,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
         """One message for `take`: a text frame, or on a link the message, which is sealed when it leaves."""
         if self.sealed:
             return Unsealed(message)
-        return frame_header(_TEXT, len(message)) + message
+        return frame_header(TEXT, len(message)) + message
 
     def seal_with(self, seal: Callable[[bytes], bytes | None]) -> None:
         """From now on messages travel as records; `seal` gives None when the link cannot carry any more."""
@@ -419,11 +318,11 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
     def _record(self, message: bytes) -> bytes:
         assert self._seal is not None
         records = self._seal(message)
-        return b"" if records is None else frame_header(_BINARY, len(records)) + records
+        return b"" if records is None else frame_header(BINARY, len(records)) + records
 
     def send_binary(self, payload: bytes) -> None:
         """A message of the link's handshake."""
-        self.outbox.write(frame_header(_BINARY, len(payload)) + payload)
+        self.outbox.write(frame_header(BINARY, len(payload)) + payload)
 
     def deliver(self, message: bytes) -> bool:
         """Send a message; False when it is not taken."""
@@ -455,7 +354,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
             self.unanswered_since = now
         elif self.outbox.blocked:
             return  # the last one still waits to leave
-        self.sendFrame(_PING)
+        self.sendFrame(PING)
 
     @property
     def exchange(self) -> ExchangeWatch:
@@ -500,7 +399,7 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
     def _resumed(self) -> None:
         if self._pong_due is not None and self.state == self.STATE_OPEN:
             payload, self._pong_due = self._pong_due, None
-            self.sendFrame(_PONG, payload)
+            self.sendFrame(PONG, payload)
         elif self.state == self.STATE_CLOSED:
             self._let_go()
 
@@ -661,11 +560,11 @@ class Connection(_Slots, _AsOpened, WebSocketServerProtocol):  # type: ignore[mi
             link.close()
 
 
-class ConnectionFactory(WebSocketServerFactory):  # type: ignore[misc]  # Autobahn is not typed
-    """Makes connections and knows them all. Options are the contract's; the handshake is the upgrade resource's."""
+class ConnectionFactory(Factory):
+    """Makes connections and knows them all. The handshake is the upgrade resource's."""
 
     def __init__(self, clock: IReactorTime, hub: Hub, protocol: type[Connection] = Connection) -> None:
-        super().__init__(reactor=clock)
+        super().__init__(clock, hub.config.frame_max_bytes)
         self.clock = clock
         self.hub = hub
         self.counters = hub.counters
@@ -673,34 +572,13 @@ class ConnectionFactory(WebSocketServerFactory):  # type: ignore[misc]  # Autoba
         self.frame_max_bytes = hub.config.frame_max_bytes
         self.fast_path = hub.config.fast_path
         self.connections: set[Connection] = set()
-        self.setProtocolOptions(
-            failByDrop=False,
-            openHandshakeTimeout=0,
-            closeHandshakeTimeout=0,
-            autoPingInterval=0,
-            perMessageCompressionAccept=lambda _: None,
-            echoCloseCodeReason=True,
-            utf8validateIncoming=True,
-            requireMaskedClientFrames=True,
-            tcpNoDelay=True,
-        )
-        self.resetProtocolOptions = None
-        self.setProtocolOptions(maxMessagePayloadSize=self.frame_max_bytes)
-        self.protocol = self._with_options(protocol)
-
-    def _with_options(self, protocol: type[Connection]) -> type[Connection]:
-        """The same with our options as its attributes: Autobahn would copy them, two dozen, into each connection."""
-        options: dict[str, Any] = {"CONFIG_ATTRS": ()}
-        for name in protocol.CONFIG_ATTRS:
-            value = getattr(self, name)
-            options[name] = staticmethod(value) if callable(value) else value
-        return cast(type[Connection], type(protocol.__name__, (protocol,), options))
+        self.protocol = self.with_options(protocol)
 
     def buildProtocol(self, addr: object) -> Connection:
         raise NotImplementedError("connections come through the upgrade resource: use `adopt`")
 
     def connection(self, connection_id: str, ip: str) -> Connection:
         """A connection that is not yet on a transport."""
-        made = self.protocol(connection_id, ip)
+        made: Connection = self.protocol(connection_id, ip)
         made.factory = self
         return made

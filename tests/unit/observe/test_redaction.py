@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from viewport_relay import config as settings
 from viewport_relay.observe.redaction import (
+    _TOKENS_ONLY,
     MARK,
     Redactor,
     configured_secrets,
@@ -215,3 +216,27 @@ def test_configured_secrets_are_those_of_the_table_and_the_redis_password(tmp_pa
     }  # fmt: skip
     shown = Redactor(found).text(f"got p@ss-word-1, {os.getpid()} bus-key-0123456789abcdef.")
     assert "p@ss" not in shown and "bus-key" not in shown
+
+
+@given(
+    st.lists(
+        st.sampled_from(["ey", "eyJ", "ewo", "ew0", "-----", "BEGIN ", "hush", "a" * 12, JWT])
+        | st.text(max_size=6),
+        max_size=6,
+    ).map("".join)
+)
+def test_an_id_that_holds_no_beginning_of_a_token_is_not_searched_for_one(text):
+    """The short cut says what the whole search would have said."""
+    searched = text.replace("hush", MARK)
+    if len(searched) > 12:
+        searched = _TOKENS_ONLY.sub(MARK, searched)
+    assert Redactor(["hush"]).identifier(text) == (searched if len(searched) <= 256 else searched[:256] + "…")
+
+
+def test_messages_are_remembered_redacted_and_only_a_few_short_ones():
+    redactor = Redactor(["open sesame"])
+    assert redactor.message("say open sesame") == redactor.message("say open sesame") == f"say {MARK}"
+    for number in range(1000):
+        text = f"message {number} with {JWT if number % 2 else 'nothing'}" + "." * (number % 300)
+        assert redactor.message(text) == redactor.text(text)
+    assert len(redactor._messages) == 256 and max(map(len, redactor._messages)) <= 256
