@@ -68,7 +68,9 @@ def shorten_dispatch(reactor: Any) -> bool:
             timeout = None if until is None else until - reactor.seconds()
 
     def turn(events: list[tuple[int, int]]) -> None:
-        TURN.begin(hold=len(events) > 1)
+        # Attributes and no calls: where each turn brings one frame, this is done for each frame.
+        TURN.within = True
+        TURN.running = len(events) > 1
         try:
             for descriptor, event in events:
                 selectable = selectables.get(descriptor)
@@ -88,7 +90,9 @@ def shorten_dispatch(reactor: Any) -> bool:
                 if why:
                     disconnect(selectable, why, True)
         finally:
-            TURN.end()
+            TURN.within = TURN.running = False
+            if TURN.outboxes or TURN.calls:
+                TURN.send()
 
     def lose(transport: Any) -> None:
         disconnect(transport, CONNECTION_DONE, False)

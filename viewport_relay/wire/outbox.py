@@ -34,26 +34,17 @@ class Turn:
     knows when a turn begins and ends: where nobody does, it never runs, and everything is sent at once.
     """
 
-    __slots__ = ("_calls", "_within", "disconnect", "held", "outboxes", "running")
+    __slots__ = ("calls", "disconnect", "held", "outboxes", "running", "within")
 
     def __init__(self) -> None:
-        self._within = False  # between `begin` and `end`
-        self.running = False  # whether frames are held until then
+        # Set by who dispatches, who then calls `send` if there is anything in `outboxes` or `calls`:
+        self.within = False  # whether a turn is under way
+        self.running = False  # whether frames are held until its end
         self.outboxes: list[Outbox] = []
         self.held = 0  # bytes, at most MOST_HELD and a frame
-        self._calls: list[Callable[[], None]] = []
+        self.calls: list[Callable[[], None]] = []
         #: The reactor's way to end a TCP connection at once, where that is known.
         self.disconnect: Callable[[Any], None] | None = None
-
-    def begin(self, hold: bool) -> None:
-        """The reactor has found work; `hold`: enough of it for holding to pay."""
-        self._within, self.running = True, hold
-
-    def end(self) -> None:
-        """All of it is done."""
-        self._within = self.running = False
-        if self.outboxes or self._calls:
-            self.send()
 
     def send(self) -> None:
         """Send what is held, in the order in which receivers came."""
@@ -61,21 +52,21 @@ class Turn:
         self.held = 0
         for outbox in outboxes:
             outbox.send_held()
-        if self._calls:
-            calls, self._calls = self._calls, []
+        if self.calls:
+            calls, self.calls = self.calls, []
             for call in calls:
                 call()
 
     def when_sent(self, call: Callable[[], None]) -> None:
         """Call this at the end of the turn, when what is held now has been sent: at once, outside a turn."""
-        if self._within:
-            self._calls.append(call)
+        if self.within:
+            self.calls.append(call)
         else:
             call()
 
     def lose(self, transport: Any) -> None:
         """End a TCP connection that has nothing left to send; `loseConnection` would come back to it in another turn."""
-        if self.disconnect is not None and not self._within:
+        if self.disconnect is not None and not self.within:
             self.disconnect(transport)
         else:
             transport.loseConnection()

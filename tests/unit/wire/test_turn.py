@@ -61,6 +61,16 @@ class Line:
         self.peer.close()
 
 
+def begin(hold: bool) -> None:
+    """As the dispatcher does."""
+    TURN.within, TURN.running = True, hold
+
+
+def end() -> None:
+    TURN.within = TURN.running = False
+    TURN.send()
+
+
 @pytest.fixture
 def line() -> Iterator[Line]:
     line = Line()
@@ -68,7 +78,7 @@ def line() -> Iterator[Line]:
     assert line.outbox.ready is line.sock and line.got() == b"hello"
     line.sock.sends = 0
     yield line
-    TURN.end()
+    end()
     line.close()
 
 
@@ -79,7 +89,7 @@ def test_without_a_turn_everything_leaves_at_once(line: Line) -> None:
 
 
 def test_within_a_turn_it_leaves_together_at_the_end(line: Line) -> None:
-    TURN.begin(hold=True)
+    begin(hold=True)
     for piece in (b"a", b"b", b"c"):
         line.outbox.hold(piece)
     assert line.got() == b"" and not line.outbox.idle
@@ -88,7 +98,7 @@ def test_within_a_turn_it_leaves_together_at_the_end(line: Line) -> None:
 
 
 def test_whatever_is_written_otherwise_comes_after_it(line: Line) -> None:
-    TURN.begin(hold=True)
+    begin(hold=True)
     line.outbox.hold(b"a")
     line.outbox.write(b"b")
     assert line.got() == b"ab"
@@ -100,7 +110,7 @@ def test_whatever_is_written_otherwise_comes_after_it(line: Line) -> None:
 
 
 def test_what_the_transport_still_has_comes_first(line: Line) -> None:
-    TURN.begin(hold=True)
+    begin(hold=True)
     while line.outbox.ready is not None:
         line.outbox.write(b"x" * 60_000)
     line.outbox.hold(b"after")  # the transport has bytes of the write before
@@ -112,7 +122,7 @@ def test_what_the_transport_still_has_comes_first(line: Line) -> None:
 
 
 def test_what_is_held_is_bounded(line: Line) -> None:
-    TURN.begin(hold=True)
+    begin(hold=True)
     line.outbox.hold(b"x" * (MOST_HELD - 1))
     assert line.sock.sends == 0
     line.outbox.hold(b"y")
@@ -123,7 +133,7 @@ def test_who_waits_for_the_end_of_the_turn_is_told_when_all_has_left(line: Line)
     seen: list[bytes] = []
     TURN.when_sent(lambda: seen.append(line.got()))
     assert seen == [b""]
-    TURN.begin(hold=True)
+    begin(hold=True)
     line.outbox.hold(b"a")
     TURN.when_sent(lambda: seen.append(line.got()))
     assert seen == [b""]
@@ -133,18 +143,18 @@ def test_who_waits_for_the_end_of_the_turn_is_told_when_all_has_left(line: Line)
 
 
 def test_the_last_words_before_the_end_are_said_at_once_and_may_share_its_segment(line: Line) -> None:
-    TURN.begin(hold=True)
+    begin(hold=True)
     line.outbox.write_last(b"bye", ends=True)
     assert line.got() == b"bye" and line.sock.flags == socket.MSG_MORE and line.outbox.drained
-    TURN.end()
+    end()
     assert line.sock.sends == 1
 
 
 def test_last_words_keep_their_place_and_are_never_cut(line: Line) -> None:
-    TURN.begin(hold=True)
+    begin(hold=True)
     line.outbox.hold(b"a")
     line.outbox.write_last(b"bye", ends=True)
-    TURN.end()
+    end()
     assert line.got() == b"abye" and line.sock.flags == 0
     line.sock.most = 1
     line.outbox.write_last(b"bye", ends=True)
@@ -156,10 +166,10 @@ def test_last_words_keep_their_place_and_are_never_cut(line: Line) -> None:
 
 def test_a_turn_that_holds_nothing_still_has_an_end() -> None:
     seen: list[int] = []
-    TURN.begin(hold=False)
+    begin(hold=False)
     TURN.when_sent(lambda: seen.append(1))
     assert seen == []
-    TURN.end()
+    end()
     assert seen == [1]
 
 
@@ -167,10 +177,10 @@ def test_a_connection_ends_at_once_only_outside_a_turn(line: Line, monkeypatch: 
     """Within one, whoever reads it may be on the stack."""
     ended: list[object] = []
     monkeypatch.setattr(TURN, "disconnect", ended.append)
-    TURN.begin(hold=False)
+    begin(hold=False)
     TURN.lose(line.transport)
     assert ended == [] and line.transport.disconnecting
-    TURN.end()
+    end()
     TURN.lose(line.transport)
     assert ended == [line.transport]
 
@@ -184,7 +194,7 @@ def test_without_a_way_to_end_a_connection_at_once_it_is_asked_to_end(
 
 
 def test_a_lost_connection_takes_it_along(line: Line) -> None:
-    TURN.begin(hold=True)
+    begin(hold=True)
     line.outbox.hold(b"a")
     line.outbox.stopProducing()
     TURN.send()
@@ -192,7 +202,7 @@ def test_a_lost_connection_takes_it_along(line: Line) -> None:
 
 
 def test_what_the_socket_does_not_take_goes_to_the_transport(line: Line) -> None:
-    TURN.begin(hold=True)
+    begin(hold=True)
     line.outbox.hold(b"x" * (MOST_HELD - 1))
     line.outbox.write(b"")
     while line.outbox.ready is not None:
@@ -214,7 +224,7 @@ def test_order_is_kept_whatever_is_mixed(steps: list[tuple[str, int]]) -> None:
     line.outbox.write(b"")
     sent = b""
     try:
-        TURN.begin(hold=True)
+        begin(hold=True)
         for number, (kind, size) in enumerate(steps):
             data = b"%03d" % number * size
             if kind == "turn":
@@ -225,8 +235,8 @@ def test_order_is_kept_whatever_is_mixed(steps: list[tuple[str, int]]) -> None:
             else:
                 line.outbox.hold(data)
                 sent += data
-        TURN.end()
+        end()
         assert line.got() == sent
     finally:
-        TURN.end()
+        end()
         line.close()
