@@ -3,10 +3,10 @@
     accepted -> (TLS) -> request's head and body -> answered, and the next one | handed over to `Connection`
 
 Twisted's channel does the parsing, but for the usual upgrade that comes first and whole (`head.py`), which goes to
-`upgrades` at once: Twisted's request with all that belongs to it would be an eighth of the upgrade. This one adds
-bounds that a hostile peer meets: one time limit for a whole request
-with its TLS handshake (bytes that drip do not renew it), no long bodies, an end to closes that the peer does not
-answer. `HttpConnections` bounds their number; who has sat longest without asking anything goes first.
+`upgrades` at once: Twisted's request with all that belongs to it would be an eighth of the upgrade. This one adds bounds
+that a hostile peer meets: one time limit for a whole request with its TLS handshake (bytes that drip do not renew it),
+no long bodies, an end to closes that the peer does not answer. `HttpConnections` bounds their number; who has sat longest
+without asking anything goes first.
 """
 
 from __future__ import annotations
