@@ -124,8 +124,7 @@ class Redactor:
 
     def identifier(self, text: str) -> str:
         """The same for an id that a peer chose: long ones stay readable."""
-        if len(text) >= self._shortest:
-            text = self._without_exact(text)
+        text = self._without_exact(text)
         if len(text) <= 12:
             return text
         if "ey" in text or "ew" in text or "-----" in text:  # what every token begins with
@@ -153,9 +152,9 @@ class Redactor:
         Bytes are shown as their number only and unknown objects as the name of their type, so that nothing
         slips through a `repr`.
         """
-        if type(value) is str:  # nearly all are
-            return self.identifier(value) if key in ID_KEYS else self._string(key, value)
-        if isinstance(value, str) and not isinstance(value, Enum):
+        if type(value) is str or (
+            isinstance(value, str) and not isinstance(value, Enum)
+        ):  # nearly all are the first
             return self._string(key, value)
         if value is None or isinstance(value, bool):
             return value

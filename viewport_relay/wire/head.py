@@ -58,8 +58,6 @@ class Head:
 
     def words(self, name: bytes) -> list[str]:
         """The members of a comma list, also over repeated headers (RFC 9110 section 5.6.1)."""
-        if name not in self.headers:
-            return []
         return [word.strip() for value in self.values(name) for word in value.split(",") if word.strip()]
 
     def has(self, name: bytes, word: bytes) -> bool:
