@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from viewport_relay.admission.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.keys import RelayKeys, StaticKey, encode_key
 from viewport_relay.noise.link import LinkResponder
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.link import LinkInitiator, LinkSettings
+from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.reasons import Reason
 
 FRAME_MAX = 1_048_576

@@ -25,10 +25,10 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from viewport_relay.admission.grant import Claims, Role, Scope, UpgradeQuery
 from viewport_relay.config import load
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
+from viewport_relay.protocol.grant import Claims, Role, Scope, UpgradeQuery
 from viewport_relay.wire.heartbeat import Heartbeat
 from viewport_relay.wire.hub import Hub
 from viewport_relay.wire.websocket import Connection, ConnectionFactory

@@ -24,7 +24,6 @@ from tests.conformance.echo import site
 from tests.drill.peer import kex_init, kex_response, upgrade_request
 from tests.wireframes import EXAMPLES as FRAMES
 from viewport_relay.admission.claims import grant_for, parse_claims
-from viewport_relay.admission.grant import Claims, Role, UpgradeQuery
 from viewport_relay.admission.http import Answer
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
 from viewport_relay.admission.keys import KeySet, KeySetError
@@ -33,8 +32,9 @@ from viewport_relay.admission.verdict import judge
 from viewport_relay.backplane.signing import Reader
 from viewport_relay.config import VARIABLES, Config, ConfigError, load
 from viewport_relay.devplatform.tokens import SigningKey
+from viewport_relay.protocol.frames import decode_client, decode_daemon, decode_worker
+from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Refusal
-from viewport_relay.wire.frames import decode_client, decode_daemon, decode_worker
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 relaxed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -24,10 +24,10 @@ LAYERS = [
     {"routing", "noise", "admission"},
     {
         "reasons",
+        "protocol",
         "config",
         "observe",
         "deferredcache",
-        "values",
         "notify",
         "descriptors",
         "signals",
@@ -36,9 +36,6 @@ LAYERS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 BESIDE = {"peer", "devplatform", "cli"}
-
-#: Modules that hold plain values and lie at the bottom, whatever folder they are in.
-VALUES = {"viewport_relay.admission.grant", "viewport_relay.wire.frames"}
 
 #: Sideways imports that are meant, each with its reason. Upward ones are never.
 SIDEWAYS = {
@@ -49,11 +46,11 @@ SIDEWAYS = {
     ("admin", "wire"): "what is connected",
     ("observe", "config"): "which values are secrets",
     ("observe", "reasons"): "levels and texts",
-    ("values", "reasons"): "a frame's refusal",
+    ("protocol", "reasons"): "a frame's refusal",
 }
 
 #: Sans-I/O: values in, decisions out.
-PURE = ["routing", "noise", "wire/frames.py", "reasons.py"]
+PURE = ["routing", "noise", "protocol", "reasons.py"]
 NO_IO = ("twisted.internet.reactor", "autobahn", "treq", "twisted.web", "txredisapi", "socket", "ssl")
 
 
@@ -77,8 +74,6 @@ def imports(path: Path) -> Iterator[str]:
 
 def room_of(path: Path) -> str:
     relative = path.relative_to(PACKAGE)
-    if ".".join(path.relative_to(ROOT).with_suffix("").parts) in VALUES:
-        return "values"
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
@@ -92,7 +87,7 @@ def edges() -> Iterator[tuple[Path, str, str]]:
     for path in modules():
         for name in imports(path):
             if name.startswith("viewport_relay.") and name != "viewport_relay.__version__":
-                there = "values" if ".".join(name.split(".")[:3]) in VALUES else name.split(".")[1]
+                there = name.split(".")[1]
                 if there != room_of(path):
                     yield path, room_of(path), there
 
@@ -127,7 +122,7 @@ def test_arrows_point_down() -> None:
         ("routing", "wire", True),
         ("admission", "service", True),
         ("backplane", "admin", True),
-        ("routing", "values", False),
+        ("routing", "protocol", False),
         ("wire", "peer", True),
         ("tap", "devplatform", False),
         ("cli", "admission", False),

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final, TypeVar
 
-from viewport_relay.admission.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
 from viewport_relay.admission.query import is_identifier
+from viewport_relay.protocol.frames import CHANNEL_PREFIX, as_integer, trimmed
+from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.frames import CHANNEL_PREFIX, as_integer, trimmed
 
 LIST_MAX: Final = 64
 CRYPTO_PAIRING: Final = "crypto_pairing"

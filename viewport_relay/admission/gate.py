@@ -14,7 +14,6 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.connections import place_of
-from viewport_relay.admission.grant import Claims, UpgradeQuery
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.jwks import JwksClient, JwksSettings
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
@@ -24,6 +23,7 @@ from viewport_relay.admission.token import TOKEN_CHARS, TokenSource
 from viewport_relay.config import Config, ConfigError
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
+from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 

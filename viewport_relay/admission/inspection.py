@@ -11,7 +11,6 @@ from typing import Any
 
 from attrs import frozen
 
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.admission.jwt import (
     TokenRules,
     check_payload,
@@ -21,6 +20,7 @@ from viewport_relay.admission.jwt import (
 )
 from viewport_relay.admission.keys import Key, KeySet
 from viewport_relay.admission.token import TOKEN_CHARS
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 

@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from viewport_relay.admission.grant import UpgradeQuery
 from viewport_relay.admission.keys import ALGORITHMS, DEFAULT_KID, Key, printable
+from viewport_relay.protocol.frames import parse_json
+from viewport_relay.protocol.grant import UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.frames import parse_json
 
 _SEGMENTS: Final = re.compile(r"[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]*={0,2}")
 

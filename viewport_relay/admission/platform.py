@@ -16,13 +16,13 @@ import msgspec
 from attrs import evolve, field, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from viewport_relay.admission.grant import Claims, UpgradeQuery
 from viewport_relay.admission.http import Call, HttpClient, HttpFailure, TimedOut
 from viewport_relay.admission.signed import digest_of
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
+from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 #: Answers remembered at most.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from viewport_relay.admission.grant import Role, UpgradeQuery
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")

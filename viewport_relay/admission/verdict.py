@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from viewport_relay.admission.claims import parse_claims
-from viewport_relay.admission.grant import Claims, UpgradeQuery
 from viewport_relay.admission.http import Answer, Encoded, HttpFailure, TooLarge
 from viewport_relay.admission.keys import printable
+from viewport_relay.protocol.frames import parse_json
+from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.frames import parse_json
 
 WORD_MAX_CHARS: Final = 128
 #: What the platform may refuse a peer for; all other refusals are faults between relay and platform.

@@ -21,8 +21,8 @@ from viewport_relay.backplane.interface import (
     Direction,
     Parcel,
 )
+from viewport_relay.protocol.frames import as_integer, parse_json
 from viewport_relay.reasons import Reason
-from viewport_relay.wire.frames import as_integer, parse_json
 
 #: Signatures that one generation of the replay guard remembers, about 100 bytes each.
 SEEN_MAX: Final = 131_072

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
-from viewport_relay.admission.grant import Claims, Role, UpgradeQuery
 from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
 from viewport_relay.admission.jwks import FETCH_LIMIT
 from viewport_relay.admission.keys import JWKS_MAX_BYTES, KeySet, KeySetError, printable
@@ -26,6 +25,7 @@ from viewport_relay.cli.certificates import WARNING_DAYS, days_left
 from viewport_relay.cli.findings import Finding, fail, ok, warn
 from viewport_relay.cli.probes import Origin, ProbeFailed
 from viewport_relay.config import Config, is_loopback
+from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Reason
 
 #: A token that no platform ever signed; long enough that the answer is about the token and not its length.

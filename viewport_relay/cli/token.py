@@ -21,7 +21,6 @@ from attrs import asdict, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.inspection import inspect_token
 from viewport_relay.admission.jwt import TokenRules, check_payload
@@ -30,6 +29,7 @@ from viewport_relay.cli.platformchecks import NoKeys, fetch_keys
 from viewport_relay.cli.settings import read_or_exit
 from viewport_relay.config import Config
 from viewport_relay.observe.redaction import Redactor
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 #: Most that is read of a file to find a token in it.

@@ -22,9 +22,9 @@ from cryptography.exceptions import InvalidTag
 from noise.connection import NoiseConnection
 from noise.exceptions import NoiseMaxNonceError
 
-from viewport_relay.admission.grant import Grant, UpgradeQuery
 from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.policy import Pattern, check_static_key, link_psk
+from viewport_relay.protocol.grant import Grant, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 SUBPROTOCOL = "viewport.noise-link.v1"

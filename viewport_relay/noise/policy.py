@@ -14,8 +14,8 @@ from attrs import frozen
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from viewport_relay.admission.grant import Claims, Grant, Profile, Role
 from viewport_relay.noise.keys import decode_key
+from viewport_relay.protocol.grant import Claims, Grant, Profile, Role
 from viewport_relay.reasons import Reason, Refusal
 
 PSK_INFO = b"viewport-relay-link-psk-v1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from viewport_relay.admission.grant import Grant, Role, Scope
+from viewport_relay.protocol.grant import Grant, Role, Scope
 
 if TYPE_CHECKING:
     from viewport_relay.admission.limits import Window, WindowTable

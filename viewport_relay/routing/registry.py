@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from viewport_relay.admission.grant import Role
+from viewport_relay.protocol.grant import Role
 from viewport_relay.routing.peer import Peer
 from viewport_relay.routing.seat import Arrival, Seated
 from viewport_relay.routing.target import Target

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from viewport_relay.admission.grant import Scope
 from viewport_relay.admission.limits import Window
 from viewport_relay.noise.policy import profile_mismatch
-from viewport_relay.reasons import Reason
-from viewport_relay.routing import status
-from viewport_relay.routing.decisions import NO_DAEMON, Close, Decision, Drop, FanOut, Reply, ToRelay
-from viewport_relay.routing.peer import Peer
-from viewport_relay.routing.target import Owner, Target
-from viewport_relay.wire.frames import (
+from viewport_relay.protocol import status
+from viewport_relay.protocol.frames import (
     ClientFrame,
     DaemonFrame,
     E2ee,
@@ -30,6 +25,11 @@ from viewport_relay.wire.frames import (
     Unsubscribe,
     trimmed,
 )
+from viewport_relay.protocol.grant import Scope
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.decisions import NO_DAEMON, Close, Decision, Drop, FanOut, Reply, ToRelay
+from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.target import Owner, Target
 
 
 @frozen

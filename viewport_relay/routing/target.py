@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from viewport_relay.admission.grant import Role
+from viewport_relay.protocol.grant import Role
 from viewport_relay.routing.peer import Peer
 from viewport_relay.routing.seat import Seat
 from viewport_relay.routing.tables import RequestTable, SessionTable

@@ -25,12 +25,12 @@ from viewport_relay.backplane.interface import (
     TargetKey,
     Whereabouts,
 )
+from viewport_relay.protocol import status
+from viewport_relay.protocol.frames import ClientFrame, KeyExchangeInit, decode_client, decode_daemon
 from viewport_relay.reasons import Reason
-from viewport_relay.routing import status
 from viewport_relay.routing.decisions import Drop, FanOut, NoDaemon
 from viewport_relay.routing.peer import Peer
 from viewport_relay.routing.target import Target
-from viewport_relay.wire.frames import ClientFrame, KeyExchangeInit, decode_client, decode_daemon
 from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.claims import grant_for
-from viewport_relay.admission.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.admission.limits import Window, WindowTable
 from viewport_relay.backplane.interface import Backplane
 from viewport_relay.backplane.single import Single
@@ -22,16 +21,8 @@ from viewport_relay.config import Config
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.routing import status
-from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Reply, ToRelay
-from viewport_relay.routing.peer import Peer, Rates
-from viewport_relay.routing.registry import Registry
-from viewport_relay.routing.router import FrameRates, Router
-from viewport_relay.routing.seat import Contested, Refused
-from viewport_relay.wire.elsewhere import Elsewhere
-from viewport_relay.wire.fastpath import Judge, release_buffers
-from viewport_relay.wire.frames import (
+from viewport_relay.protocol import status
+from viewport_relay.protocol.frames import (
     DaemonFrame,
     KeyExchangeInit,
     KeyExchangeResponse,
@@ -43,6 +34,15 @@ from viewport_relay.wire.frames import (
     fast_e2ee,
     is_utf8,
 )
+from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
+from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Reply, ToRelay
+from viewport_relay.routing.peer import Peer, Rates
+from viewport_relay.routing.registry import Registry
+from viewport_relay.routing.router import FrameRates, Router
+from viewport_relay.routing.seat import Contested, Refused
+from viewport_relay.wire.elsewhere import Elsewhere
+from viewport_relay.wire.fastpath import Judge, release_buffers
 from viewport_relay.wire.heartbeat import STOOD_STILL
 from viewport_relay.wire.link import ConnectionLink
 from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection

@@ -14,12 +14,12 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.web.server import Request
 
 from viewport_relay import __version__
-from viewport_relay.admission.grant import Grant, UpgradeQuery
 from viewport_relay.config import Config
 from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.noise.link import SUBPROTOCOL, LinkResponder, message_max_bytes
 from viewport_relay.noise.policy import Pattern
+from viewport_relay.protocol.grant import Grant, UpgradeQuery
 from viewport_relay.reasons import Reason
 
 if TYPE_CHECKING:

@@ -30,11 +30,11 @@ from twisted.web.server import NOT_DONE_YET
 
 from viewport_relay.admission.addresses import client_address, counted_as
 from viewport_relay.admission.gate import Gate
-from viewport_relay.admission.grant import Claims, Role, UpgradeQuery
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
 from viewport_relay.admission.query import read_query
 from viewport_relay.admission.token import LINK_SUBPROTOCOL, TokenSource, select_subprotocol, token_from
 from viewport_relay.config import Config
+from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.channel import RelayChannel
 from viewport_relay.wire.head import Head

@@ -19,10 +19,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
+from viewport_relay.protocol.frames import WorkerRequest
+from viewport_relay.protocol.status import worker_response
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.peer import Peer
-from viewport_relay.routing.status import worker_response
-from viewport_relay.wire.frames import WorkerRequest
 
 if TYPE_CHECKING:
     from viewport_relay.wire.websocket import Connection

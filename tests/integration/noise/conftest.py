@@ -16,11 +16,11 @@ from twisted.internet.threads import deferToThread
 from tests.integration.noise.linkpeers import LINK, PATIENCE, LinkPeer, RawPeer, raw_connect, reactor
 from tests.integration.relayprocess import RelayProcess
 from tests.unit.noise.peers import Initiator, b64
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.devplatform import DevPlatform
 from viewport_relay.noise.keys import StaticKey, decode_key
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.upgrade import Destination
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 
 TARGET = "dev-machine"
 DAEMON, CLIENT = "workspace-daemon", "client"

@@ -14,9 +14,9 @@ from tests.integration.noise.conftest import CLIENT, DAEMON, TARGET, PublicKey, 
 from tests.integration.noise.linkpeers import LINK, LinkPeer, raw_connect
 from tests.unit.noise.peers import SECRET, Initiator, b64
 from tests.wireframes import encoded
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.upgrade import Closed, Destination
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 
 FRAME_MAX = 1_048_576
 WAYS = (None, Pattern.IK, Pattern.IKPSK2)

@@ -20,10 +20,10 @@ from tests.unit.noise.peers import (
     b64,
 )
 from tests.wireframes import encoded
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.noise.keys import StaticKey
 from viewport_relay.noise.policy import PLAIN_IK_DETAIL, Pattern
 from viewport_relay.peer.upgrade import Closed, Destination
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason
 
 IK, IKPSK2 = Pattern.IK, Pattern.IKPSK2

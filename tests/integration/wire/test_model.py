@@ -20,9 +20,9 @@ from twisted.web.http_headers import Headers
 
 from tests.memorywire import TEXT, Log, MemoryPeer, MemoryRelay, masked_frame
 from tests.wireframes import encoded
-from viewport_relay.admission.grant import Profile, Role, Scope
 from viewport_relay.admission.http import Answer, Call
 from viewport_relay.observe.counters import Counters
+from viewport_relay.protocol.grant import Profile, Role, Scope
 from viewport_relay.wire.worker import WorkerTransport
 
 MOST_REQUESTS, MOST_SESSIONS, FRAME_MAX = 3, 4, 2000

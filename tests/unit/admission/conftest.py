@@ -10,10 +10,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.admission.http import Answer, Call
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.observe.counters import Counters
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 
 NOW = 1_800_000_000.0
 

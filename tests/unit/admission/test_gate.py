@@ -13,7 +13,6 @@ from twisted.internet.task import Clock
 
 from viewport_relay.admission import gate as gate_module
 from viewport_relay.admission.gate import Gate
-from viewport_relay.admission.grant import UpgradeQuery
 from viewport_relay.admission.http import Answer, Call, Unreachable
 from viewport_relay.admission.keys import KeySet
 from viewport_relay.admission.signed import TOKENS_MAX, SignedTokens, digest_of
@@ -21,6 +20,7 @@ from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import Config, ConfigError, load
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.observe.counters import Counters
+from viewport_relay.protocol.grant import UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 Settle = Callable[[Any], Any]

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
 from viewport_relay.admission.keys import Key, read_key
 from viewport_relay.devplatform.tokens import SigningKey
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 RULES = TokenRules("viewport-server", "viewport-relay", 30)

@@ -12,10 +12,10 @@ from treq.testing import StringStubbingResource, StubTreq
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.admission.http import Answer, HttpClient, TimedOut, TooLarge, Unreachable
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
 from viewport_relay.observe.counters import Counters
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 MakeAnswer = Callable[..., Answer]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.admission.query import is_identifier, read_query
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 LONGEST = "Az09._:-" * 16

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from viewport_relay.admission.grant import Claims, UpgradeQuery
 from viewport_relay.admission.http import Answer, Encoded, HttpFailure, TooLarge, Unreachable
 from viewport_relay.admission.verdict import judge, judge_failure
+from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 MakeAnswer = Callable[..., Answer]

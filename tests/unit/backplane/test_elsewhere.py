@@ -9,8 +9,8 @@ import pytest
 from tests.memorywire import MemoryRelay
 from tests.unit.backplane.parts import StubBackplane
 from tests.wireframes import encoded
-from viewport_relay.admission.grant import Scope
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, DAEMON_TO_CLIENTS, Arrival, Whereabouts
+from viewport_relay.protocol.grant import Scope
 from viewport_relay.wire.elsewhere import Elsewhere
 
 THERE = Whereabouts("b", "wss://b.example")

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
-from viewport_relay.admission.grant import Role
 from viewport_relay.admission.jwt import TokenRules
 from viewport_relay.admission.keys import KeySet, read_key
 from viewport_relay.cli.token import Asked, judge_token, page, read_token, settings_for
 from viewport_relay.devplatform.tokens import SigningKey
+from viewport_relay.protocol.grant import Role
 
 RULES = TokenRules("viewport-server", "viewport-relay", 30)
 NOW = 1_800_000_000.0

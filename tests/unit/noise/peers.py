@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from noise.connection import Keypair, NoiseConnection
 
-from viewport_relay.admission.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
 from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.link import LinkResponder
 from viewport_relay.noise.policy import Pattern
+from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
 from viewport_relay.reasons import Reason
 
 SECRET = hashlib.sha256(b"tests: pairing secret").digest()

@@ -28,11 +28,11 @@ from tests.unit.noise.peers import (
     establish,
     grant,
 )
-from viewport_relay.admission.grant import Profile, Role, UpgradeQuery
 from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.link import LinkResponder
 from viewport_relay.noise.policy import PLAIN_IK_DETAIL, Pattern
+from viewport_relay.protocol.grant import Profile, Role, UpgradeQuery
 from viewport_relay.reasons import CloseCode, Reason, Refusal
 
 BOTH = pytest.mark.parametrize("pattern", Pattern)

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.noise.peers import CONFIRM, Initiator, Recorder, connection, establish, grant
-from viewport_relay.admission.grant import Profile
 from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.policy import Pattern
+from viewport_relay.protocol.grant import Profile
 from viewport_relay.reasons import Reason
 
 HANDSHAKE = {Reason.NOISE_INVALID_PSK, Reason.NOISE_HANDSHAKE_MALFORMED}

@@ -20,8 +20,8 @@ from tests.unit.noise.peers import CONFIRM, OTHER_SECRET, Initiator
 from tests.unit.noise.test_hostile import PATTERNS, spoilt
 from tests.unit.noise.wirelink import LinkOnTheWire, relay
 from tests.wireframes import encoded
-from viewport_relay.admission.grant import Role, UpgradeQuery
 from viewport_relay.noise.policy import Pattern
+from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason
 
 # The fixture below only listens; a busy machine makes drawing slow.

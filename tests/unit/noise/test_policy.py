@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.noise.peers import OTHER_SECRET, SECRET, b64, grant, psk_of
-from viewport_relay.admission.grant import Profile, Role
 from viewport_relay.noise import policy
 from viewport_relay.noise.policy import Pattern, ProfileMismatch
+from viewport_relay.protocol.grant import Profile, Role
 from viewport_relay.reasons import Reason, Refusal
 
 IK, IKPSK2 = Profile.IK, Profile.IKPSK2

@@ -23,8 +23,8 @@ from tests.memorywire import (
     masked_frame,
 )
 from tests.unit.noise.peers import CONFIRM, CURRENT, KEYS, SECRET, Initiator, b64
-from viewport_relay.admission.grant import Claims, Role, Scope, UpgradeQuery
 from viewport_relay.noise.policy import Pattern
+from viewport_relay.protocol.grant import Claims, Role, Scope, UpgradeQuery
 from viewport_relay.wire.websocket import Connection
 
 LINK = "viewport.noise-link.v1"

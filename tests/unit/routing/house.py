@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from viewport_relay.admission.claims import required_profile
-from viewport_relay.admission.grant import Claims, Grant, Profile, Role, Scope
 from viewport_relay.admission.limits import Window, WindowTable
+from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope
 from viewport_relay.routing.peer import Peer, Rates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import FrameRates, Router

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.routing.house import House
-from viewport_relay.admission.grant import Role, Scope
+from viewport_relay.protocol.grant import Role, Scope
 from viewport_relay.routing.seat import Contested, Refused, Seated
 
 TTL = 120.0

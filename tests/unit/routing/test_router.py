@@ -9,7 +9,8 @@ import pytest
 
 from tests.unit.routing.house import NO_LIMIT, House
 from tests.wireframes import encoded
-from viewport_relay.admission.grant import Profile, Role, Scope
+from viewport_relay.protocol.frames import decode_client, decode_daemon
+from viewport_relay.protocol.grant import Profile, Role, Scope
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import (
     NO_DAEMON,
@@ -23,7 +24,6 @@ from viewport_relay.routing.decisions import (
 )
 from viewport_relay.routing.peer import Peer
 from viewport_relay.routing.router import FrameRates
-from viewport_relay.wire.frames import decode_client, decode_daemon
 
 CHANNEL = "agent-session:alpha"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.routing.house import House
-from viewport_relay.admission.grant import Role
+from viewport_relay.protocol.grant import Role
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.peer import Peer
 from viewport_relay.routing.seat import Arrival, Contested, Refused, Seat, Seated

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.memorywire import BINARY, CLOSE, PING, PONG, TEXT, MemoryPeer, MemoryRelay, masked_frame
 from tests.wireframes import encoded
-from viewport_relay.admission.grant import Scope
+from viewport_relay.protocol.grant import Scope
 from viewport_relay.reasons import Reason
 
 KIB, MIB = 1024, 1_048_576

@@ -21,10 +21,10 @@ from twisted.logger import globalLogPublisher
 from twisted.web.resource import Resource
 
 from tests.memorywire import MemoryRelay, MemoryTransport
-from viewport_relay.admission.grant import Claims, Scope, UpgradeQuery
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.admission.query import read_query
 from viewport_relay.admission.token import TokenSource
+from viewport_relay.protocol.grant import Claims, Scope, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.upgrade import MAX_PARAMETERS, UpgradeResource, parse_query

@@ -15,10 +15,10 @@ from twisted.web.http_headers import Headers
 
 from tests.memorywire import Log
 from tests.unit.routing.house import House
-from viewport_relay.admission.grant import Role
 from viewport_relay.admission.http import Answer, Call, TooLarge, Unreachable
 from viewport_relay.observe.counters import Counters
-from viewport_relay.wire.frames import WorkerRequest
+from viewport_relay.protocol.frames import WorkerRequest
+from viewport_relay.protocol.grant import Role
 from viewport_relay.wire.worker import (
     MOST_RUNNING,
     REQUEST_TIMEOUT,

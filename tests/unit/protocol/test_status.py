@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from viewport_relay.routing import status
-from viewport_relay.wire.frames import Subscribe, Unsubscribe, ViewerPresence
+from viewport_relay.protocol import status
+from viewport_relay.protocol.frames import Subscribe, Unsubscribe, ViewerPresence
 
 FRAMES: list[tuple[str, dict[str, object]]] = [
     (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.wireframes import CLIENT_FRAMES, DAEMON_FRAMES, EXAMPLES, WORKER_FRAMES, encoded, example
-from viewport_relay.wire.frames import (
+from viewport_relay.protocol.frames import (
     E2ee,
     KeyExchangeInit,
     KeyExchangeResponse,

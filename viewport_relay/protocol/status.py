@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from viewport_relay.wire.frames import Subscribe, Unsubscribe, ViewerPresence
+from viewport_relay.protocol.frames import Subscribe, Unsubscribe, ViewerPresence
 
 
 def _text(**members: object) -> str:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wireframes import EXAMPLES, example
-from viewport_relay.wire import frames
-from viewport_relay.wire.frames import E2ee, decode_client, decode_daemon, decode_worker, fast_e2ee
+from viewport_relay.protocol import frames
+from viewport_relay.protocol.frames import E2ee, decode_client, decode_daemon, decode_worker, fast_e2ee
 
 MEMBERS = sorted(EXAMPLES["e2ee"])
 
