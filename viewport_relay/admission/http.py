@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from attrs import evolve, field, frozen
 from OpenSSL import SSL
-from service_identity import CertificateError, VerificationError
 from twisted.internet.defer import Deferred
 from twisted.internet.error import (
     ConnectError,
@@ -32,7 +31,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from viewport_relay.admission.connections import DirectTreq, place_of
-from viewport_relay.admission.tls import policy_from
+from viewport_relay.admission.tls import CertificateRefused, ClientTls
 from viewport_relay.config import Config
 
 
@@ -140,7 +139,7 @@ class HttpClient:
     @classmethod
     def from_config(cls, reactor: Any, config: Config) -> HttpClient:
         """The client for a platform reached as the settings say. Raises ConfigError for unusable TLS files."""
-        return cls(reactor, DirectTreq(reactor, policy_from(config)))
+        return cls(reactor, DirectTreq(reactor, ClientTls.for_platform(config)))
 
     def close(self) -> None:
         """Drop idle connections."""
@@ -260,8 +259,6 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (DNSLookupError, "the name does not resolve"),
     (TCPTimedOutError, "time out"),
     (NoRouteError, "no route"),
-    (VerificationError, "TLS: the certificate is for another name"),
-    (CertificateError, "TLS: the certificate names no host"),
     (ConnectError, "cannot connect"),
     (ResponseNeverReceived, "connection closed without an answer"),
     (ConnectionClosed, "connection closed"),
@@ -272,12 +269,14 @@ def why(error: BaseException) -> str:
     """An error of connecting, TLS or HTTP in a few words for an operator."""
     if isinstance(error, ResponseFailed):  # ResponseNeverReceived is one
         for inner in error.reasons:
-            if isinstance(inner.value, (SSL.Error, VerificationError, CertificateError)):
+            if isinstance(inner.value, (SSL.Error, CertificateRefused)):
                 return why(inner.value)
         if isinstance(error, ResponseNeverReceived):
             return "connection closed without an answer"
         closed = any(inner.check(ConnectionClosed) for inner in error.reasons)
         return "connection closed within the answer" if closed else "the answer is not HTTP"
+    if isinstance(error, CertificateRefused):
+        return f"TLS: {error.why}"
     if isinstance(error, SSL.Error):
         said = error.args[0] if error.args else ()
         last = (

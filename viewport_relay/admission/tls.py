@@ -1,29 +1,26 @@
-"""How the relay speaks TLS to the platform: whom it trusts, and whom it says it is.
+"""TLS for every outgoing connection: which certificates are accepted, and which one is presented.
 
-Host names and IP addresses are verified (RFC 9525, through service-identity) unless
-`RELAY_SERVER_TLS_VERIFY` is off. The TLS of the relay's own listeners is not here.
+`ClientTls` is the one policy of the relay: platform, Redis and Sentinel use it. The chain must lead to a trusted CA and
+the certificate must name the host in its subjectAltName (RFC 9525, through service-identity). A certificate that does
+not is refused with a `CertificateRefused` that says why in words. TLS of the relay's own listeners is not here.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 from service_identity.pyopenssl import extract_patterns
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.internet.ssl import (
-    Certificate,
-    CertificateOptions,
-    platformTrust,
-    trustRootFromCertificates,
-)
+from twisted.internet.endpoints import wrapClientTLS
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
+from twisted.internet.ssl import Certificate, CertificateOptions, platformTrust, trustRootFromCertificates
 from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
@@ -31,13 +28,37 @@ from zope.interface import implementer
 from viewport_relay.admission.addresses import parse_address
 from viewport_relay.config import Config, ConfigError
 
+#: What OpenSSL's verification errors (x509_vfy.h) mean to an operator; others are shown by their number.
+_CHAIN_PROBLEMS: Final = {
+    9: "the certificate is not valid yet (compare the clocks)",
+    10: "the certificate has expired",
+    18: "the certificate is self-signed, and not trusted here",
+    19: "the certificate is signed by a CA that is not trusted here",
+    20: "the certificate is signed by a CA that is not trusted here, or the server does not send its whole chain",
+    21: "the certificate is signed by a CA that is not trusted here, or the server does not send its whole chain",
+    23: "the certificate has been revoked",
+    24: "a certificate of the chain is not a CA's",
+    26: "the certificate is not one for servers",
+    66: "the key of the certificate is too weak",
+    67: "the key of the CA is too weak",
+    68: "the certificate is signed with a digest that is too weak",
+}
+
+
+class CertificateRefused(Exception):
+    """A server's certificate that is not accepted. `why` says the reason in words."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
 
 @implementer(IPolicyForHTTPS)
-class PlatformTls:
-    """Makes the TLS side of connections to the platform.
+class ClientTls:
+    """The client's side of TLS, for any number of hosts.
 
-    `trust_root` is one of Twisted's, the system's if None; `identity` holds `privateKey`, `certificate` and
-    `extraCertChain` for CertificateOptions, or nothing. Without `verify` any certificate of anybody is accepted.
+    `trust_root` is one of Twisted's, the system's if None. `identity` holds `privateKey`, `certificate` and
+    `extraCertChain` for CertificateOptions. With `verify` off every certificate is accepted.
     """
 
     def __init__(
@@ -47,16 +68,40 @@ class PlatformTls:
         trust: dict[str, Any] = {"trustRoot": trust_root or platformTrust()} if verify else {"verify": False}
         self._context = CertificateOptions(**trust, **(identity or {})).getContext()
 
+    @classmethod
+    def for_platform(cls, config: Config) -> ClientTls:
+        """The policy of the RELAY_SERVER_… settings. Raises ConfigError for files that cannot be used."""
+        trust_root = identity = None
+        if config.server_ca_cert_path:
+            trust_root = _trust_in("RELAY_SERVER_CA_CERT_PATH", config.server_ca_cert_path)
+        if config.server_mtls and config.server_client_cert_path and config.server_client_key_path:
+            identity = _identity(
+                config.server_client_cert_path,
+                config.server_client_key_path,
+                config.server_client_key_passphrase,
+            )
+        return cls(trust_root, identity, config.server_tls_verify)
+
+    @classmethod
+    def trusting(cls, variable: str, ca_path: str | None) -> ClientTls:
+        """The policy that trusts the CAs of a PEM file, the system's if None. Raises ConfigError that names `variable`."""
+        return cls(_trust_in(variable, ca_path) if ca_path else None)
+
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
-        """Called once for each origin."""
+        """Called by Twisted's Agent for each origin."""
         return _Creator(self._context, hostname.decode("ascii"), self._verify)
+
+    def over(self, endpoint: IStreamClientEndpoint, host: str) -> IStreamClientEndpoint:
+        """TLS on top of an endpoint that leads to `host`, a name or an address without brackets."""
+        wrapped: IStreamClientEndpoint = wrapClientTLS(_Creator(self._context, host, self._verify), endpoint)
+        return wrapped
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _Creator:
     """Connections to one host.
 
-    Twisted's own creator is not used: it takes a certificate that names nobody at all for one of any host.
+    Twisted's own creator is not used: it accepts a certificate of a trusted CA that has no subjectAltName.
     """
 
     def __init__(self, context: SSL.Context, hostname: str, verify: bool) -> None:
@@ -67,7 +112,7 @@ class _Creator:
         self._identity = DNS_ID(hostname) if self._is_name else IPAddress_ID(hostname)
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
-        """Called once for each connection."""
+        """Called by Twisted for each connection."""
         connection = SSL.Connection(self._context, None)
         if self._is_name:  # never an IP address, RFC 6066 section 3
             connection.set_tlsext_host_name(self._hostname.encode("ascii"))
@@ -77,36 +122,40 @@ class _Creator:
         return connection
 
     def _verifier(self, protocol: weakref.ref[Any]) -> Callable[..., bool]:
-        def verified(connection: SSL.Connection, certificate: Any, error: int, depth: int, ok: int) -> bool:
-            if not ok or depth > 0:
-                return bool(ok)
-            try:
-                verify_service_identity(extract_patterns(certificate), [self._identity], [])
-            except (VerificationError, CertificateError):
-                tls = protocol()
-                if tls is not None:
-                    tls.failVerification(Failure())
-                return False
-            return True
+        def verified(
+            connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int
+        ) -> bool:
+            why = self._problem(certificate, depth) if ok else _chain_problem(certificate, error, depth)
+            tls = protocol()
+            if why and tls is not None:
+                tls.failVerification(Failure(CertificateRefused(why)))
+            return not why
 
         return verified
 
+    def _problem(self, certificate: crypto.X509, depth: int) -> str:
+        """Why a certificate of a good chain is not this host's, or an empty text."""
+        if depth > 0:
+            return ""
+        try:
+            verify_service_identity(extract_patterns(certificate), [self._identity], [])
+        except VerificationError:
+            return f"the certificate is for another name than {self._hostname}"
+        except CertificateError:
+            return "the certificate names no host (it has no subjectAltName)"
+        return ""
 
-def policy_from(config: Config) -> PlatformTls:
-    """The policy that the RELAY_SERVER_… settings ask for. Raises ConfigError for files that cannot be used."""
-    trust_root = identity = None
-    if config.server_ca_cert_path:
-        trust_root = trust_in("RELAY_SERVER_CA_CERT_PATH", config.server_ca_cert_path)
-    if config.server_mtls and config.server_client_cert_path and config.server_client_key_path:
-        identity = _identity(
-            config.server_client_cert_path, config.server_client_key_path, config.server_client_key_passphrase
-        )
-    return PlatformTls(trust_root, identity, config.server_tls_verify)
+
+def _chain_problem(certificate: crypto.X509, error: int, depth: int) -> str:
+    words = _CHAIN_PROBLEMS.get(error, f"the certificate cannot be verified (OpenSSL error {error})")
+    if error == 10:
+        words += f" on {certificate.to_cryptography().not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    return words if depth == 0 else words.replace("the certificate", "a certificate of the chain", 1)
 
 
-def trust_in(variable: str, path: str) -> Any:
-    """Trust in the CAs of a PEM file, for `optionsForClientTLS`. Raises ConfigError that names `variable`."""
-    return trustRootFromCertificates([_certificate(c) for c in _certificates(variable, path)])
+def _trust_in(variable: str, path: str) -> Any:
+    certificates = [Certificate.loadPEM(c.public_bytes(Encoding.PEM)) for c in _certificates(variable, path)]
+    return trustRootFromCertificates(certificates)
 
 
 def _identity(cert_path: str, key_path: str, passphrase: str | None) -> dict[str, Any]:
@@ -129,11 +178,6 @@ def _identity(cert_path: str, key_path: str, passphrase: str | None) -> dict[str
         "certificate": first,
         "extraCertChain": chain,
     }
-
-
-def _certificate(certificate: x509.Certificate) -> Certificate:
-    loaded: Certificate = Certificate.loadPEM(certificate.public_bytes(Encoding.PEM))
-    return loaded
 
 
 def _certificates(variable: str, path: str) -> list[x509.Certificate]:

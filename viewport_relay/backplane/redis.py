@@ -15,11 +15,10 @@ from typing import Any, Final
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.ssl import optionsForClientTLS
 
-from viewport_relay.admission.tls import trust_in
+from viewport_relay.admission.tls import ClientTls
 from viewport_relay.backplane.interface import Parcel, TargetKey
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.redisline import RedisAddress, RedisLine
@@ -188,15 +187,11 @@ def redis_endpoint(
     reactor: Any, config: Config, address: RedisAddress, connect_limit: float
 ) -> IStreamClientEndpoint:
     """How to connect to the Redis of the settings, by way of the Sentinels if there are any."""
-    trust = None
-    if address.tls and config.redis_ca_cert_path:
-        trust = trust_in("RELAY_REDIS_CA_CERT_PATH", config.redis_ca_cert_path)
+    tls = ClientTls.trusting("RELAY_REDIS_CA_CERT_PATH", config.redis_ca_cert_path) if address.tls else None
 
     def make(host: str, port: int) -> IStreamClientEndpoint:
         endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=connect_limit)
-        return (
-            wrapClientTLS(optionsForClientTLS(host, trustRoot=trust), endpoint) if address.tls else endpoint
-        )
+        return endpoint if tls is None else tls.over(endpoint, host)
 
     if config.redis_sentinels:
         name = config.redis_sentinel_master

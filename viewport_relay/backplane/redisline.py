@@ -294,6 +294,8 @@ async def ask_once(
         raise
     except Exception as error:
         # As when a line is made: many unrelated kinds, all of which mean that there is no answer.
+        if isinstance(error, txredisapi.ConnectionError) and factory.lost_by is not None:
+            error = factory.lost_by  # type: ignore[assignment]
         raise CarrierFailed(factory.refused or _reason(error)) from None
     finally:
         if protocol is not None:
