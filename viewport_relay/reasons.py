@@ -334,6 +334,14 @@ class Reason(Enum):
         fix="none; the peer must send something or answer pings",
     )  # fmt: skip
 
+    PEER_FLAPPING = Entry(
+        "peer joins and leaves again and again", level="warn",
+        cause="one peer joined and left within 5 s more than five times in a minute: its process crashes, something "
+        "closes its connection, or two machines use one identity",
+        fix="read the log of that peer (role, workspace and address are in the details); if it reconnects after a close "
+        "by the relay, the entry `close` before it names the reason",
+    )  # fmt: skip
+
     # -- Noise link ----------------------------------------------------------------------------------------
     NOISE_INVALID_PSK = _close(
         "Noise handshake failed: invalid psk",

@@ -85,6 +85,8 @@ def event_of(reason: Reason) -> str:
     code = reason.code
     if reason in (Reason.INTERNAL_KEY_MISMATCH, Reason.BACKPLANE_UNREACHABLE):
         return code.lower()
+    if reason is Reason.PEER_FLAPPING:
+        return "flapping"
     for prefix, event in (
         ("ADMIN_", "admin_refused"), ("WORKER_TRANSPORT_", "worker_request"), ("BUS_", "bus_drop"),
     ):  # fmt: skip

@@ -1,9 +1,9 @@
 """Folding: entries that repeat are counted instead of written.
 
-The first few refusals of one source are written as they are; what follows within the minute is counted, and
-one summary tells how many there were, the first and the last time. Sources are told apart in three steps, so
-that made-up workspace ids or addresses gain an attacker nothing: first (reason, address, workspace, role),
-then (reason, address), then the reason alone. Nothing here writes; the log asks and gets summaries back.
+The first few refusals of one source are written as they are. What follows within the minute is counted, and one summary
+tells how many there were, the first and the last time. Sources are told apart in three steps, so that made-up workspace
+ids or addresses gain an attacker nothing: first (reason, address, workspace, role), then (reason, address), then the reason
+alone. This module writes nothing: the event log asks, and gets summaries back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from viewport_relay.reasons import Level, Reason
 
 @frozen
 class Source:
-    """Whom an entry is about, as far as it is known. `message` tells entries without a reason apart."""
+    """What an entry is about, as far as known. `message` tells entries without a reason apart."""
 
     event: str
     reason: Reason | None
@@ -34,7 +34,10 @@ class Source:
 
 @define(eq=False)
 class Fold:
-    """One window of one source. Times are seconds since the epoch; `count` is what was not written."""
+    """One window of one source. Times are seconds since the epoch; `count` is what was not written.
+
+    `detail` is what the last counted entry said was wrong.
+    """
 
     source: Source
     level: Level
@@ -43,6 +46,7 @@ class Fold:
     count: int = 0
     first: float = 0.0
     last: float = 0.0
+    detail: str | None = None
 
 
 @frozen
@@ -67,7 +71,7 @@ class Folding:
         self._asked = -math.inf
         self._next_end = math.inf
 
-    def counts(self, source: Source, level: Level, at: float) -> bool:
+    def counts(self, source: Source, level: Level, at: float, detail: str | None = None) -> bool:
         """True when the entry was counted and must not be written."""
         steps = (
             (source, self._allowed.source),
@@ -84,7 +88,7 @@ class Folding:
                 continue
             if fold.written >= allowed:
                 fold.first = fold.first or at
-                fold.last = at
+                fold.last, fold.detail = at, detail
                 fold.count += 1
                 return True
             charged.append(fold)

@@ -1,8 +1,9 @@
-"""The event log: one JSON object per line on a stream, and the last ones kept for the operator's door.
+"""The event log: one JSON object per line on a stream, and the latest ones kept in a ring for `/logs`.
 
-Every entry passes redaction, is of bounded size, and repeated refusals are folded. Logging never raises and
-never waits for anybody but the stream itself. Who reads the entries (`/logs`, the dashboard) is not known
-here.
+    event -> Problems (counts everything) -> flapping, folding -> redaction -> ring, stream, followers
+
+Every entry is redacted and of bounded size; repeated refusals and flapping peers are folded. Logging never raises, and
+waits for nothing but the stream.
 """
 
 from __future__ import annotations
@@ -11,20 +12,26 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from viewport_relay.observe.flapping import Flap, Flapping
 from viewport_relay.observe.folding import Allowance, Fold, Folding, Source
+from viewport_relay.observe.problems import Problems
 from viewport_relay.observe.redaction import Json, Redactor
 from viewport_relay.observe.ring import Record, Ring
 from viewport_relay.reasons import Level, Reason
 
-#: Joins and leaves are written one by one, whatever ended the connection.
-NEVER_FOLDED = frozenset({"join", "leave"})
+#: Events that are folded for flapping peers only, and events that are never folded.
+LIFE = frozenset({"join", "leave"})
+NEVER_FOLDED = frozenset({"join", "leave", "status"})
 
-#: Of entries without a reason those of level info are written one by one, but for these.
+#: Events that are folded although they have no reason and the level info.
 ALWAYS_FOLDED = frozenset({"twisted"})
+
+#: Folded entries whose connection ids are remembered, for those who know no more than that id.
+FOLDED_REMEMBERED = 4096
 
 #: An entry with a longer line has its details shortened to about this many characters.
 MAX_LINE = 16_384
@@ -44,13 +51,26 @@ class TextStream(Protocol):
     def flush(self) -> object: ...
 
 
+class Folded(NamedTuple):
+    """An entry that was counted instead of written."""
+
+    at: float
+    level: Level
+    event: str
+    reason: Reason | None
+    message: str | None
+    connection_id: str
+    details: dict[str, Any]
+
+
 class EventLog:
     """The `EventSink` of the running relay.
 
     `stream` gets the lines of `level` and above; the ring keeps `max_entries` of every level. `now` gives
     seconds since the epoch. `secrets` are exact values that must appear nowhere. `allowance` says when
-    repeated entries are folded. Call `sweep` about once a second (it ends the windows of folding when nothing
-    else is logged) and `close` at the end.
+    repeated entries are folded. `relay_id` is put into every line where it is given: one of several relays.
+    Call `sweep` about once a second (it ends the windows of folding when nothing else is logged) and `close`
+    at the end.
     """
 
     def __init__(
@@ -62,13 +82,19 @@ class EventLog:
         now: Callable[[], float] = time.time,
         secrets: Iterable[str] = (),
         allowance: Allowance | None = None,
+        relay_id: str | None = None,
     ) -> None:
+        self._relay_id = relay_id
         self._stream = stream
         self._least = _RANK[level]
         self._now = now
         self.redactor = Redactor(secrets)
         self._ring = Ring(max_entries)
         self._folding = Folding(allowance)
+        self._flapping = Flapping()
+        self._folded: dict[str, Folded] = {}
+        #: what is wrong at present
+        self.problems = Problems(self.redactor)
         self._followers: list[Callable[[Record], None]] = []
         self._seq = 0
         self._lost = 0
@@ -100,10 +126,18 @@ class EventLog:
             level = level or reason.entry.level
             message = reason.text if message is None else message
         level = level or "info"
-        may_fold = reason is not None or level != "info" or event in ALWAYS_FOLDED
-        if may_fold and event not in NEVER_FOLDED:
+        self.problems.note(at, level, event, reason, message, connection_id, details)
+        if event in LIFE:
+            if self._flaps(at, event, connection_id, details):
+                return
+        elif event not in NEVER_FOLDED and (reason is not None or level != "info" or event in ALWAYS_FOLDED):
             source = _source(event, reason, message if reason is None else None, details)
-            if self._folding.counts(source, level, at):
+            detail = details.get("detail")
+            if self._folding.counts(source, level, at, detail if isinstance(detail, str) else None):
+                if connection_id is not None:
+                    self._remember(
+                        connection_id, Folded(at, level, event, reason, message, connection_id, details)
+                    )
                 return
         code = reason.code if reason is not None else None
         self._emit(at, level, event, code, message, connection_id, details)
@@ -158,9 +192,44 @@ class EventLog:
 
         return stop
 
+    def folded_entry(self, connection_id: str) -> dict[str, Any] | None:
+        """The entry of a connection that was folded away, as JSON; None if there is none, or it is forgotten."""
+        folded = self._folded.get(connection_id)
+        if folded is None:
+            return None
+        code = None if folded.reason is None else folded.reason.code
+        return self._entry(
+            folded.at, folded.level, folded.event, code, folded.message, connection_id, dict(folded.details)
+        )
+
     # -- inside --------------------------------------------------------------------------------------------
 
+    def _remember(self, connection_id: str, folded: Folded) -> None:
+        if len(self._folded) >= FOLDED_REMEMBERED:
+            del self._folded[next(iter(self._folded))]
+        self._folded[connection_id] = folded
+
+    def _flaps(self, at: float, event: str, connection_id: str | None, details: dict[str, Any]) -> bool:
+        """Whether the join or leave is a flapping peer's and was counted."""
+        if event == "join":
+            return self._flapping.joined(at, connection_id, details)
+        flap = self._flapping.left(at, connection_id, details)
+        if flap is None:
+            self._write_stayed()
+            return False
+        reason = Reason.PEER_FLAPPING
+        about = {**details, "detail": flap.text}
+        self.problems.note(at, reason.entry.level, "flapping", reason, None, connection_id, about)
+        return True
+
+    def _write_stayed(self) -> None:
+        for join in self._flapping.stayed():
+            self._emit(join.at, "info", "join", None, None, join.connection_id, dict(join.details))
+
     def _end_windows(self, at: float, *, everything: bool = False) -> None:
+        for flap in self._flapping.ended(at, everything=everything):
+            self._emit_flapping(at, flap)
+        self._write_stayed()
         for fold in self._folding.ended(at, everything=everything):
             source = fold.source
             details = {
@@ -171,10 +240,26 @@ class EventLog:
                 "ip": source.ip,
                 "workspaceId": source.workspace_id,
                 "role": source.role,
+                "detail": fold.detail,
             }
             what = source.reason.text if source.reason is not None else source.message or source.event
             text = f"{what}: {fold.count} more, not written one by one"
-            self._emit(at, fold.level, "folded", source.code, text, None, details, fold)
+            self._emit(at, fold.level, "folded", source.code, text, None, details, fold.count, source.event)
+
+    def _emit_flapping(self, at: float, flap: Flap) -> None:
+        reason, about = Reason.PEER_FLAPPING, flap.details
+        details = {
+            "count": flap.count,
+            "first": timestamp(flap.first),
+            "last": timestamp(flap.last),
+            **{
+                name: about.get(name) for name in ("role", "workspaceId", "runtimeTargetId", "clientId", "ip")
+            },
+            "detail": about.get("detail"),
+        }
+        self._emit(
+            at, reason.entry.level, "flapping", reason.code, flap.text, None, details, flap.count, "leave"
+        )
 
     def _emit(
         self,
@@ -185,18 +270,11 @@ class EventLog:
         message: str | None,
         connection_id: str | None,
         details: dict[str, Any],
-        fold: Fold | None = None,
+        folded: int = 0,
+        of: str = "",
     ) -> None:
-        entry: dict[str, Json] = {"ts": timestamp(at), "level": level, "event": event}
-        if code is not None:
-            entry["reason"] = code
-        if message is not None:
-            entry["message"] = self.redactor.message(message)
-        if connection_id is not None:
-            entry["connectionId"] = self.redactor.identifier(connection_id)
-        detail = self.redactor.detail
-        shown = {key: detail(key, value) for key, value in details.items() if value is not None}
-        entry["details"] = shown
+        entry = self._entry(at, level, event, code, message, connection_id, details)
+        shown = entry["details"]
         line = _dump(entry)
         if len(line) > MAX_LINE:
             _shorten(shown)
@@ -206,9 +284,33 @@ class EventLog:
         record = Record(
             self._seq, at, level, event, code,
             workspace if isinstance(workspace, str) else None,
-            connection_id, line, fold.count if fold else 0, fold.source.event if fold else "",
+            connection_id, line, folded, of,
         )  # fmt: skip
         self._put(record)
+
+    def _entry(
+        self,
+        at: float,
+        level: Level,
+        event: str,
+        code: str | None,
+        message: str | None,
+        connection_id: str | None,
+        details: dict[str, Any],
+    ) -> dict[str, Any]:
+        """The entry as JSON, redacted."""
+        entry: dict[str, Any] = {"ts": timestamp(at), "level": level, "event": event}
+        if code is not None:
+            entry["reason"] = code
+        if message is not None:
+            entry["message"] = self.redactor.message(message)
+        if connection_id is not None:
+            entry["connectionId"] = self.redactor.identifier(connection_id)
+        if self._relay_id is not None:
+            entry["relayId"] = self._relay_id
+        detail = self.redactor.detail
+        entry["details"] = {key: detail(key, value) for key, value in details.items() if value is not None}
+        return entry
 
     def _put(self, record: Record) -> None:
         self._ring.append(record)
@@ -222,6 +324,8 @@ class EventLog:
             # tell of the gap first, once the stream takes lines again
             gap: dict[str, Json] = {"ts": timestamp(at), "level": "error", "event": "log_lines_lost"}
             gap["message"] = "the log could not be written for a while"
+            if self._relay_id is not None:
+                gap["relayId"] = self._relay_id
             gap["details"] = {"count": self._lost}
             text = f"{_dump(gap)}\n{line}\n"
         else:

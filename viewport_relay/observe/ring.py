@@ -1,8 +1,8 @@
 """The bounded memory of the event log.
 
-One kind of entry (event and reason) may fill it only while nobody else wants the room: when it is full, a
-kind that holds more than half of it gives way first, else the oldest entry goes. So a flood of one refusal
-from a thousand addresses does not push out the one line that explains it.
+Each level has a reserved share. A full ring evicts from the level that exceeds its reserve most, there from the largest
+kind (event and reason), and of that kind the oldest record. A flood of joins therefore leaves warnings and errors alone,
+and a flood of one refusal leaves the records of all other kinds.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ from collections import deque
 from collections.abc import Iterator
 from heapq import merge
 from operator import attrgetter
+from typing import Final, TypeAlias
 
 import msgspec
 
 from viewport_relay.reasons import Level
 
+_Kind: TypeAlias = tuple[str, str | None]
+
+#: Share of the ring that each level keeps whatever the others log. The rest is free for all.
+RESERVED: Final[dict[Level, float]] = {"error": 0.25, "warn": 0.25, "info": 0.25}
+
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One entry as it was written. `at` is in seconds since the epoch; `line` is its JSON text.
+    """One entry as written. `at` is in seconds since the epoch; `line` is the JSON text.
 
-    `folded` is the number of entries that a summary stands for (0: it is no summary), `of` their event.
+    `folded` is the number of entries that a summary stands for (0: the record is no summary), `of` is their event.
     """
 
     seq: int
@@ -35,40 +41,46 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     of: str = ""
 
 
+class _Shelf:
+    """The records of one level, by kind."""
+
+    __slots__ = ("count", "kinds", "reserved")
+
+    def __init__(self, reserved: int) -> None:
+        self.reserved = reserved
+        self.count = 0
+        self.kinds: dict[_Kind, deque[Record]] = {}
+
+    def append(self, record: Record) -> None:
+        self.kinds.setdefault((record.event, record.reason), deque()).append(record)
+        self.count += 1
+
+    def evict(self) -> None:
+        """Drop the oldest record of the largest kind; among equal kinds, of the one whose oldest record is oldest."""
+        kind = max(self.kinds, key=lambda kind: (len(self.kinds[kind]), -self.kinds[kind][0].seq))
+        records = self.kinds[kind]
+        records.popleft()
+        if not records:
+            del self.kinds[kind]
+        self.count -= 1
+
+
 class Ring:
     """At most `size` records, oldest first."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._kinds: dict[tuple[str, str | None], deque[Record]] = {}
-        self._count = 0
+        self._shelves = {level: _Shelf(int(size * share)) for level, share in RESERVED.items()}
 
     def __len__(self) -> int:
-        return self._count
+        return sum(shelf.count for shelf in self._shelves.values())
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(list(merge(*self._kinds.values(), key=attrgetter("seq"))))
+        kinds = [records for shelf in self._shelves.values() for records in shelf.kinds.values()]
+        return iter(list(merge(*kinds, key=attrgetter("seq"))))
 
     def append(self, record: Record) -> None:
-        kind = (record.event, record.reason)
-        if self._count >= self.size:
-            self._evict()
-        records = self._kinds.get(kind)
-        if records is None:
-            records = self._kinds[kind] = deque()
-        records.append(record)
-        self._count += 1
-
-    def _evict(self) -> None:
-        half, oldest = self.size // 2, -1
-        for kind, records in self._kinds.items():
-            if len(records) > half:
-                victim = kind
-                break
-            if oldest < 0 or records[0].seq < oldest:
-                victim, oldest = kind, records[0].seq
-        records = self._kinds[victim]
-        records.popleft()
-        if not records:
-            del self._kinds[victim]
-        self._count -= 1
+        if len(self) >= self.size:
+            fullest = max(self._shelves.values(), key=lambda shelf: shelf.count - shelf.reserved)
+            fullest.evict()
+        self._shelves[record.level].append(record)

@@ -1,0 +1,104 @@
+"""Flapping peers: what is written, what is counted, and that no connection is lost from the log."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from viewport_relay.observe import flapping
+from viewport_relay.observe.logs import EventLog
+
+
+class Clock:
+    at = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def log(clock):
+    return EventLog(io.StringIO(), max_entries=5000, now=clock)
+
+
+def about(ip="192.0.2.1", workspace="w"):
+    return {"role": "workspace-daemon", "workspaceId": workspace, "runtimeTargetId": "t", "ip": ip}
+
+
+def life(log, clock, name, seconds=0.4, **who):
+    log.event("join", connection_id=name, **about(**who))
+    clock.at += seconds
+    log.event("leave", connection_id=name, message="1006", **about(**who), seconds=seconds)
+
+
+def events(log):
+    return [entry["event"] for entry in log.entries()]
+
+
+def test_many_short_lives_are_one_finding(log, clock):
+    for n in range(127 + flapping.LIVES):
+        life(log, clock, f"c-{n}")
+    assert events(log).count("join") == events(log).count("leave") <= 2 * flapping.LIVES
+    log.close()
+    findings = [entry for entry in log.entries() if entry["event"] == "flapping"]
+    assert {entry["reason"] for entry in findings} == {"PEER_FLAPPING"} and findings[0]["level"] == "warn"
+    assert sum(entry["details"]["count"] for entry in findings) + events(log).count("leave") == 132
+    assert findings[0]["message"].startswith("joined and left within 1 s, ")
+    assert findings[0]["details"]["workspaceId"] == "w" and findings[0]["details"]["ip"] == "192.0.2.1"
+    (problem,) = log.problems.open(clock.at)
+    assert problem.code == "PEER_FLAPPING" and "times" in problem.sample.detail
+
+
+def test_the_connection_that_stays_is_in_the_log_with_the_time_of_its_join(log, clock):
+    for n in range(8):
+        life(log, clock, f"c-{n}")
+    joined = clock.at
+    log.event("join", connection_id="stays", **about())
+    assert "stays" not in str(log.entries())
+    clock.at += 90
+    log.sweep()
+    entry = log.entries()[-1]
+    assert entry["event"] == "join" and entry["connectionId"] == "stays"
+    assert entry["ts"].endswith(f"{joined % 60:06.3f}Z")
+
+
+def test_a_long_life_of_a_flapping_peer_is_written_whole(log, clock):
+    for n in range(8):
+        life(log, clock, f"c-{n}")
+    before = len(log.entries())
+    life(log, clock, "long", seconds=30)
+    assert [(e["event"], e["connectionId"]) for e in log.entries()[before:]] == [
+        ("join", "long"),
+        ("leave", "long"),
+    ]
+
+
+@pytest.mark.parametrize("other", [{"ip": "192.0.2.2"}, {"workspace": "v"}])
+def test_other_peers_are_not_folded_along(log, clock, other):
+    for n in range(20):
+        life(log, clock, f"c-{n}")
+    before = len(log.entries())
+    life(log, clock, "another", **other)
+    assert len(log.entries()) == before + 2
+
+
+def test_ordinary_lives_are_written_one_by_one(log, clock):
+    for n in range(50):
+        life(log, clock, f"c-{n}", seconds=6)
+    assert len(log.entries()) == 100
+
+
+def test_the_table_is_bounded_and_ends(log, clock, monkeypatch):
+    monkeypatch.setattr(flapping, "MOST_PEERS", 10)
+    for n in range(100):
+        life(log, clock, f"c-{n}", seconds=0.001, workspace=f"w-{n}")
+    assert len(log._flapping._peers) == 10
+    clock.at += 61
+    log.sweep()
+    assert log._flapping._peers == {}

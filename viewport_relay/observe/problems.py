@@ -1,0 +1,250 @@
+"""What is wrong at present: one row for each reason, counted for every event, folded or not.
+
+    event log -> Problems.note -> rows -> status line, verdict of `/logs`, dashboard
+
+A row belongs to a reason, or to an event of level warn or error that has no reason. A row is *open* while the last
+event is younger than QUIET seconds; after that the episode is over, and the next event begins a new one. Everything is
+bounded: rows by the tables of reasons and events, workspaces and addresses by MOST_DISTINCT for each row.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+from attrs import Factory, define
+
+from viewport_relay.observe.redaction import Redactor
+from viewport_relay.reasons import Level, Reason
+
+#: Seconds that "lately" covers, and the width of one slot of counts.
+SPAN: Final = 300.0
+_SLOT: Final = 10.0
+
+#: Seconds without an event after which a problem counts as over.
+QUIET: Final = 120.0
+
+#: Most workspaces and addresses that one row tells apart, and most rows.
+MOST_DISTINCT: Final = 256
+MOST_ROWS: Final = 256
+
+#: Characters of a sample's texts.
+_SAMPLE_CHARS: Final = 400
+
+#: Events that report the cause of refusals. They count for a reason only while no peer was refused for the reason.
+BACKGROUND: Final = frozenset({"jwks_fetch_failed", "internal_key_mismatch"})
+
+#: Events that are no problem by themselves: life, summaries, and what repeats another event.
+_IGNORED: Final = frozenset({"join", "leave", "folded", "status"})
+
+_RANK: Final[Mapping[str, int]] = {"info": 0, "warn": 1, "error": 2}
+
+
+class Recent:
+    """Counts within the last SPAN seconds, in slots of 10 s."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self) -> None:
+        self._slots: deque[list[int]] = deque(maxlen=int(SPAN / _SLOT) + 1)
+
+    def add(self, at: float, count: int = 1) -> None:
+        slot = int(at / _SLOT)
+        if self._slots and self._slots[-1][0] >= slot:
+            self._slots[-1][1] += count
+        else:
+            self._slots.append([slot, count])
+
+    def total(self, at: float) -> int:
+        """Counts of the last SPAN seconds before `at` (seconds since the epoch)."""
+        oldest = int((at - SPAN) / _SLOT)
+        return sum(count for slot, count in self._slots if slot > oldest)
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One event of a problem. `detail` says what exactly was wrong, `hint` what this case calls for."""
+
+    at: float
+    event: str
+    detail: str = ""
+    hint: str = ""
+    role: str = ""
+    workspace_id: str = ""
+    runtime_target_id: str = ""
+    ip: str = ""
+    connection_id: str = ""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A row as readers get it, redacted. Times are seconds since the epoch.
+
+    `count` is of the present episode, `lately` of the last SPAN seconds, `total` since the start. `workspaces` and
+    `addresses` hold at most MOST_DISTINCT each.
+    """
+
+    code: str
+    level: Level
+    text: str
+    count: int
+    lately: int
+    total: int
+    first: float
+    last: float
+    workspaces: list[str]
+    addresses: list[str]
+    sample: Sample
+    background: bool = False  # only events of BACKGROUND were counted
+
+    @property
+    def reason(self) -> Reason | None:
+        return Reason.__members__.get(self.code)
+
+    def is_open(self, at: float) -> bool:
+        return at - self.last < QUIET
+
+    @property
+    def weight(self) -> tuple[int, int, float]:
+        """Sorts problems, the worst last: level, then how often lately, then how late."""
+        return _RANK[self.level], self.lately, self.last
+
+
+@define(eq=False)
+class _Row:
+    level: Level
+    text: str
+    first: float
+    last: float
+    count: int = 0
+    total: int = 0
+    background: bool = False
+    lately: Recent = Factory(Recent)
+    workspaces: dict[str, None] = Factory(dict)
+    addresses: dict[str, None] = Factory(dict)
+    sample: tuple[str, Mapping[str, Any], str | None] = ("", {}, None)
+
+
+class Problems:
+    """Counts events by reason. `redactor` takes secrets out when rows are read.
+
+    `elsewhere` holds the rows of other processes of this relay; `rows` adds them.
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._rows: dict[str, _Row] = {}
+        self._admitted = Recent()
+        self._refused = Recent()
+        self.elsewhere: list[Problem] = []
+        #: admitted and refused lately in other processes
+        self.recent_elsewhere: tuple[int, int] = (0, 0)
+
+    def note(
+        self,
+        at: float,
+        level: Level,
+        event: str,
+        reason: Reason | None,
+        message: str | None,
+        connection_id: str | None,
+        details: Mapping[str, Any],
+    ) -> None:
+        """Count one event."""
+        if event == "join":
+            self._admitted.add(at)
+        elif event == "refuse":
+            self._refused.add(at)
+        if event in _IGNORED or (reason is None and level == "info"):
+            return
+        code = event if reason is None else reason.name
+        row = self._rows.get(code)
+        if row is None:
+            if len(self._rows) >= MOST_ROWS:
+                return
+            row = self._rows[code] = _Row(level, "", at, at)
+        if at - row.last >= QUIET:
+            row.first, row.count = at, 0
+            row.workspaces.clear()
+            row.addresses.clear()
+        row.last = at
+        background = event in BACKGROUND
+        if background and row.total and not row.background:
+            return  # refused peers are counted already, and give the sample
+        if row.background and not background:
+            row.count, row.total, row.lately = 0, 0, Recent()
+        row.level, row.background = level, background
+        row.text = message or (reason.text if reason is not None else event)
+        row.count += 1
+        row.total += 1
+        row.lately.add(at)
+        row.sample = (event, details, connection_id)
+        _distinct(row.workspaces, details.get("workspaceId"))
+        _distinct(row.addresses, details.get("ip"))
+
+    def rows(self, at: float) -> list[Problem]:
+        """Every row, the latest first."""
+        own = [self._shown(code, row, at) for code, row in self._rows.items()]
+        return sorted(_merged([*own, *self.elsewhere]), key=lambda row: row.last, reverse=True)
+
+    def open(self, at: float) -> list[Problem]:
+        """The open rows of level warn and error, the worst first."""
+        found = [row for row in self.rows(at) if row.level != "info" and row.is_open(at)]
+        return sorted(found, key=lambda row: row.weight, reverse=True)
+
+    def recent(self, at: float) -> tuple[int, int]:
+        """How many peers were admitted, and how many upgrades refused, in the last SPAN seconds."""
+        admitted, refused = self.recent_elsewhere
+        return self._admitted.total(at) + admitted, self._refused.total(at) + refused
+
+    def _shown(self, code: str, row: _Row, at: float) -> Problem:
+        event, details, connection_id = row.sample
+
+        def text(name: str) -> str:
+            value = details.get(name)
+            if value is None:
+                return ""
+            shown = self._redactor.detail(name, value)
+            return shown[:_SAMPLE_CHARS] if isinstance(shown, str) else ""
+
+        sample = Sample(
+            row.last, event, text("detail") or text("why"), text("hint"), text("role"), text("workspaceId"),
+            text("runtimeTargetId"), text("ip"), self._redactor.identifier(connection_id or ""),
+        )  # fmt: skip
+        identifier = self._redactor.identifier
+        return Problem(
+            code, row.level, self._redactor.text(row.text, _SAMPLE_CHARS), row.count, row.lately.total(at), row.total,
+            row.first, row.last, [identifier(name) for name in row.workspaces], list(row.addresses), sample,
+            row.background,
+        )  # fmt: skip
+
+
+def _distinct(into: dict[str, None], value: object) -> None:
+    if isinstance(value, str) and len(into) < MOST_DISTINCT:
+        into[value[:128]] = None
+
+
+def _merged(rows: Iterable[Problem]) -> Iterator[Problem]:
+    """One row for each code."""
+    by_code: dict[str, Problem] = {}
+    for row in rows:
+        have = by_code.get(row.code)
+        by_code[row.code] = row if have is None else _sum(have, row)
+    yield from by_code.values()
+
+
+def _sum(one: Problem, other: Problem) -> Problem:
+    if one.background is not other.background:
+        return other if one.background else one
+    late, early = (one, other) if one.last >= other.last else (other, one)
+    # The earlier one's episode is over if that was quiet for long before the later one's last event.
+    same = late.last - early.last < QUIET
+    return msgspec.structs.replace(
+        late,
+        count=late.count + early.count if same else late.count,
+        lately=late.lately + early.lately,
+        total=late.total + early.total,
+        first=min(late.first, early.first) if same else late.first,
+        workspaces=list(dict.fromkeys([*late.workspaces, *early.workspaces]))[:MOST_DISTINCT],
+        addresses=list(dict.fromkeys([*late.addresses, *early.addresses]))[:MOST_DISTINCT],
+    )
