@@ -17,7 +17,6 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.components import Componentized
 
 from viewport_relay import __version__, descriptors
@@ -44,7 +43,7 @@ from viewport_relay.wire.hub import Hub
 from viewport_relay.wire.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.wire.proxyprotocol import ProxyFactory
 from viewport_relay.wire.site import RelaySite, Root
-from viewport_relay.wire.tls import CertificateWatch, ServerContext
+from viewport_relay.wire.tls import CertificateWatch, ServerContext, TLSFactory
 from viewport_relay.wire.upgrade import UpgradeResource
 from viewport_relay.wire.websocket import ConnectionFactory
 from viewport_relay.wire.worker import WorkerTransport
@@ -317,7 +316,7 @@ class RelayService(MultiService):
             Root(self.upgrade, self._door(admin=not self.config.admin_listen), documents),
             self._http_connections(public=True),
         )
-        factory = site if self._tls is None else TLSMemoryBIOFactory(self._tls, False, site)
+        factory = site if self._tls is None else TLSFactory(self._tls, False, site, self.reactor)
         return ProxyFactory(factory) if self.config.proxy_protocol else factory
 
     def _admin_factory(self) -> IProtocolFactory:

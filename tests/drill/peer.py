@@ -88,10 +88,19 @@ def kex_response(request: str, session: str) -> str:
 
 
 def dial(
-    port: int, tls: ssl.SSLContext | None = None, timeout: float = 20.0, source: str = "127.0.0.1"
+    port: int,
+    tls: ssl.SSLContext | None = None,
+    timeout: float = 20.0,
+    source: str = "127.0.0.1",
+    receive_buffer: int = 0,
 ) -> socket.socket:
-    """`source` is the address of loopback that it comes from."""
-    sock = socket.create_connection(("127.0.0.1", port), timeout, (source, 0))
+    """`source` is the address of loopback that it comes from; `receive_buffer` is in bytes, 0 for the kernel's."""
+    sock = socket.socket()
+    if receive_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.settimeout(timeout)
+    sock.bind((source, 0))
+    sock.connect(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock if tls is None else tls.wrap_socket(sock, server_hostname="localhost")
 
@@ -117,8 +126,10 @@ class Peer:
         before: bytes = b"",
         early: bytes = b"",
         source: str = "127.0.0.1",
+        receive_buffer: int = 0,
     ) -> None:
-        """`port` of loopback, dialled from its address `source`, or the path of a socket. `before` is sent first (a PROXY header), `early` in one piece with the request. Raises Refused."""
+        """`port` of loopback (`source`, `receive_buffer`: see `dial`), or the path of a socket. `before` is sent first (a
+        PROXY header), `early` in one piece with the request. Raises Refused."""
         self.session = f"session-{next(_numbers)}"
         self._buffer = b""
         if isinstance(port, Path):
@@ -126,7 +137,7 @@ class Peer:
             self.sock.settimeout(timeout)
             self.sock.connect(str(port))
         else:
-            self.sock = dial(port, timeout=timeout, source=source)
+            self.sock = dial(port, timeout=timeout, source=source, receive_buffer=receive_buffer)
         if before:
             self.sock.sendall(before)
         if tls is not None:
@@ -148,7 +159,9 @@ class Peer:
     ) -> Self:
         """`relay` has a `port`, and `tls` when it speaks TLS."""
         options = {
-            name: more.pop(name) for name in ("timeout", "before", "early", "tls", "source") if name in more
+            name: more.pop(name)
+            for name in ("timeout", "before", "early", "tls", "source", "receive_buffer")
+            if name in more
         }
         options.setdefault("tls", getattr(relay, "tls", None))
         headers = more.pop("headers", {})

@@ -10,6 +10,7 @@ It is started with twistd, as an operator starts it. Everything here blocks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -175,6 +176,19 @@ class Relay:
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def accepted(self) -> int:
+        """Connections to its port that the process holds a descriptor of."""
+        held = set()
+        for descriptor in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                held.add(os.readlink(f"/proc/{self.pid}/fd/{descriptor}"))
+        listening, count = "0A", 0
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == self.port and fields[3] != listening:
+                count += f"socket:[{fields[9]}]" in held
+        return count
 
     def cpu(self) -> float:
         """Seconds of CPU used so far."""

@@ -221,14 +221,18 @@ class RelayChannel(HTTPChannel):
         if self.transport is not None:
             self.transport.abortConnection()
 
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self._stop_timers()
-        if self.connections is not None:
-            self.connections.leave(self)
+    def peer_gone(self) -> None:
+        """Cancel the upgrade that waits: TLS is over. The TLS transport ends the TCP connection."""
         self.gone = True
         call, self._when_gone = self._when_gone, None
         if call is not None:
             call()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        self._stop_timers()
+        if self.connections is not None:
+            self.connections.leave(self)
+        self.peer_gone()
         HTTPChannel.connectionLost(self, reason)
 
     def _stop_timers(self) -> None:

@@ -10,13 +10,20 @@ import os
 from typing import Final
 
 from OpenSSL import SSL
-from twisted.internet.interfaces import IOpenSSLContextFactory, IReactorTime
+from twisted.internet import tcp
+from twisted.internet.interfaces import IDelayedCall, IOpenSSLContextFactory, IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
 from twisted.internet.task import LoopingCall
+from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from viewport_relay.config import Config, ConfigError
 from viewport_relay.observe.sink import EventSink
+
+#: Seconds that the TCP connection has to send what it holds once TLS is over.
+FLUSH_TIMEOUT: Final = 10.0
 
 #: Seconds between two looks at the files. A change is taken up when it was the same at two looks.
 WATCH_SECONDS: Final = 10.0
@@ -136,3 +143,36 @@ class CertificateWatch:
         seen, self._seen = self._seen, self._context.versions()
         if self._context.changed and self._seen == seen:
             self.reload()
+
+
+class TLSTransport(BufferingTLSTransport):
+    """Twisted's TLS transport, which also ends when the peer's close_notify meets a full send buffer.
+
+    When TLS is over, the wrapped protocol's `peer_gone()` is called, if it has one, and the TCP connection has
+    `FLUSH_TIMEOUT` seconds to send what it holds. Twisted alone would stay for ever: it resumes the paused producer
+    where it should close.
+    """
+
+    transport: tcp.Connection
+    _flush: IDelayedCall | None = None
+
+    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        super()._tlsShutdownFinished(reason)  # type: ignore[no-untyped-call]
+        # Nothing can be written any more, so no producer may hold up the end of the TCP connection.
+        self.transport.unregisterProducer()
+        if self._flush is None and self.connected:
+            self._flush = self.factory._clock.callLater(FLUSH_TIMEOUT, self.transport.abortConnection)
+        peer_gone = getattr(self.wrappedProtocol, "peer_gone", None)
+        if peer_gone is not None:
+            peer_gone()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)  # may find the end of TLS itself, in what was not yet decrypted
+        if self._flush is not None and self._flush.active():
+            self._flush.cancel()
+
+
+class TLSFactory(TLSMemoryBIOFactory):
+    """TLS around another factory's connections."""
+
+    protocol = TLSTransport

@@ -91,9 +91,29 @@ class _Slots(_Hot):
     """The rest of our attributes: in a dict with all of Autobahn's they would be slow and large."""
 
     __slots__ = (
-        "_deadline", "_paused_by", "_pong_due", "_seal", "_when_lost", "announced", "connection_id", "decide",
-        "early", "ip", "is_daemon", "link", "link_side", "lost", "noise", "pinged_at", "postponed", "reader",
-        "receive", "subprotocol", "unanswered_since", "version",
+        "_deadline",
+        "_gone",
+        "_paused_by",
+        "_pong_due",
+        "_seal",
+        "_when_lost",
+        "announced",
+        "connection_id",
+        "decide",
+        "early",
+        "ip",
+        "is_daemon",
+        "link",
+        "link_side",
+        "lost",
+        "noise",
+        "pinged_at",
+        "postponed",
+        "reader",
+        "receive",
+        "subprotocol",
+        "unanswered_since",
+        "version",
     )  # fmt: skip
 
 
@@ -134,6 +154,7 @@ class Connection(_Slots, Protocol):
         self._when_lost: list[Callable[[], None]] = []
         self._paused_by: frozenset[object] = _BY_NOBODY
         self.postponed = b""  # received, and left to the next turn
+        self._gone = False  # TLS is over
         self._pong_due: bytes | None = None
         self._deadline: IDelayedCall | None = None
 
@@ -238,6 +259,8 @@ class Connection(_Slots, Protocol):
             self.autobahn_received(data)
         if self.postponed or self.lost:
             return
+        if self._gone:
+            self._tls_over()
         self._paused_by -= {_TURN}
         if not self._paused_by or self.ending is not None:
             self._read_on()
@@ -519,6 +542,24 @@ class Connection(_Slots, Protocol):
     def _peer_gone(self) -> None:
         if self.link_side is not None:
             self.link_side.peer_gone()
+
+    def peer_gone(self) -> None:
+        """Take the connection out of routing: TLS is over (close_notify, or an error), and nothing can be sent.
+
+        The TLS transport ends the TCP connection, within its own time limit. Input that was postponed comes first.
+        """
+        if not self.lost and not self._gone:
+            self._gone = True
+            if not self.postponed:
+                self._tls_over()
+
+    def _tls_over(self) -> None:
+        self.state = self.STATE_CLOSED
+        self._cancel_deadline()
+        self._peer_gone()
+        self.factory.hub.left(self, "closed by peer", None)
+        self._stop_listening()
+        self.outbox.stopProducing()
 
     def dropConnection(self, abort: bool = False) -> None:
         """The closing handshake is done. Autobahn would abort here and lose what is still queued."""

@@ -1,0 +1,214 @@
+"""A peer that says it goes is out of routing at once, and its socket is gone within 10 s: every way, state and road.
+
+Ways: a Close frame, TLS close_notify with and without FIN, FIN, RST. States: its queue is full, it waits in a contest
+or an admission or a link handshake, it is paused, its HTTP answer is not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+
+from tests.drill.certificates import Identity
+from tests.drill.peer import CLOSE, Peer, dial, e2ee, frame, upgrade_request
+from tests.drill.platform import FaultyPlatform
+from tests.drill.relay import ADMIN, Relay, running, until
+
+#: Seconds until routing has forgotten the peer, and until its descriptor is closed.
+AT_ONCE: Final = 2.0
+CLOSED: Final = 13.0
+
+WAYS: Final = ("Close frame", "close_notify", "close_notify and FIN", "FIN", "RST")
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def relay(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, platform: FaultyPlatform
+) -> Iterator[Relay]:
+    settings = platform.environment() | {
+        "RELAY_PING_INTERVAL_MS": "60000",
+        "RELAY_PONG_TIMEOUT_MS": "30000",
+        "RELAY_VALIDATE_CACHE_TTL": "0",
+        "RELAY_ADMISSION_TIMEOUT_MS": "30000",
+    }
+    context = None
+    if request.param == "tls":
+        ca = Identity.self_signed("test CA")
+        files = ca.issue("relay", "localhost").write(tmp_path_factory.mktemp("tls"), "relay")
+        settings |= {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
+        context = ca.context()
+    with running(settings, tls=context) as made:
+        yield made
+        assert made.errors() == []
+
+
+@pytest.fixture(params=WAYS)
+def goes(request: pytest.FixtureRequest, relay: Relay) -> Callable[[socket.socket], None]:
+    """Makes the peer at this socket go; the descriptor stays open here, and nothing more is read."""
+    way: str = request.param
+    if relay.tls is None and way.startswith("close_notify"):
+        way = "FIN"  # what a plain peer says instead
+
+    def go(sock: socket.socket) -> None:
+        if way == "Close frame":
+            sock.sendall(frame(CLOSE, b"\x03\xe8"))
+            return
+        if way.startswith("close_notify"):
+            sock.settimeout(0.1)
+            with contextlib.suppress(OSError):
+                sock.unwrap()  # type: ignore[attr-defined]  # a TLS socket
+        if way == "RST":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        elif way != "close_notify":
+            sock.shutdown(socket.SHUT_WR)
+
+    return go
+
+
+class Watch:
+    """What the relay holds for one workspace, and how many connections there are."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+        self.workspace = f"gone-{next(_numbers)}"
+
+    def target(self) -> dict[str, object]:
+        return next(t for t in self.relay.state() if t["workspaceId"] == self.workspace)
+
+    def until_clients(self, count: int) -> None:
+        until(lambda: self.target()["clientCount"] == count, AT_ONCE, f"{count} clients")
+
+    def until_daemon(self, connected: bool) -> None:
+        until(lambda: self.target()["daemonConnected"] is connected, AT_ONCE, f"daemonConnected {connected}")
+
+    def until_connections(self, count: int) -> None:
+        """`/state` takes a connection of its own, which must be over by now."""
+        until(lambda: self.relay.accepted() == count, CLOSED, f"{count} connections")
+
+    def says(self, event: str) -> bool:
+        """Whether the log has this event of the workspace."""
+        return any(
+            entry["event"] == event and entry.get("details", {}).get("workspaceId") == self.workspace
+            for entry in self.relay.entries()
+        )
+
+
+@pytest.fixture
+def watch(relay: Relay) -> Watch:
+    until(lambda: relay.accepted() == 0, CLOSED, "the end of earlier connections")
+    return Watch(relay)
+
+
+@pytest.mark.parametrize(("frames", "size"), [(1, 900_000), (3, 900_000), (4, 900_000), (12, 200_000)])
+def test_a_client_whose_queue_is_full(
+    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None], frames: int, size: int
+) -> None:
+    daemon = Peer.daemon(watch.relay, platform, watch.workspace, "t")
+    client = Peer.client(watch.relay, platform, watch.workspace, "t", receive_buffer=8192)
+    client.converse(daemon)
+    for n in range(frames):
+        daemon.send(e2ee(client.session, n, "x" * size))
+    time.sleep(0.3)
+    watch.until_clients(1)
+    goes(client.sock)
+    watch.until_clients(0)
+    watch.until_connections(1)
+    client.close()
+    daemon.close()
+
+
+def test_a_daemon_whose_queue_is_full(
+    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
+) -> None:
+    """Its clients, which are paused for it, are read again."""
+    daemon = Peer.daemon(watch.relay, platform, watch.workspace, "t", receive_buffer=8192)
+    client = Peer.client(watch.relay, platform, watch.workspace, "t")
+    client.converse(daemon)
+    client.sock.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            client.send(e2ee(client.session, 1, "x" * 500_000))
+    client.sock.settimeout(20)
+    goes(daemon.sock)
+    watch.until_daemon(False)
+    watch.until_connections(1)
+    client.close()
+    daemon.close()
+
+
+def test_a_daemon_that_waits_in_a_contest(
+    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
+) -> None:
+    holder = Peer.daemon(watch.relay, platform, watch.workspace, "t")  # which answers no ping
+    challenger = Peer.daemon(watch.relay, platform, watch.workspace, "t")
+    goes(challenger.sock)
+    watch.until_connections(1)
+    holder.close()
+    watch.until_daemon(False)
+    challenger.close()
+
+
+def test_a_daemon_that_is_contested(
+    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
+) -> None:
+    """The one that waits has the seat at once."""
+    holder = Peer.daemon(watch.relay, platform, watch.workspace, "t")
+    challenger = Peer.daemon(watch.relay, platform, watch.workspace, "t")
+    client = Peer.client(watch.relay, platform, watch.workspace, "t")
+    began = time.monotonic()
+    goes(holder.sock)
+    until(lambda: watch.says("leave"), AT_ONCE, "the end of the holder")
+    client.converse(challenger)
+    assert time.monotonic() - began < 5
+    for peer in (holder, challenger, client):
+        peer.close()
+
+
+@pytest.mark.parametrize("goes", [way for way in WAYS if way != "Close frame"], indirect=True)
+def test_a_peer_that_waits_for_its_admission(
+    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
+) -> None:
+    """A Close frame before the 101 is read after it."""
+    platform.mode = "hang"
+    try:
+        sock = dial(watch.relay.port, watch.relay.tls)
+        token = platform.token("client", watch.workspace, "t")
+        path = f"/ws?role=client&workspaceId={watch.workspace}&runtimeTargetId=t"
+        asked = platform.validated
+        sock.sendall(upgrade_request(path, {"Authorization": f"Bearer {token}"}))
+        until(lambda: platform.validated > asked, 5, "the question to the platform")
+        goes(sock)
+        watch.until_connections(0)
+        sock.close()
+    finally:
+        platform.mode = "ok"
+
+
+def test_a_peer_in_its_link_handshake(
+    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
+) -> None:
+    headers = {"Sec-WebSocket-Protocol": "viewport.noise-link.v1"}
+    peer = Peer.client(watch.relay, platform, watch.workspace, "t", headers=headers)
+    goes(peer.sock)
+    watch.until_connections(0)
+    peer.close()
+
+
+@pytest.mark.parametrize("goes", [way for way in WAYS if way != "Close frame"], indirect=True)
+def test_an_answer_over_http_that_is_not_read(watch: Watch, goes: Callable[[socket.socket], None]) -> None:
+    sock = dial(watch.relay.port, watch.relay.tls, receive_buffer=8192)
+    ask = f"GET /admin/ HTTP/1.1\r\nHost: localhost\r\nX-Relay-Admin-Token: {ADMIN}\r\n\r\n".encode()
+    sock.sendall(ask * 200)
+    time.sleep(0.5)
+    goes(sock)
+    watch.until_connections(0)
+    sock.close()
