@@ -1,0 +1,201 @@
+"""The import rules of the house: which room of `viewport_relay` may import which, checked module by module.
+
+    python tools/arrows.py            prints the imports that break a rule, and the import circles
+    python tools/arrows.py --prune    takes from tests/unit/arrows-left.txt what no longer breaks a rule
+
+A room is a package or a top-level module of `viewport_relay`. Every import counts: at the top of a module, inside a
+function, under `if TYPE_CHECKING`. `tests/unit/test_arrows.py` keeps the rules; `make docs` draws the diagram of
+docs/topics/architecture.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "viewport_relay"
+LEFT = ROOT / "tests/unit/arrows-left.txt"
+
+#: Small modules that import nothing of the relay; every room but `protocol` may use them.
+TOOLS = frozenset({"deferredcache", "notify", "descriptors", "signals", "collector"})
+
+_BASE = frozenset({"reasons"})
+_LOW = _BASE | {"protocol", "config", "observe", "deferredcache"}
+_WIRE = _LOW | {"admission"}
+_SESSIONS = _WIRE | {"wire", "routing", "noise", "backplane.interface"}
+_SERVICE = _SESSIONS | {"sessions", "backplane", "admin"} | TOOLS
+
+#: room -> what its modules may import: rooms, or single modules as `room.module`. A room may always import itself.
+ALLOWED: Mapping[str, frozenset[str]] = {
+    "reasons": frozenset(),
+    **dict.fromkeys(sorted(TOOLS), frozenset[str]()),
+    "protocol": _BASE,
+    "config": _BASE,
+    "observe": _BASE,
+    "admission": _LOW,
+    "noise": _LOW,
+    "routing": _BASE | {"protocol"},
+    "wire": _WIRE,
+    "sessions": _SESSIONS,
+    "backplane": _LOW | {"admission.http", "admission.tls"},
+    "admin": _BASE | {"sessions.views", "routing.views", "observe", "config"},
+    "service": _SERVICE,
+    "workers": _SERVICE | {"service"},
+    "tap": _SERVICE | {"service", "workers", "devplatform"},  # --dev starts the dev platform
+    # Beside the relay. The reference peers and the dev platform share none of its code: they would share its mistakes.
+    "peer": frozenset(),
+    "devplatform": frozenset(),
+    "cli": _SERVICE | {"peer", "devplatform"},
+}
+
+
+def name_of(path: Path) -> str:
+    """Dotted name of a module below `viewport_relay`: `wire.upgrade`; a package by its own name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def modules() -> Mapping[str, Path]:
+    """name -> file, for every module of the relay but the package's own `__init__`."""
+    return {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := name_of(path))}
+
+
+def imported(path: Path) -> set[str]:
+    """Full dotted names that a module imports, wherever the import stands."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{path}: relative import")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def _module(name: str) -> str | None:
+    """The module of the relay that a dotted name lies in; None for other packages and the version."""
+    head, _, rest = name.partition(".")
+    if head != "viewport_relay" or not rest:
+        return None
+    while rest and rest not in modules():
+        rest = rest.rpartition(".")[0]
+    return rest or None
+
+
+@cache
+def graph() -> Mapping[str, frozenset[str]]:
+    """module -> the modules of the relay that it imports."""
+    return {
+        name: frozenset(there for full in imported(path) if (there := _module(full)) and there != name)
+        for name, path in modules().items()
+    }
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def may_import(here: str, there: str) -> bool:
+    """Whether the rules let module `here` import module `there`."""
+    allowed = ALLOWED.get(room(here), frozenset())
+    return room(here) == room(there) or room(there) in allowed or there in allowed
+
+
+def violations() -> set[str]:
+    """`here -> there` for each import that breaks a rule."""
+    return {
+        f"{here} -> {there}"
+        for here, targets in graph().items()
+        for there in targets
+        if not may_import(here, there)
+    }
+
+
+def circles() -> list[list[str]]:
+    """The groups of modules that import each other, directly or through others (Tarjan's algorithm)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for there in sorted(graph()[module]):
+            if there not in index:
+                visit(there)
+                low[module] = min(low[module], low[there])
+            elif there in stack:
+                low[module] = min(low[module], index[there])
+        if low[module] == index[module]:
+            group = stack[stack.index(module) :]
+            del stack[-len(group) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in graph():
+        if module not in index:
+            visit(module)
+    return sorted(found)
+
+
+def problems() -> set[str]:
+    """Every broken rule and every module that lies in a circle, one line each."""
+    return violations() | {f"circle: {module}" for group in circles() for module in group}
+
+
+# -- the diagram -------------------------------------------------------------------------------------------
+
+#: Rooms that the diagram leaves out: small modules, and what stands beside the relay.
+_NOT_DRAWN = TOOLS | {"cli", "peer", "devplatform", "config", "reasons"}
+
+
+def _reduced(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """The edges that no longer path implies."""
+
+    def reach(start: str, seen: set[str]) -> set[str]:
+        for there in edges[start] - seen:
+            seen.add(there)
+            reach(there, seen)
+        return seen
+
+    return {
+        here: {t for t in there if not any(t in reach(other, set()) for other in there - {t})}
+        for here, there in edges.items()
+    }
+
+
+def diagram() -> str:
+    """A Mermaid flow chart of the rooms and their imports; what a longer path implies is left out."""
+    drawn = sorted({room(module) for module in modules()} - _NOT_DRAWN)
+    edges: dict[str, set[str]] = {name: set() for name in drawn}
+    for here, targets in graph().items():
+        for there in targets:
+            if room(here) != room(there) and room(here) in edges and room(there) in edges:
+                edges[room(here)].add(room(there))
+    lines = [
+        f"    {here} --> {there}" for here, targets in _reduced(edges).items() for there in sorted(targets)
+    ]
+    return "\n".join(["```mermaid", "flowchart TD", *lines, "```"]) + "\n"
+
+
+def left() -> set[str]:
+    """The broken rules that are known and still to be mended."""
+    return set(LEFT.read_text("utf-8").splitlines()) if LEFT.exists() else set()
+
+
+def _write(lines: Iterable[str]) -> None:
+    LEFT.write_text("".join(f"{line}\n" for line in sorted(lines)), "utf-8")
+
+
+if __name__ == "__main__":
+    if "--prune" in sys.argv[1:]:
+        _write(left() & problems())
+    for line in sorted(problems()):
+        print(line)
