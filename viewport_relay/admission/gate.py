@@ -13,8 +13,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from viewport_relay.admission.connections import place_of
-from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.http import HttpClient, Target
 from viewport_relay.admission.jwks import JwksClient, JwksSettings
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
@@ -64,7 +63,7 @@ class Gate:
             ("RELAY_VALIDATE_URL", config.validate_url),
         ):
             try:
-                place_of(url)
+                Target.of(url)
             except ValueError as takes:  # its value is not shown: it may hold a password
                 raise ConfigError([f"{variable}: {takes}"]) from None
         clock: IReactorTime = reactor

@@ -1,18 +1,23 @@
-"""Asking the platform over HTTP: one question, one bounded answer, one time limit.
+"""The one HTTP client of the relay: treq over a pooled agent, one bounded answer for each call, one time limit over all of it.
 
-`HttpClient.ask` gives status, headers and body, or one of three failures that say what went wrong in a few
-words. The time limit covers everything: the name, connecting, TLS, head and body. Redirects are answers like
-any other. Nothing is decided here about what an answer means.
+`HttpClient.ask` gives status, headers and body, or raises an `HttpFailure` that says what went wrong in a few words. The
+limit covers the name, connecting, TLS, head and body. Redirects are answers like any other, cookies are not kept, a content
+coding is refused. What an answer means is decided elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from attrs import evolve, field, frozen
+from hyperlink import EncodedURL
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import (
     ConnectError,
     ConnectionClosed,
@@ -21,49 +26,94 @@ from twisted.internet.error import (
     NoRouteError,
     TCPTimedOutError,
 )
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Protocol as TwistedProtocol
-from twisted.internet.protocol import connectionDone
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IResponse
+from twisted.web.iweb import IAgent, IBodyProducer
+from zope.interface import implementer
 
-from viewport_relay.admission.connections import DirectTreq, place_of
+from viewport_relay.admission.agent import HEAD_MAX, HeadTooLong, PlainAgent, pooled_agent
 from viewport_relay.admission.tls import CertificateRefused, ClientTls
 from viewport_relay.config import Config
 
+_EVERY_CALL: Final = {
+    "accept": "application/json",
+    "accept-encoding": "identity",
+    "user-agent": "viewport-relay",
+}
 
-class Treq(Protocol):
-    """What is used of treq's client: `treq.client.HTTPClient`, `treq.testing.StubTreq` and `DirectTreq` fit."""
 
-    def request(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Headers,
-        data: bytes | None,
-        allow_redirects: bool,
-        unbuffered: bool,
-    ) -> Deferred[IResponse]: ...
+class Target(EncodedURL):
+    """An absolute http or https URL without user info, checked and encoded once.
+
+    treq takes an EncodedURL and encodes it again for each request, which takes longer than sending it, changes the path
+    (`/x?` becomes `/x`) and fails for IPv6 addresses: `to_uri` and `to_text` are the text that was checked.
+    """
+
+    encoded: str
+
+    @classmethod
+    def of(cls, text: str) -> Target:
+        """Check a URL. Raises ValueError whose text says what is taken, without the URL: it may hold a password."""
+        try:
+            url = EncodedURL.from_text(text)
+            ascii_text = text if text.isascii() else url.to_uri().to_text()
+        except (ValueError, TypeError):
+            raise ValueError("takes an absolute http or https URL") from None
+        scheme = url.scheme.lower()
+        if scheme not in ("http", "https") or not url.host:
+            raise ValueError("takes an absolute http or https URL")
+        if url.userinfo:
+            raise ValueError("takes a URL without user and password")
+        if url.port is not None and not 0 < url.port < 65536:
+            raise ValueError("takes a port from 1 to 65535")
+        authority, target = _split(ascii_text)
+        if any(not "!" <= character <= "~" or character == "\\" for character in ascii_text):
+            raise ValueError("takes a URL without spaces, backslashes and control characters")
+        made = cls(scheme, url.host)
+        made.encoded = f"{scheme}://{authority.lower()}{target}"
+        return made
+
+    @property
+    def shown(self) -> str:
+        """The URL for logs: without query, which may hold a secret."""
+        return self.encoded.partition("?")[0]
+
+    def to_uri(self) -> Target:
+        """Called by treq."""
+        return self
+
+    def to_text(self, with_password: bool = False) -> str:
+        """Called by treq."""
+        return self.encoded
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The authority of an absolute URL, and its target in origin-form (RFC 9112 section 3.2.1)."""
+    found = re.fullmatch(r"[^:]*://([^/?#]*)([^#]*)(?:#.*)?", url, re.DOTALL)
+    assert found is not None
+    return found[1], found[2] if found[2].startswith("/") else "/" + found[2]
 
 
 @frozen
 class Call:
     """What is asked, apart from the body; made once and asked many times.
 
-    `limit` is in seconds and covers everything, `max_bytes` bounds the body of the answer. `retry` asks once
-    more when a connection ends before anything came back; it is off where asking twice could do harm.
+    `limit` is in seconds and covers everything, `max_bytes` bounds the body of the answer. `retry` asks once more, over a
+    new connection, when a connection is closed before anything came back (RFC 9112 section 9.3.1); it is off where asking
+    twice could do harm. `gzip` takes a gzip-coded answer, though none is asked for.
     """
 
     method: str
-    url: str
+    target: Target = field(repr=lambda target: target.shown)
     headers: Headers = field(repr=False)
     limit: float
     max_bytes: int
     retry: bool = True
+    gzip: bool = False
 
     @classmethod
     def make(
@@ -75,12 +125,21 @@ class Call:
         limit: float,
         max_bytes: int,
         retry: bool = True,
+        gzip: bool = False,
     ) -> Call:
         """A call with `headers`, and the ones that every call has. Raises ValueError for an unusable URL."""
-        place_of(url)
-        every = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "viewport-relay"}
-        lines = Headers({name: [value] for name, value in {**every, **headers}.items()})
-        return cls(method, url, lines, limit, max_bytes, retry)
+        lines = Headers({name: [value] for name, value in {**_EVERY_CALL, **headers}.items()})
+        return cls(method, Target.of(url), lines, limit, max_bytes, retry, gzip)
+
+    @property
+    def url(self) -> str:
+        """The URL as it is sent."""
+        return self.target.encoded
+
+    @property
+    def shown(self) -> str:
+        """The URL for logs, without query."""
+        return self.target.shown
 
     def also(self, headers: Mapping[str, str]) -> Call:
         """The same call with further headers."""
@@ -114,7 +173,7 @@ class HttpFailure(Exception):
 
 
 class Unreachable(HttpFailure):
-    """Nobody answered in time, or not in HTTP; `why` is "connection refused", "time out", "TLS: …"."""
+    """No answer in HTTP came; `why` is "connection refused", "time out", "TLS: …"."""
 
 
 class TimedOut(Unreachable):
@@ -126,25 +185,29 @@ class TooLarge(HttpFailure):
 
 
 class Encoded(HttpFailure):
-    """The body is compressed although none was asked for; it was not read."""
+    """The body has a content coding although none was asked for; it was not read."""
 
 
 class HttpClient:
-    """Asks calls through treq's interface. `clock` measures the time limits."""
+    """Asks calls through treq over `agent`. `clock` measures the time limits, `drop_idle` closes kept connections."""
 
-    def __init__(self, clock: IReactorTime, treq: Treq) -> None:
+    def __init__(
+        self, clock: IReactorTime, agent: IAgent, drop_idle: Callable[[], None] = lambda: None
+    ) -> None:
         self._clock = clock
-        self._treq = treq
+        self._drop_idle = drop_idle
+        self._cookies = _NoCookies()
+        self._treq = HTTPClient(PlainAgent(agent), self._cookies, _Body)
 
     @classmethod
     def from_config(cls, reactor: Any, config: Config) -> HttpClient:
         """The client for a platform reached as the settings say. Raises ConfigError for unusable TLS files."""
-        return cls(reactor, DirectTreq(reactor, ClientTls.for_platform(config)))
+        agent, pool = pooled_agent(reactor, ClientTls.for_platform(config))
+        return cls(reactor, agent, pool.drop_idle)
 
     def close(self) -> None:
-        """Drop idle connections."""
-        if isinstance(self._treq, DirectTreq):
-            self._treq.close()
+        """Close idle connections; a later call makes new ones."""
+        self._drop_idle()
 
     async def ask(self, call: Call, body: bytes | None = None) -> Answer:
         """The answer. Raises Unreachable, TooLarge or Encoded; CancelledError when the asker cancels."""
@@ -158,7 +221,7 @@ class HttpClient:
             waiting.cancel()
 
         def pass_on(result: Answer | Failure) -> None:
-            # What a cancelled attempt to connect gives looks like any failure of it, so nobody gets to see it.
+            # An attempt to connect that is cancelled fails like any other: its failure must not hide the CancelledError.
             if isinstance(result, Answer) and not given_up:
                 answer.callback(result)
             elif isinstance(result, Failure) and not given_up:
@@ -173,9 +236,10 @@ class HttpClient:
             try:
                 return await self._exchange(call, body)
             except ResponseNeverReceived as lost:
-                # The server closed a kept connection just when it was used again (RFC 9112 section 9.3.1).
                 if not call.retry or not all(f.check(ConnectionClosed) for f in lost.reasons):
                     raise
+                # The server closed a kept connection just when it was used again; the other kept ones are as old.
+                self._drop_idle()
                 return await self._exchange(call, body)
         except HttpFailure:
             raise
@@ -185,34 +249,86 @@ class HttpClient:
 
     async def _exchange(self, call: Call, body: bytes | None) -> Answer:
         response: Any = await self._treq.request(
-            call.method, call.url, headers=call.headers, data=body, allow_redirects=False, unbuffered=True
+            call.method,
+            call.target,
+            headers=call.headers,
+            data=body,
+            cookies=self._cookies,
+            allow_redirects=False,
+            unbuffered=True,
         )
-        collector = _Collector(response, call.max_bytes, _unreadable(response, call))
+        codings = _codings(response.headers)
+        gunzip = call.gzip and codings == [b"x-gzip"]
+        refused: HttpFailure | None = None
+        if codings and not gunzip:
+            shown = b", ".join(codings).replace(b"x-gzip", b"gzip").decode("ascii", "replace")[:64]
+            refused = Encoded(
+                f"the answer has the content coding {shown}, though none was asked for", response.code
+            )
+        elif isinstance(response.length, int) and response.length > call.max_bytes:
+            refused = _too_large(call.max_bytes, response.code)
+        collector = _Collector(response.code, call.max_bytes, refused, gunzip)
         response.deliverBody(collector)
         return Answer(response.code, response.headers, await collector.whole)
+
+
+def _codings(headers: Headers) -> list[bytes]:
+    """The content codings of an answer; an empty header, which treq leaves behind, is taken out."""
+    names = b",".join(headers.getRawHeaders(b"content-encoding", ())).lower().split(b",")
+    codings = [name.strip() for name in names if name.strip() not in (b"", b"identity")]
+    if not codings:
+        headers.removeHeader(b"content-encoding")
+    return codings
 
 
 def _expired(result: object, limit: float) -> Answer:
     raise TimedOut("time out")
 
 
-def _unreadable(response: Any, call: Call) -> HttpFailure | None:
-    encodings = response.headers.getRawHeaders(b"content-encoding", ())
-    if any(encoding.strip().lower() not in (b"", b"identity") for encoding in encodings):
-        return Encoded("the answer is compressed", response.code)
-    if isinstance(response.length, int) and response.length > call.max_bytes:
-        return TooLarge(f"the answer is longer than {call.max_bytes} bytes", response.code)
-    return None
+def _too_large(max_bytes: int, status: int) -> TooLarge:
+    return TooLarge(f"the answer is longer than {max_bytes} bytes", status)
 
 
-class _Collector(TwistedProtocol):
-    """Takes a body up to its limit. More, or a wait that is cancelled, drops the connection."""
+class _NoCookies(IndexableCookieJar):
+    """A cookie jar that keeps nothing."""
 
-    def __init__(self, response: Any, max_bytes: int, refused: HttpFailure | None) -> None:
-        self.whole: Deferred[bytes] = Deferred(lambda _: self._drop())
-        self._response = response
+    def add_cookie_header(self, request: Any) -> None:
+        """Called before each request."""
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """Called after each response."""
+
+    def set_cookie(self, cookie: Any) -> None:
+        """Never called: there is none."""
+
+
+@implementer(IBodyProducer)
+class _Body:
+    """A request's body, written at once."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """Called when the head is written; a second time for a retry."""
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+    def stopProducing(self) -> None: ...
+
+
+class _Collector(Protocol):
+    """Takes a body up to its limit. More, or a wait that is cancelled, ends the connection."""
+
+    def __init__(self, status: int, max_bytes: int, refused: HttpFailure | None, gunzip: bool) -> None:
+        self.whole: Deferred[bytes] = Deferred(lambda _: self._stop())
+        self._status = status
         self._max_bytes = max_bytes
         self._refused = refused
+        self._unzip = zlib.decompressobj(16 + zlib.MAX_WBITS) if gunzip else None
         self._parts: list[bytes] = []
         self._size = 0
         self._over = False
@@ -226,10 +342,15 @@ class _Collector(TwistedProtocol):
         """Called with each piece."""
         if self._over:
             return
+        if self._unzip is not None:
+            try:  # one byte more than is left tells that it is too much
+                data = self._unzip.decompress(data, self._max_bytes - self._size + 1)
+            except zlib.error:
+                self._refuse(Encoded("the answer says that it is gzip, and is not", self._status))
+                return
         self._size += len(data)
         if self._size > self._max_bytes:
-            words = f"the answer is longer than {self._max_bytes} bytes"
-            self._refuse(TooLarge(words, self._response.code))
+            self._refuse(_too_large(self._max_bytes, self._status))
         else:
             self._parts.append(data)
 
@@ -238,20 +359,22 @@ class _Collector(TwistedProtocol):
         if self._over:
             return
         self._over = True
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.whole.callback(b"".join(self._parts))
-        else:
+        if not reason.check(ResponseDone, PotentialDataLoss):
             self.whole.errback(reason)
+        elif self._unzip is not None and not self._unzip.eof:
+            self.whole.errback(Encoded("the gzip of the answer is cut short", self._status))
+        else:
+            self.whole.callback(b"".join(self._parts))
 
     def _refuse(self, failure: HttpFailure) -> None:
-        self._drop()
+        self._stop()
         self.whole.errback(failure)
 
-    def _drop(self) -> None:
+    def _stop(self) -> None:
         self._over = True
         self._parts.clear()
-        # treq's own response can only close, which a TLS peer may delay.
-        (getattr(self._response, "abort", None) or self.transport.loseConnection)()  # type: ignore[union-attr]
+        assert self.transport is not None
+        self.transport.stopProducing()  # type: ignore[attr-defined]
 
 
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
@@ -259,6 +382,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (DNSLookupError, "the name does not resolve"),
     (TCPTimedOutError, "time out"),
     (NoRouteError, "no route"),
+    (HeadTooLong, f"the head of the answer is longer than {HEAD_MAX} bytes"),
     (ConnectError, "cannot connect"),
     (ResponseNeverReceived, "connection closed without an answer"),
     (ConnectionClosed, "connection closed"),
@@ -269,7 +393,7 @@ def why(error: BaseException) -> str:
     """An error of connecting, TLS or HTTP in a few words for an operator."""
     if isinstance(error, ResponseFailed):  # ResponseNeverReceived is one
         for inner in error.reasons:
-            if isinstance(inner.value, (SSL.Error, CertificateRefused)):
+            if isinstance(inner.value, (SSL.Error, CertificateRefused, HeadTooLong)):
                 return why(inner.value)
         if isinstance(error, ResponseNeverReceived):
             return "connection closed without an answer"

@@ -33,8 +33,15 @@ TTL_MIN: Final = 60.0
 #: Seconds between attempts while there is no set, or an expired one cannot be renewed: doubled up to the last.
 BACK_OFF: Final = (0.5, 30.0)
 _ETAG_MAX_CHARS: Final = 256
+#: Strict servers answer 406 to anything but the media type of RFC 7517 section 8.5.
+_ACCEPT: Final = "application/jwk-set+json, application/json;q=0.9"
 
 _KEYS = "keys"  # the only key of the cache: there is one document
+
+
+def jwks_call(url: str) -> Call:
+    """The request for a key set. Sets are small static documents: caches on the way may gzip them in spite of identity."""
+    return Call.make("GET", url, {"accept": _ACCEPT}, limit=FETCH_LIMIT, max_bytes=JWKS_MAX_BYTES, gzip=True)
 
 
 @frozen
@@ -72,7 +79,7 @@ class JwksClient:
         self._settings = settings
         self._log = log
         self._counters = counters
-        self._call = Call.make("GET", settings.url, {}, limit=FETCH_LIMIT, max_bytes=JWKS_MAX_BYTES)
+        self._call = jwks_call(settings.url)
         # Keeps nothing: it joins those who ask while a fetch runs. A fetch goes on when they leave, or peers that
         # hang up at once could use up the cool-down.
         self._fetches: DeferredCache[str, KeySet] = DeferredCache(clock, 0, abandon=False)

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
-from viewport_relay.admission.jwks import FETCH_LIMIT
-from viewport_relay.admission.keys import JWKS_MAX_BYTES, KeySet, KeySetError, printable
+from viewport_relay.admission.jwks import jwks_call
+from viewport_relay.admission.keys import KeySet, KeySetError, printable
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.cli import probes
 from viewport_relay.cli.certificates import WARNING_DAYS, days_left
@@ -43,9 +43,8 @@ class NoKeys(Exception):
 
 async def fetch_keys(client: HttpClient, config: Config) -> tuple[KeySet, Answer]:
     """What RELAY_JWKS_URL serves, within the relay's own limits. Raises NoKeys."""
-    call = Call.make("GET", config.jwks_url, {}, limit=FETCH_LIMIT, max_bytes=JWKS_MAX_BYTES)
     try:
-        answer = await client.ask(call)
+        answer = await client.ask(jwks_call(config.jwks_url))
     except HttpFailure as error:
         raise NoKeys(error.why) from None
     if answer.status != 200:

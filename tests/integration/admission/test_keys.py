@@ -46,7 +46,11 @@ WRONG_SETS: dict[str, tuple[Reply, str]] = {
     "too large": (Reply(200, b" " * 262_145), "the answer is longer than 262144 bytes"),
     "too many": (Reply.json({"keys": [{}] * 65}), "the set has 65 keys, at most 64 are taken"),
     "hanging": (Reply(delay=2.5), "time out"),
-    "compressed": (Reply(200, b"x", {"content-encoding": "gzip"}), "the answer is compressed"),
+    "no gzip": (
+        Reply(200, b"x", {"content-encoding": "gzip"}),
+        "the answer says that it is gzip, and is not",
+    ),
+    "compressed": (Reply(200, b"x", {"content-encoding": "br"}), "the answer has the content coding br"),
 }
 
 

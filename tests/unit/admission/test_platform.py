@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from treq.testing import StringStubbingResource, StubTreq
+from treq.testing import RequestTraversalAgent, StringStubbingResource
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
@@ -54,7 +54,7 @@ def test_through_treq_itself(
         seen.append((method, url, {k.lower().decode(): v for k, v in headers.items()}, json.loads(data)))
         return 200, {"content-type": "application/json"}, OK.encode()
 
-    http = HttpClient(clock, StubTreq(StringStubbingResource(respond)))
+    http = HttpClient(clock, RequestTraversalAgent(StringStubbingResource(respond)))
     validator = PlatformValidator(clock, http, ValidationSettings(URL, "internal-key"), log, counters)
     assert settle(validator.validate(TOKEN, query, exp)).workspace_id == "ws-1"
     ((method, url, headers, body),) = seen

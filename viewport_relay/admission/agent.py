@@ -1,0 +1,211 @@
+"""Twisted's HTTP agent as the relay uses it below treq: kept connections, bounded heads, nothing decoded.
+
+    treq.client.HTTPClient → PlainAgent → twisted.web.client.Agent → pool → endpoint → bounded connection
+
+HTTP/1.1 (RFC 9112) is Twisted's. Time limits, the size of bodies and retries are `http.py`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from twisted.web.client import URI, Agent, HTTPConnectionPool
+from twisted.web.error import SchemeNotSupported
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from viewport_relay.admission.tls import ClientTls
+
+#: Most bytes that may come before the head of a response is complete.
+HEAD_MAX: Final = 131_072
+#: Connections kept for each origin, and seconds for which an idle one may be used again: less than what servers and
+#: NATs usually allow, so that few requests meet a dropped connection.
+IDLE_MAX: Final = 32
+IDLE_SECONDS: Final = 30
+#: Seconds that a peer may delay the end of a connection.
+CLOSE_LIMIT: Final = 1.0
+#: Origins whose endpoint is remembered.
+ORIGINS_MAX: Final = 256
+
+
+class HeadTooLong(Exception):
+    """The head of a response has more than `HEAD_MAX` bytes."""
+
+
+class Pool(HTTPConnectionPool):
+    """The connections that are kept, with a bound on the head of each response.
+
+    Twisted's own retry is off: it leaves out POST, and takes the next kept connection where only a new one is sure to help.
+    """
+
+    maxPersistentPerHost = IDLE_MAX
+    cachedConnectionTimeout = IDLE_SECONDS
+    retryAutomatically = False
+
+    def getConnection(self, key: Any, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
+        """A wrapper that sends one request, as the documentation of Twisted's pool allows."""
+        return super().getConnection(key, endpoint).addCallback(_Exchange)
+
+    def drop_idle(self) -> None:
+        """Close the connections that no request uses."""
+        self.closeCachedConnections()  # type: ignore[no-untyped-call]
+
+
+class _Exchange:
+    """One request over a connection of the pool."""
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+
+    def request(self, request: Any) -> Deferred[IResponse]:
+        """Called by the agent."""
+        connection = self._protocol.transport
+        if not isinstance(connection, _Connection):  # lost meanwhile, and Twisted says so
+            return self._protocol.request(request)  # type: ignore[no-any-return]
+        connection.head_left = HEAD_MAX
+        response: Deferred[IResponse] = self._protocol.request(request)
+        return response.addCallback(connection.head_complete)
+
+
+class _Connection(ProtocolWrapper):
+    """A connection to a server, whose heads are bounded and whose end cannot be delayed for long."""
+
+    head_left: int | None = None  # bytes, while the head of a response is awaited
+    _cut: IDelayedCall | None = None
+    _too_long = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """Called by the transport."""
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
+        if self.head_left is not None:
+            self.head_left -= len(data)
+            if self.head_left < 0 and not self._too_long:
+                self._too_long = True
+                self.stopProducing()
+
+    def head_complete(self, response: IResponse) -> IResponse:
+        """The response's head has come; the bound on its body is the reader's."""
+        self.head_left = None
+        return response
+
+    def loseConnection(self) -> None:
+        """Close; after `CLOSE_LIMIT` abort, for a TLS peer answers the close or does not."""
+        super().loseConnection()  # type: ignore[no-untyped-call]
+        if self._cut is None and self.wrappedProtocol is not None:
+            assert isinstance(self.factory, _ConnectionFactory)
+            self._cut = self.factory.clock.callLater(CLOSE_LIMIT, self.stopProducing)
+
+    def stopProducing(self) -> None:
+        """Abort: what still comes is not wanted."""
+        if self.wrappedProtocol is not None:
+            self.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Called by the transport."""
+        cut, self._cut = self._cut, None
+        if cut is not None and cut.active():
+            cut.cancel()
+        why = Failure(HeadTooLong()) if self._too_long else reason
+        super().connectionLost(why)  # type: ignore[no-untyped-call]
+
+
+class _ConnectionFactory(WrappingFactory):
+    protocol = _Connection
+    noisy = False
+
+    def __init__(self, wrapped: IProtocolFactory, clock: IReactorTime) -> None:
+        super().__init__(wrapped)  # type: ignore[no-untyped-call]
+        self.clock = clock
+
+
+@implementer(IStreamClientEndpoint)
+class _BoundedEndpoint:
+    """An endpoint whose connections are `_Connection`s."""
+
+    def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint) -> None:
+        self._clock = clock
+        self._endpoint = endpoint
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        """The protocol of `protocolFactory`, connected."""
+        wrapper: Deferred[Any] = self._endpoint.connect(_ConnectionFactory(protocolFactory, self._clock))
+        return wrapper.addCallback(lambda connection: connection.wrappedProtocol)
+
+
+@implementer(IAgentEndpointFactory)
+class Endpoints:
+    """How to connect to an origin: TCP, and TLS for https. Each origin's endpoint is made once."""
+
+    def __init__(self, reactor: Any, tls: ClientTls) -> None:
+        self._reactor = reactor
+        self._tls = tls
+        self._known: dict[tuple[bytes, bytes, int], IStreamClientEndpoint] = {}
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        """Called by the agent for each request."""
+        origin = (uri.scheme, uri.host, uri.port)
+        endpoint = self._known.get(origin)
+        if endpoint is None:
+            if len(self._known) >= ORIGINS_MAX:
+                self._known.clear()
+            endpoint = self._known[origin] = _BoundedEndpoint(self._reactor, self._made(*origin))
+        return endpoint
+
+    def _made(self, scheme: bytes, host: bytes, port: int) -> IStreamClientEndpoint:
+        if scheme not in (b"http", b"https"):
+            raise SchemeNotSupported(f"scheme {scheme!r}")
+        name = host.decode("ascii")
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(self._reactor, name, port)
+        return self._tls.over(endpoint, name) if scheme == b"https" else endpoint
+
+
+@implementer(IAgent)
+class PlainAgent:
+    """An agent below treq that asks for no content coding and keeps treq from decoding one.
+
+    treq offers gzip in each request, and decodes it before any limit on the size of a body is looked at.
+    """
+
+    def __init__(self, agent: IAgent) -> None:
+        self._agent = agent
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """The response. `headers` are treq's copy and may be changed."""
+        headers = headers or Headers()
+        headers.setRawHeaders(b"accept-encoding", [b"identity"])
+        return self._agent.request(method, uri, headers, bodyProducer).addCallback(_undecoded)
+
+
+def _undecoded(response: IResponse) -> IResponse:
+    """Name gzip by its alias (RFC 9110 section 8.4.1.3), which treq does not decode."""
+    codings = response.headers.getRawHeaders(b"content-encoding")
+    if codings:
+        names = [name.strip() for coding in codings for name in coding.lower().split(b",")]
+        aliased = [b"x-gzip" if name == b"gzip" else name for name in names]
+        response.headers.setRawHeaders(b"content-encoding", aliased)
+    return response
+
+
+def pooled_agent(reactor: Any, tls: ClientTls) -> tuple[Agent, Pool]:
+    """The agent of the relay, and the connections that it keeps."""
+    pool = Pool(reactor)  # type: ignore[no-untyped-call]
+    agent: Agent = Agent.usingEndpointFactory(reactor, Endpoints(reactor, tls), pool)
+    return agent, pool
