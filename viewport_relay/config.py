@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from attrs import Factory, field, frozen
 
@@ -436,6 +436,11 @@ class Config:
     #: what is worth a line at start, one sentence each
     warnings: tuple[str, ...] = field(default=(), eq=False)
 
+    @property
+    def relay_id_in_log(self) -> str | None:
+        """What every log line carries as `relayId`: nothing where there is one relay."""
+        return None if self.backplane_mode == "single" else self.relay_id
+
 
 def is_loopback(host: str) -> bool:
     """Whether a listen host is reachable from this machine only."""
@@ -690,3 +695,15 @@ def load(
     return Config(
         **loader.values, dev_platform=dev_platform, sources=loader.sources, warnings=tuple(loader.warnings)
     )
+
+
+def configured_secrets(config: Config) -> list[str]:
+    """Every secret value of the settings, and the password inside the Redis URL."""
+    found = [getattr(config, v.attribute) for v in VARIABLES if v.secret and v.attribute != "redis_url"]
+    try:
+        password = urlsplit(config.redis_url).password
+    except ValueError:
+        password = None
+    if password:
+        found += [password, unquote(password)]
+    return [secret for secret in found if secret]

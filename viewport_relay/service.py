@@ -20,6 +20,8 @@ from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 
 from viewport_relay import __version__, descriptors
+from viewport_relay.admin.facts import facts_reader
+from viewport_relay.admin.settings import started
 from viewport_relay.admin.site import build as build_door
 from viewport_relay.admin.state import StateSource
 from viewport_relay.admission.addresses import client_address, is_trusted
@@ -32,6 +34,7 @@ from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.status import StatusLine
 from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import TargetView
@@ -199,7 +202,9 @@ class RelayService(MultiService):
         MultiService.startService(self)
         for warning in (*self.config.warnings, *self._descriptor_warnings()):
             self.log.event("config_warning", level="warn", message=warning)
-        if self.keys.source == "ephemeral" and self.config.noise_link != "off":
+        # Only who set up the link, or needs it, pins its key.
+        asked_for = self.config.sources.get("noise_link", "default") != "default"
+        if self.keys.source == "ephemeral" and asked_for and self.config.noise_link != "off":
             self.log.event(
                 "config_warning",
                 level="warn",
@@ -209,6 +214,7 @@ class RelayService(MultiService):
         self._open_doors()
         self._start_rooms()
         self._every(1.0, self.log.sweep)
+        self._start_status_line()
         if self._certificates is not None:
             self._certificates.start()
         self.reactor.callWhenRunning(
@@ -216,6 +222,10 @@ class RelayService(MultiService):
         )
         self.reactor.callWhenRunning(self._announce)
         self._say_started()
+
+    def _start_status_line(self) -> None:
+        facts = facts_reader(self.config, self.log, self.state, self.now)
+        self._every(1.0, StatusLine(self.log, facts).tick)
 
     def _open_doors(self) -> None:
         self._listen(self._public_endpoint(), self._public_factory(), "RELAY_LISTEN_PORT")
@@ -230,14 +240,17 @@ class RelayService(MultiService):
         self._every(self.config.cleanup_interval_ms / 1000, self.gate.clean_up)
 
     def _say_started(self) -> None:
+        config = self.config
+        peers = config.listen_endpoint or f"{config.listen_host}:{self.port}"
+        listens = {"peers": f"{'wss' if self._tls is not None else 'ws'} on {peers}"}
+        if config.admin_token is not None and config.enable_admin_http:
+            listens["admin"] = f"http on {config.admin_listen}" if config.admin_listen else "with the peers"
         self.log.event(
             "relay_started",
-            message=f"listening on {self.config.listen_host}:{self.port}",
+            message=f"listening on {config.listen_host}:{self.port}",
             version=__version__,
-            relayId=self.config.relay_id,
-            mode=self.config.mode,
             port=self.port,
-            backplaneMode=self.config.backplane_mode,
+            **started(config, listens),
         )
 
     def _announce(self) -> None:

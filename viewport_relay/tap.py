@@ -14,10 +14,9 @@ from twisted.python import usage
 from zope.interface import implementer
 
 from viewport_relay import collector, descriptors
-from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, load
+from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, configured_secrets, load
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.redaction import configured_secrets
 from viewport_relay.service import RelayService
 from viewport_relay.wire.dispatch import shorten_dispatch
 from viewport_relay.workers.parent import ParentService
@@ -93,6 +92,7 @@ def makeService(options: Options) -> IService:
         max_entries=config.max_logs,
         level=config.log_level,  # type: ignore[arg-type]  # the table admits only levels
         secrets=configured_secrets(config),
+        relay_id=config.relay_id_in_log,
     )
     notifier = Notifier(os.environ)
     open_files = descriptors.raise_limit(descriptors.wanted(config.max_total_connections))

@@ -8,13 +8,15 @@ from typing import Any
 from twisted.web.server import Request
 
 from viewport_relay import __version__
+from viewport_relay.admin.facts import ReadFacts
 from viewport_relay.admin.history import take
+from viewport_relay.admin.logs import problem_json
 from viewport_relay.admin.reply import BadRequest, put_json, query
 from viewport_relay.admin.state import StateSource, target_json
-from viewport_relay.admin.verdict import Facts, judge
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog, timestamp
+from viewport_relay.observe.verdict import judge
 from viewport_relay.reasons import Reason
 
 #: Most targets in one answer to the dashboard; `/state` has them all.
@@ -31,6 +33,7 @@ class Overview:
         log: EventLog,
         counters: Counters,
         state: StateSource,
+        facts: ReadFacts,
         started_at: float,
         now: Callable[[], float],
     ) -> None:
@@ -38,6 +41,7 @@ class Overview:
         self._log = log
         self._counters = counters
         self._state = state
+        self._facts = facts
         self._started_at = started_at
         self._now = now
 
@@ -48,17 +52,7 @@ class Overview:
     def picture(self) -> dict[str, Any]:
         """The body of the overview."""
         now, config, counters, state = self._now(), self._config, self._counters, self._state
-        ready, why = state.readiness()
-        facts = Facts(
-            now=now,
-            ready=ready,
-            why=why,
-            jwks_age=state.jwks_age(),
-            jwks_ttl=config.jwks_cache_ttl,
-            backplane=state.backplane(),
-            last_seen=self._log.last_seen,
-            has_internal_key=config.internal_key is not None,
-        )
+        facts = self._facts()
         sample = take(counters, state, now)
         targets = state.targets()
         return {
@@ -69,6 +63,7 @@ class Overview:
             "version": __version__,
             "uptimeMs": max(0, round((now - self._started_at) * 1000)),
             "verdict": judge(facts).as_json(),
+            "problems": [problem_json(row) for row in facts.problems],
             "daemons": sample.daemons,
             "clients": sample.clients,
             "workers": sample.workers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,15 +17,17 @@ from viewport_relay.reasons import Reason
 MAX_BODY = 16_384
 
 JSON_TYPE = "application/json; charset=utf-8"
+TEXT_TYPE = "text/plain; charset=utf-8"
 
 
 @define
 class BadRequest(Exception):
-    """A filter or a body of a wrong form. `parameter` names it, `takes` says what it takes."""
+    """A filter or a body of a wrong form. `parameter` names it, `takes` says what it takes, `known` lists the choices."""
 
     parameter: str
     takes: str
     status: int = 400
+    known: tuple[str, ...] = ()
 
 
 def put(request: Request, status: int, kind: str, body: bytes) -> bytes:
@@ -55,6 +58,22 @@ def put_json(request: Request, body: Mapping[str, Any], status: int = 200) -> by
     return put(request, status, JSON_TYPE, text.encode("ascii"))
 
 
+def put_text(request: Request, text: str) -> bytes:
+    return put(request, 200, TEXT_TYPE, text.encode("utf-8", "backslashreplace"))
+
+
+def prefers_text(accept: str) -> bool:
+    """Whether an Accept header (RFC 9110 section 12.5.1) prefers text to JSON. `*/*` alone does not."""
+    quality: dict[str, float] = {}
+    for part in accept[:2048].lower().split(","):
+        kind, _, parameters = part.partition(";")
+        weight = re.search(r"(?:^|;)\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", parameters)
+        quality[kind.strip()] = float(weight[1]) if weight else 1.0
+    text = max(quality.get(kind, 0.0) for kind in ("text/plain", "text/html", "text/*"))
+    as_json = max(quality.get(kind, 0.0) for kind in ("application/json", "application/*"))
+    return text > as_json and text >= quality.get("*/*", 0.0)
+
+
 def put_late(body: bytes, request: Request) -> None:
     """Send a body for which `render` has returned NOT_DONE_YET, if anybody still waits for it."""
     if not (request.finished or request._disconnected):
@@ -68,12 +87,14 @@ def refuse(request: Request, reason: Reason, **more: object) -> bytes:
 
 
 def refuse_bad(request: Request, bad: BadRequest) -> bytes:
-    body = {
+    body: dict[str, Any] = {
         "ok": False,
         "reason": Reason.ADMIN_REQUEST_INVALID.code,
         "parameter": bad.parameter,
         "message": f"{bad.parameter} takes {bad.takes}",
     }
+    if bad.known:
+        body["known"] = list(bad.known)
     return put_json(request, body, bad.status)
 
 

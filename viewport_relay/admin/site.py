@@ -17,8 +17,10 @@ from twisted.web.server import Request
 from viewport_relay import __version__
 from viewport_relay.admin.actions import Actions
 from viewport_relay.admin.auth import Gate
+from viewport_relay.admin.explain import PREFIX, ExplainPage
+from viewport_relay.admin.facts import ReadFacts, facts_reader
 from viewport_relay.admin.history import History
-from viewport_relay.admin.logs import LogsPage
+from viewport_relay.admin.logs import TEXT_PATH, LogsPage
 from viewport_relay.admin.metrics import MetricsPage
 from viewport_relay.admin.overview import Overview
 from viewport_relay.admin.page import SignIn, assets
@@ -27,6 +29,7 @@ from viewport_relay.admin.state import StateSource, state_json
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.verdict import ready_in_words
 from viewport_relay.reasons import Reason
 
 #: Answers a request: the body, or NOT_DONE_YET.
@@ -68,7 +71,7 @@ class Door(Resource):
         self._client_ip = client_ip
 
     def render(self, request: Request) -> bytes | int:
-        route = self._routes.get((request.method, request.path))
+        route = self._route(request)
         if route is None:
             return put_json(request, {"ok": False, "reason": Reason.NOT_FOUND.code}, 404)
         if route.who == "visitor" and not self._gate.exists:
@@ -83,9 +86,13 @@ class Door(Resource):
         except BadRequest as bad:
             return refuse_bad(request, bad)
 
+    def _route(self, request: Request) -> Route | None:
+        path = PREFIX if request.path.startswith(PREFIX) else request.path
+        return self._routes.get((request.method, path))
+
     def is_operators(self, request: Request) -> bool:
         """Whether it is a page for operators only, asked by one."""
-        route = self._routes.get((request.method, request.path))
+        route = self._route(request)
         return route is not None and route.who == "operator" and self._gate.judge(request) is None
 
     def stop(self) -> None:
@@ -117,23 +124,30 @@ def build(
     admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
     From here on the door keeps the numbers of the last hour, until its `stop`.
     """
+    facts = facts_reader(config, log, state, now)
     gate = Gate(config.admin_token if config.enable_admin_http else None, now=now)
     routes: dict[tuple[bytes, bytes], Route] = {
         (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, started_at, now)), "anybody"),
-        (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "anybody"),
+        (b"GET", b"/ready"): Route(lambda r: _ready(r, facts), "anybody"),
     }
     history: History | None = None
     if admin:
         history = History(counters, state, reactor, now)
         history.start()
-        logs = LogsPage(log, reactor, now=now, client_ip=client_ip)
+        logs = LogsPage(log, state, facts, reactor, now=now, client_ip=client_ip)
+        explain = ExplainPage(log, facts)
         metrics = MetricsPage(config, counters, state, log, started_at, now)
         actions = Actions(state, log, client_ip)
-        overview = Overview(config, log=log, counters=counters, state=state, started_at=started_at, now=now)
+        overview = Overview(
+            config, log=log, counters=counters, state=state, facts=facts, started_at=started_at, now=now
+        )
         sign_in = SignIn(gate, log, client_ip, always_secure=config.tls_termination == "platform")
         kept = history
         routes |= {
             (b"GET", b"/logs"): Route(logs.render),
+            (b"GET", TEXT_PATH): Route(logs.render),
+            (b"GET", PREFIX): Route(explain.render),
+            (b"GET", PREFIX.rstrip(b"/")): Route(explain.render),
             (b"GET", b"/state"): Route(lambda r: put_json(r, state_json(config, state, log.redactor))),
             (b"GET", b"/metrics"): Route(metrics.render),
             (b"POST", b"/disconnect"): Route(actions.disconnect),
@@ -168,8 +182,11 @@ def health_json(config: Config, started_at: float, now: Callable[[], float]) -> 
     return body
 
 
-def _ready(request: Request, state: StateSource) -> bytes:
-    ready, why = state.readiness()
-    if ready:
-        return put_json(request, {"ok": True, "reason": why} if why else {"ok": True})
-    return put_json(request, {"ok": False, "reason": why}, 503)
+def _ready(request: Request, facts: ReadFacts) -> bytes:
+    """`GET /ready`: whether peers can be admitted, the reason as a code or sentence, and the same in words."""
+    present = facts()
+    body: dict[str, Any] = {"ok": present.ready}
+    if present.why:
+        body["reason"] = present.why
+    body["message"] = ready_in_words(present)
+    return put_json(request, body, 200 if present.ready else 503)

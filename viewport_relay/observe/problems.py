@@ -3,8 +3,8 @@
     event log -> Problems.note -> rows -> status line, verdict of `/logs`, dashboard
 
 A row belongs to a reason, or to an event of level warn or error that has no reason. A row is *open* while the last
-event is younger than QUIET seconds; after that the episode is over, and the next event begins a new one. Everything is
-bounded: rows by the tables of reasons and events, workspaces and addresses by MOST_DISTINCT for each row.
+event is younger than QUIET seconds, unless an event says that it ended; after that the episode is over, and the next event
+begins a new one. Everything is bounded: rows by the tables of reasons and events, workspaces and addresses by MOST_DISTINCT for each row.
 """
 
 from __future__ import annotations
@@ -30,11 +30,24 @@ QUIET: Final = 120.0
 MOST_DISTINCT: Final = 256
 MOST_ROWS: Final = 256
 
+#: Peers whose tokens must be off alike before a clock is suspected, and within how many seconds.
+_SAME_OFFSET: Final = (3, 60.0)
+
 #: Characters of a sample's texts.
 _SAMPLE_CHARS: Final = 400
 
 #: Events that report the cause of refusals. They count for a reason only while no peer was refused for the reason.
 BACKGROUND: Final = frozenset({"jwks_fetch_failed", "internal_key_mismatch"})
+
+#: Problems that last until the event that ends them, however long nothing more is logged.
+HELD: Final = frozenset({"backplane_unreachable", "worker_silent"})
+
+#: Events that end problems at once.
+ENDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "backplane_recovered": ("BACKPLANE_UNREACHABLE",),
+    "jwks_fetched": ("JWKS_UNREACHABLE", "jwks_refetch_failed"),
+    "worker_answers": ("worker_silent",),
+}
 
 #: Events that are no problem by themselves: life, summaries, and what repeats another event.
 _IGNORED: Final = frozenset({"join", "leave", "folded", "status"})
@@ -96,13 +109,22 @@ class Problem(msgspec.Struct, frozen=True):
     addresses: list[str]
     sample: Sample
     background: bool = False  # only events of BACKGROUND were counted
+    open: bool = True
+    offsets: list[
+        float
+    ] = []  # by how many seconds the tokens of different peers were late, or early (negative)
 
     @property
     def reason(self) -> Reason | None:
         return Reason.__members__.get(self.code)
 
-    def is_open(self, at: float) -> bool:
-        return at - self.last < QUIET
+    @property
+    def fix(self) -> str:
+        """What to do about this case, else about the reason in general; "" where nothing is known."""
+        reason = self.reason
+        return (
+            self.sample.hint or _clock_hint(self.offsets) or (reason.entry.fix if reason is not None else "")
+        )
 
     @property
     def weight(self) -> tuple[int, int, float]:
@@ -119,10 +141,16 @@ class _Row:
     count: int = 0
     total: int = 0
     background: bool = False
+    held: bool = False
+    over: bool = False
+    offsets: dict[tuple[object, object], float] = Factory(dict)
     lately: Recent = Factory(Recent)
     workspaces: dict[str, None] = Factory(dict)
     addresses: dict[str, None] = Factory(dict)
     sample: tuple[str, Mapping[str, Any], str | None] = ("", {}, None)
+
+    def open(self, at: float) -> bool:
+        return not self.over and (self.held or at - self.last < QUIET)
 
 
 class Problems:
@@ -155,6 +183,9 @@ class Problems:
             self._admitted.add(at)
         elif event == "refuse":
             self._refused.add(at)
+        for ended in ENDS.get(event, ()):
+            if ended in self._rows:
+                self._rows[ended].over, self._rows[ended].held = True, False
         if event in _IGNORED or (reason is None and level == "info"):
             return
         code = event if reason is None else reason.name
@@ -163,11 +194,12 @@ class Problems:
             if len(self._rows) >= MOST_ROWS:
                 return
             row = self._rows[code] = _Row(level, "", at, at)
-        if at - row.last >= QUIET:
-            row.first, row.count = at, 0
+        if not row.open(at):
+            row.first, row.count, row.over = at, 0, False
             row.workspaces.clear()
             row.addresses.clear()
-        row.last = at
+            row.offsets.clear()
+        row.last, row.held = at, event in HELD
         background = event in BACKGROUND
         if background and row.total and not row.background:
             return  # refused peers are counted already, and give the sample
@@ -181,6 +213,9 @@ class Problems:
         row.sample = (event, details, connection_id)
         _distinct(row.workspaces, details.get("workspaceId"))
         _distinct(row.addresses, details.get("ip"))
+        late = details.get("secondsAgo") or -(details.get("secondsAhead") or 0)
+        if late and len(row.offsets) < MOST_DISTINCT:
+            row.offsets[details.get("ip"), details.get("workspaceId")] = float(late)
 
     def rows(self, at: float) -> list[Problem]:
         """Every row, the latest first."""
@@ -189,7 +224,7 @@ class Problems:
 
     def open(self, at: float) -> list[Problem]:
         """The open rows of level warn and error, the worst first."""
-        found = [row for row in self.rows(at) if row.level != "info" and row.is_open(at)]
+        found = [row for row in self.rows(at) if row.level != "info" and row.open]
         return sorted(found, key=lambda row: row.weight, reverse=True)
 
     def recent(self, at: float) -> tuple[int, int]:
@@ -215,8 +250,20 @@ class Problems:
         return Problem(
             code, row.level, self._redactor.text(row.text, _SAMPLE_CHARS), row.count, row.lately.total(at), row.total,
             row.first, row.last, [identifier(name) for name in row.workspaces], list(row.addresses), sample,
-            row.background,
+            row.background, row.open(at), list(row.offsets.values()),
         )  # fmt: skip
+
+
+def _clock_hint(offsets: list[float]) -> str:
+    """Tokens of several peers that are off by the same time show a wrong clock."""
+    if len(offsets) < _SAME_OFFSET[0] or max(offsets) - min(offsets) > _SAME_OFFSET[1]:
+        return ""
+    middle = sorted(offsets)[len(offsets) // 2]
+    way = "past their end" if middle > 0 else "in the future"
+    return (
+        f"the tokens of {len(offsets)} peers are all about {abs(middle):.0f} s {way}: that is a clock, not the tokens. "
+        "Synchronise the clocks of relay and platform (chrony, NTP)"
+    )
 
 
 def _distinct(into: dict[str, None], value: object) -> None:
@@ -247,4 +294,6 @@ def _sum(one: Problem, other: Problem) -> Problem:
         first=min(late.first, early.first) if same else late.first,
         workspaces=list(dict.fromkeys([*late.workspaces, *early.workspaces]))[:MOST_DISTINCT],
         addresses=list(dict.fromkeys([*late.addresses, *early.addresses]))[:MOST_DISTINCT],
+        open=late.open or early.open,
+        offsets=[*late.offsets, *early.offsets],
     )

@@ -16,9 +16,7 @@ from enum import Enum
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import PurePath
-from urllib.parse import quote, quote_plus, unquote, urlsplit
-
-from viewport_relay.config import VARIABLES, Config
+from urllib.parse import quote, quote_plus
 
 #: What stands where something was taken out.
 MARK = "[redacted]"
@@ -72,18 +70,6 @@ MAX_ITEMS = 48
 MAX_DEPTH = 4
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
-
-
-def configured_secrets(config: Config) -> list[str]:
-    """Every secret value of the settings, and the password inside the Redis URL."""
-    found = [getattr(config, v.attribute) for v in VARIABLES if v.secret and v.attribute != "redis_url"]
-    try:
-        password = urlsplit(config.redis_url).password
-    except ValueError:
-        password = None
-    if password:
-        found += [password, unquote(password)]
-    return [secret for secret in found if secret]
 
 
 class Redactor:

@@ -1,9 +1,9 @@
 """Twisted's own log, and the standard library's, as entries of the event log.
 
-`TwistedObserver` is an `ILogObserver`: lines of `twisted.python.log`, failures nobody handled, `print` and
-standard error all become JSON lines with `event` "twisted". `StdlibHandler` does the same for `logging`.
-Both only translate. The log belongs to the reactor's thread: `from_thread` is `reactor.callFromThread`, for events of
-others (None: there are none).
+`TwistedObserver` is an `ILogObserver`: messages of Twisted, unhandled failures, `print` and standard error become entries
+`twisted`. `StdlibHandler` does the same for `logging`. What Twisted tells at level info of its factories, ports and reactor
+is left out: `relay_started` says it, without object addresses. The log belongs to the reactor's thread: `from_thread` is
+`reactor.callFromThread`, for events of other threads (None: there are none).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zope.interface import implementer
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Level
 
-#: Calls in the reactor's thread, when it gets to it.
+#: Runs a call in the reactor's thread.
 FromThread: TypeAlias = Callable[[Callable[[], None]], object]
 
 #: Level, message and details.
@@ -49,13 +49,21 @@ class TwistedObserver:
 
     def __call__(self, event: dict[str, Any]) -> None:
         level = event.get("log_level") or LogLevel.info
-        if level is LogLevel.debug:
+        if level is LogLevel.debug or _is_housekeeping(event, level):
             return
         _send(self._log, translate(event), self._from_thread)
 
 
+def _is_housekeeping(event: dict[str, Any], level: Any) -> bool:
+    """Whether it is a message of level info about Twisted's own factories, ports or reactor."""
+    if level is not LogLevel.info or event.get("isError") or "log_failure" in event:
+        return False
+    namespace = str(event.get("log_namespace", ""))
+    return namespace == "log_legacy" or namespace.startswith("twisted.") or "factory" in event
+
+
 def translate(event: dict[str, Any]) -> Entry:
-    """What one of Twisted's events says."""
+    """One of Twisted's events as an entry."""
     message = formatEvent(event)
     details: dict[str, Any] = {"namespace": str(event.get("log_namespace", ""))}
     failure = event.get("log_failure")
@@ -70,8 +78,9 @@ def translate(event: dict[str, Any]) -> Entry:
 
 
 class StdlibHandler(logging.Handler):
-    """Hands records of the standard library's `logging` to `log`, level INFO and above (what a logger's own level lets
-    through: WARNING, if nobody has set it)."""
+    """Hands records of the standard library's `logging` to `log`: level INFO and above, as far as the logger's own level
+    lets them through (WARNING where none was set).
+    """
 
     def __init__(self, log: EventSink, *, from_thread: FromThread | None = None) -> None:
         super().__init__(logging.INFO)
@@ -79,17 +88,19 @@ class StdlibHandler(logging.Handler):
         self._from_thread = from_thread
 
     def install(self) -> None:
-        """Hear all loggers, which then write nothing to standard error."""
+        """Listen to all loggers, which then write nothing to standard error."""
         logging.getLogger().addHandler(self)
 
     def uninstall(self) -> None:
-        """Asking again does nothing."""
+        """Stop listening; safe to call again."""
         logging.getLogger().removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             message = record.getMessage()
-        except Exception:  # the arguments do not fit the format: somebody else's mistake must not become ours
+        except (
+            Exception
+        ):  # the arguments do not fit the format: a library's mistake must not become a failure here
             message = str(record.msg)
         details: dict[str, Any] = {"namespace": record.name}
         if record.exc_info and record.exc_info[0] is not None:

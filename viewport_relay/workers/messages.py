@@ -16,6 +16,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
+from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.ring import Record
 from viewport_relay.reasons import Level
 from viewport_relay.routing.views import TargetView
@@ -102,6 +103,7 @@ class OpenFold(Struct, frozen=True):
     count: int
     first: float
     last: float
+    detail: str | None = None
 
 
 class Picture(Struct, tag="picture", frozen=True):
@@ -118,6 +120,8 @@ class Picture(Struct, tag="picture", frozen=True):
     folds: list[OpenFold]
     last_seen: list[tuple[str, str | None, float]]
     log_entries_lost: int = 0
+    problems: list[Problem] = []
+    recent: tuple[int, int] = (0, 0)  # admitted and refused lately
 
 
 class Disconnected(Struct, tag="disconnected", frozen=True):

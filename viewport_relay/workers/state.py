@@ -93,6 +93,11 @@ def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewStat
     add_up(shown, [written(own), *crew.retired, *(picture.counters for picture in pictures)])
     log.lost_elsewhere = sum(picture.log_entries_lost for picture in pictures)
     log.folds_elsewhere = [_fold(fold) for picture in pictures for fold in picture.folds]
+    log.problems.elsewhere = [row for picture in pictures for row in picture.problems]
+    log.problems.recent_elsewhere = (
+        sum(picture.recent[0] for picture in pictures),
+        sum(picture.recent[1] for picture in pictures),
+    )
     for picture in pictures:
         for event, code, at in picture.last_seen:
             key = event, Reason.__members__.get(code or "")
@@ -102,7 +107,7 @@ def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewStat
 def _fold(told: OpenFold) -> Fold:
     reason = Reason.__members__.get(told.reason or "")
     source = Source(told.event, reason, told.ip, told.workspace_id, told.role, told.message)
-    return Fold(source, told.level, told.opened, 1, told.count, told.first, told.last)
+    return Fold(source, told.level, told.opened, 1, told.count, told.first, told.last, told.detail)
 
 
 class FreshDoor(Resource):

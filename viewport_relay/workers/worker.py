@@ -25,9 +25,8 @@ from zope.interface import implementer
 from viewport_relay import collector, descriptors
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
-from viewport_relay.config import EX_CONFIG, Config, ConfigError, load
+from viewport_relay.config import EX_CONFIG, Config, ConfigError, configured_secrets, load
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.redaction import configured_secrets
 from viewport_relay.observe.ring import Record
 from viewport_relay.observe.twistedlog import TwistedObserver
 from viewport_relay.service import RelayService
@@ -160,6 +159,9 @@ class WorkerService(RelayService):
         self._site = RelaySite(Root(self.upgrade, self._door(admin=False)))
         self._site.startFactory()
 
+    def _start_status_line(self) -> None:
+        """The parent writes it, for all workers."""
+
     def _say_started(self) -> None:
         """The parent does, when it hears of us."""
 
@@ -246,7 +248,7 @@ class WorkerService(RelayService):
             [
                 OpenFold(
                     fold.source.event, fold.source.code, fold.source.ip, fold.source.workspace_id, fold.source.role,
-                    fold.source.message, fold.level, fold.opened, fold.count, fold.first, fold.last,
+                    fold.source.message, fold.level, fold.opened, fold.count, fold.first, fold.last, fold.detail,
                 )
                 for fold in self.log.folds()
             ],
@@ -255,6 +257,8 @@ class WorkerService(RelayService):
                 for (event, reason), at in self.log.last_seen.items()
             ],
             self._reporter.lost,
+            self.log.problems.rows(self.now()),
+            self.log.problems.recent(self.now()),
         )  # fmt: skip
 
 
@@ -296,7 +300,9 @@ def main() -> int:
     words.close()
     try:
         config = load(os.environ)
-        log = EventLog(_Nowhere(), max_entries=1, secrets=configured_secrets(config))
+        log = EventLog(
+            _Nowhere(), max_entries=1, secrets=configured_secrets(config), relay_id=config.relay_id_in_log
+        )
         log.follow(reporter.say_logged)
         limit = descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
         service = WorkerService(reactor, config, log, reporter, limit)

@@ -114,6 +114,8 @@ def test_secrets_from_files_older_names_and_warnings(
     )
     assert "RELAY_BUS_HMAC_KEY is only 5 characters long: use at least 16 random characters" in warnings
     assert not any(INTERNAL_KEY in line or "an-operator-knows" in line for line in relay.written)
+    for _ in range(5):
+        relay.upgrade("client", workspace, None)
     assert len(relay.logs()) == 10
 
 

@@ -19,9 +19,9 @@ from twisted.web.server import Site
 
 from viewport_relay import config as settings
 from viewport_relay.admin.site import build
+from viewport_relay.config import configured_secrets
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.redaction import configured_secrets
 from viewport_relay.routing.views import PeerView, TargetView
 
 TOKEN = "unit-admin-token-0123456789abcdef"

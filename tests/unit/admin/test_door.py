@@ -118,10 +118,16 @@ async def test_a_public_door_beside_an_admin_listener_has_no_admin_path(open_doo
 
 @pytest_twisted.ensureDeferred
 async def test_ready_says_why_not(door):
-    assert (await door.get("/ready", token=None)).json() == {"ok": True}
+    assert (await door.get("/ready", token=None)).json() == {
+        "ok": True, "message": "Peers with a valid token can be admitted.",
+    }  # fmt: skip
     door.state.ready = (False, "JWKS_UNREACHABLE")
     answer = await door.get("/ready", token=None)
-    assert answer.status == 503 and answer.json() == {"ok": False, "reason": "JWKS_UNREACHABLE"}
+    body = answer.json()
+    assert answer.status == 503 and (body["ok"], body["reason"]) == (False, "JWKS_UNREACHABLE")
+    assert body["message"].startswith(
+        "No peer can be admitted: JWT validation failed: JWKS unreachable. To do: run "
+    )
 
 
 @pytest_twisted.ensureDeferred

@@ -14,18 +14,21 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from viewport_relay.admin import follow
-from viewport_relay.admin.logs import LogsPage, as_text, inert, parse_filter
-from viewport_relay.admin.reply import BadRequest
+from viewport_relay.admin.filters import PARAMETERS, parse_filter
+from viewport_relay.admin.logs import TEXT_ENTRIES, LogsPage
+from viewport_relay.admin.reply import BadRequest, prefers_text
+from viewport_relay.admin.words import as_text, inert
+from viewport_relay.observe.events import EVENTS
 from viewport_relay.reasons import Reason
 
 
 @pytest.fixture
 def filled(door):
     log = door.log
-    log.event("start")
+    log.event("relay_started")
     log.event("join", connection_id="c-1", workspaceId="w-1", role="client", ip="192.0.2.1")
-    log.event("refused", reason=Reason.JWT_EXPIRED, connection_id="c-2", workspaceId="w-2", ip="192.0.2.2")
-    log.event("refused", reason=Reason.INTERNAL_KEY_MISMATCH, connection_id="c-3", workspaceId="w-1")
+    log.event("refuse", reason=Reason.JWT_EXPIRED, connection_id="c-2", workspaceId="w-2", ip="192.0.2.2")
+    log.event("refuse", reason=Reason.INTERNAL_KEY_MISMATCH, connection_id="c-3", workspaceId="w-1")
     log.event("leave", connection_id="c-1", workspaceId="w-1", role="client", ip="192.0.2.1")
     return door
 
@@ -33,24 +36,24 @@ def filled(door):
 @pytest.mark.parametrize(
     "query,events",
     [
-        ("", ["start", "join", "refused", "refused", "leave"]),
-        ("level=error", ["refused"]),
-        ("level=warn,ERROR", ["refused", "refused"]),
-        ("reason=JWT_EXPIRED", ["refused"]),
-        ("reason=jwt_expired,INTERNAL_KEY_MISMATCH", ["refused", "refused"]),
-        ("reason=NO_SUCH_CODE", []),
+        ("", ["relay_started", "join", "refuse", "refuse", "leave"]),
+        ("level=error", ["refuse"]),
+        ("level=warn,ERROR", ["refuse", "refuse"]),
+        ("reason=JWT_EXPIRED", ["refuse"]),
+        ("reason=jwt_expired,INTERNAL_KEY_MISMATCH", ["refuse", "refuse"]),
+        ("reason=NOT_FOUND", []),
+        ("reason=&event=&level=", ["relay_started", "join", "refuse", "refuse", "leave"]),
         ("event=join,leave", ["join", "leave"]),
-        ("workspaceId=w-1", ["join", "refused", "leave"]),
+        ("workspaceId=w-1", ["join", "refuse", "leave"]),
         ("workspaceId=w-1&level=info&limit=1", ["leave"]),
         ("connectionId=c-1", ["join", "leave"]),
-        ("limit=2", ["refused", "leave"]),
-        ("limit=2&limit=1", ["refused", "leave"]),
-        ("since=1h", ["start", "join", "refused", "refused", "leave"]),
+        ("limit=2", ["refuse", "leave"]),
+        ("limit=2&limit=1", ["refuse", "leave"]),
+        ("since=1h", ["relay_started", "join", "refuse", "refuse", "leave"]),
         ("since=2001-01-01T00:00:00Z&limit=1", ["leave"]),
         ("since=2001-01-01T00:00:00+02:00&limit=1", ["leave"]),
         ("since=4000000000", []),
         ("since=2099-01-01", []),
-        ("unknown=x&level=", ["start", "join", "refused", "refused", "leave"]),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -67,7 +70,8 @@ async def test_filters(filled, query, events):
         ("level=loud", "level"), ("level=warn,", "level"), ("reason=a%20b", "reason"), ("event=%3Cscript%3E", "event"),
         ("limit=0", "limit"), ("limit=-1", "limit"), ("limit=x", "limit"), ("limit=99999999", "limit"), ("limit=%D9%A3", "limit"),
         ("since=yesterday", "since"), ("since=10w", "since"), ("since=99999999999999999", "since"), ("format=xml", "format"),
-        ("follow=maybe", "follow"), ("summary=2", "summary"), ("&".join(f"a{n}=1" for n in range(40)), "query"),
+        ("reason=NO_SUCH_CODE", "reason"), ("event=no_such_event", "event"), ("colour=red", "colour"), ("follow=maybe", "follow"), ("summary=2", "summary"),
+        ("about=" + 300 * "x", "about"), ("&".join(f"a{n}=1" for n in range(40)), "query"),
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
@@ -77,6 +81,9 @@ async def test_bad_filters_name_the_parameter_and_what_it_takes(filled, query, p
     body = answer.json()
     assert body["ok"] is False and body["parameter"] == parameter
     assert body["message"].startswith(f"{parameter} takes ")
+    known = {"level": ["info", "warn", "error"], "event": list(EVENTS), "reason": list(Reason.__members__), "colour": list(PARAMETERS)}  # fmt: skip
+    if parameter in known and "," not in query:
+        assert body["known"] == known[parameter]
 
 
 def test_since_takes_times_back():
@@ -88,18 +95,179 @@ def test_since_takes_times_back():
 @pytest_twisted.ensureDeferred
 async def test_summary_counts_folded_entries_as_often_as_they_came(filled):
     for _ in range(50):
-        filled.log.event("refused", reason=Reason.TOKEN_MISSING, ip="192.0.2.9", workspaceId="w-9")
+        filled.log.event(
+            "refuse", reason=Reason.TOKEN_MISSING, ip="192.0.2.9", workspaceId="w-9", detail="why"
+        )
     want = {
         "ok": True, "total": 55,
         "byLevel": {"info": 3, "warn": 51, "error": 1},
-        "byEvent": {"refused": 52, "start": 1, "join": 1, "leave": 1},
+        "byEvent": {"refuse": 52, "relay_started": 1, "join": 1, "leave": 1},
         "byReason": {"TOKEN_MISSING": 50, "JWT_EXPIRED": 1, "INTERNAL_KEY_MISMATCH": 1},
     }  # fmt: skip
-    assert (await filled.get("/logs?summary=1")).json() == want
-    filled.log.close()  # now the summary is an entry of its own
-    assert (await filled.get("/logs?summary=1")).json() == want
+    for _ in range(2):
+        numbers = (await filled.get("/logs?summary=1")).json()
+        about = numbers.pop("reasons")
+        assert numbers == want
+        filled.log.close()  # now the summary is an entry of its own
+    assert list(about) == ["TOKEN_MISSING", "JWT_EXPIRED", "INTERNAL_KEY_MISMATCH"]
+    row = about["TOKEN_MISSING"]
+    assert (
+        row["meaning"] == Reason.TOKEN_MISSING.text and row["cause"] and row["fix"] and row["detail"] == "why"
+    )
+    assert (row["workspaces"], row["addresses"], row["perMinute"]) == (1, 1, 50)
+    assert row["firstSeen"] <= row["lastSeen"] and row["example"] == "workspace=w-9 ip=192.0.2.9: why"
     assert (await filled.get("/logs?summary=1&workspaceId=w-9")).json()["total"] == 50
     assert "logs" not in (await filled.get("/logs?summary=true")).json()
+    text = (await filled.get("/logs?summary=1&format=text")).text
+    assert "TOKEN_MISSING: 50" in text and Reason.TOKEN_MISSING.entry.cause[:40] in text
+
+
+@pytest_twisted.ensureDeferred
+async def test_summary_counts_one_failure_once(door):
+    for _ in range(3):
+        door.log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why="x")
+    assert (await door.get("/logs?summary=1")).json()["byReason"] == {"JWKS_UNREACHABLE": 3}
+    door.log.event("refuse", reason=Reason.JWKS_UNREACHABLE, ip="192.0.2.1")
+    numbers = (await door.get("/logs?summary=1")).json()
+    assert numbers["byReason"] == {"JWKS_UNREACHABLE": 1} and numbers["byEvent"]["jwks_fetch_failed"] == 3
+
+
+# -- the verdict first ------------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_json_has_the_verdict_and_the_problems_beside_the_entries(filled):
+    answer = await filled.get("/logs")
+    body = answer.json()
+    assert list(body) == ["ok", "verdict", "logs", "problems"]
+    assert body["verdict"]["headline"] and body["verdict"]["counts"].startswith(
+        "1 admitted, 2 refused in 5 min"
+    )
+    assert [row["code"] for row in body["problems"]] == [
+        "INTERNAL_KEY_MISMATCH",
+        "JWT_EXPIRED",
+    ]  # the newest first
+    assert all(row["cause"] and row["fix"] and row["example"] for row in body["problems"])
+    lines = answer.text.splitlines()
+    assert sum(line.startswith('{"ts":') for line in lines) == 5, "an entry on each line"
+
+
+@pytest_twisted.ensureDeferred
+async def test_text_begins_with_verdict_cause_fix_and_example(door):
+    for n in range(302):
+        door.log.event(
+            "refuse", reason=Reason.JWT_EXPIRED, connection_id=f"c-{n}", workspaceId="acme", role="client", ip="192.0.2.1",
+            detail="exp passed 400 s ago",
+        )  # fmt: skip
+    for n in range(100):
+        door.log.event("join", connection_id=f"j-{n}", workspaceId="w")
+    screen = (await door.get("/logs?format=text")).text.splitlines()
+    assert (
+        screen[0].startswith("GOOD: Daemons can connect")
+        and "302 refused in 5 min (JWT_EXPIRED 302)" in screen[1]
+    )
+    text = "\n".join(screen[:16])
+    for words in (
+        "JWT_EXPIRED: 302 since", "1 workspace, 1 address", Reason.JWT_EXPIRED.entry.cause[:50],
+        "let the peer fetch a new token", "exp passed 400 s ago", "workspace=acme",
+    ):  # fmt: skip
+        assert words in text, text
+    entries = [line for line in screen if line[:2] == "20"]
+    assert len(entries) == TEXT_ENTRIES and any("the last 20 of 105 entries" in line for line in screen)
+    assert all(len(line) <= 110 for line in screen if line[:2] != "20")
+    everything = (await door.get("/logs?format=text&limit=1000")).text.splitlines()
+    assert sum(line[:2] == "20" for line in everything) == 105
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_gets_in_is_said_first(door):
+    for _ in range(5):
+        door.log.event("refuse", reason=Reason.JWT_EXPIRED, ip="192.0.2.1")
+    first = (await door.get("/logs/text")).text.splitlines()[0]
+    assert first.startswith("BAD: No peer gets in: 5 were refused, mostly JWT_EXPIRED")
+
+
+@pytest.mark.parametrize(
+    "accept,text",
+    [
+        ("", False), ("*/*", False), ("application/json", False), ("application/json, text/plain, */*", False),
+        ("text/plain", True), ("text/plain, */*", True), ("text/*", True), ("text/plain;q=0.5, application/json;q=0.9", False),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True), ("text/plain;q=0, */*", False),
+        ("*/*;q=0.8, text/plain;q=0.1", False), ("text/event-stream", False), ("TEXT/PLAIN; Q=1.0", True),
+    ],
+)  # fmt: skip
+def test_accept(accept, text):
+    assert prefers_text(accept) is text
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_gets_text(filled):
+    for path, headers, kind in (
+        ("/logs", {}, "application/json"),
+        ("/logs", {"Accept": "*/*"}, "application/json"),
+        ("/logs", {"Accept": "text/plain"}, "text/plain"),
+        ("/logs?format=json", {"Accept": "text/plain"}, "application/json"),
+        ("/logs?format=text", {"Accept": "application/json"}, "text/plain"),
+        ("/logs/text", {}, "text/plain"),
+    ):
+        answer = await filled.get(path, headers)
+        assert answer.headers["content-type"].startswith(kind), (path, headers)
+
+
+# -- explain and about ------------------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_explain_says_cause_and_fix_and_what_happened_here(filled):
+    text = (await filled.get("/logs/explain/jwt_expired")).text
+    entry = Reason.JWT_EXPIRED.entry
+    assert text.startswith("JWT_EXPIRED\n") and entry.cause[:50] in text and "here, the last time:" in text
+    text = (await filled.get("/logs/explain/NO_OWNER")).text
+    assert "here since the start: never" in text
+    assert "dmesg" in (await filled.get("/logs/explain/worker_lost")).text
+    answer = await filled.get("/logs/explain/JWT_EXPIRED", {"Accept": "application/json"})
+    assert answer.json()["fix"] == entry.fix and answer.json()["total"] == 1
+    assert "BUFFER_OVERFLOW" in (await filled.get("/logs/explain")).text
+    wrong = await filled.get("/logs/explain/JWT_EXPIERD")
+    assert wrong.status == 400 and "JWT_EXPIRED" in wrong.json()["message"]
+    assert (await filled.get("/logs/explain/JWT_EXPIRED", token=None)).status == 401
+
+
+@pytest_twisted.ensureDeferred
+async def test_about_a_connection_of_which_only_the_answer_is_known(door):
+    for n in range(20):
+        door.log.event(
+            "refuse", reason=Reason.JWT_EXPIRED, connection_id=f"c-{n}", workspaceId="acme", role="client", ip="192.0.2.1",
+            detail=f"exp passed {n} s ago",
+        )  # fmt: skip
+    assert all(entry.get("connectionId") != "c-17" for entry in door.log.entries()), "it was folded"
+    text = " ".join((await door.get("/logs?about=c-17&format=text")).text.split())
+    assert (
+        "client of workspace acme from 192.0.2.1 was refused: JWT validation failed: token expired: exp passed 17 s ago"
+        in text
+    )
+    assert "[JWT_EXPIRED], connection c-17" in text and "fix let the peer fetch a new token" in text
+    body = (await door.get("/logs?about=acme")).json()
+    assert (
+        len(body["logs"]) == 5
+        and body["counted"] == [body["counted"][0]]
+        and body["counted"][0].startswith("15 more of JWT_EXPIRED")
+    )
+    assert "JWT_EXPIRED" in body["reasons"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_about_somebody_who_is_there_and_somebody_unheard_of(door, make_target, make_peer):
+    door.state.views = [make_target("w-1", "t-1", daemon=make_peer("workspace-daemon", "machine-1"))]
+    text = " ".join((await door.get("/logs?about=t-1", {"Accept": "text/plain"})).text.split())
+    assert (
+        "now the workspace-daemon machine-1 of workspace w-1, target t-1, from 192.0.2.7, connection conn-machine-1"
+        in text
+    )
+    text = " ".join((await door.get("/logs?about=nobody-knows&format=text")).text.split())
+    assert "no such peer is connected" in text and "its attempts do not reach this relay" in text
+    hostile = (await door.get("/logs?about=%1b%5b2J&format=text")).text
+    assert all(c.isprintable() or c == "\n" for c in hostile)
 
 
 @pytest_twisted.ensureDeferred
@@ -110,8 +278,8 @@ async def test_text_for_people_is_inert(door):
     )  # fmt: skip
     answer = await door.get("/logs?format=text")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    (line,) = answer.text.splitlines()
-    assert all(c.isprintable() for c in line)
+    (line,) = [line for line in answer.text.splitlines() if line[:2] == "20"]
+    assert all(c.isprintable() for c in answer.text.replace("\n", ""))
     assert " WARN  drop INVALID_FRAME invalid frame connection=c-1 workspaceId=\\x1b]0;pwned\\x07" in line
     assert (
         "clientId=a\\x0ab" in line and "\\u202e" in line and "\\x9b31m" in line and line.endswith("number=7")
@@ -189,18 +357,18 @@ async def test_follow_sends_the_ring_first_and_then_each_new_entry_as_lines(fill
     head = data.split(b"\r\n\r\n")[0].lower()
     assert b"200" in head and b"application/x-ndjson" in head
     began = time.perf_counter()
-    filled.log.event("refused", reason=Reason.ORIGIN_NOT_ALLOWED, workspaceId="w-new")
+    filled.log.event("refuse", reason=Reason.ORIGIN_NOT_ALLOWED, workspaceId="w-new")
     data = await reader.until(b"ORIGIN_NOT_ALLOWED")
     assert time.perf_counter() - began < 0.5
     body = data.split(b"\r\n\r\n", 1)[1]
     entries = [json.loads(line) for line in body.splitlines() if line.startswith(b"{")]
     assert [entry["event"] for entry in entries] == [
-        "start",
+        "relay_started",
         "join",
-        "refused",
-        "refused",
+        "refuse",
+        "refuse",
         "leave",
-        "refused",
+        "refuse",
     ]
     assert len(page_of(filled).followers) == 1
     reader.close()

@@ -14,8 +14,8 @@ from twisted.internet.task import Clock
 from viewport_relay.admin.auth import SESSION_SECONDS, Gate
 from viewport_relay.admin.history import KEPT, STEP, History
 from viewport_relay.admin.overview import MAX_TARGETS
-from viewport_relay.admin.verdict import FRESH, Facts, ago, judge
 from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.verdict import FRESH, Facts, ago, judge
 from viewport_relay.reasons import Reason
 
 

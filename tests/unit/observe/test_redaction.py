@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viewport_relay import config as settings
+from viewport_relay.config import configured_secrets
 from viewport_relay.observe.redaction import (
     _TOKENS_ONLY,
     MARK,
     Redactor,
-    configured_secrets,
     is_secret_key,
     looks_like_key,
 )

@@ -69,6 +69,11 @@ def test_legacy_messages_and_errors(log):
     publisher = LogPublisher(TwistedObserver(log))
     old = legacy.LogPublisher(publishPublisher=publisher)
     old.msg("Starting factory <Site>", system="twisted")
+    Logger("viewport_relay.wire.site", observer=publisher).info(
+        "Starting factory {factory}", factory=object()
+    )
+    Logger("twisted.internet.base", observer=publisher).info("Main loop terminated.")
+    Logger("twisted.internet.base", observer=publisher).warn("cannot accept")
     publisher(
         {
             "log_level": LogLevel.info,
@@ -78,7 +83,7 @@ def test_legacy_messages_and_errors(log):
         }
     )
     first, second = log.entries()
-    assert first["level"] == "info" and "Starting factory" in first["message"]
+    assert first["level"] == "warn" and first["message"] == "cannot accept", "housekeeping is left out"
     assert second["level"] == "error" and second["message"] and second["details"]["error"] == "KeyError"
 
 

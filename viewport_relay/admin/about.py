@@ -1,0 +1,163 @@
+"""`GET /logs?about=ID`: everything that the relay knows of one id or address, in order, in words.
+
+The id may be of a workspace, target, connection, client or machine, as a user or a refused peer names it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from viewport_relay.admin.state import StateSource
+from viewport_relay.admin.words import inert, wrapped
+from viewport_relay.observe.logs import EventLog, timestamp
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.views import PeerView, TargetView
+
+#: Members of `details` that hold an id or an address.
+_IDS: Final = (
+    "workspaceId", "runtimeTargetId", "clientId", "machineId", "managedExecutorId", "userId", "ip", "relayId",
+    "sourceRelayId", "targetRelayId",
+)  # fmt: skip
+
+_WORDS: Final = {
+    "join": "joined",
+    "leave": "left",
+    "refuse": "was refused",
+    "close": "was closed by the relay",
+    "drop": "sent a frame that was dropped",
+    "flapping": "joined and left again and again",
+    "handshake": "left within the Noise handshake",
+    "folded": "(entries that were counted instead of written)",
+}
+
+#: Longest id that is looked for.
+MAX_ID: Final = 256
+
+
+class About:
+    """Looks for one id in the ring, among folded entries, and in the present."""
+
+    def __init__(self, log: EventLog, state: StateSource) -> None:
+        self._log = log
+        self._state = state
+
+    def entries(self, wanted: str) -> list[dict[str, Any]]:
+        """Entries about the id, oldest first; that of a folded refusal of this connection too."""
+        found = [entry for entry in self._candidates(wanted) if _is_about(entry, wanted)]
+        folded = self._log.folded_entry(wanted)
+        if folded is not None:
+            found = sorted([*found, folded], key=lambda entry: str(entry["ts"]))
+        return found
+
+    def _candidates(self, wanted: str) -> Iterator[dict[str, Any]]:
+        quoted = json.dumps(wanted)
+        for record in self._log.records():
+            if quoted in record.line:  # cheaper than to parse all
+                yield json.loads(record.line)
+
+    def present(self, wanted: str) -> list[str]:
+        """One sentence for each peer that is connected now and has this id."""
+        return [
+            f"{_who(target, peer)} is connected, since {timestamp(peer.since)}"
+            for target in self._state.targets()
+            for peer in _peers(target)
+            if wanted
+            in (target.workspace_id, target.runtime_target_id, peer.connection_id, peer.client_id, peer.ip)
+        ]
+
+    def counted(self, wanted: str) -> list[str]:
+        """One sentence for each source whose entries are being counted instead of written."""
+        return [
+            f"{fold.count} more of {fold.source.code or fold.source.event} since {timestamp(fold.first)}"
+            for fold in self._log.folds()
+            if wanted in (fold.source.ip, fold.source.workspace_id)
+        ]
+
+    def text(self, wanted: str, now: float) -> str:
+        """The answer for people."""
+        entries = self.entries(wanted)
+        present, counted = self.present(wanted), self.counted(wanted)
+        lines = [f"about {inert(wanted)}"]
+        lines += [f"  now      {inert(sentence)}" for sentence in present] or [
+            "  now      no such peer is connected"
+        ]
+        if not entries:
+            lines += wrapped(
+                "log", "nothing. Entries of long ago may have left the log. If the peer says that it cannot connect, its "
+                "attempts do not reach this relay: check address, DNS, firewall and the proxy in between",
+            )  # fmt: skip
+        for entry in entries:
+            lines += _story(entry, now)
+        lines += [f"  counted  {inert(sentence)}" for sentence in counted]
+        for reason in _last_reasons(entries):
+            lines += ["", f"{reason.code}: {reason.text}"]
+            lines += [*wrapped("cause", reason.entry.cause), *wrapped("fix", reason.entry.fix)]
+        return "\n".join(lines) + "\n"
+
+    def as_json(self, wanted: str) -> dict[str, Any]:
+        entries = self.entries(wanted)
+        return {
+            "ok": True,
+            "about": wanted,
+            "present": self.present(wanted),
+            "counted": self.counted(wanted),
+            "reasons": {
+                reason.code: {"cause": reason.entry.cause, "fix": reason.entry.fix}
+                for reason in _last_reasons(entries)
+            },
+            "logs": entries,
+        }
+
+
+def _is_about(entry: dict[str, Any], wanted: str) -> bool:
+    details = entry["details"]
+    return entry.get("connectionId") == wanted or any(details.get(name) == wanted for name in _IDS)
+
+
+def _peers(target: TargetView) -> Iterator[PeerView]:
+    if target.daemon is not None:
+        yield target.daemon
+    yield from (*target.clients, *target.workers)
+
+
+def _who(target: TargetView, peer: PeerView) -> str:
+    name = f"workspace {target.workspace_id}, target {target.runtime_target_id or 'none'}"
+    return f"the {peer.role} {peer.client_id} of {name}, from {peer.ip}, connection {peer.connection_id},"
+
+
+def _story(entry: dict[str, Any], now: float) -> list[str]:
+    """One entry as a sentence."""
+    details = entry["details"]
+    who = " ".join(
+        part
+        for part in (
+            details.get("role") or "a peer",
+            f"of workspace {details['workspaceId']}" if "workspaceId" in details else "",
+            f"(target {details['runtimeTargetId']})" if "runtimeTargetId" in details else "",
+            f"from {details['ip']}" if "ip" in details else "",
+        )
+        if part
+    )
+    what = _WORDS.get(entry["event"])
+    said = f"{who} {what}" if what is not None else f"{entry['event']}"
+    for part in (
+        entry.get("message"),
+        details.get("detail"),
+        details.get("platformWord"),
+        details.get("hint"),
+    ):
+        if part and str(part) not in said:
+            said += f": {part}"
+    if "reason" in entry:
+        said += f" [{entry['reason']}]"
+    if "connectionId" in entry:
+        said += f", connection {entry['connectionId']}"
+    return wrapped(entry["ts"][:19].replace("T", " ") + "Z ", said)
+
+
+def _last_reasons(entries: list[dict[str, Any]]) -> list[Reason]:
+    """The reasons in the entries, the latest first, at most three."""
+    codes = dict.fromkeys(entry["reason"] for entry in reversed(entries) if "reason" in entry)
+    return [Reason[code] for code in codes if code in Reason.__members__][:3]

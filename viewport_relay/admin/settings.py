@@ -1,0 +1,79 @@
+"""The settings in force, without secrets: for the entry `relay_started` and the dashboard."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from viewport_relay.config import VARIABLES, Config, Variable
+
+#: What stands for the value of a secret that is set.
+SET: Final = "(set)"
+
+#: Settings that `relay_started` shows by other names, or that are different in every deployment.
+_TOLD: Final = frozenset(
+    {"listen_host", "listen_port", "jwks_url", "validate_url", "relay_id", "mode", "backplane_mode"}
+)
+
+
+def shown_url(url: str) -> str:
+    """A URL without user info, query and fragment, which may hold secrets."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(a URL that does not parse)"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def shown_value(variable: Variable, value: Any) -> str:
+    """A value as text; of secrets only whether they are set."""
+    if value is None or value == ():
+        return "none"
+    if variable.secret:
+        return SET
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    text = str(value)
+    return shown_url(text) if "://" in text else text
+
+
+def changed(config: Config) -> dict[str, str]:
+    """Settings that were set and differ from their default, by name, without secrets."""
+    return {
+        variable.name: shown_value(variable, getattr(config, variable.attribute))
+        for variable in VARIABLES
+        if config.sources.get(variable.attribute, "default") != "default"
+        and variable.attribute not in _TOLD
+        and not variable.secret
+        and getattr(config, variable.attribute) != variable.default
+    }
+
+
+def settings_json(config: Config) -> list[dict[str, str]]:
+    """Every setting: group, name, value, default and where the value came from."""
+    return [
+        {
+            "group": variable.group,
+            "name": variable.name,
+            "value": shown_value(variable, getattr(config, variable.attribute)),
+            "default": variable.shown_default,
+            "source": config.sources.get(variable.attribute, "default"),
+        }
+        for variable in VARIABLES
+    ]
+
+
+def started(config: Config, listens: dict[str, str]) -> dict[str, Any]:
+    """Details of `relay_started`: what listens where, whom the relay asks, and what differs from the defaults."""
+    return {
+        "relayId": config.relay_id,
+        "mode": config.mode,
+        "listens": listens,
+        "jwksUrl": shown_url(config.jwks_url),
+        "validateUrl": shown_url(config.validate_url),
+        "hasInternalKey": config.internal_key is not None,
+        "backplaneMode": config.backplane_mode,
+        "changed": changed(config),
+    }

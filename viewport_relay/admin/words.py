@@ -1,0 +1,125 @@
+"""Verdict, problems and entries as text for terminals."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from viewport_relay.observe.logs import timestamp
+from viewport_relay.observe.problems import SPAN, Problem
+from viewport_relay.observe.ring import Record
+from viewport_relay.observe.verdict import Facts, Verdict, ago, cause_of, example_of, fix_of
+
+#: Columns of text.
+WIDTH: Final = 110
+
+#: Problems shown in full; further ones with one line each.
+IN_FULL: Final = 6
+
+_INERT: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def inert(text: str) -> str:
+    """Text for a terminal: control characters, escapes and marks that turn the direction are shown as codes."""
+    return _INERT.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
+
+
+def as_text(record: Record) -> str:
+    """One line for one record."""
+    return entry_text(json.loads(record.line))
+
+
+def entry_text(entry: dict[str, Any]) -> str:
+    """One line for one entry."""
+    parts = [entry["ts"], entry["level"].upper().ljust(5), entry["event"]]
+    parts += [entry[name] for name in ("reason", "message") if name in entry]
+    if "connectionId" in entry:
+        parts.append(f"connection={entry['connectionId']}")
+    for name, value in entry["details"].items():
+        parts.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+    return inert(" ".join(str(part) for part in parts))
+
+
+def wrapped(label: str, text: str, indent: int = 2) -> list[str]:
+    """`text` behind its label, wrapped with a hanging indent; no line where there is no text."""
+    if not text:
+        return []
+    first = f"{' ' * indent}{label:<9}"
+    return textwrap.wrap(
+        inert(text), WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False,
+        break_long_words=False,
+    )  # fmt: skip
+
+
+def verdict_lines(facts: Facts, verdict: Verdict) -> list[str]:
+    """What is first read: the headline, the counts, and what is wrong with what admission depends on."""
+    lines = [f"{verdict.state.upper()}: {inert(verdict.headline)}", f"  {inert(verdict.counts)}"]
+    for check in verdict.checks:
+        if check.state in ("bad", "warn"):
+            when = f" [{check.when}]" if check.when else ""
+            lines += wrapped("check", f"{check.name}: {check.text}{when}")
+            lines += wrapped("fix", check.fix)
+    return lines
+
+
+def problem_lines(facts: Facts, problem: Problem) -> list[str]:
+    """One problem: how often, since when, for whom, and what to do."""
+    now = facts.now
+    head = (
+        f"{problem.level.upper():<5} {problem.code}: {problem.count} since {timestamp(problem.first)[11:19]} UTC, "
+        f"last {ago(now - problem.last)} ago, {rate(problem):g} a minute"
+    )
+    if problem.workspaces or problem.addresses:
+        head += f"; {_number(problem.workspaces, 'workspace')}, {_number(problem.addresses, 'address')}"
+    return [
+        inert(head),
+        *wrapped("what", problem.text),
+        *wrapped("cause", cause_of(problem)),
+        *wrapped("fix", fix_of(problem)),
+        *wrapped("example", example_of(problem)),
+    ]
+
+
+def rate(problem: Problem) -> float:
+    """Events a minute, lately."""
+    return round(problem.lately / min(SPAN / 60, max(1.0, (problem.last - problem.first) / 60)), 1)
+
+
+def problems_lines(facts: Facts) -> list[str]:
+    """The open problems: those of the relay and the platform first, then the newest."""
+    if not facts.problems:
+        return ["no open problems"]
+    newest_first = sorted(facts.problems, key=lambda row: (row.level == "error", row.last), reverse=True)
+    lines: list[str] = []
+    for problem in newest_first[:IN_FULL]:
+        lines += [*problem_lines(facts, problem), ""]
+    for problem in newest_first[IN_FULL:]:
+        lines.append(problem_lines(facts, problem)[0])
+    return lines[:-1] if not lines[-1] else lines
+
+
+def report(
+    facts: Facts, verdict: Verdict, entries: Sequence[str], total: int, notes: Iterable[str] = ()
+) -> str:
+    """The page: verdict, problems, entries. `total` is how many entries there would be."""
+    shown = f"{total} entries" if len(entries) == total else f"the last {len(entries)} of {total} entries"
+    lines = [
+        *verdict_lines(facts, verdict),
+        "",
+        *problems_lines(facts),
+        "",
+        f"-- {shown} " + "-" * max(3, WIDTH - len(shown) - 4),
+        *entries,
+        *(f"-- {note}" for note in notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _number(found: Sequence[str], word: str) -> str:
+    plural = "es" if word.endswith("s") else "s"
+    return f"{len(found)} {word}{'' if len(found) == 1 else plural}"

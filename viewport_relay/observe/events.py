@@ -1,0 +1,108 @@
+"""Every event of the log in one table: name, what the entry tells, and for trouble what to do.
+
+`docs/reference/events.md` is made from this table; a test compares the names with the code. An event with a reason is
+explained by the reason (`reasons.py`); `fix` is for those of level warn and error that have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import frozen
+
+
+@frozen
+class Event:
+    """What one event tells. `fix` is empty for events with a reason and for events of level info."""
+
+    says: str
+    fix: str = ""
+
+
+EVENTS: Final[Mapping[str, Event]] = {
+    # -- peers ---------------------------------------------------------------------------------------------
+    "join": Event("a peer was admitted and takes part"),
+    "leave": Event("a peer that took part is gone; `message` says how, `seconds` how long it was there"),
+    "refuse": Event("an upgrade was refused"),
+    "close": Event("the relay closed a connection"),
+    "drop": Event("a peer's frame was not forwarded"),
+    "handshake": Event("a Noise handshake ended without a close by the relay"),
+    "flapping": Event("joins and leaves of one peer that were counted instead of written"),
+    "folded": Event("entries that were counted instead of written: `of` names their event, `count` how many"),
+    "http_dropped": Event("an HTTP connection was closed to make room for others"),
+    "worker_request": Event("a worker's HTTP request was not answered by the platform"),
+    # -- admission -----------------------------------------------------------------------------------------
+    "jwks_fetched": Event("the platform's key set was fetched and has changed"),
+    "jwks_fetch_failed": Event("the key set could not be fetched, and there is none that serves"),
+    "jwks_refetch_failed": Event(
+        "the key set could not be fetched again; the one fetched before serves for up to a day",
+        "check the endpoint at RELAY_JWKS_URL (`viewport-relay doctor` fetches it from this machine)",
+    ),
+    "internal_key_mismatch": Event("the platform does not accept this relay's internal key"),
+    # -- several relays ------------------------------------------------------------------------------------
+    "backplane_unreachable": Event("Redis or the platform's bus stopped answering"),
+    "backplane_recovered": Event("the backplane answers again"),
+    "bus_drop": Event("a frame from another relay was refused"),
+    "bus_publish_failed": Event(
+        "frames for another relay could not be published",
+        "check Redis or the platform's bus endpoints; the message says what they answered",
+    ),
+    "presence_failed": Event("the presence of a daemon could not be announced or resolved"),
+    "relay_id_shared": Event(
+        "another running relay has the same RELAY_ID", "give each relay a RELAY_ID of its own and restart it"
+    ),
+    # -- the process ---------------------------------------------------------------------------------------
+    "relay_started": Event(
+        "the relay listens; `details` hold addresses, URLs and what differs from the defaults"
+    ),
+    "relay_stopping": Event("the relay was told to stop and closes its peers"),
+    "relay_stopped": Event("the relay has stopped"),
+    "status": Event(
+        "the state in one line: at the first refusal of a new reason, at its end, and once a minute"
+    ),
+    "reload": Event("the relay was told to read its settings or files again"),
+    "config_warning": Event("a setting deserves a look", "the message names the variable and the fix"),
+    "dev_platform": Event("the embedded platform for development answers"),
+    "listen_failed": Event(
+        "an address could not be listened on",
+        "free the port (`ss -ltnp` names its owner) or set another one; the message names the variable",
+    ),
+    "tls_reloaded": Event("certificate and key were read again"),
+    "tls_reload_failed": Event(
+        "certificate or key could not be read again; the old ones serve",
+        "check the files at RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, then send SIGHUP",
+    ),
+    "internal_error": Event(
+        "a fault inside the relay, with its traceback",
+        "report it with the traceback; other connections are not affected",
+    ),
+    "log_lines_lost": Event(
+        "the log could not be written for a while; the entries are in /logs",
+        "check the disk or the reader of standard output",
+    ),
+    "follow_gap": Event("a reader that follows the log was too slow and missed entries"),
+    "twisted": Event(
+        "a message of Twisted or another library; `namespace` names the logger",
+        "the message and the traceback say what failed; report it if it names a file of the relay",
+    ),
+    "worker_started": Event("a worker process takes connections"),
+    "worker_silent": Event(
+        "a worker process does not answer; its peers wait",
+        "if it recurs: look at CPU and memory of the machine; RELAY_WORKER_TIMEOUT_MS says when it is replaced",
+    ),
+    "worker_answers": Event("a silent worker process answers again"),
+    "worker_killed": Event(
+        "a worker process was killed because it did not answer", "see worker_silent and the entries before it"
+    ),
+    "worker_lost": Event(
+        "a worker process has ended and is started again",
+        "the message says how it ended: signal 9 is mostly the memory limit, another signal or status a fault; "
+        "look at the entries before it, at `dmesg` and at the memory limit of the container",
+    ),
+    # -- operators -----------------------------------------------------------------------------------------
+    "admin_refused": Event("a request to an admin path was refused"),
+    "operator_signed_in": Event("an operator signed in to the dashboard"),
+    "operator_disconnect": Event("an operator closed connections"),
+    "operator_cache_flush": Event("an operator emptied the caches"),
+}

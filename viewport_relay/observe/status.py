@@ -1,0 +1,116 @@
+"""The status line: what the relay does and what is wrong, in one entry.
+
+Written at the first event of a new problem, when a problem is over, when readiness changes, and once a minute while
+numbers change. A relay in which nothing happens writes none. The level is info: the entries of a failure have the level of
+the failure, and a failure counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from attrs import frozen
+
+from viewport_relay.observe.problems import Problem
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.observe.verdict import Facts, Verdict, ago, cause_of, example_of, fix_of, judge
+
+#: Seconds between two status lines that only carry new numbers.
+EVERY: Final = 60.0
+
+#: Seconds after the start within which a relay that is not ready yet says nothing of it.
+PATIENCE: Final = 3.0
+
+
+@frozen
+class _Told:
+    """What a status line said, as far as a change of it calls for another one."""
+
+    admitted: int
+    refused: int
+    ready: bool
+    connections: tuple[tuple[str, int], ...]
+    problems: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, facts: Facts, open_now: Mapping[str, Problem]) -> _Told:
+        return cls(
+            facts.admitted,
+            facts.refused,
+            facts.ready,
+            tuple(sorted(facts.connections.items())),
+            tuple(sorted((code, row.total) for code, row in open_now.items())),
+        )
+
+
+class StatusLine:
+    """Writes events `status` to `log`. `facts` gives the present; call `tick` once a second."""
+
+    def __init__(self, log: EventSink, facts: Callable[[], Facts]) -> None:
+        self._log = log
+        self._facts = facts
+        self._open: dict[str, Problem] = {}
+        self._told: _Told | None = None
+        self._ready: bool | None = None
+        self._due = 0.0
+        self._began = 0.0
+
+    def tick(self) -> None:
+        """Write a status line if one is called for."""
+        facts = self._facts()
+        open_now = {row.code: row for row in facts.problems}
+        new = [row for row in facts.problems if row.code not in self._open]
+        over = [row for code, row in self._open.items() if code not in open_now]
+        told = _Told.of(facts, open_now)
+        if self._told is None:
+            self._told, self._due, self._began = told, facts.now + EVERY, facts.now
+        # A relay that becomes ready soon after its start needs no line for that.
+        if self._ready is None and (facts.ready or facts.now - self._began >= PATIENCE):
+            self._ready = True
+        turned = self._ready is not None and facts.ready is not self._ready
+        stepped_back = facts.now < self._due - 2 * EVERY  # the wall clock was set back
+        minute = facts.now >= self._due or stepped_back
+        self._open = open_now
+        if new or over or turned or (minute and told != self._told):
+            if self._ready is not None:
+                self._ready = facts.ready
+            self._write(facts, new, over)
+            self._told = told
+            self._due = facts.now + EVERY
+        elif minute:
+            self._due = facts.now + EVERY
+
+    def _write(self, facts: Facts, new: list[Problem], over: list[Problem]) -> None:
+        verdict = judge(facts)
+        worst = next(iter(facts.problems), None)
+        self._log.event(
+            "status",
+            message=" ".join(_sentences(facts, verdict, worst, over)),
+            state=verdict.state,
+            ready=facts.ready,
+            admitted=facts.admitted,
+            refused=facts.refused,
+            connections=dict(facts.connections),
+            problems={row.code: row.count for row in facts.problems} or None,
+            began=[row.code for row in new] or None,
+            over=[row.code for row in over] or None,
+            worst=worst.code if worst is not None else None,
+        )
+
+
+def _sentences(facts: Facts, verdict: Verdict, worst: Problem | None, over: list[Problem]) -> list[str]:
+    said = [verdict.headline, f"{verdict.counts}."]
+    said += [f"Over: {row.code}, {row.count} in {ago(max(1.0, row.last - row.first))}." for row in over]
+    if worst is not None:
+        said.append(
+            f"Worst: {worst.code}, {worst.count} since {ago(facts.now - worst.first)} ago: {worst.text}."
+        )
+        for label, words in (
+            ("Cause", cause_of(worst)),
+            ("Fix", fix_of(worst)),
+            ("Example", example_of(worst)),
+        ):
+            if words:
+                said.append(f"{label}: {words.rstrip('.')}.")
+    return said
