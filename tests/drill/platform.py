@@ -109,6 +109,10 @@ class FaultyPlatform:
             "clientId",
             "daemonIssueGeneration",
             "machineId",
+            "managedExecutorId",
+            "sessionChannels",
+            "policyMode",
+            "e2eeProfile",
         )
         self._claims[token] = {name: payload[name] for name in kept if name in payload}
         return token

@@ -1,0 +1,121 @@
+"""docs/reference/protocol.md: its examples against a real relay, its tables against the relay's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.drill.platform import FaultyPlatform
+from tests.drill.relay import Relay, until
+from tests.integration.documented import ROLES, Exchange, check_http, fits
+from tests.pages import Block, blocks, section, text_of
+from viewport_relay.protocol import status
+from viewport_relay.reasons import Reason
+
+PAGE = "docs/reference/protocol.md"
+
+
+@pytest.fixture(scope="module")
+def relay(platform: FaultyPlatform) -> Iterator[Relay]:
+    with Relay(platform.environment() | {"RELAY_PONG_TIMEOUT_MS": "1000"}) as started:
+        started.logged("relay_started", 30)
+        until(lambda: started.http("/ready")[0] == 200, 30, "/ready")
+        yield started
+        assert started.stop() == 0
+        assert started.errors() == []
+
+
+def numbered(block: Block) -> str:
+    """The block with a workspace of its own."""
+    return block.text.replace("acme", f"acme-{block.line}")
+
+
+@pytest.mark.parametrize("block", blocks(PAGE, "exchange"), ids=lambda block: block.id)
+def test_exchange(block: Block, relay: Relay, platform: FaultyPlatform) -> None:
+    Exchange(relay, platform).run(numbered(block))
+
+
+@pytest.mark.parametrize("block", blocks(PAGE, "http"), ids=lambda block: block.id)
+def test_http(block: Block, relay: Relay, platform: FaultyPlatform) -> None:
+    text = numbered(block)
+    workspace = f"acme-{block.line}"
+    token = platform.token("client", workspace, "laptop")
+    check_http(text.replace("TOKEN\n", f"{token}\n"), relay.port)
+
+
+def test_an_example_that_is_wrong_fails(relay: Relay, platform: FaultyPlatform) -> None:
+    for wrong in (
+        'client joins client w t {"scope":"runtime"}\nclient sends [1]\nclient receives nothing\n',
+        'client joins client w t {"scope":"runtime"}\nclient sends [1]\n',
+        'client joins client w t {"scope":"runtime"}\nclient sends [1]\nclient is closed 4008 frame\n',
+        'client joins client w t {"scope":"runtime"}\nclient sends [1]\nclient receives {"type":"relay_status"}\n',
+    ):
+        with pytest.raises(AssertionError):
+            Exchange(relay, platform).run(wrong)
+    with pytest.raises(AssertionError):
+        check_http(
+            "GET /ws HTTP/1.1\nHost: a\n\nHTTP/1.1 426 Upgrade Required\nX-Relay-Reason: NO\n", relay.port
+        )
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "fit"),
+    [
+        ("…", {"a": 1}, True), ({"a": "…"}, {"a": 1}, True), ({"a": 1}, {"a": True}, False),
+        ({"a": 1}, {"a": 1, "b": 2}, False), ({"a": 1, "…": 0}, {"a": 1, "b": 2}, True), ("a…c", "abc", True),
+        ([1, "…"], [1, 2], True), ([1], [1, 2], False), ({"a": 1}, {}, False),
+    ],
+)  # fmt: skip
+def test_fits(expected: object, got: object, fit: bool) -> None:
+    assert fits(expected, got) is fit
+
+
+# -- tables ------------------------------------------------------------------------------------------------------
+
+
+def test_every_close_code_and_text_is_there() -> None:
+    codes = section(PAGE, "## 9. Close codes")
+    for reason in Reason:
+        if reason.entry.close:
+            assert f"| {reason.entry.close} |" in codes, reason
+            assert f"`{reason.entry.close_text}`" in text_of(PAGE), reason
+
+
+def test_every_refusal_of_an_upgrade_is_there() -> None:
+    page = text_of(PAGE)
+    local = {"JWT_"}  # one rule each in the table of the local check; the codes are in the list of reasons
+    operator = {"ADMIN_", "HTTP_", "RELAY_SHUTTING_DOWN", "UPGRADE_MALFORMED"}
+    for reason in Reason:
+        if reason.entry.status and not reason.code.startswith(tuple(local | operator)):
+            assert f"`{reason.code}`" in page, reason
+
+
+def test_the_status_frames_are_the_relays() -> None:
+    rows = dict(
+        re.findall(
+            r"^\| `([A-Z_]+)` \| ([^|]+) \|", section(PAGE, "## 5. The relay's own frames"), re.MULTILINE
+        )
+    )
+    frames = [
+        status.daemon_unavailable("w", "t", None), status.runtime_target_required("w"), status.invalid_frame("w"),
+        status.session_events_scope_only("w"), status.relay_redirect("w", "wss://a"), status.rate_limited("w", 1),
+    ]  # fmt: skip
+    assert len(rows) == len(frames)
+    for frame in frames:
+        (code, message) = re.findall(r'"code":"(\w+)","message":"([^"]+)"', frame)[0]
+        assert rows[code].strip() == message
+
+
+def test_every_frame_type_of_the_decoder_is_in_the_table() -> None:
+    source = text_of("viewport_relay/protocol/frames.py")
+    table = section(PAGE, "## 4. Frames")
+    types = set(re.findall(r'"((?:relay_|viewport\.)[a-z_./]+(?:v1)?)"', source))
+    assert len(types) >= 11
+    assert sorted(name for name in types if name not in table) == []
+
+
+def test_every_role_is_there() -> None:
+    for role in ROLES:
+        assert f"`{role}`" in text_of(PAGE)
