@@ -247,7 +247,7 @@ def test_a_reload_of_the_proxy_keeps_the_peers(world: World, name: str) -> None:
     proxy.reload()
     time.sleep(1)
     if name == "caddy" and not knows_close_delay():
-        # Such a Caddy says good-bye to both sides, to the relay unmasked: whose Close reaches the peer first is chance.
+        # Such a Caddy sends a Close to both sides, to the relay without a mask. Either Close may reach the peer first.
         assert {daemon.how_it_ends().code, client.how_it_ends().code} <= {1001, 1002}
         entry = world.relays[False].logged("close")
         assert entry["reason"] == "PROTOCOL_ERROR" and "unmasked" in entry["details"]["detail"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.drill.platform import FaultyPlatform
-from tests.drill.relay import Relay, until
+from tests.drill.relay import Relay
 from tests.integration.documented import ROLES, Exchange, check_http, fits
 from tests.pages import Block, blocks, section, text_of
 from viewport_relay.protocol import status
@@ -20,9 +20,7 @@ PAGE = "docs/reference/protocol.md"
 @pytest.fixture(scope="module")
 def relay(platform: FaultyPlatform) -> Iterator[Relay]:
     with Relay(platform.environment() | {"RELAY_PONG_TIMEOUT_MS": "1000"}) as started:
-        started.logged("relay_started", 30)
-        until(lambda: started.http("/ready")[0] == 200, 30, "/ready")
-        yield started
+        yield started.wait()
         assert started.stop() == 0
         assert started.errors() == []
 

@@ -1,0 +1,68 @@
+"""docs/topics/glossary.md: words that it forbids are nowhere, and one class name stands for one thing."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+
+import pytest
+
+from tests.pages import ROOT, pages, section, text_of
+from tools import arrows
+
+PAGE = "docs/topics/glossary.md"
+
+#: Rooms that share no code with the relay may use its names for their own things.
+BESIDE = {"peer", "devplatform", "cli"}
+
+#: Public class names that still stand for two things. The list is exact and ends empty.
+TWICE = {"Gate", "Sample", "Target", "Feeder", "Refused", "Reader", "Session"}
+
+
+def forbidden() -> list[str]:
+    rows = re.findall(r"^\| (`[^|]*) \|", section(PAGE, "## Words that are not used"), re.MULTILINE)
+    return [word for row in rows for word in re.findall(r"`([^`]+)`", row)]
+
+
+def sources() -> dict[str, str]:
+    """Everything that somebody reads, but the page itself and inputs of tests."""
+    found = [str(path.relative_to(ROOT)) for path in arrows.modules().values()]
+    found += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tools").glob("*.py"))]
+    found += [page for page in pages() if page != PAGE]
+    return {name: text_of(name) for name in found}
+
+
+@pytest.mark.parametrize("word", forbidden())
+def test_the_word_is_not_used(word: str) -> None:
+    pattern = re.compile(rf"\b{re.escape(word)}s?\b", re.IGNORECASE)
+    found = [
+        f"{name}:{number}"
+        for name, text in sources().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    places = defaultdict(set)
+    for module, path in arrows.modules().items():
+        if arrows.room(module) not in BESIDE:
+            for node in ast.parse(path.read_text("utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places[node.name].add(module)
+    twice = {name: modules for name, modules in places.items() if len(modules) > 1}
+    assert {name: sorted(modules) for name, modules in twice.items() if name not in TWICE} == {}
+    assert sorted(TWICE - set(twice)) == [], "take these out of TWICE"
+
+
+def test_every_term_is_explained_once() -> None:
+    terms = [
+        term.strip()
+        for row in re.findall(r"^\| ([^|`-][^|]*) \|", text_of(PAGE), re.MULTILINE)
+        for term in row.split(",")
+        if row not in {"term", "not"}
+    ]
+    assert len(terms) > 50
+    assert sorted(terms) == sorted(set(terms))
