@@ -8,10 +8,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASE_VENV := .venv-release
+ROADS_VENV := .venv-roads
 CODE := .
 ARGS ?=
 
-.PHONY: help setup run test conformance hostile fuzz chaos soak drain lint format docs bench bench-report lock release sbom clean
+.PHONY: help setup run test roads conformance hostile fuzz chaos soak drain lint format docs bench bench-report lock release sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +29,17 @@ run: $(READY) ## start a relay with the dev platform, run an exchange through it
 test: $(READY) ## lint, then every test (ARGS="-k name" goes to pytest); goes on after lint has failed
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=1; exit $$status
+
+# The black-box cases of the wire contract, and what they need besides.
+ACCEPTANCE ?= ../shared/acceptance
+
+$(ROADS_VENV)/.ready: requirements-dev.lock setup.cfg $(ACCEPTANCE)/requirements.txt
+	@tools/setup-venv $(ROADS_VENV)
+	@$(ROADS_VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -r $(ACCEPTANCE)/requirements.txt
+	@touch $@
+
+roads: $(ROADS_VENV)/.ready ## the acceptance cases over TLS, proxies, workers, links … (ARGS="--ci", ARGS="tls nginx")
+	@$(ROADS_VENV)/bin/python -m tests.roads $(ACCEPTANCE) $(ARGS)
 
 # The long tests: what `make test` leaves out, with everything that belongs to it.
 LONG = $(BIN)/python -m pytest -m "slow or not slow"
@@ -94,7 +106,7 @@ sbom: $(RELEASE_VENV)/.ready ## write sbom.json (CycloneDX): the relay and what 
 	@tools/make-sbom $(RELEASE_VENV) sbom.json
 
 clean: ## remove the environments and everything that was built
-	@rm -rf $(VENV) $(RELEASE_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	@rm -rf $(VENV) $(RELEASE_VENV) $(ROADS_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		benchmarks/build benchmarks/peers/node-relay/node_modules
 	@find viewport_relay twisted tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -f twisted/plugins/dropin.cache

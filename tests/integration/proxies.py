@@ -75,16 +75,29 @@ class Proxy:
     """One of the programs, in front of the relay at `relay_port`; `faster` lowers times in its configuration."""
 
     def __init__(
-        self, name: str, folder: Path, files: Files, relay_port: int, faster: dict[str, str]
+        self,
+        name: str,
+        folder: Path,
+        files: Files,
+        relay: int | str,
+        faster: dict[str, str],
+        *,
+        port: int = 0,
+        host: str = "localhost",
     ) -> None:
-        self.name, self.folder, self.files = name, folder, files
-        self.port = free_port()
+        """`relay` is the relay's port on 127.0.0.1, or what the proxy calls another address of the relay.
+
+        `port` is the proxy's own (0: a free one), `host` the name or address that peers use for the proxy.
+        """
+        self.name, self.folder, self.files, self.host = name, folder, files, host
+        self.port = port or free_port()
+        relay = relay if isinstance(relay, str) else f"127.0.0.1:{relay}"
         folder.mkdir()
         program = name.partition("-")[0]
         language = "caddy" if program == "caddy" else program
         text = put_in(block(PROXIES[name], language), faster)
         self.configuration = folder / "configuration"
-        self.configuration.write_text(getattr(self, f"_{program}")(text, relay_port))
+        self.configuration.write_text(getattr(self, f"_{program}")(text, relay))
         path = str(self.configuration)
         command = {
             "nginx": ["nginx", "-c", path, "-p", str(folder), "-e", "stderr"],
@@ -100,13 +113,13 @@ class Proxy:
         )
         until(self._listens, 20, name)
 
-    def _nginx(self, text: str, relay_port: int) -> str:
+    def _nginx(self, text: str, relay: str) -> str:
         text = put_in(
             text,
             {
                 "listen 443 ssl": f"listen 127.0.0.1:{self.port} ssl",
-                "server 127.0.0.1:7781": f"server 127.0.0.1:{relay_port}",
-                "server_name relay.example": "server_name localhost",
+                "server 127.0.0.1:7781": f"server {relay}",
+                "server_name relay.example": f"server_name {self.host}",
                 "/etc/nginx/relay.crt": self.files.cert,
                 "/etc/nginx/relay.key": self.files.key,
                 "/var/log/nginx/relay.log": str(self.folder / "access.log"),
@@ -122,25 +135,25 @@ class Proxy:
             f"http {{\n{paths}{text}}}\n"
         )
 
-    def _caddy(self, text: str, relay_port: int) -> str:
+    def _caddy(self, text: str, relay: str) -> str:
         if not knows_close_delay():
             text = put_in(text, {"        stream_close_delay 5m\n": ""})
         text = put_in(
             text,
             {
                 # Its own way to certificates needs a name that the world knows.
-                "relay.example {": f"localhost:{self.port} {{\n    tls {self.files.cert} {self.files.key}",
-                "127.0.0.1:7781": f"127.0.0.1:{relay_port}",
+                "relay.example {": f"{self.host}:{self.port} {{\n    tls {self.files.cert} {self.files.key}",
+                "127.0.0.1:7781": relay,
             },
         )
         return f"{{\n    admin unix/{self.folder}/admin\n    auto_https disable_redirects\n}}\n{text}"
 
-    def _haproxy(self, text: str, relay_port: int) -> str:
+    def _haproxy(self, text: str, relay: str) -> str:
         pem = self.folder / "relay.pem"
         pem.write_text(Path(self.files.cert).read_text() + Path(self.files.key).read_text())
         tcp = self.name == "haproxy-tcp"
         pieces = {"bind :443": f"bind 127.0.0.1:{self.port}"}
-        pieces["10.0.0.5:7781" if tcp else "127.0.0.1:7781"] = f"127.0.0.1:{relay_port}"
+        pieces["10.0.0.5:7781" if tcp else "127.0.0.1:7781"] = relay
         return put_in(text, pieces | ({} if tcp else {"/etc/haproxy/relay.pem": str(pem)}))
 
     def _listens(self) -> bool:

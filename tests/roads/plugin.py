@@ -1,0 +1,194 @@
+"""A pytest plugin that takes the acceptance suite over one road of `matrix`, named by ROAD in the environment.
+
+    ROAD=nginx ROAD_SUITE=SUITE WIRE_TLS=1 PYTHONPATH=. python -m pytest -p tests.roads.plugin SUITE
+
+The suite is not changed: the plugin puts a subclass in place of the class that starts its relays, and for the links
+another way to open a WebSocket. Cases that a road leaves out are not collected, each for the reason in `matrix`. A run in which
+nothing took the road fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ports import free_port
+from tests.roads.link import LinkSockets, with_secret
+from tests.roads.matrix import Road, roads
+
+#: Paths of the operator, which the proxies' pages keep from the public: cases ask for them at RELAY_ADMIN_LISTEN.
+OPERATORS = ("/logs", "/state", "/metrics", "/ready", "/disconnect", "/cache", "/admin")
+
+
+class Taken:
+    """Counts what took the road: relays behind the proxy, or connections over a link."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+TAKEN = pytest.StashKey[Taken]()
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def _road() -> Road:
+    name = os.environ["ROAD"]
+    return next(road for road in roads() if road.name == name)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Before the suite's conftest has imported what is replaced here."""
+    sys.path.insert(0, os.environ["ROAD_SUITE"])
+    road = _road()
+    taken = early_config.stash[TAKEN] = Taken()
+    import relayproc  # of the suite
+    import wire
+
+    if road.proxy:
+        relayproc.Relay = behind(relayproc, road, taken)
+    else:
+        relayproc.Relay = with_settings(relayproc, road, taken)
+    if road.link:
+        import fakeplatform
+
+        fakeplatform.FakePlatform.issue = with_secret(fakeplatform.FakePlatform.issue)
+        wire._ws_connect = LinkSockets(wire._ws_connect, taken).connect
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    without = _road().without
+    out = [item for item in items if any(part in item.nodeid for part in without)]
+    config.stash[LEFT_OUT] = len(out)
+    items[:] = [item for item in items if item not in out]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that left the road; under pytest-xdist each process says how much it has taken."""
+    config = session.config
+    taken = config.stash[TAKEN]
+    if hasattr(config, "workeroutput"):
+        config.workeroutput |= {"taken": taken.count, "left out": config.stash.get(LEFT_OUT, 0)}
+    elif not taken.count and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Add what a process of pytest-xdist has taken."""
+    said = getattr(node, "workeroutput", {})
+    node.config.stash[TAKEN].count += said.get("taken", 0)
+    node.config.stash[LEFT_OUT] = said.get("left out", 0)  # all collect the same
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say what the road was, how often it was taken, and what it leaves out."""
+    road, taken = _road(), config.stash[TAKEN].count
+    terminalreporter.write_line(
+        f"road {road.name}: taken {taken} times" if taken else f"road {road.name}: NOT TAKEN"
+    )
+    terminalreporter.write_line(f"left out: {config.stash.get(LEFT_OUT, 0)} cases")
+    for part, why in road.without.items():
+        terminalreporter.write_line(f"  {part}: {why}")
+
+
+def with_settings(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
+    """The suite's relay with the road's settings, unless the case sets them itself."""
+
+    class Relay(relayproc.Relay):  # type: ignore[misc]
+        def start(self) -> None:
+            for name, value in road.settings.items():
+                self.env.setdefault(name, value)
+            super().start()
+            taken.count += not road.link
+
+    return Relay
+
+
+def behind(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
+    """The suite's relay behind a proxy, which has the port that the cases know."""
+    from tests.drill.certificates import Files
+    from tests.integration.proxies import PROXIES, Proxy, settings
+
+    class Relay(relayproc.Relay):  # type: ignore[misc]
+        proxy: Proxy | None = None
+        inner = 0
+        admin_port = 0
+
+        def start(self) -> None:
+            if self.proxy is None:
+                self._put_behind()
+            try:
+                super().start()
+            except BaseException:
+                self._end_proxy()
+                raise
+            taken.count += 1
+
+        def _put_behind(self) -> None:
+            folder = Path(tempfile.mkdtemp(prefix="road-"))
+            self.folder = folder
+            self.inner, self.admin_port = free_port(), free_port()
+            passes_tls_on = road.proxy == "haproxy-tcp"
+            given = settings(PROXIES[road.proxy]) if passes_tls_on else settings("")
+            given.pop("RELAY_PUBLIC_WS_BASE_URL", None)
+            for name, value in given.items():
+                self.env.setdefault(name, value)
+            self.env["RELAY_LISTEN_PORT"] = str(self.inner)
+            self.env["RELAY_ADMIN_LISTEN"] = f"127.0.0.1:{self.admin_port}"
+            upstream: int | str = self.inner
+            if road.unix:
+                upstream = f"unix:{folder}/relay.sock"
+                self.env["RELAY_LISTEN_ENDPOINT"] = f"{upstream}:mode=666"
+                self.env["RELAY_TRUSTED_PROXIES"] = f"unix:,{self.env['RELAY_TRUSTED_PROXIES']}"
+                self.env.setdefault("RELAY_MODE", "dev")  # as on the loopback address that the suite names
+            cert, key = relayproc.certificate()
+            if not passes_tls_on:
+                self.env["RELAY_TLS"] = "0"
+                for name in ("RELAY_TLS_CERT_PATH", "RELAY_TLS_KEY_PATH"):
+                    self.env.pop(name, None)
+            # Relays come and go with the cases: two seconds between checks would be most of the run.
+            often = {"defaults\n": "defaults\n    default-server inter 200ms\n"}
+            faster = often if road.proxy.startswith("haproxy") else {}
+            self.proxy = Proxy(
+                road.proxy,
+                folder / "proxy",
+                Files(cert, key),
+                upstream,
+                faster,
+                port=self.port,
+                host="127.0.0.1",
+            )
+
+        def stop(self, grace: float = 1.5) -> None:
+            super().stop(grace)
+            self._end_proxy()
+
+        def _end_proxy(self) -> None:
+            if self.proxy is not None:
+                self.proxy.stop()
+                self.proxy = None
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+        def request(self, method: str, path: str, *rest: Any, **named: Any) -> Any:
+            if not path.startswith(OPERATORS):
+                return super().request(method, path, *rest, **named)
+            return _Door(self.admin_port).request(method, path, *rest, **named)
+
+    class _Door(relayproc.Relay):  # type: ignore[misc]
+        """The listener of RELAY_ADMIN_LISTEN: plain HTTP on loopback."""
+
+        def __init__(self, port: int) -> None:
+            self.port = port
+
+        @property
+        def base(self) -> str:
+            return f"http://127.0.0.1:{self.port}"
+
+    return Relay
