@@ -275,6 +275,11 @@ class Reason(Enum):
         "a client sent a frame for, or a daemon gave away, a session that another live client owns",
         "none if rare; otherwise a client tries to take over a session",
     )  # fmt: skip
+    PRESENCE_USER_MISMATCH = _drop(
+        "presence names another user",
+        "a viewer's presence frame has a userId that is not the one of its token",
+        "update the client (it must send its own userId); otherwise a viewer poses as another user",
+    )  # fmt: skip
     NO_OWNER = _drop(
         "no client owns this answer",
         "a daemon's frame names a request or session that no client has (it left, or the entry aged out)",
@@ -304,8 +309,8 @@ class Reason(Enum):
     )  # fmt: skip
     RUNTIME_RATE_LIMIT_EXCEEDED = _close(
         "runtime rate limit exceeded",
-        "more than RELAY_RUNTIME_RATE_PER_MINUTE frames of a client, or "
-        "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE of a workspace",
+        "more than RELAY_RUNTIME_RATE_PER_MINUTE frames of a client (invalid ones too), 4 MiB of its frames that went "
+        "nowhere, or RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE frames of a workspace",
         "raise the limit if the traffic is real (the details say which)",
     )  # fmt: skip
     PRESENCE_RATE_LIMIT_EXCEEDED = _close(
@@ -321,7 +326,9 @@ class Reason(Enum):
         "raise the limit if the traffic is real",
     )  # fmt: skip
     BUFFER_OVERFLOW = _close(
-        "buffer overflow", "a client reads slower than its daemon writes: RELAY_MAX_PENDING_BYTES are queued",
+        "buffer overflow",
+        "a client reads slower than its daemon writes: RELAY_MAX_PENDING_BYTES are queued for it, or eight times as many "
+        "for all clients of its target, and most of them for this one",
         "none for a client on a bad network (it reconnects); raise the limit for bursts",
     )  # fmt: skip
     PONG_TIMEOUT = Entry(

@@ -20,8 +20,8 @@ from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import load
 from viewport_relay.observe.counters import Counters
-from viewport_relay.protocol.frames import Message, is_utf8
 from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
+from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Decision
 from viewport_relay.routing.peer import Peer

@@ -32,7 +32,7 @@ from viewport_relay.admission.verdict import judge
 from viewport_relay.backplane.signing import Reader
 from viewport_relay.config import VARIABLES, Config, ConfigError, load
 from viewport_relay.devplatform.tokens import SigningKey
-from viewport_relay.protocol.frames import decode_client, decode_daemon, decode_worker
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Refusal
 

@@ -11,8 +11,9 @@ from enum import Enum
 from typing import Any, Final, TypeVar
 
 from viewport_relay.admission.query import is_identifier
-from viewport_relay.protocol.frames import CHANNEL_PREFIX, as_integer, trimmed
+from viewport_relay.protocol.frames import CHANNEL_PREFIX
 from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
+from viewport_relay.protocol.json import as_integer, trimmed
 from viewport_relay.reasons import Reason, Refusal
 
 LIST_MAX: Final = 64

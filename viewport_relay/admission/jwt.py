@@ -20,8 +20,8 @@ from typing import Any, Final
 from attrs import frozen
 
 from viewport_relay.admission.keys import ALGORITHMS, DEFAULT_KID, Key, printable
-from viewport_relay.protocol.frames import parse_json
 from viewport_relay.protocol.grant import UpgradeQuery
+from viewport_relay.protocol.json import parse_json
 from viewport_relay.reasons import Reason, Refusal
 
 _SEGMENTS: Final = re.compile(r"[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]*={0,2}")

@@ -14,7 +14,7 @@ import jwt
 from attrs import field, frozen
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from viewport_relay.protocol.frames import parse_json
+from viewport_relay.protocol.json import parse_json
 
 ALGORITHMS: Final = frozenset({"RS256", "ES256", "EdDSA"})
 #: The kid of a token, or of a key, that names none.

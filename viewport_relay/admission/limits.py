@@ -46,6 +46,16 @@ class Window:
         self.count += 1
         return True
 
+    def spend(self, now: float, amount: int, limit: int) -> bool:
+        """Charge an event of this size; False when the window's sum would be over the limit (and then not charged)."""
+        if self.is_over(now):
+            self.start = now
+            self.count = 0
+        if self.count + amount > limit:
+            return False
+        self.count += amount
+        return True
+
     def retry_after_ms(self, now: float) -> int:
         """Milliseconds until the window ends, at least 1."""
         left = self.start + WINDOW_SECONDS - now

@@ -14,8 +14,8 @@ from typing import Any, Final
 from viewport_relay.admission.claims import parse_claims
 from viewport_relay.admission.http import Answer, Encoded, HttpFailure, TooLarge
 from viewport_relay.admission.keys import printable
-from viewport_relay.protocol.frames import parse_json
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
+from viewport_relay.protocol.json import parse_json
 from viewport_relay.reasons import Reason, Refusal
 
 WORD_MAX_CHARS: Final = 128

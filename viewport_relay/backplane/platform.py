@@ -22,7 +22,7 @@ from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure,
 from viewport_relay.backplane.interface import CarrierFailed, Parcel, TargetKey
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.config import Config
-from viewport_relay.protocol.frames import as_integer
+from viewport_relay.protocol.json import as_integer
 
 PART: Final = "platform"
 #: Longest that the platform waits for frames in one pull, milliseconds.

@@ -21,7 +21,7 @@ from viewport_relay.backplane.interface import (
     Direction,
     Parcel,
 )
-from viewport_relay.protocol.frames import as_integer, parse_json
+from viewport_relay.protocol.json import as_integer, parse_json
 from viewport_relay.reasons import Reason
 
 #: Signatures that one generation of the replay guard remembers, about 100 bytes each.

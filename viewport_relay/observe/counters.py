@@ -34,6 +34,7 @@ class Counters:
     frames_client_rejected: int = 0
     frames_daemon_rejected: int = 0
     client_redirect: int = 0
+    presence_missed: int = 0  # presence frames that a viewer could not take at once
     worker_requests: int = 0
     worker_requests_failed: int = 0
     bus_publish_ok: int = 0

@@ -36,6 +36,7 @@ COUNTERS: Mapping[str, str] = {
     "frames_client_rejected": "Frames of clients that were not forwarded.",
     "frames_daemon_rejected": "Frames of daemons that were not forwarded.",
     "client_redirect": "Clients told to use another relay.",
+    "presence_missed": "Presence frames that a viewer with a full queue missed.",
     "worker_requests": "Requests of workers carried to the platform.",
     "worker_requests_failed": "Requests of workers that the platform did not answer.",
     "bus_publish_ok": "Bus frames published.",
@@ -55,7 +56,8 @@ _CLOSING = frozenset(r for r in Reason if r.entry.close) | {Reason.PONG_TIMEOUT,
 _DROPPING = frozenset(
     {
         Reason.INVALID_FRAME, Reason.REQUEST_ID_CONFLICT, Reason.SESSION_NOT_OWNED, Reason.NO_OWNER,
-        Reason.DAEMON_UNAVAILABLE, Reason.SESSION_EVENTS_SCOPE_ONLY, Reason.BUS_SIGNATURE_INVALID,
+        Reason.DAEMON_UNAVAILABLE, Reason.SESSION_EVENTS_SCOPE_ONLY, Reason.PRESENCE_USER_MISMATCH,
+        Reason.BUS_SIGNATURE_INVALID,
         Reason.BUS_SIGNATURE_STALE, Reason.BUS_SIGNATURE_REPLAYED, Reason.BUS_FRAME_REFUSED,
     }
 )  # fmt: skip

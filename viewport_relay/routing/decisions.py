@@ -1,7 +1,7 @@
-"""What the router decides about a frame when it is not simply for one receiver.
+"""Decisions: what the router says about a frame that does not simply go to one receiver.
 
-For the common case (forward this message to that peer) the router returns the `Peer` itself, so that nothing is
-made per frame. Everything else is one of these values, which the wire carries out.
+Where a message is forwarded to one peer the router returns that `Peer`, so that nothing is made for each frame. Every other
+outcome is one of these values. The caller carries them out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from attrs import frozen
 
+from viewport_relay.protocol.frames import ClientFrame
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.peer import Peer
 
@@ -45,23 +46,27 @@ class Close:
 
 @frozen
 class FanOut:
-    """The message goes to all of these, byte for byte."""
+    """The message goes to all of these, byte for byte. `lossy`: never queued, who cannot take it now misses it."""
 
     receivers: tuple[Peer, ...]
+    lossy: bool = False
 
 
 @frozen
-class ToRelay:
-    """A daemon's answer belongs to a client of another relay: publish it, addressed."""
+class Publish:
+    """A daemon's answer belongs to a client of another relay: publish it on the bus, addressed to that relay."""
 
     relay_id: str
 
 
 @frozen
 class NoDaemon:
-    """A client's frame found no daemon here: another relay may hold it, else `DAEMON_UNAVAILABLE`."""
+    """A client's frame found no daemon here: another relay may hold it, else `DAEMON_UNAVAILABLE`.
+
+    The frame is not charged yet: `Router.carried` or `Router.charge` does that once its fate is known.
+    """
+
+    frame: ClientFrame
 
 
-Decision: TypeAlias = Reply | Drop | Close | FanOut | ToRelay | NoDaemon
-
-NO_DAEMON = NoDaemon()
+Decision: TypeAlias = Reply | Drop | Close | FanOut | Publish | NoDaemon

@@ -21,6 +21,8 @@ class Outlet(Protocol):
     @property
     def queued_bytes(self) -> int: ...
     @property
+    def backlog(self) -> int: ...
+    @property
     def paused(self) -> bool: ...
     @property
     def noise(self) -> str: ...
@@ -38,7 +40,16 @@ class Rates:
     Those of frames that few peers send are found with the first of them, and held from then on.
     """
 
-    __slots__ = ("_client", "_key_exchange", "_pairing", "_table", "daemon", "runtime", "workspace")
+    __slots__ = (
+        "_client",
+        "_key_exchange",
+        "_pairing",
+        "_table",
+        "_unforwarded",
+        "daemon",
+        "runtime",
+        "workspace",
+    )
 
     def __init__(
         self,
@@ -53,6 +64,7 @@ class Rates:
         self._client = client
         self._key_exchange: Window | None = None
         self._pairing: Window | None = None
+        self._unforwarded: Window | None = None
         self.runtime = runtime
         self.workspace = workspace
         self.daemon = daemon
@@ -68,6 +80,12 @@ class Rates:
         if self._pairing is None:
             self._pairing = self._table.window(("pairing", *self._client), now)
         return self._pairing
+
+    def unforwarded(self, now: float) -> Window:
+        """For the bytes of the client's messages that are not forwarded."""
+        if self._unforwarded is None:
+            self._unforwarded = self._table.window(("unforwarded", *self._client), now)
+        return self._unforwarded
 
 
 class Peer:

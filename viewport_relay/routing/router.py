@@ -6,6 +6,9 @@ a clock or logs, and none makes an object when a frame simply goes to one receiv
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from typing import Final
+
 from attrs import frozen
 
 from viewport_relay.admission.limits import Window
@@ -23,13 +26,18 @@ from viewport_relay.protocol.frames import (
     SessionEventFrame,
     Subscribe,
     Unsubscribe,
-    trimmed,
+    ViewerPresence,
 )
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.decisions import NO_DAEMON, Close, Decision, Drop, FanOut, Reply, ToRelay
+from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply
 from viewport_relay.routing.peer import Peer
 from viewport_relay.routing.target import Owner, Target
+
+#: Bytes a minute of a client's messages that are answered or dropped instead of forwarded.
+UNFORWARDED_MAX_BYTES: Final = 4 * 1024 * 1024
+
+_FOREIGN_SESSION: Final = "e2ee frame for a session of another client"
 
 
 @frozen
@@ -51,74 +59,98 @@ class Router:
 
     # -- from a client -----------------------------------------------------------------------------------
 
-    def client_e2ee(self, peer: Peer, profile: str, session_id: str, now: float) -> Peer | Decision:
+    # Every frame of a client is charged to it. Where it is forwarded: an e2ee frame to the client's and the workspace's
+    # runtime rate, others to a rate of their own. Where it is answered or dropped instead: to the client's runtime rate, and
+    # its bytes to a budget. The sender's own limit comes first, and no frame that goes nowhere uses up the workspace's.
+
+    def client_e2ee(
+        self, peer: Peer, profile: str, session_id: str, message: Sized, now: float
+    ) -> Peer | Decision:
         """Where a client's e2ee frame goes."""
         if peer.scope is not Scope.RUNTIME:
-            return self._client_rare(peer, E2ee(profile, session_id), now)
+            return self._client_rare(peer, E2ee(profile, session_id), message, now)
         if peer.required_profile is not None and profile != peer.required_profile:
             mismatch = self._profile_mismatch(peer, profile)
             if mismatch is not None:
                 return mismatch
-        limited = self._runtime_limited(peer, now, Reason.RUNTIME_RATE_LIMIT_EXCEEDED)
-        if limited is not None:
-            return limited
         target = peer.target
         owner = target.sessions.owner(session_id, now)
         if owner is not None and owner is not peer:
-            return Drop(Reason.SESSION_NOT_OWNED, "e2ee frame for a session of another client")
-        return target.seat.holder or NO_DAEMON
+            return self._dropped(peer, message, now, Reason.SESSION_NOT_OWNED, _FOREIGN_SESSION)
+        daemon = target.seat.holder
+        if daemon is None:
+            return NoDaemon(E2ee(profile, session_id))
+        return self._runtime_limited(peer, now) or daemon
 
-    def client_frame(self, peer: Peer, frame: ClientFrame | None, now: float) -> Peer | Decision:
-        """Where a client's frame goes. A frame of None was not valid."""
+    def client_frame(
+        self, peer: Peer, frame: ClientFrame | None, message: Sized, now: float
+    ) -> Peer | Decision:
+        """Where a client's frame goes. A frame of None was not valid; `message` is charged by its length."""
         if type(frame) is E2ee:
-            return self.client_e2ee(peer, frame.profile, frame.session_id, now)
-        return self._client_rare(peer, frame, now)
+            return self.client_e2ee(peer, frame.profile, frame.session_id, message, now)
+        return self._client_rare(peer, frame, message, now)
 
-    def _client_rare(self, peer: Peer, frame: ClientFrame | None, now: float) -> Peer | Decision:
+    def _client_rare(
+        self, peer: Peer, frame: ClientFrame | None, message: Sized, now: float
+    ) -> Peer | Decision:
         workspace_id = peer.grant.workspace_id
         if frame is None:
-            return Reply(status.invalid_frame(workspace_id), Reason.INVALID_FRAME)
+            return self.charge(peer, message, now) or Reply(
+                status.invalid_frame(workspace_id), Reason.INVALID_FRAME
+            )
         if isinstance(frame, SessionEventFrame):
             if peer.scope is not Scope.SESSION_EVENTS:
                 return Close(Reason.SESSION_EVENTS_SCOPE_REQUIRED)
-            return self._session_event_frame(peer, frame, now)
+            return self._session_event_frame(peer, frame, message, now)
         if peer.scope is Scope.SESSION_EVENTS:
-            return Reply(status.session_events_scope_only(workspace_id), Reason.SESSION_EVENTS_SCOPE_ONLY)
+            return self.charge(peer, message, now) or Reply(
+                status.session_events_scope_only(workspace_id), Reason.SESSION_EVENTS_SCOPE_ONLY
+            )
         if isinstance(frame, PairingRequest):
             if peer.scope is not Scope.PAIRING:
                 return Close(Reason.RUNTIME_SCOPE_ONLY)
-            return self._pairing_request(peer, frame, now)
+            return self._pairing_request(peer, frame, message, now)
         if peer.scope is Scope.PAIRING:
             return Close(Reason.PAIRING_SCOPE_ONLY)
         assert isinstance(frame, KeyExchangeInit)  # e2ee from a runtime client never comes here
-        return self._key_exchange_init(peer, frame, now)
+        return self._key_exchange_init(peer, frame, message, now)
 
-    def _key_exchange_init(self, peer: Peer, frame: KeyExchangeInit, now: float) -> Peer | Decision:
+    def _key_exchange_init(
+        self, peer: Peer, frame: KeyExchangeInit, message: Sized, now: float
+    ) -> Peer | Decision:
         mismatch = self._profile_mismatch(peer, frame.profile, key_exchange=True)
         if mismatch is not None:
             return mismatch
         rates = peer.rates.key_exchange(now)
         if not rates.hit(now, self._rates.key_exchange):
             return self._limited(peer, Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
-        daemon = peer.target.seat.holder
-        if daemon is None:
-            return NO_DAEMON
-        return self.note_asker(peer.target, frame, peer, now) or daemon
+        return self._asked(peer, frame, message, now)
 
-    def _pairing_request(self, peer: Peer, frame: PairingRequest, now: float) -> Peer | Decision:
+    def _pairing_request(
+        self, peer: Peer, frame: PairingRequest, message: Sized, now: float
+    ) -> Peer | Decision:
         rates = peer.rates.pairing(now)
         if not rates.hit(now, self._rates.pairing):
             return self._limited(peer, Reason.PAIRING_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
         if peer.grant.runtime_target_id is None:
-            return Reply(status.runtime_target_required(peer.grant.workspace_id))
+            return self.charge(peer, message, now) or Reply(
+                status.runtime_target_required(peer.grant.workspace_id)
+            )
+        return self._asked(peer, frame, message, now)
+
+    def _asked(
+        self, peer: Peer, frame: KeyExchangeInit | PairingRequest, message: Sized, now: float
+    ) -> Peer | Decision:
+        """Where a frame goes that the daemon answers."""
         daemon = peer.target.seat.holder
         if daemon is None:
-            return NO_DAEMON
-        return self.note_asker(peer.target, frame, peer, now) or daemon
+            return NoDaemon(frame)
+        conflict = self.note_asker(peer.target, frame, peer, now)
+        return daemon if conflict is None else self.charge(peer, message, now) or conflict
 
     @staticmethod
     def note_asker(target: Target, frame: ClientFrame, asker: Owner, now: float) -> Drop | None:
-        """Remember who waits for the answer, if the frame is one that is answered; Drop: somebody else does."""
+        """Remember who waits for the answer, if the frame is one that is answered; Drop: another peer does."""
         if isinstance(frame, KeyExchangeInit):
             if frame.request_id and not target.key_exchanges.record(frame.request_id, asker, now):
                 return Drop(Reason.REQUEST_ID_CONFLICT, "key exchange")
@@ -128,39 +160,80 @@ class Router:
 
     @staticmethod
     def forget_asker(target: Target, frame: ClientFrame | None, asker: Owner, now: float) -> None:
-        """The frame went nowhere after all: nobody waits for an answer."""
+        """The frame went nowhere after all: no peer waits for an answer."""
         if isinstance(frame, KeyExchangeInit) and target.key_exchanges.owner(frame.request_id, now) == asker:
             target.key_exchanges.spend(frame.request_id)
         elif isinstance(frame, PairingRequest) and target.pairings.owner(frame.request_id, now) == asker:
             target.pairings.spend(frame.request_id)
 
-    def _session_event_frame(self, peer: Peer, frame: SessionEventFrame, now: float) -> Decision:
-        channel, target = trimmed(frame.channel), peer.target
+    def _session_event_frame(
+        self, peer: Peer, frame: SessionEventFrame, message: Sized, now: float
+    ) -> Decision:
+        presence = isinstance(frame, ViewerPresence)
+        over = Reason.PRESENCE_RATE_LIMIT_EXCEEDED if presence else Reason.RUNTIME_RATE_LIMIT_EXCEEDED
+        limited = self.charge(peer, message, now, over)
+        if limited is not None:
+            return limited
+        claims, target, channel = peer.grant.claims, peer.target, frame.channel
+        if channel not in claims.session_channels:
+            return Reply(status.channel_denied(frame, peer.grant.workspace_id))
+        if isinstance(frame, Subscribe):
+            target.subscribe(peer, channel)
+            return Reply(status.subscribed(frame))
         if isinstance(frame, Unsubscribe):
             target.unsubscribe(peer, channel)
             return Reply(status.unsubscribed(frame))
-        allowed = channel in peer.grant.claims.session_channels
-        if isinstance(frame, Subscribe):
-            if not allowed:
-                return Reply(status.channel_denied(frame, peer.grant.workspace_id))
-            target.subscribe(peer, channel)
-            return Reply(status.subscribed(frame))
-        limited = self._runtime_limited(peer, now, Reason.PRESENCE_RATE_LIMIT_EXCEEDED)
-        if limited is not None:
-            return limited
-        if not allowed:
-            return Reply(status.channel_denied(frame, peer.grant.workspace_id))
-        return FanOut(tuple(other for other in target.channels.get(channel, ()) if other is not peer))
+        if claims.user_id is not None and frame.user_id != claims.user_id:
+            return Drop(Reason.PRESENCE_USER_MISMATCH)
+        others = tuple(other for other in target.channels.get(channel, ()) if other is not peer)
+        return FanOut(others, lossy=True)
 
-    def _runtime_limited(self, peer: Peer, now: float, reason: Reason) -> Close | None:
+    # -- charging ----------------------------------------------------------------------------------------
+
+    def _runtime_limited(self, peer: Peer, now: float) -> Close | None:
+        """Charge a forwarded e2ee frame: the client first, then the workspace."""
         rates, limits = peer.rates, self._rates
         if not rates.runtime.hit(now, limits.runtime):
-            return self._limited(peer, reason, rates.runtime.retry_after_ms(now), "of this client")
+            return self._limited(
+                peer, Reason.RUNTIME_RATE_LIMIT_EXCEEDED, rates.runtime.retry_after_ms(now),
+                f"RELAY_RUNTIME_RATE_PER_MINUTE={limits.runtime}, of this client",
+            )  # fmt: skip
         if not rates.workspace.hit(now, limits.workspace):
             return self._limited(
-                peer, reason, rates.workspace.retry_after_ms(now), "of the workspace's clients"
-            )
+                peer, Reason.RUNTIME_RATE_LIMIT_EXCEEDED, rates.workspace.retry_after_ms(now),
+                f"RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={limits.workspace}, of the workspace's clients",
+            )  # fmt: skip
         return None
+
+    def carried(self, peer: Peer, frame: ClientFrame, now: float) -> Close | None:
+        """Charge a client's frame that found no daemon here and is forwarded all the same."""
+        return self._runtime_limited(peer, now) if type(frame) is E2ee else None
+
+    def charge(
+        self,
+        peer: Peer,
+        message: Sized,
+        now: float,
+        over: Reason = Reason.RUNTIME_RATE_LIMIT_EXCEEDED,
+        *,
+        counted: bool = False,
+    ) -> Close | None:
+        """Charge a client's message that is not forwarded. `over` is the close's reason, `counted`: only its bytes."""
+        limit = self._rates.runtime
+        if limit <= 0:
+            return None
+        window = peer.rates.runtime
+        if not counted and not window.hit(now, limit):
+            detail = f"RELAY_RUNTIME_RATE_PER_MINUTE={limit}, of this client"
+            return self._limited(peer, over, window.retry_after_ms(now), detail)
+        window = peer.rates.unforwarded(now)
+        if not window.spend(now, len(message), UNFORWARDED_MAX_BYTES):
+            detail = f"{UNFORWARDED_MAX_BYTES} bytes of frames that went nowhere, of this client"
+            return self._limited(peer, over, window.retry_after_ms(now), detail)
+        return None
+
+    def _dropped(self, peer: Peer, message: Sized, now: float, reason: Reason, detail: str) -> Decision:
+        return self.charge(peer, message, now) or Drop(reason, detail)
 
     @staticmethod
     def _limited(peer: Peer, reason: Reason, retry_after_ms: int, detail: str = "") -> Close:
@@ -173,14 +246,13 @@ class Router:
     ) -> Drop | None:
         """Whether a frame that a client of another relay sent may go to the daemon here; None: it may.
 
-        The relay owns what its clients ask and open. `workspace` is the window of the workspace's rate.
+        The relay owns what its clients ask and open. `workspace` is the window of the workspace's rate, which only
+        frames that go on are charged to.
         """
         if frame is None:
             return Drop(Reason.INVALID_FRAME)
         if isinstance(frame, SessionEventFrame):
             return Drop(Reason.BUS_FRAME_REFUSED, "session-event frames are for the relay of their client")
-        if not workspace.hit(now, self._rates.workspace):
-            return Drop(Reason.RUNTIME_RATE_LIMIT_EXCEEDED, "of the workspace's clients")
         required, target = daemon.required_profile, daemon.target
         if required is not None and not isinstance(frame, PairingRequest) and frame.profile != required:
             return Drop(
@@ -190,9 +262,17 @@ class Router:
         if isinstance(frame, E2ee):
             owner = target.sessions.owner(frame.session_id, now)
             if owner is not None and owner != relay_id:
-                return Drop(Reason.SESSION_NOT_OWNED, "e2ee frame for a session of another client")
-            return None
-        return self.note_asker(target, frame, relay_id, now)
+                return Drop(Reason.SESSION_NOT_OWNED, _FOREIGN_SESSION)
+        conflict = self.note_asker(target, frame, relay_id, now)
+        if conflict is not None:
+            return conflict
+        if not workspace.hit(now, self._rates.workspace):
+            self.forget_asker(target, frame, relay_id, now)
+            return Drop(
+                Reason.RUNTIME_RATE_LIMIT_EXCEEDED,
+                f"RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={self._rates.workspace}, of the workspace's clients",
+            )
+        return None
 
     def daemon_frame_of_relay(
         self, target: Target, frame: DaemonFrame | None, daemon: Window, now: float
@@ -206,7 +286,7 @@ class Router:
         if frame is None:
             return Drop(Reason.INVALID_FRAME)
         verdict = self._answer(target, frame, now)
-        return Drop(Reason.NO_OWNER) if isinstance(verdict, ToRelay) else verdict
+        return Drop(Reason.NO_OWNER) if isinstance(verdict, Publish) else verdict
 
     # -- from a daemon -------------------------------------------------------------------------------------
 
@@ -252,7 +332,7 @@ class Router:
             owner = target.pairings.owner(frame.request_id, now)
             target.pairings.spend(frame.request_id)
             return self._to_owner(owner)
-        return FanOut(tuple(target.channels.get(trimmed(frame.channel), ())))
+        return FanOut(tuple(target.channels.get(frame.channel, ())))
 
     def _key_exchange_response(
         self, target: Target, frame: KeyExchangeResponse, now: float
@@ -269,7 +349,7 @@ class Router:
     def _to_owner(owner: Owner | None) -> Peer | Decision:
         if owner is None:
             return Drop(Reason.NO_OWNER)
-        return ToRelay(owner) if isinstance(owner, str) else owner
+        return Publish(owner) if isinstance(owner, str) else owner
 
     @staticmethod
     def _profile_mismatch(peer: Peer, named: str, *, key_exchange: bool = False) -> Close | None:

@@ -98,6 +98,16 @@ class Target:
             self.unsubscribe(peer, channel)
         self.forget_owner(peer)
 
+    def heaviest(self, limit: int) -> Peer | None:
+        """The client or worker with the longest backlog, when all of them together have more than `limit` bytes."""
+        total, most, heaviest = 0, 0, None
+        for peer in (*self.clients, *self.workers):
+            backlog = peer.outlet.backlog
+            total += backlog
+            if backlog > most:
+                most, heaviest = backlog, peer
+        return heaviest if total > limit else None
+
     def expire(self, now: float) -> None:
         """Drop what has aged out of the tables."""
         self.key_exchanges.expire(now)

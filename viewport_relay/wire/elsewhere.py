@@ -26,7 +26,8 @@ from viewport_relay.backplane.interface import (
     Whereabouts,
 )
 from viewport_relay.protocol import status
-from viewport_relay.protocol.frames import ClientFrame, KeyExchangeInit, decode_client, decode_daemon
+from viewport_relay.protocol.decoding import decode_client, decode_daemon
+from viewport_relay.protocol.frames import ClientFrame, E2ee, KeyExchangeInit
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Drop, FanOut, NoDaemon
 from viewport_relay.routing.peer import Peer
@@ -110,11 +111,11 @@ class Elsewhere:
         text = status.relay_redirect(peer.grant.workspace_id, place.ws_base_url, runtime_target_id)
         connection.deliver(text.encode())
 
-    def client_frame(self, connection: Connection, peer: Peer, message: bytes) -> None:
+    def client_frame(self, connection: Connection, peer: Peer, frame: ClientFrame, message: bytes) -> None:
         """A client's frame that was accepted, for which no daemon is here."""
         lookup = self._backplane.resolve(_key(peer.target))
         if lookup.called:
-            lookup.addCallback(self._forward, connection, peer, message)
+            lookup.addCallback(self._forward, connection, peer, frame, message)
             return
         inbox = self._inboxes.get(connection)
         if inbox is None:
@@ -124,12 +125,14 @@ class Elsewhere:
         connection.judge = None
         connection.receive = inbox.messages.append
         connection.pause_reading(inbox)
-        lookup.addCallback(self._looked_up, inbox, message)
+        lookup.addCallback(self._looked_up, inbox, frame, message)
 
-    def _looked_up(self, place: Whereabouts | None, inbox: _Inbox, message: bytes) -> None:
+    def _looked_up(
+        self, place: Whereabouts | None, inbox: _Inbox, frame: ClientFrame, message: bytes
+    ) -> None:
         connection, peer = inbox.connection, inbox.peer
         inbox.waiting = False
-        self._forward(place, connection, peer, message)
+        self._forward(place, connection, peer, frame, message)
         while inbox.messages and not inbox.waiting:
             message = inbox.messages.popleft()
             if connection.routed is peer:
@@ -149,7 +152,8 @@ class Elsewhere:
 
     def _late(self, connection: Connection, peer: Peer, message: bytes) -> None:
         """What a client sent before it left is still for its daemon, wherever that is; nobody waits for answers."""
-        verdict = self._hub.router.client_frame(peer, decode_client(message), self._hub.clock.seconds())
+        now = self._hub.clock.seconds()
+        verdict = self._hub.router.client_frame(peer, decode_client(message), message, now)
         if isinstance(verdict, Peer):
             to = _connection(verdict)
             if to.take(self._bus, to.frame(message)):
@@ -157,17 +161,28 @@ class Elsewhere:
             peer.target.forget_owner(peer)
         elif isinstance(verdict, NoDaemon):
             lookup = self._backplane.resolve(_key(peer.target))
-            lookup.addCallback(self._forward, connection, peer, message)
+            lookup.addCallback(self._forward, connection, peer, verdict.frame, message)
 
-    def _forward(self, place: Whereabouts | None, connection: Connection, peer: Peer, message: bytes) -> None:
+    def _forward(
+        self,
+        place: Whereabouts | None,
+        connection: Connection,
+        peer: Peer,
+        frame: ClientFrame,
+        message: bytes,
+    ) -> None:
         """The fate of one frame, now that it is known where the daemon is."""
         hub, target, here = self._hub, peer.target, connection.routed is peer
-        frame, now = decode_client(message), hub.clock.seconds()
-        assert frame is not None  # it was accepted
-        daemon = target.daemon
+        now, daemon = hub.clock.seconds(), target.daemon
         if daemon is None and place is None:
             if here:
-                hub.no_daemon(connection, peer)
+                hub.no_daemon(connection, peer, message)
+            return
+        limited = hub.router.carried(peer, frame, now)
+        if limited is not None:
+            if here:
+                hub.counters.frames_client_rejected += 1
+                hub.close(connection, limited)
             return
         conflict = hub.router.note_asker(target, frame, peer, now) if here else None
         if conflict is not None:
@@ -185,13 +200,13 @@ class Elsewhere:
             self._redirect(connection, peer, place, peer.grant.runtime_target_id)
         target.active_at = now
         parcel = Parcel(_key(target), CLIENT_TO_DAEMON, place.relay_id, peer.grant.claims.machine_id, message)
-        failed = partial(self._not_carried, connection, peer, frame)
+        failed = partial(self._not_carried, connection, peer, frame, message)
         self._backplane.publish(parcel, failed, connection if here else None)
 
-    def _not_carried(self, connection: Connection, peer: Peer, frame: ClientFrame) -> None:
+    def _not_carried(self, connection: Connection, peer: Peer, frame: ClientFrame, message: bytes) -> None:
         self._hub.router.forget_asker(peer.target, frame, peer, self._hub.clock.seconds())
         if connection.routed is peer:
-            self._hub.no_daemon(connection, peer)
+            self._hub.no_daemon(connection, peer, message, counted=type(frame) is E2ee)
 
     # -- a daemon here, a client elsewhere -------------------------------------------------------------------------
 
@@ -243,15 +258,13 @@ class Elsewhere:
             return
         if isinstance(verdict, Peer):
             hub.watch_answer(_connection(verdict), frame)
-            receivers: tuple[Peer, ...] = (verdict,)
-        else:
-            assert isinstance(verdict, FanOut)
-            receivers = verdict.receivers
-        for receiver in receivers:
-            to = _connection(receiver)
-            if to.deliver(arrival.payload):
-                hub.count_to_clients(to, receiver, 1, len(arrival.payload))
-                target.active_at = now
+            verdict = FanOut((verdict,))
+        assert isinstance(verdict, FanOut)
+        copies = hub.fan_out(verdict, arrival.payload)
+        if copies:
+            to = verdict.receivers[0]
+            hub.count_to_clients(_connection(to), to, copies, copies * len(arrival.payload))
+            target.active_at = now
 
     def _refuse(self, arrival: Arrival, drop: Drop) -> None:
         counters = self._hub.counters

@@ -23,7 +23,7 @@ from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 
-from viewport_relay.protocol.frames import Message
+from viewport_relay.protocol.json import Message
 from viewport_relay.routing.decisions import Decision
 from viewport_relay.routing.peer import Peer
 from viewport_relay.wire.masking import unmasker

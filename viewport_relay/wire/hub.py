@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorTime
 
+from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.claims import grant_for
 from viewport_relay.admission.limits import Window, WindowTable
 from viewport_relay.backplane.interface import Backplane
@@ -22,21 +23,17 @@ from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol import status
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker, fast_e2ee
 from viewport_relay.protocol.frames import (
     DaemonFrame,
     KeyExchangeInit,
     KeyExchangeResponse,
     KeyUpdateRequired,
-    Message,
-    decode_client,
-    decode_daemon,
-    decode_worker,
-    fast_e2ee,
-    is_utf8,
 )
 from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
+from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Reply, ToRelay
+from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply
 from viewport_relay.routing.peer import Peer, Rates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import FrameRates, Router
@@ -45,7 +42,7 @@ from viewport_relay.wire.elsewhere import Elsewhere
 from viewport_relay.wire.fastpath import Judge, release_buffers
 from viewport_relay.wire.heartbeat import STOOD_STILL
 from viewport_relay.wire.link import ConnectionLink
-from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection
+from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection, text_frame
 from viewport_relay.wire.worker import WorkerTransport
 
 #: Seconds between two looks at a contested daemon's signs of life.
@@ -172,7 +169,7 @@ class Hub:
         if grant.role is not Role.CLIENT:
             own = table.window((grant.role.value, grant.workspace_id, grant.runtime_target_id), now)
             return Rates(table, (), runtime=never, workspace=never, daemon=own)
-        client = (grant.workspace_id, grant.client_id, ip)
+        client = (grant.workspace_id, grant.client_id, counted_as(ip))
         return Rates(
             table,
             client,
@@ -287,11 +284,11 @@ class Hub:
         def judge(peer: Peer, message: Message, now: float) -> Peer | Decision | None:
             envelope = fast_e2ee(message)
             if envelope is not None:
-                return client_e2ee(peer, envelope.profile, envelope.session_id, now)
+                return client_e2ee(peer, envelope.profile, envelope.session_id, message, now)
             if not is_utf8(message):
                 return None
-            rare = decode_client(message)
-            verdict = client_frame(peer, rare, now)
+            rare = decode_client(message, fast=False)
+            verdict = client_frame(peer, rare, message, now)
             if type(rare) is KeyExchangeInit and type(verdict) is Peer:
                 exchange = _connection(peer).exchange
                 exchange.init_seen(rare.request_id, rare.profile, rare.previous_session_id)
@@ -312,7 +309,7 @@ class Hub:
                 return limited
             if envelope is not None:
                 return daemon_e2ee(peer, envelope.profile, envelope.session_id, now)
-            rare = decode_daemon(message)
+            rare = decode_daemon(message, fast=False)
             verdict = router.daemon_frame(peer, rare, now)
             if type(verdict) is Peer:
                 self.watch_answer(_connection(verdict), rare)
@@ -347,7 +344,7 @@ class Hub:
     def _from_worker(self, connection: Connection, peer: Peer, message: bytes) -> None:
         limited = self.router.worker_rate(peer, connection.now)
         if limited is not None:
-            self._close(connection, limited)
+            self.close(connection, limited)
             return
         frame = decode_worker(message)
         if frame is None:
@@ -367,17 +364,16 @@ class Hub:
                     self.counters.frames_client_rejected += 1
                     self.counters.drops[reason] += 1
                 connection.deliver(text.encode())
-            case NoDaemon():
-                self.elsewhere.client_frame(connection, peer, message)
+            case NoDaemon(frame):
+                self.elsewhere.client_frame(connection, peer, frame, message)
             case Drop():
                 self.counters.frames_client_rejected += 1
                 self.drop(peer, verdict)
             case Close():
                 self.counters.frames_client_rejected += 1
-                self._close(connection, verdict)
-            case FanOut(receivers):
-                for receiver in receivers:
-                    _connection(receiver).deliver(message)
+                self.close(connection, verdict)
+            case FanOut():
+                self.fan_out(verdict, message)
             case _:
                 raise AssertionError(f"not a decision about a client's frame: {verdict!r}")
 
@@ -385,22 +381,38 @@ class Hub:
         self, connection: Connection, peer: Peer, verdict: Peer | Decision, message: bytes
     ) -> None:
         match verdict:
-            case FanOut(receivers):
-                copies = sum(_connection(receiver).deliver(message) for receiver in receivers)
+            case FanOut():
+                copies = self.fan_out(verdict, message)
                 self.count_to_clients(connection, peer, copies, copies * len(message))
             case Drop():
                 self.counters.frames_daemon_rejected += 1
                 self.drop(peer, verdict)
             case Close():
                 self.counters.frames_daemon_rejected += 1
-                self._close(connection, verdict)
-            case ToRelay(relay_id):
+                self.close(connection, verdict)
+            case Publish(relay_id):
                 self.elsewhere.daemon_frame(peer, relay_id, message)
             case _:
                 raise AssertionError(f"not a decision about a daemon's frame: {verdict!r}")
 
-    def no_daemon(self, connection: Connection, peer: Peer) -> None:
-        """A client's frame reaches no daemon anywhere."""
+    def fan_out(self, decision: FanOut, message: bytes) -> int:
+        """Send one message to several receivers; how many of them take it."""
+        text, copies = text_frame(message), 0  # one copy, however many queues hold it
+        for receiver in decision.receivers:
+            to = _connection(receiver)
+            if decision.lossy and to.outbox.blocked:
+                self.counters.presence_missed += 1
+            else:
+                copies += to.take(None, to.frame(message) if to.sealed else text)
+        return copies
+
+    def no_daemon(self, connection: Connection, peer: Peer, message: bytes, *, counted: bool = False) -> None:
+        """A client's frame reaches no daemon anywhere. `counted`: its rate is charged already."""
+        limited = self.router.charge(peer, message, self.clock.seconds(), counted=counted)
+        if limited is not None:
+            self.counters.frames_client_rejected += 1
+            self.close(connection, limited)
+            return
         grant = peer.grant
         self.counters.drops[Reason.DAEMON_UNAVAILABLE] += 1
         text = status.daemon_unavailable(grant.workspace_id, grant.runtime_target_id, grant.claims.machine_id)
@@ -415,7 +427,8 @@ class Hub:
                 "drop", reason=drop.reason, connection_id=peer.connection_id, **peer.describe(), **detail
             )
 
-    def _close(self, connection: Connection, close: Close) -> None:
+    def close(self, connection: Connection, close: Close) -> None:
+        """Close a connection as the router decided."""
         connection.end(close.reason, close.detail, reply=close.reply, logged_as=close.logged_as)
 
 

@@ -18,7 +18,7 @@ from attrs import frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from viewport_relay.protocol.frames import is_utf8
+from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import CloseCode, Reason
 from viewport_relay.routing.decisions import Decision
 from viewport_relay.routing.peer import Peer
@@ -51,6 +51,9 @@ _TURN: Final = object()
 #: Of most connections; a set of its own would be 200 bytes each.
 _BY_NOBODY: Final[frozenset[object]] = frozenset()
 
+#: How many times RELAY_MAX_PENDING_BYTES may be queued for all clients of one target together.
+TARGET_QUEUES: Final = 8
+
 #: Counts messages (and their bytes) that a connection's peer had forwarded.
 Count: TypeAlias = "Callable[[Connection, Peer, int, int], None]"
 
@@ -68,6 +71,11 @@ def _undecided(connection: Connection, peer: Peer, verdict: Peer | Decision, mes
 
 def _ignored(payload: bytes) -> None:
     """Nobody listens: before the hub does, and after the end."""
+
+
+def text_frame(message: bytes) -> bytes:
+    """One message as an unfragmented text frame (RFC 6455 section 5.6)."""
+    return frame_header(TEXT, len(message)) + message
 
 
 @frozen
@@ -328,9 +336,7 @@ class Connection(_Slots, Protocol):
 
     def frame(self, message: bytes) -> bytes:
         """One message for `take`: a text frame, or on a link the message, which is sealed when it leaves."""
-        if self.sealed:
-            return Unsealed(message)
-        return frame_header(TEXT, len(message)) + message
+        return Unsealed(message) if self.sealed else text_frame(message)
 
     def seal_with(self, seal: Callable[[bytes], bytes | None]) -> None:
         """From now on messages travel as records; `seal` gives None when the link cannot carry any more."""
@@ -368,7 +374,20 @@ class Connection(_Slots, Protocol):
             self.end(Reason.BUFFER_OVERFLOW, f"{outbox.pending} bytes are queued")
             return False
         outbox.write(data)
+        if outbox.blocked and self.routed is not None:
+            self._bound_target(self.routed)
         return True
+
+    def _bound_target(self, peer: Peer) -> None:
+        """Close the client for which most is queued, when too much is for all of this target together."""
+        heaviest = peer.target.heaviest(TARGET_QUEUES * self.factory.max_pending)
+        if heaviest is not None:
+            to: Any = heaviest.outlet
+            self.factory.counters.ws_slow_client_terminated += 1
+            to.end(
+                Reason.BUFFER_OVERFLOW,
+                f"{to.backlog} bytes are queued, the most of this target's clients",
+            )
 
     def ping(self, now: float) -> None:
         """Ask for a sign of life (RFC 6455 section 5.5.2)."""
@@ -392,7 +411,13 @@ class Connection(_Slots, Protocol):
 
     @property
     def queued_bytes(self) -> int:
+        """Bytes that wait to be sent, in the transport too."""
         return self.outbox.pending
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait until the transport takes more."""
+        return self.outbox.queued
 
     # -- back-pressure on what this connection sends us ----------------------------------------------------
 

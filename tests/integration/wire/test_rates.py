@@ -69,9 +69,6 @@ def test_presence_is_charged_to_the_runtime_rate(site: Site) -> None:
     watcher, viewer = site.viewer(), site.viewer(clientId="c")
     watcher.say(encoded("subscribe"))
     watcher.hear()
-    for _ in range(20):
-        viewer.say(encoded("subscribe"), encoded("unsubscribe"))  # not charged
-    viewer.hear_all(40)
     frames = [encoded("presence", userId=f"u{number}") for number in range(6)]
     viewer.say(*frames)
     limited(viewer, site, "presence rate limit exceeded")
@@ -81,18 +78,38 @@ def test_presence_is_charged_to_the_runtime_rate(site: Site) -> None:
     limited(again, site, "presence rate limit exceeded")
 
 
+@pytest.mark.parametrize(
+    "frame", [b"not a frame", b'{"type":"unknown"}', encoded("subscribe"), encoded("e2ee")], ids=str
+)
+def test_what_is_answered_instead_of_forwarded_counts_too(site: Site, frame: bytes) -> None:
+    viewer = site.viewer(clientId="c")
+    viewer.say(*[frame] * 6)
+    viewer.hear_all(4)
+    limited(viewer, site, "runtime rate limit exceeded")
+
+
+def test_megabytes_of_nonsense_are_cut_short(site: Site) -> None:
+    client = site.client(clientId="c")
+    client.say(*[b"[" + b"1," * 520_000 + b"1]"] * 3, b"x" * 1_000_000, encoded("e2ee", x="y" * 100_000))
+    client.hear_all(4)
+    again = site.client(clientId="c")
+    again.say(b"x" * 200_000)
+    limited(again, site, "runtime rate limit exceeded")
+
+
 def test_all_clients_of_a_workspace_share_one_rate(site: Site, sites: Callable[..., Site]) -> None:
     daemon = site.daemon()
     elsewhere = sites(site.relay, site.workspace, "u")
     far = elsewhere.client()
-    far.say(*[encoded("e2ee")] * 4)  # nobody is there; charged all the same
+    far.say(*[encoded("e2ee")] * 4)  # no daemon is there: charged to the sender, not to the workspace
     far.hear_all(4)
-    one, two = site.client(), site.client()
-    one.say(*[encoded("e2ee", sessionId="one")] * 4)
-    daemon.hear_all(4)
-    two.say(*[encoded("e2ee", sessionId="two")] * 3)
-    limited(two, site, "runtime rate limit exceeded")
-    assert daemon.hear() == encoded("e2ee", sessionId="two")
+    one, two, three = site.client(), site.client(), site.client()
+    for client, name in ((one, "one"), (two, "two")):
+        client.say(*[encoded("e2ee", sessionId=name)] * 4)
+        daemon.hear_all(4)
+    three.say(*[encoded("e2ee", sessionId="three")] * 3)
+    limited(three, site, "runtime rate limit exceeded")
+    assert daemon.hear() == encoded("e2ee", sessionId="three")
     stranger = sites(site.relay).client()
     stranger.say(encoded("e2ee"))
     assert b"DAEMON_UNAVAILABLE" in stranger.hear()

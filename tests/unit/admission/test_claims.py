@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viewport_relay.admission.claims import grant_for, parse_claims
-from viewport_relay.protocol.frames import parse_json
 from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
+from viewport_relay.protocol.json import parse_json
 from viewport_relay.reasons import Reason, Refusal
 
 CLIENT = UpgradeQuery(Role.CLIENT, "ws-1", "rt-1")

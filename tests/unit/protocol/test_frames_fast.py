@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wireframes import EXAMPLES, example
-from viewport_relay.protocol import frames
-from viewport_relay.protocol.frames import E2ee, decode_client, decode_daemon, decode_worker, fast_e2ee
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker, fast_e2ee
+from viewport_relay.protocol.frames import E2ee
 
 MEMBERS = sorted(EXAMPLES["e2ee"])
 
@@ -122,8 +122,7 @@ def as_bytes(text: str) -> bytes:
 
 def slowly(message: bytes) -> object:
     """What the rules alone say, without the fast decode."""
-    value = frames._object(message)
-    return None if value is None else frames._by_type(value, frames._CLIENT_RULES)
+    return decode_client(message, fast=False)
 
 
 def is_utf8(message: bytes) -> bool:

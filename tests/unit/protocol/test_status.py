@@ -116,7 +116,7 @@ FRAMES: list[tuple[str, dict[str, object]]] = [
         },
     ),
     (
-        status.channel_denied(ViewerPresence("agent-session:a"), "w"),
+        status.channel_denied(ViewerPresence("agent-session:a", "u"), "w"),
         {
             "type": "viewport.session_viewer_presence_denied/v1",
             "channel": "agent-session:a",

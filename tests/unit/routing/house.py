@@ -19,6 +19,7 @@ class Outlet:
     """Where a peer's messages would leave."""
 
     queued_bytes = 0
+    backlog = 0
     paused = False
     noise = "none"
     subprotocol: str | None = None

@@ -9,18 +9,18 @@ import pytest
 
 from tests.unit.routing.house import NO_LIMIT, House
 from tests.wireframes import encoded
-from viewport_relay.protocol.frames import decode_client, decode_daemon
+from viewport_relay.protocol.decoding import decode_client, decode_daemon
+from viewport_relay.protocol.frames import E2ee, KeyExchangeInit, PairingRequest
 from viewport_relay.protocol.grant import Profile, Role, Scope
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import (
-    NO_DAEMON,
     Close,
     Decision,
     Drop,
     FanOut,
     NoDaemon,
+    Publish,
     Reply,
-    ToRelay,
 )
 from viewport_relay.routing.peer import Peer
 from viewport_relay.routing.router import FrameRates
@@ -30,9 +30,10 @@ CHANNEL = "agent-session:alpha"
 
 def said(house: House, peer: Peer, name: str | None, **changes: Any) -> Peer | Decision:
     """What the router decides about a client's example frame; None stands for one that is not valid."""
-    frame = None if name is None else decode_client(encoded(name, **changes))
+    message = b"no frame" if name is None else encoded(name, **changes)
+    frame = decode_client(message)
     assert (frame is None) == (name is None)
-    return house.router.client_frame(peer, frame, house.now)
+    return house.router.client_frame(peer, frame, message, house.now)
 
 
 def answered(house: House, peer: Peer, name: str | None, **changes: Any) -> Peer | Decision:
@@ -77,7 +78,7 @@ SCOPES: dict[tuple[Scope, str | None], object] = {
     (Scope.SESSION_EVENTS, "redeem request"): "SESSION_EVENTS_SCOPE_ONLY",
     (Scope.SESSION_EVENTS, "subscribe"): "viewport.session_events.subscribed/v1",
     (Scope.SESSION_EVENTS, "unsubscribe"): "viewport.session_events.unsubscribed/v1",
-    (Scope.SESSION_EVENTS, "presence"): FanOut(()),
+    (Scope.SESSION_EVENTS, "presence"): FanOut((), lossy=True),
     (Scope.SESSION_EVENTS, None): "INVALID_FRAME",
 }
 
@@ -107,7 +108,7 @@ def test_without_a_daemon_a_runtime_frame_finds_nobody(name: str) -> None:
 
 def test_pairing_without_daemon_or_without_target() -> None:
     house = House()
-    assert said(house, house.client(Scope.PAIRING), "offer request") is NO_DAEMON
+    assert said(house, house.client(Scope.PAIRING), "offer request") == NoDaemon(PairingRequest("request-1"))
     house.daemon()
     homeless = house.client(Scope.PAIRING, target=None)
     assert reply_code(said(house, homeless, "offer request")) == "RUNTIME_TARGET_REQUIRED"
@@ -282,9 +283,9 @@ def test_answers_for_another_relays_client_are_addressed_to_it() -> None:
     target = house.target
     target.key_exchanges.record("request-1", "relay-2", house.now)
     target.pairings.record("request-1", "relay-3", house.now)
-    assert answered(house, daemon, "offer response") == ToRelay("relay-3")
-    assert answered(house, daemon, "response v3") == ToRelay("relay-2")
-    assert answered(house, daemon, "e2ee") == ToRelay("relay-2")
+    assert answered(house, daemon, "offer response") == Publish("relay-3")
+    assert answered(house, daemon, "response v3") == Publish("relay-2")
+    assert answered(house, daemon, "e2ee") == Publish("relay-2")
     local = house.client()
     verdict = said(house, local, "e2ee")
     assert isinstance(verdict, Drop)
@@ -296,7 +297,7 @@ def test_targets_and_workspaces_never_mix() -> None:
     daemon, _ = with_session(house)
     for where in ({"target": "other"}, {"workspace": "v"}, {"workspace": "v", "target": "other"}):
         stranger = house.client(**where)
-        assert said(house, stranger, "e2ee") is NO_DAEMON
+        assert said(house, stranger, "e2ee") == NoDaemon(E2ee("noise-ik", "session-1"))
         foreign = house.daemon(**where)
         assert said(house, stranger, "e2ee") is foreign
         assert answered(house, foreign, "e2ee") == Drop(Reason.NO_OWNER)
@@ -426,6 +427,7 @@ def test_channels_that_the_grant_lacks() -> None:
         "viewport.session_events.subscribe_denied/v1",
         "CHANNEL_NOT_AUTHORIZED",
     )
+    assert json.loads(said_text(house, peer, "unsubscribe", channel=" agent-session:beta ")) == denied
     denied = json.loads(said_text(house, peer, "presence", channel="agent-session:beta"))
     assert denied["type"] == "viewport.session_viewer_presence_denied/v1"
     assert answered(house, daemon, "session event", channel="agent-session:beta") == FanOut((other,))
@@ -435,11 +437,37 @@ def test_presence_goes_to_the_others_and_never_back() -> None:
     house = House()
     house.daemon()
     one, two, silent = viewer(house), viewer(house), viewer(house)
-    assert said(house, one, "presence") == FanOut(())
+    assert said(house, one, "presence") == FanOut((), lossy=True)
     said(house, one, "subscribe")
     said(house, two, "subscribe")
-    assert said(house, one, "presence") == FanOut((two,))
-    assert said(house, silent, "presence", channel=f"{CHANNEL} ") == FanOut((one, two))  # need not subscribe
+    assert said(house, one, "presence") == FanOut((two,), lossy=True)
+    assert said(house, silent, "presence", channel=f"{CHANNEL} ") == FanOut(
+        (one, two), lossy=True
+    )  # need not subscribe
+
+
+def test_presence_names_the_user_of_the_token() -> None:
+    house = House()
+    channels = frozenset({CHANNEL})
+    alice = house.client(Scope.SESSION_EVENTS, session_channels=channels, user_id="alice")
+    unnamed = viewer(house)
+    assert said(house, alice, "presence", userId="alice") == FanOut((), lossy=True)
+    assert said(house, unnamed, "presence", userId="alice") == FanOut((), lossy=True)
+    for other in ("bob", "Alice", " alice"):
+        assert said(house, alice, "presence", userId=other) == Drop(Reason.PRESENCE_USER_MISMATCH)
+
+
+def test_the_longest_backlog_of_a_target() -> None:
+    house = House()
+    house.daemon()
+    one, two, three = viewer(house), house.client(), viewer(house)
+    for peer, backlog in ((one, 300), (two, 500), (three, 0)):
+        outlet: Any = peer.outlet
+        outlet.backlog = backlog
+    assert house.target.heaviest(800) is None
+    assert house.target.heaviest(799) is two
+    house.leave(two)
+    assert house.target.heaviest(299) is one
 
 
 def test_session_events_survive_the_daemon() -> None:
@@ -460,7 +488,7 @@ def limits(**rates: int) -> FrameRates:
 
 
 #: limits, scope, frame, reason
-RATES: list[tuple[FrameRates, Scope, str, Reason]] = [
+RATES: list[tuple[FrameRates, Scope, str | None, Reason]] = [
     (limits(key_exchange=2), Scope.RUNTIME, "init v3", Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED),
     (limits(key_exchange=2), Scope.RUNTIME, "init v2", Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED),
     (limits(pairing=2), Scope.PAIRING, "offer request", Reason.PAIRING_RATE_LIMIT_EXCEEDED),
@@ -468,18 +496,18 @@ RATES: list[tuple[FrameRates, Scope, str, Reason]] = [
     (limits(runtime=2), Scope.RUNTIME, "e2ee", Reason.RUNTIME_RATE_LIMIT_EXCEEDED),
     (limits(workspace=2), Scope.RUNTIME, "e2ee", Reason.RUNTIME_RATE_LIMIT_EXCEEDED),
     (limits(runtime=2), Scope.SESSION_EVENTS, "presence", Reason.PRESENCE_RATE_LIMIT_EXCEEDED),
-    (limits(workspace=2), Scope.SESSION_EVENTS, "presence", Reason.PRESENCE_RATE_LIMIT_EXCEEDED),
+    (limits(runtime=2), Scope.SESSION_EVENTS, "subscribe", Reason.RUNTIME_RATE_LIMIT_EXCEEDED),
+    (limits(runtime=2), Scope.SESSION_EVENTS, "unsubscribe", Reason.RUNTIME_RATE_LIMIT_EXCEEDED),
+    (limits(runtime=2), Scope.SESSION_EVENTS, "e2ee", Reason.RUNTIME_RATE_LIMIT_EXCEEDED),
+    (limits(runtime=2), Scope.RUNTIME, None, Reason.RUNTIME_RATE_LIMIT_EXCEEDED),
+    (limits(runtime=2), Scope.PAIRING, None, Reason.RUNTIME_RATE_LIMIT_EXCEEDED),
 ]
 
 
 @pytest.mark.parametrize(("rates", "scope", "name", "reason"), RATES)
-@pytest.mark.parametrize("daemon_there", [True, False])
-def test_each_client_rate(
-    rates: FrameRates, scope: Scope, name: str, reason: Reason, daemon_there: bool
-) -> None:
+def test_each_client_rate(rates: FrameRates, scope: Scope, name: str | None, reason: Reason) -> None:
     house = House(rates)
-    if daemon_there:
-        house.daemon()
+    house.daemon()
     client = house.client(scope, session_channels=frozenset({CHANNEL}))
     for _ in range(2):
         assert not isinstance(said(house, client, name), Close)
@@ -500,7 +528,7 @@ def test_each_client_rate(
 
 
 @pytest.mark.parametrize(("rates", "scope", "name", "reason"), RATES)
-def test_a_limit_of_zero_is_off(rates: FrameRates, scope: Scope, name: str, reason: Reason) -> None:
+def test_a_limit_of_zero_is_off(rates: FrameRates, scope: Scope, name: str | None, reason: Reason) -> None:
     house = House(NO_LIMIT)
     client = house.client(scope, session_channels=frozenset({CHANNEL}))
     assert not any(isinstance(said(house, client, name), Close) for _ in range(1000))
@@ -514,15 +542,66 @@ def test_the_workspaces_rate_is_shared_and_a_clients_is_not() -> None:
     assert [isinstance(said(house, two, "e2ee"), Close) for _ in range(2)] == [False, True]
 
 
-def test_key_exchanges_pairings_and_subscriptions_are_not_charged_to_the_runtime_rate() -> None:
+def test_forwarded_key_exchanges_and_pairings_are_not_charged_to_the_runtime_rate() -> None:
     house = House(limits(runtime=1, workspace=1))
-    daemon, client, events = house.daemon(), house.client(), viewer(house)
-    for _ in range(5):
+    daemon, client, pairing = house.daemon(), house.client(), house.client(Scope.PAIRING)
+    for number in range(5):
         assert said(house, client, "init v3") is daemon
-        assert isinstance(said(house, events, "subscribe"), Reply)
-        assert isinstance(said(house, events, "unsubscribe"), Reply)
-        assert isinstance(said(house, client, None), Reply)
+        assert said(house, pairing, "offer request", requestId=f"r{number}") is daemon
     assert said(house, client, "e2ee") is daemon
+
+
+def test_what_goes_nowhere_is_charged_to_its_sender_and_never_to_the_workspace() -> None:
+    house = House(limits(runtime=100, workspace=1))
+    daemon, owner = with_session(house)
+    thief, events = house.client(), viewer(house)
+    for _ in range(30):
+        assert isinstance(said(house, thief, "e2ee"), Drop)
+        assert isinstance(said(house, thief, None), Reply)
+        assert isinstance(said(house, events, "presence"), FanOut)
+        assert isinstance(said(house, events, "subscribe", channel="agent-session:x"), Reply)
+    away = house.client(target="elsewhere")
+    for _ in range(30):
+        verdict = said(house, away, "e2ee")
+        assert isinstance(verdict, NoDaemon)
+        assert house.router.charge(away, b"frame", house.now) is None
+    assert (thief.rates.runtime.count, events.rates.runtime.count, away.rates.runtime.count) == (60, 60, 30)
+    assert house.workspace_window.count == 0
+    assert said(house, owner, "e2ee") is daemon
+    assert isinstance(said(house, owner, "e2ee"), Close)  # the workspace's one is spent
+
+
+def test_bytes_of_what_goes_nowhere() -> None:
+    house = House(limits(runtime=1000, workspace=1000))
+    daemon, client = house.daemon(), house.client()
+    mebibyte = bytes(1 << 20)
+    for _ in range(4):
+        assert isinstance(house.router.client_frame(client, None, mebibyte, house.now), Reply)
+    for _ in range(5):  # forwarded: its bytes cost nothing
+        assert house.router.client_e2ee(client, "noise-ik", "s", mebibyte, house.now) is daemon
+    house.now += 10
+    verdict = house.router.client_frame(client, None, b"x", house.now)
+    assert isinstance(verdict, Close)
+    assert verdict.reason is Reason.RUNTIME_RATE_LIMIT_EXCEEDED
+    assert json.loads(verdict.reply or "")["retryAfterMs"] == 50_000
+    house.now += 50
+    assert isinstance(house.router.client_frame(client, None, mebibyte, house.now), Reply)
+
+
+def test_a_frame_that_the_bus_carries_is_charged_as_a_forwarded_one() -> None:
+    house = House(limits(runtime=2, workspace=1000))
+    client = house.client()
+    envelope, init = E2ee("noise-ik", "s"), KeyExchangeInit("noise-ik", "r", 3)
+    for _ in range(5):
+        assert house.router.carried(client, init, house.now) is None
+    assert [house.router.carried(client, envelope, house.now) is None for _ in range(3)] == [
+        True,
+        True,
+        False,
+    ]
+    assert house.workspace_window.count == 2
+    # What could not be carried after all is charged by its bytes alone.
+    assert house.router.charge(client, b"frame", house.now, counted=True) is None
 
 
 def test_daemon_and_worker_rates() -> None:
