@@ -97,6 +97,11 @@ class DeferredCache(Generic[K, V]):
         )
         return waiter
 
+    def put(self, key: K, value: V, ttl: float) -> None:
+        """Remember a value that needed no call, for `ttl` seconds; 0 or less: not at all."""
+        if ttl > 0:
+            self._keep(key, Fetched(value, ttl))
+
     def expire(self) -> None:
         """Forget what has run out, so that nothing secret stays in memory only because nobody asked again."""
         now = self._clock.seconds()

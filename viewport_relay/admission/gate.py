@@ -1,24 +1,33 @@
-"""The part of admission that costs something: the token's signature, then the platform's word.
+"""The part of admission that costs something: the token's signature, then the platform's answer.
 
-The cheap checks before it (rates, counts, path, query, origin, a token at all) are the `/ws` resource's, with
-`limits.py`, `addresses.py`, `query.py` and `token.py`; the claims against the query come after it, with
-`claims.grant_for`. The gate does not log single refusals and does not count them: who raised the upgrade does.
+The cheap checks before it (rates, counts, path, query, origin, a token at all) are the `/ws` resource's, with `limits.py`,
+`addresses.py`, `query.py` and `token.py`; the claims are held against the query afterwards, by `claims.grant_for`. The gate
+neither logs nor counts single refusals: the resource does.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.http import HttpClient, Target
 from viewport_relay.admission.jwks import JwksClient, JwksSettings
-from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
+from viewport_relay.admission.jwt import (
+    TokenHeader,
+    TokenRules,
+    check_payload,
+    payload_signed_by,
+    read_header,
+)
+from viewport_relay.admission.keys import KeySet
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
-from viewport_relay.admission.signed import SignedTokens, digest_of
-from viewport_relay.admission.token import TOKEN_CHARS, TokenSource
+from viewport_relay.admission.platformclock import PlatformClock
+from viewport_relay.admission.signed import SignedTokens
+from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import Config, ConfigError
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -27,22 +36,25 @@ from viewport_relay.reasons import Reason, Refusal
 
 
 class Gate:
-    """Admits tokens. `now` gives seconds since the epoch, for exp, nbf and iat."""
+    """Admits tokens. `now` gives seconds since the epoch, for exp, nbf and iat; `clock` measures how long they are known."""
 
     def __init__(
         self,
+        clock: IReactorTime,
         jwks: JwksClient,
         validator: PlatformValidator,
         rules: TokenRules,
         http: HttpClient,
+        platform_clock: PlatformClock,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._jwks = jwks
         self._validator = validator
         self._rules = rules
         self._http = http
+        self._platform_clock = platform_clock
         self._now = now
-        self._signed = SignedTokens()
+        self._signed = SignedTokens(clock)
 
     @classmethod
     def from_config(
@@ -64,16 +76,18 @@ class Gate:
         ):
             try:
                 Target.of(url)
-            except ValueError as takes:  # its value is not shown: it may hold a password
+            except ValueError as takes:  # the URL is not shown: it may hold a password
                 raise ConfigError([f"{variable}: {takes}"]) from None
         clock: IReactorTime = reactor
         client = http or HttpClient.from_config(reactor, config)
+        platform_clock = PlatformClock(clock, now)
         jwks = JwksClient(
             clock,
             client,
             JwksSettings(config.jwks_url, config.jwks_cache_ttl, config.jwks_cooldown),
             log,
             counters,
+            platform_clock,
         )
         validation = ValidationSettings(
             url=config.validate_url,
@@ -82,20 +96,20 @@ class Gate:
             max_bytes=config.admission_max_response_bytes,
             cache_ttl=config.validate_cache_ttl,
         )
-        validator = PlatformValidator(clock, client, validation, log, counters, now)
+        validator = PlatformValidator(clock, client, validation, counters, platform_clock, now)
         rules = TokenRules(config.token_issuer, config.token_audience, config.token_clock_skew_sec)
-        return cls(jwks, validator, rules, client, now)
+        return cls(clock, jwks, validator, rules, client, platform_clock, now)
 
     def recall(self, source: TokenSource, query: UpgradeQuery) -> Claims | None:
-        """What `admit` would give, if nobody has to be asked for it: the token's signature and the platform's answer are
-        remembered. None: they are not. Raises Refusal as `admit` does.
+        """What `admit` would give, if the token's signature and the platform's answer are remembered; None if they are not.
+
+        Raises Refusal as `admit` does.
         """
-        digest = digest_of(source.token)
-        payload = self._signed.payload(digest, self._jwks.fresh)
+        payload = self._signed.payload(source.digest, self._jwks.fresh)
         if payload is None:
             return None
-        check_payload(payload, query, self._rules, self._now())
-        return self._validator.recall(digest, query)
+        self._check(payload, query)
+        return self._validator.recall(source.digest, query)
 
     async def admit(self, source: TokenSource, query: UpgradeQuery) -> Claims:
         """The platform's claims about a good token.
@@ -103,33 +117,49 @@ class Gate:
         Raises Refusal with a reason of the local check (then the platform was not asked) or of the validation.
         Cancelling it, when the peer has left, leaves nothing behind.
         """
-        expires = await self.check_token(source.token, query)
-        return await self._validator.validate(source.token, query, expires)
+        expires = await self.check_token(source, query)
+        return await self._validator.validate(source, query, expires)
 
-    async def check_token(self, token: str, query: UpgradeQuery) -> float:
+    async def check_token(self, source: TokenSource, query: UpgradeQuery) -> float:
         """The local check alone: the token's exp, seconds since the epoch. Raises Refusal."""
-        digest, held = digest_of(token), self._jwks.held
-        known = self._signed.payload(digest, held)
+        held = self._jwks.held
+        known = self._signed.payload(source.digest, held)
         # Read before keys are waited for: garbage needs none.
-        header = read_header(token) if known is None else None
+        header = read_header(source.token) if known is None else None
         keys = await self._jwks.current()
         if known is not None and keys is held:
-            return check_payload(known, query, self._rules, self._now())
-        header = header or read_header(token)
+            return self._check(known, query)
+        payload, keys = await self._verify(source.token, header or read_header(source.token), keys)
+        expires = self._check(payload, query)
+        self._signed.remember(source.digest, keys, payload, expires + self._rules.skew - self._now())
+        return expires
+
+    async def _verify(
+        self, token: str, header: TokenHeader, keys: KeySet
+    ) -> tuple[Mapping[str, Any], KeySet]:
+        """The payload, and the set whose key signed it: `keys`, or a newer one. Raises Refusal."""
         try:
-            payload = payload_signed_by(token, header, keys.for_kid(header.kid))
+            return payload_signed_by(token, header, keys), keys
         except Refusal as refusal:
             # Unknown kid, another key of the same kid, or one of another type: the key may have been rotated.
             rotated = refusal.reason in (Reason.JWT_SIGNATURE_MISMATCH, Reason.JWT_ALGORITHM_NOT_ALLOWED)
             newer = await self._jwks.newer_than(keys) if rotated else None
             if newer is None:
+                raise evolve(refusal, details={**refusal.details, "url": self._jwks.url}) from None
+        try:
+            return payload_signed_by(token, header, newer), newer
+        except Refusal as refusal:
+            raise evolve(refusal, details={**refusal.details, "url": self._jwks.url}) from None
+
+    def _check(self, payload: Mapping[str, Any], query: UpgradeQuery) -> float:
+        """The policy. How far the platform's clock is away is worked out for a refusal only."""
+        now = self._now()
+        try:
+            return check_payload(payload, query, self._rules, now)
+        except Refusal as refusal:
+            if refusal.reason not in (Reason.JWT_EXPIRED, Reason.JWT_NOT_YET_VALID):
                 raise
-            keys = newer
-            payload = payload_signed_by(token, header, keys.for_kid(header.kid))
-        expires = check_payload(payload, query, self._rules, self._now())
-        if len(token) <= TOKEN_CHARS[1]:
-            self._signed.remember(digest, keys, payload, expires + self._rules.skew)
-        return expires
+        return check_payload(payload, query, self._rules, now, self._platform_clock.offset)
 
     def start(self) -> None:
         """Begin to fetch the keys."""
@@ -143,7 +173,7 @@ class Gate:
 
     def clean_up(self) -> None:
         """Forget what has run out."""
-        self._signed.expire(self._now())
+        self._signed.expire()
         self._validator.clean_up()
 
     def flush(self) -> None:
@@ -155,6 +185,16 @@ class Gate:
     def ready(self) -> tuple[bool, str]:
         """Whether tokens can be checked, and if not, why."""
         return (True, "") if self._jwks.ready else (False, "the JWKS was not fetched yet")
+
+    @property
+    def clock_offset(self) -> float | None:
+        """Seconds by which the relay's clock is ahead of the platform's; None if it is not known."""
+        return self._platform_clock.offset
+
+    @property
+    def platform_answered(self) -> float | None:
+        """When the platform last gave an answer that was understood, in the reactor's seconds; None before the first."""
+        return self._platform_clock.answered_at
 
     @property
     def jwks_age_seconds(self) -> float | None:

@@ -17,6 +17,7 @@ from viewport_relay.admission.jwt import (
     payload_signed_by,
     read_header,
     unverified,
+    verified,
 )
 from viewport_relay.admission.keys import Key, KeySet
 from viewport_relay.admission.token import TOKEN_CHARS
@@ -47,7 +48,7 @@ def inspect_token(token: str, keys: KeySet, rules: TokenRules, now: float) -> To
         if not TOKEN_CHARS[0] <= len(token) <= TOKEN_CHARS[1]:
             raise Refusal(Reason.TOKEN_MISSING, f"it has {len(token)} characters")
         read = read_header(token)
-        payload = payload_signed_by(token, read, keys.for_kid(read.kid))
+        payload = payload_signed_by(token, read, keys)
         check_payload(payload, _own_query(payload), rules, now)
     except Refusal as refused:
         refusal = refused
@@ -57,10 +58,10 @@ def inspect_token(token: str, keys: KeySet, rules: TokenRules, now: float) -> To
 def _signer(token: str, keys: KeySet) -> Key | None:
     for key in keys:
         try:
-            payload_signed_by(token, read_header(token), [key])
+            if verified(token, key) is not None:
+                return key
         except Refusal:
             continue
-        return key
     return None
 
 

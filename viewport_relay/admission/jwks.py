@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
 from viewport_relay.admission.keys import JWKS_MAX_BYTES, KeySet, KeySetError
+from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -33,6 +34,7 @@ TTL_MIN: Final = 60.0
 #: Seconds between attempts while there is no set, or an expired one cannot be renewed: doubled up to the last.
 BACK_OFF: Final = (0.5, 30.0)
 _ETAG_MAX_CHARS: Final = 256
+_IGNORED_LOGGED: Final = 8
 #: Strict servers answer 406 to anything but the media type of RFC 7517 section 8.5.
 _ACCEPT: Final = "application/jwk-set+json, application/json;q=0.9"
 
@@ -73,12 +75,14 @@ class JwksClient:
         settings: JwksSettings,
         log: EventSink,
         counters: Counters,
+        platform_clock: PlatformClock,
     ) -> None:
         self._clock = clock
         self._http = http
         self._settings = settings
         self._log = log
         self._counters = counters
+        self._platform_clock = platform_clock
         self._call = jwks_call(settings.url)
         # Keeps nothing: it joins those who ask while a fetch runs. A fetch goes on when they leave, or peers that
         # hang up at once could use up the cool-down.
@@ -88,6 +92,11 @@ class JwksClient:
         self._retry_at = 0.0
         self._failures = 0
         self._starting: Deferred[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the keys are fetched, for logs."""
+        return self._call.shown
 
     @property
     def ready(self) -> bool:
@@ -185,6 +194,7 @@ class JwksClient:
             raise self._failed(failure.why) from None
         except KeySetError as error:
             raise self._failed(error.why) from None
+        self._platform_clock.observe(answer)
         self._failures = 0
         self._retry_at = 0.0
         self._counters.jwks_fetches["ok"] += 1
@@ -195,13 +205,12 @@ class JwksClient:
         ttl = min(self._settings.ttl, max(TTL_MIN, _max_age(answer)))
         self._held = _Held(keys, self._clock.seconds(), ttl, etag)
         if not unchanged:
-            kids = sorted({key.kid[:64] for key in keys})[:16]
             self._log.event(
                 "jwks_fetched",
                 message="JWKS fetched",
                 keyCount=len(keys),
-                kids=kids,
-                ignored=dict(keys.ignored),
+                kids=keys.kids,
+                ignored=[str(key) for key in keys.ignored[:_IGNORED_LOGGED]],
             )
         return keys
 
@@ -211,16 +220,17 @@ class JwksClient:
         self._failures += 1
         age = self.age_seconds
         if age is None or age >= STALE_MAX:
-            self._log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why=why)
+            self._log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why=why, url=self.url)
         else:
             self._log.event(
                 "jwks_refetch_failed",
                 level="warn",
                 message="JWKS could not be fetched again; the keys fetched before serve on",
                 why=why,
+                url=self.url,
                 ageSeconds=round(age),
             )
-        return Refusal(Reason.JWKS_UNREACHABLE, why, details={"why": why})
+        return Refusal(Reason.JWKS_UNREACHABLE, f"{why} ({self.url})", details={"why": why, "url": self.url})
 
     async def _until_ready(self) -> None:
         while not self.ready:

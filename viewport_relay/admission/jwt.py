@@ -1,30 +1,32 @@
-"""Reading and checking one token (RFC 7515, RFC 7519), without any I/O.
+"""The relay's own check of a token (RFC 7515, RFC 7519), without any I/O.
 
-`read_header` tells which key a token asks for, `payload_signed_by` checks the signature with the algorithm of PyJWT's
-that belongs to the key, and `check_payload` the claims that the relay itself looks at. Which keys there are is
-`keys.py`'s, whether the platform still likes the token is `platform.py`'s. No error text holds any part of a token but
-its `kid`.
-
-A compact JWS is taken apart here and not by `jwt.PyJWS`, which looks at every character in Python and decodes the header
-that was read before: two thirds of its time, and a tenth of an upgrade's. A property test holds the two together.
+PyJWT reads a token and checks its signature, with one key and the algorithm of that key only. The policy is here: which
+algorithms, whose issuer and audience, which times, whose role, workspace and target, and the words of a refusal. No text
+holds any part of a token but its kid and the claims that are compared.
 """
 
 from __future__ import annotations
 
-import base64
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
+import jwt
 from attrs import frozen
 
-from viewport_relay.admission.keys import ALGORITHMS, DEFAULT_KID, Key, printable
+from viewport_relay.admission.keys import ALGORITHMS, DEFAULT_KID, Key, KeySet, printable
 from viewport_relay.protocol.grant import UpgradeQuery
-from viewport_relay.protocol.json import parse_json
 from viewport_relay.reasons import Reason, Refusal
 
-_SEGMENTS: Final = re.compile(r"[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]+={0,2}\.[A-Za-z0-9_-]*={0,2}")
+#: A difference between the two clocks, seconds, from which on a refused time is likely the clock's fault.
+CLOCK_SUSPECT: Final = 5.0
+
+#: PyJWT checks the signature alone; the claims are `check_payload`'s, whose refusals say more.
+_SIGNATURE_ONLY: Final[Any] = {
+    f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")
+}
+_NOTHING: Final[Any] = {"verify_signature": False}
 
 
 @frozen
@@ -46,93 +48,165 @@ class TokenHeader:
 
 def read_header(token: str) -> TokenHeader:
     """The header of a compact JWS. Raises Refusal JWT_MALFORMED or JWT_ALGORITHM_NOT_ALLOWED."""
-    if not _SEGMENTS.fullmatch(token):
-        raise Refusal(Reason.JWT_MALFORMED, "it is not three parts of base64url")
-    header = _object(token.partition(".")[0])
-    if header is None:
-        raise Refusal(Reason.JWT_MALFORMED, "its header is not a JSON object")
-    if "crit" in header or header.get("b64", True) is not True:
-        # RFC 7515 section 4.1.11: extensions that are not understood must be refused.
-        raise Refusal(Reason.JWT_MALFORMED, "its header demands an extension")
-    kid = header.get("kid", DEFAULT_KID)
-    if not isinstance(kid, str):
-        raise Refusal(Reason.JWT_MALFORMED, "its kid is not a string")
+    try:
+        header = jwt.get_unverified_header(token)
+    except (jwt.DecodeError, ValueError):
+        raise Refusal(
+            Reason.JWT_MALFORMED, "it is not three parts of base64url, the first a JSON object"
+        ) from None
+    except jwt.PyJWTError:
+        words = "its header demands an extension, or its kid is not a string"
+        raise Refusal(Reason.JWT_MALFORMED, words) from None
     algorithm = header.get("alg")
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         named = printable(algorithm, 16) if isinstance(algorithm, str) else "missing"
-        raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, f"alg is {named}")
-    return TokenHeader(algorithm, kid)
+        raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, f"alg is {named}", details={"alg": named})
+    return TokenHeader(algorithm, header.get("kid", DEFAULT_KID))
 
 
 def unverified(token: str) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
-    """Header and payload as they stand, None where there is no JSON object. For inspection, never for a decision."""
-    header, _, rest = token.partition(".")
-    return _object(header), _object(rest.partition(".")[0])
+    """Header and payload as they stand, None where there is no JSON object. Never for a decision."""
+    header: Mapping[str, Any] | None
+    payload: Mapping[str, Any] | None
+    try:
+        header = jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError):
+        header = None
+    try:
+        payload = jwt.decode(token, options=_NOTHING)
+    except (jwt.PyJWTError, ValueError):
+        payload = None
+    return header, payload
 
 
-def payload_signed_by(token: str, header: TokenHeader, keys: Iterable[Key]) -> Mapping[str, Any]:
-    """The payload of a token that one of `keys` (those of its kid) signed.
+def payload_signed_by(token: str, header: TokenHeader, keys: KeySet) -> Mapping[str, Any]:
+    """The payload of a token that a key of its kid signed.
 
-    Raises Refusal: JWT_SIGNATURE_MISMATCH for no key or another key, JWT_ALGORITHM_NOT_ALLOWED when the kid's
-    keys are all of another algorithm, JWT_MALFORMED for a payload that is no JSON object.
+    Raises Refusal: JWT_SIGNATURE_MISMATCH for no such key or another key, JWT_ALGORITHM_NOT_ALLOWED when the kid's keys are
+    all of another algorithm, JWT_MALFORMED for a payload that is no JSON object.
     """
-
-    def refused(reason: Reason, words: str) -> Refusal:
-        kid = printable(header.kid)
-        return Refusal(reason, words.format(kid=kid), details={"kid": kid})
-
-    candidates = list(keys)
+    kid = printable(header.kid)
+    candidates = keys.for_kid(header.kid)
     if not candidates:
-        raise refused(Reason.JWT_SIGNATURE_MISMATCH, "kid {kid} is not in the JWKS")
+        published = ", ".join(keys.kids) or "none"
+        words = f"kid {kid} is not in the JWKS, which has {published}"
+        raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, words, details=_about(token, kid, keys))
     fitting = [key for key in candidates if key.algorithm == header.algorithm]
-    if fitting:
-        signed, _, last = token.rpartition(".")
-        raw, signature = _decoded(signed.partition(".")[2]), _decoded(last)
-        if raw is None or signature is None:
-            raise refused(Reason.JWT_MALFORMED, "it cannot be decoded")
-        for key in fitting:
-            if key.jwk.Algorithm.verify(signed.encode("ascii"), key.jwk.key, signature):
-                payload = _json_object(raw)
-                if payload is None:
-                    raise refused(Reason.JWT_MALFORMED, "its payload is not a JSON object")
-                return payload
-        raise refused(Reason.JWT_SIGNATURE_MISMATCH, "the key {kid} did not sign it")
-    words = f"alg is {header.algorithm}, the key {{kid}} is for {candidates[0].algorithm}"
-    raise refused(Reason.JWT_ALGORITHM_NOT_ALLOWED, words)
+    if not fitting:
+        words = f"alg is {header.algorithm}, the key {kid} is for {candidates[0].algorithm}"
+        raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, words, details=_about(token, kid, keys))
+    for key in fitting:
+        payload = verified(token, key)
+        if payload is not None:
+            return payload
+    words = f"the key {kid} did not sign it"
+    raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, words, details=_about(token, kid, keys))
 
 
-def check_payload(payload: Mapping[str, Any], query: UpgradeQuery, rules: TokenRules, now: float) -> float:
+def verified(token: str, key: Key) -> Mapping[str, Any] | None:
+    """The payload of a token that `key` signed, None if it did not. Raises Refusal JWT_MALFORMED."""
+    try:
+        payload: Mapping[str, Any] = jwt.decode(
+            token, key.jwk, algorithms=[key.algorithm], options=_SIGNATURE_ONLY
+        )
+    except (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError):
+        return None
+    except (jwt.PyJWTError, ValueError):
+        raise Refusal(Reason.JWT_MALFORMED, "its payload is not a JSON object in base64url") from None
+    return payload
+
+
+def _about(token: str, kid: str, keys: KeySet) -> dict[str, Any]:
+    """What an operator compares: kid and issuer of the token, and the kids that are published."""
+    _, claims = unverified(token)
+    issuer = {} if claims is None or "iss" not in claims else {"iss": _shown(claims, "iss")}
+    return {"kid": kid, "kids": keys.kids, **issuer}
+
+
+def check_payload(
+    payload: Mapping[str, Any],
+    query: UpgradeQuery,
+    rules: TokenRules,
+    now: float,
+    clock_offset: float | None = None,
+) -> float:
     """Check times, issuer, audience and binding; gives exp (seconds since the epoch, as `now` is).
 
-    Raises Refusal JWT_EXPIRED, JWT_NOT_YET_VALID, JWT_ISSUER_MISMATCH, JWT_AUDIENCE_MISMATCH, or
-    JWT_CLAIM_MISMATCH, which also stands for a time that is missing or no number.
+    `clock_offset` says by how many seconds this clock is ahead of the platform's, for the words of a refusal. Raises Refusal
+    JWT_EXPIRED, JWT_NOT_YET_VALID, JWT_ISSUER_MISMATCH, JWT_AUDIENCE_MISMATCH, or JWT_CLAIM_MISMATCH, which also stands for
+    a time that is missing or no number.
     """
     expires = _time(payload, "exp")
     if expires is None:
         raise Refusal(Reason.JWT_CLAIM_MISMATCH, "exp is missing")
     if now >= expires + rules.skew:
         late = math.ceil(now - expires)
-        raise Refusal(Reason.JWT_EXPIRED, f"exp passed {late} s ago", details={"secondsAgo": late})
+        words, details = _times(payload, f"exp passed {late} s ago", now, clock_offset)
+        raise Refusal(Reason.JWT_EXPIRED, words, details={"secondsAgo": late, **details})
     for name in ("nbf", "iat"):
         begins = _time(payload, name)
         if begins is not None and begins > now + rules.skew:
             early = math.ceil(begins - now)
-            words = f"{name} is {early} s in the future"
-            raise Refusal(Reason.JWT_NOT_YET_VALID, words, details={"secondsAhead": early})
+            words, details = _times(payload, f"{name} is {early} s in the future", now, clock_offset)
+            raise Refusal(Reason.JWT_NOT_YET_VALID, words, details={"secondsAhead": early, **details})
     if payload.get("iss") != rules.issuer:
-        raise Refusal(Reason.JWT_ISSUER_MISMATCH, f"iss is {_shown(payload, 'iss')}")
+        raise _other(
+            Reason.JWT_ISSUER_MISMATCH, "iss", _shown(payload, "iss"), "RELAY_TOKEN_ISSUER", rules.issuer
+        )
     audience = payload.get("aud")
     if audience != rules.audience and not (isinstance(audience, list) and rules.audience in audience):
-        raise Refusal(Reason.JWT_AUDIENCE_MISMATCH, f"aud is {_shown(payload, 'aud')}")
+        got = _shown(payload, "aud")
+        raise _other(Reason.JWT_AUDIENCE_MISMATCH, "aud", got, "RELAY_TOKEN_AUDIENCE", rules.audience)
     asked = {"role": query.role.value, "workspaceId": query.workspace_id}
     if query.runtime_target_id is not None:
         asked["runtimeTargetId"] = query.runtime_target_id
     for name, value in asked.items():
         if name in payload and payload[name] != value:
+            got = _shown(payload, name)
+            details = {"claim": name, "got": got, "expected": value}
             raise Refusal(
-                Reason.JWT_CLAIM_MISMATCH, f"{name} is {_shown(payload, name)}, the query says {value}"
+                Reason.JWT_CLAIM_MISMATCH, f"{name} is {got}, the query says {value}", details=details
             )
     return expires
+
+
+def _other(reason: Reason, claim: str, got: str, variable: str, expected: str) -> Refusal:
+    """The refusal of another issuer or audience than the one of the settings."""
+    details = {"claim": claim, "got": got, "expected": expected}
+    if got in _NO_TEXT:
+        return Refusal(reason, f"{claim} is {got}, {variable} expects '{expected}'", details=details)
+    right = f"{variable} to one of them" if ", " in got else f"{variable}={got}"
+    details["hint"] = f"if these tokens are meant for this relay, set {right}"
+    return Refusal(reason, f"{claim} is '{got}', {variable} expects '{expected}'", details=details)
+
+
+def _times(
+    payload: Mapping[str, Any], words: str, now: float, clock_offset: float | None
+) -> tuple[str, dict[str, Any]]:
+    """Words and details of a refused time: the token's, this clock's, and how far the platform's clock is away."""
+    stamps = {name: _stamp(payload[name]) for name in ("iat", "nbf", "exp") if name in payload}
+    details: dict[str, Any] = {**stamps, "now": _stamp(now)}
+    shown = ", ".join(f"{name} {stamp}" for name, stamp in stamps.items())
+    words = f"{words} ({shown}, the relay's clock {details['now']}"
+    if clock_offset is None:
+        return words + ")", details
+    apart = abs(round(clock_offset))
+    details["clockOffset"] = round(clock_offset, 1)
+    if abs(clock_offset) < CLOCK_SUSPECT:
+        return words + ", the platform's alike)", details
+    side = ("ahead of", "behind") if clock_offset > 0 else ("behind", "ahead of")
+    details["hint"] = (
+        f"the relay's clock is {apart} s {side[0]} the platform's: synchronise both (chrony, NTP)"
+    )
+    return f"{words}, the platform's {apart} s {side[1]} it)", details
+
+
+def _stamp(seconds: object) -> str:
+    """A NumericDate as UTC."""
+    try:
+        return datetime.fromtimestamp(float(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")  # type: ignore[arg-type]
+    except (ValueError, TypeError, OverflowError, OSError):
+        return "no time"
 
 
 def _time(payload: Mapping[str, Any], name: str) -> float | None:
@@ -146,33 +220,13 @@ def _time(payload: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
+_NO_TEXT: Final = ("missing", "not a string")
+
+
 def _shown(payload: Mapping[str, Any], name: str) -> str:
     value = payload.get(name)
     if isinstance(value, str):
         return printable(value)
-    return "missing" if name not in payload else "not a string"
-
-
-def _decoded(segment: str) -> bytes | None:
-    """The bytes of one segment (RFC 7515 section 2), None unless it is the one way to write them; padding may stand."""
-    bare = segment.rstrip("=")
-    if len(bare) % 4 == 1 or (len(bare) != len(segment) and len(segment) % 4):
-        return None
-    try:
-        raw = base64.urlsafe_b64decode(bare + "=" * (-len(bare) % 4))
-    except ValueError:  # binascii.Error, and what is not ASCII
-        return None
-    return raw if base64.urlsafe_b64encode(raw).rstrip(b"=") == bare.encode("ascii") else None
-
-
-def _object(segment: str) -> Mapping[str, Any] | None:
-    raw = _decoded(segment)
-    return None if raw is None else _json_object(raw)
-
-
-def _json_object(raw: bytes) -> Mapping[str, Any] | None:
-    try:
-        value = parse_json(raw.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+    if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+        return printable(", ".join(value))
+    return _NO_TEXT[0] if name not in payload else _NO_TEXT[1]

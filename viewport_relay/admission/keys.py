@@ -1,13 +1,17 @@
-"""The platform's public keys: a JWK set (RFC 7517) read, filtered and ordered by `kid`. No I/O.
+"""The platform's public keys: a JWK set (RFC 7517), filtered and ordered by `kid`. No I/O.
 
-Only what may sign a relay token is kept: RSA of 2048 to 8192 bits (RS256), P-256 (ES256) and Ed25519 (EdDSA,
-RFC 8037), for signatures, without a private part. Everything else in a set is ignored.
+A key is `jwt.PyJWK`'s to read. Kept is what may sign a relay token: RSA of 2048 to 8192 bits (RS256), P-256 (ES256) and
+Ed25519 (EdDSA, RFC 8037), for signatures, without a private part. Any other member of a set is ignored with a reason, and
+harms no other. `jwt.PyJWKSet` does the same but does not say what it leaves out.
+
+Sets are read as platforms publish them: a member of a key that is null or empty is absent, base64url may be padded, the
+document may begin with a byte order mark.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import codecs
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jwt
@@ -28,6 +32,9 @@ RSA_BITS: Final = (2048, 8192)
 _NUMBER_MAX_CHARS: Final = 1400
 _EXPONENT_MAX_CHARS: Final = 12
 
+#: Ignored keys that a message names at most.
+_NAMED_MAX: Final = 8
+
 _PUBLIC_MEMBERS: Final = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 _FITTING_ALGS: Final = {"RS256": ("RS256",), "ES256": ("ES256",), "EdDSA": ("EdDSA", "Ed25519")}
 
@@ -39,7 +46,7 @@ def printable(text: str, most: int = 64) -> str:
 
 
 class KeySetError(Exception):
-    """A document that is no usable JWK set; `why` says in a few words what is wrong with it."""
+    """A document is no usable JWK set; `why` says in a few words what is wrong with it."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -48,11 +55,22 @@ class KeySetError(Exception):
 
 @frozen
 class Key:
-    """One key and the one algorithm it is for."""
+    """A key, and the one algorithm that it is for."""
 
     kid: str
     algorithm: str
     jwk: jwt.PyJWK = field(repr=False)
+
+
+@frozen
+class IgnoredKey:
+    """A member of a set that cannot sign relay tokens. `kid` is printable, empty if there is none."""
+
+    kid: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.kid or 'without kid'} ({self.why})"
 
 
 @frozen(eq=False)
@@ -60,22 +78,22 @@ class KeySet:
     """The usable keys of one document. Two sets are the same only if they are one object."""
 
     keys: tuple[Key, ...]
-    ignored: Mapping[str, int]  # why -> how many
+    ignored: tuple[IgnoredKey, ...]
     _by_kid: Mapping[str, tuple[Key, ...]] = field(repr=False)
 
     @classmethod
-    def of(cls, keys: tuple[Key, ...], ignored: Mapping[str, int]) -> KeySet:
+    def of(cls, keys: Sequence[Key], ignored: Sequence[IgnoredKey] = ()) -> KeySet:
         """A set of these keys; several may share a kid."""
         by_kid: dict[str, tuple[Key, ...]] = {}
         for key in keys:
             by_kid[key.kid] = (*by_kid.get(key.kid, ()), key)
-        return cls(keys, ignored, by_kid)
+        return cls(tuple(keys), tuple(ignored), by_kid)
 
     @classmethod
     def parse(cls, body: bytes) -> KeySet:
         """Read a JWK set. Raises KeySetError for no JSON, no set, too many keys, or none that is usable."""
         try:
-            document = parse_json(body.decode("utf-8"))
+            document = parse_json(body.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
         except (ValueError, RecursionError):
             raise KeySetError("the answer is not JSON") from None
         members = document.get("keys") if isinstance(document, dict) else None
@@ -83,22 +101,23 @@ class KeySet:
             raise KeySetError("the answer is not a JWK set")
         if len(members) > KEYS_MAX:
             raise KeySetError(f"the set has {len(members)} keys, at most {KEYS_MAX} are taken")
-        keys: list[Key] = []
-        ignored: Counter[str] = Counter()
-        for member in members:
-            usable = read_key(member)
-            if isinstance(usable, Key):
-                keys.append(usable)
-            else:
-                ignored[usable] += 1
+        read = [read_key(member) for member in members]
+        ignored = [key for key in read if isinstance(key, IgnoredKey)]
+        keys = [key for key in read if isinstance(key, Key)]
         if not keys:
-            said = ", ".join(f"{count} {why}" for why, count in sorted(ignored.items()))
-            raise KeySetError(f"the set has no usable key ({said})" if said else "the set has no key")
-        return cls.of(tuple(keys), dict(ignored))
+            raise KeySetError(
+                f"the set has no usable key: {listed(ignored)}" if read else "the set has no key"
+            )
+        return cls.of(keys, ignored)
 
     def for_kid(self, kid: str) -> tuple[Key, ...]:
         """The keys with this kid, often one, none if it is unknown."""
         return self._by_kid.get(kid, ())
+
+    @property
+    def kids(self) -> list[str]:
+        """The first kids, printable, for a log."""
+        return [printable(kid) for kid in list(self._by_kid)[:_NAMED_MAX]]
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self.keys)
@@ -107,41 +126,63 @@ class KeySet:
         return len(self.keys)
 
 
-def read_key(member: object) -> Key | str:
-    """A key that may sign relay tokens, or in a few words why this member of a set is ignored."""
+def listed(ignored: Sequence[IgnoredKey]) -> str:
+    """Which keys are ignored and why, for a message."""
+    more = f" and {len(ignored) - _NAMED_MAX} more" if len(ignored) > _NAMED_MAX else ""
+    return ", ".join(str(key) for key in ignored[:_NAMED_MAX]) + more
+
+
+def read_key(member: object) -> Key | IgnoredKey:
+    """A key that may sign relay tokens, or why this member of a set is ignored."""
     if not isinstance(member, dict):
-        return "not an object"
-    kid = member.get("kid", DEFAULT_KID)
+        return IgnoredKey("", "not an object")
+    given = {name: value for name, value in member.items() if value not in (None, "", [])}
+    kid = given.get("kid", DEFAULT_KID)
     if not isinstance(kid, str) or len(kid) > KID_MAX_CHARS:
-        return "with an unusable kid"
-    algorithm = _algorithm(member)
+        return IgnoredKey("", "kid is not a string of at most 256 characters")
+    read = _read(given)
+    return (
+        Key(kid, read.algorithm_name, read)
+        if isinstance(read, jwt.PyJWK)
+        else IgnoredKey(_shown(given), read)
+    )
+
+
+def _shown(given: Mapping[str, Any]) -> str:
+    return printable(given["kid"]) if "kid" in given else ""
+
+
+def _read(given: Mapping[str, Any]) -> jwt.PyJWK | str:
+    algorithm = _algorithm(given)
     if algorithm is None:
-        return "of another type or curve"
-    if member.get("use", "sig") != "sig":
-        return "for another use"
-    operations = member.get("key_ops", ["verify"])
+        kind = [printable(str(given[name]), 16) for name in ("kty", "crv") if name in given]
+        return f"of another type: {' '.join(kind)}" if kind else "without a type"
+    if given.get("use", "sig") != "sig":
+        return f"for another use: {printable(str(given['use']), 16)}"
+    operations = given.get("key_ops", ["verify"])
     if not isinstance(operations, list) or "verify" not in operations:
-        return "for another use"
-    if member.get("alg", algorithm) not in _FITTING_ALGS[algorithm]:
-        return "for another algorithm"
-    if "d" in member:
-        return "with its private part published"
-    numbers = {name: member.get(name) for name in _PUBLIC_MEMBERS[member["kty"]]}
+        return "for another use: key_ops has no verify"
+    if given.get("alg", algorithm) not in _FITTING_ALGS[algorithm]:
+        return f"for another algorithm: {printable(str(given['alg']), 16)}"
+    if "d" in given:
+        return "its private part is published"
+    numbers = {name: given.get(name) for name in _PUBLIC_MEMBERS[given["kty"]]}
     if not all(isinstance(text, str) and len(text) <= _NUMBER_MAX_CHARS for text in numbers.values()):
         return "malformed"
-    if len(numbers.get("e") or "") > _EXPONENT_MAX_CHARS:
+    bare = {name: str(text).rstrip("=") for name, text in numbers.items()}
+    if len(bare.get("e", "")) > _EXPONENT_MAX_CHARS:
         return "malformed"
     try:
-        jwk = jwt.PyJWK({"kty": member["kty"], **numbers}, algorithm)
+        jwk = jwt.PyJWK({"kty": given["kty"], **bare}, algorithm)
     except (jwt.PyJWTError, ValueError, TypeError, UnsupportedAlgorithm):
         return "malformed"
     if algorithm == "RS256" and not RSA_BITS[0] <= jwk.key.key_size <= RSA_BITS[1]:
-        return "of a bad size"
-    return Key(kid, algorithm, jwk)
+        return f"of a bad size: {jwk.key.key_size} bits"
+    return jwk
 
 
-def _algorithm(member: Mapping[str, Any]) -> str | None:
-    match member.get("kty"), member.get("crv"):
+def _algorithm(given: Mapping[str, Any]) -> str | None:
+    match given.get("kty"), given.get("crv"):
         case "RSA", _:
             return "RS256"
         case "EC", "P-256":

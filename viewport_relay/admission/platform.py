@@ -9,28 +9,26 @@ Equal questions at the same time share one request. What an answer means is `ver
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 import msgspec
 from attrs import evolve, field, frozen
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.http import Call, HttpClient, HttpFailure, TimedOut
-from viewport_relay.admission.signed import digest_of
+from viewport_relay.admission.platformclock import PlatformClock
+from viewport_relay.admission.token import TokenSource
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
-from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.reasons import Refusal
 
 #: Answers remembered at most.
 CACHE_MAX: Final = 4096
 #: Seconds for which a denial is remembered at most.
 DENIAL_TTL: Final = 2.0
-#: Seconds between two error entries about the internal key.
-ALARM_WINDOW: Final = 60.0
 
 _Key: TypeAlias = tuple[bytes, UpgradeQuery]
 
@@ -54,14 +52,15 @@ class PlatformValidator:
         clock: IReactorTime,
         http: HttpClient,
         settings: ValidationSettings,
-        log: EventSink,
         counters: Counters,
+        platform_clock: PlatformClock,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self._http = http
         self._settings = settings
         self._counters = counters
+        self._platform_clock = platform_clock
         self._now = now
         headers = {"content-type": "application/json"}
         if settings.internal_key is not None:
@@ -70,7 +69,6 @@ class PlatformValidator:
             "POST", settings.url, headers, limit=settings.limit, max_bytes=settings.max_bytes
         )
         self._answers: DeferredCache[_Key, Claims | Refusal] = DeferredCache(clock, CACHE_MAX)
-        self._alarm = KeyAlarm(clock, log)
 
     def recall(self, digest: bytes, query: UpgradeQuery) -> Claims | None:
         """The answer that is remembered for the token of this digest; None: the platform must be asked."""
@@ -80,26 +78,24 @@ class PlatformValidator:
         self._counters.validations["cached"] += 1
         return _claims_in(verdict)
 
-    async def validate(self, token: str, query: UpgradeQuery, expires: float) -> Claims:
+    async def validate(self, source: TokenSource, query: UpgradeQuery, expires: float) -> Claims:
         """The platform's claims. `expires` is the token's exp (seconds since the epoch).
 
-        Raises Refusal with one of the reasons of the contract's table. Cancelling it gives up the wait, and the
-        request too when nobody else waits for the same answer. An INTERNAL_KEY_MISMATCH has the level info:
-        the error is logged here, once a minute with a count, and the entry of the single upgrade is for
-        tracing it.
+        Raises Refusal with one of the reasons of the contract's table. Cancelling it gives up the wait, and the request too
+        when no other upgrade waits for the same answer.
         """
         asked = False
 
         async def fetch() -> Fetched[Claims | Refusal]:
             nonlocal asked
             asked = True
-            verdict = await self._ask(token, query)
+            verdict = await self._ask(source.token, query)
             return Fetched(verdict, self._ttl(verdict, expires))
 
         if self._settings.cache_ttl <= 0:
             verdict = (await fetch()).value
         else:
-            verdict = await self._answers.get((digest_of(token), query), fetch)
+            verdict = await self._answers.get((source.digest, query), fetch)
         if not asked:
             self._counters.validations["cached"] += 1
         return _claims_in(verdict)
@@ -113,9 +109,8 @@ class PlatformValidator:
         self._answers.flush()
 
     def stop(self) -> None:
-        """Cancel requests on their way and end the alarm's timer; what it counted is logged."""
+        """Cancel requests on their way."""
         self._answers.cancel()
-        self._alarm.stop()
 
     async def _ask(self, token: str, query: UpgradeQuery) -> Claims | Refusal:
         """The verdict that may be remembered; raises the refusals that may not."""
@@ -128,18 +123,18 @@ class PlatformValidator:
             answer = await self._http.ask(self._call, body)
         except HttpFailure as failure:
             self._count("failed", began, "timeout" if isinstance(failure, TimedOut) else "failed")
-            raise judge_failure(failure) from None
-        verdict = judge(answer, query, (token, self._settings.internal_key or ""))
+            raise judge_failure(failure, self._call.shown) from None
+        secrets = (token, self._settings.internal_key or "")
+        verdict = judge(answer, query, self._call.shown, secrets)
         if isinstance(verdict, Claims):
+            self._platform_clock.observe(answer)
             self._count("ok", began)
             return verdict
         if verdict.reason in DENIALS:
+            self._platform_clock.observe(answer)
             self._count("denied", began)
             return verdict
         self._count("failed", began)
-        if verdict.reason is Reason.INTERNAL_KEY_MISMATCH:
-            self._alarm.mismatch(verdict)
-            verdict = evolve(verdict, level="info")
         raise verdict
 
     def _count(self, outcome: str, began: float, timed_as: str | None = None) -> None:
@@ -158,46 +153,3 @@ def _claims_in(verdict: Claims | Refusal) -> Claims:
     if isinstance(verdict, Refusal):
         raise evolve(verdict)  # a fresh one: a raised exception collects tracebacks
     return verdict
-
-
-class KeyAlarm:
-    """Says at error level that the internal key is wrong: at once, then at most once a minute with a count."""
-
-    def __init__(self, clock: IReactorTime, log: EventSink) -> None:
-        self._clock = clock
-        self._log = log
-        self._count = 0
-        self._window: IDelayedCall | None = None
-
-    def mismatch(self, refusal: Refusal) -> None:
-        """One more upgrade failed for it."""
-        self._count += 1
-        if self._window is None:
-            self._say(refusal.details)
-
-    def stop(self) -> None:
-        """End the window."""
-        if self._window is not None and self._window.active():
-            self._window.cancel()
-        self._window = None
-        if self._count:
-            self._log_count({})
-
-    def _say(self, details: Mapping[str, Any]) -> None:
-        self._log_count(details)
-        self._window = self._clock.callLater(ALARM_WINDOW, self._end)
-
-    def _end(self) -> None:
-        self._window = None
-        if self._count:
-            self._say({})
-
-    def _log_count(self, details: Mapping[str, Any]) -> None:
-        count, self._count = self._count, 0
-        self._log.event(
-            "internal_key_mismatch",
-            level="error",
-            reason=Reason.INTERNAL_KEY_MISMATCH,
-            count=count,
-            **details,
-        )

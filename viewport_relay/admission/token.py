@@ -1,7 +1,8 @@
-"""Where an upgrade's token stands, and which sub-protocol its answer selects. Nothing here judges a token."""
+"""Where the token of an upgrade stands, and which sub-protocol the answer selects. No token is judged here."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, TypeAlias
 
@@ -20,10 +21,15 @@ Via: TypeAlias = Literal["header", "subprotocol", "query"]
 
 @frozen
 class TokenSource:
-    """A token and where it stood. Its text never shows in `repr`."""
+    """A token, where it stood in the request, and its SHA-256, by which it is remembered. Its text is not in `repr`."""
 
     token: str = field(repr=False)
     via: Via
+    digest: bytes = field(init=False, repr=False)
+
+    @digest.default
+    def _digest(self) -> bytes:
+        return hashlib.sha256(self.token.encode("utf-8", "surrogatepass")).digest()
 
 
 def token_from(
@@ -50,8 +56,8 @@ def token_from(
 def select_subprotocol(offered: Sequence[str], link_enabled: bool) -> str | None:
     """The entry that the 101 names; None if nothing was offered that can be named.
 
-    A browser fails a connection whose answer selects none of what it offered, so an `auth.…` entry is better
-    than nothing. The answer may hold a token then: it must not be logged.
+    A browser fails a connection whose answer selects none of the entries that it offered, so an `auth.…` entry is the last
+    choice. The answer then holds a token: it must not be logged.
     """
     if link_enabled and LINK_SUBPROTOCOL in offered:
         return LINK_SUBPROTOCOL

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from attrs import evolve
+
 from viewport_relay.admission.claims import parse_claims
 from viewport_relay.admission.http import Answer, Encoded, HttpFailure, TooLarge
 from viewport_relay.admission.keys import printable
@@ -25,54 +27,68 @@ DENIALS: Final = frozenset({Reason.VALIDATION_DENIED, Reason.WORKSPACE_NOT_FOUND
 _NOT_A_LETTER = re.compile(r"[^a-z0-9]+")
 
 
-def judge(answer: Answer, query: UpgradeQuery, secrets: tuple[str, ...] = ()) -> Claims | Refusal:
-    """The claims of an admitted token, or the refusal. `secrets` are texts that no detail may repeat."""
+def judge(answer: Answer, query: UpgradeQuery, url: str, secrets: tuple[str, ...] = ()) -> Claims | Refusal:
+    """The claims of an admitted token, or the refusal. `url` was asked; `secrets` are texts that no detail may repeat."""
     status = answer.status
     if status >= 500:
-        return _refusal(Reason.PLATFORM_UNREACHABLE, f"the answer is HTTP {status}", status)
+        return _fault(Reason.PLATFORM_UNREACHABLE, f"the answer is HTTP {status}", url, status)
     body = _json_object(answer.body)
     words = _words(body)
     shown = _shown(words, secrets)
     said = _letters(words)
     if body is not None and (status == 404 or any("workspacenotfound" in word for word in said)):
-        return _refusal(Reason.WORKSPACE_NOT_FOUND, "", status, shown)
+        return _denial(Reason.WORKSPACE_NOT_FOUND, "", status, shown)
     if status in (401, 403) and (not words or any("internalkey" in word for word in said)):
-        return _refusal(Reason.INTERNAL_KEY_MISMATCH, f"the answer is HTTP {status}", status, shown)
+        return _fault(Reason.INTERNAL_KEY_MISMATCH, f"the answer is HTTP {status}", url, status, shown)
     if body is not None and (body.get("ok") is False or status in (401, 403)):
-        return _refusal(Reason.VALIDATION_DENIED, shown or "the platform gives no reason", status, shown)
-    problem = _problem(status, body)
+        return _denial(Reason.VALIDATION_DENIED, shown or "the platform gives no reason", status, shown)
+    problem = _problem(answer, body)
     if body is None or problem:
-        return _refusal(Reason.VALIDATION_RESPONSE_INVALID, problem, status, shown)
+        return _fault(Reason.VALIDATION_RESPONSE_INVALID, problem, url, status, shown)
     try:
         return parse_claims(body["claims"], query)
     except Refusal as wrong:
-        return wrong
+        return evolve(wrong, detail=f"{wrong.detail} ({url})", details={**wrong.details, "url": url})
 
 
-def judge_failure(failure: HttpFailure) -> Refusal:
-    """The refusal for an answer that never came or was not read."""
-    if not failure.status or failure.status >= 500:
-        why = failure.why if not failure.status else f"the answer is HTTP {failure.status}"
-        return Refusal(Reason.PLATFORM_UNREACHABLE, why, details={"why": why})
+def judge_failure(failure: HttpFailure, url: str) -> Refusal:
+    """The refusal for an answer from `url` that never came or was not read."""
+    status = failure.status
+    if not status or status >= 500:
+        why = f"the answer is HTTP {status}" if status else failure.why
+        return _fault(Reason.PLATFORM_UNREACHABLE, why, url, status)
     if isinstance(failure, TooLarge):
-        return _refusal(Reason.ADMISSION_RESPONSE_TOO_LARGE, failure.why, failure.status)
+        return _fault(Reason.ADMISSION_RESPONSE_TOO_LARGE, failure.why, url, status)
     assert isinstance(failure, Encoded)
-    return _refusal(Reason.VALIDATION_RESPONSE_INVALID, failure.why, failure.status)
+    return _fault(Reason.VALIDATION_RESPONSE_INVALID, failure.why, url, status)
 
 
-def _refusal(reason: Reason, detail: str, status: int, shown: str = "") -> Refusal:
-    details: dict[str, Any] = {"httpStatus": status}
+def _denial(reason: Reason, detail: str, status: int, shown: str) -> Refusal:
+    """The platform refuses the peer."""
+    word = {"platformWord": shown} if shown else {}
+    return Refusal(reason, detail, details={"httpStatus": status, **word})
+
+
+def _fault(reason: Reason, why: str, url: str, status: int, shown: str = "") -> Refusal:
+    """Something is wrong between relay and platform. `status` is 0 where no answer came."""
+    details: dict[str, Any] = {"why": why, "url": url}
+    if status:
+        details["httpStatus"] = status
     if shown:
         details["platformWord"] = shown
-    return Refusal(reason, detail, details=details)
+    return Refusal(reason, f"{why} ({url})", details=details)
 
 
-def _problem(status: int, body: Mapping[str, Any] | None) -> str:
-    """What keeps an answer from being an admission, apart from its claims."""
+def _problem(answer: Answer, body: Mapping[str, Any] | None) -> str:
+    """What keeps an answer from being an admission, apart from its claims; empty if nothing does."""
+    status = answer.status
     if 300 <= status < 400:
-        return f"the answer is a redirect (HTTP {status}), which is not followed"
+        where = printable((answer.header("location") or "").partition("?")[0], WORD_MAX_CHARS)
+        to = f" to {where}" if where else ""
+        return f"the answer is a redirect (HTTP {status}){to}, which is not followed"
     if body is None:
-        return f"the answer (HTTP {status}) is not a JSON object"
+        kind = printable(answer.header("content-type") or "no content type", 64)
+        return f"the answer (HTTP {status}, {kind}) is not a JSON object"
     if not 200 <= status < 300:
         return f"the answer is HTTP {status} without ok:false"
     if body.get("ok") is not True:

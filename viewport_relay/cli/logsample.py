@@ -35,6 +35,9 @@ _IP: Final = {"ip": "192.0.2.7"}
 _BUS: Final = {"sourceRelayId": "relay-b"}
 
 #: What a line says beyond its text, for those of admission and of several relays.
+_JWKS_URL: Final = "https://platform.example/api/.well-known/jwks.json"
+_VALIDATE_URL: Final = "https://platform.example/api/runtime/internal/relay/validate"
+
 DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     Reason.RATE_LIMIT_EXCEEDED: {"detail": "more than RELAY_RATE_LIMIT_PER_IP=120 attempts within a minute"},
     Reason.TOO_MANY_CONNECTIONS: {"detail": "2000 connections"},
@@ -44,30 +47,84 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     Reason.UPGRADE_MALFORMED: {"detail": "Sec-WebSocket-Key is not base64 of 16 bytes"},
     Reason.QUERY_INVALID: {"detail": "workspaceId is missing"},
     Reason.ORIGIN_NOT_ALLOWED: {"detail": "Origin is 'https://elsewhere.example'"},
-    Reason.JWKS_UNREACHABLE: {"why": "connection refused", "detail": "connection refused"},
-    Reason.JWT_SIGNATURE_MISMATCH: {"kid": "v2", "detail": "kid v2 is not in the JWKS"},
-    Reason.JWT_EXPIRED: {"secondsAgo": 400, "detail": "exp passed 400 s ago"},
-    Reason.JWT_MALFORMED: {"detail": "it is not three parts of base64url"},
-    Reason.JWT_ALGORITHM_NOT_ALLOWED: {"detail": "alg is HS256"},
-    Reason.JWT_NOT_YET_VALID: {"secondsAhead": 90, "detail": "iat is 90 s in the future"},
-    Reason.JWT_ISSUER_MISMATCH: {"detail": "iss is https://platform.example"},
-    Reason.JWT_AUDIENCE_MISMATCH: {"detail": "aud is another-service"},
-    Reason.JWT_CLAIM_MISMATCH: {"detail": "workspaceId is ws-2, the query says ws-1"},
-    Reason.PLATFORM_UNREACHABLE: {"why": "time out", "detail": "time out"},
+    Reason.JWKS_UNREACHABLE: {
+        "why": "connection refused",
+        "url": _JWKS_URL,
+        "detail": f"connection refused ({_JWKS_URL})",
+    },
+    Reason.JWT_SIGNATURE_MISMATCH: {
+        "kid": "v2",
+        "kids": ["v1"],
+        "iss": "viewport-server",
+        "url": _JWKS_URL,
+        "detail": "kid v2 is not in the JWKS, which has v1",
+    },
+    Reason.JWT_EXPIRED: {
+        "secondsAgo": 400,
+        "iat": "2025-12-31T23:48:20Z",
+        "exp": "2025-12-31T23:53:20Z",
+        "now": "2026-01-01T00:00:00Z",
+        "clockOffset": 0.3,
+        "detail": "exp passed 400 s ago (iat 2025-12-31T23:48:20Z, exp 2025-12-31T23:53:20Z, the relay's clock "
+        "2026-01-01T00:00:00Z, the platform's alike)",
+    },
+    Reason.JWT_MALFORMED: {"detail": "it is not three parts of base64url, the first a JSON object"},
+    Reason.JWT_ALGORITHM_NOT_ALLOWED: {"alg": "HS256", "detail": "alg is HS256"},
+    Reason.JWT_NOT_YET_VALID: {
+        "secondsAhead": 90,
+        "iat": "2026-01-01T00:00:00Z",
+        "nbf": "2026-01-01T00:01:30Z",
+        "exp": "2026-01-01T00:06:30Z",
+        "now": "2026-01-01T00:00:00Z",
+        "clockOffset": 0.3,
+        "detail": "nbf is 90 s in the future (iat 2026-01-01T00:00:00Z, nbf 2026-01-01T00:01:30Z, "
+        "exp 2026-01-01T00:06:30Z, the relay's clock 2026-01-01T00:00:00Z, the platform's alike)",
+    },
+    Reason.JWT_ISSUER_MISMATCH: {
+        "claim": "iss",
+        "got": "https://platform.example",
+        "expected": "viewport-server",
+        "hint": "if these tokens are meant for this relay, set RELAY_TOKEN_ISSUER=https://platform.example",
+        "detail": "iss is 'https://platform.example', RELAY_TOKEN_ISSUER expects 'viewport-server'",
+    },
+    Reason.JWT_AUDIENCE_MISMATCH: {
+        "claim": "aud",
+        "got": "another-service",
+        "expected": "viewport-relay",
+        "hint": "if these tokens are meant for this relay, set RELAY_TOKEN_AUDIENCE=another-service",
+        "detail": "aud is 'another-service', RELAY_TOKEN_AUDIENCE expects 'viewport-relay'",
+    },
+    Reason.JWT_CLAIM_MISMATCH: {
+        "claim": "workspaceId",
+        "got": "ws-2",
+        "expected": "ws-1",
+        "detail": "workspaceId is ws-2, the query says ws-1",
+    },
+    Reason.PLATFORM_UNREACHABLE: {
+        "why": "time out",
+        "url": _VALIDATE_URL,
+        "detail": f"time out ({_VALIDATE_URL})",
+    },
     Reason.WORKSPACE_NOT_FOUND: {"httpStatus": 404, "platformWord": "WORKSPACE_NOT_FOUND"},
     Reason.INTERNAL_KEY_MISMATCH: {
-        "count": 12,
+        "why": "the answer is HTTP 401",
+        "url": _VALIDATE_URL,
         "httpStatus": 401,
         "platformWord": "invalid relay internal key",
+        "detail": f"the answer is HTTP 401 ({_VALIDATE_URL})",
     },
     Reason.VALIDATION_DENIED: {"httpStatus": 403, "platformWord": "SEAT_TAKEN", "detail": "SEAT_TAKEN"},
     Reason.ADMISSION_RESPONSE_TOO_LARGE: {
+        "why": "the answer is longer than 262144 bytes",
+        "url": _VALIDATE_URL,
         "httpStatus": 200,
-        "detail": "the answer is longer than 262144 bytes",
+        "detail": f"the answer is longer than 262144 bytes ({_VALIDATE_URL})",
     },
     Reason.VALIDATION_RESPONSE_INVALID: {
+        "why": "the answer (HTTP 200, text/html) is not a JSON object",
+        "url": _VALIDATE_URL,
         "httpStatus": 200,
-        "detail": "the answer (HTTP 200) is not a JSON object",
+        "detail": f"the answer (HTTP 200, text/html) is not a JSON object ({_VALIDATE_URL})",
     },
     Reason.WORKSPACE_CLAIM_MISMATCH: {"detail": "the claim names another workspace than the query"},
     Reason.RUNTIME_TARGET_CLAIM_MISMATCH: {"detail": "the claims name another target than the query"},
@@ -83,7 +140,7 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
 def event_of(reason: Reason) -> str:
     """The event under which the relay logs a reason."""
     code = reason.code
-    if reason in (Reason.INTERNAL_KEY_MISMATCH, Reason.BACKPLANE_UNREACHABLE):
+    if reason is Reason.BACKPLANE_UNREACHABLE:
         return code.lower()
     if reason is Reason.PEER_FLAPPING:
         return "flapping"
@@ -106,7 +163,6 @@ def sample_line(reason: Reason) -> str:
         about = {**_IP, "path": "/logs"}
     elif event not in (
         "bus_drop",
-        Reason.INTERNAL_KEY_MISMATCH.code.lower(),
         Reason.BACKPLANE_UNREACHABLE.code.lower(),
     ):
         connection_id = "4f1d0c6a9be2735d08"

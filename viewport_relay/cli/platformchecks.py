@@ -18,7 +18,7 @@ from cryptography import x509
 
 from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
 from viewport_relay.admission.jwks import jwks_call
-from viewport_relay.admission.keys import KeySet, KeySetError, printable
+from viewport_relay.admission.keys import KeySet, KeySetError, listed, printable
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.cli import probes
 from viewport_relay.cli.certificates import WARNING_DAYS, days_left
@@ -142,11 +142,10 @@ async def jwks(client: HttpClient, config: Config, now: Callable[[], float] = ti
 def _keys_in_words(keys: KeySet, answer: Answer) -> str:
     named = [f"{printable(key.kid)} ({key.algorithm})" for key in list(keys)[:8]]
     more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
-    ignored = ", ".join(f"{count} {why}" for why, count in sorted(keys.ignored.items()))
     age = answer.header("age") or ""
     return (
         f"{len(keys)} usable: {', '.join(named)}{more}"
-        + (f"; ignored: {ignored}" if ignored else "")
+        + (f"; ignored: {listed(keys.ignored)}" if keys.ignored else "")
         + (f"; {age} s old in a cache on the way" if age.isdigit() else "")
     )
 
@@ -189,9 +188,9 @@ async def validation(client: HttpClient, config: Config) -> list[Finding]:
     try:
         answer = await client.ask(call, json.dumps(question).encode("ascii"))
     except HttpFailure as failure:
-        refusal = judge_failure(failure)
+        refusal = judge_failure(failure, call.shown)
         return [fail(name, f"{refusal.reason.text}: {refusal.detail}", refusal.reason.entry.fix)]
-    verdict = judge(answer, PROBE_QUERY, (PROBE_TOKEN, config.internal_key or ""))
+    verdict = judge(answer, PROBE_QUERY, call.shown, (PROBE_TOKEN, config.internal_key or ""))
     if isinstance(verdict, Claims):
         fix = "check that RELAY_VALIDATE_URL is a real validate endpoint: this one lets everybody in"
         return [fail(name, "a made-up token was admitted", fix)]

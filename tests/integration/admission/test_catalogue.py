@@ -81,7 +81,7 @@ class Bad:
 
 TOKENS = {
     "garbage": Bad(Reason.JWT_MALFORMED, lambda *_: "no-token-at-all", "three parts"),
-    "header no JSON": Bad(Reason.JWT_MALFORMED, lambda *_: "bm90anNvbg.bm90anNvbg.c2ln", "its header"),
+    "header no JSON": Bad(Reason.JWT_MALFORMED, lambda *_: "bm90anNvbg.bm90anNvbg.c2ln", "a JSON object"),
     "critical extension": Bad(Reason.JWT_MALFORMED, lambda p, w: with_header(p, w, {"crit": ["x"], "x": 1})),
     "kid no text": Bad(Reason.JWT_MALFORMED, lambda p, w: "eyJhbGciOiJFUzI1NiIsImtpZCI6N30.e30.c2ln", "kid"),
     "none": Bad(Reason.JWT_ALGORITHM_NOT_ALLOWED, unsigned, "alg is none"),
@@ -214,7 +214,13 @@ def test_what_the_platform_answers(relay: Relay, platform: ControlPlane, workspa
     began = time.monotonic()
     entry = seen_by_peer_and_operator(relay, workspace, token, verdict.reason, close, verdict.level)
     assert time.monotonic() - began < 4, "two time limits of half a second"
-    assert {**entry["details"], **verdict.details} == entry["details"]
+    said = dict(entry["details"])
+    if (
+        "url" in said
+    ):  # something is wrong between relay and platform: where it was asked stands there, and in the detail
+        assert said["url"] == platform.settings()["RELAY_VALIDATE_URL"]
+        said["detail"] = said["detail"].removesuffix(f" ({said['url']})")
+    assert {**said, **verdict.details} == said
 
 
 def test_the_platform_is_asked_exactly_what_the_contract_says(

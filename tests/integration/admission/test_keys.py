@@ -39,7 +39,7 @@ WRONG_SETS: dict[str, tuple[Reply, str]] = {
     "no key": (Reply.json({"keys": []}), "the set has no key"),
     "no usable key": (
         Reply.json({"keys": [{"kty": "oct", "kid": "first", "k": "c2VjcmV0"}, {"kty": "RSA", "use": "enc"}]}),
-        "the set has no usable key (1 for another use, 1 of another type or curve)",
+        "the set has no usable key: first (of another type: oct), without kid (for another use: enc)",
     ),
     "404": (Reply.json({"keys": []}, 404), "the answer is HTTP 404, not 200"),
     "redirect": (Reply(302, b"", {"location": "/keys2"}), "the answer is HTTP 302, not 200"),
@@ -47,10 +47,13 @@ WRONG_SETS: dict[str, tuple[Reply, str]] = {
     "too many": (Reply.json({"keys": [{}] * 65}), "the set has 65 keys, at most 64 are taken"),
     "hanging": (Reply(delay=2.5), "time out"),
     "no gzip": (
-        Reply(200, b"x", {"content-encoding": "gzip"}),
+        Reply(200, b"not gzip", {"content-encoding": "gzip"}),
         "the answer says that it is gzip, and is not",
     ),
-    "compressed": (Reply(200, b"x", {"content-encoding": "br"}), "the answer has the content coding br"),
+    "compressed": (
+        Reply(200, b"x", {"content-encoding": "br"}),
+        "the answer has the content coding br, though none was asked for",
+    ),
 }
 
 

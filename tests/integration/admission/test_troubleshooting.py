@@ -43,7 +43,7 @@ REAL: dict[Reason, tuple[str, dict[str, str | None], dict[str, Any] | None, Repl
     Reason.JWT_NOT_YET_VALID: ("", {}, {"nbf": 4_000_000_000}, None),
     Reason.JWT_ISSUER_MISMATCH: ("", {}, {"iss": "https://other.example"}, None),
     Reason.JWT_AUDIENCE_MISMATCH: ("", {}, {"aud": "billing"}, None),
-    Reason.JWT_CLAIM_MISMATCH: ("", {}, {"exp": None}, None),
+    Reason.JWT_CLAIM_MISMATCH: ("", {}, {"workspaceId": "another"}, None),
     Reason.PLATFORM_UNREACHABLE: ("", {}, {}, Reply(delay=1.0)),
     Reason.WORKSPACE_NOT_FOUND: ("", {}, {}, Reply.json({"ok": False, "reason": "WORKSPACE_NOT_FOUND"}, 404)),
     Reason.VALIDATION_DENIED: ("", {}, {}, DENIED),
@@ -90,8 +90,8 @@ def test_the_others_look_as_the_page_says(own_platform: Make, start: Start, work
         same_form(relay.entry(connectionId=refused.json["connectionId"]), Reason.JWKS_UNREACHABLE)
     relay.ready()
     platform.internal_key = "another-one-than-the-relays"
-    assert relay.upgrade("client", workspace, token, source="127.3.0.8").reason == "INTERNAL_KEY_MISMATCH"
-    same_form(relay.entry(event="internal_key_mismatch"), Reason.INTERNAL_KEY_MISMATCH)
+    refused = relay.upgrade("client", workspace, token, source="127.3.0.8")
+    same_form(relay.entry(connectionId=refused.json["connectionId"]), Reason.INTERNAL_KEY_MISMATCH)
     platform.internal_key = platform.settings()["RELAY_INTERNAL_KEY"]
 
     def refusal(reason: Reason, source: str) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any
 
 import pytest
 from attrs import evolve
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.web.http_headers import Headers
 
 from viewport_relay.admission import gate as gate_module
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import Answer, Call, Unreachable
 from viewport_relay.admission.keys import KeySet
-from viewport_relay.admission.signed import TOKENS_MAX, SignedTokens, digest_of
+from viewport_relay.admission.signed import TOKENS_MAX, SignedTokens
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import Config, ConfigError, load
 from viewport_relay.devplatform.tokens import SigningKey
@@ -167,7 +170,9 @@ def test_made_up_kids_cost_one_fetch_per_cool_down(
             token = other_key.sign(payload, {"kid": f"made-up-{round_}-{number}"})
             with pytest.raises(Refusal) as refused:
                 settle(gate.admit(bearer(token), query))
-            assert refused.value.detail == f"kid made-up-{round_}-{number} is not in the JWKS"
+            assert refused.value.detail == (
+                f"kid made-up-{round_}-{number} is not in the JWKS, which has RS256, ES256, EdDSA"
+            )
         assert platform.calls == ["jwks"] * (2 + round_)
         clock.advance(30)
 
@@ -180,7 +185,8 @@ def test_without_keys_the_upgrade_fails_and_the_next_tries_again(
     token = bearer(keys["RS256"].sign(payload))
     with pytest.raises(Refusal) as refused:
         settle(gate.admit(token, query))
-    assert (refused.value.reason, refused.value.detail) == (Reason.JWKS_UNREACHABLE, "connection refused")
+    assert refused.value.reason is Reason.JWKS_UNREACHABLE
+    assert refused.value.detail == "connection refused (http://platform.example/jwks)"
     platform.jwks = good
     assert settle(gate.admit(token, query))
 
@@ -272,11 +278,7 @@ def test_a_signature_is_checked_once(
     clock.advance(90)
     with pytest.raises(Refusal) as refused:
         settle(gate.admit(bearer(token), query))
-    assert refused.value.reason is Reason.JWT_EXPIRED and checked == [token]
-    gate.clean_up()
-    with pytest.raises(Refusal):
-        settle(gate.admit(bearer(token), query))
-    assert checked == [token, token]
+    assert refused.value.reason is Reason.JWT_EXPIRED and checked == [token, token]
 
 
 def test_what_is_remembered_needs_nobody(
@@ -312,8 +314,9 @@ def test_what_is_remembered_is_still_judged(
         gate.recall(source, evolve(query, workspace_id="another"))
     assert refused.value.reason is Reason.JWT_CLAIM_MISMATCH
     clock.advance(90)
+    assert gate.recall(source, query) is None  # nothing is remembered beyond exp
     with pytest.raises(Refusal) as refused:
-        gate.recall(source, query)
+        settle(gate.admit(source, query))
     assert refused.value.reason is Reason.JWT_EXPIRED
     denied = bearer(keys["ES256"].sign({**payload, "exp": now + 600}))
     platform.validate = answer(200, '{"ok":false,"reason":"WORKSPACE_NOT_FOUND"}')
@@ -355,15 +358,91 @@ def test_a_signature_is_good_for_one_key_set_only(
     assert refused.value.reason is Reason.JWT_SIGNATURE_MISMATCH
 
 
-def test_the_memory_of_signatures_is_bounded(keys: dict[str, SigningKey]) -> None:
-    signed, one = SignedTokens(), KeySet.of((), {})
+def test_the_memory_of_signatures_is_bounded(clock: Clock) -> None:
+    signed, one = SignedTokens(clock), KeySet.of(())
     for number in range(TOKENS_MAX + 10):
-        signed.remember(digest_of(f"token {number}"), one, {"n": number}, 1.0)
+        signed.remember(b"%d" % number, one, {"n": number}, 1.0)
     assert len(signed) == TOKENS_MAX
-    assert signed.payload(digest_of("token 9"), one) is None
-    assert signed.payload(digest_of("token 10"), one) == {"n": 10}
-    signed.expire(1.0)
+    assert signed.payload(b"9", one) is None
+    assert signed.payload(b"10", one) == {"n": 10}
+    assert signed.payload(b"10", KeySet.of(())) is None
+    clock.advance(1.0)
+    assert signed.payload(b"10", one) is None
+    signed.expire()
     assert len(signed) == 0
+
+
+def test_a_token_is_hashed_once(
+    gate: Gate, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery, settle: Settle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    hashed: list[bytes] = []
+    real = hashlib.sha256
+
+    def sha256(data: bytes) -> Any:
+        hashed.append(data)
+        return real(data)
+
+    monkeypatch.setattr(hashlib, "sha256", sha256)
+    gate.start()
+    token = keys["EdDSA"].sign(payload)
+    source = bearer(token)
+    assert gate.recall(source, query) is None
+    settle(gate.admit(source, query))
+    assert hashed.count(token.encode()) == 1
+
+
+def test_what_is_known_of_the_platform(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle, answer: Callable[..., Answer], clock: Clock, now: float,
+) -> None:  # fmt: skip
+    """Its clock, from the last Date, and when it answered last; answers that are none count for neither."""
+    assert gate.clock_offset is None and gate.platform_answered is None
+    gate.start()
+    assert gate.clock_offset is None and gate.platform_answered == 0.0
+    clock.advance(10)
+    late = formatdate(now + 10 - 120, usegmt=True)
+    platform.validate = answer(200, '{"ok":true,"claims":{}}', date=late)
+    settle(gate.admit(bearer(keys["RS256"].sign(payload)), query))
+    assert gate.clock_offset == pytest.approx(120, abs=1) and gate.platform_answered == 10.0
+    clock.advance(10)
+    for reply in (
+        answer(502, "", date=formatdate(now, usegmt=True)),
+        answer(200, "<html>", date=formatdate(now, usegmt=True)),
+        Unreachable("time out"),
+    ):
+        platform.validate = reply
+        with pytest.raises(Refusal):
+            settle(gate.admit(bearer(keys["EdDSA"].sign(payload)), query))
+    assert gate.clock_offset == pytest.approx(120, abs=1) and gate.platform_answered == 10.0
+    with pytest.raises(Refusal) as refused:
+        settle(gate.admit(bearer(keys["RS256"].sign({**payload, "exp": now - 60})), query))
+    assert (
+        "the platform's 120 s behind it" in refused.value.detail
+        and "120 s ahead" in refused.value.details["hint"]
+    )
+
+
+@pytest.mark.parametrize("headers", [{"date": "yesterday"}, {"date": "x" * 5000}, {"age": "30"}])
+def test_a_date_that_tells_nothing(
+    gate: Gate, platform: Platform, headers: dict[str, str], now: float
+) -> None:
+    lines = {"date": formatdate(now, usegmt=True), **headers}
+    platform.jwks = evolve(platform.jwks, headers=Headers({name: [value] for name, value in lines.items()}))
+    gate.start()
+    assert gate.ready() == (True, "") and gate.clock_offset is None
+
+
+def test_a_signature_mismatch_says_where_the_keys_came_from(
+    gate: Gate, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery, settle: Settle
+) -> None:
+    gate.start()
+    with pytest.raises(Refusal) as refused:
+        settle(gate.admit(bearer(keys["RS256"].sign(payload, {"kid": "gone"})), query))
+    assert refused.value.details == {
+        "kid": "gone", "kids": ["RS256", "ES256", "EdDSA"], "iss": "viewport-server",
+        "url": "http://platform.example/jwks",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("variable", ["RELAY_JWKS_URL", "RELAY_VALIDATE_URL"])

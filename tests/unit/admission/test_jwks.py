@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from viewport_relay.admission.http import Answer, TooLarge, Unreachable
 from viewport_relay.admission.jwks import JwksClient, JwksSettings
 from viewport_relay.admission.keys import KeySet
+from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.observe.counters import Counters
 from viewport_relay.reasons import Reason, Refusal
@@ -32,7 +33,7 @@ def documents(keys: dict[str, SigningKey]) -> dict[str, str]:
 def make(http: Any, clock: Clock, log: Any, counters: Counters) -> Callable[..., JwksClient]:
     def build(**settings: Any) -> JwksClient:
         chosen = JwksSettings(**{"url": "http://platform.example/jwks", **settings})
-        return JwksClient(clock, http, chosen, log, counters)
+        return JwksClient(clock, http, chosen, log, counters, PlatformClock(clock, clock.seconds))
 
     return build
 
@@ -56,6 +57,7 @@ def test_start_fetches_at_once(
     assert jwks.ready and jwks.age_seconds == 0.0
     call, body = http.asked[0]
     assert (call.method, call.limit, call.max_bytes, body) == ("GET", 2.0, 262_144, None)
+    assert call.headers.getRawHeaders("accept") == ["application/jwk-set+json, application/json;q=0.9"]
     (entry,) = log.named("jwks_fetched")
     assert entry["kids"] == ["RS256"] and counters.jwks_fetches == {"ok": 1}
 
@@ -177,8 +179,11 @@ def test_with_nothing_cached_the_details_say_what_is_wrong(
             settle(jwks.current())
         assert refused.value.reason is Reason.JWKS_UNREACHABLE
         assert why in refused.value.detail and why in refused.value.details["why"]
+        assert refused.value.detail.endswith(" (http://platform.example/jwks)")
+        assert refused.value.details["url"] == "http://platform.example/jwks"
     assert counters.jwks_fetches == {"failed": 2}
-    assert log.named("jwks_fetch_failed")[0]["reason"] is Reason.JWKS_UNREACHABLE
+    entry = log.named("jwks_fetch_failed")[0]
+    assert entry["reason"] is Reason.JWKS_UNREACHABLE and entry["url"] == "http://platform.example/jwks"
     http.replies = [answer(200, documents["RS256"])]
     assert kids(settle(jwks.current())) == ["RS256"]  # the next upgrade tries again
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
-from viewport_relay.admission.keys import Key, read_key
+from viewport_relay.admission.keys import Key, KeySet, read_key
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
@@ -37,7 +37,7 @@ def usable(key: SigningKey) -> Key:
 
 def verify(token: str, *keys: SigningKey) -> dict[str, Any]:
     header = read_header(token)
-    return dict(payload_signed_by(token, header, [usable(key) for key in keys]))
+    return dict(payload_signed_by(token, header, KeySet.of([usable(key) for key in keys])))
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
@@ -66,6 +66,7 @@ HEADERS: dict[str, tuple[object, Reason]] = {
     "no alg": ({"kid": "k"}, Reason.JWT_ALGORITHM_NOT_ALLOWED),
     "alg a list": ({"alg": ["RS256"]}, Reason.JWT_ALGORITHM_NOT_ALLOWED),
     "kid a number": ({"alg": "RS256", "kid": 1}, Reason.JWT_MALFORMED),
+    "kid a list": ({"alg": "RS256", "kid": ["k"]}, Reason.JWT_MALFORMED),
     "kid null": ({"alg": "RS256", "kid": None}, Reason.JWT_MALFORMED),
     "kid an object": ({"alg": "RS256", "kid": {}}, Reason.JWT_MALFORMED),
     "crit": ({"alg": "RS256", "crit": ["exp"]}, Reason.JWT_MALFORMED),
@@ -74,9 +75,7 @@ HEADERS: dict[str, tuple[object, Reason]] = {
     "a string": ("RS256", Reason.JWT_MALFORMED),
     "null": (None, Reason.JWT_MALFORMED),
     "no JSON": (b"{alg:RS256}", Reason.JWT_MALFORMED),
-    "NaN": (b'{"alg":"RS256","x":NaN}', Reason.JWT_MALFORMED),
     "no UTF-8": (b'{"alg":"RS256","kid":"\xff"}', Reason.JWT_MALFORMED),
-    "UTF-16": ('{"alg":"RS256"}'.encode("utf-16"), Reason.JWT_MALFORMED),
     "deep": (b'{"alg":"RS256","x":' + b"[" * 3000, Reason.JWT_MALFORMED),
     "empty": (b"", Reason.JWT_MALFORMED),
 }
@@ -143,14 +142,14 @@ def test_an_unknown_kid_is_a_signature_mismatch_that_names_it(
     with pytest.raises(Refusal) as refused:
         verify(token)
     assert refused.value.reason is Reason.JWT_SIGNATURE_MISMATCH
-    assert "is not in the JWKS" in refused.value.detail
+    assert "is not in the JWKS, which has none" in refused.value.detail
     shown = refused.value.details["kid"]
     assert shown.startswith("gone?[31m") and len(shown) == 64 and shown.isprintable()
 
 
 def test_a_key_of_another_algorithm(keys: dict[str, SigningKey], payload: dict[str, Any]) -> None:
     with pytest.raises(Refusal) as refused:
-        verify(keys["ES256"].sign(payload), keys["RS256"])
+        verify(keys["ES256"].sign(payload, {"kid": "RS256"}), keys["RS256"])
     assert refused.value.reason is Reason.JWT_ALGORITHM_NOT_ALLOWED
 
 
@@ -163,7 +162,7 @@ def test_a_public_key_used_as_hmac_secret(keys: dict[str, SigningKey], payload: 
     assert refused.value.reason is Reason.JWT_ALGORITHM_NOT_ALLOWED
 
 
-@pytest.mark.parametrize("raw", [b"[1]", b"null", b"not json", b'{"exp":NaN}', b"\xff"])
+@pytest.mark.parametrize("raw", [b"[1]", b"null", b"not json", b"\xff", b"[" * 3000])
 def test_a_signed_payload_that_is_no_object(keys: dict[str, SigningKey], raw: bytes) -> None:
     token = pyjwt.PyJWS().encode(raw, keys["EdDSA"].private, algorithm="EdDSA", headers={"kid": "EdDSA"})
     with pytest.raises(Refusal) as refused:
@@ -174,34 +173,23 @@ def test_a_signed_payload_that_is_no_object(keys: dict[str, SigningKey], raw: by
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
-@fuzz
-@given(data=st.data())
-def test_a_token_is_taken_apart_as_pyjwt_does(
-    keys: dict[str, SigningKey], payload: dict[str, Any], data: st.DataObject
+def test_what_an_operator_compares(keys: dict[str, SigningKey], payload: dict[str, Any]) -> None:
+    with pytest.raises(Refusal) as refused:
+        verify(keys["RS256"].sign(payload, {"kid": "gone"}), keys["ES256"], keys["EdDSA"])
+    assert refused.value.detail == "kid gone is not in the JWKS, which has ES256, EdDSA"
+    assert refused.value.details == {"kid": "gone", "kids": ["ES256", "EdDSA"], "iss": "viewport-server"}
+
+
+def test_a_key_is_used_with_its_own_algorithm_only(
+    keys: dict[str, SigningKey], payload: dict[str, Any]
 ) -> None:
-    """One change anywhere in a good token: PyJWS says which of them still hold."""
-    key = keys[data.draw(st.sampled_from(["ES256", "EdDSA", "RS256"]))]
-    parts = key.sign(payload).split(".")
-    number = data.draw(st.integers(1, 2))  # of the header our own rules are stricter
-    part = parts[number]
-    at = data.draw(st.integers(0, len(part)) | st.just(len(part) - 1))
-    kind = data.draw(st.sampled_from(["replace", "insert", "delete", "pad", "none"]))
-    character = data.draw(st.sampled_from(_ALPHABET + "=+/ \n"))
-    parts[number] = {
-        "replace": part[:at] + character + part[at + 1 :],
-        "insert": part[:at] + character + part[at:],
-        "delete": part[:at] + part[at + 1 :],
-        "pad": part + "=" * data.draw(st.integers(0, 3)),
-        "none": part,
-    }[kind]
-    token = ".".join(parts)
-    try:
-        told = pyjwt.PyJWS(algorithms=[key.algorithm]).decode(token, usable(key).jwk)
-    except pyjwt.PyJWTError:
-        with pytest.raises(Refusal):
-            verify(token, key)
-    else:
-        assert verify(token, key) == json.loads(told)
+    """Several keys of one kid: a token is checked with those of its algorithm and no other."""
+    same = [SigningKey("k", name, keys[name].private) for name in ("RS256", "ES256", "EdDSA")]
+    for key in same:
+        assert verify(key.sign(payload), *same) == payload
+        with pytest.raises(Refusal) as refused:
+            verify(key.sign(payload), *(other for other in same if other is not key))
+        assert refused.value.reason is Reason.JWT_ALGORITHM_NOT_ALLOWED
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -233,6 +221,7 @@ PAYLOADS: dict[str, tuple[dict[str, Any], Reason | None]] = {
     "exp a string": ({"exp": "1900000000"}, Reason.JWT_CLAIM_MISMATCH),
     "exp null": ({"exp": None}, Reason.JWT_CLAIM_MISMATCH),
     "exp endless": ({"exp": float("inf")}, Reason.JWT_CLAIM_MISMATCH),
+    "exp NaN": ({"exp": float("nan")}, Reason.JWT_CLAIM_MISMATCH),
     "exp huge": ({"exp": 10**300}, Reason.JWT_CLAIM_MISMATCH),
     "exp a fraction": ({"exp": 1_800_000_000.5}, None),
     "exp passed, within skew": ({"exp": 1_800_000_000 - 29}, None),
@@ -275,6 +264,86 @@ def test_payloads(name: str, payload: dict[str, Any], query: UpgradeQuery, now: 
     with pytest.raises(Refusal) as refused:
         check_payload(payload, query, RULES, now)
     assert refused.value.reason is reason and refused.value.detail
+
+
+TIMES: dict[str, tuple[dict[str, int], float | None, str, dict[str, Any]]] = {
+    "expired, no Date": (
+        {"exp": 1_799_999_900}, None,
+        "exp passed 100 s ago (iat 2027-01-15T08:00:00Z, exp 2027-01-15T07:58:20Z, the relay's clock 2027-01-15T08:00:00Z)",
+        {"secondsAgo": 100},
+    ),
+    "expired, clocks alike": (
+        {"exp": 1_799_999_900}, 1.2,
+        "exp passed 100 s ago (iat 2027-01-15T08:00:00Z, exp 2027-01-15T07:58:20Z, the relay's clock 2027-01-15T08:00:00Z, "
+        "the platform's alike)",
+        {"secondsAgo": 100, "clockOffset": 1.2},
+    ),
+    "expired, clock ahead": (
+        {"exp": 1_799_999_900}, 120.0,
+        "exp passed 100 s ago (iat 2027-01-15T08:00:00Z, exp 2027-01-15T07:58:20Z, the relay's clock 2027-01-15T08:00:00Z, "
+        "the platform's 120 s behind it)",
+        {
+            "secondsAgo": 100, "clockOffset": 120.0,
+            "hint": "the relay's clock is 120 s ahead of the platform's: synchronise both (chrony, NTP)",
+        },
+    ),
+    "early, clock behind": (
+        {"nbf": 1_800_000_100}, -99.6,
+        "nbf is 100 s in the future (iat 2027-01-15T08:00:00Z, nbf 2027-01-15T08:01:40Z, exp 2027-01-15T08:05:00Z, "
+        "the relay's clock 2027-01-15T08:00:00Z, the platform's 100 s ahead of it)",
+        {
+            "secondsAhead": 100, "clockOffset": -99.6,
+            "hint": "the relay's clock is 100 s behind the platform's: synchronise both (chrony, NTP)",
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_what_a_refused_time_says(
+    name: str, payload: dict[str, Any], query: UpgradeQuery, now: float
+) -> None:
+    change, offset, words, details = TIMES[name]
+    with pytest.raises(Refusal) as refused:
+        check_payload({**payload, **change}, query, RULES, now, offset)
+    assert refused.value.detail == words
+    shown = dict(refused.value.details)
+    assert {key: shown.get(key) for key in details} == details and ("hint" in shown) is ("hint" in details)
+    assert shown["now"] == "2027-01-15T08:00:00Z" and shown["exp"].endswith("Z")
+
+
+CLAIMS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "iss": (
+        {"iss": "https://other.example"}, "iss is 'https://other.example', RELAY_TOKEN_ISSUER expects 'viewport-server'",
+        {
+            "claim": "iss", "got": "https://other.example", "expected": "viewport-server",
+            "hint": "if these tokens are meant for this relay, set RELAY_TOKEN_ISSUER=https://other.example",
+        },
+    ),
+    "iss a number": (
+        {"iss": 5}, "iss is not a string, RELAY_TOKEN_ISSUER expects 'viewport-server'",
+        {"claim": "iss", "got": "not a string", "expected": "viewport-server"},
+    ),
+    "aud a list": (
+        {"aud": ["a", "b"]}, "aud is 'a, b', RELAY_TOKEN_AUDIENCE expects 'viewport-relay'",
+        {
+            "claim": "aud", "got": "a, b", "expected": "viewport-relay",
+            "hint": "if these tokens are meant for this relay, set RELAY_TOKEN_AUDIENCE to one of them",
+        },
+    ),
+    "role": (
+        {"role": "worker"}, "role is worker, the query says client",
+        {"claim": "role", "got": "worker", "expected": "client"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_what_another_claim_says(name: str, payload: dict[str, Any], query: UpgradeQuery, now: float) -> None:
+    change, words, details = CLAIMS[name]
+    with pytest.raises(Refusal) as refused:
+        check_payload({**payload, **change}, query, RULES, now)
+    assert (refused.value.detail, dict(refused.value.details)) == (words, details)
 
 
 def test_a_target_counts_only_if_the_query_names_one(
@@ -345,4 +414,4 @@ def test_any_claim_is_judged(
     try:
         check_payload({**payload, **change}, query, RULES, now)
     except Refusal as refused:
-        assert refused.reason.code.startswith("JWT_") and len(refused.detail) < 300
+        assert refused.reason.code.startswith("JWT_") and len(refused.detail) < 400

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import codecs
 import json
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from viewport_relay.admission.keys import Key, KeySet, KeySetError, printable, read_key
+from tests.drill.certificates import Identity
+from viewport_relay.admission.jwt import verified
+from viewport_relay.admission.keys import IgnoredKey, Key, KeySet, KeySetError, printable, read_key
 from viewport_relay.devplatform.tokens import SigningKey
 
 
@@ -61,7 +66,18 @@ CHANGES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "e endless": ("RS256", {"e": "_" * 400}, False),
     "private": ("RS256", {"d": "AQAB"}, False),
     "kid a number": ("RS256", {"kid": 1}, False),
-    "kid null": ("RS256", {"kid": None}, False),
+    "kid null": ("RS256", {"kid": None}, True),
+    "kid empty": ("RS256", {"kid": ""}, True),
+    "use null": ("RS256", {"use": None}, True),
+    "use empty": ("RS256", {"use": ""}, True),
+    "alg null": ("RS256", {"alg": None}, True),
+    "alg empty": ("RS256", {"alg": ""}, True),
+    "key_ops null": ("RS256", {"key_ops": None}, True),
+    "key_ops empty": ("RS256", {"key_ops": []}, True),
+    "d null": ("RS256", {"d": None}, True),
+    "d empty": ("RS256", {"d": ""}, True),
+    "e padded": ("RS256", {"e": "AQAB===="}, True),
+    "x padded": ("ES256", {"x": "PAD"}, True),
     "kid endless": ("RS256", {"kid": "k" * 257}, False),
 }
 
@@ -70,15 +86,16 @@ CHANGES: dict[str, tuple[str, dict[str, Any], bool]] = {
 def test_members(name: str, members: dict[str, dict[str, Any]]) -> None:
     base, change, good = CHANGES[name]
     member = {key: value for key, value in {**members[base], **change}.items() if value is not DROP}
+    member = {key: members[base][key] + "=" if value == "PAD" else value for key, value in member.items()}
     read = read_key(member)
     assert isinstance(read, Key) is good, read
     if isinstance(read, Key):
-        assert (read.kid, read.algorithm) == (member.get("kid", "v1"), base)
+        assert (read.kid, read.algorithm) == (member.get("kid") or "v1", base)
 
 
 @pytest.mark.parametrize("member", [None, 1, "RSA", [], {}])
 def test_what_is_no_key(member: object) -> None:
-    assert isinstance(read_key(member), str)
+    assert isinstance(read_key(member), IgnoredKey)
 
 
 @pytest.mark.parametrize("bits,good", [(1024, False), (2048, True), (3072, True)])
@@ -95,15 +112,105 @@ def test_a_p384_key_that_says_p256() -> None:
         "kty": "EC", "crv": "P-256", "kid": "k",
         "x": base64url(numbers.x.to_bytes(48, "big")), "y": base64url(numbers.y.to_bytes(48, "big")),
     }  # fmt: skip
-    assert isinstance(read_key(member), str)
+    assert isinstance(read_key(member), IgnoredKey)
 
 
 def test_a_set_keeps_what_is_usable_and_says_what_is_not(members: dict[str, dict[str, Any]]) -> None:
     document = {"keys": [*members.values(), {"kty": "oct", "k": "eA"}, {**members["RS256"], "use": "enc"}, 7]}
     found = KeySet.parse(json.dumps(document).encode())
     assert [key.kid for key in found] == ["RS256", "ES256", "EdDSA"]
-    assert found.ignored == {"of another type or curve": 1, "for another use": 1, "not an object": 1}
+    assert [str(key) for key in found.ignored] == [
+        "without kid (of another type: oct)", "RS256 (for another use: enc)", "without kid (not an object)",
+    ]  # fmt: skip
     assert found.for_kid("ES256")[0].algorithm == "ES256" and found.for_kid("nobody") == ()
+
+
+def chain() -> list[str]:
+    """What stands in x5c: base64 of DER, not base64url."""
+    return [base64.b64encode(Identity.self_signed("signer").certificate.public_bytes(Encoding.DER)).decode()]
+
+
+def published(
+    members: dict[str, dict[str, Any]],
+) -> dict[str, tuple[list[dict[str, Any]], list[str], list[str]]]:
+    """Sets as identity providers publish them: the members, the kids that are usable, what the others are ignored for."""
+    rsa_key, ec_key, ed_key = (members[name] for name in ("RS256", "ES256", "EdDSA"))
+    bare = {name: value for name, value in rsa_key.items() if name not in ("alg", "kid", "use")}
+    return {
+        "RSA with a certificate chain": (
+            [{**rsa_key, "kid": "nOo3", "x5t": "nOo3ZDrODXEK", "x5t#S256": "abc", "x5c": chain(), "issuer": "https://idp/"}],
+            ["nOo3"], [],
+        ),
+        "RSA without alg": ([{**bare, "kid": "a", "use": "sig", "x5c": chain()}], ["a"], []),
+        "one key for signatures, one for encryption": (
+            [{**rsa_key, "kid": "enc", "use": "enc", "alg": "RSA-OAEP"}, {**rsa_key, "kid": "sig"}],
+            ["sig"], ["enc (for another use: enc)"],
+        ),
+        "EC beside RSA": (
+            [{**rsa_key, "kid": "r"}, {**ec_key, "kid": "e"}, {**ed_key, "kid": "o"}], ["r", "e", "o"], [],
+        ),
+        "key_ops instead of use": (
+            [{**bare, "kid": "a", "key_ops": ["verify"]}, {**bare, "kid": "b", "key_ops": ["encrypt", "wrapKey"]}],
+            ["a"], ["b (for another use: key_ops has no verify)"],
+        ),
+        "a generator that writes every member": (
+            [{
+                **rsa_key, "kid": "a", "use": None, "alg": None, "key_ops": None, "x5u": None, "x5c": [], "x5t": "",
+                "d": None, "p": None, "q": None, "dp": None, "dq": None, "qi": None, "oth": None, "k": None,
+                "crv": None, "x": None, "y": None,
+            }],
+            ["a"], [],
+        ),
+        "no kid, one key": ([bare], ["v1"], []),
+        "one kid for several keys": (
+            [{**rsa_key, "kid": "v1"}, {**ec_key, "kid": "v1"}, {**ed_key, "kid": "v1"}], ["v1", "v1", "v1"], [],
+        ),
+        "an RS512 key beside": (
+            [{**rsa_key, "kid": "512", "alg": "RS512"}, {**rsa_key, "kid": "256"}],
+            ["256"], ["512 (for another algorithm: RS512)"],
+        ),
+        "curves that are not used here": (
+            [{**ec_key, "kid": "384", "crv": "P-384"}, {**ed_key, "kid": "x", "crv": "X25519"}, {**ec_key, "kid": "e"}],
+            ["e"], ["384 (of another type: EC P-384)", "x (of another type: OKP X25519)"],
+        ),
+        "one that is broken": (
+            [{**rsa_key, "kid": "bad", "n": "AQAB"}, {**ec_key, "kid": "off", "y": ec_key["x"]}, {**rsa_key, "kid": "good"}],
+            ["good"], ["bad (malformed)", "off (malformed)"],
+        ),
+        "a private key by mistake": (
+            [{**rsa_key, "kid": "leak", "d": "AQAB"}, {**rsa_key, "kid": "good"}],
+            ["good"], ["leak (its private part is published)"],
+        ),
+        "a secret by mistake": (
+            [{"kty": "oct", "kid": "hs", "alg": "HS256", "k": "c2VjcmV0"}, {**rsa_key, "kid": "good"}],
+            ["good"], ["hs (of another type: oct)"],
+        ),
+        "padded base64url": (
+            [{**ec_key, "kid": "e", "x": ec_key["x"] + "=", "y": ec_key["y"] + "="}, {**rsa_key, "kid": "r", "e": "AQAB=="}],
+            ["e", "r"], [],
+        ),
+    }  # fmt: skip
+
+
+PUBLISHED = list(published({name: {"n": "", "x": "", "y": ""} for name in ("RS256", "ES256", "EdDSA")}))
+
+
+@pytest.mark.parametrize("bom", [b"", codecs.BOM_UTF8], ids=["plain", "BOM"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sets_as_identity_providers_publish_them(
+    name: str, bom: bytes, members: dict[str, dict[str, Any]]
+) -> None:
+    given, kids, ignored = published(members)[name]
+    found = KeySet.parse(bom + json.dumps({"keys": given}, indent=2).encode())
+    assert [key.kid for key in found] == kids
+    assert [str(key) for key in found.ignored] == ignored
+
+
+def test_a_published_key_signs(keys: dict[str, SigningKey], members: dict[str, dict[str, Any]]) -> None:
+    """What is taken is the key that was published, whatever stood around it."""
+    member = {**members["ES256"], "x": members["ES256"]["x"] + "=", "alg": None, "x5c": chain()}
+    [key] = KeySet.parse(codecs.BOM_UTF8 + json.dumps({"keys": [member]}).encode())
+    assert verified(keys["ES256"].sign({"a": 1}), key) == {"a": 1}
 
 
 def test_several_keys_of_one_kid(members: dict[str, dict[str, Any]]) -> None:
@@ -117,14 +224,18 @@ def test_several_keys_of_one_kid(members: dict[str, dict[str, Any]]) -> None:
         (b"", "not JSON"),
         (b"<html>", "not JSON"),
         (b"\xff", "not JSON"),
-        (b'\xef\xbb\xbf{"keys":[]}', "not JSON"),
+        (b'\xef\xbb\xbf{"keys":[]}', "no key"),
+        ('{"keys":[]}'.encode("utf-16"), "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"null", "not a JWK set"),
         (b"[]", "not a JWK set"),
         (b"{}", "not a JWK set"),
         (b'{"keys":{}}', "not a JWK set"),
         (b'{"keys":[]}', "no key"),
-        (b'{"keys":[{"kty":"oct","k":"eA"},{}]}', "no usable key (2 of another type or curve)"),
+        (
+            b'{"keys":[{"kty":"oct","k":"eA"},{}]}',
+            "no usable key: without kid (of another type: oct), without kid (without a type)",
+        ),
     ],
 )
 def test_what_is_no_set(body: bytes, why: str) -> None:
@@ -155,7 +266,7 @@ def test_any_member_is_read_or_ignored(
     members: dict[str, dict[str, Any]], base: str, change: dict[str, Any]
 ) -> None:
     read = read_key({**members[base], **change})
-    assert isinstance(read, str) or read.algorithm in ("RS256", "ES256", "EdDSA")
+    assert isinstance(read, IgnoredKey) or read.algorithm in ("RS256", "ES256", "EdDSA")
 
 
 @pytest.mark.parametrize(

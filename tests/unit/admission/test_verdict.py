@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from viewport_relay.admission.http import Answer, Encoded, HttpFailure, TooLarge, Unreachable
-from viewport_relay.admission.verdict import judge, judge_failure
+from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 MakeAnswer = Callable[..., Answer]
+URL = "http://platform.example/validate"
 OK = {"ok": True, "claims": {"workspaceId": "ws-1"}}
 
 ROWS: dict[str, tuple[int, Any, Reason | None]] = {
@@ -79,12 +80,14 @@ ROWS: dict[str, tuple[int, Any, Reason | None]] = {
 @pytest.mark.parametrize("name", ROWS)
 def test_rows(name: str, answer: MakeAnswer, query: UpgradeQuery) -> None:
     status, body, reason = ROWS[name]
-    verdict = judge(answer(status, body if isinstance(body, bytes) else json.dumps(body)), query)
+    verdict = judge(answer(status, body if isinstance(body, bytes) else json.dumps(body)), query, URL)
     if reason is None:
         assert isinstance(verdict, Claims) and verdict.workspace_id == "ws-1"
     else:
         assert isinstance(verdict, Refusal) and verdict.reason is reason, verdict
         assert verdict.detail or reason is Reason.WORKSPACE_NOT_FOUND
+        fault = reason not in DENIALS
+        assert fault is verdict.detail.endswith(f" ({URL})") and fault is (verdict.details.get("url") == URL)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +101,13 @@ def test_rows(name: str, answer: MakeAnswer, query: UpgradeQuery) -> None:
 def test_the_platforms_own_word_is_kept(
     status: int, body: dict[str, Any], answer: MakeAnswer, query: UpgradeQuery
 ) -> None:
-    verdict = judge(answer(status, json.dumps(body)), query)
+    verdict = judge(answer(status, json.dumps(body)), query, URL)
     assert isinstance(verdict, Refusal) and verdict.details["platformWord"] == body["reason"]
 
 
 def test_the_word_is_printable_short_and_without_secrets(answer: MakeAnswer, query: UpgradeQuery) -> None:
     body = json.dumps({"ok": False, "reason": "bad\n\x1b token abc.def.ghi key KEY", "error": "e" * 500})
-    verdict = judge(answer(200, body), query, ("abc.def.ghi", "KEY"))
+    verdict = judge(answer(200, body), query, URL, ("abc.def.ghi", "KEY"))
     assert isinstance(verdict, Refusal)
     word = verdict.details["platformWord"]
     assert word.startswith("bad?? token … key …: eee") and len(word) == 128 and word.isprintable()
@@ -124,7 +127,8 @@ def test_the_word_is_printable_short_and_without_secrets(answer: MakeAnswer, que
     ],
 )
 def test_failures(failure: HttpFailure, reason: Reason) -> None:
-    assert judge_failure(failure).reason is reason
+    refusal = judge_failure(failure, URL)
+    assert refusal.reason is reason and refusal.details["url"] == URL and refusal.details["why"]
 
 
 values = (
@@ -141,6 +145,6 @@ values = (
 def test_any_answer_has_a_verdict(
     answer: MakeAnswer, query: UpgradeQuery, status: int, body: bytes | dict[str, Any]
 ) -> None:
-    verdict = judge(answer(status, body if isinstance(body, bytes) else json.dumps(body)), query)
+    verdict = judge(answer(status, body if isinstance(body, bytes) else json.dumps(body)), query, URL)
     assert isinstance(verdict, Refusal)  # no claims object is ever generated
     assert (status >= 500) == (verdict.reason is Reason.PLATFORM_UNREACHABLE)
