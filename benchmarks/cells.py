@@ -26,13 +26,14 @@ class Cell:
     """One thing to measure. `cost` names the figure that stands for its price."""
 
     name: str
-    group: str  # frames | upgrades | idle | connections | crowd | workspaces
+    group: str  # frames | tls | upgrades | handshakes | idle | connections | crowd | workspaces
     mode: str  # of the load generator
     options: Mapping[str, int | str]
     cost: str
     quick: bool = False
     cold: bool = False  # upgrades: every token is new to the relay
     environment: Mapping[str, str] = field(factory=dict)
+    tls: str = ""  # TLS towards the relay: "resumed" lets sessions be resumed, "full" makes a full handshake each time
 
 
 def _frames() -> list[Cell]:
@@ -81,6 +82,48 @@ def _upgrades() -> list[Cell]:
             ),
         ]
     return cells
+
+
+#: Frames over TLS: pairs, size, in flight, and the goal, of the Node peer's CPU per frame.
+TLS_FRAMES: Final = (
+    (1, "1 KB", 1, 0.9),
+    (50, "1 KB", 1, 0.7),
+    (50, "1 KB", 16, 0.35),
+    (50, "16 KB", 1, 0.5),
+    (50, "256 KB", 1, 0.3),
+)
+
+
+def _tls_name(pairs: int, label: str, window: int) -> str:
+    return f"tls, {pairs} {'pair' if pairs == 1 else 'pairs'}, {label}, {window} in flight"
+
+
+def _tls() -> list[Cell]:
+    frames = [
+        Cell(
+            _tls_name(pairs, label, window),
+            "tls",
+            "throughput",
+            {"daemons": pairs, "clients": 1, "size": SIZES[label], "window": window},
+            "cpu_s_per_100k",
+            (pairs, label, window) == (50, "1 KB", 1),
+            tls="resumed",
+        )
+        for pairs, label, window, _ in TLS_FRAMES
+    ]
+    handshakes = [
+        Cell(
+            f"handshakes, {kind}, 32 at a time",
+            "handshakes",
+            "connect",
+            {"at-once": 32, "span": CACHED_TOKENS, "prime": ""},
+            "cpu_ms_per_upgrade",
+            environment={"RELAY_VALIDATE_CACHE_TTL": "3600"},
+            tls=kind,
+        )
+        for kind in ("full", "resumed")
+    ]
+    return frames + handshakes
 
 
 def _idle() -> list[Cell]:
@@ -146,7 +189,7 @@ def _scale() -> list[Cell]:
     return by_connections + crowd + by_workspaces
 
 
-CELLS: Final = (*_frames(), *_upgrades(), *_idle(), *_scale())
+CELLS: Final = (*_frames(), *_tls(), *_upgrades(), *_idle(), *_scale())
 
 #: Groups whose cells are compared with one another: all of them are measured within each repetition.
 TOGETHER: Final = frozenset({"connections", "crowd", "workspaces"})
@@ -181,6 +224,11 @@ def goals(cell: Cell) -> list[Goal]:
             Goal(cell.name, cell.cost, _cost_goal(cell), "CPU per frame, of Node's"),
             Goal(cell.name, "p99_us", 1.0, "p99 round trip, of Node's"),
         ]
+    if cell.group == "tls":
+        most = {_tls_name(*what): goal for *what, goal in TLS_FRAMES}[cell.name]
+        return [Goal(cell.name, cell.cost, most, "CPU per frame, of Node's with TLS")]
+    if cell.group == "handshakes":
+        return [Goal(cell.name, cell.cost, 1.0, "CPU per upgrade with its TLS handshake, of Node's")]
     if cell.group == "upgrades":
         return [Goal(cell.name, cell.cost, 1.0 if cell.cold else 0.8, "CPU per upgrade, of Node's")]
     if cell.group == "idle":

@@ -53,6 +53,7 @@ class Kind:
     command: tuple[str, ...]  # the port comes as RELAY_LISTEN_PORT, and for PORT in here
     environment: Mapping[str, str]
     admits: bool = True
+    tls: bool = True  # speaks TLS, told by RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH
 
 
 _OURS = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "viewport-relay")
@@ -76,6 +77,7 @@ KINDS: Mapping[str, Kind] = {
             (str(BUILD / "reframe"), "PORT"),
             {},
             admits=False,
+            tls=False,
         ),
         Kind(
             "autobahn",
@@ -83,6 +85,7 @@ KINDS: Mapping[str, Kind] = {
             (sys.executable, str(HERE / "peers" / "autobahn_relay.py"), "PORT"),
             {},
             admits=False,
+            tls=False,
         ),
     )
 }
@@ -103,7 +106,7 @@ class Running:
 
     kind: Kind
     process: subprocess.Popen[bytes]
-    port: int
+    port: int  # where the load generator finds it: over TLS, that of the HAProxy in front
 
     @property
     def pid(self) -> int:
@@ -202,9 +205,19 @@ def running_platform(folder: Path, cores: set[int] | None = None) -> Iterator[Pl
 
 @contextmanager
 def running(
-    kind: Kind, platform: Platform, more: Mapping[str, str] | None = None, cores: set[int] | None = None
+    kind: Kind,
+    platform: Platform,
+    more: Mapping[str, str] | None = None,
+    cores: set[int] | None = None,
+    *,
+    tls: str = "",
+    other_cores: set[int] | None = None,
 ) -> Iterator[Running]:
-    """A relay of this kind on a free port, until the block is left. `more` is added to its environment."""
+    """A relay of this kind on a free port, until the block is left. `more` is added to its environment.
+
+    With `tls` ("resumed" or "full", see `cells.Cell`) the relay ends TLS, and an HAProxy on `other_cores` is the TLS
+    client: the load generator speaks plain TCP with the HAProxy.
+    """
     port = free_port()
     environment = {
         "RELAY_LISTEN_HOST": "127.0.0.1",
@@ -214,10 +227,45 @@ def running(
         **platform.environment(),
         **kind.environment,
         **(more or {}),
+        **(_tls_settings() if tls else {}),
     }
     command = tuple(str(port) if word == "PORT" else word for word in kind.command)
     process = _start(command, environment, port, cores)
     try:
-        yield Running(kind, process, port)
+        if not tls:
+            yield Running(kind, process, port)
+            return
+        with _tls_client(port, resumes=tls == "resumed", cores=other_cores) as front:
+            yield Running(kind, process, front)
     finally:
         _end(process)
+
+
+def _tls_settings() -> dict[str, str]:
+    """A self-signed ECDSA certificate for the relays, made once."""
+    cert, key = BUILD / "tls.crt", BUILD / "tls.key"
+    if not cert.exists():
+        made = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+        where = ("-keyout", str(key), "-out", str(cert), "-days", "30", "-subj", "/CN=localhost")
+        subprocess.run((*made, *where), check=True, capture_output=True)
+    return {"RELAY_TLS": "1", "RELAY_TLS_CERT_PATH": str(cert), "RELAY_TLS_KEY_PATH": str(key)}
+
+
+@contextmanager
+def _tls_client(relay: int, *, resumes: bool, cores: set[int] | None) -> Iterator[int]:
+    """An HAProxy that carries plain TCP of a port, which it gives, to the relay over TLS."""
+    port = free_port()
+    reuse = "" if resumes else " no-ssl-reuse"
+    configuration = BUILD / f"haproxy-{port}.cfg"
+    configuration.write_text(
+        "global\n    nbthread 1\n    maxconn 4000\n"
+        "defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n"
+        f"listen tls\n    bind 127.0.0.1:{port}\n"
+        f"    server relay 127.0.0.1:{relay} ssl verify none alpn http/1.1{reuse}\n"
+    )
+    process = _start(("haproxy", "-db", "-f", str(configuration)), {}, port, cores)
+    try:
+        yield port
+    finally:
+        _end(process)
+        configuration.unlink()

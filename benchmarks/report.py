@@ -34,7 +34,9 @@ _UNITS = {
 }
 _HEADINGS = {
     "frames": "Forwarded frames",
+    "tls": "Forwarded frames over TLS",
     "upgrades": "Upgrades",
+    "handshakes": "Upgrades with their TLS handshakes",
     "idle": "Memory of idle connections",
     "connections": "Cost against the number of connections, all of which talk in turn",
     "crowd": "Cost against the number of connections, ten of which talk",

@@ -124,7 +124,11 @@ def measure(batch: Sequence[Cell], kinds: Sequence[Kind], platform: Platform, pa
     with ExitStack() as stack:
 
         def begin(kind: Kind) -> Running:
-            return stack.enter_context(running(kind, platform, batch[0].environment, relay_cores))
+            cell = batch[0]
+            others = _cores(pace, last=False)
+            return stack.enter_context(
+                running(kind, platform, cell.environment, relay_cores, tls=cell.tls, other_cores=others)
+            )
 
         relays = {} if anew else {kind.name: begin(kind) for kind in kinds}
         for turn in range(1 if anew else 0, pace.repetitions + 1):
@@ -249,7 +253,11 @@ def bench(chosen: Sequence[Cell], kinds: Sequence[Kind], pace: Pace, options: ar
     verdicts: list[Figures] = []
     with running_platform(BUILD / "tokens", _cores(pace, last=False)) as platform:
         for batch in batches(chosen):
-            able = [kind for kind in kinds if kind.admits or batch[0].mode == "throughput"]
+            able = [
+                kind
+                for kind in kinds
+                if (kind.admits or batch[0].mode == "throughput") and (kind.tls or not batch[0].tls)
+            ]
             measured = measure(batch, able, platform, pace)
             rows += measured
             for cell in batch:

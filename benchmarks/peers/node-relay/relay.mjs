@@ -7,7 +7,9 @@
 //     node relay.mjs        with the RELAY_… variables that Viewport relay takes
 
 import { randomBytes } from "node:crypto";
+import fs from "node:fs";
 import http from "node:http";
+import https from "node:https";
 import { WebSocketServer } from "ws";
 import { Gate, Refusal } from "./admission.mjs";
 import { decode } from "./frames.mjs";
@@ -391,7 +393,11 @@ function readToken(headers) {
   return entry.slice(5);
 }
 
-const server = http.createServer((request, response) => {
+const { RELAY_TLS_CERT_PATH: cert, RELAY_TLS_KEY_PATH: key } = process.env;
+const created = cert
+  ? (answer) => https.createServer({ cert: fs.readFileSync(cert), key: fs.readFileSync(key) }, answer)
+  : (answer) => http.createServer(answer);
+const server = created((request, response) => {
   response.end(request.url === "/health" ? '{"ok":true}' : JSON.stringify({ ...counters, peers: peers.size }));
 });
 const sockets = new WebSocketServer({
