@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -20,6 +21,9 @@ from viewport_relay.cli.explain import seen_as
 from viewport_relay.cli.logsample import sample_line
 from viewport_relay.cli.main import main as command
 from viewport_relay.config import VARIABLES, Variable
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.events import EVENTS
+from viewport_relay.observe.metrics import Gauges, RelayCollector
 from viewport_relay.reasons import Reason
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,6 +206,42 @@ def troubleshooting_page() -> str:
     return "".join(parts)
 
 
+# -- metrics and events ------------------------------------------------------------------------------------
+
+
+def metrics_page() -> str:
+    parts = [
+        "# Metrics\n\n",
+        MADE,
+        "Every metric of `/metrics`, beside `process_*` and `python_*` of the process that answers. "
+        "`/metrics?deprecated=0` leaves out the names that end in `_total` although they are gauges; they go with the next "
+        "major version.\n\n",
+    ]
+    present = Gauges(jwks_age=0.0, processes={"relay": os.getpid()})
+    rows = []
+    for metric in RelayCollector(Counters(), lambda: present, "", "").collect():
+        counter = "_total" if metric.type == "counter" else ""
+        labels = sorted({name for sample in metric.samples for name in sample.labels} - {"le"})
+        shown = ", ".join(f"`{name}`" for name in labels)
+        rows.append((f"`{metric.name}{counter}`", metric.type, shown, metric.documentation))
+    parts.append(table(("name", "type", "labels", "meaning"), rows))
+    return "".join(parts)
+
+
+def events_page() -> str:
+    parts = [
+        "# Events of the log\n\n",
+        MADE,
+        "Every value of `event` in a log line. An event with a `reason` is explained by "
+        "[its code](reasons.md). *to do* is for trouble that has no reason code.\n\n"
+        "Levels follow one rule: `error` is the fault of the relay, of its surroundings or of the platform; `warn` a peer's, or "
+        "a fault that harms no peer yet; `info` is life.\n\n",
+    ]
+    rows = [(f"`{name}`", event.says, event.fix) for name, event in EVENTS.items()]
+    parts.append(table(("event", "meaning", "to do"), rows))
+    return "".join(parts)
+
+
 # -- the command -------------------------------------------------------------------------------------------
 
 
@@ -241,6 +281,8 @@ def pages() -> dict[Path, str]:
     return {
         docs / "reference/environment.md": environment_page(),
         docs / "reference/reasons.md": reasons_page(),
+        docs / "reference/metrics.md": metrics_page(),
+        docs / "reference/events.md": events_page(),
         docs / "reference/cli.md": cli_page(),
         docs / "how-to/troubleshooting.md": troubleshooting_page(),
         ROOT / "README.md": readme(),

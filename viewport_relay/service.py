@@ -5,6 +5,7 @@ It wires and times; rules live in the rooms below it.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -117,6 +118,9 @@ class RelayState:
 
     def jwks_age(self) -> float | None:
         return self._service.gate.jwks_age_seconds
+
+    def processes(self) -> Mapping[str, int]:
+        return {"relay": os.getpid()}
 
     def backplane(self) -> Mapping[str, Any]:
         return self._service.backplane.describe()

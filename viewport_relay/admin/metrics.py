@@ -1,4 +1,7 @@
-"""`GET /metrics`: the relay's numbers in the format that the scraper asks for."""
+"""`GET /metrics`: the relay's metrics in the format that the scraper asks for.
+
+`?deprecated=0` leaves the older names out (`observe.metrics.DEPRECATED`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from prometheus_client.exposition import choose_encoder
 from twisted.web.server import Request
 
 from viewport_relay import __version__
-from viewport_relay.admin.reply import put
+from viewport_relay.admin.reply import BadRequest, boolean, put, query
 from viewport_relay.admin.state import StateSource
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
@@ -46,6 +49,7 @@ def gauges(state: StateSource, log: EventLog, uptime: float) -> Gauges:
         backplane_up=up is not False,
         uptime=uptime,
         log_write_failures=log.write_failures,
+        processes=state.processes(),
     )
 
 
@@ -64,8 +68,20 @@ class MetricsPage:
         def picture() -> Gauges:
             return gauges(state, log, max(0.0, now() - started_at))
 
-        self._registry = registry(RelayCollector(counters, picture, __version__, config.relay_id))
+        self._registries = {
+            deprecated: registry(
+                RelayCollector(counters, picture, __version__, config.relay_id, deprecated=deprecated)
+            )
+            for deprecated in (True, False)
+        }
 
     def render(self, request: Request) -> bytes:
+        given = query(request)
+        for name in given:
+            if name != "deprecated":
+                raise BadRequest(
+                    name[:64], "nothing: the only parameter is deprecated", known=("deprecated",)
+                )
+        deprecated = boolean("deprecated", given.get("deprecated", "1"))
         encode, kind = choose_encoder(request.getHeader("accept") or "")
-        return put(request, 200, kind, encode(self._registry))
+        return put(request, 200, kind, encode(self._registries[deprecated]))

@@ -1,16 +1,52 @@
-"""Plain integers that the relay counts with; `metrics.py` reads them when a scraper asks.
+"""The relay's counters: plain integers, and histograms of prometheus_client. `metrics.py` reads them at scrape time.
 
-Counting on the way of a frame is one `+= 1` on an attribute: no lock, no label look-up, no allocation.
+Counting a frame is one `+= 1` on an attribute: no lock, no label look-up, no allocation. Histograms are observed outside the
+path of a frame: for one read of 64, after the turn was sent, and once for each upgrade.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from typing import TypeAlias
 
 from attrs import Factory, define
+from prometheus_client import Histogram, Metric
+from prometheus_client.samples import Sample
 
-from viewport_relay.observe.histogram import Histogram, admission_histogram, forward_histogram
 from viewport_relay.reasons import Reason
+
+#: Outcomes of a request to the platform, as far as its duration is told apart.
+OUTCOMES = ("ok", "denied", "failed", "timeout")
+
+_FORWARD = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0)
+_ADMISSION = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+
+#: A sample of a histogram: its name and its labels.
+SampleKey: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def _forward() -> Histogram:
+    says = "Time of a frame in the relay, from the read to the receiver's socket; one read of 64 is timed."
+    return Histogram("relay_forward_latency_seconds", says, registry=None, buckets=_FORWARD)
+
+
+def _admission() -> Histogram:
+    says = "Time from the upgrade request to the answer."
+    return Histogram("relay_admission_latency_seconds", says, registry=None, buckets=_ADMISSION)
+
+
+def _platform() -> Histogram:
+    made = Histogram(
+        "relay_platform_request_duration_seconds",
+        "Time the platform took to answer a validation, by outcome.",
+        labelnames=["outcome"],
+        registry=None,
+        buckets=_ADMISSION,
+    )
+    for outcome in OUTCOMES:  # at 0 from the start: else `increase()` misses the first one
+        made.labels(outcome)
+    return made
 
 
 @define(eq=False)
@@ -53,16 +89,28 @@ class Counters:
     drops: Counter[Reason] = Factory(Counter)  # frames that went nowhere
     jwks_fetches: Counter[str] = Factory(Counter)  # "ok" | "failed"
     validations: Counter[str] = Factory(Counter)  # "ok" | "denied" | "failed" | "cached"
-    forward_latency: Histogram = Factory(forward_histogram)  # frame read -> written to the receiver, seconds
-    admission_latency: Histogram = Factory(
-        admission_histogram
-    )  # upgrade asked -> admitted or refused, seconds
-    #: "ok" | "denied" | "failed" | "timeout" -> time the platform took to answer `validate`, seconds
-    platform_latency: dict[str, Histogram] = Factory(dict)
+    forward_latency: Histogram = Factory(_forward)
+    admission_latency: Histogram = Factory(_admission)
+    platform_latency: Histogram = Factory(_platform)
+    #: samples of the histograms of other processes of this relay, added when they are read
+    elsewhere: dict[SampleKey, float] = Factory(dict)
 
     def platform_answered(self, outcome: str, seconds: float) -> None:
-        """Count one request to the platform."""
-        histogram = self.platform_latency.get(outcome)
-        if histogram is None:
-            histogram = self.platform_latency[outcome] = admission_histogram()
-        histogram.observe(seconds)
+        """Count one request to the platform; `outcome` is one of OUTCOMES."""
+        self.platform_latency.labels(outcome).observe(seconds)
+
+    def latencies(self) -> Iterator[Metric]:
+        """The histograms as metrics, those of other processes added."""
+        for histogram in (self.forward_latency, self.admission_latency, self.platform_latency):
+            for metric in histogram.collect():
+                metric.samples = [
+                    sample._replace(value=sample.value + self.elsewhere.get(sample_key(sample), 0.0))
+                    for sample in metric.samples
+                    if not sample.name.endswith("_created")
+                ]
+                yield metric
+
+
+def sample_key(sample: Sample) -> SampleKey:
+    """What tells a sample from the others."""
+    return sample.name, tuple(sorted(sample.labels.items()))

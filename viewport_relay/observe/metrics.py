@@ -1,7 +1,7 @@
-"""The relay's numbers as Prometheus reads them.
+"""The relay's metrics as Prometheus reads them.
 
-One collector reads plain integers and a picture of the present at scrape time; counting itself costs nothing
-here. Every label value comes from a table in the code (roles, reasons, outcomes): peers cannot add any.
+One collector reads plain integers and a picture of the present at scrape time. Every label value comes from a table in the
+code (roles, reasons, outcomes, process names): peers cannot add any. `docs/reference/metrics.md` is made from this module.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from attrs import Factory, frozen
 from prometheus_client import GCCollector, Metric, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.histogram import Histogram, admission_histogram
 from viewport_relay.reasons import Reason
 
 #: attribute of `Counters` -> what it says. The metric is `relay_` + attribute + `_total`.
@@ -50,7 +49,18 @@ COUNTERS: Mapping[str, str] = {
 
 _ROLES = ("workspace-daemon", "client", "worker")
 _HANDSHAKES = ("none", "IK", "IKpsk2")
-_OUTCOMES = ("ok", "denied", "failed", "timeout")
+#: Older name of a gauge -> the name that replaces it. A gauge must not end in `_total`.
+DEPRECATED: Mapping[str, str] = {
+    "relay_connections_total": "relay_connections",
+    "relay_workspaces_total": "relay_workspaces",
+}
+
+#: What is shown of each process: name without the prefix, type, help.
+_OF_PROCESSES = (
+    ("cpu_seconds", "CPU time used, user and system, by process."),
+    ("resident_memory_bytes", "Resident memory, by process."),
+    ("open_fds", "Open file descriptors, by process."),
+)
 _REFUSING = frozenset(r for r in Reason if r.entry.status and not r.name.startswith("ADMIN_"))
 _CLOSING = frozenset(r for r in Reason if r.entry.close) | {Reason.PONG_TIMEOUT, Reason.IDLE_TIMEOUT}
 _DROPPING = frozenset(
@@ -81,37 +91,43 @@ class Gauges:
     backplane_up: bool = True
     uptime: float = 0.0
     log_write_failures: int = 0
+    #: name of each process of this relay -> its process id
+    processes: Mapping[str, int] = Factory(dict)
 
 
 class RelayCollector(Collector):
-    """Reads `counters` and `gauges()` whenever a scraper asks."""
+    """Reads `counters` and `gauges()` whenever a scraper asks. `deprecated` adds the older names."""
 
-    def __init__(self, counters: Counters, gauges: Callable[[], Gauges], version: str, relay_id: str) -> None:
+    def __init__(
+        self,
+        counters: Counters,
+        gauges: Callable[[], Gauges],
+        version: str,
+        relay_id: str,
+        *,
+        deprecated: bool = True,
+    ) -> None:
+        self._deprecated = deprecated
         self._counters = counters
         self._gauges = gauges
         self._info = (version, relay_id)
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # nothing is asked at registration
+        return ()  # the registry needs no names at registration
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._present()
+        present = self._gauges()
+        yield from self._present(present)
+        yield from _of_processes(present.processes)
         for attribute, says in COUNTERS.items():
             yield CounterMetricFamily(f"relay_{attribute}", says, value=getattr(self._counters, attribute))
         yield from self._by_reason()
-        yield from self._latencies()
+        yield from self._counters.latencies()
 
-    def _present(self) -> Iterable[Metric]:
-        now = self._gauges()
-        connections = GaugeMetricFamily(
-            "relay_connections_total", "Open connections by role.", labels=["role"]
-        )
-        for role in _ROLES:
-            connections.add_metric([role], now.connections.get(role, 0))
-        yield connections
-        yield GaugeMetricFamily(
-            "relay_workspaces_total", "Runtime targets known to this relay.", now.workspaces
-        )
+    def _present(self, now: Gauges) -> Iterable[Metric]:
+        yield from self._older_too(_connections(now))
+        says = "Runtime targets known to this relay."
+        yield from self._older_too(GaugeMetricFamily("relay_workspaces", says, now.workspaces))
         yield GaugeMetricFamily("relay_sessions", "Sessions with an owner.", now.sessions)
         yield GaugeMetricFamily("relay_pending_requests", "Requests without an answer.", now.pending_requests)
         queue = GaugeMetricFamily(
@@ -135,6 +151,14 @@ class RelayCollector(Collector):
         info = GaugeMetricFamily("relay_build_info", "Always 1.", labels=["version", "relay_id"])
         info.add_metric(list(self._info), 1)
         yield info
+
+    def _older_too(self, gauge: GaugeMetricFamily) -> Iterable[Metric]:
+        yield gauge
+        for older, name in DEPRECATED.items():
+            if name == gauge.name and self._deprecated:
+                twin = Metric(older, f"Deprecated, use {name}. {gauge.documentation}", "gauge")
+                twin.samples = [sample._replace(name=older) for sample in gauge.samples]
+                yield twin
 
     def _by_reason(self) -> Iterable[Metric]:
         counted = self._counters
@@ -175,35 +199,31 @@ class RelayCollector(Collector):
             validations.add_metric([outcome], counted.validations.get(outcome, 0))
         yield validations
 
-    def _latencies(self) -> Iterable[Metric]:
-        yield _family(
-            "relay_forward_latency_seconds",
-            "Time of a frame in the relay, one read of 64 timed.",
-            self._counters.forward_latency,
-        )
-        yield _family(
-            "relay_admission_latency_seconds",
-            "Time from the upgrade request to the answer.",
-            self._counters.admission_latency,
-        )
-        platform = HistogramMetricFamily(
-            "relay_platform_request_duration_seconds",
-            "Time the platform took to answer a validation, by outcome.",
-            labels=["outcome"],
-        )
-        counted = self._counters.platform_latency
-        for outcome in sorted({*_OUTCOMES, *counted}):
-            histogram = counted.get(outcome) or admission_histogram()
-            platform.add_metric([outcome], histogram.buckets(), histogram.sum)
-        yield platform
+
+def _connections(now: Gauges) -> GaugeMetricFamily:
+    family = GaugeMetricFamily("relay_connections", "Open connections by role.", labels=["role"])
+    for role in _ROLES:
+        family.add_metric([role], now.connections.get(role, 0))
+    return family
 
 
-def _family(name: str, says: str, histogram: Histogram) -> HistogramMetricFamily:
-    return HistogramMetricFamily(name, says, buckets=histogram.buckets(), sum_value=histogram.sum)
+def _of_processes(processes: Mapping[str, int]) -> Iterable[Metric]:
+    """CPU, memory and descriptors of each process; one that has just ended is left out."""
+    found: dict[str, dict[str, float]] = {}
+    for process, pid in processes.items():
+        collector = ProcessCollector(namespace="of", pid=lambda pid=pid: pid, registry=None)  # type: ignore[misc]
+        for metric in collector.collect():
+            found.setdefault(metric.name.removeprefix("of_process_"), {})[process] = metric.samples[0].value
+    for name, says in _OF_PROCESSES:
+        made = CounterMetricFamily if name == "cpu_seconds" else GaugeMetricFamily
+        family = made(f"relay_process_{name}", says, labels=["process"])
+        for process, value in found.get(name, {}).items():
+            family.add_metric([process], value)
+        yield family
 
 
 def registry(collector: RelayCollector) -> CollectorRegistry:
-    """A registry of our own with the relay's, the process' and the interpreter's numbers."""
+    """A registry with the metrics of the relay, of this process and of the interpreter."""
     made = CollectorRegistry()
     made.register(collector)
     ProcessCollector(registry=made)

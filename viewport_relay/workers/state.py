@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -75,6 +76,13 @@ class CrewState:
         ages = [picture.jwks_age for picture in self.pictures()]
         known = [age for age in ages if age is not None]
         return max(known) if known and len(known) == len(ages) else None
+
+    def processes(self) -> Mapping[str, int]:
+        found = {"parent": os.getpid()}
+        for number, worker in enumerate(self._crew.workers):
+            if worker.pid is not None:
+                found[f"worker-{number}"] = worker.pid
+        return found
 
     def backplane(self) -> Mapping[str, Any]:
         told = [picture.backplane for picture in self.pictures()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -78,6 +79,9 @@ class FakeState:
 
     def jwks_age(self) -> float | None:
         return self.age
+
+    def processes(self) -> Mapping[str, int]:
+        return {"relay": os.getpid()}
 
     def backplane(self) -> Mapping[str, Any]:
         return self.back

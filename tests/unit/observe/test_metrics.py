@@ -1,18 +1,20 @@
-"""Histograms, and the collector read by prometheus_client's own parsers."""
+"""The collector, read by prometheus_client's own parsers and by promtool."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.histogram import Histogram, forward_histogram
-from viewport_relay.observe.metrics import COUNTERS, Gauges, RelayCollector, registry
+from viewport_relay.observe.counters import Counters, sample_key
+from viewport_relay.observe.metrics import COUNTERS, DEPRECATED, Gauges, RelayCollector, registry
 from viewport_relay.reasons import Reason
 
 CONTRACT = """relay_connections_total relay_workspaces_total relay_admission_ok_total relay_admission_denied_total
@@ -23,25 +25,6 @@ relay_bytes_client_to_daemon_total relay_frames_daemon_to_clients_total relay_by
 relay_frames_client_rejected_total relay_frames_daemon_rejected_total relay_client_redirect_total
 relay_bus_publish_ok_total relay_bus_publish_failed_total relay_bus_pull_invalid_signature_total
 relay_bus_pull_stale_signature_total relay_bus_pull_replayed_signature_total""".split()
-
-
-@given(st.lists(st.floats(-1, 10), max_size=50))
-def test_a_histogram_is_cumulative_and_complete(values):
-    histogram = forward_histogram()
-    for value in values:
-        histogram.observe(value)
-    rows = histogram.buckets()
-    assert rows[-1] == ("+Inf", float(len(values))) and histogram.count == len(values)
-    for edge, count in rows[:-1]:
-        assert count == sum(max(0.0, value) <= float(edge) for value in values)
-    assert [count for _, count in rows] == sorted(count for _, count in rows)
-
-
-def test_an_edge_belongs_to_its_bucket():
-    histogram = Histogram((1.0, 2.0))
-    for value in (1.0, 2.0, 2.0001):
-        histogram.observe(value)
-    assert histogram.counts == [1, 1, 1] and histogram.sum == pytest.approx(5.0001)
 
 
 @pytest.fixture
@@ -139,3 +122,64 @@ def test_reasons_that_may_come_are_there_from_the_start():
     ):
         assert found[name, (("reason", reason.code),)] == 0
     assert found["relay_platform_request_duration_seconds_count", (("outcome", "failed"),)] == 0
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def promtool(text):
+    """What `promtool check metrics` complains about."""
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=30
+    )
+    return (done.stdout + done.stderr).splitlines()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
+def test_promtool_finds_nothing_but_the_names_that_dashboards_of_today_use(counters):
+    def text(deprecated):
+        present = Gauges(connections={"client": 1}, jwks_age=1.0, processes={"relay": os.getpid()})
+        collector = RelayCollector(counters, lambda: present, "1", "r", deprecated=deprecated)
+        return generate_latest(registry(collector)).decode()
+
+    assert promtool(text(False)) == []
+    complaints = promtool(text(True))
+    assert {line.split()[0] for line in complaints} == set(DEPRECATED)
+    assert all("_total" in line for line in complaints)
+
+
+def test_a_deprecated_name_names_the_new_one_and_has_the_same_values(made):
+    text = generate_latest(made).decode()
+    found = values(text)
+    for older, name in DEPRECATED.items():
+        assert f"# HELP {older} Deprecated, use {name}. " in text
+        old = {labels: value for (metric, labels), value in found.items() if metric == older}
+        new = {labels: value for (metric, labels), value in found.items() if metric == name}
+        assert old == new and new
+
+
+def test_cpu_and_memory_of_every_process():
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        present = Gauges(processes={"parent": os.getpid(), "worker-0": child.pid, "worker-1": 2**22 + 1})
+        found = values(
+            generate_latest(registry(RelayCollector(Counters(), lambda: present, "1", "r"))).decode()
+        )
+    finally:
+        child.communicate()
+    for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds"):
+        labels = {dict(key)["process"] for metric, key in found if metric == f"relay_process_{name}"}
+        assert labels == {"parent", "worker-0"}, "one that is gone is left out"
+    assert found["relay_process_resident_memory_bytes", (("process", "parent"),)] > 1_000_000
+
+
+def test_histograms_of_other_processes_are_added():
+    here, there = Counters(), Counters()
+    here.forward_latency.observe(0.0002)
+    there.forward_latency.observe(0.0002)
+    there.platform_answered("timeout", 2.0)
+    here.elsewhere = {sample_key(s): s.value for metric in there.latencies() for s in metric.samples}
+    found = values(generate_latest(registry(RelayCollector(here, Gauges, "1", "r"))).decode())
+    assert found["relay_forward_latency_seconds_bucket", (("le", "0.00025"),)] == 2
+    assert found["relay_forward_latency_seconds_sum", ()] == pytest.approx(0.0004)
+    assert found["relay_platform_request_duration_seconds_count", (("outcome", "timeout"),)] == 1

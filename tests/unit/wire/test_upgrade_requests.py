@@ -432,6 +432,7 @@ def test_who_is_remembered_comes_in_at_once() -> None:
     door.gate.recall = lambda source, query: claims  # type: ignore[method-assign]
     door.receive(request(b"GET", TARGET, [(name, RIGHT[name][0]) for name in RIGHT]))
     assert door.upgraded() and door.gate.asked == []
-    assert door.relay.counters.admission_latency.count == 1
+    samples = [sample for metric in door.relay.counters.latencies() for sample in metric.samples]
+    assert [s.value for s in samples if s.name == "relay_admission_latency_seconds_count"] == [1]
     door.leave()
     assert door.counts.total == 0
