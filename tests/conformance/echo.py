@@ -24,7 +24,7 @@ from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Decision
-from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.model import Peer
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.upgrade import UpgradeResource
 from viewport_relay.wire.websocket import Connection, ConnectionFactory, frame_header

@@ -1,4 +1,4 @@
-"""What a grant demands of handshakes and frames: which pattern, which PSK, which static key, which profile.
+"""What a grant requires of a link's handshake: which pattern, which PSK, which static key.
 
 Pure decisions over values; no handshake is done here. The rules are the wire contract's, sections 2 ("Profile")
 and 5 ("Link"). Whatever is secret, or compared with what a peer sent, is compared in constant time.
@@ -10,7 +10,6 @@ import hashlib
 import hmac
 from enum import Enum
 
-from attrs import frozen
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -22,7 +21,6 @@ PSK_INFO = b"viewport-relay-link-psk-v1"
 PLAIN_IK_DETAIL = (
     "policy_mode crypto_pairing (or e2eeProfile noise-ikpsk2) requires IKpsk2 and the peer used plain IK"
 )
-_STRENGTH: dict[str, int] = {Profile.IK.value: 1, Profile.IKPSK2.value: 2}
 _URL_ALPHABET = str.maketrans("+/", "-_")
 
 
@@ -102,47 +100,3 @@ def check_static_key(grant: Grant, static: bytes) -> None:
 def fingerprint(public: bytes) -> str:
     """The first 16 hex digits of a public key's SHA-256, to tell keys apart in a log."""
     return hashlib.sha256(public).hexdigest()[:16]
-
-
-# -- profiles that frames name -----------------------------------------------------------------------------------
-
-
-def client_profile_ok(required: Profile | None, named: str | None) -> bool:
-    """Whether a client with this demand may send a frame that names this profile (None: it names none)."""
-    return required is None or named is None or named == required.value
-
-
-def daemon_profile_ok(required: Profile | None, named: str | None) -> bool:
-    """The same for a daemon, which may name a stronger one. A profile nobody knows is weaker than any."""
-    return required is None or named is None or _STRENGTH.get(named, 0) >= _STRENGTH[required.value]
-
-
-@frozen
-class ProfileMismatch:
-    """A frame names a profile that the grant rules out. The peer is closed with `close`'s code and text; the log
-    entry's reason is `log`, which differs when a key exchange comes without the PSK that is required.
-    """
-
-    close: Reason
-    log: Reason
-    detail: str
-
-
-def profile_mismatch(
-    role: Role, required: Profile | None, named: str | None, *, key_exchange: bool
-) -> ProfileMismatch | None:
-    """What to do about a frame that names profile `named`, None when it is fine.
-
-    `key_exchange`: the frame is a `relay_key_exchange_…`.
-    """
-    if role is Role.DAEMON:
-        fine, close = daemon_profile_ok(required, named), Reason.DAEMON_FRAME_PROFILE_MISMATCH
-    else:
-        fine, close = client_profile_ok(required, named), Reason.CLIENT_FRAME_PROFILE_MISMATCH
-    if fine or required is None:
-        return None
-    if key_exchange and required is Profile.IKPSK2 and named == Profile.IK.value:
-        detail = "the grant requires noise-ikpsk2 and the key exchange names plain noise-ik"
-        return ProfileMismatch(close, Reason.NOISE_INVALID_PSK, detail)
-    known = named if named in _STRENGTH else "an unknown profile"
-    return ProfileMismatch(close, close, f"the grant requires {required.value} and the frame names {known}")

@@ -1,6 +1,6 @@
-"""The values that admission hands on: what was asked, what the platform claims, what is granted.
+"""The values that admission gives to the rest: what was asked, what the platform claims, what is granted.
 
-Everything here is immutable. Parsing and checking the platform's claims is `claims.py`'s.
+Everything here is immutable. `admission/claims.py` parses and checks the platform's claims.
 """
 
 from __future__ import annotations
@@ -27,10 +27,20 @@ class Scope(str, Enum):
 
 
 class Profile(str, Enum):
-    """End-to-end Noise profile; the second is the stronger."""
+    """End-to-end Noise profile, the weaker one first."""
 
     IK = "noise-ik"
     IKPSK2 = "noise-ikpsk2"
+
+    @property
+    def strength(self) -> int:
+        """Orders profiles: the higher, the stronger."""
+        return list(Profile).index(self)
+
+    @classmethod
+    def named(cls, name: str) -> Profile | None:
+        """The profile of this name, None for an unknown one."""
+        return next((profile for profile in cls if profile.value == name), None)
 
 
 @frozen

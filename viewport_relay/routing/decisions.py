@@ -12,7 +12,7 @@ from attrs import frozen
 
 from viewport_relay.protocol.frames import ClientFrame
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.model import Peer
 
 
 @frozen

@@ -1,4 +1,4 @@
-"""All targets of this relay, and who is in them. No I/O; the clock is an argument."""
+"""The registry: all targets of this relay. No I/O; times are arguments."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 from viewport_relay.protocol.grant import Role
-from viewport_relay.routing.peer import Peer
-from viewport_relay.routing.seat import Arrival, Seated
-from viewport_relay.routing.target import Target
+from viewport_relay.routing.model import Peer, Seated, SeatOutcome, Target
 from viewport_relay.routing.views import PeerView, TargetView
 
 _Key = tuple[str, str | None]
 
 
 class Registry:
-    """Targets by (workspace, runtime target). Peers without a target share the workspace's room of none."""
+    """Targets by (workspace, runtime target). Peers without a runtime target share one target of their workspace."""
 
     def __init__(self, *, most_requests: int, most_sessions: int) -> None:
         self._most_requests = most_requests
@@ -33,7 +31,7 @@ class Registry:
         return self._targets.get((workspace_id, runtime_target_id))
 
     def room(self, workspace_id: str, runtime_target_id: str | None, now: float) -> Target:
-        """The target, made if nobody has been there. Only for peers whose token was accepted."""
+        """The target, made if it is new. Only for peers whose token was accepted."""
         key = (workspace_id, runtime_target_id)
         target = self._targets.get(key)
         if target is None:
@@ -47,8 +45,8 @@ class Registry:
         target.active_at = now
         return target
 
-    def join(self, peer: Peer, now: float) -> Arrival:
-        """A peer comes in. For a daemon the seat decides; the others are simply there."""
+    def join(self, peer: Peer, now: float) -> SeatOutcome:
+        """A peer joins its target. For a daemon the seat decides."""
         peer.target.active_at = now
         self.joined[peer.role] += 1
         if peer.role is not Role.DAEMON:
@@ -56,21 +54,21 @@ class Registry:
             return Seated()
         arrival = peer.target.seat.arrive(peer, now)
         if isinstance(arrival, Seated):
-            # Also on an empty seat: what is there then belongs to a daemon on another relay.
+            # Also on an empty seat: requests and sessions may be there of a daemon on another relay.
             peer.target.forget_daemon()
         return arrival
 
     def leave(self, peer: Peer, now: float) -> Peer | None:
-        """A peer goes. Gives the daemon that has the seat now, if it changed hands to a waiting one."""
+        """A peer leaves. Gives the daemon that has the seat now, if it changed hands to a waiting one."""
         target = peer.target
         target.active_at = now
         self.joined[peer.role] -= 1
         if peer.role is not Role.DAEMON:
             target.remove_client(peer)
             return None
-        sat = target.seat.holder is peer
+        held = target.seat.holder is peer
         successor = target.seat.leave(peer)
-        if sat:
+        if held:
             target.forget_daemon()
         return successor
 
@@ -87,7 +85,7 @@ class Registry:
         return len(gone)
 
     def views(self, wall_offset: float) -> list[TargetView]:
-        """A picture of everything. `wall_offset` turns monotonic seconds into seconds since the epoch."""
+        """All targets. `wall_offset` turns monotonic seconds into seconds since the epoch."""
         return [self._view(target, wall_offset) for target in self]
 
     def _view(self, target: Target, wall_offset: float) -> TargetView:

@@ -1,7 +1,7 @@
-"""The rules of section 2: one frame in, one receiver or decision out.
+"""The router: one frame in, one receiver or decision out (wire contract, section 2).
 
-`client_e2ee` and `daemon_e2ee` are the way of nearly every frame, `client_frame` and `daemon_frame` that of any. None reads
-a clock or logs, and none makes an object when a frame simply goes to one receiver.
+`client_e2ee` and `daemon_e2ee` are for e2ee frames, nearly all there are; `client_frame` and `daemon_frame` are for any. None
+of them makes an object when a frame goes to one receiver. `now` is monotonic seconds.
 """
 
 from __future__ import annotations
@@ -9,10 +9,6 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import Final
 
-from attrs import frozen
-
-from viewport_relay.admission.limits import Window
-from viewport_relay.noise.policy import profile_mismatch
 from viewport_relay.protocol import status
 from viewport_relay.protocol.frames import (
     ClientFrame,
@@ -31,8 +27,9 @@ from viewport_relay.protocol.frames import (
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply
-from viewport_relay.routing.peer import Peer
-from viewport_relay.routing.target import Owner, Target
+from viewport_relay.routing.model import Owner, Peer, Target
+from viewport_relay.routing.profiles import profile_mismatch
+from viewport_relay.routing.rates import FrameRates, RateWindow
 
 #: Bytes a minute of a client's messages that are answered or dropped instead of forwarded.
 UNFORWARDED_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -40,19 +37,8 @@ UNFORWARDED_MAX_BYTES: Final = 4 * 1024 * 1024
 _FOREIGN_SESSION: Final = "e2ee frame for a session of another client"
 
 
-@frozen
-class FrameRates:
-    """Limits per minute, 0 for none (wire contract, section 4)."""
-
-    key_exchange: int
-    pairing: int
-    runtime: int
-    workspace: int
-    daemon: int
-
-
 class Router:
-    """Judges each connection by its own grant alone. `now` is monotonic seconds, read once per read event."""
+    """Decides about each frame by its sender's own grant alone."""
 
     def __init__(self, rates: FrameRates) -> None:
         self._rates = rates
@@ -70,7 +56,7 @@ class Router:
         if peer.scope is not Scope.RUNTIME:
             return self._client_rare(peer, E2ee(profile, session_id), message, now)
         if peer.required_profile is not None and profile != peer.required_profile:
-            mismatch = self._profile_mismatch(peer, profile)
+            mismatch = profile_mismatch(peer.role, peer.grant.required_profile, profile)
             if mismatch is not None:
                 return mismatch
         target = peer.target
@@ -118,7 +104,7 @@ class Router:
     def _key_exchange_init(
         self, peer: Peer, frame: KeyExchangeInit, message: Sized, now: float
     ) -> Peer | Decision:
-        mismatch = self._profile_mismatch(peer, frame.profile, key_exchange=True)
+        mismatch = profile_mismatch(peer.role, peer.grant.required_profile, frame.profile, key_exchange=True)
         if mismatch is not None:
             return mismatch
         rates = peer.rates.key_exchange(now)
@@ -242,7 +228,7 @@ class Router:
     # -- off the bus -----------------------------------------------------------------------------------------
 
     def client_frame_of_relay(
-        self, relay_id: str, daemon: Peer, frame: ClientFrame | None, workspace: Window, now: float
+        self, relay_id: str, daemon: Peer, frame: ClientFrame | None, workspace: RateWindow, now: float
     ) -> Drop | None:
         """Whether a frame that a client of another relay sent may go to the daemon here; None: it may.
 
@@ -275,7 +261,7 @@ class Router:
         return None
 
     def daemon_frame_of_relay(
-        self, target: Target, frame: DaemonFrame | None, daemon: Window, now: float
+        self, target: Target, frame: DaemonFrame | None, daemon: RateWindow, now: float
     ) -> Peer | Decision:
         """Where a frame goes that a daemon of another relay sent to this target's clients here.
 
@@ -305,7 +291,7 @@ class Router:
     def daemon_e2ee(self, peer: Peer, profile: str, session_id: str, now: float) -> Peer | Decision:
         """Where a daemon's e2ee frame goes: to the client that owns the session."""
         if peer.required_profile is not None and profile != peer.required_profile:
-            mismatch = self._profile_mismatch(peer, profile)
+            mismatch = profile_mismatch(peer.role, peer.grant.required_profile, profile)
             if mismatch is not None:
                 return mismatch
         owner = peer.target.sessions.owner(session_id, now)
@@ -318,7 +304,9 @@ class Router:
         if isinstance(frame, E2ee):
             return self.daemon_e2ee(peer, frame.profile, frame.session_id, now)
         if isinstance(frame, KeyExchangeResponse):
-            mismatch = self._profile_mismatch(peer, frame.profile, key_exchange=True)
+            mismatch = profile_mismatch(
+                peer.role, peer.grant.required_profile, frame.profile, key_exchange=True
+            )
             if mismatch is not None:
                 return mismatch
         return self._answer(peer.target, frame, now)
@@ -350,11 +338,3 @@ class Router:
         if owner is None:
             return Drop(Reason.NO_OWNER)
         return Publish(owner) if isinstance(owner, str) else owner
-
-    @staticmethod
-    def _profile_mismatch(peer: Peer, named: str, *, key_exchange: bool = False) -> Close | None:
-        """The close for a frame whose profile the peer's grant rules out, None when it is fine."""
-        mismatch = profile_mismatch(peer.role, peer.grant.required_profile, named, key_exchange=key_exchange)
-        if mismatch is None:
-            return None
-        return Close(mismatch.close, mismatch.detail, logged_as=mismatch.log)

@@ -1,7 +1,7 @@
-"""Bounded tables of who asked and who owns: requestId -> asker, sessionId -> owner.
+"""Bounded tables: requestId -> the owner that waits for the answer, sessionId -> the session's owner.
 
-An owner is any hashable thing: a local peer, or the name of another relay. Times are seconds of a monotonic
-clock. Ids come from peers and may be as long as a frame, so long ones are kept as digests.
+An owner is any hashable value: a peer, or the id of another relay. Times are seconds of a monotonic clock. Ids come from
+peers and may be as long as a frame: long ones are kept as digests.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class RequestTable(Generic[Owner]):
         self._pending.clear()
 
 
-class Session(Generic[Owner]):
+class OwnedSession(Generic[Owner]):
     """One owned session; `used_at` is touched by every frame of it."""
 
     __slots__ = ("owner", "used_at")
@@ -87,7 +87,7 @@ class SessionTable(Generic[Owner]):
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._sessions: dict[str | bytes, Session[Owner]] = {}
+        self._sessions: dict[str | bytes, OwnedSession[Owner]] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -109,7 +109,7 @@ class SessionTable(Generic[Owner]):
         self._sessions.pop(key, None)
         if len(self._sessions) >= self._most:
             del self._sessions[min(self._sessions, key=lambda k: self._sessions[k].used_at)]
-        self._sessions[key] = Session(owner, now)
+        self._sessions[key] = OwnedSession(owner, now)
         return True
 
     def forget_owner(self, owner: Owner) -> None:

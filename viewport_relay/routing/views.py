@@ -1,4 +1,4 @@
-"""Read-only pictures of the routing state, for the operator's door. Nothing here is live."""
+"""Views: immutable copies of the routing state, for `/state` and `/metrics`."""
 
 from __future__ import annotations
 

@@ -30,8 +30,7 @@ from viewport_relay.protocol.decoding import decode_client, decode_daemon
 from viewport_relay.protocol.frames import ClientFrame, E2ee, KeyExchangeInit
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Drop, FanOut, NoDaemon
-from viewport_relay.routing.peer import Peer
-from viewport_relay.routing.target import Target
+from viewport_relay.routing.model import Peer, Target
 from viewport_relay.wire.websocket import SEAT_CLOSE_DELAY, Connection
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 
 from viewport_relay.protocol.json import Message
 from viewport_relay.routing.decisions import Decision
-from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.model import Peer
 from viewport_relay.wire.masking import unmasker
 from viewport_relay.wire.outbox import TURN
 

@@ -34,10 +34,10 @@ from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply
-from viewport_relay.routing.peer import Peer, Rates
+from viewport_relay.routing.model import Contested, Peer, Stale
+from viewport_relay.routing.rates import FrameRates, Rates
 from viewport_relay.routing.registry import Registry
-from viewport_relay.routing.router import FrameRates, Router
-from viewport_relay.routing.seat import Contested, Refused
+from viewport_relay.routing.router import Router
 from viewport_relay.wire.elsewhere import Elsewhere
 from viewport_relay.wire.fastpath import Judge, release_buffers
 from viewport_relay.wire.heartbeat import STOOD_STILL
@@ -127,8 +127,8 @@ class Hub:
         connection.routed = peer
         arrival = self.registry.join(peer, now)
         self.elsewhere.peers_changed()
-        if isinstance(arrival, Refused):
-            connection.end(arrival.reason, delay=SEAT_CLOSE_DELAY)
+        if isinstance(arrival, Stale):
+            connection.end(Reason.STALE_DAEMON_GENERATION, delay=SEAT_CLOSE_DELAY)
         elif isinstance(arrival, Contested):
             self._contest(connection, peer, arrival.holder)
         else:
@@ -168,10 +168,10 @@ class Hub:
         table, never = self.windows, _NEVER_CHARGED
         if grant.role is not Role.CLIENT:
             own = table.window((grant.role.value, grant.workspace_id, grant.runtime_target_id), now)
-            return Rates(table, (), runtime=never, workspace=never, daemon=own)
+            return Rates(table.window, (), runtime=never, workspace=never, daemon=own)
         client = (grant.workspace_id, grant.client_id, counted_as(ip))
         return Rates(
-            table,
+            table.window,
             client,
             runtime=table.window(("runtime", *client), now),
             workspace=table.window(("workspace", grant.workspace_id), now),

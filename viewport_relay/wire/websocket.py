@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import CloseCode, Reason
 from viewport_relay.routing.decisions import Decision
-from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.model import Peer
 from viewport_relay.wire.fastpath import Judge, Reader, can_read_directly
 from viewport_relay.wire.outbox import TURN, Outbox, Unsealed
 from viewport_relay.wire.rfc6455 import BINARY, CLOSE, PING, PONG, TEXT, Factory, Protocol, frame_header

@@ -22,7 +22,7 @@ from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.frames import WorkerRequest
 from viewport_relay.protocol.status import worker_response
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.peer import Peer
+from viewport_relay.routing.model import Peer
 
 if TYPE_CHECKING:
     from viewport_relay.wire.websocket import Connection

@@ -7,10 +7,10 @@ from typing import Any
 from viewport_relay.admission.claims import required_profile
 from viewport_relay.admission.limits import Window, WindowTable
 from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope
-from viewport_relay.routing.peer import Peer, Rates
+from viewport_relay.routing.model import Peer, Target
+from viewport_relay.routing.rates import FrameRates, Rates
 from viewport_relay.routing.registry import Registry
-from viewport_relay.routing.router import FrameRates, Router
-from viewport_relay.routing.target import Target
+from viewport_relay.routing.router import Router
 
 NO_LIMIT = FrameRates(key_exchange=0, pairing=0, runtime=0, workspace=0, daemon=0)
 
@@ -83,7 +83,7 @@ class House:
             claims=said,
             required_profile=required_profile(said),
         )
-        rates = Rates(WindowTable(), (connection_id,), Window(), self.workspace_window, Window())
+        rates = Rates(WindowTable().window, (connection_id,), Window(), self.workspace_window, Window())
         room = self.registry.room(grant.workspace_id, where, self.now)
         return Peer(connection_id, grant, "127.0.0.1", self.now, Outlet(), rates, room)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.unit.routing.house import House
 from viewport_relay.protocol.grant import Role, Scope
-from viewport_relay.routing.seat import Contested, Refused, Seated
+from viewport_relay.routing.model import Contested, Seated, Stale
 
 TTL = 120.0
 
@@ -101,7 +101,7 @@ def test_a_refused_or_waiting_daemon_changes_nothing_when_it_leaves() -> None:
     holder, client = house.daemon(5), house.client()
     house.target.sessions.record("s", client, house.now)
     stale = house.peer(Role.DAEMON, daemon_issue_generation=4)
-    assert isinstance(house.registry.join(stale, house.now), Refused)
+    assert isinstance(house.registry.join(stale, house.now), Stale)
     equal = house.peer(Role.DAEMON, daemon_issue_generation=5)
     assert house.registry.join(equal, house.now) == Contested(holder)
     for peer in (stale, equal):

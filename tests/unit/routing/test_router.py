@@ -22,8 +22,8 @@ from viewport_relay.routing.decisions import (
     Publish,
     Reply,
 )
-from viewport_relay.routing.peer import Peer
-from viewport_relay.routing.router import FrameRates
+from viewport_relay.routing.model import Peer
+from viewport_relay.routing.rates import FrameRates
 
 CHANNEL = "agent-session:alpha"
 

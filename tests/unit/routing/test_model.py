@@ -6,9 +6,7 @@ import pytest
 
 from tests.unit.routing.house import House
 from viewport_relay.protocol.grant import Role
-from viewport_relay.reasons import Reason
-from viewport_relay.routing.peer import Peer
-from viewport_relay.routing.seat import Arrival, Contested, Refused, Seat, Seated
+from viewport_relay.routing.model import Contested, Peer, Seat, Seated, SeatOutcome, Stale
 
 
 class Bench:
@@ -21,7 +19,7 @@ class Bench:
     def daemon(self, generation: int | None) -> Peer:
         return self.house.peer(Role.DAEMON, daemon_issue_generation=generation)
 
-    def arrive(self, generation: int | None, now: float = 0.0) -> tuple[Peer, Arrival]:
+    def arrive(self, generation: int | None, now: float = 0.0) -> tuple[Peer, SeatOutcome]:
         peer = self.daemon(generation)
         return peer, self.seat.arrive(peer, now)
 
@@ -63,7 +61,7 @@ def test_arrivals(bench: Bench, before: list[int | None], generation: int | None
             assert arrival == Seated(None)
             assert bench.seat.holder is peer
         case "stale":
-            assert arrival == Refused(Reason.STALE_DAEMON_GENERATION)
+            assert arrival == Stale()
             assert bench.seat.holder is holder
         case "contested":
             assert arrival == Contested(holder)
@@ -77,7 +75,7 @@ def test_arrivals(bench: Bench, before: list[int | None], generation: int | None
 def test_the_highest_generation_is_remembered_while_nobody_sits(bench: Bench) -> None:
     first, _ = bench.arrive(5)
     bench.seat.leave(first)
-    assert bench.arrive(4)[1] == Refused(Reason.STALE_DAEMON_GENERATION)
+    assert bench.arrive(4)[1] == Stale()
     absent, arrival = bench.arrive(None)
     assert arrival == Seated(None)
     bench.seat.leave(absent)

@@ -1,0 +1,280 @@
+"""The model of routing: a `Target` has the `Seat` of one daemon, clients and executors, each of them a `Peer`.
+
+    Target (workspace, runtime target)
+      seat      who is the daemon, and which daemons wait for the seat
+      clients, workers, channels (who subscribed)
+      key_exchanges, pairings, sessions: who waits for an answer, who owns a session
+
+Nothing here does I/O or reads a clock. Times are seconds of the caller's monotonic clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol, TypeAlias
+
+from attrs import frozen
+
+from viewport_relay.protocol.grant import Grant, Role, Scope
+from viewport_relay.routing.rates import Rates
+from viewport_relay.routing.tables import RequestTable, SessionTable
+
+# -- peers -------------------------------------------------------------------------------------------------------
+
+#: What most peers subscribe to: a set for each of them would be 200 bytes.
+_NO_CHANNELS: Final[frozenset[str]] = frozenset()
+
+
+class Outlet(Protocol):
+    """The connection of a peer, as far as routing reads it. Only the caller of the router writes to it."""
+
+    @property
+    def queued_bytes(self) -> int: ...
+    @property
+    def backlog(self) -> int: ...
+    @property
+    def paused(self) -> bool: ...
+    @property
+    def noise(self) -> str: ...
+    @property
+    def subprotocol(self) -> str | None: ...
+    @property
+    def version(self) -> str | None: ...
+    @property
+    def end_to_end(self) -> str | None: ...
+
+
+class Peer:
+    """An admitted connection. Compared by identity: a client that comes back is another peer."""
+
+    __slots__ = (
+        "channels", "connection_id", "grant", "ip", "outlet", "rates", "required_profile", "role", "scope", "since",
+        "target",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        connection_id: str,
+        grant: Grant,
+        ip: str,
+        since: float,
+        outlet: Outlet,
+        rates: Rates,
+        target: Target,
+    ) -> None:
+        self.connection_id = connection_id
+        self.grant = grant
+        self.role: Role = grant.role
+        self.scope: Scope | None = grant.scope
+        self.required_profile: str | None = grant.required_profile and grant.required_profile.value
+        self.ip = ip
+        self.since = since  # seconds since the epoch
+        self.outlet = outlet
+        self.rates = rates
+        self.target = target
+        self.channels: frozenset[str] = _NO_CHANNELS  # subscribed, trimmed
+
+    def describe(self) -> dict[str, Any]:
+        """The details of a log entry about this peer."""
+        return {
+            "role": self.role.value,
+            "workspaceId": self.grant.workspace_id,
+            "runtimeTargetId": self.grant.runtime_target_id,
+            "clientId": self.grant.client_id,
+            "ip": self.ip,
+        }
+
+
+# -- the daemon's seat (wire contract, section 2) ----------------------------------------------------------------
+
+#: How many times within a minute a higher generation takes the seat at once.
+MOST_REPLACEMENTS: Final = 3
+_MINUTE: Final = 60.0
+
+
+@frozen
+class Seated:
+    """The daemon has the seat; `replaced` had it until now."""
+
+    replaced: Peer | None = None
+
+
+@frozen
+class Stale:
+    """The daemon's generation is lower than one that was here: close it, a second later."""
+
+
+@frozen
+class Contested:
+    """The holder must show life: ping it and wait. The challenger gets the seat if the holder leaves."""
+
+    holder: Peer
+
+
+SeatOutcome: TypeAlias = Seated | Stale | Contested
+
+
+class Seat:
+    """The one place of a target's daemon. Generations are the grants' `daemonIssueGeneration`.
+
+    A challenger of equal generation waits until the holder is known to live (then the caller takes the challenger out and
+    closes it) or leaves (then `leave` seats the first challenger).
+    """
+
+    __slots__ = ("_generation", "_highest", "_replacements", "challengers", "holder")
+
+    def __init__(self) -> None:
+        self.holder: Peer | None = None
+        self.challengers: list[Peer] = []
+        self._generation: int | None = None  # the holder's, or what it counts as
+        self._highest: int | None = None
+        self._replacements: tuple[float, ...] = ()  # when the latest were
+
+    def arrive(self, peer: Peer, now: float) -> SeatOutcome:
+        """A daemon wants the seat."""
+        generation = peer.grant.claims.daemon_issue_generation
+        if generation is not None:
+            if self._highest is not None and generation < self._highest:
+                return Stale()
+            self._highest = generation
+        holder = self.holder
+        if holder is None:
+            self._sit(peer)
+            return Seated()
+        higher = generation is not None and self._generation is not None and generation > self._generation
+        if higher and not self._restless(now):
+            self._replacements = (*self._replacements, now)[-MOST_REPLACEMENTS:]
+            self._sit(peer)
+            return Seated(replaced=holder)
+        self.challengers.append(peer)
+        return Contested(holder)
+
+    def leave(self, peer: Peer) -> Peer | None:
+        """A holder or challenger is gone. Gives the daemon that has the seat now, if it changed hands."""
+        if peer in self.challengers:
+            self.challengers.remove(peer)
+        if self.holder is not peer:
+            return None
+        self.holder = None
+        return self._next()
+
+    def _restless(self, now: float) -> bool:
+        """Whether the seat changed hands so often that a higher generation no longer takes it at once."""
+        return len(self._replacements) == MOST_REPLACEMENTS and now - self._replacements[0] < _MINUTE
+
+    def _sit(self, peer: Peer) -> None:
+        self.holder = peer
+        # A daemon without a generation counts as whatever is there.
+        generation = peer.grant.claims.daemon_issue_generation
+        self._generation = self._highest if generation is None else generation
+
+    def _next(self) -> Peer | None:
+        while self.challengers:
+            peer = self.challengers.pop(0)
+            generation = peer.grant.claims.daemon_issue_generation
+            if generation is None or self._highest is None or generation >= self._highest:
+                self._sit(peer)
+                return peer
+            # A higher generation came meanwhile: the caller finds this one among the challengers no longer.
+        return None
+
+
+# -- targets -----------------------------------------------------------------------------------------------------
+
+#: Who waits for an answer or owns a session: a peer, or the id of the relay that a bus frame came from.
+Owner: TypeAlias = Peer | str
+
+
+class Target:
+    """One (workspace, runtime target). No frame ever leaves it for another."""
+
+    __slots__ = (
+        "active_at", "bytes", "channels", "clients", "created_at", "frames", "key_exchanges", "pairings",
+        "runtime_target_id", "seat", "sessions", "workers", "workspace_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        workspace_id: str,
+        runtime_target_id: str | None,
+        now: float,
+        *,
+        most_requests: int,
+        most_sessions: int,
+    ) -> None:
+        self.workspace_id = workspace_id
+        self.runtime_target_id = runtime_target_id
+        self.created_at = now
+        self.active_at = now
+        self.frames = 0
+        self.bytes = 0
+        self.seat = Seat()
+        self.clients: dict[Peer, None] = {}
+        self.workers: dict[Peer, None] = {}
+        self.channels: dict[str, dict[Peer, None]] = {}
+        self.key_exchanges: RequestTable[Owner] = RequestTable(most_requests)
+        self.pairings: RequestTable[Owner] = RequestTable(most_requests)
+        self.sessions: SessionTable[Owner] = SessionTable(most_sessions)
+
+    @property
+    def daemon(self) -> Peer | None:
+        """The daemon that has the seat."""
+        return self.seat.holder
+
+    @property
+    def empty(self) -> bool:
+        """Whether no peer is here."""
+        return self.seat.holder is None and not (self.clients or self.workers or self.seat.challengers)
+
+    def add(self, peer: Peer) -> None:
+        """A client or executor joins. A daemon asks the seat instead."""
+        (self.workers if peer.role is Role.WORKER else self.clients)[peer] = None
+
+    def remove_client(self, peer: Peer) -> None:
+        """A client or executor left: its requests and sessions are forgotten."""
+        self.clients.pop(peer, None)
+        self.workers.pop(peer, None)
+        for channel in peer.channels:
+            self.unsubscribe(peer, channel)
+        self.forget_owner(peer)
+
+    def forget_daemon(self) -> None:
+        """The daemon left or was replaced: its requests and sessions are forgotten, the clients stay."""
+        self.key_exchanges.clear()
+        self.pairings.clear()
+        self.sessions.clear()
+
+    def forget_owner(self, owner: Owner) -> None:
+        """Late answers to this owner go nowhere."""
+        self.key_exchanges.forget_owner(owner)
+        self.pairings.forget_owner(owner)
+        self.sessions.forget_owner(owner)
+
+    def subscribe(self, peer: Peer, channel: str) -> None:
+        """The peer gets the channel's events from now on."""
+        peer.channels |= {channel}
+        self.channels.setdefault(channel, {})[peer] = None
+
+    def unsubscribe(self, peer: Peer, channel: str) -> None:
+        """The peer gets the channel's events no longer."""
+        peer.channels -= {channel}
+        subscribers = self.channels.get(channel)
+        if subscribers is not None:
+            subscribers.pop(peer, None)
+            if not subscribers:
+                del self.channels[channel]
+
+    def heaviest(self, limit: int) -> Peer | None:
+        """The client or executor with the longest backlog, when the backlogs of all are more than `limit` bytes."""
+        total, most, heaviest = 0, 0, None
+        for peer in (*self.clients, *self.workers):
+            backlog = peer.outlet.backlog
+            total += backlog
+            if backlog > most:
+                most, heaviest = backlog, peer
+        return heaviest if total > limit else None
+
+    def expire(self, now: float) -> None:
+        """Drop what has aged out of the tables."""
+        self.key_exchanges.expire(now)
+        self.pairings.expire(now)
+        self.sessions.expire(now)

@@ -1,0 +1,93 @@
+"""Rates: the limits per minute of section 4 of the wire contract, and the windows that a peer is charged to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Protocol, TypeAlias
+
+from attrs import frozen
+
+
+@frozen
+class FrameRates:
+    """Limits per minute, 0 for none (wire contract, section 4)."""
+
+    key_exchange: int
+    pairing: int
+    runtime: int
+    workspace: int
+    daemon: int
+
+
+class RateWindow(Protocol):
+    """One key's current minute. `now` is monotonic seconds. `admission.limits.Window` is the implementation."""
+
+    def hit(self, now: float, limit: int) -> bool:
+        """Charge one event; False when it is over the limit, and then not charged. A limit of 0 is none."""
+        ...
+
+    def spend(self, now: float, amount: int, limit: int) -> bool:
+        """Charge an event of this size; False when the sum would be over the limit, and then not charged."""
+        ...
+
+    def retry_after_ms(self, now: float) -> int:
+        """Milliseconds until the window ends, at least 1."""
+        ...
+
+
+#: Gives the one window of a key at a time, shared by all peers that go by this key.
+FindWindow: TypeAlias = Callable[[Hashable, float], RateWindow]
+
+
+class Rates:
+    """The windows that a peer's frames are charged to, shared by all connections of the same key.
+
+    The windows of frames that few clients send are found with the first such frame.
+    """
+
+    __slots__ = (
+        "_client",
+        "_find",
+        "_key_exchange",
+        "_pairing",
+        "_unforwarded",
+        "daemon",
+        "runtime",
+        "workspace",
+    )
+
+    def __init__(
+        self,
+        find: FindWindow,
+        client: tuple[str, ...],
+        runtime: RateWindow,
+        workspace: RateWindow,
+        daemon: RateWindow,
+    ) -> None:
+        """`client` is the key of the client's own windows."""
+        self._find = find
+        self._client = client
+        self._key_exchange: RateWindow | None = None
+        self._pairing: RateWindow | None = None
+        self._unforwarded: RateWindow | None = None
+        self.runtime = runtime
+        self.workspace = workspace
+        self.daemon = daemon
+
+    def key_exchange(self, now: float) -> RateWindow:
+        """The client's key exchanges."""
+        if self._key_exchange is None:
+            self._key_exchange = self._find(("kex", *self._client), now)
+        return self._key_exchange
+
+    def pairing(self, now: float) -> RateWindow:
+        """The client's pairing requests."""
+        if self._pairing is None:
+            self._pairing = self._find(("pairing", *self._client), now)
+        return self._pairing
+
+    def unforwarded(self, now: float) -> RateWindow:
+        """The bytes of the client's messages that are answered or dropped instead of forwarded."""
+        if self._unforwarded is None:
+            self._unforwarded = self._find(("unforwarded", *self._client), now)
+        return self._unforwarded
