@@ -249,13 +249,13 @@ async def test_requests_and_sessions_of_other_relays_are_kept_apart(fleet: Fleet
 
 @pytest_twisted.ensureDeferred
 async def test_rates_and_profiles_hold_for_bus_frames(fleet: Fleet, redis: RedisServer) -> None:
-    a = await fleet.relay("a", RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE="3", **NO_REDIRECT)
+    a = await fleet.relay("a", RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE="2", **NO_REDIRECT)
     b = await fleet.relay("b", RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE="3", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon", e2eeProfile="noise-ik")
     await there(fleet, redis, "a")
     client = await fleet.join(b, "client", e2eeProfile=..., answer={"e2eeProfile": ...})
-    client.say(e2ee("s", 1, profile="noise-ikpsk2"))  # charged, and not what the daemon's grant says
-    await session(client, daemon)  # the second
+    client.say(e2ee("s", 1, profile="noise-ikpsk2"))  # not what the daemon's grant says: dropped, and not charged
+    await session(client, daemon)  # the first
     client.say(e2ee(seq=1))
     await daemon.hear()
     client.say(e2ee(seq=2))
