@@ -254,7 +254,9 @@ async def test_rates_and_profiles_hold_for_bus_frames(fleet: Fleet, redis: Redis
     daemon = await fleet.join(a, "workspace-daemon", e2eeProfile="noise-ik")
     await there(fleet, redis, "a")
     client = await fleet.join(b, "client", e2eeProfile=..., answer={"e2eeProfile": ...})
-    client.say(e2ee("s", 1, profile="noise-ikpsk2"))  # not what the daemon's grant says: dropped, and not charged
+    client.say(
+        e2ee("s", 1, profile="noise-ikpsk2")
+    )  # not what the daemon's grant says: dropped, and not charged
     await session(client, daemon)  # the first
     client.say(e2ee(seq=1))
     await daemon.hear()
