@@ -63,8 +63,9 @@ def grouped_reasons() -> Iterator[tuple[str, list[Reason]]]:
 
 
 def grouped_variables() -> Iterator[tuple[str, list[Variable]]]:
-    """(heading, variables) in the order of the table."""
-    for heading, members in groupby(VARIABLES, key=lambda variable: variable.group):
+    """(heading, variables that are listed) in the order of the table."""
+    listed = [variable for variable in VARIABLES if variable.listed]
+    for heading, members in groupby(listed, key=lambda variable: variable.group):
         yield heading, list(members)
 
 
@@ -76,16 +77,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 # -- settings ----------------------------------------------------------------------------------------------
-
-
-def takes(variable: Variable) -> str:
-    """What values the parser takes, in its own words."""
-    try:
-        variable.parse("\x00")
-    except ValueError as error:
-        words = str(error)
-        return "text" if words.startswith("text without") else words
-    return "comma list"
 
 
 def default_of(variable: Variable) -> str:
@@ -105,8 +96,14 @@ def environment_page() -> str:
         "* A value that does not parse, or settings that contradict each other, stop the start with exit "
         "status 78; every problem is named, not only the first.\n"
         "* A name that begins with `RELAY_` and is none of these is a warning at start.\n"
-        "* Booleans take 0 1 false true no yes off on.\n"
-        "* A secret may come from a file instead: `NAME_FILE=/path` (Docker secrets, systemd credentials).\n",
+        "* Booleans take 0 1 false true no yes off on. Times and sizes take a unit where the table says so.\n"
+        "* Quotation marks around a value are dropped, as `docker run --env-file` keeps them; around a secret they are "
+        "kept, with a warning.\n"
+        "* A secret may come from a file instead: `NAME_FILE=/path` (Docker secrets, systemd credentials). A byte order "
+        "mark and line ends are dropped.\n"
+        "* A private key that every user can read stops the start; one that its group can read, or another secret that "
+        "others can read, is a warning. A file below a folder that others may not enter counts as closed.\n"
+        "* Settings that are no longer listed here are still read, with one warning.\n",
     ]
     for heading, variables in grouped_variables():
         parts.append(f"\n## {heading}\n\n")
@@ -119,7 +116,7 @@ def environment_page() -> str:
                 name += "<br>older: " + ", ".join(f"`{older}`" for older in variable.older)
             if variable.option:
                 name += f"<br>option `--{variable.option}`"
-            rows.append((name, default_of(variable), takes(variable), variable.help))
+            rows.append((name, default_of(variable), variable.takes, variable.help))
         parts.append(table(("variable", "default", "takes", "meaning"), rows))
     return "".join(parts)
 

@@ -206,6 +206,8 @@ class RelayService(MultiService):
         MultiService.startService(self)
         for warning in (*self.config.warnings, *self._descriptor_warnings()):
             self.log.event("config_warning", level="warn", message=warning)
+        for note in self.config.notes:
+            self.log.event("config_note", message=note)
         # Only who set up the link, or needs it, pins its key.
         asked_for = self.config.sources.get("noise_link", "default") != "default"
         if self.keys.source == "ephemeral" and asked_for and self.config.noise_link != "off":
@@ -234,7 +236,7 @@ class RelayService(MultiService):
     def _open_doors(self) -> None:
         self._listen(self._public_endpoint(), self._public_factory(), "RELAY_LISTEN_PORT")
         if self.config.admin_listen:
-            self._listen(self._admin_endpoint(), self._admin_factory(), "RELAY_ADMIN_LISTEN")
+            self._listen(self._tcp(*self.config.admin_listen), self._admin_factory(), "RELAY_ADMIN_LISTEN")
 
     def _start_rooms(self) -> None:
         self.gate.start()
@@ -317,10 +319,6 @@ class RelayService(MultiService):
             self.log.event("listen_failed", level="error", message=message)
             raise SystemExit(EX_CONFIG) from None
         return endpoint
-
-    def _admin_endpoint(self) -> IStreamServerEndpoint:
-        host, _, port = (self.config.admin_listen or "").rpartition(":")
-        return self._tcp(host.strip("[]"), int(port))
 
     def _tcp(self, host: str, port: int) -> IStreamServerEndpoint:
         kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint

@@ -27,6 +27,8 @@ def _environment_help() -> str:
     lines = []
     group = ""
     for variable in VARIABLES:
+        if not variable.listed:
+            continue
         if variable.group != group:
             group = variable.group
             lines.append(f"\n  {group}:")

@@ -176,7 +176,7 @@ def test_everything_selects_the_pods(manifests: dict[str, Any]) -> None:
 def test_ports_and_secrets_exist(manifests: dict[str, Any], config: Config) -> None:
     ports = {port["name"]: port["containerPort"] for port in container(manifests)["ports"]}
     assert ports["ws"] == config.listen_port
-    assert config.admin_listen is not None and config.admin_listen.endswith(f":{ports['admin']}")
+    assert config.admin_listen is not None and config.admin_listen[1] == ports["admin"]
     assert {port["targetPort"] for port in manifests["Service"]["spec"]["ports"]} <= set(ports)
     volume = manifests["Deployment"]["spec"]["template"]["spec"]["volumes"][0]["secret"]
     assert volume["secretName"] == manifests["Secret"]["metadata"]["name"]

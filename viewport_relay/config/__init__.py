@@ -1,0 +1,33 @@
+"""Every setting of the relay: one table, one loader.
+
+The table says for each environment variable its kind of value, default, older names and meaning; `--help`,
+`viewport-relay config`, `docs/reference/environment.md`, the types of `Config` and the loader all come from it.
+
+To add a setting, add a field with `setting(…)` to the class of its group: `basics`, `limits`, `tls`, `fleet` or `rare`.
+"""
+
+from viewport_relay.config.errors import EX_CONFIG, ConfigError
+from viewport_relay.config.loader import load
+from viewport_relay.config.network import Address, Network, bracketed, is_loopback, parse_network
+from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES, Config, configured_secrets
+from viewport_relay.config.table import Variable
+from viewport_relay.config.values import Mode
+from viewport_relay.config.weak import MIN_SECRET_CHARS
+
+__all__ = [
+    "BY_ATTRIBUTE",
+    "EX_CONFIG",
+    "MIN_SECRET_CHARS",
+    "VARIABLES",
+    "Address",
+    "Config",
+    "ConfigError",
+    "Mode",
+    "Network",
+    "Variable",
+    "bracketed",
+    "configured_secrets",
+    "is_loopback",
+    "load",
+    "parse_network",
+]

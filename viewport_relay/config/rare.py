@@ -1,0 +1,64 @@
+"""The settings for special cases."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from viewport_relay.config.network import ADMIN_LISTEN, Address
+from viewport_relay.config.table import setting
+from viewport_relay.config.values import BOOLEAN, TEXT, choice, integer, milliseconds, seconds
+
+
+@frozen(slots=False)
+class Rare:
+    """Other ways to listen, the token check, the Noise link, logs."""
+
+    # fmt: off
+    listen_endpoint: str | None = setting(
+        "RELAY_LISTEN_ENDPOINT", TEXT, None, "Twisted server endpoint instead of host and port, for example "
+        "systemd:domain=INET:index=0"
+    )
+    admin_listen: Address | None = setting(
+        "RELAY_ADMIN_LISTEN", ADMIN_LISTEN, None, "a separate listener for the admin paths, which the public port "
+        "then serves no longer"
+    )
+    proxy_protocol: bool = setting(
+        "RELAY_PROXY_PROTOCOL", BOOLEAN, False, "expect PROXY protocol v1 or v2 on every connection (only behind a "
+        "load balancer that sends it)"
+    )
+    token_issuer: str = setting("RELAY_TOKEN_ISSUER", TEXT, "viewport-server", "iss of relay tokens")
+    token_audience: str = setting("RELAY_TOKEN_AUDIENCE", TEXT, "viewport-relay", "what aud must contain")
+    token_clock_skew_sec: int = setting(
+        "RELAY_TOKEN_CLOCK_SKEW_SEC", seconds(0, 3600), 30, "tolerance for exp, nbf and iat"
+    )
+    jwks_cache_ttl: int = setting(
+        "RELAY_JWKS_CACHE_TTL", seconds(1, 86_400), 3600, "how long a fetched key set serves"
+    )
+    validate_cache_ttl: int = setting(
+        "RELAY_VALIDATE_CACHE_TTL", seconds(0, 3600), 10, "how long an admitted answer serves; 0 asks every time"
+    )
+    admission_timeout_ms: int = setting(
+        "RELAY_ADMISSION_TIMEOUT_MS", milliseconds(), 2000, "total time limit for one validation"
+    )
+    reject_mode: str = setting(
+        "RELAY_REJECT_MODE", choice("auto", "http", "close"), "auto", "how refusals look: HTTP status, or upgraded "
+        "and closed; auto closes for tokens that came as sub-protocol"
+    )
+    noise_link: str = setting(
+        "RELAY_NOISE_LINK", choice("off", "optional", "required"), "optional",
+        "the Noise link between peer and relay"
+    )
+    noise_private_key: str | None = setting(
+        "RELAY_NOISE_PRIVATE_KEY", TEXT, None, "the relay's X25519 private key, base64url of 32 bytes "
+        "(`viewport-relay keygen`)", secret=True, default_text="made at first start, kept in RELAY_STATE_DIR"
+    )
+    noise_previous_key: str | None = setting(
+        "RELAY_NOISE_PREVIOUS_KEY", TEXT, None, "the key before, accepted while peers learn the new one",
+        secret=True
+    )
+    max_logs: int = setting(
+        "RELAY_MAX_LOGS", integer(1, 1_000_000), 1000, "entries that /logs keeps", older=("MAX_LOGS",)
+    )
+    log_level: str = setting(
+        "RELAY_LOG_LEVEL", choice("info", "warn", "error"), "info", "least level on standard output"
+    )

@@ -1,0 +1,196 @@
+"""Defaults that depend on other settings, and the rules between settings."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from viewport_relay.config.cores import choose
+from viewport_relay.config.network import bracketed, is_loopback, unreadable_networks
+from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES
+from viewport_relay.config.values import AUTO_WORKERS
+from viewport_relay.config.weak import MIN_SECRET_CHARS, weakness
+
+#: Secrets that another server's operator chooses: their strength is not the relay's to judge.
+_PASSWORDS_OF_OTHERS: Final = frozenset({"redis_url", "server_client_key_passphrase"})
+
+#: Files that must be readable at start; of those in the second group nobody else may read them.
+_PUBLIC_FILES: Final = (
+    "tls_cert_path",
+    "server_ca_cert_path",
+    "server_client_cert_path",
+    "redis_ca_cert_path",
+)
+_KEY_FILES: Final = ("tls_key_path", "server_client_key_path")
+
+
+class Read(Protocol):
+    """What the loader has read so far; the rules fill in values and add sentences."""
+
+    environ: Mapping[str, str]
+    values: dict[str, Any]
+    texts: dict[str, str]
+    problems: list[str]
+    warnings: list[str]
+    notes: list[str]
+
+    def given(self, attribute: str) -> bool: ...
+
+    def exposed(self, name: str, path: str, *, private_key: bool) -> None: ...
+
+
+def apply_rules(read: Read, *, dev_platform: bool) -> None:
+    """Fill in the defaults that depend on other settings, then judge the settings against each other."""
+    v = read.values
+    if v["mode"] is None:
+        v["mode"] = "dev" if is_loopback(v["listen_host"]) and not v["listen_endpoint"] else "prod"
+    _urls(read, dev_platform)
+    for word in unreadable_networks(read.texts.get("trusted_proxies", "")):
+        read.warnings.append(f"RELAY_TRUSTED_PROXIES: {word[:64]!r} is no IP address or CIDR: skipped")
+    for name in ("health_verbose", "state_include_client_ids"):
+        if v[name] is None:
+            v[name] = v["mode"] == "dev"
+    if v["relay_id"] is None:
+        v["relay_id"] = _default_relay_id()
+    if v["public_ws_base_url"] is None:
+        scheme = "wss" if v["tls_cert_path"] and v["tls"] != "0" else "ws"
+        v["public_ws_base_url"] = f"{scheme}://{bracketed(v['listen_host'], v['listen_port'])}"
+    if v["state_dir"] is None:
+        v["state_dir"] = read.environ.get("STATE_DIRECTORY", "").split(":")[0] or None
+    _workers(read)
+    _fleet(read)
+    _tls(read)
+    _mode(read, dev_platform)
+
+
+def _default_relay_id() -> str:
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", os.uname().nodename)[:64] or "relay"
+    return f"{host}-{os.urandom(4).hex()}"
+
+
+def _urls(read: Read, dev_platform: bool) -> None:
+    v = read.values
+    if v["server_url"] is None and v["validate_url"] is not None:
+        parts = urlsplit(v["validate_url"])
+        v["server_url"] = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    base = v["server_url"]
+    for attribute, path in (
+        ("jwks_url", "/api/.well-known/jwks.json"),
+        ("validate_url", "/api/runtime/internal/relay/validate"),
+    ):
+        if v[attribute] is None and base is not None:
+            v[attribute] = base + path
+        elif v[attribute] is None:
+            v[attribute] = ""
+            if not dev_platform:
+                read.problems.append(
+                    f"{BY_ATTRIBUTE[attribute].name} is not set: set it, or SERVER_URL (or start with --dev)"
+                )
+    v["server_url"] = base or ""
+
+
+def _workers(read: Read) -> None:
+    v = read.values
+    if v["workers"] == AUTO_WORKERS:
+        choice = choose()
+        v["workers"] = choice.workers
+        read.notes.append(choice.why)
+    if v["workers"] == 1:
+        return
+    tls_here = v["tls_cert_path"] and v["tls"] != "0" and v["tls_termination"] == "self"
+    if tls_here or (v["listen_endpoint"] or "").partition(":")[0] in {"ssl", "tls"}:
+        read.problems.append(
+            f"RELAY_WORKERS={v['workers']} and TLS here cannot go together, for connections are handed to the "
+            "workers as they are: end TLS in front of the relay and set RELAY_TLS_TERMINATION=platform, or set "
+            "RELAY_WORKERS=1"
+        )
+
+
+def _fleet(read: Read) -> None:
+    v = read.values
+    several = v["backplane_mode"] != "single"
+    if v["redis_url"] is None:
+        v["redis_url"] = "redis://127.0.0.1:6379"
+    if v["bus_enabled"] is None:
+        v["bus_enabled"] = v["bus_hmac_key"] is not None
+    elif v["bus_enabled"] and v["bus_hmac_key"] is None:
+        read.problems.append("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
+    if v["client_redirect_enabled"] is None:
+        v["client_redirect_enabled"] = several
+    if not several:
+        return
+    if v["internal_key"] is None:
+        read.problems.append(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
+    if read.given("public_ws_base_url"):
+        return
+    if v["client_redirect_enabled"] and not is_loopback(v["listen_host"]):
+        read.warnings.append(
+            "RELAY_PUBLIC_WS_BASE_URL is not set: other relays would send clients to "
+            f"{v['public_ws_base_url']}; set it to where peers reach this relay"
+        )
+    if v["listen_port"] == 0 and not v["listen_endpoint"]:
+        read.problems.append(
+            f"RELAY_BACKPLANE_MODE={v['backplane_mode']} and RELAY_LISTEN_PORT=0 need RELAY_PUBLIC_WS_BASE_URL: "
+            "other relays must know where to send clients"
+        )
+
+
+def _tls(read: Read) -> None:
+    v = read.values
+    pairs = [("RELAY_TLS_CERT_PATH", v["tls_cert_path"]), ("RELAY_TLS_KEY_PATH", v["tls_key_path"])]
+    if v["tls"] == "1" or (v["tls"] == "auto" and any(path for _, path in pairs)):
+        for name, path in pairs:
+            if not path:
+                read.problems.append(
+                    f"{name} is not set: TLS needs both certificate and key (neither: no TLS)"
+                )
+    if v["tls"] == "1" and v["tls_termination"] == "platform":
+        read.problems.append("RELAY_TLS=1 and RELAY_TLS_TERMINATION=platform contradict each other")
+    if v["server_mtls"] is None:
+        v["server_mtls"] = v["server_client_cert_path"] is not None
+    if v["server_mtls"]:
+        for attribute in ("server_client_cert_path", "server_client_key_path"):
+            if not v[attribute]:
+                read.problems.append(
+                    f"mutual TLS with the platform is on: set {BY_ATTRIBUTE[attribute].name}"
+                )
+    for attribute in (*_PUBLIC_FILES, *_KEY_FILES):
+        name, path = BY_ATTRIBUTE[attribute].name, v[attribute]
+        if path is None:
+            continue
+        if not os.access(path, os.R_OK):
+            read.problems.append(f"{name}: got {path!r}, takes a readable file")
+        elif attribute in _KEY_FILES:
+            read.exposed(name, path, private_key=True)
+
+
+def _mode(read: Read, dev_platform: bool) -> None:
+    v = read.values
+    prod = v["mode"] == "prod"
+    for variable in VARIABLES:
+        value = v[variable.attribute]
+        if not variable.secret or value is None or variable.attribute in _PASSWORDS_OF_OTHERS:
+            continue
+        weak = weakness(value)
+        if weak is not None:
+            sentence = f"{variable.name} is {weak}: use at least {MIN_SECRET_CHARS} random characters"
+            (read.problems if prod else read.warnings).append(sentence)
+    if not prod:
+        return
+    if dev_platform:
+        read.problems.append("--dev starts the dev platform, which RELAY_MODE=prod never takes")
+    if not v["server_tls_verify"]:
+        read.warnings.append("RELAY_SERVER_TLS_VERIFY is off: anybody on the way can admit peers")
+    if v["internal_key"] is None and not dev_platform:
+        read.warnings.append(
+            "RELAY_INTERNAL_KEY is not set: the platform cannot tell this relay from a stranger; set the platform's value"
+        )
+    for attribute in ("jwks_url", "validate_url"):
+        parts = urlsplit(v[attribute])
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            read.warnings.append(
+                f"{BY_ATTRIBUTE[attribute].name} is http://: whoever is on the way can admit peers; use https://"
+            )
