@@ -10,7 +10,7 @@ from viewport_relay.config.values import HEADER_VALUE, MODE, TEXT, Mode, integer
 
 
 @frozen(slots=False)
-class Basics:
+class BasicSettings:
     """Where the relay listens, which platform it asks, and who operates it."""
 
     # fmt: off

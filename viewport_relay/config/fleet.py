@@ -10,7 +10,7 @@ from viewport_relay.config.values import BOOLEAN, RELAY_ID, TEXT, choice, url
 
 
 @frozen(slots=False)
-class Fleet:
+class FleetSettings:
     """How relays find each other's daemons and carry frames between them."""
 
     # fmt: off

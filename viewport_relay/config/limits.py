@@ -9,7 +9,7 @@ from viewport_relay.config.values import COUNT, WORKERS, milliseconds, seconds, 
 
 
 @frozen(slots=False)
-class Limits:
+class LimitSettings:
     """How much each peer, address and workspace may use; rates are per minute, and 0 turns a limit off."""
 
     # fmt: off

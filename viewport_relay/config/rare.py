@@ -10,7 +10,7 @@ from viewport_relay.config.values import BOOLEAN, TEXT, choice, integer, millise
 
 
 @frozen(slots=False)
-class Rare:
+class RareSettings:
     """Other ways to listen, the token check, the Noise link, logs."""
 
     # fmt: off

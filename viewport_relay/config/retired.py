@@ -20,7 +20,7 @@ from viewport_relay.config.values import (
 
 
 @frozen(slots=False)
-class Retired:
+class RetiredSettings:
     """Each has a default that nothing known needs to change."""
 
     # fmt: off

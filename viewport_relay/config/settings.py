@@ -7,29 +7,29 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import Factory, field, frozen
 
-from viewport_relay.config.basics import Basics
-from viewport_relay.config.fleet import Fleet
-from viewport_relay.config.limits import Limits
-from viewport_relay.config.rare import Rare
-from viewport_relay.config.retired import Retired
+from viewport_relay.config.basics import BasicSettings
+from viewport_relay.config.fleet import FleetSettings
+from viewport_relay.config.limits import LimitSettings
+from viewport_relay.config.rare import RareSettings
+from viewport_relay.config.retired import RetiredSettings
 from viewport_relay.config.table import Variable, by_attribute, rows
-from viewport_relay.config.tls import Tls
+from viewport_relay.config.tls import TlsSettings
 
 #: Every environment variable, in the order of the reference; those that it does not list come last.
 VARIABLES: tuple[Variable, ...] = (
-    *rows(Basics, "What everybody sets"),
-    *rows(Limits, "Limits"),
-    *rows(Tls, "TLS"),
-    *rows(Fleet, "Several relays"),
-    *rows(Rare, "Rare"),
-    *rows(Retired, "No longer listed", listed=False),
+    *rows(BasicSettings, "What everybody sets"),
+    *rows(LimitSettings, "Limits"),
+    *rows(TlsSettings, "TLS"),
+    *rows(FleetSettings, "Several relays"),
+    *rows(RareSettings, "Rare"),
+    *rows(RetiredSettings, "No longer listed", listed=False),
 )
 
 BY_ATTRIBUTE: Mapping[str, Variable] = by_attribute(VARIABLES)
 
 
 @frozen(slots=False)
-class Config(Basics, Limits, Tls, Fleet, Rare, Retired):
+class Config(BasicSettings, LimitSettings, TlsSettings, FleetSettings, RareSettings, RetiredSettings):
     """The settings in force, immutable. A reload makes a new one."""
 
     dev_platform: bool = field(kw_only=True, default=False)

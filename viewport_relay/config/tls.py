@@ -9,7 +9,7 @@ from viewport_relay.config.values import BOOLEAN, TEXT, choice
 
 
 @frozen(slots=False)
-class Tls:
+class TlsSettings:
     """Certificates and keys. TLS ends in the relay when a certificate is set, else in front of it."""
 
     # fmt: off

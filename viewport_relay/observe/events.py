@@ -63,6 +63,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "reload": Event("the relay was told to read its settings or files again"),
     "config_warning": Event("a setting deserves a look", "the message names the variable and the fix"),
+    "config_note": Event("a value that the relay chose for itself, and why"),
     "dev_platform": Event("the embedded platform for development answers"),
     "listen_failed": Event(
         "an address could not be listened on",
