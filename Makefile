@@ -12,7 +12,7 @@ ROADS_VENV := .venv-roads
 CODE := .
 ARGS ?=
 
-.PHONY: help setup run test roads conformance hostile fuzz chaos soak drain lint format docs bench bench-report lock release sbom clean
+.PHONY: help setup run test roads conformance hostile fuzz generated chaos soak drain lint format docs bench bench-report lock release sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +52,19 @@ conformance: $(READY) ## all cases of the Autobahn test suite, fast path on and 
 hostile: $(READY) ## every kind of flood and broken input, with figures
 	@HOSTILE_SECONDS=10 $(LONG) -s tests/hostile $(ARGS)
 
-fuzz: $(READY) ## generated input at every door (EXAMPLES=20000 each)
+# Coverage-guided fuzzing needs an interpreter with atheris, which has no wheel for every Python.
+FUZZ_VENV := .venv-fuzz
+RUNS ?= 1500000
+
+$(FUZZ_VENV)/.ready: requirements-dev.lock setup.cfg
+	@tools/setup-venv $(FUZZ_VENV)
+	@$(FUZZ_VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check 'atheris>=3.1'
+	@touch $@
+
+fuzz: $(FUZZ_VENV)/.ready ## coverage-guided fuzzing of everything that strangers write (RUNS=1500000 each, ARGS="frames")
+	@$(FUZZ_VENV)/bin/python -m tests.fuzz --runs $(RUNS) $(ARGS)
+
+generated: $(READY) ## generated input by property tests, both paths side by side (EXAMPLES=20000 each)
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(LONG) tests/hostile/test_both_paths.py tests/hostile/test_inputs.py $(ARGS)
 
 chaos: $(READY) ## every drill of tests/chaos
@@ -106,7 +118,7 @@ sbom: $(RELEASE_VENV)/.ready ## write sbom.json (CycloneDX): the relay and what 
 	@tools/make-sbom $(RELEASE_VENV) sbom.json
 
 clean: ## remove the environments and everything that was built
-	@rm -rf $(VENV) $(RELEASE_VENV) $(ROADS_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	@rm -rf $(VENV) $(RELEASE_VENV) $(ROADS_VENV) $(FUZZ_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		benchmarks/build benchmarks/peers/node-relay/node_modules
 	@find viewport_relay twisted tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -f twisted/plugins/dropin.cache

@@ -1,0 +1,210 @@
+"""What the coverage-guided fuzzer feeds: one function for each kind of input that a stranger or a neighbour writes.
+
+Each takes bytes, hands them to the code that reads such input in the relay, and asserts what must hold for every input. The only
+ways out are an answer and a refusal; any other exception is a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+
+from tests.conformance.echo import site
+from tests.drill.peer import kex_init, upgrade_request
+from tests.wireframes import EXAMPLES
+from viewport_relay.admission.claims import grant_for
+from viewport_relay.admission.http import Answer
+from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
+from viewport_relay.admission.keys import KeySet, KeySetError
+from viewport_relay.admission.token import token_from
+from viewport_relay.admission.verdict import judge
+from viewport_relay.backplane.signing import Reader
+from viewport_relay.devplatform.tokens import SigningKey
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
+from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
+from viewport_relay.reasons import Refusal
+
+Target = Callable[[bytes], None]
+
+_KEY: Final = SigningKey.generate("ES256")
+_KEYS: Final = KeySet.parse(json.dumps({"keys": [_KEY.jwk()]}).encode())
+_QUERY: Final = UpgradeQuery(Role.CLIENT, "w", "t")
+_RULES: Final = TokenRules("viewport-server", "viewport-relay", 30)
+_STATUSES: Final = (200, 201, 204, 301, 400, 401, 403, 404, 418, 500, 503)
+_BUS: Final = Reader("a-key-of-the-bus-0123456789abcdef", "b", 15.0, 1_048_576, lambda: 1_800_000_000.0)
+_CLAIMS: Final = {
+    "clientId": "c",
+    "userId": "u",
+    "runtimeTargetId": "t",
+    "machineId": "m",
+    "role": "client",
+    "workspaceId": "w",
+    "scope": "runtime",
+    "sessionIds": ["s"],
+    "sessionChannels": ["agent-session:a"],
+    "e2eeProfile": "noise-ik",
+    "policyMode": "standard",
+    "daemonPublicKey": None,
+    "pairingSecret": "x" * 43,
+    "exp": 1,
+    "iat": 1,
+    "nbf": 1,
+    "jti": "j",
+    "daemonIssueGeneration": 1,
+    "aud": ["a"],
+    "iss": "i",
+    "ver": 1,
+}
+
+
+def frames(data: bytes) -> None:
+    """Frames of all three roles. The short cut for e2ee frames must say what the full decoder says."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return  # the connection is closed 1007 before anything reads the frame
+    for decode in (decode_client, decode_daemon):
+        assert decode(data) == decode(data, fast=False)
+        assert decode(memoryview(data)) == decode(data)
+    decode_worker(data)
+
+
+def tokens(data: bytes) -> None:
+    """A token where peers put it, and then through the local check."""
+    text = data.decode("latin-1")
+    source = token_from([f"Bearer {text}"], [f"auth.{text}"], text, "dev")
+    assert source is None or 10 <= len(source.token) <= 4096
+    try:
+        header = read_header(text)
+        check_payload(payload_signed_by(text, header, _KEYS), _QUERY, _RULES, time.time())
+    except Refusal:
+        pass
+
+
+def payloads(data: bytes) -> None:
+    """The payload of a token whose signature is right."""
+    try:
+        members = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(members, dict):
+        try:
+            check_payload(members, _QUERY, _RULES, 1e9)
+        except Refusal:
+            pass
+
+
+def key_sets(data: bytes) -> None:
+    """The body of a JWKS answer."""
+    try:
+        KeySet.parse(data)
+    except KeySetError:
+        pass
+
+
+def answers(data: bytes) -> None:
+    """The platform's answer about a token: one byte for the status, then the body."""
+    status = _STATUSES[data[0] % len(_STATUSES)] if data else 200
+    verdict = judge(Answer(status, Headers(), data[1:]), _QUERY, "http://platform.example/validate")
+    assert isinstance(verdict, (Claims, Refusal))
+    if isinstance(verdict, Claims):
+        grant_for(_QUERY, verdict, "c-1")
+
+
+def bus_frames(data: bytes) -> None:
+    """A frame off the bus. Nothing here has a signature that is right."""
+    _BUS.read(data)
+
+
+def heads(data: bytes) -> None:
+    """Bytes of a new connection, in pieces: through the channel, the upgrade and, when it gets so far, the connection.
+
+    The first byte is the size of the pieces.
+    """
+    step = data[0] + 1 if data else 1
+    clock = Clock()
+    factory = site(clock, RELAY_LISTEN_HOST="127.0.0.1")
+    transport: Any = StringTransport()
+    transport.abortConnection = transport.loseConnection
+    channel = factory.buildProtocol(None)
+    channel.callLater = clock.callLater
+    transport.protocol = channel
+    channel.makeConnection(transport)
+    stream = data[1:]
+    for at in range(0, len(stream), step):
+        if transport.disconnecting:
+            break
+        transport.protocol.dataReceived(stream[at : at + step])
+        clock.advance(0)
+    clock.advance(100)
+    transport.protocol.connectionLost(Failure(ConnectionLost()))
+    clock.advance(100)
+    assert clock.getDelayedCalls() == [], "a timer is left behind"
+
+
+#: Every target, with inputs to begin with that are right.
+TARGETS: Final[Mapping[str, tuple[Target, tuple[bytes, ...]]]] = {
+    "frames": (frames, tuple(json.dumps(example).encode() for example in EXAMPLES.values())),
+    "tokens": (
+        tokens,
+        (_KEY.sign({"iss": "viewport-server", "aud": "viewport-relay", "exp": 2e9}).encode(),),
+    ),
+    "payloads": (
+        payloads,
+        (
+            b'{"iss":"viewport-server","aud":["viewport-relay"],"exp":2e9,"nbf":1,"iat":1,"role":"client","workspaceId":"w"}',
+        ),
+    ),
+    "key_sets": (
+        key_sets,
+        tuple(
+            json.dumps({"keys": [SigningKey.generate(kind).jwk()]}).encode()
+            for kind in ("RS256", "ES256", "EdDSA")
+        ),
+    ),
+    "answers": (
+        answers,
+        (
+            b"\0" + json.dumps({"ok": True, "claims": _CLAIMS}).encode(),
+            b'\5{"ok":false,"reason":"WORKSPACE_NOT_FOUND"}',
+        ),
+    ),
+    "bus_frames": (
+        bus_frames,
+        (
+            json.dumps(
+                {
+                    "workspaceId": "w",
+                    "runtimeTargetId": "t",
+                    "machineId": "m",
+                    "sourceRelayId": "a",
+                    "targetRelayId": None,
+                    "direction": "client_to_daemon",
+                    "payload": kex_init("r"),
+                    "issuedAtMs": 1_800_000_000_000,
+                    "signature": "s" * 43,
+                }
+            ).encode(),
+        ),
+    ),
+    "heads": (
+        heads,
+        (
+            b"\xff"
+            + upgrade_request(
+                "/ws?role=client&workspaceId=w&runtimeTargetId=t",
+                {"Authorization": "Bearer " + "x" * 40, "Origin": "http://x"},
+            ),
+            b"\x07GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"\x20POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+        ),
+    ),
+}
