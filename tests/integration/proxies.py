@@ -1,9 +1,8 @@
-"""Proxies as docs/how-to/behind-a-proxy.md configures them, for tests: its own text, with ports, names and paths put in.
+"""Proxies configured by the text of docs/how-to/behind-a-proxy.md, with ports, names and paths of the test.
 
     proxy = Proxy("nginx", folder, files, relay.port)
 
-Every piece of the text that is replaced must be there. What the page says to a reader of it, `section`, `block` and
-`settings` give.
+A piece of the text that is to be replaced must be there.
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ from pathlib import Path
 
 from tests.drill.certificates import Files
 from tests.drill.relay import until
+from tests.pages import blocks
 from tests.ports import free_port
 
-PAGE = (Path(__file__).parents[2] / "docs/how-to/behind-a-proxy.md").read_text("utf-8")
+PAGE = "docs/how-to/behind-a-proxy.md"
+TITLE = "# Put it behind a proxy"
 
 PROXIES = {
     "nginx": "## nginx",
@@ -34,21 +35,13 @@ PROXIES = {
 # -- the page --------------------------------------------------------------------------------------------------------
 
 
-def section(heading: str) -> str:
-    _, found, rest = PAGE.partition(heading + "\n") if heading else ("", "x", PAGE)
-    assert found, heading
-    return re.split(r"^## ", rest, maxsplit=1, flags=re.MULTILINE)[0]
-
-
 def block(heading: str, language: str) -> str:
-    """The first of a section's; "" is what stands before all sections."""
-    match = re.search(rf"^```{language}\n(.*?)^```$", section(heading), re.MULTILINE | re.DOTALL)
-    assert match, f"{heading}: no {language}"
-    return match[1]
+    """The first block of a section in a language; the title's section is what stands before all others."""
+    return next(one.text for one in blocks(PAGE, language) if one.heading == (heading or TITLE))
 
 
 def settings(heading: str) -> dict[str, str]:
-    """The variables that a section tells to set."""
+    """The variables that a section sets."""
     return dict(re.findall(r"^(RELAY_\w+)=(\S+)", block(heading, "sh"), re.MULTILINE))
 
 
@@ -60,7 +53,7 @@ def put_in(text: str, replacements: Mapping[str, str]) -> str:
 
 
 def knows_close_delay() -> bool:
-    """Whether this is Caddy 2.7 or newer, for which the example is."""
+    """Whether this is Caddy 2.7 or newer, which knows `stream_close_delay`."""
     found = re.match(
         r"v?(\d+)\.(\d+)", subprocess.run(["caddy", "version"], capture_output=True, text=True).stdout
     )
@@ -72,7 +65,7 @@ def knows_close_delay() -> bool:
 
 
 class Proxy:
-    """One of the programs, in front of the relay at `relay_port`; `faster` lowers times in its configuration."""
+    """One of the programs in front of a relay; `faster` lowers times in its configuration."""
 
     def __init__(
         self,
@@ -136,8 +129,10 @@ class Proxy:
         )
 
     def _caddy(self, text: str, relay: str) -> str:
-        if not knows_close_delay():
-            text = put_in(text, {"        stream_close_delay 5m\n": ""})
+        if knows_close_delay():
+            (line,) = [b.text.strip() for b in blocks(PAGE, "caddy") if "stream_close_delay" in b.text]
+            backend = "        reverse_proxy 127.0.0.1:7781"
+            text = put_in(text, {backend: f"{backend} {{\n{line}\n}}"})
         text = put_in(
             text,
             {

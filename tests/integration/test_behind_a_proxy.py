@@ -21,14 +21,20 @@ from types import SimpleNamespace
 import pytest
 
 from tests.drill.certificates import Identity
-from tests.drill.peer import PING, PONG, Closed, Peer, Refused, e2ee
+from tests.drill.peer import PING, PONG, Closed, Peer, Refused, dial, e2ee
 from tests.drill.platform import FaultyPlatform
-from tests.drill.relay import Relay, until
+from tests.drill.relay import ADMIN, Relay, until
 from tests.integration.proxies import PROXIES, Proxy, block, knows_close_delay, put_in, settings
 from tests.ports import free_port
 
 PER_IP = 3
 IDLE = 7.0  # seconds without a message, over times of the proxies that are lowered to less
+
+#: What only operators and load balancers may ask, in spellings that a proxy or the relay might take for the same.
+OPERATORS = (
+    "/admin/", "/admin/app.js", "/admin/api/overview", "/logs", "/logs?follow=1", "/state", "/metrics", "/ready",
+    "/disconnect", "/cache/flush", "//state", "/ws/../state", "/ws/%2e%2e/state", "/STATE", "/%73tate", "/ws/state",
+)  # fmt: skip
 
 EACH = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=getattr(pytest.mark, name.partition("-")[0])) for name in PROXIES]
@@ -108,7 +114,9 @@ class World:
             given |= settings(PROXIES["haproxy-tcp"]) | {"RELAY_ADMIN_LISTEN": f"127.0.0.1:{self.admin}"}
             given |= {"RELAY_TLS_CERT_PATH": self.files.cert, "RELAY_TLS_KEY_PATH": self.files.key}
         else:
-            given |= settings("")
+            given |= settings("") | {
+                "RELAY_ADMIN_LISTEN": ""
+            }  # so that only the proxy stands in front of those paths
         return self.exits.enter_context(Relay(given, port=self.ports[tcp]))
 
     def wait(self, tcp: bool) -> None:
@@ -128,6 +136,13 @@ class World:
     def join(self, proxy: Proxy, role: str, workspace: str, source: str, **more: object) -> Peer:
         door = SimpleNamespace(port=proxy.port, tls=self.tls)
         return Peer.join(door, self.platform, role, workspace, "t", source=source, **more)
+
+    def status(self, name: str, path: str) -> int:
+        """The status of an operator's request through a proxy, sent as it is written."""
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {ADMIN}\r\nConnection: close\r\n\r\n"
+        with dial(self.proxies[name].port, self.tls, source=peers_of(name, 8)) as sock:
+            sock.sendall(request.encode())
+            return int(sock.recv(4096).split()[1])
 
     def pair(self, proxy: Proxy, source: str) -> tuple[Peer, Peer]:
         """They have a workspace of their own."""
@@ -210,17 +225,33 @@ def test_the_check_of_the_page(world: World, name: str) -> None:
     commands = put_in(
         block("## Check it", "sh"), {"https://relay.example/": f"https://localhost:{proxy.port}/"}
     )
-    ready = name != "haproxy-tcp"  # whose operators have a door of their own
-    if not ready:
-        commands = commands.partition("\n")[2]
     curl = f'curl() {{ command curl -m 20 --cacert {ca} "$@"; }}\n'
     environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     done = subprocess.run(
         ["sh", "-c", curl + commands], capture_output=True, text=True, timeout=60, env=environment
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "x-relay-reason: query_invalid" in done.stdout.lower()
-    assert done.stdout.startswith('{"ok":true}') is ready
+    lines = done.stdout.splitlines()
+    health, admin = lines[0].partition("}")[::2] if len(lines) == 2 else lines[:2]
+    assert health.startswith('{"ok":true,"service":"relay"')
+    assert admin == "404"
+    assert lines[-1].lower() == "x-relay-reason: query_invalid"
+
+
+@EACH
+@pytest.mark.parametrize("path", ["/ws", "/health", "/.well-known/viewport-relay.json"])
+def test_the_paths_of_peers_are_published(world: World, name: str, path: str) -> None:
+    assert world.status(name, path) == (426 if path == "/ws" else 200)
+
+
+@EACH
+@pytest.mark.parametrize("path", OPERATORS)
+def test_the_paths_of_operators_are_not(world: World, name: str, path: str) -> None:
+    """With the right token, too."""
+    if name == "haproxy-tcp" and path == "/ready":
+        assert world.status(name, path) == 200  # as the page says: such a balancer sees no paths
+    else:
+        assert world.status(name, path) == 404
 
 
 @pytest.mark.nginx
