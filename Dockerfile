@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 #
-#   docker build -t viewport-relay --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" .
+#   docker build -t viewport-relay --build-arg VERSION=0.2.0 --build-arg REVISION="$(git rev-parse HEAD)" .
 #
 # Pin the base by digest where builds must be repeatable to the byte:
 #   docker buildx imagetools inspect python:3.13-slim-bookworm    tells it; then
@@ -26,7 +26,7 @@ RUN /tmp/backend/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel
     && /opt/viewport-relay/bin/twistd --help | grep -q viewport-relay
 
 FROM ${BASE}
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="viewport-relay" \
       org.opencontainers.image.description="Routes end-to-end encrypted frames between coding-agent daemons and clients" \

@@ -37,6 +37,7 @@ PROGRAMS = {
     "nginx": ("nginx", "nginx-light"),
     "caddy": ("caddy", "caddy"),
     "haproxy": ("haproxy", "haproxy"),
+    "kubectl": ("kubectl", "kubernetes-client"),
 }
 
 #: Seconds that an async test may take. Long: it is for what hangs, not for what is slow on a loaded machine.

@@ -64,3 +64,10 @@ def section(page: str, heading: str) -> str:
     assert found, f"{page}: no {heading}"
     level = len(heading) - len(heading.lstrip("#"))
     return re.split(rf"^#{{1,{level}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def version() -> str:
+    """The version of this source tree; what is installed may be another."""
+    match = re.search(r"^version = (\S+)$", text_of("setup.cfg"), re.MULTILINE)
+    assert match
+    return match[1]

@@ -20,7 +20,7 @@ BALANCER = (Path(__file__).parents[2] / "deploy/haproxy.cfg").read_text("utf-8")
 
 
 class Fleet:
-    """The balancer of compose.yaml in front of two relays that do not know each other."""
+    """The balancer of compose-fleet.yaml in front of two relays that do not know each other."""
 
     def __init__(self, folder: Path, platform: FaultyPlatform, exits: ExitStack) -> None:
         self.platform, self.port = platform, free_port()

@@ -1,0 +1,64 @@
+"""`viewport-relay serve` is `twistd -n viewport-relay` with a version and an error text of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from tests.drill.relay import ROOT, until
+from viewport_relay import __version__
+
+SERVE = [sys.executable, "-m", "viewport_relay.cli.main", "serve"]
+ENVIRON = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith("RELAY_") and name != "SERVER_URL"
+} | {"PYTHONPATH": str(ROOT)}
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SERVE, *options], capture_output=True, text=True, timeout=60, env=ENVIRON)
+
+
+def test_it_tells_its_own_version() -> None:
+    assert run("--version").stdout == f"viewport-relay, version {__version__}\n"
+
+
+def test_its_help_lists_options_and_settings() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--listen-port=" in done.stdout and "RELAY_JWKS_URL" in done.stdout
+
+
+def test_an_unknown_option_is_named() -> None:
+    done = run("--lisen-port", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "option --lisen-port not recognized" in done.stderr
+
+
+def test_settings_that_cannot_work_end_it() -> None:
+    done = run("--listen-port", "0")
+    assert done.returncode == 78
+    assert "RELAY_JWKS_URL" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_it_is_stopped(free_port: int, number: signal.Signals) -> None:
+    command = [*SERVE, "--dev", "--listen-port", str(free_port)]
+    with subprocess.Popen(
+        command, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as relay:
+        try:
+            assert relay.stdout is not None
+            until(lambda: "relay_started" in relay.stdout.readline(), 30, "the start")
+            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/health", timeout=15) as answer:
+                assert json.load(answer)["ok"] is True
+        finally:
+            relay.send_signal(number)
+        assert relay.wait(15) == 0
