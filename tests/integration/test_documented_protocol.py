@@ -11,6 +11,7 @@ from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay
 from tests.integration.documented import ROLES, Exchange, check_http, fits
 from tests.pages import Block, blocks, section, text_of
+from tools import arrows
 from viewport_relay.protocol import status
 from viewport_relay.reasons import Reason
 
@@ -107,7 +108,8 @@ def test_the_status_frames_are_the_relays() -> None:
 
 
 def test_every_frame_type_of_the_decoder_is_in_the_table() -> None:
-    source = text_of("viewport_relay/protocol/frames.py")
+    rooms = [path for name, path in arrows.modules().items() if arrows.room(name) == "protocol"]
+    source = "".join(path.read_text("utf-8") for path in rooms if path.stem != "status")
     table = section(PAGE, "## 4. Frames")
     types = set(re.findall(r'"((?:relay_|viewport\.)[a-z_./]+(?:v1)?)"', source))
     assert len(types) >= 11
