@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from attrs import evolve, field, frozen
@@ -54,6 +54,7 @@ class Target(EncodedURL):
     """
 
     encoded: str
+    host_header: str
 
     @classmethod
     def of(cls, text: str) -> Target:
@@ -75,6 +76,7 @@ class Target(EncodedURL):
             raise ValueError("takes a URL without spaces, backslashes and control characters")
         made = cls(scheme, url.host)
         made.encoded = f"{scheme}://{authority.lower()}{target}"
+        made.host_header = authority.lower().removesuffix(":443" if scheme == "https" else ":80")
         return made
 
     @property
@@ -128,8 +130,10 @@ class Call:
         gzip: bool = False,
     ) -> Call:
         """A call with `headers`, and the ones that every call has. Raises ValueError for an unusable URL."""
-        lines = Headers({name: [value] for name, value in {**_EVERY_CALL, **headers}.items()})
-        return cls(method, Target.of(url), lines, limit, max_bytes, retry, gzip)
+        target = Target.of(url)
+        given = {**_EVERY_CALL, "host": target.host_header, **headers}
+        lines = Headers({name: [value] for name, value in given.items()})
+        return cls(method, target, lines, limit, max_bytes, retry, gzip)
 
     @property
     def url(self) -> str:
@@ -211,24 +215,22 @@ class HttpClient:
 
     async def ask(self, call: Call, body: bytes | None = None) -> Answer:
         """The answer. Raises Unreachable, TooLarge or Encoded; CancelledError when the asker cancels."""
-        waiting = Deferred.fromCoroutine(self._ask(call, body))
-        waiting.addTimeout(call.limit, self._clock, _expired)
-        given_up = False
-
-        def give_up(_: object) -> None:
-            nonlocal given_up
-            given_up = True
-            waiting.cancel()
+        asking = Deferred.fromCoroutine(self._ask(call, body))
+        asking.addTimeout(call.limit, self._clock, _expired)
+        cancelled = False
 
         def pass_on(result: Answer | Failure) -> None:
-            # An attempt to connect that is cancelled fails like any other: its failure must not hide the CancelledError.
-            if isinstance(result, Answer) and not given_up:
-                answer.callback(result)
-            elif isinstance(result, Failure) and not given_up:
-                answer.errback(result)
+            # A request that is cancelled fails in as many ways as one that goes wrong: the asker gets none of them.
+            if not cancelled:
+                answer.callback(result)  # a Failure calls the errbacks
 
-        answer: Deferred[Answer] = Deferred(give_up)
-        waiting.addBoth(pass_on)
+        def cancel(_: object) -> None:
+            nonlocal cancelled
+            cancelled = True
+            asking.cancel()
+
+        answer: Deferred[Answer] = Deferred(cancel)
+        asking.addBoth(pass_on)
         return await answer
 
     async def _ask(self, call: Call, body: bytes | None) -> Answer:
@@ -298,8 +300,9 @@ class _NoCookies(IndexableCookieJar):
     def extract_cookies(self, response: Any, request: Any) -> None:
         """Called after each response."""
 
-    def set_cookie(self, cookie: Any) -> None:
-        """Never called: there is none."""
+    def __iter__(self) -> Iterator[Any]:
+        """Called before each request."""
+        return iter(())
 
 
 @implementer(IBodyProducer)
