@@ -14,7 +14,7 @@ from typing import Any
 from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
 
-from viewport_relay.admission.http import HttpClient, Target
+from viewport_relay.admission.http import HttpClient, RequestUrl
 from viewport_relay.admission.jwks import JwksClient, JwksSettings
 from viewport_relay.admission.jwt import (
     TokenHeader,
@@ -75,7 +75,7 @@ class Gate:
             ("RELAY_VALIDATE_URL", config.validate_url),
         ):
             try:
-                Target.of(url)
+                RequestUrl.of(url)
             except ValueError as takes:  # the URL is not shown: it may hold a password
                 raise ConfigError([f"{variable}: {takes}"]) from None
         clock: IReactorTime = reactor

@@ -46,18 +46,18 @@ _EVERY_CALL: Final = {
 }
 
 
-class Target(EncodedURL):
+class RequestUrl(EncodedURL):
     """An absolute http or https URL without user info, checked and encoded once.
 
-    treq takes an EncodedURL and encodes it again for each request, which takes longer than sending it, changes the path
-    (`/x?` becomes `/x`) and fails for IPv6 addresses: `to_uri` and `to_text` are the text that was checked.
+    treq takes an EncodedURL and encodes it again for each request, which costs much of a request's time, encodes characters
+    of the path that were sent as they stand, and fails for IPv6 addresses: here `to_uri` and `to_text` are what was checked.
     """
 
     encoded: str
     host_header: str
 
     @classmethod
-    def of(cls, text: str) -> Target:
+    def of(cls, text: str) -> RequestUrl:
         """Check a URL. Raises ValueError whose text says what is taken, without the URL: it may hold a password."""
         try:
             url = EncodedURL.from_text(text)
@@ -72,8 +72,8 @@ class Target(EncodedURL):
         if url.port is not None and not 0 < url.port < 65536:
             raise ValueError("takes a port from 1 to 65535")
         authority, target = _split(ascii_text)
-        if any(not "!" <= character <= "~" or character == "\\" for character in ascii_text):
-            raise ValueError("takes a URL without spaces, backslashes and control characters")
+        if "\\" in authority or any(not "!" <= character <= "~" for character in ascii_text):
+            raise ValueError("takes a URL without spaces and control characters")
         made = cls(scheme, url.host)
         made.encoded = f"{scheme}://{authority.lower()}{target}"
         made.host_header = authority.lower().removesuffix(":443" if scheme == "https" else ":80")
@@ -84,7 +84,7 @@ class Target(EncodedURL):
         """The URL for logs: without query, which may hold a secret."""
         return self.encoded.partition("?")[0]
 
-    def to_uri(self) -> Target:
+    def to_uri(self) -> RequestUrl:
         """Called by treq."""
         return self
 
@@ -110,7 +110,7 @@ class Call:
     """
 
     method: str
-    target: Target = field(repr=lambda target: target.shown)
+    target: RequestUrl = field(repr=lambda target: target.shown)
     headers: Headers = field(repr=False)
     limit: float
     max_bytes: int
@@ -130,7 +130,7 @@ class Call:
         gzip: bool = False,
     ) -> Call:
         """A call with `headers`, and the ones that every call has. Raises ValueError for an unusable URL."""
-        target = Target.of(url)
+        target = RequestUrl.of(url)
         given = {**_EVERY_CALL, "host": target.host_header, **headers}
         lines = Headers({name: [value] for name, value in given.items()})
         return cls(method, target, lines, limit, max_bytes, retry, gzip)

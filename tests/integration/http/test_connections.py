@@ -141,7 +141,16 @@ async def test_bytes_that_nobody_asked_for_end_a_kept_connection(listen: Listen,
     assert (await client.ask(call, b"{}")).body == b"ok"
 
 
-TARGETS = ["/a/b%2Fc?x=1&y=%20", "/x//y/../z?a=b?c", "/x?a=1&&b", "/;p=1?q=[1]", "/{|}\"'`", "/%zz", "/?x=1"]
+TARGETS = [
+    "/a/b%2Fc?x=1&y=%20",
+    "/x//y/../z?a=b?c",
+    "/x?a=1&&b",
+    "/;p=1?q=[1]",
+    "/{|}\"'`",
+    "/a\\b/c",
+    "/%zz",
+    "/?x=1",
+]
 
 
 @pytest.mark.parametrize("target", TARGETS)

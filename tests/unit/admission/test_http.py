@@ -13,7 +13,7 @@ from twisted.web.client import URI
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from viewport_relay.admission.http import Answer, Call, Encoded, HttpClient, Target, TimedOut, TooLarge
+from viewport_relay.admission.http import Answer, Call, Encoded, HttpClient, RequestUrl, TimedOut, TooLarge
 
 
 class Platform(Resource):
@@ -146,7 +146,7 @@ def test_a_question_that_is_given_up(memory: Fixture) -> None:
     ],
 )
 def test_urls(url: str, origin: tuple[bytes, bytes, int], target: bytes) -> None:
-    uri = URI.fromBytes(Target.of(url).to_uri().to_text().encode("ascii"))
+    uri = URI.fromBytes(RequestUrl.of(url).to_uri().to_text().encode("ascii"))
     assert ((uri.scheme, uri.host, uri.port), uri.originForm) == (origin, target)
 
 

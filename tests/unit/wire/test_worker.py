@@ -293,7 +293,7 @@ def test_a_request_and_its_answer(bench: Bench) -> None:
     assert (call.limit, call.max_bytes, call.retry) == (REQUEST_TIMEOUT, 1000, False)
     assert REQUEST_TIMEOUT == 60.0
     assert call.headers.getRawHeaders("accept") == ["text/plain"]
-    assert not call.headers.hasHeader("host")
+    assert call.headers.getRawHeaders("host") == ["platform.example"]
     assert body == '{"x":"\u00e9"}'.encode()
     bench.client.answer(0, b"caf\xc3\xa9 \xff", 201)
     assert bench.worker.heard == [
