@@ -1,4 +1,4 @@
-"""The relay's connections without sockets: the real hub, router and protocol over transports in memory.
+"""The relay's connections without sockets: real sessions, router and wire over transports in memory.
 
     relay = MemoryRelay(RELAY_PONG_TIMEOUT_MS="400")
     daemon = relay.daemon(generation=1)
@@ -25,14 +25,18 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from viewport_relay.backplane.interface import Backplane
+from viewport_relay.backplane.single import Single
 from viewport_relay.config import load
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.grant import Claims, Role, Scope, UpgradeQuery
+from viewport_relay.routing.model import Peer
+from viewport_relay.sessions.build import build
+from viewport_relay.sessions.session import Session
+from viewport_relay.wire.connection import Connection, ConnectionFactory, ConnectionInfo
 from viewport_relay.wire.heartbeat import Heartbeat
-from viewport_relay.wire.hub import Hub
-from viewport_relay.wire.websocket import Connection, ConnectionFactory
-from viewport_relay.wire.worker import WorkerTransport
+from viewport_relay.wire.turn import Turn
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
@@ -216,12 +220,11 @@ class Log:
 class MemoryPeer:
     """A peer at the other end: answers pings and Closes unless told otherwise."""
 
-    def __init__(self, relay: MemoryRelay, connection: Connection) -> None:
+    def __init__(self, relay: MemoryRelay, info: ConnectionInfo) -> None:
         self._relay = relay
         self._frames = FrameReader()
-        self.connection = connection
         self.transport = MemoryTransport(relay.clock, self._received)
-        self.transport.protocol = connection
+        self.connection: Connection = relay.factory.open(self.transport, b"", info)
         self.inbox: list[bytes] = []  # payloads of messages, in order
         self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
@@ -288,29 +291,55 @@ class MemoryPeer:
     @property
     def is_open(self) -> bool:
         """The relay has neither closed nor lost it."""
-        return self.closed is None and not self.connection.lost and self.connection.ending is None
+        return self.closed is None and self.connection.ending is None
+
+    @property
+    def routed(self) -> Peer | None:
+        """What routing knows it as, while it takes part."""
+        return routed(self.connection)
+
+
+def routed(connection: Connection) -> Peer | None:
+    """What routing knows a connection as, while it takes part."""
+    session = connection.handler
+    return session.peer if isinstance(session, Session) else None
 
 
 class MemoryRelay:
-    """Hub, factory and heartbeat of one relay, with a clock that the test turns."""
+    """Sessions, factory and heartbeat of one relay, with a clock that the test turns."""
 
-    def __init__(self, workers: WorkerTransport | None = None, **environ: str) -> None:
+    def __init__(
+        self,
+        client: Any = None,
+        backplane: Backplane | None = None,
+        keys: RelayKeys | None = None,
+        **environ: str,
+    ) -> None:
+        """`client` is in place of the HTTP client that asks the platform."""
         self.clock = Clock()
         self.clock.advance(1000.0)
         self.config = load({**GENEROUS, **environ})
         self.log = Log()
         self.counters = Counters()
-        nobody: Any = None
-        self.hub = Hub(
+        self.relaying = build(
             self.config,
             self.clock,
+            lambda: 1_800_000_000.0 + self.clock.seconds(),
             self.log,
             self.counters,
-            workers or nobody,
-            RelayKeys.load(None, None, None),
-            lambda: 1_800_000_000.0 + self.clock.seconds(),
+            client,
+            keys or RelayKeys.load(None, None, None),
+            backplane or Single(),
         )
-        self.factory = ConnectionFactory(self.clock, self.hub)
+        self.registry = self.relaying.registry
+        self.factory = ConnectionFactory(
+            self.clock,
+            Turn(),
+            self.counters,
+            frame_max_bytes=self.config.frame_max_bytes,
+            max_pending=self.config.max_pending_bytes,
+            fast_path=self.config.fast_path,
+        )
         self.heartbeat = Heartbeat(self.config, self.clock, lambda: self.factory.connections, self.counters)
         self.peers: list[MemoryPeer] = []
         self._made = 0
@@ -327,13 +356,10 @@ class MemoryRelay:
     ) -> MemoryPeer:
         """A peer that was admitted with these claims (attributes of `Claims`)."""
         self._made += 1
-        connection = self.factory.connection(f"{role.value}-{self._made}", ip)
-        peer = MemoryPeer(self, connection)
-        connection.makeConnection(peer.transport)
-        connection.adopt(b"", None)
+        peer = MemoryPeer(self, ConnectionInfo(f"{role.value}-{self._made}", ip))
         self.peers.append(peer)
         said = Claims(**{"workspace_id": workspace, "runtime_target_id": target, **claims})
-        self.hub.opened(connection, UpgradeQuery(role, workspace, target), said)
+        self.relaying.sessions.opened(peer.connection, UpgradeQuery(role, workspace, target), said)
         if pump:
             self.pump()
         return peer
@@ -346,6 +372,10 @@ class MemoryRelay:
 
     def worker(self, **rest: Any) -> MemoryPeer:
         return self.join(Role.WORKER, **{"managed_executor_id": "x", **rest})
+
+    def clean_up(self) -> None:
+        """What the service does every RELAY_CLEANUP_INTERVAL_MS."""
+        self.registry.clean_up(self.clock.seconds(), self.config.empty_workspace_ttl_ms / 1000)
 
     def pump(self) -> None:
         """Turn the reactor until nothing moves any more. Time stands still."""

@@ -39,18 +39,19 @@ from viewport_relay.observe.status import StatusLine
 from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import TargetView
+from viewport_relay.sessions.build import build
+from viewport_relay.sessions.join import target_of
+from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.signals import Signals
 from viewport_relay.wire.channel import HttpConnections
+from viewport_relay.wire.connection import ConnectionFactory
 from viewport_relay.wire.drain import Drain
 from viewport_relay.wire.heartbeat import Heartbeat
-from viewport_relay.wire.hub import Hub
-from viewport_relay.wire.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.wire.proxyprotocol import ProxyFactory
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import CertificateWatch, ServerContext, TLSFactory
+from viewport_relay.wire.turn import turn_of
 from viewport_relay.wire.upgrade import UpgradeResource
-from viewport_relay.wire.websocket import ConnectionFactory
-from viewport_relay.wire.worker import WorkerTransport
 
 _BACKLOG: Final = 1024
 
@@ -81,26 +82,17 @@ class RelayState:
 
     def targets(self) -> Sequence[TargetView]:
         service = self._service
-        return service.hub.registry.views(service.now() - service.reactor.seconds())
+        return service.relaying.registry.views(service.now() - service.reactor.seconds())
 
     def connections(self) -> Mapping[str, int]:
-        return {role.value: number for role, number in self._service.hub.registry.joined.items()}
+        return {role.value: number for role, number in self._service.relaying.registry.joined.items()}
 
     def disconnect(
         self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
     ) -> int:
-        found = 0
-        for connection in tuple(self._service.factory.connections):
-            peer = connection.routed
-            if (
-                peer is not None
-                and connection_id in (None, peer.connection_id)
-                and workspace_id in (None, peer.grant.workspace_id)
-                and runtime_target_id in (None, peer.grant.runtime_target_id)
-            ):
-                connection.end(Reason.DISCONNECTED_BY_OPERATOR)
-                found += 1
-        return found
+        return self._service.relaying.sessions.disconnect(
+            workspace_id=workspace_id, runtime_target_id=runtime_target_id, connection_id=connection_id
+        )
 
     def flush_caches(self) -> None:
         self._service.gate.flush()
@@ -151,11 +143,20 @@ class RelayService(MultiService):
         self.counters = Counters()
         self.client = HttpClient.from_config(reactor, config)
         self.gate = Gate.from_config(reactor, config, log, self.counters, self.now, self.client)
-        workers = WorkerTransport(self.client, config.server_url, config.frame_max_bytes, log, self.counters)
         self.keys = relay_keys(config)
         self.backplane = backplane_for(reactor, config, log, self.counters, self.client, self.now)
-        self.hub = Hub(config, reactor, log, self.counters, workers, self.keys, self.now, self.backplane)
-        self.factory = ConnectionFactory(reactor, self.hub)
+        self.relaying = build(
+            config, reactor, self.now, log, self.counters, self.client, self.keys, self.backplane
+        )
+        self.turn = turn_of(reactor)
+        self.factory = ConnectionFactory(
+            reactor,
+            self.turn,
+            self.counters,
+            frame_max_bytes=config.frame_max_bytes,
+            max_pending=config.max_pending_bytes,
+            fast_path=config.fast_path,
+        )
         self.upgrade = self._make_upgrade(open_files)
         self.state: StateSource = RelayState(self)
         #: what the operator's door shows
@@ -169,7 +170,7 @@ class RelayService(MultiService):
         self._http: list[HttpConnections] = []
         self._ports: list[IListeningPort] = []
         self._timers: list[LoopingCall] = []
-        self.drain = Drain(reactor, self.factory.connections, config.drain_seconds)
+        self.drain = Drain(reactor, self.factory.connections, config.drain_seconds, target_of)
         #: not installed before the process is this relay's
         self.stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
 
@@ -177,11 +178,14 @@ class RelayService(MultiService):
         config = self.config
         return self._upgrade_kind(
             config,
-            self.hub,
-            self.gate,
-            self.factory,
-            WindowCounter(config.rate_limit_per_ip),
-            ConnectionCounts(
+            self.reactor,
+            self.log,
+            self.counters,
+            gate=self.gate,
+            factory=self.factory,
+            opened=self.relaying.sessions.opened,
+            attempts=WindowCounter(config.rate_limit_per_ip),
+            counts=ConnectionCounts(
                 max_total=most_connections(config, open_files),
                 max_per_ip=config.max_connections_per_ip,
                 max_clients=self._most_clients(),
@@ -210,6 +214,13 @@ class RelayService(MultiService):
             self.log.event("config_note", message=note)
         # Only who set up the link, or needs it, pins its key.
         asked_for = self.config.sources.get("noise_link", "default") != "default"
+        if self.turn.disconnect is None:
+            self.log.event(
+                "config_warning",
+                level="warn",
+                message=f"the reactor is {type(self.reactor).__name__}: frames take a slower path than with the relay's "
+                "own; leave out twistd's --reactor",
+            )
         if self.keys.source == "ephemeral" and asked_for and self.config.noise_link != "off":
             self.log.event(
                 "config_warning",
@@ -240,10 +251,16 @@ class RelayService(MultiService):
 
     def _start_rooms(self) -> None:
         self.gate.start()
-        self.backplane.start(self.hub.elsewhere)
+        self.backplane.start(self.relaying.remote)
         self.heartbeat.start()
-        self._every(self.config.cleanup_interval_ms / 1000, self.hub.clean_up)
+        self._every(self.config.cleanup_interval_ms / 1000, self._clean_up)
         self._every(self.config.cleanup_interval_ms / 1000, self.gate.clean_up)
+
+    def _clean_up(self) -> None:
+        """Forget empty targets, what has aged out, and memory that is not in use."""
+        config = self.config
+        self.relaying.registry.clean_up(self.reactor.seconds(), config.empty_workspace_ttl_ms / 1000)
+        self.turn.arena.buffers.clear()
 
     def _say_started(self) -> None:
         config = self.config
@@ -264,7 +281,7 @@ class RelayService(MultiService):
         self._notifier.start_watchdog(self.reactor, self._status)
 
     def _status(self) -> str:
-        joined = self.hub.registry.joined
+        joined = self.relaying.registry.joined
         return ", ".join(f"{number} {role.value}s" for role, number in joined.items()) or "no peers"
 
     def _descriptor_warnings(self) -> list[str]:

@@ -18,7 +18,6 @@ from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, con
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service import RelayService
-from viewport_relay.wire.dispatch import shorten_dispatch
 from viewport_relay.workers.parent import ParentService
 
 
@@ -35,6 +34,15 @@ def _environment_help() -> str:
         file_too = f" (or {variable.name}_FILE)" if variable.secret else ""
         lines.append(f"    {variable.name}{file_too} [{variable.shown_default}]\n        {variable.help}")
     return "\n".join(lines)
+
+
+def install_reactor() -> None:
+    """Install the relay's reactor where there is epoll; elsewhere Twisted's default serves."""
+    try:
+        from viewport_relay.wire.reactor import install
+    except ImportError:
+        return
+    install()
 
 
 class Options(usage.Options):
@@ -59,6 +67,8 @@ class Options(usage.Options):
         parent = self.parent
         if parent is not None and parent.get("pidfile") == "twistd.pid":
             parent["pidfile"] = ""
+        if "twisted.internet.reactor" not in sys.modules:  # else --reactor was given
+            install_reactor()
 
     def overrides(self) -> dict[str, str]:
         """Attributes of `Config` that were given as options."""
@@ -79,9 +89,6 @@ def makeService(options: Options) -> IService:
     """Called by twistd. Raises SystemExit when the settings cannot work."""
     from twisted.internet import reactor
 
-    # Twisted's clock is the wall's: set back or forward it would hold up or fire every time-out at once.
-    reactor.seconds = time.monotonic  # type: ignore[method-assign]
-    shorten_dispatch(reactor)
     environ = dict(os.environ)
     platform = None
     if options["dev"]:

@@ -9,7 +9,6 @@ setting RELAY_FAST_PATH chooses the path, RELAY_FRAME_MAX_BYTES the limit.
 from __future__ import annotations
 
 import os
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,74 +19,87 @@ from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import load
 from viewport_relay.observe.counters import Counters
-from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
+from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.decisions import Decision
-from viewport_relay.routing.model import Peer
+from viewport_relay.wire.connection import Connection, ConnectionFactory
+from viewport_relay.wire.framing import BINARY, frame_header
+from viewport_relay.wire.life import Ending
+from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
+from viewport_relay.wire.turn import turn_of
 from viewport_relay.wire.upgrade import UpgradeResource
-from viewport_relay.wire.websocket import Connection, ConnectionFactory, frame_header
 
 #: Conformance clients put it behind their address.
 PATH = "/ws?role=worker&workspaceId=conformance&token=conformance-token"
 
-_BINARY = 2
+
+class Echo:
+    """The handler of every connection, and the receiver of its own messages; binary ones go back as binary."""
+
+    outlet: Echo
+
+    def __init__(self, service: EchoService, connection: Connection) -> None:
+        self.outlet = self
+        self.outbox = connection.outbox
+        self._service = service
+        connection.outbox.feed_fairly()
+        connection.reader.route(self, self._judge, self._decide, self._count)
+        connection.reader.unwrap = self._unwrap
+
+    def _judge(self, peer: Any, message: Message, now: float) -> Echo | None:
+        return self if is_utf8(message) else None
+
+    def _decide(self, peer: Any, verdict: Any, message: bytes) -> None:
+        raise AssertionError("there is nothing to decide")
+
+    def _count(self, peer: Any, messages: int, size: int, now: float) -> None:
+        self._service.echoed += messages
+
+    def _unwrap(self, payload: bytes, is_binary: bool) -> bytes | None:
+        if not is_binary:
+            return payload
+        self.outbox.take(frame_header(BINARY, len(payload)) + payload, self._feeder)
+        return None
+
+    #: A connection that is its own feeder: it is not read while its answers wait.
+    _feeder: Any = None
+
+    def closed(self, ending: Ending) -> None:
+        if ending.reason is not None:
+            self._service.reasons.append(ending.reason)
 
 
-class EchoConnection(Connection):
-    """Sends binary messages back as binary, which the relay's own has no use for."""
-
-    def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if isBinary and self.ending is None:
-            self.take(self, frame_header(_BINARY, len(payload)) + payload)
-        else:
-            super().onMessage(payload, isBinary)
-
-
-class EchoHub:
-    """Stands in for the hub: every connection is let in, and is its own receiver."""
+class EchoService:
+    """Lets every connection in."""
 
     def __init__(self, clock: IReactorTime, **environ: str) -> None:
         settings = {"RELAY_MODE": "dev", "SERVER_URL": "http://127.0.0.1:1"}
         self.config = load(settings | environ)
         self.clock = clock
         self.counters = Counters()
-        self.log: Any = self
         self.reasons: list[Reason] = []
         self.echoed = 0
-        hub: Any = self  # what the factory needs of one is here
-        self.factory = ConnectionFactory(clock, hub, EchoConnection)
+        self.turn = turn_of(clock)
+        self.factory = ConnectionFactory(
+            clock,
+            self.turn,
+            self.counters,
+            frame_max_bytes=self.config.frame_max_bytes,
+            max_pending=self.config.max_pending_bytes,
+            fast_path=self.config.fast_path,
+        )
 
     def opened(self, connection: Connection, query: UpgradeQuery, claims: Claims) -> None:
-        grant = Grant(Role.WORKER, "conformance", None, None, connection.connection_id, claims, None)
-        nobody: Any = None
-        itself = Peer(connection.connection_id, grant, connection.ip, 0.0, connection, nobody, nobody)
-
-        def judge(peer: Peer, message: Message, now: float) -> Peer | None:
-            return itself if is_utf8(message) else None
-
-        def decide(connection: Connection, peer: Peer, verdict: Peer | Decision, message: bytes) -> None:
-            raise AssertionError("there is nothing to decide")
-
-        def count(connection: Connection, peer: Peer, messages: int, size: int) -> None:
-            self.echoed += messages
-
-        connection.routed = itself
-        connection.route(judge, decide, count, is_daemon=True)
-
-    def ended(self, connection: Connection, reason: Reason, detail: str, details: dict[str, Any]) -> None:
-        self.reasons.append(reason)
-
-    def left(self, connection: Connection, how: str, code: int | None) -> None:
-        """Nothing is kept of it."""
+        connection.handler = echo = Echo(self, connection)
+        echo._feeder = connection.reader
 
     def event(self, event: str, **rest: Any) -> None:
-        """Nobody reads this log."""
+        """A no-op log."""
 
 
 class OpenGate:
-    """Admits everybody."""
+    """A gate that admits every token."""
 
     def recall(self, token: TokenSource, query: UpgradeQuery) -> Claims | None:
         return None
@@ -97,15 +109,18 @@ class OpenGate:
 
 
 def site(clock: IReactorTime, **environ: str) -> RelaySite:
-    hub: Any = EchoHub(clock, **environ)
+    service = EchoService(clock, **environ)
     gate: Any = OpenGate()
     upgrade = UpgradeResource(
-        hub.config,
-        hub,
-        gate,
-        hub.factory,
-        WindowCounter(0),
-        ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0),
+        service.config,
+        clock,
+        service,
+        service.counters,
+        gate=gate,
+        factory=service.factory,
+        opened=service.opened,
+        attempts=WindowCounter(0),
+        counts=ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0),
     )
     nothing: Any = SimpleNamespace(render=_nothing_else)
     return RelaySite(Root(upgrade, nothing))
@@ -117,10 +132,7 @@ def _nothing_else(request: Request) -> bytes:
 
 
 def main() -> None:
-    from twisted.internet import reactor
-
-    running: Any = reactor
-    running.seconds = time.monotonic
+    running = install()
     environ = {name: value for name, value in os.environ.items() if name.startswith("RELAY_")}
     port = running.listenTCP(0, site(running, **environ), interface="127.0.0.1", backlog=512)
     print(port.getHost().port, flush=True)

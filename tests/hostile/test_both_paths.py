@@ -19,9 +19,11 @@ from twisted.internet import tcp
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from tests.conformance.echo import EchoHub
+from tests.conformance.echo import EchoService
 from tests.memorywire import FrameReader, Poll, masked_frame
-from viewport_relay.wire import fastpath
+from viewport_relay.wire.arena import ARENA_SIZE
+from viewport_relay.wire.connection import ConnectionInfo
+from viewport_relay.wire.transport import DirectTransport
 
 TEXT, BINARY, CLOSE, PING, PONG, CONTINUATION = 1, 2, 8, 9, 10, 0
 LIMIT = 150_000
@@ -37,8 +39,15 @@ class _Reactor(Poll, Clock):
         Poll.__init__(self)
         Clock.__init__(self)
 
+    def watch_hang_up(self, transport: object) -> None:
+        """Not played here."""
+
+    unwatch_hang_up = watch_hang_up
+
 
 class _Transport(tcp.Connection):
+    """A transport that the connection cannot read directly, as TLS is."""
+
     def getPeer(self) -> str:  # type: ignore[override]
         return "a peer"
 
@@ -51,12 +60,16 @@ class _Transport(tcp.Connection):
         protocol.connectionLost(reason)
 
 
+class _Direct(DirectTransport, _Transport):  # type: ignore[misc]
+    """A transport that it can."""
+
+
 class Wire:
     """One upgraded connection on a socket pair, turned by hand."""
 
     def __init__(self, fast: bool, by_feed: bool = False) -> None:
         self.reactor = _Reactor()
-        self.hub = EchoHub(
+        self.service = EchoService(
             self.reactor,
             RELAY_FAST_PATH="1" if fast else "0",
             RELAY_FRAME_MAX_BYTES=str(LIMIT),
@@ -66,17 +79,13 @@ class Wire:
         for sock in (self.ours, theirs):
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        self.connection = self.hub.factory.connection("c", "127.0.0.1")
-        self.transport = _Transport(theirs, self.connection, self.reactor)
+        kind = _Transport if by_feed else _Direct
+        nothing: Any = None
+        self.transport: Any = kind(theirs, nothing, self.reactor)  # type: ignore[arg-type]
         self.transport.connected = 1
-        self.transport.startReading()
-        self.connection.makeConnection(self.transport)
-        plain = self.transport.doRead
-        self.connection.adopt(b"", None)
-        if by_feed and self.connection.reader is not None:
-            self.transport.doRead = plain  # the transport reads, as TLS does, and hands on what it has read
-        nobody: Any = None
-        self.hub.opened(self.connection, nobody, nobody)
+        self.connection = self.service.factory.open(self.transport, b"", ConnectionInfo("c", "127.0.0.1"))
+        self.service.opened(self.connection, nothing, nothing)
+        self.connection.start(b"")
         self._frames = FrameReader()
         self.heard: list[tuple[int, bytes]] = []
         self.ended = False
@@ -136,7 +145,7 @@ class Wire:
         if not self.transport.disconnected:
             self.transport.connectionLost(Failure(ConnectionError("over")))
         self.reactor.advance(60)
-        assert self.connection.lost and not self.hub.factory.connections
+        assert self.connection.is_lost and not self.service.factory.connections
         assert self.reactor.getDelayedCalls() == []
         # Pongs may wait while the transport is full, and then the newest stands for all: when that is differs.
         return [
@@ -300,4 +309,4 @@ def test_a_short_frame_that_drips_is_told_at_its_first_wrong_byte() -> None:
 
 
 def test_the_arena_holds_what_the_limit_of_these_tests_does_not() -> None:
-    assert LIMIT > fastpath.ARENA_SIZE // 4  # so that long frames are among them
+    assert LIMIT > ARENA_SIZE // 4  # so that long frames are among them

@@ -6,7 +6,7 @@ outcome is one of these values. The caller carries them out.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from attrs import frozen
 
@@ -15,8 +15,15 @@ from viewport_relay.reasons import Reason
 from viewport_relay.routing.model import Peer
 
 
+class NoReceiver:
+    """What every decision has in common: no receiver that the message could simply be sent to."""
+
+    __slots__ = ()
+    outlet: ClassVar[None] = None
+
+
 @frozen
-class Reply:
+class Reply(NoReceiver):
     """Answer the sender with this text; it stays open. `reason` is None when it is no complaint."""
 
     text: str
@@ -24,7 +31,7 @@ class Reply:
 
 
 @frozen
-class Drop:
+class Drop(NoReceiver):
     """The frame goes nowhere. `detail` says why, for the log; it holds nothing from the payload."""
 
     reason: Reason
@@ -32,7 +39,7 @@ class Drop:
 
 
 @frozen
-class Close:
+class Close(NoReceiver):
     """Close the sender with the reason's close code and text, after `reply` if there is one.
 
     `logged_as` is the reason that the log entry names when it differs from the one on the wire.
@@ -45,7 +52,7 @@ class Close:
 
 
 @frozen
-class FanOut:
+class FanOut(NoReceiver):
     """The message goes to all of these, byte for byte. `lossy`: never queued, who cannot take it now misses it."""
 
     receivers: tuple[Peer, ...]
@@ -53,14 +60,14 @@ class FanOut:
 
 
 @frozen
-class Publish:
+class Publish(NoReceiver):
     """A daemon's answer belongs to a client of another relay: publish it on the bus, addressed to that relay."""
 
     relay_id: str
 
 
 @frozen
-class NoDaemon:
+class NoDaemon(NoReceiver):
     """A client's frame found no daemon here: another relay may hold it, else `DAEMON_UNAVAILABLE`.
 
     The frame is not charged yet: `Router.carried` or `Router.charge` does that once its fate is known.

@@ -2,11 +2,12 @@
 
     what is queued -> close 1001 "relay shutting down" -> the peer's answer | the deadline
 
-A target's daemon and its clients go in the same wave: nobody waits long for the other on the next relay.
+A daemon and its clients go in the same wave, so that neither waits long for the other on the next relay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from math import ceil
 from typing import Final
@@ -15,7 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from viewport_relay.reasons import Reason
-from viewport_relay.wire.websocket import Connection
+from viewport_relay.wire.connection import Connection
 
 #: Seconds between two waves, and the least number of connections in one: few peers need no spreading.
 WAVE_SECONDS: Final = 0.1
@@ -32,9 +33,17 @@ def per_wave(connections: int, seconds: float) -> int:
 
 
 class Drain:
-    """Ends `connections`, which is live: whoever leaves meanwhile is gone from it."""
+    """Ends `connections`, a live set: connections that are lost meanwhile are gone from it."""
 
-    def __init__(self, clock: IReactorTime, connections: AbstractSet[Connection], seconds: float) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        connections: AbstractSet[Connection],
+        seconds: float,
+        target_of: Callable[[Connection], tuple[str, str]],
+    ) -> None:
+        """`target_of` names the workspace and target of a connection."""
+        self._target_of = target_of
         self._clock = clock
         self._connections = connections
         self._seconds = seconds
@@ -47,7 +56,7 @@ class Drain:
     def start(self) -> Deferred[None]:
         """Fires when the last connection is gone, after `seconds` at the latest."""
         # Sorted backwards, since waves are taken from the end.
-        self._left = sorted(self._connections, key=_target, reverse=True)
+        self._left = sorted(self._connections, key=self._key, reverse=True)
         if not self._left:
             return succeed(None)
         self._waiting = len(self._left)
@@ -64,8 +73,8 @@ class Drain:
         ended = 0
         while self._left and ended < self._size:
             connection = self._left.pop()
-            if not connection.lost:
-                connection.end(Reason.RELAY_SHUTTING_DOWN)
+            if not connection.is_lost:
+                connection.close(Reason.RELAY_SHUTTING_DOWN)
                 ended += 1
         if self._left:
             self._timers.append(self._clock.callLater(WAVE_SECONDS, self._wave))
@@ -76,7 +85,7 @@ class Drain:
             self._finish()
 
     def end_at_once(self) -> None:
-        """Cut whoever is left."""
+        """Cut the connections that are left."""
         self._left.clear()
         for connection in tuple(self._connections):
             connection.cut(Reason.RELAY_SHUTTING_DOWN)
@@ -91,10 +100,5 @@ class Drain:
         if done is not None:
             done.callback(None)
 
-
-def _target(connection: Connection) -> tuple[str, str, str]:
-    peer = connection.routed
-    if peer is None:
-        return ("", "", connection.connection_id)
-    grant = peer.grant
-    return (grant.workspace_id, grant.runtime_target_id or "", connection.connection_id)
+    def _key(self, connection: Connection) -> tuple[tuple[str, str], str]:
+        return self._target_of(connection), connection.info.connection_id

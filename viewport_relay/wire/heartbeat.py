@@ -14,7 +14,7 @@ from twisted.internet.task import LoopingCall
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.reasons import Reason
-from viewport_relay.wire.websocket import Connection
+from viewport_relay.wire.connection import Connection
 
 #: Slices of one round over all connections.
 SLICES: Final = 8
@@ -71,25 +71,38 @@ class Heartbeat:
             self.check(connection, now)
 
     def _forgive(self, seconds: float, now: float) -> None:
-        """What peers sent while we stood still is not read yet: that time counts against nobody."""
+        """Take the time in which the process stood still from every clock: what peers sent meanwhile is not read yet."""
         for connection in self._connections():
-            connection.last_seen = min(now, connection.last_seen + seconds)
-            connection.pinged_at = min(now, connection.pinged_at + seconds)
-            if connection.unanswered_since is not None:
-                connection.unanswered_since = min(now, connection.unanswered_since + seconds)
+            reader = connection.reader
+            reader.last_seen = min(now, reader.last_seen + seconds)
+            reader.pinged_at = min(now, reader.pinged_at + seconds)
+            if reader.unanswered_since is not None:
+                reader.unanswered_since = min(now, reader.unanswered_since + seconds)
 
     def check(self, connection: Connection, now: float) -> None:
-        """Ping the connection, or drop it (wire contract, section 4). Whom we do not read, no clock runs against."""
-        if connection.ending is not None or connection.paused or connection.state != connection.STATE_OPEN:
+        """Ping the connection, or drop it (wire contract, section 4). No clock runs while it is not read."""
+        reader = connection.reader
+        if connection.ending is not None or reader.paused:
             return
-        unanswered = connection.unanswered_since
-        if unanswered is not None and connection.last_seen > unanswered:
-            connection.unanswered_since = unanswered = None
+        unanswered = reader.unanswered_since
+        if unanswered is not None and reader.last_seen > unanswered:
+            reader.unanswered_since = unanswered = None
         if unanswered is not None and now - unanswered >= self._pong_timeout:
             self._counters.ws_stale_terminated += 1
             connection.cut(Reason.PONG_TIMEOUT)
-        elif now - connection.last_seen >= self._idle_timeout:
+        elif now - reader.last_seen >= self._idle_timeout:
             self._counters.ws_idle_terminated += 1
             connection.cut(Reason.IDLE_TIMEOUT)
-        elif now - connection.pinged_at >= self._ping_interval:
-            connection.ping(now)
+        elif now - reader.pinged_at >= self._ping_interval:
+            ping(connection, now)
+
+
+def ping(connection: Connection, now: float) -> None:
+    """Ask for a sign of life (RFC 6455 section 5.5.2); a ping that still waits to leave is not sent twice."""
+    reader, outbox = connection.reader, connection.outbox
+    reader.pinged_at = now
+    if reader.unanswered_since is None:
+        reader.unanswered_since = now
+    elif outbox.blocked:
+        return
+    outbox.ping()

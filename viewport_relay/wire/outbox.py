@@ -1,8 +1,8 @@
 """What waits to be sent to one connection: bounded, in order, fair between those who feed it.
 
-The transport buffers a little (its high-water mark) and then says pause; from then on bytes wait here, in one
-lane for each feeder, and leave round-robin when the transport says resume. A connection that only one party
-writes to (a client) has one lane, so that its order is kept. Nothing here knows what the bytes mean.
+The transport buffers up to its high-water mark and then pauses its producer, the outbox. From then on bytes wait here, in
+one lane for each feeder, and leave round-robin when the transport resumes the producer. A connection that only one party
+writes to (a client) has one lane, so that its order is kept.
 """
 
 from __future__ import annotations
@@ -11,101 +11,39 @@ import socket as sockets
 from collections import deque
 from collections.abc import Callable
 from socket import socket
-from typing import Any, Final, Protocol
+from typing import Final
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
+from viewport_relay.wire.framing import BINARY, CLOSE, PING, PONG, frame_header, text_header
+from viewport_relay.wire.interfaces import Feeder, StreamTransport
+from viewport_relay.wire.transport import DirectTransport
+from viewport_relay.wire.turn import MOST_HELD, Turn
+
 #: The transport's own buffer, bytes: small, so that a flooding feeder delays the others little.
 HIGH_WATER: Final = 65_536
+
+#: Most bytes that the kernel keeps for a daemon beyond what is already on its way to it.
+KERNEL_QUEUE: Final = 131_072
 
 #: For `send`: more will follow at once. Where the kernel does not know it, that costs a segment.
 _MORE: Final[int] = getattr(sockets, "MSG_MORE", 0)
 
-#: Most bytes that are held until the end of a turn, for all receivers together.
-MOST_HELD: Final = 262_144
-
-
-class Turn:
-    """One look of the reactor at its sockets. What its frames make is held back, and sent when all were read.
-
-    A receiver that several peers write to gets one `send` for all of it; and receivers that are woken up one right
-    after another cost less than those that fall asleep again in between. Only who dispatches the reactor's events
-    knows when a turn begins and ends: where nobody does, it never runs, and everything is sent at once.
-    """
-
-    __slots__ = ("calls", "disconnect", "held", "outboxes", "running", "within")
-
-    def __init__(self) -> None:
-        # Set by who dispatches, who then calls `send` if there is anything in `outboxes` or `calls`:
-        self.within = False  # whether a turn is under way
-        self.running = False  # whether frames are held until its end
-        self.outboxes: list[Outbox] = []
-        self.held = 0  # bytes, at most MOST_HELD and a frame
-        self.calls: list[Callable[[], None]] = []
-        #: The reactor's way to end a TCP connection at once, where that is known.
-        self.disconnect: Callable[[Any], None] | None = None
-
-    def send(self) -> None:
-        """Send what is held, in the order in which receivers came."""
-        outboxes, self.outboxes = self.outboxes, []
-        self.held = 0
-        for outbox in outboxes:
-            outbox.send_held()
-        if self.calls:
-            calls, self.calls = self.calls, []
-            for call in calls:
-                call()
-
-    def when_sent(self, call: Callable[[], None]) -> None:
-        """Call this at the end of the turn, when what is held now has been sent: at once, outside a turn."""
-        if self.within:
-            self.calls.append(call)
-        else:
-            call()
-
-    def lose(self, transport: Any) -> None:
-        """End a TCP connection that has nothing left to send; `loseConnection` would come back to it in another turn."""
-        if self.disconnect is not None and not self.within:
-            self.disconnect(transport)
-        else:
-            transport.loseConnection()
-
-
-#: The turn of this process's reactor.
-TURN: Final = Turn()
-
 
 def _nothing() -> None:
-    """Nobody waits any more."""
+    """A no-op callback."""
+
+
+def _taken(pending: int) -> bool:
+    """A no-op limit: everything may wait."""
+    return True
 
 
 class Unsealed(bytes):
     """A message that is sealed only when it leaves: a Noise link counts its messages in the order of sending."""
 
     __slots__ = ()
-
-
-class Transport(Protocol):
-    """What an outbox needs of a Twisted stream transport."""
-
-    def write(self, data: bytes, /) -> None: ...
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
-    def unregisterProducer(self) -> None: ...
-
-
-class DirectTransport(Transport, Protocol):
-    """A plain TCP transport of Twisted, whose socket may be written while its own buffer is empty."""
-
-    dataBuffer: bytes
-    _tempDataLen: int
-
-
-class Feeder(Protocol):
-    """A connection whose messages go to this one; it is not read while its lane is not empty."""
-
-    def pause_reading(self, cause: object) -> None: ...
-    def resume_reading(self, cause: object) -> None: ...
 
 
 class _Lane:
@@ -122,67 +60,165 @@ class Outbox:
     """The way out of one connection. `blocked` says that the transport has enough for now."""
 
     __slots__ = (
-        "_direct",
-        "_held",
-        "_in_transport",
-        "_lanes",
-        "_last",
-        "_on_resume",
-        "_seal",
-        "_socket",
-        "_transport",
-        "_turns",
-        "blocked",
-        "queued",
-        "ready",
-    )
+        "_direct", "_free", "_held", "_in_transport", "_lanes", "_last", "_may_wait", "_plain", "_pong", "_seal",
+        "_shut", "_socket", "_transport", "_turn", "_turns", "blocked", "on_backlog", "on_idle", "queued", "ready",
+    )  # fmt: skip
 
-    def __init__(self, transport: Transport, on_resume: Callable[[], None]) -> None:
-        """`on_resume` is called whenever everything has gone to the transport and it takes more."""
+    def __init__(
+        self, turn: Turn, transport: StreamTransport, may_wait: Callable[[int], bool] = _taken
+    ) -> None:
+        """`may_wait` is asked when a message meets a blocked transport, with `pending`; False: it is not taken."""
+        self._turn = turn
         self._transport = transport
+        self._may_wait: Callable[[int], bool] | None = may_wait
         self._direct: DirectTransport | None = None
         self._socket: socket | None = None
-        self._seal: Callable[[bytes], bytes] = bytes
-        self._on_resume = on_resume
+        self._free: socket | None = None  # the socket, while nothing waits and it may be written at once
+        self._plain = True  # messages are taken, and leave unsealed
+        self._shut = False
+        self._seal: Callable[[bytes], bytes | None] | None = None
         self._lanes: dict[Feeder | None, _Lane] = {}
         # Lanes that hold something. None of them: no deque, which is 600 bytes even if it is empty.
         self._turns: deque[_Lane] | None = None
         self._last: bytes | None = None
+        self._pong: bytes | None = None
         self._in_transport = 0  # at most so much was unsent in the transport when it blocked
+        self._held: bytes | list[bytes] | None = None  # until the end of the turn; only while `_free`
+        #: Called whenever everything has gone to the transport and it takes more.
+        self.on_idle: Callable[[], None] = _nothing
+        #: Called whenever a message has met a full transport.
+        self.on_backlog: Callable[[], None] = _nothing
         self.blocked = False
         self.queued = 0
-        #: The socket, while nothing waits and it may be written at once; None: `write` finds out.
+        #: The socket, while a frame may be given to `hold` without asking anything else.
         self.ready: socket | None = None
-        self._held: bytes | list[bytes] | None = None  # until the end of the turn; only while `ready`
         transport.registerProducer(self, True)
+        if isinstance(transport, DirectTransport):
+            self._direct = transport
+            self._socket = transport.socket
 
     @property
     def pending(self) -> int:
         """Bytes that wait, here and (at most) in the transport."""
         return self.queued + self._in_transport
 
-    def write_directly(self, transport: DirectTransport, sock: socket) -> None:
-        """From now on write to the socket at once while nothing waits: it saves a turn of the reactor."""
-        self._direct = transport
-        self._socket = sock
+    @property
+    def sealed(self) -> bool:
+        """Whether messages leave as a link's records."""
+        return self._seal is not None
 
-    def seal_with(self, seal: Callable[[bytes], bytes]) -> None:
-        """How an `Unsealed` message becomes the bytes of a frame."""
+    @property
+    def drained(self) -> bool:
+        """Whether this is a plain TCP connection that has sent all that it was given."""
+        return self._held is None and not self.blocked and self._emptied() is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything has gone to the transport and its buffer is not full."""
+        return not self.blocked and not self._turns and self._held is None
+
+    # -- messages ----------------------------------------------------------------------------------------------
+
+    def take(self, data: bytes | memoryview, feeder: Feeder | None = None) -> bool:
+        """Send whole frames. If they must wait, `feeder`, who brought them, is not read until they have gone.
+
+        False: they are not taken. A memoryview is used up when this returns.
+        """
+        if self._shut:
+            return False
+        if self._may_wait is not None:
+            if self.blocked and not self._may_wait(self.pending):
+                return False
+            feeder = None
+        self.write(data, feeder)
+        if self.blocked:
+            self.on_backlog()
+        return True
+
+    def send(self, message: bytes, feeder: Feeder | None = None) -> bool:
+        """Make a frame of the message (on a link, records) and take it."""
+        if self._seal is not None:
+            return self.take(Unsealed(message), feeder)
+        return self.take(text_header(len(message)) + message, feeder)
+
+    def feed_fairly(self) -> None:
+        """Keep a lane for each feeder, without a limit: the feeders are paused instead (a daemon's outbox)."""
+        self._may_wait = None
+        # What waits in the kernel is past our lanes: one client's flood would be megabytes ahead of all the others.
+        sock = getattr(self._transport, "socket", None)  # of TLS too
+        if sock is not None and sock.family != sockets.AF_UNIX and hasattr(sockets, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NOTSENT_LOWAT, KERNEL_QUEUE)
+
+    def seal_with(self, seal: Callable[[bytes], bytes | None]) -> None:
+        """Send messages as a link's records from now on; `seal` gives None when the link cannot carry any more."""
         self._seal = seal
+        self._plain = False
+        self.ready = None
+
+    def shut(self) -> None:
+        """Take no more messages: the connection has ended. What waits still leaves, and no feeder waits for it."""
+        self._shut = True
+        self._plain = False
+        self.ready = None
+
+    # -- control frames ----------------------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """Send a Ping frame (RFC 6455 section 5.5.2)."""
+        self._control(PING, b"")
+
+    def pong(self, payload: bytes) -> None:
+        """Send a Pong frame; while the transport is full the latest one waits (RFC 6455 section 5.5.3)."""
+        if self.blocked:
+            self._pong = payload
+        else:
+            self._control(PONG, payload)
+
+    def _control(self, opcode: int, payload: bytes) -> None:
+        if self._last is None:
+            self.write(frame_header(opcode, len(payload)) + payload)
+
+    def send_binary(self, payload: bytes) -> None:
+        """Send a message of the link's handshake."""
+        self.write(frame_header(BINARY, len(payload)) + payload)
+
+    def send_close(self, payload: bytes, *, ends: bool) -> None:
+        """Send a Close frame after everything that waits; nothing is sent after it.
+
+        `ends`: the connection is ended at once then, so that the kernel may put Close and FIN into one segment.
+        """
+        data = frame_header(CLOSE, len(payload)) + payload
+        self._pong = None
+        if self.blocked or self._turns:
+            self._last = data
+            return
+        self._last = b""
+        if ends and self.drained:
+            self._send_with_fin(data)
+        else:
+            self.hold(data)
+
+    def _send_with_fin(self, data: bytes) -> None:
+        assert self._free is not None
+        try:
+            sent = self._free.send(data, _MORE)
+        except OSError:
+            sent = 0
+        if sent < len(data):
+            self.write(data[sent:])
+
+    # -- bytes -------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | memoryview, feeder: Feeder | None = None) -> None:
-        """Send bytes; if they must wait, `feeder`, who brought them, is not read until they have gone.
-
-        A memoryview is used up when this returns.
-        """
+        """Send bytes, or let them wait in the feeder's lane."""
         if self._held is not None:
             self.send_held()
         if self.blocked:
             self._wait(feeder, data if isinstance(data, bytes) else bytes(data))
             return
         if type(data) is Unsealed:
-            data = self._seal(data)
-        sock = self.ready or self._emptied()
+            data = self._record(data)
+        sock = self._free or self._emptied()
         if sock is not None:
             try:
                 sent = sock.send(data)
@@ -191,14 +227,14 @@ class Outbox:
             if sent == len(data):
                 return
             data = data[sent:]
-            self.ready = None
+            self._free = self.ready = None
         self._in_transport = len(data)
         self._transport.write(bytes(data))
 
     def hold(self, data: bytes) -> None:
         """Send bytes at the end of the turn, with what else comes for this receiver; at once, if others wait before."""
-        turn = TURN
-        if not turn.running or (self.ready is None and (self.blocked or self._emptied() is None)):
+        turn = self._turn
+        if not turn.running or (self._free is None and (self.blocked or self._emptied() is None)):
             self.write(data)
             return
         held = self._held
@@ -214,38 +250,24 @@ class Outbox:
             turn.send()
 
     def send_held(self) -> None:
-        """The turn is over, or something else is to be sent after it."""
+        """Send what is held: the turn is over, or something else is to be sent after it."""
         held, self._held = self._held, None
         if held is not None:
             self.write(b"".join(held) if isinstance(held, list) else held)
 
+    def _record(self, message: bytes) -> bytes:
+        assert self._seal is not None
+        records = self._seal(message)
+        return b"" if records is None else frame_header(BINARY, len(records)) + records
+
     def _emptied(self) -> socket | None:
         """The socket if it may be written, and the transport has sent all that it was given."""
         direct = self._direct
-        if direct is not None and not direct.dataBuffer and not direct._tempDataLen:
-            self.ready = self._socket
-        return self.ready
-
-    def write_last(self, data: bytes, *, ends: bool = False) -> None:
-        """Send these bytes after everything that waits (a Close frame).
-
-        `ends`: the connection is ended at once then, so that the kernel may put them and its FIN into one segment.
-        """
-        if self.blocked or self._turns:
-            self._last = data
-        elif ends and self.drained:
-            self._say_last(data)
-        else:
-            self.hold(data)
-
-    def _say_last(self, data: bytes) -> None:
-        assert self.ready is not None
-        try:
-            sent = self.ready.send(data, _MORE)
-        except OSError:
-            sent = 0
-        if sent < len(data):
-            self.write(data[sent:])
+        if direct is not None and direct.sent_everything:
+            self._free = self._socket
+            if self._plain:
+                self.ready = self._free
+        return self._free
 
     def _wait(self, feeder: Feeder | None, data: bytes) -> None:
         lane = self._lanes.get(feeder)
@@ -261,8 +283,10 @@ class Outbox:
         lane.size += len(data)
         self.queued += len(data)
 
+    # -- feeders -----------------------------------------------------------------------------------------------
+
     def forget(self, feeder: Feeder) -> None:
-        """The feeder is gone and nobody shall wait for what it left behind."""
+        """Drop what a feeder that has left brought."""
         lane = self._lanes.pop(feeder, None)
         if lane is not None:
             self.queued -= lane.size
@@ -271,26 +295,16 @@ class Outbox:
             self._turns.remove(lane)
 
     def let_feeders_go(self) -> None:
-        """What they brought still leaves, but nobody waits for that any more: the receiver takes part no longer."""
+        """Resume the feeders: what they brought still leaves, but the receiver takes part no longer."""
         for feeder in tuple(self._lanes):
             if feeder is not None:
                 feeder.resume_reading(self)
 
-    @property
-    def drained(self) -> bool:
-        """Whether this is a plain TCP connection that has sent all that it was given."""
-        return self._held is None and not self.blocked and self._emptied() is not None
-
-    @property
-    def idle(self) -> bool:
-        """Whether everything has gone to the transport and its buffer is not full."""
-        return not self.blocked and not self._turns and self._held is None
-
-    # -- IPushProducer, called by the transport ------------------------------------------------------------
+    # -- IPushProducer, called by the transport ------------------------------------------------------------------
 
     def pauseProducing(self) -> None:
         self.blocked = True
-        self.ready = None
+        self._free = self.ready = None
         self._in_transport += HIGH_WATER
 
     def resumeProducing(self) -> None:
@@ -306,7 +320,7 @@ class Outbox:
             else:
                 del self._lanes[lane.feeder]
             if type(data) is Unsealed:
-                data = self._seal(data)
+                data = self._record(data)
             self._in_transport = len(data)
             self._transport.write(data)
             if not lane.chunks and lane.feeder is not None:
@@ -314,28 +328,26 @@ class Outbox:
         if self._turns or self.blocked:
             return
         self._turns = None
-        if self._last is not None:
-            last, self._last = self._last, None
+        if self._pong is not None:
+            payload, self._pong = self._pong, None
+            self._control(PONG, payload)
+        if self._last:
+            last, self._last = self._last, b""
             self._transport.write(last)
-        self._on_resume()
+        self.on_idle()
 
     def stopProducing(self) -> None:
-        """The connection is lost: drop everything and let the feeders be read again."""
+        """Drop everything and resume the feeders: nothing can be sent any more."""
+        self.shut()
         lanes, self._lanes = self._lanes, {}
-        self._held = None
-        self._turns = None
-        self._last = None
-        self._socket = self._direct = self.ready = None
-        self._on_resume = _nothing  # who owns us is free to go
-        self._seal = bytes
-        self.queued = 0
-        self._in_transport = 0
+        self._held = self._turns = self._pong = None
+        self._last = b""
+        self._socket = self._direct = self._free = None
+        self.on_idle = self.on_backlog = _nothing  # holds no reference to the connection
+        self._may_wait = _taken
+        self._seal = None
+        self.queued = self._in_transport = 0
         self.blocked = True
         for feeder in lanes:
             if feeder is not None:
                 feeder.resume_reading(self)
-
-    def detach(self) -> None:
-        """The transport is gone for good."""
-        self.stopProducing()
-        self._transport.unregisterProducer()

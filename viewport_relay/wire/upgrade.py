@@ -14,7 +14,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 
 from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.protocols.policies import ProtocolWrapper
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http import Request, datetimeToString
 from twisted.web.resource import Resource
@@ -34,12 +34,16 @@ from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCoun
 from viewport_relay.admission.query import read_query
 from viewport_relay.admission.token import LINK_SUBPROTOCOL, TokenSource, select_subprotocol, token_from
 from viewport_relay.config import Config
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.channel import RelayChannel
+from viewport_relay.wire.connection import Connection, ConnectionFactory, ConnectionInfo
 from viewport_relay.wire.head import Head
-from viewport_relay.wire.hub import Hub
-from viewport_relay.wire.websocket import Connection, ConnectionFactory
+
+#: Takes over an open connection with what was asked and what the platform says of its token.
+Opened = Callable[[Connection, UpgradeQuery, Claims], None]
 
 _MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TOKEN_CHARS: Final = frozenset(
@@ -113,16 +117,24 @@ class UpgradeResource(Resource):
     def __init__(
         self,
         config: Config,
-        hub: Hub,
+        clock: IReactorTime,
+        log: EventSink,
+        counters: Counters,
+        *,
         gate: Gate,
         factory: ConnectionFactory,
+        opened: Opened,
         attempts: WindowCounter,
         counts: ConnectionCounts,
     ) -> None:
+        """`opened` takes over a connection that was admitted; `attempts` are upgrade attempts by address."""
         Resource.__init__(self)
         self.stopping = False
         self._config = config
-        self._hub = hub
+        self._clock = clock
+        self._log_sink = log
+        self._counters = counters
+        self._opened = opened
         self._gate = gate
         self._factory = factory
         self._attempts = attempts
@@ -157,9 +169,9 @@ class UpgradeResource(Resource):
         if not is_upgrade(head.headers.get(b"upgrade", ())):
             raise Refusal(Reason.UPGRADE_REQUIRED)  # plain HTTP is not counted
         counted = counted_as(attempt.ip)
-        wait = self._attempts.hit(counted, self._hub.clock.seconds())
+        wait = self._attempts.hit(counted, self._clock.seconds())
         if wait:
-            self._hub.counters.upgrade_rate_limited += 1
+            self._counters.upgrade_rate_limited += 1
             detail = f"more than RELAY_RATE_LIMIT_PER_IP={config.rate_limit_per_ip} attempts within a minute"
             raise Refusal(Reason.RATE_LIMIT_EXCEEDED, detail, retry_after=wait)
         if self.stopping:
@@ -196,7 +208,7 @@ class UpgradeResource(Resource):
 
     def _admit(self, attempt: Attempt) -> None:
         assert attempt.token is not None and attempt.query is not None
-        latency, clock = self._hub.counters.admission_latency, self._hub.clock
+        latency, clock = self._counters.admission_latency, self._clock
         began = clock.seconds()
 
         def refused(refusal: Refusal) -> None:
@@ -231,7 +243,7 @@ class UpgradeResource(Resource):
 
     def _broken(self, attempt: Attempt, failure: Failure) -> None:
         attempt.release()
-        self._hub.log.event(
+        self._log_sink.event(
             "internal_error",
             level="error",
             message="an upgrade failed inside the relay: this is a bug",
@@ -250,10 +262,10 @@ class UpgradeResource(Resource):
         except Refusal as refusal:
             self._refuse(attempt, refusal)
             return
-        self._hub.counters.admission_ok += 1
-        connection = self._hand_over(attempt)
-        self._hub.opened(connection, attempt.query, claims)
-        self._feed(connection)
+        self._counters.admission_ok += 1
+        connection, early = self._hand_over(attempt)
+        self._opened(connection, attempt.query, claims)
+        connection.start(early)
 
     def _settle_target(self, attempt: Attempt, claims: Claims) -> None:
         """A client's target may come from the claims alone: then it counts there."""
@@ -266,39 +278,29 @@ class UpgradeResource(Resource):
         ):
             ticket.count_client(query.workspace_id, claims.runtime_target_id)
 
-    def _hand_over(self, attempt: Attempt) -> Connection:
-        """Give the TCP connection to a `Connection`, in the open state."""
+    def _hand_over(self, attempt: Attempt) -> tuple[Connection, bytes]:
+        """Give the TCP connection to a `Connection`, in the open state; with it what came before the 101."""
         transport, early = attempt.channel.hand_over()
         transport.unregisterProducer()
-        connection = self._factory.connection(attempt.connection_id, attempt.ip)
-        connection.version = attempt.version
-        connection.early = early
+        chosen = select_subprotocol(attempt.subprotocols, self._config.noise_link != "off")
+        info = ConnectionInfo(
+            attempt.connection_id,
+            attempt.ip,
+            attempt.version,
+            "auth" if chosen is not None and chosen.startswith("auth.") else chosen,
+            chosen == LINK_SUBPROTOCOL,
+        )
+        connection = self._factory.open(transport, _switching_protocols(attempt.head, chosen), info)
         ticket, attempt.ticket = attempt.ticket, None
         if ticket is not None:
             connection.when_lost(ticket.release)
-        if isinstance(transport, ProtocolWrapper):  # TLS, PROXY protocol
-            transport.wrappedProtocol = connection
-        else:
-            transport.protocol = connection
-        connection.makeConnection(transport)
-        chosen = select_subprotocol(attempt.subprotocols, self._config.noise_link != "off")
-        connection.adopt(_switching_protocols(attempt.head, chosen), chosen, link=chosen == LINK_SUBPROTOCOL)
-        return connection
-
-    @staticmethod
-    def _feed(connection: Connection) -> None:
-        """Handle what came before the 101, then read on."""
-        early, connection.early = connection.early, b""
-        if early:
-            connection.dataReceived(early)
-        if not connection.lost and not connection.paused:
-            connection.transport.resumeProducing()
+        return connection, early
 
     # -- refusing ----------------------------------------------------------------------------------------------
 
     def _refuse(self, attempt: Attempt, refusal: Refusal) -> None:
         """A refusal by the gate: over HTTP, or for browsers as a Close behind the upgrade."""
-        self._hub.counters.admission_denied += 1
+        self._counters.admission_denied += 1
         mode = self._config.reject_mode
         by_close = mode == "close" or (
             mode == "auto" and attempt.token is not None and attempt.token.via == "subprotocol"
@@ -306,15 +308,15 @@ class UpgradeResource(Resource):
         if not by_close or refusal.reason not in _CLOSABLE:
             self._answer(attempt, refusal)
             return
-        self._hub.counters.ws_connections_rejected += 1
+        self._counters.ws_connections_rejected += 1
         self._log(attempt, refusal)
-        connection = self._hand_over(attempt)
-        connection.end(refusal.reason, logged=False)
-        self._feed(connection)
+        connection, early = self._hand_over(attempt)
+        connection.close(refusal.reason)  # which is not logged again: nobody handles the connection
+        connection.start(early)
 
     def _answer(self, attempt: Attempt, refusal: Refusal) -> None:
         attempt.release()
-        self._hub.counters.ws_connections_rejected += 1
+        self._counters.ws_connections_rejected += 1
         self._log(attempt, refusal)
         body = json.dumps(
             {
@@ -337,11 +339,11 @@ class UpgradeResource(Resource):
         )
 
     def _log(self, attempt: Attempt, refusal: Refusal) -> None:
-        self._hub.counters.refusals[refusal.reason] += 1
+        self._counters.refusals[refusal.reason] += 1
         about = {**attempt.describe(), **refusal.details}
         if refusal.detail:
             about["detail"] = refusal.detail
-        self._hub.log.event(
+        self._log_sink.event(
             "refuse", level=refusal.level, reason=refusal.reason, connection_id=attempt.connection_id, **about
         )
 

@@ -42,7 +42,7 @@ class PassingResource(UpgradeResource):
             return
         inner = _inner(channel.transport)
         if (inner.dataBuffer or inner._tempDataBuffer) and looks:
-            self._hub.clock.callLater(_UNSENT_SECONDS, self._when_sent, attempt, looks - 1)
+            self._clock.callLater(_UNSENT_SECONDS, self._when_sent, attempt, looks - 1)
             return
         self._pass(attempt, inner)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from typing import Any, Final
 
 from attrs import evolve
@@ -30,7 +29,7 @@ from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.ring import Record
 from viewport_relay.observe.twistedlog import TwistedObserver
 from viewport_relay.service import RelayService
-from viewport_relay.wire.dispatch import shorten_dispatch
+from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.upgrade import UpgradeResource
 from viewport_relay.workers.messages import (
@@ -153,7 +152,17 @@ class WorkerService(RelayService):
         RelayService.__init__(self, reactor, evolve(config, warnings=()), log, None, open_files)
 
     def _make_upgrade(self, open_files: int) -> UpgradeResource:
-        return UpgradeResource(self.config, self.hub, self.gate, self.factory, WindowCounter(0), self._counts)
+        return UpgradeResource(
+            self.config,
+            self.reactor,
+            self.log,
+            self.counters,
+            gate=self.gate,
+            factory=self.factory,
+            opened=self.relaying.sessions.opened,
+            attempts=WindowCounter(0),
+            counts=self._counts,
+        )
 
     def _open_doors(self) -> None:
         self._site = RelaySite(Root(self.upgrade, self._door(admin=False)))
@@ -288,11 +297,7 @@ class _ReporterFactory:
 
 def main() -> int:
     """Until the parent says stop."""
-    from twisted.internet import reactor as installed
-
-    reactor: Any = installed
-    reactor.seconds = time.monotonic  # as in tap.py
-    shorten_dispatch(reactor)
+    reactor: Any = install()
     words = socket.socket(fileno=WORDS_FD)
     words.setblocking(False)
     reporter = Reporter()

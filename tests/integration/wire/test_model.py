@@ -18,12 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
 
-from tests.memorywire import TEXT, Log, MemoryPeer, MemoryRelay, masked_frame
+from tests.memorywire import TEXT, MemoryPeer, MemoryRelay, masked_frame
 from tests.wireframes import encoded
 from viewport_relay.admission.http import Answer, Call
-from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.grant import Profile, Role, Scope
-from viewport_relay.wire.worker import WorkerTransport
 
 MOST_REQUESTS, MOST_SESSIONS, FRAME_MAX = 3, 4, 2000
 REQUEST_TTL, SESSION_TTL, PONG_TIMEOUT, EMPTY_TTL = 120.0, 1800.0, 0.4, 120.0
@@ -117,10 +115,8 @@ class Relay(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.platform = Platform()
-        client: Any = self.platform
-        workers = WorkerTransport(client, "http://platform", FRAME_MAX, Log(), Counters())
         self.relay = MemoryRelay(
-            workers,
+            self.platform,
             RELAY_PAIRING_REQUEST_TRACK_MAX=str(MOST_REQUESTS),
             RELAY_SESSION_OWNER_TRACK_MAX=str(MOST_SESSIONS),
             RELAY_FRAME_MAX_BYTES=str(FRAME_MAX),
@@ -146,7 +142,7 @@ class Relay(RuleBasedStateMachine):
     def message(self, member: Member, name: str, **changes: Any) -> bytes:
         """A frame that no other is equal to, and that says who sent it."""
         self.count += 1
-        return encoded(name, n=self.count, by=member.peer.connection.connection_id, **changes)
+        return encoded(name, n=self.count, by=member.peer.connection.info.connection_id, **changes)
 
     def came(self, member: Member, **claims: Any) -> None:
         member.peer.transport.bufferSize = TRANSPORT_MARK
@@ -182,7 +178,7 @@ class Relay(RuleBasedStateMachine):
 
     def say(self, member: Member, message: bytes, meaning: Any) -> None:
         """The member sends it; `meaning()` is what the model makes of it once the relay reads it."""
-        if member.peer.connection.paused:
+        if member.peer.connection.reader.paused:
             member.unread.append(meaning)
         else:
             meaning()
@@ -194,7 +190,7 @@ class Relay(RuleBasedStateMachine):
         self.relay.clock.advance(0.001)
         self.relay.pump()
         for member in list(self.members):
-            while member.unread and not member.peer.connection.paused and member in self.members:
+            while member.unread and not member.peer.connection.reader.paused and member in self.members:
                 member.unread.pop(0)()
         self.listen()
 
@@ -258,7 +254,7 @@ class Relay(RuleBasedStateMachine):
                 return
             holder.broken = True
             self.gone(holder)
-            assert holder.peer.connection.lost
+            assert holder.peer.connection.is_lost
         place.holder = member
         place.holder_generation = place.highest if generation is None else generation
         self.settle()
@@ -302,7 +298,7 @@ class Relay(RuleBasedStateMachine):
             return
         member = self.pick(self.members, number)
         assert member is not None
-        if how == "vanish" or not member.reading or member.peer.connection.paused:
+        if how == "vanish" or not member.reading or member.peer.connection.reader.paused:
             self.gone(member)
             member.broken = True
             member.peer.transport.vanish()
@@ -347,7 +343,7 @@ class Relay(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.relay.wait(seconds, step=max(0.5, seconds / 4))
         self.settle()
-        self.relay.hub.clean_up()
+        self.relay.clean_up()
         for where, place in self.places.items():
             for kind, table in place.requests.items():
                 place.requests[kind] = {key: entry for key, entry in table.items() if self.now < entry[1]}
@@ -737,20 +733,20 @@ class Relay(RuleBasedStateMachine):
     @invariant()
     def everybody_heard_exactly_what_was_for_them(self) -> None:
         for member in self.leaving:
-            if member.reading and not member.peer.connection.paused:
+            if member.reading and not member.peer.connection.reader.paused:
                 assert_same(member)
             assert member.peer.after_close == []
 
     @invariant()
     def tables_are_within_their_bounds_and_hold_what_they_should(self) -> None:
         for where, place in self.places.items():
-            target = self.relay.hub.registry.find(*where)
+            target = self.relay.registry.find(*where)
             if target is None:
                 continue
             assert len(target.key_exchanges) == len(place.requests["kex"]) <= MOST_REQUESTS
             assert len(target.pairings) == len(place.requests["pairing"]) <= MOST_REQUESTS
             assert len(target.sessions) == len(place.sessions) <= MOST_SESSIONS
-        joined = self.relay.hub.registry.joined
+        joined = self.relay.registry.joined
         for role in Role:
             assert joined[role] == len(self.alive(role))
 
@@ -776,14 +772,14 @@ class Relay(RuleBasedStateMachine):
             waiting.called for _, waiting in self.platform.waiting
         )  # a worker takes its requests with it
         assert not self.relay.clock.getDelayedCalls()
-        assert not +self.relay.hub.registry.joined
-        for target in self.relay.hub.registry:
+        assert not +self.relay.registry.joined
+        for target in self.relay.registry:
             assert target.empty
             assert target.channels == {}
             assert len(target.key_exchanges) == len(target.pairings) == len(target.sessions) == 0
         self.relay.wait(121, step=60)
-        self.relay.hub.clean_up()
-        assert len(self.relay.hub.registry) == 0
+        self.relay.clean_up()
+        assert len(self.relay.registry) == 0
         counters = self.relay.counters
         assert counters.ws_connections_opened == counters.ws_connections_closed
 

@@ -11,20 +11,19 @@ from tests.unit.backplane.parts import StubBackplane
 from tests.wireframes import encoded
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, DAEMON_TO_CLIENTS, Arrival, Whereabouts
 from viewport_relay.protocol.grant import Scope
-from viewport_relay.wire.elsewhere import Elsewhere
 
 THERE = Whereabouts("b", "wss://b.example")
 
 
 class House:
     def __init__(self, *, redirects: bool = False, **environ: str) -> None:
-        self.relay = MemoryRelay(**environ)
         self.backplane = StubBackplane()
         self.backplane.redirects = redirects
-        self.relay.hub.elsewhere = Elsewhere(self.relay.hub, self.backplane)
+        self.relay = MemoryRelay(backplane=self.backplane, **environ)
+        self.remote = self.relay.relaying.remote
 
     def arrive(self, payload: bytes, direction: str = CLIENT_TO_DAEMON, source: str = "b") -> None:
-        self.relay.hub.elsewhere.arrived(
+        self.remote.arrived(
             Arrival(
                 ("w", "t"),
                 DAEMON_TO_CLIENTS if direction != CLIENT_TO_DAEMON else CLIENT_TO_DAEMON,
@@ -52,14 +51,14 @@ def test_frames_behind_a_look_up_wait_and_the_client_is_not_read() -> None:
     first = [encoded("e2ee", seq=n) for n in (1, 2, 3)]
     client.say(*first)
     assert house.sent() == []
-    assert client.connection.paused
+    assert client.connection.reader.paused
     later = encoded("e2ee", seq=4)
     client.say(later)
     assert client.transport.unread > 0
     house.backplane.slow, house.backplane.known = False, THERE
     house.found(THERE)
     assert house.sent() == [*first, later]
-    assert not client.connection.paused
+    assert not client.connection.reader.paused
     assert client.heard() == []
 
 
@@ -157,7 +156,7 @@ def test_a_broken_connection_leaves_nothing_behind() -> None:
     client.vanish()
     house.backplane.slow = False
     house.found(None)
-    assert house.relay.hub.elsewhere._inboxes == {}
+    assert house.remote._inboxes == {}
 
 
 def test_a_frame_that_is_not_the_scopes_is_judged_also_when_its_sender_left() -> None:
@@ -216,9 +215,9 @@ def test_seats_are_told() -> None:
     house = House()
     daemon = house.relay.daemon(1)
     holder = house.backplane.seats[-1][1]
-    assert holder is daemon.connection.routed
+    assert holder is daemon.routed
     newer = house.relay.daemon(2)
-    assert house.backplane.seats[-1][1] is newer.connection.routed
+    assert house.backplane.seats[-1][1] is newer.routed
     newer.leave()
     assert house.backplane.seats[-1] == (("w", "t"), None)
     assert house.backplane.peers == 0
@@ -227,9 +226,9 @@ def test_seats_are_told() -> None:
 def test_a_moved_daemon_is_closed_and_only_that_one() -> None:
     house = House()
     daemon = house.relay.daemon()
-    house.relay.hub.elsewhere.moved(("w", "t"), object())
+    house.remote.moved(("w", "t"), object())
     assert daemon.is_open
-    house.relay.hub.elsewhere.moved(("w", "t"), daemon.connection.routed)
+    house.remote.moved(("w", "t"), daemon.routed)
     house.relay.wait(1.1)
     assert daemon.closed == (4008, "replaced by newer daemon")
 

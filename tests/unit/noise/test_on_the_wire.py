@@ -23,6 +23,7 @@ from tests.wireframes import encoded
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason
+from viewport_relay.wire.heartbeat import ping
 
 # The fixture below only listens; a busy machine makes drawing slow.
 QUICK = settings(
@@ -54,17 +55,15 @@ def quiet() -> Iterator[None]:
 def never_up(house: MemoryRelay, peer: LinkOnTheWire) -> Reason:
     """Closed for the one reason that the log has; by the time limit if by nothing else."""
     house.wait(11.0, step=1.0)
-    assert (
-        peer.connection.routed is None and not peer.connection.announced and peer.connection.noise == "none"
-    )
-    assert sum(house.hub.registry.joined.values()) == 0 and house.counters.handshakes == {}
+    assert peer.routed is None and peer.connection.info.noise == "none"
+    assert sum(house.registry.joined.values()) == 0 and house.counters.handshakes == {}
     assert all(entry["event"] not in ("join", "leave", "internal_error") for entry in house.log.events)
     [reason] = [entry["reason"] for entry in house.log.events if entry.get("reason") is not None]
     assert isinstance(reason, Reason)
     assert peer.closed == (reason.entry.close, reason.entry.close_text)
     assert house.log.events[-1]["detail"] and house.log.events[-1]["workspaceId"] == "w"
     house.wait(11.0, step=1.0)
-    assert peer.connection.lost and not house.factory.connections
+    assert peer.connection.is_lost and not house.factory.connections
     assert house.clock.getDelayedCalls() == []  # no timer is left behind
     return reason
 
@@ -132,7 +131,9 @@ def test_reordered_and_replayed_handshakes(pattern: Pattern, order: list[str]) -
         else:
             peer.say(messages[name])
     if order[:2] == ["message 1", "confirm"]:
-        assert peer.connection.announced  # the one right order; then only its own next frames are taken
+        assert any(
+            entry["event"] == "join" for entry in house.log.events
+        )  # the one right order; then only its own next frames are taken
         good = set(order[2:]) <= {"frame", "confirm"}  # a second confirm is a record like any, and no frame
         assert (peer.connection.ending is None) is good
     else:
@@ -165,7 +166,7 @@ def test_truncated_streams(pattern: Pattern, role: Role, step: str, at: int, sta
     expected = ["NOISE_INVALID_PSK"] if step == "confirm" and pattern is Pattern.IKPSK2 else []
     assert house.log.reasons() == expected
     assert house.clock.getDelayedCalls() == [] and not house.factory.connections
-    assert house.counters.handshakes == {} and sum(house.hub.registry.joined.values()) == 0
+    assert house.counters.handshakes == {} and sum(house.registry.joined.values()) == 0
 
 
 @QUICK
@@ -194,9 +195,9 @@ def test_garbage(
 def test_any_bytes_as_the_stream(stream: bytes, pattern: Pattern) -> None:
     house, peer = link(pattern)
     peer.raw(stream)
-    if peer.closed is None and not peer.connection.lost:
+    if peer.closed is None and not peer.connection.is_lost:
         house.wait(11.0, step=1.0)
-    assert sum(house.hub.registry.joined.values()) == 0 and house.counters.handshakes == {}
+    assert sum(house.registry.joined.values()) == 0 and house.counters.handshakes == {}
     assert len(house.log.reasons()) <= 1
     # Without a reason only when the stream held the peer's own Close.
     assert house.log.reasons() or stream[:1] == b"\x88"
@@ -218,7 +219,7 @@ def broken(house: MemoryRelay, client: LinkOnTheWire, *allowed: Reason) -> None:
     [reason] = [entry["reason"] for entry in house.log.events if entry.get("reason") is not None]
     assert reason in allowed
     assert client.closed == (reason.entry.close, reason.entry.close_text)
-    assert client.connection.routed is None and house.hub.registry.joined[Role.CLIENT] == 0
+    assert client.routed is None and house.registry.joined[Role.CLIENT] == 0
 
 
 @QUICK
@@ -277,7 +278,7 @@ def test_what_the_relay_sends_opens_in_order_however_the_peer_reads(
     for window in windows:
         daemon.transport.window = window
         house.pump()
-        daemon.connection.ping(house.clock.seconds())
+        ping(daemon.connection, house.clock.seconds())
     daemon.transport.window = 1 << 62
     house.pump()
     frames = daemon.frames()

@@ -1,4 +1,4 @@
-"""A link on the relay's real connection: hub, protocol and outbox over a transport in memory, and a clock.
+"""A link on the relay's real connection: sessions, wire and outbox over a transport in memory, and a clock.
 
     peer = LinkOnTheWire(MemoryRelay(), Role.CLIENT)
     peer.say(peer.initiator.message_1())
@@ -21,20 +21,20 @@ from tests.memorywire import (
     MemoryRelay,
     MemoryTransport,
     masked_frame,
+    routed,
 )
 from tests.unit.noise.peers import CONFIRM, CURRENT, KEYS, SECRET, Initiator, b64
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.protocol.grant import Claims, Role, Scope, UpgradeQuery
-from viewport_relay.wire.websocket import Connection
+from viewport_relay.routing.model import Peer
+from viewport_relay.wire.connection import Connection, ConnectionInfo
 
 LINK = "viewport.noise-link.v1"
 
 
 def relay(**environ: Any) -> MemoryRelay:
     """A relay with the keys of `peers`."""
-    made = MemoryRelay(**environ)
-    made.hub.keys = KEYS
-    return made
+    return MemoryRelay(keys=KEYS, **environ)
 
 
 class LinkOnTheWire:
@@ -59,14 +59,12 @@ class LinkOnTheWire:
         self.initiator = Initiator(pattern, relay=CURRENT, query=query, **initiator)
         self.messages: list[bytes] = []
         self.closed: tuple[int, str] | None = None
-        self.connection: Connection = house.factory.connection(f"link-{len(house.peers)}", "127.0.0.1")
         self.transport = MemoryTransport(house.clock, self._received)
-        self.transport.protocol = self.connection
-        self.connection.makeConnection(self.transport)
-        self.connection.adopt(b"", LINK, link=True)
+        info = ConnectionInfo(f"link-{len(house.peers)}", "127.0.0.1", subprotocol=LINK, link=True)
+        self.connection: Connection = house.factory.open(self.transport, b"", info)
         peers: list[Any] = house.peers
         peers.append(self)
-        house.hub.opened(self.connection, query, claims)
+        house.relaying.sessions.opened(self.connection, query, claims)
         house.pump()
 
     def _received(self, data: bytes) -> None:
@@ -78,6 +76,11 @@ class LinkOnTheWire:
             elif opcode == CLOSE:
                 self.closed = int.from_bytes(payload[:2], "big"), payload[2:].decode()
                 self.transport.arrive(masked_frame(CLOSE, payload[:2]))
+
+    @property
+    def routed(self) -> Peer | None:
+        """What routing knows it as, while it takes part."""
+        return routed(self.connection)
 
     # -- what it does ------------------------------------------------------------------------------------
 
@@ -102,7 +105,7 @@ class LinkOnTheWire:
         self.say(self.initiator.message_1())
         self.initiator.read_message_2(self.messages[0])
         self.say(self.initiator.seal(CONFIRM))
-        assert self.connection.routed is not None
+        assert self.routed is not None
 
     def frames(self) -> list[bytes]:
         """What came over the established link."""

@@ -6,17 +6,20 @@ import gc
 import struct
 import tracemalloc
 import weakref
+from typing import Any
 
 import pytest
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.protocol import WebSocketProtocol
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 
 from tests.memorywire import BINARY, CLOSE, PING, PONG, TEXT, MemoryPeer, MemoryRelay, masked_frame
 from tests.wireframes import encoded
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.reasons import Reason
+from viewport_relay.wire.codec import CodecFactory
 
 KIB, MIB = 1024, 1_048_576
 
@@ -97,12 +100,12 @@ def test_what_comes_behind_a_close_is_not_collected() -> None:
     for _ in range(20):
         daemon.say(encoded("e2ee", ciphertext="c" * 10_000))
     client.raw(masked_frame(CLOSE, b""))
-    assert not client.connection.lost  # what is queued still goes out
+    assert not client.connection.is_lost  # what is queued still goes out
     assert bytes_kept(lambda: [client.raw(b"x" * KIB * 64) for _ in range(64)]) < 400 * KIB
     client.transport._waiting.clear()
     client.read_on()
     assert len(client.heard()) == 20
-    assert client.connection.lost
+    assert client.connection.is_lost
 
 
 def test_what_comes_behind_an_oversized_frame_is_not_collected() -> None:
@@ -168,7 +171,7 @@ def test_no_bytes_raise_or_disturb_another(
     assert victim.after_close == []
     if victim.closed is not None:
         relay.wait(21)
-        assert victim.connection.lost
+        assert victim.connection.is_lost
     daemon.heard()
     daemon.say(encoded("e2ee", seq=2))
     other.say(encoded("e2ee", seq=3))
@@ -209,7 +212,7 @@ def test_protocol_errors_close_1002(name: str, wire: bytes) -> None:
     client.raw(wire)
     assert client.closed == (1002, "WebSocket protocol error")
     relay.wait(21)
-    assert client.connection.lost
+    assert client.connection.is_lost
     assert "PROTOCOL_ERROR" in relay.log.reasons()
 
 
@@ -230,7 +233,7 @@ def test_what_is_not_utf8_closes_1007(wire: bytes) -> None:
     client = relay.client()
     client.raw(wire)
     assert client.closed == (1007, "text is not UTF-8")
-    assert client.connection.lost
+    assert client.connection.is_lost
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1003, 1008, 1011, 3000, 4008, 4999, None])
@@ -240,7 +243,7 @@ def test_a_close_is_answered_with_its_own_code(code: int | None) -> None:
     client.answers_close = False
     client.raw(masked_frame(CLOSE, b"" if code is None else struct.pack("!H", code) + b"why"))
     assert client.closed == (code, "" if code is None else "why")
-    assert client.connection.lost
+    assert client.connection.is_lost
     assert not client.transport.aborted
     assert [event["event"] for event in relay.log.events] == ["join", "leave"]
 
@@ -259,9 +262,9 @@ def test_after_its_close_the_relay_reads_and_ignores_for_ten_seconds() -> None:
     client.say(encoded("init v3"))
     assert client.transport.unread == 0
     assert daemon.heard() == []
-    assert not client.connection.lost
+    assert not client.connection.is_lost
     relay.wait(0.2)
-    assert client.connection.lost
+    assert client.connection.is_lost
     assert not client.transport.aborted  # everything had left: an orderly end
     assert client.after_close == []
 
@@ -272,9 +275,9 @@ def test_a_peer_that_takes_nothing_is_dropped_after_ten_seconds() -> None:
     client.stop_reading()
     client.say(encoded("subscribe"))
     relay.wait(9.9)
-    assert not client.connection.lost
+    assert not client.connection.is_lost
     relay.wait(10.2)
-    assert client.connection.lost
+    assert client.connection.is_lost
     assert not relay.factory.connections
 
 
@@ -321,7 +324,7 @@ def test_a_half_open_daemon_loses_its_seat_to_an_equal_one() -> None:
     assert (len(old.heard()), len(new.heard())) == (1, 0)
     assert old.pings != []
     relay.wait(0.1)
-    assert old.connection.lost
+    assert old.connection.is_lost
     client.say(encoded("init v3"))
     assert len(new.heard()) == 1
     assert relay.counters.ws_stale_terminated == 1
@@ -362,7 +365,7 @@ def test_a_challenger_whose_generation_became_stale_is_closed() -> None:
     equal = relay.daemon(generation=4)
     higher = relay.daemon(generation=5)  # the seat changed hands too often: it waits too
     relay.wait(0.5)
-    assert holder.connection.lost
+    assert holder.connection.is_lost
     relay.wait(1.5)
     assert higher.is_open
     assert equal.closed is not None
@@ -409,7 +412,7 @@ def test_the_time_for_an_answer_runs_from_the_first_unanswered_ping() -> None:
     assert len(client.pings) == 3
     assert client.is_open
     relay.wait(0.6)
-    assert client.connection.lost
+    assert client.connection.is_lost
     assert client.closed is None  # dropped without waiting for an answer to a Close
     assert relay.counters.ws_stale_terminated == 1
     assert "PONG_TIMEOUT" in relay.log.reasons()
@@ -431,7 +434,7 @@ def test_an_idle_peer_is_dropped() -> None:
     for _ in range(4):
         relay.wait(1.0)
         busy.raw(masked_frame(PONG, b""))
-    assert client.connection.lost
+    assert client.connection.is_lost
     assert busy.is_open
     assert (relay.counters.ws_idle_terminated, relay.counters.ws_stale_terminated) == (1, 0)
     assert "IDLE_TIMEOUT" in relay.log.reasons()
@@ -442,31 +445,31 @@ def test_no_clock_runs_against_a_client_that_the_relay_does_not_read() -> None:
     daemon, client = relay.daemon(), relay.client()
     daemon.stop_reading()
     client.answers_pings = False
-    while not client.connection.paused:
+    while not client.connection.reader.paused:
         client.say(encoded("e2ee", ciphertext="c" * 20_000))
     for _ in range(20):
         relay.wait(1.0)
         daemon.raw(masked_frame(PONG, b""))  # the daemon lives, it is only slow
     assert client.is_open
-    assert client.connection.paused
+    assert client.connection.reader.paused
     daemon.read_on()
-    assert not client.connection.paused
+    assert not client.connection.reader.paused
     relay.wait(2.0)
     assert client.is_open
     relay.wait(2.5)
-    assert client.connection.lost  # now it is read, and silent
+    assert client.connection.is_lost  # now it is read, and silent
 
 
 def test_a_daemon_that_takes_nothing_and_says_nothing_is_dropped_and_its_clients_are_read_again() -> None:
     relay = started()
     daemon, client = relay.daemon(), relay.client()
     daemon.stop_reading()
-    while not client.connection.paused:
+    while not client.connection.reader.paused:
         client.say(encoded("e2ee", ciphertext="c" * 20_000))
     relay.wait(5)
-    assert daemon.connection.lost
+    assert daemon.connection.is_lost
     assert client.is_open
-    assert not client.connection.paused
+    assert not client.connection.reader.paused
     client.say(encoded("e2ee"))
     assert b"DAEMON_UNAVAILABLE" in client.heard()[-1]
 
@@ -497,7 +500,7 @@ def test_a_client_that_stops_reading_gets_what_was_queued_and_then_the_close() -
     client.read_on()
     assert client.heard() == sent[: len(sent) - 1]
     assert client.closed == (4008, "buffer overflow")
-    assert client.connection.lost
+    assert client.connection.is_lost
     assert daemon.is_open
     assert "BUFFER_OVERFLOW" in relay.log.reasons()
 
@@ -518,7 +521,7 @@ def test_a_flood_pauses_its_sender_alone_and_the_others_come_through() -> None:
     daemon.stop_reading()
     sent = [encoded("e2ee", seq=seq, ciphertext="f" * 5000) for seq in range(1, 2001)]
     flood.say(*sent)
-    assert flood.connection.paused
+    assert flood.connection.reader.paused
     assert flood.transport.unread > 8 * MIB  # it stays with the sender
     assert daemon.connection.outbox.pending < 600_000
     quiet.say(encoded("e2ee", sessionId="quiet"))
@@ -527,7 +530,7 @@ def test_a_flood_pauses_its_sender_alone_and_the_others_come_through() -> None:
     assert encoded("e2ee", sessionId="quiet") in early
     daemon.read_on()
     assert [m for m in early + daemon.heard() if b"quiet" not in m] == sent
-    assert not flood.connection.paused
+    assert not flood.connection.reader.paused
     assert flood.is_open
     assert daemon.is_open
 
@@ -539,7 +542,7 @@ def test_a_daemon_that_has_lost_its_seat_holds_nobody_up(end: str) -> None:
     old, client = relay.daemon(generation=1), relay.client()
     old.stop_reading()
     seq = 0
-    while not client.connection.paused:
+    while not client.connection.reader.paused:
         seq += 1
         client.say(encoded("e2ee", seq=seq, ciphertext="f" * 20_000))
     if end == "closes":
@@ -547,7 +550,7 @@ def test_a_daemon_that_has_lost_its_seat_holds_nobody_up(end: str) -> None:
     new = relay.daemon(generation=2)
     client.say(encoded("e2ee", seq=seq + 1))
     assert new.heard() == [encoded("e2ee", seq=seq + 1)]
-    assert not client.connection.paused
+    assert not client.connection.reader.paused
     # What the old one was to get it still gets, if it wakes up in time.
     old.read_on()
     assert [encoded("e2ee", seq=n, ciphertext="f" * 20_000) for n in range(1, seq + 1)] == old.heard()
@@ -564,7 +567,7 @@ def test_what_a_client_sent_before_it_left_still_arrives_in_order() -> None:
     client.raw(b"".join(masked_frame(TEXT, m) for m in sent) + masked_frame(CLOSE, b""))
     for _ in range(10):
         daemon.read_on(100_000)
-    assert client.connection.lost
+    assert client.connection.is_lost
     daemon.read_on()
     assert daemon.heard() == sent
 
@@ -600,9 +603,11 @@ def test_what_autobahn_gives_a_connection_is_what_ours_has() -> None:
     given = {name: value for name, value in vars(stock).items() if name not in before}
     for name in stock.CONFIG_ATTRS:
         given.pop(name, None)  # options: the factory's
-    relay = MemoryRelay()
-    ours = relay.factory.connection("c", "192.0.2.1")
-    assert {"state", "utf8validator", "trafficStats", "closedByMe"} <= set(given)
+    events: Any = None
+    ours = CodecFactory(Clock(), 1000).codec(events)
+    given.pop("state")  # which is open from the beginning
+    assert ours.state == WebSocketProtocol.STATE_OPEN
+    assert {"utf8validator", "trafficStats", "closedByMe"} <= set(given)
     for name, value in given.items():
         if type(value).__eq__ is object.__eq__:
             assert type(getattr(ours, name)) is type(value), name
@@ -627,7 +632,7 @@ def test_a_lost_connection_is_freed_at_once(role: str, how: str) -> None:
         else:
             peer.connection.cut(Reason.PONG_TIMEOUT)
         relay.wait(1)
-        assert peer.connection.lost
+        assert peer.connection.is_lost
         peer.transport.protocol = peer.connection = None  # type: ignore[assignment]  # the test's own
         assert known() is None
     finally:

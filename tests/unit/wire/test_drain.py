@@ -17,10 +17,9 @@ class FakeConnection:
     """What the drain needs of a connection."""
 
     def __init__(self, clock: Clock, live: set[Any], workspace: str, answers: bool = True) -> None:
-        self.connection_id = f"{id(self):x}"
-        grant = SimpleNamespace(workspace_id=workspace, runtime_target_id="t")
-        self.routed = SimpleNamespace(grant=grant)
-        self.lost = False
+        self.info = SimpleNamespace(connection_id=f"{id(self):x}")
+        self.workspace = workspace
+        self.is_lost = False
         self.ended_at: float | None = None
         self.cut_at: float | None = None
         self.reason: Reason | None = None
@@ -31,7 +30,7 @@ class FakeConnection:
     def when_lost(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
-    def end(self, reason: Reason) -> None:
+    def close(self, reason: Reason) -> None:
         self.reason, self.ended_at = reason, self._clock.seconds()
         if self._answers:
             self._clock.callLater(0.05, self.lose)
@@ -41,8 +40,8 @@ class FakeConnection:
         self._clock.callLater(0, self.lose)
 
     def lose(self) -> None:
-        if not self.lost:
-            self.lost = True
+        if not self.is_lost:
+            self.is_lost = True
             self._live.discard(self)
             for callback in self._callbacks:
                 callback()
@@ -56,7 +55,7 @@ class Fleet:
             FakeConnection(self.clock, self.live, f"w{n // per_workspace:04}", answers=n >= mute)
             for n in range(peers)
         ]
-        self.drain = Drain(self.clock, self.live, seconds)
+        self.drain = Drain(self.clock, self.live, seconds, lambda connection: (connection.workspace, "t"))  # type: ignore[attr-defined]
         self.done_at: float | None = None
         self.drain.start().addCallback(self._done)
 
@@ -107,7 +106,7 @@ def test_a_daemon_and_its_clients_go_together() -> None:
     fleet.run(1)
     by_workspace: dict[str, set[float]] = {}
     for connection in fleet.all:
-        workspace = connection.routed.grant.workspace_id
+        workspace = connection.workspace
         by_workspace.setdefault(workspace, set()).add(round(connection.ended_at or 0, 2))
     assert all(len(times) == 1 for times in by_workspace.values())  # 50 in a wave, 5 in a workspace
 
@@ -127,7 +126,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
     assert fleet.done_at is None
     fleet.drain.end_at_once()
     assert fleet.done_at == pytest.approx(0.3, abs=0.02)
-    assert all(c.cut_at is not None or c.lost for c in fleet.all)
+    assert all(c.cut_at is not None or c.is_lost for c in fleet.all)
     fleet.run(1)
     assert fleet.clock.getDelayedCalls() == [] and not fleet.live
 

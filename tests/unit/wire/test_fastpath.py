@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.memorywire import BINARY, CLOSE, PING, TEXT, MemoryRelay, masked_frame
 from tests.wireframes import encoded
-from viewport_relay.wire import fastpath, masking
+from viewport_relay.wire import masking
 
 LIMIT = 400_000
 
@@ -92,7 +92,7 @@ def outcome(stream: bytes, cuts: list[int], *, fast: bool) -> dict[str, Any]:
     relay = MemoryRelay(RELAY_FAST_PATH="1" if fast else "0", RELAY_FRAME_MAX_BYTES=str(LIMIT))
     daemon, client, other = relay.daemon(), relay.client(), relay.client()
     for begin, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
-        if not client.connection.lost:
+        if not client.connection.is_lost:
             client.raw(stream[begin:end])
     relay.wait(11)  # longer than a close may take
     other.say(e2ee(1, sessionId="other"))
@@ -102,7 +102,7 @@ def outcome(stream: bytes, cuts: list[int], *, fast: bool) -> dict[str, Any]:
         "pongs": client.pongs,
         "closed": client.closed,
         "after the close": client.after_close,
-        "lost": client.connection.lost,
+        "lost": client.connection.is_lost,
         "frames": relay.counters.frames_client_to_daemon,
         "bytes": relay.counters.bytes_client_to_daemon,
         "reasons": [code for code in relay.log.reasons() if code != "PONG_TIMEOUT"],
@@ -171,8 +171,3 @@ def test_both_maskers_do_the_same() -> None:
             masking.unmasker(native)(start, length)
             masking.in_python(plain)(start, length)
             assert native == plain
-
-
-def test_what_is_no_plain_socket_is_not_read_directly() -> None:
-    assert not fastpath.can_read_directly(object())
-    assert not fastpath.can_read_directly(MemoryRelay().daemon().transport)

@@ -14,8 +14,10 @@ from twisted.internet.task import Clock
 
 from tests.memorywire import MemoryTransport
 from viewport_relay.wire.outbox import HIGH_WATER, Outbox, Unsealed
+from viewport_relay.wire.turn import Turn
 
 BIG = b"x" * (HIGH_WATER + 1)
+BYE = b"\x88\x03bye"  # a Close frame
 
 
 class Feeder:
@@ -50,7 +52,8 @@ class Line:
         self.transport = MemoryTransport(Clock(), self.got.extend)
         self.transport.protocol = self
         self.transport.window = 0
-        self.outbox = Outbox(self.transport, self._resumed)
+        self.outbox = Outbox(Turn(), self.transport)
+        self.outbox.on_idle = self._resumed
 
     def _resumed(self) -> None:
         self.resumed += 1
@@ -169,22 +172,22 @@ def test_the_last_word_comes_after_everything_that_waits() -> None:
     line, feeder = Line(), Feeder("feeder")
     line.fill()
     line.outbox.write(b"1", feeder)
-    line.outbox.write_last(b"bye")
+    line.outbox.send_close(b"bye", ends=False)
     line.outbox.write(b"2")
-    assert line.drain_filling() == b"12bye"
+    assert line.drain_filling() == b"12" + BYE
     assert line.resumed == 1
 
     line = Line()
     line.outbox.write(b"1")
-    line.outbox.write_last(b"bye")
-    assert line.take() == b"1bye"
+    line.outbox.send_close(b"bye", ends=False)
+    assert line.take() == b"1" + BYE
 
 
 def test_a_lost_connection_drops_everything_and_lets_the_feeders_go() -> None:
     line, feeder = Line(), Feeder("feeder")
     line.fill()
     line.outbox.write(b"1", feeder)
-    line.outbox.write_last(b"bye")
+    line.outbox.send_close(b"bye", ends=False)
     line.transport.vanish()
     assert not feeder.paused
     assert (line.outbox.queued, line.outbox.pending) == (0, 0)
@@ -202,12 +205,12 @@ def test_an_unsealed_message_is_sealed_when_it_leaves() -> None:
 
     line.outbox.seal_with(seal)
     line.outbox.write(Unsealed(b"a"))
-    assert line.take() == b"1:a"
+    assert line.take() == b"\x82\x031:a"  # a binary frame each
     line.fill()
     line.outbox.write(Unsealed(b"b"), Feeder("b"))
     line.outbox.write(Unsealed(b"c"), Feeder("c"))
     assert sealed == [b"a"]
-    assert line.drain_filling() == b"2:b3:c"
+    assert line.drain_filling() == b"\x82\x032:b\x82\x033:c"
 
 
 feeders = st.sampled_from(["", "a", "b", "c"])

@@ -1,4 +1,4 @@
-"""Raw bytes at the front door, in process: the site, the `/ws` resource and the hub over transports in memory.
+"""Raw bytes at the front door, in process: the site, the `/ws` resource and the sessions over transports in memory.
 
 Whatever a request looks like: it is upgraded only if it is right, it is answered in well-formed HTTP or cut off, and
 nothing is raised. The gate is a stand-in that admits what it is asked about and remembers it.
@@ -70,7 +70,15 @@ class FrontDoor:
         self.counts = ConnectionCounts(10, 10, 10)
         gate: Any = self.gate
         self.upgrade = UpgradeResource(
-            self.relay.config, self.relay.hub, gate, self.relay.factory, WindowCounter(0), self.counts
+            self.relay.config,
+            self.relay.clock,
+            self.relay.log,
+            self.relay.counters,
+            gate=gate,
+            factory=self.relay.factory,
+            opened=self.relay.relaying.sessions.opened,
+            attempts=WindowCounter(0),
+            counts=self.counts,
         )
         site: Any = RelaySite(Root(self.upgrade, Door()))
         site.reactor = self.relay.clock

@@ -1,9 +1,9 @@
-"""A worker's HTTP requests, carried to the platform (wire contract, section 3).
+"""The executor's role (`worker` on the wire): its HTTP requests, carried to the platform (wire contract, section 3).
 
-    worker -> relay -> platform   one request; only paths of the worker's own managed executor, only listed headers
-    worker <- relay <- platform   one answer, as a response frame
+    executor -> relay -> platform   one request; only paths of its own managed executor, only listed headers
+    executor <- relay <- platform   one answer, as a response frame
 
-Requests of one worker run side by side, up to a bound; beyond it the worker is not read.
+Requests of one executor run side by side, up to a bound; beyond it the executor is not read.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import CancelledError, Deferred
 
 from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
-from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.sink import EventSink
+from viewport_relay.protocol.decoding import decode_worker
 from viewport_relay.protocol.frames import WorkerRequest
 from viewport_relay.protocol.status import worker_response
 from viewport_relay.reasons import Reason
+from viewport_relay.routing.decisions import Drop
 from viewport_relay.routing.model import Peer
-
-if TYPE_CHECKING:
-    from viewport_relay.wire.websocket import Connection
+from viewport_relay.routing.router import Router
+from viewport_relay.sessions.outcomes import Outcomes
+from viewport_relay.sessions.session import Session
 
 #: Seconds that the platform has for an answer.
 REQUEST_TIMEOUT: Final = 60.0
 
-#: Requests of one worker that run at the same time.
+#: Requests of one executor that run at the same time.
 MOST_RUNNING: Final = 16
 
 _REQUEST_HEADERS: Final = frozenset(
@@ -47,7 +48,7 @@ _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def path_allowed(path: str, workspace_id: str, managed_executor_id: str | None) -> bool:
-    """Whether a worker may ask for `path`: its managed executor itself (without a query), or what is below it.
+    """Whether an executor may ask for `path`: its managed executor itself (without a query), or what is below it.
 
     Segments are decoded once and compared; a `.` or `..` between `/` or `\\` of what follows denies.
     """
@@ -95,71 +96,68 @@ def response_headers(answer: Answer) -> dict[str, str]:
     return shown
 
 
-class WorkerTransport:
-    """Carries requests; one for all workers of a process."""
+class PlatformRequests:
+    """Carries requests of all executors of a process."""
 
-    def __init__(
-        self, client: HttpClient, server_url: str, frame_max_bytes: int, log: EventSink, counters: Counters
-    ) -> None:
+    def __init__(self, client: HttpClient, server_url: str, frame_max_bytes: int, outcomes: Outcomes) -> None:
         self._client = client
         self._server_url = server_url
         self._max_bytes = frame_max_bytes
-        self._log = log
-        self._counters = counters
-        self._lines: dict[Connection, _Line] = {}
+        self._outcomes = outcomes
+        self._queues: dict[Session, _Queue] = {}
 
-    def take(self, connection: Connection, peer: Peer, frame: WorkerRequest) -> None:
-        """Answer a worker's request, now or when one of its others is done."""
-        line = self._lines.get(connection)
-        if line is None:
-            line = self._lines[connection] = _Line()
-            connection.when_lost(lambda: self._lost(connection))
-        if len(line.running) < MOST_RUNNING:
-            self._start(connection, peer, frame, line)
+    def take(self, session: Session, peer: Peer, frame: WorkerRequest) -> None:
+        """Answer an executor's request, now or when one of its others is done."""
+        queue = self._queues.get(session)
+        if queue is None:
+            queue = self._queues[session] = _Queue()
+            session.connection.when_lost(lambda: self._lost(session))
+        if len(queue.running) < MOST_RUNNING:
+            self._start(session, peer, frame, queue)
         else:
-            connection.pause_reading(self)  # at most what was already read follows
-            line.waiting.append((peer, frame))
+            session.connection.reader.pause_reading(self)  # at most what was already read follows
+            queue.waiting.append((peer, frame))
 
-    def _lost(self, connection: Connection) -> None:
-        line = self._lines.pop(connection)
-        line.waiting.clear()
-        for running in tuple(line.running):
+    def _lost(self, session: Session) -> None:
+        queue = self._queues.pop(session)
+        queue.waiting.clear()
+        for running in tuple(queue.running):
             running.cancel()
 
-    def _start(self, connection: Connection, peer: Peer, frame: WorkerRequest, line: _Line) -> None:
-        running = Deferred.fromCoroutine(self._serve(connection, peer, frame))
+    def _start(self, session: Session, peer: Peer, frame: WorkerRequest, queue: _Queue) -> None:
+        running = Deferred.fromCoroutine(self._serve(session, peer, frame))
         if running.called:
             return
-        line.running.add(running)
+        queue.running.add(running)
 
         def done(result: object) -> object:
-            line.running.discard(running)
-            while line.waiting and len(line.running) < MOST_RUNNING:  # those that are denied run not at all
-                self._start(connection, *line.waiting.popleft(), line)
-            if not line.waiting:
-                connection.resume_reading(self)
+            queue.running.discard(running)
+            while queue.waiting and len(queue.running) < MOST_RUNNING:  # those that are denied run not at all
+                self._start(session, *queue.waiting.popleft(), queue)
+            if not queue.waiting:
+                session.connection.reader.resume_reading(self)
             return result
 
         running.addBoth(done)
 
-    async def _serve(self, connection: Connection, peer: Peer, frame: WorkerRequest) -> None:
-        self._counters.worker_requests += 1
+    async def _serve(self, session: Session, peer: Peer, frame: WorkerRequest) -> None:
+        self._outcomes.counters.worker_requests += 1
         if not path_allowed(frame.path, peer.grant.workspace_id, peer.grant.claims.managed_executor_id):
-            self._fail(connection, peer, frame, 403, Reason.WORKER_TRANSPORT_PATH_DENIED, "")
+            self._fail(session, peer, frame, 403, Reason.WORKER_TRANSPORT_PATH_DENIED, "")
             return
         try:
             answer = await self._client.ask(self._call(frame), _body(frame))
         except HttpFailure as failure:
-            self._fail(connection, peer, frame, 502, Reason.WORKER_TRANSPORT_FORWARD_FAILED, failure.why)
+            self._fail(session, peer, frame, 502, Reason.WORKER_TRANSPORT_FORWARD_FAILED, failure.why)
             return
         except CancelledError:
-            return  # the worker is gone
+            return  # the executor is gone
         text = answer.body.decode("utf-8", "replace")
         response = worker_response(frame.request_id, answer.status, response_headers(answer), text)
-        connection.deliver(response.encode("utf-8", "replace"))
+        session.deliver(response.encode("utf-8", "replace"))
 
     def _call(self, frame: WorkerRequest) -> Call:
-        # A request that may have reached the platform is never sent twice: the worker decides about that.
+        # A request that may have reached the platform is never sent twice: the executor decides about that.
         return Call.make(
             frame.method,
             self._server_url + frame.path,
@@ -170,35 +168,52 @@ class WorkerTransport:
         )
 
     def _fail(
-        self,
-        connection: Connection,
-        peer: Peer,
-        frame: WorkerRequest,
-        status: int,
-        reason: Reason,
-        detail: str,
+        self, session: Session, peer: Peer, frame: WorkerRequest, status: int, reason: Reason, detail: str
     ) -> None:
-        self._counters.worker_requests_failed += 1
+        outcomes = self._outcomes
+        outcomes.counters.worker_requests_failed += 1
         about: dict[str, Any] = peer.describe()
         if detail:
             about["detail"] = detail
-        self._log.event(
-            "worker_request",
-            reason=reason,
-            connection_id=peer.connection_id,
-            method=frame.method,
-            **about,
+        outcomes.log.event(
+            "worker_request", reason=reason, connection_id=peer.connection_id, method=frame.method, **about
         )
         body = f'{{"ok":false,"reason":"{reason.code}"}}'
-        connection.deliver(worker_response(frame.request_id, status, _JSON_HEADERS, body).encode())
+        session.deliver(worker_response(frame.request_id, status, _JSON_HEADERS, body).encode())
+
+
+class ExecutorRole:
+    """What all executors share."""
+
+    def __init__(self, router: Router, outcomes: Outcomes, requests: PlatformRequests) -> None:
+        self._router = router
+        self._outcomes = outcomes
+        self._requests = requests
+
+    def begin(self, session: Session, peer: Peer) -> None:
+        """The executor takes part from now on."""
+        session.connection.reader.receive = partial(self._receive, session, peer)
+
+    def _receive(self, session: Session, peer: Peer, message: bytes) -> None:
+        now = session.connection.reader.last_seen
+        limited = self._router.worker_rate(peer, now)
+        if limited is not None:
+            self._outcomes.close(peer, limited)
+            return
+        frame = decode_worker(message)
+        if frame is None:
+            self._outcomes.drop(peer, Drop(Reason.INVALID_FRAME))
+        else:
+            peer.target.active_at = now
+            self._requests.take(session, peer, frame)
 
 
 def _body(frame: WorkerRequest) -> bytes | None:
     return None if frame.method == "GET" or frame.body is None else frame.body.encode("utf-8", "replace")
 
 
-class _Line:
-    """Requests of one worker: those that run, and those that wait for a place."""
+class _Queue:
+    """Requests of one executor: those that run, and those that wait for a place."""
 
     __slots__ = ("running", "waiting")
 

@@ -1,4 +1,4 @@
-"""The worker transport: which paths and headers pass, and how many requests run at once."""
+"""The executor's requests: which paths and headers pass, and how many requests run at once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
 
 from tests.memorywire import Log
-from tests.unit.routing.house import House
+from tests.unit.routing.house import NO_LIMIT, House
 from viewport_relay.admission.http import Answer, Call, TooLarge, Unreachable
 from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.frames import WorkerRequest
 from viewport_relay.protocol.grant import Role
-from viewport_relay.wire.worker import (
+from viewport_relay.routing.router import Router
+from viewport_relay.sessions.executor import (
     MOST_RUNNING,
     REQUEST_TIMEOUT,
-    WorkerTransport,
+    PlatformRequests,
     path_allowed,
     request_headers,
     response_headers,
 )
+from viewport_relay.sessions.outcomes import Outcomes
 
 OWN = "/api/runtime/workspaces/w/managed-executors/x"
 
@@ -238,12 +240,11 @@ class Client:
         self.calls[number][2].callback(Answer(status, Headers({"Content-Type": ["text/plain"]}), body))
 
 
-class Worker:
-    """In place of a worker's connection."""
-
-    connection_id = "worker-1"
+class Executor:
+    """In place of an executor's session, its connection and its reader."""
 
     def __init__(self) -> None:
+        self.connection = self.reader = self
         self.heard: list[dict[str, Any]] = []
         self.paused = False
         self._when_lost: list[Callable[[], None]] = []
@@ -269,14 +270,15 @@ class Worker:
 class Bench:
     def __init__(self) -> None:
         self.client, self.log, self.counters = Client(), Log(), Counters()
-        self.worker: Any = Worker()
+        self.executor: Any = Executor()
         client: Any = self.client
-        self.transport = WorkerTransport(client, "https://platform.example", 1000, self.log, self.counters)
+        outcomes = Outcomes(Router(NO_LIMIT), self.log, self.counters)
+        self.requests = PlatformRequests(client, "https://platform.example", 1000, outcomes)
         self.peer = House(target=None).peer(Role.WORKER, managed_executor_id="x")
 
     def ask(self, request_id: str, path: str = OWN + "/a", method: str = "GET", **rest: Any) -> None:
         frame = WorkerRequest(request_id, method, path, rest.get("headers", {}), rest.get("body"))
-        self.transport.take(self.worker, self.peer, frame)
+        self.requests.take(self.executor, self.peer, frame)
 
 
 @pytest.fixture
@@ -296,7 +298,7 @@ def test_a_request_and_its_answer(bench: Bench) -> None:
     assert call.headers.getRawHeaders("host") == ["platform.example"]
     assert body == '{"x":"\u00e9"}'.encode()
     bench.client.answer(0, b"caf\xc3\xa9 \xff", 201)
-    assert bench.worker.heard == [
+    assert bench.executor.heard == [
         {
             "type": "viewport.worker_transport.response/v1",
             "requestId": "r",
@@ -313,7 +315,7 @@ def test_answers_go_out_as_they_come(bench: Bench) -> None:
         bench.ask(name)
     for number in (2, 0, 1):
         bench.client.answer(number)
-    assert [answer["requestId"] for answer in bench.worker.heard] == ["c", "a", "b"]
+    assert [answer["requestId"] for answer in bench.executor.heard] == ["c", "a", "b"]
 
 
 def failed(status: int, reason: str) -> dict[str, Any]:
@@ -330,7 +332,7 @@ def failed(status: int, reason: str) -> dict[str, Any]:
 def test_a_denied_path_is_answered_and_never_asked(bench: Bench) -> None:
     bench.ask("r", OWN + "/../y")
     assert bench.client.calls == []
-    assert bench.worker.heard == [failed(403, "WORKER_TRANSPORT_PATH_DENIED")]
+    assert bench.executor.heard == [failed(403, "WORKER_TRANSPORT_PATH_DENIED")]
     assert bench.log.reasons() == ["WORKER_TRANSPORT_PATH_DENIED"]
 
 
@@ -340,24 +342,24 @@ def test_a_denied_path_is_answered_and_never_asked(bench: Bench) -> None:
 def test_a_failure_is_answered_502(bench: Bench, failure: Exception) -> None:
     bench.ask("r")
     bench.client.calls[0][2].errback(failure)
-    assert bench.worker.heard == [failed(502, "WORKER_TRANSPORT_FORWARD_FAILED")]
+    assert bench.executor.heard == [failed(502, "WORKER_TRANSPORT_FORWARD_FAILED")]
     assert bench.log.reasons() == ["WORKER_TRANSPORT_FORWARD_FAILED"]
     assert bench.counters.worker_requests_failed == 1
 
 
-def test_only_so_many_run_at_once_and_the_worker_is_not_read_meanwhile(bench: Bench) -> None:
+def test_only_so_many_run_at_once_and_the_executor_is_not_read_meanwhile(bench: Bench) -> None:
     for number in range(MOST_RUNNING + 5):
         bench.ask(str(number))
     assert len(bench.client.calls) == MOST_RUNNING
-    assert bench.worker.paused
+    assert bench.executor.paused
     for number in range(5):
-        assert bench.worker.paused
+        assert bench.executor.paused
         bench.client.answer(number)
         assert len(bench.client.calls) == MOST_RUNNING + number + 1
-    assert not bench.worker.paused
+    assert not bench.executor.paused
     for number in range(5, MOST_RUNNING + 5):
         bench.client.answer(number)
-    assert {answer["requestId"] for answer in bench.worker.heard} == set(map(str, range(MOST_RUNNING + 5)))
+    assert {answer["requestId"] for answer in bench.executor.heard} == set(map(str, range(MOST_RUNNING + 5)))
 
 
 def test_denied_ones_among_those_that_wait_take_no_place(bench: Bench) -> None:
@@ -366,28 +368,28 @@ def test_denied_ones_among_those_that_wait_take_no_place(bench: Bench) -> None:
     for number in range(MOST_RUNNING):
         bench.ask(f"denied-{number}", OWN + "/..")
     bench.ask("good")
-    assert bench.worker.paused
+    assert bench.executor.paused
     for number in range(MOST_RUNNING):
         bench.client.answer(number)
     assert len(bench.client.calls) == MOST_RUNNING + 1  # the good one was not forgotten
-    assert not bench.worker.paused
+    assert not bench.executor.paused
     bench.client.answer(MOST_RUNNING)
-    assert bench.worker.heard[-1]["requestId"] == "good"
-    assert len(bench.worker.heard) == 2 * MOST_RUNNING + 1
+    assert bench.executor.heard[-1]["requestId"] == "good"
+    assert len(bench.executor.heard) == 2 * MOST_RUNNING + 1
 
 
-def test_a_worker_that_leaves_cancels_what_runs(bench: Bench) -> None:
+def test_an_executor_that_leaves_cancels_what_runs(bench: Bench) -> None:
     for number in range(MOST_RUNNING + 2):
         bench.ask(str(number))
-    bench.worker.lose()
+    bench.executor.lose()
     assert len(bench.client.calls) == MOST_RUNNING
     assert all(waiting.called for _, _, waiting in bench.client.calls)
-    assert bench.worker.heard == []
-    assert bench.transport._lines == {}
+    assert bench.executor.heard == []
+    assert bench.requests._queues == {}
 
 
 @given(st.text(st.characters(codec=None, max_codepoint=0x2FF), max_size=30))
 def test_no_path_or_header_breaks_the_call(text: str) -> None:
     bench = Bench()
     bench.ask("r", f"{OWN}/{text}", headers={"accept": text, "x-viewport-server-id": text})
-    assert len(bench.client.calls) + len(bench.worker.heard) == 1
+    assert len(bench.client.calls) + len(bench.executor.heard) == 1

@@ -1,4 +1,4 @@
-"""A contested seat when the relay could not hear the one that sits: it is not given up for that."""
+"""A contested seat when the relay could not hear the daemon that has it: the daemon keeps it."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_a_daemon_that_is_not_read_is_not_judged() -> None:
     """Its answer waits where the relay has stopped reading (wire contract, section 4)."""
     relay = relay_with_heartbeat()
     holder, challenger = contested(relay, holder_lives=True)
-    holder.connection.pause_reading(relay)
+    holder.connection.reader.pause_reading(relay)
     run(relay, 3 * PONG_TIMEOUT)
     assert holder.is_open and challenger.is_open
-    holder.connection.resume_reading(relay)
+    holder.connection.reader.resume_reading(relay)
     run(relay, 2)
     assert holder.is_open and challenger.closed == (4008, "daemon already connected")

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.python import log
 
-from viewport_relay.wire.dispatch import shorten_dispatch
-from viewport_relay.wire.outbox import TURN
+from viewport_relay.wire.reactor import RelayReactor
+from viewport_relay.wire.turn import Turn, turn_of
 
 
 class Selectable:
     """Something that the reactor reads: one byte at a time."""
 
-    def __init__(self, handler: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, turn: Turn, handler: Callable[[], object] = lambda: None) -> None:
+        self.turn = turn
         self.ours, self.theirs = socket.socketpair()
         self.handler = handler
         self.read = 0
@@ -33,7 +33,7 @@ class Selectable:
     def doRead(self) -> object:
         self.ours.recv(1)
         self.read += 1
-        self.turns.append(TURN.running)
+        self.turns.append(self.turn.running)
         return self.handler()
 
     def connectionLost(self, reason: Any) -> None:
@@ -47,15 +47,12 @@ class Bench:
     """A reactor that runs, as far as it can tell, and what it reads."""
 
     def __init__(self) -> None:
-        self.reactor: Any = EPollReactor()
-        self.reactor.seconds = time.monotonic
+        self.reactor: Any = RelayReactor()
         self.reactor.running = True
-        assert shorten_dispatch(self.reactor)
-        self.disconnect, TURN.disconnect = TURN.disconnect, None
         self.readers: list[Selectable] = []
 
     def reader(self, said: bytes, handler: Callable[[], object] = lambda: None) -> Selectable:
-        reader = Selectable(handler)
+        reader = Selectable(self.reactor.turn, handler)
         self.reactor.addReader(reader)
         reader.theirs.send(said)
         self.readers.append(reader)
@@ -79,12 +76,17 @@ class Bench:
 def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
-    assert not TURN.running
+    assert not bench.reactor.turn.running
     bench.close()
 
 
-def test_another_reactor_is_left_alone() -> None:
-    assert not shorten_dispatch(Clock())
+def test_the_turn_of_another_reactor_never_runs() -> None:
+    turn = turn_of(Clock())
+    assert turn.disconnect is None and turn_of(Clock()) is not turn
+
+
+def test_its_clock_is_monotonic(bench: Bench) -> None:
+    assert abs(bench.reactor.seconds() - time.monotonic()) < 1
 
 
 def test_several_sockets_make_a_turn_and_one_makes_none(bench: Bench) -> None:
@@ -98,8 +100,7 @@ def test_several_sockets_make_a_turn_and_one_makes_none(bench: Bench) -> None:
 
 def test_it_can_end_a_connection_at_once(bench: Bench) -> None:
     reader = bench.reader(b"")
-    assert bench.disconnect is not None
-    bench.disconnect(reader)
+    bench.reactor.end(reader)
     assert reader.lost.check(ConnectionDone) and reader not in bench.reactor.getReaders()
 
 

@@ -1,0 +1,81 @@
+"""Puts routing and sessions of one relay together from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import frozen
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.limits import WindowTable
+from viewport_relay.backplane.interface import Backplane
+from viewport_relay.config import Config
+from viewport_relay.noise.keys import RelayKeys
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.protocol.grant import Role
+from viewport_relay.routing.rates import FrameRates
+from viewport_relay.routing.registry import Registry
+from viewport_relay.routing.router import Router
+from viewport_relay.sessions.client import ClientRole
+from viewport_relay.sessions.contest import Contests
+from viewport_relay.sessions.daemon import DaemonRole
+from viewport_relay.sessions.executor import ExecutorRole, PlatformRequests
+from viewport_relay.sessions.join import Sessions
+from viewport_relay.sessions.link import Links
+from viewport_relay.sessions.outcomes import Outcomes
+from viewport_relay.sessions.remote import RemoteRelays
+
+
+@frozen
+class Relaying:
+    """What the rest of a relay uses of its routing and sessions."""
+
+    registry: Registry
+    remote: RemoteRelays
+    sessions: Sessions
+    windows: WindowTable
+
+
+def build(
+    config: Config,
+    clock: IReactorTime,
+    now: Callable[[], float],
+    log: EventSink,
+    counters: Counters,
+    client: HttpClient,
+    keys: RelayKeys,
+    backplane: Backplane,
+) -> Relaying:
+    """`clock` is the reactor, `now` gives seconds since the epoch, `client` asks the platform."""
+    registry = Registry(most_requests=config.request_track_max, most_sessions=config.session_owner_track_max)
+    rates = FrameRates(
+        key_exchange=config.kex_rate,
+        pairing=config.pairing_rate,
+        runtime=config.runtime_rate,
+        workspace=config.runtime_rate_workspace,
+        daemon=config.daemon_rate,
+    )
+    router, windows = Router(rates), WindowTable()
+    outcomes = Outcomes(router, log, counters)
+    remote = RemoteRelays(clock, backplane, registry, router, windows, outcomes, config.max_pending_bytes)
+    requests = PlatformRequests(client, config.server_url, config.frame_max_bytes, outcomes)
+    sessions = Sessions(
+        clock,
+        now,
+        log,
+        counters,
+        registry,
+        windows,
+        Links(clock, log, counters, keys, config),
+        Contests(clock, counters, config.pong_timeout_ms / 1000),
+        remote,
+        {
+            Role.CLIENT: ClientRole(router, outcomes, remote, config.max_pending_bytes),
+            Role.DAEMON: DaemonRole(router, outcomes, remote),
+            Role.WORKER: ExecutorRole(router, outcomes, requests),
+        },
+        config.max_pending_bytes,
+    )
+    return Relaying(registry, remote, sessions, windows)

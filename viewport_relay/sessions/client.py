@@ -1,0 +1,89 @@
+"""The client's role: its frames go to the daemon of its target, here or on another relay."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from viewport_relay.protocol.decoding import decode_client, fast_e2ee
+from viewport_relay.protocol.frames import KeyExchangeInit
+from viewport_relay.protocol.json import Message, is_utf8
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Reply
+from viewport_relay.routing.model import Peer
+from viewport_relay.routing.router import Router
+from viewport_relay.sessions.outcomes import Outcomes
+from viewport_relay.sessions.remote import RemoteRelays
+from viewport_relay.sessions.session import Session, session_of
+from viewport_relay.wire.interfaces import Judge
+
+#: How many times RELAY_MAX_PENDING_BYTES may be queued for all clients of one target together.
+TARGET_QUEUES: Final = 8
+
+
+class ClientRole:
+    """What all clients share: one judge for all, since every frame has to find it in memory."""
+
+    def __init__(self, router: Router, outcomes: Outcomes, remote: RemoteRelays, max_pending: int) -> None:
+        """`max_pending` is RELAY_MAX_PENDING_BYTES."""
+        self._most_queued = TARGET_QUEUES * max_pending
+        self._outcomes = outcomes
+        self._remote = remote
+        self._judge = _judge(router)
+
+    def begin(self, session: Session, peer: Peer) -> None:
+        """The client takes part from now on."""
+        session.outbox.on_backlog = partial(self._bound_target, peer)
+        session.connection.reader.route(peer, self._judge, self._decide, self._outcomes.count_to_daemon)
+        self._remote.greet(peer)
+
+    def _bound_target(self, peer: Peer) -> None:
+        """Close the client for which most is queued, when too much is for all of this target together."""
+        heaviest = peer.target.heaviest(self._most_queued)
+        if heaviest is not None:
+            session = session_of(heaviest)
+            self._outcomes.counters.ws_slow_client_terminated += 1
+            session.connection.close(
+                Reason.BUFFER_OVERFLOW,
+                f"{session.backlog} bytes are queued, the most of this target's clients",
+            )
+
+    def _decide(self, peer: Peer, verdict: Decision, message: bytes) -> None:
+        outcomes = self._outcomes
+        match verdict:
+            case Reply(text, reason):
+                if reason is not None:
+                    outcomes.counters.frames_client_rejected += 1
+                    outcomes.counters.drops[reason] += 1
+                session_of(peer).deliver(text.encode())
+            case NoDaemon(frame):
+                self._remote.client_frame(peer, frame, message)
+            case Drop():
+                outcomes.counters.frames_client_rejected += 1
+                outcomes.drop(peer, verdict)
+            case Close():
+                outcomes.counters.frames_client_rejected += 1
+                outcomes.close(peer, verdict)
+            case FanOut():
+                outcomes.fan_out(verdict, message)
+            case _:
+                raise AssertionError(f"not a decision about a client's frame: {verdict!r}")
+
+
+def _judge(router: Router) -> Judge:
+    client_e2ee, client_frame = router.client_e2ee, router.client_frame
+
+    def judge(peer: Peer, message: Message, now: float) -> Peer | Decision | None:
+        envelope = fast_e2ee(message)
+        if envelope is not None:
+            return client_e2ee(peer, envelope.profile, envelope.session_id, message, now)
+        if not is_utf8(message):
+            return None
+        rare = decode_client(message, fast=False)
+        verdict = client_frame(peer, rare, message, now)
+        if type(rare) is KeyExchangeInit and type(verdict) is Peer:
+            exchange = session_of(peer).exchange
+            exchange.init_seen(rare.request_id, rare.profile, rare.previous_session_id)
+        return verdict
+
+    return judge

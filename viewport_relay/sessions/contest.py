@@ -1,0 +1,69 @@
+"""A contested seat: a daemon of equal generation waits until the one that has the seat shows life, or does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from attrs import evolve, frozen
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.observe.counters import Counters
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.model import Peer
+from viewport_relay.sessions.session import session_of
+from viewport_relay.wire.heartbeat import STOOD_STILL, ping
+
+#: Seconds before a Close that the peer would answer with an immediate reconnect (wire contract, section 2).
+SEAT_CLOSE_DELAY: Final = 1.0
+
+#: Seconds between two looks at a contested daemon's signs of life.
+POLL: Final = 0.05
+
+
+@frozen
+class _Contest:
+    challenger: Peer
+    holder: Peer
+    began: float
+    deadline: float
+
+
+class Contests:
+    """Runs every contest of a relay. `pong_timeout` is in seconds."""
+
+    def __init__(self, clock: IReactorTime, counters: Counters, pong_timeout: float) -> None:
+        self._clock = clock
+        self._counters = counters
+        self._pong_timeout = pong_timeout
+
+    def begin(self, challenger: Peer, holder: Peer) -> None:
+        """Ping the holder, and look at what comes of it."""
+        began = self._clock.seconds()
+        ping(session_of(holder).connection, began)
+        self._poll(_Contest(challenger, holder, began, began + self._pong_timeout))
+
+    def _poll(self, contest: _Contest) -> None:
+        self._clock.callLater(POLL, self._look, contest, self._clock.seconds() + POLL)
+
+    def _look(self, contest: _Contest, due: float) -> None:
+        peer, holder, now = contest.challenger, contest.holder, self._clock.seconds()
+        seat, waiting = peer.target.seat, session_of(peer)
+        if waiting.peer is not peer or seat.holder is peer:
+            return  # gone, or seated meanwhile
+        sitting = session_of(holder).connection
+        close: Callable[..., None] = waiting.connection.close
+        if peer not in seat.challengers:  # a higher generation sat down before it
+            close(Reason.STALE_DAEMON_GENERATION, delay=SEAT_CLOSE_DELAY)
+        elif seat.holder is holder and now - due > STOOD_STILL:
+            self.begin(peer, holder)  # what it said meanwhile is not read yet: all over again
+        elif seat.holder is not holder or sitting.reader.last_seen > contest.began:
+            seat.challengers.remove(peer)
+            close(Reason.DAEMON_ALREADY_CONNECTED, delay=SEAT_CLOSE_DELAY)
+        elif sitting.reader.paused:  # no clock runs while it is not read
+            self._poll(evolve(contest, deadline=contest.deadline + POLL))
+        else:
+            if now >= contest.deadline:
+                self._counters.ws_stale_terminated += 1
+                sitting.cut(Reason.PONG_TIMEOUT)  # leaves, and so seats the first that may have the seat
+            self._poll(contest)

@@ -1,0 +1,232 @@
+"""Joining and leaving: from an admitted connection to a peer of routing, and back.
+
+opened -> grant -> (link handshake) -> registry -> the role's handler ... closed -> registry -> successor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.admission.addresses import counted_as
+from viewport_relay.admission.claims import grant_for
+from viewport_relay.admission.limits import Window, WindowTable
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.protocol import status
+from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
+from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.routing.model import Contested, Peer, Stale, Target
+from viewport_relay.routing.rates import Rates
+from viewport_relay.routing.registry import Registry
+from viewport_relay.sessions.contest import SEAT_CLOSE_DELAY, Contests
+from viewport_relay.sessions.link import Links
+from viewport_relay.sessions.remote import RemoteRelays
+from viewport_relay.sessions.session import Session, session_of
+from viewport_relay.wire.connection import Connection
+from viewport_relay.wire.life import Ending
+
+#: Stands where a role has no such rate.
+_NEVER_CHARGED: Final = Window()
+
+
+class RoleHandler(Protocol):
+    """What a role makes of a session that takes part."""
+
+    def begin(self, session: Session, peer: Peer) -> None: ...
+
+
+class Sessions:
+    """All sessions of a relay."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        now: Callable[[], float],
+        log: EventSink,
+        counters: Counters,
+        registry: Registry,
+        windows: WindowTable,
+        links: Links,
+        contests: Contests,
+        remote: RemoteRelays,
+        roles: Mapping[Role, RoleHandler],
+        max_pending: int,
+    ) -> None:
+        """`now` gives seconds since the epoch; `max_pending` is RELAY_MAX_PENDING_BYTES."""
+        self._clock = clock
+        self._now = now
+        self._log = log
+        self._counters = counters
+        self._registry = registry
+        self._windows = windows
+        self._links = links
+        self._contests = contests
+        self._remote = remote
+        self._roles = roles
+        self._max_pending = max_pending
+
+    # -- joining -----------------------------------------------------------------------------------------------
+
+    def opened(self, connection: Connection, query: UpgradeQuery, claims: Claims) -> None:
+        """The upgrade is answered: judge the claims against the query and let the connection in, or close it."""
+        self._counters.ws_connections_opened += 1
+        connection.when_lost(self._lost)
+        info = connection.info
+        grant = grant_for(query, claims, info.connection_id)
+        if isinstance(grant, Refusal):
+            connection.handler = _Outside(self, connection)
+            reply = None
+            # On a link nothing travels as text, and there are no keys yet: the Close says it alone.
+            if grant.reason is Reason.MISSING_RUNTIME_TARGET_CLAIM and not info.link:
+                reply = status.runtime_target_required(query.workspace_id)
+            details = {
+                "role": query.role.value,
+                "workspaceId": query.workspace_id,
+                "runtimeTargetId": query.runtime_target_id,
+                "clientId": claims.client_id,
+            }
+            connection.close(grant.reason, grant.detail, reply=reply, details=details)
+            return
+        self._links.begin(connection, query, grant, self._join, self.note_close)
+
+    def _join(self, connection: Connection, grant: Grant, key_used: str | None) -> None:
+        now = self._clock.seconds()
+        info = connection.info
+        target = self._registry.room(grant.workspace_id, grant.runtime_target_id, now)
+        rates = self._rates(grant, info.ip, now)
+        session = Session(connection, self, key_used)
+        peer = Peer(info.connection_id, grant, info.ip, self._now(), session, rates, target)
+        session.peer = peer
+        connection.handler = session
+        arrival = self._registry.join(peer, now)
+        self._remote.peers_changed()
+        if isinstance(arrival, Stale):
+            connection.close(Reason.STALE_DAEMON_GENERATION, delay=SEAT_CLOSE_DELAY)
+        elif isinstance(arrival, Contested):
+            self._contests.begin(peer, arrival.holder)
+        else:
+            if arrival.replaced is not None:
+                replaced = session_of(arrival.replaced).connection
+                replaced.close(Reason.REPLACED_BY_NEWER_DAEMON, delay=SEAT_CLOSE_DELAY)
+            self._take_part(session, peer)
+
+    def _take_part(self, session: Session, peer: Peer) -> None:
+        session.announced = True
+        about = peer.describe()
+        if session.key_used is not None:
+            about["relayKeyUsed"] = session.key_used
+        self._log.event("join", connection_id=peer.connection_id, **about, noise=session.noise)
+        self._roles[peer.role].begin(session, peer)
+
+    def _rates(self, grant: Grant, ip: str, now: float) -> Rates:
+        """The windows that its role is charged to; none is made for the others."""
+        table, never = self._windows, _NEVER_CHARGED
+        if grant.role is not Role.CLIENT:
+            own = table.window((grant.role.value, grant.workspace_id, grant.runtime_target_id), now)
+            return Rates(table.window, (), runtime=never, workspace=never, daemon=own)
+        client = (grant.workspace_id, grant.client_id, counted_as(ip))
+        return Rates(
+            table.window,
+            client,
+            runtime=table.window(("runtime", *client), now),
+            workspace=table.window(("workspace", grant.workspace_id), now),
+            daemon=never,
+        )
+
+    # -- leaving -----------------------------------------------------------------------------------------------
+
+    def note_close(self, connection: Connection, ending: Ending, about: Mapping[str, Any]) -> None:
+        """Count and log the relay's own decision to close; a peer that leaves is not one."""
+        reason = ending.logged_as or ending.reason
+        if reason is None:
+            return
+        self._counters.closes[reason] += 1
+        entry = {**about, **ending.details}
+        if ending.detail:
+            entry["detail"] = ending.detail
+        self._log.event("close", reason=reason, connection_id=connection.info.connection_id, **entry)
+
+    def leave(self, session: Session, ending: Ending) -> None:
+        """A session is over: it is out of routing before anything else happens."""
+        peer, session.peer = session.peer, None
+        assert peer is not None
+        self.note_close(session.connection, ending, peer.describe())
+        successor = self._registry.leave(peer, self._clock.seconds())
+        self._remote.peers_changed()
+        if peer.role is Role.DAEMON:
+            self._remote.seat_changed(peer.target)
+        if session.announced:
+            self._log_leave(peer, ending)
+        daemon = peer.target.daemon
+        if peer.role is Role.CLIENT and daemon is not None:
+            self._bound_what_is_left(session, session_of(daemon))
+        if successor is not None:
+            self._take_part(session_of(successor), successor)
+        if peer.role is Role.DAEMON:
+            session.outbox.let_feeders_go()  # to the next daemon, or to be told that there is none
+
+    def _log_leave(self, peer: Peer, ending: Ending) -> None:
+        about = peer.describe()
+        reason = ending.logged_as or ending.reason
+        if reason is None and ending.code is not None:
+            about["closeCode"] = ending.code
+        if reason is not None and ending.detail:
+            about["detail"] = ending.detail
+        how = ending.how if reason is None else reason.code
+        seconds = round(self._now() - peer.since, 3)
+        self._log.event("leave", message=how, connection_id=peer.connection_id, **about, seconds=seconds)
+
+    def _bound_what_is_left(self, session: Session, daemon: Session) -> None:
+        # What a client sent before it left still goes to its daemon, unless clients that come and go would fill
+        # the memory in front of a daemon that does not read.
+        if daemon.outbox.queued > self._max_pending:
+            daemon.outbox.forget(session.connection.reader)
+
+    def _lost(self) -> None:
+        self._counters.ws_connections_closed += 1
+
+    # -- for the operator --------------------------------------------------------------------------------------
+
+    def disconnect(
+        self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
+    ) -> int:
+        """Close every peer that has all of what is given; how many there were."""
+        found = [
+            peer
+            for target in self._registry
+            for peer in _peers(target)
+            if connection_id in (None, peer.connection_id)
+            and workspace_id in (None, peer.grant.workspace_id)
+            and runtime_target_id in (None, peer.grant.runtime_target_id)
+        ]
+        for peer in found:
+            session_of(peer).connection.close(Reason.DISCONNECTED_BY_OPERATOR)
+        return len(found)
+
+
+class _Outside:
+    """The handler of a connection whose claims were refused."""
+
+    __slots__ = ("_connection", "_sessions")
+
+    def __init__(self, sessions: Sessions, connection: Connection) -> None:
+        self._sessions = sessions
+        self._connection = connection
+
+    def closed(self, ending: Ending) -> None:
+        self._sessions.note_close(self._connection, ending, {"ip": self._connection.info.ip})
+
+
+def _peers(target: Target) -> list[Peer]:
+    holder = target.seat.holder
+    return [*([] if holder is None else [holder]), *target.seat.challengers, *target.clients, *target.workers]
+
+
+def target_of(connection: Connection) -> tuple[str, str]:
+    """Workspace and target of a connection, both empty if it has not joined."""
+    session = connection.handler
+    peer = session.peer if isinstance(session, Session) else None
+    return ("", "") if peer is None else (peer.grant.workspace_id, peer.grant.runtime_target_id or "")

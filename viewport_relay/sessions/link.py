@@ -1,0 +1,178 @@
+"""The Noise link of a connection: the handshake before it joins, records from then on (wire contract, section 5).
+
+`noise/` runs the handshake and holds the keys; `Link` joins it to the connection's reader, outbox and end, and to a time
+limit. The document at `/.well-known/viewport-relay.json`, from which peers learn the relay's key, is made here too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.web.server import Request
+
+from viewport_relay import __version__
+from viewport_relay.config import Config
+from viewport_relay.noise.connection import ConnectionNoise
+from viewport_relay.noise.keys import RelayKeys
+from viewport_relay.noise.link import SUBPROTOCOL, LinkResponder, message_max_bytes
+from viewport_relay.noise.policy import Pattern
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.protocol.grant import Grant, UpgradeQuery
+from viewport_relay.reasons import Reason
+from viewport_relay.wire.connection import Connection
+from viewport_relay.wire.life import Ending
+
+WELL_KNOWN_PATH: Final = b"/.well-known/viewport-relay.json"
+
+#: Lets a connection into routing: (connection, grant, name of the relay's key that its link used).
+Join: TypeAlias = Callable[[Connection, Grant, str | None], None]
+
+#: Counts and logs the relay's close of a connection that has not joined: (connection, ending, what is known of the peer).
+NoteClose: TypeAlias = Callable[[Connection, Ending, Mapping[str, Any]], None]
+
+
+class Links:
+    """Begins every connection of a relay: with a handshake, or at once where no link was chosen."""
+
+    def __init__(
+        self, clock: IReactorTime, log: EventSink, counters: Counters, keys: RelayKeys, config: Config
+    ) -> None:
+        self.clock = clock
+        self.log = log
+        self.counters = counters
+        self.keys = keys
+        self._relay_id = config.relay_id
+        self._frame_max = config.frame_max_bytes
+        self._required = config.noise_link == "required"
+        self._timeout = config.noise_timeout_ms / 1000
+
+    def begin(
+        self, connection: Connection, query: UpgradeQuery, grant: Grant, join: Join, note_close: NoteClose
+    ) -> None:
+        """Let the connection join once its link is up. A connection without a link joins, or is refused, at once."""
+        responder = None
+        if connection.info.link:
+            responder = LinkResponder(query, grant, self.keys, self._relay_id, self._frame_max)
+            connection.reader.limit(message_max_bytes(self._frame_max))
+        link = Link(self, connection, grant, join, note_close)
+        connection.handler = link
+        link.begin(responder, self._timeout, required=self._required)
+
+
+class Link:
+    """The handler of a connection until it joins, and `noise.machine.LinkPeer`: what the handshake asks of a connection."""
+
+    __slots__ = ("_connection", "_grant", "_join", "_links", "_noise", "_note_close", "_timer")
+
+    def __init__(
+        self, links: Links, connection: Connection, grant: Grant, join: Join, note_close: NoteClose
+    ) -> None:
+        self._links = links
+        self._connection = connection
+        self._grant = grant
+        self._join = join
+        self._note_close = note_close
+        self._timer: IDelayedCall | None = None
+        self._noise: ConnectionNoise | None = None
+
+    def begin(self, responder: LinkResponder | None, timeout: float, *, required: bool) -> None:
+        """Wait `timeout` seconds for the peer's handshake; without a responder there is none to wait for."""
+        self._noise = noise = ConnectionNoise(self, responder, link_required=required)
+        if responder is not None:
+            self._timer = self._links.clock.callLater(timeout, self._time_out)
+            self._connection.reader.unwrap = self._unwrap
+        noise.begin()
+
+    def _unwrap(self, payload: bytes, is_binary: bool) -> bytes | None:
+        noise = self._noise
+        assert noise is not None
+        if not is_binary:
+            noise.text_message()
+            return None
+        return noise.receive(payload)
+
+    def _time_out(self) -> None:
+        self._timer = None
+        assert self._noise is not None
+        self._noise.timeout()
+
+    def _disarm(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def closed(self, ending: Ending) -> None:
+        """The connection has ended before it joined."""
+        self._disarm()
+        noise, self._noise = self._noise, None  # which holds this object
+        if noise is not None:
+            if ending.reason is None:
+                noise.peer_gone()
+            else:
+                noise.relay_closes()
+        self._note_close(self._connection, ending, self._about())
+
+    # -- LinkPeer ----------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        self._connection.outbox.send_binary(data)
+
+    def established(self, pattern: Pattern | None) -> None:
+        self._disarm()
+        connection, noise = self._connection, self._noise
+        assert noise is not None
+        if pattern is not None:
+            connection.info.noise = pattern.label
+            connection.outbox.seal_with(noise.seal)
+        self._links.counters.handshakes[connection.info.noise] += 1
+        self._join(connection, self._grant, noise.key_used)
+
+    def fail(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
+        if reason is Reason.FRAME_TOO_LARGE:
+            self._links.counters.ws_frame_too_large += 1
+        self._connection.close(reason, detail, details={**self._key_used(), **details})
+
+    def note(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
+        self._links.counters.handshakes_left[reason] += 1
+        about = {**self._about(), **self._key_used(), **details, "detail": detail}
+        connection_id = self._connection.info.connection_id
+        self._links.log.event("handshake", reason=reason, connection_id=connection_id, **about)
+
+    def _about(self) -> dict[str, Any]:
+        grant = self._grant
+        return {
+            "role": grant.role.value,
+            "workspaceId": grant.workspace_id,
+            "runtimeTargetId": grant.runtime_target_id,
+            "clientId": grant.client_id,
+            "ip": self._connection.info.ip,
+        }
+
+    def _key_used(self) -> dict[str, str]:
+        key_used = None if self._noise is None else self._noise.key_used
+        return {} if key_used is None else {"relayKeyUsed": key_used}
+
+
+def well_known(config: Config, keys: RelayKeys) -> Callable[[Request], bytes]:
+    """Make what answers `GET /.well-known/viewport-relay.json`."""
+    document: dict[str, Any] = {
+        "relayId": config.relay_id,
+        "version": __version__,
+        "subprotocols": [] if config.noise_link == "off" else [SUBPROTOCOL],
+        "noisePublicKey": keys.public_text,
+    }
+    if keys.previous_public_text is not None:
+        document["noisePreviousPublicKey"] = keys.previous_public_text
+    body = json.dumps(document).encode()
+
+    def answer(request: Request) -> bytes:
+        request.setHeader(b"content-type", b"application/json")
+        request.setHeader(b"cache-control", b"max-age=60")
+        request.setHeader(b"access-control-allow-origin", b"*")  # browsers read it from the web app's origin
+        return body
+
+    return answer

@@ -1,0 +1,94 @@
+"""What became of frames: counted, logged, and answered where the relay answers itself. The same for every role."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.protocol import status
+from viewport_relay.protocol.frames import DaemonFrame, KeyExchangeResponse, KeyUpdateRequired
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.decisions import Close, Drop, FanOut
+from viewport_relay.routing.model import Peer
+from viewport_relay.routing.router import Router
+from viewport_relay.sessions.session import session_of
+from viewport_relay.wire.framing import text_header
+
+#: Reasons of dropped frames that are counted but not worth a line each.
+COUNTED_ONLY: Final = frozenset({Reason.NO_OWNER})
+
+
+class Outcomes:
+    """Carries out what is not forwarding."""
+
+    def __init__(self, router: Router, log: EventSink, counters: Counters) -> None:
+        self._router = router
+        self.log = log
+        self.counters = counters
+
+    def count_to_daemon(self, peer: Peer, frames: int, size: int, now: float) -> None:
+        """Frames of this client were sent to a daemon here."""
+        counters, target = self.counters, peer.target
+        counters.frames_client_to_daemon += frames
+        counters.bytes_client_to_daemon += size
+        target.frames += frames
+        target.bytes += size
+        target.active_at = now
+
+    def count_to_clients(self, peer: Peer, frames: int, size: int, now: float) -> None:
+        """Frames of this daemon (or of its relay) were sent to clients here."""
+        counters, target = self.counters, peer.target
+        counters.frames_daemon_to_clients += frames
+        counters.bytes_daemon_to_clients += size
+        target.frames += frames
+        target.bytes += size
+        target.active_at = now
+
+    def fan_out(self, decision: FanOut, message: bytes) -> int:
+        """Send one message to several receivers; how many of them take it."""
+        frame, copies = text_header(len(message)) + message, 0  # one copy, however many queues hold it
+        for receiver in decision.receivers:
+            outbox = session_of(receiver).outbox
+            if decision.lossy and outbox.blocked:
+                self.counters.presence_missed += 1
+            else:
+                copies += outbox.send(message) if outbox.sealed else outbox.take(frame)
+        return copies
+
+    def no_daemon(self, peer: Peer, message: bytes, now: float, *, counted: bool = False) -> None:
+        """A client's frame reaches no daemon anywhere. `counted`: its rate is charged already."""
+        limited = self._router.charge(peer, message, now, counted=counted)
+        if limited is not None:
+            self.counters.frames_client_rejected += 1
+            self.close(peer, limited)
+            return
+        grant = peer.grant
+        self.counters.drops[Reason.DAEMON_UNAVAILABLE] += 1
+        text = status.daemon_unavailable(grant.workspace_id, grant.runtime_target_id, grant.claims.machine_id)
+        session_of(peer).deliver(text.encode())
+
+    def drop(self, peer: Peer, drop: Drop) -> None:
+        """A frame of this peer goes nowhere."""
+        self.counters.drops[drop.reason] += 1
+        if drop.reason not in COUNTED_ONLY:
+            detail: dict[str, Any] = {"detail": drop.detail} if drop.detail else {}
+            self.log.event(
+                "drop", reason=drop.reason, connection_id=peer.connection_id, **peer.describe(), **detail
+            )
+
+    @staticmethod
+    def close(peer: Peer, close: Close) -> None:
+        """A frame of this peer ends its connection."""
+        connection = session_of(peer).connection
+        connection.close(close.reason, close.detail, reply=close.reply, logged_as=close.logged_as)
+
+    @staticmethod
+    def watch_answer(client: Peer, frame: DaemonFrame | None) -> None:
+        """Note what a daemon's answer makes of the client's end-to-end exchange, for `/state`."""
+        if isinstance(frame, KeyExchangeResponse):
+            session_of(client).exchange.response_seen(
+                frame.request_id, frame.session_id, frame.profile, frame.epoch
+            )
+        elif isinstance(frame, KeyUpdateRequired):
+            session_of(client).exchange.key_update_seen(frame.session_id, frame.next_epoch)

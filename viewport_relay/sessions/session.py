@@ -1,0 +1,87 @@
+"""The handler of one routed connection, and the receiver that routing knows it by (`Peer.outlet`)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from viewport_relay.noise.exchange import ExchangeWatch
+from viewport_relay.routing.model import Peer
+from viewport_relay.wire.connection import Connection
+from viewport_relay.wire.life import Ending
+
+
+class LeaveListener(Protocol):
+    """Who is told of a session's end."""
+
+    def leave(self, session: Session, ending: Ending) -> None: ...
+
+
+class Session:
+    """One peer that has joined, or waits for its seat. `peer` is None before and after."""
+
+    __slots__ = ("_exchange", "_sessions", "announced", "connection", "key_used", "outbox", "peer")
+
+    def __init__(self, connection: Connection, sessions: LeaveListener, key_used: str | None) -> None:
+        """`key_used` names the relay's key that the peer's link used; None without a link."""
+        self.connection = connection
+        self.outbox = connection.outbox  # what every frame looks for
+        self.peer: Peer | None = None
+        self.announced = False  # whether its joining was logged
+        self.key_used = key_used
+        self._sessions = sessions
+        self._exchange: ExchangeWatch | None = None
+
+    def closed(self, ending: Ending) -> None:
+        """The connection has ended."""
+        self._sessions.leave(self, ending)
+
+    def deliver(self, message: bytes) -> bool:
+        """Send a message; False when it is not taken."""
+        return self.outbox.send(message)
+
+    @property
+    def exchange(self) -> ExchangeWatch:
+        """What was seen of this client's end-to-end key exchanges."""
+        if self._exchange is None:
+            self._exchange = ExchangeWatch()
+        return self._exchange
+
+    # -- for `/state` ------------------------------------------------------------------------------------------
+
+    @property
+    def end_to_end(self) -> str | None:
+        """The latest end-to-end session in words."""
+        return None if self._exchange is None else self._exchange.summary
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait to be sent, in the transport too."""
+        return self.outbox.pending
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait until the transport takes more."""
+        return self.outbox.queued
+
+    @property
+    def paused(self) -> bool:
+        return self.connection.reader.paused
+
+    @property
+    def noise(self) -> str:
+        return self.connection.info.noise
+
+    @property
+    def subprotocol(self) -> str | None:
+        return self.connection.info.subprotocol
+
+    @property
+    def version(self) -> str | None:
+        return self.connection.info.version
+
+
+def session_of(peer: Peer) -> Session:
+    """The session of a peer."""
+    session = peer.outlet
+    assert isinstance(session, Session)
+    return session

@@ -1,0 +1,214 @@
+"""RFC 6455 by Autobahn, as a codec: bytes in, messages and control frames out. It sends nothing and owns no connection.
+
+Autobahn parses, checks and keeps the protocol's state, for whatever the fast path does not take. Left out is what it
+makes for each connection and each message for users that the relay is not (Deferreds, descriptions for debug lines, copies
+of its options), and what a hostile peer could have it keep.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import cached_property
+from typing import Any, Final, Protocol
+
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import TrafficStats, WebSocketProtocol
+from autobahn.websocket.utf8validator import Utf8Validator
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.reasons import CloseCode, Reason
+from viewport_relay.wire.framing import CLOSE
+
+
+class CodecEvents(Protocol):
+    """What a codec tells of the bytes that it was fed."""
+
+    def message_received(self, payload: bytes, is_binary: bool) -> None:
+        """A whole message."""
+
+    def ping_received(self, payload: bytes) -> None:
+        """A Ping frame."""
+
+    def close_received(self, code: int | None, answer: bytes) -> None:
+        """A valid Close frame, before one was sent; `answer` is the payload of the Close that answers it."""
+
+    def close_answered(self) -> None:
+        """A Close frame after one was sent."""
+
+    def violated(self, reason: Reason, detail: str) -> None:
+        """The protocol or the limit was violated. What follows is parsed for a Close frame only."""
+
+
+class _AsOpened:
+    """What Autobahn's `_connectionMade` gives each connection, said once: nearly all of it stays as it is for good.
+
+    A test compares this with what the installed Autobahn sets.
+    """
+
+    send_state = WebSocketProtocol.SEND_STATE_GROUND
+    data = b""
+    triggered = False
+    trackedTimings = None
+    _perMessageCompress = None
+    trafficStats = TrafficStats()  # of all together: nothing reads it
+    wasMaxFramePayloadSizeExceeded = wasMaxMessagePayloadSizeExceeded = False
+    closedByMe = failedByMe = droppedByMe = wasClean = False
+    wasNotCleanReason = None
+    wasServerConnectionDropTimeout = wasOpenHandshakeTimeout = wasCloseHandshakeTimeout = False
+    wasServingFlashSocketPolicyFile = False
+    localCloseCode = localCloseReason = remoteCloseCode = remoteCloseReason = None
+    openHandshakeTimeoutCall = closeHandshakeTimeoutCall = None
+    autoPingTimeoutCall = autoPingPending = autoPingPendingCall = autoPingPendingSent = None
+    autoPingPendingSeq = 0
+    # And of an opening handshake that went well:
+    state = WebSocketProtocol.STATE_OPEN
+    websocket_version = 13
+    inside_message = False
+    current_frame = None
+
+    @cached_property
+    def utf8validator(self) -> Any:
+        """For messages that do not take the fast path."""
+        return Utf8Validator()
+
+    @cached_property
+    def send_queue(self) -> deque[Any]:
+        """For sending through Autobahn, which does not happen."""
+        return deque()
+
+
+class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
+    """One connection's codec, in the open state. What it would send is told to `events` or left out.
+
+    Made by `CodecFactory`. Used of it: `feed`, `between_messages`, `closing`, `ignore`, `onCloseFrame`, `limit`.
+    """
+
+    # Autobahn's own:
+    current_frame: Any
+    message_data: Any
+
+    def __init__(self, events: CodecEvents) -> None:
+        # Without Autobahn's own, which makes two Deferreds and a description of the transport.
+        self.events = events
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes as they came."""
+        if self.state != self.STATE_CLOSED:  # Autobahn would keep what it does not read any more
+            self._dataReceived(data)
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether the next byte begins a message."""
+        return bool(
+            self.state == self.STATE_OPEN
+            and self.current_frame is None
+            and not self.inside_message
+            and not self.data
+        )
+
+    def limit(self, size: int) -> None:
+        """The longest message from now on, bytes over all its fragments."""
+        self.maxMessagePayloadSize = size
+
+    def closing(self) -> None:
+        """A Close frame was sent: the next one answers it."""
+        if self.state == self.STATE_OPEN:
+            self.state = self.STATE_CLOSING
+
+    def ignore(self) -> None:
+        """Throw everything that comes away."""
+        self.state = self.STATE_CLOSED
+
+    # -- Autobahn's hooks --------------------------------------------------------------------------------------
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self.events.message_received(payload, isBinary)
+
+    def onPing(self, payload: bytes) -> None:
+        if self.state == self.STATE_OPEN:
+            self.events.ping_received(payload)
+
+    def sendFrame(self, opcode: int, payload: bytes = b"", **_: Any) -> None:
+        """Called for nothing but the answer to a Close frame."""
+        assert opcode == CLOSE
+        self.state = self.STATE_CLOSED
+        self.events.close_received(self.remoteCloseCode, payload)
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """Called when the closing handshake is complete, or fails again."""
+        if self.state == self.STATE_CLOSING:
+            self.state = self.STATE_CLOSED
+            self.events.close_answered()
+
+    def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
+        self.failedByMe = True  # what follows of the message is not kept
+        self.events.violated(
+            Reason.FRAME_TOO_LARGE, f"{msg_size} bytes announced, RELAY_FRAME_MAX_BYTES={max_msg_size}"
+        )
+
+    def _fail_connection(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
+        self.failedByMe = True
+        if code == CloseCode.INVALID_PAYLOAD:
+            self.events.violated(Reason.FRAME_NOT_UTF8, reason)
+        else:
+            self.events.violated(Reason.PROTOCOL_ERROR, reason)
+
+    def onFrameData(self, payload: bytes) -> Any:
+        # A control frame that is too long was refused by its header. Autobahn would keep what follows of it.
+        if self.failedByMe and self.current_frame.opcode > 7 and self.current_frame.length > 125:
+            return None
+        return super().onFrameData(payload)
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        # Autobahn keeps every piece as it comes: tiny fragments cost many times their size, empty ones have no end.
+        if self.failedByMe or not payload:
+            return
+        pieces: list[bytes | bytearray] = self.message_data
+        if len(pieces) < 2:
+            pieces.append(bytearray(payload) if pieces else payload)
+        else:
+            pieces[1] += payload
+
+    def onMessageEnd(self) -> None:
+        # Autobahn's own goes on to make a Deferred for each message, for listeners that there are not.
+        chunks: list[bytes] = self.message_data
+        self.message_data = None
+        if not self.failedByMe:
+            self.onMessage(chunks[0] if len(chunks) == 1 else b"".join(chunks), self.message_is_binary)
+
+
+class _Factory(WebSocketServerFactory):  # type: ignore[misc]  # Autobahn is not typed
+    """Autobahn's factory with the wire contract's options: no extension, masks and UTF-8 checked, no timers of its own."""
+
+    def __init__(self, clock: IReactorTime, max_message: int) -> None:
+        super().__init__(reactor=clock)
+        self.setProtocolOptions(
+            failByDrop=False,
+            openHandshakeTimeout=0,
+            closeHandshakeTimeout=0,
+            autoPingInterval=0,
+            perMessageCompressionAccept=lambda _: None,
+            echoCloseCodeReason=True,
+            utf8validateIncoming=True,
+            requireMaskedClientFrames=True,
+            tcpNoDelay=True,
+        )
+        self.resetProtocolOptions = None
+        self.setProtocolOptions(maxMessagePayloadSize=max_message)
+
+
+class CodecFactory:
+    """Makes codecs. `max_message` is the longest message, bytes over all its fragments."""
+
+    def __init__(self, clock: IReactorTime, max_message: int) -> None:
+        factory: Final = _Factory(clock, max_message)
+        # The options as attributes of a class: Autobahn would copy them, two dozen, into each connection.
+        options: dict[str, Any] = {"CONFIG_ATTRS": (), "factory": factory}
+        for name in Codec.CONFIG_ATTRS:
+            value = getattr(factory, name)
+            options[name] = staticmethod(value) if callable(value) else value
+        self._made: type[Codec] = type("Codec", (Codec,), options)
+
+    def codec(self, events: CodecEvents) -> Codec:
+        """The codec of a connection that was just opened."""
+        return self._made(events)

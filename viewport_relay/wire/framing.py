@@ -1,0 +1,31 @@
+"""Headers of the frames that the relay sends (RFC 6455 section 5.2): unfragmented and unmasked."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Opcodes.
+TEXT: Final = 1
+BINARY: Final = 2
+CLOSE: Final = 8
+PING: Final = 9
+PONG: Final = 10
+
+
+def frame_header(opcode: int, length: int) -> bytes:
+    """The header of a frame with a payload of `length` bytes."""
+    if length < 126:
+        return bytes((0x80 | opcode, length))
+    if length < 65_536:
+        return bytes((0x80 | opcode, 126)) + length.to_bytes(2, "big")
+    return bytes((0x80 | opcode, 127)) + length.to_bytes(8, "big")
+
+
+#: Headers of text frames up to this length are ready-made.
+USUAL: Final = 4096
+TEXT_HEADERS: Final = tuple(frame_header(TEXT, length) for length in range(USUAL + 1))
+
+
+def text_header(length: int) -> bytes:
+    """The header of a text frame."""
+    return TEXT_HEADERS[length] if length <= USUAL else frame_header(TEXT, length)

@@ -1,0 +1,86 @@
+"""What the parts of the wire know of each other: interfaces only, so that each part is built and tested alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+from twisted.internet.interfaces import IPushProducer
+
+from viewport_relay.protocol.json import Message
+
+#: Judges one message of a peer: (peer, message, monotonic seconds) -> a verdict. A verdict has `outlet`: the receiver to
+#: which the message goes, or None when `Decide` has to carry the verdict out. The verdict None means: not UTF-8.
+Judge: TypeAlias = Callable[[Any, Message, float], Any]
+
+#: Carries out a verdict that is no receiver: (peer, verdict, message).
+Decide: TypeAlias = Callable[[Any, Any, bytes], None]
+
+#: Counts messages of a peer that were forwarded: (peer, messages, their bytes, monotonic seconds).
+Count: TypeAlias = Callable[[Any, int, int, float], None]
+
+
+class Feeder(Protocol):
+    """Whoever brings messages for a connection; it is paused while what it brought waits. `cause` names the receiver."""
+
+    def pause_reading(self, cause: object) -> None: ...
+    def resume_reading(self, cause: object) -> None: ...
+
+
+class MessageSink(Protocol):
+    """The outbox of a receiver, as the fast path uses it."""
+
+    #: Not None while an unsealed frame may be given to `hold` without asking anything else.
+    ready: object | None
+
+    def hold(self, data: bytes) -> None:
+        """Send frames at the end of the turn."""
+
+    def take(self, data: bytes | memoryview, feeder: Feeder | None = None) -> bool:
+        """Send frames now or in the feeder's lane; False when they are not taken. A memoryview is used up on return."""
+
+    def send(self, message: bytes, feeder: Feeder | None = None) -> bool:
+        """Make a frame of the message (on a link, records) and take it."""
+
+    @property
+    def sealed(self) -> bool:
+        """Whether messages leave as a link's records, so that no frame can be made of them here."""
+
+
+class HasOutbox(Protocol):
+    """A connection that messages go to."""
+
+    @property
+    def outbox(self) -> MessageSink: ...
+
+
+class StreamTransport(Protocol):
+    """What a connection needs of a Twisted stream transport."""
+
+    def write(self, data: bytes, /) -> None: ...
+    def loseConnection(self) -> None: ...
+    def abortConnection(self) -> None: ...
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+
+
+class Handler(Protocol):
+    """What a connection is for: a role of the relay."""
+
+    def closed(self, ending: Any) -> None:
+        """The connection is over (`life.Ending` says why): called exactly once, at the first sign."""
+
+
+class Closing(Protocol):
+    """What input tells of the end of its connection (`life.LifeInputs` and the connection's own decisions)."""
+
+    def peer_closed(self, code: int | None, answer: bytes) -> None:
+        """A Close frame began the closing handshake; `answer` is the payload of the Close that answers it."""
+
+    def close_answered(self) -> None:
+        """A Close frame answered ours."""
+
+    def failed(self, reason: Any, detail: str) -> None:
+        """The peer broke RFC 6455 or the frame limit."""

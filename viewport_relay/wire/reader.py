@@ -1,0 +1,265 @@
+"""The way in of one connection: who its messages are for, when it is read, and whose turn it is.
+
+    transport -> Reader.feed -> codec -> judge -> the receiver's outbox
+
+`fastpath.FastReader` puts the common case before the codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.protocol.json import is_utf8
+from viewport_relay.reasons import Reason
+from viewport_relay.wire.codec import Codec, CodecFactory
+from viewport_relay.wire.interfaces import Closing, Count, Decide, Judge, StreamTransport
+
+#: Seconds that the codec works at one connection's input before the others get their turn, and the bytes of the first
+#: slice: tiny frames cost 20 µs each.
+TURN_SECONDS: Final = 0.004
+_SLICE: Final = 512
+
+#: The cause of a pause between two turns.
+_TURN: Final = object()
+
+#: Of most connections; a set of its own would be 200 bytes each.
+_BY_NONE: Final[frozenset[object]] = frozenset()
+
+
+def _ignored(payload: bytes) -> None:
+    """A no-op callback: before there is a handler, and after the end."""
+
+
+def _undecided(peer: Any, verdict: Any, message: bytes) -> None:
+    raise AssertionError("no decision without a judge")
+
+
+def _uncounted(peer: Any, messages: int, size: int, now: float) -> None:
+    raise AssertionError("nothing is forwarded without a judge")
+
+
+class Reader:
+    """Reads one connection through its codec. Times are monotonic seconds."""
+
+    __slots__ = (
+        "_clock", "_closing", "_codec", "_codecs", "_ended", "_gone", "_paused_by", "_pong", "_postponed",
+        "_seconds", "_transport", "count", "decide", "judge", "last_seen", "peer", "pinged_at", "receive",
+        "unanswered_since", "unwrap",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        transport: StreamTransport,
+        codecs: CodecFactory,
+        closing: Closing,
+        pong: Callable[[bytes], None],
+    ) -> None:
+        """`closing` hears how the peer ends the connection, `pong` sends the answer to a Ping frame."""
+        self._clock = clock
+        self._seconds: Callable[[], float] = clock.seconds
+        self._transport = transport
+        self._codecs = codecs
+        self._codec: Codec | None = None  # made for the first byte that needs it
+        self._closing: Closing | None = closing  # until lost
+        self._pong = pong
+        self._paused_by: frozenset[object] = _BY_NONE
+        self._postponed = b""  # received, and left to the next turn
+        self._gone: Callable[[], None] | None = None  # to be called behind what was postponed
+        self._ended = False
+        #: For messages that are routed: judge, whose messages they are, and what is done with verdicts.
+        self.judge: Judge | None = None
+        self.peer: Any = None
+        self.decide: Decide = _undecided
+        self.count: Count = _uncounted
+        #: Takes messages that are not routed.
+        self.receive: Callable[[bytes], None] = _ignored
+        #: Opens a message of a Noise link: (payload, binary) -> frame, or None when there is none for `receive`.
+        self.unwrap: Callable[[bytes, bool], bytes | None] | None = None
+        #: When anything was received; when a ping was sent; the first ping without a sign of life after it.
+        self.last_seen = self.pinged_at = self._seconds()
+        self.unanswered_since: float | None = None
+
+    def begin(self) -> None:
+        """Read, unless the connection is paused already."""
+        if not self._paused_by:
+            self._transport.resumeProducing()
+
+    # -- who reads ---------------------------------------------------------------------------------------------
+
+    def route(self, peer: Any, judge: Judge, decide: Decide, count: Count) -> None:
+        """Judge messages from now on; `peer` is handed to all three."""
+        self.peer = peer
+        self.judge = judge
+        self.decide = decide
+        self.count = count
+        self.receive = self.forward
+
+    def forward(self, message: bytes) -> None:
+        """Judge one message, and send it or have the verdict carried out."""
+        judge, peer = self.judge, self.peer
+        assert judge is not None
+        verdict = judge(peer, message, self.last_seen)
+        if verdict is None:
+            self._not_utf8()
+            return
+        receiver = verdict.outlet
+        if receiver is None:
+            self.decide(peer, verdict, message)
+        elif receiver.outbox.send(message, self):
+            self.count(peer, 1, len(message), self.last_seen)
+
+    def limit(self, size: int) -> None:
+        """The longest message from now on, bytes (a link's records are longer than the frame in them)."""
+        self._needed().limit(size)
+
+    def stop(self) -> None:
+        """Throw away what comes from now on, but read it: the peer shall see our Close."""
+        self._ended = True
+        self.receive = _ignored
+        self.judge = None
+        self.peer = None
+        self.unwrap = None
+        self.decide, self.count = _undecided, _uncounted
+        if self._paused_by:
+            self._read_on()
+
+    def close_sent(self) -> None:
+        """Our Close frame is on its way: the peer's next one answers it."""
+        self._needed().closing()
+
+    def ignore(self) -> None:
+        """The closing handshake is over."""
+        if self._codec is not None:
+            self._codec.ignore()
+
+    def forget(self) -> None:
+        """The connection is lost: drop every reference, so that it is freed at once."""
+        self._postponed = b""
+        self._paused_by = _BY_NONE
+        self._codec = self._closing = self._gone = None
+
+    # -- bytes -------------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Handle bytes that the transport has read."""
+        self.last_seen = self._seconds()
+        self._decode(data)
+
+    def _decode(self, data: bytes) -> None:
+        """Give bytes to the codec, in slices, so that a flood of tiny frames does not hold the other connections up."""
+        if self._postponed:
+            self._postponed += data
+            return
+        codec = self._needed()
+        end = len(data)
+        if end <= _SLICE:
+            codec.feed(data)
+            return
+        until = self._seconds() + TURN_SECONDS
+        at, size = 0, _SLICE
+        while at < end:
+            codec.feed(data[at : at + size])
+            at += size
+            size *= 2  # in few steps for what is quickly done, as large frames are
+            if at < end and self._seconds() >= until:
+                self._postpone(data[at:])
+                return
+
+    def _needed(self) -> Codec:
+        if self._codec is None:
+            self._codec = self._codecs.codec(self)
+        return self._codec
+
+    def _postpone(self, data: bytes) -> None:
+        """Handle this in the reactor's next turn: the other connections come first. Until then nothing is read."""
+        first, self._postponed = not self._postponed, self._postponed + data
+        if first:
+            self._paused_by |= {_TURN}
+            self._transport.pauseProducing()
+            self._clock.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        data, self._postponed = self._postponed, b""
+        if not data:
+            return
+        self.feed(data)
+        if self._postponed or not self._paused_by:  # once more, or lost meanwhile
+            return
+        if self._gone is not None:
+            gone, self._gone = self._gone, None
+            gone()
+        self._paused_by -= {_TURN}
+        if not self._paused_by or self._ended:
+            self._read_on()
+
+    def when_handled(self, call: Callable[[], None]) -> None:
+        """Call this when everything that was received has been handled."""
+        if self._postponed:
+            self._gone = call
+        else:
+            call()
+
+    # -- back-pressure -----------------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Whether the connection is not read just now."""
+        return bool(self._paused_by) and not self._ended
+
+    def pause_reading(self, cause: object) -> None:
+        """Read no more until every cause is gone."""
+        if not self._paused_by and not self._ended:
+            self._transport.pauseProducing()
+        self._paused_by |= {cause}
+
+    def resume_reading(self, cause: object) -> None:
+        """This cause is gone."""
+        if cause not in self._paused_by:
+            return
+        self._paused_by -= {cause}
+        if not self._paused_by:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if not self._postponed:
+            # While the peer was not read, no clock ran against it.
+            self.last_seen = self.pinged_at = self._seconds()
+            self.unanswered_since = None
+            self._transport.resumeProducing()
+
+    # -- CodecEvents -------------------------------------------------------------------------------------------
+
+    def message_received(self, payload: bytes, is_binary: bool) -> None:
+        if self._ended:
+            return
+        if self.unwrap is not None:
+            frame = self.unwrap(payload, is_binary)
+            if frame is None:
+                return
+            payload, is_binary = frame, True  # whose UTF-8 is not checked yet
+        if is_binary and not is_utf8(payload):
+            self._not_utf8()
+        else:
+            self.receive(payload)
+
+    def _not_utf8(self) -> None:
+        self.violated(Reason.FRAME_NOT_UTF8, "a message is not UTF-8")
+
+    def ping_received(self, payload: bytes) -> None:
+        self._pong(payload)
+
+    def close_received(self, code: int | None, answer: bytes) -> None:
+        if self._closing is not None:
+            self._closing.peer_closed(code, answer)
+
+    def close_answered(self) -> None:
+        if self._closing is not None:
+            self._closing.close_answered()
+
+    def violated(self, reason: Reason, detail: str) -> None:
+        if self._closing is not None:
+            self._closing.failed(reason, detail)

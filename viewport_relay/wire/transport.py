@@ -1,0 +1,97 @@
+"""TCP and Unix transports that read straight into the arena, and notice a peer that goes while it is not read.
+
+They are Twisted's own server transports, made by `RelayReactor` for whatever it listens on or adopts. Until `read_into` is
+called they behave as Twisted's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from socket import socket
+from typing import Any, Protocol
+
+from twisted.internet import tcp, unix
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.python.failure import Failure
+
+
+class Sink(Protocol):
+    """Takes what was read: `space` is where the next bytes go, `received` says how many there are."""
+
+    space: memoryview
+
+    def received(self, size: int) -> None: ...
+
+
+class DirectTransport:
+    """A transport whose socket may be read and written without it. It is mixed into Twisted's server transports."""
+
+    socket: socket
+    reactor: Any
+    dataBuffer: bytes
+    _tempDataLen: int
+    _sink: Sink | None = None
+    _watched = False
+    _hung_up = False
+
+    def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
+        """Give everything that is read from now on to `sink`; what is returned reads more, at once or with OSError."""
+        self._sink = sink
+        return self.socket.recv_into
+
+    @property
+    def sent_everything(self) -> bool:
+        """Whether the transport holds nothing that is still to be sent."""
+        return not self.dataBuffer and not self._tempDataLen
+
+    def doRead(self) -> Any:
+        sink = self._sink
+        if sink is None:
+            return super().doRead()  # type: ignore[misc]  # Twisted's, behind this mixin
+        try:
+            size = self.socket.recv_into(sink.space)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not size:
+            return CONNECTION_DONE
+        sink.received(size)
+        return None
+
+    # A paused transport is in no epoll set, so its peer's FIN or RST would wait for the producer.
+
+    def pauseProducing(self) -> None:
+        if not self._hung_up:
+            super().pauseProducing()  # type: ignore[misc]
+            self._watched = True
+            self.reactor.watch_hang_up(self)
+
+    def resumeProducing(self) -> None:
+        if self._watched:
+            self._unwatch()
+        super().resumeProducing()  # type: ignore[misc]
+
+    def hung_up(self) -> None:
+        """Read to the end, whoever pauses: the peer has sent FIN or RST, so what is left is what the kernel holds."""
+        self._unwatch()
+        self._hung_up = True
+        super().resumeProducing()  # type: ignore[misc]
+
+    def _unwatch(self) -> None:
+        self._watched = False
+        self.reactor.unwatch_hang_up(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        if self._watched:
+            self._unwatch()
+        self._sink = None
+        super().connectionLost(reason)  # type: ignore[misc]
+
+
+class TCPTransport(DirectTransport, tcp.Server):
+    """A TCP connection of a peer."""
+
+
+class UnixTransport(DirectTransport, unix.Server):
+    """A connection of a peer (a proxy) through a Unix-domain socket."""
