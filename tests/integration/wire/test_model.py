@@ -119,6 +119,7 @@ class Relay(RuleBasedStateMachine):
             self.platform,
             RELAY_PAIRING_REQUEST_TRACK_MAX=str(MOST_REQUESTS),
             RELAY_SESSION_OWNER_TRACK_MAX=str(MOST_SESSIONS),
+            SERVER_URL="http://platform",
             RELAY_FRAME_MAX_BYTES=str(FRAME_MAX),
             RELAY_PONG_TIMEOUT_MS=str(int(PONG_TIMEOUT * 1000)),
         )
