@@ -23,7 +23,7 @@ class _Pending:
 
 
 @frozen
-class Session:
+class EndToEndSession:
     """One session as the relay saw it come about.
 
     `rekeyed`: it continues another session under a new key. `next_epoch` is what the daemon asked for with
@@ -46,7 +46,7 @@ class ExchangeWatch:
 
     def __init__(self) -> None:
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: OrderedDict[str, EndToEndSession] = OrderedDict()
 
     @property
     def pending(self) -> int:
@@ -54,7 +54,7 @@ class ExchangeWatch:
         return len(self._pending)
 
     @property
-    def sessions(self) -> tuple[Session, ...]:
+    def sessions(self) -> tuple[EndToEndSession, ...]:
         """The latest sessions, oldest first, at most SESSIONS_MAX."""
         return tuple(self._sessions.values())
 
@@ -82,7 +82,9 @@ class ExchangeWatch:
         if len(self._pending) > PENDING_MAX:
             self._pending.popitem(last=False)
 
-    def response_seen(self, request_id: str, session_id: str, profile: str, epoch: float) -> Session | None:
+    def response_seen(
+        self, request_id: str, session_id: str, profile: str, epoch: float
+    ) -> EndToEndSession | None:
         """A daemon's `relay_key_exchange_response` was let through: the session, or None if no init was seen."""
         pending = self._pending.pop(request_id, None)
         if pending is None or len(session_id) > _ID_MAX:
@@ -93,14 +95,16 @@ class ExchangeWatch:
             oddity = "the response names another profile than the init"
         elif before is not None and epoch != before.epoch + 1:
             oddity = "the epoch of the new key is not one higher"
-        session = Session(session_id, profile, epoch, pending.previous_session_id is not None, None, oddity)
+        session = EndToEndSession(
+            session_id, profile, epoch, pending.previous_session_id is not None, None, oddity
+        )
         self._sessions.pop(session_id, None)
         self._sessions[session_id] = session
         if len(self._sessions) > SESSIONS_MAX:
             self._sessions.popitem(last=False)
         return session
 
-    def key_update_seen(self, session_id: str, next_epoch: float) -> Session | None:
+    def key_update_seen(self, session_id: str, next_epoch: float) -> EndToEndSession | None:
         """A daemon's `relay_key_update_required` was let through: the session, or None if it is not known."""
         session = self._sessions.get(session_id)
         if session is None:

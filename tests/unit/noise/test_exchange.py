@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from viewport_relay.noise.connection import ConnectionNoise
-from viewport_relay.noise.exchange import PENDING_MAX, SESSIONS_MAX, ExchangeWatch, Session
+from viewport_relay.noise.exchange import PENDING_MAX, SESSIONS_MAX, ExchangeWatch, EndToEndSession
 
 
 def test_init_response_rekey() -> None:
     watch = ExchangeWatch()
     watch.init_seen("r1", "noise-ik")
     assert (watch.pending, watch.sessions) == (1, ())
-    assert watch.response_seen("r1", "s1", "noise-ik", 1) == Session("s1", "noise-ik", 1)
+    assert watch.response_seen("r1", "s1", "noise-ik", 1) == EndToEndSession("s1", "noise-ik", 1)
     assert watch.pending == 0
     wanted = watch.key_update_seen("s1", 2)
     assert wanted is not None and wanted.next_epoch == 2
     watch.init_seen("r2", "noise-ik", "s1")
     renewed = watch.response_seen("r2", "s2", "noise-ik", 2)
-    assert renewed == Session("s2", "noise-ik", 2, rekeyed=True)
+    assert renewed == EndToEndSession("s2", "noise-ik", 2, rekeyed=True)
     assert watch.sessions == (renewed,)  # the one before is over
 
 
@@ -25,7 +25,7 @@ def test_rekey_under_the_same_session_id() -> None:
     watch.init_seen("r1", "noise-ikpsk2")
     watch.response_seen("r1", "s1", "noise-ikpsk2", 1)
     watch.init_seen("r2", "noise-ikpsk2", "s1")
-    assert watch.response_seen("r2", "s1", "noise-ikpsk2", 2) == Session(
+    assert watch.response_seen("r2", "s1", "noise-ikpsk2", 2) == EndToEndSession(
         "s1", "noise-ikpsk2", 2, rekeyed=True
     )
     assert len(watch.sessions) == 1
@@ -76,7 +76,7 @@ def test_it_stays_small() -> None:
     watch.init_seen(long, "noise-ik")
     assert watch.pending == 0
     watch.init_seen("r", "noise-ik", long)
-    assert watch.response_seen("r", "s", "noise-ik", 1) == Session("s", "noise-ik", 1)
+    assert watch.response_seen("r", "s", "noise-ik", 1) == EndToEndSession("s", "noise-ik", 1)
     watch.init_seen("r", "noise-ik")
     assert watch.response_seen("r", long, "noise-ik", 1) is None
 
