@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from viewport_relay.noise.connection import ConnectionNoise
-from viewport_relay.noise.exchange import PENDING_MAX, SESSIONS_MAX, ExchangeWatch, EndToEndSession
+from viewport_relay.noise.exchange import PENDING_MAX, SESSIONS_MAX, EndToEndSession, ExchangeWatch
 
 
 def test_init_response_rekey() -> None:
