@@ -111,7 +111,7 @@ lock: $(RELEASE_VENV)/.ready ## resolve the dependencies again, into requirement
 	@$(LOCK) setup.cfg --extra test --extra dev --output-file requirements-dev.lock
 	@echo 'setuptools>=77' | $(LOCK) - --output-file requirements-build.lock
 
-release: $(RELEASE_VENV)/.ready ## build sdist and wheel into dist/, and check them in a clean environment
+release: $(RELEASE_VENV)/.ready ## build sdist, wheel, SBOM, provenance and checksums into dist/, checked in a clean environment
 	@tools/build-release $(RELEASE_VENV)
 
 sbom: $(RELEASE_VENV)/.ready ## write sbom.json (CycloneDX): the relay and what it runs with, with licences

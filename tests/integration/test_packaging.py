@@ -1,19 +1,25 @@
-"""The built wheel, installed where nothing of the source tree is on the path: twistd and pip know the relay.
+"""The built sdist and wheel: what they hold, and that twistd and pip know the relay where the wheel is installed.
 
-Dependencies come from the environment that runs the tests, by a .pth file: what is tested is our own wheel.
+The wheel is built from the sdist. Dependencies come from the environment that runs the tests, by a .pth file: the test is about
+the relay's own wheel.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.pages import version
 
 ROOT = Path(__file__).parents[2]
 TWISTD = ("-c", "from twisted.scripts.twistd import run; run()")
@@ -33,19 +39,45 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def shipped() -> set[str]:
+    """What operators read and use beside the code."""
+    files = {
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "requirements.lock",
+        "requirements-dev.lock",
+        "requirements-build.lock",
+    }
+    for folder in ("docs", "deploy"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "secrets" not in path.parts:
+                files.add(str(path.relative_to(ROOT)))
+    return files
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy, so that the source tree keeps no build folder."""
-    folder = tmp_path_factory.mktemp("wheel")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, built from a copy, so that the source tree keeps no build folder."""
+    folder = tmp_path_factory.mktemp("sdist")
     source = folder / "source"
-    source.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__", "dropin.cache")
-    for name in ("viewport_relay", "twisted"):
-        shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
+    ignore = shutil.ignore_patterns(
+        ".*", "__pycache__", "dropin.cache", "dist", "build", "*.egg-info", "node_modules"
+    )
+    shutil.copytree(ROOT, source, ignore=ignore)
+    (source / "deploy/secrets").mkdir(exist_ok=True)
+    (source / "deploy/secrets/admin-token").write_text("of whoever builds the release")
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, folder, cwd=source)
+    (built,) = folder.glob("*.tar.gz")
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist."""
+    folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--quiet")
-    run(*pip, "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, source, cwd=folder)
+    run(*pip, "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, sdist, cwd=folder)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -75,6 +107,39 @@ def test_wheel_holds_every_package_and_its_data(wheel: Path) -> None:
     }
     assert wanted - names == set()
     assert not [name for name in names if name.startswith(("tests/", "tools/"))]
+
+
+def test_sdist_and_wheel_carry_documents_and_deployments(sdist: Path, wheel: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert shipped() - inside == set()
+    data = {name.partition("/share/doc/viewport-relay/")[2] for name in zipfile.ZipFile(wheel).namelist()}
+    assert shipped() - data == set()
+    assert not [name for name in inside | data if "secrets" in name]
+
+
+def test_documents_are_installed_below_the_environment(installed: Path) -> None:
+    folder = installed / "share/doc/viewport-relay"
+    assert (folder / "docs/how-to/troubleshooting.md").is_file()
+    assert (folder / "deploy/viewport-relay.service").is_file()
+
+
+def test_the_version_is_in_the_changelog_and_the_image() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    newest = re.findall(r"^## (\S+)", changelog, re.MULTILINE)[0]
+    assert newest == version()
+    assert re.findall(r"VERSION=(\S+)", (ROOT / "Dockerfile").read_text("utf-8")) == [version()] * 2
+
+
+def test_provenance_names_the_artifacts(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "provenance.json"
+    run(sys.executable, ROOT / "tools/make_provenance.py", target, wheel, cwd=tmp_path)
+    said = json.loads(target.read_text())
+    digest = run("sha256sum", wheel, cwd=tmp_path).split()[0]
+    assert said["subject"] == [{"name": wheel.name, "digest": {"sha256": digest}}]
+    assert said["predicateType"] == "https://slsa.dev/provenance/v1"
+    dependencies = said["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [one.get("name") for one in dependencies[1:]] == ["requirements.lock", "requirements-build.lock"]
 
 
 def test_wheel_names_its_licence_and_commands(wheel: Path) -> None:
