@@ -1,10 +1,10 @@
-"""Make tables and plots from a results file, and put them where the documentation has its marks.
+"""Make tables and plots from a results file, and put them into the page about performance.
 
     make bench-report                         the newest full results, else the newest ones
     make bench-report ARGS=benchmarks/results/NAME.json
 
-Writes `docs/topics/performance-*.svg`, and what stands between the marks in README.md (short) and
-docs/topics/performance.md (everything). A file without marks is left alone; then the text is printed.
+Writes `docs/topics/performance-*.svg`, and what stands between the marks in docs/topics/performance.md. Without marks the text
+is printed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,21 +128,6 @@ def about(results: Results) -> list[str]:
     return [text + (f" Note: {results['note']}." if results["note"] else ""), ""]
 
 
-def short(results: Results) -> str:
-    """For the README: CPU per frame against the Node peer."""
-    others = [name for name in results["relays"] if name != results["base"]]
-    costs = {name: {line["cell"]: line for line in of(results, "frames", name)} for name in results["relays"]}
-    heads = ["CPU per frame", f"{results['base']}, s per 100k", *(f"{name}, of it" for name in others)]
-    made = [row(heads), row("---" for _ in heads)]
-    for cell, base in costs[results["base"]].items():
-        if base["cost"] not in base:
-            continue
-        ratios = [costs[name].get(cell, {}).get(f"{base['cost']}_ratio", {}).get("median") for name in others]
-        shown = [f"{ratio:.2f}" if ratio else "-" for ratio in ratios]
-        made.append(row([cell.removeprefix("frames, "), _number(base[base["cost"]]["median"], 1), *shown]))
-    return "\n".join([*made, "", *about(results)])
-
-
 def full(results: Results) -> str:
     """For the page about performance."""
     made = about(results)
@@ -205,14 +190,9 @@ def main(arguments: Sequence[str]) -> int:
     TOPICS.mkdir(parents=True, exist_ok=True)
     for name, svg in plots(results).items():
         (TOPICS / f"performance-{name}.svg").write_text(svg)
-    places: tuple[tuple[Path, Callable[[Results], str]], ...] = (
-        (ROOT / "README.md", short),
-        (TOPICS / "performance.md", full),
-    )
-    for place, make in places:
-        text = make(results)
-        if not put(place, text):
-            print(f"{place.name} has no marks; this would go there:\n\n{text}")
+    place, text = TOPICS / "performance.md", full(results)
+    if not put(place, text):
+        print(f"{place.name} has no marks; this would go there:\n\n{text}")
     print(f"from {path.name}")
     return 0
 

@@ -45,8 +45,22 @@ GROUPS: tuple[tuple[Reason, str], ...] = (
     (Reason.ADMIN_UNAUTHORIZED, "The operator's door"),
 )
 
-README_BEGIN = "<!-- settings: made by `make docs` from the table in the code -->"
-README_END = "<!-- /settings -->"
+#: What README.md has between marks: (name of the mark, what makes the text).
+MARK = "<!-- {name}: made by `make docs` from the table in the code -->", "<!-- /{name} -->"
+
+#: What operators see first, and the reason that mostly stands behind it.
+SYMPTOMS: tuple[tuple[str, Reason], ...] = (
+    ("every peer is refused with 503, soon after a start", Reason.JWKS_UNREACHABLE),
+    ("connected peers go on, new ones are refused with 503", Reason.PLATFORM_UNREACHABLE),
+    ("every new peer is refused with 502", Reason.INTERNAL_KEY_MISMATCH),
+    ("every token is refused with 401", Reason.JWT_SIGNATURE_MISMATCH),
+    ("single peers are refused with 401, or closed 4401", Reason.JWT_EXPIRED),
+    ("many peers are refused with 429, all with the proxy's address", Reason.RATE_LIMIT_EXCEEDED),
+    ("every peer gets 426 through a proxy", Reason.UPGRADE_REQUIRED),
+    ("clients connect and see no machine", Reason.DAEMON_UNAVAILABLE),
+    ("a daemon is closed 4008 again and again", Reason.DAEMON_ALREADY_CONNECTED),
+    ("peers of one workspace fail in the Noise handshake", Reason.NOISE_INVALID_PSK),
+)
 
 
 def grouped_reasons() -> Iterator[tuple[str, list[Reason]]]:
@@ -133,14 +147,26 @@ def readme_table() -> str:
     return table(("variable", "default", "meaning"), rows)
 
 
+def symptom_table() -> str:
+    """What operators see first: symptom, code, fix."""
+    rows = [
+        (seen, f"[`{reason.code}`](docs/how-to/troubleshooting.md#{reason.code.lower()})", reason.entry.fix)
+        for seen, reason in SYMPTOMS
+    ]
+    return table(("what you see", "code in the log", "what to do"), rows)
+
+
 def readme() -> str:
-    """README.md with the table between its markers made again."""
+    """README.md with the tables between its marks made again."""
     text = (ROOT / "README.md").read_text("utf-8")
-    before, begin, rest = text.partition(README_BEGIN)
-    _, end, after = rest.partition(README_END)
-    if not begin or not end:
-        raise SystemExit("README.md has lost the markers of its settings table")
-    return f"{before}{begin}\n{readme_table()}{end}{after}"
+    for name, made in (("settings", readme_table()), ("symptoms", symptom_table())):
+        begin, end = (mark.format(name=name) for mark in MARK)
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise SystemExit(f"README.md has lost the marks of its table {name}")
+        text = f"{before}{begin}\n{made}{end}{after}"
+    return text
 
 
 # -- reasons -----------------------------------------------------------------------------------------------

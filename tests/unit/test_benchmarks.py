@@ -103,4 +103,3 @@ def test_the_report_copes_with_cells_without_figures(bench: Any) -> None:
         "versions": {"python": "3.11"},
     }
     assert "some, 2 cores" in bench.report.full(results)
-    assert "CPU per frame" in bench.report.short(results)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import pages, text_of
 from tools import make_docs
 from viewport_relay.config import VARIABLES
 from viewport_relay.reasons import Reason
@@ -55,3 +56,29 @@ def test_links_between_pages_lead_somewhere() -> None:
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)} -> {target}")
     assert broken == []
+
+
+def test_every_setting_that_a_page_names_exists() -> None:
+    known = {variable.name for variable in VARIABLES} | {older for v in VARIABLES for older in v.older}
+    known |= {f"{variable.name}_FILE" for variable in VARIABLES if variable.secret}
+    known |= {"RELAY_REDIRECT", "RELAY_SHUTTING_DOWN"}  # a status frame and a reason
+    unknown = {
+        f"{page}: {name}"
+        for page in pages()
+        if not page.startswith(("docs/topics/performance", "benchmarks/"))
+        for name in re.findall(r"(?<![A-Z_])RELAY_[A-Z_]+[A-Z](?!…)", text_of(page))
+        if name not in known
+    }
+    assert sorted(unknown) == []
+
+
+def test_the_migration_page_names_every_older_and_retired_setting() -> None:
+    page = text_of("docs/how-to/migrate.md")
+    for variable in VARIABLES:
+        for older in variable.older:
+            assert f"| `{older}` | `{variable.name}` |" in page
+        # Of the settings that the reference no longer lists, two came with this relay.
+        if not variable.listed and variable.name not in {
+            "RELAY_WORKER_TIMEOUT_MS", "RELAY_NOISE_TIMEOUT_MS", "RELAY_FAST_PATH"
+        }:  # fmt: skip
+            assert f"`{variable.name}`" in page, variable.name
