@@ -26,6 +26,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.tls import ClientTls
 
 #: Most bytes that may come before the head of a response is complete.
@@ -146,11 +147,12 @@ class _BoundedEndpoint:
 
 @implementer(IAgentEndpointFactory)
 class Endpoints:
-    """How to connect to an origin: TCP, and TLS for https. Each origin's endpoint is made once."""
+    """How to connect to an origin: TCP, and for https TLS, through the proxy if that serves it. Each is made once."""
 
-    def __init__(self, reactor: Any, tls: ClientTls) -> None:
+    def __init__(self, reactor: Any, tls: ClientTls, proxy: HttpProxy | None) -> None:
         self._reactor = reactor
         self._tls = tls
+        self._proxy = proxy
         self._known: dict[tuple[bytes, bytes, int], IStreamClientEndpoint] = {}
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
@@ -167,8 +169,14 @@ class Endpoints:
         if scheme not in (b"http", b"https"):
             raise SchemeNotSupported(f"scheme {scheme!r}")
         name = host.decode("ascii")
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(self._reactor, name, port)
-        return self._tls.over(endpoint, name) if scheme == b"https" else endpoint
+        if scheme == b"http":
+            return HostnameEndpoint(self._reactor, name, port)
+        endpoint: IStreamClientEndpoint
+        if self._proxy is not None and self._proxy.serves(name, port):
+            endpoint = self._proxy.tunnel(self._reactor, name, port)
+        else:
+            endpoint = HostnameEndpoint(self._reactor, name, port)
+        return self._tls.over(endpoint, name)
 
 
 @implementer(IAgent)
@@ -204,8 +212,8 @@ def _undecoded(response: IResponse) -> IResponse:
     return response
 
 
-def pooled_agent(reactor: Any, tls: ClientTls) -> tuple[Agent, Pool]:
+def pooled_agent(reactor: Any, tls: ClientTls, proxy: HttpProxy | None = None) -> tuple[Agent, Pool]:
     """The agent of the relay, and the connections that it keeps."""
     pool = Pool(reactor)  # type: ignore[no-untyped-call]
-    agent: Agent = Agent.usingEndpointFactory(reactor, Endpoints(reactor, tls), pool)
+    agent: Agent = Agent.usingEndpointFactory(reactor, Endpoints(reactor, tls, proxy), pool)
     return agent, pool

@@ -36,6 +36,7 @@ from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 
 from viewport_relay.admission.agent import HEAD_MAX, HeadTooLong, PlainAgent, pooled_agent
+from viewport_relay.admission.httpproxy import HttpProxy, ProxyFailed
 from viewport_relay.admission.tls import CertificateRefused, ClientTls
 from viewport_relay.config import Config
 
@@ -206,7 +207,7 @@ class HttpClient:
     @classmethod
     def from_config(cls, reactor: Any, config: Config) -> HttpClient:
         """The client for a platform reached as the settings say. Raises ConfigError for unusable TLS files."""
-        agent, pool = pooled_agent(reactor, ClientTls.for_platform(config))
+        agent, pool = pooled_agent(reactor, ClientTls.for_platform(config), HttpProxy.from_config(config))
         return cls(reactor, agent, pool.drop_idle)
 
     def close(self) -> None:
@@ -402,6 +403,8 @@ def why(error: BaseException) -> str:
             return "connection closed without an answer"
         closed = any(inner.check(ConnectionClosed) for inner in error.reasons)
         return "connection closed within the answer" if closed else "the answer is not HTTP"
+    if isinstance(error, ProxyFailed):
+        return f"proxy {error.where}: {error.said or (why(error.cause) if error.cause else 'no answer')}"
     if isinstance(error, CertificateRefused):
         return f"TLS: {error.why}"
     if isinstance(error, SSL.Error):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
+from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.jwks import jwks_call
 from viewport_relay.admission.keys import KeySet, KeySetError, listed, printable
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
@@ -83,7 +84,13 @@ def client_context(config: Config) -> ssl.SSLContext:
 
 
 def way(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[Finding]:
-    """DNS, TCP and TLS to one origin, each within `timeout` seconds; ends with the first step that fails. Blocks."""
+    """DNS, TCP and TLS to one origin, each within `timeout` seconds; ends with the first step that fails. Blocks.
+
+    Behind a proxy, DNS and TCP are tried to that; the tunnel and TLS are tried with the first request.
+    """
+    proxy = HttpProxy.from_config(config)
+    if origin.tls and proxy is not None and proxy.serves(origin.host, origin.port):
+        names, origin = f"the proxy ({names})", Origin(False, proxy.host, proxy.port)
     try:
         addresses = probes.resolve(origin)
         yield ok(f"DNS for {names}", f"{origin.host} is {', '.join(addresses[:4])}")

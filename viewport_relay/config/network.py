@@ -108,6 +108,19 @@ def _listen_host(text: str) -> str:
 LISTEN_HOST = Kind("an address or host name of this machine; 0.0.0.0 or :: for all", _listen_host)
 
 
+def _http_proxy(text: str) -> str:
+    url = text if "://" in text else f"http://{text}"
+    parts = urlsplit(url)
+    if parts.scheme != "http":
+        raise Unsuitable(f"{parts.scheme}:// proxies are not supported: http://host.example:3128")
+    if not parts.hostname or parts.port == 0 or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError
+    return url.rstrip("/")
+
+
+HTTP_PROXY = Kind("http://[user:password@]host:port", _http_proxy)
+
+
 # -- lists -------------------------------------------------------------------------------------------------
 
 
@@ -189,3 +202,5 @@ def _is_network(word: str) -> bool:
 
 
 NETWORKS = Kind("a comma list of IPs and CIDRs", networks)
+
+NO_PROXY = Kind("a comma list of host names, .suffixes, IPs and CIDRs", words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from viewport_relay.config.network import ADMIN_LISTEN, Address
+from viewport_relay.config.network import ADMIN_LISTEN, HTTP_PROXY, NO_PROXY, Address
 from viewport_relay.config.table import setting
 from viewport_relay.config.values import BOOLEAN, TEXT, choice, integer, milliseconds, seconds
 
@@ -39,6 +39,14 @@ class RareSettings:
     )
     admission_timeout_ms: int = setting(
         "RELAY_ADMISSION_TIMEOUT_MS", milliseconds(), 2000, "total time limit for one validation"
+    )
+    http_proxy: str | None = setting(
+        "RELAY_HTTP_PROXY", HTTP_PROXY, None, "HTTP proxy (CONNECT) for https:// calls to the platform; loopback is "
+        "reached directly", secret=True, default_text="HTTPS_PROXY, else none"
+    )
+    no_proxy: tuple[str, ...] = setting(
+        "RELAY_NO_PROXY", NO_PROXY, (), "what is reached without that proxy: host names, .suffixes, IPs, CIDRs, *",
+        default_text="NO_PROXY, else none"
     )
     reject_mode: str = setting(
         "RELAY_REJECT_MODE", choice("auto", "http", "close"), "auto", "how refusals look: HTTP status, or upgraded "

@@ -9,13 +9,13 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from viewport_relay.config.cores import choose
-from viewport_relay.config.network import bracketed, is_loopback, unreadable_networks
+from viewport_relay.config.network import HTTP_PROXY, NO_PROXY, bracketed, is_loopback, unreadable_networks
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES
 from viewport_relay.config.values import AUTO_WORKERS
 from viewport_relay.config.weak import MIN_SECRET_CHARS, weakness
 
 #: Secrets that another server's operator chooses: their strength is not the relay's to judge.
-_PASSWORDS_OF_OTHERS: Final = frozenset({"redis_url", "server_client_key_passphrase"})
+_PASSWORDS_OF_OTHERS: Final = frozenset({"redis_url", "server_client_key_passphrase", "http_proxy"})
 
 #: Files that must be readable at start; of those in the second group nobody else may read them.
 _PUBLIC_FILES: Final = (
@@ -63,6 +63,7 @@ def apply_rules(read: Read, *, dev_platform: bool) -> None:
     _workers(read)
     _fleet(read)
     _tls(read)
+    _proxy(read)
     _mode(read, dev_platform)
 
 
@@ -165,6 +166,30 @@ def _tls(read: Read) -> None:
             read.problems.append(f"{name}: got {path!r}, takes a readable file")
         elif attribute in _KEY_FILES:
             read.exposed(name, path, private_key=True)
+
+
+def _proxy(read: Read) -> None:
+    """What other programs read is read too: HTTPS_PROXY and NO_PROXY, in capitals or not."""
+    v, environ = read.values, read.environ
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        text = environ.get(name, "").strip()
+        if v["http_proxy"] is not None or not text:
+            continue
+        try:
+            v["http_proxy"] = HTTP_PROXY(text)
+            read.notes.append(f"{name} is set: https:// calls to the platform go through that proxy")
+        except ValueError:  # its value is not shown: it may hold a password
+            read.warnings.append(
+                f"{name} cannot be used for calls to the platform: set RELAY_HTTP_PROXY=http://host:port"
+            )
+    if not v["no_proxy"]:
+        v["no_proxy"] = NO_PROXY(environ.get("NO_PROXY", "") or environ.get("no_proxy", ""))
+    if read.given("http_proxy"):
+        for attribute in ("jwks_url", "validate_url"):
+            if v[attribute].startswith("http://"):
+                read.warnings.append(
+                    f"{BY_ATTRIBUTE[attribute].name} is http://: it is asked without RELAY_HTTP_PROXY, which is for https://"
+                )
 
 
 def _mode(read: Read, dev_platform: bool) -> None:
