@@ -254,7 +254,8 @@ SECRETS = [variable for variable in VARIABLES if variable.secret]
 
 @pytest.mark.parametrize("variable", SECRETS, ids=lambda variable: variable.name)
 def test_secret_from_a_file(variable: Any, tmp_path: Path) -> None:
-    text = "redis://:pw@redis.example" if variable.attribute == "redis_url" else STRONG
+    urls = {"redis_url": "redis://:pw@redis.example", "http_proxy": "http://relay:pw@proxy.example:3128"}
+    text = urls.get(variable.attribute, STRONG)
     file = tmp_path / "secret"
     file.write_text(f"  {text}\n")
     config = load({**BASE, f"{variable.name}_FILE": str(file)})
@@ -285,7 +286,8 @@ def test_no_secret_in_problems_warnings_or_repr(variable: Any) -> None:
     text = "hunter2\x01hunter2"  # refused by every parser of text, and by those of URLs
     found = problems({**BASE, variable.name: text})
     assert "hunter2" not in "".join(found)
-    short = {"redis_url": "redis://:hunter2@h"}.get(variable.attribute, "hunter2")
+    urls = {"redis_url": "redis://:hunter2@h", "http_proxy": "http://relay:hunter2@h"}
+    short = urls.get(variable.attribute, "hunter2")
     config = load({**BASE, variable.name: short})
     assert "hunter2" not in repr(config)
     assert "hunter2" not in "".join(config.warnings)

@@ -169,12 +169,17 @@ class Answer:
 
 
 class HttpFailure(Exception):
-    """There is no answer that could be read. `why` is a few words without anything secret."""
+    """There is no answer that could be read.
 
-    def __init__(self, why: str, status: int = 0) -> None:
+    `why` is a few words without anything secret, `hint` what to do where that is clear. `status` is that of the answer that
+    was not read, 0 if there was none.
+    """
+
+    def __init__(self, why: str, status: int = 0, hint: str = "") -> None:
         super().__init__(why)
         self.why = why
-        self.status = status  # of the answer that was not read; 0: there was none
+        self.status = status
+        self.hint = hint
 
 
 class Unreachable(HttpFailure):
@@ -248,7 +253,7 @@ class HttpClient:
             raise
         except Exception as error:
             # Connecting, TLS and parsing raise a dozen unrelated kinds; all mean that there is no answer.
-            raise Unreachable(why(error)) from None
+            raise Unreachable(why(error), hint=_hint(error, call.target)) from None
 
     async def _exchange(self, call: Call, body: bytes | None) -> Answer:
         response: Any = await self._treq.request(
@@ -395,14 +400,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
 
 def why(error: BaseException) -> str:
     """An error of connecting, TLS or HTTP in a few words for an operator."""
-    if isinstance(error, ResponseFailed):  # ResponseNeverReceived is one
-        for inner in error.reasons:
-            if isinstance(inner.value, (SSL.Error, CertificateRefused, HeadTooLong)):
-                return why(inner.value)
-        if isinstance(error, ResponseNeverReceived):
-            return "connection closed without an answer"
-        closed = any(inner.check(ConnectionClosed) for inner in error.reasons)
-        return "connection closed within the answer" if closed else "the answer is not HTTP"
+    error = _decisive(error)
     if isinstance(error, ProxyFailed):
         return f"proxy {error.where}: {error.said or (why(error.cause) if error.cause else 'no answer')}"
     if isinstance(error, CertificateRefused):
@@ -413,4 +411,30 @@ def why(error: BaseException) -> str:
             said[-1][-1] if isinstance(said, (list, tuple)) and said and isinstance(said[-1], tuple) else ""
         )
         return f"TLS: {last or 'the connection broke'}"
+    if isinstance(error, ResponseFailed) and not isinstance(error, ResponseNeverReceived):
+        closed = any(inner.check(ConnectionClosed) for inner in error.reasons)
+        return "connection closed within the answer" if closed else "the answer is not HTTP"
     return next((word for kind, word in _WORDS if isinstance(error, kind)), type(error).__name__)
+
+
+def _decisive(error: BaseException) -> BaseException:
+    """What a failed response failed for, where that says more than the failure."""
+    if isinstance(error, ResponseFailed):
+        for inner in error.reasons:
+            if isinstance(inner.value, (SSL.Error, CertificateRefused, HeadTooLong)):
+                return inner.value
+    return error
+
+
+def _hint(error: BaseException, url: RequestUrl) -> str:
+    """What to do about an error of connecting or TLS; empty where that is not clear."""
+    error = _decisive(error)
+    if isinstance(error, CertificateRefused):
+        return error.hint
+    if isinstance(error, ProxyFailed):
+        return "check RELAY_HTTP_PROXY or HTTPS_PROXY; NO_PROXY names what is reached directly"
+    if isinstance(error, DNSLookupError):
+        return f"{url.host} is not known to this machine's resolver: check the name, and /etc/resolv.conf"
+    if isinstance(error, ConnectionRefusedError):
+        return f"nothing listens at {url.host_header}: check that the platform runs, and the port"
+    return ""

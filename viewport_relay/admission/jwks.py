@@ -191,7 +191,7 @@ class JwksClient:
             answer = await self._http.ask(self._call.also(conditions) if conditions else self._call)
             keys = _keys_from(answer, held)
         except HttpFailure as failure:
-            raise self._failed(failure.why) from None
+            raise self._failed(failure.why, failure.hint) from None
         except KeySetError as error:
             raise self._failed(error.why) from None
         self._platform_clock.observe(answer)
@@ -214,7 +214,7 @@ class JwksClient:
             )
         return keys
 
-    def _failed(self, why: str) -> Refusal:
+    def _failed(self, why: str, hint: str = "") -> Refusal:
         self._counters.jwks_fetches["failed"] += 1
         self._retry_at = self._clock.seconds() + min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(self._failures, 10))
         self._failures += 1
@@ -230,7 +230,8 @@ class JwksClient:
                 url=self.url,
                 ageSeconds=round(age),
             )
-        return Refusal(Reason.JWKS_UNREACHABLE, f"{why} ({self.url})", details={"why": why, "url": self.url})
+        details = {"why": why, "url": self.url, **({"hint": hint} if hint else {})}
+        return Refusal(Reason.JWKS_UNREACHABLE, f"{why} ({self.url})", details=details)
 
     async def _until_ready(self) -> None:
         while not self.ready:

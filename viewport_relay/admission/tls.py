@@ -26,9 +26,12 @@ from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
 from viewport_relay.admission.addresses import parse_address
+from viewport_relay.admission.keys import printable
 from viewport_relay.config import Config, ConfigError
 
 #: What OpenSSL's verification errors (x509_vfy.h) mean to an operator; others are shown by their number.
+_NOT_YET_VALID, _EXPIRED = 9, 10
+_NOT_TRUSTED: Final = (18, 19, 20, 21)
 _CHAIN_PROBLEMS: Final = {
     9: "the certificate is not valid yet (compare the clocks)",
     10: "the certificate has expired",
@@ -46,11 +49,12 @@ _CHAIN_PROBLEMS: Final = {
 
 
 class CertificateRefused(Exception):
-    """A server's certificate that is not accepted. `why` says the reason in words."""
+    """A server's certificate that is not accepted. `why` says the reason in words, `hint` what to do."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, hint: str) -> None:
         super().__init__(why)
         self.why = why
+        self.hint = hint
 
 
 @implementer(IPolicyForHTTPS)
@@ -58,13 +62,19 @@ class ClientTls:
     """The client's side of TLS, for any number of hosts.
 
     `trust_root` is one of Twisted's, the system's if None. `identity` holds `privateKey`, `certificate` and
-    `extraCertChain` for CertificateOptions. With `verify` off every certificate is accepted.
+    `extraCertChain` for CertificateOptions. With `verify` off every certificate is accepted. `ca_variable` is the setting
+    that names another CA.
     """
 
     def __init__(
-        self, trust_root: Any = None, identity: dict[str, Any] | None = None, verify: bool = True
+        self,
+        trust_root: Any = None,
+        identity: dict[str, Any] | None = None,
+        verify: bool = True,
+        ca_variable: str = "RELAY_SERVER_CA_CERT_PATH",
     ) -> None:
         self._verify = verify
+        self._ca_variable = ca_variable
         trust: dict[str, Any] = {"trustRoot": trust_root or platformTrust()} if verify else {"verify": False}
         self._context = CertificateOptions(**trust, **(identity or {})).getContext()
 
@@ -85,28 +95,31 @@ class ClientTls:
     @classmethod
     def trusting(cls, variable: str, ca_path: str | None) -> ClientTls:
         """The policy that trusts the CAs of a PEM file, the system's if None. Raises ConfigError that names `variable`."""
-        return cls(_trust_in(variable, ca_path) if ca_path else None)
+        return cls(_trust_in(variable, ca_path) if ca_path else None, ca_variable=variable)
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """Called by Twisted's Agent for each origin."""
-        return _Creator(self._context, hostname.decode("ascii"), self._verify)
+        return self._creator(hostname.decode("ascii"))
 
     def over(self, endpoint: IStreamClientEndpoint, host: str) -> IStreamClientEndpoint:
         """TLS on top of an endpoint that leads to `host`, a name or an address without brackets."""
-        wrapped: IStreamClientEndpoint = wrapClientTLS(_Creator(self._context, host, self._verify), endpoint)
+        wrapped: IStreamClientEndpoint = wrapClientTLS(self._creator(host), endpoint)
         return wrapped
+
+    def _creator(self, host: str) -> _Creator:
+        return _Creator(self._context, host, self._ca_variable if self._verify else None)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _Creator:
-    """Connections to one host.
+    """Connections to one host; with `ca_variable` None its certificate is not verified.
 
     Twisted's own creator is not used: it accepts a certificate of a trusted CA that has no subjectAltName.
     """
 
-    def __init__(self, context: SSL.Context, hostname: str, verify: bool) -> None:
+    def __init__(self, context: SSL.Context, hostname: str, ca_variable: str | None) -> None:
         self._context = context
-        self._verify = verify
+        self._ca_variable = ca_variable
         self._is_name = parse_address(hostname) is None
         self._hostname = hostname
         self._identity = DNS_ID(hostname) if self._is_name else IPAddress_ID(hostname)
@@ -116,7 +129,7 @@ class _Creator:
         connection = SSL.Connection(self._context, None)
         if self._is_name:  # never an IP address, RFC 6066 section 3
             connection.set_tlsext_host_name(self._hostname.encode("ascii"))
-        if self._verify:
+        if self._ca_variable is not None:
             mode = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
             connection.set_verify(mode, self._verifier(weakref.ref(tlsProtocol)))
         return connection
@@ -125,32 +138,56 @@ class _Creator:
         def verified(
             connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int
         ) -> bool:
-            why = self._problem(certificate, depth) if ok else _chain_problem(certificate, error, depth)
+            refused = (
+                self._misnamed(certificate, depth) if ok else self._distrusted(certificate, error, depth)
+            )
             tls = protocol()
-            if why and tls is not None:
-                tls.failVerification(Failure(CertificateRefused(why)))
-            return not why
+            if refused is not None and tls is not None:
+                tls.failVerification(Failure(refused))
+            return refused is None
 
         return verified
 
-    def _problem(self, certificate: crypto.X509, depth: int) -> str:
-        """Why a certificate of a good chain is not this host's, or an empty text."""
+    def _misnamed(self, certificate: crypto.X509, depth: int) -> CertificateRefused | None:
+        """Why a certificate of a good chain is not this host's."""
         if depth > 0:
-            return ""
+            return None
         try:
             verify_service_identity(extract_patterns(certificate), [self._identity], [])
         except VerificationError:
-            return f"the certificate is for another name than {self._hostname}"
+            names = ", ".join(_names(certificate.to_cryptography())[:4])
+            hint = f"the certificate is for {names}: put such a name into the URL, or let {self._hostname} serve its own"
+            return CertificateRefused(f"the certificate is for another name than {self._hostname}", hint)
         except CertificateError:
-            return "the certificate names no host (it has no subjectAltName)"
-        return ""
+            hint = f"let {self._hostname} serve a certificate with its name in subjectAltName"
+            return CertificateRefused("the certificate names no host (it has no subjectAltName)", hint)
+        return None
+
+    def _distrusted(self, certificate: crypto.X509, error: int, depth: int) -> CertificateRefused:
+        """Why a chain is not accepted."""
+        words = _CHAIN_PROBLEMS.get(error, f"the certificate cannot be verified (OpenSSL error {error})")
+        if error == _EXPIRED:
+            words += f" on {certificate.to_cryptography().not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+            hint = f"renew the certificate of {self._hostname}"
+        elif error == _NOT_YET_VALID:
+            hint = f"compare the clocks of this machine and of {self._hostname}"
+        elif error in _NOT_TRUSTED:
+            hint = f"let {self._hostname} send its whole chain, or set {self._ca_variable} to its CA"
+        else:
+            hint = f"let {self._hostname} serve another certificate"
+        if depth > 0:
+            words = words.replace("the certificate", "a certificate of the chain", 1)
+        return CertificateRefused(words, hint)
 
 
-def _chain_problem(certificate: crypto.X509, error: int, depth: int) -> str:
-    words = _CHAIN_PROBLEMS.get(error, f"the certificate cannot be verified (OpenSSL error {error})")
-    if error == 10:
-        words += f" on {certificate.to_cryptography().not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-    return words if depth == 0 else words.replace("the certificate", "a certificate of the chain", 1)
+def _names(certificate: x509.Certificate) -> list[str]:
+    """The host names and addresses that a certificate is for."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return ["nothing"]
+    hosts = [*found.get_values_for_type(x509.DNSName), *found.get_values_for_type(x509.IPAddress)]
+    return [printable(str(host)) for host in hosts] or ["no host"]
 
 
 def _trust_in(variable: str, path: str) -> Any:

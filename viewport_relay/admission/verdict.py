@@ -56,7 +56,7 @@ def judge_failure(failure: HttpFailure, url: str) -> Refusal:
     status = failure.status
     if not status or status >= 500:
         why = f"the answer is HTTP {status}" if status else failure.why
-        return _fault(Reason.PLATFORM_UNREACHABLE, why, url, status)
+        return _fault(Reason.PLATFORM_UNREACHABLE, why, url, status, hint=failure.hint)
     if isinstance(failure, TooLarge):
         return _fault(Reason.ADMISSION_RESPONSE_TOO_LARGE, failure.why, url, status)
     assert isinstance(failure, Encoded)
@@ -69,13 +69,15 @@ def _denial(reason: Reason, detail: str, status: int, shown: str) -> Refusal:
     return Refusal(reason, detail, details={"httpStatus": status, **word})
 
 
-def _fault(reason: Reason, why: str, url: str, status: int, shown: str = "") -> Refusal:
+def _fault(reason: Reason, why: str, url: str, status: int, shown: str = "", hint: str = "") -> Refusal:
     """Something is wrong between relay and platform. `status` is 0 where no answer came."""
     details: dict[str, Any] = {"why": why, "url": url}
     if status:
         details["httpStatus"] = status
     if shown:
         details["platformWord"] = shown
+    if hint:
+        details["hint"] = hint
     return Refusal(reason, f"{why} ({url})", details=details)
 
 

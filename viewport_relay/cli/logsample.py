@@ -50,6 +50,7 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     Reason.JWKS_UNREACHABLE: {
         "why": "connection refused",
         "url": _JWKS_URL,
+        "hint": "nothing listens at platform.example: check that the platform runs, and the port",
         "detail": f"connection refused ({_JWKS_URL})",
     },
     Reason.JWT_SIGNATURE_MISMATCH: {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import ssl
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -153,6 +154,12 @@ def _keys_in_words(keys: KeySet, answer: Answer) -> str:
     return (
         f"{len(keys)} usable: {', '.join(named)}{more}"
         + (f"; ignored: {listed(keys.ignored)}" if keys.ignored else "")
+        + (
+            "; gzip-coded although nothing was asked for, which is taken"
+            if answer.header("content-encoding")
+            else ""
+        )
+        + ("; begins with a byte order mark, which is dropped" if answer.body.startswith(BOM_UTF8) else "")
         + (f"; {age} s old in a cache on the way" if age.isdigit() else "")
     )
 

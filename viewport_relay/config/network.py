@@ -109,6 +109,8 @@ LISTEN_HOST = Kind("an address or host name of this machine; 0.0.0.0 or :: for a
 
 
 def _http_proxy(text: str) -> str:
+    if re.search(r"[^!-~]", text):
+        raise ValueError
     url = text if "://" in text else f"http://{text}"
     parts = urlsplit(url)
     if parts.scheme != "http":
