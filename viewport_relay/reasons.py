@@ -37,6 +37,9 @@ class Entry:
     `text` is the documented wording. `status` is the HTTP status when it refuses an upgrade (0: it never
     does). `close` is the close code when it ends a connection or a browser's upgrade (0: it never does), with
     `close_text` as the reason of the close frame. `cause` and `fix` are for the operator.
+
+    `level` follows one rule: "error" is the fault of the relay, its surroundings or the platform, "warn" a peer's, and
+    "info" is life.
     """
 
     text: str
@@ -60,8 +63,8 @@ def _close(text: str, cause: str, fix: str, level: Level = "warn") -> Entry:
     return Entry(text, 0, CloseCode.POLICY, text, level, cause, fix)
 
 
-def _drop(text: str, cause: str, fix: str) -> Entry:
-    return Entry(text, cause=cause, fix=fix)
+def _drop(text: str, cause: str, fix: str, level: Level = "warn") -> Entry:
+    return Entry(text, level=level, cause=cause, fix=fix)
 
 
 def _upgrade(text: str, status: int, cause: str, fix: str, level: Level = "warn") -> Entry:
@@ -194,8 +197,9 @@ class Reason(Enum):
 
     # -- claims against the query, after the upgrade -----------------------------------------------------
     MISSING_WORKSPACE_CLAIM = _close(
-        "missing workspace claim", "the platform's claims name no workspace", "fix the platform's answer"
-    )
+        "missing workspace claim", "the platform's claims name no workspace", "let the platform name the workspace in its "
+        "answer to RELAY_VALIDATE_URL", "error",
+    )  # fmt: skip
     WORKSPACE_CLAIM_MISMATCH = _close(
         "workspace claim mismatch", "the token is for another workspace (case counts)",
         "let the peer fetch a token for the workspace it asks",
@@ -205,8 +209,9 @@ class Reason(Enum):
         "let the peer fetch a token for the runtime target it asks",
     )  # fmt: skip
     INVALID_SCOPE_CLAIM = _close(
-        "invalid scope claim", "a client's claims carry no scope", "fix the platform's answer"
-    )
+        "invalid scope claim", "the platform's claims for a client carry no scope", "let the platform name the scope in its "
+        "answer to RELAY_VALIDATE_URL", "error",
+    )  # fmt: skip
     MISSING_RUNTIME_TARGET_CLAIM = _close(
         "missing runtime target claim", "neither claims nor query name a runtime target",
         "let the peer name one; pairing clients and workers need none",
@@ -397,11 +402,11 @@ class Reason(Enum):
     )  # fmt: skip
     BUS_SIGNATURE_INVALID = _drop(
         "bus frame signature invalid", "a bus frame is unsigned or signed with another RELAY_BUS_HMAC_KEY",
-        "give every relay the same RELAY_BUS_HMAC_KEY",
+        "give every relay the same RELAY_BUS_HMAC_KEY", "error",
     )  # fmt: skip
     BUS_SIGNATURE_STALE = _drop(
         "bus frame too old or from the future", "the clocks of two relays differ, or the bus is far behind",
-        "synchronise the clocks; look at the length of the Redis queues",
+        "synchronise the clocks of all relays (chrony, NTP); look at the length of the Redis queues", "error",
     )  # fmt: skip
     BUS_SIGNATURE_REPLAYED = _drop(
         "bus frame replayed", "a bus frame was seen before", "look for somebody with access to the bus"

@@ -111,6 +111,9 @@ class RelayState:
     def jwks_age(self) -> float | None:
         return self._service.gate.jwks_age_seconds
 
+    def clock_offset(self) -> float | None:
+        return self._service.gate.clock_offset
+
     def processes(self) -> Mapping[str, int]:
         return {"relay": os.getpid()}
 

@@ -154,3 +154,15 @@ def test_refusal_names_reason_and_detail() -> None:
     with pytest.raises(Refusal) as caught:
         raise refusal
     assert caught.value.details == {"parameter": "role"}
+
+
+#: Faults of the relay, of its surroundings and of the platform, which no peer can help.
+OURS = {
+    "TOO_MANY_CONNECTIONS", "JWKS_UNREACHABLE", "PLATFORM_UNREACHABLE", "INTERNAL_KEY_MISMATCH",
+    "ADMISSION_RESPONSE_TOO_LARGE", "VALIDATION_RESPONSE_INVALID", "MISSING_WORKSPACE_CLAIM", "INVALID_SCOPE_CLAIM",
+    "WORKER_TRANSPORT_FORWARD_FAILED", "BACKPLANE_UNREACHABLE", "BUS_SIGNATURE_INVALID", "BUS_SIGNATURE_STALE",
+}  # fmt: skip
+
+
+def test_one_rule_of_severity():
+    assert {reason.name for reason in Reason if reason.entry.level == "error"} == OURS

@@ -33,6 +33,7 @@ def facts_reader(config: Config, log: EventLog, state: StateSource, now: Callabl
             connections=state.connections(),
             admitted=admitted,
             refused=refused,
+            clock_offset=state.clock_offset(),
         )
 
     return read

@@ -39,6 +39,9 @@ class StateSource(Protocol):
     def jwks_age(self) -> float | None:
         """Seconds since the key set in use was fetched; None: there is none."""
 
+    def clock_offset(self) -> float | None:
+        """The relay's clock minus the platform's, seconds; None: not compared yet."""
+
     def processes(self) -> Mapping[str, int]:
         """The processes of this relay: name (`relay`, or `parent`, `worker-0` and so on) and process id."""
 

@@ -39,7 +39,6 @@ EVENTS: Final[Mapping[str, Event]] = {
         "the key set could not be fetched again; the one fetched before serves for up to a day",
         "check the endpoint at RELAY_JWKS_URL (`viewport-relay doctor` fetches it from this machine)",
     ),
-    "internal_key_mismatch": Event("the platform does not accept this relay's internal key"),
     # -- several relays ------------------------------------------------------------------------------------
     "backplane_unreachable": Event("Redis or the platform's bus stopped answering"),
     "backplane_recovered": Event("the backplane answers again"),

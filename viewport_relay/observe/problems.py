@@ -37,7 +37,7 @@ _SAME_OFFSET: Final = (3, 60.0)
 _SAMPLE_CHARS: Final = 400
 
 #: Events that report the cause of refusals. They count for a reason only while no peer was refused for the reason.
-BACKGROUND: Final = frozenset({"jwks_fetch_failed", "internal_key_mismatch"})
+BACKGROUND: Final = frozenset({"jwks_fetch_failed"})
 
 #: Problems that last until the event that ends them, however long nothing more is logged.
 HELD: Final = frozenset({"backplane_unreachable", "worker_silent"})
@@ -50,7 +50,7 @@ ENDS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 #: Events that are no problem by themselves: life, summaries, and what repeats another event.
-_IGNORED: Final = frozenset({"join", "leave", "folded", "status"})
+_IGNORED: Final = frozenset({"join", "leave", "folded", "status", "config_warning"})
 
 _RANK: Final[Mapping[str, int]] = {"info": 0, "warn": 1, "error": 2}
 
@@ -76,7 +76,7 @@ class Recent:
         return sum(count for slot, count in self._slots if slot > oldest)
 
 
-class Sample(msgspec.Struct, frozen=True):
+class Example(msgspec.Struct, frozen=True):
     """One event of a problem. `detail` says what exactly was wrong, `hint` what this case calls for."""
 
     at: float
@@ -107,7 +107,7 @@ class Problem(msgspec.Struct, frozen=True):
     last: float
     workspaces: list[str]
     addresses: list[str]
-    sample: Sample
+    sample: Example
     background: bool = False  # only events of BACKGROUND were counted
     open: bool = True
     offsets: list[
@@ -242,7 +242,7 @@ class Problems:
             shown = self._redactor.detail(name, value)
             return shown[:_SAMPLE_CHARS] if isinstance(shown, str) else ""
 
-        sample = Sample(
+        sample = Example(
             row.last, event, text("detail") or text("why"), text("hint"), text("role"), text("workspaceId"),
             text("runtimeTargetId"), text("ip"), self._redactor.identifier(connection_id or ""),
         )  # fmt: skip

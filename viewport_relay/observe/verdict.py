@@ -92,7 +92,11 @@ def judge(facts: Facts) -> Verdict:
     warned = [check for check in checks if check.state == "warn"]
     everybody = _everybody_refused(facts)
     if not facts.ready:
-        return Verdict("bad", f"Daemons cannot connect: {_sentence(facts.why)}", checks, counted)
+        keys = checks[0]
+        why = (
+            keys.text if keys.state == "bad" and facts.why not in Reason.__members__ else _sentence(facts.why)
+        )
+        return Verdict("bad", f"Daemons cannot connect: {why}", checks, counted)
     if bad:
         return Verdict("bad", f"Daemons cannot connect: {bad[0].text}", checks, counted)
     if everybody is not None:
@@ -174,7 +178,9 @@ def example_of(problem: Problem) -> str:
         )
         if value
     )
-    return ": ".join(part for part in (peer, sample.detail) if part) or problem.text
+    usual = problem.reason is not None and problem.text == problem.reason.text
+    what = sample.detail or ("" if usual else problem.text)
+    return ": ".join(part for part in (peer, what) if part) or problem.text
 
 
 _ROLES: Final = {"workspace-daemon": "daemon"}

@@ -122,6 +122,7 @@ class Picture(Struct, tag="picture", frozen=True):
     log_entries_lost: int = 0
     problems: list[Problem] = []
     recent: tuple[int, int] = (0, 0)  # admitted and refused lately
+    clock_offset: float | None = None
 
 
 class Disconnected(Struct, tag="disconnected", frozen=True):

@@ -77,6 +77,10 @@ class CrewState:
         known = [age for age in ages if age is not None]
         return max(known) if known and len(known) == len(ages) else None
 
+    def clock_offset(self) -> float | None:
+        known = [picture.clock_offset for picture in self.pictures() if picture.clock_offset is not None]
+        return known[0] if known else None
+
     def processes(self) -> Mapping[str, int]:
         found = {"parent": os.getpid()}
         for number, worker in enumerate(self._crew.workers):

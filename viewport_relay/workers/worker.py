@@ -268,6 +268,7 @@ class WorkerService(RelayService):
             self._reporter.lost,
             self.log.problems.rows(self.now()),
             self.log.problems.recent(self.now()),
+            self.state.clock_offset(),
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -171,6 +172,9 @@ class ControlPlane:
             def finish(self) -> None:
                 platform._open.discard(self.connection)
                 super().finish()
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return formatdate(timestamp or time.time() + platform.clock_offset, usegmt=True)
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -65,6 +66,7 @@ class Relay:
         host: str = "127.0.0.1",
         tls: bool = False,
         preamble: bytes = b"",
+        nofile: int = 0,
     ) -> None:
         self.host = host
         self.tls = tls
@@ -79,7 +81,9 @@ class Relay:
         self.process = subprocess.Popen(
             [*_RUN, "viewport-relay", *arguments],
             env=environment({**defaults, **settings}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))) if nofile else None,
         )  # fmt: skip
+        self.kept: list[Upgrade] = []  # connections of a test that live as long as the relay
         self.written: list[str] = []  # lines of standard output
         self.complained: list[str] = []  # lines of standard error
         self._readers = [

@@ -342,7 +342,7 @@ def test_claims_against_the_query(relay: Relay, platform: ControlPlane, workspac
         assert peer.admitted
         assert peer.closed_with() == (4008, reason.text)
     entry = relay.entry(reason=reason.code, workspaceId=workspace)
-    assert (entry["event"], entry["message"], entry["level"]) == ("close", reason.text, "warn")
+    assert (entry["event"], entry["message"], entry["level"]) == ("close", reason.text, reason.entry.level)
 
 
 def test_one_mebibyte_passes_and_a_byte_more_does_not(

@@ -243,7 +243,9 @@ class Fleet:
         return 0.0
 
     async def ready(self, relay: RelayProcess) -> Any:
-        return (await deferToThread(relay.ask, "GET", "/ready")).json()
+        body = (await deferToThread(relay.ask, "GET", "/ready")).json()
+        assert body.pop("message"), "the same in words"
+        return body
 
     async def until_ready(self, relay: RelayProcess, body: dict[str, Any], seconds: float = WAIT) -> None:
         deadline = self.reactor.seconds() + seconds

@@ -80,6 +80,9 @@ class FakeState:
     def jwks_age(self) -> float | None:
         return self.age
 
+    def clock_offset(self) -> float | None:
+        return None
+
     def processes(self) -> Mapping[str, int]:
         return {"relay": os.getpid()}
 

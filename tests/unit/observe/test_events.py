@@ -11,7 +11,7 @@ from viewport_relay.observe.events import EVENTS
 PACKAGE = Path(viewport_relay.__file__).parent
 
 #: Written by the log and its followers themselves.
-OWN = {"folded", "flapping", "log_lines_lost", "follow_gap", "join", "status", "internal_key_mismatch"}
+OWN = {"folded", "flapping", "log_lines_lost", "follow_gap", "join", "status"}
 
 
 def logged() -> set[str]:
