@@ -207,8 +207,10 @@ async def test_disconnect_and_flush_carry_the_proof_against_forgery(browser, doo
         browser.click("#spaces tbody button")
         browser.click("#confirm .danger")
         browser.wait(lambda: browser.text("#toast") == "2 connections closed.")
-        browser.run("scrollTo(0, 0)")
+        browser.run("document.querySelector('#flush').scrollIntoView({block: 'center'})")
         browser.click("#flush")
+        browser.wait(lambda: browser.text("#confirm-text").startswith("Forget the platform's answers"))
+        browser.click("#confirm .danger")
         browser.wait(lambda: browser.text("#toast").startswith("Forgotten"))
         # the same without the proof, as another page of this browser would do it
         status = browser.run(
@@ -357,5 +359,131 @@ async def test_the_whole_page_is_reached_with_the_keyboard(browser, door):
             ".filter((n) => !(n.labels?.length || n.textContent.trim() || n.getAttribute('aria-label'))).map((n) => n.id)"
         )
         assert names == []
+
+    await act(go)
+
+
+# -- when things hang, and views for a closer look ---------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_relay_that_is_gone_makes_the_page_red_and_dim(browser, door):
+    await act(signed_in, browser, door)
+
+    def go():
+        browser.run("window.kept = window.fetch; window.fetch = () => Promise.reject(new Error('no answer'))")
+        browser.wait(
+            lambda: browser.run("return document.querySelector('#board').classList.contains('lost')"), 25
+        )
+        assert browser.text("#headline").startswith("The relay does not answer. The figures are as of ")
+        assert browser.run("return document.querySelector('#verdict').dataset.state") == "bad"
+        assert float(browser.run("return getComputedStyle(document.querySelector('.tiles')).opacity")) < 1
+        browser.run("window.fetch = window.kept")
+        browser.wait(lambda: browser.text("#headline") == "Daemons can connect.", 25)
+        assert not browser.run("return document.querySelector('#board').classList.contains('lost')")
+
+    await act(go)
+
+
+@pytest_twisted.ensureDeferred
+async def test_connections_are_listed_and_one_is_closed(browser, door):
+    door.state.closed = 1
+    door.state.views = [
+        target("w-1", "t-1", daemon=peer("workspace-daemon", "machine"), clients=(peer("client", "viewer"),)),
+        target("w-2", "t-2", clients=(peer("client", "waiting"),)),
+    ]
+
+    def go():
+        signed_in(browser, door)
+        browser.wait(lambda: "w-2" in browser.text("#spaces tbody tr:first-child"))  # clients wait there
+        assert "none: clients wait" in browser.text("#spaces tbody tr:first-child")
+        browser.run("document.querySelector('#peers-card').open = true")
+        browser.wait(lambda: "waits for its daemon" in browser.text("#peers tbody tr:first-child"))
+        browser.type("#peers-search", "viewer")
+        browser.wait(lambda: browser.text("#peers-count") == "1")
+        browser.run("document.querySelector('#peers tbody button').focus()")
+        browser.run(
+            "return new Promise((done) => setTimeout(done, 5000))"
+        )  # it is drawn anew, and keeps the focus
+        assert browser.run("return document.activeElement.dataset.key") == "conn-viewer"
+        browser.click("#peers tbody button")
+        browser.wait(lambda: "client viewer from 192.0.2.7" in browser.text("#confirm-text"))
+        browser.click("#confirm .danger")
+        browser.wait(lambda: browser.text("#toast") == "Closed.")
+        browser.run("document.querySelector('#peers-search').value = 'unheard-of'")
+        browser.type("#peers-search", "x")
+        browser.wait(lambda: browser.text("#peers-empty") == "No matches.")
+
+    await act(go)
+    assert door.state.calls[-1] == {
+        "workspace_id": None, "runtime_target_id": None, "connection_id": "conn-viewer",
+    }  # fmt: skip
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_refusal_leads_to_its_log_lines_and_a_filter_works_while_paused(browser, door):
+    for reason in (Reason.JWT_EXPIRED, Reason.ORIGIN_NOT_ALLOWED):
+        door.counters.refusals[reason] += 1
+        door.log.event(
+            "refuse", reason=reason, connection_id="c-1", workspaceId="acme", ip="192.0.2.1", detail="why"
+        )
+
+    def go():
+        signed_in(browser, door)
+        browser.wait(lambda: "e.g. workspace=acme ip=192.0.2.1" in browser.text("#reasons"))
+        browser.run("document.querySelector('[data-reason=ORIGIN_NOT_ALLOWED] button').click()")
+        browser.wait(lambda: browser.run("return document.querySelectorAll('#log > li').length") == 1)
+        assert "ORIGIN_NOT_ALLOWED" in browser.text("#log")
+        browser.run("document.querySelector('#log-pause').click()")
+        assert browser.text("#log-pause") == "Resume"
+        browser.run(
+            "const f = document.querySelector('#f-reason'); f.value = 'JWT_EXPIRED';"
+            "f.dispatchEvent(new Event('input', { bubbles: true }))"
+        )
+        browser.wait(lambda: "JWT_EXPIRED" in browser.text("#log") and "paused" in browser.text("#log-state"))
+        browser.run(
+            "const f = document.querySelector('#f-reason'); f.value = 'NO_OWNER';"
+            "f.dispatchEvent(new Event('input', { bubbles: true }))"
+        )
+        browser.wait(lambda: browser.text("#log-empty") == "No matches.")
+
+    await act(go)
+
+
+@pytest_twisted.ensureDeferred
+async def test_headroom_and_settings(browser, door):
+    def go():
+        signed_in(browser, door)
+        browser.wait(lambda: "of 2,000" in browser.text("#headroom"))
+        assert "MiB" in browser.text("#headroom")
+        browser.run("document.querySelector('#settings-card').open = true")
+        browser.wait(lambda: "RELAY_ADMIN_TOKEN" in browser.text("#settings"))
+        assert TOKEN not in browser.run("return document.documentElement.outerHTML")
+        assert "(set)" in browser.text("#settings")
+
+    await act(go)
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_wider_than_the_screen(browser, door, width):
+    door.state.views = [
+        target("w-" + "x" * 40, "t-" + "y" * 40, daemon=peer("workspace-daemon", "m" * 60), clients=(peer(),))
+    ]
+    door.log.event(
+        "refuse", reason=Reason.JWT_EXPIRED, workspaceId="w" * 100, ip="192.0.2.1", detail="d" * 300
+    )
+
+    def go():
+        browser.resize(width, 900)
+        signed_in(browser, door)
+        browser.run("for (const d of document.querySelectorAll('details.card')) d.open = true")
+        browser.wait(lambda: browser.text("#peers tbody tr") and browser.text("#settings tbody tr"))
+        wide, screen = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
+        assert wide <= screen
+        lines = browser.run(
+            "return [...document.querySelectorAll('td button')].map((b) => b.getClientRects().length + b.offsetHeight)"
+        )
+        assert all(height < 60 for height in lines), "buttons of one line"
 
     await act(go)

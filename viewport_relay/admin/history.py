@@ -10,8 +10,10 @@ from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
+from viewport_relay.admin.capacity import SAMPLE, Capacity
 from viewport_relay.admin.state import StateSource
 from viewport_relay.observe.counters import Counters
+from viewport_relay.reasons import Reason
 
 #: Seconds between two samples, and how many are kept.
 STEP = 5.0
@@ -44,14 +46,37 @@ def take(counters: Counters, state: StateSource, at: float) -> Sample:
 
 
 class History:
-    """Samples every STEP seconds of `reactor` while it runs."""
+    """Samples every STEP seconds of `reactor` while it runs, and lets `capacity` sample every SAMPLE seconds."""
 
     def __init__(
-        self, counters: Counters, state: StateSource, reactor: IReactorTime, now: Callable[[], float]
+        self,
+        counters: Counters,
+        state: StateSource,
+        reactor: IReactorTime,
+        now: Callable[[], float],
+        capacity: Capacity,
     ) -> None:
+        self._counters = counters
+        self._state = state
+        self._now = now
+        self._capacity = capacity
         self._samples: deque[Sample] = deque(maxlen=KEPT)
-        self._loop = LoopingCall(lambda: self._samples.append(take(counters, state, now())))
+        self._taken = 0
+        self._drops: dict[Reason, int] = {}
+        #: when a frame was last dropped for a reason, to within STEP seconds; seconds since the epoch
+        self.last_drop: dict[Reason, float] = {}
+        self._loop = LoopingCall(self._sample)
         self._loop.clock = reactor
+
+    def _sample(self) -> None:
+        at = self._now()
+        self._samples.append(take(self._counters, self._state, at))
+        for reason, count in self._counters.drops.items():
+            if count != self._drops.get(reason, 0):
+                self._drops[reason], self.last_drop[reason] = count, at
+        self._taken += 1
+        if self._taken % round(SAMPLE / STEP) == 0:
+            self._capacity.sample()
 
     def start(self) -> None:
         self._loop.start(STEP, now=False)

@@ -8,15 +8,17 @@ from typing import Any
 from twisted.web.server import Request
 
 from viewport_relay import __version__
+from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.facts import ReadFacts
-from viewport_relay.admin.history import take
+from viewport_relay.admin.history import History, take
 from viewport_relay.admin.logs import problem_json
 from viewport_relay.admin.reply import BadRequest, put_json, query
+from viewport_relay.admin.settings import settings_json
 from viewport_relay.admin.state import StateSource, target_json
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog, timestamp
-from viewport_relay.observe.verdict import judge
+from viewport_relay.observe.verdict import example_of, fix_of, judge
 from viewport_relay.reasons import Reason
 
 #: Most targets in one answer to the dashboard; `/state` has them all.
@@ -34,6 +36,8 @@ class Overview:
         counters: Counters,
         state: StateSource,
         facts: ReadFacts,
+        capacity: Capacity,
+        history: History,
         started_at: float,
         now: Callable[[], float],
     ) -> None:
@@ -42,6 +46,8 @@ class Overview:
         self._counters = counters
         self._state = state
         self._facts = facts
+        self._capacity = capacity
+        self._history = history
         self._started_at = started_at
         self._now = now
 
@@ -74,11 +80,13 @@ class Overview:
             "rateLimited": counters.upgrade_rate_limited,
             "targets": len(targets),
             "logWriteFailures": self._log.write_failures,
-            "reasons": self._reasons(),
+            "capacity": self._capacity.as_json(),
+            "reasons": self._reasons(now),
         }
 
-    def _reasons(self) -> list[dict[str, Any]]:
+    def _reasons(self, now: float) -> list[dict[str, Any]]:
         """Reasons that were counted, the latest first."""
+        here = {row.code: row for row in self._log.problems.rows(now)}
         counted = self._counters
         rows: dict[Reason, dict[str, Any]] = {}
         for what, table in (
@@ -92,7 +100,11 @@ class Overview:
                 )
                 row[what] += count
         for reason, row in rows.items():
-            last = self._log.last_of(reason)
+            known = here.get(reason.code)
+            if known is not None:
+                row["fix"], row["example"] = fix_of(known), example_of(known)
+                row["workspaces"], row["addresses"] = len(known.workspaces), len(known.addresses)
+            last = self._log.last_of(reason) or self._history.last_drop.get(reason)
             row["lastAt"] = timestamp(last) if last is not None else None
             row["count"] = row["refused"] + row["closed"] + row["dropped"]
             row["level"] = reason.entry.level
@@ -111,6 +123,11 @@ class Overview:
         }
         return put_json(request, {"ok": True, "reasons": table})
 
+    def settings(self, request: Request) -> bytes:
+        """`GET /admin/api/settings`: the settings in force, secrets hidden, and the warnings of the start."""
+        body = {"ok": True, "settings": settings_json(self._config), "warnings": list(self._config.warnings)}
+        return put_json(request, body)
+
     def workspaces(self, request: Request) -> bytes:
         """`GET /admin/api/workspaces?search=`: the most recently active targets."""
         search = query(request).get("search", "")
@@ -121,7 +138,8 @@ class Overview:
             for t in self._state.targets()
             if not search or search in t.workspace_id or search in (t.runtime_target_id or "")
         ]
-        targets.sort(key=lambda t: t.last_activity_at, reverse=True)
+        # clients that wait for a daemon first, then the latest
+        targets.sort(key=lambda t: (t.daemon is None and bool(t.clients), t.last_activity_at), reverse=True)
         rows = []
         for target in targets[:MAX_TARGETS]:
             row = target_json(target, self._log.redactor, with_ids=False)

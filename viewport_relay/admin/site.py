@@ -17,6 +17,8 @@ from twisted.web.server import Request
 from viewport_relay import __version__
 from viewport_relay.admin.actions import Actions
 from viewport_relay.admin.auth import Gate
+from viewport_relay.admin.capacity import Capacity
+from viewport_relay.admin.connections import Connections
 from viewport_relay.admin.explain import PREFIX, ExplainPage
 from viewport_relay.admin.facts import ReadFacts, facts_reader
 from viewport_relay.admin.history import History
@@ -132,15 +134,18 @@ def build(
     }
     history: History | None = None
     if admin:
-        history = History(counters, state, reactor, now)
+        capacity = Capacity(config, counters, state)
+        history = History(counters, state, reactor, now, capacity)
         history.start()
         logs = LogsPage(log, state, facts, reactor, now=now, client_ip=client_ip)
         explain = ExplainPage(log, facts)
         metrics = MetricsPage(config, counters, state, log, started_at, now)
         actions = Actions(state, log, client_ip)
         overview = Overview(
-            config, log=log, counters=counters, state=state, facts=facts, started_at=started_at, now=now
-        )
+            config, log=log, counters=counters, state=state, facts=facts, capacity=capacity, history=history,
+            started_at=started_at, now=now,
+        )  # fmt: skip
+        connections = Connections(state, log.redactor)
         sign_in = SignIn(gate, log, client_ip, always_secure=config.tls_termination == "platform")
         kept = history
         routes |= {
@@ -158,6 +163,8 @@ def build(
             (b"GET", b"/admin/api/overview"): Route(overview.overview),
             (b"GET", b"/admin/api/reasons"): Route(overview.reasons),
             (b"GET", b"/admin/api/workspaces"): Route(overview.workspaces),
+            (b"GET", b"/admin/api/connections"): Route(connections.render),
+            (b"GET", b"/admin/api/settings"): Route(overview.settings),
             (b"GET", b"/admin/api/history"): Route(lambda r: put_json(r, kept.as_json())),
         }
         for name, asset in assets().items():

@@ -207,18 +207,23 @@ def _connections(now: Gauges) -> GaugeMetricFamily:
     return family
 
 
-def _of_processes(processes: Mapping[str, int]) -> Iterable[Metric]:
-    """CPU, memory and descriptors of each process; one that has just ended is left out."""
+def process_numbers(processes: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """CPU, memory and descriptors of each process, as prometheus_client calls them; one that has just ended is left out."""
     found: dict[str, dict[str, float]] = {}
     for process, pid in processes.items():
         collector = ProcessCollector(namespace="of", pid=lambda pid=pid: pid, registry=None)  # type: ignore[misc]
         for metric in collector.collect():
-            found.setdefault(metric.name.removeprefix("of_process_"), {})[process] = metric.samples[0].value
+            found.setdefault(process, {})[metric.name.removeprefix("of_process_")] = metric.samples[0].value
+    return found
+
+
+def _of_processes(processes: Mapping[str, int]) -> Iterable[Metric]:
+    found = process_numbers(processes)
     for name, says in _OF_PROCESSES:
         made = CounterMetricFamily if name == "cpu_seconds" else GaugeMetricFamily
         family = made(f"relay_process_{name}", says, labels=["process"])
-        for process, value in found.get(name, {}).items():
-            family.add_metric([process], value)
+        for process, numbers in found.items():
+            family.add_metric([process], numbers[name])
         yield family
 
 

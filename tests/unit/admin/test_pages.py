@@ -12,6 +12,7 @@ import pytest_twisted
 from twisted.internet.task import Clock
 
 from viewport_relay.admin.auth import SESSION_SECONDS, Gate
+from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.history import KEPT, STEP, History
 from viewport_relay.admin.overview import MAX_TARGETS
 from viewport_relay.observe.counters import Counters
@@ -272,7 +273,7 @@ async def test_workspaces_are_searched_bounded_and_latest_first(door, make_targe
 def test_history_keeps_an_hour(door, make_target, make_peer):
     clock = Clock()
     counters = Counters()
-    history = History(counters, door.state, clock, clock.seconds)
+    history = History(counters, door.state, clock, clock.seconds, Capacity(door.config, counters, door.state))
     history.start()
     door.state.views = [make_target(daemon=make_peer("workspace-daemon"))]
     clock.pump([STEP] * (KEPT + 10))

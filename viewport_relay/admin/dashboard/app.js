@@ -1,20 +1,25 @@
 // Sign in, then keep the page alive while somebody looks at it.
 
 import { get, post, signedIn, signIn, signOut, SignedOut } from "./api.js";
-import { byId, toast } from "./dom.js";
+import { Connections } from "./connections.js";
+import { byId, confirmed, toast } from "./dom.js";
 import { Log } from "./log.js";
 import { Numbers } from "./numbers.js";
+import { Settings } from "./settings.js";
 import { Workspaces } from "./workspaces.js";
 
 const EVERY = 2000; // milliseconds between looks at the numbers; workspaces every second look
 
-const numbers = new Numbers();
-const workspaces = new Workspaces();
 const log = new Log(() => look());
+const numbers = new Numbers((reason) => log.only(reason));
+const workspaces = new Workspaces();
+const connections = new Connections();
+new Settings();
 let running = false;
 let looking = false;
 let timer = 0;
 let looks = 0;
+let wasLost = false;
 
 function gate(message = "") {
   running = false;
@@ -49,7 +54,10 @@ async function board() {
 
 function failed(error) {
   if (error instanceof SignedOut) gate("The session is over. Sign in again.");
-  else numbers.lost("The relay does not answer. Trying again…");
+  else {
+    wasLost = true;
+    numbers.lost();
+  }
 }
 
 async function look() {
@@ -57,8 +65,11 @@ async function look() {
   if (!running || looking || document.hidden) return;
   looking = true;
   try {
-    numbers.show(await get("api/overview"));
-    if (looks % 2 === 0) await workspaces.refresh();
+    const overview = await get("api/overview");
+    if (wasLost) numbers.history(await get("api/history")); // it may be another process now
+    wasLost = false;
+    numbers.show(overview);
+    if (looks % 2 === 0) await Promise.all([workspaces.refresh(), connections.refresh()]);
     looks += 1;
     if (log.source?.readyState === EventSource.CLOSED) log.open();
   } catch (error) {
@@ -91,9 +102,12 @@ byId("sign-out").addEventListener("click", async () => {
 });
 
 byId("flush").addEventListener("click", async () => {
+  const question = "Forget the platform's answers, and fetch the key set again? Each peer that connects next is checked anew. "
+    + "Peers that are connected stay.";
+  if (!(await confirmed(question, "Forget"))) return;
   try {
     await post("/cache/flush", {});
-    toast("Forgotten: the next peer is checked afresh.");
+    toast("Forgotten: the next peer is checked anew.");
     looks = 0;
     await look();
   } catch (error) {

@@ -53,9 +53,30 @@ export function ago(seconds) {
   return `${Math.round(seconds / 86400)} d ago`;
 }
 
+// All times are local, on 24 hours.
+const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+
 export function clock(iso) {
   const at = new Date(iso);
-  return Number.isNaN(at.getTime()) ? String(iso) : at.toLocaleTimeString([], { hour12: false });
+  return Number.isNaN(at.getTime()) ? String(iso) : at.toLocaleTimeString("en-GB", CLOCK);
+}
+
+// Seconds since 1970.
+export const time = (seconds) => clock(seconds * 1000);
+export const hourMinute = (seconds) => time(seconds).slice(0, 5);
+
+// The time alone for today, else with the date: 28 Nov 13:15.
+export function moment(iso) {
+  const at = new Date(iso);
+  if (at.toDateString() === new Date().toDateString()) return clock(iso);
+  return `${at.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${clock(iso).slice(0, 5)}`;
+}
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
+  if (seconds < 1) return `${(seconds * 1000).toPrecision(2)} ms`;
+  return `${seconds.toPrecision(2)} s`;
 }
 
 let toastTimer = 0;
@@ -66,4 +87,16 @@ export function toast(text) {
   node.hidden = false;
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => { node.hidden = true; }, 5000);
+}
+
+// Asks in a dialog; true when the operator agreed. `act` is the word on the button.
+export function confirmed(question, act) {
+  const dialog = byId("confirm");
+  put("confirm-text", question);
+  put("confirm-act", act);
+  dialog.returnValue = "";
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+    dialog.showModal();
+  });
 }

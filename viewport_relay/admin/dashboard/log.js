@@ -31,6 +31,15 @@ export class Log {
     for (const code of Object.keys(reasons).sort()) select.append(el("option", { value: code }, code));
   }
 
+  // Show the entries of one reason.
+  only(reason) {
+    byId("log-filter").reset();
+    byId("f-reason").value = reason;
+    this.open();
+    byId("log-title").scrollIntoView({ block: "start" });
+    byId("log").focus({ preventScroll: true });
+  }
+
   open() {
     this.close();
     const query = new URLSearchParams({ follow: "1", limit: String(BACKLOG) });
@@ -40,10 +49,15 @@ export class Log {
     }
     this.list.replaceChildren();
     this.waiting = [];
+    byId("log-empty").hidden = true;
     put("log-state", "connecting…");
     const source = new EventSource(`/logs?${query}`);
     this.source = source;
-    source.addEventListener("open", () => this.#state());
+    source.addEventListener("open", () => {
+      this.#state();
+      // what is there already comes at once
+      setTimeout(() => { if (this.source === source) this.#empty(); }, 400);
+    });
     source.addEventListener("entry", (event) => this.#take(JSON.parse(event.data)));
     source.addEventListener("gap", (event) => this.#take({
       ts: new Date().toISOString(), level: "warn", event: "gap",
@@ -64,7 +78,7 @@ export class Log {
     this.paused = paused;
     const button = byId("log-pause");
     button.setAttribute("aria-pressed", String(paused));
-    button.textContent = paused ? "Go on" : "Pause";
+    button.textContent = paused ? "Resume" : "Pause";
     this.#state();
     if (!paused) this.#schedule();
   }
@@ -76,8 +90,13 @@ export class Log {
   #take(entry) {
     this.waiting.push(entry);
     if (this.waiting.length > KEEP) this.waiting.shift();
-    if (this.paused) this.#state();
+    // While it is paused a new filter still shows what is there; what comes later waits.
+    if (this.paused && this.list.childElementCount > 0 && !this.drawing) this.#state();
     else this.#schedule();
+  }
+
+  #empty() {
+    byId("log-empty").hidden = this.list.childElementCount > 0 || this.waiting.length > 0;
   }
 
   // One drawing per frame of the screen, however many entries come.
@@ -86,11 +105,13 @@ export class Log {
     this.drawing = true;
     setTimeout(() => {
       this.drawing = false;
-      if (this.paused) return;
+      if (this.paused && this.list.childElementCount > 0) return this.#state();
       const rows = this.waiting.reverse().map((entry) => this.#row(entry));
       this.waiting = [];
       this.list.prepend(...rows);
       while (this.list.childElementCount > KEEP) this.list.lastElementChild.remove();
+      this.#empty();
+      return this.#state();
     }, 60);
   }
 

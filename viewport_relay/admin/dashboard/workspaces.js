@@ -1,18 +1,29 @@
-// The table of workspaces and runtime targets.
+// The table of workspaces and runtime targets. Rows are kept and updated, so that the focus stays where it is.
 
 import { get, post } from "./api.js";
-import { ago, byId, bytes, count, el, put, shown, toast } from "./dom.js";
+import { ago, byId, bytes, confirmed, count, el, moment, put, shown, toast } from "./dom.js";
 
 function cell(label, kind, ...children) {
   return el("td", { "data-label": label, class: kind }, ...children);
 }
 
 function daemon(row) {
-  if (!row.daemonConnected) return cell("Daemon", "wide", el("span", { class: "sign off" }, "–"), "none");
+  if (!row.daemonConnected) {
+    const waiting = row.clientCount > 0;
+    return cell("Daemon", "wide", el("span", { class: `sign ${waiting ? "warn" : "off"}` }, waiting ? "▲" : "–"),
+      waiting ? "none: clients wait" : "none");
+  }
   const d = row.daemon;
-  const link = d.noise === "none" ? "no link" : `link ${d.noise}`;
-  return cell("Daemon", "wide", el("span", { class: "sign good" }, "✔"), `since ${new Date(d.since).toLocaleString()}`,
-    el("span", { class: "sub" }, [d.version || "version unknown", link, d.paused ? "paused" : ""].filter(Boolean).join(" · ")));
+  const link = d.noise === "none" ? "" : `link ${d.noise}`;
+  return cell("Daemon", "wide", el("span", { class: "sign good" }, "✔"), `since ${moment(d.since)}`,
+    el("span", { class: "sub" }, [d.version, link, d.paused ? "paused" : ""].filter(Boolean).join(" · ")));
+}
+
+// Puts rows into a table body; a button that has the focus has it again in its new row.
+export function replaceRows(body, rows) {
+  const focused = body.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  body.replaceChildren(...rows);
+  if (focused) body.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
 
 export class Workspaces {
@@ -29,10 +40,9 @@ export class Workspaces {
     const answer = await get(`api/workspaces?search=${encodeURIComponent(this.search.value.trim())}`);
     const more = answer.total > answer.workspaces.length ? `, the latest ${answer.workspaces.length} shown` : "";
     put("spaces-count", `${count(answer.total)}${more}`);
-    const body = byId("spaces").tBodies[0];
-    if (body.contains(document.activeElement)) return; // do not take a button away under a finger
+    byId("spaces-empty").hidden = answer.total > 0;
     const now = Date.now();
-    body.replaceChildren(...answer.workspaces.map((row) => el("tr", {},
+    replaceRows(byId("spaces").tBodies[0], answer.workspaces.map((row) => el("tr", {},
       cell(null, "wide id", row.workspaceId),
       cell("Target", "wide id", row.runtimeTargetId === null ? "–" : row.runtimeTargetId),
       daemon(row),
@@ -42,29 +52,24 @@ export class Workspaces {
       cell("Queued", "num", bytes(row.queuedBytes)),
       cell("Active", "", ago((now - Date.parse(row.lastActivityAt)) / 1000)),
       el("td", {}, el("button", {
-        type: "button", class: "plain", "aria-label": shown(`Disconnect ${row.workspaceId}`),
+        type: "button", class: "plain", "data-key": `${row.workspaceId} ${row.runtimeTargetId ?? ""}`,
+        "aria-label": shown(`Disconnect ${row.workspaceId}`),
         on: { click: () => this.#disconnect(row) },
       }, "Disconnect")))));
   }
 
-  #disconnect(row) {
-    const dialog = byId("confirm");
+  async #disconnect(row) {
     const target = row.runtimeTargetId === null ? "" : `, target ${row.runtimeTargetId}`;
-    put("confirm-text", `Close every connection of workspace ${row.workspaceId}${target}? Peers may connect again.`);
-    dialog.returnValue = "";
-    dialog.addEventListener("close", async () => {
-      if (dialog.returnValue !== "yes") return;
-      const body = { workspaceId: row.workspaceId };
-      if (row.runtimeTargetId !== null) body.runtimeTargetId = row.runtimeTargetId;
-      try {
-        const answer = await post("/disconnect", body);
-        toast(`${answer.disconnected} connections closed.`);
-      } catch (error) {
-        toast(`Not done: ${error.message}`);
-      }
-      document.activeElement?.blur();
-      this.refresh().catch(() => {});
-    }, { once: true });
-    dialog.showModal();
+    const question = `Close every connection of workspace ${row.workspaceId}${target}? Peers may connect again.`;
+    if (!(await confirmed(question, "Disconnect"))) return;
+    const body = { workspaceId: row.workspaceId };
+    if (row.runtimeTargetId !== null) body.runtimeTargetId = row.runtimeTargetId;
+    try {
+      const answer = await post("/disconnect", body);
+      toast(`${answer.disconnected} connections closed.`);
+    } catch (error) {
+      toast(`Not done: ${error.message}`);
+    }
+    this.refresh().catch(() => {});
   }
 }
