@@ -74,7 +74,7 @@ def _upgrade(text: str, status: int, cause: str, fix: str, level: Level = "warn"
 class Reason(Enum):
     """The catalogue. A member's name is the code that logs, headers and metrics carry."""
 
-    # -- refused before anything was asked of anyone ---------------------------------------------------
+    # -- refused by the checks that ask nothing of the platform ----------------------------------------
     RATE_LIMIT_EXCEEDED = _upgrade(
         "rate limit exceeded", 429,
         "one address made more upgrade attempts within a minute than RELAY_RATE_LIMIT_PER_IP allows",
@@ -94,7 +94,7 @@ class Reason(Enum):
     TOO_MANY_CLIENTS = _upgrade(
         "too many clients for this runtime target", 429,
         "the runtime target has RELAY_MAX_CLIENTS_PER_WORKSPACE clients",
-        "close viewers that nobody uses, or raise RELAY_MAX_CLIENTS_PER_WORKSPACE",
+        "close viewers that are not used, or raise RELAY_MAX_CLIENTS_PER_WORKSPACE",
     )  # fmt: skip
     NOT_FOUND = _upgrade("not found", 404, "no such path or method", "peers connect to /ws")
     UPGRADE_REQUIRED = _upgrade(
@@ -187,7 +187,7 @@ class Reason(Enum):
     ADMISSION_RESPONSE_TOO_LARGE = _platform(
         "platform answer too large", 502,
         "the answer is longer than RELAY_ADMISSION_MAX_RESPONSE_BYTES",
-        "check what RELAY_VALIDATE_URL serves, or raise the limit",
+        "check what RELAY_VALIDATE_URL serves, or raise RELAY_ADMISSION_MAX_RESPONSE_BYTES",
     )  # fmt: skip
     VALIDATION_RESPONSE_INVALID = _platform(
         "platform answer invalid", 502,
@@ -306,17 +306,17 @@ class Reason(Enum):
     # -- rates and queues ----------------------------------------------------------------------------------
     KEY_EXCHANGE_RATE_LIMIT_EXCEEDED = _close(
         "key exchange rate limit exceeded", "more than RELAY_KEX_INIT_RATE_PER_MINUTE key exchanges",
-        "find the client that reconnects in a loop, or raise the limit",
+        "find the client that reconnects in a loop (its address is in the details), or raise RELAY_KEX_INIT_RATE_PER_MINUTE",
     )  # fmt: skip
     PAIRING_RATE_LIMIT_EXCEEDED = _close(
         "pairing rate limit exceeded", "more than RELAY_PAIRING_RATE_PER_MINUTE pairing frames",
-        "look for somebody guessing pairing codes; raise the limit if it is a real user",
+        "look for a client that guesses pairing codes (its address is in the details); raise RELAY_PAIRING_RATE_PER_MINUTE for real traffic",
     )  # fmt: skip
     RUNTIME_RATE_LIMIT_EXCEEDED = _close(
         "runtime rate limit exceeded",
         "more than RELAY_RUNTIME_RATE_PER_MINUTE frames of a client (invalid ones too), 4 MiB of its frames that went "
         "nowhere, or RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE frames of a workspace",
-        "raise the limit if the traffic is real (the details say which)",
+        "raise the limit that the details name, if the traffic is real",
     )  # fmt: skip
     PRESENCE_RATE_LIMIT_EXCEEDED = _close(
         "presence rate limit exceeded", "viewer presence frames went over the client's runtime rate",
@@ -324,17 +324,17 @@ class Reason(Enum):
     )  # fmt: skip
     DAEMON_RATE_LIMIT_EXCEEDED = _close(
         "daemon rate limit exceeded", "more than RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE frames of a daemon",
-        "raise the limit if the traffic is real",
+        "raise RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE if the traffic is real",
     )  # fmt: skip
     WORKER_RATE_LIMIT_EXCEEDED = _close(
         "worker rate limit exceeded", "more than RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE requests of a worker",
-        "raise the limit if the traffic is real",
+        "raise RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE if the traffic is real",
     )  # fmt: skip
     BUFFER_OVERFLOW = _close(
         "buffer overflow",
         "a client reads slower than its daemon writes: RELAY_MAX_PENDING_BYTES are queued for it, or eight times as many "
         "for all clients of its target, and most of them for this one",
-        "none for a client on a bad network (it reconnects); raise the limit for bursts",
+        "none for a client on a bad network (it reconnects); raise RELAY_MAX_PENDING_BYTES for bursts",
     )  # fmt: skip
     PONG_TIMEOUT = Entry(
         "no answer to pings", level="info",
@@ -369,7 +369,7 @@ class Reason(Enum):
     NOISE_STATIC_KEY_MISMATCH = _close(
         "Noise handshake failed: static key mismatch",
         "the daemon's static key is not the one in its grant (claims.daemonPublicKey)",
-        "enrol the daemon again; its key changed, or somebody uses its token",
+        "enrol the daemon again; its key changed, or another machine uses its token",
     )  # fmt: skip
     NOISE_TIMEOUT = _close(
         "Noise handshake failed: timeout", "the handshake was not confirmed within RELAY_NOISE_TIMEOUT_MS",
@@ -409,7 +409,9 @@ class Reason(Enum):
         "synchronise the clocks of all relays (chrony, NTP); look at the length of the Redis queues", "error",
     )  # fmt: skip
     BUS_SIGNATURE_REPLAYED = _drop(
-        "bus frame replayed", "a bus frame was seen before", "look for somebody with access to the bus"
+        "bus frame replayed",
+        "a bus frame was seen before",
+        "find out who else can write to Redis or the platform's bus, and change RELAY_BUS_HMAC_KEY",
     )
     BUS_FRAME_REFUSED = _drop(
         "bus frame refused", "a bus frame is not for this relay, names no target, or breaks a rule",
@@ -425,11 +427,11 @@ class Reason(Enum):
         "disconnected by operator", "an operator used POST /disconnect", "none", "info"
     )
 
-    # -- the operator's door -----------------------------------------------------------------------------------
+    # -- the admin paths ---------------------------------------------------------------------------------------
     ADMIN_UNAUTHORIZED = _upgrade(
         "admin token missing or wrong", 401,
         "an admin path was asked without the right RELAY_ADMIN_TOKEN",
-        "send Authorization: Bearer and the token; if nobody of yours did, close the path to the outside",
+        "send Authorization: Bearer and the token; if no operator of yours did, close the admin paths to the outside",
     )  # fmt: skip
     ADMIN_ENDPOINTS_DISABLED = _upgrade(
         "admin endpoints disabled", 404,
@@ -447,7 +449,7 @@ class Reason(Enum):
     )  # fmt: skip
     ADMIN_TOO_MANY_FOLLOWERS = _upgrade(
         "too many log followers", 503, "as many readers follow the log as the relay serves at once",
-        "close dashboards and `follow=1` readers that nobody needs",
+        "close dashboards and `follow=1` readers that are not needed",
     )  # fmt: skip
 
     @property

@@ -76,7 +76,7 @@ class About:
         ]
 
     def text(self, wanted: str, now: float) -> str:
-        """The answer for people."""
+        """The answer as text."""
         entries = self.entries(wanted)
         present, counted = self.present(wanted), self.counted(wanted)
         lines = [f"about {inert(wanted)}"]

@@ -1,4 +1,4 @@
-"""What an operator may do to a running relay: close connections, empty caches. Each leaves a log entry."""
+"""The actions of operators: close connections, empty caches. Each leaves a log entry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DISCONNECT_TAKES = 'either {"workspaceId", "runtimeTargetId"?} or {"connectionI
 
 
 class Actions:
-    """The pages behind POST. They trust the gate, and nothing in the body."""
+    """The POST pages. The gate has checked the request; the body is checked here."""
 
     def __init__(self, state: StateSource, log: EventSink, client_ip: Callable[[Request], str]) -> None:
         self._state = state

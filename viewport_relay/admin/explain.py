@@ -18,7 +18,7 @@ PREFIX = b"/logs/explain/"
 
 
 class ExplainPage:
-    """Text for terminals, or JSON for who accepts that alone."""
+    """The page: text, or JSON where the request accepts `application/json`."""
 
     def __init__(self, log: EventLog, facts: ReadFacts) -> None:
         self._log = log

@@ -1,9 +1,9 @@
-"""One reader that follows the log over HTTP.
+"""A follower: one HTTP client that gets the records of the ring and then each new record.
 
-        ring, new records -> bounded queue -> the reader, as fast as it reads
+        ring, new records -> bounded queue -> HTTP response (a push producer)
 
-A reader that is too slow loses the oldest of what waits for it, and is told how many; one that reads nothing for a
-minute is let go. Nobody else notices.
+When the queue is full, the oldest record is dropped, and the client is told how many were dropped. A client that reads nothing
+for a minute is disconnected. The log and other followers do not wait for a slow client.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from viewport_relay.admin.reply import quiet
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.ring import Record
 
-#: New records that may wait for one reader, on top of the ring that it began with.
+#: New records that may wait for one follower, beside the records of the ring that it began with.
 MAX_WAITING = 1000
 
-#: Seconds between signs of life, and after how long without any progress a reader is let go.
+#: Seconds between heartbeats, and seconds without progress after which a follower is disconnected.
 HEARTBEAT = 15.0
 STALLED = 60.0
 
 
 class Format(Enum):
-    """How records are written: content type, and sign of life."""
+    """How records are written: content type, and heartbeat."""
 
     LINES = ("application/x-ndjson", "\n")
     TEXT = ("text/plain; charset=utf-8", "")
@@ -41,7 +41,7 @@ class Format(Enum):
 
 @implementer(IPushProducer)
 class Follower:
-    """Writes records to `request` until either side ends it."""
+    """Writes records to `request` until the client leaves or is disconnected."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class Follower:
         self._over = False
 
     def start(self, records: Iterable[Record], on_end: Callable[[], None]) -> None:
-        """Send `records`, then follow. `on_end` is called once, when the reader is gone or let go."""
+        """Send `records`, then follow. `on_end` is called once, when the client has left or was disconnected."""
         self._on_end = on_end
         kind = self._form.value[0]
         self._request.setResponseCode(200)
         self._request.responseHeaders.setRawHeaders("Content-Type", [kind])
-        self._request.responseHeaders.setRawHeaders("X-Accel-Buffering", ["no"])  # proxies must pass it on
+        self._request.responseHeaders.setRawHeaders("X-Accel-Buffering", ["no"])  # proxies must not buffer it
         quiet(self._request)
         self._request.notifyFinish().addBoth(self._gone)
         self._queue.extend(records)
@@ -136,7 +136,7 @@ class Follower:
             transport.abortConnection()
 
     def _gone(self, result: object) -> None:
-        # the Failure says that the connection was lost, which is how following ends
+        # the Failure says that the connection was lost, which is the usual end
         if isinstance(result, Failure):
             result.cleanFailure()
         self._end()

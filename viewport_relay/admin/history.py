@@ -1,4 +1,4 @@
-"""The last hour in numbers, so that whoever opens the dashboard sees since when something is wrong."""
+"""The numbers of the last hour, for the charts of the dashboard."""
 
 from __future__ import annotations
 

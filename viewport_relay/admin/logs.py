@@ -41,7 +41,7 @@ from viewport_relay.reasons import Reason
 #: Readers that may follow the log at once.
 MAX_FOLLOWERS: Final = 32
 
-#: Entries in the text for people where neither a filter nor a limit is given.
+#: Entries in the text where neither a filter nor a limit is given.
 TEXT_ENTRIES: Final = 20
 
 #: The path that always answers text.
@@ -75,23 +75,23 @@ class LogsPage:
         given = query(request)
         check_names(given)
         wanted, limit = parse_filter(given, self._now())
-        as_people_read = self._wants_text(request, given)
+        as_plain_text = self._wants_text(request, given)
         about = given.get("about") or ""
         if len(about) > MAX_ID:
             raise BadRequest("about", f"at most {MAX_ID} characters")
         self._log.sweep()
         if about:
-            return self._answer_about(request, about, as_people_read)
+            return self._answer_about(request, about, as_plain_text)
         if boolean("summary", given.get("summary")):
             numbers = summary(self._log, wanted, self._now())
-            return put_text(request, summary_text(numbers)) if as_people_read else put_json(request, numbers)
+            return put_text(request, summary_text(numbers)) if as_plain_text else put_json(request, numbers)
         records = [record for record in self._log.records() if wanted.accepts(record)]
         total = len(records)
         if limit is not None:
             records = records[-limit:]
         if boolean("follow", given.get("follow")):
-            return self._follow(request, wanted, records, as_people_read)
-        if as_people_read:
+            return self._follow(request, wanted, records, as_plain_text)
+        if as_plain_text:
             if limit is None and wanted.is_open:
                 records = records[-TEXT_ENTRIES:]
             return put_text(request, self._report(records, total))
@@ -105,8 +105,8 @@ class LogsPage:
             return form == "text"
         return request.path == TEXT_PATH or prefers_text(request.getHeader("accept") or "")
 
-    def _answer_about(self, request: Request, wanted: str, as_people_read: bool) -> bytes:
-        if as_people_read:
+    def _answer_about(self, request: Request, wanted: str, as_plain_text: bool) -> bytes:
+        if as_plain_text:
             return put_text(request, self._about.text(wanted, self._now()))
         return put_json(request, self._about.as_json(wanted))
 
@@ -135,7 +135,7 @@ class LogsPage:
         return text.encode("ascii")
 
     def _follow(
-        self, request: Request, wanted: Filter, records: list[Record], as_people_read: bool
+        self, request: Request, wanted: Filter, records: list[Record], as_plain_text: bool
     ) -> bytes | int:
         if len(self.followers) >= self._max_followers:
             ip = self._client_ip(request)
@@ -147,7 +147,7 @@ class LogsPage:
             if re.fullmatch(r"[0-9]{1,15}", seen) and records and int(seen) <= records[-1].seq:
                 records = [record for record in records if record.seq > int(seen)]
         else:
-            kind = Format.TEXT if as_people_read else Format.LINES
+            kind = Format.TEXT if as_plain_text else Format.LINES
         follower = Follower(request, self._log, wanted.accepts, kind, as_text, self._reactor)
         self.followers.add(follower)
         follower.start(records, lambda: self.followers.discard(follower))

@@ -1,4 +1,4 @@
-"""What the dashboard asks for every second or so: the banner, the numbers, the refusals with cause and fix."""
+"""The JSON that the dashboard polls: verdict, numbers, headroom, refusals with cause and fix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_TARGETS = 100
 
 
 class Overview:
-    """The dashboard's JSON pages; all of them want the admin token or a session."""
+    """The JSON pages of the dashboard; each needs the admin token or a session."""
 
     def __init__(
         self,

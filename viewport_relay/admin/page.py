@@ -1,7 +1,7 @@
-"""The dashboard's files, and its sign-in.
+"""The files of the dashboard, and its sign-in.
 
-The files are plain HTML, CSS and JavaScript in the package; they are read once and served under a policy that
-lets a browser load nothing from anywhere else and run nothing that is not in a file.
+The files are plain HTML, CSS and JavaScript of this package. They are read once and served under a content security policy:
+a browser loads nothing from another origin and runs no inline script.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the operator's door answers: JSON, small, never cached, never sniffed."""
+"""Reading queries and bodies, and writing answers of the admin pages: small, never cached, never sniffed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.web.server import Request
 
 from viewport_relay.reasons import Reason
 
-#: Longest body that the door reads.
+#: Longest body of a request, bytes.
 MAX_BODY = 16_384
 
 JSON_TYPE = "application/json; charset=utf-8"
@@ -41,7 +41,7 @@ def put(request: Request, status: int, kind: str, body: bytes) -> bytes:
 
 
 def quiet(request: Request) -> None:
-    """Headers of every answer: nothing is kept by caches, guessed at, or told to other sites."""
+    """Set the headers of every answer: no caching, no sniffing, no referrer, same origin only."""
     for name, value in (
         ("Cache-Control", "no-store"),
         ("X-Content-Type-Options", "nosniff"),
@@ -75,7 +75,7 @@ def prefers_text(accept: str) -> bool:
 
 
 def put_late(body: bytes, request: Request) -> None:
-    """Send a body for which `render` has returned NOT_DONE_YET, if anybody still waits for it."""
+    """Send a body for which `render` has returned NOT_DONE_YET, unless the client has left."""
     if not (request.finished or request._disconnected):
         request.write(body)
         request.finish()

@@ -66,7 +66,7 @@ def settings_json(config: Config) -> list[dict[str, str]]:
 
 
 def started(config: Config, listens: dict[str, str]) -> dict[str, Any]:
-    """Details of `relay_started`: what listens where, whom the relay asks, and what differs from the defaults."""
+    """Details of `relay_started`: what listens where, which URLs the relay asks, and what differs from the defaults."""
     return {
         "relayId": config.relay_id,
         "mode": config.mode,

@@ -20,7 +20,7 @@ from viewport_relay.admin.auth import Gate
 from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.connections import Connections
 from viewport_relay.admin.explain import PREFIX, ExplainPage
-from viewport_relay.admin.facts import ReadFacts, facts_reader
+from viewport_relay.admin.facts import facts_reader
 from viewport_relay.admin.history import History
 from viewport_relay.admin.logs import TEXT_PATH, LogsPage
 from viewport_relay.admin.metrics import MetricsPage
@@ -130,7 +130,7 @@ def build(
     gate = Gate(config.admin_token if config.enable_admin_http else None, now=now)
     routes: dict[tuple[bytes, bytes], Route] = {
         (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, started_at, now)), "anybody"),
-        (b"GET", b"/ready"): Route(lambda r: _ready(r, facts), "anybody"),
+        (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "anybody"),
     }
     history: History | None = None
     if admin:
@@ -189,11 +189,11 @@ def health_json(config: Config, started_at: float, now: Callable[[], float]) -> 
     return body
 
 
-def _ready(request: Request, facts: ReadFacts) -> bytes:
+def _ready(request: Request, state: StateSource) -> bytes:
     """`GET /ready`: whether peers can be admitted, the reason as a code or sentence, and the same in words."""
-    present = facts()
-    body: dict[str, Any] = {"ok": present.ready}
-    if present.why:
-        body["reason"] = present.why
-    body["message"] = ready_in_words(present)
-    return put_json(request, body, 200 if present.ready else 503)
+    ready, why = state.readiness()
+    body: dict[str, Any] = {"ok": ready}
+    if why:
+        body["reason"] = why
+    body["message"] = ready_in_words(ready, why, has_keys=state.jwks_age() is not None)
+    return put_json(request, body, 200 if ready else 503)

@@ -1,6 +1,6 @@
-"""What the operator's door needs to know of the running relay, and `GET /state`.
+"""The view that the admin pages have of the running relay, and `GET /state`.
 
-`StateSource` is the only way from here into the relay; the service implements it.
+`StateSource` is an interface; the service implements it. The admin pages reach the relay through nothing else.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from viewport_relay.routing.views import PeerView, TargetView
 
 
 class StateSource(Protocol):
-    """Pictures of the relay, and the few things an operator may do to it."""
+    """Read-only views of the relay, and the two actions that operators have."""
 
     def targets(self) -> Sequence[TargetView]:
-        """Every target that somebody joined and that is not forgotten yet."""
+        """Every target that a peer has joined and that is not forgotten yet."""
 
     def connections(self) -> Mapping[str, int]:
         """Open connections by role (`workspace-daemon`, `client`, `worker`); the sum is their number."""
@@ -52,7 +52,7 @@ class StateSource(Protocol):
 def state_json(config: Config, state: StateSource, redactor: Redactor) -> dict[str, Any]:
     """The body of `GET /state` (wire contract, section 7).
 
-    What peers chose themselves (ids, versions) passes the `redactor`: a peer may have put its token there.
+    Ids and versions that peers chose pass the `redactor`: a peer may have put its token there.
     """
     targets = sorted(state.targets(), key=lambda t: (t.workspace_id, t.runtime_target_id or ""))
     return {

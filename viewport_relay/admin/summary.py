@@ -82,7 +82,7 @@ def _about(code: str, row: Problem | None) -> dict[str, Any]:
 
 
 def summary_text(numbers: dict[str, Any]) -> str:
-    """The same for people."""
+    """The same as text."""
     levels = ", ".join(f"{count} {level}" for level, count in numbers["byLevel"].items())
     lines = [f"{numbers['total']} entries: {levels or 'none'}"]
     lines += [f"  {count:>8}  {event}" for event, count in numbers["byEvent"].items()]

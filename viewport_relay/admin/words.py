@@ -68,7 +68,7 @@ def verdict_lines(facts: Facts, verdict: Verdict) -> list[str]:
 
 
 def problem_lines(facts: Facts, problem: Problem) -> list[str]:
-    """One problem: how often, since when, for whom, and what to do."""
+    """One problem: number, beginning, workspaces and addresses, cause, fix, example."""
     now = facts.now
     head = (
         f"{problem.level.upper():<5} {problem.code}: {problem.count} since {timestamp(problem.first)[11:19]} UTC, "

@@ -79,7 +79,7 @@ class Counters:
     bus_pull_invalid_signature: int = 0
     bus_pull_stale_signature: int = 0
     bus_pull_replayed_signature: int = 0
-    worker_processes_lost: int = 0  # with RELAY_WORKERS, where nobody had asked them to end
+    worker_processes_lost: int = 0  # with RELAY_WORKERS: ended without having been told to
     handshakes: Counter[str] = Factory(Counter)  # "none" | "IK" | "IKpsk2" -> links established
     handshakes_left: Counter[Reason] = Factory(
         Counter

@@ -30,7 +30,7 @@ NEVER_FOLDED = frozenset({"join", "leave", "status"})
 #: Events that are folded although they have no reason and the level info.
 ALWAYS_FOLDED = frozenset({"twisted"})
 
-#: Folded entries whose connection ids are remembered, for those who know no more than that id.
+#: Folded entries that are remembered by connection id: a refused peer knows no more than that id.
 FOLDED_REMEMBERED = 4096
 
 #: An entry with a longer line has its details shortened to about this many characters.
@@ -183,7 +183,7 @@ class EventLog:
         yield from self.folds_elsewhere
 
     def follow(self, follower: Callable[[Record], None]) -> Callable[[], None]:
-        """Call `follower` at once with each new record; it must not raise or wait. Returns the way out."""
+        """Call `follower` at once with each new record; it must not raise or wait. Returns a function that ends this."""
         self._followers.append(follower)
 
         def stop() -> None:

@@ -1,8 +1,7 @@
-"""What must never be shown is taken out here: by key, by shape, and by exact value.
+"""Redaction: secrets are taken out of log entries by key, by shape and by exact value.
 
-The event log sends every message, detail and traceback through one `Redactor`. It is the second line: the
-first is that nobody logs a token, a payload or a secret. It changes text only; it neither stores nor writes.
-Work is linear in the text's length, whatever the text.
+The event log sends every message, detail and traceback through one `Redactor`. Redaction is the second line of defence: no
+code of the relay logs a token, a payload or a secret. The work is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -171,7 +170,7 @@ class Redactor:
         """Class and text of an exception."""
         try:
             text = str(error)
-        except Exception:  # a __str__ of somebody else's: it may raise anything, and logging must go on
+        except Exception:  # the __str__ of a foreign class may raise anything, and logging must go on
             text = "(no text)"
         return self.text(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 

@@ -112,16 +112,13 @@ def judge(facts: Facts) -> Verdict:
     return Verdict("good", "Daemons can connect.", checks, counted)
 
 
-def ready_in_words(facts: Facts) -> str:
-    """Who can be admitted, and why not. Open to everybody: no address, id or URL."""
-    if not facts.ready:
-        reason = Reason.__members__.get(facts.why) or (
-            Reason.JWKS_UNREACHABLE if facts.jwks_age is None else None
-        )
+def ready_in_words(ready: bool, why: str, *, has_keys: bool) -> str:
+    """Which peers can be admitted, and why not. `/ready` is open to all: no address, id or URL is in the text."""
+    if not ready:
+        reason = Reason.__members__.get(why) or (None if has_keys else Reason.JWKS_UNREACHABLE)
         fix = f" To do: {reason.entry.fix}." if reason is not None else ""
-        return f"No peer can be admitted: {_sentence(facts.why)}{fix}"
-    why = f", but: {_sentence(facts.why)}" if facts.why else "."
-    return f"Peers with a valid token can be admitted{why}"
+        return f"No peer can be admitted: {_sentence(why)}{fix}"
+    return f"Peers with a valid token can be admitted{f', but: {_sentence(why)}' if why else '.'}"
 
 
 # -- words ---------------------------------------------------------------------------------------------------
@@ -139,7 +136,7 @@ def ago(seconds: float) -> str:
 
 
 def counts(facts: Facts) -> str:
-    """Admitted and refused lately, with reasons, and who is connected."""
+    """Numbers of peers admitted and refused lately, with reasons, and of those connected."""
     refused = [row for row in facts.problems if row.sample.event == "refuse" and row.lately]
     codes = ", ".join(f"{row.code} {row.lately}" for row in refused[:4])
     connected = ", ".join(
