@@ -137,6 +137,12 @@ class Reason(Enum):
         "the token's exp has passed (beyond RELAY_TOKEN_CLOCK_SKEW_SEC)",
         "let the peer fetch a new token; compare the clocks of relay and platform (`viewport-relay doctor`)",
     )  # fmt: skip
+    TOKEN_EXPIRED = _token(
+        "the token of this connection has expired",
+        "a connection was open when its token's exp passed (beyond RELAY_TOKEN_CLOCK_SKEW_SEC), and RELAY_TOKEN_EXPIRY is "
+        "close",
+        "none: the peer fetches a new token and reconnects; with RELAY_TOKEN_EXPIRY=ignore it would stay connected",
+    )  # fmt: skip
     JWT_MALFORMED = _token(
         "JWT validation failed: malformed token", "the token is not a signed JWT (RFC 7519)",
         "let the peer fetch a new token; `viewport-relay token inspect` reads one",

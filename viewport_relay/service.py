@@ -88,10 +88,18 @@ class RelayState:
         return {role.value: number for role, number in self._service.relaying.registry.joined.items()}
 
     def disconnect(
-        self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
+        self,
+        *,
+        workspace_id: str | None,
+        runtime_target_id: str | None,
+        connection_id: str | None,
+        token_id: str | None,
     ) -> int:
         return self._service.relaying.sessions.disconnect(
-            workspace_id=workspace_id, runtime_target_id=runtime_target_id, connection_id=connection_id
+            workspace_id=workspace_id,
+            runtime_target_id=runtime_target_id,
+            connection_id=connection_id,
+            token_id=token_id,
         )
 
     def flush_caches(self) -> None:
@@ -258,6 +266,11 @@ class RelayService(MultiService):
         self.heartbeat.start()
         self._every(self.config.cleanup_interval_ms / 1000, self._clean_up)
         self._every(self.config.cleanup_interval_ms / 1000, self.gate.clean_up)
+        if self.config.token_expiry == "close":
+            self._every(1.0, self._close_expired)
+
+    def _close_expired(self) -> None:
+        self.relaying.sessions.close_expired(self.config.token_clock_skew_sec)
 
     def _clean_up(self) -> None:
         """Forget empty targets, what has aged out, and memory that is not in use."""

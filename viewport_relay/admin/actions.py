@@ -15,7 +15,10 @@ from viewport_relay.observe.sink import EventSink
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_TAKES = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
-_DISCONNECT_TAKES = 'either {"workspaceId", "runtimeTargetId"?} or {"connectionId"}'
+#: A token's `jti`; the standard only says that it is a string (RFC 7519 section 4.1.7).
+_TOKEN_ID = re.compile(r"[ -~]{1,255}")
+_TOKEN_ID_TAKES = "1 to 255 printable ASCII characters"
+_DISCONNECT_TAKES = 'either {"workspaceId", "runtimeTargetId"?}, {"connectionId"} or {"tokenId"}'
 
 
 class Actions:
@@ -27,17 +30,18 @@ class Actions:
         self._client_ip = client_ip
 
     def disconnect(self, request: Request) -> bytes | int:
-        """`POST /disconnect`: close a connection, or all of a workspace or target (a revoked pairing)."""
+        """`POST /disconnect`: close a connection, all of a workspace or target, or all of a token (its `jti`)."""
         body = body_json(request)
-        unknown = sorted(set(body) - {"workspaceId", "runtimeTargetId", "connectionId"})
+        unknown = sorted(set(body) - {"workspaceId", "runtimeTargetId", "connectionId", "tokenId"})
         if unknown:
             raise BadRequest(unknown[0][:64], "nothing: there is no such member; " + _DISCONNECT_TAKES)
         workspace, target = _identifier(body, "workspaceId"), _identifier(body, "runtimeTargetId")
-        connection = _identifier(body, "connectionId")
-        if (connection is None) == (workspace is None) or (connection is not None and target is not None):
+        connection, token = _identifier(body, "connectionId"), _identifier(body, "tokenId", _TOKEN_ID)
+        given = sum(part is not None for part in (workspace, connection, token))
+        if given != 1 or (workspace is None and target is not None):
             raise BadRequest("body", _DISCONNECT_TAKES)
         closed = self._state.disconnect(
-            workspace_id=workspace, runtime_target_id=target, connection_id=connection
+            workspace_id=workspace, runtime_target_id=target, connection_id=connection, token_id=token
         )
 
         def say(closed: int) -> bytes:
@@ -47,6 +51,7 @@ class Actions:
                 connection_id=connection,
                 workspaceId=workspace,
                 runtimeTargetId=target,
+                tokenId=token,
                 closed=closed,
                 operator=self._client_ip(request),
             )
@@ -69,10 +74,10 @@ class Actions:
         return put_json(request, {"ok": True})
 
 
-def _identifier(body: dict[str, Any], name: str) -> str | None:
+def _identifier(body: dict[str, Any], name: str, form: re.Pattern[str] = _ID) -> str | None:
     value = body.get(name)
     if value is None:
         return None
-    if not isinstance(value, str) or _ID.fullmatch(value) is None:
-        raise BadRequest(name, _ID_TAKES)
+    if not isinstance(value, str) or form.fullmatch(value) is None:
+        raise BadRequest(name, _ID_TAKES if form is _ID else _TOKEN_ID_TAKES)
     return value

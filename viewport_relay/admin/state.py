@@ -26,7 +26,12 @@ class StateSource(Protocol):
         """Open connections by role (`workspace-daemon`, `client`, `worker`); the sum is their number."""
 
     def disconnect(
-        self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
+        self,
+        *,
+        workspace_id: str | None,
+        runtime_target_id: str | None,
+        connection_id: str | None,
+        token_id: str | None,
     ) -> int | Deferred[int]:
         """Close the connections that fit every part that is given; how many, sooner or later."""
 

@@ -20,7 +20,7 @@ LIST_MAX: Final = 64
 CRYPTO_PAIRING: Final = "crypto_pairing"
 
 #: Claims that are only checked for form: nothing in the relay reads them.
-_UNREAD_TEXTS: Final = {"installId": 128, "iss": 255, "jti": 255}
+_UNREAD_TEXTS: Final = {"installId": 128, "iss": 255}
 _UNREAD_NUMBERS: Final = ("iat", "nbf", "ver")
 
 E = TypeVar("E", bound=Enum)
@@ -107,6 +107,7 @@ def parse_claims(claims: Mapping[str, Any], query: UpgradeQuery) -> Claims:
         pairing_secret=read.text("pairingSecret", 1024, nullable=True),
         daemon_issue_generation=read.number("daemonIssueGeneration", 0),
         expires_at=None if expires is None else float(expires),
+        token_id=read.text("jti", 255),
     )
 
 

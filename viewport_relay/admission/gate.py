@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
@@ -33,6 +33,9 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
+
+#: Characters of a `jti` that is kept; a longer one is nobody's handle.
+_TOKEN_ID_MAX: Final = 255
 
 
 class Gate:
@@ -108,8 +111,9 @@ class Gate:
         payload = self._signed.payload(source.digest, self._jwks.fresh)
         if payload is None:
             return None
-        self._check(payload, query)
-        return self._validator.recall(source.digest, query)
+        expires = self._check(payload, query)
+        claims = self._validator.recall(source.digest, query)
+        return None if claims is None else _of_token(claims, payload, expires)
 
     async def admit(self, source: TokenSource, query: UpgradeQuery) -> Claims:
         """The platform's claims about a good token.
@@ -117,22 +121,23 @@ class Gate:
         Raises Refusal with a reason of the local check (then the platform was not asked) or of the validation.
         Cancelling it, when the peer has left, leaves nothing behind.
         """
-        expires = await self.check_token(source, query)
-        return await self._validator.validate(source, query, expires)
+        payload, expires = await self._check_token(source, query)
+        claims = await self._validator.validate(source, query, expires)
+        return _of_token(claims, payload, expires)
 
-    async def check_token(self, source: TokenSource, query: UpgradeQuery) -> float:
-        """The local check alone: the token's exp, seconds since the epoch. Raises Refusal."""
+    async def _check_token(self, source: TokenSource, query: UpgradeQuery) -> tuple[Mapping[str, Any], float]:
+        """The local check alone: the token's payload and exp (seconds since the epoch). Raises Refusal."""
         held = self._jwks.held
         known = self._signed.payload(source.digest, held)
         # Read before keys are waited for: garbage needs none.
         header = read_header(source.token) if known is None else None
         keys = await self._jwks.current()
         if known is not None and keys is held:
-            return self._check(known, query)
+            return known, self._check(known, query)
         payload, keys = await self._verify(source.token, header or read_header(source.token), keys)
         expires = self._check(payload, query)
         self._signed.remember(source.digest, keys, payload, expires + self._rules.skew - self._now())
-        return expires
+        return payload, expires
 
     async def _verify(
         self, token: str, header: TokenHeader, keys: KeySet
@@ -200,3 +205,13 @@ class Gate:
     def jwks_age_seconds(self) -> float | None:
         """Age of the key set, for metrics; None without one."""
         return self._jwks.age_seconds
+
+
+def _of_token(claims: Claims, payload: Mapping[str, Any], expires: float) -> Claims:
+    """The platform's claims, with what the token itself says of its id and its end."""
+    token_id = payload.get("jti")
+    if claims.expires_at is not None:
+        expires = min(expires, claims.expires_at)
+    if claims.token_id is not None or not isinstance(token_id, str) or not 0 < len(token_id) <= _TOKEN_ID_MAX:
+        token_id = claims.token_id
+    return evolve(claims, expires_at=expires, token_id=token_id)

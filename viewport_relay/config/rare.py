@@ -31,6 +31,10 @@ class RareSettings:
     token_clock_skew_sec: int = setting(
         "RELAY_TOKEN_CLOCK_SKEW_SEC", seconds(0, 3600), 30, "tolerance for exp, nbf and iat"
     )
+    token_expiry: str = setting(
+        "RELAY_TOKEN_EXPIRY", choice("close", "ignore"), "ignore", "what becomes of an open connection when its token "
+        "expires (exp plus RELAY_TOKEN_CLOCK_SKEW_SEC): close it 4401 `invalid_token`, or let it be"
+    )
     jwks_cache_ttl: int = setting(
         "RELAY_JWKS_CACHE_TTL", seconds(1, 86_400), 3600, "how long a fetched key set serves"
     )

@@ -23,8 +23,10 @@ from viewport_relay.peer.errors import Code, PeerError
 from viewport_relay.peer.upgrade import Closed, ClosedEarly, Destination, UpgradeRefused
 
 # 1000: we or the relay are done. 1002, 1007: our own fault, it would repeat. 4401, 4403: the grant is no
-# good. 4008 is the relay's policy close; only these of its reasons are passing.
+# good (but see INVALID_TOKEN). 4008 is the relay's policy close; only these of its reasons are passing.
 FINAL_CLOSE_CODES = frozenset({1000, 1002, 1007, 4401, 4403})
+# Also the end of an open connection whose token has expired: a new token is tried once before it counts as final.
+INVALID_TOKEN = 4401
 PASSING_POLICY_REASONS = frozenset(
     {"buffer overflow", "daemon already connected", "Noise handshake failed: timeout", LINK_TIMEOUT}
 )
@@ -139,6 +141,7 @@ class PersistentConnection:
 
     async def _run(self) -> Closed:
         failures = 0
+        renewed = False  # whether this attempt's token was fetched because the one before was no longer good
         while True:
             connected_at = self._reactor.seconds()
             try:
@@ -150,10 +153,12 @@ class PersistentConnection:
             # Checked whatever the attempt said: a cancelled name look-up comes as a failed one.
             if self._stopping:
                 return closed or Closed(1000, "stopped")
-            if closed is not None and not may_return(closed):
-                return closed
             lasted = self._reactor.seconds() - connected_at
             stable = closed is not None and lasted >= self._back_off.stable
+            expired = closed is not None and closed.code == INVALID_TOKEN
+            if closed is not None and not may_return(closed) and (renewed or not expired):
+                return closed
+            renewed = expired and not stable
             failures = 1 if stable else failures + 1
             try:
                 pause = self._back_off.pause(failures, self._draw())

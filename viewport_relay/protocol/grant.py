@@ -70,7 +70,8 @@ class Claims:
     daemon_public_key: str | None = None
     pairing_secret: str | None = None
     daemon_issue_generation: int | None = None
-    expires_at: float | None = None  # exp, seconds since the epoch
+    expires_at: float | None = None  # exp of claims or token, the earlier one; seconds since the epoch
+    token_id: str | None = None  # jti
 
     def __repr__(self) -> str:  # secrets stay out of logs and tracebacks
         return f"Claims(workspace_id={self.workspace_id!r}, role={self.role!r}, scope={self.scope!r})"

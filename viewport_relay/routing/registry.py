@@ -72,6 +72,21 @@ class Registry:
             target.forget_daemon()
         return successor
 
+    def peers(self) -> Iterator[Peer]:
+        """Every peer that has joined: daemons, challengers of a seat, clients and executors."""
+        for target in self:
+            if target.seat.holder is not None:
+                yield target.seat.holder
+            yield from (*target.seat.challengers, *target.clients, *target.workers)
+
+    def expired(self, before: float) -> list[Peer]:
+        """The peers whose token's `exp` lies before this time (seconds since the epoch)."""
+        return [
+            peer
+            for peer in self.peers()
+            if (until := peer.grant.claims.expires_at) is not None and until <= before
+        ]
+
     def clean_up(self, now: float, empty_ttl: float) -> int:
         """Forget targets that have been empty for `empty_ttl` seconds; gives how many."""
         gone = []

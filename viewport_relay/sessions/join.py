@@ -18,7 +18,7 @@ from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol import status
 from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.routing.model import Contested, Peer, Stale, Target
+from viewport_relay.routing.model import Contested, Peer, Stale
 from viewport_relay.routing.rates import Rates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.sessions.contest import SEAT_CLOSE_DELAY, Contests
@@ -188,19 +188,29 @@ class Sessions:
     def _lost(self) -> None:
         self._counters.ws_connections_closed += 1
 
-    # -- for the operator --------------------------------------------------------------------------------------
+    # -- many at once ------------------------------------------------------------------------------------------
+
+    def close_expired(self, skew: float) -> None:
+        """Close every peer whose token expired more than `skew` seconds ago (RELAY_TOKEN_EXPIRY=close)."""
+        for peer in self._registry.expired(self._now() - skew):
+            session_of(peer).connection.close(Reason.TOKEN_EXPIRED)
 
     def disconnect(
-        self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
+        self,
+        *,
+        workspace_id: str | None,
+        runtime_target_id: str | None,
+        connection_id: str | None,
+        token_id: str | None,
     ) -> int:
         """Close every peer that has all of what is given; how many there were."""
         found = [
             peer
-            for target in self._registry
-            for peer in _peers(target)
+            for peer in self._registry.peers()
             if connection_id in (None, peer.connection_id)
             and workspace_id in (None, peer.grant.workspace_id)
             and runtime_target_id in (None, peer.grant.runtime_target_id)
+            and token_id in (None, peer.grant.claims.token_id)
         ]
         for peer in found:
             session_of(peer).connection.close(Reason.DISCONNECTED_BY_OPERATOR)
@@ -218,11 +228,6 @@ class _Outside:
 
     def closed(self, ending: Ending) -> None:
         self._sessions.note_close(self._connection, ending, {"ip": self._connection.info.ip})
-
-
-def _peers(target: Target) -> list[Peer]:
-    holder = target.seat.holder
-    return [*([] if holder is None else [holder]), *target.seat.challengers, *target.clients, *target.workers]
 
 
 def target_of(connection: Connection) -> tuple[str, str]:

@@ -108,11 +108,15 @@ class Crew:
             self._round()
 
     def disconnect(
-        self, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
+        self,
+        workspace_id: str | None,
+        runtime_target_id: str | None,
+        connection_id: str | None,
+        token_id: str | None,
     ) -> Deferred[int]:
         """How many connections were closed in all."""
         self._number += 1
-        order = Disconnect(self._number, workspace_id, runtime_target_id, connection_id)
+        order = Disconnect(self._number, workspace_id, runtime_target_id, connection_id, token_id)
         asked = DeferredList([worker.ask(order) for worker in self.workers])
         return asked.addCallback(
             lambda answers: sum(answer.count for _, answer in answers if isinstance(answer, Disconnected))

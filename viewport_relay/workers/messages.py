@@ -55,6 +55,7 @@ class Disconnect(Struct, tag="disconnect", frozen=True):
     workspace_id: str | None
     runtime_target_id: str | None
     connection_id: str | None
+    token_id: str | None = None
 
 
 class Flush(Struct, tag="flush", frozen=True):

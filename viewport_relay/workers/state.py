@@ -45,9 +45,14 @@ class CrewState:
         return total
 
     def disconnect(
-        self, *, workspace_id: str | None, runtime_target_id: str | None, connection_id: str | None
+        self,
+        *,
+        workspace_id: str | None,
+        runtime_target_id: str | None,
+        connection_id: str | None,
+        token_id: str | None,
     ) -> Deferred[int]:
-        return self._crew.disconnect(workspace_id, runtime_target_id, connection_id)
+        return self._crew.disconnect(workspace_id, runtime_target_id, connection_id, token_id)
 
     def flush_caches(self) -> None:
         # Orders and connections arrive in the order in which they were sent.

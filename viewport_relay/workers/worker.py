@@ -206,6 +206,7 @@ class WorkerService(RelayService):
                 workspace_id=order.workspace_id,
                 runtime_target_id=order.runtime_target_id,
                 connection_id=order.connection_id,
+                token_id=order.token_id,
             )
             assert isinstance(count, int)
             self._reporter.say(Disconnected(order.number, count))

@@ -145,10 +145,11 @@ async def test_a_refused_operator_is_logged_with_address_and_without_the_guess(d
 @pytest.mark.parametrize(
     "body,called",
     [
-        ({"workspaceId": "w-1"}, ("w-1", None, None)),
-        ({"workspaceId": "w-1", "runtimeTargetId": "t-1"}, ("w-1", "t-1", None)),
-        ({"connectionId": "c-9"}, (None, None, "c-9")),
-        ({"connectionId": "c-9", "workspaceId": None}, (None, None, "c-9")),
+        ({"workspaceId": "w-1"}, ("w-1", None, None, None)),
+        ({"workspaceId": "w-1", "runtimeTargetId": "t-1"}, ("w-1", "t-1", None, None)),
+        ({"connectionId": "c-9"}, (None, None, "c-9", None)),
+        ({"tokenId": "token 7"}, (None, None, None, "token 7")),
+        ({"connectionId": "c-9", "workspaceId": None}, (None, None, "c-9", None)),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -156,7 +157,7 @@ async def test_disconnect(door, body, called):
     door.state.closed = 3
     answer = await door.post("/disconnect", body)
     assert answer.status == 200 and answer.json() == {"ok": True, "disconnected": 3}
-    names = ("workspace_id", "runtime_target_id", "connection_id")
+    names = ("workspace_id", "runtime_target_id", "connection_id", "token_id")
     assert door.state.calls == [dict(zip(names, called, strict=True))]
     entry = door.log.entries()[-1]
     assert entry["event"] == "operator_disconnect" and entry["details"]["operator"] == "127.0.0.1"

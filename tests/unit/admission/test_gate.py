@@ -91,6 +91,30 @@ def test_a_good_token_is_admitted(
     assert platform.calls == ["jwks", "validate"]
 
 
+@pytest.mark.parametrize(
+    ("said", "token_id", "ends_early"),
+    [
+        ({}, "of the token", False),
+        ({"exp": 1_000_000_000, "jti": "of the platform"}, "of the platform", True),
+    ],
+)
+def test_the_claims_say_when_the_token_ends_and_which_it_is(
+    gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
+    settle: Settle, answer: Callable[..., Answer], said: dict[str, Any], token_id: str, ends_early: bool,
+) -> None:  # fmt: skip
+    platform.validate = answer(200, json.dumps({"ok": True, "claims": {"workspaceId": "ws-1", **said}}))
+    gate.start()
+    token = keys["RS256"].sign({**payload, "jti": "of the token"})
+    expected = (1_000_000_000.0 if ends_early else float(payload["exp"]), token_id)
+    claims = settle(gate.admit(bearer(token), query))
+    assert (claims.expires_at, claims.token_id) == expected
+    recalled = gate.recall(bearer(token), query)
+    assert recalled is None or (recalled.expires_at, recalled.token_id) == expected
+    for odd in (7, "", "x" * 256):
+        token = keys["RS256"].sign({**payload, "jti": odd})
+        assert settle(gate.admit(bearer(token), query)).token_id == said.get("jti")
+
+
 BAD = {
     "garbage": (lambda keys, other, payload: "x" * 50, Reason.JWT_MALFORMED),
     "expired": (lambda keys, other, p: keys["RS256"].sign({**p, "exp": 1}), Reason.JWT_EXPIRED),

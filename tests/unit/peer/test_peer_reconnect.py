@@ -154,8 +154,11 @@ async def test_final_closes_end_it() -> None:
             tokens = Tokens()
             peer = _persistent(base, tokens, Inbox())
             (await peer.opened()).send(f"close {code} {reason}")
+            if code == 4401:  # the token may have expired: a new one is tried once
+                await _until(lambda given=tokens.given: len(given) == 2)  # type: ignore[misc]
+                (await peer.opened()).send(f"close {code} {reason}")
             assert await peer.ended == Closed(code, reason)
-            assert len(tokens.given) == 1
+            assert len(tokens.given) == (2 if code == 4401 else 1)
 
 
 @on_reactor

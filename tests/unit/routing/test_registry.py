@@ -40,6 +40,18 @@ def test_counts_of_who_is_there() -> None:
     assert (view.daemon, view.clients, view.workers) == (None, (), ())
 
 
+def test_peers_whose_token_has_expired() -> None:
+    house = House()
+    holder, challenger = house.daemon(expires_at=50.0), house.daemon(expires_at=60.0)
+    client, worker = house.client(expires_at=70.0), house.peer(Role.WORKER, expires_at=55.0)
+    house.client()  # no exp: never
+    house.registry.join(worker, house.now)
+    assert house.registry.expired(49.9) == []
+    assert house.registry.expired(60.0) == [holder, challenger, worker]
+    assert house.registry.expired(1e9) == [holder, challenger, client, worker]
+    assert len(list(house.registry.peers())) == 5
+
+
 def test_an_empty_target_is_listed_until_its_time_is_over() -> None:
     house = House()
     client = house.client()

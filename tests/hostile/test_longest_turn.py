@@ -1,0 +1,139 @@
+"""How long one input holds the event loop: the longest of each kind, in CPU time, printed as a table.
+
+Each input is as long as its kind allows and the worst that we know. What counts is the least of several tries: the machine may
+do other work meanwhile. The bound is generous for the same reason; on a machine without other work each takes under 10 ms.
+
+    pytest -m "slow or not slow" tests/hostile/test_longest_turn.py -s
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+from twisted.web.http_headers import Headers
+
+from viewport_relay.admission.http import Answer
+from viewport_relay.admission.jwt import read_header
+from viewport_relay.admission.keys import KeySet, KeySetError
+from viewport_relay.admission.verdict import judge
+from viewport_relay.backplane.signing import Reader
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
+from viewport_relay.protocol.grant import Role, UpgradeQuery
+from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.wire.head import read_upgrade
+
+FRAME: Final = 1_048_576
+ANSWER: Final = 262_144
+TOKEN: Final = 4_096
+HEAD: Final = 16_384
+
+#: Seconds of CPU that no input may take, with much room for a slow and busy machine: a whole parse of a frame took more.
+BOUND: Final = 0.150
+
+
+def filled(start: str, unit: str, end: str, size: int) -> bytes:
+    """A text of this many bytes at most: `unit` repeated between the two."""
+    return (start + unit * ((size - len(start) - len(end)) // len(unit)) + end).encode()
+
+
+def documents(start: str, size: int) -> Iterator[tuple[str, bytes]]:
+    """JSON objects that begin with `start` (a member and a comma) and are hard to read."""
+    yield "array of numbers", filled("{" + start + '"x":[', "1,", "1]}", size)
+    yield "array of objects", filled("{" + start + '"x":[', '{"a":[]},', "1]}", size)
+    yield "no object", filled("[", "1,", "1]", size)
+    yield "many members", filled("{" + start, '"":1,', '"":1}', size)
+    yield "one member again and again", filled("{" + start, '"iv":"",', '"x":1}', size)
+    yield "digits", filled("{" + start + '"epoch":', "1", "}", size)
+    yield "lone surrogates", filled("{" + start + '"iv":"', "\\udfff", '"}', size)
+    yield "a surrogate and backslashes", filled("{" + start + '"iv":"\\ud800', "\\\\", '"}', size)
+    yield "a surrogate and numbers", filled("{" + start + '"x":["\\ud800",', "1,", "1]}", size)
+    yield "nesting", filled("{" + start + '"x":', "[", "", size)
+    yield "nesting, closed", filled("{" + start + '"x":[', "[" * 900 + "]" * 900 + ",", "1]}", size)
+    yield "characters beyond ASCII", filled("{" + start + '"iv":"', "\U0001f600", '"}', size)
+
+
+def tokens() -> Iterator[tuple[str, bytes]]:
+    for name, document in documents('"alg":"RS256",', TOKEN * 3 // 4 - 8):
+        yield name, base64.urlsafe_b64encode(document).rstrip(b"=") + b".e30.AAAA"
+    yield "dots", b"." * TOKEN
+    yield "letters", b"A" * TOKEN
+
+
+def heads() -> Iterator[tuple[str, bytes]]:
+    start = "GET /ws?role=client&workspaceId=w HTTP/1.1\r\nHost: a\r\n"
+    yield "many headers", filled(start, "a:\r\n", "\r\n", HEAD)
+    yield "one long header", filled(start + "X: ", "a", "\r\n\r\n", HEAD)
+    yield "many parts of a list", filled(start + "Sec-WebSocket-Protocol: ", "a,", "a\r\n\r\n", HEAD)
+    yield "a long query", filled("GET /ws?", "a=%41&", " HTTP/1.1\r\nHost: a\r\n\r\n", HEAD)
+
+
+def log_values() -> Iterator[tuple[str, Any]]:
+    yield "a long text", "x" * FRAME
+    yield "what looks like tokens", "eyJhbGciOi." * (FRAME // 11)
+    yield "URLs", "https://u:p@h/?token=x " * (FRAME // 23)
+    yield "a long list", [1] * 100_000
+    yield "a wide mapping", {str(number): "x" for number in range(100_000)}
+    deep: Any = "x"
+    for _ in range(500):
+        deep = [deep]
+    yield "deep", deep
+
+
+def read_bus_frame() -> Callable[[bytes], object]:
+    reader = Reader("k" * 32, "relay-1", 15.0, FRAME, time.time)
+    return reader.read
+
+
+def validated(body: bytes) -> object:
+    query = UpgradeQuery(Role.CLIENT, "w", "t")
+    return judge(Answer(200, Headers(), body), query, "https://platform.example/validate")
+
+
+def write_log(value: Any) -> None:
+    EventLog(io.StringIO(), max_entries=10).event(
+        "drop", reason=Reason.INVALID_FRAME, detail=value, other=value
+    )
+
+
+KINDS: Final[dict[str, tuple[Callable[[Any], object], Callable[[], Iterator[tuple[str, Any]]]]]] = {
+    "client frame": (decode_client, lambda: documents('"type":"e2ee",', FRAME)),
+    "daemon frame": (decode_daemon, lambda: documents('"type":"e2ee",', FRAME)),
+    "executor frame": (
+        decode_worker,
+        lambda: documents('"type":"viewport.worker_transport.request/v1",', FRAME),
+    ),
+    "request head": (read_upgrade, heads),
+    "token": (lambda token: read_header(token.decode()), tokens),
+    "key set": (KeySet.parse, lambda: documents('"keys":[],', ANSWER)),
+    "validate answer": (validated, lambda: documents('"ok":true,"claims":{},', ANSWER)),
+    "bus frame": (read_bus_frame(), lambda: documents('"workspaceId":"w",', FRAME)),
+    "log value": (write_log, log_values),
+}
+
+
+def longest(read: Callable[[Any], object], value: Any) -> float:
+    """Seconds of CPU for one input: the least of several tries."""
+    best = float("inf")
+    for _ in range(5):
+        began = time.process_time()
+        with contextlib.suppress(Refusal, KeySetError):
+            read(value)
+        best = min(best, time.process_time() - began)
+    return best
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_input_holds_the_loop(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    read, inputs = KINDS[kind]
+    rows = sorted(((longest(read, value), name) for name, value in inputs()), reverse=True)
+    with capsys.disabled():
+        print(f"\n{kind}: " + json.dumps({name: f"{seconds * 1000:.1f} ms" for seconds, name in rows}))
+    assert rows[0][0] < BOUND, rows[0]
