@@ -271,8 +271,9 @@ def events_page() -> str:
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Words of each command, groups before what is in them."""
     yield path
-    for name in sorted(group.commands):
-        inside = group.commands[name]
+    context = click.Context(group)
+    for name in sorted(group.list_commands(context)):
+        inside = group.get_command(context, name)
         if isinstance(inside, click.Group):
             yield from commands(inside, (*path, name))
         else:

@@ -30,7 +30,7 @@ from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.backplane.fleet import backplane_for
-from viewport_relay.config import EX_CONFIG, Config, ConfigError
+from viewport_relay.config import EX_CONFIG, Config, ConfigError, bracketed
 from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
@@ -72,6 +72,15 @@ def relay_keys(config: Config) -> RelayKeys:
         return RelayKeys.load(config.noise_private_key, config.noise_previous_key, config.state_dir)
     except NoiseKeyError as error:
         raise ConfigError([str(error)]) from None
+
+
+def cannot_listen(error: BaseException) -> str:
+    """Why an endpoint cannot be listened on, with its address."""
+    if not isinstance(error, CannotListenError):
+        return f"cannot listen: {error}"
+    where = error.port if isinstance(error.port, str) else bracketed(error.interface or "0.0.0.0", error.port)
+    why = getattr(error.socketError, "strerror", None) or error.socketError
+    return f"cannot listen on {where}: {why}"
 
 
 class RelayState:
@@ -401,8 +410,7 @@ class RelayService(MultiService):
         failures: list[BaseException] = []
         endpoint.listen(factory).addCallbacks(listening, lambda failure: failures.append(failure.value))
         for error in failures:
-            why = error.socketError if isinstance(error, CannotListenError) else error
-            self.log.event("listen_failed", level="error", message=f"{name}: cannot listen: {why}")
+            self.log.event("listen_failed", level="error", message=f"{name}: {cannot_listen(error)}")
             raise SystemExit(1)
 
     # -- stop and reload -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
 from twisted.internet.interfaces import IReactorTime
@@ -61,6 +61,14 @@ class Options(usage.Options):
     def getUsage(self, width: int | None = None) -> str:
         text: str = super().getUsage(width)
         return f"{text}\nEnvironment variables, with their defaults:\n{_environment_help()}\n"
+
+    def opt_help(self) -> NoReturn:
+        """Display this help and exit."""
+        try:
+            print(self, flush=True)
+        except BrokenPipeError:  # `… --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
 
     def postOptions(self) -> None:
         # twistd's own default would be a file in the working directory, which may be read-only.

@@ -54,6 +54,7 @@ async def test_all_is_well(platform: DevPlatform) -> None:
     found = await findings_of(reactor, environ_of(platform))
     assert {name: finding.outcome for name, finding in found.items()} == {
         "settings": "ok",
+        "RELAY_ALLOWED_ORIGINS": "ok",
         f"DNS for {BOTH}": "ok",
         f"TCP for {BOTH}": "ok",
         "JWKS": "ok",

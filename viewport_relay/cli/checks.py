@@ -57,6 +57,14 @@ def settings(config: Config) -> Iterator[Finding]:
         yield warn("RELAY_ADMIN_TOKEN", "not set: /logs, /state and /metrics are off", fix)
 
 
+def origins(config: Config) -> Iterator[Finding]:
+    """The browser origins in force, as they are compared with the header."""
+    if config.allowed_origins:
+        yield ok("RELAY_ALLOWED_ORIGINS", f"browsers may connect from {', '.join(config.allowed_origins)}")
+    else:
+        yield ok("RELAY_ALLOWED_ORIGINS", "not set: browsers may connect from any origin")
+
+
 def state_folder(config: Config) -> Iterator[Finding]:
     """Whether RELAY_STATE_DIR can be written."""
     if config.state_dir is None:
@@ -136,7 +144,7 @@ def _relay_answers(config: Config, timeout: float) -> bool:
     context.check_hostname = False  # its certificate names the public host, not this address
     context.verify_mode = ssl.CERT_NONE
     authority = f"[{host}]" if ":" in host else host
-    scheme = "https" if serves_tls(config) else "http"
+    scheme = "https" if config.serves_tls else "http"
     try:
         said = probes.get_json(f"{scheme}://{authority}:{config.listen_port}/health", timeout, context)
     except ProbeFailed:
@@ -162,15 +170,10 @@ def open_files(config: Config) -> Iterator[Finding]:
         yield warn("open files", f"{soft} may be open, and connections have no limit", fix)
 
 
-def serves_tls(config: Config) -> bool:
-    """Whether the relay terminates TLS itself."""
-    return config.tls != "0" and config.tls_termination == "self" and config.tls_cert_path is not None
-
-
 def own_certificate(config: Config) -> Iterator[Finding]:
     """The relay's certificate: fits its key, is in time, names the public host."""
     cert, key = config.tls_cert_path, config.tls_key_path
-    if not serves_tls(config) or cert is None or key is None:
+    if not config.serves_tls or cert is None or key is None:
         return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NoReturn
 
 import attrs
 import click
@@ -19,7 +19,11 @@ from twisted.internet.threads import deferToThread
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.cli import checks, platformchecks, probes
 from viewport_relay.cli.findings import Finding, fail
-from viewport_relay.config import Config, ConfigError, load
+from viewport_relay.cli.output import say
+from viewport_relay.config import EX_CONFIG, Config, ConfigError, load
+
+#: What to do about a setting that cannot work.
+_CORRECT: Final = "correct it; the rest is tried once the settings can be read"
 
 
 async def examine(reactor: Any, environ: Mapping[str, str], timeout: float) -> AsyncIterator[Finding]:
@@ -33,7 +37,7 @@ async def examine(reactor: Any, environ: Mapping[str, str], timeout: float) -> A
         for sentence in error.warnings:
             yield checks.setting_warning(sentence)
         return
-    for finding in (*checks.settings(config), *checks.state_folder(config)):
+    for finding in (*checks.settings(config), *checks.origins(config), *checks.state_folder(config)):
         yield finding
     try:
         async for finding in _platform(client, config, timeout):
@@ -54,11 +58,16 @@ async def _in_thread(check: Callable[..., Iterator[Finding]], *arguments: object
     return findings
 
 
+def unusable(findings: Iterable[Finding]) -> bool:
+    """Whether the relay would not even start with these settings (it ends with status 78)."""
+    return any(finding.fix == _CORRECT for finding in findings)
+
+
 def _problem(problem: str) -> Finding:
     name, colon, said = problem.partition(": ")
     if not colon or " " in name:
         name, said = "settings", problem
-    return fail(name, said, "correct it; the rest is tried once the settings can be read")
+    return fail(name, said, _CORRECT)
 
 
 async def _platform(client: HttpClient, config: Config, timeout: float) -> AsyncIterator[Finding]:
@@ -82,7 +91,7 @@ async def _platform(client: HttpClient, config: Config, timeout: float) -> Async
 
 
 @click.command(
-    short_help="Try what the settings would make the relay do; exit status 1 if anything cannot work."
+    short_help="Try what the settings would make the relay do; exit status 1 or 78 if anything cannot work."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.option(
@@ -96,7 +105,8 @@ def doctor(as_json: bool, timeout: float) -> None:
     """Try what the settings would make the relay do: one line a check, and how to mend what is wrong.
 
     \b
-    ✓ is good, ! is worth a look, ✗ cannot work; exit status 1 if there is any ✗.
+    ✓ is good, ! is worth a look, ✗ cannot work; exit status 1 if there is any ✗, 78 if the relay would
+    not start with these settings.
     Looked at: every setting, DNS, TCP, TLS chain and host name of the platform, the keys at
     RELAY_JWKS_URL, the two clocks, RELAY_INTERNAL_KEY (with a made-up token), Redis if it is the
     backplane, the listen port, the limit on open files, the relay's own certificate.
@@ -113,11 +123,11 @@ def doctor(as_json: bool, timeout: float) -> None:
         async for finding in examine(reactor, os.environ, timeout):
             findings.append(finding)
             if not as_json:
-                click.echo(str(finding))
+                say(str(finding))
         good = all(finding.outcome != "fail" for finding in findings)
         if as_json:
             report = {"ok": good, "checks": [attrs.asdict(finding) for finding in findings]}
-            click.echo(json.dumps(report, indent=2, ensure_ascii=False))
-        raise SystemExit(0 if good else 1)
+            say(json.dumps(report, indent=2, ensure_ascii=False))
+        raise SystemExit(0 if good else EX_CONFIG if unusable(findings) else 1)
 
     react(lambda reactor: Deferred.fromCoroutine(run(reactor)))

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 import textwrap
+from collections.abc import Sequence
 
 import click
 
@@ -21,6 +22,15 @@ def find(words: str) -> Reason | None:
         if wanted in {_plain(reason.code), _plain(reason.text), _plain(reason.entry.close_text)} - {""}:
             return reason
     return None
+
+
+def with_number(words: str) -> list[Reason]:
+    """The reasons that peers see as this HTTP status or close code (4401, 429)."""
+    return [
+        reason
+        for reason in Reason
+        if words.strip() in {str(reason.entry.status), str(reason.entry.close)} - {"0"}
+    ]
 
 
 def suggestions(words: str) -> list[str]:
@@ -79,11 +89,11 @@ def page(reason: Reason) -> str:
     return "\n".join(lines)
 
 
-def listing() -> str:
+def listing(reasons: Sequence[Reason] = tuple(Reason)) -> str:
     """One line for each reason: code, how peers see it, text."""
-    widest = max(len(reason.code) for reason in Reason)
+    widest = max(len(reason.code) for reason in reasons)
     lines = []
-    for reason in Reason:
+    for reason in reasons:
         entry = reason.entry
         shown = " ".join(str(number) for number in (entry.status, entry.close) if number) or "-"
         lines.append(f"{reason.code:<{widest}}  {shown:<8}  {entry.text}")
@@ -101,12 +111,18 @@ def listing() -> str:
 def explain(code: str | None, as_json: bool) -> None:
     """Say what a reason CODE of the log means, its cause and its fix. Without CODE: list all.
 
-    CODE is a reason code (JWT_EXPIRED), or the text of a log line or close frame ("frame too large").
+    CODE is a reason code (JWT_EXPIRED), the text of a log line or close frame ("frame too large"), or the number that a
+    peer sees: a close code (4401) or an HTTP status (429).
     """
     if code is None:
         click.echo(json.dumps([as_object(reason) for reason in Reason], indent=2) if as_json else listing())
         return
-    reason = find(code)
+    numbered = with_number(code)
+    if len(numbered) > 1:
+        shown = [as_object(reason) for reason in numbered]
+        click.echo(json.dumps(shown, indent=2) if as_json else listing(numbered))
+        return
+    reason = numbered[0] if numbered else find(code)
     if reason is None:
         near = suggestions(code)
         hint = f" Did you mean {' or '.join(near)}?" if near else " `viewport-relay explain` lists all."

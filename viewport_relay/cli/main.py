@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Final
+
 import click
 
 from viewport_relay import __version__
-from viewport_relay.cli.doctor import doctor
-from viewport_relay.cli.explain import explain
-from viewport_relay.cli.newkey import keygen_command
-from viewport_relay.cli.serve import serve
-from viewport_relay.cli.settings import config
-from viewport_relay.cli.show import demo
-from viewport_relay.cli.token import token
 
 EPILOG = """\b
 Examples:
@@ -25,9 +21,39 @@ Examples:
 viewport-relay serve --help lists every setting. Under twistd: twistd -n viewport-relay.
 """
 
+#: command -> module and name of its click command
+COMMANDS: Final = {
+    "serve": ("serve", "serve"),
+    "healthcheck": ("healthcheck", "healthcheck"),
+    "doctor": ("doctor", "doctor"),
+    "token": ("token", "token"),
+    "explain": ("explain", "explain"),
+    "config": ("settings", "config"),
+    "keygen": ("newkey", "keygen_command"),
+    "demo": ("show", "demo"),
+}
+
+
+class Commands(click.Group):
+    """Imports a command's module when the command is asked for: a health check every few seconds must be cheap."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name]
+        found: click.Command = getattr(import_module(f"viewport_relay.cli.{module}"), name)
+        return found
+
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EPILOG
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="viewport-relay")
 def main() -> None:
@@ -36,10 +62,6 @@ def main() -> None:
     Settings come from the environment, as for the relay: run it where the relay runs, with the same variables
     (docker exec viewport-relay viewport-relay doctor).
     """
-
-
-for command in (serve, doctor, token, explain, config, keygen_command, demo):
-    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ development credential. It does not look into the relay; it reads its log lines 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import socket
 import sys
@@ -31,7 +32,11 @@ RELAY_EVENT = "relay_started"
 HOST = "127.0.0.1"
 # In a process group of its own, or Ctrl-C at the terminal would reach it as well, and the signal that `stop` sends
 # would be its second one, which cuts the drain short.
-TWISTD = "import os; os.setpgrp(); from twisted.scripts.twistd import run; run()"
+TWISTD = (
+    "import os; os.setpgrp()\n"
+    "from viewport_relay.cli.lifeline import end_with_parent; end_with_parent({parent})\n"
+    "from twisted.scripts.twistd import run; run()"
+)
 
 
 class RelayDidNotStart(Exception):
@@ -91,7 +96,15 @@ class OwnRelay(ProcessProtocol):
         }
         # What this process has of settings is for another relay: only the surroundings are handed on.
         kept = {name: value for name, value in environ.items() if not _is_setting(name)}
-        arguments = [sys.executable, "-c", TWISTD, "-n", "--pidfile=", "viewport-relay", "--dev"]
+        arguments = [
+            sys.executable,
+            "-c",
+            TWISTD.format(parent=os.getpid()),
+            "-n",
+            "--pidfile=",
+            "viewport-relay",
+            "--dev",
+        ]
         self._reactor.spawnProcess(self, sys.executable, arguments, env={**kept, **own})
         try:
             await self._ready.addTimeout(START_SECONDS, self._reactor, self._too_late)

@@ -23,6 +23,7 @@ from viewport_relay.cli.demo import (
     plain_exchange,
     refused_link,
 )
+from viewport_relay.cli.output import say as print_line
 from viewport_relay.cli.ownrelay import OwnRelay, Place, RelayDidNotStart
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_relay_identity
@@ -37,7 +38,7 @@ REFUSAL = f'"reason":"{Reason.NOISE_INVALID_PSK.code}"'
 
 def say(line: str) -> None:
     """A line for people. The demonstration's own EXCHANGE OK is of one scene; that of all scenes is the last line."""
-    click.echo("  " + line.replace("EXCHANGE OK", "  ok:", 1))
+    print_line("  " + line.replace("EXCHANGE OK", "  ok:", 1))
 
 
 async def offers_link(reactor: Any, ws_url: str) -> bool:
@@ -101,20 +102,27 @@ async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoR
     reactor.addSystemEventTrigger("before", "shutdown", stop)
     # A closed terminal must not leave the relay behind.
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reactor.stop))
-    click.echo(f"A relay with its dev platform is up: {place.ws_url}/ws")
+    print_line(f"A relay with its dev platform is up: {place.ws_url}/ws")
+    if port and place.port != port:
+        print_line(f"Port {port} was in use: this relay has {place.port}")
     where = Where(place.ws_url, place.platform_url, place.credential, turns=turns)
     refusals: list[str] = []
     relay.on_line = lambda line: refusals.append(line) if REFUSAL in line else None
     closing = await run_scenes(reactor, where)
     await _first(reactor, refusals)
     for line in refusals:
-        click.echo(f"    in the relay's log: {line}")
-    click.echo(closing)
+        print_line(f"    in the relay's log: {line}")
+    print_line(closing)
     if once:
         status = await relay.stop()
         raise SystemExit(0 if status == 0 else 1)
-    click.echo(doors(place))
-    relay.on_line = click.echo
+    print_line(doors(place))
+
+    def log(line: str) -> None:
+        if not print_line(line) and not stopping:  # nobody reads: nothing is left to do
+            reactor.stop()
+
+    relay.on_line = log
     status = await relay.ended
     if not stopping:
         raise RelayDidNotStart(f"the relay ended by itself with status {status}")
@@ -159,7 +167,7 @@ def demo(once: bool, relay_url: str | None, platform_url: str | None, port: int 
             if relay_url is None or platform_url is None:
                 await with_own_relay(reactor, once, wanted, turns)
             where = Where(relay_url.rstrip("/"), platform_url.rstrip("/"), credential, turns=turns)
-            click.echo(await run_scenes(reactor, where))
+            print_line(await run_scenes(reactor, where))
         except (DemoFailed, RelayDidNotStart) as error:
             click.echo(f"EXCHANGE FAILED {error}", err=True)
             raise SystemExit(1) from None

@@ -1,0 +1,226 @@
+"""Values as operators and their tools write them: each is read as it was meant, or refused with the right form.
+
+A case says where its kind of input is met.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from viewport_relay.config import ConfigError, load
+
+BASE = {"SERVER_URL": "https://platform.example"}
+
+#: (where it is met, variable, text, attribute, value)
+TAKEN: list[tuple[str, str, str, str, Any]] = [
+    ("an origin copied from the address bar", "RELAY_ALLOWED_ORIGINS", "https://app.example/", "allowed_origins",
+     ("https://app.example",)),
+    ("an origin in capitals, from a wiki page", "RELAY_ALLOWED_ORIGINS", "HTTPS://App.Example", "allowed_origins",
+     ("https://app.example",)),
+    ("the default port, from a service's own list", "RELAY_ALLOWED_ORIGINS", "https://app.example:443,http://b.example:80",
+     "allowed_origins", ("https://app.example", "http://b.example")),
+    ("another port than the default", "RELAY_ALLOWED_ORIGINS", "http://localhost:5173", "allowed_origins",
+     ("http://localhost:5173",)),
+    ("semicolons between, from a Windows service", "RELAY_ALLOWED_ORIGINS", "https://a.example; https://b.example",
+     "allowed_origins", ("https://a.example", "https://b.example")),
+    ("spaces and line ends between, from a YAML block", "RELAY_ALLOWED_ORIGINS", "https://a.example\n  https://b.example",
+     "allowed_origins", ("https://a.example", "https://b.example")),
+    ("quotes around each, from a JSON list", "RELAY_ALLOWED_ORIGINS", '["https://a.example", "https://b.example"]',
+     "allowed_origins", ("https://a.example", "https://b.example")),
+    ("a name beyond ASCII: browsers send punycode", "RELAY_ALLOWED_ORIGINS", "https://bücher.example", "allowed_origins",
+     ("https://xn--bcher-kva.example",)),
+    ("an IPv6 literal", "RELAY_ALLOWED_ORIGINS", "http://[::1]:3000/", "allowed_origins", ("http://[::1]:3000",)),
+    ("a Capacitor or Electron app", "RELAY_ALLOWED_ORIGINS", "capacitor://localhost", "allowed_origins",
+     ("capacitor://localhost",)),
+    ("a browser extension", "RELAY_ALLOWED_ORIGINS", "chrome-extension://abcdefghijklmnop", "allowed_origins",
+     ("chrome-extension://abcdefghijklmnop",)),
+    ("a sandboxed frame", "RELAY_ALLOWED_ORIGINS", "null", "allowed_origins", ("null",)),
+    ("the same origin twice", "RELAY_ALLOWED_ORIGINS", "https://a.example,https://A.example/", "allowed_origins",
+     ("https://a.example",)),
+    ("a port alone: never all interfaces", "RELAY_ADMIN_LISTEN", "9093", "admin_listen", ("127.0.0.1", 9093)),
+    ("a port as Go programs take it", "RELAY_ADMIN_LISTEN", ":9093", "admin_listen", ("127.0.0.1", 9093)),
+    ("an address for every interface, said", "RELAY_ADMIN_LISTEN", "0.0.0.0:9093", "admin_listen", ("0.0.0.0", 9093)),
+    ("an IPv6 address", "RELAY_ADMIN_LISTEN", "[::1]:9093", "admin_listen", ("::1", 9093)),
+    ("a host name", "RELAY_ADMIN_LISTEN", "localhost:9093", "admin_listen", ("localhost", 9093)),
+    ("brackets around a listen address", "RELAY_LISTEN_HOST", "[::1]", "listen_host", "::1"),
+    ("Sentinels without their port", "RELAY_REDIS_SENTINELS", "10.0.0.1, sentinel-b:26380,[fd00::1]:26379",
+     "redis_sentinels", (("10.0.0.1", 26379), ("sentinel-b", 26380), ("fd00::1", 26379))),
+    ("a time as systemd and Go write it", "RELAY_PING_INTERVAL_MS", "10s", "ping_interval_ms", 10_000),
+    ("minutes", "RELAY_IDLE_TIMEOUT_MS", "5m", "idle_timeout_ms", 300_000),
+    ("a Go duration of two parts", "RELAY_IDLE_TIMEOUT_MS", "1m30s", "idle_timeout_ms", 90_000),
+    ("a systemd time span", "RELAY_IDLE_TIMEOUT_MS", "5min 20s", "idle_timeout_ms", 320_000),
+    ("milliseconds, said", "RELAY_PONG_TIMEOUT_MS", "1500ms", "pong_timeout_ms", 1500),
+    ("seconds, said, for a setting in seconds", "RELAY_DRAIN_SECONDS", "30s", "drain_seconds", 30),
+    ("hours for a cache", "RELAY_JWKS_CACHE_TTL", "1h", "jwks_cache_ttl", 3600),
+    ("a size in MiB", "RELAY_MAX_PENDING_BYTES", "4MiB", "max_pending_bytes", 4 << 20),
+    ("a size as nginx and Docker write it", "RELAY_FRAME_MAX_BYTES", "1M", "frame_max_bytes", 1 << 20),
+    ("a size as Kubernetes writes it", "RELAY_FRAME_MAX_BYTES", "512Ki", "frame_max_bytes", 512 << 10),
+    ("True, from Python or Helm", "RELAY_PROXY_PROTOCOL", "True", "proxy_protocol", True),
+    ("yes, from Ansible", "RELAY_PROXY_PROTOCOL", "yes", "proxy_protocol", True),
+    ("off, from an ini file", "RELAY_SERVER_TLS_VERIFY", "off", "server_tls_verify", False),
+    ("quotes that docker run --env-file keeps", "RELAY_LISTEN_PORT", '"7800"', "listen_port", 7800),
+    ("single quotes of a dotenv file", "RELAY_JWKS_URL", "'https://keys.example/jwks.json'", "jwks_url",
+     "https://keys.example/jwks.json"),
+    ("a line end of Windows", "RELAY_LISTEN_PORT", "7800\r", "listen_port", 7800),
+    ("a slash at the end of the platform's origin", "SERVER_URL", "https://platform.example/", "validate_url",
+     "https://platform.example/api/runtime/internal/relay/validate"),
+    ("allowed hosts in capitals", "RELAY_REDIRECT_ALLOWED_HOSTS", "Relay-A.example relay-b.example",
+     "redirect_allowed_hosts", ("relay-a.example", "relay-b.example")),
+]  # fmt: skip
+
+#: (where it is met, variable, text, words of the refusal)
+REFUSED = [
+    (
+        "a CORS habit",
+        "RELAY_ALLOWED_ORIGINS",
+        "*",
+        "any origin may connect when RELAY_ALLOWED_ORIGINS is not set",
+    ),
+    ("a host without scheme", "RELAY_ALLOWED_ORIGINS", "app.example", "write https://app.example"),
+    (
+        "a wildcard, as CORS libraries take it",
+        "RELAY_ALLOWED_ORIGINS",
+        "https://*.example",
+        "list each origin",
+    ),
+    (
+        "the page's whole URL",
+        "RELAY_ALLOWED_ORIGINS",
+        "https://app.example/login",
+        "write https://app.example",
+    ),
+    ("a page from disk", "RELAY_ALLOWED_ORIGINS", "file:///home/x/index.html", "write null"),
+    (
+        "an address without port",
+        "RELAY_ADMIN_LISTEN",
+        "127.0.0.1",
+        "the port is missing, as in 127.0.0.1:9093",
+    ),
+    ("an IPv6 address without brackets", "RELAY_ADMIN_LISTEN", "::1:9093", "brackets"),
+    ("a URL for an address", "RELAY_ADMIN_LISTEN", "http://127.0.0.1:9093", "leave out the scheme"),
+    ("all interfaces as some write it", "RELAY_ADMIN_LISTEN", "*:9093", "0.0.0.0"),
+    ("a port that is none", "RELAY_ADMIN_LISTEN", "127.0.0.1:99999", "'99999' is no port"),
+    ("host and port in one", "RELAY_LISTEN_HOST", "0.0.0.0:7781", "the port is RELAY_LISTEN_PORT's"),
+    ("all interfaces, in the host", "RELAY_LISTEN_HOST", "*", "0.0.0.0"),
+    ("a Sentinel's URL", "RELAY_REDIS_SENTINELS", "redis://10.0.0.1:26379", "leave out the scheme"),
+    ("separators in a number", "RELAY_MAX_TOTAL_CONNECTIONS", "10,000", "write it without separators: 10000"),
+    (
+        "underscores in a number",
+        "RELAY_MAX_TOTAL_CONNECTIONS",
+        "10_000",
+        "write it without separators: 10000",
+    ),
+    ("a unit where a count is meant", "RELAY_MAX_TOTAL_CONNECTIONS", "2k", "a whole number from 0"),
+    ("a unit that is none", "RELAY_PING_INTERVAL_MS", "10 parsecs", "500ms 10s 5m 1h"),
+    ("a fraction of a second for whole seconds", "RELAY_DRAIN_SECONDS", "500ms", "10s 5m 1h"),
+    ("too large a time", "RELAY_PING_INTERVAL_MS", "2d", "milliseconds from 1 to 86400000"),
+    (
+        "a comment behind a value, as docker --env-file keeps it",
+        "RELAY_LISTEN_PORT",
+        "7781 # public",
+        "a whole number",
+    ),
+    (
+        "a Service named relay-listen in Kubernetes",
+        "RELAY_LISTEN_PORT",
+        "tcp://10.96.0.7:7781",
+        "enableServiceLinks",
+    ),
+    ("a URL without scheme", "RELAY_JWKS_URL", "platform.example/jwks", "starts with http:// or https://"),
+    ("a redirect host as URL", "RELAY_REDIRECT_ALLOWED_HOSTS", "wss://relay-b.example", "without scheme"),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "text", "attribute", "value"), TAKEN, ids=[case[0] for case in TAKEN]
+)
+def test_a_value_is_read_as_it_was_meant(
+    where: str, name: str, text: str, attribute: str, value: Any
+) -> None:
+    config = load({**BASE, name: text})
+    assert getattr(config, attribute) == value
+    assert config.warnings == ()
+
+
+@pytest.mark.parametrize(("where", "name", "text", "words"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_a_value_is_refused_with_the_right_form(where: str, name: str, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({**BASE, name: text})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{name}: got ")
+    assert words in problem
+
+
+# -- names -------------------------------------------------------------------------------------------------
+
+#: (where it is met, name, the name that is recommended)
+UNKNOWN = [
+    ("a letter too few", "RELAY_TRUSTED_PROXY", "RELAY_TRUSTED_PROXIES"),
+    ("the older name misspelled", "RELAY_MAX_FRAMES_BYTES", "RELAY_FRAME_MAX_BYTES"),
+    ("an underscore too few", "RELAY_JWKSURL", "RELAY_JWKS_URL"),
+    ("a plural that is none", "RELAY_ALLOWED_ORIGIN", "RELAY_ALLOWED_ORIGINS"),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "nearest"), UNKNOWN, ids=[case[0] for case in UNKNOWN])
+def test_an_unknown_name_is_answered_with_the_nearest(where: str, name: str, nearest: str) -> None:
+    (warning,) = load({**BASE, name: "1"}).warnings
+    assert warning == f"{name} is set, but there is no such setting, did you mean {nearest}?"
+
+
+def test_variables_of_kubernetes_services_are_no_settings() -> None:
+    """Kubernetes sets them in every pod beside a Service named relay or relay-admin."""
+    links = {
+        "RELAY_SERVICE_HOST": "10.96.0.7",
+        "RELAY_SERVICE_PORT": "7781",
+        "RELAY_SERVICE_PORT_WS": "7781",
+        "RELAY_PORT": "tcp://10.96.0.7:7781",
+        "RELAY_PORT_7781_TCP": "tcp://10.96.0.7:7781",
+        "RELAY_PORT_7781_TCP_ADDR": "10.96.0.7",
+        "RELAY_PORT_7781_TCP_PORT": "7781",
+        "RELAY_PORT_7781_TCP_PROTO": "tcp",
+        "RELAY_ADMIN_PORT": "tcp://10.96.0.8:9093",
+        "RELAY_ADMIN_SERVICE_HOST": "10.96.0.8",
+    }
+    assert load({**BASE, **links}).warnings == ()
+
+
+def test_older_names_are_read_with_one_line_each_but_for_those_that_hosts_set() -> None:
+    """HOST and PORT are set by Heroku, Cloud Run and others for every program."""
+    config = load({**BASE, "PORT": "8080", "HOST": "127.0.0.1", "MAX_LOGS": "7"})
+    assert (config.listen_port, config.max_logs) == (8080, 7)
+    (warning,) = config.warnings
+    assert warning == "MAX_LOGS is the older name of RELAY_MAX_LOGS: it is still read"
+
+
+def test_settings_that_are_no_longer_listed_are_read_with_one_line_for_all() -> None:
+    """Deployments of version 0.1."""
+    config = load({**BASE, "RELAY_FAST_PATH": "0", "RELAY_NOISE_TIMEOUT_MS": "5s"})
+    assert (config.fast_path, config.noise_timeout_ms) == (False, 5000)
+    (warning,) = config.warnings
+    assert "RELAY_NOISE_TIMEOUT_MS, RELAY_FAST_PATH" in warning
+
+
+# -- production --------------------------------------------------------------------------------------------
+
+PROD = {**BASE, "RELAY_LISTEN_HOST": "0.0.0.0"}
+STRONG = "correct-horse-battery-staple-17"
+
+#: (where it is met, settings, words of the warning)
+RISKY = [
+    ("a first deployment without the key", {}, "RELAY_INTERNAL_KEY is not set"),
+    ("a platform in the cluster over http", {"SERVER_URL": "http://platform.svc", "RELAY_INTERNAL_KEY": STRONG},
+     "RELAY_JWKS_URL is http://"),
+    ("verification switched off while testing", {"RELAY_SERVER_TLS_VERIFY": "0", "RELAY_INTERNAL_KEY": STRONG},
+     "RELAY_SERVER_TLS_VERIFY is off"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "more", "words"), RISKY, ids=[case[0] for case in RISKY])
+def test_what_is_risky_in_production_is_warned_about(where: str, more: dict[str, str], words: str) -> None:
+    assert any(warning.startswith(words) for warning in load({**PROD, **more}).warnings)
+    assert not any(
+        warning.startswith(words) for warning in load({**PROD, **more, "RELAY_MODE": "staging"}).warnings
+    )
