@@ -18,10 +18,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tests import ports
+
+# A loaded machine is no reason to fail: what hangs is ended by LIMIT and by faulthandler.
+hypothesis_settings.register_profile("relay", deadline=None)
+hypothesis_settings.load_profile("relay")
 
 pytest_plugins = ["tests.drill.fixtures"]
 

@@ -117,6 +117,8 @@ def environment_page() -> str:
         "mark and line ends are dropped.\n"
         "* A private key that every user can read stops the start; one that its group can read, or another secret that "
         "others can read, is a warning. A file below a folder that others may not enter counts as closed.\n"
+        "* `RELAY_SETTINGS_FILE` names a file with further settings. On SIGHUP (`systemctl reload`) it, secret files and the TLS "
+        "files are read again; what can change while the relay runs is marked, and the log names what needs a restart.\n"
         "* Settings that are no longer listed here are still read, with one warning.\n",
     ]
     for heading, variables in grouped_variables():
@@ -130,7 +132,8 @@ def environment_page() -> str:
                 name += "<br>older: " + ", ".join(f"`{older}`" for older in variable.older)
             if variable.option:
                 name += f"<br>option `--{variable.option}`"
-            rows.append((name, default_of(variable), variable.takes, variable.help))
+            meaning = variable.help + (" (taken up on a reload)" if variable.reload else "")
+            rows.append((name, default_of(variable), variable.takes, meaning))
         parts.append(table(("variable", "default", "takes", "meaning"), rows))
     return "".join(parts)
 

@@ -228,7 +228,7 @@ class RelayService(MultiService):
 
     def startService(self) -> None:
         MultiService.startService(self)
-        for warning in (*self.config.warnings, *self._descriptor_warnings()):
+        for warning in (*self.config.warnings, *self.keys.warnings, *self._descriptor_warnings()):
             self.log.event("config_warning", level="warn", message=warning)
         for note in self.config.notes:
             self.log.event("config_note", message=note)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from viewport_relay.config import VARIABLES
+
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "deploy"
 MOST_EXPOSURE = 2.0
@@ -30,15 +32,15 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
     """The units, with the program of this environment in place of the one that an installation has."""
-    for unit in ("viewport-relay.service", "viewport-relay.socket"):
+    for unit in ("viewport-relay.service", "viewport-relay.socket", "viewport-relay-doctor.service"):
         text = (UNITS / unit).read_text("utf-8")
-        (tmp_path / unit).write_text(text.replace("/opt/viewport-relay/bin/twistd", sys.executable))
+        (tmp_path / unit).write_text(re.sub(r"/opt/viewport-relay/bin/[a-z-]+", sys.executable, text))
     return tmp_path
 
 
 @pytest.mark.systemd
 def test_units_are_well_formed(units: Path) -> None:
-    done = run("systemd-analyze", "verify", units / "viewport-relay.service", units / "viewport-relay.socket")
+    done = run("systemd-analyze", "verify", *sorted(units.iterdir()))
     ours = [line for line in done.stderr.splitlines() if "viewport-relay" in line]
     assert (done.returncode, ours) == (0, [])
 
@@ -56,6 +58,35 @@ def test_the_service_takes_its_secrets_as_credentials() -> None:
     for name in re.findall(r"LoadCredential=([a-z-]+):", text):
         assert re.search(rf"^Environment=RELAY_[A-Z_]+_FILE=%d/{name}$", text, re.MULTILINE), name
     assert not re.search(r"^Environment=RELAY_(INTERNAL_KEY|ADMIN_TOKEN)=", text, re.MULTILINE)
+
+
+def lines_of(unit: str, *names: str) -> list[str]:
+    """The lines of a unit that set one of `names`."""
+    return [
+        line for line in (UNITS / unit).read_text("utf-8").splitlines() if line.partition("=")[0] in names
+    ]
+
+
+def test_the_doctor_has_the_relays_own_settings_user_and_credentials() -> None:
+    names = ("Environment", "LoadCredential", "DynamicUser", "User", "StateDirectory", "LimitNOFILE")
+    relay = [line for line in lines_of("viewport-relay.service", *names) if "PYTHON" not in line]
+    assert lines_of("viewport-relay-doctor.service", *names) == relay
+
+
+def test_the_socket_listens_where_the_relay_does_by_default() -> None:
+    by_attribute = {variable.attribute: variable.default for variable in VARIABLES}
+    (listen,) = lines_of("viewport-relay.socket", "ListenStream")
+    assert listen == f"ListenStream={by_attribute['listen_host']}:{by_attribute['listen_port']}"
+
+
+def test_programs_and_pages_of_the_units_are_those_that_an_installation_has() -> None:
+    scripts = {"/opt/viewport-relay/bin/twistd", "/opt/viewport-relay/bin/viewport-relay"}
+    for unit in ("viewport-relay.service", "viewport-relay-doctor.service"):
+        (start,) = lines_of(unit, "ExecStart")
+        assert start.partition("=")[2].split()[0] in scripts
+        (page,) = lines_of(unit, "Documentation")
+        shipped = page.removeprefix("Documentation=file:///opt/viewport-relay/share/doc/viewport-relay/")
+        assert (ROOT / shipped).is_file()
 
 
 @pytest.fixture

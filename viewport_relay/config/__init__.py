@@ -7,8 +7,10 @@ To add a setting, add a field with `setting(…)` to the class of its group: `ba
 """
 
 from viewport_relay.config.errors import EX_CONFIG, ConfigError
+from viewport_relay.config.files import KEY_FIX, exposure, octal_mode
 from viewport_relay.config.loader import load
 from viewport_relay.config.network import Address, Network, bracketed, is_loopback, parse_network
+from viewport_relay.config.reload import Reloaded, Reread, reread
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES, Config, configured_secrets
 from viewport_relay.config.table import Variable
 from viewport_relay.config.values import Mode
@@ -17,6 +19,7 @@ from viewport_relay.config.weak import MIN_SECRET_CHARS
 __all__ = [
     "BY_ATTRIBUTE",
     "EX_CONFIG",
+    "KEY_FIX",
     "MIN_SECRET_CHARS",
     "VARIABLES",
     "Address",
@@ -24,10 +27,15 @@ __all__ = [
     "ConfigError",
     "Mode",
     "Network",
+    "Reloaded",
+    "Reread",
     "Variable",
     "bracketed",
     "configured_secrets",
+    "exposure",
     "is_loopback",
     "load",
+    "octal_mode",
     "parse_network",
+    "reread",
 ]

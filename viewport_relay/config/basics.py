@@ -37,7 +37,7 @@ class BasicSettings:
         "RELAY_INTERNAL_KEY", HEADER_VALUE, None, "sent to the platform as x-relay-internal-key", secret=True
     )
     admin_token: str | None = setting(
-        "RELAY_ADMIN_TOKEN", HEADER_VALUE, None, "bearer token of /admin/, /logs, /state and /metrics", secret=True
+        "RELAY_ADMIN_TOKEN", HEADER_VALUE, None, "bearer token of /admin/, /logs, /state and /metrics", secret=True, reload=True
     )
     mode: Mode = setting(
         "RELAY_MODE", MODE, None, "prod refuses placeholder or short secrets, query tokens and the dev platform",
@@ -49,11 +49,11 @@ class BasicSettings:
     )
     trusted_proxies: tuple[Network, ...] = setting(
         "RELAY_TRUSTED_PROXIES", NETWORKS, (), "addresses of proxies whose X-Forwarded-For is believed; an entry "
-        "that does not parse is skipped with a warning"
+        "that does not parse is skipped with a warning", reload=True
     )
     allowed_origins: tuple[str, ...] = setting(
         "RELAY_ALLOWED_ORIGINS", ORIGINS, (), "browser origins that may connect; unset: any. Trailing slash, "
-        "default port and case do not matter"
+        "default port and case do not matter", reload=True
     )
     state_dir: str | None = setting(
         "RELAY_STATE_DIR", TEXT, None, "folder for what must survive a restart (the link's key, mode 0600)",

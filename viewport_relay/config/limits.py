@@ -15,14 +15,14 @@ class LimitSettings:
     # fmt: off
     rate_limit_per_ip: int = setting(
         "RELAY_RATE_LIMIT_PER_IP", COUNT, 120, "upgrade attempts per address and minute, refused ones too; 0 is "
-        "off", older=("RELAY_UPGRADE_RATE_PER_MINUTE",), option="rate-limit-per-ip"
+        "off", older=("RELAY_UPGRADE_RATE_PER_MINUTE",), option="rate-limit-per-ip", reload=True
     )
-    max_total_connections: int = setting("RELAY_MAX_TOTAL_CONNECTIONS", COUNT, 2000, "connections in all; 0 is off")
+    max_total_connections: int = setting("RELAY_MAX_TOTAL_CONNECTIONS", COUNT, 2000, "connections in all; 0 is off", reload=True)
     max_connections_per_ip: int = setting(
-        "RELAY_MAX_CONNECTIONS_PER_IP", COUNT, 50, "connections of one address; 0 is off"
+        "RELAY_MAX_CONNECTIONS_PER_IP", COUNT, 50, "connections of one address; 0 is off", reload=True
     )
     max_clients_per_workspace: int = setting(
-        "RELAY_MAX_CLIENTS_PER_WORKSPACE", COUNT, 100, "clients of one workspace and runtime target; 0 is off"
+        "RELAY_MAX_CLIENTS_PER_WORKSPACE", COUNT, 100, "clients of one workspace and runtime target; 0 is off", reload=True
     )
     frame_max_bytes: int = setting(
         "RELAY_FRAME_MAX_BYTES", size(256, 67_108_864), 1_048_576, "longest message",
@@ -31,16 +31,16 @@ class LimitSettings:
     max_pending_bytes: int = setting(
         "RELAY_MAX_PENDING_BYTES", size(1024, 1_073_741_824), 4_194_304, "most that is queued to one client"
     )
-    kex_rate: int = setting("RELAY_KEX_INIT_RATE_PER_MINUTE", COUNT, 60, "key exchanges of a client; 0 is off")
-    pairing_rate: int = setting("RELAY_PAIRING_RATE_PER_MINUTE", COUNT, 30, "pairing frames of a client; 0 is off")
+    kex_rate: int = setting("RELAY_KEX_INIT_RATE_PER_MINUTE", COUNT, 60, "key exchanges of a client; 0 is off", reload=True)
+    pairing_rate: int = setting("RELAY_PAIRING_RATE_PER_MINUTE", COUNT, 30, "pairing frames of a client; 0 is off", reload=True)
     runtime_rate: int = setting(
-        "RELAY_RUNTIME_RATE_PER_MINUTE", COUNT, 240, "e2ee and presence frames of a client; 0 is off"
+        "RELAY_RUNTIME_RATE_PER_MINUTE", COUNT, 240, "e2ee and presence frames of a client; 0 is off", reload=True
     )
     runtime_rate_workspace: int = setting(
-        "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE", COUNT, 1200, "the same of all clients of a workspace; 0 is off"
+        "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE", COUNT, 1200, "the same of all clients of a workspace; 0 is off", reload=True
     )
     daemon_rate: int = setting(
-        "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE", COUNT, 2400, "frames of a daemon, requests of a worker; 0 is off"
+        "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE", COUNT, 2400, "frames of a daemon, requests of a worker; 0 is off", reload=True
     )
     ping_interval_ms: int = setting("RELAY_PING_INTERVAL_MS", milliseconds(), 30_000, "time between pings")
     pong_timeout_ms: int = setting(

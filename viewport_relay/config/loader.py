@@ -11,6 +11,8 @@ from viewport_relay.config.errors import ConfigError
 from viewport_relay.config.files import KEY_FIX, exposure, octal_mode, read_secret
 from viewport_relay.config.rules import apply_rules
 from viewport_relay.config.settings import VARIABLES, Config
+from viewport_relay.config.settingsfile import NAME as SETTINGS_FILE
+from viewport_relay.config.settingsfile import merged
 from viewport_relay.config.table import Variable
 from viewport_relay.config.values import Unsuitable
 
@@ -31,7 +33,7 @@ class Loader:
     """Collects values, problems, warnings and notes from one environment."""
 
     def __init__(self, environ: Mapping[str, str], overrides: Mapping[str, str]) -> None:
-        self.environ = environ
+        self.environ: Mapping[str, str] = environ
         self.overrides = overrides
         self.values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
@@ -39,6 +41,10 @@ class Loader:
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.notes: list[str] = []
+        try:
+            self.environ = merged(environ)
+        except Unsuitable as wrong:
+            self.problems.append(f"{SETTINGS_FILE}: {wrong}")
 
     def given(self, attribute: str) -> bool:
         """Whether a setting was given, rather than left to its default."""

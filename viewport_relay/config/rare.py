@@ -14,6 +14,10 @@ class RareSettings:
     """Other ways to listen, the token check, the Noise link, logs."""
 
     # fmt: off
+    settings_file: str | None = setting(
+        "RELAY_SETTINGS_FILE", TEXT, None, "file of NAME=VALUE lines with further settings, read at start and again on "
+        "SIGHUP; what the environment sets wins"
+    )
     listen_endpoint: str | None = setting(
         "RELAY_LISTEN_ENDPOINT", TEXT, None, "Twisted server endpoint instead of host and port, for example "
         "systemd:domain=INET:index=0"
@@ -72,5 +76,5 @@ class RareSettings:
         "RELAY_MAX_LOGS", integer(1, 1_000_000), 1000, "entries that /logs keeps", older=("MAX_LOGS",)
     )
     log_level: str = setting(
-        "RELAY_LOG_LEVEL", choice("info", "warn", "error"), "info", "least level on standard output"
+        "RELAY_LOG_LEVEL", choice("info", "warn", "error"), "info", "least level on standard output", reload=True
     )

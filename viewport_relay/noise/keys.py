@@ -20,6 +20,8 @@ from attrs import frozen
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from noise.backends.default.keypairs import KeyPair25519
 
+from viewport_relay.config import KEY_FIX, exposure, octal_mode
+
 KEY_BYTES = 32
 KEY_FILE = "noise.key"
 _KEY_FILE_MAX = 256  # bytes; a key and white space need 44
@@ -88,13 +90,16 @@ class StaticKey:
 
 @frozen
 class RelayKeys:
-    """The keys that a relay answers to. `source` says where the current one is from, for the start-up log:
-    "ephemeral" means that it is lost with the process, so pinning peers fail after a restart.
+    """The keys that a relay answers to.
+
+    `source` says where the current one is from: "ephemeral" means that it is lost with the process, so that peers which
+    pin it fail after a restart. `warnings` are sentences for the start-up log.
     """
 
     current: StaticKey
     previous: StaticKey | None = None
     source: Source = "setting"
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, private: str | None, previous: str | None, state_dir: str | None) -> RelayKeys:
@@ -103,16 +108,19 @@ class RelayKeys:
         A setting wins over the state folder. Raises NoiseKeyError.
         """
         source: Source
+        warnings: tuple[str, ...] = ()
         if private is not None:
             current, source = StaticKey.parse(private, "RELAY_NOISE_PRIVATE_KEY"), "setting"
         elif state_dir is not None:
             current, source = load_or_create(Path(state_dir))
+            if exposure(str(path := Path(state_dir) / KEY_FILE)) == "group":
+                warnings = (exposed_to("its group", path),)
         else:
             current, source = StaticKey.generate(), "ephemeral"
         older = None if previous is None else StaticKey.parse(previous, "RELAY_NOISE_PREVIOUS_KEY")
         if older is not None and older.public == current.public:
             older = None  # tried twice it would only make every wrong handshake dearer
-        return cls(current, older, source)
+        return cls(current, older, source, warnings)
 
     @property
     def public_text(self) -> str:
@@ -132,7 +140,7 @@ def load_or_create(state_dir: Path) -> tuple[StaticKey, Source]:
     """The key in `state_dir`/noise.key, made there if there is none; "state" or "created".
 
     Raises NoiseKeyError when the file is no key, is not a plain file, is owned by somebody else or can be read by
-    others, or when the folder cannot be used.
+    every user, or when the folder cannot be used.
     """
     path = state_dir / KEY_FILE
     try:
@@ -167,16 +175,18 @@ def _read(path: Path) -> StaticKey:
             raise NoiseKeyError(
                 f"{path} belongs to another user, who can read it: chown it to the relay's user"
             )
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            raise NoiseKeyError(
-                f"{path} has mode {stat.S_IMODE(status.st_mode):04o}, so others can read it: make a new key, "
-                "or chmod 600 if nobody has"
-            )
+        if exposure(str(path)) == "world":
+            raise NoiseKeyError(exposed_to("every user", path))
         content = file.read(_KEY_FILE_MAX)
     try:
-        return StaticKey.parse(content.decode("ascii"), str(path))
+        return StaticKey.parse(content.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError:
         raise NoiseKeyError(f"{path} is no key file: it takes base64url of {KEY_BYTES} bytes") from None
+
+
+def exposed_to(whom: str, path: Path) -> str:
+    """The sentence about a key file that others than its owner can read."""
+    return f"{path} has mode {octal_mode(str(path))}, so that {whom} can read it: {KEY_FIX}"
 
 
 def write_private(path: Path, text: str) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pytest
 import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet.threads import deferToThread
 
@@ -95,18 +98,27 @@ async def test_two_keys_while_peers_learn_the_new_one(world: World, tmp_path: Pa
     assert entry["details"]["relayKeyUsed"] == "previous"
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter: a closed one, as pytest's own are, would protect the key."""
+    with TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_a_key_that_cannot_be_trusted_stops_the_start(world: World, tmp_path: Path) -> None:
+async def test_a_key_that_cannot_be_trusted_stops_the_start(world: World, open_folder: Path) -> None:
     """Exit status 78 (EX_CONFIG) and one line that names what is wrong, never the key."""
-    key = tmp_path / "noise.key"
+    key = open_folder / "noise.key"
     private = StaticKey.generate().private_text()
     key.write_text(private + "\n")
-    key.chmod(0o640)
+    key.chmod(0o644)
     wrong = "not-a-key-but-long-enough-to-be-a-secret"
     refused = [
         (
-            world.process(RELAY_STATE_DIR=str(tmp_path)),
-            f"{key} has mode 0640, so others can read it: make a new key, or chmod 600 if nobody has",
+            world.process(RELAY_STATE_DIR=str(open_folder)),
+            f"{key} has mode 0644, so that every user can read it: chmod 600, or 0440 with a group of its own "
+            "(Kubernetes: defaultMode: 0440 and fsGroup)",
         ),
         (
             world.process(RELAY_NOISE_PRIVATE_KEY=wrong),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import os
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -104,14 +107,44 @@ def test_a_strict_umask_does_not_lock_the_relay_out(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "noise.key").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620, 0o602, 0o601])
-def test_a_file_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> None:
-    path = tmp_path / "noise.key"
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter; pytest's own are closed."""
+    with TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o644, 0o666, 0o777, 0o602])
+def test_a_file_that_every_user_can_read_or_change_is_refused(open_folder: Path, mode: int) -> None:
+    path = open_folder / "noise.key"
     path.write_text(PRIVATE)
     path.chmod(mode)
     with pytest.raises(NoiseKeyError, match=f"mode 0{mode:o}") as refused:
-        load_or_create(tmp_path)
+        load_or_create(open_folder)
     assert PRIVATE not in str(refused.value)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o660, 0o620])
+def test_a_file_that_its_group_can_read_is_taken_with_a_warning(open_folder: Path, mode: int) -> None:
+    """As fsGroup of Kubernetes changes it between two starts."""
+    path = open_folder / "noise.key"
+    path.write_text(PRIVATE)
+    path.chmod(mode)
+    loaded = RelayKeys.load(None, None, str(open_folder))
+    assert loaded.current.private_text() == PRIVATE
+    (warning,) = loaded.warnings
+    assert f"mode 0{mode:o}" in warning and "its group can read it" in warning
+    path.chmod(0o600)
+    assert RelayKeys.load(None, None, str(open_folder)).warnings == ()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
+    """As Notepad writes it."""
+    path = tmp_path / "noise.key"
+    path.write_bytes(codecs.BOM_UTF8 + PRIVATE.encode() + b"\r\n")
+    path.chmod(0o600)
+    assert load_or_create(tmp_path)[0].private_text() == PRIVATE
 
 
 def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
