@@ -14,9 +14,11 @@ from twisted.python import usage
 from zope.interface import implementer
 
 from viewport_relay import collector, descriptors
+from viewport_relay.admin.words import entry_text
 from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, configured_secrets, load
 from viewport_relay.notify import Notifier
-from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.logs import EventLog, TextStream
+from viewport_relay.observe.textlog import TextLines
 from viewport_relay.service import RelayService
 from viewport_relay.workers.parent import ParentService
 
@@ -93,6 +95,12 @@ def settings(options: Options, environ: dict[str, str]) -> Config:
         raise SystemExit(EX_CONFIG) from None
 
 
+def _log_stream(config: Config) -> TextStream:
+    """Where the log's lines go: standard output, in words for a terminal unless the settings say otherwise."""
+    in_words = config.log_format == "text" or (config.log_format == "auto" and sys.stdout.isatty())
+    return TextLines(sys.stdout, entry_text) if in_words else sys.stdout
+
+
 def makeService(options: Options) -> IService:
     """Called by twistd. Raises SystemExit when the settings cannot work."""
     from twisted.internet import reactor
@@ -105,7 +113,7 @@ def makeService(options: Options) -> IService:
         platform = _dev_platform(reactor, environ, options["dev-port"])
     config = settings(options, environ)
     log = EventLog(
-        sys.stdout,
+        _log_stream(config),
         max_entries=config.max_logs,
         level=config.log_level,  # type: ignore[arg-type]  # the table admits only levels
         secrets=configured_secrets(config),

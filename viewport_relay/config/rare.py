@@ -75,6 +75,10 @@ class RareSettings:
     max_logs: int = setting(
         "RELAY_MAX_LOGS", integer(1, 1_000_000), 1000, "entries that /logs keeps", older=("MAX_LOGS",)
     )
+    log_format: str = setting(
+        "RELAY_LOG_FORMAT", choice("auto", "json", "text"), "auto", "one JSON object a line, or a line of words; auto: "
+        "words on a terminal"
+    )
     log_level: str = setting(
         "RELAY_LOG_LEVEL", choice("info", "warn", "error"), "info", "least level on standard output", reload=True
     )
