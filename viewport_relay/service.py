@@ -30,7 +30,15 @@ from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.backplane.fleet import backplane_for
-from viewport_relay.config import EX_CONFIG, Config, ConfigError, bracketed
+from viewport_relay.config import (
+    EX_CONFIG,
+    Config,
+    ConfigError,
+    Reloaded,
+    Reread,
+    bracketed,
+    configured_secrets,
+)
 from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
@@ -39,7 +47,7 @@ from viewport_relay.observe.status import StatusLine
 from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import TargetView
-from viewport_relay.sessions.build import build
+from viewport_relay.sessions.build import build, frame_rates
 from viewport_relay.sessions.join import target_of
 from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.signals import Signals
@@ -154,8 +162,10 @@ class RelayService(MultiService):
         log: EventLog,
         notifier: Notifier | None = None,
         open_files: int = 0,
+        reread: Reread = Reloaded,
     ) -> None:
         MultiService.__init__(self)
+        self._reread = reread
         self.reactor = reactor
         self.config = config
         self.log = log
@@ -177,14 +187,14 @@ class RelayService(MultiService):
             max_pending=config.max_pending_bytes,
             fast_path=config.fast_path,
         )
-        self.upgrade = self._make_upgrade(open_files)
+        self._open_files = open_files
+        self.upgrade = self._make_upgrade()
         self.state: StateSource = RelayState(self)
         #: what the operator's door shows
         self.shown = self.counters
         self.heartbeat = Heartbeat(config, reactor, lambda: self.factory.connections, self.counters)
         self.port: int | None = None
         self._notifier = Notifier({}) if notifier is None else notifier
-        self._open_files = open_files
         self._tls = ServerContext.from_config(config)
         self._certificates = None if self._tls is None else CertificateWatch(self._tls, reactor, log)
         self._http: list[HttpConnections] = []
@@ -194,8 +204,8 @@ class RelayService(MultiService):
         #: not installed before the process is this relay's
         self.stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
 
-    def _make_upgrade(self, open_files: int) -> UpgradeResource:
-        config = self.config
+    def _make_upgrade(self) -> UpgradeResource:
+        config, limits = self.config, self._upgrade_limits()
         return self._upgrade_kind(
             config,
             self.reactor,
@@ -204,17 +214,19 @@ class RelayService(MultiService):
             gate=self.gate,
             factory=self.factory,
             opened=self.relaying.sessions.opened,
-            attempts=WindowCounter(config.rate_limit_per_ip),
-            counts=ConnectionCounts(
-                max_total=most_connections(config, open_files),
-                max_per_ip=config.max_connections_per_ip,
-                max_clients=self._most_clients(),
-            ),
+            attempts=WindowCounter(limits["attempts"]),
+            counts=ConnectionCounts(limits["total"], limits["per_ip"], limits["clients"]),
         )
 
-    def _most_clients(self) -> int:
-        """How many clients of one target this process counts; 0: it does not count them."""
-        return self.config.max_clients_per_workspace
+    def _upgrade_limits(self) -> dict[str, int]:
+        """What this process counts of upgrades and connections, as `UpgradeResource.apply` takes it; 0: not."""
+        config = self.config
+        return {
+            "attempts": config.rate_limit_per_ip,
+            "total": most_connections(config, self._open_files),
+            "per_ip": config.max_connections_per_ip,
+            "clients": config.max_clients_per_workspace,
+        }
 
     def setServiceParent(self, parent: Any) -> None:
         """On an application, the process's log becomes ours: JSON lines, Twisted's and the libraries' included."""
@@ -326,14 +338,13 @@ class RelayService(MultiService):
         return most
 
     def _http_connections(self, *, public: bool) -> HttpConnections:
-        trusted = self.config.trusted_proxies
         per_address = (
             0 if self.config.proxy_protocol or not public else 2 * self.config.max_connections_per_ip
         )
         made = HttpConnections(
             self._http_room,
             per_address,
-            lambda host: is_trusted(host, trusted),
+            lambda host: is_trusted(host, self.config.trusted_proxies),
             self.log,
         )
         self._http.append(made)
@@ -430,13 +441,40 @@ class RelayService(MultiService):
         self.drain.end_at_once()
 
     def reload(self) -> None:
-        """Read the certificate's files again; the other settings are for the life of the process."""
+        """Read settings, secret files and TLS files again, and take up what can change while the relay runs."""
         self._notifier.reloading()
-        if self._certificates is None:
-            self.log.event("reload", message="nothing to read again: TLS does not end here")
-        else:
+        if self._certificates is not None:
             self._certificates.reload()
+        try:
+            found = self._reread(self.config)
+        except ConfigError as error:
+            for problem in error.problems:
+                self.log.event("reload_failed", level="error", message=problem)
+        else:
+            self.apply(found)
+            self._say_reloaded(found)
         self._notifier.ready(self._status())
+
+    def apply(self, reloaded: Reloaded) -> None:
+        """Take up new limits, proxies, origins and log level. Every connection stays."""
+        config = self.config = reloaded.config
+        self.log.apply(config.log_level, configured_secrets(config))  # type: ignore[arg-type]  # as in tap.py
+        self.upgrade.apply(config, **self._upgrade_limits())
+        self.relaying.router.rates = frame_rates(config)
+
+    def _say_reloaded(self, reloaded: Reloaded) -> None:
+        for warning in reloaded.config.warnings:
+            self.log.event("config_warning", level="warn", message=warning)
+        message = f"taken up: {', '.join(reloaded.taken) or 'no setting has changed'}"
+        if reloaded.left:
+            message += f"; needs a restart: {', '.join(reloaded.left)}"
+        self.log.event(
+            "reload",
+            level="warn" if reloaded.left else "info",
+            message=message,
+            taken=reloaded.taken,
+            left=reloaded.left,
+        )
 
     def stopService(self) -> Deferred[None]:
         """Stop listening, close every peer 1001, wait for them (at most RELAY_DRAIN_SECONDS)."""

@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 import time
+from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
@@ -15,7 +16,7 @@ from zope.interface import implementer
 
 from viewport_relay import collector, descriptors
 from viewport_relay.admin.words import entry_text
-from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, configured_secrets, load
+from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, configured_secrets, load, reread
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog, TextStream
 from viewport_relay.observe.textlog import TextLines
@@ -122,11 +123,13 @@ def makeService(options: Options) -> IService:
     notifier = Notifier(os.environ)
     open_files = descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
     try:
+        overrides = options.overrides()
+        again = partial(reread, environ=environ, overrides=overrides)
         service = (
-            RelayService(reactor, config, log, notifier, open_files)
+            RelayService(reactor, config, log, notifier, open_files, again)
             if config.workers == 1
             else ParentService(
-                reactor, config, log, notifier, open_files, environ=environ, overrides=options.overrides()
+                reactor, config, log, notifier, open_files, environ=environ, overrides=overrides, reread=again
             )
         )
     except ConfigError as error:

@@ -112,7 +112,8 @@ class WindowCounter:
     """Events by key against one limit per minute."""
 
     def __init__(self, limit: int, max_keys: int = KEYS_MAX) -> None:
-        self._limit = limit
+        #: events of a key per minute; a reload may change it
+        self.limit = limit
         self._table = WindowTable(max_keys)
 
     def __len__(self) -> int:
@@ -121,10 +122,10 @@ class WindowCounter:
 
     def hit(self, key: Hashable, now: float) -> int:
         """0 when the event is within the limit, else whole seconds (at least 1) until the window ends."""
-        if self._limit <= 0:
+        if self.limit <= 0:
             return 0
         window = self._table.window(key, now)
-        if window.hit(now, self._limit):
+        if window.hit(now, self.limit):
             return 0
         return max(1, math.ceil(window.retry_after_ms(now) / 1000))
 
@@ -168,12 +169,16 @@ class ConnectionCounts:
     """Connections and pending upgrades: in all, per address, and clients per (workspace, target). 0: no limit."""
 
     def __init__(self, max_total: int, max_per_ip: int, max_clients: int) -> None:
-        self._max_total = max_total
-        self._max_per_ip = max_per_ip
-        self._max_clients = max_clients
+        self.set_limits(max_total, max_per_ip, max_clients)
         self.total = 0
         self._per_ip: dict[str, int] = {}
         self._clients: dict[tuple[str, str | None], int] = {}
+
+    def set_limits(self, max_total: int, max_per_ip: int, max_clients: int) -> None:
+        """New limits; connections that are over them stay."""
+        self._max_total = max_total
+        self._max_per_ip = max_per_ip
+        self._max_clients = max_clients
 
     def take(self, ip: str) -> Ticket:
         """A place for one upgrade of this address (`addresses.counted_as`).

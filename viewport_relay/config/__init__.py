@@ -12,6 +12,7 @@ from viewport_relay.config.loader import load
 from viewport_relay.config.network import Address, Network, bracketed, is_loopback, parse_network
 from viewport_relay.config.reload import Reloaded, Reread, reread
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES, Config, configured_secrets
+from viewport_relay.config.settingsfile import merged
 from viewport_relay.config.table import Variable
 from viewport_relay.config.values import Mode
 from viewport_relay.config.weak import MIN_SECRET_CHARS
@@ -35,6 +36,7 @@ __all__ = [
     "exposure",
     "is_loopback",
     "load",
+    "merged",
     "octal_mode",
     "parse_network",
     "reread",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import attrs
-from attrs import frozen
+from attrs import Factory, frozen
 
 from viewport_relay.config.loader import load
 from viewport_relay.config.settings import VARIABLES, Config
+from viewport_relay.config.settingsfile import merged
 
 
 @frozen
@@ -16,12 +17,13 @@ class Reloaded:
     """What a reload brings.
 
     `config` is in force from now on. `taken` are the variables whose change it has, `left` those whose change needs a
-    restart.
+    restart. `texts` are those of `taken` that are no secrets, as an environment has them (empty: unset).
     """
 
     config: Config
-    taken: tuple[str, ...]
-    left: tuple[str, ...]
+    taken: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    texts: Mapping[str, str] = Factory(dict)
 
 
 #: Reads the settings again for a Config that is in force. Raises ConfigError, and then nothing changes.
@@ -36,6 +38,7 @@ def reread(
     Raises ConfigError when they cannot work.
     """
     new = load(environ, overrides, dev_platform=current.dev_platform)
+    texts = merged(environ)
     changed = [
         variable
         for variable in VARIABLES
@@ -53,4 +56,11 @@ def reread(
         ),
         tuple(variable.name for variable in taken),
         tuple(variable.name for variable in changed if not variable.reload),
+        {
+            variable.name: next(
+                filter(None, (texts.get(n, "") for n in (variable.name, *variable.older))), ""
+            )
+            for variable in taken
+            if not variable.secret
+        },
     )

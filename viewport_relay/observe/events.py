@@ -61,6 +61,10 @@ EVENTS: Final[Mapping[str, Event]] = {
         "the state in one line: at the first refusal of a new reason, at its end, and once a minute"
     ),
     "reload": Event("the relay was told to read its settings or files again"),
+    "reload_failed": Event(
+        "settings that were read again cannot work: those of before stay in force",
+        "correct what the message names and reload again",
+    ),
     "config_warning": Event("a setting deserves a look", "the message names the variable and the fix"),
     "config_note": Event("a value that the relay chose for itself, and why"),
     "dev_platform": Event("the embedded platform for development answers"),

@@ -106,6 +106,11 @@ class EventLog:
         #: what other processes of this relay have counted and not yet written
         self.folds_elsewhere: Sequence[Fold] = ()
 
+    def apply(self, level: Level, secrets: Iterable[str]) -> None:
+        """Take up a reloaded level, and secrets that must appear nowhere from now on."""
+        self._least = _RANK[level]
+        self.redactor.look_for(secrets)
+
     # -- in ------------------------------------------------------------------------------------------------
 
     def event(

@@ -79,10 +79,14 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets: set[str] = set()
+        self.look_for(secrets)
+
+    def look_for(self, secrets: Iterable[str]) -> None:
+        """Take out these values too from now on; those of before are still taken out."""
+        self._secrets |= {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
         forms: set[str] = set()
-        for secret in secrets:
-            if len(secret) < _SHORTEST_SECRET:
-                continue
+        for secret in self._secrets:
             forms |= {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
             forms |= {repr(secret)[1:-1], quote(secret, safe=""), quote(secret), quote_plus(secret)}
         self._forms = sorted(forms, key=len, reverse=True)

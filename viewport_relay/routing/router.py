@@ -41,7 +41,8 @@ class Router:
     """Decides about each frame by its sender's own grant alone."""
 
     def __init__(self, rates: FrameRates) -> None:
-        self._rates = rates
+        #: limits of frames per minute; a reload may change them
+        self.rates = rates
 
     # -- from a client -----------------------------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class Router:
         if mismatch is not None:
             return mismatch
         rates = peer.rates.key_exchange(now)
-        if not rates.hit(now, self._rates.key_exchange):
+        if not rates.hit(now, self.rates.key_exchange):
             return self._limited(peer, Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
         return self._asked(peer, frame, message, now)
 
@@ -116,7 +117,7 @@ class Router:
         self, peer: Peer, frame: PairingRequest, message: Sized, now: float
     ) -> Peer | Decision:
         rates = peer.rates.pairing(now)
-        if not rates.hit(now, self._rates.pairing):
+        if not rates.hit(now, self.rates.pairing):
             return self._limited(peer, Reason.PAIRING_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
         if peer.grant.runtime_target_id is None:
             return self.charge(peer, message, now) or Reply(
@@ -178,7 +179,7 @@ class Router:
 
     def _runtime_limited(self, peer: Peer, now: float) -> Close | None:
         """Charge a forwarded e2ee frame: the client first, then the workspace."""
-        rates, limits = peer.rates, self._rates
+        rates, limits = peer.rates, self.rates
         if not rates.runtime.hit(now, limits.runtime):
             return self._limited(
                 peer, Reason.RUNTIME_RATE_LIMIT_EXCEEDED, rates.runtime.retry_after_ms(now),
@@ -205,7 +206,7 @@ class Router:
         counted: bool = False,
     ) -> Close | None:
         """Charge a client's message that is not forwarded. `over` is the close's reason, `counted`: only its bytes."""
-        limit = self._rates.runtime
+        limit = self.rates.runtime
         if limit <= 0:
             return None
         window = peer.rates.runtime
@@ -252,11 +253,11 @@ class Router:
         conflict = self.note_asker(target, frame, relay_id, now)
         if conflict is not None:
             return conflict
-        if not workspace.hit(now, self._rates.workspace):
+        if not workspace.hit(now, self.rates.workspace):
             self.forget_asker(target, frame, relay_id, now)
             return Drop(
                 Reason.RUNTIME_RATE_LIMIT_EXCEEDED,
-                f"RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={self._rates.workspace}, of the workspace's clients",
+                f"RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={self.rates.workspace}, of the workspace's clients",
             )
         return None
 
@@ -267,7 +268,7 @@ class Router:
 
         `daemon` is the window of the target's rate.
         """
-        if not daemon.hit(now, self._rates.daemon):
+        if not daemon.hit(now, self.rates.daemon):
             return Drop(Reason.DAEMON_RATE_LIMIT_EXCEEDED)
         if frame is None:
             return Drop(Reason.INVALID_FRAME)
@@ -278,13 +279,13 @@ class Router:
 
     def daemon_rate(self, peer: Peer, now: float) -> Close | None:
         """Charge one message to the daemon, before it is decoded."""
-        if peer.rates.daemon.hit(now, self._rates.daemon):
+        if peer.rates.daemon.hit(now, self.rates.daemon):
             return None
         return Close(Reason.DAEMON_RATE_LIMIT_EXCEEDED)
 
     def worker_rate(self, peer: Peer, now: float) -> Close | None:
         """Charge one message to the worker, before it is decoded."""
-        if peer.rates.daemon.hit(now, self._rates.daemon):
+        if peer.rates.daemon.hit(now, self.rates.daemon):
             return None
         return Close(Reason.WORKER_RATE_LIMIT_EXCEEDED)
 

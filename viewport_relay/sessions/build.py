@@ -33,9 +33,21 @@ class Relaying:
     """What the rest of a relay uses of its routing and sessions."""
 
     registry: Registry
+    router: Router
     remote: RemoteRelays
     sessions: Sessions
     windows: WindowTable
+
+
+def frame_rates(config: Config) -> FrameRates:
+    """The limits of frames per minute."""
+    return FrameRates(
+        key_exchange=config.kex_rate,
+        pairing=config.pairing_rate,
+        runtime=config.runtime_rate,
+        workspace=config.runtime_rate_workspace,
+        daemon=config.daemon_rate,
+    )
 
 
 def build(
@@ -50,14 +62,7 @@ def build(
 ) -> Relaying:
     """`clock` is the reactor, `now` gives seconds since the epoch, `client` asks the platform."""
     registry = Registry(most_requests=config.request_track_max, most_sessions=config.session_owner_track_max)
-    rates = FrameRates(
-        key_exchange=config.kex_rate,
-        pairing=config.pairing_rate,
-        runtime=config.runtime_rate,
-        workspace=config.runtime_rate_workspace,
-        daemon=config.daemon_rate,
-    )
-    router, windows = Router(rates), WindowTable()
+    router, windows = Router(frame_rates(config)), WindowTable()
     outcomes = Outcomes(router, log, counters)
     remote = RemoteRelays(clock, backplane, registry, router, windows, outcomes, config.max_pending_bytes)
     requests = PlatformRequests(client, config.server_url, config.frame_max_bytes, outcomes)
@@ -78,4 +83,4 @@ def build(
         },
         config.max_pending_bytes,
     )
-    return Relaying(registry, remote, sessions, windows)
+    return Relaying(registry, router, remote, sessions, windows)

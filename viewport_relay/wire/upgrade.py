@@ -140,6 +140,12 @@ class UpgradeResource(Resource):
         self._attempts = attempts
         self._counts = counts
 
+    def apply(self, config: Config, *, attempts: int, total: int, per_ip: int, clients: int) -> None:
+        """Take up reloaded settings: origins, trusted proxies, attempts per address and minute, connections."""
+        self._config = config
+        self._attempts.limit = attempts
+        self._counts.set_limits(total, per_ip, clients)
+
     def render(self, request: Request) -> Any:
         """An upgrade attempt on any path (only `/ws` is ever upgraded), or a plain GET of `/ws`."""
         channel: Any = request.channel

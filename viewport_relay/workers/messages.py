@@ -1,7 +1,7 @@
 """What parent and workers tell each other.
 
     parent -> worker   one packet each on a SOCK_SEQPACKET pair, in order, `Adopt` with a descriptor:
-                       Adopt, Ask, Disconnect, Flush, Stop
+                       Adopt, Ask, Disconnect, Apply, Flush, Stop
     worker -> parent   one line of JSON each on a stream:
                        Up, Said, Left, Picture, Disconnected
 
@@ -58,6 +58,12 @@ class Disconnect(Struct, tag="disconnect", frozen=True):
     token_id: str | None = None
 
 
+class Apply(Struct, tag="apply", frozen=True):
+    """Take up reloaded settings: variable -> text, empty for one that is unset now."""
+
+    settings: dict[str, str]
+
+
 class Flush(Struct, tag="flush", frozen=True):
     """Empty the caches."""
 
@@ -68,7 +74,7 @@ class Stop(Struct, tag="stop", frozen=True):
     now: bool = False
 
 
-Order = Adopt | Ask | Disconnect | Flush | Stop
+Order = Adopt | Ask | Disconnect | Apply | Flush | Stop
 
 
 # -- worker -> parent ------------------------------------------------------------------------------------------

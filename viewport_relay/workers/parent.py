@@ -13,12 +13,13 @@ from twisted.internet.defer import Deferred
 
 from viewport_relay.admission.limits import Ticket
 from viewport_relay.backplane.single import Single
-from viewport_relay.config import BY_ATTRIBUTE, Config
+from viewport_relay.config import BY_ATTRIBUTE, Config, Reloaded, Reread, merged
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service import RelayService
 from viewport_relay.workers.crew import LOOK, Crew
+from viewport_relay.workers.messages import Apply
 from viewport_relay.workers.passing import PassingResource
 from viewport_relay.workers.slots import slot
 from viewport_relay.workers.state import CrewState, FreshDoor, bring_up_to_date
@@ -33,6 +34,7 @@ _FIRST_START: Final = 30.0
 _NOT_INHERITED: Final = (
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
     "RELAY_LISTEN_ENDPOINT", "RELAY_ADMIN_LISTEN", "RELAY_ADMIN_TOKEN", "RELAY_ADMIN_TOKEN_FILE", "RELAY_PROXY_PROTOCOL",
+    "RELAY_SETTINGS_FILE",
 )  # fmt: skip
 
 
@@ -74,10 +76,11 @@ class ParentService(RelayService):
         *,
         environ: Mapping[str, str],
         overrides: Mapping[str, str],
+        reread: Reread = Reloaded,
     ) -> None:
-        RelayService.__init__(self, reactor, config, log, notifier, open_files)
+        RelayService.__init__(self, reactor, config, log, notifier, open_files, reread)
         self.backplane = Single()  # the workers have it
-        self._environ = environ
+        self._environ = merged(environ)
         self._overrides = overrides
         timeout = config.worker_timeout_ms / 1000
         self.crew = Crew(
@@ -100,8 +103,14 @@ class ParentService(RelayService):
         key = self.keys.current.private_text()
         return worker_environment(self._environ, self.config, self._overrides, key, index)
 
-    def _most_clients(self) -> int:
-        return 0  # counted by the worker, where all of a target's clients are
+    def _upgrade_limits(self) -> dict[str, int]:
+        # Clients are counted by the worker, where all of a target's are.
+        return {**RelayService._upgrade_limits(self), "clients": 0}
+
+    def apply(self, reloaded: Reloaded) -> None:
+        RelayService.apply(self, reloaded)
+        self._environ |= reloaded.texts  # for workers that are started from now on
+        self.crew.send(Apply(dict(reloaded.texts)))
 
     def _pass_on(self, workspace_id: str, sock: socket.socket, ip: str, data: bytes, ticket: Ticket) -> bool:
         worker = self.crew.workers[slot(workspace_id, len(self.crew.workers))]

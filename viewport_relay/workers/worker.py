@@ -24,7 +24,7 @@ from zope.interface import implementer
 from viewport_relay import collector, descriptors
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
-from viewport_relay.config import EX_CONFIG, Config, ConfigError, configured_secrets, load
+from viewport_relay.config import EX_CONFIG, Config, ConfigError, configured_secrets, load, reread
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.ring import Record
 from viewport_relay.observe.twistedlog import TwistedObserver
@@ -36,6 +36,7 @@ from viewport_relay.workers.messages import (
     PACKETS_FD,
     WORDS_FD,
     Adopt,
+    Apply,
     Ask,
     Disconnect,
     Disconnected,
@@ -148,10 +149,15 @@ class WorkerService(RelayService):
         self, reactor: Any, config: Config, log: EventLog, reporter: Reporter, open_files: int
     ) -> None:
         self._reporter = reporter
+        self._environ = dict(os.environ)
         self._counts = ReportingCounts(config.max_clients_per_workspace, reporter)
         RelayService.__init__(self, reactor, evolve(config, warnings=()), log, None, open_files)
 
-    def _make_upgrade(self, open_files: int) -> UpgradeResource:
+    def _upgrade_limits(self) -> dict[str, int]:
+        # The rest is the parent's.
+        return {"attempts": 0, "total": 0, "per_ip": 0, "clients": self.config.max_clients_per_workspace}
+
+    def _make_upgrade(self) -> UpgradeResource:
         return UpgradeResource(
             self.config,
             self.reactor,
@@ -178,7 +184,7 @@ class WorkerService(RelayService):
         self._reporter.say(Up())
 
     def reload(self) -> None:
-        """Nothing of ours can change."""
+        """The parent says what has changed."""
 
     def stopService(self) -> Deferred[None]:
         return RelayService.stopService(self).addCallback(self._last_words)
@@ -210,6 +216,9 @@ class WorkerService(RelayService):
             )
             assert isinstance(count, int)
             self._reporter.say(Disconnected(order.number, count))
+        elif isinstance(order, Apply):
+            self._environ |= order.settings
+            self.apply(reread(self.config, self._environ))
         elif isinstance(order, Flush):
             self.state.flush_caches()
         elif order.now:

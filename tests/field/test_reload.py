@@ -1,0 +1,154 @@
+"""SIGHUP and `systemctl reload`: a settings file is read again, and nobody is disconnected."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.drill.peer import Peer, Refused, e2ee, kex_init, kex_response
+from tests.drill.platform import FaultyPlatform
+from tests.drill.relay import Relay, running, until
+
+#: What the drill's own environment sets would win over the file.
+FROM_FILE = {
+    "RELAY_RATE_LIMIT_PER_IP": "",
+    "RELAY_MAX_CONNECTIONS_PER_IP": "",
+    "RELAY_KEX_INIT_RATE_PER_MINUTE": "",
+    "RELAY_RUNTIME_RATE_PER_MINUTE": "",
+}
+
+FIRST = """\
+# as an operator writes it
+RELAY_RATE_LIMIT_PER_IP=1000
+export RELAY_MAX_CONNECTIONS_PER_IP="100"
+RELAY_RUNTIME_RATE_PER_MINUTE=1000
+RELAY_ALLOWED_ORIGINS='https://app.example'
+"""
+
+
+class Reloadable:
+    """A relay and its settings file."""
+
+    def __init__(self, relay: Relay, file: Path) -> None:
+        self.relay = relay
+        self._file = file
+
+    def reload(self, text: str, event: str = "reload") -> dict[str, Any]:
+        """Write the file, send SIGHUP, and give the log's answer."""
+        before = sum(entry["event"] == event for entry in self.relay.entries())
+        self._file.write_text(text)
+        self.relay.signal(signal.SIGHUP)
+
+        def answer() -> dict[str, Any] | None:
+            found = [entry for entry in self.relay.entries() if entry["event"] == event]
+            return found[-1] if len(found) > before else None
+
+        entry: dict[str, Any] = until(answer, 20, event)
+        return entry
+
+
+@pytest.fixture(params=["1", "2"], ids=["one process", "two workers"])
+def reloadable(
+    request: pytest.FixtureRequest, platform: FaultyPlatform, tmp_path: Path
+) -> Iterator[Reloadable]:
+    file = tmp_path / "env"
+    file.write_text(FIRST)
+    settings = platform.environment() | FROM_FILE | {
+        "RELAY_SETTINGS_FILE": str(file), "RELAY_WORKERS": request.param,
+    }  # fmt: skip
+    with running(settings) as relay:
+        yield Reloadable(relay, file)
+
+
+def refused(make: Any) -> int:
+    """The HTTP status of an upgrade that is refused; 0 if it is not."""
+    try:
+        make().close()
+    except Refused as error:
+        return error.status
+    return 0
+
+
+def test_origins_and_connections(reloadable: Reloadable, platform: FaultyPlatform) -> None:
+    """A web app moves to another name; an office behind one address grows."""
+    relay = reloadable.relay
+
+    def client(origin: str) -> Peer:
+        return Peer.client(relay, platform, "ws-1", "t-1", headers={"Origin": origin})
+
+    held = client("https://app.example")
+    assert refused(lambda: client("https://new.example")) == 403
+    entry = reloadable.reload(
+        FIRST + "RELAY_ALLOWED_ORIGINS=https://new.example/\nRELAY_MAX_CONNECTIONS_PER_IP=2\n"
+    )
+    assert sorted(entry["details"]["taken"]) == ["RELAY_ALLOWED_ORIGINS", "RELAY_MAX_CONNECTIONS_PER_IP"]
+    assert refused(lambda: client("https://app.example")) == 403
+    second = client("https://new.example")
+    assert refused(lambda: client("https://new.example")) == 429
+    held.send("{}")  # who was there before is there still
+    assert "INVALID_FRAME" in held.text()
+    second.close()
+    held.close()
+
+
+def test_a_rate_counts_for_those_who_are_there(reloadable: Reloadable, platform: FaultyPlatform) -> None:
+    """A client that floods while an operator looks on."""
+    daemon = Peer.daemon(reloadable.relay, platform, "ws-2", "t-2")
+    client = Peer.client(reloadable.relay, platform, "ws-2", "t-2", headers={"Origin": "https://app.example"})
+    client.send(kex_init("r-1"))
+    daemon.message()
+    daemon.send(kex_response("r-1", "s-1"))
+    client.message()
+    for number in range(1, 5):
+        client.send(e2ee("s-1", number))
+        daemon.message()
+    entry = reloadable.reload(FIRST + "RELAY_RUNTIME_RATE_PER_MINUTE=4\n")
+    assert entry["details"]["taken"] == ["RELAY_RUNTIME_RATE_PER_MINUTE"]
+
+    for number in range(5, 10):  # a worker takes it up a moment later
+        with suppress(OSError):
+            client.send(e2ee("s-1", number))
+        time.sleep(0.1)
+    end = client.how_it_ends()
+    assert (end.code, end.reason) == (4008, "runtime rate limit exceeded")
+    daemon.close()
+
+
+def test_what_needs_a_restart_is_named_and_left(reloadable: Reloadable) -> None:
+    entry = reloadable.reload(FIRST + "RELAY_FRAME_MAX_BYTES=2MiB\nRELAY_LOG_LEVEL=warn\n")
+    assert entry["level"] == "warn"
+    assert entry["details"]["left"] == ["RELAY_FRAME_MAX_BYTES"]
+    assert entry["details"]["taken"] == ["RELAY_LOG_LEVEL"]
+    assert "needs a restart: RELAY_FRAME_MAX_BYTES" in entry["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("RELAY_RATE_LIMIT_PER_IP=lots\n", "RELAY_RATE_LIMIT_PER_IP: got 'lots'"),
+        ("this is no line\n", "line 1 of"),
+    ],
+)
+def test_settings_that_cannot_work_change_nothing(
+    text: str, words: str, platform: FaultyPlatform, tmp_path: Path
+) -> None:
+    """A slip of the editor in production."""
+    file = tmp_path / "env"
+    file.write_text(FIRST)
+    with running(platform.environment() | FROM_FILE | {"RELAY_SETTINGS_FILE": str(file)}) as relay:
+        entry = Reloadable(relay, file).reload(text, "reload_failed")
+        assert entry["level"] == "error"
+        assert words in entry["message"]
+        with pytest.raises(Refused):
+            Peer.client(relay, platform, "ws-1", "t-1", headers={"Origin": "https://other.example"})
+        Peer.client(relay, platform, "ws-1", "t-1", headers={"Origin": "https://app.example"}).close()
+
+
+def test_a_reload_without_a_change_says_so(reloadable: Reloadable) -> None:
+    assert "no setting has changed" in reloadable.reload(FIRST)["message"]
