@@ -1,4 +1,4 @@
-"""What the process does on a signal: SIGTERM and SIGINT drain, a second one ends at once, SIGHUP reloads.
+"""The signals of the process: SIGTERM and SIGINT drain, a second one ends at once, SIGHUP reloads.
 
 Handlers run in the reactor, not in the signal.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+
+_HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Signals:
-    """Take the signals once the reactor runs: twistd raises one again after the shutdown, so that a clean end
-    would look like a crash."""
+    """Takes the signals once the reactor runs: twistd raises one again after the shutdown, and a clean end looks like a
+    crash then.
+    """
 
     def __init__(
         self,
@@ -28,8 +31,16 @@ class Signals:
         self._asked = 0
 
     def take(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        """Install the handlers for the rest of the process."""
+        for number in _HANDLED:
             signal.signal(number, lambda number, _: self._reactor.callFromThread(self.received, number))
+        self._reactor.addSystemEventTrigger("after", "shutdown", self._ignore)
+
+    @staticmethod
+    def _ignore() -> None:
+        """The interpreter puts default handlers back while it ends, and a late signal would spoil the exit status."""
+        for number in _HANDLED:
+            signal.signal(number, signal.SIG_IGN)
 
     def received(self, number: int) -> None:
         """In the reactor."""

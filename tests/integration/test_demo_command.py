@@ -91,6 +91,11 @@ def test_once() -> None:
 
 
 def test_serves_on_and_another_demo_uses_it(serving: Demo) -> None:
+    about = serving.wait_for(r"explained: curl -H '([^']+)' '([^']+)'")
+    explained = subprocess.run(
+        ["curl", "-sf", "-H", about[1], about[2]], capture_output=True, text=True, timeout=20, check=True
+    ).stdout
+    assert "NOISE_INVALID_PSK" in explained
     serving.wait_for("EXCHANGE OK")
     relay = serving.wait_for(r"peers +(ws://127\.0\.0\.1:\d+)/ws")[1]
     log = serving.wait_for(r"log +curl -H 'Authorization: Bearer ([^']+)' (http://\S+)/logs")

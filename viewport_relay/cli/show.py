@@ -5,6 +5,7 @@ The demonstration itself is `demo`, the relay of its own `ownrelay`.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import statistics
@@ -81,11 +82,20 @@ def doors(place: Place) -> str:
         "\nThe relay serves on until Ctrl-C:\n"
         f"  peers     {place.ws_url}/ws\n"
         f"  health    curl {place.http_url}/health\n"
+        f"  page      {place.http_url}/admin/ (sign in with {place.admin_token})\n"
         f"  log       curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/logs\n"
+        f"  in words  curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/logs/text\n"
         f"  state     curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/state\n"
         f"  platform  {place.platform_url} (development only; credential {place.credential})\n"
         "\nIts log from here on:"
     )
+
+
+def about(place: Place, line: str) -> str:
+    """The command that explains a line of the relay's log in words."""
+    connection = json.loads(line).get("connectionId", "")
+    url = f"{place.http_url}/logs?about={connection}&format=text"
+    return f"curl -H 'Authorization: Bearer {place.admin_token}' '{url}'"
 
 
 async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoReturn:
@@ -112,6 +122,8 @@ async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoR
     await _first(reactor, refusals)
     for line in refusals:
         print_line(f"    in the relay's log: {line}")
+        if not once:
+            print_line(f"    explained: {about(place, line)}")
     print_line(closing)
     if once:
         status = await relay.stop()
