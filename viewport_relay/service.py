@@ -139,6 +139,10 @@ class RelayState:
     def clock_offset(self) -> float | None:
         return self._service.gate.clock_offset
 
+    def platform_age(self) -> float | None:
+        answered = self._service.gate.platform_answered
+        return None if answered is None else max(0.0, self._service.reactor.seconds() - answered)
+
     def processes(self) -> Mapping[str, int]:
         return {"relay": os.getpid()}
 

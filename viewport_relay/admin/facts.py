@@ -34,6 +34,7 @@ def facts_reader(config: Config, log: EventLog, state: StateSource, now: Callabl
             admitted=admitted,
             refused=refused,
             clock_offset=state.clock_offset(),
+            platform_age=state.platform_age(),
         )
 
     return read

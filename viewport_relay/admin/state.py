@@ -47,6 +47,9 @@ class StateSource(Protocol):
     def clock_offset(self) -> float | None:
         """The relay's clock minus the platform's, seconds; None: not compared yet."""
 
+    def platform_age(self) -> float | None:
+        """Seconds since the platform last gave an answer that was understood; None: it gave none yet."""
+
     def processes(self) -> Mapping[str, int]:
         """The processes of this relay: name (`relay`, or `parent`, `worker-0` and so on) and process id."""
 

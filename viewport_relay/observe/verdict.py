@@ -53,7 +53,7 @@ class Facts:
     """What a verdict is worked out from. Times are seconds since the epoch, ages and offsets seconds.
 
     `problems` are the open ones, the worst first. `admitted` and `refused` count the last SPAN seconds. `clock_offset` is
-    the relay's clock minus the platform's, None where unknown.
+    the relay's clock minus the platform's; `platform_age` is that of the platform's last answer. None: unknown.
     """
 
     now: float
@@ -69,6 +69,7 @@ class Facts:
     admitted: int = 0
     refused: int = 0
     clock_offset: float | None = None
+    platform_age: float | None = None
 
 
 @frozen
@@ -261,11 +262,13 @@ def _platform(facts: Facts) -> Check:
             text = f"some admissions failed: {reason.text}{_detail(facts, reason)}."
             return Check(name, "warn", text, _fix(facts, reason), when)
         return Check(name, "bad", f"{reason.text}{_detail(facts, reason)}.", _fix(facts, reason), when)
-    joined = _age(facts, "join")
-    if joined is None:
-        return Check(name, "off", "No peer was admitted yet: untested.")
-    untested = ", untested since" if joined > UNTESTED else ""
-    return Check(name, "good", "It admits peers.", when=f"last success {ago(joined)} ago{untested}")
+    ages = [age for age in (_age(facts, "join"), facts.platform_age) if age is not None]
+    if not ages:
+        return Check(name, "off", "It was not asked yet: untested.")
+    when = f"last success {ago(min(ages))} ago"
+    if min(ages) > UNTESTED:
+        return Check(name, "off", "It was not asked lately.", when=f"{when}, untested since")
+    return Check(name, "good", "It answers.", when=when)
 
 
 def _internal_key(facts: Facts) -> Check:

@@ -130,6 +130,7 @@ class Picture(Struct, tag="picture", frozen=True):
     problems: list[Problem] = []
     recent: tuple[int, int] = (0, 0)  # admitted and refused lately
     clock_offset: float | None = None
+    platform_age: float | None = None
 
 
 class Disconnected(Struct, tag="disconnected", frozen=True):

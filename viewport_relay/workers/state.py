@@ -86,6 +86,10 @@ class CrewState:
         known = [picture.clock_offset for picture in self.pictures() if picture.clock_offset is not None]
         return known[0] if known else None
 
+    def platform_age(self) -> float | None:
+        known = [picture.platform_age for picture in self.pictures() if picture.platform_age is not None]
+        return min(known, default=None)
+
     def processes(self) -> Mapping[str, int]:
         found = {"parent": os.getpid()}
         for number, worker in enumerate(self._crew.workers):

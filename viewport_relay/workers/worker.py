@@ -279,6 +279,7 @@ class WorkerService(RelayService):
             self.log.problems.rows(self.now()),
             self.log.problems.recent(self.now()),
             self.state.clock_offset(),
+            self.state.platform_age(),
         )  # fmt: skip
 
 

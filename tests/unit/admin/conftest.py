@@ -83,6 +83,9 @@ class FakeState:
     def clock_offset(self) -> float | None:
         return None
 
+    def platform_age(self) -> float | None:
+        return None
+
     def processes(self) -> Mapping[str, int]:
         return {"relay": os.getpid()}
 

@@ -324,6 +324,30 @@ def test_the_banner(changes, state, words):
     assert all(check.fix for check in verdict.checks if check.state in ("bad", "warn"))
 
 
+@pytest.mark.parametrize(
+    "joined,answered,state,words",
+    [
+        (None, None, "off", "untested"),
+        (5.0, None, "good", "last success 5 s ago"),
+        (None, 29.0, "good", "last success 29 s ago"),
+        (3600.0, 20.0, "good", "last success 20 s ago"),
+        (3600.0, 120.0, "off", "last success 2 min ago, untested since"),
+    ],
+)
+def test_a_platform_that_was_not_asked_lately_is_no_green_tick(joined, answered, state, words):
+    seen = {} if joined is None else {("join", None): NOW - joined}
+    verdict = judge(attrs.evolve(WELL, last_seen=seen, platform_age=answered))
+    (check,) = [check for check in verdict.checks if check.name == "Platform"]
+    assert check.state == state and words in f"{check.text} {check.when}"
+
+
+@pytest.mark.parametrize("offset,state", [(None, "off"), (0.4, "good"), (-3600.0, "warn"), (120.0, "warn")])
+def test_clocks_are_compared(offset, state):
+    verdict = judge(attrs.evolve(WELL, clock_offset=offset))
+    (check,) = [check for check in verdict.checks if check.name == "Clock"]
+    assert check.state == state and (state != "warn" or "chrony" in check.fix)
+
+
 @pytest.mark.parametrize("seconds,words", [(-3, "0 s"), (89, "89 s"), (120, "2 min"), (7200, "2 h")])
 def test_spans_in_words(seconds, words):
     assert ago(seconds) == words
