@@ -97,6 +97,34 @@ def test_origins_and_connections(reloadable: Reloadable, platform: FaultyPlatfor
     held.close()
 
 
+def test_trusted_proxies(reloadable: Reloadable, platform: FaultyPlatform) -> None:
+    """A load balancer is put in front, or gets another address."""
+    relay = reloadable.relay
+
+    def joined_as(workspace: str) -> str:
+        Peer.client(
+            relay, platform, workspace, "t-1",
+            headers={"Origin": "https://app.example", "X-Forwarded-For": "198.51.100.7"},
+        ).close()  # fmt: skip
+        entry: dict[str, Any] = until(
+            lambda: next(
+                (
+                    e for e in relay.entries()
+                    if e["event"] == "join" and e["details"]["workspaceId"] == workspace
+                ),
+                None,
+            ),
+            20, "the join",
+        )  # fmt: skip
+        ip: str = entry["details"]["ip"]
+        return ip
+
+    assert joined_as("ws-before") == "127.0.0.1"
+    entry = reloadable.reload(FIRST + "RELAY_TRUSTED_PROXIES=127.0.0.0/8\n")
+    assert entry["details"]["taken"] == ["RELAY_TRUSTED_PROXIES"]
+    assert joined_as("ws-after") == "198.51.100.7"
+
+
 def test_a_rate_counts_for_those_who_are_there(reloadable: Reloadable, platform: FaultyPlatform) -> None:
     """A client that floods while an operator looks on."""
     daemon = Peer.daemon(reloadable.relay, platform, "ws-2", "t-2")

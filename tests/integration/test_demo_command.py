@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -116,6 +117,18 @@ def test_serves_on_and_another_demo_uses_it(serving: Demo) -> None:
     serving.process.send_signal(signal.SIGINT)
     serving.wait_for('"relay_stopped"')
     assert serving.process.wait(30) == 0
+
+
+def test_a_port_that_is_busy_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        demo = Demo("--port", str(port), "--turns", "5")
+        try:
+            other = demo.wait_for(rf"Port {port} was in use: this relay has (\d+)")[1]
+            assert int(other) != port
+        finally:
+            demo.process.send_signal(signal.SIGTERM)
+            demo.process.wait(30)
 
 
 def test_a_relay_that_is_not_there(free_port: int) -> None:

@@ -37,7 +37,7 @@ class BasicSettings:
         "RELAY_INTERNAL_KEY", HEADER_VALUE, None, "sent to the platform as x-relay-internal-key", secret=True
     )
     admin_token: str | None = setting(
-        "RELAY_ADMIN_TOKEN", HEADER_VALUE, None, "bearer token of /admin/, /logs, /state and /metrics", secret=True, reload=True
+        "RELAY_ADMIN_TOKEN", HEADER_VALUE, None, "bearer token of /admin/, /logs, /state and /metrics", secret=True
     )
     mode: Mode = setting(
         "RELAY_MODE", MODE, None, "prod refuses placeholder or short secrets, query tokens and the dev platform",

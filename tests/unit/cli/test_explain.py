@@ -71,3 +71,28 @@ def test_an_unknown_code_is_an_error_with_suggestions() -> None:
 def test_nothing_is_suggested_for_nothing(words: str) -> None:
     assert find(words) is None
     assert suggestions(words) == []
+
+
+def test_a_number_that_peers_see_names_its_reasons() -> None:
+    """A close code of a browser's console, or the status in a proxy's log."""
+    for number in ("4401", "429"):
+        done = CliRunner().invoke(main, ["explain", number])
+        assert done.exit_code == 0
+        shown = {
+            line.split()[0] for line in done.output.splitlines()[1:] if line[:1].isupper() and "  " in line
+        }
+        wanted = {r.code for r in Reason if number in (str(r.entry.status), str(r.entry.close))}
+        assert wanted <= shown
+        assert not ({r.code for r in Reason} - wanted) & shown
+
+
+def test_a_number_of_one_reason_is_explained_whole() -> None:
+    numbers = [number for r in Reason for number in (r.entry.status, r.entry.close) if number]
+    (alone, *_) = [number for number in numbers if numbers.count(number) == 1]
+    done = CliRunner().invoke(main, ["explain", str(alone)])
+    assert done.exit_code == 0
+    assert "  cause:" in done.output
+
+
+def test_a_number_that_no_peer_sees_is_refused() -> None:
+    assert CliRunner().invoke(main, ["explain", "4999"]).exit_code == 2
