@@ -1,8 +1,7 @@
-"""One call for many waiters, then remembered for a while.
+"""Deferred cache: concurrent callers of a key share one call, whose result is kept for the time that the call names.
 
-Concurrent callers of the same key share one call. What it gives is remembered for the time that the call
-itself names; what fails is forgotten at once. The cache knows nothing of what it holds, refreshes nothing on
-its own and starts no timers: an entry that has run out is dropped when somebody asks or something is stored.
+Failures are not kept. The cache refreshes nothing and starts no timers: an expired entry is dropped when its key is asked for,
+when a value is stored, or by `expire`.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ class DeferredCache(Generic[K, V]):
             self._keep(key, Fetched(value, ttl))
 
     def expire(self) -> None:
-        """Forget what has run out, so that nothing secret stays in memory only because nobody asked again."""
+        """Forget expired values, so that no secret stays in memory because its key is not asked for again."""
         now = self._clock.seconds()
         for key in [key for key, kept in self._kept.items() if now >= kept.until]:
             del self._kept[key]

@@ -1,1 +1,1 @@
-"""Who may come in: tokens, keys, the platform's word, and the limits on upgrades."""
+"""Admission: limits on upgrades, the check of a token, the platform's validation, and the HTTP client for it."""

@@ -1,7 +1,7 @@
-"""The platform's claims: read strictly, then held against what the peer asked for. No I/O.
+"""The platform's claims: their form, and their comparison with the query of the upgrade. No I/O.
 
 `parse_claims` refuses an answer whose claims have a wrong form; `grant_for` gives the grant, or the refusal
-that closes the connection after its upgrade (wire contract, section 1). Frames are not judged here.
+that closes the connection after its upgrade (wire contract, section 1).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from viewport_relay.reasons import Reason, Refusal
 LIST_MAX: Final = 64
 CRYPTO_PAIRING: Final = "crypto_pairing"
 
-#: Claims that are only checked for form: nothing in the relay reads them.
+#: Claims whose form is checked and whose value the relay does not use.
 _UNREAD_TEXTS: Final = {"installId": 128, "iss": 255}
 _UNREAD_NUMBERS: Final = ("iat", "nbf", "ver")
 
@@ -27,7 +27,7 @@ E = TypeVar("E", bound=Enum)
 
 
 class _Reader:
-    """Takes claims out of an object; a claim of a wrong form is a Refusal that names it."""
+    """Reads claims of an object; raises a Refusal that names a claim of a wrong form."""
 
     def __init__(self, claims: Mapping[str, Any]) -> None:
         self._claims = claims
@@ -114,8 +114,8 @@ def parse_claims(claims: Mapping[str, Any], query: UpgradeQuery) -> Claims:
 def grant_for(query: UpgradeQuery, claims: Claims, connection_id: str) -> Grant | Refusal:
     """What the connection may do, or why it is closed 4008 after its upgrade.
 
-    A client without a clientId claim goes by `connection_id`. A MISSING_RUNTIME_TARGET_CLAIM is preceded by
-    the frame RUNTIME_TARGET_REQUIRED, which the caller sends.
+    `connection_id` is the clientId of a client whose claims have none. Before the close for MISSING_RUNTIME_TARGET_CLAIM the
+    caller sends the frame RUNTIME_TARGET_REQUIRED.
     """
     if claims.workspace_id is None:
         return Refusal(Reason.MISSING_WORKSPACE_CLAIM)
@@ -125,7 +125,7 @@ def grant_for(query: UpgradeQuery, claims: Claims, connection_id: str) -> Grant 
     if target is None:
         target = claims.runtime_target_id
         if target is not None and not is_identifier(target):
-            # It would become part of keys and signed texts, which count on the query's alphabet.
+            # It becomes part of Redis keys and signed texts, which rely on the alphabet of the query.
             return Refusal(Reason.RUNTIME_TARGET_CLAIM_MISMATCH, "the claim is not of the query's form")
     elif claims.runtime_target_id != target:
         named = "no target" if claims.runtime_target_id is None else "another target than the query"
@@ -148,7 +148,7 @@ def grant_for(query: UpgradeQuery, claims: Claims, connection_id: str) -> Grant 
 
 
 def required_profile(claims: Claims) -> Profile | None:
-    """What `policyMode` and `e2eeProfile` together demand (wire contract, section 2); None for nothing."""
+    """The profile that `policyMode` and `e2eeProfile` require (wire contract, section 2), None for any."""
     return Profile.IKPSK2 if claims.policy_mode == CRYPTO_PAIRING else claims.e2ee_profile
 
 
@@ -160,7 +160,7 @@ def _text(value: object, name: str, most: int) -> str:
     try:
         units = len(value.encode("utf-16-le")) // 2
     except UnicodeEncodeError:
-        # Such a text could be written neither into a log line nor under a signature.
+        # UTF-8 cannot hold it: neither a log line nor a signature could be made of it.
         raise _wrong(name, "has a lone surrogate") from None
     if units > most:
         raise _wrong(name, f"is longer than {most} characters")

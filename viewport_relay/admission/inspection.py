@@ -1,7 +1,6 @@
-"""A token taken apart for an operator: what it says, which key signs it, and what this relay would say. No I/O.
+"""Inspection of a token for `viewport-relay token inspect`: content, signing key, and the local verdict. No I/O.
 
-For `viewport-relay token inspect` and `doctor`. A report has no part of the signature, but it has the claims:
-it is for the one who holds the token, not for a log.
+A report holds the claims of the token, but no part of its signature. It must not be logged.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from viewport_relay.reasons import Reason, Refusal
 
 @frozen
 class TokenReport:
-    """What is in a token. `header` and `claims` are None where they cannot be read, and unverified where they can.
+    """The content of a token. `header` and `claims` are not verified, None where they cannot be read.
 
-    `signed_by` is the key that signs it, wherever in the set it stands; `refusal` what the local check would say
-    for the query that the token's own claims fit, None if it would pass.
+    `signed_by` is the key of the set that signed the token, under any kid. `refusal` is that of the local check for the query
+    that the token's own claims name, None if it passes.
     """
 
     header: Mapping[str, Any] | None
@@ -40,7 +39,7 @@ class TokenReport:
 
 
 def inspect_token(token: str, keys: KeySet, rules: TokenRules, now: float) -> TokenReport:
-    """Take `token` apart. `now` is seconds since the epoch. Raises nothing."""
+    """The report on `token`. `now` is seconds since the epoch. Raises nothing."""
     header, claims = unverified(token)
     signer = _signer(token, keys)
     refusal: Refusal | None = None

@@ -1,9 +1,8 @@
-"""The platform's current keys, fetched from `RELAY_JWKS_URL` and kept.
+"""The platform's keys, fetched from `RELAY_JWKS_URL` and cached.
 
-One fetch at a time, whoever asks. A set serves for its time to live; an expired one goes on serving while it
-is fetched again, and for a day at most if that fails. A token that does not fit the set may start one fetch
-per cool-down, so that a rotated key is found by the very next upgrade. What a key is, and whether a token is
-good, is decided elsewhere (`keys.py`, `jwt.py`).
+At most one fetch runs at a time. A set serves for its time to live; an expired set serves while it is fetched again, and for
+a day at most if that fails. A token that does not fit the set may start one fetch per cool-down, so that a rotated key is
+found by the next upgrade. `keys.py` reads a set, `jwt.py` checks a token.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class JwksSettings:
 
 @frozen
 class _Held:
-    """A set, when it was fetched, and how long it is fresh (seconds of the clock)."""
+    """A cached set, when it was fetched, and how long it is fresh (seconds of the reactor's clock)."""
 
     keys: KeySet
     fetched: float
@@ -66,7 +65,7 @@ class _Held:
 
 
 class JwksClient:
-    """Gives key sets. `clock` measures ages and back-offs."""
+    """Fetches and caches the key set. `clock` measures ages and back-offs."""
 
     def __init__(
         self,
@@ -84,8 +83,8 @@ class JwksClient:
         self._counters = counters
         self._platform_clock = platform_clock
         self._call = jwks_call(settings.url)
-        # Keeps nothing: it joins those who ask while a fetch runs. A fetch goes on when they leave, or peers that
-        # hang up at once could use up the cool-down.
+        # Without entries: it only joins the upgrades that wait for one fetch. The fetch goes on when they are cancelled, or
+        # peers that leave at once could use up the cool-down.
         self._fetches: DeferredCache[str, KeySet] = DeferredCache(clock, 0, abandon=False)
         self._held: _Held | None = None
         self._cool_until = 0.0
@@ -110,12 +109,12 @@ class JwksClient:
 
     @property
     def held(self) -> KeySet | None:
-        """The set that is there, however old, for inspection."""
+        """The cached set, however old, for inspection."""
         return None if self._held is None else self._held.keys
 
     @property
     def fresh(self) -> KeySet | None:
-        """The set that is there if `current` would give it at once and fetch nothing."""
+        """The cached set, if `current` would give it without a fetch."""
         held = self._held
         return None if held is None or self._clock.seconds() - held.fetched >= held.ttl else held.keys
 
@@ -126,7 +125,7 @@ class JwksClient:
             self._starting.addErrback(lambda failure: failure.trap(CancelledError) and None)
 
     def stop(self) -> None:
-        """End fetches and back-off; who waits for them gets CancelledError."""
+        """Cancel fetch and back-off; upgrades that wait get CancelledError."""
         starting, self._starting = self._starting, None
         if starting is not None:
             starting.cancel()

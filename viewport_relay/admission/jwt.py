@@ -1,8 +1,8 @@
 """The relay's own check of a token (RFC 7515, RFC 7519), without any I/O.
 
 PyJWT reads a token and checks its signature, with one key and the algorithm of that key only. The policy is here: which
-algorithms, whose issuer and audience, which times, whose role, workspace and target, and the words of a refusal. No text
-holds any part of a token but its kid and the claims that are compared.
+algorithms, issuer, audience, times, role, workspace and target are accepted, and the words of a refusal. No text holds any
+part of a token but its kid and the claims that are compared.
 """
 
 from __future__ import annotations

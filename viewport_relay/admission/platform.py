@@ -1,9 +1,9 @@
-"""Asking the platform whether a token is good: `POST RELAY_VALIDATE_URL`, and what is remembered of it.
+"""The platform's validation of a token: `POST RELAY_VALIDATE_URL`, with a cache of its answers.
 
     relay → platform   {"relayToken","role","workspaceId","runtimeTargetId"?}, header x-relay-internal-key
     relay ← platform   {"ok":true,"claims":{…}} | {"ok":false,"reason":"…"}
 
-Equal questions at the same time share one request. What an answer means is `verdict.py`'s.
+Concurrent equal questions share one request. `verdict.py` decides what an answer means.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class PlatformValidator:
         self._answers: DeferredCache[_Key, Claims | Refusal] = DeferredCache(clock, CACHE_MAX)
 
     def recall(self, digest: bytes, query: UpgradeQuery) -> Claims | None:
-        """The answer that is remembered for the token of this digest; None: the platform must be asked."""
+        """The cached answer for the token of this digest, None if the platform must be asked. Raises Refusal."""
         verdict = self._answers.peek((digest, query))
         if verdict is None:
             return None
@@ -101,7 +101,7 @@ class PlatformValidator:
         return _claims_in(verdict)
 
     def clean_up(self) -> None:
-        """Forget the answers that have run out: they hold pairing secrets."""
+        """Forget expired answers: they hold pairing secrets."""
         self._answers.expire()
 
     def flush(self) -> None:
@@ -113,7 +113,7 @@ class PlatformValidator:
         self._answers.cancel()
 
     async def _ask(self, token: str, query: UpgradeQuery) -> Claims | Refusal:
-        """The verdict that may be remembered; raises the refusals that may not."""
+        """The verdict that may be cached. Raises the refusals that may not."""
         question = {"relayToken": token, "role": query.role.value, "workspaceId": query.workspace_id}
         if query.runtime_target_id is not None:
             question["runtimeTargetId"] = query.runtime_target_id

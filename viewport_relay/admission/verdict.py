@@ -1,7 +1,7 @@
-"""What an answer of the platform's `validate` means: the table of the wire contract, section 1. No I/O.
+"""The verdict on an answer of the platform's validation: the table of the wire contract, section 1. No I/O.
 
 The first row that fits decides. The platform's own word goes into the refusal's details (`platformWord`),
-printable, cut, and without the token or key that it may repeat.
+printable, shortened, and without the token or key that it may repeat.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from viewport_relay.protocol.json import parse_json
 from viewport_relay.reasons import Reason, Refusal
 
 WORD_MAX_CHARS: Final = 128
-#: What the platform may refuse a peer for; all other refusals are faults between relay and platform.
+#: Refusals of the peer; all others are faults between relay and platform.
 DENIALS: Final = frozenset({Reason.VALIDATION_DENIED, Reason.WORKSPACE_NOT_FOUND})
 
 _NOT_A_LETTER = re.compile(r"[^a-z0-9]+")
@@ -113,7 +113,7 @@ def _words(body: Mapping[str, Any] | None) -> list[str]:
 
 
 def _letters(words: list[str]) -> list[str]:
-    """In small letters, without what spellings differ in: WORKSPACE_NOT_FOUND, workspaceNotFound, …"""
+    """Lower-case letters and digits only: the same for WORKSPACE_NOT_FOUND, workspaceNotFound, …"""
     return [_NOT_A_LETTER.sub("", word.lower()) for word in words]
 
 
