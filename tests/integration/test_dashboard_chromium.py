@@ -221,7 +221,7 @@ async def test_disconnect_and_flush_carry_the_proof_against_forgery(browser, doo
 
     await act(go)
     assert door.state.calls == [
-        {"workspace_id": "w-1", "runtime_target_id": "t-1", "connection_id": None},
+        {"workspace_id": "w-1", "runtime_target_id": "t-1", "connection_id": None, "token_id": None},
         "flush",
     ]
 
@@ -416,7 +416,7 @@ async def test_connections_are_listed_and_one_is_closed(browser, door):
 
     await act(go)
     assert door.state.calls[-1] == {
-        "workspace_id": None, "runtime_target_id": None, "connection_id": "conn-viewer",
+        "workspace_id": None, "runtime_target_id": None, "connection_id": "conn-viewer", "token_id": None,
     }  # fmt: skip
 
 
