@@ -129,6 +129,11 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     },
     Reason.WORKSPACE_CLAIM_MISMATCH: {"detail": "the claim names another workspace than the query"},
     Reason.RUNTIME_TARGET_CLAIM_MISMATCH: {"detail": "the claims name another target than the query"},
+    Reason.DAEMON_ALREADY_CONNECTED: {
+        "detail": "the seat is held by the daemon machine-1 at 192.0.2.8",
+        "holderClientId": "machine-1",
+        "holderIp": "192.0.2.8",
+    },
     Reason.FRAME_TOO_LARGE: {"detail": "1048577 bytes announced, 1048576 allowed"},
     Reason.BACKPLANE_UNREACHABLE: {"part": "redis", "detail": "connection refused"},
     Reason.BUS_SIGNATURE_INVALID: {"detail": "the signature is not this frame's", **_BUS},

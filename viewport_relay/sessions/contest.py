@@ -59,7 +59,8 @@ class Contests:
             self.begin(peer, holder)  # what it said meanwhile is not read yet: all over again
         elif seat.holder is not holder or sitting.reader.last_seen > contest.began:
             seat.challengers.remove(peer)
-            close(Reason.DAEMON_ALREADY_CONNECTED, delay=SEAT_CLOSE_DELAY)
+            about = _about_holder(seat.holder or holder)
+            close(Reason.DAEMON_ALREADY_CONNECTED, about["detail"], delay=SEAT_CLOSE_DELAY, details=about)
         elif sitting.reader.paused:  # no clock runs while it is not read
             self._poll(evolve(contest, deadline=contest.deadline + POLL))
         else:
@@ -67,3 +68,13 @@ class Contests:
                 self._counters.ws_stale_terminated += 1
                 sitting.cut(Reason.PONG_TIMEOUT)  # leaves, and so seats the first that may have the seat
             self._poll(contest)
+
+
+def _about_holder(holder: Peer) -> dict[str, str]:
+    """Details of the close of its twin: an operator must find both machines."""
+    known = holder.describe()
+    return {
+        "detail": f"the seat is held by the daemon {known['clientId']} at {holder.ip}",
+        "holderClientId": str(known["clientId"]),
+        "holderIp": holder.ip,
+    }

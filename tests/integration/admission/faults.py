@@ -299,7 +299,7 @@ FAULTS: dict[str, Fault] = {
     "redis refuses commands": Fault(redis_refuses, "BACKPLANE_UNREACHABLE", ("RELAY_REDIS_URL",)),
     "descriptors used up": Fault(descriptors, "TOO_MANY_CONNECTIONS", ("open files",)),
     "frames too large": Fault(frame_too_large, "FRAME_TOO_LARGE", ("RELAY_FRAME_MAX_BYTES",)),
-    "twin daemons": Fault(twin_daemons, "DAEMON_ALREADY_CONNECTED", ("two machines",)),
+    "twin daemons": Fault(twin_daemons, "DAEMON_ALREADY_CONNECTED", ("two machines", "held by the daemon", "127.8.2.1")),
     "daemon flaps": Fault(flapping, "PEER_FLAPPING", ("joined and left within",)),
     "worker restarts": Fault(worker_restarts, "worker_lost", ("signal 9",)),
 }  # fmt: skip
