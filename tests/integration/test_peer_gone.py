@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from tests.drill.certificates import Identity
-from tests.drill.peer import CLOSE, Peer, dial, e2ee, frame, upgrade_request
+from tests.drill.peer import CLOSE, Closed, Peer, dial, e2ee, frame, upgrade_request
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import ADMIN, Relay, running, until
 
@@ -71,6 +71,7 @@ def goes(request: pytest.FixtureRequest, relay: Relay) -> Callable[[socket.socke
         elif way != "close_notify":
             sock.shutdown(socket.SHUT_WR)
 
+    go.__name__ = way
     return go
 
 
@@ -212,3 +213,42 @@ def test_an_answer_over_http_that_is_not_read(watch: Watch, goes: Callable[[sock
     goes(sock)
     watch.until_connections(0)
     sock.close()
+
+
+def flooded(watch: Watch, platform: FaultyPlatform) -> tuple[Peer, Peer]:
+    """A daemon that does not read, and a client that has sent until it was not read either."""
+    daemon = Peer.daemon(watch.relay, platform, watch.workspace, "t", receive_buffer=8192)
+    flood = Peer.client(watch.relay, platform, watch.workspace, "t")
+    flood.converse(daemon)
+    flood.sock.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            flood.send(e2ee(flood.session, 1, "x" * 500_000))
+    return daemon, flood
+
+
+@pytest.mark.parametrize("goes", ["close_notify and FIN", "FIN", "RST"], indirect=True)
+def test_a_client_that_is_paused_for_a_slow_daemon(
+    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
+) -> None:
+    """What it sent before its FIN still goes to the daemon."""
+    daemon, flood = flooded(watch, platform)
+    client = Peer.client(watch.relay, platform, watch.workspace, "t")
+    sent = [e2ee("of nobody", n, "y" * 1000) for n in range(1, 30)]
+    for text in sent:
+        client.send(text)
+        time.sleep(0.005)  # a read each: the first one pauses it
+    watch.until_clients(2)
+    goes(client.sock)
+    watch.until_clients(1)
+    watch.until_connections(2)
+    flood.close()
+    if goes.__name__ != "RST":
+        heard: list[str] = []
+        with contextlib.suppress(TimeoutError, Closed):
+            daemon.sock.settimeout(3)
+            while len(heard) < len(sent):
+                heard += [text for text in (daemon.text(),) if "of nobody" in text]
+        assert heard == sent
+    client.close()
+    daemon.close()

@@ -1,0 +1,160 @@
+"""The life of a connection, transition by transition, without a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from viewport_relay.reasons import Reason
+from viewport_relay.wire.life import CLOSE_TIMEOUT, LIFE, Core, Ending, LifeInputs, begin
+from viewport_relay.wire.turn import Turn
+
+CLOSE = Ending(Reason.RELAY_SHUTTING_DOWN, code=1001, text="relay shutting down")
+BY_PEER = Ending(None, "closed by peer", 1000)
+LOST = Ending(None, "connection lost")
+
+
+class Bench:
+    """A machine whose transport, outbox and owner write down what is asked of them."""
+
+    def __init__(self, *, idle: bool = True) -> None:
+        self.clock = Clock()
+        self.did: list[str] = []
+        self.endings: list[Ending] = []
+        self.idle = idle
+        self.drained = False
+        self.on_idle: Callable[[], None] = lambda: None
+        anything: Any = self
+        self.core = Core(self.clock, Turn(), anything, anything, anything)
+        self.life: LifeInputs = begin(self.core)
+
+    # the owner
+    def ended(self, ending: Ending) -> None:
+        self.endings.append(ending)
+
+    def close_sent(self) -> None:
+        self.did.append("close_sent")
+
+    def lost(self) -> None:
+        self.did.append("lost")
+
+    # the outbox
+    def send_close(self, payload: bytes, *, ends: bool) -> None:
+        self.did.append(f"close {payload!r} {ends}")
+
+    def stopProducing(self) -> None:
+        self.did.append("nothing more")
+
+    # the transport
+    def unregisterProducer(self) -> None: ...
+
+    def loseConnection(self) -> None:
+        self.did.append("FIN")
+
+    def abortConnection(self) -> None:
+        self.did.append("RST")
+
+    def timers(self) -> list[float]:
+        return [round(call.getTime() - self.clock.seconds(), 3) for call in self.clock.getDelayedCalls()]
+
+
+SAID = f"close {CLOSE.payload!r} False"
+ANSWERED = "close b'bye' True"
+
+TO: dict[str, Callable[[Bench], None]] = {
+    "open": lambda bench: None,
+    "waiting": lambda bench: bench.life.close_later(CLOSE, 1.0),
+    "closing": lambda bench: bench.life.close(CLOSE),
+    "draining": lambda bench: bench.life.peer_closed(BY_PEER, b"bye"),
+    "lost": lambda bench: bench.life.connection_lost(LOST),
+}
+DO: dict[str, Callable[[Bench], None]] = {
+    "close": lambda bench: bench.life.close(CLOSE),
+    "close later": lambda bench: bench.life.close_later(CLOSE, 1.0),
+    "cut": lambda bench: bench.life.cut(Ending(Reason.PONG_TIMEOUT)),
+    "peer closed": lambda bench: bench.life.peer_closed(BY_PEER, b"bye"),
+    "answered": lambda bench: bench.life.close_answered(),
+    "peer gone": lambda bench: bench.life.peer_gone(BY_PEER),
+    "time": lambda bench: bench.clock.advance(CLOSE_TIMEOUT),
+    "lost": lambda bench: bench.life.connection_lost(LOST),
+}
+
+#: (state, input) -> what is done; the rest does nothing.
+DOES: dict[tuple[str, str], list[str]] = {
+    ("open", "close"): [SAID, "close_sent"],
+    ("open", "cut"): ["RST"],
+    ("open", "peer closed"): [ANSWERED, "FIN"],
+    ("open", "peer gone"): ["nothing more"],
+    ("open", "lost"): ["nothing more", "lost"],
+    ("waiting", "cut"): ["RST"],
+    ("waiting", "peer closed"): [ANSWERED, "FIN"],
+    ("waiting", "peer gone"): ["nothing more"],
+    ("waiting", "time"): [SAID, "close_sent"],
+    ("waiting", "lost"): ["nothing more", "lost"],
+    ("closing", "cut"): ["RST"],
+    ("closing", "answered"): ["FIN"],
+    ("closing", "peer gone"): ["nothing more"],
+    ("closing", "time"): ["FIN"],
+    ("closing", "lost"): ["nothing more", "lost"],
+    ("draining", "cut"): ["RST"],
+    ("draining", "peer gone"): ["nothing more"],
+    ("draining", "time"): ["RST"],
+    ("draining", "lost"): ["nothing more", "lost"],
+}
+
+
+@pytest.mark.parametrize("happens", DO)
+@pytest.mark.parametrize("state", TO)
+def test_every_input_in_every_state(state: str, happens: str) -> None:
+    bench = Bench()
+    TO[state](bench)
+    bench.did.clear()
+    DO[happens](bench)
+    assert bench.did == DOES.get((state, happens), [])
+    assert len(bench.endings) <= 1  # the owner is told once, and the first reason stands
+    if (state, happens) not in {("open", "answered"), ("open", "time")}:
+        assert len(bench.endings) == 1
+    assert len(bench.timers()) <= 1  # the one timer
+
+
+@pytest.mark.parametrize("state", TO)
+def test_a_lost_connection_leaves_no_timer_and_says_nothing_more(state: str) -> None:
+    bench = Bench()
+    TO[state](bench)
+    bench.life.connection_lost(LOST)
+    bench.did.clear()
+    for happens in DO.values():
+        happens(bench)
+    assert (bench.did, bench.timers()) == ([], [])
+
+
+def test_what_is_queued_leaves_first_and_has_ten_seconds() -> None:
+    bench = Bench(idle=False)
+    bench.life.peer_closed(BY_PEER, b"bye")
+    assert bench.did == [ANSWERED] and bench.timers() == [CLOSE_TIMEOUT]
+    bench.idle = True
+    bench.on_idle()
+    assert bench.did == [ANSWERED, "FIN"]
+
+
+def test_without_an_answer_and_with_a_full_queue_it_is_cut() -> None:
+    bench = Bench(idle=False)
+    bench.life.close(CLOSE)
+    bench.clock.advance(CLOSE_TIMEOUT)
+    assert bench.did == [SAID, "close_sent", "RST"]
+
+
+def test_the_text_of_a_close_is_cut_at_123_bytes() -> None:
+    assert Ending(Reason.RELAY_SHUTTING_DOWN, code=1001, text="é" * 100).payload[:4] == b"\x03\xe9\xc3\xa9"
+    assert len(Ending(Reason.RELAY_SHUTTING_DOWN, code=1001, text="é" * 100).payload) <= 125
+
+
+def test_the_machine_draws_itself() -> None:
+    names = {
+        transition[0].name
+        for transition in LIFE.__automat_automaton__.allTransitions()  # type: ignore[attr-defined]
+    }
+    assert names == {"open", "waiting", "closing", "draining", "lost"}
