@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket as sockets
 from collections import deque
 from collections.abc import Callable
-from socket import socket
 from typing import Final
 
 from twisted.internet.interfaces import IPushProducer
@@ -18,7 +17,7 @@ from zope.interface import implementer
 
 from viewport_relay.wire.framing import BINARY, CLOSE, PING, PONG, frame_header, text_header
 from viewport_relay.wire.interfaces import Feeder, StreamTransport
-from viewport_relay.wire.transport import DirectTransport
+from viewport_relay.wire.transport import Sender, SendsAtOnce
 from viewport_relay.wire.turn import MOST_HELD, Turn
 
 #: The transport's own buffer, bytes: small, so that a flooding feeder delays the others little.
@@ -71,9 +70,9 @@ class Outbox:
         self._turn = turn
         self._transport = transport
         self._may_wait: Callable[[int], bool] | None = may_wait
-        self._direct: DirectTransport | None = None
-        self._socket: socket | None = None
-        self._free: socket | None = None  # the socket, while nothing waits and it may be written at once
+        self._direct: SendsAtOnce | None = None
+        self._socket: Sender | None = None
+        self._free: Sender | None = None  # the same, while nothing waits and it may be written at once
         self._plain = True  # messages are taken, and leave unsealed
         self._shut = False
         self._seal: Callable[[bytes], bytes | None] | None = None
@@ -91,11 +90,11 @@ class Outbox:
         self.blocked = False
         self.queued = 0
         #: The socket, while a frame may be given to `hold` without asking anything else.
-        self.ready: socket | None = None
+        self.ready: Sender | None = None
         transport.registerProducer(self, True)
-        if isinstance(transport, DirectTransport):
+        if isinstance(transport, SendsAtOnce):
             self._direct = transport
-            self._socket = transport.socket
+            self._socket = transport.sender
 
     @property
     def pending(self) -> int:
@@ -109,7 +108,7 @@ class Outbox:
 
     @property
     def drained(self) -> bool:
-        """Whether this is a plain TCP connection that has sent all that it was given."""
+        """Whether nothing waits anywhere, and a transport that sends at once has sent all that it was given."""
         return self._held is None and not self.blocked and self._emptied() is not None
 
     @property
@@ -260,8 +259,8 @@ class Outbox:
         records = self._seal(message)
         return b"" if records is None else frame_header(BINARY, len(records)) + records
 
-    def _emptied(self) -> socket | None:
-        """The socket if it may be written, and the transport has sent all that it was given."""
+    def _emptied(self) -> Sender | None:
+        """The sender if it may be written, and the transport has sent all that it was given."""
         direct = self._direct
         if direct is not None and direct.sent_everything:
             self._free = self._socket

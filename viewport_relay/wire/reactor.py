@@ -20,6 +20,7 @@ from typing import Any, Final
 from twisted.internet import tcp, unix
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import CONNECTION_DONE, installReactor
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python import log
 
 from viewport_relay.wire.transport import DirectTransport, TCPTransport, UnixTransport
@@ -48,7 +49,10 @@ class RelayReactor(EPollReactor):
         EPollReactor.__init__(self)
 
     def end(self, transport: Any) -> None:
-        """End a TCP connection now, in order."""
+        """End a connection that has nothing to send now, in order; TLS has to say so first."""
+        if isinstance(transport, ProtocolWrapper):
+            transport.loseConnection()
+            return
         self._disconnectSelectable(transport, CONNECTION_DONE, False)  # type: ignore[no-untyped-call]
 
     # -- events ------------------------------------------------------------------------------------------------

@@ -15,6 +15,11 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 
 
+def _closed(space: memoryview) -> int:
+    """Reads from a connection that is lost."""
+    return 0
+
+
 class Sink(Protocol):
     """Takes what was read: `space` is where the next bytes go, `received` says how many there are."""
 
@@ -23,13 +28,34 @@ class Sink(Protocol):
     def received(self, size: int) -> None: ...
 
 
-class DirectTransport:
+class Sender(Protocol):
+    """Sends what it can at once, as a socket does."""
+
+    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int: ...
+
+
+class SendsAtOnce:
+    """A transport that may be written without a turn of the reactor while it holds nothing: `sender.send(data)`."""
+
+    @property
+    def sender(self) -> Sender:
+        raise NotImplementedError
+
+    @property
+    def sent_everything(self) -> bool:
+        """Whether the transport holds nothing that is still to be sent, and `sender` may be used."""
+        raise NotImplementedError
+
+
+class DirectTransport(SendsAtOnce):
     """A transport whose socket may be read and written without it. It is mixed into Twisted's server transports."""
 
     socket: socket
     reactor: Any
     dataBuffer: bytes
     _tempDataLen: int
+    write: Callable[[bytes], None]
+    _receive: Callable[[memoryview], int]
     _sink: Sink | None = None
     _watched = False
     _hung_up = False
@@ -37,19 +63,35 @@ class DirectTransport:
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
         """Give everything that is read from now on to `sink`; what is returned reads more, at once or with OSError."""
         self._sink = sink
-        return self.socket.recv_into
+        self._receive = self.socket.recv_into
+        return self._receive
+
+    @property
+    def sender(self) -> Sender:
+        return self.socket
 
     @property
     def sent_everything(self) -> bool:
-        """Whether the transport holds nothing that is still to be sent."""
         return not self.dataBuffer and not self._tempDataLen
+
+    def send_now(self, data: bytes) -> None:
+        """Send bytes at once, or as soon as the socket takes them."""
+        if not self.dataBuffer and not self._tempDataLen:
+            try:
+                sent = self.socket.send(data)
+            except OSError:
+                sent = 0  # full, or broken: the reactor finds out which
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self.write(data)
 
     def doRead(self) -> Any:
         sink = self._sink
         if sink is None:
             return super().doRead()  # type: ignore[misc]  # Twisted's, behind this mixin
         try:
-            size = self.socket.recv_into(sink.space)
+            size = self._receive(sink.space)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
@@ -86,6 +128,7 @@ class DirectTransport:
         if self._watched:
             self._unwatch()
         self._sink = None
+        self._receive = _closed
         super().connectionLost(reason)  # type: ignore[misc]
 
 
