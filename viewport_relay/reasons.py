@@ -81,6 +81,12 @@ class Reason(Enum):
         "find the peer that reconnects in a loop (its IP is in the details); raise RELAY_RATE_LIMIT_PER_IP, "
         "or 0 turns the limit off; behind a proxy set RELAY_TRUSTED_PROXIES, or all peers share one address",
     )  # fmt: skip
+    HTTP_RATE_LIMIT_EXCEEDED = _upgrade(
+        "HTTP rate limit exceeded", 429,
+        "one address made more plain HTTP requests within a minute than RELAY_HTTP_RATE_PER_IP allows",
+        "find who asks so often (the IP is in the details); let scrapers send an admin token, which is not counted; "
+        "behind a proxy set RELAY_TRUSTED_PROXIES, or all clients share one address",
+    )  # fmt: skip
     TOO_MANY_CONNECTIONS = _upgrade(
         "too many connections", 503,
         "the relay holds RELAY_MAX_TOTAL_CONNECTIONS connections",
@@ -438,6 +444,11 @@ class Reason(Enum):
         "admin token missing or wrong", 401,
         "an admin path was asked without the right RELAY_ADMIN_TOKEN",
         "send Authorization: Bearer and the token; if no operator of yours did, close the admin paths to the outside",
+    )  # fmt: skip
+    ADMIN_RATE_LIMIT_EXCEEDED = _upgrade(
+        "too many wrong admin tokens", 429, "one address sent more than 20 wrong admin tokens within a minute",
+        "find the client with the old token (its IP is in the details); if it is none of yours, keep the admin paths away "
+        "from the public (RELAY_ADMIN_LISTEN)",
     )  # fmt: skip
     ADMIN_ENDPOINTS_DISABLED = _upgrade(
         "admin endpoints disabled", 404,

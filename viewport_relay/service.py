@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from twisted.application.service import MultiService
@@ -19,13 +19,15 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStrea
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
+from twisted.web.server import Request
 
 from viewport_relay import __version__, descriptors
+from viewport_relay.admin.auth import WRONG_TOKENS_PER_MINUTE, AdminAuth
 from viewport_relay.admin.facts import facts_reader
 from viewport_relay.admin.settings import started
 from viewport_relay.admin.site import build as build_door
 from viewport_relay.admin.state import StateSource
-from viewport_relay.admission.addresses import client_address, is_trusted
+from viewport_relay.admission.addresses import TrustedProxies, counted_as
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
@@ -38,6 +40,7 @@ from viewport_relay.config import (
     Reread,
     bracketed,
     configured_secrets,
+    is_loopback,
 )
 from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.notify import Notifier
@@ -51,12 +54,15 @@ from viewport_relay.sessions.build import build, frame_rates
 from viewport_relay.sessions.join import target_of
 from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.signals import Signals
-from viewport_relay.wire.channel import HttpConnections
+from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.connection import ConnectionFactory
 from viewport_relay.wire.drain import Drain
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.heartbeat import Heartbeat
+from viewport_relay.wire.httpconnections import HttpConnections
+from viewport_relay.wire.plainhttp import HttpBudget, PlainHttp
 from viewport_relay.wire.proxyprotocol import ProxyFactory
-from viewport_relay.wire.site import RelaySite, Root
+from viewport_relay.wire.site import Pages, RelaySite, Root
 from viewport_relay.wire.tls import CertificateWatch, ServerContext, TLSFactory
 from viewport_relay.wire.turn import turn_of
 from viewport_relay.wire.upgrade import UpgradeResource
@@ -89,6 +95,10 @@ def cannot_listen(error: BaseException) -> str:
     where = error.port if isinstance(error.port, str) else bracketed(error.interface or "0.0.0.0", error.port)
     why = getattr(error.socketError, "strerror", None) or error.socketError
     return f"cannot listen on {where}: {why}"
+
+
+def _trusted(config: Config) -> TrustedProxies:
+    return TrustedProxies(config.trusted_proxies.networks, config.trusted_proxies.unix)
 
 
 class RelayState:
@@ -192,6 +202,7 @@ class RelayService(MultiService):
             fast_path=config.fast_path,
         )
         self._open_files = open_files
+        self.address = ClientAddress(_trusted(config))
         self.upgrade = self._make_upgrade()
         self.state: StateSource = RelayState(self)
         #: what the operator's door shows
@@ -202,6 +213,15 @@ class RelayService(MultiService):
         self._tls = ServerContext.from_config(config)
         self._certificates = None if self._tls is None else CertificateWatch(self._tls, reactor, log)
         self._http: list[HttpConnections] = []
+        self._http_budget = HttpBudget(reactor, config.http_rate_per_ip, log, self.counters)
+        self._http_queue = FairQueue(reactor)
+        wrong_tokens = WindowCounter(WRONG_TOKENS_PER_MINUTE)
+        self.admin_auth = AdminAuth(
+            config.admin_tokens if config.enable_admin_http else (),
+            config.metrics_tokens if config.enable_admin_http else (),
+            now=self.now,
+            wrong_token=lambda address: wrong_tokens.hit(counted_as(address), reactor.seconds()),
+        )
         self._ports: list[IListeningPort] = []
         self._timers: list[LoopingCall] = []
         self.drain = Drain(reactor, self.factory.connections, config.drain_seconds, target_of)
@@ -215,6 +235,7 @@ class RelayService(MultiService):
             self.reactor,
             self.log,
             self.counters,
+            address=self.address,
             gate=self.gate,
             factory=self.factory,
             opened=self.relaying.sessions.opened,
@@ -307,7 +328,7 @@ class RelayService(MultiService):
         config = self.config
         peers = config.listen_endpoint or f"{config.listen_host}:{self.port}"
         listens = {"peers": f"{'wss' if self._tls is not None else 'ws'} on {peers}"}
-        if config.admin_token is not None and config.enable_admin_http:
+        if config.admin_tokens and config.enable_admin_http:
             listens["admin"] = f"http on {config.admin_listen}" if config.admin_listen else "with the peers"
         self.log.event(
             "relay_started",
@@ -348,7 +369,7 @@ class RelayService(MultiService):
         made = HttpConnections(
             self._http_room,
             per_address,
-            lambda host: is_trusted(host, self.config.trusted_proxies),
+            self.address.trusts,
             self.log,
         )
         self._http.append(made)
@@ -383,16 +404,42 @@ class RelayService(MultiService):
         return kind(self.reactor, port, backlog=_BACKLOG, interface=name)
 
     def _public_factory(self) -> IProtocolFactory:
-        documents = {WELL_KNOWN_PATH: well_known(self.config, self.keys)}
+        own: dict[bytes, Callable[[Request], bytes | int]] = {
+            WELL_KNOWN_PATH: well_known(self.config, self.keys),
+            b"/ws": self.upgrade.render,
+        }
         site: IProtocolFactory = RelaySite(
-            Root(self.upgrade, self._door(admin=not self.config.admin_listen), documents),
+            Root(self.upgrade, self._plain(admin=not self.config.admin_listen, own=own)),
             self._http_connections(public=True),
+            self.config.http_keep_alive,
         )
         factory = site if self._tls is None else TLSFactory(self._tls, False, site, self.reactor)
-        return ProxyFactory(factory) if self.config.proxy_protocol else factory
+        if not self.config.proxy_protocol:
+            return factory
+        return ProxyFactory(factory, self.address.trusts if self.config.trusted_proxies else None, self.log)
 
     def _admin_factory(self) -> IProtocolFactory:
-        return RelaySite(Root(None, self._door(admin=True)), self._http_connections(public=False))
+        """The admin listener's site: over the relay's TLS, unless it listens on loopback."""
+        root = Root(None, self._plain(admin=True, own={}))
+        site = RelaySite(root, self._http_connections(public=False), self.config.http_keep_alive)
+        host = self.config.admin_listen[0] if self.config.admin_listen is not None else "127.0.0.1"
+        return (
+            site
+            if self._tls is None or is_loopback(host)
+            else TLSFactory(self._tls, False, site, self.reactor)
+        )
+
+    def _plain(self, *, admin: bool, own: Mapping[bytes, Callable[[Request], bytes | int]]) -> PlainHttp:
+        """Everything but upgrades, for one listener; `own` are the wire's own pages."""
+        door = self._door(admin=admin)
+        return PlainHttp(
+            Pages(door, own),
+            self.reactor,
+            self._http_budget,
+            self._http_queue,
+            self.address,
+            self.admin_auth.admits,
+        )
 
     def _door(self, *, admin: bool) -> Any:
         return build_door(
@@ -403,16 +450,10 @@ class RelayService(MultiService):
             reactor=self.reactor,
             started_at=self.now(),
             now=self.now,
-            client_ip=self._client_ip,
+            client_ip=self.address,
+            auth=self.admin_auth,
             admin=admin,
         )
-
-    def _client_ip(self, request: Any) -> str:
-        host = str(getattr(request.getClientAddress(), "host", None) or "unknown")
-        forwarded = [
-            v.decode("latin-1") for v in request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())
-        ]
-        return client_address(host, forwarded, self.config.trusted_proxies)
 
     def _listen(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, name: str) -> None:
         """Listen now or not at all: without its port the relay ends with status 1."""
@@ -463,6 +504,9 @@ class RelayService(MultiService):
         """Take up new limits, proxies, origins and log level. Every connection stays."""
         config = self.config = reloaded.config
         self.log.apply(config.log_level, configured_secrets(config))  # type: ignore[arg-type]  # as in tap.py
+        self.address.trusted = _trusted(config)
+        if config.enable_admin_http:
+            self.admin_auth.set_tokens(config.admin_tokens, config.metrics_tokens)
         self.upgrade.apply(config, **self._upgrade_limits())
         self.relaying.router.rates = frame_rates(config)
 
@@ -508,6 +552,7 @@ class RelayService(MultiService):
         self._stop_rooms()
         for port in self._ports:
             port.stopListening()
+        self._http_queue.stop()
         for connections in self._http:
             connections.close()
         self._notifier.stop_watchdog()

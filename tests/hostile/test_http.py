@@ -17,7 +17,7 @@ HASTE = "import viewport_relay.wire.channel as channel\nchannel.REQUEST_TIMEOUT 
 
 @pytest.fixture(scope="module")
 def relay(platform: FaultyPlatform) -> Iterator[Relay]:
-    with running(platform.environment(), before=HASTE) as made:
+    with running(platform.environment() | {"RELAY_HTTP_KEEP_ALIVE_SEC": "2"}, before=HASTE) as made:
         yield made
         assert made.errors() == []
 

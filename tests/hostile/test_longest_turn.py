@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import pytest
 from twisted.web.http_headers import Headers
+from viewport_relay.wire.head import read_upgrade
 
 from viewport_relay.admission.http import Answer
 from viewport_relay.admission.jwt import read_header
@@ -28,7 +29,6 @@ from viewport_relay.observe.logs import EventLog
 from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
 from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.head import read_upgrade
 
 FRAME: Final = 1_048_576
 ANSWER: Final = 262_144

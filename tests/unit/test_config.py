@@ -259,7 +259,7 @@ def test_secret_from_a_file(variable: Any, tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text(f"  {text}\n")
     config = load({**BASE, f"{variable.name}_FILE": str(file)})
-    assert getattr(config, variable.attribute) == text
+    assert getattr(config, variable.attribute) in (text, (text,))
     assert config.sources[variable.attribute] == f"{variable.name}_FILE"
     assert config.warnings == ()
 
@@ -386,7 +386,7 @@ def test_trusted_proxies() -> None:
             "RELAY_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7 ,nonsense,::ffff:198.51.100.0/120,2001:db8::/32",
         }
     )
-    assert config.trusted_proxies == (
+    assert config.trusted_proxies.networks == (
         ipaddress.ip_network("10.0.0.0/8"),
         ipaddress.ip_network("192.0.2.7/32"),
         ipaddress.ip_network("198.51.100.0/24"),
@@ -451,3 +451,35 @@ def test_any_environment_is_read_or_refused_with_words(environ: dict[str, str]) 
         assert all(isinstance(problem, str) and problem for problem in error.problems)
     else:
         assert config.jwks_url.startswith("http")
+
+
+def test_peers_on_a_unix_socket_are_trusted_by_name_and_missed_by_a_warning() -> None:
+    unix = {**BASE, "RELAY_LISTEN_ENDPOINT": "unix:/run/relay.sock", "RELAY_MODE": "dev"}
+    named = load({**unix, "RELAY_TRUSTED_PROXIES": "unix:, 10.0.0.0/8"})
+    assert named.trusted_proxies.unix and len(named.trusted_proxies.networks) == 1 and named.warnings == ()
+    [warning] = load(unix).warnings
+    assert "RELAY_TRUSTED_PROXIES=unix:" in warning
+
+
+def test_admin_tokens_do_not_travel_in_clear_text_in_prod(tmp_path: Path) -> None:
+    open_listener = {**PROD, "RELAY_ADMIN_TOKEN": STRONG, "RELAY_ADMIN_LISTEN": "0.0.0.0:7782"}
+    with pytest.raises(ConfigError) as refused:
+        load(open_listener)
+    [problem] = refused.value.problems
+    assert (
+        problem.startswith("RELAY_ADMIN_LISTEN=0.0.0.0:7782 ") and "RELAY_TLS_TERMINATION=platform" in problem
+    )
+    load({**open_listener, "RELAY_TLS_TERMINATION": "platform"})
+    load({**open_listener, "RELAY_ADMIN_LISTEN": "127.0.0.1:7782"})
+    load({**open_listener, "RELAY_MODE": "staging"})
+    for name in ("RELAY_TLS_CERT_PATH", "RELAY_TLS_KEY_PATH"):
+        path = tmp_path / name
+        path.touch(0o600)
+        open_listener[name] = str(path)
+    load(open_listener)
+
+
+def test_each_of_several_tokens_must_be_strong() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load({**PROD, "RELAY_ADMIN_TOKEN": f"{STRONG},changeme"})
+    assert "RELAY_ADMIN_TOKEN is" in str(refused.value)

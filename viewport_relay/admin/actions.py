@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import Request
 
 from viewport_relay.admin.reply import BadRequest, body_json, put_json, put_late
 from viewport_relay.admin.state import StateSource
@@ -58,8 +58,7 @@ class Actions:
             return put_json(request, {"ok": True, "disconnected": closed})
 
         if isinstance(closed, Deferred):
-            closed.addCallback(say).addCallback(put_late, request)
-            return NOT_DONE_YET
+            return put_late(request, closed, say)
         return say(closed)
 
     def flush(self, request: Request) -> bytes:

@@ -1,9 +1,9 @@
-"""Who may use the operator's door.
+"""Authorization of HTTP requests to the admin pages.
 
-Programs send the admin token in a header. The dashboard hands it in once and gets a cookie that scripts cannot
-read, that other sites cannot send, and that is worth nothing for a POST or DELETE without a second value which
-only the dashboard's own page has. Both are derived from the admin token, so there is no table of sessions to
-fill up, every worker process accepts them, and a new admin token ends them all.
+Programs send a token in a header. The dashboard hands the token in once and gets a session cookie that scripts cannot
+read, that other sites cannot send, and that is worth nothing for a POST or DELETE without a second value (CSRF) which
+only the dashboard's own page has. Both are derived from the tokens, so sessions survive a restart and end when the tokens
+change; the server keeps only the sessions that were signed out before their time.
 """
 
 from __future__ import annotations
@@ -12,56 +12,79 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
 
 from twisted.web.server import Request
 
 from viewport_relay.reasons import Reason
 
-CSRF_HEADER = "x-relay-csrf"
+CSRF_HEADER: Final = "x-relay-csrf"
 
-#: How long a sign-in lasts, seconds.
-SESSION_SECONDS = 12 * 3600
+#: How long a session lasts, seconds.
+SESSION_SECONDS: Final = 12 * 3600
 
-_BEARER = re.compile(rb"bearer(?:\s+(.*))?\Z", re.IGNORECASE | re.DOTALL)
-_SAFE_METHODS = frozenset({b"GET", b"HEAD"})
+#: Signed-out sessions that are remembered at most; the oldest go first. Only token holders can make one.
+ENDED_MAX: Final = 4096
+
+#: Wrong tokens of one address within a minute that are answered 401; then they are answered 429.
+WRONG_TOKENS_PER_MINUTE: Final = 20
+
+#: What a page asks of its reader: an admin token or a session; or, read only, a metrics token at least.
+Need = Literal["operator", "scraper"]
+
+_BEARER: Final = re.compile(rb"bearer(?:\s+(.*))?\Z", re.IGNORECASE | re.DOTALL)
+_SAFE_METHODS: Final = frozenset({b"GET", b"HEAD"})
 
 
-class Gate:
-    """Judges requests.
+class AdminAuth:
+    """Judges requests by their token or session."""
 
-    `token` is RELAY_ADMIN_TOKEN, None when there is none; `now` gives seconds since the epoch.
-    """
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        metrics_tokens: Sequence[str] = (),
+        *,
+        now: Callable[[], float],
+        wrong_token: Callable[[str], int] = lambda address: 0,
+    ) -> None:
+        """`tokens` are those of RELAY_ADMIN_TOKEN, `metrics_tokens` those of RELAY_METRICS_TOKEN.
 
-    def __init__(self, token: str | None, *, now: Callable[[], float]) -> None:
-        self._token = token.encode("utf-8") if token else None
+        `now` gives seconds since the epoch. `wrong_token` counts a wrong token of an address, and returns the seconds for
+        which it is over its limit, or 0.
+        """
         self._now = now
-        self._key = hmac.digest(self._token or os.urandom(32), b"viewport relay admin session", "sha256")
-        # browsers do not tell the ports of one host apart: two relays there need two names
+        self._wrong_token = wrong_token
+        self._ended: dict[
+            str, int
+        ] = {}  # stem of a signed-out session -> second at which it would have ended
+        self.set_tokens(tokens, metrics_tokens)
+
+    def set_tokens(self, tokens: Sequence[str], metrics_tokens: Sequence[str]) -> None:
+        """Take up other tokens. Sessions of the dashboard end when the admin tokens change."""
+        self._tokens = [token.encode("utf-8") for token in tokens]
+        self._metrics_tokens = [token.encode("utf-8") for token in metrics_tokens]
+        secret = b"\n".join(self._tokens) or os.urandom(32)
+        self._key = hmac.digest(secret, b"viewport relay admin session", "sha256")
+        # Browsers do not tell the ports of one host apart: two relays there need two names.
         self.cookie = f"relay_admin_{self._mac('name', '')[:8]}"
 
     @property
     def exists(self) -> bool:
         """Whether there is an admin token at all."""
-        return self._token is not None
+        return bool(self._tokens)
 
-    def judge(self, request: Request) -> Reason | None:
-        """None: let it in; else why not.
+    def judge(self, request: Request, need: Need = "operator") -> Reason | None:
+        """None when the request may have what it asks for, else the reason why not.
 
         A bearer header decides alone; then X-Relay-Admin-Token; then the dashboard's cookie.
         """
-        if self._token is None:
+        given = _given_tokens(request)
+        if not self._tokens and not (self._metrics_tokens and need == "scraper"):
             return Reason.ADMIN_ENDPOINTS_DISABLED
-        headers = request.requestHeaders
-        bearers = [
-            match[1] or b""
-            for value in headers.getRawHeaders(b"authorization", [])
-            if (match := _BEARER.match(value.strip()))
-        ]
-        given = [value.strip() for value in bearers] or headers.getRawHeaders(b"x-relay-admin-token", [])
         if given:
-            right = len(given) == 1 and self.is_token(given[0])
-            return None if right else Reason.ADMIN_UNAUTHORIZED
+            known = self.is_token(given[0]) or (need == "scraper" and self._is_metrics_token(given[0]))
+            return None if len(given) == 1 and known else Reason.ADMIN_UNAUTHORIZED
         session = self.session(request)
         if session is None:
             return Reason.ADMIN_UNAUTHORIZED
@@ -71,11 +94,36 @@ class Gate:
                 return Reason.ADMIN_CSRF_MISMATCH
         return None
 
-    def is_token(self, given: bytes) -> bool:
-        """Whether this is the admin token, in time that does not depend on where it differs."""
-        return self._token is not None and hmac.compare_digest(given, self._token)
+    def admits(self, request: Request) -> bool:
+        """Whether the request carries a valid token of either kind, or a valid session."""
+        return self.judge(request, "scraper") is None
 
-    # -- the dashboard's session -----------------------------------------------------------------------------
+    def over_limit(self, request: Request, address: str) -> int:
+        """Count a refused request's wrong token; a request without a token is not counted.
+
+        Returns 0, or the seconds for which the address is over WRONG_TOKENS_PER_MINUTE. A right token is always taken: an
+        address that many share (a proxy's) must not lock operators out, and tokens are too long to be guessed.
+        """
+        given = _given_tokens(request)
+        if not given or self._is_metrics_token(given[0]):
+            return 0
+        return self._wrong_token(address)
+
+    def signs_in(self, token: bytes, address: str) -> tuple[Reason | None, int]:
+        """Judge the token of the sign-in form: None and 0, or a reason and the seconds to wait."""
+        if self.is_token(token):
+            return None, 0
+        wait = self._wrong_token(address)
+        return (Reason.ADMIN_RATE_LIMIT_EXCEEDED if wait else Reason.ADMIN_UNAUTHORIZED), wait
+
+    def is_token(self, given: bytes) -> bool:
+        """Whether this is an admin token, in time that does not depend on where it differs."""
+        return any(hmac.compare_digest(given, token) for token in self._tokens)
+
+    def _is_metrics_token(self, given: bytes) -> bool:
+        return any(hmac.compare_digest(given, token) for token in self._metrics_tokens)
+
+    # -- sessions of the dashboard ---------------------------------------------------------------------------
 
     def open_session(self) -> tuple[str, int]:
         """A new cookie value and the second at which it ends."""
@@ -84,22 +132,30 @@ class Gate:
         return f"{stem}.{self._mac('session', stem)}", ends
 
     def session(self, request: Request) -> str | None:
-        """The request's session if it is one of ours and not over."""
+        """The request's session, if this relay made it and it has not ended."""
         raw = request.getCookie(self.cookie.encode("ascii"))
-        if raw is None or self._token is None:
+        if raw is None or not self._tokens:
             return None
         text = raw.decode("latin-1")
         stem, _, mac = text.rpartition(".")
         if not hmac.compare_digest(mac.encode("utf-8"), self._mac("session", stem).encode("ascii")):
             return None
-        return text if int(stem.partition(".")[0]) > self._now() else None
+        return text if _end_of(stem) > self._now() and stem not in self._ended else None
+
+    def end_session(self, session: str) -> None:
+        """Sign a session out: its cookie is worth nothing from now on."""
+        stem, now = session.rpartition(".")[0], self._now()
+        self._ended = {other: ends for other, ends in self._ended.items() if ends > now}
+        if len(self._ended) >= ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
+        self._ended[stem] = _end_of(stem)
 
     def csrf(self, session: str) -> str:
         """What a POST or DELETE of this session must carry in X-Relay-CSRF."""
         return self._mac("csrf", session)
 
     def set_cookie(self, request: Request, value: str, seconds: int, *, secure: bool) -> None:
-        """Put the session cookie on the answer; 0 seconds takes it away."""
+        """Put the session cookie on the answer; 0 seconds takes the cookie away."""
         parts = [f"{self.cookie}={value}", "Path=/", f"Max-Age={seconds}", "HttpOnly", "SameSite=Strict"]
         if secure:
             parts.append("Secure")
@@ -108,3 +164,18 @@ class Gate:
     def _mac(self, purpose: str, text: str) -> str:
         message = f"{purpose}|{text}".encode("utf-8", "replace")
         return hmac.new(self._key, message, hashlib.sha256).hexdigest()
+
+
+def _given_tokens(request: Request) -> list[bytes]:
+    """The tokens in the request's headers: the bearer ones, or else those of X-Relay-Admin-Token."""
+    headers = request.requestHeaders
+    bearers = [
+        (match[1] or b"").strip()
+        for value in headers.getRawHeaders(b"authorization", [])
+        if (match := _BEARER.match(value.strip()))
+    ]
+    return bearers or list(headers.getRawHeaders(b"x-relay-admin-token", []))
+
+
+def _end_of(stem: str) -> int:
+    return int(stem.partition(".")[0])

@@ -13,11 +13,10 @@ from importlib.resources import files
 from attrs import frozen
 from twisted.web.server import Request
 
-from viewport_relay.admin.auth import SESSION_SECONDS, Gate
+from viewport_relay.admin.auth import SESSION_SECONDS, AdminAuth
 from viewport_relay.admin.reply import BadRequest, body_json, put, put_json, refuse
 from viewport_relay.observe.logs import timestamp
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.reasons import Reason
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -72,9 +71,9 @@ class SignIn:
     """`/admin/api/session`: POST the token for a cookie, GET whether there is one, DELETE it."""
 
     def __init__(
-        self, gate: Gate, log: EventSink, client_ip: Callable[[Request], str], *, always_secure: bool
+        self, auth: AdminAuth, log: EventSink, client_ip: Callable[[Request], str], *, always_secure: bool
     ) -> None:
-        self._gate = gate
+        self._auth = auth
         self._log = log
         self._client_ip = client_ip
         self._always_secure = always_secure
@@ -84,25 +83,31 @@ class SignIn:
         if not isinstance(token, str):
             raise BadRequest("token", "the admin token")
         ip = self._client_ip(request)
-        if not self._gate.is_token(token.strip().encode("utf-8", "replace")):
-            self._log.event("admin_refused", reason=Reason.ADMIN_UNAUTHORIZED, ip=ip, path="/admin/")
-            return refuse(request, Reason.ADMIN_UNAUTHORIZED)
-        session, ends = self._gate.open_session()
-        self._gate.set_cookie(request, session, SESSION_SECONDS, secure=self._secure(request))
+        reason, wait = self._auth.signs_in(token.strip().encode("utf-8", "replace"), ip)
+        if reason is not None:
+            if wait:
+                request.setHeader("Retry-After", str(wait))
+            self._log.event("admin_refused", reason=reason, ip=ip, path="/admin/")
+            return refuse(request, reason)
+        session, ends = self._auth.open_session()
+        self._auth.set_cookie(request, session, SESSION_SECONDS, secure=self._secure(request))
         self._log.event("operator_signed_in", message="an operator opened the dashboard", operator=ip)
         return put_json(
             request,
-            {"ok": True, "signedIn": True, "csrf": self._gate.csrf(session), "until": timestamp(ends)},
+            {"ok": True, "signedIn": True, "csrf": self._auth.csrf(session), "until": timestamp(ends)},
         )
 
     def ask(self, request: Request) -> bytes:
-        session = self._gate.session(request)
+        session = self._auth.session(request)
         if session is None:
             return put_json(request, {"ok": True, "signedIn": False})
-        return put_json(request, {"ok": True, "signedIn": True, "csrf": self._gate.csrf(session)})
+        return put_json(request, {"ok": True, "signedIn": True, "csrf": self._auth.csrf(session)})
 
     def sign_out(self, request: Request) -> bytes:
-        self._gate.set_cookie(request, "", 0, secure=self._secure(request))
+        session = self._auth.session(request)
+        if session is not None:
+            self._auth.end_session(session)
+        self._auth.set_cookie(request, "", 0, secure=self._secure(request))
         return put_json(request, {"ok": True, "signedIn": False})
 
     def _secure(self, request: Request) -> bool:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from attrs import define
-from twisted.web.server import Request
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.reasons import Reason
 
 #: Longest body of a request, bytes.
 MAX_BODY = 16_384
+
+T = TypeVar("T")
 
 JSON_TYPE = "application/json; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
@@ -74,11 +78,26 @@ def prefers_text(accept: str) -> bool:
     return text > as_json and text >= quality.get("*/*", 0.0)
 
 
-def put_late(body: bytes, request: Request) -> None:
-    """Send a body for which `render` has returned NOT_DONE_YET, unless the client has left."""
-    if not (request.finished or request._disconnected):
-        request.write(body)
-        request.finish()
+def put_late(request: Request, waiting: Deferred[T], page: Callable[[T], bytes | int]) -> int:
+    """Answer with what `page` makes of the result of `waiting`, unless the client has left by then."""
+    left = False
+
+    def gone(failure: Failure) -> None:
+        nonlocal left
+        left = True
+
+    def put(result: T) -> None:
+        if left:
+            return
+        body = page(result)
+        if isinstance(body, bytes):
+            request.write(body)
+            request.finish()
+
+    request.notifyFinish().addErrback(gone)
+    waiting.addCallback(put)
+    waiting.addErrback(lambda failure: failure if left else request.processingFailed(failure))
+    return NOT_DONE_YET
 
 
 def refuse(request: Request, reason: Reason, **more: object) -> bytes:

@@ -16,7 +16,7 @@ from twisted.web.server import Request
 
 from viewport_relay import __version__
 from viewport_relay.admin.actions import Actions
-from viewport_relay.admin.auth import Gate
+from viewport_relay.admin.auth import AdminAuth
 from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.connections import Connections
 from viewport_relay.admin.explain import PREFIX, ExplainPage
@@ -26,7 +26,7 @@ from viewport_relay.admin.logs import TEXT_PATH, LogsPage
 from viewport_relay.admin.metrics import MetricsPage
 from viewport_relay.admin.overview import Overview
 from viewport_relay.admin.page import SignIn, assets
-from viewport_relay.admin.reply import BadRequest, put_json, refuse, refuse_bad
+from viewport_relay.admin.reply import BadRequest, put, put_json, refuse, refuse_bad
 from viewport_relay.admin.state import StateSource, state_json
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
@@ -40,10 +40,12 @@ Page = Callable[[Request], bytes | int]
 
 @frozen
 class Route:
-    """A page and who may see it: anybody, anybody while there is an admin token at all, or its holder."""
+    """A page and who may see it: anybody; anybody while there is an admin token; holders of a metrics or an admin token;
+    holders of an admin token.
+    """
 
     page: Page
-    who: Literal["anybody", "visitor", "operator"] = "operator"
+    who: Literal["anybody", "visitor", "scraper", "operator"] = "operator"
 
 
 def peer_address(request: Request) -> str:
@@ -60,7 +62,7 @@ class Door(Resource):
     def __init__(
         self,
         routes: dict[tuple[bytes, bytes], Route],
-        gate: Gate,
+        auth: AdminAuth,
         log: EventLog,
         client_ip: Callable[[Request], str],
         history: History | None,
@@ -68,44 +70,67 @@ class Door(Resource):
         Resource.__init__(self)
         self._history = history
         self._routes = routes
-        self._gate = gate
+        self._auth = auth
         self._log = log
         self._client_ip = client_ip
 
     def render(self, request: Request) -> bytes | int:
+        """Answer a request; HEAD as GET, without the body (RFC 9110 section 9.3.2)."""
+        body = self._render(request)
+        if request.method != b"HEAD":
+            return body
+        if isinstance(body, bytes):
+            return b""
+        if request.startedWriting:  # a stream: its head is all there is
+            request.unregisterProducer()
+            request.finish()
+        return body
+
+    def _render(self, request: Request) -> bytes | int:
         route = self._route(request)
         if route is None:
             return put_json(request, {"ok": False, "reason": Reason.NOT_FOUND.code}, 404)
-        if route.who == "visitor" and not self._gate.exists:
+        if route.who == "visitor" and not self._auth.exists:
             return refuse(request, Reason.ADMIN_ENDPOINTS_DISABLED)
-        if route.who == "operator":
-            refusal = self._gate.judge(request)
+        if route.who == "operator" or route.who == "scraper":
+            refusal = self._auth.judge(request, route.who)
             if refusal is not None:
-                self._note(request, refusal)
-                return refuse(request, refusal)
+                return self._refuse(request, refusal)
         try:
             return route.page(request)
         except BadRequest as bad:
             return refuse_bad(request, bad)
 
     def _route(self, request: Request) -> Route | None:
+        method = b"GET" if request.method == b"HEAD" else request.method
         path = PREFIX if request.path.startswith(PREFIX) else request.path
-        return self._routes.get((request.method, path))
+        return self._routes.get((method, path))
 
     def is_operators(self, request: Request) -> bool:
         """Whether it is a page for operators only, asked by one."""
         route = self._route(request)
-        return route is not None and route.who == "operator" and self._gate.judge(request) is None
+        return route is not None and (
+            (route.who == "operator" or route.who == "scraper")
+            and self._auth.judge(request, route.who) is None
+        )
 
     def stop(self) -> None:
         """Stop keeping the numbers of the last hour; safe at any time."""
         if self._history is not None:
             self._history.stop()
 
-    def _note(self, request: Request, reason: Reason) -> None:
-        if reason is not Reason.ADMIN_ENDPOINTS_DISABLED:
-            path = request.path.decode("latin-1")
-            self._log.event("admin_refused", reason=reason, ip=self._client_ip(request), path=path)
+    def _refuse(self, request: Request, reason: Reason) -> bytes:
+        """Refuse a request for want of a right token. Whoever tries many wrong ones is told to wait."""
+        if reason is Reason.ADMIN_ENDPOINTS_DISABLED:
+            return refuse(request, reason)
+        address, wait = self._client_ip(request), 0
+        if reason is Reason.ADMIN_UNAUTHORIZED:
+            wait = self._auth.over_limit(request, address)
+        if wait:
+            reason = Reason.ADMIN_RATE_LIMIT_EXCEEDED
+            request.setHeader("Retry-After", str(wait))
+        self._log.event("admin_refused", reason=reason, ip=address, path=request.path.decode("latin-1"))
+        return refuse(request, reason)
 
 
 def build(
@@ -117,6 +142,7 @@ def build(
     reactor: IReactorTime,
     started_at: float,
     now: Callable[[], float],
+    auth: AdminAuth,
     client_ip: Callable[[Request], str] = peer_address,
     admin: bool = True,
 ) -> Door:
@@ -127,7 +153,6 @@ def build(
     From here on the door keeps the numbers of the last hour, until its `stop`.
     """
     facts = facts_reader(config, log, state, now)
-    gate = Gate(config.admin_token if config.enable_admin_http else None, now=now)
     routes: dict[tuple[bytes, bytes], Route] = {
         (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, started_at, now)), "anybody"),
         (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "anybody"),
@@ -146,7 +171,7 @@ def build(
             started_at=started_at, now=now,
         )  # fmt: skip
         connections = Connections(state, log.redactor)
-        sign_in = SignIn(gate, log, client_ip, always_secure=config.tls_termination == "platform")
+        sign_in = SignIn(auth, log, client_ip, always_secure=config.tls_termination == "platform")
         kept = history
         routes |= {
             (b"GET", b"/logs"): Route(logs.render),
@@ -154,7 +179,7 @@ def build(
             (b"GET", PREFIX): Route(explain.render),
             (b"GET", PREFIX.rstrip(b"/")): Route(explain.render),
             (b"GET", b"/state"): Route(lambda r: put_json(r, state_json(config, state, log.redactor))),
-            (b"GET", b"/metrics"): Route(metrics.render),
+            (b"GET", b"/metrics"): Route(metrics.render, "scraper"),
             (b"POST", b"/disconnect"): Route(actions.disconnect),
             (b"POST", b"/cache/flush"): Route(actions.flush),
             (b"GET", b"/admin/api/session"): Route(sign_in.ask, "visitor"),
@@ -167,9 +192,12 @@ def build(
             (b"GET", b"/admin/api/settings"): Route(overview.settings),
             (b"GET", b"/admin/api/history"): Route(lambda r: put_json(r, kept.as_json())),
         }
+        if auth.exists:
+            for path in (b"/", b"/admin"):
+                routes[b"GET", path] = Route(_to_dashboard, "anybody")
         for name, asset in assets().items():
             routes[b"GET", b"/admin/" + name] = Route(asset.render, "visitor")
-    return Door(routes, gate, log, client_ip, history)
+    return Door(routes, auth, log, client_ip, history)
 
 
 def health_json(config: Config, started_at: float, now: Callable[[], float]) -> dict[str, Any]:
@@ -187,6 +215,11 @@ def health_json(config: Config, started_at: float, now: Callable[[], float]) -> 
         body["relayId"] = config.relay_id
         body["version"] = __version__
     return body
+
+
+def _to_dashboard(request: Request) -> bytes:
+    request.setHeader("Location", "/admin/")
+    return put(request, 302, "text/plain; charset=utf-8", b"")
 
 
 def _ready(request: Request, state: StateSource) -> bytes:

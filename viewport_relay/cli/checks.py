@@ -52,7 +52,7 @@ def settings(config: Config) -> Iterator[Finding]:
     elif key_in_clear(config):
         fix = "let RELAY_VALIDATE_URL begin with https:// unless the way there is private"
         yield warn("RELAY_INTERNAL_KEY", "goes to the platform in clear text", fix)
-    if config.admin_token is None:
+    if not config.admin_tokens:
         fix = "set it to 16 random characters or more, for example: openssl rand -base64 32"
         yield warn("RELAY_ADMIN_TOKEN", "not set: /logs, /state and /metrics are off", fix)
 

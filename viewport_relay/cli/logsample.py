@@ -20,6 +20,7 @@ SAMPLE_TIME: Final = 1_767_225_600.0
 NAMELESS: Final = frozenset(
     {
         Reason.RATE_LIMIT_EXCEEDED,
+        Reason.HTTP_RATE_LIMIT_EXCEEDED,
         Reason.TOO_MANY_CONNECTIONS,
         Reason.TOO_MANY_CONNECTIONS_PER_IP,
         Reason.NOT_FOUND,
@@ -40,6 +41,9 @@ _VALIDATE_URL: Final = "https://platform.example/api/runtime/internal/relay/vali
 
 DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     Reason.RATE_LIMIT_EXCEEDED: {"detail": "more than RELAY_RATE_LIMIT_PER_IP=120 attempts within a minute"},
+    Reason.HTTP_RATE_LIMIT_EXCEEDED: {
+        "detail": "more than RELAY_HTTP_RATE_PER_IP=1200 requests within a minute"
+    },
     Reason.TOO_MANY_CONNECTIONS: {"detail": "2000 connections"},
     Reason.TOO_MANY_CONNECTIONS_PER_IP: {"detail": "50 connections"},
     Reason.TOO_MANY_CLIENTS: {"detail": "100 clients"},
@@ -152,6 +156,7 @@ def event_of(reason: Reason) -> str:
         return "flapping"
     for prefix, event in (
         ("ADMIN_", "admin_refused"), ("WORKER_TRANSPORT_", "worker_request"), ("BUS_", "bus_drop"),
+        ("HTTP_", "http_refused"),
     ):  # fmt: skip
         if code.startswith(prefix):
             return event
@@ -165,7 +170,9 @@ def sample_line(reason: Reason) -> str:
     event = event_of(reason)
     about: dict[str, object] = {}
     connection_id = None
-    if event == "admin_refused":
+    if event == "http_refused":
+        about = {**_IP}
+    elif event == "admin_refused":
         about = {**_IP, "path": "/logs"}
     elif event not in (
         "bus_drop",

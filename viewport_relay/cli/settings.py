@@ -17,14 +17,14 @@ MASK = "********"
 
 def shown(variable: Variable, value: Any) -> str:
     """A value as text; secrets are masked, of a URL that may hold a password the user info only."""
-    if value is None:
+    if value is None or value == ():
         return "none"
     if variable.secret:
         return masked_url(value) if "://" in value and variable.name.endswith("_URL") else MASK
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, tuple):
-        return ",".join(str(item) for item in value) or "none"
+        return ",".join(str(item) for item in value)
     return without_user_info(str(value)) if variable.name.endswith("_URL") else str(value) or "none"
 
 

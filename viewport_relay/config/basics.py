@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from viewport_relay.config.network import LISTEN_HOST, NETWORKS, ORIGINS, Network
+from viewport_relay.config.network import LISTEN_HOST, ORIGINS, PROXIES, ProxyList
 from viewport_relay.config.table import setting
-from viewport_relay.config.values import HEADER_VALUE, MODE, TEXT, Mode, integer, url
+from viewport_relay.config.values import HEADER_VALUE, MODE, TEXT, TOKENS, Mode, integer, url
 
 
 @frozen(slots=False)
@@ -36,8 +36,9 @@ class BasicSettings:
     internal_key: str | None = setting(
         "RELAY_INTERNAL_KEY", HEADER_VALUE, None, "sent to the platform as x-relay-internal-key", secret=True
     )
-    admin_token: str | None = setting(
-        "RELAY_ADMIN_TOKEN", HEADER_VALUE, None, "bearer token of /admin/, /logs, /state and /metrics", secret=True
+    admin_tokens: tuple[str, ...] = setting(
+        "RELAY_ADMIN_TOKEN", TOKENS, (), "bearer token of /admin/, /logs, /state and /metrics; with commas, several (to "
+        "change it: the new and the old one)", secret=True, default_text="none", reload=True
     )
     mode: Mode = setting(
         "RELAY_MODE", MODE, None, "prod refuses placeholder or short secrets, query tokens and the dev platform",
@@ -47,9 +48,9 @@ class BasicSettings:
         "RELAY_PUBLIC_WS_BASE_URL", url("ws", "wss"), None, "where peers reach this relay; other relays redirect "
         "there", default_text="from listen host and port"
     )
-    trusted_proxies: tuple[Network, ...] = setting(
-        "RELAY_TRUSTED_PROXIES", NETWORKS, (), "addresses of proxies whose X-Forwarded-For is believed; an entry "
-        "that does not parse is skipped with a warning", reload=True
+    trusted_proxies: ProxyList = setting(
+        "RELAY_TRUSTED_PROXIES", PROXIES, ProxyList(), "addresses of proxies whose X-Forwarded-For is believed, unix: for "
+        "those on a Unix socket; an entry that does not parse is skipped with a warning", default_text="none", reload=True
     )
     allowed_origins: tuple[str, ...] = setting(
         "RELAY_ALLOWED_ORIGINS", ORIGINS, (), "browser origins that may connect; unset: any. Trailing slash, "

@@ -17,6 +17,10 @@ class LimitSettings:
         "RELAY_RATE_LIMIT_PER_IP", COUNT, 120, "upgrade attempts per address and minute, refused ones too; 0 is "
         "off", older=("RELAY_UPGRADE_RATE_PER_MINUTE",), option="rate-limit-per-ip", reload=True
     )
+    http_rate_per_ip: int = setting(
+        "RELAY_HTTP_RATE_PER_IP", COUNT, 1200, "plain HTTP requests per address and minute, without those that carry a "
+        "valid admin token; 0 is off"
+    )
     max_total_connections: int = setting("RELAY_MAX_TOTAL_CONNECTIONS", COUNT, 2000, "connections in all; 0 is off", reload=True)
     max_connections_per_ip: int = setting(
         "RELAY_MAX_CONNECTIONS_PER_IP", COUNT, 50, "connections of one address; 0 is off", reload=True

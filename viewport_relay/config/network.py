@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
+from attrs import frozen
+
 from viewport_relay.config.values import Kind, Unsuitable
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -185,14 +187,28 @@ def origin(text: str) -> str:
 ORIGINS = Kind("a comma list of browser origins, as in https://app.example", _list_of(origin))
 
 
-def networks(text: str) -> tuple[Network, ...]:
+#: The entry of RELAY_TRUSTED_PROXIES that stands for peers on a Unix-domain socket.
+UNIX: Final = "unix:"
+
+
+@frozen
+class ProxyList:
+    """RELAY_TRUSTED_PROXIES: networks, and whether peers on a Unix-domain socket are trusted."""
+
+    networks: tuple[Network, ...] = ()
+    unix: bool = False
+
+
+def proxy_list(text: str) -> ProxyList:
     """The entries of RELAY_TRUSTED_PROXIES that parse; `unreadable_networks` has the others."""
-    return tuple(parse_network(word) for word in words(text) if _is_network(word))
+    found = words(text)
+    networks = tuple(parse_network(word) for word in found if _is_network(word))
+    return ProxyList(networks, any(word.lower() == UNIX for word in found))
 
 
 def unreadable_networks(text: str) -> tuple[str, ...]:
     """The entries of RELAY_TRUSTED_PROXIES that are skipped."""
-    return tuple(word for word in words(text) if not _is_network(word))
+    return tuple(word for word in words(text) if word.lower() != UNIX and not _is_network(word))
 
 
 def _is_network(word: str) -> bool:
@@ -203,6 +219,6 @@ def _is_network(word: str) -> bool:
     return True
 
 
-NETWORKS = Kind("a comma list of IPs and CIDRs", networks)
+PROXIES = Kind("a comma list of IPs and CIDRs, and unix:", proxy_list)
 
 NO_PROXY = Kind("a comma list of host names, .suffixes, IPs and CIDRs", words)

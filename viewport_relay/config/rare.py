@@ -6,7 +6,7 @@ from attrs import frozen
 
 from viewport_relay.config.network import ADMIN_LISTEN, HTTP_PROXY, NO_PROXY, Address
 from viewport_relay.config.table import setting
-from viewport_relay.config.values import BOOLEAN, TEXT, choice, integer, milliseconds, seconds
+from viewport_relay.config.values import BOOLEAN, TEXT, TOKENS, choice, integer, milliseconds, seconds
 
 
 @frozen(slots=False)
@@ -28,7 +28,15 @@ class RareSettings:
     )
     proxy_protocol: bool = setting(
         "RELAY_PROXY_PROTOCOL", BOOLEAN, False, "expect PROXY protocol v1 or v2 on every connection (only behind a "
-        "load balancer that sends it)"
+        "load balancer that sends it); where RELAY_TRUSTED_PROXIES is set, from those addresses only"
+    )
+    metrics_tokens: tuple[str, ...] = setting(
+        "RELAY_METRICS_TOKEN", TOKENS, (), "bearer token that reads /metrics and nothing else; with commas, several",
+        secret=True, default_text="none"
+    )
+    http_keep_alive: int = setting(
+        "RELAY_HTTP_KEEP_ALIVE_SEC", seconds(1, 3600), 75, "how long an idle HTTP connection is kept after an answer: "
+        "longer than the balancer in front keeps it, or requests are lost in the race"
     )
     token_issuer: str = setting("RELAY_TOKEN_ISSUER", TEXT, "viewport-server", "iss of relay tokens")
     token_audience: str = setting("RELAY_TOKEN_AUDIENCE", TEXT, "viewport-relay", "what aud must contain")

@@ -50,6 +50,12 @@ def apply_rules(read: Read, *, dev_platform: bool) -> None:
     _urls(read, dev_platform)
     for word in unreadable_networks(read.texts.get("trusted_proxies", "")):
         read.warnings.append(f"RELAY_TRUSTED_PROXIES: {word[:64]!r} is no IP address or CIDR: skipped")
+    endpoint = v["listen_endpoint"] or ""
+    if (endpoint.startswith("unix:") or "domain=UNIX" in endpoint) and not v["trusted_proxies"].unix:
+        read.warnings.append(
+            f"RELAY_LISTEN_ENDPOINT={endpoint[:64]}: peers on a Unix socket have no address, so all of them share one rate "
+            "and one cap: let the proxy in front set X-Forwarded-For, and set RELAY_TRUSTED_PROXIES=unix:"
+        )
     for name in ("health_verbose", "state_include_client_ids"):
         if v[name] is None:
             v[name] = v["mode"] == "dev"
@@ -199,12 +205,23 @@ def _mode(read: Read, dev_platform: bool) -> None:
         value = v[variable.attribute]
         if not variable.secret or value is None or variable.attribute in _PASSWORDS_OF_OTHERS:
             continue
-        weak = weakness(value)
+        secrets = value if isinstance(value, tuple) else (value,)
+        weak = next((found for secret in secrets if (found := weakness(secret)) is not None), None)
         if weak is not None:
             sentence = f"{variable.name} is {weak}: use at least {MIN_SECRET_CHARS} random characters"
             (read.problems if prod else read.warnings).append(sentence)
     if not prod:
         return
+    if (
+        v["admin_listen"] is not None
+        and not is_loopback(v["admin_listen"][0])
+        and not _tls_in_front_or_here(v)
+    ):
+        host, port = v["admin_listen"]
+        read.problems.append(
+            f"RELAY_ADMIN_LISTEN={bracketed(host, port)} would carry admin tokens in clear text: listen on 127.0.0.1, set "
+            "RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, or RELAY_TLS_TERMINATION=platform where TLS ends in front"
+        )
     if dev_platform:
         read.problems.append("--dev starts the dev platform, which RELAY_MODE=prod never takes")
     if not v["server_tls_verify"]:
@@ -219,3 +236,7 @@ def _mode(read: Read, dev_platform: bool) -> None:
             read.warnings.append(
                 f"{BY_ATTRIBUTE[attribute].name} is http://: whoever is on the way can admit peers; use https://"
             )
+
+
+def _tls_in_front_or_here(v: Mapping[str, Any]) -> bool:
+    return v["tls_termination"] == "platform" or bool(v["tls_cert_path"] and v["tls"] != "0")

@@ -53,7 +53,11 @@ class Config(BasicSettings, LimitSettings, TlsSettings, FleetSettings, RareSetti
 
 def configured_secrets(config: Config) -> list[str]:
     """Every secret value of the settings, and the password inside the Redis URL."""
-    found = [getattr(config, v.attribute) for v in VARIABLES if v.secret and v.attribute != "redis_url"]
+    found: list[str | None] = []
+    for variable in VARIABLES:
+        if variable.secret and variable.attribute != "redis_url":
+            value = getattr(config, variable.attribute)
+            found += value if isinstance(value, tuple) else [value]
     try:
         password = urlsplit(config.redis_url).password
     except ValueError:

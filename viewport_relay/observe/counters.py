@@ -56,6 +56,7 @@ class Counters:
     admission_ok: int = 0
     admission_denied: int = 0
     upgrade_rate_limited: int = 0
+    http_rate_limited: int = 0
     ws_connections_opened: int = 0
     ws_connections_closed: int = 0
     ws_connections_rejected: int = 0

@@ -1,20 +1,25 @@
-"""PROXY protocol v1 and v2 in front of a listener (RELAY_PROXY_PROTOCOL): whose connection a load balancer passes on.
+"""PROXY protocol v1 and v2 in front of a listener (RELAY_PROXY_PROTOCOL): the client's address from a load balancer.
 
-Twisted parses the headers. Around it stands what it lacks: a header may come in pieces, `PROXY UNKNOWN` without
-addresses is one (section 2.1 of the specification), and what is no header, or names no IP address, ends the
-connection instead of raising.
+Twisted's parsers read the headers. Its `haproxy` endpoint wrapper alone does not do: it loses a header whose first bytes come in
+pieces, drops `PROXY UNKNOWN` without addresses (section 2.1 of the specification), raises for ports that are no numbers
+and for bytes that are not UTF-8, takes an "address" that is none, and waits for a version 2 header of any length
+(`tests/unit/wire/test_proxyprotocol.py` holds the cases). The classes here close these gaps, and take headers from
+trusted peers only where some are named.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.interfaces import IProtocol, IProtocolFactory
 from twisted.protocols.haproxy import _exceptions, _wrapper
 from twisted.protocols.haproxy._v2parser import V2Parser
 from twisted.protocols.policies import WrappingFactory
+from twisted.python.failure import Failure
 
-from viewport_relay.admission.addresses import parse_address
+from viewport_relay.admission.addresses import parse_address, peer_host
+from viewport_relay.observe.sink import EventSink
 
 #: Longest header of version 1 with its line end, and longest of version 2 that is waited for, bytes.
 V1_MAX: Final = 107
@@ -26,7 +31,7 @@ _UNKNOWN: Final = b"PROXY UNKNOWN\r\n"
 
 
 def header_length(data: bytes) -> int | None:
-    """How long the header is that `data` begins with; 0 when more must come to tell, None when it is none."""
+    """The length of the header that `data` begins with; 0 where more bytes must come to tell, None for no header."""
     if data.startswith(_V1[: len(data)]):
         end = data.find(b"\r\n", 0, V1_MAX)
         if end < 0:
@@ -43,12 +48,30 @@ def header_length(data: bytes) -> int | None:
 
 
 class ProxiedConnection(_wrapper.HAProxyProtocolWrapper):
-    """Takes the header off a connection; `getPeer` then tells what it says. Made by `ProxyFactory`."""
+    """Takes the header off a connection; `getPeer` then tells the address that it names. Made by `ProxyFactory`."""
+
+    factory: ProxyFactory
 
     def __init__(self, factory: WrappingFactory[Any], wrapped: IProtocol) -> None:
         super().__init__(factory, wrapped)
         self._kept = b""
         self._refused = False
+
+    def makeConnection(self, transport: Any) -> None:
+        """Called by the listener."""
+        peer = peer_host(transport)
+        if self.factory.accepts(peer):
+            super().makeConnection(transport)  # type: ignore[no-untyped-call]
+        else:
+            self._refused = True
+            self.factory.refused(peer)
+            transport.abortConnection()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        if (
+            self.transport is not None
+        ):  # else the connection was refused, and nothing behind it was told of it
+            super().connectionLost(reason)  # type: ignore[no-untyped-call]
 
     def dataReceived(self, data: bytes) -> None:
         """Called by the transport."""
@@ -87,5 +110,27 @@ class ProxyFactory(WrappingFactory[ProxiedConnection]):
     protocol = ProxiedConnection
     noisy = False
 
-    def __init__(self, behind: IProtocolFactory) -> None:
+    def __init__(
+        self,
+        behind: IProtocolFactory,
+        accepts: Callable[[str], bool] | None = None,
+        log: EventSink | None = None,
+    ) -> None:
+        """`accepts` tells by the address of the socket's peer whether its header is believed; None believes everybody."""
         super().__init__(behind)  # type: ignore[no-untyped-call]
+        self._accepts = accepts
+        self._log = log
+
+    def accepts(self, peer: str) -> bool:
+        """Whether a connection of this peer is taken."""
+        return self._accepts is None or self._accepts(peer)
+
+    def refused(self, peer: str) -> None:
+        """Log a connection that was not taken."""
+        if self._log is not None:
+            self._log.event(
+                "http_dropped",
+                level="warn",
+                message="a PROXY header of an address that is not in RELAY_TRUSTED_PROXIES is not taken",
+                ip=peer,
+            )

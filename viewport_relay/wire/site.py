@@ -1,4 +1,4 @@
-"""The web site of one listener: `/ws`, the well-known document, and the operator's door behind everything else."""
+"""The web site of one listener: `/ws`, the well-known document, and the admin pages behind everything else."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from twisted.web.http import datetimeToString
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
-from viewport_relay.wire.channel import REQUEST_TIMEOUT, HttpConnections, RelayChannel
-from viewport_relay.wire.upgrade import UpgradeResource, is_upgrade
+from viewport_relay.wire.channel import REQUEST_TIMEOUT, RelayChannel
+from viewport_relay.wire.handshake import is_upgrade
+from viewport_relay.wire.httpconnections import HttpConnections
 
 
 class RelayRequest(Request):
-    """A request for the root, which matches paths whole; its query and body are read by who needs them.
+    """A request for the root resource, which matches whole paths and reads queries and bodies where they are needed.
 
-    Twisted's own splits the path, answers `*` itself, parses forms and multipart bodies of anybody, and tells its
-    version.
+    Twisted's own splits the path, answers `*` itself, parses forms and multipart bodies of strangers, and names its
+    version in the answer.
     """
 
     channel: Any
@@ -30,7 +31,7 @@ class RelayRequest(Request):
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
         self.args = {}
-        assert self.content is not None  # the channel has said how long it is
+        assert self.content is not None  # the channel has told the body's length
         self.content.seek(0)
         self.process()
 
@@ -44,53 +45,66 @@ class RelayRequest(Request):
 
 
 class RelaySite(Site):
-    """Twisted's site without what would leak or surprise: no access log (it prints queries), no HTTP/2."""
+    """Twisted's site without an access log (it prints queries) and without HTTP/2 (upgrades need HTTP/1.1)."""
 
     protocol = RelayChannel  # type: ignore[assignment]  # without Twisted's wrapper that chooses HTTP/2
     displayTracebacks = False
 
-    def __init__(self, root: Root, connections: HttpConnections | None = None) -> None:
+    def __init__(
+        self, root: Root, connections: HttpConnections | None = None, keep_alive: float = REQUEST_TIMEOUT
+    ) -> None:
+        """`keep_alive` is how long an idle connection is kept after an answer, seconds."""
         Site.__init__(self, root, RelayRequest, timeout=REQUEST_TIMEOUT)
         self._connections = connections
-        self._upgrades = None if root.upgrade is None else root.upgrade.upgrade
+        self._keep_alive = keep_alive
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         channel: Any = Site.buildProtocol(self, addr)
         channel.connections = self._connections
-        channel.upgrades = self._upgrades
+        channel.keep_alive = self._keep_alive
         return channel
 
     def log(self, request: HttpRequest) -> None:
-        """Upgrades and refusals are logged where they are decided, without their query."""
+        """Nothing: upgrades and refusals are logged where they are decided, without their query."""
 
     def acceptableProtocols(self) -> list[bytes]:
-        """For TLS (ALPN): an upgrade needs HTTP/1.1."""
+        """The protocols that TLS offers (ALPN)."""
         return [b"http/1.1"]
 
 
-class Root(Resource):
-    """Decides by path and by the Upgrade header who answers; every path is matched whole."""
+class Pages(Resource):
+    """Resources of the wire's own by path, for GET and HEAD, and a resource that answers everything else."""
 
     isLeaf = True
 
-    def __init__(
-        self,
-        upgrade: UpgradeResource | None,
-        door: Resource,
-        documents: Mapping[bytes, Callable[[Request], bytes]] | None = None,
-    ) -> None:
+    def __init__(self, others: Resource, own: Mapping[bytes, Callable[[Request], bytes | int]]) -> None:
         Resource.__init__(self)
-        self.upgrade = upgrade
-        self._door = door
-        self._documents = documents or {}
+        self._others = others
+        self._own = own
+
+    def render(self, request: Request) -> bytes | int:
+        page = self._own.get(request.path) if request.method in (b"GET", b"HEAD") else None
+        if page is None:
+            answer: bytes | int = self._others.render(request)
+            return answer
+        body = page(request)
+        if request.method == b"HEAD" and isinstance(body, bytes):
+            request.setHeader(b"content-length", b"%d" % len(body))
+            return b""
+        return body
+
+
+class Root(Resource):
+    """Tells upgrade attempts, on whatever path, from plain HTTP. `upgrade` None: this listener upgrades nothing."""
+
+    isLeaf = True
+
+    def __init__(self, upgrade: Resource | None, plain: Resource) -> None:
+        Resource.__init__(self)
+        self._upgrade = upgrade
+        self._plain = plain
 
     def render(self, request: Request) -> Any:
-        if self.upgrade is not None and (
-            (request.path == b"/ws" and request.method == b"GET")
-            or is_upgrade(request.requestHeaders.getRawHeaders(b"upgrade", ()))
-        ):
-            return self.upgrade.render(request)
-        document = self._documents.get(request.path) if request.method == b"GET" else None
-        if document is not None:
-            return document(request)
-        return self._door.render(request)
+        if self._upgrade is not None and is_upgrade(request):
+            return self._upgrade.render(request)
+        return self._plain.render(request)

@@ -11,12 +11,14 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.interfaces import IReactorTime, ISSLTransport
+from twisted.internet.task import deferLater
 from twisted.protocols.policies import ProtocolWrapper
+from twisted.web.http import Request
 
 from viewport_relay.admission.limits import FULL_RETRY_AFTER, Ticket
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.upgrade import Attempt, UpgradeResource
+from viewport_relay.wire.upgrade import Attempt, UpgradeResource, while_connected
 
 #: Gives a connection away: workspace, socket, client's address, what was read, its place in the counts. False: no room.
 Pass = Callable[[str, socket.socket, str, bytes, Ticket], bool]
@@ -31,22 +33,17 @@ class PassingResource(UpgradeResource):
 
     pass_on: Pass
 
-    def _admit(self, attempt: Attempt) -> None:
-        self._when_sent(attempt, _UNSENT_LOOKS)
-
-    def _when_sent(self, attempt: Attempt, looks: int) -> None:
-        """An answer to an earlier request on this connection goes out first: nobody else could send it."""
-        channel = attempt.channel
-        if channel.gone or channel.transport is None:
-            attempt.release()
-            return
-        inner = _inner(channel.transport)
-        if (inner.dataBuffer or inner._tempDataBuffer) and looks:
-            self._clock.callLater(_UNSENT_SECONDS, self._when_sent, attempt, looks - 1)
-            return
+    async def _decide(self, attempt: Attempt) -> None:
+        inner = _inner(attempt.channel.transport)
+        for _ in range(_UNSENT_LOOKS):
+            # An answer to an earlier request on this connection goes out first: the worker could not send it.
+            if not (inner.dataBuffer or inner._tempDataBuffer):
+                break
+            await while_connected(attempt.request, _sleep(self._clock, _UNSENT_SECONDS))
         self._pass(attempt, inner)
 
     def _pass(self, attempt: Attempt, inner: Any) -> None:
+        """Give the connection to the worker of its workspace. Raises Refusal."""
         assert attempt.query is not None and attempt.ticket is not None
         channel = attempt.channel
         # A copy: what Twisted thinks of its own no longer matters then.
@@ -55,18 +52,26 @@ class PassingResource(UpgradeResource):
             attempt.query.workspace_id,
             copy,
             attempt.ip,
-            attempt.head.written() + channel.early,
+            written(attempt.request) + channel.early,
             attempt.ticket,
         ):
             copy.close()
-            refusal = Refusal(
-                Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER
-            )
-            self._answer(attempt, refusal)
-            return
+            raise Refusal(Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER)
         attempt.ticket = None
         transport, _ = channel.hand_over()
         _let_go(transport, inner)
+
+
+async def _sleep(clock: IReactorTime, seconds: float) -> None:
+    await deferLater(clock, seconds)
+
+
+def written(request: Request) -> bytes:
+    """Request line and headers as the worker reads them again."""
+    lines = [b"%b %b %b" % (request.method, request.uri, request.clientproto)]
+    for name, values in request.requestHeaders.getAllRawHeaders():
+        lines += [name + b":" + value for value in values]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 def _inner(transport: Any) -> Any:
@@ -76,7 +81,6 @@ def _inner(transport: Any) -> Any:
 
 def _let_go(transport: Any, inner: Any) -> None:
     """Forget a connection that somebody else has. Twisted's own ways would all shut it down."""
-    transport.unregisterProducer()
     inner.stopReading()
     inner.stopWriting()
     inner.connected = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import Request
 
 from viewport_relay.admin.reply import put_late
 from viewport_relay.admin.site import Door
@@ -142,14 +142,6 @@ class FreshDoor(Resource):
         self._refresh = refresh
 
     def render(self, request: Request) -> bytes | int:
-        if request.method != b"GET" or not self._door.is_operators(request):
+        if request.method not in (b"GET", b"HEAD") or not self._door.is_operators(request):
             return self._door.render(request)
-        self._refresh().addCallback(self._answer, request)
-        return NOT_DONE_YET
-
-    def _answer(self, _: None, request: Request) -> None:
-        if request._disconnected:
-            return
-        body = self._door.render(request)
-        if isinstance(body, bytes):
-            put_late(body, request)
+        return put_late(request, self._refresh(), lambda _: self._door.render(request))

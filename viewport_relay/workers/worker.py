@@ -163,6 +163,7 @@ class WorkerService(RelayService):
             self.reactor,
             self.log,
             self.counters,
+            address=self.address,
             gate=self.gate,
             factory=self.factory,
             opened=self.relaying.sessions.opened,

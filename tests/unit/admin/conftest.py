@@ -15,11 +15,14 @@ import treq
 from attrs import define, field
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.server import Site
 
 from viewport_relay import config as settings
+from viewport_relay.admin.auth import WRONG_TOKENS_PER_MINUTE, AdminAuth
 from viewport_relay.admin.site import build
+from viewport_relay.admission.limits import WindowCounter
 from viewport_relay.config import configured_secrets
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
@@ -118,9 +121,17 @@ class OpenDoor:
         )
         self.counters = Counters()
         self.state = FakeState()
+        tokens, metrics = self.config.admin_tokens, self.config.metrics_tokens
+        if not self.config.enable_admin_http:
+            tokens = metrics = ()
+        self.clock = Clock()
+        wrong = WindowCounter(WRONG_TOKENS_PER_MINUTE)
+        self.auth = AdminAuth(
+            tokens, metrics, now=time.time, wrong_token=lambda ip: wrong.hit(ip, self.clock.seconds())
+        )
         self.door = build(
             self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
-            started_at=time.time() - 1.0, now=time.time, **build_options,
+            started_at=time.time() - 1.0, now=time.time, auth=self.auth, **build_options,
         )  # fmt: skip
         site = Site(self.door)
         site.displayTracebacks = False
@@ -141,7 +152,12 @@ class OpenDoor:
         if token is not None and not any(name.lower() == "authorization" for name in sent):
             sent["Authorization"] = f"Bearer {token}"
         response = await treq.request(
-            method, self.base + path, headers=sent, data=body, agent=Agent(reactor, pool=self.pool)
+            method,
+            self.base + path,
+            headers=sent,
+            data=body,
+            agent=Agent(reactor, pool=self.pool),
+            allow_redirects=False,
         )
         received = {
             name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()

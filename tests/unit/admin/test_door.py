@@ -29,9 +29,9 @@ async def test_health_verbose_names_the_relay(open_door):
 @pytest.mark.parametrize(
     "method,path",
     [
-        ("GET", "/"), ("GET", "/nope"), ("POST", "/health"), ("POST", "/state"), ("DELETE", "/logs"),
-        ("GET", "/health/"), ("GET", "//health"), ("GET", "/%68ealth"), ("HEAD", "/health"), ("GET", "/disconnect"),
-        ("GET", "/admin"), ("PUT", "/admin/"), ("GET", "/admin/../state"), ("GET", "/admin/dashboard.css/"),
+        ("POST", "/"), ("GET", "/nope"), ("POST", "/health"), ("POST", "/state"), ("DELETE", "/logs"),
+        ("GET", "/health/"), ("GET", "//health"), ("GET", "/%68ealth"), ("HEAD", "/disconnect"), ("GET", "/disconnect"),
+        ("POST", "/admin"), ("PUT", "/admin/"), ("GET", "/admin/../state"), ("GET", "/admin/dashboard.css/"),
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
@@ -40,6 +40,37 @@ async def test_any_other_path_or_method_is_not_found(door, method, path):
     assert answer.status == 404
     if method != "HEAD":
         assert answer.json() == {"ok": False, "reason": "NOT_FOUND"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/nope", "/state", "/logs", "/metrics", "/admin/", "/", "/admin"]
+)
+@pytest.mark.parametrize("given", [True, False], ids=["operator", "stranger"])
+@pytest_twisted.ensureDeferred
+async def test_head_answers_as_get_does_without_a_body(door, token, path, given):
+    sent = token if given else None
+    got, head = await door.get(path, token=sent), await door.ask("HEAD", path, token=sent)
+    assert head.status == got.status and head.body == b""
+    volatile = {"date", "content-length"}  # the client sets the latter to the length of what it has read
+    assert {k: v for k, v in head.headers.items() if k not in volatile} == {
+        k: v for k, v in got.headers.items() if k not in volatile
+    }
+
+
+@pytest_twisted.ensureDeferred
+async def test_head_of_a_stream_ends_at_once(door):
+    answer = await door.ask("HEAD", "/logs?follow=1")
+    assert answer.status == 200 and answer.body == b""
+
+
+@pytest.mark.parametrize("path", ["/", "/admin"])
+@pytest_twisted.ensureDeferred
+async def test_the_short_paths_lead_to_the_dashboard_where_there_is_one(open_door, token, path):
+    answer = await open_door().get(path, token=None)
+    assert answer.status == 302 and answer.headers["location"] == "/admin/"
+    for environ, options in (({}, {}), ({"RELAY_ADMIN_TOKEN": token}, {"admin": False})):
+        answer = await open_door(environ, **options).get(path)
+        assert answer.status == 404 and answer.json() == {"ok": False, "reason": "NOT_FOUND"}
 
 
 @pytest.mark.parametrize("path", ADMIN_PATHS)
@@ -202,3 +233,54 @@ async def test_cache_flush(door):
     answer = await door.post("/cache/flush", {}, {"Content-Type": "application/json; charset=utf-8"})
     assert answer.status == 200 and door.state.calls == ["flush"]
     assert door.log.entries()[-1]["details"] == {"operator": "127.0.0.1"}
+
+
+METRICS = "unit-metrics-token-0123456789abcd"
+ROTATED = "unit-rotated-token-0123456789abcd"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_metrics_token_reads_metrics_and_nothing_else(open_door, token):
+    door = open_door({"RELAY_ADMIN_TOKEN": token, "RELAY_METRICS_TOKEN": METRICS})
+    assert (await door.get("/metrics", token=METRICS)).status == 200
+    for method, path in (
+        ("GET", "/state"),
+        ("GET", "/logs"),
+        ("GET", "/admin/api/overview"),
+        ("POST", "/disconnect"),
+    ):
+        assert (await door.ask(method, path, token=METRICS)).status == 401
+    answer = await door.post("/admin/api/session", {"token": METRICS}, token=None)
+    assert answer.status == 401 and "set-cookie" not in answer.headers
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_metrics_token_alone_opens_metrics_alone(open_door):
+    door = open_door({"RELAY_METRICS_TOKEN": METRICS})
+    assert (await door.get("/metrics", token=METRICS)).status == 200
+    assert (await door.get("/metrics", token="")).status == 401
+    assert (await door.get("/state", token=METRICS)).json()["reason"] == "ADMIN_ENDPOINTS_DISABLED"
+
+
+@pytest_twisted.ensureDeferred
+async def test_several_tokens_are_as_good_as_one(open_door, token):
+    door = open_door({"RELAY_ADMIN_TOKEN": f"{ROTATED}, {token}"})
+    for given in (token, ROTATED):
+        assert (await door.get("/state", token=given)).status == 200
+    assert (await door.get("/state", token=f"{ROTATED}, {token}")).status == 401
+
+
+@pytest_twisted.ensureDeferred
+async def test_wrong_tokens_are_limited_and_the_right_one_is_not(door, token):
+    for _ in range(20):
+        assert (await door.get("/state", token="wrong")).status == 401
+    answer = await door.get("/state", token="wrong")
+    assert answer.status == 429 and answer.json()["reason"] == "ADMIN_RATE_LIMIT_EXCEEDED"
+    assert 0 < int(answer.headers["retry-after"]) <= 60
+    assert (await door.post("/admin/api/session", {"token": "wrong"}, token=None)).status == 429
+    assert (await door.get("/state", token=token)).status == 200
+    assert (await door.post("/admin/api/session", {"token": token}, token=None)).status == 200
+    assert (await door.get("/state", token=None)).status == 401, "a missing token is no wrong one"
+    assert "ADMIN_RATE_LIMIT_EXCEEDED" in {entry.get("reason") for entry in door.log.entries()}
+    door.clock.advance(60)
+    assert (await door.get("/state", token="wrong")).status == 401

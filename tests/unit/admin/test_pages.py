@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import Clock
 
-from viewport_relay.admin.auth import SESSION_SECONDS, Gate
+from viewport_relay.admin.auth import SESSION_SECONDS, AdminAuth
 from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.history import KEPT, STEP, History
 from viewport_relay.admin.overview import MAX_TARGETS
@@ -178,6 +178,12 @@ async def test_a_cookie_alone_changes_nothing(door, token, proof):
     assert (await door.post("/disconnect", {"workspaceId": "w"}, good, token=None)).status == 200
     gone = await door.ask("DELETE", "/admin/api/session", good, token=None)
     assert gone.status == 200 and "Max-Age=0" in gone.headers["set-cookie"]
+    # The server has ended it: whoever kept the cookie has nothing.
+    for path in ("/state", "/admin/api/overview"):
+        assert (await door.get(path, {"Cookie": cookie}, token=None)).status == 401
+    assert (await door.post("/cache/flush", {}, good, token=None)).status == 401
+    other, _, _ = await sign_in(door, token)
+    assert (await door.get("/state", {"Cookie": other}, token=None)).status == 200
 
 
 @pytest_twisted.ensureDeferred
@@ -194,8 +200,8 @@ async def test_altered_old_and_foreign_sessions_are_none(open_door, token):
     cookie, _, _ = await sign_in(door, token)
     name, _, value = cookie.partition("=")
     ends, nonce, mac = value.split(".")
-    stranger = Gate("another-token-0123456789abcdef", now=time.time).open_session()[0]
-    past = Gate(token, now=lambda: time.time() - SESSION_SECONDS - 5).open_session()[0]
+    stranger = AdminAuth(["another-token-0123456789abcdef"], now=time.time).open_session()[0]
+    past = AdminAuth([token], now=lambda: time.time() - SESSION_SECONDS - 5).open_session()[0]
     for altered in (
         f"{int(ends) + 9}.{nonce}.{mac}", f"{ends}.{nonce}0.{mac}", f"{ends}.{nonce}.{mac[:-1]}", f".{mac}", "", "..", mac,
         stranger, past, f"{ends}.{nonce}.é",

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viewport_relay.admission.addresses import client_address, counted_as, parse_address
+from viewport_relay.admission.addresses import UNIX_PEER, TrustedProxies, counted_as, parse_address
 from viewport_relay.config import parse_network
 
-TRUSTED = tuple(parse_network(text) for text in ("10.0.0.0/8", "127.0.0.1", "fd00::/8"))
+NETWORKS = tuple(parse_network(text) for text in ("10.0.0.0/8", "127.0.0.1", "fd00::/8"))
+TRUSTED = TrustedProxies(NETWORKS)
 
 WALKS: list[tuple[str, list[str], str]] = [
     ("203.0.113.7", [], "203.0.113.7"),
@@ -27,9 +28,16 @@ WALKS: list[tuple[str, list[str], str]] = [
     ("10.0.0.1", ["198.51.100.1, garbage, 10.2.2.2"], "10.2.2.2"),
     ("10.0.0.1", [""], "10.0.0.1"),
     ("10.0.0.1", ["198.51.100.1, "], "10.0.0.1"),
-    ("10.0.0.1", ["198.51.100.1:55"], "10.0.0.1"),
-    ("10.0.0.1", ["[2001:db8::1]"], "10.0.0.1"),
-    ("10.0.0.1", ["[2001:db8::1]:80"], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.1:55"], "198.51.100.1"),
+    ("10.0.0.1", ["[2001:db8::1]"], "2001:db8::1"),
+    ("10.0.0.1", ["[2001:db8::1]:80"], "2001:db8::1"),
+    ("10.0.0.1", ["1.1.1.1, 198.51.100.1:55, [fd00::9]:443"], "198.51.100.1"),
+    ("10.0.0.1", ["[2001:db8::1"], "10.0.0.1"),
+    ("10.0.0.1", ["[2001:db8::1]x"], "10.0.0.1"),
+    ("10.0.0.1", ["[2001:db8::1]:http"], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.1:http"], "10.0.0.1"),
+    ("10.0.0.1", ["198.51.100.1:123456"], "10.0.0.1"),
+    ("10.0.0.1", [":80"], "10.0.0.1"),
     ("10.0.0.1", ["unknown"], "10.0.0.1"),
     ("10.0.0.1", ["198.51.100.01"], "10.0.0.1"),
     ("10.0.0.1", ["198.51.100"], "10.0.0.1"),
@@ -48,7 +56,15 @@ WALKS: list[tuple[str, list[str], str]] = [
 
 @pytest.mark.parametrize("peer,values,client", WALKS)
 def test_walks(peer: str, values: list[str], client: str) -> None:
-    assert client_address(peer, values, TRUSTED) == client
+    assert TRUSTED.client(peer, values) == client
+
+
+def test_a_peer_on_a_unix_socket_is_believed_where_it_is_trusted() -> None:
+    named = TrustedProxies(NETWORKS, unix=True)
+    assert named.client(UNIX_PEER, ["198.51.100.1, 10.0.0.1"]) == "198.51.100.1"
+    assert named.client(UNIX_PEER, []) == named.client(UNIX_PEER, ["junk"]) == UNIX_PEER
+    assert TRUSTED.client(UNIX_PEER, ["198.51.100.1"]) == UNIX_PEER
+    assert named.trusts(UNIX_PEER) and not TRUSTED.trusts(UNIX_PEER) and not TrustedProxies()
 
 
 @pytest.mark.parametrize(
@@ -69,14 +85,14 @@ def test_what_an_address_is_counted_as(address: str, key: str) -> None:
 
 @given(st.lists(st.text(max_size=40), max_size=4))
 def test_any_header_gives_an_address(values: list[str]) -> None:
-    assert parse_address(client_address("10.0.0.1", values, TRUSTED)) is not None
+    assert parse_address(TRUSTED.client("10.0.0.1", values)) is not None
 
 
 @given(st.ip_addresses(), st.lists(st.ip_addresses().map(str), max_size=4))
 def test_what_a_client_sends_itself_never_counts(
     real: ipaddress.IPv4Address | ipaddress.IPv6Address, forged: list[str]
 ) -> None:
-    if parse_address(str(real)) is None or any(parse_address(str(real)) in network for network in TRUSTED):
+    if parse_address(str(real)) is None or any(parse_address(str(real)) in network for network in NETWORKS):
         return
     chain = ", ".join([*forged, str(real)])
-    assert client_address("10.0.0.1", [chain], TRUSTED) == str(parse_address(str(real)))
+    assert TRUSTED.client("10.0.0.1", [chain]) == str(parse_address(str(real)))

@@ -7,9 +7,13 @@ import struct
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
+from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
+from twisted.python.failure import Failure
 
+from tests.unit.admission.conftest import Log
 from viewport_relay.wire.proxyprotocol import V2_MAX, ProxyFactory
 
 PREFIX = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -108,3 +112,37 @@ def test_nothing_is_ever_raised(data: bytes, size: int) -> None:
     behind, transport = feed(*(data[n : n + size] for n in range(0, len(data), size)))
     if transport.disconnecting:
         assert behind.got == b""
+
+
+def by_twisted_alone(*pieces: bytes) -> tuple[bytes, StringTransport]:
+    wrapper = HAProxyWrappingFactory(Factory.forProtocol(Behind)).buildProtocol(None)
+    transport = StringTransport()
+    wrapper.makeConnection(transport)
+    for piece in pieces:
+        wrapper.dataReceived(piece)
+    return wrapper.wrappedProtocol.got, transport
+
+
+def test_what_twisteds_own_wrapper_lacks() -> None:
+    """When one of these fails, look whether `twisted.internet.endpoints`' haproxy wrapper has come to do."""
+    whole = b"PROXY TCP4 203.0.113.7 192.0.2.1 40000 443\r\n"
+    assert by_twisted_alone(whole + b"it")[0] == b"it"
+    assert by_twisted_alone(whole[:7], whole[7:] + b"it")[0] == b""  # in pieces
+    assert by_twisted_alone(b"PROXY UNKNOWN\r\nit")[0] == b""
+    assert by_twisted_alone(b"PROXY TCP4 evil 5.6.7.8 1 2\r\nit")[0] == b"it"
+    with pytest.raises(ValueError):
+        by_twisted_alone(b"PROXY TCP4 1.2.3.4 5.6.7.8 x y\r\nit")
+
+
+def test_a_header_is_taken_from_trusted_peers_only() -> None:
+    log = Log()
+    for accepts, taken in ((lambda peer: peer == "192.168.1.1", True), (lambda peer: False, False)):
+        factory = ProxyFactory(Factory.forProtocol(Behind), accepts, log)
+        wrapper, transport = factory.buildProtocol(None), StringTransport()
+        wrapper.makeConnection(transport)
+        wrapper.dataReceived(b"PROXY TCP4 203.0.113.7 192.0.2.1 40000 443\r\nit")
+        assert (wrapper.wrappedProtocol.got == b"it") is taken
+        assert transport.disconnecting is not taken
+        wrapper.connectionLost(Failure(ConnectionDone()))
+    [entry] = log.named("http_dropped")
+    assert entry["ip"] == "192.168.1.1" and "RELAY_TRUSTED_PROXIES" in entry["message"]

@@ -21,13 +21,16 @@ from twisted.logger import globalLogPublisher
 from twisted.web.resource import Resource
 
 from tests.memorywire import MemoryRelay, MemoryTransport
+from viewport_relay.admission.addresses import TrustedProxies
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.admission.query import read_query
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.protocol.grant import Claims, Scope, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.site import RelaySite, Root
-from viewport_relay.wire.upgrade import MAX_PARAMETERS, UpgradeResource, parse_query
+from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.handshake import MAX_PARAMETERS, parse_query
+from viewport_relay.wire.site import Pages, RelaySite, Root
+from viewport_relay.wire.upgrade import UpgradeResource
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # of RFC 6455 section 1.3, as is the answer to it
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -74,13 +77,14 @@ class FrontDoor:
             self.relay.clock,
             self.relay.log,
             self.relay.counters,
+            address=ClientAddress(TrustedProxies()),
             gate=gate,
             factory=self.relay.factory,
             opened=self.relay.relaying.sessions.opened,
             attempts=WindowCounter(0),
             counts=self.counts,
         )
-        site: Any = RelaySite(Root(self.upgrade, Door()))
+        site: Any = RelaySite(Root(self.upgrade, Pages(Door(), {b"/ws": self.upgrade.render})))
         site.reactor = self.relay.clock
         self.sent = b""
         self.transport = MemoryTransport(self.relay.clock, self._take)

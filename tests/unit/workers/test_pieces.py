@@ -238,9 +238,9 @@ def test_a_worker_loads_the_same_settings() -> None:
         "rate_limit_per_ip",
     ):
         assert getattr(worker, name) == getattr(parent, name), name
-    assert (worker.workers, worker.admin_token, worker.admin_listen, worker.noise_private_key) == (
+    assert (worker.workers, worker.admin_tokens, worker.admin_listen, worker.noise_private_key) == (
         1,
-        None,
+        (),
         None,
         KEY,
     )

@@ -1,0 +1,66 @@
+"""Attackers who pipeline plain HTTP: `python -m tests.hostile.pipelining PORT SECONDS CONNECTIONS ADDRESSES [CA]`.
+
+Each connection sends requests back to back, reads the answers, and comes back when it is closed. Connections are spread
+over so many addresses of loopback, from 127.0.1.1 on. With a CA's certificate (a file) they speak TLS. Says at the end
+how many bytes were answered, and with which statuses (JSON).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import ssl
+import sys
+from collections import Counter
+
+REQUESTS = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 400
+_statuses: Counter[str] = Counter()
+
+
+async def attack(port: int, source: str, tls: ssl.SSLContext | None) -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            await one(port, source, tls)
+        await asyncio.sleep(0.01)
+
+
+async def one(port: int, source: str, tls: ssl.SSLContext | None) -> None:
+    """One connection, until it is closed."""
+    name = "localhost" if tls is not None else None
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, local_addr=(source, 0), ssl=tls, server_hostname=name
+    )
+
+    async def send() -> None:
+        while True:
+            writer.write(REQUESTS)
+            await writer.drain()
+
+    sending = asyncio.ensure_future(send())
+    try:
+        while data := await reader.read(65_536):
+            for part in data.split(b"HTTP/1.1 ")[1:]:
+                _statuses[part[:3].decode("latin-1")] += 1
+    finally:
+        sending.cancel()
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            await sending
+        writer.close()
+
+
+async def main() -> None:
+    port, seconds, connections, addresses, *files = sys.argv[1:]
+    tls = ssl.create_default_context(cafile=files[0]) if files else None
+    attackers = [
+        asyncio.ensure_future(attack(int(port), f"127.0.1.{1 + n % int(addresses)}", tls))
+        for n in range(int(connections))
+    ]
+    await asyncio.wait(attackers, timeout=float(seconds))
+    print(json.dumps(_statuses), flush=True)
+    os._exit(0)  # without waiting for closes that nobody answers
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

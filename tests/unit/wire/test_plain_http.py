@@ -1,0 +1,284 @@
+"""Plain HTTP over a transport in memory: one request for each turn, the budget of an address, what is kept and for how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from tests.memorywire import MemoryTransport
+from tests.unit.admission.conftest import Log
+from viewport_relay.admission.addresses import TrustedProxies
+from viewport_relay.observe.counters import Counters
+from viewport_relay.wire.channel import MAX_KEPT, REQUEST_TIMEOUT
+from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.fairqueue import INTERVAL, FairQueue
+from viewport_relay.wire.httpconnections import HttpConnections
+from viewport_relay.wire.plainhttp import HOLD, HttpBudget, PlainHttp
+from viewport_relay.wire.site import Pages, RelaySite, Root
+
+KEEP_ALIVE = 75.0
+
+
+class Page(Resource):
+    """Says what was asked. `/late` is answered when the test says so, `/broken` raises."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        Resource.__init__(self)
+        self.asked: list[bytes] = []
+        self.late: list[Request] = []
+
+    def render(self, request: Request) -> bytes | int:
+        assert request.content is not None
+        self.asked.append(request.path + request.content.read())
+        if request.path == b"/late":
+            self.late.append(request)
+            return NOT_DONE_YET
+        if request.path == b"/broken":
+            raise ZeroDivisionError
+        return b"<" + request.path + b">"
+
+
+class Told(ClientAddress):
+    """The address that the test says."""
+
+    def __init__(self, web: Web) -> None:
+        ClientAddress.__init__(self, TrustedProxies())
+        self._web = web
+
+    def __call__(self, request: Request) -> str:
+        return self._web.address
+
+
+class Web:
+    """A site with a budget, and connections to it."""
+
+    def __init__(self, rate: int = 0, operator: bytes = b"/operator") -> None:
+        self.clock = Clock()
+        self.log = Log()
+        self.page = Page()
+        self.counters = Counters()
+        self.queue = FairQueue(self.clock)
+        self.connections = HttpConnections(lambda: 10)
+        self.address = "192.0.2.1"
+        plain = PlainHttp(
+            Pages(self.page, {b"/own": lambda request: b"own"}),
+            self.clock,
+            HttpBudget(self.clock, rate, self.log, self.counters),
+            self.queue,
+            Told(self),
+            lambda request: request.path == operator,
+        )
+        self.site: Any = RelaySite(Root(None, plain), self.connections, KEEP_ALIVE)
+        self.site.reactor = self.clock
+
+    def connect(self) -> Line:
+        return Line(self)
+
+
+class Line:
+    """One connection."""
+
+    def __init__(self, web: Web) -> None:
+        self.web = web
+        self.sent = b""
+        self.transport = MemoryTransport(web.clock, self._take)
+        self.channel = self.transport.protocol = web.site.buildProtocol(None)
+        self.channel.makeConnection(self.transport)
+
+    def _take(self, data: bytes) -> None:
+        self.sent += data
+
+    def say(self, data: bytes) -> None:
+        self.transport.arrive(data)
+        while self.transport.turn():
+            pass
+
+    def flush(self) -> None:
+        while self.transport.turn():
+            pass
+
+    def turns(self, number: int) -> None:
+        for _ in range(number):
+            self.web.clock.advance(INTERVAL)
+            self.flush()
+
+    @property
+    def statuses(self) -> list[int]:
+        return [int(part[:3]) for part in self.sent.split(b"HTTP/1.1 ")[1:]]
+
+
+def get(path: bytes) -> bytes:
+    return b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_pipelined_requests_are_answered_one_for_each_turn_in_order() -> None:
+    web = Web()
+    line = web.connect()
+    line.say(b"".join(get(b"/%d" % n) for n in range(5)) + b"GET /5 HTTP/1.1\r\nHo")
+    assert web.page.asked == [b"/0"]
+    for n in range(1, 5):
+        line.turns(1)
+        assert web.page.asked[-1] == b"/%d" % n and len(web.page.asked) == n + 1
+    line.say(b"st: x\r\n\r\n")
+    line.turns(3)
+    assert web.page.asked == [b"/%d" % n for n in range(6)] and line.statuses == [200] * 6
+
+
+def test_what_follows_a_body_stays_in_order() -> None:
+    web = Web()
+    line = web.connect()
+    line.say(b"POST /late HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc" + get(b"/1") + b"GET /2 ")
+    line.say(b"HTTP/1.1\r\nHost: x\r\n\r\n" + get(b"/3"))
+    assert web.page.asked == [b"/lateabc"]
+    web.page.late[0].finish()
+    line.turns(10)
+    assert web.page.asked == [b"/lateabc", b"/1", b"/2", b"/3"] and line.statuses == [200] * 4
+
+
+def test_what_is_kept_behind_a_request_is_bounded_and_all_of_it_is_answered() -> None:
+    web = Web()
+    line = web.connect()
+    number = 3000
+    line.say(get(b"/late"))
+    line.say(get(b"/x") * number)
+    assert not line.transport.is_read and line.transport.unread > 0
+    assert len(line.channel.early) <= MAX_KEPT + 65_536
+    web.page.late[0].finish()
+    for _ in range(2 * number + 5):
+        line.turns(1)
+        assert len(line.channel.early) <= MAX_KEPT + 65_536
+    assert line.statuses == [200] * (number + 1) and line.transport.is_read
+
+
+def test_answers_that_are_not_read_stop_the_reading_of_requests() -> None:
+    web = Web()
+    line = web.connect()
+    line.transport.window = 0
+    line.say(get(b"/x") * 3000)
+    line.turns(3000)
+    assert line.transport.unsent < 100_000 and not line.transport.is_read
+    asked = len(web.page.asked)
+    assert asked < 3000
+    line.transport.window = 1 << 40
+    line.turns(2)
+    assert len(web.page.asked) > asked
+
+
+def test_a_request_has_its_time_and_an_idle_connection_another() -> None:
+    web = Web()
+    line = web.connect()
+    web.clock.advance(REQUEST_TIMEOUT - 1)
+    line.say(get(b"/0"))
+    assert line.statuses == [200]
+    web.clock.advance(KEEP_ALIVE - 1)
+    assert not line.transport.disconnecting
+    line.say(b"GET /1 HT")  # the next one drips
+    for _ in range(REQUEST_TIMEOUT - 1):
+        web.clock.advance(1)
+        line.say(b"x")
+    assert not line.transport.disconnecting
+    web.clock.advance(1)
+    line.flush()
+    assert line.statuses == [200, 408] and line.transport.disconnecting
+
+
+def test_an_idle_connection_ends_without_a_word() -> None:
+    web = Web()
+    line = web.connect()
+    line.say(get(b"/0"))
+    web.clock.advance(KEEP_ALIVE)
+    line.flush()
+    assert line.statuses == [200] and not line.transport.connected
+    assert len(web.connections) == 0
+
+
+def test_a_peer_that_leaves_while_its_request_waits_leaves_nothing_behind() -> None:
+    web = Web()
+    first, second = web.connect(), web.connect()
+    first.say(get(b"/0"))
+    second.say(get(b"/1"))  # waits for its turn
+    second.transport.vanish()
+    first.turns(3)
+    assert web.page.asked == [b"/0"] and len(web.connections) == 1
+
+
+def test_over_its_budget_an_address_is_told_and_closed_and_the_log_says_so_once() -> None:
+    web = Web(rate=3)
+    lines = [web.connect() for _ in range(6)]
+    for line in lines:
+        line.say(get(b"/x"))
+    for line in lines:
+        line.turns(4)
+    assert web.page.asked == [b"/x"] * 3
+    held = [line for line in lines if not line.sent]
+    assert len(held) == 3
+    web.clock.advance(HOLD)
+    held[0].turns(10)
+    for line in held:
+        line.flush()
+        assert line.statuses == [429] and b"HTTP_RATE_LIMIT_EXCEEDED" in line.sent
+        assert b"Retry-After: " in line.sent and not line.transport.connected
+    [entry] = web.log.named("http_refused")
+    assert entry["ip"] == "192.0.2.1" and "RELAY_HTTP_RATE_PER_IP=3" in entry["detail"]
+    assert web.counters.http_rate_limited == 3
+    web.address = "192.0.2.2"
+    other = web.connect()
+    other.say(get(b"/y"))
+    other.turns(2)
+    assert other.statuses == [200]
+
+
+def test_an_ipv6_subscriber_has_one_budget() -> None:
+    web = Web(rate=1)
+    web.address = "2001:db8::1"
+    first, second = web.connect(), web.connect()
+    first.say(get(b"/x"))
+    web.address = "2001:db8::2"
+    second.say(get(b"/x"))
+    web.clock.advance(HOLD)
+    second.turns(3)
+    assert (first.statuses, second.statuses) == ([200], [429])
+
+
+def test_an_operators_requests_are_not_counted() -> None:
+    web = Web(rate=1)
+    line = web.connect()
+    for n in range(1, 6):
+        line.say(get(b"/operator"))
+        line.turns(3)
+        assert line.statuses == [200] * n
+
+
+def test_those_who_are_held_make_room_for_newcomers() -> None:
+    web = Web(rate=1)
+    lines = [web.connect() for _ in range(10)]
+    for line in lines:
+        line.say(get(b"/x"))
+    newcomer = web.connect()
+    web.clock.advance(0)
+    assert len(web.connections) == 10 and newcomer.transport.connected and not newcomer.transport.aborted
+
+
+def test_a_bug_in_a_page_ends_one_answer() -> None:
+    web = Web()
+    first, second = web.connect(), web.connect()
+    first.say(get(b"/x"))
+    second.say(get(b"/broken"))
+    second.turns(2)
+    assert second.statuses == [500]
+
+
+@pytest.mark.parametrize("path", [b"/own", b"/x"])
+def test_head_is_get_without_a_body(path: bytes) -> None:
+    web = Web()
+    line = web.connect()
+    line.say(b"HEAD " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n" + get(path))
+    line.turns(4)
+    head, again = line.sent.split(b"HTTP/1.1 ")[1:]
+    assert head.endswith(b"\r\n\r\n") and again.startswith(head)

@@ -1,0 +1,120 @@
+"""The opening handshake of RFC 6455 section 4.2, server side: checks on a request that `twisted.web` has read, and the 101.
+
+Every check raises `Refusal`. Header values are Latin-1 text, one character for each byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Final
+from urllib.parse import parse_qsl
+
+from twisted.web.http import Request
+
+from viewport_relay.admission.query import read_query
+from viewport_relay.protocol.grant import UpgradeQuery
+from viewport_relay.reasons import Reason, Refusal
+
+#: Most parameters of a query, unknown ones included.
+MAX_PARAMETERS: Final = 64
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_TOKEN_CHARS: Final = frozenset(
+    "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)
+
+
+def header_values(request: Request, name: bytes) -> list[str]:
+    """All values of a header, in order."""
+    return [value.decode("latin-1") for value in request.requestHeaders.getRawHeaders(name, ())]
+
+
+def header(request: Request, name: bytes) -> str:
+    """The first value of a header without surrounding white space, "" if there is none."""
+    values = request.requestHeaders.getRawHeaders(name)
+    return values[0].decode("latin-1").strip() if values else ""
+
+
+def header_members(request: Request, name: bytes) -> list[str]:
+    """The members of a comma list, over repeated headers too (RFC 9110 section 5.6.1)."""
+    values = header_values(request, name)
+    return [member.strip() for value in values for member in value.split(",") if member.strip()]
+
+
+def is_upgrade(request: Request) -> bool:
+    """Whether the request tries to open a WebSocket, well-formed or not."""
+    values = request.requestHeaders.getRawHeaders(b"upgrade", ())
+    return any(b"websocket" in value.lower() for value in values)
+
+
+def check_handshake(request: Request) -> tuple[str, ...]:
+    """Check the client's handshake (section 4.2.1) and return the sub-protocols it offers, in order.
+
+    Raises Refusal UPGRADE_MALFORMED or UPGRADE_REQUIRED.
+    """
+    headers = request.requestHeaders
+    if request.clientproto != b"HTTP/1.1":
+        raise _malformed("not HTTP/1.1")
+    if len(headers.getRawHeaders(b"host", ())) != 1:
+        raise _malformed("not exactly one Host header")
+    if not _names(request, b"upgrade", "websocket"):
+        raise _malformed("Upgrade is not websocket")
+    if not _names(request, b"connection", "upgrade"):
+        raise _malformed("Connection does not name Upgrade")
+    if [version.strip() for version in header_values(request, b"sec-websocket-version")] != ["13"]:
+        raise Refusal(Reason.UPGRADE_REQUIRED, "Sec-WebSocket-Version is not 13")
+    keys = headers.getRawHeaders(b"sec-websocket-key", ())
+    if len(keys) != 1 or not _is_key(keys[0].strip()):
+        raise _malformed("Sec-WebSocket-Key is not base64 of 16 bytes")
+    if headers.hasHeader(b"transfer-encoding") or header(request, b"content-length") not in ("", "0"):
+        raise _malformed("the request has a body")
+    offered = header_members(request, b"sec-websocket-protocol")
+    if len(set(offered)) != len(offered):
+        raise _malformed("a sub-protocol is offered twice")
+    if not all(_TOKEN_CHARS.issuperset(member) for member in offered):
+        raise _malformed("a sub-protocol is not a token")
+    return tuple(offered)
+
+
+def _malformed(detail: str) -> Refusal:
+    return Refusal(Reason.UPGRADE_MALFORMED, detail)
+
+
+def _names(request: Request, name: bytes, word: str) -> bool:
+    """Whether a comma list contains `word` (given in lower case), compared without case."""
+    return any(member.lower() == word for member in header_members(request, name))
+
+
+def _is_key(key: bytes) -> bool:
+    try:
+        return len(key) == 24 and len(base64.b64decode(key, validate=True)) == 16
+    except ValueError:
+        return False
+
+
+def parse_query(target: bytes) -> tuple[UpgradeQuery, str | None]:
+    """The query of a request target and its `token`; the first value of each parameter counts.
+
+    Raises Refusal QUERY_INVALID.
+    """
+    # Bytes that are not UTF-8 become U+FFFD, which no checked parameter accepts.
+    text = target.partition(b"?")[2].decode("utf-8", "replace")
+    if text.count("&") >= MAX_PARAMETERS:
+        raise Refusal(Reason.QUERY_INVALID, f"the query has more than {MAX_PARAMETERS} parameters")
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(text, keep_blank_values=True):
+        found.setdefault(name, value)
+    query = read_query(found.get("role"), found.get("workspaceId"), found.get("runtimeTargetId"))
+    return query, found.get("token")
+
+
+def switching_protocols(request: Request, subprotocol: str | None) -> bytes:
+    """The 101 (section 4.2.2) that answers a checked handshake."""
+    key = request.requestHeaders.getRawHeaders(b"sec-websocket-key", ())[0].strip()
+    accept = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
+    chosen = b"" if subprotocol is None else b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode("ascii")
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept, chosen)
+    )

@@ -1,0 +1,102 @@
+"""The table of open HTTP connections, bounded in total and per address.
+
+Upgraded connections are not in it. When a bound is passed, the connection that has waited longest without a request
+being answered is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from viewport_relay.admission.addresses import counted_as
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason
+
+
+class Droppable(Protocol):
+    """An HTTP connection."""
+
+    def drop(self) -> None:
+        """Abort the connection."""
+
+
+class _Host:
+    """The connections of one address."""
+
+    __slots__ = ("number", "waiting")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.waiting: dict[Droppable, None] = {}
+
+
+class HttpConnections:
+    """The HTTP connections of one listener."""
+
+    def __init__(
+        self,
+        most: Callable[[], int],
+        most_per_address: int = 0,
+        exempt: Callable[[str], bool] = lambda host: False,
+        log: EventSink | None = None,
+    ) -> None:
+        """`most` is asked at each new connection. `most_per_address` 0 is no limit; `exempt` addresses have none."""
+        self._most = most
+        self._most_per_address = most_per_address
+        self._exempt = exempt
+        self._log = log
+        self._host: dict[Droppable, str] = {}  # connection -> address as it is counted
+        self._hosts: dict[str, _Host] = {}
+        # Connections that can be dropped, in the order in which they began to wait.
+        self._waiting: dict[Droppable, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def enter(self, channel: Droppable, address: str) -> None:
+        """Add a new connection; where a bound is passed, drop the one that has waited longest."""
+        name = counted_as(address)
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = _Host()
+        host.number += 1
+        self._host[channel] = name
+        self.waits(channel)
+        if 0 < self._most_per_address < host.number and not self._exempt(address):
+            self._drop(next(iter(host.waiting)), Reason.TOO_MANY_CONNECTIONS_PER_IP)
+        elif len(self._host) > self._most():
+            self._drop(next(iter(self._waiting)), Reason.TOO_MANY_CONNECTIONS)
+
+    def busy(self, channel: Droppable) -> None:
+        """A request is being answered: the connection is not dropped."""
+        if self._waiting.pop(channel, self) is None:
+            del self._hosts[self._host[channel]].waiting[channel]
+
+    def waits(self, channel: Droppable) -> None:
+        """The connection waits, for a request or for its own end: it may be dropped."""
+        name = self._host.get(channel)
+        if name is not None and channel not in self._waiting:
+            self._waiting[channel] = self._hosts[name].waiting[channel] = None
+
+    def leave(self, channel: Droppable) -> None:
+        """The connection is lost, or is not HTTP any more."""
+        self.busy(channel)
+        name = self._host.pop(channel, None)
+        if name is not None:
+            host = self._hosts[name]
+            host.number -= 1
+            if not host.number:
+                del self._hosts[name]
+
+    def close(self) -> None:
+        """Drop every connection, when the relay stops."""
+        for channel in tuple(self._host):
+            channel.drop()
+
+    def _drop(self, channel: Droppable, reason: Reason) -> None:
+        name = self._host[channel]
+        self.leave(channel)
+        if self._log is not None:
+            self._log.event("http_dropped", reason=reason, ip=name)
+        channel.drop()
