@@ -15,6 +15,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
+from viewport_relay.admission.addresses import TrustedProxies
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import load
@@ -22,6 +23,7 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason
+from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.connection import Connection, ConnectionFactory
 from viewport_relay.wire.framing import BINARY, frame_header
 from viewport_relay.wire.life import Ending
@@ -116,6 +118,7 @@ def site(clock: IReactorTime, **environ: str) -> RelaySite:
         clock,
         service,
         service.counters,
+        address=ClientAddress(TrustedProxies()),
         gate=gate,
         factory=service.factory,
         opened=service.opened,

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pytest
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.web.http_headers import Headers
-from viewport_relay.wire.head import read_upgrade
 
+from tests.conformance.echo import site
 from viewport_relay.admission.http import Answer
 from viewport_relay.admission.jwt import read_header
 from viewport_relay.admission.keys import KeySet, KeySetError
@@ -103,6 +105,17 @@ def write_log(value: Any) -> None:
     )
 
 
+def read_head(head: bytes) -> None:
+    """One read of a new connection, through the channel and the upgrade, up to the refusal."""
+    clock = Clock()
+    transport = StringTransport()
+    channel = site(clock, RELAY_LISTEN_HOST="127.0.0.1").buildProtocol(None)
+    channel.callLater = clock.callLater
+    channel.makeConnection(transport)
+    channel.dataReceived(head)
+    clock.advance(0)
+
+
 KINDS: Final[dict[str, tuple[Callable[[Any], object], Callable[[], Iterator[tuple[str, Any]]]]]] = {
     "client frame": (decode_client, lambda: documents('"type":"e2ee",', FRAME)),
     "daemon frame": (decode_daemon, lambda: documents('"type":"e2ee",', FRAME)),
@@ -110,7 +123,7 @@ KINDS: Final[dict[str, tuple[Callable[[Any], object], Callable[[], Iterator[tupl
         decode_worker,
         lambda: documents('"type":"viewport.worker_transport.request/v1",', FRAME),
     ),
-    "request head": (read_upgrade, heads),
+    "request head": (read_head, heads),
     "token": (lambda token: read_header(token.decode()), tokens),
     "key set": (KeySet.parse, lambda: documents('"keys":[],', ANSWER)),
     "validate answer": (validated, lambda: documents('"ok":true,"claims":{},', ANSWER)),
