@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol
@@ -32,6 +33,9 @@ ALWAYS_FOLDED = frozenset({"twisted"})
 
 #: Folded entries that are remembered by connection id: a refused peer knows no more than that id.
 FOLDED_REMEMBERED = 4096
+
+#: Of those of a worker process, how many are told to its parent at a time.
+FOLDED_TOLD = 64
 
 #: An entry with a longer line has its details shortened to about this many characters.
 MAX_LINE = 16_384
@@ -93,6 +97,8 @@ class EventLog:
         self._folding = Folding(allowance)
         self._flapping = Flapping()
         self._folded: dict[str, Folded] = {}
+        self._untold: deque[str] = deque(maxlen=FOLDED_TOLD)
+        self._folded_elsewhere: dict[str, str] = {}
         #: what is wrong at present
         self.problems = Problems(self.redactor)
         self._followers: list[Callable[[Record], None]] = []
@@ -201,11 +207,26 @@ class EventLog:
         """The entry of a connection that was folded away, as JSON; None if there is none, or it is forgotten."""
         folded = self._folded.get(connection_id)
         if folded is None:
-            return None
+            line = self._folded_elsewhere.get(connection_id)
+            return None if line is None else dict(json.loads(line))
         code = None if folded.reason is None else folded.reason.code
         return self._entry(
             folded.at, folded.level, folded.event, code, folded.message, connection_id, dict(folded.details)
         )
+
+    def untold_folded(self) -> list[tuple[str, str]]:
+        """The latest entries that were folded away since the last call: connection id, and the entry's JSON text."""
+        told = [(name, self.folded_entry(name)) for name in self._untold]
+        self._untold.clear()
+        return [(name, _dump(entry)) for name, entry in told if entry is not None]
+
+    def take_over_folded(self, told: Iterable[tuple[str, str]]) -> None:
+        """Remember entries that another process of this relay has folded away."""
+        for connection_id, line in told:
+            known = self._folded_elsewhere
+            if connection_id not in known and len(known) >= FOLDED_REMEMBERED:
+                del known[next(iter(known))]
+            known[connection_id] = line
 
     # -- inside --------------------------------------------------------------------------------------------
 
@@ -213,6 +234,7 @@ class EventLog:
         if len(self._folded) >= FOLDED_REMEMBERED:
             del self._folded[next(iter(self._folded))]
         self._folded[connection_id] = folded
+        self._untold.append(connection_id)
 
     def _flaps(self, at: float, event: str, connection_id: str | None, details: dict[str, Any]) -> bool:
         """Whether the join or leave is a flapping peer's and was counted."""

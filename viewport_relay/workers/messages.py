@@ -131,6 +131,7 @@ class Picture(Struct, tag="picture", frozen=True):
     recent: tuple[int, int] = (0, 0)  # admitted and refused lately
     clock_offset: float | None = None
     platform_age: float | None = None
+    folded: list[tuple[str, str]] = []  # entries that were folded away: connection id and JSON text
 
 
 class Disconnected(Struct, tag="disconnected", frozen=True):

@@ -281,6 +281,7 @@ class WorkerService(RelayService):
             self.log.problems.recent(self.now()),
             self.state.clock_offset(),
             self.state.platform_age(),
+            self.log.untold_folded(),
         )  # fmt: skip
 
 

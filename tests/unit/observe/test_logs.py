@@ -347,3 +347,22 @@ def test_followers_get_each_new_record_until_they_leave(log):
     stop()
     log.event("c")
     assert got == ["a", "b"]
+
+
+def test_entries_that_were_folded_away_are_known_by_their_connection(stream, clock):
+    worker = EventLog(io.StringIO(), max_entries=1, now=clock, secrets=["a-secret-of-ours"])
+    parent = EventLog(stream, max_entries=10, now=clock)
+    for n in range(10):
+        refuse(worker, connection_id=f"c-{n}", detail=f"a-secret-of-ours {n}")
+    assert worker.folded_entry("c-2") is None, "that one was written"
+    told = worker.untold_folded()
+    assert [name for name, _ in told] == [f"c-{n}" for n in range(5, 10)] and worker.untold_folded() == []
+    for _ in range(2):
+        parent.take_over_folded(told)
+    entry = parent.folded_entry("c-7")
+    assert entry == worker.folded_entry("c-7") and entry["details"]["detail"] == "[redacted] 7"
+    for n in range(6000):
+        parent.take_over_folded([(f"d-{n}", "{}")])
+        refuse(worker, connection_id=f"d-{n}")
+    assert len(parent._folded_elsewhere) == len(worker._folded) == 4096
+    assert len(worker.untold_folded()) == 64
