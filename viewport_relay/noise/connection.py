@@ -90,7 +90,7 @@ class ConnectionNoise:
         try:
             return core.link.records.decrypt_message(data)
         except Refusal as refusal:
-            machine.broken(refusal)
+            machine.refused(refusal)
             return None
 
     def seal(self, frame: bytes) -> bytes | None:
@@ -105,7 +105,7 @@ class ConnectionNoise:
         try:
             return core.link.records.encrypt_frame(frame)
         except Refusal as refusal:
-            machine.broken(refusal)
+            machine.refused(refusal)
             return None
 
     def text_message(self) -> None:

@@ -16,7 +16,7 @@ from attrs import frozen
 
 from viewport_relay.noise.machine import LINK_MACHINE, LinkInputs
 
-STATES = ("awaiting", "message_1_read", "message_2_sent", "confirmed", "established", "closed")
+STATES = ("awaiting", "answered", "established", "closed")
 INPUTS = tuple(name for name in vars(LinkInputs) if not name.startswith("_"))  # in the order of the source
 
 _INTRODUCTION = """\

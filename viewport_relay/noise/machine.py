@@ -1,6 +1,6 @@
 """The handshake state machine of one connection, built once when this module is imported.
 
-    awaiting -> message_1_read -> message_2_sent -> confirmed -> established -> closed
+    awaiting -> message_1_read -> answered -> confirmed -> established -> closed
 
 `docs/topics/noise-machine.md` is drawn from this machine. It knows no transport, no clock and no log: it is told
 what came, and tells a `LinkPeer` what to do. A connection without a link has none. `connection` is the door through which the wire uses it; records on an established link do not pass
@@ -69,41 +69,18 @@ class LinkInputs(Protocol):
 
     # -- what was made of a message
     def message_1_good(self) -> None:
-        """It decrypts, and its pattern is allowed."""
-
-    def garbage(self, refusal: Refusal) -> None:
-        """Wrong length, version or pattern byte, relay key or binding; a low-order point; under IK, no confirm."""
-
-    def wrong_pattern(self, refusal: Refusal) -> None:
-        """IK where IKpsk2 is required."""
-
-    def psk_unavailable(self, refusal: Refusal) -> None:
-        """IKpsk2, and the grant has no usable secret."""
-
-    def static_key_good(self) -> None:
-        """It is the grant's, or the grant names none."""
-
-    def wrong_static_key(self, refusal: Refusal) -> None:
-        """A daemon's static key is not the grant's."""
+        """It decrypts, its pattern is allowed, and the static key is the grant's, or the grant names none."""
 
     def confirm_good(self) -> None:
         """The peer holds the same keys."""
 
-    def wrong_psk(self, refusal: Refusal) -> None:
-        """Under IKpsk2, a confirm that does not decrypt or is something else."""
-
-    def admitted(self) -> None:
-        """The connection was told that it is established."""
-
-    def broken(self, refusal: Refusal) -> None:
-        """A record was refused, or no nonce is left."""
+    def refused(self, refusal: Refusal) -> None:
+        """A message of the handshake, or a record, was refused: the refusal says why. Or no nonce is left."""
 
 
 builder = TypeMachineBuilder(LinkInputs, LinkCore)
 awaiting = builder.state("awaiting")
-message_1_read = builder.state("message_1_read")
-message_2_sent = builder.state("message_2_sent")
-confirmed = builder.state("confirmed")
+answered = builder.state("answered")
 established = builder.state("established")
 closed = builder.state("closed")
 
@@ -120,91 +97,59 @@ def _fail(core: LinkCore, refusal: Refusal) -> None:
 def judge_message_1(inputs: LinkInputs, core: LinkCore, data: bytes) -> None:
     try:
         core.link.read_message_1(data)
+        core.link.check_static_key()
     except Refusal as refusal:
-        if refusal.reason is Reason.NOISE_INVALID_PSK:
-            inputs.wrong_pattern(refusal)
-        elif refusal.reason is Reason.NOISE_PSK_UNAVAILABLE:
-            inputs.psk_unavailable(refusal)
-        else:
-            inputs.garbage(refusal)
+        inputs.refused(refusal)
     else:
         inputs.message_1_good()
 
 
-@awaiting.upon(LinkInputs.message_1_good).to(message_1_read)
-def judge_static_key(inputs: LinkInputs, core: LinkCore) -> None:
-    try:
-        core.link.check_static_key()
-    except Refusal as refusal:
-        inputs.wrong_static_key(refusal)
-    else:
-        inputs.static_key_good()
+@awaiting.upon(LinkInputs.message_1_good).to(answered)
+def send_message_2(inputs: LinkInputs, core: LinkCore) -> None:
+    core.peer.send(core.link.write_message_2())
 
 
-@awaiting.upon(LinkInputs.garbage).to(closed)
-@awaiting.upon(LinkInputs.wrong_pattern).to(closed)
-@awaiting.upon(LinkInputs.psk_unavailable).to(closed)
-@message_1_read.upon(LinkInputs.wrong_static_key).to(closed)
-@message_2_sent.upon(LinkInputs.garbage).to(closed)
-@message_2_sent.upon(LinkInputs.wrong_psk).to(closed)
-@confirmed.upon(LinkInputs.broken).to(closed)
-@established.upon(LinkInputs.broken).to(closed)
+@awaiting.upon(LinkInputs.refused).to(closed)
+@answered.upon(LinkInputs.refused).to(closed)
+@established.upon(LinkInputs.refused).to(closed)
 def fail(inputs: LinkInputs, core: LinkCore, refusal: Refusal) -> None:
     _fail(core, refusal)
 
 
 @awaiting.upon(LinkInputs.text_message).to(closed)
-@message_1_read.upon(LinkInputs.text_message).to(closed)
 def fail_text_for_message_1(inputs: LinkInputs, core: LinkCore) -> None:
     _fail(core, Refusal(Reason.NOISE_HANDSHAKE_MALFORMED, "a text message came where message 1 is due"))
 
 
 @awaiting.upon(LinkInputs.timeout).to(closed)
-@message_1_read.upon(LinkInputs.timeout).to(closed)
 def fail_no_message_1(inputs: LinkInputs, core: LinkCore) -> None:
     _fail(core, Refusal(Reason.NOISE_TIMEOUT, "no message 1 came in time"))
 
 
-# -- message 1 read ------------------------------------------------------------------------------------------------
+# -- answered: message 2 was sent ------------------------------------------------------------------------------
 
 
-@message_1_read.upon(LinkInputs.static_key_good).to(message_2_sent)
-def send_message_2(inputs: LinkInputs, core: LinkCore) -> None:
-    core.peer.send(core.link.write_message_2())
-
-
-@message_1_read.upon(LinkInputs.message).to(closed)
-def fail_out_of_turn(inputs: LinkInputs, core: LinkCore, data: bytes) -> None:
-    _fail(core, Refusal(Reason.NOISE_HANDSHAKE_MALFORMED, "a message came before message 2"))
-
-
-# -- message 2 sent ------------------------------------------------------------------------------------------------
-
-
-@message_2_sent.upon(LinkInputs.message).loop()
+@answered.upon(LinkInputs.message).loop()
 def judge_confirm(inputs: LinkInputs, core: LinkCore, data: bytes) -> None:
     try:
         core.link.read_confirm(data)
     except Refusal as refusal:
-        if refusal.reason is Reason.NOISE_INVALID_PSK:
-            inputs.wrong_psk(refusal)
-        else:
-            inputs.garbage(refusal)
+        inputs.refused(refusal)
     else:
         inputs.confirm_good()
 
 
-@message_2_sent.upon(LinkInputs.text_message).to(closed)
+@answered.upon(LinkInputs.text_message).to(closed)
 def fail_text_for_confirm(inputs: LinkInputs, core: LinkCore) -> None:
     _fail(core, core.link.confirm_refused("it is a text message"))
 
 
-@message_2_sent.upon(LinkInputs.timeout).to(closed)
+@answered.upon(LinkInputs.timeout).to(closed)
 def fail_no_confirm(inputs: LinkInputs, core: LinkCore) -> None:
     _fail(core, Refusal(Reason.NOISE_TIMEOUT, "message 2 was sent and no confirm came in time"))
 
 
-@message_2_sent.upon(LinkInputs.peer_gone).to(closed)
+@answered.upon(LinkInputs.peer_gone).to(closed)
 def note_early_leave(inputs: LinkInputs, core: LinkCore) -> None:
     # Under IKpsk2 a peer with another secret cannot read message 2, and leaves. Under IK it is a lost connection.
     core.closed = True
@@ -214,21 +159,17 @@ def note_early_leave(inputs: LinkInputs, core: LinkCore) -> None:
         )
 
 
-@message_2_sent.upon(LinkInputs.confirm_good).to(confirmed)
+@answered.upon(LinkInputs.confirm_good).to(established)
 def establish(inputs: LinkInputs, core: LinkCore) -> None:
     core.established = True
     core.peer.established(core.link.pattern)
-    inputs.admitted()
 
 
-# -- confirmed, established ------------------------------------------------------------------------------------------
+# -- established -----------------------------------------------------------------------------------------------
 
-confirmed.upon(LinkInputs.admitted).to(established).returns(None)
-confirmed.upon(LinkInputs.timeout).loop().returns(None)  # a sweep that comes late
-established.upon(LinkInputs.timeout).loop().returns(None)
+established.upon(LinkInputs.timeout).loop().returns(None)  # it was on its way
 
 
-@confirmed.upon(LinkInputs.text_message).to(closed)
 @established.upon(LinkInputs.text_message).to(closed)
 def fail_text_on_link(inputs: LinkInputs, core: LinkCore) -> None:
     _fail(core, Refusal(Reason.NOISE_DECRYPT_FAILED, "a text message came on a link"))
@@ -238,13 +179,9 @@ def fail_text_on_link(inputs: LinkInputs, core: LinkCore) -> None:
 
 
 @awaiting.upon(LinkInputs.peer_gone).to(closed)
-@message_1_read.upon(LinkInputs.peer_gone).to(closed)
-@confirmed.upon(LinkInputs.peer_gone).to(closed)
 @established.upon(LinkInputs.peer_gone).to(closed)
 @awaiting.upon(LinkInputs.relay_closes).to(closed)
-@message_1_read.upon(LinkInputs.relay_closes).to(closed)
-@message_2_sent.upon(LinkInputs.relay_closes).to(closed)
-@confirmed.upon(LinkInputs.relay_closes).to(closed)
+@answered.upon(LinkInputs.relay_closes).to(closed)
 @established.upon(LinkInputs.relay_closes).to(closed)
 def finish(inputs: LinkInputs, core: LinkCore) -> None:
     core.closed = True
@@ -256,7 +193,6 @@ closed.upon(LinkInputs.text_message).loop().returns(None)
 closed.upon(LinkInputs.timeout).loop().returns(None)
 closed.upon(LinkInputs.peer_gone).loop().returns(None)
 closed.upon(LinkInputs.relay_closes).loop().returns(None)
-closed.upon(LinkInputs.admitted).loop().returns(None)
-closed.upon(LinkInputs.broken).loop().returns(None)
+closed.upon(LinkInputs.refused).loop().returns(None)
 
 LINK_MACHINE = builder.build()

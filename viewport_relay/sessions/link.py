@@ -54,13 +54,17 @@ class Links:
         self, connection: Connection, query: UpgradeQuery, grant: Grant, join: Join, note_close: NoteClose
     ) -> None:
         """Let the connection join once its link is up. A connection without a link joins, or is refused, at once."""
-        responder = None
-        if connection.info.link:
-            responder = LinkResponder(query, grant, self.keys, self._relay_id, self._frame_max)
-            connection.reader.limit(message_max_bytes(self._frame_max))
         link = Link(self, connection, grant, join, note_close)
         connection.handler = link
-        link.begin(responder, self._timeout, required=self._required)
+        if connection.info.link:
+            connection.reader.limit(message_max_bytes(self._frame_max))
+            connection.when_lost(link.forget)
+            link.begin(LinkResponder(query, grant, self.keys, self._relay_id, self._frame_max), self._timeout)
+        elif self._required:
+            link.fail(Reason.NOISE_LINK_REQUIRED, "the peer offered no viewport.noise-link.v1", {})
+        else:
+            self.counters.handshakes[connection.info.noise] += 1
+            join(connection, grant, None)
 
 
 class Link:
@@ -79,13 +83,11 @@ class Link:
         self._timer: IDelayedCall | None = None
         self._noise: ConnectionNoise | None = None
 
-    def begin(self, responder: LinkResponder | None, timeout: float, *, required: bool) -> None:
-        """Wait `timeout` seconds for the peer's handshake; without a responder there is none to wait for."""
-        self._noise = noise = ConnectionNoise(self, responder, link_required=required)
-        if responder is not None:
-            self._timer = self._links.clock.callLater(timeout, self._time_out)
-            self._connection.reader.unwrap = self._unwrap
-        noise.begin()
+    def begin(self, responder: LinkResponder, timeout: float) -> None:
+        """Wait `timeout` seconds for the peer's handshake."""
+        self._noise = ConnectionNoise(self, responder)
+        self._timer = self._links.clock.callLater(timeout, self._time_out)
+        self._connection.reader.unwrap = self._unwrap
 
     def _unwrap(self, payload: bytes, is_binary: bool) -> bytes | None:
         noise = self._noise
@@ -108,13 +110,17 @@ class Link:
     def closed(self, ending: Ending) -> None:
         """The connection has ended before it joined."""
         self._disarm()
-        noise, self._noise = self._noise, None  # which holds this object
+        noise = self._noise
         if noise is not None:
             if ending.reason is None:
                 noise.peer_gone()
             else:
                 noise.relay_closes()
         self._note_close(self._connection, ending, self._about())
+
+    def forget(self) -> None:
+        """The connection is lost: `ConnectionNoise` holds this object, and both would wait for the collector."""
+        self._noise = None
 
     # -- LinkPeer ----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ in the log and in the Close.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -290,3 +292,27 @@ def test_what_the_relay_sends_opens_in_order_however_the_peer_reads(
         ]
         assert [frame for frame in frames if b'"s-%d"' % name in frame] == expected
     assert house.log.reasons() == [] and daemon.closed is None
+
+
+@pytest.mark.parametrize("how", ["vanish", "close"])
+@pytest.mark.parametrize("up", [False, True])
+def test_a_lost_connection_with_a_link_is_freed_at_once(up: bool, how: str) -> None:
+    """Without the collector, like any other."""
+    gc.collect()
+    gc.disable()
+    try:
+        house = relay()
+        peer = LinkOnTheWire(house)
+        if up:
+            peer.establish()
+        known = weakref.ref(peer.connection)
+        if how == "vanish":
+            peer.vanish()
+        else:
+            peer.connection.close(Reason.DISCONNECTED_BY_OPERATOR)
+            house.wait(1)
+        assert peer.connection.is_lost
+        peer.transport.protocol = peer.connection = None  # type: ignore[assignment]  # the test's own
+        assert known() is None
+    finally:
+        gc.enable()

@@ -620,11 +620,11 @@ def test_what_autobahn_gives_a_connection_is_what_ours_has() -> None:
 def test_a_lost_connection_is_freed_at_once(role: str, how: str) -> None:
     """Without the collector: what is freed while it is in the caches costs the next connection less."""
     relay = MemoryRelay()
-    peer = relay.daemon() if role == "daemon" else relay.client()
-    known = weakref.ref(peer.connection)
     gc.collect()
     gc.disable()
     try:
+        peer = relay.daemon() if role == "daemon" else relay.client()
+        known = weakref.ref(peer.connection)
         if how == "vanish":
             peer.transport.vanish()
         elif how == "close":
