@@ -39,7 +39,8 @@ _ABOUT = re.compile(
 )
 
 _SHORTEST_SECRET = 4
-_LONGEST_SCANNED = 65_536
+#: So many times the characters that are shown are searched for secrets.
+_SCANNED = 4
 
 #: Messages whose redaction is remembered, and characters of the longest of them.
 _REMEMBERED = 256
@@ -95,12 +96,16 @@ class Redactor:
 
     def text(self, text: str, limit: int = MAX_STRING) -> str:
         """`text` without secrets, at most `limit` characters and a note of what was cut."""
+        left_out = 0
+        if len(text) > _SCANNED * limit:  # what is not shown need not be searched
+            begun = _beginning(text, _SCANNED * limit)
+            left_out = len(text) - len(begun)
+            text = begun
         text = self._without_exact(text)
         if len(text) >= 8:
-            if len(text) > _LONGEST_SCANNED:
-                text = _cut_at_space(text)
             text = _SHAPES.sub(_replace, text)
-        return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit} more characters]"
+        left_out += max(0, len(text) - limit)
+        return f"{text[:limit]}… [{left_out} more characters]" if left_out else text
 
     def message(self, text: str) -> str:
         """The same as `text`, which is remembered of a few short ones: messages are nearly always constants."""
@@ -226,7 +231,7 @@ def _replace(match: re.Match[str]) -> str:
     return f"{match[kind or 0]}{MARK}"
 
 
-def _cut_at_space(text: str) -> str:
-    """The start of a very long text, cut where no word (and so no secret) is cut in two."""
-    end = max(text.rfind(" ", 0, _LONGEST_SCANNED), text.rfind("\n", 0, _LONGEST_SCANNED))
-    return f"{text[: max(end, 0)]}… [{len(text) - max(end, 0)} more characters]"
+def _beginning(text: str, most: int) -> str:
+    """The start of a long text, cut at white space where there is some, so that no secret is cut in two."""
+    end = max(text.rfind(" ", most // 2, most), text.rfind("\n", most // 2, most))
+    return text[: end if end >= 0 else most // 2]

@@ -21,6 +21,7 @@ from viewport_relay.config import configured_secrets
 from viewport_relay.observe.redaction import (
     _TOKENS_ONLY,
     MARK,
+    MAX_STRING,
     Redactor,
     is_secret_key,
     looks_like_key,
@@ -240,3 +241,20 @@ def test_messages_are_remembered_redacted_and_only_a_few_short_ones():
         text = f"message {number} with {JWT if number % 2 else 'nothing'}" + "." * (number % 300)
         assert redactor.message(text) == redactor.text(text)
     assert len(redactor._messages) == 256 and max(map(len, redactor._messages)) <= 256
+
+
+@pytest.mark.parametrize("filler", ["x", "http://a.example/b?c=d ", "word\n"])
+def test_of_a_very_long_text_only_what_may_be_shown_is_searched(filler):
+    secret = "a-secret-of-this-relay"
+    text = f"{secret} {filler * 200_000} {secret}"
+    shown = Redactor([secret]).text(text)
+    assert shown.startswith(MARK) and secret not in shown and len(shown) < MAX_STRING + 60
+    left_out = int(shown.rpartition("[")[2].split()[0])
+    assert abs(left_out + MAX_STRING - len(text)) < 100
+
+
+@pytest.mark.parametrize("at", range(MAX_STRING - 40, 4 * MAX_STRING + 40, 97))
+def test_a_secret_is_never_cut_in_two(at):
+    secret = "0123456789-a-secret-of-this-relay"
+    shown = Redactor([secret]).text("y" * at + secret + " " + "z" * 100_000)
+    assert not any(secret[:n] in shown for n in range(11, len(secret) + 1))
