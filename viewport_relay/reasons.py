@@ -412,6 +412,12 @@ class Reason(Enum):
         cause="Redis or the platform's presence and bus endpoints do not answer",
         fix="check RELAY_REDIS_URL or SERVER_URL; peers on this relay go on, others get DAEMON_UNAVAILABLE",
     )  # fmt: skip
+    BACKPLANE_REFUSED = Entry(
+        "backplane refuses a command", level="error",
+        cause="Redis answers, but refuses a command that the relay needs (ACL, renamed command, version before 6.2, "
+        "replica, no memory), or the platform refuses a question about presence or bus (429, ok:false)",
+        fix="the detail names the command and the answer; `viewport-relay doctor` tries each of them",
+    )  # fmt: skip
     BUS_SIGNATURE_INVALID = _drop(
         "bus frame signature invalid", "a bus frame is unsigned or signed with another RELAY_BUS_HMAC_KEY",
         "give every relay the same RELAY_BUS_HMAC_KEY", "error",

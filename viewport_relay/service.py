@@ -136,11 +136,10 @@ class RelayState:
         if self._service.upgrade.stopping:
             return False, Reason.RELAY_SHUTTING_DOWN.code
         ready, why = self._service.gate.ready()
-        if ready and self._service.backplane.describe().get("up") is False:
-            return (
-                True,
-                Reason.BACKPLANE_UNREACHABLE.code,
-            )  # peers here go on, so it is no reason to send them away
+        backplane = self._service.backplane.describe()
+        if ready and backplane.get("up") is False:
+            # Peers here go on, so it is no reason to send them away.
+            return True, str(backplane.get("reason", Reason.BACKPLANE_UNREACHABLE.code))
         return ready, why
 
     def jwks_age(self) -> float | None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -36,10 +36,11 @@ _RETRY_FIRST: Final = 0.25
 _RETRY_MOST: Final = 5.0
 
 
-@frozen
+@define(eq=False)
 class _Queued:
     parcel: Parcel
     failed: Callable[[], None]
+    dropped: bool = False  # it has gone, for newer ones: whoever comes upon it in its lane passes it over
 
 
 @define(eq=False)
@@ -51,10 +52,11 @@ class _Lane:
 
 @define(eq=False)
 class _Relay:
-    """What waits for one relay, over all lanes."""
+    """What is queued for one relay, over all lanes: `waiting` oldest first, the rest is on its way."""
 
     bytes: int = 0
     frames: int = 0
+    waiting: deque[_Queued] = Factory(deque)
     paused: dict[Feeder, None] = Factory(dict)
 
 
@@ -92,19 +94,29 @@ class Outbound:
         return sum(relay.bytes for relay in self._relays.values())
 
     def publish(self, parcel: Parcel, failed: Callable[[], None], feeder: Feeder | None = None) -> None:
-        """Queue a message; `failed` is called when it cannot be carried. `feeder` is paused while too much waits."""
-        size = len(parcel.payload)
-        relay = self._relays.get(parcel.to_relay)
-        if relay is None:
-            relay = _Relay()
-        full = relay.bytes + size > self._most_bytes or relay.frames >= self._most_frames
-        if self._outage.is_down or (full and relay.frames):
+        """Queue a message; `failed` is called when it cannot be carried. `feeder` is paused while too much waits.
+
+        When too much waits for a relay, the oldest that waits for it goes, unless it is on its way already.
+        """
+        if self._outage.is_down:
             self._counters.bus_publish_failed += 1
             failed()
             return
-        self._relays[parcel.to_relay] = relay
+        size = len(parcel.payload)
+        relay = self._relays.get(parcel.to_relay)
+        if relay is None:
+            relay = self._relays[parcel.to_relay] = _Relay()
+        queued = _Queued(parcel, failed)
+        relay.waiting.append(queued)
         relay.bytes += size
         relay.frames += 1
+        dropped = []
+        while len(relay.waiting) > 1 and (relay.bytes > self._most_bytes or relay.frames > self._most_frames):
+            oldest = relay.waiting.popleft()
+            oldest.dropped = True
+            relay.bytes -= len(oldest.parcel.payload)
+            relay.frames -= 1
+            dropped.append(oldest)
         if feeder is not None and relay.bytes >= PAUSE_AT and feeder not in relay.paused:
             relay.paused[feeder] = None
             feeder.pause_reading(relay)
@@ -114,7 +126,12 @@ class Outbound:
             lane = self._lanes[key] = _Lane()
             # At the end of this turn: what one read brings leaves together.
             self._clock.callLater(0, self._begin, key, lane)
-        lane.queue.append(_Queued(parcel, failed))
+        lane.queue.append(queued)
+        if dropped:
+            self._counters.bus_queue_dropped += len(dropped)
+            self._counters.bus_publish_failed += len(dropped)
+            for oldest in dropped:
+                oldest.failed()
 
     async def flush(self) -> None:
         """Wait until nothing is queued any more."""
@@ -133,7 +150,8 @@ class Outbound:
             await self._calls.acquire()  # for one batch: lanes that always have something take turns
             try:
                 batch, frames = self._next_batch(lane)
-                await self._publish(batch, frames)
+                if batch:
+                    await self._publish(batch, frames)
             finally:
                 self._calls.release()
         del self._lanes[key]
@@ -145,7 +163,7 @@ class Outbound:
     async def _publish(self, batch: list[_Queued], frames: list[tuple[str, bytes]]) -> None:
         try:
             if self._outage.is_down:
-                raise CarrierFailed(self._outage.why)
+                raise self._outage.failed
             await self._carrier.publish(frames)
         except CarrierFailed as error:
             self._failed(batch, error)
@@ -160,6 +178,10 @@ class Outbound:
         size = 0
         while lane.queue and len(batch) < self._carrier.batch and size < CALL_BYTES:
             queued = lane.queue.popleft()
+            if queued.dropped:
+                continue
+            # Those of one relay leave in the order in which they came, whatever their lanes.
+            self._relays[queued.parcel.to_relay].waiting.remove(queued)
             batch.append(queued)
             # Signed now, not when it was queued: it has to be fresh when it arrives.
             frames.append((queued.parcel.to_relay, self._writer.write(queued.parcel)))

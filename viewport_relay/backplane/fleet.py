@@ -24,7 +24,7 @@ from viewport_relay.backplane.interface import (
     Whereabouts,
 )
 from viewport_relay.backplane.outage import Outage
-from viewport_relay.backplane.platform import PART, PlatformCarrier
+from viewport_relay.backplane.platform import PlatformCarrier
 from viewport_relay.backplane.presence import Announcement, Presence
 from viewport_relay.backplane.redirect import RedirectRule
 from viewport_relay.backplane.signing import Reader, Writer
@@ -72,13 +72,13 @@ class Fleet:
             # Here and not above: txredisapi takes the global reactor as soon as it is imported.
             from viewport_relay.backplane.redis import RedisCarrier, parts
 
-            self.outage = Outage(reactor, log, parts(config), self._recovered)
-            carrier = RedisCarrier(reactor, config, self.outage)
+            self.outage = Outage(reactor, log, counters, parts(config), self._recovered)
+            carrier = RedisCarrier(reactor, config, self.outage, counters)
             self._carrier = carrier
             every = config.presence_sync_interval_ms / 1000
             self._instance = InstanceWatch(reactor, carrier, config.relay_id, every, log)
         else:
-            self.outage = Outage(reactor, log, (PART,), self._recovered)
+            self.outage = Outage(reactor, log, counters, (), self._recovered)
             self._carrier = PlatformCarrier(reactor, config, http, self.outage)
         interval = config.presence_sync_interval_ms / 1000 if config.presence_sync_enabled else 0.0
         rule = RedirectRule.from_config(config)
@@ -129,7 +129,8 @@ class Fleet:
     def describe(self) -> Mapping[str, Any]:
         told: dict[str, Any] = {"mode": self._mode, "up": self.outage.is_up}
         if self.outage.is_down:
-            told["why"] = self.outage.why
+            failed = self.outage.failed
+            told["reason"], told["why"] = failed.reason.code, failed.why
         if self._outbound is not None:
             told["queuedBytes"] = self._outbound.queued
         return told
@@ -159,7 +160,7 @@ class Fleet:
 
     def _end(self, _: object) -> Deferred[None]:
         self._presence.stop()
-        return self._carrier.stop()
+        return Deferred.fromCoroutine(self._carrier.stop())
 
     def _recovered(self) -> None:
         self._presence.tell_again()

@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 from attrs import frozen
 from twisted.internet.defer import Deferred
 
+from viewport_relay.reasons import Reason
+
 #: (workspaceId, runtimeTargetId)
 TargetKey: TypeAlias = tuple[str, str]
 
@@ -24,12 +26,16 @@ DAEMON_TO_CLIENTS: Direction = "daemon_to_clients"
 class CarrierFailed(Exception):
     """The carrier did not do what was asked. `why` is a few words without anything secret.
 
-    `outage` says whether the carrier itself is to blame, so that the next call would most likely fail too.
+    `reason` is BACKPLANE_UNREACHABLE, or BACKPLANE_REFUSED when the other side answers and refuses. `outage` says whether
+    the next call would most likely fail too.
     """
 
-    def __init__(self, why: str, *, outage: bool = True) -> None:
+    def __init__(
+        self, why: str, *, reason: Reason = Reason.BACKPLANE_UNREACHABLE, outage: bool = True
+    ) -> None:
         super().__init__(why)
         self.why = why
+        self.reason = reason
         self.outage = outage
 
 
@@ -104,7 +110,7 @@ class Backplane(Protocol):
         """Withdraw what was announced and send what is queued; fires when done or after a short time."""
 
     def describe(self) -> Mapping[str, Any]:
-        """`mode`, and with several relays `up`; for the operator."""
+        """`mode`; with several relays `up`, and in an outage `reason` (a code) and `why`; for the operator."""
 
 
 class Carrier(Protocol):
@@ -126,7 +132,9 @@ class Carrier(Protocol):
         """Presence calls at a time."""
 
     def start(self) -> None: ...
-    def stop(self) -> Deferred[None]: ...
+
+    async def stop(self) -> None:
+        """End; returns when nothing is under way any more."""
 
     def peers_changed(self, number: int) -> None:
         """So many peers are connected now; without any, nobody waits for bus frames."""

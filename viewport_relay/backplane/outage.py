@@ -1,4 +1,4 @@
-"""Whether the backplane works: told once when it stops to, and once when it does again."""
+"""Whether the backplane works: logged once when it fails, and once when it works again."""
 
 from __future__ import annotations
 
@@ -6,25 +6,35 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
+from viewport_relay.backplane.interface import CarrierFailed
+from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
 
 
 class Outage:
-    """Collects what the parts of a carrier say. A part that has said nothing yet is neither up nor down.
+    """Collects what the parts of a carrier report.
 
-    `on_recovery` is called when the last part that was down is up again.
+    A part of `parts` that has reported nothing is neither up nor down; other parts count from their first report on.
+    `on_recovery` is called when the last part that was down is up again. One outage is one log line for each reason.
     """
 
     def __init__(
-        self, clock: IReactorTime, log: EventSink, parts: tuple[str, ...], on_recovery: Callable[[], None]
+        self,
+        clock: IReactorTime,
+        log: EventSink,
+        counters: Counters,
+        parts: tuple[str, ...],
+        on_recovery: Callable[[], None],
     ) -> None:
         self._clock = clock
         self._log = log
+        self._counters = counters
         self._on_recovery = on_recovery
         self._works: dict[str, bool | None] = dict.fromkeys(parts)
         self._since: float | None = None
-        self._why = ""
+        self._logged: set[Reason] = set()
+        self._failed = CarrierFailed("")
 
     @property
     def is_up(self) -> bool:
@@ -37,28 +47,36 @@ class Outage:
         return self._since is not None
 
     @property
-    def why(self) -> str:
-        """What was said first in the present outage."""
-        return self._why
+    def failed(self) -> CarrierFailed:
+        """The latest failure of the present outage."""
+        return self._failed
 
-    def down(self, part: str, why: str) -> None:
+    def down(self, part: str, failed: CarrierFailed) -> None:
         """This part does not work."""
         self._works[part] = False
+        self._failed = failed
+        refused = failed.reason is Reason.BACKPLANE_REFUSED
+        if refused:
+            self._counters.backplane_refused += 1
         if self._since is None:
             self._since = self._clock.seconds()
-            self._why = why
-            self._log.event(
-                "backplane_unreachable", reason=Reason.BACKPLANE_UNREACHABLE, part=part, detail=why
-            )
+        if failed.reason in self._logged:
+            return
+        self._logged.add(failed.reason)
+        if refused:
+            self._log.event("backplane_refused", reason=failed.reason, part=part, detail=failed.why)
+        else:
+            self._log.event("backplane_unreachable", reason=failed.reason, part=part, detail=failed.why)
 
     def up(self, part: str) -> None:
         """This part works."""
-        if self._works[part]:
+        if self._works.get(part):
             return
         self._works[part] = True
         if self._since is None or False in self._works.values():
             return
         seconds = round(self._clock.seconds() - self._since, 3)
-        self._since, self._why = None, ""
+        self._since = None
+        self._logged.clear()
         self._log.event("backplane_recovered", message=f"after {seconds} s", seconds=seconds)
         self._on_recovery()

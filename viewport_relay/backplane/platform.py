@@ -3,8 +3,8 @@
     relay → platform   POST /api/runtime/internal/relay/presence/upsert, presence/resolve, bus/publish, bus/pull
     relay ← platform   {"ok":true, …}
 
-All with the header x-relay-internal-key. What cannot be reached is tried again with a read-only question, so that the
-outage ends by itself even if no peer is here to notice.
+All with the header x-relay-internal-key. In an outage the relay repeats a question of its own that changes nothing, so
+that the outage ends by itself: its next pull, or without the bus the presence of the target it asked for last.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -23,13 +23,19 @@ from viewport_relay.backplane.interface import CarrierFailed, Parcel, TargetKey
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.config import Config
 from viewport_relay.protocol.json import as_integer
+from viewport_relay.reasons import Reason
 
-PART: Final = "platform"
+#: Parts that are reported to `Outage`: all questions together, and bus/pull, which can be refused alone.
+PLATFORM: Final = "platform"
+PULL: Final = "bus/pull"
 #: Longest that the platform waits for frames in one pull, milliseconds.
 MOST_WAIT_MS: Final = 2000
 #: Seconds between two questions while the platform does not answer: the first and the longest.
 _RETRY_FIRST: Final = 0.25
 _RETRY_MOST: Final = 5.0
+#: Statuses that say nothing about the question: the next one would fare no better.
+_REFUSES_ALL: Final = frozenset({401, 403, 404, 429})
+_LONGEST_WORD: Final = 80
 
 _Json = Mapping[str, object]
 
@@ -60,6 +66,7 @@ class PlatformCarrier:
         self._resolve = call("presence/resolve")
         # A second try of the same frame is a replay to whoever got the first: safe.
         self._publish = call("bus/publish")
+        self._probe_pull = call("bus/pull")
         self._pull = call("bus/pull", self._wait_ms / 1000 + 2.0)
         # A frame of the greatest length, all of whose characters JSON writes as two, and what is around it.
         largest = 2 * config.frame_max_bytes + 8192
@@ -68,18 +75,21 @@ class PlatformCarrier:
         self._next_pull = 0.0
         self._peers = 0
         self._wanted: Deferred[None] | None = None
+        self._bus = config.bus_enabled
+        self._asked_for: TargetKey | None = None
         self._probing: Deferred[None] | None = None
+        self._until_up: list[Deferred[None]] = []
         self._stopped = False
 
     def start(self) -> None:
-        self._probe()
+        """Nothing is asked before there is something to ask."""
 
-    def stop(self) -> Deferred[None]:
+    async def stop(self) -> None:
         self._stopped = True
-        probing, self._probing = self._probing, None
+        probing = self._probing
         if probing is not None:
             probing.cancel()
-        return succeed(None)
+            await probing
 
     def peers_changed(self, number: int) -> None:
         self._peers = number
@@ -94,6 +104,7 @@ class PlatformCarrier:
     # -- presence ------------------------------------------------------------------------------------------------
 
     async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+        self._asked_for = target
         await self._ask(self._upsert, self._report(target, entry, here=True))
 
     async def renew(self, target: TargetKey, entry: Mapping[str, object]) -> str | None:
@@ -106,6 +117,7 @@ class PlatformCarrier:
         return None
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+        self._asked_for = target
         await self._ask(self._upsert, self._report(target, entry, here=False))
 
     def _report(self, target: TargetKey, entry: Mapping[str, object], *, here: bool) -> dict[str, object]:
@@ -118,6 +130,7 @@ class PlatformCarrier:
         return report
 
     async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
+        self._asked_for = target
         return await self._ask(self._resolve, {"workspaceId": target[0], "runtimeTargetId": target[1]})
 
     # -- bus ---------------------------------------------------------------------------------------------------------
@@ -130,6 +143,10 @@ class PlatformCarrier:
         if not self._peers:
             self._wanted = Deferred()
             await self._wanted
+        if self._probing is not None:
+            waiting: Deferred[None] = Deferred()
+            self._until_up.append(waiting)
+            await waiting
         wait = self._next_pull - self._clock.seconds()
         if wait > 0:
             await deferLater(self._clock, wait)
@@ -137,7 +154,8 @@ class PlatformCarrier:
         found = await self._pulled()
         frames = found.get("frames")
         if not isinstance(frames, list):
-            raise self._failed("the answer to bus/pull has no frames")
+            raise self._failed(CarrierFailed("the platform's answer to bus/pull has no frames"), PULL)
+        self._outage.up(PULL)
         for frame in frames:
             number = as_integer(frame.get("id")) if isinstance(frame, dict) else None
             if number is not None and number > self._since:
@@ -150,72 +168,83 @@ class PlatformCarrier:
         """One pull; if its answer is too large, fewer frames, and at last a single one of any legal size."""
         limit = self._limit_frames
         while True:
-            question = {
-                "relayId": self._relay_id,
-                "sinceId": self._since,
-                "limit": limit,
-                "waitMs": self._wait_ms,
-            }
+            question = self._pull_question(limit, self._wait_ms)
             try:
-                return await self._ask(self._pull_one if limit == 1 else self._pull, question)
+                return await self._ask(self._pull_one if limit == 1 else self._pull, question, PULL)
             except _TooLarge:
                 if limit == 1:
                     self._since += 1  # no relay can read it: go on behind it
                     raise CarrierFailed("a bus frame longer than any may be", outage=False) from None
                 limit = max(1, limit // 8)
 
+    def _pull_question(self, limit: int, wait_ms: int) -> _Json:
+        return {"relayId": self._relay_id, "sinceId": self._since, "limit": limit, "waitMs": wait_ms}
+
     # -- asking ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, call: Call, question: Mapping[str, object] | bytes) -> _Json:
+    async def _ask(self, call: Call, question: Mapping[str, object] | bytes, part: str = PLATFORM) -> _Json:
         body = question if isinstance(question, bytes) else msgspec.json.encode(question)
         try:
             answer = await self._http.ask(call, body)
         except TooLarge:
-            self._outage.up(PART)
+            self._outage.up(PLATFORM)
             raise _TooLarge("the platform's answer is too large", outage=False) from None
         except HttpFailure as failure:
-            raise self._failed(f"the platform cannot be reached: {failure.why}") from None
-        return self._read(answer)
+            raise self._failed(CarrierFailed(f"the platform cannot be reached: {failure.why}")) from None
+        return self._read(answer, call, part)
 
-    def _read(self, answer: Answer) -> _Json:
-        status = answer.status
-        if status >= 500 or status in (401, 403, 404):
-            # Not about this frame or target: the next question would fare no better.
-            raise self._failed(f"the platform answers with HTTP {status}")
+    def _read(self, answer: Answer, call: Call, part: str) -> _Json:
+        status, path = answer.status, call.url.rpartition("/relay/")[2]
+        if status >= 500:
+            raise self._failed(CarrierFailed(f"the platform answers {path} with HTTP {status}"))
         try:
             found: Any = msgspec.json.decode(answer.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise self._failed(f"the platform answers with HTTP {status} and no JSON") from None
-        self._outage.up(PART)
-        if not 200 <= status < 300 or not isinstance(found, dict) or found.get("ok") is not True:
-            raise CarrierFailed(f"the platform refuses it with HTTP {status}", outage=False)
-        return found
+            found = None
+        refused = f"the platform refuses {path} with HTTP {status}{_word(found)}"
+        if status in _REFUSES_ALL:
+            raise self._failed(CarrierFailed(refused, reason=Reason.BACKPLANE_REFUSED))
+        if found is None:
+            raise self._failed(CarrierFailed(f"the platform answers {path} with HTTP {status} and no JSON"))
+        self._outage.up(PLATFORM)
+        if 200 <= status < 300 and isinstance(found, dict) and found.get("ok") is True:
+            return found
+        failed = CarrierFailed(refused, reason=Reason.BACKPLANE_REFUSED, outage=part == PULL)
+        raise self._failed(failed, part) if failed.outage else failed
 
-    def _failed(self, reason: str) -> CarrierFailed:
+    def _failed(self, failed: CarrierFailed, part: str = PLATFORM) -> CarrierFailed:
         if not self._stopped:
-            self._outage.down(PART, reason)
-            self._probe()
-        return CarrierFailed(reason)
+            self._outage.down(part, failed)
+            if self._probing is None:
+                self._probing = Deferred.fromCoroutine(self._probe()).addErrback(_cancelled)
+        return failed
 
-    def _probe(self) -> None:
-        """Ask until there is an answer, so that it is known that there is one."""
-        if self._probing is None:
-            self._probing = Deferred.fromCoroutine(self._probe_until_up()).addErrback(_cancelled)
-
-    async def _probe_until_up(self) -> None:
+    async def _probe(self) -> None:
+        """Ask until the platform answers."""
         retry = _RETRY_FIRST
-        while True:
+        try:
+            while self._outage.is_down:
+                await deferLater(self._clock, retry)
+                retry = min(2 * retry, _RETRY_MOST)
+                try:
+                    await self._probe_once()
+                except CarrierFailed:
+                    continue
+        finally:
+            self._probing = None
+            waiting, self._until_up = self._until_up, []
+            for one in waiting:
+                one.callback(None)
+
+    async def _probe_once(self) -> None:
+        if self._bus:
             try:
-                await self._ask(
-                    self._resolve, {"workspaceId": "relay-probe", "runtimeTargetId": "relay-probe"}
-                )
-                break
-            except CarrierFailed as error:
-                if not error.outage:
-                    break
-            await deferLater(self._clock, retry)
-            retry = min(2 * retry, _RETRY_MOST)
-        self._probing = None
+                await self._ask(self._probe_pull, self._pull_question(1, 0), PULL)
+            except _TooLarge:
+                pass  # the pull itself will see to it
+            self._outage.up(PULL)
+        elif self._asked_for is not None:
+            await self.resolve(self._asked_for)
 
 
 class _TooLarge(CarrierFailed):
@@ -224,3 +253,14 @@ class _TooLarge(CarrierFailed):
 
 def _cancelled(failure: Failure) -> None:
     failure.trap(CancelledError)
+
+
+def _word(answer: object) -> str:
+    """The platform's own word for a refusal, shortened."""
+    if not isinstance(answer, dict):
+        return ""
+    for name in ("reason", "error"):
+        word = answer.get(name)
+        if isinstance(word, str) and word.strip():
+            return f": {word.strip()[:_LONGEST_WORD]}"
+    return ""

@@ -20,7 +20,6 @@ from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.redirect import LONGEST_URL
 from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.reasons import Reason
 
 T = TypeVar("T")
 
@@ -165,7 +164,7 @@ class Presence:
             self._log.event(
                 "presence_failed",
                 level="warn",
-                reason=Reason.BACKPLANE_UNREACHABLE,
+                reason=error.reason,
                 message=error.why,
                 workspaceId=target[0],
                 runtimeTargetId=target[1],
@@ -201,7 +200,7 @@ class Presence:
         await self._calls.acquire()
         try:
             if self._outage.is_down:
-                raise CarrierFailed("down")
+                raise self._outage.failed
             return await call()
         finally:
             self._calls.release()
@@ -225,7 +224,7 @@ class Presence:
 
         async def fetch() -> Fetched[Whereabouts | None]:
             if self._outage.is_down:
-                raise CarrierFailed("down")
+                raise self._outage.failed
             try:
                 found = self._read(await self._carrier.resolve(target))
             except CarrierFailed as error:

@@ -1,11 +1,7 @@
-"""The backplane over Redis, in the layout that relays of today use (wire contract, section 6).
+"""The backplane over Redis: presence and bus over two kept connections (wire contract, section 6).
 
-    PREFIX:presence:WORKSPACE:TARGET   string, JSON, with a TTL: which relay holds the daemon
-    PREFIX:queue:RELAYID               list, RPUSH by anyone, BLPOP and LPOP by that relay: bus frames
-    PREFIX:instance:RELAYID            string with a TTL, of ours alone: see instance.py
-
-Needs Redis 6.2 (LPOP with a count) and EVAL. A standalone server, a replicated one behind one name, or one that
-Sentinels watch; Cluster is not supported by the client.
+A standalone server, a replicated one behind one name, or one that Sentinels watch; Redis Cluster is not supported.
+Keys and commands are in `rediscommands`.
 """
 
 from __future__ import annotations
@@ -14,58 +10,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.interfaces import IStreamClientEndpoint
+from attrs import frozen
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
 
-from viewport_relay.admission.tls import ClientTls
-from viewport_relay.backplane.interface import Parcel, TargetKey
+from viewport_relay.backplane.interface import CarrierFailed, Parcel, TargetKey
 from viewport_relay.backplane.outage import Outage
-from viewport_relay.backplane.redisline import RedisAddress, RedisLine
-from viewport_relay.backplane.sentinel import SentinelEndpoint
+from viewport_relay.backplane.rediscommands import Commands, popped
+from viewport_relay.backplane.redisconnection import RedisConnection
+from viewport_relay.backplane.redisendpoint import RedisAddress, ask_once, redis_endpoint
 from viewport_relay.config import Config
+from viewport_relay.observe.counters import Counters
+from viewport_relay.reasons import Reason
 
-#: Milliseconds after the last frame at which a queue that nobody reads is gone: its frames are long stale.
-QUEUE_TTL_MS: Final = 120_000
 #: Seconds for one command.
 COMMAND_LIMIT: Final = 2.0
 
 _COMMANDS: Final = "commands"
 _READER: Final = "bus"
 
-# KEYS[1] the entry, ARGV[1] our relay id, ARGV[2] the new entry, ARGV[3] its TTL in ms.
-_OTHERS: Final = """
-local function others()
-  local there = redis.call('GET', KEYS[1])
-  if not there then return nil end
-  local ok, entry = pcall(cjson.decode, there)
-  if not ok or type(entry) ~= 'table' then return nil end
-  if entry.daemonConnected ~= true or type(entry.relayId) ~= 'string' then return nil end
-  if entry.relayId == ARGV[1] then return nil end
-  return entry.relayId
-end
-"""
-_RENEW: Final = (
-    _OTHERS
-    + """
-local other = others()
-if other then return other end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return false
-"""
-)
-_WITHDRAW: Final = (
-    _OTHERS
-    + """
-if not others() then redis.call('DEL', KEYS[1]) end
-return false
-"""
-)
-
 
 def parts(config: Config) -> tuple[str, ...]:
-    """What of it can be up or down."""
+    """The connections that can be up or down."""
     return (_COMMANDS, _READER) if config.bus_enabled else (_COMMANDS,)
+
+
+def commands_for(config: Config) -> Commands:
+    return Commands(
+        config.redis_key_prefix, config.relay_id, config.redis_presence_ttl_ms, config.redis_queue_max
+    )
 
 
 class RedisCarrier:
@@ -75,70 +48,61 @@ class RedisCarrier:
     lanes: Final = 1
     calls: Final = 64
 
-    def __init__(self, reactor: Any, config: Config, outage: Outage) -> None:
-        """Raises ConfigError for a URL that cannot be used."""
-        self._prefix = config.redis_key_prefix
-        self._relay_id = config.relay_id
-        self._presence_ttl = config.redis_presence_ttl_ms
-        self._queue_max = config.redis_queue_max
+    def __init__(self, reactor: Any, config: Config, outage: Outage, counters: Counters) -> None:
+        """Raises ConfigError for a URL or a CA file that cannot be used."""
+        self._make = make = commands_for(config)
+        self._counters = counters
         self._pull_limit = config.bus_pull_limit
         # BLPOP with 0 would wait for ever.
         self._pull_wait = max(config.bus_pull_wait_ms, 10) / 1000
         address = RedisAddress.from_config(config)
         connect_limit = config.redis_connect_timeout_ms / 1000
+        self._service = MultiService()
 
-        def line(part: str) -> RedisLine:
-            return RedisLine(
+        def connection(part: str, trials: tuple[tuple[object, ...], ...]) -> RedisConnection:
+            made = RedisConnection(
                 reactor,
                 redis_endpoint(reactor, config, address, connect_limit),
-                address,
+                address.credentials,
+                trials,
                 lambda: outage.up(part),
-                lambda reason: outage.down(part, reason),
-                connect_limit=connect_limit,
+                lambda failed: outage.down(part, failed),
                 limit=COMMAND_LIMIT,
             )
+            MultiService.setServiceParent(made, self._service)
+            return made
 
-        self._commands = line(_COMMANDS)
-        self._reader = line(_READER) if config.bus_enabled else None
+        bus = config.bus_enabled
+        self._commands = connection(_COMMANDS, make.presence_trials() + (make.push_trials() if bus else ()))
+        self._reader = connection(_READER, make.pull_trials()) if bus else None
 
     def start(self) -> None:
-        self._commands.start()
-        if self._reader is not None:
-            self._reader.start()
+        self._service.startService()
 
-    def stop(self) -> Deferred[None]:
-        self._commands.stop()
-        if self._reader is not None:
-            self._reader.stop()
-        return succeed(None)
+    async def stop(self) -> None:
+        stopping: Deferred[Any] = self._service.stopService()
+        await stopping
 
     def peers_changed(self, number: int) -> None:
-        """The queue is read whether or not somebody is here: waiting costs nothing."""
+        """The queue is read whether or not a peer is here: waiting costs nothing."""
 
     def lane(self, parcel: Parcel) -> object:
         return None
 
     # -- presence ------------------------------------------------------------------------------------------------
 
-    def _presence_key(self, target: TargetKey) -> str:
-        return f"{self._prefix}:presence:{target[0]}:{target[1]}"
-
     async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
-        value = msgspec.json.encode(entry)
-        await self._commands.run(("SET", self._presence_key(target), value, "PX", self._presence_ttl))
+        await self._commands.run(self._make.announce(target, msgspec.json.encode(entry)))
 
     async def renew(self, target: TargetKey, entry: Mapping[str, object]) -> str | None:
-        key, value = self._presence_key(target), msgspec.json.encode(entry)
-        [other] = await self._commands.run(
-            ("EVAL", _RENEW, 1, key, self._relay_id, value, self._presence_ttl)
-        )
+        [other] = await self._commands.run(self._make.renew(target, msgspec.json.encode(entry)))
         return other.decode("utf-8", "replace") if isinstance(other, bytes) else None
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
-        await self._commands.run(("EVAL", _WITHDRAW, 1, self._presence_key(target), self._relay_id))
+        await self._commands.run(self._make.withdraw(target))
 
     async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
-        [value] = await self._commands.run(("GET", self._presence_key(target)))
+        [value] = await self._commands.run(self._make.resolve(target))
         if not isinstance(value, bytes):
             return None
         try:
@@ -148,52 +112,79 @@ class RedisCarrier:
         return entry if isinstance(entry, dict) else None
 
     async def mark(self, value: str) -> str | None:
-        """For `instance.InstanceWatch`."""
-        key = f"{self._prefix}:instance:{self._relay_id}"
-        [there] = await self._commands.run(("SET", key, value, "PX", self._presence_ttl, "GET"))
+        """Write this process's value; what was there before (for `instance.InstanceWatch`)."""
+        [there] = await self._commands.run(self._make.mark(value))
         return there.decode("utf-8", "replace") if isinstance(there, bytes) else None
 
     # -- bus ---------------------------------------------------------------------------------------------------------
-
-    def _queue_key(self, relay_id: str) -> str:
-        return f"{self._prefix}:queue:{relay_id}"
 
     async def publish(self, frames: Sequence[tuple[str, bytes]]) -> None:
         queues: dict[str, list[bytes]] = {}
         for relay_id, frame in frames:
             queues.setdefault(relay_id, []).append(frame)
-        commands: list[tuple[object, ...]] = []
-        for relay_id, values in queues.items():
-            key = self._queue_key(relay_id)
-            commands.append(("RPUSH", key, *values))
-            commands.append(("LTRIM", key, -self._queue_max, -1))
-            commands.append(("PEXPIRE", key, QUEUE_TTL_MS))
-        await self._commands.run(*commands)
+        pushes = [self._make.push(relay_id, values) for relay_id, values in queues.items()]
+        for gone in await self._commands.run(*pushes):
+            if isinstance(gone, int):
+                self._counters.bus_queue_trimmed += gone
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         assert self._reader is not None
-        key = self._queue_key(self._relay_id)
         # Both leave at once: what has gathered behind the first frame comes in the same round trip.
-        first, more = await self._reader.run(
-            ("BLPOP", key, self._pull_wait),
-            ("LPOP", key, self._pull_limit),
-            limit=self._pull_wait + COMMAND_LIMIT,
+        answers = await self._reader.answers(
+            *self._make.pull(self._pull_wait, self._pull_limit), limit=self._pull_wait + COMMAND_LIMIT
         )
-        found = [first[1]] if isinstance(first, list) and len(first) == 2 else []
-        return [value for value in found + (more or []) if isinstance(value, bytes)]
+        # What was popped is handed on, whatever became of the other command.
+        found = popped(*answers)
+        if found:
+            return found
+        for answer in answers:
+            if isinstance(answer, CarrierFailed):
+                raise answer
+        return []
 
 
-def redis_endpoint(
-    reactor: Any, config: Config, address: RedisAddress, connect_limit: float
-) -> IStreamClientEndpoint:
-    """How to connect to the Redis of the settings, by way of the Sentinels if there are any."""
-    tls = ClientTls.trusting("RELAY_REDIS_CA_CERT_PATH", config.redis_ca_cert_path) if address.tls else None
+@frozen
+class Trial:
+    """What became of one command: `refused` is None if Redis has carried it out."""
 
-    def make(host: str, port: int) -> IStreamClientEndpoint:
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=connect_limit)
-        return endpoint if tls is None else tls.over(endpoint, host)
+    command: str
+    refused: str | None
 
-    if config.redis_sentinels:
-        name = config.redis_sentinel_master
-        return SentinelEndpoint(reactor, config.redis_sentinels, name, make, connect_limit)
-    return make(address.host, address.port)
+
+@frozen
+class Examination:
+    """What a Redis server is, and what it lets this relay do. `version` is None if it does not tell."""
+
+    version: str | None
+    trials: Sequence[Trial]
+
+
+async def examine(reactor: Any, config: Config, limit: float) -> Examination:
+    """Try every command that the relay uses, as the relay's own user; `limit` is seconds for each step.
+
+    Changes nothing but keys of its own that are gone after a second. Raises CarrierFailed if the server cannot be
+    used at all, and ConfigError.
+    """
+    address, make = RedisAddress.from_config(config), commands_for(config)
+    commands = make.presence_trials()
+    if config.bus_enabled:
+        commands += make.push_trials() + make.pull_trials()
+    endpoint = redis_endpoint(reactor, config, address, limit)
+    ping, info, *answers = await ask_once(
+        reactor, endpoint, address.credentials, (("PING",), ("INFO", "server"), *commands), limit
+    )
+    if isinstance(ping, CarrierFailed) and ping.reason is Reason.BACKPLANE_UNREACHABLE:
+        raise ping
+    trials = [
+        Trial(str(command[0]), answer.why if isinstance(answer, CarrierFailed) else None)
+        for command, answer in zip((("PING",), *commands), (ping, *answers), strict=True)
+    ]
+    return Examination(_version(info), trials)
+
+
+def _version(info: object) -> str | None:
+    if isinstance(info, bytes):
+        for line in info.decode("utf-8", "replace").splitlines():
+            if line.startswith("redis_version:"):
+                return line.partition(":")[2].strip()[:40]
+    return None

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from viewport_relay.backplane.interface import CarrierFailed
-from viewport_relay.backplane.redis import redis_endpoint
-from viewport_relay.backplane.redisline import RedisAddress, ask_once
+from viewport_relay.backplane.redis import examine
+from viewport_relay.backplane.redisendpoint import RedisAddress
 from viewport_relay.cli import probes
 from viewport_relay.cli.certificates import WARNING_DAYS, days_left, names_host
 from viewport_relay.cli.findings import Finding, fail, ok, warn
@@ -81,26 +81,28 @@ def state_folder(config: Config) -> Iterator[Finding]:
 
 
 async def redis(reactor: Any, config: Config, timeout: float) -> list[Finding]:
-    """PING as the relay would send it, when the backplane is Redis; `timeout` is in seconds."""
+    """Each command that the relay sends to Redis, as the relay's own user; `timeout` is seconds for each step."""
     if config.backplane_mode != "redis":
         return []
     fix = "check that Redis runs, and RELAY_REDIS_URL: host, port, password, rediss:// for TLS"
     try:
         address = RedisAddress.from_config(config)
-        endpoint = redis_endpoint(reactor, config, address, timeout)
+        where = f"{address.host}:{address.port}"
+        if config.redis_sentinels:
+            where = f"the primary {config.redis_sentinel_master}"
+            fix = "check RELAY_REDIS_SENTINELS and the settings beside it, and that the primary runs"
+        found = await examine(reactor, config, timeout)
     except ConfigError as error:
         return [fail("Redis", problem, "correct it") for problem in error.problems]
-    where = f"{address.host}:{address.port}"
-    if config.redis_sentinels:
-        where = f"the master {config.redis_sentinel_master}"
-        fix = "check RELAY_REDIS_SENTINELS and RELAY_REDIS_SENTINEL_MASTER, and that the master runs"
-    try:
-        said = await ask_once(reactor, endpoint, address, ("PING",), timeout)
     except CarrierFailed as error:
         return [fail("Redis", f"{where}: {error.why}", fix)]
-    if said not in ("PONG", b"PONG"):
-        return [fail("Redis", f"{where} answers PING with something else", fix)]
-    return [ok("Redis", f"{where} answers PING")]
+    version = f"Redis {found.version}" if found.version else "a Redis that does not tell its version"
+    refused = [trial for trial in found.trials if trial.refused is not None]
+    if not refused:
+        commands = ", ".join(dict.fromkeys(trial.command for trial in found.trials[1:]))
+        return [ok("Redis", f"{where} answers PING: {version}, which carries out {commands}")]
+    fix = "the relay needs every command that it tries: see docs/topics/backplane.md"
+    return [fail("Redis", f"{where}: {version}: {trial.refused}", fix) for trial in refused]
 
 
 # -- this machine ------------------------------------------------------------------------------------------

@@ -140,6 +140,11 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     },
     Reason.FRAME_TOO_LARGE: {"detail": "1048577 bytes announced, 1048576 allowed"},
     Reason.BACKPLANE_UNREACHABLE: {"part": "redis", "detail": "connection refused"},
+    Reason.BACKPLANE_REFUSED: {
+        "part": "bus",
+        "detail": "Redis refuses BLPOP: NOPERM this user has no permissions to run the 'blpop' command "
+        "(allow the command and the keys in the ACL of the relay's user)",
+    },
     Reason.BUS_SIGNATURE_INVALID: {"detail": "the signature is not this frame's", **_BUS},
     Reason.BUS_SIGNATURE_STALE: {"detail": "issued 31.5 s ago", **_BUS},
     Reason.BUS_SIGNATURE_REPLAYED: {"detail": "seen before", **_BUS},
@@ -150,7 +155,7 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
 def event_of(reason: Reason) -> str:
     """The event under which the relay logs a reason."""
     code = reason.code
-    if reason is Reason.BACKPLANE_UNREACHABLE:
+    if code.startswith("BACKPLANE_"):
         return code.lower()
     if reason is Reason.PEER_FLAPPING:
         return "flapping"
@@ -174,10 +179,7 @@ def sample_line(reason: Reason) -> str:
         about = {**_IP}
     elif event == "admin_refused":
         about = {**_IP, "path": "/logs"}
-    elif event not in (
-        "bus_drop",
-        Reason.BACKPLANE_UNREACHABLE.code.lower(),
-    ):
+    elif event != "bus_drop" and not event.startswith("backplane_"):
         connection_id = "4f1d0c6a9be2735d08"
         known = {} if reason in NAMELESS else _PEER
         client = {} if event == "refuse" else {"clientId": "client-1"}

@@ -49,4 +49,18 @@ class FleetSettings:
     redis_sentinel_master: str = setting(
         "RELAY_REDIS_SENTINEL_MASTER", TEXT, "mymaster", "what the Sentinels call the master"
     )
+    redis_sentinel_username: str | None = setting(
+        "RELAY_REDIS_SENTINEL_USERNAME", TEXT, None, "ACL user of the Sentinels, where they have users"
+    )
+    redis_sentinel_password: str | None = setting(
+        "RELAY_REDIS_SENTINEL_PASSWORD", TEXT, None, "password of the Sentinels", secret=True
+    )
+    redis_sentinel_tls: str = setting(
+        "RELAY_REDIS_SENTINEL_TLS", choice("auto", "0", "1"), "auto", "whether the Sentinels speak TLS",
+        default_text="as RELAY_REDIS_URL"
+    )
+    redis_sentinel_ca_cert_path: str | None = setting(
+        "RELAY_REDIS_SENTINEL_CA_CERT_PATH", TEXT, None, "CA that signs the certificates of the Sentinels, PEM",
+        default_text="RELAY_REDIS_CA_CERT_PATH"
+    )
     redis_key_prefix: str = setting("RELAY_REDIS_KEY_PREFIX", TEXT, "viewport:relay", "prefix of every key")

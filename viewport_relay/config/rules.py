@@ -15,7 +15,9 @@ from viewport_relay.config.values import AUTO_WORKERS
 from viewport_relay.config.weak import MIN_SECRET_CHARS, weakness
 
 #: Secrets that another server's operator chooses: their strength is not the relay's to judge.
-_PASSWORDS_OF_OTHERS: Final = frozenset({"redis_url", "server_client_key_passphrase", "http_proxy"})
+_PASSWORDS_OF_OTHERS: Final = frozenset(
+    {"redis_url", "redis_sentinel_password", "server_client_key_passphrase", "http_proxy"}
+)
 
 #: Files that must be readable at start; of those in the second group nobody else may read them.
 _PUBLIC_FILES: Final = (
@@ -23,6 +25,7 @@ _PUBLIC_FILES: Final = (
     "server_ca_cert_path",
     "server_client_cert_path",
     "redis_ca_cert_path",
+    "redis_sentinel_ca_cert_path",
 )
 _KEY_FILES: Final = ("tls_key_path", "server_client_key_path")
 
@@ -121,6 +124,8 @@ def _fleet(read: Read) -> None:
     several = v["backplane_mode"] != "single"
     if v["redis_url"] is None:
         v["redis_url"] = "redis://127.0.0.1:6379"
+    if v["redis_sentinel_username"] and v["redis_sentinel_password"] is None:
+        read.problems.append("RELAY_REDIS_SENTINEL_USERNAME is set: set RELAY_REDIS_SENTINEL_PASSWORD too")
     if v["bus_enabled"] is None:
         v["bus_enabled"] = v["bus_hmac_key"] is not None
     elif v["bus_enabled"] and v["bus_hmac_key"] is None:

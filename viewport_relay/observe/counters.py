@@ -74,8 +74,11 @@ class Counters:
     presence_missed: int = 0  # presence frames that a viewer could not take at once
     worker_requests: int = 0
     worker_requests_failed: int = 0
+    backplane_refused: int = 0
     bus_publish_ok: int = 0
     bus_publish_failed: int = 0
+    bus_queue_dropped: int = 0
+    bus_queue_trimmed: int = 0
     bus_pull_frames: int = 0
     bus_pull_invalid_signature: int = 0
     bus_pull_stale_signature: int = 0

@@ -42,6 +42,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     # -- several relays ------------------------------------------------------------------------------------
     "backplane_unreachable": Event("Redis or the platform's bus stopped answering"),
+    "backplane_refused": Event("Redis refused a command, or the platform a question about presence or bus"),
     "backplane_recovered": Event("the backplane answers again"),
     "bus_drop": Event("a frame from another relay was refused"),
     "bus_publish_failed": Event(

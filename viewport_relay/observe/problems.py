@@ -40,11 +40,11 @@ _SAMPLE_CHARS: Final = 400
 BACKGROUND: Final = frozenset({"jwks_fetch_failed"})
 
 #: Problems that last until the event that ends them, however long nothing more is logged.
-HELD: Final = frozenset({"backplane_unreachable", "worker_silent"})
+HELD: Final = frozenset({"backplane_unreachable", "backplane_refused", "worker_silent"})
 
 #: Events that end problems at once.
 ENDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "backplane_recovered": ("BACKPLANE_UNREACHABLE",),
+    "backplane_recovered": ("BACKPLANE_UNREACHABLE", "BACKPLANE_REFUSED"),
     "jwks_fetched": ("JWKS_UNREACHABLE", "jwks_refetch_failed"),
     "worker_answers": ("worker_silent",),
 }

@@ -299,6 +299,9 @@ def _backplane(facts: Facts) -> Check:
     if mode == "single":
         return Check("Backplane", "off", "One relay, none needed.")
     if facts.backplane.get("up") is False:
-        text = f"the backplane ({mode}) does not answer: peers here go on, other relays cannot reach them."
-        return Check("Backplane", "warn", text, _fix(facts, Reason.BACKPLANE_UNREACHABLE))
+        said = facts.backplane.get("reason")
+        reason = Reason[said] if isinstance(said, str) else Reason.BACKPLANE_UNREACHABLE
+        does = "refuses what the relay needs" if reason is Reason.BACKPLANE_REFUSED else "does not answer"
+        text = f"the backplane ({mode}) {does}: peers here go on, other relays cannot reach them."
+        return Check("Backplane", "warn", text, _fix(facts, reason))
     return Check("Backplane", "good", f"The backplane ({mode}) answers.")

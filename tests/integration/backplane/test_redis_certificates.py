@@ -13,8 +13,7 @@ from twisted.internet import reactor as real_reactor
 from tests.drill.certificates import Identity
 from tests.integration.backplane.fleet import RedisServer
 from viewport_relay.backplane.interface import CarrierFailed
-from viewport_relay.backplane.redis import redis_endpoint
-from viewport_relay.backplane.redisline import RedisAddress, ask_once
+from viewport_relay.backplane.redisendpoint import RedisAddress, ask_once, redis_endpoint
 from viewport_relay.config import load
 
 reactor: Any = real_reactor
@@ -52,7 +51,11 @@ async def ping(server: RedisServer, folder: Path) -> Any:
         }
     )
     address = RedisAddress.from_config(config)
-    return await ask_once(reactor, redis_endpoint(reactor, config, address, 3.0), address, ("PING",), 3.0)
+    endpoint = redis_endpoint(reactor, config, address, 3.0)
+    [answer] = await ask_once(reactor, endpoint, address.credentials, (("PING",),), 3.0)
+    if isinstance(answer, CarrierFailed):
+        raise answer
+    return answer
 
 
 @pytest_twisted.ensureDeferred

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest_twisted  # type: ignore[import-untyped]
+import pytest
+import pytest_twisted
 from twisted.internet.task import deferLater
 
 from tests.integration.backplane.busframes import bus_frame
@@ -211,3 +212,48 @@ async def test_frames_larger_than_an_answer_may_be_come_through(http_fleet: Flee
     ]
     for text in said:
         assert await daemon.hear() == text
+
+
+REFUSED = {"ok": True, "reason": "BACKPLANE_REFUSED"}
+REFUSALS = {
+    "too many requests": (Rule(status=429, body={"ok": False, "error": "slow down"}), "HTTP 429: slow down"),
+    "ok false": (Rule(status=200, body={"ok": False, "reason": "RELAY_UNKNOWN"}), "HTTP 200: RELAY_UNKNOWN"),
+    "bad request": (Rule(status=400, body={"ok": False}), "HTTP 400"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@pytest_twisted.ensureDeferred
+async def test_a_pull_that_is_refused_is_said(http_fleet: Fleet, name: str) -> None:
+    fleet = http_fleet
+    rule, words = REFUSALS[name]
+    a = await fleet.relay("a", **NO_REDIRECT)
+    fleet.platform.rules[PREFIX + "bus/pull"] = rule
+    assert await fleet.ready(a) == {"ok": True}
+    await fleet.join(a, "workspace-daemon")
+    await fleet.until_ready(a, REFUSED)
+    asked = fleet.platform.records.pulls.total
+    await deferLater(fleet.reactor, 2.0)
+    assert fleet.platform.records.pulls.total - asked <= 4  # less and less often
+    told = [e for e in await fleet.logs(a) if e["event"] == "backplane_refused"]
+    assert len(told) == 1
+    assert told[0]["details"]["detail"] == f"the platform refuses bus/pull with {words}"
+    assert await fleet.metric(a, "relay_backplane_up") == 0
+    assert await fleet.metric(a, "relay_backplane_refused_total") >= 1
+    del fleet.platform.rules[PREFIX + "bus/pull"]
+    await fleet.until_ready(a, {"ok": True})
+    assert [e["event"] for e in await fleet.logs(a)].count("backplane_recovered") == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_outage_ends_without_a_bus_and_without_a_made_up_question(http_fleet: Fleet) -> None:
+    fleet = http_fleet
+    a = await fleet.relay("a", RELAY_BUS_ENABLED="0", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
+    await fleet.join(a, "workspace-daemon")
+    await there(fleet, "a")
+    await fleet.platform.down()
+    await fleet.until_ready(a, {"ok": True, "reason": "BACKPLANE_UNREACHABLE"})
+    await fleet.platform.up()
+    await fleet.until_ready(a, {"ok": True})
+    asked = {json.loads(call.raw)["workspaceId"] for call in fleet.platform.records.presence_resolves}
+    assert asked == {fleet.workspace}

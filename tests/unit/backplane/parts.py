@@ -55,8 +55,7 @@ class StubCarrier:
 
     def start(self) -> None: ...
 
-    def stop(self) -> Deferred[None]:
-        return succeed(None)
+    async def stop(self) -> None: ...
 
     def peers_changed(self, number: int) -> None: ...
 

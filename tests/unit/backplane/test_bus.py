@@ -37,7 +37,7 @@ class Parts:
         self.carrier = StubCarrier(hold=True)
         self.log = Log()
         self.counters = Counters()
-        self.outage = Outage(self.clock, self.log, ("p",), lambda: None)
+        self.outage = Outage(self.clock, self.log, self.counters, ("p",), lambda: None)
         self.failed: list[str] = []
         self.bus = Outbound(
             self.clock,
@@ -110,7 +110,7 @@ def test_in_an_outage_everything_fails_at_once() -> None:
     for number in range(6):
         parts.publish(str(number))
     parts.clock.advance(0)
-    parts.outage.down("p", "gone")
+    parts.outage.down("p", CarrierFailed("gone"))
     parts.carrier.fail(CarrierFailed("gone"))
     assert parts.failed == list("012345")
     parts.publish("6")
@@ -125,13 +125,30 @@ def test_in_an_outage_everything_fails_at_once() -> None:
 
 
 @pytest.mark.parametrize("bounds", [{"most_frames": 3}, {"most_bytes": 30}])
-def test_what_waits_for_one_relay_is_bounded(bounds: dict[str, int]) -> None:
+def test_when_too_much_waits_for_one_relay_its_oldest_goes(bounds: dict[str, int]) -> None:
     parts = Parts(**bounds)
     for number in range(5):
         parts.publish(f"{number:010}")
     parts.publish("other", to="c")
-    assert parts.failed == ["0000000003", "0000000004"]
-    assert parts.counters.bus_publish_failed == 2
+    assert parts.failed == ["0000000000", "0000000001"]
+    assert (parts.counters.bus_queue_dropped, parts.counters.bus_publish_failed) == (2, 2)
+    parts.clock.advance(0)
+    parts.carrier.answer()
+    assert parts.payloads() == ["0000000002", "0000000003", "0000000004", "other"]
+    assert parts.bus.queued == 0
+
+
+def test_what_is_on_its_way_does_not_go_for_what_is_newer() -> None:
+    parts = Parts(most_frames=4)
+    for number in range(4):
+        parts.publish(str(number))
+    parts.clock.advance(0)
+    for number in range(4, 7):
+        parts.publish(str(number))
+    assert parts.failed == ["4", "5"]
+    parts.carrier.answer()
+    parts.carrier.answer()
+    assert parts.payloads() == ["0", "1", "2", "3", "6"]
 
 
 def test_a_single_message_larger_than_the_bound_still_goes() -> None:

@@ -12,6 +12,7 @@ from tests.unit.backplane.parts import Log, StubCarrier
 from viewport_relay.backplane.interface import CarrierFailed, TargetKey, Whereabouts
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.presence import Announcement, Presence
+from viewport_relay.observe.counters import Counters
 
 KEY = ("w", "t")
 SOMEBODY, SOMEBODY_ELSE = object(), object()
@@ -23,7 +24,7 @@ class Parts:
         self.clock = Clock()
         self.carrier = StubCarrier(hold=hold)
         self.log = Log()
-        self.outage = Outage(self.clock, self.log, ("p",), lambda: self.presence.tell_again())
+        self.outage = Outage(self.clock, self.log, Counters(), ("p",), lambda: self.presence.tell_again())
         self.presence = Presence(
             self.clock,
             self.carrier,
@@ -120,13 +121,13 @@ def test_who_came_during_the_refresh_is_not_sent_away() -> None:
 
 def test_what_could_not_be_told_is_told_at_the_recovery() -> None:
     parts = Parts()
-    parts.outage.down("p", "gone")
+    parts.outage.down("p", CarrierFailed("gone"))
     parts.presence.changed(KEY, SOMEBODY, None)
     parts.clock.pump([1.0] * 30)
     assert parts.calls() == []  # nobody is asked who does not answer
     parts.outage.up("p")
     assert parts.calls() == ["announce"]
-    parts.outage.down("p", "gone")
+    parts.outage.down("p", CarrierFailed("gone"))
     parts.carrier.entries.clear()
     parts.outage.up("p")
     assert parts.calls() == ["announce", "renew"]
@@ -207,6 +208,6 @@ def test_look_ups_at_the_same_time_are_one_and_a_failure_is_nobody() -> None:
     assert parts.calls() == ["resolve"]
     parts.carrier.fail(CarrierFailed("time out"))
     assert [value(one) for one in waiting] == [None] * 5
-    parts.outage.down("p", "gone")
+    parts.outage.down("p", CarrierFailed("gone"))
     assert value(parts.presence.resolve(KEY)) is None
     assert parts.calls() == ["resolve"]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from viewport_relay.backplane.redisline import RedisAddress
+from viewport_relay.backplane.redisendpoint import RedisAddress
+from viewport_relay.backplane.redisprotocol import Credentials
 from viewport_relay.config import ConfigError
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis://127.0.0.1:6379", RedisAddress("127.0.0.1", 6379, False, None, None, None)),
-        ("redis://cache", RedisAddress("cache", 6379, False, None, None, None)),
-        ("rediss://cache:6380/2", RedisAddress("cache", 6380, True, None, None, 2)),
-        ("redis://:p%40ss@h/0", RedisAddress("h", 6379, False, None, "p@ss", 0)),
-        ("redis://user:p%3Aw@[::1]:7000/", RedisAddress("::1", 7000, False, "user", "p:w", None)),
+        ("redis://127.0.0.1:6379", RedisAddress("127.0.0.1", 6379, False, Credentials())),
+        ("redis://cache", RedisAddress("cache", 6379, False, Credentials())),
+        ("rediss://cache:6380/2", RedisAddress("cache", 6380, True, Credentials(database=2))),
+        ("redis://:p%40ss@h/0", RedisAddress("h", 6379, False, Credentials(None, "p@ss", 0))),
+        ("redis://user:p%3Aw@[::1]:7000/", RedisAddress("::1", 7000, False, Credentials("user", "p:w"))),
     ],
 )
 def test_read(url: str, expected: RedisAddress) -> None:

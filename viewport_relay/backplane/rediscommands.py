@@ -1,0 +1,149 @@
+"""The commands that the relay sends to Redis: keys, Lua scripts, and the trial of each command.
+
+    PREFIX:presence:WORKSPACE:TARGET   string, JSON, with a TTL: which relay holds the daemon
+    PREFIX:queue:RELAYID               list, RPUSH by anyone, BLPOP and LPOP by that relay: bus frames
+    PREFIX:instance:RELAYID            string with a TTL, of this relay's own kind only: see instance.py
+
+The first two are the layout of relays of today (wire contract, section 6). Needs Redis 6.2 (LPOP with a count, SET
+with GET) and EVAL. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from attrs import frozen
+
+from viewport_relay.backplane.interface import TargetKey
+from viewport_relay.backplane.redisprotocol import Command
+
+#: Milliseconds after the last frame at which a queue that no relay reads is gone: its frames are long stale.
+QUEUE_TTL_MS: Final = 120_000
+#: Milliseconds for which the keys of a trial live.
+_TRIAL_TTL_MS: Final = 1_000
+#: Seconds that the trial of BLPOP waits.
+_TRIAL_WAIT: Final = 0.01
+#: In the keys of a trial: no workspace and no relay is called so.
+_TRIAL: Final = "relay-trial"
+
+# KEYS[1] the entry, ARGV[1] our relay id, ARGV[2] the new entry, ARGV[3] its TTL in ms.
+_OTHERS: Final = """
+local function others()
+  local there = redis.call('GET', KEYS[1])
+  if not there then return nil end
+  local ok, entry = pcall(cjson.decode, there)
+  if not ok or type(entry) ~= 'table' then return nil end
+  if entry.daemonConnected ~= true or type(entry.relayId) ~= 'string' then return nil end
+  if entry.relayId == ARGV[1] then return nil end
+  return entry.relayId
+end
+"""
+_RENEW: Final = (
+    _OTHERS
+    + """
+local other = others()
+if other then return other end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return false
+"""
+)
+_WITHDRAW: Final = (
+    _OTHERS
+    + """
+if not others() then redis.call('DEL', KEYS[1]) end
+return false
+"""
+)
+# KEYS[1] the queue, ARGV[1] its greatest length, ARGV[2] its TTL in ms, ARGV[3…] frames. Gives how many went.
+_PUSH: Final = """
+local length = redis.call('RPUSH', KEYS[1], unpack(ARGV, 3))
+local over = length - tonumber(ARGV[1])
+if over > 0 then redis.call('LTRIM', KEYS[1], over, -1) end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return math.max(over, 0)
+"""
+
+
+@frozen
+class Commands:
+    """Builds commands for one relay. Times are in milliseconds."""
+
+    prefix: str
+    relay_id: str
+    presence_ttl: int
+    queue_max: int
+
+    def presence_key(self, target: TargetKey) -> str:
+        return f"{self.prefix}:presence:{target[0]}:{target[1]}"
+
+    def queue_key(self, relay_id: str) -> str:
+        return f"{self.prefix}:queue:{relay_id}"
+
+    def announce(self, target: TargetKey, entry: bytes) -> Command:
+        """Write the entry, whatever is there."""
+        return "SET", self.presence_key(target), entry, "PX", self.presence_ttl
+
+    def renew(self, target: TargetKey, entry: bytes) -> Command:
+        """Write the entry, unless one of another relay is there: its id is the answer then, else null."""
+        return "EVAL", _RENEW, 1, self.presence_key(target), self.relay_id, entry, self.presence_ttl
+
+    def withdraw(self, target: TargetKey) -> Command:
+        """Delete the entry, unless it is another relay's."""
+        return "EVAL", _WITHDRAW, 1, self.presence_key(target), self.relay_id
+
+    def resolve(self, target: TargetKey) -> Command:
+        return "GET", self.presence_key(target)
+
+    def mark(self, value: str) -> Command:
+        """Write this process's value; the answer is what was there before."""
+        return "SET", f"{self.prefix}:instance:{self.relay_id}", value, "PX", self.presence_ttl, "GET"
+
+    def push(self, relay_id: str, frames: Sequence[bytes]) -> Command:
+        """Append frames to a relay's queue and drop its oldest ones over the limit; how many is the answer."""
+        return "EVAL", _PUSH, 1, self.queue_key(relay_id), self.queue_max, QUEUE_TTL_MS, *frames
+
+    def pull(self, wait: float, limit: int) -> tuple[Command, Command]:
+        """Wait for one frame of this relay's queue, at most `wait` seconds, and take up to `limit` more."""
+        key = self.queue_key(self.relay_id)
+        return ("BLPOP", key, wait), ("LPOP", key, limit)
+
+    # -- trials ------------------------------------------------------------------------------------------------
+
+    def presence_trials(self) -> tuple[Command, ...]:
+        """Each command for presence once, on a key that no relay reads and that is gone after a second."""
+        key = self.presence_key((_TRIAL, self.relay_id))
+        return (
+            ("SET", key, "{}", "PX", _TRIAL_TTL_MS, "GET"),
+            ("GET", key),
+            ("DEL", key),
+            ("EVAL", _RENEW, 1, key, self.relay_id, "{}", _TRIAL_TTL_MS),
+            ("EVAL", _WITHDRAW, 1, key, self.relay_id),
+        )
+
+    def push_trials(self) -> tuple[Command, ...]:
+        """As `presence_trials`, for publishing."""
+        key = self._trial_queue("out")
+        return (
+            # What the script calls is tried alone too: Redis does not say which command of a script it refuses.
+            ("RPUSH", key, "trial"),
+            ("LTRIM", key, 0, -1),
+            ("PEXPIRE", key, _TRIAL_TTL_MS),
+            ("EVAL", _PUSH, 1, key, 0, _TRIAL_TTL_MS, "trial"),
+        )
+
+    def pull_trials(self) -> tuple[Command, ...]:
+        """As `presence_trials`, for reading the queue."""
+        key = self._trial_queue("in")
+        return ("LPOP", key, 1), ("BLPOP", key, _TRIAL_WAIT)
+
+    def _trial_queue(self, name: str) -> str:
+        return f"{self.prefix}:queue:{_TRIAL}:{name}:{self.relay_id}"
+
+
+def popped(first: Any, more: Any) -> list[bytes]:
+    """The frames in the answers to the two commands of `Commands.pull`."""
+    found = first[1:] if isinstance(first, list) else []  # the key comes first
+    if isinstance(more, list):
+        found = found + more
+    return [frame for frame in found if isinstance(frame, bytes)]

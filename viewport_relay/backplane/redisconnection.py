@@ -1,0 +1,228 @@
+"""A kept connection to Redis: a Twisted ClientService that hands out only connections which were tried.
+
+    ClientService -> TriedEndpoint -> redisendpoint (TCP, TLS, Sentinels)
+
+A connection counts as made when Redis has carried out every command that the relay uses, a write among them. So the
+back-off grows while a server accepts connections and refuses to write. ClientService's own `prepareConnection` is not
+used: in Twisted 26.10 a connection that is lost while it is prepared, or after it was rejected, raises NoTransition.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.application.internet import ClientService, TimerService, backoffPolicy
+from twisted.application.service import MultiService
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from viewport_relay.backplane.interface import CarrierFailed
+from viewport_relay.backplane.redisprotocol import (
+    Command,
+    Credentials,
+    RedisFactory,
+    RedisProtocol,
+    connecting_failed,
+)
+
+#: Seconds until a lost connection is made again: about twice the first at first, the longest at last.
+RETRY_FIRST: Final = 0.1
+RETRY_MOST: Final = 3.0
+#: Seconds that a connection must last for the back-off to start anew.
+LASTING: Final = 10.0
+#: Seconds between two PINGs, which find a server that has gone silent.
+PING_EVERY: Final = 5.0
+
+NOT_CONNECTED: Final = "not connected to Redis"
+
+
+class _Lease(Protocol):
+    """What ClientService holds for a tried connection: it only needs the transport and the loss."""
+
+
+@implementer(IStreamClientEndpoint)
+class TriedEndpoint:
+    """An endpoint whose connections are signed in and have carried out `trials`.
+
+    `made` is called with the connection and `lost` with it later on; `failed` says why an attempt failed. `limit` is
+    seconds for signing in and for the trials.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        endpoint: IStreamClientEndpoint,
+        credentials: Credentials,
+        trials: tuple[Command, ...],
+        limit: float,
+        made: Callable[[RedisProtocol], None],
+        lost: Callable[[RedisProtocol], None],
+        failed: Callable[[CarrierFailed], None],
+    ) -> None:
+        self._clock = clock
+        self._endpoint = endpoint
+        self._factory = RedisFactory(credentials)
+        self._trials = trials
+        self._limit = limit
+        self._made = made
+        self._lost = lost
+        self._failed = failed
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._connect(protocolFactory))
+
+    async def _connect(self, factory: IProtocolFactory) -> Any:
+        try:
+            redis, gone = await self._usable()
+        except CancelledError:
+            raise
+        except Exception as error:
+            failed = connecting_failed(error)
+            self._failed(failed)
+            raise failed from None
+        lease = factory.buildProtocol(redis.transport.getPeer())
+        assert lease is not None
+        lease.makeConnection(redis.transport)
+        gone.addCallback(self._gone, redis, lease)
+        self._made(redis)
+        return lease
+
+    async def _usable(self) -> tuple[RedisProtocol, Deferred[Any]]:
+        """A tried connection, and what fires when it is lost."""
+        connecting: Deferred[Any] = self._endpoint.connect(self._factory)
+        redis: RedisProtocol = await connecting
+        try:
+            gone = await redis.sign_in(self._clock, self._limit)
+            for answer in await redis.ask(self._clock, self._trials, self._limit):
+                if isinstance(answer, CarrierFailed):
+                    raise answer
+        except BaseException:
+            redis.transport.abortConnection()
+            raise
+        return redis, gone
+
+    def _gone(self, _: object, redis: RedisProtocol, lease: Any) -> None:
+        self._lost(redis)
+        lease.connectionLost(Failure(redis.lost_by))
+
+
+class RedisConnection(MultiService):
+    """Commands over a connection that is made again, for ever, whenever it is lost.
+
+    `works` and `fails` are called whenever the connection is found to (again and again, not only at a change).
+    `limit` is seconds for one command, `trials` are the commands that a new connection must carry out.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        credentials: Credentials,
+        trials: tuple[Command, ...],
+        works: Callable[[], None],
+        fails: Callable[[CarrierFailed], None],
+        *,
+        limit: float,
+    ) -> None:
+        MultiService.__init__(self)
+        self._reactor = reactor
+        self._works = works
+        self._fails = fails
+        self._limit = limit
+        self._redis: RedisProtocol | None = None
+        self._tried = False
+        self._failures = 0
+        self._made_at = 0.0
+        self._delay = backoffPolicy(RETRY_FIRST, RETRY_MOST, 2.0, lambda: random.uniform(0.0, RETRY_FIRST))
+        tried = TriedEndpoint(
+            reactor, endpoint, credentials, trials, limit, self._was_made, self._was_lost, self._was_refused
+        )
+        self._client = ClientService(tried, Factory.forProtocol(_Lease), self._retry_after, reactor)
+        self._client.setServiceParent(self)
+        pings = TimerService(PING_EVERY, self._ping)
+        pings.clock = reactor
+        pings.setServiceParent(self)
+
+    def stopService(self) -> Deferred[Any]:
+        """Drop the connection and make no other; fires when nothing is under way."""
+        redis, self._redis = self._redis, None
+        stopping: Deferred[Any] = MultiService.stopService(self)
+        if redis is not None:
+            redis.transport.abortConnection()  # a server that is silent would not close
+        return stopping
+
+    async def run(self, *commands: Command, limit: float | None = None) -> list[Any]:
+        """The answers to these commands, which leave together and are carried out in order.
+
+        Waits for the first connection, but for no other after it was lost. Raises CarrierFailed.
+        """
+        answers = await self.answers(*commands, limit=limit)
+        for answer in answers:
+            if isinstance(answer, CarrierFailed):
+                raise answer
+        return answers
+
+    async def answers(self, *commands: Command, limit: float | None = None) -> list[Any]:
+        """As `run`, with a CarrierFailed in the place of each answer that did not come."""
+        redis = self._redis
+        if redis is None:
+            if not self._tried and self.running:
+                await self._first_connection()
+            redis = self._redis
+            if redis is None:
+                raise CarrierFailed(NOT_CONNECTED)
+        answers = await redis.ask(self._reactor, commands, self._limit if limit is None else limit)
+        for answer in answers:
+            if isinstance(answer, CarrierFailed) and answer.outage:
+                self._give_up(redis, answer)
+                break
+        return answers
+
+    async def _first_connection(self) -> None:
+        try:
+            await self._client.whenConnected(failAfterFailures=1)
+        except CarrierFailed:
+            raise
+        except CancelledError:
+            if self.running:  # the caller's own cancellation
+                raise
+            raise CarrierFailed("stopped") from None
+
+    def _give_up(self, redis: RedisProtocol, failed: CarrierFailed) -> None:
+        """Leave a server that refuses a command: the next connection is tried first."""
+        if self._redis is redis:
+            self._redis = None
+            self._fails(failed)
+        redis.transport.abortConnection()
+
+    def _was_made(self, redis: RedisProtocol) -> None:
+        self._redis, self._tried, self._made_at = redis, True, self._reactor.seconds()
+        self._works()
+
+    def _was_lost(self, redis: RedisProtocol) -> None:
+        if self._reactor.seconds() - self._made_at >= LASTING:
+            self._failures = 0
+        if self._redis is redis:
+            self._redis = None
+            self._fails(CarrierFailed("the connection to Redis was lost"))
+
+    def _was_refused(self, failed: CarrierFailed) -> None:
+        self._tried = True
+        if self.running:
+            self._fails(failed)
+
+    def _retry_after(self, attempt: int) -> float:
+        self._failures += 1
+        return self._delay(self._failures)
+
+    def _ping(self) -> Deferred[Any] | None:
+        if self._redis is None:
+            return None
+        return Deferred.fromCoroutine(self.run(("PING",))).addErrback(
+            lambda failure: failure.trap(CarrierFailed)
+        )
