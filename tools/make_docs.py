@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
+from tools import arrows
 from viewport_relay.cli.explain import seen_as
 from viewport_relay.cli.logsample import sample_line
 from viewport_relay.cli.main import main as command
@@ -45,7 +46,7 @@ GROUPS: tuple[tuple[Reason, str], ...] = (
     (Reason.ADMIN_UNAUTHORIZED, "The operator's door"),
 )
 
-#: What README.md has between marks: (name of the mark, what makes the text).
+#: What stands before and after a made part of a page that is written by hand.
 MARK = "<!-- {name}: made by `make docs` from the table in the code -->", "<!-- /{name} -->"
 
 #: What operators see first, and the reason that mostly stands behind it.
@@ -159,17 +160,20 @@ def symptom_table() -> str:
     return table(("what you see", "code in the log", "what to do"), rows)
 
 
+def between_marks(page: str, name: str, made: str, text: str = "") -> str:
+    """The text of a page with what stands between its marks made again."""
+    begin, end = (mark.format(name=name) for mark in MARK)
+    before, found, rest = (text or (ROOT / page).read_text("utf-8")).partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise SystemExit(f"{page} has lost the marks of {name}")
+    return f"{before}{begin}\n{made}{end}{after}"
+
+
 def readme() -> str:
     """README.md with the tables between its marks made again."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    for name, made in (("settings", readme_table()), ("symptoms", symptom_table())):
-        begin, end = (mark.format(name=name) for mark in MARK)
-        before, found, rest = text.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not found or not ended:
-            raise SystemExit(f"README.md has lost the marks of its table {name}")
-        text = f"{before}{begin}\n{made}{end}{after}"
-    return text
+    text = between_marks("README.md", "settings", readme_table())
+    return between_marks("README.md", "symptoms", symptom_table(), text)
 
 
 # -- reasons -----------------------------------------------------------------------------------------------
@@ -313,6 +317,9 @@ def pages() -> dict[Path, str]:
         docs / "reference/cli.md": cli_page(),
         docs / "how-to/troubleshooting.md": troubleshooting_page(),
         ROOT / "README.md": readme(),
+        docs / "topics/architecture.md": between_marks(
+            "docs/topics/architecture.md", "arrows", arrows.diagram()
+        ),
     }
 
 

@@ -94,11 +94,11 @@ def test_the_relay_takes_its_settings(one: Any, tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o444)
     environ = {n: v.replace("/run/secrets", str(tmp_path)) for n, v in environment(one).items()}
     config = load(environ | IMAGE)
-    assert (config.warnings, config.mode, config.internal_key, config.admin_token) == (
+    assert (config.warnings, config.mode, config.internal_key, config.admin_tokens) == (
         (),
         "prod",
         SECRET,
-        SECRET,
+        (SECRET,),
     )
     assert config.validate_url is not None and config.validate_url.startswith(GIVEN["SERVER_URL"])
 
@@ -120,7 +120,7 @@ def test_ports_secrets_and_network_fit_its_settings(one: Any) -> None:
 
 def test_it_is_started_again_and_its_health_is_checked(one: Any) -> None:
     assert one["restart"] == "unless-stopped"
-    assert one["healthcheck"]["test"][-1] == "http://127.0.0.1:7781/health"
+    assert one["healthcheck"]["test"] == ["CMD", "viewport-relay", "healthcheck"]
     assert one["image"] == f"viewport-relay:{version()}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -36,7 +37,7 @@ class BadRequest(Exception):
 
 def put(request: Request, status: int, kind: str, body: bytes) -> bytes:
     """Set status and headers; returns the body for `render` to return."""
-    request.setResponseCode(status)
+    request.setResponseCode(status, HTTPStatus(status).phrase.encode())
     headers = request.responseHeaders
     headers.setRawHeaders("Content-Type", [kind])
     headers.setRawHeaders("Content-Length", [str(len(body))])

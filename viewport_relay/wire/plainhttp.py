@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -116,7 +117,7 @@ def refuse_rate(request: Request, reason: Reason, retry_after: int) -> None:
     channel: Any = request.channel
     channel.close_after_answer()
     body = json.dumps({"ok": False, "reason": reason.code, "message": reason.text}).encode("ascii")
-    request.setResponseCode(reason.entry.status)
+    request.setResponseCode(reason.entry.status, HTTPStatus(reason.entry.status).phrase.encode())
     for name, value in (
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),

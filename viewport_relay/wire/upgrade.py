@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 from attrs import define
@@ -308,7 +309,7 @@ def _answer_refusal(attempt: Attempt, refusal: Refusal) -> None:
         "connectionId": attempt.connection_id,
     }
     body = json.dumps(answer).encode("ascii")
-    request.setResponseCode(reason.entry.status)
+    request.setResponseCode(reason.entry.status, HTTPStatus(reason.entry.status).phrase.encode())
     headers = request.responseHeaders
     headers.setRawHeaders(b"Content-Type", [b"application/json"])
     headers.setRawHeaders(b"X-Relay-Reason", [reason.code.encode("ascii")])

@@ -1,0 +1,72 @@
+"""The table of private names in docs/topics/architecture.md: complete, exact, and true of the installed dependencies."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from tests.pages import ROOT, section
+from tools import private_names
+
+PAGE = "docs/topics/architecture.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    of: str
+    users: frozenset[str]
+    why: str
+    test: str
+
+
+def rows() -> list[Row]:
+    found = []
+    for line in section(PAGE, "## Private names of dependencies").splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if line.startswith("| `"):
+            name, of, users, why, test = cells
+            found.append(
+                Row(
+                    name.strip("`"),
+                    of.strip("`"),
+                    frozenset(re.findall(r"`([^`]+)`", users)),
+                    why,
+                    test.strip("`"),
+                )
+            )
+    return found
+
+
+def test_the_table_is_complete_and_exact() -> None:
+    assert {row.name: row.users for row in rows()} == dict(private_names.used())
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
+def test_the_dependency_still_has_the_name(row: Row) -> None:
+    if row.name.startswith(row.of):  # a module, or a name in one
+        module, _, name = row.name.rpartition(".")
+        assert hasattr(importlib.import_module(module), name)
+    elif row.of == "autobahn":  # a module that autobahn installs beside itself
+        importlib.import_module(row.name)
+    else:
+        source = inspect.getsource(importlib.import_module(row.of))
+        assert re.search(rf"(\bself\.|\bcls\.|\bdef |^    ){row.name}\b", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
+def test_the_row_has_a_reason_and_a_test(row: Row) -> None:
+    assert len(row.why) > 10
+    assert (ROOT / row.test).is_file()
+
+
+def test_a_use_is_found_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = private_names.used()
+    assert "wire.reactor" in used["_poller"]  # self._poller of a base class
+    assert "workers.passing" in used["_tempDataBuffer"]  # an attribute of another object
+    assert "wire.tls" in used["_tlsShutdownFinished"]  # an overridden method
+    assert "wire.masking" in used["_nvx_xormasker"]  # a module
