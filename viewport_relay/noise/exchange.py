@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 
 PENDING_MAX = 8
 SESSIONS_MAX = 8
-_ID_MAX = 256  # characters; a longer id is not watched, so that nobody fills memory with one
+_ID_MAX = 256  # characters; a longer id is not watched, so that none fills memory
 
 
 @frozen

@@ -28,8 +28,8 @@ class LinkPeer(Protocol):
     def send(self, data: bytes) -> None:
         """Send one binary message."""
 
-    def established(self, pattern: Pattern | None) -> None:
-        """The peer may be admitted to routing. None: there is no link."""
+    def established(self, pattern: Pattern) -> None:
+        """The peer may be admitted to routing."""
 
     def fail(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
         """Log the reason and close with its close code and text. Nothing else comes after it."""
@@ -162,6 +162,7 @@ def note_early_leave(inputs: LinkInputs, core: LinkCore) -> None:
 @answered.upon(LinkInputs.confirm_good).to(established)
 def establish(inputs: LinkInputs, core: LinkCore) -> None:
     core.established = True
+    assert core.link.pattern is not None  # message 1 named it
     core.peer.established(core.link.pattern)
 
 

@@ -15,9 +15,9 @@ from twisted.web.server import Request
 
 from viewport_relay import __version__
 from viewport_relay.config import Config
-from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.noise.link import SUBPROTOCOL, LinkResponder, message_max_bytes
+from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -81,11 +81,11 @@ class Link:
         self._join = join
         self._note_close = note_close
         self._timer: IDelayedCall | None = None
-        self._noise: ConnectionNoise | None = None
+        self._noise: NoiseLink | None = None
 
     def begin(self, responder: LinkResponder, timeout: float) -> None:
         """Wait `timeout` seconds for the peer's handshake."""
-        self._noise = ConnectionNoise(self, responder)
+        self._noise = NoiseLink(self, responder)
         self._timer = self._links.clock.callLater(timeout, self._time_out)
         self._connection.reader.unwrap = self._unwrap
 
@@ -119,7 +119,7 @@ class Link:
         self._note_close(self._connection, ending, self._about())
 
     def forget(self) -> None:
-        """The connection is lost: `ConnectionNoise` holds this object, and both would wait for the collector."""
+        """The connection is lost: `NoiseLink` holds this object, and both would wait for the collector."""
         self._noise = None
 
     # -- LinkPeer ----------------------------------------------------------------------------------------------
@@ -127,13 +127,12 @@ class Link:
     def send(self, data: bytes) -> None:
         self._connection.outbox.send_binary(data)
 
-    def established(self, pattern: Pattern | None) -> None:
+    def established(self, pattern: Pattern) -> None:
         self._disarm()
         connection, noise = self._connection, self._noise
         assert noise is not None
-        if pattern is not None:
-            connection.info.noise = pattern.label
-            connection.outbox.seal_with(noise.seal)
+        connection.info.noise = pattern.label
+        connection.outbox.seal_with(noise.seal)
         self._links.counters.handshakes[connection.info.noise] += 1
         self._join(connection, self._grant, noise.key_used)
 

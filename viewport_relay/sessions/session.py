@@ -11,7 +11,7 @@ from viewport_relay.wire.life import Ending
 
 
 class LeaveListener(Protocol):
-    """Who is told of a session's end."""
+    """Takes a session out of routing when its connection has ended."""
 
     def leave(self, session: Session, ending: Ending) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Unmasking what peers send (RFC 6455 section 5.3), in place and in C where that is there.
+"""Unmasking what peers send (RFC 6455 section 5.3), in place, and in C where Autobahn's masker is installed.
 
 Autobahn ships a SIMD masker as a C library. Its entry points are not a public interface, so they are tried out
 once at import; when they are missing or do something else, plain Python does the same, slower.

@@ -1,4 +1,4 @@
-"""What waits to be sent to one connection: bounded, in order, fair between those who feed it.
+"""The outbox of one connection: what waits to be sent, bounded, in order, fair between its feeders.
 
 The transport buffers up to its high-water mark and then pauses its producer, the outbox. From then on bytes wait here, in
 one lane for each feeder, and leave round-robin when the transport resumes the producer. A connection that only one party
@@ -119,7 +119,7 @@ class Outbox:
     # -- messages ----------------------------------------------------------------------------------------------
 
     def take(self, data: bytes | memoryview, feeder: Feeder | None = None) -> bool:
-        """Send whole frames. If they must wait, `feeder`, who brought them, is not read until they have gone.
+        """Send whole frames. If they must wait, their `feeder` is not read until they have gone.
 
         False: they are not taken. A memoryview is used up when this returns.
         """

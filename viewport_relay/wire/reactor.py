@@ -3,7 +3,7 @@
 * Handlers run without Twisted's logging context, which names the connection in lines that the handler logs: the relay's
   log has its own way to name connections.
 * The reactor knows where a turn ends, in which frames may be held back (`turn.Turn`), and looks at the sockets again by
-  itself while no timer is due and nobody has asked for anything else.
+  itself while no timer is due and no other work is queued.
 * Listeners make transports that read straight into the arena and notice a peer that hangs up while it is paused.
 * The clock is monotonic: set back or forward, the wall clock would hold up or fire every time-out at once.
 """

@@ -1,4 +1,4 @@
-"""The way in of one connection: who its messages are for, when it is read, and whose turn it is.
+"""The reader of one connection: the handler of its messages, back-pressure, and fair turns.
 
     transport -> Reader.feed -> codec -> judge -> the receiver's outbox
 
@@ -88,7 +88,7 @@ class Reader:
         if not self._paused_by:
             self._transport.resumeProducing()
 
-    # -- who reads ---------------------------------------------------------------------------------------------
+    # -- the handler -------------------------------------------------------------------------------------------
 
     def route(self, peer: Any, judge: Judge, decide: Decide, count: Count) -> None:
         """Judge messages from now on; `peer` is handed to all three."""

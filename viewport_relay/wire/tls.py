@@ -1,6 +1,6 @@
 """The relay's own TLS: certificate and key from files, TLS 1.2 and later, read again when the files change.
 
-A connection keeps the context it began with, so a new certificate drops nobody. Files that cannot be used leave the
+A connection keeps the context it began with, so a new certificate drops no connection. Files that cannot be used leave the
 old ones in service, and say so in the log: a half-written renewal must not end the relay.
 """
 

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from noise.connection import Keypair, NoiseConnection
 
-from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.link import LinkResponder
+from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
 from viewport_relay.reasons import Reason
@@ -94,12 +94,11 @@ def connection(
     keys: RelayKeys = KEYS,
     query: UpgradeQuery = QUERY,
     frame_max: int = FRAME_MAX,
-) -> tuple[Recorder, ConnectionNoise]:
+) -> tuple[Recorder, NoiseLink]:
     """A connection that offered the link, ready for message 1."""
     peer = Recorder()
     responder = LinkResponder(query, granted or grant(), keys, "relay-1", frame_max)
-    noise = ConnectionNoise(peer, responder)
-    noise.begin()
+    noise = NoiseLink(peer, responder)
     return peer, noise
 
 
@@ -233,9 +232,7 @@ class PlainInitiator:
         return len(sealed).to_bytes(2, "big") + sealed
 
 
-def establish(
-    noise: ConnectionNoise, peer: Recorder, pattern: Pattern = Pattern.IK, **wrong: Any
-) -> Initiator:
+def establish(noise: NoiseLink, peer: Recorder, pattern: Pattern = Pattern.IK, **wrong: Any) -> Initiator:
     """The whole handshake, up to an established link."""
     initiator = Initiator(pattern, **wrong)
     noise.receive(initiator.message_1())

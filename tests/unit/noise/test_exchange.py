@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.exchange import PENDING_MAX, SESSIONS_MAX, EndToEndSession, ExchangeWatch
 
 
@@ -79,13 +78,3 @@ def test_it_stays_small() -> None:
     assert watch.response_seen("r", "s", "noise-ik", 1) == EndToEndSession("s", "noise-ik", 1)
     watch.init_seen("r", "noise-ik")
     assert watch.response_seen("r", long, "noise-ik", 1) is None
-
-
-def test_a_connection_has_its_watch_when_first_asked() -> None:
-    class Silent:
-        def established(self, pattern: object) -> None: ...
-
-    noise = ConnectionNoise(Silent())  # type: ignore[arg-type]
-    noise.begin()
-    noise.exchange.init_seen("r1", "noise-ik")
-    assert noise.exchange.pending == 1

@@ -28,9 +28,9 @@ from tests.unit.noise.peers import (
     establish,
     grant,
 )
-from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.link import LinkResponder
+from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import PLAIN_IK_DETAIL, Pattern
 from viewport_relay.protocol.grant import Profile, Role, UpgradeQuery
 from viewport_relay.reasons import CloseCode, Reason, Refusal
@@ -54,7 +54,7 @@ def test_a_right_peer_is_admitted_after_its_confirm_and_not_before(pattern: Patt
     assert initiator.read_message_2(peer.sent[0]) == {"relayId": "relay-1", "frameMaxBytes": FRAME_MAX}
     assert noise.receive(initiator.seal(CONFIRM)) is None
     assert noise.established and peer.admitted == [pattern] and peer.reason is None
-    assert (noise.label, noise.key_used) == (pattern.label, "current")
+    assert noise.key_used == "current"
     assert noise.receive(initiator.seal(b'{"a":1}')) == b'{"a":1}'
     assert initiator.open(noise.seal(b'{"b":2}') or b"") == b'{"b":2}'
 
@@ -157,7 +157,7 @@ def test_a_connection_that_answers_at_once_from_within_send() -> None:
 # -- NOISE_INVALID_PSK -------------------------------------------------------------------------------------------
 
 
-def failed(peer: Recorder, noise: ConnectionNoise) -> tuple[Reason, str]:
+def failed(peer: Recorder, noise: NoiseLink) -> tuple[Reason, str]:
     """Reason and detail of a link that failed; afterwards it is deaf and mute."""
     reason, detail, _ = peer.failed[0]
     noted, sent = len(peer.noted), len(peer.sent)
@@ -419,22 +419,6 @@ def test_a_late_timeout_does_no_harm() -> None:
     initiator = establish(noise, peer)
     noise.timeout()
     assert noise.established and noise.receive(initiator.seal(b"x")) == b"x"
-
-
-def test_no_link_offered() -> None:
-    for required, admitted, reason in ((False, [None], None), (True, [], Reason.NOISE_LINK_REQUIRED)):
-        peer = Recorder()
-        noise = ConnectionNoise(peer, link_required=required)
-        assert not noise.established and not noise.has_link
-        noise.begin()
-        assert peer.admitted == admitted and peer.reason is reason and noise.established is not required
-        assert (noise.label, noise.key_used) == ("none", None)
-        assert noise.receive(b"anything") is None and noise.seal(b"anything") is None
-        noise.text_message()  # its text messages are frames and none of the machine's business
-        noise.timeout()
-        assert noise.established is not required
-        noise.peer_gone()
-        assert not noise.established and peer.reason is reason and peer.noted == []
 
 
 def test_after_it_is_up_bad_records_and_text_close_it() -> None:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.noise.peers import CONFIRM, Initiator, Recorder, connection, establish, grant
-from viewport_relay.noise.connection import ConnectionNoise
+from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.protocol.grant import Profile
 from viewport_relay.reasons import Reason
@@ -19,7 +19,7 @@ PATTERNS = st.sampled_from(Pattern)
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def never_up(peer: Recorder, noise: ConnectionNoise) -> None:
+def never_up(peer: Recorder, noise: NoiseLink) -> None:
     """Failed once and for a documented reason, or still waiting, which the time-out ends."""
     if peer.reason is None:
         noise.timeout()

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.noise.peers import FRAME_MAX, Initiator, Recorder, connection, establish
-from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.link import (
     RECORD_PLAINTEXT_MAX,
     TAG_BYTES,
@@ -18,6 +17,7 @@ from viewport_relay.noise.link import (
     message_max_bytes,
     records_max,
 )
+from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.reasons import CloseCode, Reason, Refusal
 
@@ -26,14 +26,12 @@ SIZES = [0, 1, 15, 16, 17, 1024, 65_518, 65_519, 65_520, 131_038, 131_039, FRAME
 DECRYPT = Reason.NOISE_DECRYPT_FAILED
 
 
-def up(
-    frame_max: int = FRAME_MAX, pattern: Pattern = Pattern.IK
-) -> tuple[Recorder, ConnectionNoise, Initiator]:
+def up(frame_max: int = FRAME_MAX, pattern: Pattern = Pattern.IK) -> tuple[Recorder, NoiseLink, Initiator]:
     peer, noise = connection(frame_max=frame_max)
     return peer, noise, establish(noise, peer, pattern)
 
 
-def records_of(noise: ConnectionNoise) -> LinkRecords:
+def records_of(noise: NoiseLink) -> LinkRecords:
     assert noise._core.link is not None and noise._core.link.records is not None
     return noise._core.link.records
 
