@@ -26,7 +26,8 @@ from viewport_relay.admission.jwt import TokenRules, check_payload, payload_sign
 from viewport_relay.admission.keys import KeySet, KeySetError
 from viewport_relay.admission.token import token_from
 from viewport_relay.admission.verdict import judge
-from viewport_relay.backplane.signing import Reader
+from viewport_relay.backplane.replay import Freshness
+from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
@@ -39,7 +40,9 @@ _KEYS: Final = KeySet.parse(json.dumps({"keys": [_KEY.jwk()]}).encode())
 _QUERY: Final = UpgradeQuery(Role.CLIENT, "w", "t")
 _RULES: Final = TokenRules("viewport-server", "viewport-relay", 30)
 _STATUSES: Final = (200, 201, 204, 301, 400, 401, 403, 404, 418, 500, 503)
-_BUS: Final = Reader("a-key-of-the-bus-0123456789abcdef", "b", 15.0, 1_048_576, lambda: 1_800_000_000.0)
+_BUS: Final = FrameVerifier(
+    "a-key-of-the-bus-0123456789abcdef", "b", Freshness(Clock(), lambda: 1_800_000_000.0, 15.0), 1_048_576
+)
 _CLAIMS: Final = {
     "clientId": "c",
     "userId": "u",
@@ -121,7 +124,7 @@ def answers(data: bytes) -> None:
 
 def bus_frames(data: bytes) -> None:
     """A frame off the bus. Nothing here has a signature that is right."""
-    _BUS.read(data)
+    _BUS.verify(data)
 
 
 def heads(data: bytes) -> None:

@@ -29,7 +29,8 @@ from viewport_relay.admission.jwt import TokenRules, check_payload, payload_sign
 from viewport_relay.admission.keys import KeySet, KeySetError
 from viewport_relay.admission.token import token_from
 from viewport_relay.admission.verdict import judge
-from viewport_relay.backplane.signing import Reader
+from viewport_relay.backplane.replay import Freshness
+from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.config import VARIABLES, Config, ConfigError, load
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
@@ -239,10 +240,12 @@ BUS_FRAME = {
 @given(st.one_of(nonsense, mutated(json.dumps(BUS_FRAME).encode()),
                  replaced(BUS_FRAME).map(lambda frame: json.dumps(frame).encode())))  # fmt: skip
 def test_bus_frames(raw: bytes) -> None:
-    BUS.read(raw)
+    BUS.verify(raw)
 
 
-BUS = Reader("a-key-of-the-bus-0123456789abcdef", "b", 15.0, 1_048_576, lambda: 1_800_000_000.0)
+BUS = FrameVerifier(
+    "a-key-of-the-bus-0123456789abcdef", "b", Freshness(Clock(), lambda: 1_800_000_000.0, 15.0), 1_048_576
+)
 
 
 @relaxed

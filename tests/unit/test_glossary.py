@@ -17,7 +17,7 @@ PAGE = "docs/topics/glossary.md"
 BESIDE = {"peer", "devplatform", "cli"}
 
 #: Public class names that still stand for two things. The list is exact and ends empty.
-TWICE = {"Feeder", "Reader"}
+TWICE = {"Feeder"}
 
 
 def forbidden() -> list[str]:

@@ -8,7 +8,7 @@ bounded for each relay; clients that would fill it are not read meanwhile. Incom
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from attrs import Factory, define
@@ -17,9 +17,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from viewport_relay.backplane.batch import MAGIC, BatchSigner, BatchVerifier
 from viewport_relay.backplane.interface import Arrival, Carrier, CarrierFailed, Feeder, Parcel
 from viewport_relay.backplane.outage import Outage
-from viewport_relay.backplane.signing import Reader, Refused, Writer
+from viewport_relay.backplane.replay import BadFrame
+from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
@@ -61,24 +63,31 @@ class _Relay:
 
 
 class Outbound:
-    """What leaves. `most_bytes` and `most_frames` bound what waits for one relay."""
+    """What leaves. `most_bytes` and `most_frames` bound what waits for one relay.
+
+    `reads_batches` gives the instance of a relay that reads what `batch_signer` signs, None for all others.
+    """
 
     def __init__(
         self,
         clock: IReactorTime,
         carrier: Carrier,
         outage: Outage,
-        writer: Writer,
+        signer: FrameSigner,
         log: EventSink,
         counters: Counters,
         *,
         most_bytes: int,
         most_frames: int,
+        batch_signer: BatchSigner | None = None,
+        reads_batches: Callable[[str], str | None] = lambda relay_id: None,
     ) -> None:
         self._clock = clock
         self._carrier = carrier
         self._outage = outage
-        self._writer = writer
+        self._signer = signer
+        self._batch_signer = batch_signer
+        self._reads_batches = reads_batches
         self._log = log
         self._counters = counters
         self._most_bytes = most_bytes
@@ -149,9 +158,9 @@ class Outbound:
         while lane.queue:
             await self._calls.acquire()  # for one batch: lanes that always have something take turns
             try:
-                batch, frames = self._next_batch(lane)
+                batch = self._next_batch(lane)
                 if batch:
-                    await self._publish(batch, frames)
+                    await self._publish(batch)
             finally:
                 self._calls.release()
         del self._lanes[key]
@@ -160,11 +169,12 @@ class Outbound:
             for waiting in flushed:
                 waiting.callback(None)
 
-    async def _publish(self, batch: list[_Queued], frames: list[tuple[str, bytes]]) -> None:
+    async def _publish(self, batch: list[_Queued]) -> None:
         try:
             if self._outage.is_down:
                 raise self._outage.failed
-            await self._carrier.publish(frames)
+            # Signed now, not when they were queued: they have to be fresh when they arrive.
+            await self._carrier.publish(self._signed([queued.parcel for queued in batch]))
         except CarrierFailed as error:
             self._failed(batch, error)
         else:
@@ -172,9 +182,24 @@ class Outbound:
         finally:
             self._gone(batch)
 
-    def _next_batch(self, lane: _Lane) -> tuple[list[_Queued], list[tuple[str, bytes]]]:
+    def _signed(self, parcels: list[Parcel]) -> list[tuple[str, bytes]]:
+        """Bus frames for the relays that they are for, in the form that each reads; those of one relay in order."""
+        if self._batch_signer is None:
+            return [(parcel.to_relay, self._signer.sign(parcel)) for parcel in parcels]
+        relays: dict[str, list[Parcel]] = {}
+        for parcel in parcels:
+            relays.setdefault(parcel.to_relay, []).append(parcel)
+        signed = []
+        for relay_id, theirs in relays.items():
+            instance = self._reads_batches(relay_id)
+            if instance is None:
+                signed += [(relay_id, self._signer.sign(parcel)) for parcel in theirs]
+            else:
+                signed.append((relay_id, self._batch_signer.sign(theirs, instance)))
+        return signed
+
+    def _next_batch(self, lane: _Lane) -> list[_Queued]:
         batch: list[_Queued] = []
-        frames: list[tuple[str, bytes]] = []
         size = 0
         while lane.queue and len(batch) < self._carrier.batch and size < CALL_BYTES:
             queued = lane.queue.popleft()
@@ -183,10 +208,8 @@ class Outbound:
             # Those of one relay leave in the order in which they came, whatever their lanes.
             self._relays[queued.parcel.to_relay].waiting.remove(queued)
             batch.append(queued)
-            # Signed now, not when it was queued: it has to be fresh when it arrives.
-            frames.append((queued.parcel.to_relay, self._writer.write(queued.parcel)))
             size += len(queued.parcel.payload)
-        return batch, frames
+        return batch
 
     def _failed(self, batch: list[_Queued], error: CarrierFailed) -> None:
         self._counters.bus_publish_failed += len(batch)
@@ -217,29 +240,31 @@ class Outbound:
 
 
 class Inbound:
-    """What comes in. `arrived` gets what is good; the rest is counted and logged with its reason."""
+    """What comes in. `arrived` gets the good frames in order, at most SLICE at a time; the rest is counted and logged."""
 
     def __init__(
         self,
         clock: IReactorTime,
         carrier: Carrier,
-        reader: Reader,
+        verifier: FrameVerifier,
         log: EventSink,
         counters: Counters,
+        batch_verifier: BatchVerifier | None = None,
     ) -> None:
         self._clock = clock
         self._carrier = carrier
-        self._reader = reader
+        self._verifier = verifier
+        self._batch_verifier = batch_verifier
         self._log = log
         self._counters = counters
-        self._arrived: Callable[[Arrival], None] = lambda arrival: None
+        self._arrived: Callable[[Sequence[Arrival]], None] = lambda arrivals: None
         self._pulling: Deferred[None] | None = None
 
     @property
     def running(self) -> bool:
         return self._pulling is not None
 
-    def start(self, arrived: Callable[[Arrival], None]) -> None:
+    def start(self, arrived: Callable[[Sequence[Arrival]], None]) -> None:
         """Begin to pull."""
         self._arrived = arrived
         self._pulling = Deferred.fromCoroutine(self._pull())
@@ -265,30 +290,38 @@ class Inbound:
                 retry = min(2 * retry, _RETRY_MOST)
                 continue
             retry = _RETRY_FIRST
-            for at in range(0, len(frames), SLICE):
+            waiting = [frame for raw in frames for frame in self._verified(raw)]
+            for at in range(0, len(waiting), SLICE):
                 if at:
                     await deferLater(self._clock, 0)
-                for raw in frames[at : at + SLICE]:
-                    self.take(raw)
+                self._take(waiting[at : at + SLICE])
 
-    def take(self, raw: object) -> None:
-        """One frame off the bus."""
+    def _verified(self, raw: object) -> Iterable[Arrival | BadFrame]:
+        if isinstance(raw, bytes) and raw.startswith(MAGIC) and self._batch_verifier is not None:
+            return self._batch_verifier.verify(raw)
+        if isinstance(raw, bytes | dict):
+            return (self._verifier.verify(raw),)
+        return (BadFrame(Reason.BUS_FRAME_REFUSED, "not a JSON object"),)
+
+    def _take(self, frames: Sequence[Arrival | BadFrame]) -> None:
+        self._counters.bus_pull_frames += len(frames)
+        arrivals = []
+        for frame in frames:
+            if isinstance(frame, Arrival):
+                arrivals.append(frame)
+            else:
+                self._refuse(frame)
+        if arrivals:
+            self._arrived(arrivals)
+
+    def _refuse(self, frame: BadFrame) -> None:
         counters = self._counters
-        counters.bus_pull_frames += 1
-        read = (
-            self._reader.read(raw)
-            if isinstance(raw, bytes | dict)
-            else Refused(Reason.BUS_FRAME_REFUSED, "not a JSON object")
-        )
-        if isinstance(read, Arrival):
-            self._arrived(read)
-            return
-        counters.drops[read.reason] += 1
-        if read.reason is Reason.BUS_SIGNATURE_INVALID:
+        counters.drops[frame.reason] += 1
+        if frame.reason is Reason.BUS_SIGNATURE_INVALID:
             counters.bus_pull_invalid_signature += 1
-        elif read.reason is Reason.BUS_SIGNATURE_STALE:
+        elif frame.reason is Reason.BUS_SIGNATURE_STALE:
             counters.bus_pull_stale_signature += 1
-        elif read.reason is Reason.BUS_SIGNATURE_REPLAYED:
+        elif frame.reason is Reason.BUS_SIGNATURE_REPLAYED:
             counters.bus_pull_replayed_signature += 1
-        if not read.usual:
-            self._log.event("bus_drop", reason=read.reason, detail=read.detail, sourceRelayId=read.source)
+        if not frame.usual:
+            self._log.event("bus_drop", reason=frame.reason, detail=frame.detail, sourceRelayId=frame.source)

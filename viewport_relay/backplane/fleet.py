@@ -6,14 +6,17 @@ It decides nothing: what is told when is `presence`, what leaves and comes is `b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from viewport_relay.admission.http import HttpClient
+from viewport_relay.backplane.batch import BatchSigner, BatchVerifier
 from viewport_relay.backplane.bus import Inbound, Outbound
-from viewport_relay.backplane.instance import InstanceWatch
+from viewport_relay.backplane.instance import InstanceWatch, OtherInstances, new_instance
 from viewport_relay.backplane.interface import (
     Backplane,
     Carrier,
@@ -27,12 +30,15 @@ from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.platform import PlatformCarrier
 from viewport_relay.backplane.presence import Announcement, Presence
 from viewport_relay.backplane.redirect import RedirectRule
-from viewport_relay.backplane.signing import Reader, Writer
+from viewport_relay.backplane.replay import Freshness
+from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
 from viewport_relay.backplane.single import Single
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 
+#: A file of RELAY_STATE_DIR: unlike Redis, nobody on the bus can take it away.
+_STARTED: Final = "bus-started"
 #: Seconds that a stop waits for withdrawals and queued frames.
 STOP_LIMIT: Final = 2.0
 
@@ -68,15 +74,23 @@ class Fleet:
         self.redirects = config.client_redirect_enabled
         self._carrier: Carrier
         self._instance: InstanceWatch | None = None
+        self._others: OtherInstances | None = None
+        self._services = MultiService()
+        self._state_dir = config.state_dir
+        self._freshness: Freshness | None = None
+        self._beginning: Deferred[None] | None = None
+        instance = new_instance()
         if config.backplane_mode == "redis":
             # Here and not above: txredisapi takes the global reactor as soon as it is imported.
             from viewport_relay.backplane.redis import RedisCarrier, parts
 
             self.outage = Outage(reactor, log, counters, parts(config), self._recovered)
-            carrier = RedisCarrier(reactor, config, self.outage, counters)
+            carrier = RedisCarrier(reactor, config, self.outage, counters, now)
             self._carrier = carrier
             every = config.presence_sync_interval_ms / 1000
-            self._instance = InstanceWatch(reactor, carrier, config.relay_id, every, log)
+            self._instance = InstanceWatch(reactor, carrier, config.relay_id, instance, every, log)
+            MultiService.setServiceParent(self._instance, self._services)
+            self._others = OtherInstances(reactor, carrier)
         else:
             self.outage = Outage(reactor, log, counters, (), self._recovered)
             self._carrier = PlatformCarrier(reactor, config, http, self.outage)
@@ -95,19 +109,30 @@ class Fleet:
         self._outbound: Outbound | None = None
         self._inbound: Inbound | None = None
         if config.bus_enabled and config.bus_hmac_key is not None:
-            key = config.bus_hmac_key
+            key, relay_id = config.bus_hmac_key, config.relay_id
+            others = self._others
             self._outbound = Outbound(
                 reactor,
                 self._carrier,
                 self.outage,
-                Writer(key, config.relay_id, now),
+                FrameSigner(key, relay_id, now),
                 log,
                 counters,
                 most_bytes=config.max_pending_bytes,
                 most_frames=config.redis_queue_max,
+                batch_signer=None if others is None else BatchSigner(key, relay_id, now),
+                reads_batches=(lambda relay_id: None) if others is None else others.reads_batches,
             )
-            reader = Reader(key, config.relay_id, config.bus_max_skew_ms / 1000, config.frame_max_bytes, now)
-            self._inbound = Inbound(reactor, self._carrier, reader, log, counters)
+            self._freshness = freshness = Freshness(reactor, now, config.bus_max_skew_ms / 1000)
+            largest = config.frame_max_bytes
+            self._inbound = Inbound(
+                reactor,
+                self._carrier,
+                FrameVerifier(key, relay_id, freshness, largest),
+                log,
+                counters,
+                None if others is None else BatchVerifier(key, relay_id, instance, freshness, largest),
+            )
 
     # -- Backplane -----------------------------------------------------------------------------------------------
 
@@ -138,8 +163,16 @@ class Fleet:
     def start(self, receiver: Receiver) -> None:
         self._carrier.start()
         self._presence.start(receiver.moved)
+        self._beginning = Deferred.fromCoroutine(self._begin(receiver)).addErrback(_given_up)
+
+    async def _begin(self, receiver: Receiver) -> None:
+        """Read the bus as soon as it is known whether there was a process of this relay before."""
+        restarted = _started_before(self._state_dir)
         if self._instance is not None:
-            self._instance.start()
+            restarted = await self._instance.begin() or restarted
+            if self._freshness is not None:
+                self._freshness.restarted = restarted
+        self._services.startService()
         if self._inbound is not None:
             self._inbound.start(receiver.arrived)
 
@@ -150,8 +183,12 @@ class Fleet:
         return finishing.addCallback(self._end)
 
     async def _finish(self) -> None:
+        if self._beginning is not None:
+            self._beginning.cancel()
+        stopping: Deferred[Any] = self._services.stopService()
+        await stopping
         if self._instance is not None:
-            self._instance.stop()
+            await self._instance.retire()
         if self._inbound is not None:
             self._inbound.stop()
         await self._presence.settle()
@@ -164,6 +201,19 @@ class Fleet:
 
     def _recovered(self) -> None:
         self._presence.tell_again()
+
+
+def _started_before(state_dir: str | None) -> bool:
+    """Whether a relay with this state folder has read the bus before; from now on one has."""
+    if state_dir is None:
+        return False
+    try:
+        (Path(state_dir) / _STARTED).touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False  # the folder cannot be written: `doctor` says so
+    return False
 
 
 def _given_up(failure: Failure) -> None:

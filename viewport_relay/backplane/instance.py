@@ -1,65 +1,117 @@
-"""Notices when two relays that run have one RELAY_ID: they would read one queue, and each would lose half of its frames.
+"""Instance records: which process of a relay runs now, and what it can read.
 
-    PREFIX:instance:RELAYID   a random value of the process that wrote last, with a TTL
+    PREFIX:instance:RELAYID   {"instance": a random value of the process, "batches": 1}, with a TTL
 
-Each process writes its own from time to time and looks at what was there. One foreign value is what a restart leaves
-behind; two in a row are somebody who writes too.
+Each process writes its own record from time to time and looks at what was there. One foreign record is what a restart
+leaves behind, and the first look tells that there was a process before; two in a row are a second relay of the same RELAY_ID: the two would read one queue, and each would lose
+half of its frames. Other relays read the record to learn that batches (see `batch`) are understood. It is not signed:
+whoever forges it can make frames be lost, as whoever deletes them can.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+import msgspec
+from attrs import define
+from twisted.application.internet import TimerService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import deferLater
 
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.observe.sink import EventSink
 
-#: Foreign values in a row that are no coincidence.
+#: Foreign records in a row that are no coincidence.
 _TWICE: Final = 2
+#: Seconds until a first record that could not be written is tried again.
+_RETRY: Final = 0.25
+#: Seconds for which another relay's record is remembered.
+RECORD_TTL: Final = 5.0
+#: Other relays whose records are remembered.
+MOST_RECORDS: Final = 1024
 
 
-class Marker(Protocol):
-    """Where the value is kept."""
-
-    async def mark(self, value: str) -> str | None:
-        """Write it; what was there before. Raises CarrierFailed."""
+def new_instance() -> str:
+    """A random value for this process."""
+    return os.urandom(12).hex()
 
 
-class InstanceWatch:
-    """Looks every `interval` seconds (at least 0.02) and logs `relay_id_shared`."""
+class Records(Protocol):
+    """Where the records are kept. Calls raise CarrierFailed."""
+
+    async def mark(self, record: bytes) -> bytes | None:
+        """Write this relay's record; the one that was there before."""
+
+    async def retire(self, record: bytes, last: bytes) -> None:
+        """Write `last` in the place of this process's record, unless another process has written its own."""
+
+    async def record_of(self, relay_id: str) -> bytes | None:
+        """Another relay's record."""
+
+
+def _record(value: bytes | None) -> Mapping[str, object]:
+    try:
+        record = msgspec.json.decode(value or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        record = {"instance": value}  # as versions before 0.2 write it
+    return record if isinstance(record, dict) else {}
+
+
+class InstanceWatch(TimerService):
+    """Writes this process's record every `interval` seconds (at least 0.02) and logs `relay_id_shared`.
+
+    As a service it goes on from where `begin` left off.
+    """
 
     def __init__(
-        self, clock: IReactorTime, marker: Marker, relay_id: str, interval: float, log: EventSink
+        self,
+        clock: IReactorTime,
+        records: Records,
+        relay_id: str,
+        instance: str,
+        interval: float,
+        log: EventSink,
     ) -> None:
-        self._marker = marker
+        TimerService.__init__(self, max(0.02, interval), self._look)
+        self.clock = self._reactor_time = clock
+        self._records = records
         self._relay_id = relay_id
-        self._interval = max(0.02, interval)
         self._log = log
-        self._ours = os.urandom(12).hex()
+        self._instance = instance
+        self._ours = msgspec.json.encode({"instance": instance, "batches": 1})
         self._foreign = 0
-        self._loop = LoopingCall(self._look)
-        self._loop.clock = clock
 
-    def start(self) -> None:
-        self._loop.start(self._interval)
+    async def begin(self) -> bool:
+        """Write the record for the first time, as soon as that can be done; whether a process was there before."""
+        while True:
+            try:
+                there = await self._records.mark(self._ours)
+            except CarrierFailed:  # logged as an outage
+                await deferLater(self._reactor_time, _RETRY)
+                continue
+            self._foreign = 0 if there is None else 1
+            return there is not None
 
-    def stop(self) -> None:
-        if self._loop.running:
-            self._loop.stop()
+    async def retire(self) -> None:
+        """Say that this process ends: the next one may be of a version that reads no batches."""
+        try:
+            await self._records.retire(self._ours, msgspec.json.encode({"instance": self._instance}))
+        except CarrierFailed:
+            return
 
     def _look(self) -> Deferred[Any]:
         return Deferred.fromCoroutine(self._compare())
 
     async def _compare(self) -> None:
         try:
-            there = await self._marker.mark(self._ours)
-        except CarrierFailed:  # an outage is told by others
+            there = await self._records.mark(self._ours)
+        except CarrierFailed:  # logged as an outage
             return
-        self._foreign = self._foreign + 1 if there not in (None, self._ours) else 0
+        foreign = there is not None and _record(there).get("instance") != self._instance
+        self._foreign = self._foreign + 1 if foreign else 0
         if self._foreign >= _TWICE:
             self._log.event(
                 "relay_id_shared",
@@ -67,3 +119,47 @@ class InstanceWatch:
                 message=f"another running relay has RELAY_ID={self._relay_id} too: they take frames from each other; "
                 "give each relay its own",
             )
+
+
+@define(eq=False)
+class _Known:
+    instance: str | None = None
+    until: float = 0.0
+    asking: bool = False
+
+
+class OtherInstances:
+    """The present processes of other relays, as far as they read batches."""
+
+    def __init__(self, clock: IReactorTime, records: Records) -> None:
+        self._clock = clock
+        self._records = records
+        self._known: dict[str, _Known] = {}
+
+    def reads_batches(self, relay_id: str) -> str | None:
+        """The instance of a relay that reads batches; None if it does not, or is not known to yet.
+
+        Answers at once from what was last seen, which is looked up again in the background.
+        """
+        known = self._known.get(relay_id)
+        if known is None:
+            if len(self._known) >= MOST_RECORDS:
+                del self._known[next(iter(self._known))]
+            known = self._known[relay_id] = _Known()
+        if not known.asking and self._clock.seconds() >= known.until:
+            known.asking = True
+            Deferred.fromCoroutine(self._look_up(relay_id, known))
+        return known.instance
+
+    async def _look_up(self, relay_id: str, known: _Known) -> None:
+        try:
+            record = _record(await self._records.record_of(relay_id))
+        except CarrierFailed:
+            pass  # what was last seen holds
+        else:
+            instance = record.get("instance")
+            reads = record.get("batches") == 1 and isinstance(instance, str)
+            known.instance = str(instance) if reads else None
+        finally:
+            known.asking = False
+            known.until = self._clock.seconds() + RECORD_TTL

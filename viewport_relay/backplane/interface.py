@@ -78,8 +78,8 @@ class Feeder(Protocol):
 class Receiver(Protocol):
     """Who gets what the backplane brings."""
 
-    def arrived(self, arrival: Arrival) -> None:
-        """A message for a peer of this relay."""
+    def arrived(self, arrivals: Sequence[Arrival]) -> None:
+        """Messages for peers of this relay, in order; what they make one receiver may leave together."""
 
     def moved(self, target: TargetKey, holder: object) -> None:
         """The daemon `holder` is now on another relay: it must go here."""

@@ -6,7 +6,7 @@ Keys and commands are in `rediscommands`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -16,9 +16,11 @@ from twisted.internet.defer import Deferred
 
 from viewport_relay.backplane.interface import CarrierFailed, Parcel, TargetKey
 from viewport_relay.backplane.outage import Outage
+from viewport_relay.backplane.presencesigning import PresenceSigner
 from viewport_relay.backplane.rediscommands import Commands, popped
 from viewport_relay.backplane.redisconnection import RedisConnection
 from viewport_relay.backplane.redisendpoint import RedisAddress, ask_once, redis_endpoint
+from viewport_relay.backplane.redisprotocol import Command
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.reasons import Reason
@@ -48,9 +50,20 @@ class RedisCarrier:
     lanes: Final = 1
     calls: Final = 64
 
-    def __init__(self, reactor: Any, config: Config, outage: Outage, counters: Counters) -> None:
-        """Raises ConfigError for a URL or a CA file that cannot be used."""
+    def __init__(
+        self,
+        reactor: Any,
+        config: Config,
+        outage: Outage,
+        counters: Counters,
+        now: Callable[[], float],
+    ) -> None:
+        """`now` gives seconds since the epoch. Raises ConfigError for a URL or a CA file that cannot be used."""
         self._make = make = commands_for(config)
+        self._signer = PresenceSigner(
+            config.bus_hmac_key, config.redis_presence_ttl_ms / 1000, config.bus_max_skew_ms / 1000, now
+        )
+        self._only_signed = config.presence_signatures == "require"
         self._counters = counters
         self._pull_limit = config.bus_pull_limit
         # BLPOP with 0 would wait for ever.
@@ -59,7 +72,7 @@ class RedisCarrier:
         connect_limit = config.redis_connect_timeout_ms / 1000
         self._service = MultiService()
 
-        def connection(part: str, trials: tuple[tuple[object, ...], ...]) -> RedisConnection:
+        def connection(part: str, trials: tuple[Command, ...]) -> RedisConnection:
             made = RedisConnection(
                 reactor,
                 redis_endpoint(reactor, config, address, connect_limit),
@@ -92,29 +105,46 @@ class RedisCarrier:
     # -- presence ------------------------------------------------------------------------------------------------
 
     async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
-        await self._commands.run(self._make.announce(target, msgspec.json.encode(entry)))
+        value = msgspec.json.encode(entry)
+        await self._commands.run(self._make.announce(target, value, self._signer.sign(target, value)))
 
     async def renew(self, target: TargetKey, entry: Mapping[str, object]) -> str | None:
-        [other] = await self._commands.run(self._make.renew(target, msgspec.json.encode(entry)))
+        value = msgspec.json.encode(entry)
+        [other] = await self._commands.run(self._make.renew(target, value, self._signer.sign(target, value)))
         return other.decode("utf-8", "replace") if isinstance(other, bytes) else None
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
         await self._commands.run(self._make.withdraw(target))
 
     async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
-        [value] = await self._commands.run(self._make.resolve(target))
+        [found] = await self._commands.run(self._make.resolve(target))
+        value, signature = found if isinstance(found, list) and len(found) == 2 else (None, None)
         if not isinstance(value, bytes):
             return None
         try:
             entry = msgspec.json.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        return entry if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            return None
+        if not self._signer.is_signed(target, value, entry, signature):
+            self._counters.presence_unsigned += 1
+            if self._only_signed:
+                return None
+        return entry
 
-    async def mark(self, value: str) -> str | None:
-        """Write this process's value; what was there before (for `instance.InstanceWatch`)."""
-        [there] = await self._commands.run(self._make.mark(value))
-        return there.decode("utf-8", "replace") if isinstance(there, bytes) else None
+    # -- instance records ----------------------------------------------------------------------------------------
+
+    async def mark(self, record: bytes) -> bytes | None:
+        [there] = await self._commands.run(self._make.mark(record))
+        return there if isinstance(there, bytes) else None
+
+    async def retire(self, record: bytes, last: bytes) -> None:
+        await self._commands.run(self._make.retire(record, last))
+
+    async def record_of(self, relay_id: str) -> bytes | None:
+        [record] = await self._commands.run(self._make.record_of(relay_id))
+        return record if isinstance(record, bytes) else None
 
     # -- bus ---------------------------------------------------------------------------------------------------------
 

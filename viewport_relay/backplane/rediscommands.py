@@ -2,9 +2,10 @@
 
     PREFIX:presence:WORKSPACE:TARGET   string, JSON, with a TTL: which relay holds the daemon
     PREFIX:queue:RELAYID               list, RPUSH by anyone, BLPOP and LPOP by that relay: bus frames
-    PREFIX:instance:RELAYID            string with a TTL, of this relay's own kind only: see instance.py
+    PREFIX:instance:RELAYID            string, JSON, with a TTL: a relay's process, see instance.py
+    PREFIX:signature:WORKSPACE:TARGET  string with the TTL of the presence entry: its signature, see presencesigning.py
 
-The first two are the layout of relays of today (wire contract, section 6). Needs Redis 6.2 (LPOP with a count, SET
+The first two are the layout of relays of today (wire contract, section 6), which ignore the others. Needs Redis 6.2 (LPOP with a count, SET
 with GET) and EVAL. Nothing here does I/O.
 """
 
@@ -27,7 +28,12 @@ _TRIAL_WAIT: Final = 0.01
 #: In the keys of a trial: no workspace and no relay is called so.
 _TRIAL: Final = "relay-trial"
 
-# KEYS[1] the entry, ARGV[1] our relay id, ARGV[2] the new entry, ARGV[3] its TTL in ms.
+# KEYS: the entry, its signature. ARGV: our relay id, and of `renew` the new entry, the TTL in ms, the new signature.
+_ANNOUNCE: Final = """
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+if ARGV[4] == '' then redis.call('DEL', KEYS[2]) else redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[3]) end
+return false
+"""
 _OTHERS: Final = """
 local function others()
   local there = redis.call('GET', KEYS[1])
@@ -44,17 +50,21 @@ _RENEW: Final = (
     + """
 local other = others()
 if other then return other end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return false
 """
+    + _ANNOUNCE
 )
 _WITHDRAW: Final = (
     _OTHERS
     + """
-if not others() then redis.call('DEL', KEYS[1]) end
+if not others() then redis.call('DEL', KEYS[1], KEYS[2]) end
 return false
 """
 )
+# KEYS[1] the instance record, ARGV: ours, what takes its place, the TTL in ms.
+_RETIRE: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
+return false
+"""
 # KEYS[1] the queue, ARGV[1] its greatest length, ARGV[2] its TTL in ms, ARGV[3…] frames. Gives how many went.
 _PUSH: Final = """
 local length = redis.call('RPUSH', KEYS[1], unpack(ARGV, 3))
@@ -80,24 +90,40 @@ class Commands:
     def queue_key(self, relay_id: str) -> str:
         return f"{self.prefix}:queue:{relay_id}"
 
-    def announce(self, target: TargetKey, entry: bytes) -> Command:
-        """Write the entry, whatever is there."""
-        return "SET", self.presence_key(target), entry, "PX", self.presence_ttl
+    def _presence_keys(self, target: TargetKey) -> tuple[str, str]:
+        return self.presence_key(target), f"{self.prefix}:signature:{target[0]}:{target[1]}"
 
-    def renew(self, target: TargetKey, entry: bytes) -> Command:
+    def announce(self, target: TargetKey, entry: bytes, signature: str) -> Command:
+        """Write the entry, whatever is there."""
+        keys, ttl = self._presence_keys(target), self.presence_ttl
+        return "EVAL", _ANNOUNCE, 2, *keys, self.relay_id, entry, ttl, signature
+
+    def renew(self, target: TargetKey, entry: bytes, signature: str) -> Command:
         """Write the entry, unless one of another relay is there: its id is the answer then, else null."""
-        return "EVAL", _RENEW, 1, self.presence_key(target), self.relay_id, entry, self.presence_ttl
+        keys, ttl = self._presence_keys(target), self.presence_ttl
+        return "EVAL", _RENEW, 2, *keys, self.relay_id, entry, ttl, signature
 
     def withdraw(self, target: TargetKey) -> Command:
         """Delete the entry, unless it is another relay's."""
-        return "EVAL", _WITHDRAW, 1, self.presence_key(target), self.relay_id
+        return "EVAL", _WITHDRAW, 2, *self._presence_keys(target), self.relay_id
 
     def resolve(self, target: TargetKey) -> Command:
-        return "GET", self.presence_key(target)
+        """The entry and its signature."""
+        return "MGET", *self._presence_keys(target)
 
-    def mark(self, value: str) -> Command:
-        """Write this process's value; the answer is what was there before."""
-        return "SET", f"{self.prefix}:instance:{self.relay_id}", value, "PX", self.presence_ttl, "GET"
+    def _instance_key(self, relay_id: str) -> str:
+        return f"{self.prefix}:instance:{relay_id}"
+
+    def mark(self, record: bytes) -> Command:
+        """Write this process's record; the answer is the one that was there before."""
+        return "SET", self._instance_key(self.relay_id), record, "PX", self.presence_ttl, "GET"
+
+    def retire(self, record: bytes, last: bytes) -> Command:
+        """Write `last` in the place of this process's record, if that is still there."""
+        return "EVAL", _RETIRE, 1, self._instance_key(self.relay_id), record, last, self.presence_ttl
+
+    def record_of(self, relay_id: str) -> Command:
+        return "GET", self._instance_key(relay_id)
 
     def push(self, relay_id: str, frames: Sequence[bytes]) -> Command:
         """Append frames to a relay's queue and drop its oldest ones over the limit; how many is the answer."""
@@ -112,20 +138,23 @@ class Commands:
 
     def presence_trials(self) -> tuple[Command, ...]:
         """Each command for presence once, on a key that no relay reads and that is gone after a second."""
-        key = self.presence_key((_TRIAL, self.relay_id))
+        keys = self._presence_keys((_TRIAL, self.relay_id))
+        write = (self.relay_id, "{}", _TRIAL_TTL_MS, "trial")
         return (
-            ("SET", key, "{}", "PX", _TRIAL_TTL_MS, "GET"),
-            ("GET", key),
-            ("DEL", key),
-            ("EVAL", _RENEW, 1, key, self.relay_id, "{}", _TRIAL_TTL_MS),
-            ("EVAL", _WITHDRAW, 1, key, self.relay_id),
+            # What the scripts call is tried alone too: Redis does not say which command of a script it refuses.
+            ("SET", keys[0], "{}", "PX", _TRIAL_TTL_MS, "GET"),
+            ("GET", keys[0]),
+            ("MGET", *keys),
+            ("DEL", *keys),
+            ("EVAL", _ANNOUNCE, 2, *keys, *write),
+            ("EVAL", _RENEW, 2, *keys, *write),
+            ("EVAL", _WITHDRAW, 2, *keys, self.relay_id),
         )
 
     def push_trials(self) -> tuple[Command, ...]:
         """As `presence_trials`, for publishing."""
         key = self._trial_queue("out")
         return (
-            # What the script calls is tried alone too: Redis does not say which command of a script it refuses.
             ("RPUSH", key, "trial"),
             ("LTRIM", key, 0, -1),
             ("PEXPIRE", key, _TRIAL_TTL_MS),

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from viewport_relay.admission.tls import ClientTls
 from viewport_relay.backplane.interface import CarrierFailed
-from viewport_relay.backplane.redisprotocol import Credentials, RedisFactory, connecting_failed
+from viewport_relay.backplane.redisprotocol import Command, Credentials, RedisFactory, connecting_failed
 from viewport_relay.config import Config, ConfigError
 
 MakeEndpoint = Callable[[str, int], IStreamClientEndpoint]
@@ -156,7 +156,7 @@ async def ask_once(
     reactor: Any,
     endpoint: IStreamClientEndpoint,
     credentials: Credentials,
-    commands: tuple[tuple[object, ...], ...],
+    commands: tuple[Command, ...],
     limit: float,
 ) -> list[Any]:
     """The answers to commands over a connection of their own, a CarrierFailed for one that is refused.

@@ -6,22 +6,23 @@ commands are for.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Final, NoReturn
 
 import hiredis
 import txredisapi
-from attrs import field, frozen
+from attrs import Factory, define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory as TwistedFactory
 from twisted.python.failure import Failure
 
 from viewport_relay.admission.http import why
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.reasons import Reason
 
-Command = tuple[object, ...]
+Command = tuple[str | bytes | int | float, ...]
 
 #: First words of errors of a server that does not serve this relay at all. All other errors refuse one command.
 _NOT_SERVING: Final = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN", "CLUSTERDOWN"})
@@ -51,10 +52,25 @@ class Credentials:
     database: int | None = None
 
 
-class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is not typed
-    """txredisapi's protocol, which also tells why a connection was lost."""
+@define(eq=False)
+class _Asked:
+    """Commands that left together. `done` fires when all answers are there, or no more will come."""
 
-    lost_by: BaseException | None = None
+    count: int
+    answers: list[Any] = Factory(list)
+    done: Deferred[None] = Factory(Deferred)
+
+
+class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is not typed
+    """txredisapi's protocol, which also tells why a connection was lost, and costs less for commands in one write.
+
+    txredisapi signs in. Commands of `ask` do not pass its queue of one Deferred for each reply.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.lost_by: BaseException | None = None
+        self._asked: deque[_Asked] = deque()
 
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:
         try:
@@ -63,10 +79,26 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
             self.lost_by = CarrierFailed("what answers does not speak Redis's protocol")
             self.transport.abortConnection()
 
+    def replyReceived(self, reply: Any) -> None:
+        """Called by txredisapi for each complete reply."""
+        if not self._asked:
+            super().replyReceived(reply)
+            return
+        asked = self._asked[0]
+        asked.answers.append(reply)
+        if len(asked.answers) == asked.count:
+            self._asked.popleft()
+            if not asked.done.called:
+                asked.done.callback(None)
+
     def connectionLost(self, why: Failure) -> None:
         if self.lost_by is None:
             self.lost_by = why.value
+        unanswered, self._asked = self._asked, deque()
         super().connectionLost(why)
+        for asked in unanswered:
+            if not asked.done.called:
+                asked.done.callback(None)
 
     async def sign_in(self, clock: IReactorTime, limit: float) -> Deferred[Any]:
         """Wait at most `limit` seconds until user, password and database are accepted.
@@ -92,38 +124,41 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
         The answer of a command that Redis refuses, or does not answer, is a CarrierFailed. After a time-out the
         connection is aborted: an answer that comes late would be taken for that of the next command.
         """
-        try:
-            waiting = [self.execute_command(*command) for command in commands]
-        except txredisapi.ConnectionError:
+        if not self.connected:
             return [CarrierFailed(_LOST)] * len(commands)
-        for answer, command in zip(waiting, commands, strict=True):
-            answer.addErrback(self._refused, command)
-        last = waiting[-1]
-        last.addTimeout(limit, clock, _expired)
-        failed: list[CarrierFailed] = []
-        last.addErrback(_trap, failed)
+        asked = _Asked(len(commands))
+        self._asked.append(asked)
+        self.transport.write(_packed(commands))
+        asked.done.addTimeout(limit, clock, _expired)
+        missing: CarrierFailed | None = None
         try:
-            await last
+            await asked.done
         except CancelledError:
             self.transport.abortConnection()
             raise
-        if not failed:
-            return [answer.result for answer in waiting]
-        self.transport.abortConnection()
-        return [answer.result if answer.called and answer is not last else failed[0] for answer in waiting]
+        except CarrierFailed as late:
+            self.transport.abortConnection()
+            missing = late
+        answers = [
+            refusal(str(command[0]), str(answer)) if isinstance(answer, txredisapi.ResponseError) else answer
+            for command, answer in zip(commands, asked.answers, strict=False)
+        ]
+        if len(answers) < len(commands):
+            answers += [missing or self._lost()] * (len(commands) - len(answers))
+        return answers
 
-    def _refused(self, failure: Failure, command: Command) -> object:
-        """A command's error as its answer. Time-outs and cancellation stay failures."""
-        if failure.check(txredisapi.ResponseError):
-            return refusal(str(command[0]), str(failure.value))
-        if not failure.check(txredisapi.RedisError):
-            return failure
+    def _lost(self) -> CarrierFailed:
         if self.lost_by is None or isinstance(self.lost_by, ConnectionClosed):
             return CarrierFailed(_LOST)
         return connecting_failed(self.lost_by)
 
 
-class RedisFactory(Factory):
+def _packed(commands: tuple[Command, ...]) -> bytes:
+    pack: Any = hiredis.pack_command  # its annotation takes tuples of one item only
+    return b"".join([pack(command) for command in commands])
+
+
+class RedisFactory(TwistedFactory):
     """Makes connections with these credentials; the rest is what txredisapi calls on its factory."""
 
     noisy = False
@@ -173,12 +208,6 @@ def refusal(command: str, said: str) -> CarrierFailed:
         reason=Reason.BACKPLANE_REFUSED,
         outage=word not in _ONE_KEY,
     )
-
-
-def _trap(failure: Failure, failed: list[CarrierFailed]) -> None:
-    failure.trap(CarrierFailed)
-    assert isinstance(failure.value, CarrierFailed)
-    failed.append(failure.value)
 
 
 def _expired(result: object, limit: float) -> NoReturn:

@@ -1,7 +1,7 @@
-"""Bus frames: written and signed, read and checked (wire contract, section 6).
+"""Bus frames in the contract's form: signed and verified (wire contract, section 6).
 
-A frame is a JSON object. Its signature is HMAC-SHA256 (RFC 2104) over its members, joined by newlines; it covers the
-time of issue, so that a frame is good for a short time and only once. Nothing here does I/O.
+A frame is a JSON object. Its signature is HMAC-SHA256 (RFC 2104) over its members, joined by newlines. It covers the
+time of issue, so that a frame is good for a short time and only once (see `replay`). Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
-from attrs import frozen
 
 from viewport_relay.backplane.interface import (
     CLIENT_TO_DAEMON,
@@ -21,11 +20,9 @@ from viewport_relay.backplane.interface import (
     Direction,
     Parcel,
 )
+from viewport_relay.backplane.replay import BadFrame, Freshness
 from viewport_relay.protocol.json import Members, Text, as_integer, is_utf8
 from viewport_relay.reasons import Reason
-
-#: Signatures that one generation of the replay guard remembers, about 100 bytes each.
-SEEN_MAX: Final = 131_072
 
 _DIRECTIONS: Final[Mapping[str, Direction]] = {
     CLIENT_TO_DAEMON: CLIENT_TO_DAEMON,
@@ -51,17 +48,6 @@ class _Frame(msgspec.Struct, omit_defaults=True):
     issuedAtMs: int
     signature: str
     machineId: str | None = None
-
-
-@frozen
-class Refused:
-    """A bus frame that goes nowhere. `detail` holds nothing from the payload; `source` is who it says it is from."""
-
-    reason: Reason
-    detail: str
-    source: str = ""
-    #: it is our own, or another relay's: nothing to worry about, just not for us
-    usual: bool = False
 
 
 def signature_of(
@@ -95,19 +81,18 @@ def _text(signature: bytes) -> str:
     return base64.urlsafe_b64encode(signature).rstrip(b"=").decode("ascii")
 
 
-class Writer:
-    """Signs what this relay sends. `now` gives seconds since the epoch."""
+class FrameSigner:
+    """Makes signed frames of what this relay sends. `now` gives seconds since the epoch."""
 
     def __init__(self, key: str, relay_id: str, now: Callable[[], float]) -> None:
         self._key = key.encode()
         self._relay_id = relay_id
         self._now = now
         self._latest = 0
-        self._issued: set[bytes] = (
-            set()
-        )  # signatures with a time of issue up to `_latest`, from its millisecond on
+        #: signatures with a time of issue from the millisecond of `_latest` on
+        self._issued: set[bytes] = set()
 
-    def write(self, parcel: Parcel) -> bytes:
+    def sign(self, parcel: Parcel) -> bytes:
         """The parcel as a signed bus frame. Raises ValueError for a payload that is not UTF-8."""
         now = int(self._now() * 1000)
         if now > self._latest or len(self._issued) >= _ISSUED_MAX:
@@ -115,7 +100,7 @@ class Writer:
             self._issued.clear()
         signature = self._sign(parcel, now)
         if signature in self._issued:
-            # The same message again: it would be taken for a replay. Nothing was issued for a later time than this.
+            # The same message again would be taken for a replay. Nothing was issued for a later time than this.
             now = self._latest + 1
             signature = self._sign(parcel, now)
         self._latest = max(self._latest, now)
@@ -146,75 +131,33 @@ class Writer:
         )
 
 
-class ReplayGuard:
-    """Remembers signatures for at least `window` seconds, in two generations of at most `most` each.
+class FrameVerifier:
+    """Checks frames in the contract's form."""
 
-    When more than that come, the older generation is forgotten early; `floor` then rises, and frames issued before
-    it count as stale: what can no longer be remembered is not let in.
-    """
-
-    def __init__(self, window: float, most: int = SEEN_MAX) -> None:
-        self._window = window
-        self._most = most
-        self._new: set[bytes] = set()
-        self._old: set[bytes] = set()
-        self._new_since = float("-inf")
-        self.floor = float("-inf")
-
-    def __len__(self) -> int:
-        return len(self._new) + len(self._old)
-
-    def is_new(self, signature: bytes, now: float) -> bool:
-        """Whether this signature was never seen, and remember it. `now` is seconds since the epoch."""
-        if now < self._new_since:
-            self._new_since = now  # the clock was set back: what we know stays known
-        elif now - self._new_since >= self._window or len(self._new) >= self._most:
-            self._turn(now)
-        key = signature[:16]
-        if key in self._new or key in self._old:
-            return False
-        self._new.add(key)
-        return True
-
-    def _turn(self, now: float) -> None:
-        if self._old and now - self._new_since < self._window:
-            self.floor = self._new_since  # what is forgotten came before
-        self._old, self._new = self._new, set()
-        self._new_since = now
-
-
-class Reader:
-    """Checks what comes off the bus. `now` gives seconds since the epoch, `max_skew` is in seconds."""
-
-    def __init__(
-        self, key: str, relay_id: str, max_skew: float, frame_max_bytes: int, now: Callable[[], float]
-    ) -> None:
+    def __init__(self, key: str, relay_id: str, freshness: Freshness, frame_max_bytes: int) -> None:
         self._key = key.encode()
         self._relay_id = relay_id
-        self._max_skew = max_skew
+        self._freshness = freshness
         self._frame_max_bytes = frame_max_bytes
-        self._now = now
-        # A frame from the future is good until its time of issue plus the skew.
-        self.guard = ReplayGuard(2 * max_skew)
 
-    def read(self, raw: bytes | Mapping[str, object]) -> Arrival | Refused:
+    def verify(self, raw: bytes | Mapping[str, object]) -> Arrival | BadFrame:
         """What a frame brings, or why it is refused."""
         frame = _object(raw) if isinstance(raw, bytes) else raw
         if frame is None:
-            return Refused(Reason.BUS_FRAME_REFUSED, "not a JSON object")
+            return BadFrame(Reason.BUS_FRAME_REFUSED, "not a JSON object")
         source = frame.get("sourceRelayId")
         if type(source) is not str or not source:
-            return Refused(Reason.BUS_FRAME_REFUSED, "no sourceRelayId")
+            return BadFrame(Reason.BUS_FRAME_REFUSED, "no sourceRelayId")
         if source == self._relay_id:
-            return Refused(Reason.BUS_FRAME_REFUSED, "it is this relay's own", source, usual=True)
+            return BadFrame(Reason.BUS_FRAME_REFUSED, "it is this relay's own", source, usual=True)
         to = frame.get("targetRelayId")
         if to is not None and to != self._relay_id:
-            return Refused(Reason.BUS_FRAME_REFUSED, "it is for another relay", source[:128], usual=True)
+            return BadFrame(Reason.BUS_FRAME_REFUSED, "it is for another relay", source[:128], usual=True)
         return self._checked(frame, source, to)
 
-    def _checked(self, frame: Mapping[str, Any], source: str, to: str | None) -> Arrival | Refused:
-        def refused(detail: str, reason: Reason = Reason.BUS_FRAME_REFUSED) -> Refused:
-            return Refused(reason, detail, source[:128])
+    def _checked(self, frame: Mapping[str, Any], source: str, to: str | None) -> Arrival | BadFrame:
+        def refused(detail: str, reason: Reason = Reason.BUS_FRAME_REFUSED) -> BadFrame:
+            return BadFrame(reason, detail, source[:128])
 
         workspace, target, machine = (
             frame.get("workspaceId"),
@@ -241,11 +184,9 @@ class Reader:
             return refused("a lone surrogate")
         if not right:
             return refused("the signature is not this frame's", Reason.BUS_SIGNATURE_INVALID)
-        now = self._now()
-        if abs(now - issued / 1000) > self._max_skew or issued / 1000 < self.guard.floor:
-            return refused(f"issued {round(now - issued / 1000, 1)} s ago", Reason.BUS_SIGNATURE_STALE)
-        if not self.guard.is_new(signature, now):
-            return refused("seen before", Reason.BUS_SIGNATURE_REPLAYED)
+        stale = self._freshness.judge(signature, issued, source[:128])
+        if stale is not None:
+            return stale
         if len(body) > self._frame_max_bytes:
             return refused(f"a payload of {len(body)} bytes")
         return Arrival((workspace, target), direction, source, body)

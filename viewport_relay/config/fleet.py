@@ -63,4 +63,8 @@ class FleetSettings:
         "RELAY_REDIS_SENTINEL_CA_CERT_PATH", TEXT, None, "CA that signs the certificates of the Sentinels, PEM",
         default_text="RELAY_REDIS_CA_CERT_PATH"
     )
+    presence_signatures: str = setting(
+        "RELAY_PRESENCE_SIGNATURES", choice("accept", "require"), "accept", "whether presence entries in Redis must be "
+        "signed: accept takes those of relays that do not sign, require takes none of them"
+    )
     redis_key_prefix: str = setting("RELAY_REDIS_KEY_PREFIX", TEXT, "viewport:relay", "prefix of every key")

@@ -130,6 +130,10 @@ def _fleet(read: Read) -> None:
         v["bus_enabled"] = v["bus_hmac_key"] is not None
     elif v["bus_enabled"] and v["bus_hmac_key"] is None:
         read.problems.append("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
+    if v["presence_signatures"] == "require" and v["bus_hmac_key"] is None:
+        read.problems.append(
+            "RELAY_PRESENCE_SIGNATURES=require: set RELAY_BUS_HMAC_KEY, the same on every relay"
+        )
     if v["client_redirect_enabled"] is None:
         v["client_redirect_enabled"] = several
     if not several:

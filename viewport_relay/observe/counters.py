@@ -75,6 +75,7 @@ class Counters:
     worker_requests: int = 0
     worker_requests_failed: int = 0
     backplane_refused: int = 0
+    presence_unsigned: int = 0
     bus_publish_ok: int = 0
     bus_publish_failed: int = 0
     bus_queue_dropped: int = 0

@@ -40,6 +40,7 @@ COUNTERS: Mapping[str, str] = {
     "worker_requests": "Requests of workers carried to the platform.",
     "worker_requests_failed": "Requests of workers that the platform did not answer.",
     "backplane_refused": "Commands and questions that Redis or the platform refused.",
+    "presence_unsigned": "Presence entries read from Redis without a right signature.",
     "bus_publish_ok": "Bus frames published.",
     "bus_publish_failed": "Bus frames that could not be published.",
     "bus_queue_dropped": "Bus frames that went before they were sent because too much waited, the oldest first.",

@@ -26,6 +26,7 @@ from viewport_relay.sessions.join import Sessions
 from viewport_relay.sessions.link import Links
 from viewport_relay.sessions.outcomes import Outcomes
 from viewport_relay.sessions.remote import RemoteRelays
+from viewport_relay.wire.turn import turn_of
 
 
 @frozen
@@ -64,7 +65,9 @@ def build(
     registry = Registry(most_requests=config.request_track_max, most_sessions=config.session_owner_track_max)
     router, windows = Router(frame_rates(config)), WindowTable()
     outcomes = Outcomes(router, log, counters)
-    remote = RemoteRelays(clock, backplane, registry, router, windows, outcomes, config.max_pending_bytes)
+    remote = RemoteRelays(
+        clock, backplane, registry, router, windows, outcomes, config.max_pending_bytes, turn_of(clock)
+    )
     requests = PlatformRequests(client, config.server_url, config.frame_max_bytes, outcomes)
     sessions = Sessions(
         clock,

@@ -10,7 +10,7 @@ nothing of this is on a frame's way.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,7 @@ from viewport_relay.sessions.contest import SEAT_CLOSE_DELAY
 from viewport_relay.sessions.outcomes import COUNTED_ONLY, Outcomes
 from viewport_relay.sessions.session import Session, session_of
 from viewport_relay.wire.interfaces import Judge
+from viewport_relay.wire.turn import Turn
 
 
 @define(eq=False)
@@ -72,7 +73,9 @@ class RemoteRelays:
         windows: WindowTable,
         outcomes: Outcomes,
         max_pending: int,
+        turn: Turn,
     ) -> None:
+        self._turn = turn
         """`max_pending`: bytes that may wait for a daemon here before frames off the bus are dropped."""
         self._clock = clock
         self._backplane = backplane
@@ -226,8 +229,17 @@ class RemoteRelays:
 
     # -- off the bus -------------------------------------------------------------------------------------------------
 
-    def arrived(self, arrival: Arrival) -> None:
-        """A message from another relay; its signature is right."""
+    def arrived(self, arrivals: Sequence[Arrival]) -> None:
+        """Messages from other relays; their signatures are right. What one peer gets of them leaves in one write."""
+        turn = self._turn
+        within, turn.running = turn.within, True
+        for arrival in arrivals:
+            self._arrived(arrival)
+        if not within:  # else the reactor sends at the end of its turn
+            turn.running = False
+            turn.send()
+
+    def _arrived(self, arrival: Arrival) -> None:
         target = self._registry.find(*arrival.target)
         if arrival.direction == CLIENT_TO_DAEMON:
             self._to_daemon(target, arrival)

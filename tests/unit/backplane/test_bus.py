@@ -13,7 +13,8 @@ from tests.unit.backplane.parts import Log, StubCarrier
 from viewport_relay.backplane.bus import PAUSE_AT, Inbound, Outbound
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival, CarrierFailed, Parcel
 from viewport_relay.backplane.outage import Outage
-from viewport_relay.backplane.signing import Reader, Writer
+from viewport_relay.backplane.replay import Freshness
+from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.reasons import Reason
 
@@ -43,7 +44,7 @@ class Parts:
             self.clock,
             self.carrier,
             self.outage,
-            Writer(KEY, "a", lambda: 1_800_000_000.0),
+            FrameSigner(KEY, "a", lambda: 1_800_000_000.0),
             self.log,
             self.counters,
             most_bytes=bounds.get("most_bytes", 1 << 20),
@@ -201,14 +202,18 @@ class Incoming:
         self.counters = Counters()
         self.arrived: list[Arrival] = []
         now: Any = lambda: 1_800_000_000.0 + self.clock.seconds()  # noqa: E731
-        self.writer = Writer(KEY, "a", now)
+        self.signer = FrameSigner(KEY, "a", now)
         self.inbound = Inbound(
-            self.clock, self.carrier, Reader(KEY, "b", 15.0, 1000, now), self.log, self.counters
+            self.clock,
+            self.carrier,
+            FrameVerifier(KEY, "b", Freshness(self.clock, now, 15.0), 1000),
+            self.log,
+            self.counters,
         )
-        self.inbound.start(self.arrived.append)
+        self.inbound.start(self.arrived.extend)
 
     def frame(self, text: str) -> bytes:
-        return self.writer.write(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, text.encode()))
+        return self.signer.sign(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, text.encode()))
 
 
 def test_frames_are_handed_on_in_order_and_in_slices() -> None:

@@ -24,12 +24,14 @@ class House:
 
     def arrive(self, payload: bytes, direction: str = CLIENT_TO_DAEMON, source: str = "b") -> None:
         self.remote.arrived(
-            Arrival(
-                ("w", "t"),
-                DAEMON_TO_CLIENTS if direction != CLIENT_TO_DAEMON else CLIENT_TO_DAEMON,
-                source,
-                payload,
-            )
+            [
+                Arrival(
+                    ("w", "t"),
+                    DAEMON_TO_CLIENTS if direction != CLIENT_TO_DAEMON else CLIENT_TO_DAEMON,
+                    source,
+                    payload,
+                )
+            ]
         )
         self.relay.pump()
 

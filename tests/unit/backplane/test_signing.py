@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival, Parcel
-from viewport_relay.backplane.signing import Reader, Refused, ReplayGuard, Writer, signature_of
+from viewport_relay.backplane.replay import BadFrame, Freshness, ReplayGuard
+from viewport_relay.backplane.signing import FrameSigner, FrameVerifier, signature_of
 from viewport_relay.reasons import Reason
 
 KEY = "a-bus-key-of-some-length"
@@ -29,8 +31,15 @@ def time() -> Time:
     return Time()
 
 
-def reader(time: Time, relay_id: str = "b") -> Reader:
-    return Reader(KEY, relay_id, 15.0, 1000, time)
+def verifier(time: Time, relay_id: str = "b") -> FrameVerifier:
+    return FrameVerifier(KEY, relay_id, fresh(time), 1000)
+
+
+def fresh(time: Time) -> Freshness:
+    """What a relay without a process before accepts."""
+    freshness = Freshness(Clock(), time, 15.0)
+    freshness.restarted = False
+    return freshness
 
 
 def parcel(payload: bytes = b'{"x":1}', **rest: Any) -> Parcel:
@@ -50,7 +59,7 @@ def test_the_signature_of_a_known_frame() -> None:
 
 
 def test_what_is_written(time: Time) -> None:
-    frame = json.loads(Writer(KEY, "a", time).write(parcel(machine_id="m")))
+    frame = json.loads(FrameSigner(KEY, "a", time).sign(parcel(machine_id="m")))
     assert {name: frame[name] for name in frame if name != "signature"} == {
         "workspaceId": "w",
         "runtimeTargetId": "t",
@@ -62,21 +71,21 @@ def test_what_is_written(time: Time) -> None:
         "issuedAtMs": 1_800_000_000_250,
     }
     assert len(frame["signature"]) == 43
-    assert "machineId" not in json.loads(Writer(KEY, "a", time).write(parcel()))
+    assert "machineId" not in json.loads(FrameSigner(KEY, "a", time).sign(parcel()))
 
 
 def test_written_and_read(time: Time) -> None:
     payload = 'äöü 🙂 \u2028 "'.encode()
-    raw = Writer(KEY, "a", time).write(parcel(payload, machine_id="m"))
-    assert reader(time).read(raw) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", payload)
-    assert reader(time).read(json.loads(raw)) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", payload)
+    raw = FrameSigner(KEY, "a", time).sign(parcel(payload, machine_id="m"))
+    assert verifier(time).verify(raw) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", payload)
+    assert verifier(time).verify(json.loads(raw)) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", payload)
 
 
 def test_equal_messages_are_not_taken_for_replays(time: Time) -> None:
-    writer, there = Writer(KEY, "a", time), reader(time)
+    signer, there = FrameSigner(KEY, "a", time), verifier(time)
     for step in (0, 0, 0, 0.001, 0, 0.002, -0.001, 0):
         time.now += step
-        assert isinstance(there.read(writer.write(parcel())), Arrival)
+        assert isinstance(there.verify(signer.sign(parcel())), Arrival)
 
 
 @given(
@@ -85,8 +94,8 @@ def test_equal_messages_are_not_taken_for_replays(time: Time) -> None:
 )
 def test_whatever_is_written_is_read(text: str, machine_id: str | None) -> None:
     time = Time()
-    raw = Writer(KEY, "a", time).write(parcel(text.encode(), machine_id=machine_id))
-    read = Reader(KEY, "b", 15.0, 100_000, time).read(raw)
+    raw = FrameSigner(KEY, "a", time).sign(parcel(text.encode(), machine_id=machine_id))
+    read = FrameVerifier(KEY, "b", fresh(time), 100_000).verify(raw)
     assert isinstance(read, Arrival)
     assert read.payload.decode() == text
 
@@ -100,47 +109,47 @@ def test_whatever_is_written_is_read(text: str, machine_id: str | None) -> None:
      "issuedAtMs", "signature"), st.just(value) | st.text(max_size=3),
 ))))  # fmt: skip
 def test_nothing_made_up_gets_in(frame: dict[str, Any]) -> None:
-    assert isinstance(reader(Time()).read(frame), Refused)
+    assert isinstance(verifier(Time()).verify(frame), BadFrame)
 
 
 @given(st.binary(max_size=60))
 def test_no_bytes_break_it(raw: bytes) -> None:
-    assert isinstance(reader(Time()).read(raw), Refused)
+    assert isinstance(verifier(Time()).verify(raw), BadFrame)
 
 
 @pytest.mark.parametrize("age", [14.9, -14.9])
 def test_within_the_skew(time: Time, age: float) -> None:
-    raw = Writer(KEY, "a", time).write(parcel())
+    raw = FrameSigner(KEY, "a", time).sign(parcel())
     time.now += age
-    assert isinstance(reader(time).read(raw), Arrival)
+    assert isinstance(verifier(time).verify(raw), Arrival)
 
 
 @pytest.mark.parametrize("age", [15.1, -15.1, 1e6])
 def test_beyond_the_skew(time: Time, age: float) -> None:
-    raw = Writer(KEY, "a", time).write(parcel())
+    raw = FrameSigner(KEY, "a", time).sign(parcel())
     time.now += age
-    read = reader(time).read(raw)
-    assert isinstance(read, Refused)
+    read = verifier(time).verify(raw)
+    assert isinstance(read, BadFrame)
     assert read.reason is Reason.BUS_SIGNATURE_STALE
 
 
 def test_a_replay_is_known_as_long_as_it_is_fresh(time: Time) -> None:
-    there = reader(time)
+    there = verifier(time)
     time.now += 14.9  # the source's clock is ahead
-    raw = Writer(KEY, "a", time).write(parcel())
+    raw = FrameSigner(KEY, "a", time).sign(parcel())
     time.now -= 14.9
-    assert isinstance(there.read(raw), Arrival)
+    assert isinstance(there.verify(raw), Arrival)
     for _ in range(290):
         time.now += 0.1
-        there.read(Writer(KEY, "a", time).write(parcel()))
-        read = there.read(raw)
-        assert isinstance(read, Refused)
+        there.verify(FrameSigner(KEY, "a", time).sign(parcel()))
+        read = there.verify(raw)
+        assert isinstance(read, BadFrame)
         assert read.reason is Reason.BUS_SIGNATURE_REPLAYED
 
 
 def test_newlines_in_ids_cannot_shift_the_fields(time: Time) -> None:
-    frame = json.loads(Writer(KEY, "a", time).write(parcel(target=("w\nx", "t"))))
-    assert isinstance(reader(time).read(frame), Refused)
+    frame = json.loads(FrameSigner(KEY, "a", time).sign(parcel(target=("w\nx", "t"))))
+    assert isinstance(verifier(time).verify(frame), BadFrame)
 
 
 def test_the_guard_is_bounded_and_lets_nothing_in_that_it_forgot() -> None:

@@ -1,0 +1,163 @@
+"""The two forms of bus frames between real relays, replays across a restart, and signed presence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+from tests.integration.backplane.busframes import bus_frame
+from tests.integration.backplane.fleet import Fleet, RedisServer, e2ee, init, session, until
+from viewport_relay.backplane.batch import MAGIC
+from viewport_relay.backplane.instance import RECORD_TTL
+
+pytestmark = pytest.mark.redis
+
+NO_REDIRECT = {"RELAY_CLIENT_REDIRECT_ENABLED": "0", "RELAY_PRESENCE_SYNC_INTERVAL_MS": "500"}
+QUEUE = "viewport:relay:queue:elsewhere"
+
+
+def presence_key(fleet: Fleet) -> str:
+    return f"viewport:relay:presence:{fleet.workspace}:{fleet.target}"
+
+
+def names_elsewhere(fleet: Fleet, redis: RedisServer) -> None:
+    """Presence that names a relay which does not run."""
+    entry = {"relayId": "elsewhere", "relayWsBaseUrl": "ws://elsewhere.example", "daemonConnected": True}
+    redis.ask("SET", presence_key(fleet), json.dumps(entry))
+
+
+async def there(fleet: Fleet, redis: RedisServer, relay: str) -> None:
+    await fleet.announced(lambda: redis.ask("GET", presence_key(fleet)), relay)
+
+
+def forms(redis: RedisServer) -> list[bool]:
+    """For each element of the queue, oldest first: whether it is a batch."""
+    return [element.startswith(MAGIC) for element in redis.ask("LRANGE", QUEUE, 0, -1)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_batch_is_sent_only_to_a_relay_that_announces_it(fleet: Fleet, redis: RedisServer) -> None:
+    b = await fleet.relay("b", **NO_REDIRECT)
+    names_elsewhere(fleet, redis)
+    client = await fleet.join(b, "client")
+    record = "viewport:relay:instance:elsewhere"
+
+    async def send(expected: bool) -> None:
+        redis.ask("DEL", QUEUE)
+        await deferLater(fleet.reactor, RECORD_TTL)
+        for wait in (0.3, 0.3):  # the first makes the relay look
+            client.say(e2ee("s", 1))
+            await deferLater(fleet.reactor, wait)
+        await until(fleet.reactor, lambda: forms(redis)[-1:] == [expected])
+
+    client.say(e2ee("s", 1))
+    await until(fleet.reactor, lambda: forms(redis) == [False])
+    frame = json.loads(redis.ask("LRANGE", QUEUE, 0, -1)[0])
+    assert set(frame) == {
+        "workspaceId", "runtimeTargetId", "sourceRelayId", "targetRelayId", "direction", "payload", "issuedAtMs",
+        "signature",
+    }  # fmt: skip
+    redis.ask("SET", record, json.dumps({"instance": "x", "batches": 1}))
+    await send(True)
+    redis.ask("SET", record, "4f1d0c6a9be2735d08aa11bb")  # as version 0.1 writes it
+    await send(False)
+
+
+@pytest_twisted.ensureDeferred
+async def test_order_and_bytes_hold_while_the_form_changes(fleet: Fleet, redis: RedisServer) -> None:
+    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
+    daemon = await fleet.join(a, "workspace-daemon")
+    await there(fleet, redis, "a")
+    client = await fleet.join(b, "client")
+    await session(client, daemon)
+    said = [client.say(e2ee(seq=number, ciphertext="äöü 🙂 \\u2028")) for number in range(1, 2001)]
+    assert [await daemon.hear() for _ in said] == said
+    answered = [daemon.say(e2ee(seq=number)) for number in range(1, 2001)]
+    assert [await client.hear() for _ in answered] == answered
+    record = json.loads(redis.ask("GET", "viewport:relay:instance:a"))
+    assert record["batches"] == 1 and isinstance(record["instance"], str)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest_twisted.ensureDeferred
+async def test_what_was_read_before_a_restart_is_not_read_again(
+    fleet: Fleet, redis: RedisServer, how: str
+) -> None:
+    relay = await fleet.relay("a", **NO_REDIRECT)
+    daemon = await fleet.join(relay, "workspace-daemon")
+    frame = json.dumps(bus_frame(fleet, "client_to_daemon", json.dumps(init("once")), target_relay="a"))
+    queue = "viewport:relay:queue:a"
+    redis.ask("RPUSH", queue, frame)
+    assert (await daemon.hear_json())["requestId"] == "once"
+    if how == "kill":
+        await deferToThread(relay.process.kill)
+    else:
+        await deferToThread(relay.stop)
+    await daemon.ended()
+    again = await fleet.relay("a", **NO_REDIRECT)
+    daemon = await fleet.join(again, "workspace-daemon")
+    redis.ask("RPUSH", queue, frame)
+    new = bus_frame(fleet, "client_to_daemon", json.dumps(init("new")), target_relay="a")
+    redis.ask("RPUSH", queue, json.dumps(new))
+    assert (await daemon.hear_json())["requestId"] == "new"
+    await daemon.quiet()
+    assert await fleet.metric(again, "relay_bus_pull_stale_signature_total") == 1
+    [told] = [e for e in await fleet.logs(again) if e["event"] == "bus_drop"]
+    assert "before this relay was restarted" in told["details"]["detail"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_state_folder_remembers_a_process_before_when_redis_does_not(
+    fleet: Fleet, redis: RedisServer, tmp_path: Any
+) -> None:
+    settings = NO_REDIRECT | {"RELAY_STATE_DIR": str(tmp_path)}
+    relay = await fleet.relay("a", **settings)
+    frame = json.dumps(bus_frame(fleet, "client_to_daemon", json.dumps(init("once")), target_relay="a"))
+    await deferToThread(relay.process.kill)
+    redis.ask("FLUSHALL")
+    again = await fleet.relay("a", **settings)
+    await fleet.join(again, "workspace-daemon")
+    redis.ask("RPUSH", "viewport:relay:queue:a", frame)
+    for _ in range(100):
+        if await fleet.metric(again, "relay_bus_pull_stale_signature_total"):
+            return
+        await deferLater(fleet.reactor, 0.05)
+    raise AssertionError("it was accepted")
+
+
+async def code_of_a_frame(fleet: Fleet, relay: Any) -> str | None:
+    """What a client of this relay is told at once about a frame for a remote daemon; None: nothing."""
+    client = await fleet.join(relay, "client")
+    client.say(init())
+    await deferLater(fleet.reactor, 0.5)
+    heard = client.heard_so_far()
+    return json.loads(heard[0])["code"] if heard else None
+
+
+@pytest_twisted.ensureDeferred
+async def test_presence_is_signed_beside_the_entry(fleet: Fleet, redis: RedisServer) -> None:
+    a = await fleet.relay("a", **NO_REDIRECT)
+    open_minded = await fleet.relay("b", **NO_REDIRECT)
+    strict = await fleet.relay("c", RELAY_PRESENCE_SIGNATURES="require", **NO_REDIRECT)
+    daemon = await fleet.join(a, "workspace-daemon")
+    await there(fleet, redis, "a")
+    signature = f"viewport:relay:signature:{fleet.workspace}:{fleet.target}"
+    assert 40_000 < redis.ask("PTTL", signature) <= 45_000
+    assert [await code_of_a_frame(fleet, relay) for relay in (open_minded, strict)] == [None, None]
+    assert await fleet.metric(strict, "relay_presence_unsigned_total") == 0
+    daemon.connection.close()
+    await until(fleet.reactor, lambda: redis.ask("EXISTS", signature, presence_key(fleet)) == 0)
+
+    names_elsewhere(fleet, redis)  # as a relay of today would
+    await deferLater(fleet.reactor, 2.2)  # what was looked up before is forgotten
+    assert await code_of_a_frame(fleet, open_minded) is None
+    assert await fleet.metric(open_minded, "relay_presence_unsigned_total") >= 1
+    assert await code_of_a_frame(fleet, strict) == "DAEMON_UNAVAILABLE"
+    redis.ask("SET", signature, "forged")
+    await deferLater(fleet.reactor, 0.5)
+    assert await code_of_a_frame(fleet, strict) == "DAEMON_UNAVAILABLE"

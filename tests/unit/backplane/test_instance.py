@@ -1,0 +1,115 @@
+"""Instance records: who runs, who has run before, and who reads batches."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tests.unit.backplane.parts import Log
+from viewport_relay.backplane.instance import RECORD_TTL, InstanceWatch, OtherInstances
+from viewport_relay.backplane.interface import CarrierFailed
+
+
+class Kept:
+    """Records in memory; calls fail while `broken`."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, bytes] = {}
+        self.broken = False
+        self.asked = 0
+
+    def _check(self) -> None:
+        if self.broken:
+            raise CarrierFailed("gone")
+
+    async def mark(self, record: bytes) -> bytes | None:
+        self._check()
+        there, self.records["a"] = self.records.get("a"), record
+        return there
+
+    async def retire(self, record: bytes, last: bytes) -> None:
+        self._check()
+        if self.records.get("a") == record:
+            self.records["a"] = last
+
+    async def record_of(self, relay_id: str) -> bytes | None:
+        self.asked += 1
+        self._check()
+        return self.records.get(relay_id)
+
+
+class Parts:
+    def __init__(self) -> None:
+        self.clock, self.kept, self.log = Clock(), Kept(), Log()
+
+    def watch(self, instance: str) -> InstanceWatch:
+        return InstanceWatch(self.clock, self.kept, "a", instance, 10.0, self.log)
+
+    def begin(self, watch: InstanceWatch) -> list[bool]:
+        found: list[bool] = []
+        Deferred.fromCoroutine(watch.begin()).addCallback(found.append)
+        return found
+
+
+def test_the_first_look_tells_whether_there_was_a_process_before() -> None:
+    parts = Parts()
+    first = parts.watch("one")
+    assert parts.begin(first) == [False]
+    assert parts.begin(parts.watch("two")) == [True]  # a crash leaves the record
+    third = parts.watch("three")
+    parts.begin(third)
+    Deferred.fromCoroutine(third.retire())
+    assert json.loads(parts.kept.records["a"]) == {"instance": "three"}
+    assert parts.begin(parts.watch("four")) == [True]  # and so does a stop
+
+
+def test_a_record_of_an_older_version_is_a_process_before() -> None:
+    parts = Parts()
+    parts.kept.records["a"] = b"4f1d0c6a9be2735d08aa11bb"
+    assert parts.begin(parts.watch("one")) == [True]
+
+
+def test_the_first_record_is_tried_until_it_is_written() -> None:
+    parts = Parts()
+    parts.kept.broken = True
+    found = parts.begin(parts.watch("one"))
+    parts.clock.advance(0.3)
+    assert found == []
+    parts.kept.broken = False
+    parts.clock.advance(0.3)
+    assert found == [False]
+
+
+def test_two_processes_that_write_in_turn_are_told() -> None:
+    parts = Parts()
+    one, two = parts.watch("one"), parts.watch("two")
+    parts.begin(one)
+    one.startService()
+    parts.begin(two)
+    two.startService()
+    parts.clock.pump([10.0, 10.0])
+    assert "relay_id_shared" in parts.log.names()
+    one.stopService()
+    two.stopService()
+
+
+def test_other_relays_are_looked_up_in_the_background_and_remembered() -> None:
+    parts = Parts()
+    others = OtherInstances(parts.clock, parts.kept)
+    parts.kept.records["b"] = json.dumps({"instance": "of-b", "batches": 1}).encode()
+    parts.kept.records["c"] = b"4f1d0c6a9be2735d08aa11bb"
+    for relay_id, instance in (("b", "of-b"), ("c", None), ("nobody", None)):
+        others.reads_batches(relay_id)
+        assert others.reads_batches(relay_id) == instance
+    assert parts.kept.asked == 3
+    parts.kept.broken = True
+    parts.clock.advance(RECORD_TTL)
+    assert others.reads_batches("b") == "of-b"  # what was last seen holds while Redis is away
+    assert others.reads_batches("b") == "of-b"
+    parts.kept.broken = False
+    parts.kept.records["b"] = json.dumps({"instance": "of-b"}).encode()
+    parts.clock.advance(RECORD_TTL)
+    others.reads_batches("b")
+    assert others.reads_batches("b") is None

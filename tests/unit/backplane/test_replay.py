@@ -1,0 +1,74 @@
+"""Bus frames across a restart: what the process before has read is not accepted again, and no honest frame is lost."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.task import Clock
+
+from viewport_relay.backplane.replay import START_MARGIN, BadFrame, Freshness
+from viewport_relay.reasons import Reason
+
+SKEW = 15.0
+
+
+class Parts:
+    """A process that started at `clock` 0."""
+
+    def __init__(self, *, restarted: bool) -> None:
+        self.clock = Clock()
+        self.epoch = 1_800_000_000.0
+        self.number = 0
+        self.freshness = Freshness(self.clock, self.now, SKEW)
+        self.freshness.restarted = restarted
+
+    def now(self) -> float:
+        return self.epoch + self.clock.seconds()
+
+    def judge(self, age: float, *, for_this_process: bool | None = None) -> BadFrame | None:
+        """A frame that was issued `age` seconds ago."""
+        self.number += 1
+        issued = round((self.now() - age) * 1000)
+        signature = self.number.to_bytes(32, "little")
+        return self.freshness.judge(signature, issued, "a", for_this_process=for_this_process)
+
+
+def test_after_a_restart_what_was_issued_before_it_is_stale() -> None:
+    parts = Parts(restarted=True)
+    parts.clock.advance(3.0)
+    for age in (3.0 + START_MARGIN + 0.01, 10.0, 14.9):
+        refused = parts.judge(age)
+        assert refused is not None and refused.reason is Reason.BUS_SIGNATURE_STALE
+        assert "before this relay was restarted" in refused.detail
+    for age in (3.0 + START_MARGIN - 0.01, 2.0, 0.0, -1.0):
+        assert parts.judge(age) is None
+
+
+def test_without_a_process_before_the_skew_alone_counts() -> None:
+    parts = Parts(restarted=False)
+    assert [parts.judge(age) for age in (0.0, 5.0, 14.9)] == [None, None, None]
+    assert parts.judge(15.1) is not None
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_batch_names_the_process_that_it_is_for(restarted: bool) -> None:
+    parts = Parts(restarted=restarted)
+    # The sender's clock is behind: it has seen this process all the same.
+    assert parts.judge(10.0, for_this_process=True) is None
+    assert parts.judge(10.0, for_this_process=False) is not None
+    parts.clock.advance(1.0)
+    assert parts.judge(0.5, for_this_process=False) is None  # the sender has not heard of the restart
+
+
+def test_a_clock_that_is_set_back_later_costs_nothing() -> None:
+    parts = Parts(restarted=True)
+    parts.clock.advance(SKEW + START_MARGIN)
+    parts.epoch -= 3600.0
+    assert parts.judge(0.0) is None
+
+
+def test_each_signature_is_accepted_once() -> None:
+    parts = Parts(restarted=False)
+    issued = round(parts.now() * 1000)
+    assert parts.freshness.judge(b"s" * 32, issued, "a") is None
+    again = parts.freshness.judge(b"s" * 32, issued, "a")
+    assert again is not None and again.reason is Reason.BUS_SIGNATURE_REPLAYED
