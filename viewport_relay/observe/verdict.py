@@ -94,9 +94,8 @@ def judge(facts: Facts) -> Verdict:
     everybody = _everybody_refused(facts)
     if not facts.ready:
         keys = checks[0]
-        why = (
-            keys.text if keys.state == "bad" and facts.why not in Reason.__members__ else _sentence(facts.why)
-        )
+        about_keys = "JWKS" in facts.why and facts.why not in Reason.__members__
+        why = keys.text if keys.state == "bad" and about_keys else _sentence(facts.why)
         return Verdict("bad", f"Daemons cannot connect: {why}", checks, counted)
     if bad:
         return Verdict("bad", f"Daemons cannot connect: {bad[0].text}", checks, counted)

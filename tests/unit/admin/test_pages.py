@@ -310,6 +310,8 @@ WELL = Facts(
         ({"jwks_age": None}, "bad", "Daemons cannot connect: no key set was fetched yet."),
         ({"ready": False, "why": "JWKS_UNREACHABLE"}, "bad", "cannot connect: JWT validation failed: JWKS unreachable."),
         ({"ready": False, "why": "draining"}, "bad", "Daemons cannot connect: draining."),
+        ({"ready": False, "why": "no worker has started yet", "jwks_age": None}, "bad", "connect: no worker has started yet."),
+        ({"ready": False, "why": "the JWKS was not fetched yet", "jwks_age": None}, "bad", "connect: no key set was fetched yet."),
         ({"last_seen": {("jwks_fetch_failed", Reason.JWKS_UNREACHABLE): NOW - 9}}, "warn", "the key set cannot be fetched again"),
         ({"last_seen": {("jwks_refetch_failed", None): NOW - 9}}, "warn", "the key set cannot be fetched again"),
         ({"last_seen": {("jwks_refetch_failed", None): NOW - 90}}, "good", "Daemons can connect."),
