@@ -20,8 +20,8 @@ from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, con
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog, TextStream
 from viewport_relay.observe.textlog import TextLines
-from viewport_relay.service import RelayService
-from viewport_relay.workers.parent import ParentService
+from viewport_relay.service.single import single_process
+from viewport_relay.workers.parent import parent_process
 
 
 def _environment_help() -> str:
@@ -126,10 +126,10 @@ def makeService(options: Options) -> IService:
         overrides = options.overrides()
         again = partial(reread, environ=environ, overrides=overrides)
         service = (
-            RelayService(reactor, config, log, notifier, open_files, again)
+            single_process(reactor, config, log, notifier, open_files, again)
             if config.workers == 1
-            else ParentService(
-                reactor, config, log, notifier, open_files, environ=environ, overrides=overrides, reread=again
+            else parent_process(
+                reactor, config, log, notifier, open_files, again, environ=environ, overrides=overrides
             )
         )
     except ConfigError as error:

@@ -94,10 +94,10 @@ class Attempt:
         }
 
 
-class UpgradeResource(Resource):
-    """Answers upgrade attempts on any path (only `/ws` is ever upgraded), and plain requests for `/ws`.
+class UpgradeAttempts(Resource):
+    """Checks upgrade attempts as far as no other party is asked, and answers refusals over HTTP.
 
-    Set `stopping` to refuse every upgrade while the relay drains.
+    Subclasses decide what becomes of an attempt that passes. While `stopping` is set, every attempt is refused: the relay drains.
     """
 
     isLeaf = True
@@ -110,13 +110,10 @@ class UpgradeResource(Resource):
         counters: Counters,
         *,
         address: ClientAddress,
-        gate: Gate,
-        factory: ConnectionFactory,
-        opened: Opened,
         attempts: WindowCounter,
         counts: ConnectionCounts,
     ) -> None:
-        """`opened` takes over a connection that was admitted; `attempts` are upgrade attempts by address."""
+        """`attempts` are upgrade attempts by address, `counts` the connections that there are."""
         Resource.__init__(self)
         self.stopping = False
         self._config = config
@@ -124,9 +121,6 @@ class UpgradeResource(Resource):
         self._log = log
         self._counters = counters
         self._address = address
-        self._gate = gate
-        self._factory = factory
-        self._opened = opened
         self._attempts = attempts
         self._counts = counts
 
@@ -190,7 +184,75 @@ class UpgradeResource(Resource):
                 Reason.ORIGIN_NOT_ALLOWED, f"Origin is {origin[:200]!r}, RELAY_ALLOWED_ORIGINS has {known}"
             )
 
-    # -- the gate ------------------------------------------------------------------------------------------
+    async def _decide(self, attempt: Attempt) -> None:
+        """Decide an attempt that has passed the checks. Raises Refusal."""
+        raise NotImplementedError
+
+    # -- refusing ------------------------------------------------------------------------------------------
+
+    def _refuse(self, attempt: Attempt, refusal: Refusal) -> None:
+        """Log the refusal and answer over HTTP."""
+        self._note(attempt, refusal)
+        attempt.release()
+        _answer_refusal(attempt, refusal)
+
+    def _note(self, attempt: Attempt, refusal: Refusal) -> None:
+        counters = self._counters
+        counters.ws_connections_rejected += 1
+        counters.refusals[refusal.reason] += 1
+        details = {**attempt.describe(), **refusal.details}
+        if refusal.detail:
+            details["detail"] = refusal.detail
+        if refusal.reason in _BY_ADDRESS:
+            details |= self._address.distrusted_proxy(attempt.request)
+        self._log.event(
+            "refuse",
+            level=refusal.level,
+            reason=refusal.reason,
+            connection_id=attempt.connection_id,
+            **details,
+        )
+
+    def _broken(self, attempt: Attempt, failure: Failure) -> None:
+        attempt.release()
+        self._log.event(
+            "internal_error",
+            level="error",
+            message="an upgrade failed inside the relay: this is a bug",
+            connection_id=attempt.connection_id,
+            traceback=failure.getTraceback(),
+        )
+        if attempt.transport is not None:
+            attempt.transport.abortConnection()
+            return
+        attempt.channel.close_after_answer()
+        attempt.request.setResponseCode(500)
+        attempt.request.setHeader(b"content-length", b"0")
+        attempt.request.finish()
+
+
+class UpgradeResource(UpgradeAttempts):
+    """The `/ws` resource of a relay: attempts that pass the checks are decided by the gate."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        log: EventSink,
+        counters: Counters,
+        *,
+        address: ClientAddress,
+        gate: Gate,
+        factory: ConnectionFactory,
+        opened: Opened,
+        attempts: WindowCounter,
+        counts: ConnectionCounts,
+    ) -> None:
+        """`opened` takes over a connection that was admitted."""
+        super().__init__(config, clock, log, counters, address=address, attempts=attempts, counts=counts)
+        self._gate = gate
+        self._factory = factory
+        self._opened = opened
 
     async def _decide(self, attempt: Attempt) -> None:
         """Ask the gate, and open the connection. Raises Refusal."""
@@ -243,52 +305,19 @@ class UpgradeResource(Resource):
             connection.when_lost(ticket.release)
         return connection, early
 
-    # -- refusing ------------------------------------------------------------------------------------------
-
     def _refuse(self, attempt: Attempt, refusal: Refusal) -> None:
         """Over HTTP; for browsers, from the token check on, as a Close behind the upgrade."""
-        counters, mode = self._counters, self._config.reject_mode
-        counters.ws_connections_rejected += 1
-        counters.refusals[refusal.reason] += 1
-        details = {**attempt.describe(), **refusal.details}
-        if refusal.detail:
-            details["detail"] = refusal.detail
-        if refusal.reason in _BY_ADDRESS:
-            details |= self._address.distrusted_proxy(attempt.request)
-        self._log.event(
-            "refuse",
-            level=refusal.level,
-            reason=refusal.reason,
-            connection_id=attempt.connection_id,
-            **details,
-        )
+        mode = self._config.reject_mode
         by_close = mode == "close" or (
             mode == "auto" and attempt.token is not None and attempt.token.via == "subprotocol"
         )
         if by_close and refusal.reason in _CLOSABLE:
+            self._note(attempt, refusal)
             connection, early = self._open(attempt)
             connection.close(refusal.reason)  # without a handler, so that it is not logged again
             connection.start(early)
         else:
-            attempt.release()
-            _answer_refusal(attempt, refusal)
-
-    def _broken(self, attempt: Attempt, failure: Failure) -> None:
-        attempt.release()
-        self._log.event(
-            "internal_error",
-            level="error",
-            message="an upgrade failed inside the relay: this is a bug",
-            connection_id=attempt.connection_id,
-            traceback=failure.getTraceback(),
-        )
-        if attempt.transport is not None:
-            attempt.transport.abortConnection()
-            return
-        attempt.channel.close_after_answer()
-        attempt.request.setResponseCode(500)
-        attempt.request.setHeader(b"content-length", b"0")
-        attempt.request.finish()
+            super()._refuse(attempt, refusal)
 
 
 def while_connected(request: Request, waits: Coroutine[Any, Any, T]) -> Deferred[T]:

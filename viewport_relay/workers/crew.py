@@ -12,7 +12,7 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.wire.heartbeat import STOOD_STILL
 from viewport_relay.workers.messages import Ask, Disconnect, Disconnected, Order, Stop
-from viewport_relay.workers.place import Worker
+from viewport_relay.workers.place import Supervision, Worker
 
 #: Seconds between two questions to everybody.
 LOOK: Final = 1.0
@@ -40,16 +40,23 @@ class Crew:
         heard: Callable[[], None],
         complete: Callable[[], None],
     ) -> None:
-        self.reactor = reactor
-        self.timeout = timeout
-        self.log = log
-        self.counters = counters
-        self.environment = environment
-        self.workers = [Worker(self, index) for index in range(number)]
+        self._reactor = reactor
         self.stopping = False
         #: counters of workers that are gone, as they last told them
         self.retired: list[Mapping[str, Any]] = []
-        self.nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        supervision = Supervision(
+            reactor,
+            timeout,
+            log,
+            counters,
+            environment,
+            self._devnull,
+            lambda: self.stopping,
+            self.retired.append,
+            self._one_is_up,
+        )
+        self.workers = [Worker(supervision, index) for index in range(number)]
         self._heard = heard
         self._complete = complete
         self._number = 0
@@ -59,12 +66,11 @@ class Crew:
 
     def start(self) -> None:
         """Start all, and look after them: `look` is to be called every LOOK seconds."""
-        self._next_look = self.reactor.seconds() + LOOK
+        self._next_look = self._reactor.seconds() + LOOK
         for worker in self.workers:
             worker.start()
 
-    def one_is_up(self) -> None:
-        """For workers."""
+    def _one_is_up(self) -> None:
         self.refresh()
         if all(worker.up for worker in self.workers):
             self._complete()
@@ -73,7 +79,7 @@ class Crew:
         """Every LOOK seconds: renew the pictures, and see who stands still."""
         if self.stopping:
             return
-        now = self.reactor.seconds()
+        now = self._reactor.seconds()
         late, self._next_look = now - self._next_look, now + LOOK
         for worker in self.workers:
             worker.look(late if late > STOOD_STILL else 0.0)
@@ -134,11 +140,11 @@ class Crew:
     def end_at_once(self) -> None:
         """Whoever drains still: cut. A worker that does not even do that is killed."""
         self.send(Stop(now=True))
-        self.reactor.callLater(CUT, self.kill)
+        self._reactor.callLater(CUT, self.kill)
 
     def kill(self) -> None:
         for worker in self.workers:
             worker.kill("it has not drained in time")
 
     def close(self) -> None:
-        os.close(self.nothing)
+        os.close(self._devnull)

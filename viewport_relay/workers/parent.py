@@ -1,23 +1,31 @@
-"""The parent of several workers: listens, checks what needs no asking, gives connections away, answers operators.
+"""The engine of a process with several workers: it checks what needs no other party, and gives connections away.
 
-It carries no frame. Its workers are relays of their own, which get their connections from here.
+The parent process listens and answers operators, and carries no frame. Each worker is a relay of its own in a process of its
+own, which gets its connections from the parent.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.web.resource import Resource
 
-from viewport_relay.admission.limits import Ticket
-from viewport_relay.backplane.single import Single
+from viewport_relay.admin.site import Door
+from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
 from viewport_relay.config import BY_ATTRIBUTE, Config, Reloaded, Reread, merged
+from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service import RelayService
+from viewport_relay.service.process import Process, trusted_proxies
+from viewport_relay.service.relay import relay_keys, upgrade_limits
+from viewport_relay.service.timers import every
+from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.workers.crew import LOOK, Crew
 from viewport_relay.workers.messages import Apply
 from viewport_relay.workers.passing import PassingResource
@@ -61,107 +69,173 @@ def worker_environment(
     return made
 
 
-class ParentService(RelayService):
-    """The relay with RELAY_WORKERS above 1."""
+class WorkersService(MultiService):
+    """Starts and looks after the workers."""
 
-    upgrade: PassingResource
-    _upgrade_kind = PassingResource
+    def __init__(self, reactor: Any, crew: Crew) -> None:
+        MultiService.__init__(self)
+        self._crew = crew
+        every(self, reactor, LOOK, crew.look)
+
+    def startService(self) -> None:
+        self._crew.start()
+        MultiService.startService(self)
+
+
+class Workers:
+    """The engine of a parent process (`service.process.Engine`).
+
+    `environ` and `overrides` are the environment and the command line from which workers load the same settings.
+    """
 
     def __init__(
         self,
         reactor: Any,
         config: Config,
         log: EventLog,
-        notifier: Notifier | None = None,
-        open_files: int = 0,
+        counters: Counters,
         *,
+        keys: RelayKeys,
+        address: ClientAddress,
+        open_files: int,
         environ: Mapping[str, str],
         overrides: Mapping[str, str],
-        reread: Reread = Reloaded,
     ) -> None:
-        RelayService.__init__(self, reactor, config, log, notifier, open_files, reread)
-        self.backplane = Single()  # the workers have it
+        self._reactor = reactor
+        self._config = config
+        self._log = log
+        self._counters = counters
+        self._keys = keys
+        self._open_files = open_files
         self._environ = merged(environ)
         self._overrides = overrides
-        timeout = config.worker_timeout_ms / 1000
+        self._ready: Callable[[], None] | None = None
+        self._complete = False
+        self.shown = Counters()
         self.crew = Crew(
             reactor,
             config.workers,
-            timeout,
+            config.worker_timeout_ms / 1000,
             log,
-            self.counters,
+            counters,
             self._worker_environment,
             self._heard,
-            self._complete,
+            self._all_up,
         )
-        self._accepting = False
-        self._crew_state = CrewState(self.crew, lambda: self.upgrade.stopping)
-        self.state = self._crew_state
-        self.shown = Counters()
+        self.service = WorkersService(reactor, self.crew)
+        limits = self._limits(config)
+        self.upgrade = PassingResource(
+            config,
+            reactor,
+            log,
+            counters,
+            address=address,
+            attempts=WindowCounter(limits["attempts"]),
+            counts=ConnectionCounts(limits["total"], limits["per_ip"], limits["clients"]),
+        )
         self.upgrade.pass_on = self._pass_on
+        self.state = CrewState(self.crew, lambda: self.upgrade.stopping)
+
+    def _limits(self, config: Config) -> dict[str, int]:
+        # Clients are counted by the worker, where all of a target's are.
+        return {**upgrade_limits(config, self._open_files), "clients": 0}
 
     def _worker_environment(self, index: int) -> dict[str, str]:
-        key = self.keys.current.private_text()
-        return worker_environment(self._environ, self.config, self._overrides, key, index)
-
-    def _upgrade_limits(self) -> dict[str, int]:
-        # Clients are counted by the worker, where all of a target's are.
-        return {**RelayService._upgrade_limits(self), "clients": 0}
-
-    def apply(self, reloaded: Reloaded) -> None:
-        RelayService.apply(self, reloaded)
-        self._environ |= reloaded.texts  # for workers that are started from now on
-        self.crew.send(Apply(dict(reloaded.texts)))
+        key = self._keys.current.private_text()
+        return worker_environment(self._environ, self._config, self._overrides, key, index)
 
     def _pass_on(self, workspace_id: str, sock: socket.socket, ip: str, data: bytes, ticket: Ticket) -> bool:
         worker = self.crew.workers[slot(workspace_id, len(self.crew.workers))]
         return worker.adopt(sock, ip, data, ticket)
 
     def _heard(self) -> None:
-        bring_up_to_date(self.shown, self.counters, self.crew, self._crew_state, self.log)
+        bring_up_to_date(self.shown, self._counters, self.crew, self.state, self._log)
 
-    def _door(self, *, admin: bool) -> Any:
-        return FreshDoor(RelayService._door(self, admin=admin), self.crew.refresh)
+    def _all_up(self) -> None:
+        self._complete = True
+        call, self._ready = self._ready, None
+        if call is not None:
+            call()
 
-    def _status(self) -> str:
+    # -- service.process.Engine ----------------------------------------------------------------------------
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """When all workers are up, or have had their time: a peer would only wait for one that is missing."""
+        if self._complete:
+            call()
+            return
+        self._ready = call
+        self._reactor.callLater(_FIRST_START, self._all_up)
+
+    def status(self) -> str:
+        """Who is connected, for the service manager."""
         return ", ".join(f"{number} {role}s" for role, number in self.state.connections().items())
 
-    # -- start and stop ------------------------------------------------------------------------------------
+    def connected(self) -> int:
+        """None: the descriptors are the workers'."""
+        return 0
 
-    def _open_doors(self) -> None:
-        """Listen, so that a port that is taken is told at once; but accept nobody who would only wait for a worker."""
-        RelayService._open_doors(self)
-        self._public_port().stopReading()
+    def pages(self, door: Door) -> Resource:
+        """Admin pages that ask the workers first."""
+        return FreshDoor(door, self.crew.refresh)
 
-    def _public_port(self) -> Any:
-        return self._ports[0]
+    def drain(self) -> Deferred[None]:
+        """Let every worker drain; one that does not end in time is killed."""
+        return Deferred.fromCoroutine(self._drain())
 
-    def _start_rooms(self) -> None:
-        self.crew.start()
-        self._every(LOOK, self.crew.look)
-        self.reactor.callLater(_FIRST_START, self._complete)
+    async def _drain(self) -> None:
+        late = self._reactor.callLater(self._config.drain_seconds + _MARGIN, self.crew.kill)
+        await self.crew.stop()
+        if late.active():
+            late.cancel()
+        self.crew.close()
 
-    def _announce(self) -> None:
-        """The service manager is told when the workers are there."""
-
-    def _complete(self) -> None:
-        if not self._accepting and not self.upgrade.stopping:
-            self._accepting = True
-            self._public_port().startReading()
-            RelayService._announce(self)
-
-    def _drain(self) -> Deferred[None]:
-        late = self.reactor.callLater(self.config.drain_seconds + _MARGIN, self.crew.kill)
-
-        def gone(_: object) -> None:
-            if late.active():
-                late.cancel()
-            self.crew.close()
-
-        return self.crew.stop().addCallback(gone)
-
-    def _cut_all(self) -> None:
+    def cut(self) -> None:
+        """Have every worker drop the peers that are left."""
         self.crew.end_at_once()
 
-    def _stop_rooms(self) -> None:
-        """None of the relay's own was started here."""
+    def apply(self, reloaded: Reloaded) -> None:
+        """Take up new limits and origins, here and in the workers."""
+        config = self._config = reloaded.config
+        self.upgrade.apply(config, **self._limits(config))
+        self._environ |= reloaded.texts  # for workers that are started from now on
+        self.crew.send(Apply(dict(reloaded.texts)))
+
+
+def parent_process(
+    reactor: Any,
+    config: Config,
+    log: EventLog,
+    notifier: Notifier | None = None,
+    open_files: int = 0,
+    reread: Reread = Reloaded,
+    *,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, str],
+) -> Process:
+    """The service of a process with workers. Raises ConfigError."""
+    counters, keys, address = Counters(), relay_keys(config), ClientAddress(trusted_proxies(config))
+    workers = Workers(
+        reactor,
+        config,
+        log,
+        counters,
+        keys=keys,
+        address=address,
+        open_files=open_files,
+        environ=environ,
+        overrides=overrides,
+    )
+    return Process(
+        reactor,
+        config,
+        log,
+        counters,
+        time.time,
+        workers,
+        keys=keys,
+        address=address,
+        notifier=notifier,
+        open_files=open_files,
+        reread=reread,
+    )

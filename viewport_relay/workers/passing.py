@@ -18,7 +18,7 @@ from twisted.web.http import Request
 
 from viewport_relay.admission.limits import FULL_RETRY_AFTER, Ticket
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.upgrade import Attempt, UpgradeResource, while_connected
+from viewport_relay.wire.upgrade import Attempt, UpgradeAttempts, while_connected
 
 #: Gives a connection away: workspace, socket, client's address, what was read, its place in the counts. False: no room.
 Pass = Callable[[str, socket.socket, str, bytes, Ticket], bool]
@@ -28,7 +28,7 @@ _UNSENT_SECONDS: Final = 0.01
 _UNSENT_LOOKS: Final = 500
 
 
-class PassingResource(UpgradeResource):
+class PassingResource(UpgradeAttempts):
     """Set `pass_on` before the first request."""
 
     pass_on: Pass

@@ -12,8 +12,10 @@ import contextlib
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
@@ -22,6 +24,8 @@ from twisted.python.failure import Failure
 
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import Ticket
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog
 from viewport_relay.workers.messages import (
     MAX_LINE,
     PACKETS_FD,
@@ -38,9 +42,6 @@ from viewport_relay.workers.messages import (
     decode_word,
 )
 from viewport_relay.workers.packets import PacketSender, socket_pair
-
-if TYPE_CHECKING:
-    from viewport_relay.workers.crew import Crew
 
 #: Seconds before a worker that ended is started again: doubled each time, from the start after it lived for LIVED.
 FIRST_PAUSE: Final = 0.1
@@ -93,11 +94,31 @@ class _WordsFactory:
         return _Words(self._worker, self._life)
 
 
+@frozen
+class Supervision:
+    """What the workers of one parent share.
+
+    `timeout` is how long a worker may stand still, seconds. `environment` gives the environment of the worker with a number,
+    `devnull` is a descriptor of the null device. `stopping` tells whether no worker is started any more, `retired` takes the
+    counters of a worker that is gone, `came_up` is called when a worker takes connections.
+    """
+
+    reactor: Any
+    timeout: float
+    log: EventLog
+    counters: Counters
+    environment: Callable[[int], Mapping[str, str]]
+    devnull: int
+    stopping: Callable[[], bool]
+    retired: Callable[[Mapping[str, Any]], None]
+    came_up: Callable[[], None]
+
+
 class Worker:
     """One place and the process in it."""
 
-    def __init__(self, crew: Crew, index: int) -> None:
-        self._crew = crew
+    def __init__(self, supervision: Supervision, index: int) -> None:
+        self._supervision = supervision
         self.index = index
         self.up = False
         #: it has left its last question unanswered
@@ -124,7 +145,7 @@ class Worker:
     def start(self) -> None:
         """Start its process. Connections may be given at once, they wait for it."""
         self._again = None
-        self._started = self._heard = self._crew.reactor.seconds()
+        self._started = self._heard = self._supervision.reactor.seconds()
         try:
             if self._theirs is None:
                 self._make_channel()
@@ -133,22 +154,22 @@ class Worker:
             self._over(f"worker {self.index} could not be started: {error.strerror}")
 
     def _spawn(self) -> None:
-        crew, theirs = self._crew, self._theirs
+        supervision, theirs = self._supervision, self._theirs
         assert theirs is not None
         words, their_words = socket.socketpair()
         with words, their_words:
             words.setblocking(False)
-            line = crew.reactor.adoptStreamConnection(
+            line = supervision.reactor.adoptStreamConnection(
                 words.fileno(), socket.AF_UNIX, _WordsFactory(self, self.life)
             )
             try:
-                self._process = crew.reactor.spawnProcess(
+                self._process = supervision.reactor.spawnProcess(
                     _Process(self),
                     sys.executable,
                     [sys.executable, "-m", "viewport_relay.workers.worker", str(self.index)],
-                    env=crew.environment(self.index),
+                    env=supervision.environment(self.index),
                     childFDs={
-                        0: crew.nothing,
+                        0: supervision.devnull,
                         1: 2,
                         2: 2,
                         PACKETS_FD: theirs.fileno(),
@@ -163,7 +184,7 @@ class Worker:
 
     def _make_channel(self) -> None:
         ours, self._theirs = socket_pair()
-        self._packets = PacketSender(ours, self._crew.reactor)
+        self._packets = PacketSender(ours, self._supervision.reactor)
 
     @property
     def pid(self) -> int | None:
@@ -175,7 +196,7 @@ class Worker:
         """End it at once; what follows is the same as when it dies by itself."""
         if self.pid is not None:
             self._killed = why
-            self._crew.log.event(
+            self._supervision.log.event(
                 "worker_killed",
                 level="error",
                 message=f"worker {self.index}: {why}",
@@ -194,11 +215,11 @@ class Worker:
                 f"was ended by signal {number} ({signal.strsignal(number)}), which was not sent by its parent"
             )
         self._process = None
-        self._over(f"worker {self.index} {how}", expected=self._crew.stopping and status == 0)
+        self._over(f"worker {self.index} {how}", expected=self._supervision.stopping() and status == 0)
 
     def _over(self, what: str, *, expected: bool = False) -> None:
         """There is no process: nothing of it is left, and there will be another."""
-        crew = self._crew
+        supervision = self._supervision
         self.up, self.silent, self._killed = False, False, ""
         self.life += 1
         self._packets.close()
@@ -206,7 +227,7 @@ class Worker:
             self._theirs.close()
             self._theirs = None
         if self.picture is not None:
-            crew.retired.append(self.picture.counters)
+            supervision.retired(self.picture.counters)
             self.picture = None
         for tickets in self._held.values():
             for ticket in tickets:
@@ -218,14 +239,14 @@ class Worker:
         if self._gone is not None:
             self._gone.callback(None)
             self._gone = None
-        if crew.stopping:
+        if supervision.stopping():
             if not expected:
-                crew.log.event("worker_lost", level="error", message=what, worker=self.index)
+                supervision.log.event("worker_lost", level="error", message=what, worker=self.index)
             return
-        crew.counters.worker_processes_lost += 1
-        lived = crew.reactor.seconds() - self._started
+        supervision.counters.worker_processes_lost += 1
+        lived = supervision.reactor.seconds() - self._started
         self._pause = FIRST_PAUSE if lived >= LIVED else min(2 * self._pause, LONGEST_PAUSE)
-        crew.log.event(
+        supervision.log.event(
             "worker_lost",
             level="error",
             message=f"{what}; its peers reconnect, a new one starts",
@@ -234,7 +255,7 @@ class Worker:
         )
         with contextlib.suppress(OSError):  # no descriptors just now: the next start tries again
             self._make_channel()
-        self._again = crew.reactor.callLater(self._pause if lived < LIVED else 0, self.start)
+        self._again = supervision.reactor.callLater(self._pause if lived < LIVED else 0, self.start)
 
     # -- to it ---------------------------------------------------------------------------------------------
 
@@ -257,7 +278,9 @@ class Worker:
         self._asked[order.number] = answer
         self._packets.send(order)
         patience = BRIEF if self.silent else PATIENCE
-        answer.addTimeout(patience, self._crew.reactor, lambda failure, _: self._unanswered(order.number))
+        answer.addTimeout(
+            patience, self._supervision.reactor, lambda failure, _: self._unanswered(order.number)
+        )
         return answer
 
     def _unanswered(self, number: int) -> None:
@@ -266,9 +289,9 @@ class Worker:
             self.silent = True
             message = (
                 f"worker {self.index} does not answer; its peers wait, and it is killed and replaced after "
-                f"{self._crew.timeout:g} s of that"
+                f"{self._supervision.timeout:g} s of that"
             )
-            self._crew.log.event(
+            self._supervision.log.event(
                 "worker_silent", level="warn", message=message, worker=self.index, pid=self.pid
             )
 
@@ -287,9 +310,9 @@ class Worker:
 
     def look(self, late: float) -> None:
         """Kill it when it stands still. Time in which we did not look (`late`, seconds) says nothing about it."""
-        now = self._crew.reactor.seconds()
+        now = self._supervision.reactor.seconds()
         self._heard = min(now, self._heard + late)
-        allowed = self._crew.timeout if self.up else max(self._crew.timeout, STARTING)
+        allowed = self._supervision.timeout if self.up else max(self._supervision.timeout, STARTING)
         if self.pid is not None and now - self._heard > allowed:
             self._heard = now
             self.kill(f"it has not answered for {allowed:g} s")
@@ -299,15 +322,15 @@ class Worker:
     def heard_word(self, line: bytes, life: int) -> None:
         word = decode_word(line)
         if isinstance(word, Said):
-            self._crew.log.take_over(word.record)
+            self._supervision.log.take_over(word.record)
             return
         if life != self.life:  # the last words of the one before: its connections are given back already
             return
-        self._heard = self._crew.reactor.seconds()
+        self._heard = self._supervision.reactor.seconds()
         if self.silent:
             self.silent = False
             message = f"worker {self.index} answers again"
-            self._crew.log.event("worker_answers", message=message, worker=self.index, pid=self.pid)
+            self._supervision.log.event("worker_answers", message=message, worker=self.index, pid=self.pid)
         if isinstance(word, Left):
             tickets = self._held.get(word.ip)
             if tickets:
@@ -316,13 +339,13 @@ class Worker:
                     del self._held[word.ip]
         elif isinstance(word, Up):
             self.up = True
-            self._crew.log.event(
+            self._supervision.log.event(
                 "worker_started",
                 message=f"worker {self.index} takes connections",
                 worker=self.index,
                 pid=self.pid,
             )
-            self._crew.one_is_up()
+            self._supervision.came_up()
         else:
             if isinstance(word, Picture):
                 self.picture = word

@@ -10,28 +10,37 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from attrs import evolve
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IAddress, IPushProducer
 from twisted.internet.protocol import Protocol
 from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import Request
 from zope.interface import implementer
 
 from viewport_relay import collector, descriptors
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
 from viewport_relay.config import EX_CONFIG, Config, ConfigError, configured_secrets, load, reread
+from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.ring import Record
-from viewport_relay.observe.twistedlog import TwistedObserver
-from viewport_relay.service import RelayService
+from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
+from viewport_relay.service.process import trusted_proxies
+from viewport_relay.service.relay import Relay, relay_keys
+from viewport_relay.service.timers import every
+from viewport_relay.signals import Signals
+from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
-from viewport_relay.wire.upgrade import UpgradeResource
 from viewport_relay.workers.messages import (
     PACKETS_FD,
     WORDS_FD,
@@ -142,60 +151,56 @@ class ReportingCounts(ConnectionCounts):
         self._reporter.say(Left(ip))
 
 
-class WorkerService(RelayService):
-    """A relay whose connections come from a parent."""
+class WorkerService(MultiService):
+    """The service of a worker process: a relay whose connections come from the parent."""
 
     def __init__(
-        self, reactor: Any, config: Config, log: EventLog, reporter: Reporter, open_files: int
+        self, reactor: Any, config: Config, log: EventLog, reporter: Reporter, environ: Mapping[str, str]
     ) -> None:
+        """`environ` is what `config` was loaded from. Raises ConfigError."""
+        MultiService.__init__(self)
+        self._reactor = reactor
+        self._config = config
+        self._log = log
         self._reporter = reporter
-        self._environ = dict(os.environ)
+        self._environ = dict(environ)
         self._counts = ReportingCounts(config.max_clients_per_workspace, reporter)
-        RelayService.__init__(self, reactor, evolve(config, warnings=()), log, None, open_files)
-
-    def _upgrade_limits(self) -> dict[str, int]:
-        # The rest is the parent's.
-        return {"attempts": 0, "total": 0, "per_ip": 0, "clients": self.config.max_clients_per_workspace}
-
-    def _make_upgrade(self) -> UpgradeResource:
-        return UpgradeResource(
-            self.config,
-            self.reactor,
-            self.log,
-            self.counters,
-            address=self.address,
-            gate=self.gate,
-            factory=self.factory,
-            opened=self.relaying.sessions.opened,
-            attempts=WindowCounter(0),
+        self._counters = Counters()
+        address = ClientAddress(trusted_proxies(config))
+        self.relay = Relay(
+            reactor,
+            config,
+            log,
+            self._counters,
+            time.time,
+            keys=relay_keys(config),
+            address=address,
             counts=self._counts,
+            attempts=WindowCounter(0),
         )
+        self.relay.setServiceParent(self)  # type: ignore[no-untyped-call]
+        every(self, reactor, 1.0, log.sweep)
+        self._site = RelaySite(Root(self.relay.upgrade, _Nothing()))  # type: ignore[no-untyped-call]
 
-    def _open_doors(self) -> None:
-        self._site = RelaySite(Root(self.upgrade, self._door(admin=False)))
+    def startService(self) -> None:
         self._site.startFactory()
-
-    def _start_status_line(self) -> None:
-        """The parent writes it, for all workers."""
-
-    def _say_started(self) -> None:
-        """The parent does, when it hears of us."""
-
-    def _announce(self) -> None:
-        self._reporter.say(Up())
-
-    def reload(self) -> None:
-        """The parent says what has changed."""
+        MultiService.startService(self)
+        signals = Signals(self._reactor, lambda name: self.stop(), self.relay.cut, lambda: None)
+        self._reactor.callWhenRunning(signals.take)
+        self._reactor.callWhenRunning(self._reporter.say, Up())
 
     def stopService(self) -> Deferred[None]:
-        return RelayService.stopService(self).addCallback(self._last_words)
+        """Drain, stop, and wait until the parent has read what is left to be told."""
+        return Deferred.fromCoroutine(self._stop())
 
-    def _say_stopped(self) -> None:
-        """The parent does."""
-
-    def _last_words(self, _: None) -> Deferred[None]:
-        late = self.reactor.callLater(_LAST_WORDS, self._reporter.transport.abortConnection)
-        return self._reporter.finish().addCallback(lambda _: late.cancel() if late.active() else None)
+    async def _stop(self) -> None:
+        await self.relay.drain()
+        await MultiService.stopService(self)
+        self._log.close()
+        late = self._reactor.callLater(_LAST_WORDS, self._reporter.transport.abortConnection)
+        await self._reporter.finish()
+        if late.active():
+            late.cancel()
 
     # -- orders ----------------------------------------------------------------------------------------------
 
@@ -209,7 +214,7 @@ class WorkerService(RelayService):
         elif isinstance(order, Ask):
             self._reporter.say(self._picture(order.number))
         elif isinstance(order, Disconnect):
-            count = self.state.disconnect(
+            count = self.relay.state.disconnect(
                 workspace_id=order.workspace_id,
                 runtime_target_id=order.runtime_target_id,
                 connection_id=order.connection_id,
@@ -218,23 +223,25 @@ class WorkerService(RelayService):
             assert isinstance(count, int)
             self._reporter.say(Disconnected(order.number, count))
         elif isinstance(order, Apply):
-            self._environ |= order.settings
-            self.apply(reread(self.config, self._environ))
+            self._apply(order.settings)
         elif isinstance(order, Flush):
-            self.state.flush_caches()
+            self.relay.state.flush_caches()
         elif order.now:
-            self._cut_all()
+            self.relay.cut()
         else:
             self.stop()
 
-    def _asked_to_stop(self, signal_name: str) -> None:
-        """A signal that came to this process too: a terminal's and a service manager's go to all at once."""
-        self.stop()
+    def _apply(self, texts: Mapping[str, str]) -> None:
+        self._environ |= texts
+        config = self._config = reread(self._config, self._environ).config
+        self._log.apply(config.log_level, configured_secrets(config))  # type: ignore[arg-type]  # as in tap.py
+        limits = {"attempts": 0, "total": 0, "per_ip": 0, "clients": config.max_clients_per_workspace}
+        self.relay.apply(config, limits)  # the parent counts the rest
 
     def stop(self) -> None:
         """Drain and end; asking again does nothing."""
         try:
-            self.reactor.stop()
+            self._reactor.stop()
         except ReactorNotRunning:
             pass
 
@@ -244,7 +251,7 @@ class WorkerService(RelayService):
         adoption = _Adoption(self._site, order.ip)
         try:
             os.set_blocking(descriptor, False)
-            self.reactor.adoptStreamConnection(descriptor, order.family, adoption)
+            self._reactor.adoptStreamConnection(descriptor, order.family, adoption)
         except OSError:  # the peer is gone already
             pass
         finally:
@@ -255,34 +262,45 @@ class WorkerService(RelayService):
             self._reporter.say(Left(counted_as(order.ip)))
 
     def _picture(self, number: int) -> Picture:
-        ready, why = self.state.readiness()
+        state, now = self.relay.state, time.time()
+        ready, why = state.readiness()
         return Picture(
             number,
             ready,
             why,
-            self.state.jwks_age(),
-            dict(self.state.backplane()),
-            dict(self.state.connections()),
-            list(self.state.targets()),
-            written(self.counters),
+            state.jwks_age(),
+            dict(state.backplane()),
+            dict(state.connections()),
+            list(state.targets()),
+            written(self._counters),
             [
                 OpenFold(
                     fold.source.event, fold.source.code, fold.source.ip, fold.source.workspace_id, fold.source.role,
                     fold.source.message, fold.level, fold.opened, fold.count, fold.first, fold.last, fold.detail,
                 )
-                for fold in self.log.folds()
+                for fold in self._log.folds()
             ],
             [
                 (event, None if reason is None else reason.code, at)
-                for (event, reason), at in self.log.last_seen.items()
+                for (event, reason), at in self._log.last_seen.items()
             ],
             self._reporter.lost,
-            self.log.problems.rows(self.now()),
-            self.log.problems.recent(self.now()),
-            self.state.clock_offset(),
-            self.state.platform_age(),
-            self.log.untold_folded(),
+            self._log.problems.rows(now),
+            self._log.problems.recent(now),
+            state.clock_offset(),
+            state.platform_age(),
+            self._log.untold_folded(),
         )  # fmt: skip
+
+
+class _Nothing(Resource):
+    """The answer to plain HTTP, of which the parent gives none away."""
+
+    isLeaf = True
+
+    def render(self, request: Request) -> bytes:
+        request.setResponseCode(404)
+        return b""
 
 
 class _Adoption:
@@ -318,13 +336,14 @@ def main() -> int:
     reactor.adoptStreamConnection(words.fileno(), socket.AF_UNIX, _ReporterFactory(reporter))
     words.close()
     try:
-        config = load(os.environ)
+        environ = dict(os.environ)
+        config = evolve(load(environ), warnings=())  # the parent has told them
         log = EventLog(
             _Nowhere(), max_entries=1, secrets=configured_secrets(config), relay_id=config.relay_id_in_log
         )
         log.follow(reporter.say_logged)
-        limit = descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
-        service = WorkerService(reactor, config, log, reporter, limit)
+        descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
+        service = WorkerService(reactor, config, log, reporter, environ)
     except ConfigError as error:
         for problem in error.problems:
             print(f"viewport-relay: worker: {problem}", file=sys.stderr)
@@ -332,12 +351,14 @@ def main() -> int:
     globalLogBeginner.beginLoggingTo(
         [TwistedObserver(log, from_thread=reactor.callFromThread)], redirectStandardIO=False
     )
-    service.stdlib_log.install()
+    stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
+    stdlib_log.install()
     PacketReader(socket.socket(fileno=PACKETS_FD), reactor, service.obey, service.stop)
     service.startService()
     collector.settle()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
+    stdlib_log.uninstall()
     return 0
 
 

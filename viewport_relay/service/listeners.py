@@ -1,0 +1,217 @@
+"""The listeners of a process: the one for peers, and where RELAY_ADMIN_LISTEN says so one for operators."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from twisted.application.internet import StreamServerEndpointService
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.web.resource import Resource
+from twisted.web.server import Request
+from zope.interface import implementer
+
+from viewport_relay import descriptors
+from viewport_relay.admin.auth import AdminAuth
+from viewport_relay.config import EX_CONFIG, Config, bracketed, is_loopback
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.fairqueue import FairQueue
+from viewport_relay.wire.httpconnections import HttpConnections
+from viewport_relay.wire.plainhttp import HttpBudget, PlainHttp
+from viewport_relay.wire.proxyprotocol import ProxyFactory
+from viewport_relay.wire.site import Pages, RelaySite, Root
+from viewport_relay.wire.tls import ServerContext, TLSFactory
+from viewport_relay.wire.upgrade import UpgradeAttempts
+
+_BACKLOG: Final = 1024
+
+
+def cannot_listen(error: BaseException) -> str:
+    """Why an endpoint cannot be listened on, with its address."""
+    if not isinstance(error, CannotListenError):
+        return f"cannot listen: {error}"
+    where = error.port if isinstance(error.port, str) else bracketed(error.interface or "0.0.0.0", error.port)
+    why = getattr(error.socketError, "strerror", None) or error.socketError
+    return f"cannot listen on {where}: {why}"
+
+
+@implementer(IStreamServerEndpoint)
+class _NowOrNever:
+    """An endpoint that listens at once, or ends the process: 78 for a wrong description, 1 for a port that is taken.
+
+    `port` is the listening port. A relay without its listener is no use, and Twisted would only log the failure.
+    """
+
+    port: Any = None  # an IListeningPort, which is a FileDescriptor too
+
+    def __init__(self, name: str, make: Callable[[], IStreamServerEndpoint], log: EventLog) -> None:
+        """`name` is the setting that the endpoint comes from; `make` makes the endpoint."""
+        self._name = name
+        self._make = make
+        self._log = log
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+        try:
+            endpoint = self._make()
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:  # as Twisted's plugins happen to fail
+            what = "no such socket was passed" if isinstance(error, LookupError) else str(error)
+            self._fail(f"cannot use this endpoint: {what}", EX_CONFIG)
+        failures: list[BaseException] = []
+        listening = endpoint.listen(protocolFactory)
+        listening.addCallbacks(self._listens, lambda failure: failures.append(failure.value))
+        for failure in failures:
+            self._fail(cannot_listen(failure), 1)
+        return listening
+
+    def _listens(self, port: IListeningPort) -> IListeningPort:
+        self.port = port
+        return port
+
+    def _fail(self, message: str, status: int) -> None:
+        self._log.event("listen_failed", level="error", message=f"{self._name}: {message}")
+        raise SystemExit(status)
+
+
+class Listeners(MultiService):
+    """Takes connections and gives them to the sites of peers and operators.
+
+    `upgrade` answers upgrade attempts, `own` are pages of the wire by path, `pages(admin)` makes the resource of all other
+    pages, with or without the admin pages. `connected` is the number of upgraded connections, `open_files` the limit on
+    descriptors (0: not looked at).
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        config: Config,
+        log: EventLog,
+        counters: Counters,
+        *,
+        address: ClientAddress,
+        auth: AdminAuth,
+        tls: ServerContext | None,
+        upgrade: UpgradeAttempts,
+        own: Mapping[bytes, Callable[[Request], bytes | int]],
+        pages: Callable[[bool], Resource],
+        connected: Callable[[], int],
+        open_files: int,
+    ) -> None:
+        MultiService.__init__(self)
+        self._reactor = reactor
+        self._config = config
+        self._log = log
+        self._address = address
+        self._auth = auth
+        self._tls = tls
+        self._upgrade = upgrade
+        self._own = own
+        self._pages = pages
+        self._connected = connected
+        self._open_files = open_files
+        self._http: list[HttpConnections] = []
+        self._budget = HttpBudget(reactor, config.http_rate_per_ip, log, counters)
+        self._queue = FairQueue(reactor)
+        self._endpoint = _NowOrNever(
+            "RELAY_LISTEN_ENDPOINT" if config.listen_endpoint else "RELAY_LISTEN_PORT", self._for_peers, log
+        )
+        self._public = StreamServerEndpointService(self._endpoint, self._site_for_peers())
+        self._public.setServiceParent(self)
+        if config.admin_listen is not None:
+            host, port = config.admin_listen
+            endpoint = _NowOrNever("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)
+            StreamServerEndpointService(endpoint, self._site_for_operators(host)).setServiceParent(self)
+
+    @property
+    def port(self) -> int | None:
+        """The TCP port for peers; None before the start, and for a Unix socket."""
+        port = self._endpoint.port
+        return None if port is None else getattr(port.getHost(), "port", None)
+
+    def pause(self) -> None:
+        """Accept no peers for now; those that come wait in the backlog."""
+        self._endpoint.port.stopReading()
+
+    def resume(self) -> None:
+        """Accept peers."""
+        self._endpoint.port.startReading()
+
+    async def close_public(self) -> None:
+        """Stop listening for peers. Operators are still answered, so that /ready says why."""
+        await self._public.disownServiceParent()
+
+    async def _stop(self) -> None:
+        await MultiService.stopService(self)
+        self._queue.stop()
+        for connections in self._http:
+            connections.close()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening, and close the HTTP connections that are left."""
+        return Deferred.fromCoroutine(self._stop())
+
+    # -- endpoints -----------------------------------------------------------------------------------------
+
+    def _for_peers(self) -> IStreamServerEndpoint:
+        config = self._config
+        if config.listen_endpoint:
+            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, config.listen_endpoint)
+            return endpoint
+        return self._tcp(config.listen_host, config.listen_port)
+
+    def _tcp(self, host: str, port: int) -> IStreamServerEndpoint:
+        kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
+        name = "127.0.0.1" if host == "localhost" else host
+        return kind(self._reactor, port, backlog=_BACKLOG, interface=name)
+
+    # -- sites ---------------------------------------------------------------------------------------------
+
+    def _site_for_peers(self) -> IProtocolFactory:
+        config = self._config
+        own = {**self._own, b"/ws": self._upgrade.render}
+        plain = self._plain(Pages(self._pages(config.admin_listen is None), own))
+        per_address = 0 if config.proxy_protocol else 2 * config.max_connections_per_ip
+        site = self._over_tls(self._site(Root(self._upgrade, plain), per_address))
+        if not config.proxy_protocol:
+            return site
+        return ProxyFactory(site, self._is_balancer, self._log)
+
+    def _is_balancer(self, peer: str) -> bool:
+        """Whether a PROXY header of this peer is believed: of all, where RELAY_TRUSTED_PROXIES names none."""
+        return not self._address.trusted or self._address.trusts(peer)
+
+    def _site_for_operators(self, host: str) -> IProtocolFactory:
+        """Over the relay's TLS, unless it listens on loopback."""
+        site = self._site(Root(None, self._plain(Pages(self._pages(True), {}))), 0)
+        return site if is_loopback(host) else self._over_tls(site)
+
+    def _site(self, root: Root, per_address: int) -> IProtocolFactory:
+        connections = HttpConnections(self._http_room, per_address, self._address.trusts, self._log)
+        self._http.append(connections)
+        site: IProtocolFactory = RelaySite(root, connections, self._config.http_keep_alive)
+        return site
+
+    def _over_tls(self, site: IProtocolFactory) -> IProtocolFactory:
+        return site if self._tls is None else TLSFactory(self._tls, False, site, self._reactor)
+
+    def _plain(self, pages: Resource) -> PlainHttp:
+        """Everything but upgrades, for one listener."""
+        return PlainHttp(pages, self._reactor, self._budget, self._queue, self._address, self._auth.admits)
+
+    def _http_room(self) -> int:
+        """How many HTTP connections there may be just now; more than are ever upgraded is no use."""
+        most = self._config.max_total_connections or sys.maxsize
+        if self._open_files:
+            most = min(most, descriptors.for_http(self._open_files, self._connected()))
+        return most

@@ -1,0 +1,297 @@
+"""The process that twistd runs: log, listeners, signals and the service manager around an engine.
+
+The engine is one `Relay`, or with RELAY_WORKERS several worker processes. The process wires and times; rules live in the
+rooms below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from twisted.application.service import IService, MultiService
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver
+from twisted.python.components import Componentized
+from twisted.web.resource import Resource
+
+from viewport_relay import __version__, descriptors
+from viewport_relay.admin.auth import WRONG_TOKENS_PER_MINUTE, AdminAuth
+from viewport_relay.admin.facts import facts_reader
+from viewport_relay.admin.settings import started
+from viewport_relay.admin.site import Door, build
+from viewport_relay.admin.state import StateSource
+from viewport_relay.admission.addresses import TrustedProxies, counted_as
+from viewport_relay.admission.limits import WindowCounter
+from viewport_relay.config import Config, ConfigError, Reloaded, Reread, configured_secrets
+from viewport_relay.noise.keys import RelayKeys
+from viewport_relay.notify import Notifier
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.status import StatusLine
+from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
+from viewport_relay.service.listeners import Listeners
+from viewport_relay.service.timers import every
+from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
+from viewport_relay.signals import Signals
+from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.tls import CertificateWatch, ServerContext
+from viewport_relay.wire.upgrade import UpgradeAttempts
+
+#: Seconds on top of the drain that the service manager is asked for.
+_STOP_MARGIN: Final = 15
+
+
+def trusted_proxies(config: Config) -> TrustedProxies:
+    """The proxies of RELAY_TRUSTED_PROXIES."""
+    return TrustedProxies(config.trusted_proxies.networks, config.trusted_proxies.unix)
+
+
+class Engine(Protocol):
+    """What carries the frames of a process. Its service is a child of the process."""
+
+    @property
+    def service(self) -> IService: ...
+    @property
+    def upgrade(self) -> UpgradeAttempts: ...
+    @property
+    def state(self) -> StateSource: ...
+
+    @property
+    def shown(self) -> Counters:
+        """The counters that the admin pages show."""
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """Call this once connections can be served."""
+
+    def status(self) -> str:
+        """Who is connected, for the service manager."""
+
+    def connected(self) -> int:
+        """The number of upgraded connections whose descriptors this process holds."""
+
+    def pages(self, door: Door) -> Resource:
+        """The admin pages, fit for this engine."""
+
+    def drain(self) -> Deferred[None]:
+        """Refuse upgrades and close every peer; fires when the last is gone, in time."""
+
+    def cut(self) -> None:
+        """Drop the peers that are left."""
+
+    def apply(self, reloaded: Reloaded) -> None:
+        """Take up reloaded settings. Every connection stays."""
+
+
+class Process(MultiService):
+    """A relay process. Set it on an application, or start it as it is.
+
+    `counters` count what this process does itself, `now` gives seconds since the epoch. `open_files` is the limit on
+    descriptors (0: not looked at), `notifier` speaks to the service manager, `reread` reads the settings again.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        config: Config,
+        log: EventLog,
+        counters: Counters,
+        now: Callable[[], float],
+        engine: Engine,
+        *,
+        keys: RelayKeys,
+        address: ClientAddress,
+        notifier: Notifier | None = None,
+        open_files: int = 0,
+        reread: Reread = Reloaded,
+    ) -> None:
+        MultiService.__init__(self)
+        self._reactor = reactor
+        self._config = config
+        self._log = log
+        self._now = now
+        self._engine = engine
+        self._keys = keys
+        self._address = address
+        self._notifier = Notifier({}) if notifier is None else notifier
+        self._open_files = open_files
+        self._reread = reread
+        #: lines about the process as a whole that are not settings', for the log at the start
+        self.notes: list[str] = []
+        self._stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
+        self._tls = ServerContext.from_config(config)
+        self._certificates = None if self._tls is None else CertificateWatch(self._tls, reactor, log)
+        wrong_tokens = WindowCounter(WRONG_TOKENS_PER_MINUTE)
+        self._auth = AdminAuth(
+            config.admin_tokens if config.enable_admin_http else (),
+            config.metrics_tokens if config.enable_admin_http else (),
+            now=now,
+            wrong_token=lambda client: wrong_tokens.hit(counted_as(client), reactor.seconds()),
+        )
+        self._listeners = Listeners(
+            reactor,
+            config,
+            log,
+            counters,
+            address=address,
+            auth=self._auth,
+            tls=self._tls,
+            upgrade=engine.upgrade,
+            own={WELL_KNOWN_PATH: well_known(config, keys)},
+            pages=self._pages,
+            connected=engine.connected,
+            open_files=open_files,
+        )
+        self._listeners.setServiceParent(self)  # type: ignore[no-untyped-call]
+        engine.service.setServiceParent(self)
+        every(self, reactor, 1.0, log.sweep)
+        facts = facts_reader(config, log, engine.state, now)
+        self._status_line = every(self, reactor, 1.0, StatusLine(log, facts).tick)
+
+    def setServiceParent(self, parent: Any) -> None:
+        """On an application, the process's log becomes ours: JSON lines, Twisted's and the libraries' included."""
+        if isinstance(parent, Componentized):
+            observer = TwistedObserver(self._log, from_thread=self._reactor.callFromThread)
+            parent.setComponent(ILogObserver, observer)
+            self._stdlib_log.install()
+        MultiService.setServiceParent(self, parent)
+
+    def _pages(self, admin: bool) -> Resource:
+        door = build(
+            self._config,
+            log=self._log,
+            counters=self._engine.shown,
+            state=self._engine.state,
+            reactor=self._reactor,
+            started_at=self._now(),
+            now=self._now,
+            client_ip=self._address,
+            auth=self._auth,
+            admin=admin,
+        )
+        return self._engine.pages(door)
+
+    # -- start ---------------------------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        for warning in (*self._config.warnings, *self._keys.warnings, *self.notes, *self._warnings()):
+            self._log.event("config_warning", level="warn", message=warning)
+        for note in self._config.notes:
+            self._log.event("config_note", message=note)
+        MultiService.startService(self)
+        self._listeners.pause()
+        if self._certificates is not None:
+            self._certificates.start()
+        self._reactor.callWhenRunning(
+            Signals(self._reactor, self._asked_to_stop, self._stop_now, self.reload).take
+        )
+        self._reactor.callWhenRunning(self._engine.when_ready, self._accept)
+        self._say_started()
+
+    def _accept(self) -> None:
+        if self._engine.upgrade.stopping:
+            return
+        self._listeners.resume()
+        self._notifier.ready(self._engine.status())
+        self._notifier.start_watchdog(self._reactor, self._engine.status)
+
+    def _warnings(self) -> list[str]:
+        config, found = self._config, []
+        wanted = descriptors.wanted(config.max_total_connections)
+        if 0 < self._open_files < wanted:
+            found.append(
+                f"at most {self._open_files} files may be open: RELAY_MAX_TOTAL_CONNECTIONS="
+                f"{config.max_total_connections} needs {wanted} (LimitNOFILE=, --ulimit nofile=)"
+            )
+        # Only who set up the link, or needs it, pins its key.
+        asked_for = config.sources.get("noise_link", "default") != "default"
+        if self._keys.source == "ephemeral" and asked_for and config.noise_link != "off":
+            found.append(
+                "the Noise link's key lives as long as this process: set RELAY_STATE_DIR or "
+                "RELAY_NOISE_PRIVATE_KEY_FILE so that peers can pin it"
+            )
+        return found
+
+    def _say_started(self) -> None:
+        config, port = self._config, self._listeners.port
+        peers = config.listen_endpoint or f"{config.listen_host}:{port}"
+        listens = {"peers": f"{'wss' if self._tls is not None else 'ws'} on {peers}"}
+        if config.admin_tokens and config.enable_admin_http:
+            listens["admin"] = f"http on {config.admin_listen}" if config.admin_listen else "with the peers"
+        self._log.event(
+            "relay_started",
+            message=f"listening on {config.listen_host}:{port}",
+            version=__version__,
+            port=port,
+            **started(config, listens),
+        )
+
+    # -- reload --------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Read settings, secret files and TLS files again, and take up what can change while the relay runs."""
+        self._notifier.reloading()
+        if self._certificates is not None:
+            self._certificates.reload()
+        try:
+            found = self._reread(self._config)
+        except ConfigError as error:
+            for problem in error.problems:
+                self._log.event("reload_failed", level="error", message=problem)
+        else:
+            self._apply(found)
+            self._say_reloaded(found)
+        self._notifier.ready(self._engine.status())
+
+    def _apply(self, reloaded: Reloaded) -> None:
+        """Take up new limits, proxies, origins, tokens and log level. Every connection stays."""
+        config = self._config = reloaded.config
+        self._log.apply(config.log_level, configured_secrets(config))  # type: ignore[arg-type]  # as in tap.py
+        self._address.trusted = trusted_proxies(config)
+        if config.enable_admin_http:
+            self._auth.set_tokens(config.admin_tokens, config.metrics_tokens)
+        self._engine.apply(reloaded)
+
+    def _say_reloaded(self, reloaded: Reloaded) -> None:
+        for warning in reloaded.config.warnings:
+            self._log.event("config_warning", level="warn", message=warning)
+        message = f"taken up: {', '.join(reloaded.taken) or 'no setting has changed'}"
+        if reloaded.left:
+            message += f"; needs a restart: {', '.join(reloaded.left)}"
+        self._log.event(
+            "reload",
+            level="warn" if reloaded.left else "info",
+            message=message,
+            taken=reloaded.taken,
+            left=reloaded.left,
+        )
+
+    # -- stop ----------------------------------------------------------------------------------------------
+
+    def _asked_to_stop(self, signal_name: str) -> None:
+        self._log.event("relay_stopping", message=f"{signal_name} received")
+        self._reactor.stop()
+
+    def _stop_now(self) -> None:
+        self._log.event("relay_stopping", message="asked again: the connections that are left are cut")
+        self._engine.cut()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening, close every peer 1001, wait for them (at most RELAY_DRAIN_SECONDS), then stop the rest."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._certificates is not None:
+            self._certificates.stop()
+        await self._status_line.disownServiceParent()
+        self._engine.upgrade.stopping = True
+        self._notifier.stopping(
+            f"draining {self._engine.connected()} connections", self._config.drain_seconds + _STOP_MARGIN
+        )
+        await self._listeners.close_public()
+        await self._engine.drain()
+        await MultiService.stopService(self)
+        self._notifier.stop_watchdog()
+        self._log.event("relay_stopped")
+        self._stdlib_log.uninstall()
+        self._log.close()

@@ -1,0 +1,174 @@
+"""One relay as a Twisted service: everything that admits peers and routes their frames.
+
+A relay listens nowhere and answers no operator: `listeners` and `process` do, and the workers give a relay its connections.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+
+from viewport_relay import descriptors
+from viewport_relay.admission.gate import Gate
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.backplane.fleet import backplane_for
+from viewport_relay.config import Config, ConfigError
+from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.service.state import RelayState
+from viewport_relay.service.timers import every
+from viewport_relay.sessions.build import build, frame_rates
+from viewport_relay.sessions.join import target_of
+from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.connection import ConnectionFactory
+from viewport_relay.wire.drain import Drain
+from viewport_relay.wire.heartbeat import Heartbeat
+from viewport_relay.wire.turn import turn_of
+from viewport_relay.wire.upgrade import UpgradeResource
+
+
+def relay_keys(config: Config) -> RelayKeys:
+    """The link's keys. Raises ConfigError when a setting or the key file cannot be used."""
+    try:
+        return RelayKeys.load(config.noise_private_key, config.noise_previous_key, config.state_dir)
+    except NoiseKeyError as error:
+        raise ConfigError([str(error)]) from None
+
+
+def upgrade_limits(config: Config, open_files: int) -> dict[str, int]:
+    """What is counted of upgrades and connections, as `UpgradeAttempts.apply` takes it; 0: not counted.
+
+    `open_files` is the limit on descriptors: fewer connections than RELAY_MAX_TOTAL_CONNECTIONS where it says so.
+    """
+    total = config.max_total_connections
+    if open_files:
+        total = min(total or sys.maxsize, descriptors.for_connections(open_files))
+    return {
+        "attempts": config.rate_limit_per_ip,
+        "total": total,
+        "per_ip": config.max_connections_per_ip,
+        "clients": config.max_clients_per_workspace,
+    }
+
+
+class Relay(MultiService):
+    """Admission, sessions and routing of one process.
+
+    `counts` are its connections, `attempts` the upgrade attempts by address, `now` gives seconds since the epoch.
+    Raises ConfigError when files that the settings name cannot be used.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        config: Config,
+        log: EventLog,
+        counters: Counters,
+        now: Callable[[], float],
+        *,
+        keys: RelayKeys,
+        address: ClientAddress,
+        counts: ConnectionCounts,
+        attempts: WindowCounter,
+    ) -> None:
+        MultiService.__init__(self)
+        self._clock = reactor
+        self._config = config
+        self.counters = counters
+        self._client = HttpClient.from_config(reactor, config)
+        gate = self._gate = Gate.from_config(reactor, config, log, counters, now, self._client)
+        self._backplane = backplane_for(reactor, config, log, counters, self._client, now)
+        self._relaying = build(config, reactor, now, log, counters, self._client, keys, self._backplane)
+        self._turn = turn_of(reactor)
+        self.factory = ConnectionFactory(
+            reactor,
+            self._turn,
+            counters,
+            frame_max_bytes=config.frame_max_bytes,
+            max_pending=config.max_pending_bytes,
+            fast_path=config.fast_path,
+        )
+        self.upgrade = UpgradeResource(
+            config,
+            reactor,
+            log,
+            counters,
+            address=address,
+            gate=gate,
+            factory=self.factory,
+            opened=self._relaying.sessions.opened,
+            attempts=attempts,
+            counts=counts,
+        )
+        connections = self.factory.connections
+        self._heartbeat = Heartbeat(config, reactor, lambda: connections, counters)
+        self._drain = Drain(reactor, connections, config.drain_seconds, target_of)
+        self.state = RelayState(
+            reactor, now, self._relaying, gate, self._backplane, lambda: self.upgrade.stopping
+        )
+        clean_up = config.cleanup_interval_ms / 1000
+        every(self, reactor, clean_up, self._clean_up)
+        every(self, reactor, clean_up, gate.clean_up)
+        if config.token_expiry == "close":
+            every(self, reactor, 1.0, self._close_expired)
+
+    @property
+    def has_own_reactor(self) -> bool:
+        """Whether the reactor is the relay's own, with which frames take the shorter path."""
+        return self._turn.disconnect is not None
+
+    def status(self) -> str:
+        """Who is connected, for the service manager."""
+        joined = self.state.connections()
+        return ", ".join(f"{number} {role}s" for role, number in joined.items()) or "no peers"
+
+    def connected(self) -> int:
+        """The number of open connections."""
+        return len(self.factory.connections)
+
+    def startService(self) -> None:
+        MultiService.startService(self)
+        self._gate.start()
+        self._backplane.start(self._relaying.remote)
+        self._heartbeat.start()
+
+    def drain(self) -> Deferred[None]:
+        """Refuse upgrades from now on, and close every peer 1001; fires when the last is gone, in time."""
+        self.upgrade.stopping = True
+        return self._drain.start()
+
+    def cut(self) -> None:
+        """Drop the connections that are left."""
+        self._drain.end_at_once()
+
+    async def _stop(self) -> None:
+        await self._backplane.stop()
+        self._heartbeat.stop()
+        self._gate.stop()
+        self._client.close()
+        await MultiService.stopService(self)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop what is left after `drain`."""
+        return Deferred.fromCoroutine(self._stop())
+
+    def apply(self, config: Config, limits: Mapping[str, int]) -> None:
+        """Take up reloaded limits and origins. Every connection stays."""
+        self._config = config
+        self.upgrade.apply(config, **limits)
+        self._relaying.router.rates = frame_rates(config)
+
+    def _clean_up(self) -> None:
+        """Forget empty targets, what has aged out, and memory that is not in use."""
+        seconds = self._config.empty_workspace_ttl_ms / 1000
+        self._relaying.registry.clean_up(self._clock.seconds(), seconds)
+        self._turn.arena.buffers.clear()
+
+    def _close_expired(self) -> None:
+        self._relaying.sessions.close_expired(self._config.token_clock_skew_sec)

@@ -1,0 +1,94 @@
+"""A process with one relay in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.web.resource import Resource
+
+from viewport_relay.admin.site import Door
+from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.config import Config, Reloaded, Reread
+from viewport_relay.notify import Notifier
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.service.process import Process, trusted_proxies
+from viewport_relay.service.relay import Relay, relay_keys, upgrade_limits
+from viewport_relay.wire.clientaddress import ClientAddress
+
+
+class SingleRelay:
+    """The engine of a process with one relay (`process.Engine`)."""
+
+    def __init__(self, relay: Relay, counters: Counters, open_files: int) -> None:
+        self.service = relay
+        self.upgrade = relay.upgrade
+        self.state = relay.state
+        self.shown = counters
+        self.status = relay.status
+        self.connected = relay.connected
+        self.cut = relay.cut
+        self._open_files = open_files
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """At once."""
+        call()
+
+    def pages(self, door: Door) -> Resource:
+        """The door as it is."""
+        return door
+
+    def drain(self) -> Deferred[None]:
+        """Close every peer 1001."""
+        return self.service.drain()
+
+    def apply(self, reloaded: Reloaded) -> None:
+        """Take up new limits and origins."""
+        self.service.apply(reloaded.config, upgrade_limits(reloaded.config, self._open_files))
+
+
+def single_process(
+    reactor: Any,
+    config: Config,
+    log: EventLog,
+    notifier: Notifier | None = None,
+    open_files: int = 0,
+    reread: Reread = Reloaded,
+    now: Callable[[], float] = time.time,
+) -> Process:
+    """The service of a process with one relay. Raises ConfigError."""
+    counters, keys = Counters(), relay_keys(config)
+    address, limits = ClientAddress(trusted_proxies(config)), upgrade_limits(config, open_files)
+    relay = Relay(
+        reactor,
+        config,
+        log,
+        counters,
+        now,
+        keys=keys,
+        address=address,
+        counts=ConnectionCounts(limits["total"], limits["per_ip"], limits["clients"]),
+        attempts=WindowCounter(limits["attempts"]),
+    )
+    process = Process(
+        reactor,
+        config,
+        log,
+        counters,
+        now,
+        SingleRelay(relay, counters, open_files),
+        keys=keys,
+        address=address,
+        notifier=notifier,
+        open_files=open_files,
+        reread=reread,
+    )
+    if not relay.has_own_reactor:
+        process.notes.append(
+            f"the reactor is {type(reactor).__name__}: frames take a slower path than with the relay's own; "
+            "leave out twistd's --reactor"
+        )
+    return process
