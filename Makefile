@@ -30,7 +30,7 @@ test: $(READY) ## lint, then every test (ARGS="-k name" goes to pytest); goes on
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=1; exit $$status
 
-# The black-box cases of the wire contract, and what they need besides.
+# The black-box cases of the wire protocol, and what they need besides.
 ACCEPTANCE ?= ../shared/acceptance
 
 $(ROADS_VENV)/.ready: requirements-dev.lock setup.cfg $(ACCEPTANCE)/requirements.txt

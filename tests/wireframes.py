@@ -1,4 +1,4 @@
-"""One good example of every frame of the wire contract, section 3, and how to change it.
+"""One good example of every frame of the wire protocol, section 4, and how to change it.
 
 example("e2ee", sessionId="s-1", tag=...)      # a dict; `...` leaves a member out
 encoded("e2ee", seq=7)                         # the bytes of a message

@@ -43,7 +43,7 @@ GROUPS: tuple[tuple[Reason, str], ...] = (
     (Reason.NOISE_INVALID_PSK, "The Noise link"),
     (Reason.BACKPLANE_UNREACHABLE, "Several relays"),
     (Reason.RELAY_SHUTTING_DOWN, "The relay itself"),
-    (Reason.ADMIN_UNAUTHORIZED, "The operator's door"),
+    (Reason.ADMIN_UNAUTHORIZED, "The admin API"),
 )
 
 #: What stands before and after a made part of a page that is written by hand.

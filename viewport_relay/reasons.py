@@ -1,7 +1,7 @@
 """Every reason for which the relay refuses, closes or drops, in one table.
 
 A reason's code is stable: operators alert on it. The text is what the log line, the HTTP body and, where
-the wire contract says so, the close frame say. `docs/reference/reasons.md` and `viewport-relay explain`
+the wire protocol says so, the close frame say. `docs/reference/reasons.md` and `viewport-relay explain`
 are made from this table. Nothing here does I/O.
 """
 

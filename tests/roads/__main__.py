@@ -2,7 +2,7 @@
 
     python -m tests.roads SUITE [--ci] [ROAD ...]
 
-SUITE is the folder of the black-box cases of the wire contract. With `--ci` the roads that CI does not run whole are
+SUITE is the folder of the black-box cases of the wire protocol. With `--ci` the roads that CI does not run whole are
 taken with their stated part. The status is 0 when every case of every road has passed.
 """
 

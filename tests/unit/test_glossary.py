@@ -66,3 +66,11 @@ def test_every_term_is_explained_once() -> None:
     ]
     assert len(terms) > 50
     assert sorted(terms) == sorted(set(terms))
+
+
+def test_sections_of_the_wire_protocol_exist() -> None:
+    """Docstrings name them by number."""
+    page = text_of("docs/reference/protocol.md")
+    for name, text in sources().items():
+        for number in re.findall(r"wire protocol(?:'s)?,? \(?sections? (\d+)", text):
+            assert f"\n## {number}. " in page, f"{name}: section {number}"

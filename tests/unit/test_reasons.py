@@ -25,7 +25,7 @@ DOCUMENTED = {
     "NOISE_PSK_UNAVAILABLE": "Noise handshake failed: psk unavailable",
 }
 
-#: Close texts of the wire contract whose code in the log is the text in upper snake case.
+#: Close texts of the wire protocol whose code in the log is the text in upper snake case.
 CLOSE_TEXTS_4008 = [
     "missing workspace claim",
     "workspace claim mismatch",

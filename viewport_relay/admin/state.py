@@ -58,7 +58,7 @@ class StateSource(Protocol):
 
 
 def state_json(config: Config, state: StateSource, redactor: Redactor) -> dict[str, Any]:
-    """The body of `GET /state` (wire contract, section 7).
+    """The body of `GET /state` (wire protocol, section 13).
 
     Ids and versions that peers chose pass the `redactor`: a peer may have put its token there.
     """

@@ -1,7 +1,7 @@
 """The platform's claims: their form, and their comparison with the query of the upgrade. No I/O.
 
 `parse_claims` refuses an answer whose claims have a wrong form; `grant_for` gives the grant, or the refusal
-that closes the connection after its upgrade (wire contract, section 1).
+that closes the connection after its upgrade (wire protocol, section 2).
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def grant_for(query: UpgradeQuery, claims: Claims, connection_id: str) -> Grant 
 
 
 def required_profile(claims: Claims) -> Profile | None:
-    """The profile that `policyMode` and `e2eeProfile` require (wire contract, section 2), None for any."""
+    """The profile that `policyMode` and `e2eeProfile` require (wire protocol, section 3), None for any."""
     return Profile.IKPSK2 if claims.policy_mode == CRYPTO_PAIRING else claims.e2ee_profile
 
 

@@ -1,4 +1,4 @@
-"""The form of `GET /ws`'s query parameters (wire contract, section 1). Splitting the URL is the caller's."""
+"""The form of `GET /ws`'s query parameters (wire protocol, section 1). Splitting the URL is the caller's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict on an answer of the platform's validation: the table of the wire contract, section 1. No I/O.
+"""The verdict on an answer of the platform's validation: the table of the wire protocol, section 2. No I/O.
 
 The first row that fits decides. The platform's own word goes into the refusal's details (`platformWord`),
 printable, shortened, and without the token or key that it may repeat.

@@ -1,4 +1,4 @@
-"""The backplane over the platform's HTTP endpoints (wire contract, section 6, Server mode).
+"""The backplane over the platform's HTTP endpoints (wire protocol, section 12, Server mode).
 
     relay → platform   POST /api/runtime/internal/relay/presence/upsert, presence/resolve, bus/publish, bus/pull
     relay ← platform   {"ok":true, …}

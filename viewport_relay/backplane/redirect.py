@@ -1,4 +1,4 @@
-"""Which relays a client may be sent to (wire contract, section 6, Redirect). Pure."""
+"""Which relays a client may be sent to (wire protocol, section 12, Redirect). Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backplane over Redis: presence and bus over two kept connections (wire contract, section 6).
+"""The backplane over Redis: presence and bus over two kept connections (wire protocol, section 12).
 
 A standalone server, a replicated one behind one name, or one that Sentinels watch; Redis Cluster is not supported.
 Keys and commands are in `rediscommands`.

@@ -5,7 +5,7 @@
     PREFIX:instance:RELAYID            string, JSON, with a TTL: a relay's process, see instance.py
     PREFIX:signature:WORKSPACE:TARGET  string with the TTL of the presence entry: its signature, see presencesigning.py
 
-The first two are the layout of relays of today (wire contract, section 6), which ignore the others. Needs Redis 6.2 (LPOP with a count, SET
+The first two are the layout of relays of today (wire protocol, section 12), which ignore the others. Needs Redis 6.2 (LPOP with a count, SET
 with GET) and EVAL. Nothing here does I/O.
 """
 

@@ -1,4 +1,4 @@
-"""Bus frames in the contract's form: signed and verified (wire contract, section 6).
+"""Single bus frames: signed and verified (wire protocol, section 12).
 
 A frame is a JSON object. Its signature is HMAC-SHA256 (RFC 2104) over its members, joined by newlines. It covers the
 time of issue, so that a frame is good for a short time and only once (see `replay`). Nothing here does I/O.

@@ -24,7 +24,7 @@ class PresenceEntry:
     updated_at_ms: int
 
     def document(self) -> dict[str, object]:
-        """The entry with the member names of the wire contract (section 6)."""
+        """The entry with the member names of the wire protocol (section 12)."""
         entry: dict[str, object] = {
             "relayId": self.relay_id,
             "relayWsBaseUrl": self.relay_ws_base_url,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from attrs import Attribute, field, frozen
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""Form of workspace, target, client and relay ids (wire contract, section 1); use `fullmatch`."""
+"""Form of workspace, target, client and relay ids (wire protocol, section 1); use `fullmatch`."""
 
 DEFAULT_TARGET = "dev-machine"
 MISSING_WORKSPACE = "dev-missing"
@@ -47,7 +47,7 @@ class Workspace:
     relay_ws_base_url: str | None = None
 
     def policy_claims(self) -> dict[str, object]:
-        """Claims that only the platform's answer carries, with the names of the wire contract."""
+        """Claims that only the platform's answer carries, with the names of the wire protocol."""
         claims: dict[str, object | None] = {
             "policyMode": self.policy_mode,
             "e2eeProfile": self.e2ee_profile,

@@ -1,4 +1,4 @@
-"""Watches the end-to-end key exchange that passes through one connection (wire contract, section 5).
+"""Watches the end-to-end key exchange that passes through one connection (wire protocol, section 10).
 
 It sees key-exchange frames only, never an e2ee frame, and only the members that route them: who asked, which
 session and epoch came of it, when a new key is due. It decides nothing: peers judge their own exchange. What it

@@ -1,6 +1,6 @@
 """What a grant requires of a link's handshake: which pattern, which PSK, which static key.
 
-Pure decisions over values; no handshake is done here. The rules are the wire contract's, sections 2 ("Profile")
+Pure decisions over values; no handshake is done here. The rules are the wire protocol's, sections 3 ("Profiles")
 and 5 ("Link"). Whatever is secret, or compared with what a peer sent, is compared in constant time.
 """
 

@@ -1,4 +1,4 @@
-"""Decoding of messages: what each role may send, checked member by member (wire contract, section 3).
+"""Decoding of messages: what each role may send, checked member by member (wire protocol, section 4).
 
 `decode_client`, `decode_daemon` and `decode_worker` give the frame that a message is, or None when the message is none of
 the role's frames. `fast_e2ee` reads an e2ee frame of the usual form with one strict decode, and says nothing about any other

@@ -1,4 +1,4 @@
-"""The frames of the wire, as the values that routing goes by (wire contract, section 3).
+"""The frames of the wire, as the values that routing goes by (wire protocol, section 4).
 
 A frame has only the members that routing needs. The message is never encoded again: the bytes that are forwarded are the
 bytes that were received. `decoding.py` makes these values.

@@ -11,7 +11,7 @@ from attrs import frozen
 
 
 class Role(str, Enum):
-    """Who connects (wire contract, section 1)."""
+    """Who connects (wire protocol, section 1)."""
 
     DAEMON = "workspace-daemon"
     CLIENT = "client"
@@ -19,7 +19,7 @@ class Role(str, Enum):
 
 
 class Scope(str, Enum):
-    """What a client may send (wire contract, section 2)."""
+    """What a client may send (wire protocol, section 3)."""
 
     RUNTIME = "runtime"
     PAIRING = "pairing"
@@ -82,7 +82,7 @@ class Grant:
     """What one admitted connection may do. Each connection is judged by its own grant alone.
 
     `runtime_target_id` is None for workers and pairing clients without one. `required_profile` is what
-    `policyMode` and `e2eeProfile` together demand (wire contract, section 2), None for no demand.
+    `policyMode` and `e2eeProfile` together demand (wire protocol, section 3), None for no demand.
     """
 
     role: Role

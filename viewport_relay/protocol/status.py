@@ -1,4 +1,4 @@
-"""The relay's own frames, with exactly the members that the wire contract names (section 3)."""
+"""The relay's own frames, with exactly the members that the wire protocol names (section 5)."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Peer:
         }
 
 
-# -- the daemon's seat (wire contract, section 2) ----------------------------------------------------------------
+# -- the daemon's seat (wire protocol, section 3) ----------------------------------------------------------------
 
 #: How many times within a minute a higher generation takes the seat at once.
 MOST_REPLACEMENTS: Final = 3

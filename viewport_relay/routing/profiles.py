@@ -1,4 +1,4 @@
-"""Profiles that frames name, against what the sender's grant requires (wire contract, section 2, "Profile")."""
+"""Profiles that frames name, against what the sender's grant requires (wire protocol, section 3, "Profile")."""
 
 from __future__ import annotations
 

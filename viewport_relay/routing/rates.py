@@ -1,4 +1,4 @@
-"""Rates: the limits per minute of section 4 of the wire contract, and the windows that a peer is charged to."""
+"""Rates: the limits per minute of section 8 of the wire protocol, and the windows that a peer is charged to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attrs import frozen
 
 @frozen
 class FrameRates:
-    """Limits per minute, 0 for none (wire contract, section 4)."""
+    """Limits per minute, 0 for none (wire protocol, section 8)."""
 
     key_exchange: int
     pairing: int

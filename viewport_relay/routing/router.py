@@ -1,4 +1,4 @@
-"""The router: one frame in, one receiver or decision out (wire contract, section 2).
+"""The router: one frame in, one receiver or decision out (wire protocol, section 3).
 
 `client_e2ee` and `daemon_e2ee` are for e2ee frames, nearly all there are; `client_frame` and `daemon_frame` are for any. None
 of them makes an object when a frame goes to one receiver. `now` is monotonic seconds.

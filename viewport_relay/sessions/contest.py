@@ -14,7 +14,7 @@ from viewport_relay.routing.model import Peer
 from viewport_relay.sessions.session import session_of
 from viewport_relay.wire.heartbeat import STOOD_STILL, ping
 
-#: Seconds before a Close that the peer would answer with an immediate reconnect (wire contract, section 2).
+#: Seconds before a Close that the peer would answer with an immediate reconnect (wire protocol, section 3).
 SEAT_CLOSE_DELAY: Final = 1.0
 
 #: Seconds between two looks at a contested daemon's signs of life.

@@ -1,4 +1,4 @@
-"""The executor's role (`worker` on the wire): its HTTP requests, carried to the platform (wire contract, section 3).
+"""The executor's role (`worker` on the wire): its HTTP requests, carried to the platform (wire protocol, section 7).
 
     executor -> relay -> platform   one request; only paths of its own managed executor, only listed headers
     executor <- relay <- platform   one answer, as a response frame

@@ -1,4 +1,4 @@
-"""The Noise link of a connection: the handshake before it joins, records from then on (wire contract, section 5).
+"""The Noise link of a connection: the handshake before it joins, records from then on (wire protocol, section 11).
 
 `noise/` runs the handshake and holds the keys; `Link` joins it to the connection's reader, outbox and end, and to a time
 limit. The document at `/.well-known/viewport-relay.json`, from which peers learn the relay's key, is made here too.

@@ -178,7 +178,7 @@ class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autoba
 
 
 class _Factory(WebSocketServerFactory):  # type: ignore[misc]  # Autobahn is not typed
-    """Autobahn's factory with the wire contract's options: no extension, masks and UTF-8 checked, no timers of its own."""
+    """Autobahn's factory with the wire protocol's options: no extension, masks and UTF-8 checked, no timers of its own."""
 
     def __init__(self, clock: IReactorTime, max_message: int) -> None:
         super().__init__(reactor=clock)

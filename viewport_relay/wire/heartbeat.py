@@ -80,7 +80,7 @@ class Heartbeat:
                 reader.unanswered_since = min(now, reader.unanswered_since + seconds)
 
     def check(self, connection: Connection, now: float) -> None:
-        """Ping the connection, or drop it (wire contract, section 4). No clock runs while it is not read."""
+        """Ping the connection, or drop it (wire protocol, section 8). No clock runs while it is not read."""
         reader = connection.reader
         if connection.ending is not None or reader.paused:
             return

@@ -328,7 +328,7 @@ def while_connected(request: Request, waits: Coroutine[Any, Any, T]) -> Deferred
 
 
 def _answer_refusal(attempt: Attempt, refusal: Refusal) -> None:
-    """The refusal as HTTP (wire contract, "How a refusal looks"); ends the connection."""
+    """The refusal as HTTP (wire protocol, section 2, "Refusals"); ends the connection."""
     request, reason = attempt.request, refusal.reason
     attempt.channel.close_after_answer()
     answer = {

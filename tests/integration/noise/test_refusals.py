@@ -1,4 +1,4 @@
-"""Every row of the wire contract's section 5, against a real relay: what the peer sees, and what the log says."""
+"""Every row of the wire protocol's section 11, against a real relay: what the peer sees, and what the log says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random daemons, clients, workers and faults against a model of the wire contract (sections 2 to 4).
+"""Random daemons, clients, workers and faults against a model of the wire protocol (sections 3 to 8).
 
 The real hub, router, protocol and queues run over transports in memory (tests/memorywire.py); the model is written
 from the contract. After every step each peer must have heard exactly what the model says, byte for byte and in

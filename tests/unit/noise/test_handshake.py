@@ -1,4 +1,4 @@
-"""The link's handshake, row by row of the wire contract's table, against peers that are right or wrong."""
+"""The link's handshake, row by row of the wire protocol's table, against peers that are right or wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The relay's own frames have exactly the members that the wire contract names."""
+"""The relay's own frames have exactly the members that the wire protocol names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles that frames name, against the grant: a table of section 2 of the wire contract ("Profile")."""
+"""Profiles that frames name, against the grant: a table of section 3 of the wire protocol ("Profile")."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_a_daemon_that_is_gone_loses_it_in_its_time_after_a_standstill() -> None
 
 
 def test_a_daemon_that_is_not_read_is_not_judged() -> None:
-    """Its answer waits where the relay has stopped reading (wire contract, section 4)."""
+    """Its answer waits where the relay has stopped reading (wire protocol, section 8)."""
     relay = relay_with_heartbeat()
     holder, challenger = contested(relay, holder_lives=True)
     holder.connection.reader.pause_reading(relay)
