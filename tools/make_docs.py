@@ -291,8 +291,9 @@ def cli_page() -> str:
     parts = [
         "# The command `viewport-relay`\n\n",
         MADE,
-        "The relay itself is started with `twistd -n viewport-relay`; its settings are "
-        "[environment variables](environment.md).\n",
+        "`viewport-relay serve` starts the relay, as `twistd -n viewport-relay` does; its settings are "
+        "[environment variables](environment.md). "
+        'Completion: `eval "$(_VIEWPORT_RELAY_COMPLETE=bash_source viewport-relay)"` (`zsh_source`, `fish_source`).\n',
     ]
     for path in commands(command):
         done = CliRunner().invoke(command, [*path, "--help"], prog_name="viewport-relay", terminal_width=100)

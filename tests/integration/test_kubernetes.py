@@ -22,6 +22,7 @@ POD = "viewport-relay-5d4f-x2x"
 SECRETS = {
     "internal-key": "a-long-enough-random-value-0123456789",
     "admin-token": "another-long-enough-random-value-01234",
+    "metrics-token": "a-fourth-long-enough-random-value-0123",
     "bus-hmac-key": "a-third-long-enough-random-value-01234",
     "noise-private-key": StaticKey.generate().private_text(),
     "redis-url": "rediss://:password@redis.example:6379",
@@ -169,7 +170,7 @@ def test_the_pod_monitor_names_the_generated_secret(manifests: Manifests, contai
     (endpoint,) = manifests["PodMonitor", "viewport-relay"]["spec"]["podMetricsEndpoints"]
     credentials = endpoint["authorization"]["credentials"]
     secret = manifests["Secret", "viewport-relay"]
-    assert credentials["name"] == secret["metadata"]["name"] and credentials["key"] in secret["data"]
+    assert credentials == {"name": secret["metadata"]["name"], "key": "metrics-token"}
     assert endpoint["port"] in {port["name"] for port in container["ports"]}
 
 
