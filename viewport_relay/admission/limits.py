@@ -1,7 +1,7 @@
-"""Counting: events within fixed minutes, connections that are there, and whose address a peer has.
+"""Rate windows of one minute, and counts of open connections.
 
-A window of one minute begins with a key's first event and allows exactly as many as the limit; a limit of 0 is
-off. Times are seconds of any one clock. No I/O, no timers: tables clean themselves while they are used.
+A window begins with a key's first event and allows exactly as many events as the limit; a limit of 0 is off. Times are
+seconds of any one clock. No I/O, no timers: tables drop old windows while they are used.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from weakref import WeakValueDictionary
 from viewport_relay.reasons import Reason, Refusal
 
 WINDOW_SECONDS: Final = 60.0
-#: Keys that one table remembers; windows that connections hold come on top.
+#: Most keys that one table keeps; windows that connections hold come on top.
 KEYS_MAX: Final = 65_536
-#: Seconds after which a peer that met a full relay may try again.
+#: Retry-After of a refusal for want of room, seconds.
 FULL_RETRY_AFTER: Final = 5
 
 _SECOND_CHANCES: Final = 8
@@ -25,7 +25,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Window:
-    """One key's current minute. Connections of the same key share it and charge it without a look-up."""
+    """The current minute of one key. Connections of the same key share the window and charge it without a look-up."""
 
     __slots__ = ("__weakref__", "count", "filed", "start")
 
@@ -67,20 +67,20 @@ class Window:
 
 
 class WindowTable:
-    """Windows by key, at most `max_keys` beside those that are held: the ended ones go first, then the oldest."""
+    """Windows by key, at most `max_keys` beside those that connections hold: ended ones go first, then the oldest."""
 
     def __init__(self, max_keys: int = KEYS_MAX) -> None:
         self._max_keys = max_keys
-        self._kept: dict[Hashable, Window] = {}  # about in order of their start
-        # A window that a connection holds is found again after it was put out of `_kept`.
+        self._kept: dict[Hashable, Window] = {}  # roughly in order of their start
+        # Finds a window that a connection holds after it was dropped from `_kept`.
         self._alive: WeakValueDictionary[Hashable, Window] = WeakValueDictionary()
 
     def __len__(self) -> int:
-        """Keys that are remembered."""
+        """Number of keys that are kept."""
         return len(self._kept)
 
     def window(self, key: Hashable, now: float) -> Window:
-        """The one window of this key, as long as anybody holds it or the table remembers it."""
+        """The window of this key: the same object as long as a connection holds it or the table keeps it."""
         window = self._kept.get(key)
         if window is None:
             window = self._alive.get(key)
@@ -98,7 +98,7 @@ class WindowTable:
             window = self._kept[key]
             over = window.is_over(now)
             if chances and not over and window.start > window.filed:
-                # It has begun anew since it was filed, so it is younger than its place says.
+                # The window has begun anew since it was filed: it is younger than its place in the order.
                 chances -= 1
                 window.filed = window.start
                 self._kept[key] = self._kept.pop(key)
@@ -117,7 +117,7 @@ class WindowCounter:
         self._table = WindowTable(max_keys)
 
     def __len__(self) -> int:
-        """Keys that are remembered."""
+        """Number of keys that are kept."""
         return len(self._table)
 
     def hit(self, key: Hashable, now: float) -> int:
@@ -131,7 +131,7 @@ class WindowCounter:
 
 
 class Ticket:
-    """One connection's place in the counts, from the start of its upgrade to its end."""
+    """The place of one connection in the counts, from the start of its upgrade to its end."""
 
     __slots__ = ("_counts", "_ip", "_target", "_valid")
 
@@ -142,9 +142,9 @@ class Ticket:
         self._valid = True
 
     def count_client(self, workspace_id: str, runtime_target_id: str | None) -> None:
-        """Count it as a client of this target. Raises Refusal TOO_MANY_CLIENTS, and then nothing has changed.
+        """Count the connection as a client of this target. Raises Refusal TOO_MANY_CLIENTS and then changes nothing.
 
-        Called again with another target (the claims may name one that the query did not) it moves there.
+        A second call with another target (the claims may name one that the query did not) moves the place there.
         """
         target = (workspace_id, runtime_target_id)
         if not self._valid or target == self._target:
@@ -155,7 +155,7 @@ class Ticket:
         self._target = target
 
     def release(self) -> None:
-        """Give everything back. Calling it again does nothing."""
+        """Give the place back; a second call does nothing."""
         if not self._valid:
             return
         self._valid = False
@@ -166,7 +166,7 @@ class Ticket:
 
 
 class ConnectionCounts:
-    """Connections and pending upgrades: in all, per address, and clients per (workspace, target). 0: no limit."""
+    """Open connections and pending upgrades: in total, per address, and clients per (workspace, target). 0 is no limit."""
 
     def __init__(self, max_total: int, max_per_ip: int, max_clients: int) -> None:
         self.set_limits(max_total, max_per_ip, max_clients)
@@ -175,21 +175,23 @@ class ConnectionCounts:
         self._clients: dict[tuple[str, str | None], int] = {}
 
     def set_limits(self, max_total: int, max_per_ip: int, max_clients: int) -> None:
-        """New limits; connections that are over them stay."""
+        """Set new limits; connections that are over them stay."""
         self._max_total = max_total
         self._max_per_ip = max_per_ip
         self._max_clients = max_clients
 
     def take(self, ip: str) -> Ticket:
-        """A place for one upgrade of this address (`addresses.counted_as`).
+        """Take a place for one upgrade of this address, given as `addresses.counted_as` writes it.
 
         Raises Refusal TOO_MANY_CONNECTIONS or TOO_MANY_CONNECTIONS_PER_IP.
         """
         if 0 < self._max_total <= self.total:
-            raise Refusal(Reason.TOO_MANY_CONNECTIONS, f"{self.total} connections", FULL_RETRY_AFTER)
+            detail = f"{self.total} connections, RELAY_MAX_TOTAL_CONNECTIONS or the limit on open files allows {self._max_total}"
+            raise Refusal(Reason.TOO_MANY_CONNECTIONS, detail, FULL_RETRY_AFTER)
         of_ip = self._per_ip.get(ip, 0)
         if 0 < self._max_per_ip <= of_ip:
-            raise Refusal(Reason.TOO_MANY_CONNECTIONS_PER_IP, f"{of_ip} connections", FULL_RETRY_AFTER)
+            detail = f"{of_ip} connections, RELAY_MAX_CONNECTIONS_PER_IP={self._max_per_ip}"
+            raise Refusal(Reason.TOO_MANY_CONNECTIONS_PER_IP, detail, FULL_RETRY_AFTER)
         self.total += 1
         self._per_ip[ip] = of_ip + 1
         return Ticket(self, ip)
@@ -203,19 +205,20 @@ class ConnectionCounts:
         return self._clients.get((workspace_id, runtime_target_id), 0)
 
     def leave(self, ip: str) -> None:
-        """For tickets."""
+        """Called by tickets."""
         self.total -= 1
         _decrease(self._per_ip, ip)
 
     def enter_target(self, target: tuple[str, str | None]) -> None:
-        """For tickets."""
+        """Called by tickets."""
         clients = self._clients.get(target, 0)
         if 0 < self._max_clients <= clients:
-            raise Refusal(Reason.TOO_MANY_CLIENTS, f"{clients} clients", FULL_RETRY_AFTER)
+            detail = f"{clients} clients, RELAY_MAX_CLIENTS_PER_WORKSPACE={self._max_clients}"
+            raise Refusal(Reason.TOO_MANY_CLIENTS, detail, FULL_RETRY_AFTER)
         self._clients[target] = clients + 1
 
     def leave_target(self, target: tuple[str, str | None]) -> None:
-        """For tickets."""
+        """Called by tickets."""
         _decrease(self._clients, target)
 
 

@@ -44,13 +44,17 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     Reason.HTTP_RATE_LIMIT_EXCEEDED: {
         "detail": "more than RELAY_HTTP_RATE_PER_IP=1200 requests within a minute"
     },
-    Reason.TOO_MANY_CONNECTIONS: {"detail": "2000 connections"},
-    Reason.TOO_MANY_CONNECTIONS_PER_IP: {"detail": "50 connections"},
-    Reason.TOO_MANY_CLIENTS: {"detail": "100 clients"},
+    Reason.TOO_MANY_CONNECTIONS: {
+        "detail": "2000 connections, RELAY_MAX_TOTAL_CONNECTIONS or the limit on open files allows 2000"
+    },
+    Reason.TOO_MANY_CONNECTIONS_PER_IP: {"detail": "50 connections, RELAY_MAX_CONNECTIONS_PER_IP=50"},
+    Reason.TOO_MANY_CLIENTS: {"detail": "100 clients, RELAY_MAX_CLIENTS_PER_WORKSPACE=100"},
     Reason.UPGRADE_REQUIRED: {"detail": "Sec-WebSocket-Version is not 13"},
     Reason.UPGRADE_MALFORMED: {"detail": "Sec-WebSocket-Key is not base64 of 16 bytes"},
     Reason.QUERY_INVALID: {"detail": "workspaceId is missing"},
-    Reason.ORIGIN_NOT_ALLOWED: {"detail": "Origin is 'https://elsewhere.example'"},
+    Reason.ORIGIN_NOT_ALLOWED: {
+        "detail": "Origin is 'https://elsewhere.example', RELAY_ALLOWED_ORIGINS has https://app.example"
+    },
     Reason.JWKS_UNREACHABLE: {
         "why": "connection refused",
         "url": _JWKS_URL,

@@ -191,9 +191,8 @@ class RelayChannel(HTTPChannel):
         if self._closing:
             return
         later, self._kept = self._kept, b""
-        HTTPChannel.requestDone(
-            self, request
-        )  # gives back, through dataReceived, what came with the request's body
+        # Calls dataReceived with what was received behind the request's body.
+        HTTPChannel.requestDone(self, request)
         self._answering = False
         if self._closing:
             return

@@ -1,10 +1,10 @@
 """PROXY protocol v1 and v2 in front of a listener (RELAY_PROXY_PROTOCOL): the client's address from a load balancer.
 
-Twisted's parsers read the headers. Its `haproxy` endpoint wrapper alone does not do: it loses a header whose first bytes come in
-pieces, drops `PROXY UNKNOWN` without addresses (section 2.1 of the specification), raises for ports that are no numbers
-and for bytes that are not UTF-8, takes an "address" that is none, and waits for a version 2 header of any length
-(`tests/unit/wire/test_proxyprotocol.py` holds the cases). The classes here close these gaps, and take headers from
-trusted peers only where some are named.
+Twisted's parsers read the headers. Twisted's `haproxy` endpoint wrapper alone fails these cases, which
+`test_what_twisteds_own_wrapper_lacks` holds: the first bytes of a header come in pieces; `PROXY UNKNOWN` without
+addresses (section 2.1 of the specification); a port that is no number, or bytes that are not UTF-8 (it raises); an
+address that is none (it is taken); a version 2 header of 64 KiB (it is waited for). The classes here close these gaps,
+and take headers from trusted peers only, where RELAY_TRUSTED_PROXIES names some.
 """
 
 from __future__ import annotations
@@ -68,9 +68,8 @@ class ProxiedConnection(_wrapper.HAProxyProtocolWrapper):
             transport.abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        if (
-            self.transport is not None
-        ):  # else the connection was refused, and nothing behind it was told of it
+        # Without a transport the connection was refused, and the protocol behind it was never told of it.
+        if self.transport is not None:
             super().connectionLost(reason)  # type: ignore[no-untyped-call]
 
     def dataReceived(self, data: bytes) -> None:
