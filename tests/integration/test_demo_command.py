@@ -119,6 +119,29 @@ def test_serves_on_and_another_demo_uses_it(serving: Demo) -> None:
     assert serving.process.wait(30) == 0
 
 
+def _cookie_of(link: str) -> str:
+    """The session cookie that a link gives, or nothing; redirects are not followed."""
+    head = subprocess.run(
+        ["curl", "-si", link], capture_output=True, text=True, timeout=20, check=True
+    ).stdout.lower()
+    assert head.startswith("http/1.1 302") and "location: /admin/" in head
+    found = re.search(r"^set-cookie: (relay_admin_\w+=[^;]+);", head, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def test_its_link_signs_in_once(serving: Demo) -> None:
+    link = serving.wait_for(r"page +(http://127\.0\.0\.1:\d+/admin/api/once\?key=\S+)")[1]
+    origin = link.partition("/admin/")[0]
+    cookie = _cookie_of(link)
+    session = subprocess.run(
+        ["curl", "-s", "-H", f"Cookie: {cookie}", f"{origin}/admin/api/session"],
+        capture_output=True, text=True, timeout=20, check=True,
+    ).stdout  # fmt: skip
+    assert json.loads(session)["signedIn"] is True
+    assert _cookie_of(link) == ""
+    assert _cookie_of(f"{origin}/admin/api/once?key=guessed") == ""
+
+
 def test_a_port_that_is_busy_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import os
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
@@ -26,6 +27,10 @@ SESSION_SECONDS: Final = 12 * 3600
 
 #: Signed-out sessions that are remembered at most; the oldest go first. Only token holders can make one.
 ENDED_MAX: Final = 4096
+
+#: How long a one-time key opens a session, seconds, and how many keys there are at most; the oldest go first.
+ONE_TIME_SECONDS: Final = 600
+ONE_TIME_MAX: Final = 8
 
 #: Wrong tokens of one address within a minute that are answered 401; then they are answered 429.
 WRONG_TOKENS_PER_MINUTE: Final = 20
@@ -58,6 +63,7 @@ class AdminAuth:
         self._ended: dict[
             str, int
         ] = {}  # stem of a signed-out session -> second at which it would have ended
+        self._one_time: dict[bytes, float] = {}  # digest of a key -> second at which it ends
         self.set_tokens(tokens, metrics_tokens)
 
     def set_tokens(self, tokens: Sequence[str], metrics_tokens: Sequence[str]) -> None:
@@ -130,6 +136,21 @@ class AdminAuth:
         ends = int(self._now()) + SESSION_SECONDS
         stem = f"{ends}.{os.urandom(16).hex()}"
         return f"{stem}.{self._mac('session', stem)}", ends
+
+    def one_time_key(self) -> str:
+        """A key that opens one session, once, within ONE_TIME_SECONDS."""
+        now = self._now()
+        self._one_time = {digest: ends for digest, ends in self._one_time.items() if ends > now}
+        if len(self._one_time) >= ONE_TIME_MAX:
+            del self._one_time[next(iter(self._one_time))]
+        key = secrets.token_urlsafe(24)
+        self._one_time[hashlib.sha256(key.encode("ascii")).digest()] = now + ONE_TIME_SECONDS
+        return key
+
+    def redeem(self, key: str) -> bool:
+        """Whether this one-time key is good; it is not any more afterwards."""
+        ends = self._one_time.pop(hashlib.sha256(key.encode("utf-8", "replace")).digest(), 0.0)
+        return ends > self._now()
 
     def session(self, request: Request) -> str | None:
         """The request's session, if this relay made it and it has not ended."""

@@ -9,14 +9,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from importlib.resources import files
+from urllib.parse import parse_qs
 
 from attrs import frozen
 from twisted.web.server import Request
 
 from viewport_relay.admin.auth import SESSION_SECONDS, AdminAuth
 from viewport_relay.admin.reply import BadRequest, body_json, put, put_json, refuse
+from viewport_relay.config import is_loopback
 from viewport_relay.observe.logs import timestamp
 from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason
+
+#: Where a link that signs in once leads.
+ONCE_PATH = "/admin/api/once"
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -89,13 +95,32 @@ class SignIn:
                 request.setHeader("Retry-After", str(wait))
             self._log.event("admin_refused", reason=reason, ip=ip, path="/admin/")
             return refuse(request, reason)
-        session, ends = self._auth.open_session()
-        self._auth.set_cookie(request, session, SESSION_SECONDS, secure=self._secure(request))
-        self._log.event("operator_signed_in", message="an operator opened the dashboard", operator=ip)
+        session, ends = self._open(request)
         return put_json(
             request,
             {"ok": True, "signedIn": True, "csrf": self._auth.csrf(session), "until": timestamp(ends)},
         )
+
+    def _open(self, request: Request) -> tuple[str, int]:
+        session, ends = self._auth.open_session()
+        self._auth.set_cookie(request, session, SESSION_SECONDS, secure=self._secure(request))
+        ip = self._client_ip(request)
+        self._log.event("operator_signed_in", message="an operator opened the dashboard", operator=ip)
+        return session, ends
+
+    def make_link(self, request: Request) -> bytes:
+        """`POST /admin/api/sign-in-link`: a link that signs in once. RELAY_MODE=dev only, and only for loopback."""
+        if not is_loopback(self._client_ip(request)):
+            return refuse(request, Reason.NOT_FOUND)
+        return put_json(request, {"ok": True, "path": f"{ONCE_PATH}?key={self._auth.one_time_key()}"})
+
+    def use_link(self, request: Request) -> bytes:
+        """`GET /admin/api/once?key=…`: the dashboard, signed in; a key that was used before, or is too old, leads to the form."""
+        key = parse_qs(request.uri.partition(b"?")[2].decode("ascii", "replace")).get("key", [""])[0]
+        if is_loopback(self._client_ip(request)) and self._auth.redeem(key):
+            self._open(request)
+        request.setHeader("Location", "/admin/")
+        return put(request, 302, "text/plain; charset=utf-8", b"")
 
     def ask(self, request: Request) -> bytes:
         session = self._auth.session(request)

@@ -25,7 +25,7 @@ from viewport_relay.admin.history import History
 from viewport_relay.admin.logs import TEXT_PATH, LogsPage
 from viewport_relay.admin.metrics import MetricsPage
 from viewport_relay.admin.overview import Overview
-from viewport_relay.admin.page import SignIn, assets
+from viewport_relay.admin.page import ONCE_PATH, SignIn, assets
 from viewport_relay.admin.reply import BadRequest, put, put_json, refuse, refuse_bad
 from viewport_relay.admin.state import StateSource, state_json
 from viewport_relay.config import Config
@@ -192,6 +192,9 @@ def build(
             (b"GET", b"/admin/api/settings"): Route(overview.settings),
             (b"GET", b"/admin/api/history"): Route(lambda r: put_json(r, kept.as_json())),
         }
+        if config.mode == "dev":
+            routes[b"POST", b"/admin/api/sign-in-link"] = Route(sign_in.make_link)
+            routes[b"GET", ONCE_PATH.encode("ascii")] = Route(sign_in.use_link, "visitor")
         if auth.exists:
             for path in (b"/", b"/admin"):
                 routes[b"GET", path] = Route(_to_dashboard, "anybody")

@@ -15,6 +15,9 @@ import click
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 
+from viewport_relay.admission.agent import pooled_agent
+from viewport_relay.admission.http import Call, HttpClient
+from viewport_relay.admission.tls import ClientTls
 from viewport_relay.cli.demo import (
     DemoFailed,
     ExchangeResult,
@@ -76,13 +79,29 @@ async def _first(reactor: Any, lines: list[str]) -> None:
         await deferLater(reactor, 0.05)
 
 
-def doors(place: Place) -> str:
-    """Where a relay of our own can be reached, and what opens its doors."""
+async def sign_in_link(reactor: Any, place: Place) -> str:
+    """A link to the admin page of a relay of our own, which signs in once."""
+    agent, pool = pooled_agent(reactor, ClientTls())
+    call = Call.make(
+        "POST",
+        f"{place.http_url}/admin/api/sign-in-link",
+        {"authorization": f"Bearer {place.admin_token}"},
+        limit=5.0,
+        max_bytes=4096,
+    )
+    answer = await HttpClient(reactor, agent, pool.drop_idle).ask(call, b"")
+    pool.drop_idle()
+    return f"{place.http_url}{json.loads(answer.body)['path']}"
+
+
+def doors(place: Place, link: str) -> str:
+    """Where a relay of our own can be reached, with which tokens. `link` signs in to its admin page."""
     return (
         "\nThe relay serves on until Ctrl-C:\n"
         f"  peers     {place.ws_url}/ws\n"
         f"  health    curl {place.http_url}/health\n"
-        f"  page      {place.http_url}/admin/ (sign in with {place.admin_token})\n"
+        f"  page      {link} (signs in once, within ten minutes)\n"
+        f"            {place.http_url}/admin/ (sign in with {place.admin_token})\n"
         f"  log       curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/logs\n"
         f"  in words  curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/logs/text\n"
         f"  state     curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/state\n"
@@ -128,7 +147,7 @@ async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoR
     if once:
         status = await relay.stop()
         raise SystemExit(0 if status == 0 else 1)
-    print_line(doors(place))
+    print_line(doors(place, await sign_in_link(reactor, place)))
 
     def log(line: str) -> None:
         if not print_line(line) and not stopping:  # nobody reads: nothing is left to do

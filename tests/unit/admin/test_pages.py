@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import Clock
 
-from viewport_relay.admin.auth import SESSION_SECONDS, AdminAuth
+from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SECONDS, AdminAuth
 from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.history import KEPT, STEP, History
 from viewport_relay.admin.overview import MAX_TARGETS
@@ -359,3 +359,15 @@ def test_clocks_are_compared(offset, state):
 @pytest.mark.parametrize("seconds,words", [(-3, "0 s"), (89, "89 s"), (120, "2 min"), (7200, "2 h")])
 def test_spans_in_words(seconds, words):
     assert ago(seconds) == words
+
+
+def test_a_one_time_key_opens_one_session_within_its_time() -> None:
+    now = [1_000.0]
+    auth = AdminAuth(["an-admin-token-0123456789abcdef"], now=lambda: now[0])
+    key, late = auth.one_time_key(), auth.one_time_key()
+    assert not auth.redeem("another")
+    assert auth.redeem(key) and not auth.redeem(key)
+    now[0] += ONE_TIME_SECONDS + 1
+    assert not auth.redeem(late)
+    keys = [auth.one_time_key() for _ in range(ONE_TIME_MAX + 1)]
+    assert not auth.redeem(keys[0]) and auth.redeem(keys[-1])
