@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import struct
@@ -61,7 +62,8 @@ FORWARDED: dict[str, tuple[list[str], str]] = {
     "past trusted ones": (["1.2.3.4, 203.0.113.2, 10.1.1.1,10.2.2.2"], "203.0.113.2"),
     "over two lines": (["203.0.113.3", "10.1.1.1"], "203.0.113.3"),
     "a part that is none ends it": (["203.0.113.9, unknown, 10.1.1.1"], "10.1.1.1"),
-    "a port is no address": (["203.0.113.9:4711"], "127.9.0.1"),
+    "a port is left out": (["203.0.113.9:4711"], "203.0.113.9"),
+    "IPv6 in brackets, with a port": (["[2001:db8::18]:4711"], "2001:db8::18"),
     "nothing but trusted ones": (["10.1.1.2, 10.1.1.3"], "10.1.1.2"),
     "an empty line": ([""], "127.9.0.1"),
     "none": ([], "127.9.0.1"),
@@ -129,7 +131,7 @@ def balanced(
         **platform.settings(),
         "RELAY_MODE": "staging",
         "RELAY_PROXY_PROTOCOL": "1",
-        "RELAY_TRUSTED_PROXIES": "10.0.0.0/8",
+        "RELAY_TRUSTED_PROXIES": "10.0.0.0/8, 127.0.0.1",
     }
     if request.param:
         files = Identity.self_signed("relay", "localhost").write(tmp_path_factory.mktemp("tls"), "relay")
@@ -141,14 +143,16 @@ def balanced(
     assert [line for line in made.lines() if line["level"] == "error"] == []
 
 
+#: Headers, and the client's address. Without an address of its own the balancer, which is trusted, is the peer: then what
+#: it forwards counts.
 PREAMBLES = {
     "v1, IPv4": (v1("203.0.113.7"), "203.0.113.7"),
     "v1, IPv6": (v1("2001:db8::7"), "2001:db8::7"),
-    "v1, unknown": (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", "127.0.0.1"),
-    "v1, unknown and nothing else": (b"PROXY UNKNOWN\r\n", "127.0.0.1"),
+    "v1, unknown": (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", "192.0.2.99"),
+    "v1, unknown and nothing else": (b"PROXY UNKNOWN\r\n", "192.0.2.99"),
     "v2, IPv4": (v2("203.0.113.8"), "203.0.113.8"),
     "v2, IPv6": (v2("2001:db8::8"), "2001:db8::8"),
-    "v2, local": (b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00", "127.0.0.1"),
+    "v2, local": (b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00", "192.0.2.99"),
 }
 
 
@@ -166,6 +170,15 @@ def test_proxy_protocol(balanced: Relay, platform: ControlPlane, workspace: str,
         assert peer.admitted
         entry = balanced.entry(event="join", workspaceId=workspace)
         assert entry["details"]["ip"] == ip
+
+
+def test_a_header_of_an_address_that_is_not_trusted_is_dropped(balanced: Relay) -> None:
+    with dial(balanced.port, source="127.9.0.9") as stranger:
+        stranger.sendall(v1("203.0.113.7") + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert stranger.recv(1000) == b""
+    entry = balanced.entry(event="http_dropped", ip="127.9.0.9")
+    assert "RELAY_TRUSTED_PROXIES" in entry["message"]
 
 
 def test_forwarded_for_behind_proxy_protocol(balanced: Relay, platform: ControlPlane, workspace: str) -> None:
