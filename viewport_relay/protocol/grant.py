@@ -92,3 +92,15 @@ class Grant:
     client_id: str
     claims: Claims
     required_profile: Profile | None
+
+    @property
+    def charged_as(self) -> tuple[str, str]:
+        """Kind and value of the id that a client's rates go by: clientId, else the token's, else the connection's.
+
+        Without a clientId a connection that is opened again with the same token keeps its budget. The kind keeps a token id
+        apart from a clientId with the same text.
+        """
+        claims = self.claims
+        if claims.client_id is None and claims.token_id is not None:
+            return "token", claims.token_id
+        return "client", self.client_id

@@ -127,7 +127,7 @@ class Sessions:
         if grant.role is not Role.CLIENT:
             own = table.window((grant.role.value, grant.workspace_id, grant.runtime_target_id), now)
             return Rates(table.window, (), runtime=never, workspace=never, daemon=own)
-        client = (grant.workspace_id, grant.client_id, counted_as(ip))
+        client = (grant.workspace_id, *grant.charged_as, counted_as(ip))
         return Rates(
             table.window,
             client,

@@ -226,6 +226,19 @@ def test_a_client_without_id_goes_by_its_connection() -> None:
     assert isinstance(named := grant_for(CLIENT, FULL, "conn-1"), Grant) and named.client_id == "c-1"
 
 
+def test_a_client_without_id_keeps_its_rates_over_connections_with_one_token() -> None:
+    def charged_as(connection_id: str, client_id: str | None, token_id: str | None) -> tuple[str, str]:
+        granted = grant_for(CLIENT, evolve(FULL, client_id=client_id, token_id=token_id), connection_id)
+        assert isinstance(granted, Grant)
+        return granted.charged_as
+
+    assert charged_as("conn-1", None, "t-1") == charged_as("conn-2", None, "t-1")
+    assert charged_as("conn-1", None, "t-1") != charged_as("conn-1", None, "t-2")
+    assert charged_as("conn-1", None, "same") != charged_as("conn-1", "same", None)
+    assert charged_as("conn-1", "c-1", "t-1") == charged_as("conn-2", "c-1", "t-2")
+    assert charged_as("conn-1", None, None) != charged_as("conn-2", None, None)
+
+
 @pytest.mark.parametrize(
     "policy,profile,required",
     [
