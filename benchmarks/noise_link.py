@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from viewport_relay.noise.connection import ConnectionNoise
 from viewport_relay.noise.keys import RelayKeys, StaticKey, encode_key
 from viewport_relay.noise.link import LinkResponder
+from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.link import LinkInitiator, LinkSettings
 from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
@@ -66,14 +66,14 @@ def initiator(pattern: Pattern, keys: RelayKeys) -> LinkInitiator:
     return LinkInitiator(settings)
 
 
-def handshake(pattern: Pattern, keys: RelayKeys) -> tuple[float, ConnectionNoise, LinkInitiator]:
+def handshake(pattern: Pattern, keys: RelayKeys) -> tuple[float, NoiseLink, LinkInitiator]:
     """One whole handshake; the seconds are the relay's alone."""
     peer, other = Silent(), initiator(pattern, keys)
     message_1 = other.message_1()
-    connections: list[ConnectionNoise] = []
+    connections: list[NoiseLink] = []
 
     def open_and_answer() -> None:
-        noise = ConnectionNoise(peer, LinkResponder(QUERY, GRANT, keys, "relay-1", FRAME_MAX))
+        noise = NoiseLink(peer, LinkResponder(QUERY, GRANT, keys, "relay-1", FRAME_MAX))
         noise.begin()
         noise.receive(message_1)
         connections.append(noise)
@@ -100,12 +100,12 @@ def garbage(keys: RelayKeys, count: int) -> float:
 
 
 def refused(keys: RelayKeys, message: bytes) -> None:
-    noise = ConnectionNoise(Silent(), LinkResponder(QUERY, GRANT, keys, "relay-1", FRAME_MAX))
+    noise = NoiseLink(Silent(), LinkResponder(QUERY, GRANT, keys, "relay-1", FRAME_MAX))
     noise.begin()
     noise.receive(message)
 
 
-def records(noise: ConnectionNoise, other: LinkInitiator, size: int, count: int) -> dict[str, float]:
+def records(noise: NoiseLink, other: LinkInitiator, size: int, count: int) -> dict[str, float]:
     """Microseconds to take in and to seal one frame of `size` bytes."""
     frame = os.urandom(size)
     sealed = [other.seal(frame) for _ in range(count)]
