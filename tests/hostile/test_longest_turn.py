@@ -26,7 +26,8 @@ from viewport_relay.admission.http import Answer
 from viewport_relay.admission.jwt import read_header
 from viewport_relay.admission.keys import KeySet, KeySetError
 from viewport_relay.admission.verdict import judge
-from viewport_relay.backplane.signing import Reader
+from viewport_relay.backplane.replay import Freshness
+from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
 from viewport_relay.protocol.grant import Role, UpgradeQuery
@@ -90,8 +91,8 @@ def log_values() -> Iterator[tuple[str, Any]]:
 
 
 def read_bus_frame() -> Callable[[bytes], object]:
-    reader = Reader("k" * 32, "relay-1", 15.0, FRAME, time.time)
-    return reader.read
+    verifier = FrameVerifier("k" * 32, "relay-1", Freshness(Clock(), time.time, 15.0), FRAME)
+    return verifier.verify
 
 
 def validated(body: bytes) -> object:
