@@ -2,8 +2,8 @@
 
 It stands in for the platform that the relay talks to: it publishes a JWKS, issues relay tokens,
 answers `validate`, keeps presence and the bus of server mode, and echoes the worker API. It listens
-on loopback only, keeps everything in memory and is no model of how a real platform decides: who may
-enter a workspace is one shared development credential.
+on loopback only, keeps everything in memory and is no model of how a real platform decides:
+one shared development credential gives access to every workspace.
 
 Nothing here imports the relay, and the relay imports nothing of this except in development mode.
 """

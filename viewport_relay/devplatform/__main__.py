@@ -2,7 +2,7 @@
 
 Loopback only. Says in JSON lines on stdout where it listens. Secrets come from the environment
 (`RELAY_INTERNAL_KEY`, `DEV_CREDENTIAL`, `DEV_PAIRING_SECRET`) and are never printed; one that is not
-given is made at random and printed once, since nobody could use it otherwise.
+given is made at random and printed once, because a caller needs it.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class QueuedFrame:
 
 
 class Bus:
-    """The queue and those who wait for it."""
+    """The frame queue and the pending pulls."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Bus:
         self._waiting: list[Deferred[None]] = []
 
     def publish(self, frame: Mapping[str, object]) -> int:
-        """Queue any JSON object, unchecked, and wake who waits; gives the frame's id."""
+        """Queue any JSON object, unchecked, and wake pending pulls; returns the frame's id."""
         self._last_id += 1
         size = len(json.dumps(frame))
         self._queue.append(QueuedFrame(self._last_id, frame, size, self._clock.seconds()))

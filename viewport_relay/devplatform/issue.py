@@ -1,4 +1,4 @@
-"""Who gets a relay token, and which claims it carries.
+"""Issues relay tokens: checks the credential and selects the claims.
 
 Daemons show a daemon issue token, clients and workers the development credential. Tokens live 300 s
 and never carry a workspace's policy or pairing secret: those travel in the answer to `validate` only.
@@ -161,7 +161,7 @@ class TokenOffice:
         return IssuedToken(token, claims)
 
     def registered_claims(self, ttl: int = TOKEN_TTL_SECONDS) -> dict[str, object]:
-        """The claims that say who made a token and until when (Unix seconds) it is good."""
+        """The registered claims of a token (RFC 7519, section 4.1); times are Unix seconds."""
         now = int(self._clock.seconds())
         return {
             "iss": ISSUER,

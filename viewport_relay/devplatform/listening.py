@@ -1,4 +1,4 @@
-"""One loopback listener that can go down and come up again on the same port.
+"""A loopback listener that can be stopped and started again on the same port.
 
 Going down also cuts open connections: a kept-alive one would go on being served.
 """

@@ -244,7 +244,7 @@ class DevPlatform:
         return Deferred.fromCoroutine(all_up())
 
     async def close(self) -> None:
-        """Go down for good."""
+        """Stop all listeners and cut all connections."""
         await self.down()
         self._listeners.clear()
 

@@ -1,8 +1,8 @@
 """Watches the end-to-end key exchange that passes through one connection (wire protocol, section 10).
 
-It sees key-exchange frames only, never an e2ee frame, and only the members that route them: who asked, which
-session and epoch came of it, when a new key is due. It decides nothing: peers judge their own exchange. What it
-holds is bounded, the oldest goes first, and the relay may forget it at any time.
+The watch reads key-exchange frames only, never an e2ee frame, and only their routing members: request id,
+session id, profile, epoch. The watch decides nothing: peers check their own exchange. Its tables are bounded,
+the oldest entry is dropped first, and the relay may drop all of them at any time.
 """
 
 from __future__ import annotations

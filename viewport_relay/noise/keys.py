@@ -139,7 +139,7 @@ class RelayKeys:
 def load_or_create(state_dir: Path) -> tuple[StaticKey, Source]:
     """The key in `state_dir`/noise.key, made there if there is none; "state" or "created".
 
-    Raises NoiseKeyError when the file is no key, is not a plain file, is owned by somebody else or can be read by
+    Raises NoiseKeyError when the file is no key, is not a plain file, is owned by another user or can be read by
     every user, or when the folder cannot be used.
     """
     path = state_dir / KEY_FILE

@@ -2,9 +2,10 @@
 
     awaiting -> message_1_read -> answered -> confirmed -> established -> closed
 
-`docs/topics/noise-machine.md` is drawn from this machine. It knows no transport, no clock and no log: it is told
-what came, and tells a `LinkPeer` what to do. A connection without a link has none. `connection` is the door through which the wire uses it; records on an established link do not pass
-through the machine (that would double their cost), only one that is refused does.
+`docs/topics/noise-machine.md` is drawn from this machine. The machine has no transport, no clock
+and no log: `noiselink.NoiseLink` passes inputs to the machine, and the machine calls a `LinkPeer`. A connection
+without a link has no machine. Records on an established link bypass the machine, because each transition costs
+time; only a refused record is an input.
 
 What the peer may be told is the reason's own text; details are for the log.
 """
@@ -23,7 +24,7 @@ from viewport_relay.reasons import Reason, Refusal
 
 
 class LinkPeer(Protocol):
-    """What the machine wants from a connection. The methods may call back into it: that waits its turn."""
+    """The interface that the machine calls on a connection. Its methods may give the machine new inputs."""
 
     def send(self, data: bytes) -> None:
         """Send one binary message."""
@@ -40,7 +41,7 @@ class LinkPeer(Protocol):
 
 @define(eq=False)
 class LinkCore:
-    """What the transitions work on."""
+    """The data of one machine, which its transitions read and change."""
 
     peer: LinkPeer
     link: LinkResponder

@@ -1,6 +1,6 @@
 """The reference client: exchanges keys with a daemon, carries messages both ways, renews keys when asked.
 
-It sees frames as text and sends frames as text; which connection carries them is the caller's affair. While
+It sees frames as text and sends frames as text; the caller chooses the connection. While
 new keys are on their way, messages go on under the old ones, and the old ones stay good for receiving until
 the daemon has used the new: nothing in flight is lost.
 
@@ -44,8 +44,8 @@ class Pairing:
 class ClientPeer:
     """One client's end of the wire.
 
-    `send` takes a frame's text; `on_message` gets each application message; `on_status` each frame of the
-    relay's own, which nobody has authenticated. With a `pairing` the profile is noise-ikpsk2, without it
+    `send` takes a frame's text; `on_message` gets each application message; `on_status` each frame that the
+    relay itself made; such frames are not authenticated. With a `pairing` the profile is noise-ikpsk2, without it
     noise-ik. Refused frames are counted in `refused` by code and otherwise ignored.
     """
 

@@ -217,7 +217,7 @@ class Connection:
         self._protocol.send_text(text)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Start the closing handshake; `code` is 1000 or 3000-4999. Harmless when already closing."""
+        """Start the closing handshake; `code` is 1000 or 3000-4999. No-op when already closing."""
         if self._protocol.usable:
             self._protocol.sendClose(code, reason or None)
 

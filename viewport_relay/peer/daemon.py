@@ -1,6 +1,6 @@
 """The reference daemon: answers key exchanges, keeps one conversation per client, asks for new keys in time.
 
-It sees frames as text and sends frames as text; which connection carries them is the caller's affair. The
+It sees frames as text and sends frames as text; the caller chooses the connection. The
 handler is given a `Conversation` and may answer at once, later, or with many messages.
 
     client                                       daemon

@@ -43,7 +43,7 @@ def parse(text: str) -> Members:
     try:
         value = json.loads(text, parse_constant=_no_constant, parse_int=_whole)
     except (ValueError, RecursionError):
-        # RecursionError: a deeply nested text is somebody's attack, not a fault of this program.
+        # RecursionError: deeply nested input is malformed input, not a fault of this program.
         raise PeerError(Code.MALFORMED, "the frame is not JSON") from None
     if not isinstance(value, dict):
         raise PeerError(Code.MALFORMED, "the frame is not a JSON object")

@@ -197,7 +197,7 @@ class RelayIdentity:
 
 
 async def fetch_relay_identity(http: JsonHttp, ws_url: str) -> RelayIdentity:
-    """Ask the relay behind a ws(s) URL who it is.
+    """Fetch the discovery document of the relay behind a ws(s) URL.
 
     Raises PlatformError, or PeerError for a key of a wrong form.
     """
