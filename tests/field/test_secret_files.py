@@ -53,7 +53,7 @@ def test_marks_and_line_ends_are_no_part_of_a_secret(
     file = tmp_path / "key"
     file.write_bytes(content)
     config = load({**BASE, f"{name}_FILE": str(file)})
-    assert KEY in {config.internal_key, config.admin_token}
+    assert KEY in {config.internal_key, *config.admin_tokens}
 
 
 @pytest.mark.parametrize(("where", "content", "words"), REFUSED, ids=[case[0] for case in REFUSED])

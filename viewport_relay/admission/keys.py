@@ -18,7 +18,7 @@ import jwt
 from attrs import field, frozen
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from viewport_relay.protocol.json import parse_json
+from viewport_relay.protocol.json import TooManyComposites, parse_json
 
 ALGORITHMS: Final = frozenset({"RS256", "ES256", "EdDSA"})
 #: The kid of a token, or of a key, that names none.
@@ -26,6 +26,8 @@ DEFAULT_KID: Final = "v1"
 #: Most keys in a set, and most bytes of it.
 KEYS_MAX: Final = 64
 JWKS_MAX_BYTES: Final = 262_144
+#: Most arrays and objects in it: a real set has a handful for each key, and parsing many holds up every connection.
+COMPOSITES_MAX: Final = 4_096
 KID_MAX_CHARS: Final = 256
 RSA_BITS: Final = (2048, 8192)
 #: Base64url characters of the longest modulus, with room to spare: longer ones are not even decoded.
@@ -93,7 +95,11 @@ class KeySet:
     def parse(cls, body: bytes) -> KeySet:
         """Read a JWK set. Raises KeySetError for no JSON, no set, too many keys, or none that is usable."""
         try:
-            document = parse_json(body.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
+            document = parse_json(
+                body.removeprefix(codecs.BOM_UTF8).decode("utf-8"), most_composites=COMPOSITES_MAX
+            )
+        except TooManyComposites as error:
+            raise KeySetError(f"the answer has {error}") from None
         except (ValueError, RecursionError):
             raise KeySetError("the answer is not JSON") from None
         members = document.get("keys") if isinstance(document, dict) else None

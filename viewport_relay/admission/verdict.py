@@ -26,6 +26,9 @@ DENIALS: Final = frozenset({Reason.VALIDATION_DENIED, Reason.WORKSPACE_NOT_FOUND
 
 _NOT_A_LETTER = re.compile(r"[^a-z0-9]+")
 
+#: Most arrays and objects of an answer: a real one has a few, and parsing many holds up every connection.
+_COMPOSITES_MAX: Final = 4_096
+
 
 def judge(answer: Answer, query: UpgradeQuery, url: str, secrets: tuple[str, ...] = ()) -> Claims | Refusal:
     """The claims of an admitted token, or the refusal. `url` was asked; `secrets` are texts that no detail may repeat."""
@@ -126,7 +129,7 @@ def _shown(words: list[str], secrets: tuple[str, ...]) -> str:
 
 def _json_object(body: bytes) -> dict[str, Any] | None:
     try:
-        value = parse_json(body.decode("utf-8"))
+        value = parse_json(body.decode("utf-8"), most_composites=_COMPOSITES_MAX)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -70,8 +70,18 @@ _lenient_of_long_numbers: Final = json.JSONDecoder(parse_constant=_no_constant, 
 _long_number: Final = re.compile(rf"[0-9]{{{_MOST_DIGITS + 1}}}")
 
 
-def parse_json(text: str) -> Any:
-    """The value of a whole JSON text. Raises ValueError for what is not JSON, RecursionError for too deep nesting."""
+class TooManyComposites(ValueError):
+    """A JSON text with more arrays and objects than its reader takes."""
+
+
+def parse_json(text: str, *, most_composites: int | None = None) -> Any:
+    """The value of a whole JSON text. Raises ValueError for what is not JSON, RecursionError for too deep nesting.
+
+    With `most_composites`, a text that may have more arrays and objects than that is refused with TooManyComposites before
+    it is parsed: brackets in strings count too.
+    """
+    if most_composites is not None and text.count("[") + text.count("{") > most_composites:
+        raise TooManyComposites(f"more than {most_composites} arrays and objects")
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError):

@@ -370,4 +370,4 @@ def test_one_mebibyte_passes_and_a_byte_more_does_not(
         "frame too large",
         "client",
     )
-    assert entry["details"]["detail"] == f"{limit + 1} bytes announced, {limit} allowed"
+    assert entry["details"]["detail"] == f"{limit + 1} bytes announced, RELAY_FRAME_MAX_BYTES={limit}"
