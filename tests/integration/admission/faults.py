@@ -296,7 +296,7 @@ FAULTS: dict[str, Fault] = {
     "chain incomplete": Fault(chain_incomplete, "JWKS_UNREACHABLE", ("TLS", "chain")),
     "untrusted proxy": Fault(untrusted_proxy, "RATE_LIMIT_EXCEEDED", ("RELAY_TRUSTED_PROXIES",)),
     "origin not allowed": Fault(origin, "ORIGIN_NOT_ALLOWED", ("https://new-app.example", "RELAY_ALLOWED_ORIGINS")),
-    "redis refuses commands": Fault(redis_refuses, "BACKPLANE_UNREACHABLE", ("RELAY_REDIS_URL",)),
+    "redis refuses commands": Fault(redis_refuses, "BACKPLANE_REFUSED", ("ACL of the relay",)),
     "descriptors used up": Fault(descriptors, "TOO_MANY_CONNECTIONS", ("open files",)),
     "frames too large": Fault(frame_too_large, "FRAME_TOO_LARGE", ("RELAY_FRAME_MAX_BYTES",)),
     "twin daemons": Fault(twin_daemons, "DAEMON_ALREADY_CONNECTED", ("two machines", "held by the daemon", "127.8.2.1")),
