@@ -26,7 +26,8 @@ DEFAULT_KID: Final = "v1"
 #: Most keys in a set, and most bytes of it.
 KEYS_MAX: Final = 64
 JWKS_MAX_BYTES: Final = 262_144
-#: Most arrays and objects in it: a real set has a handful for each key, and parsing many holds up every connection.
+#: Most arrays and objects of a set, and of a validate answer: real ones have a handful for each key, and parsing many holds
+#: up every connection.
 COMPOSITES_MAX: Final = 4_096
 KID_MAX_CHARS: Final = 256
 RSA_BITS: Final = (2048, 8192)

@@ -15,7 +15,7 @@ from attrs import evolve
 
 from viewport_relay.admission.claims import parse_claims
 from viewport_relay.admission.http import Answer, Encoded, HttpFailure, TooLarge
-from viewport_relay.admission.keys import printable
+from viewport_relay.admission.keys import COMPOSITES_MAX, printable
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.protocol.json import parse_json
 from viewport_relay.reasons import Reason, Refusal
@@ -25,9 +25,6 @@ WORD_MAX_CHARS: Final = 128
 DENIALS: Final = frozenset({Reason.VALIDATION_DENIED, Reason.WORKSPACE_NOT_FOUND})
 
 _NOT_A_LETTER = re.compile(r"[^a-z0-9]+")
-
-#: Most arrays and objects of an answer: a real one has a few, and parsing many holds up every connection.
-_COMPOSITES_MAX: Final = 4_096
 
 
 def judge(answer: Answer, query: UpgradeQuery, url: str, secrets: tuple[str, ...] = ()) -> Claims | Refusal:
@@ -129,7 +126,7 @@ def _shown(words: list[str], secrets: tuple[str, ...]) -> str:
 
 def _json_object(body: bytes) -> dict[str, Any] | None:
     try:
-        value = parse_json(body.decode("utf-8"), most_composites=_COMPOSITES_MAX)
+        value = parse_json(body.decode("utf-8"), most_composites=COMPOSITES_MAX)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
