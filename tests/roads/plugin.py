@@ -138,7 +138,7 @@ def behind(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
             passes_tls_on = road.proxy == "haproxy-tcp"
             given = settings(PROXIES[road.proxy]) if passes_tls_on else settings("")
             given.pop("RELAY_PUBLIC_WS_BASE_URL", None)
-            for name, value in given.items():
+            for name, value in (given | dict(road.settings)).items():
                 self.env.setdefault(name, value)
             self.env["RELAY_LISTEN_PORT"] = str(self.inner)
             self.env["RELAY_ADMIN_LISTEN"] = f"127.0.0.1:{self.admin_port}"
