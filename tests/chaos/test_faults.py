@@ -223,7 +223,7 @@ def test_the_disk_for_logs_is_full(platform: FaultyPlatform) -> None:
         assert refusal(relay, platform, token="x" * 40) == 401
         pair.talk()
         status, page = relay.http("/logs")
-        assert status == 200 and b"JWT_MALFORMED" in page  # the door still has them
+        assert status == 200 and b"JWT_MALFORMED" in page  # /logs still has them
         pair.close()
         assert relay.stop() == 0
         assert "Traceback" not in relay.output()

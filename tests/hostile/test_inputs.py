@@ -1,4 +1,4 @@
-"""Generated input at every door that reads what somebody else wrote: the only ways out are an answer and a refusal.
+"""Generated input for every parser of foreign bytes: the only outcomes are an answer and a refusal.
 
     make fuzz           # many more examples
 

@@ -134,8 +134,8 @@ class World:
         return self.relays[name == "haproxy-tcp"]
 
     def join(self, proxy: Proxy, role: str, workspace: str, source: str, **more: object) -> Peer:
-        door = SimpleNamespace(port=proxy.port, tls=self.tls)
-        return Peer.join(door, self.platform, role, workspace, "t", source=source, **more)
+        entry = SimpleNamespace(port=proxy.port, tls=self.tls)
+        return Peer.join(entry, self.platform, role, workspace, "t", source=source, **more)
 
     def status(self, name: str, path: str) -> int:
         """The status of an operator's request through a proxy, sent as it is written."""

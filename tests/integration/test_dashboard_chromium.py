@@ -1,4 +1,4 @@
-"""The dashboard in a real headless Chromium, over a door on a real port."""
+"""The dashboard in a real headless Chromium, over a admin on a real port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from tests.integration.webdriver import Browser
-from tests.unit.admin.conftest import TOKEN, OpenDoor, peer, target
+from tests.unit.admin.conftest import TOKEN, OpenAdmin, peer, target
 from viewport_relay.reasons import Reason
 
 pytestmark = pytest.mark.chromium
@@ -22,14 +22,14 @@ HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 
 
 @pytest.fixture
-def door() -> Iterator[OpenDoor]:
-    opened = OpenDoor({"RELAY_ADMIN_TOKEN": TOKEN, "RELAY_ID": "relay-under-test"})
+def admin() -> Iterator[OpenAdmin]:
+    opened = OpenAdmin({"RELAY_ADMIN_TOKEN": TOKEN, "RELAY_ID": "relay-under-test"})
     yield opened
     pytest_twisted.blockon(opened.close())
 
 
 @pytest.fixture
-def browser(door: OpenDoor) -> Iterator[Browser]:
+def browser(admin: OpenAdmin) -> Iterator[Browser]:
     opened = pytest_twisted.blockon(deferToThread(Browser))
     yield opened
     pytest_twisted.blockon(deferToThread(opened.close))
@@ -40,17 +40,17 @@ async def act(function: Any, *arguments: Any) -> Any:
     return await deferToThread(function, *arguments)
 
 
-def signed_in(browser: Browser, door: OpenDoor) -> None:
-    browser.open(door.base + "/admin/")
+def signed_in(browser: Browser, admin: OpenAdmin) -> None:
+    browser.open(admin.base + "/admin/")
     browser.wait(lambda: browser.text("#gate h2") == "Sign in")
     browser.type("#token", TOKEN + ENTER)
     browser.wait(lambda: browser.text("#headline") not in ("", "…"))
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_token_stays_out(browser, door):
+async def test_a_wrong_token_stays_out(browser, admin):
     def go():
-        browser.open(door.base + "/admin/")
+        browser.open(admin.base + "/admin/")
         browser.wait(lambda: browser.text("#gate h2") == "Sign in")
         browser.type("#token", "not-the-token-of-this-relay" + ENTER)
         browser.wait(lambda: "not this relay's admin token" in browser.text("#token-error"))
@@ -64,15 +64,15 @@ async def test_a_wrong_token_stays_out(browser, door):
         assert answer == 401
 
     await act(go)
-    assert door.log.entries()[0]["reason"] == "ADMIN_UNAUTHORIZED"
+    assert admin.log.entries()[0]["reason"] == "ADMIN_UNAUTHORIZED"
 
 
 @pytest_twisted.ensureDeferred
-async def test_sign_in_reload_and_sign_out(browser, door):
+async def test_sign_in_reload_and_sign_out(browser, admin):
     def go():
         browser.open("about:blank")
         browser.requested()  # the browser's own start page is not ours
-        signed_in(browser, door)
+        signed_in(browser, admin)
         assert browser.text("#headline") == "Daemons can connect."
         assert "relay-under-test" in browser.text("#who")
         (cookie,) = browser.cookies()
@@ -88,7 +88,7 @@ async def test_sign_in_reload_and_sign_out(browser, door):
         browser.wait(lambda: browser.text("#gate h2") == "Sign in")
         assert browser.cookies() == []
         requested = browser.requested()
-        assert requested and all(url.startswith(door.base + "/") for url in requested), requested
+        assert requested and all(url.startswith(admin.base + "/") for url in requested), requested
         assert not any(TOKEN in url for url in requested)
         problems = [
             line for line in browser.console() if "Content Security Policy" in line or "Error:" in line
@@ -99,10 +99,10 @@ async def test_sign_in_reload_and_sign_out(browser, door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_daemon_is_seen_coming_and_going(browser, door):
-    await act(signed_in, browser, door)
+async def test_a_daemon_is_seen_coming_and_going(browser, admin):
+    await act(signed_in, browser, admin)
     assert await act(browser.text, "#n-daemons") == "0"
-    door.state.views = [
+    admin.state.views = [
         target(
             "w-live",
             "laptop",
@@ -112,7 +112,7 @@ async def test_a_daemon_is_seen_coming_and_going(browser, door):
             last_activity_at=time.time(),
         )
     ]
-    door.log.event(
+    admin.log.event(
         "join", role="workspace-daemon", workspaceId="w-live", runtimeTargetId="laptop", ip="192.0.2.4"
     )
 
@@ -127,8 +127,8 @@ async def test_a_daemon_is_seen_coming_and_going(browser, door):
         assert "Daemons 1" in label and "Clients 2" in label
 
     await act(comes)
-    door.state.views = []
-    door.log.event(
+    admin.state.views = []
+    admin.log.event(
         "leave", role="workspace-daemon", workspaceId="w-live", runtimeTargetId="laptop", ip="192.0.2.4"
     )
 
@@ -141,12 +141,12 @@ async def test_a_daemon_is_seen_coming_and_going(browser, door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_refusal_is_seen_at_once_with_its_cause_and_fix(browser, door):
-    await act(signed_in, browser, door)
+async def test_a_refusal_is_seen_at_once_with_its_cause_and_fix(browser, admin):
+    await act(signed_in, browser, admin)
     reason = Reason.INTERNAL_KEY_MISMATCH
-    door.counters.refusals[reason] += 1
+    admin.counters.refusals[reason] += 1
     began = time.monotonic()
-    door.log.event(
+    admin.log.event(
         "refuse", reason=reason, connection_id="c-9", workspaceId="w-9", role="workspace-daemon", ip="::1"
     )
 
@@ -171,15 +171,15 @@ async def test_a_refusal_is_seen_at_once_with_its_cause_and_fix(browser, door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_hostile_names_and_messages_are_shown_inert(browser, door):
-    door.state.views = [
+async def test_hostile_names_and_messages_are_shown_inert(browser, admin):
+    admin.state.views = [
         target(HOSTILE, "\x1b]0;x\x07\u202e" + HOSTILE, daemon=peer("workspace-daemon", version=HOSTILE))
     ]
-    door.log.event("drop", reason=Reason.INVALID_FRAME, message=HOSTILE, connection_id=HOSTILE, workspaceId=HOSTILE,
+    admin.log.event("drop", reason=Reason.INVALID_FRAME, message=HOSTILE, connection_id=HOSTILE, workspaceId=HOSTILE,
                    clientId="\u202egnp", note={"x": HOSTILE})  # fmt: skip
 
     def go():
-        signed_in(browser, door)
+        signed_in(browser, admin)
         browser.wait(lambda: "<img" in browser.text("#spaces tbody"))
         browser.wait(lambda: "<img" in browser.text("#log"))
         browser.run("document.querySelectorAll('#log details').forEach((d) => { d.open = true; })")
@@ -193,16 +193,16 @@ async def test_hostile_names_and_messages_are_shown_inert(browser, door):
         browser.wait(lambda: not browser.run("return document.querySelector('#confirm').open"))
 
     await act(go)
-    assert door.state.calls == []
+    assert admin.state.calls == []
 
 
 @pytest_twisted.ensureDeferred
-async def test_disconnect_and_flush_carry_the_proof_against_forgery(browser, door):
-    door.state.views = [target("w-1", "t-1", daemon=peer("workspace-daemon"))]
-    door.state.closed = 2
+async def test_disconnect_and_flush_carry_the_proof_against_forgery(browser, admin):
+    admin.state.views = [target("w-1", "t-1", daemon=peer("workspace-daemon"))]
+    admin.state.closed = 2
 
     def go():
-        signed_in(browser, door)
+        signed_in(browser, admin)
         browser.wait(lambda: browser.text("#spaces tbody tr"))
         browser.click("#spaces tbody button")
         browser.click("#confirm .danger")
@@ -220,17 +220,17 @@ async def test_disconnect_and_flush_carry_the_proof_against_forgery(browser, doo
         assert status == 403
 
     await act(go)
-    assert door.state.calls == [
+    assert admin.state.calls == [
         {"workspace_id": "w-1", "runtime_target_id": "t-1", "connection_id": None, "token_id": None},
         "flush",
     ]
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_log_is_filtered_and_paused(browser, door):
-    await act(signed_in, browser, door)
-    door.log.event("join", workspaceId="w-a", mark="first")
-    door.log.event("refuse", reason=Reason.JWT_EXPIRED, workspaceId="w-b")
+async def test_the_log_is_filtered_and_paused(browser, admin):
+    await act(signed_in, browser, admin)
+    admin.log.event("join", workspaceId="w-a", mark="first")
+    admin.log.event("refuse", reason=Reason.JWT_EXPIRED, workspaceId="w-b")
 
     def filtered():
         browser.wait(lambda: "JWT_EXPIRED" in browser.text("#log"))
@@ -247,7 +247,7 @@ async def test_the_log_is_filtered_and_paused(browser, door):
         browser.click("#log-pause")
 
     await act(filtered)
-    door.log.event("join", workspaceId="w-while-paused")
+    admin.log.event("join", workspaceId="w-while-paused")
 
     def paused():
         browser.wait(lambda: browser.text("#log-state") == "paused, 1 waiting")
@@ -259,13 +259,13 @@ async def test_the_log_is_filtered_and_paused(browser, door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_stays_readable_under_attack(browser, door):
-    await act(signed_in, browser, door)
-    door.log.event("refuse", reason=Reason.JWT_EXPIRED, workspaceId="w-real", ip="198.51.100.7")
+async def test_it_stays_readable_under_attack(browser, admin):
+    await act(signed_in, browser, admin)
+    admin.log.event("refuse", reason=Reason.JWT_EXPIRED, workspaceId="w-real", ip="198.51.100.7")
     for n in range(30_000):
         reason = Reason.TOKEN_MISSING if n % 2 else Reason.RATE_LIMIT_EXCEEDED
-        door.counters.refusals[reason] += 1
-        door.log.event("refuse", reason=reason, workspaceId=f"made-up-{n}", ip=f"203.0.113.{n % 3}")
+        admin.counters.refusals[reason] += 1
+        admin.log.event("refuse", reason=reason, workspaceId=f"made-up-{n}", ip=f"203.0.113.{n % 3}")
 
     def go():
         browser.wait(lambda: "TOKEN_MISSING" in browser.text("#reasons"))
@@ -286,16 +286,16 @@ async def test_it_stays_readable_under_attack(browser, door):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 768, 1400])
 @pytest_twisted.ensureDeferred
-async def test_nothing_sticks_out_and_text_has_contrast(browser, door, width, scheme):
-    door.state.views = [target("w" * 128, "t" * 128, daemon=peer("workspace-daemon", version="v" * 64))]
+async def test_nothing_sticks_out_and_text_has_contrast(browser, admin, width, scheme):
+    admin.state.views = [target("w" * 128, "t" * 128, daemon=peer("workspace-daemon", version="v" * 64))]
     for reason in (Reason.NOISE_INVALID_PSK, Reason.INTERNAL_KEY_MISMATCH, Reason.JWT_EXPIRED):
-        door.counters.closes[reason] += 123_456
-        door.log.event("close", reason=reason, workspaceId="w" * 128, clientId="c" * 128, ip="2001:db8::1")
+        admin.counters.closes[reason] += 123_456
+        admin.log.event("close", reason=reason, workspaceId="w" * 128, clientId="c" * 128, ip="2001:db8::1")
 
     def go():
         browser.resize(width, 900)
         browser.color_scheme(scheme)
-        signed_in(browser, door)
+        signed_in(browser, admin)
         browser.wait(lambda: browser.text("#spaces tbody tr") and browser.text("#log li"))
         browser.run("document.querySelectorAll('#log details').forEach((d) => { d.open = true; })")
         beyond = browser.run(
@@ -336,11 +336,11 @@ return worst;
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_whole_page_is_reached_with_the_keyboard(browser, door):
-    door.state.views = [target("w-1", "t-1")]
+async def test_the_whole_page_is_reached_with_the_keyboard(browser, admin):
+    admin.state.views = [target("w-1", "t-1")]
 
     def go():
-        signed_in(browser, door)
+        signed_in(browser, admin)
         browser.wait(lambda: browser.text("#spaces tbody tr"))
         browser.run("document.activeElement.blur(); window.scrollTo(0, 0)")
         seen = []
@@ -367,8 +367,8 @@ async def test_the_whole_page_is_reached_with_the_keyboard(browser, door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_relay_that_is_gone_makes_the_page_red_and_dim(browser, door):
-    await act(signed_in, browser, door)
+async def test_a_relay_that_is_gone_makes_the_page_red_and_dim(browser, admin):
+    await act(signed_in, browser, admin)
 
     def go():
         browser.run("window.kept = window.fetch; window.fetch = () => Promise.reject(new Error('no answer'))")
@@ -386,15 +386,15 @@ async def test_a_relay_that_is_gone_makes_the_page_red_and_dim(browser, door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_connections_are_listed_and_one_is_closed(browser, door):
-    door.state.closed = 1
-    door.state.views = [
+async def test_connections_are_listed_and_one_is_closed(browser, admin):
+    admin.state.closed = 1
+    admin.state.views = [
         target("w-1", "t-1", daemon=peer("workspace-daemon", "machine"), clients=(peer("client", "viewer"),)),
         target("w-2", "t-2", clients=(peer("client", "waiting"),)),
     ]
 
     def go():
-        signed_in(browser, door)
+        signed_in(browser, admin)
         browser.wait(lambda: "w-2" in browser.text("#spaces tbody tr:first-child"))  # clients wait there
         assert "none: clients wait" in browser.text("#spaces tbody tr:first-child")
         browser.run("document.querySelector('#peers-card').open = true")
@@ -415,21 +415,21 @@ async def test_connections_are_listed_and_one_is_closed(browser, door):
         browser.wait(lambda: browser.text("#peers-empty") == "No matches.")
 
     await act(go)
-    assert door.state.calls[-1] == {
+    assert admin.state.calls[-1] == {
         "workspace_id": None, "runtime_target_id": None, "connection_id": "conn-viewer", "token_id": None,
     }  # fmt: skip
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_refusal_leads_to_its_log_lines_and_a_filter_works_while_paused(browser, door):
+async def test_a_refusal_leads_to_its_log_lines_and_a_filter_works_while_paused(browser, admin):
     for reason in (Reason.JWT_EXPIRED, Reason.ORIGIN_NOT_ALLOWED):
-        door.counters.refusals[reason] += 1
-        door.log.event(
+        admin.counters.refusals[reason] += 1
+        admin.log.event(
             "refuse", reason=reason, connection_id="c-1", workspaceId="acme", ip="192.0.2.1", detail="why"
         )
 
     def go():
-        signed_in(browser, door)
+        signed_in(browser, admin)
         browser.wait(lambda: "e.g. workspace=acme ip=192.0.2.1" in browser.text("#reasons"))
         browser.run("document.querySelector('[data-reason=ORIGIN_NOT_ALLOWED] button').click()")
         browser.wait(lambda: browser.run("return document.querySelectorAll('#log > li').length") == 1)
@@ -451,9 +451,9 @@ async def test_a_refusal_leads_to_its_log_lines_and_a_filter_works_while_paused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_headroom_and_settings(browser, door):
+async def test_headroom_and_settings(browser, admin):
     def go():
-        signed_in(browser, door)
+        signed_in(browser, admin)
         browser.wait(lambda: "of 2,000" in browser.text("#headroom"))
         assert "MiB" in browser.text("#headroom")
         browser.run("document.querySelector('#settings-card').open = true")
@@ -466,17 +466,17 @@ async def test_headroom_and_settings(browser, door):
 
 @pytest.mark.parametrize("width", [1440, 1024, 390])
 @pytest_twisted.ensureDeferred
-async def test_nothing_is_wider_than_the_screen(browser, door, width):
-    door.state.views = [
+async def test_nothing_is_wider_than_the_screen(browser, admin, width):
+    admin.state.views = [
         target("w-" + "x" * 40, "t-" + "y" * 40, daemon=peer("workspace-daemon", "m" * 60), clients=(peer(),))
     ]
-    door.log.event(
+    admin.log.event(
         "refuse", reason=Reason.JWT_EXPIRED, workspaceId="w" * 100, ip="192.0.2.1", detail="d" * 300
     )
 
     def go():
         browser.resize(width, 900)
-        signed_in(browser, door)
+        signed_in(browser, admin)
         browser.run("for (const d of document.querySelectorAll('details.card')) d.open = true")
         browser.wait(lambda: browser.text("#peers tbody tr") and browser.text("#settings tbody tr"))
         wide, screen = browser.run("return [document.documentElement.scrollWidth, innerWidth]")

@@ -179,9 +179,9 @@ def behind(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
         def request(self, method: str, path: str, *rest: Any, **named: Any) -> Any:
             if not path.startswith(OPERATORS):
                 return super().request(method, path, *rest, **named)
-            return _Door(self.admin_port).request(method, path, *rest, **named)
+            return _AdminRelay(self.admin_port).request(method, path, *rest, **named)
 
-    class _Door(relayproc.Relay):  # type: ignore[misc]
+    class _AdminRelay(relayproc.Relay):  # type: ignore[misc]
         """The listener of RELAY_ADMIN_LISTEN: plain HTTP on loopback."""
 
         def __init__(self, port: int) -> None:

@@ -1,6 +1,6 @@
-"""The operator's door: every HTTP path beside `/ws`.
+"""The admin resource: every HTTP path beside `/ws`.
 
-`Door` is one leaf resource. It matches paths exactly, asks the gate, and hands the request to the page. What the
+`AdminResource` is one leaf resource. It matches paths exactly, asks the gate, and hands the request to the page. What the
 pages say is in the other modules of this package.
 """
 
@@ -54,7 +54,7 @@ def peer_address(request: Request) -> str:
     return str(host) if host else "unknown"
 
 
-class Door(Resource):
+class AdminResource(Resource):
     """Consulted for every path other than `/ws`; render it with the request as it came."""
 
     isLeaf = True
@@ -145,12 +145,12 @@ def build(
     auth: AdminAuth,
     client_ip: Callable[[Request], str] = peer_address,
     admin: bool = True,
-) -> Door:
-    """The door of one listener.
+) -> AdminResource:
+    """The resource of one listener.
 
-    `started_at` and `now` are of the same clock, seconds since the epoch. `admin=False` makes a door without
+    `started_at` and `now` are of the same clock, seconds since the epoch. `admin=False` makes a resource without
     admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
-    From here on the door keeps the numbers of the last hour, until its `stop`.
+    From here on the resource keeps the numbers of the last hour, until its `stop`.
     """
     facts = facts_reader(config, log, state, now)
     routes: dict[tuple[bytes, bytes], Route] = {
@@ -200,7 +200,7 @@ def build(
                 routes[b"GET", path] = Route(_to_dashboard, "anybody")
         for name, asset in assets().items():
             routes[b"GET", b"/admin/" + name] = Route(asset.render, "visitor")
-    return Door(routes, auth, log, client_ip, history)
+    return AdminResource(routes, auth, log, client_ip, history)
 
 
 def health_json(config: Config, started_at: float, now: Callable[[], float]) -> dict[str, Any]:

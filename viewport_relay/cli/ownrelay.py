@@ -45,7 +45,7 @@ class RelayDidNotStart(Exception):
 
 @frozen
 class Place:
-    """Where the relay and its platform are, and what opens their doors."""
+    """URLs, tokens and credentials of the relay and its platform."""
 
     port: int
     platform_url: str

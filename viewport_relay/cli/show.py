@@ -94,7 +94,7 @@ async def sign_in_link(reactor: Any, place: Place) -> str:
     return f"{place.http_url}{json.loads(answer.body)['path']}"
 
 
-def doors(place: Place, link: str) -> str:
+def reachable_at(place: Place, link: str) -> str:
     """Where a relay of our own can be reached, with which tokens. `link` signs in to its admin page."""
     return (
         "\nThe relay serves on until Ctrl-C:\n"
@@ -147,7 +147,7 @@ async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoR
     if once:
         status = await relay.stop()
         raise SystemExit(0 if status == 0 else 1)
-    print_line(doors(place, await sign_in_link(reactor, place)))
+    print_line(reachable_at(place, await sign_in_link(reactor, place)))
 
     def log(line: str) -> None:
         if not print_line(line) and not stopping:  # nobody reads: nothing is left to do

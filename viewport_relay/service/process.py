@@ -19,7 +19,7 @@ from viewport_relay import __version__, descriptors
 from viewport_relay.admin.auth import WRONG_TOKENS_PER_MINUTE, AdminAuth
 from viewport_relay.admin.facts import facts_reader
 from viewport_relay.admin.settings import started
-from viewport_relay.admin.site import Door, build
+from viewport_relay.admin.site import AdminResource, build
 from viewport_relay.admin.state import StateSource
 from viewport_relay.admission.addresses import TrustedProxies, counted_as
 from viewport_relay.admission.limits import WindowCounter
@@ -70,7 +70,7 @@ class Engine(Protocol):
     def connected(self) -> int:
         """The number of upgraded connections whose descriptors this process holds."""
 
-    def pages(self, door: Door) -> Resource:
+    def pages(self, resource: AdminResource) -> Resource:
         """The admin pages, fit for this engine."""
 
     def drain(self) -> Deferred[None]:
@@ -157,7 +157,7 @@ class Process(MultiService):
         MultiService.setServiceParent(self, parent)
 
     def _pages(self, admin: bool) -> Resource:
-        door = build(
+        resource = build(
             self._config,
             log=self._log,
             counters=self._engine.shown,
@@ -169,7 +169,7 @@ class Process(MultiService):
             auth=self._auth,
             admin=admin,
         )
-        return self._engine.pages(door)
+        return self._engine.pages(resource)
 
     # -- start ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 
-from viewport_relay.admin.site import Door
+from viewport_relay.admin.site import AdminResource
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.config import Config, Reloaded, Reread
 from viewport_relay.notify import Notifier
@@ -37,9 +37,9 @@ class SingleRelay:
         """At once."""
         call()
 
-    def pages(self, door: Door) -> Resource:
-        """The door as it is."""
-        return door
+    def pages(self, resource: AdminResource) -> Resource:
+        """The admin resource without a wrapper."""
+        return resource
 
     def drain(self) -> Deferred[None]:
         """Close every peer 1001."""

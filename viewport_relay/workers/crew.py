@@ -1,4 +1,4 @@
-"""All workers of one parent: asked once a second, stopped together, shown as one."""
+"""All worker processes of one parent: polled once a second, stopped together, reported as one relay."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from viewport_relay.wire.heartbeat import STOOD_STILL
 from viewport_relay.workers.messages import Ask, Disconnect, Disconnected, Order, Stop
 from viewport_relay.workers.place import Supervision, Worker
 
-#: Seconds between two questions to everybody.
+#: Seconds between two polls of all workers.
 LOOK: Final = 1.0
 
-#: Seconds that workers have to end when they are told to cut whoever is left.
+#: Seconds that a worker may take to exit after it was ordered to drop its remaining connections.
 CUT: Final = 4.0
 
 
 class Crew:
-    """All workers of one parent.
+    """All worker processes of one parent.
 
-    `timeout` is how long a worker may stand still, seconds. `counters` are the parent's own. `environment` gives the
-    environment of the worker with a number. `heard` is called when all pictures were renewed, `complete` whenever the last
-    worker that was missing has come.
+    `timeout`: seconds without an answer after which a worker is killed. `counters`: the parent's own counters. `environment`
+    maps a worker's number to its environment variables. `heard` is called after each poll, `complete` when the last missing
+    worker is up.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Crew:
     ) -> None:
         self._reactor = reactor
         self.stopping = False
-        #: counters of workers that are gone, as they last told them
+        #: last reported counters of worker processes that have ended
         self.retired: list[Mapping[str, Any]] = []
         self._devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         supervision = Supervision(
@@ -65,7 +65,7 @@ class Crew:
         self._next: list[Deferred[None]] = []
 
     def start(self) -> None:
-        """Start all, and look after them: `look` is to be called every LOOK seconds."""
+        """Start all workers. The caller then calls `look` every LOOK seconds."""
         self._next_look = self._reactor.seconds() + LOOK
         for worker in self.workers:
             worker.start()
@@ -76,7 +76,7 @@ class Crew:
             self._complete()
 
     def look(self) -> None:
-        """Every LOOK seconds: renew the pictures, and see who stands still."""
+        """Poll all workers and kill those that do not answer. Called every LOOK seconds."""
         if self.stopping:
             return
         now = self._reactor.seconds()
@@ -87,9 +87,9 @@ class Crew:
             self.refresh()
 
     def refresh(self) -> Deferred[None]:
-        """Fires when every worker has answered a question that was put after this call, or did not in time.
+        """Fire when every worker has answered a poll that began after this call, or has timed out.
 
-        One round at a time: whoever comes while one is under way shares the next.
+        One poll runs at a time. Calls made during a poll share the next one.
         """
         waiter: Deferred[None] = Deferred()
         if self._asking is None:
@@ -120,7 +120,7 @@ class Crew:
         connection_id: str | None,
         token_id: str | None,
     ) -> Deferred[int]:
-        """How many connections were closed in all."""
+        """Close matching connections in all workers; fires with the number closed."""
         self._number += 1
         order = Disconnect(self._number, workspace_id, runtime_target_id, connection_id, token_id)
         asked = DeferredList([worker.ask(order) for worker in self.workers])
@@ -133,12 +133,12 @@ class Crew:
             worker.send(order)
 
     def stop(self) -> Deferred[Any]:
-        """Let all drain; fires when they are gone."""
+        """Drain all workers; fires when all processes have exited."""
         self.stopping = True
         return DeferredList([worker.stop() for worker in self.workers])
 
     def end_at_once(self) -> None:
-        """Whoever drains still: cut. A worker that does not even do that is killed."""
+        """Drop the connections that still drain. A worker that does not exit within the limit is killed."""
         self.send(Stop(now=True))
         self._reactor.callLater(CUT, self.kill)
 

@@ -1,12 +1,12 @@
-"""What parent and workers tell each other.
+"""Messages between the parent process and its workers.
 
     parent -> worker   one packet each on a SOCK_SEQPACKET pair, in order, `Adopt` with a descriptor:
                        Adopt, Ask, Disconnect, Apply, Flush, Stop
     worker -> parent   one line of JSON each on a stream:
                        Up, Said, Left, Picture, Disconnected
 
-Both sides are of one installation and one user. Lengths are bounded all the same: a worker that went wrong must not
-take the parent along.
+Both sides run the same installation as the same user. Lengths are bounded all the same: a faulty worker must not
+take the parent down.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from viewport_relay.observe.ring import Record
 from viewport_relay.reasons import Level
 from viewport_relay.routing.views import TargetView
 
-#: The worker's descriptors of its two channels.
+#: File descriptors of the two channels in the worker process.
 PACKETS_FD: Final = 3
 WORDS_FD: Final = 4
 
-#: Longest packet to a worker, bytes: a request's head (16 KiB) and what came behind it (16 KiB and one read of 64).
+#: Longest packet to a worker, bytes: a request head (16 KiB) and the bytes that followed it (16 KiB and one read of 64 KiB).
 MAX_PACKET: Final = 131_072
 
-#: Longest line of a worker, bytes: its picture, at about 1 KB for each connection.
+#: Longest line from a worker, bytes: its `Picture`, about 1 KB for each connection.
 MAX_LINE: Final = 67_108_864
 
 
@@ -36,10 +36,10 @@ MAX_LINE: Final = 67_108_864
 
 
 class Adopt(Struct, tag="adopt", frozen=True):
-    """A connection: the descriptor comes with the packet, and behind the first line what was read of it already."""
+    """Take over a connection. The descriptor comes with the packet; the bytes already read from it follow the first line."""
 
     family: int
-    ip: str  # the client's address as the parent counts it
+    ip: str  # the client's address, as the parent counts it
 
 
 class Ask(Struct, tag="ask", frozen=True):
@@ -49,7 +49,7 @@ class Ask(Struct, tag="ask", frozen=True):
 
 
 class Disconnect(Struct, tag="disconnect", frozen=True):
-    """Close connections as `POST /disconnect` says; answer with Disconnected."""
+    """Close connections as `POST /disconnect` asks; answer with Disconnected."""
 
     number: int
     workspace_id: str | None
@@ -59,7 +59,7 @@ class Disconnect(Struct, tag="disconnect", frozen=True):
 
 
 class Apply(Struct, tag="apply", frozen=True):
-    """Take up reloaded settings: variable -> text, empty for one that is unset now."""
+    """Apply reloaded settings: variable -> text; empty text means that the variable is unset now."""
 
     settings: dict[str, str]
 
@@ -69,7 +69,7 @@ class Flush(Struct, tag="flush", frozen=True):
 
 
 class Stop(Struct, tag="stop", frozen=True):
-    """Drain and end; `now`: cut whoever is left."""
+    """Drain and exit. `now`: drop the remaining connections first."""
 
     now: bool = False
 
@@ -81,23 +81,23 @@ Order = Adopt | Ask | Disconnect | Apply | Flush | Stop
 
 
 class Up(Struct, tag="up", frozen=True):
-    """Connections may come."""
+    """The worker is ready to take connections."""
 
 
 class Said(Struct, tag="said", frozen=True):
-    """One entry of the worker's log."""
+    """One entry of the worker's log, to be written by the parent."""
 
     record: Record
 
 
 class Left(Struct, tag="left", frozen=True):
-    """A connection of this address has ended, or never became one."""
+    """A connection from this address has ended, or its upgrade has failed."""
 
     ip: str
 
 
 class OpenFold(Struct, frozen=True):
-    """Entries that were counted and not written yet (`observe.folding.Fold`)."""
+    """Repeated log entries that are counted but not written yet (`observe.folding.Fold`)."""
 
     event: str
     reason: str | None
@@ -114,7 +114,7 @@ class OpenFold(Struct, frozen=True):
 
 
 class Picture(Struct, tag="picture", frozen=True):
-    """Everything the operator's door needs to know of one worker."""
+    """One worker's contribution to the admin endpoints: connections, counters, recent admissions."""
 
     number: int
     ready: bool
@@ -135,7 +135,7 @@ class Picture(Struct, tag="picture", frozen=True):
 
 
 class Disconnected(Struct, tag="disconnected", frozen=True):
-    """How many connections were closed."""
+    """Answer to Disconnect: the number of connections that were closed."""
 
     number: int
     count: int

@@ -1,7 +1,7 @@
-"""Both ends of the packets from the parent to a worker, which carry the descriptors of connections (unix(7)).
+"""Both ends of the packet channel from the parent to a worker, which carries file descriptors (SCM_RIGHTS, unix(7)).
 
-A descriptor arrives as one of the worker's own; the parent closes its copy without a shutdown, since the connection
-goes on. What the socket does not take now waits in order, a bounded number of packets.
+The worker receives its own copy of a descriptor. The parent closes its copy without `shutdown`, so that the connection
+stays open. Packets that the socket does not take at once wait in order, up to a bound.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from zope.interface import implementer
 
 from viewport_relay.workers.messages import MAX_PACKET, Order, decode_order, encode
 
-#: Packets that wait for a worker which starts, or has no time. Peers behind them wait too.
+#: Most packets that wait for a worker that is starting or busy. The peers behind them wait too.
 MAX_WAITING: Final = 4096
 
-#: Packets that a worker takes at one wake-up, so that its peers' frames get their turn.
+#: Most packets that a worker reads in one reactor turn, so that frames of its peers are not delayed.
 _PER_WAKE_UP: Final = 16
 
-#: The kernel has no room just now: for the packet, or for more descriptors that nobody has fetched yet.
+#: The kernel has no room now: for the packet, or for more descriptors in flight (`ETOOMANYREFS`).
 _LATER: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS})
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """The parent's end and the worker's."""
+    """A SOCK_SEQPACKET pair: the parent's end, the worker's end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     return ours, theirs
@@ -37,7 +37,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 @implementer(IWriteDescriptor)
 class PacketSender:
-    """The parent's end. It owns each `sock` that it is given from then on."""
+    """The parent's end. It owns each `sock` that `send` accepted."""
 
     def __init__(self, sock: socket.socket, reactor: IReactorFDSet) -> None:
         self._sock = sock
@@ -47,7 +47,7 @@ class PacketSender:
         self._open = True
 
     def send(self, order: Order, sock: socket.socket | None = None, data: bytes = b"") -> bool:
-        """Send it, or keep it until the worker takes it. False: there is no room (and `sock` is still the caller's)."""
+        """Send `order`, or queue it. False: the queue is full, and the caller still owns `sock`."""
         packet = encode(order) + b"\n" + data if data else encode(order)
         if not self._open or len(packet) > MAX_PACKET:
             return False
@@ -59,7 +59,7 @@ class PacketSender:
         return True
 
     def doWrite(self) -> None:
-        """For the reactor: as much as the socket takes."""
+        """Write queued packets until the socket would block (IWriteDescriptor)."""
         while self._waiting:
             packet, sock = self._waiting[0]
             try:
@@ -70,7 +70,7 @@ class PacketSender:
             except OSError as error:
                 if error.errno in _LATER:
                     self._watch(True)
-                else:  # the worker is gone, which its process tells
+                else:  # the worker has exited; `Worker.ended` handles that
                     self.close()
                 return
             self._waiting.popleft()
@@ -79,7 +79,7 @@ class PacketSender:
         self._watch(False)
 
     def close(self) -> None:
-        """Nothing is sent any more; connections that waited are cut."""
+        """Close the channel and the queued connections."""
         if not self._open:
             return
         self._open = False
@@ -107,7 +107,7 @@ class PacketSender:
 
 @implementer(IReadDescriptor)
 class PacketReader:
-    """The worker's end: calls `take(order, descriptor or None, data)` for each packet, and `gone()` at the end."""
+    """The worker's end: calls `take(order, descriptor or None, data)` for each packet, and `gone()` at end of file."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class PacketReader:
         reactor.addReader(self)
 
     def doRead(self) -> None:
-        """For the reactor. Whoever takes a descriptor closes it."""
+        """Read packets (IReadDescriptor). `take` owns the descriptor and must close it."""
         for _ in range(_PER_WAKE_UP):
             if not self._open:
                 return

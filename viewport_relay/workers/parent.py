@@ -1,7 +1,7 @@
-"""The engine of a process with several workers: it checks what needs no other party, and gives connections away.
+"""The engine of the parent process: it checks upgrades as far as that needs no I/O, and passes connections to workers.
 
-The parent process listens and answers operators, and carries no frame. Each worker is a relay of its own in a process of its
-own, which gets its connections from the parent.
+The parent process listens and serves the admin endpoints; it forwards no frames. Each worker is a whole relay in a process
+of its own, which gets its connections from the parent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 
-from viewport_relay.admin.site import Door
+from viewport_relay.admin.site import AdminResource
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
 from viewport_relay.config import BY_ATTRIBUTE, Config, Reloaded, Reread, merged
 from viewport_relay.noise.keys import RelayKeys
@@ -30,15 +30,15 @@ from viewport_relay.workers.crew import LOOK, Crew
 from viewport_relay.workers.messages import Apply
 from viewport_relay.workers.passing import PassingResource
 from viewport_relay.workers.slots import slot
-from viewport_relay.workers.state import CrewState, FreshDoor, bring_up_to_date
+from viewport_relay.workers.state import CrewState, RefreshingAdminResource, bring_up_to_date
 
-#: Seconds that workers have to end on top of RELAY_DRAIN_SECONDS.
+#: Seconds that workers may take to exit on top of RELAY_DRAIN_SECONDS.
 _MARGIN: Final = 5.0
 
 #: Seconds after which the parent accepts connections although a worker is still missing.
 _FIRST_START: Final = 30.0
 
-#: What a service manager or a socket activation said to the parent alone.
+#: Variables of the service manager and of socket activation, meant for the parent alone.
 _NOT_INHERITED: Final = (
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
     "RELAY_LISTEN_ENDPOINT", "RELAY_ADMIN_LISTEN", "RELAY_ADMIN_TOKEN", "RELAY_ADMIN_TOKEN_FILE",
@@ -50,10 +50,10 @@ _NOT_INHERITED: Final = (
 def worker_environment(
     environ: Mapping[str, str], config: Config, overrides: Mapping[str, str], noise_key: str, index: int
 ) -> dict[str, str]:
-    """The environment from which a worker loads the same settings.
+    """The environment variables from which a worker loads the same settings.
 
-    `overrides` are command line options, by attribute of `Config`. In redis and server mode every worker is a relay of
-    its own to the others: its name gets a suffix.
+    `overrides` are command line options, by attribute of `Config`. In redis and server mode every worker is a separate
+    relay of the fleet: its RELAY_ID gets a suffix.
     """
     made = {name: value for name, value in environ.items() if name not in _NOT_INHERITED}
     made |= {BY_ATTRIBUTE[attribute].name: text for attribute, text in overrides.items()}
@@ -70,7 +70,7 @@ def worker_environment(
 
 
 class WorkersService(MultiService):
-    """Starts and looks after the workers."""
+    """The child service that starts and supervises the workers."""
 
     def __init__(self, reactor: Any, crew: Crew) -> None:
         MultiService.__init__(self)
@@ -137,7 +137,7 @@ class Workers:
         self.state = CrewState(self.crew, lambda: self.upgrade.stopping)
 
     def _limits(self, config: Config) -> dict[str, int]:
-        # Clients are counted by the worker, where all of a target's are.
+        # The worker counts clients per target: all clients of a target are in one worker.
         return {**upgrade_limits(config, self._open_files), "clients": 0}
 
     def _worker_environment(self, index: int) -> dict[str, str]:
@@ -160,7 +160,7 @@ class Workers:
     # -- service.process.Engine ----------------------------------------------------------------------------
 
     def when_ready(self, call: Callable[[], None]) -> None:
-        """When all workers are up, or have had their time: a peer would only wait for one that is missing."""
+        """Call `call` when all workers are up, or after the limit: peers of a missing worker wait for it."""
         if self._complete:
             call()
             return
@@ -168,19 +168,19 @@ class Workers:
         self._reactor.callLater(_FIRST_START, self._all_up)
 
     def status(self) -> str:
-        """Who is connected, for the service manager."""
+        """Connected peers in one line, for the service manager (sd_notify STATUS=)."""
         return ", ".join(f"{number} {role}s" for role, number in self.state.connections().items())
 
     def connected(self) -> int:
-        """None: the descriptors are the workers'."""
+        """0: the workers hold the descriptors of connections."""
         return 0
 
-    def pages(self, door: Door) -> Resource:
-        """Admin pages that ask the workers first."""
-        return FreshDoor(door, self.crew.refresh)
+    def pages(self, resource: AdminResource) -> Resource:
+        """The admin resource, wrapped so that it polls the workers before it answers."""
+        return RefreshingAdminResource(resource, self.crew.refresh)
 
     def drain(self) -> Deferred[None]:
-        """Let every worker drain; one that does not end in time is killed."""
+        """Drain every worker; a worker that does not exit in time is killed."""
         return Deferred.fromCoroutine(self._drain())
 
     async def _drain(self) -> None:
@@ -191,14 +191,14 @@ class Workers:
         self.crew.close()
 
     def cut(self) -> None:
-        """Have every worker drop the peers that are left."""
+        """Order every worker to drop its remaining connections."""
         self.crew.end_at_once()
 
     def apply(self, reloaded: Reloaded) -> None:
-        """Take up new limits and origins, here and in the workers."""
+        """Apply reloaded settings here and in the workers."""
         config = self._config = reloaded.config
         self.upgrade.apply(config, **self._limits(config))
-        self._environ |= reloaded.texts  # for workers that are started from now on
+        self._environ |= reloaded.texts  # for workers that are started later
         self.crew.send(Apply(dict(reloaded.texts)))
 
 

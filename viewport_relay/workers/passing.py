@@ -1,8 +1,8 @@
-"""The parent's `/ws`: the checks that ask nobody, and then the connection goes to the worker of its workspace.
+"""The parent's `/ws` resource: it makes the checks that need no I/O, then passes the connection to the workspace's worker.
 
-The parent has read the request's head: it knows the client's address, and answers 429, 503 and malformed requests
-itself, in the same words. So the rates and caps per address hold over all workers. What it admits is written down
-again and handed over with the descriptor; the worker reads it as if it had come from the peer.
+The parent reads the request head. It knows the client's address, and answers 429, 503 and malformed requests itself, with
+the same texts. So rates and caps per address hold over all workers. The head of an accepted request is serialised again
+and passed on with the descriptor; the worker parses it as if it came from the peer.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from viewport_relay.admission.limits import FULL_RETRY_AFTER, Ticket
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.upgrade import Attempt, UpgradeAttempts, while_connected
 
-#: Gives a connection away: workspace, socket, client's address, what was read, its place in the counts. False: no room.
+#: Passes a connection on: workspace, socket, client's address, bytes already read, its ticket in the counts. False: no room.
 Pass = Callable[[str, socket.socket, str, bytes, Ticket], bool]
 
-#: Seconds between two looks at an answer that is still being sent, on a connection that asked for an upgrade behind it.
+#: Seconds between two checks whether an earlier answer on the same connection has been written out.
 _UNSENT_SECONDS: Final = 0.01
 _UNSENT_LOOKS: Final = 500
 
 
 class PassingResource(UpgradeAttempts):
-    """Set `pass_on` before the first request."""
+    """The `/ws` resource of the parent. Set `pass_on` before the first request."""
 
     pass_on: Pass
 
     async def _decide(self, attempt: Attempt) -> None:
         inner = _inner(attempt.channel.transport)
         for _ in range(_UNSENT_LOOKS):
-            # An answer to an earlier request on this connection goes out first: the worker could not send it.
+            # An earlier answer on this connection must leave first: the worker does not have its bytes.
             if not (inner.dataBuffer or inner._tempDataBuffer):
                 break
             await while_connected(attempt.request, _sleep(self._clock, _UNSENT_SECONDS))
         self._pass(attempt, inner)
 
     def _pass(self, attempt: Attempt, inner: Any) -> None:
-        """Give the connection to the worker of its workspace. Raises Refusal."""
+        """Pass the connection to the worker of its workspace. Raises Refusal."""
         assert attempt.query is not None and attempt.ticket is not None
         channel = attempt.channel
-        # A copy: what Twisted thinks of its own no longer matters then.
+        # A copy: Twisted then closes its own descriptor without effect on the connection.
         copy = inner.socket.dup()
         if ISSLTransport.providedBy(inner) or not self.pass_on(
             attempt.query.workspace_id,
@@ -67,7 +67,7 @@ async def _sleep(clock: IReactorTime, seconds: float) -> None:
 
 
 def written(request: Request) -> bytes:
-    """Request line and headers as the worker reads them again."""
+    """Request line and headers, serialised for the worker (RFC 9112, section 3)."""
     lines = [b"%b %b %b" % (request.method, request.uri, request.clientproto)]
     for name, values in request.requestHeaders.getAllRawHeaders():
         lines += [name + b":" + value for value in values]
@@ -75,12 +75,12 @@ def written(request: Request) -> bytes:
 
 
 def _inner(transport: Any) -> Any:
-    """The TCP connection under a PROXY protocol's wrapper."""
+    """The TCP transport under the PROXY protocol's wrapper, if there is one."""
     return transport.transport if isinstance(transport, ProtocolWrapper) else transport
 
 
 def _let_go(transport: Any, inner: Any) -> None:
-    """Forget a connection that somebody else has. Twisted's own ways would all shut it down."""
+    """Drop a passed-on connection without `shutdown`. Twisted's public methods would all shut it down."""
     inner.stopReading()
     inner.stopWriting()
     inner.connected = 0

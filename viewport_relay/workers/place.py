@@ -1,9 +1,9 @@
-"""One worker as its parent sees it: a numbered place and the process in it, with what it last told.
+"""One worker as the parent sees it: a number, its current process, and the last report of that process.
 
-    spawned -> Up -> takes connections -> ended -> spawned again after a while
-                  -> silent (a question unanswered) -> answers again, or is killed: ended
+    spawned -> Up -> takes connections -> ended -> spawned again after a back-off
+                  -> silent (a poll unanswered) -> answers again, or is killed: ended
 
-A place's connections are counted here, so that they are given back when its worker dies.
+Connections of a worker are counted here, so that their tickets are released when the process dies.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from viewport_relay.workers.messages import (
 )
 from viewport_relay.workers.packets import PacketSender, socket_pair
 
-#: Seconds before a worker that ended is started again: doubled each time, from the start after it lived for LIVED.
+#: Seconds before an ended worker is started again: doubled each time, reset after a process ran for LIVED seconds.
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0
 LIVED: Final = 60.0
@@ -51,14 +51,14 @@ LIVED: Final = 60.0
 #: Seconds that a worker may take to start, where RELAY_WORKER_TIMEOUT_MS is shorter.
 STARTING: Final = 60.0
 
-#: Seconds that a question to a worker may take, and one to a worker that has left its last unanswered: operators who look
-#: at the others do not wait for it each time.
+#: Seconds that a poll of a worker may take, and a poll of a worker that left its last poll unanswered: the admin endpoints
+#: must not wait for a silent worker each time.
 PATIENCE: Final = 3.0
 BRIEF: Final = 0.2
 
 
 class _Words(LineOnlyReceiver):
-    """The parent's end of a worker's words."""
+    """The parent's end of the line channel from a worker."""
 
     delimiter = b"\n"
     MAX_LENGTH = MAX_LINE
@@ -84,7 +84,7 @@ class _Process(ProcessProtocol):
 
 
 class _WordsFactory:
-    """What `adoptStreamConnection` asks for."""
+    """The factory for `adoptStreamConnection` (IProtocolFactory)."""
 
     def __init__(self, worker: Worker, life: int) -> None:
         self._worker = worker
@@ -96,11 +96,11 @@ class _WordsFactory:
 
 @frozen
 class Supervision:
-    """What the workers of one parent share.
+    """Settings and callbacks that the workers of one parent share.
 
-    `timeout` is how long a worker may stand still, seconds. `environment` gives the environment of the worker with a number,
-    `devnull` is a descriptor of the null device. `stopping` tells whether no worker is started any more, `retired` takes the
-    counters of a worker that is gone, `came_up` is called when a worker takes connections.
+    `timeout`: seconds without an answer after which a worker is killed. `environment` maps a worker's number to its
+    environment variables. `devnull`: a descriptor of the null device. `stopping` returns whether workers are no longer
+    started. `retired` takes the counters of an ended process. `came_up` is called when a worker is ready for connections.
     """
 
     reactor: Any
@@ -115,19 +115,19 @@ class Supervision:
 
 
 class Worker:
-    """One place and the process in it."""
+    """One numbered worker and its current process."""
 
     def __init__(self, supervision: Supervision, index: int) -> None:
         self._supervision = supervision
         self.index = index
         self.up = False
-        #: it has left its last question unanswered
+        #: it left its last poll unanswered
         self.silent = False
         self.picture: Picture | None = None
-        #: how many processes this place has had before
+        #: number of processes that this worker has had before
         self.life = 0
         self._process: Any = None
-        # Made before its process is, so that connections can wait there. None: to be made, or the process has it.
+        # Created before the process, so that connections can queue in it. None: not created yet, or the process has it.
         self._theirs: socket.socket | None = None
         self._packets: PacketSender
         self._make_channel()
@@ -143,14 +143,14 @@ class Worker:
     # -- the process ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start its process. Connections may be given at once, they wait for it."""
+        """Start the process. Connections may be passed at once; they are queued until it is up."""
         self._again = None
         self._started = self._heard = self._supervision.reactor.seconds()
         try:
             if self._theirs is None:
                 self._make_channel()
             self._spawn()
-        except OSError as error:  # no process, memory or descriptor to be had; there may be, later
+        except OSError as error:  # out of processes, memory or descriptors; the next attempt may succeed
             self._over(f"worker {self.index} could not be started: {error.strerror}")
 
     def _spawn(self) -> None:
@@ -188,12 +188,12 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, None while there is none."""
+        """Process id; None while there is no process."""
         pid: int | None = getattr(self._process, "pid", None)
         return pid
 
     def kill(self, why: str) -> None:
-        """End it at once; what follows is the same as when it dies by itself."""
+        """Kill the process (SIGKILL). `ended` then runs as after any other end."""
         if self.pid is not None:
             self._killed = why
             self._supervision.log.event(
@@ -206,7 +206,7 @@ class Worker:
             self._process.signalProcess("KILL")
 
     def ended(self, status: int | None, number: int | None) -> None:
-        """Its process is gone, with this status or by this signal."""
+        """Handle the end of the process, by exit status or by signal number."""
         how = f"ended with status {status}"
         if self._killed:
             how = f"was killed: {self._killed}"
@@ -218,7 +218,7 @@ class Worker:
         self._over(f"worker {self.index} {how}", expected=self._supervision.stopping() and status == 0)
 
     def _over(self, what: str, *, expected: bool = False) -> None:
-        """There is no process: nothing of it is left, and there will be another."""
+        """Clean up after a process, and schedule the next one."""
         supervision = self._supervision
         self.up, self.silent, self._killed = False, False, ""
         self.life += 1
@@ -253,14 +253,14 @@ class Worker:
             worker=self.index,
             lived=round(lived, 1),
         )
-        with contextlib.suppress(OSError):  # no descriptors just now: the next start tries again
+        with contextlib.suppress(OSError):  # out of descriptors: the next start tries again
             self._make_channel()
         self._again = supervision.reactor.callLater(self._pause if lived < LIVED else 0, self.start)
 
-    # -- to it ---------------------------------------------------------------------------------------------
+    # -- to the process ---------------------------------------------------------------------------------------------
 
     def adopt(self, sock: socket.socket, ip: str, data: bytes, ticket: Ticket) -> bool:
-        """Give it a connection. False: it takes none now."""
+        """Pass a connection to the process. False: its queue is full or it is stopping."""
         if not self._packets.send(Adopt(sock.family, ip), sock, data):
             return False
         self._held.setdefault(counted_as(ip), []).append(ticket)
@@ -270,7 +270,7 @@ class Worker:
         self._packets.send(order)
 
     def ask(self, order: Ask | Disconnect) -> Deferred[Any]:
-        """Its answer, or None when it does not come in time."""
+        """Send an order; fires with the answer, or with None after the time limit."""
         answer: Deferred[Any] = Deferred()
         if not self.up:
             answer.callback(None)
@@ -296,7 +296,7 @@ class Worker:
             )
 
     def stop(self) -> Deferred[None]:
-        """Let it drain; fires when it is gone."""
+        """Drain the process; fires when it has exited."""
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -309,7 +309,7 @@ class Worker:
         return gone
 
     def look(self, late: float) -> None:
-        """Kill it when it stands still. Time in which we did not look (`late`, seconds) says nothing about it."""
+        """Kill the process when it no longer answers. `late`: seconds that the parent itself was blocked, which do not count."""
         now = self._supervision.reactor.seconds()
         self._heard = min(now, self._heard + late)
         allowed = self._supervision.timeout if self.up else max(self._supervision.timeout, STARTING)
@@ -317,14 +317,14 @@ class Worker:
             self._heard = now
             self.kill(f"it has not answered for {allowed:g} s")
 
-    # -- from it -------------------------------------------------------------------------------------------
+    # -- from the process -------------------------------------------------------------------------------------------
 
     def heard_word(self, line: bytes, life: int) -> None:
         word = decode_word(line)
         if isinstance(word, Said):
             self._supervision.log.take_over(word.record)
             return
-        if life != self.life:  # the last words of the one before: its connections are given back already
+        if life != self.life:  # a late message of the previous process
             return
         self._heard = self._supervision.reactor.seconds()
         if self.silent:

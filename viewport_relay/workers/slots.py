@@ -1,4 +1,4 @@
-"""Which worker a workspace belongs to. Pure arithmetic: nothing is remembered, so nothing can be filled up."""
+"""The worker of a workspace, by hash. Pure function: there is no table that could fill up."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from zlib import crc32
 
 
 def slot(workspace_id: str, workers: int) -> int:
-    """0 to `workers` - 1, the same for a workspace as long as the number of workers stays.
+    """Return the worker's number, 0 to `workers` - 1: CRC-32 of the workspace id modulo `workers`.
 
-    The workspace alone decides, and not the runtime target: a client's target may come from its claims, which are
-    known only after the platform was asked, and the workspace's own rate must be counted in one place.
+    The runtime target does not count: a client's target may come from its claims, which are known only after the
+    platform has answered, and the rate of a workspace must be counted in one process.
     """
     return crc32(workspace_id.encode("utf-8", "surrogatepass")) % workers

@@ -1,4 +1,4 @@
-"""All workers as one relay, for the operator's door (`admin.state.StateSource`)."""
+"""All workers as one relay, for the admin endpoints (`admin.state.StateSource`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from viewport_relay.admin.reply import put_late
-from viewport_relay.admin.site import Door
+from viewport_relay.admin.site import AdminResource
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.folding import Fold, Source
 from viewport_relay.observe.logs import EventLog
@@ -24,14 +24,14 @@ from viewport_relay.workers.tally import add_up, written
 
 
 class CrewState:
-    """Adds up what the workers last told."""
+    """Sums of the last reports of all workers."""
 
     def __init__(self, crew: Crew, stopping: Callable[[], bool]) -> None:
         self._crew = crew
         self._stopping = stopping
 
     def pictures(self) -> list[Picture]:
-        """Those that there are; a worker that has just started has none."""
+        """The last `Picture` of each worker that has sent one."""
         return [worker.picture for worker in self._crew.workers if worker.picture is not None]
 
     def targets(self) -> Sequence[TargetView]:
@@ -55,11 +55,11 @@ class CrewState:
         return self._crew.disconnect(workspace_id, runtime_target_id, connection_id, token_id)
 
     def flush_caches(self) -> None:
-        # Orders and connections arrive in the order in which they were sent.
+        # The packet channel keeps order: the flush arrives before connections that are passed later.
         self._crew.send(Flush())
 
     def readiness(self) -> tuple[bool, str]:
-        """Ready means: every worker that is there is. One that is being replaced is said, and its peers wait for it."""
+        """Ready when every running worker is. A worker that is being replaced is named; its peers wait for it."""
         if self._stopping():
             return False, Reason.RELAY_SHUTTING_DOWN.code
         workers = self._crew.workers
@@ -104,9 +104,9 @@ class CrewState:
 
 
 def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewState, log: EventLog) -> None:
-    """After the workers were asked: the sums, and what the log must know of their logs."""
+    """Update `shown` and the log's open folds from the workers' reports, after a poll."""
     pictures = state.pictures()
-    # One sum for all that are gone, however often workers were replaced.
+    # One sum for all ended processes, however many there were.
     if len(crew.retired) > 1:
         together = Counters()
         add_up(together, crew.retired)
@@ -133,17 +133,17 @@ def _fold(told: OpenFold) -> Fold:
     return Fold(source, told.level, told.opened, 1, told.count, told.first, told.last, told.detail)
 
 
-class FreshDoor(Resource):
-    """The operator's door, which asks the workers first where it is an operator who looks."""
+class RefreshingAdminResource(Resource):
+    """The admin resource, after a poll of the workers when the request is an operator's."""
 
     isLeaf = True
 
-    def __init__(self, door: Door, refresh: Callable[[], Deferred[None]]) -> None:
+    def __init__(self, resource: AdminResource, refresh: Callable[[], Deferred[None]]) -> None:
         Resource.__init__(self)
-        self._door = door
+        self._resource = resource
         self._refresh = refresh
 
     def render(self, request: Request) -> bytes | int:
-        if request.method not in (b"GET", b"HEAD") or not self._door.is_operators(request):
-            return self._door.render(request)
-        return put_late(request, self._refresh(), lambda _: self._door.render(request))
+        if request.method not in (b"GET", b"HEAD") or not self._resource.is_operators(request):
+            return self._resource.render(request)
+        return put_late(request, self._refresh(), lambda _: self._resource.render(request))

@@ -1,4 +1,4 @@
-"""The counters of several processes as one: written down by workers, added up by the parent."""
+"""Counters of several processes as one: serialised by workers, added up by the parent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client import Histogram
 from viewport_relay.observe.counters import Counters, sample_key
 from viewport_relay.reasons import Reason
 
-#: How the values of all histograms are called among the written ones.
+#: Key of all histograms' values in the serialised counters.
 _HISTOGRAMS = "elsewhere"
 _NAMES = tuple(
     field.name
@@ -23,7 +23,7 @@ _BY_REASON = frozenset({"refusals", "closes", "drops", "handshakes_left"})
 
 
 def written(counters: Counters) -> dict[str, Any]:
-    """As JSON values."""
+    """Serialise counters as JSON values."""
     made = {name: _written(getattr(counters, name)) for name in _NAMES}
     samples = [sample for metric in counters.latencies() for sample in metric.samples if sample.value]
     made[_HISTOGRAMS] = [[sample_key(sample), sample.value] for sample in samples]
@@ -37,7 +37,7 @@ def _written(value: Any) -> Any:
 
 
 def add_up(into: Counters, parts: Iterable[Mapping[str, Any]]) -> None:
-    """Let `into` be the sum of what was `written`; the object stays the same one, and observes nothing itself."""
+    """Set `into` to the sum of `parts` (results of `written`). `into` stays the same object."""
     empty = Counters()
     for field in fields(Counters):
         setattr(into, field.name, getattr(empty, field.name))

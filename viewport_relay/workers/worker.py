@@ -1,8 +1,8 @@
-"""One worker: a whole relay that listens nowhere and gets its connections from its parent.
+"""The worker process: a whole relay without a listener, which gets its connections from its parent.
 
     python -m viewport_relay.workers.worker NUMBER      (started by `place.py`, with its two channels as descriptors)
 
-It answers no HTTP beside upgrades and refusals. When its parent is gone it drains and ends.
+It answers upgrades only. When the parent process has ended, it drains and exits.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ from viewport_relay.workers.messages import (
 from viewport_relay.workers.packets import PacketReader
 from viewport_relay.workers.tally import written
 
-#: Entries of the log that are dropped when the parent does not read: those over so many bytes that wait.
+#: Most bytes that wait for the parent. Log entries beyond are dropped and counted.
 _MOST_UNREAD: Final = 8_388_608
 
-#: Seconds for what is left to be said at the end.
+#: Seconds for the last messages to the parent at exit.
 _LAST_WORDS: Final = 3.0
 
 
 class _Nowhere:
-    """The log's stream: the parent writes."""
+    """A null text stream for the log: the parent writes the log lines."""
 
     def write(self, text: str, /) -> None:
         pass
@@ -81,13 +81,13 @@ class _Nowhere:
 
 @implementer(IPushProducer)
 class Reporter(Protocol):
-    """Says words to the parent. Log entries are lost, and counted, while the parent reads nothing for long."""
+    """The line channel to the parent. Log entries are dropped and counted while the parent does not read."""
 
     transport: Any
 
     def __init__(self) -> None:
         self._unread = 0
-        #: log entries that were lost since the start
+        #: log entries dropped since the start
         self.lost = 0
         self._paused = False
         self._over: Deferred[None] | None = Deferred()
@@ -110,7 +110,7 @@ class Reporter(Protocol):
         self.say(Said(record))
 
     def finish(self) -> Deferred[None]:
-        """Fires when everything was said, or cannot be."""
+        """Fire when everything was written, or the channel is closed."""
         if self._over is None:
             return succeed(None)
         self.transport.unregisterProducer()
@@ -131,11 +131,11 @@ class Reporter(Protocol):
         self._paused, self._unread = False, 0
 
     def stopProducing(self) -> None:
-        """The parent is gone, which the packets tell too."""
+        """No-op: the packet channel reports the parent's end too."""
 
 
 class ReportingCounts(ConnectionCounts):
-    """Counts clients per target; the rest is the parent's, which is told of every end."""
+    """Counts of clients per target. The parent counts connections, and gets a `Left` for each end."""
 
     def __init__(self, max_clients: int, reporter: Reporter) -> None:
         ConnectionCounts.__init__(self, 0, 0, max_clients)
@@ -152,12 +152,12 @@ class ReportingCounts(ConnectionCounts):
 
 
 class WorkerService(MultiService):
-    """The service of a worker process: a relay whose connections come from the parent."""
+    """The service tree of a worker process: a relay whose connections come from the parent."""
 
     def __init__(
         self, reactor: Any, config: Config, log: EventLog, reporter: Reporter, environ: Mapping[str, str]
     ) -> None:
-        """`environ` is what `config` was loaded from. Raises ConfigError."""
+        """`environ`: the variables from which `config` was loaded. Raises ConfigError."""
         MultiService.__init__(self)
         self._reactor = reactor
         self._config = config
@@ -190,7 +190,7 @@ class WorkerService(MultiService):
         self._reactor.callWhenRunning(self._reporter.say, Up())
 
     def stopService(self) -> Deferred[None]:
-        """Drain, stop, and wait until the parent has read what is left to be told."""
+        """Drain, stop, and wait until the parent has read the last messages."""
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
@@ -205,9 +205,9 @@ class WorkerService(MultiService):
     # -- orders ----------------------------------------------------------------------------------------------
 
     def obey(self, order: Order, descriptor: int | None, data: bytes) -> None:
-        """Do what the parent says."""
+        """Carry out one order of the parent."""
         if isinstance(order, Adopt):
-            if descriptor is None:  # this process had no room for it (MSG_CTRUNC): the peer sees an end
+            if descriptor is None:  # out of descriptors here (MSG_CTRUNC): the kernel closes the connection
                 self._reporter.say(Left(counted_as(order.ip)))
             else:
                 self.adopt(order, descriptor, data)
@@ -236,23 +236,23 @@ class WorkerService(MultiService):
         config = self._config = reread(self._config, self._environ).config
         self._log.apply(config.log_level, configured_secrets(config))  # type: ignore[arg-type]  # as in tap.py
         limits = {"attempts": 0, "total": 0, "per_ip": 0, "clients": config.max_clients_per_workspace}
-        self.relay.apply(config, limits)  # the parent counts the rest
+        self.relay.apply(config, limits)  # the parent counts everything else
 
     def stop(self) -> None:
-        """Drain and end; asking again does nothing."""
+        """Drain and exit. Later calls have no effect."""
         try:
             self._reactor.stop()
         except ReactorNotRunning:
             pass
 
     def adopt(self, order: Adopt, descriptor: int, data: bytes) -> None:
-        """Take a connection over, and read what the parent has read of it."""
+        """Take over a connection; `data` are the bytes that the parent has read from it."""
         taken = self._counts.taken
         adoption = _Adoption(self._site, order.ip)
         try:
             os.set_blocking(descriptor, False)
             self._reactor.adoptStreamConnection(descriptor, order.family, adoption)
-        except OSError:  # the peer is gone already
+        except OSError:  # the peer has disconnected already
             pass
         finally:
             os.close(descriptor)
@@ -294,7 +294,7 @@ class WorkerService(MultiService):
 
 
 class _Nothing(Resource):
-    """The answer to plain HTTP, of which the parent gives none away."""
+    """The resource for plain HTTP, which the parent never passes on."""
 
     isLeaf = True
 
@@ -304,7 +304,7 @@ class _Nothing(Resource):
 
 
 class _Adoption:
-    """The factory for one connection."""
+    """The protocol factory for one adopted connection."""
 
     def __init__(self, site: RelaySite, ip: str) -> None:
         self._site = site
@@ -318,7 +318,7 @@ class _Adoption:
 
 
 class _ReporterFactory:
-    """What `adoptStreamConnection` asks for."""
+    """The factory for `adoptStreamConnection` (IProtocolFactory)."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -328,7 +328,7 @@ class _ReporterFactory:
 
 
 def main() -> int:
-    """Until the parent says stop."""
+    """Run the worker process until the parent orders it to stop; returns the exit status."""
     reactor: Any = install()
     words = socket.socket(fileno=WORDS_FD)
     words.setblocking(False)
@@ -337,7 +337,7 @@ def main() -> int:
     words.close()
     try:
         environ = dict(os.environ)
-        config = evolve(load(environ), warnings=())  # the parent has told them
+        config = evolve(load(environ), warnings=())  # the parent has logged these
         log = EventLog(
             _Nowhere(), max_entries=1, secrets=configured_secrets(config), relay_id=config.relay_id_in_log
         )

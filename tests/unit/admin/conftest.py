@@ -1,4 +1,4 @@
-"""A door on a real loopback port, over a relay that is made up."""
+"""A admin on a real loopback port, over a relay that is made up."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class Answer:
         return self.body.decode("utf-8")
 
 
-class OpenDoor:
-    """A listening door and everything behind it."""
+class OpenAdmin:
+    """A listening admin and everything behind it."""
 
     def __init__(self, environ: dict[str, str], **build_options: Any) -> None:
         self.stream = io.StringIO()
@@ -129,11 +129,11 @@ class OpenDoor:
         self.auth = AdminAuth(
             tokens, metrics, now=time.time, wrong_token=lambda ip: wrong.hit(ip, self.clock.seconds())
         )
-        self.door = build(
+        self.admin = build(
             self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
             started_at=time.time() - 1.0, now=time.time, auth=self.auth, **build_options,
         )  # fmt: skip
-        site = Site(self.door)
+        site = Site(self.admin)
         site.displayTracebacks = False
         site.log = lambda request: None
         self.port = reactor.listenTCP(0, site, interface="127.0.0.1")
@@ -172,28 +172,30 @@ class OpenDoor:
         return await self.ask("POST", path, sent, json.dumps(body).encode(), token)
 
     def close(self) -> Deferred[Any]:
-        self.door.stop()
+        self.admin.stop()
         return self.port.stopListening()
 
 
 @pytest.fixture
-def open_door() -> Iterator[Callable[..., OpenDoor]]:
-    """Opens doors with an environment of the test's own."""
-    doors: list[OpenDoor] = []
+def open_admin() -> Iterator[Callable[..., OpenAdmin]]:
+    """Opens admins with an environment of the test's own."""
+    admins: list[OpenAdmin] = []
 
-    def make(environ: dict[str, str] | None = None, **build_options: Any) -> OpenDoor:
-        doors.append(OpenDoor({"RELAY_ADMIN_TOKEN": TOKEN} if environ is None else environ, **build_options))
-        return doors[-1]
+    def make(environ: dict[str, str] | None = None, **build_options: Any) -> OpenAdmin:
+        admins.append(
+            OpenAdmin({"RELAY_ADMIN_TOKEN": TOKEN} if environ is None else environ, **build_options)
+        )
+        return admins[-1]
 
     yield make
-    for door in doors:
-        pytest_twisted.blockon(door.close())
+    for admin in admins:
+        pytest_twisted.blockon(admin.close())
 
 
 @pytest.fixture
-def door(open_door: Callable[..., OpenDoor]) -> OpenDoor:
-    """A door with the token TOKEN, in dev mode."""
-    return open_door()
+def admin(open_admin: Callable[..., OpenAdmin]) -> OpenAdmin:
+    """A admin with the token TOKEN, in dev mode."""
+    return open_admin()
 
 
 @pytest.fixture

@@ -44,11 +44,11 @@ def test_a_quantile_lies_within_the_edges_and_rises(counts, q):
         assert 0 <= found <= edges[-2] and found <= quantile(buckets, 0.999)
 
 
-def test_quantiles_are_of_the_last_minutes(door):
-    counters = door.counters
+def test_quantiles_are_of_the_last_minutes(admin):
+    counters = admin.counters
     for _ in range(100):
         counters.forward_latency.observe(0.5)
-    capacity = Capacity(door.config, counters, door.state)
+    capacity = Capacity(admin.config, counters, admin.state)
     for _ in range(10):
         counters.forward_latency.observe(0.0002)
     found = capacity.quantiles()
@@ -70,8 +70,8 @@ def test_the_end_of_a_certificate(tmp_path):
 
 
 @pytest_twisted.ensureDeferred
-async def test_connections_that_need_a_look_come_first(door, make_target, make_peer):
-    door.state.views = [
+async def test_connections_that_need_a_look_come_first(admin, make_target, make_peer):
+    admin.state.views = [
         make_target(
             "w-1",
             "t-1",
@@ -81,18 +81,18 @@ async def test_connections_that_need_a_look_come_first(door, make_target, make_p
         make_target("w-2", "t-2", clients=(make_peer("client", "waits"),)),
         make_target("w-3", "t-3", daemon=make_peer("workspace-daemon", "slow", paused=True)),
     ]
-    body = (await door.get("/admin/api/connections")).json()
+    body = (await admin.get("/admin/api/connections")).json()
     assert [row["clientId"] for row in body["connections"]][:2] == ["waits", "slow"] and body["total"] == 4
     assert body["connections"][0]["waits"] is True
-    found = (await door.get("/admin/api/connections?search=t-1")).json()["connections"]
+    found = (await admin.get("/admin/api/connections?search=t-1")).json()["connections"]
     assert {row["clientId"] for row in found} == {"machine", "ok"}
-    assert (await door.get("/admin/api/connections?search=" + "x" * 200)).status == 400
-    assert (await door.get("/admin/api/connections", token=None)).status == 401
+    assert (await admin.get("/admin/api/connections?search=" + "x" * 200)).status == 400
+    assert (await admin.get("/admin/api/connections", token=None)).status == 401
 
 
 @pytest_twisted.ensureDeferred
-async def test_settings_show_no_secret(door, token):
-    answer = await door.get("/admin/api/settings")
+async def test_settings_show_no_secret(admin, token):
+    answer = await admin.get("/admin/api/settings")
     rows = {row["name"]: row for row in answer.json()["settings"]}
     assert token not in answer.text
     assert (
@@ -105,8 +105,8 @@ async def test_settings_show_no_secret(door, token):
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_overview_has_the_headroom(door):
-    capacity = (await door.get("/admin/api/overview")).json()["capacity"]
+async def test_the_overview_has_the_headroom(admin):
+    capacity = (await admin.get("/admin/api/overview")).json()["capacity"]
     assert capacity["connections"] == {"used": 0, "limit": 2000}
     assert capacity["processes"]["relay"]["resident_memory_bytes"] > 1_000_000
     assert capacity["certificateEnds"] is None

@@ -37,8 +37,8 @@ def expressions() -> dict[str, str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_metric_that_they_name_is_in_a_scrape(door):
-    families = list(text_string_to_metric_families((await door.get("/metrics")).text))
+async def test_every_metric_that_they_name_is_in_a_scrape(admin):
+    families = list(text_string_to_metric_families((await admin.get("/metrics")).text))
     samples = {sample.name for family in families for sample in family.samples}
     named = {name for text in expressions().values() for name in _NAME.findall(text)}
     assert len(named) > 30
@@ -46,8 +46,8 @@ async def test_every_metric_that_they_name_is_in_a_scrape(door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_label_value_that_they_name_is_in_a_scrape(door):
-    text = (await door.get("/metrics")).text
+async def test_every_label_value_that_they_name_is_in_a_scrape(admin):
+    text = (await admin.get("/metrics")).text
     for where, expression in expressions().items():
         for label, operator, value in re.findall(
             r'\b(reason|role|outcome|noise|to)(=~?)"([^"]+)"', expression
@@ -86,8 +86,8 @@ def test_promtool_takes_the_rules():
 
 @pytest.mark.promtool
 @pytest_twisted.ensureDeferred
-async def test_promtool_finds_nothing_wrong_with_the_names_and_the_exposition(door):
-    text = (await door.get("/metrics")).body
+async def test_promtool_finds_nothing_wrong_with_the_names_and_the_exposition(admin):
+    text = (await admin.get("/metrics")).body
     ran = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60)
     # names that dashboards of today know, and prometheus_client's own
     known = ("relay_connections_total", "relay_workspaces_total", "python_gc_", "python_info", "process_")

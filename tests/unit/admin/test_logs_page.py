@@ -23,14 +23,14 @@ from viewport_relay.reasons import Reason
 
 
 @pytest.fixture
-def filled(door):
-    log = door.log
+def filled(admin):
+    log = admin.log
     log.event("relay_started")
     log.event("join", connection_id="c-1", workspaceId="w-1", role="client", ip="192.0.2.1")
     log.event("refuse", reason=Reason.JWT_EXPIRED, connection_id="c-2", workspaceId="w-2", ip="192.0.2.2")
     log.event("refuse", reason=Reason.INTERNAL_KEY_MISMATCH, connection_id="c-3", workspaceId="w-1")
     log.event("leave", connection_id="c-1", workspaceId="w-1", role="client", ip="192.0.2.1")
-    return door
+    return admin
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ async def test_summary_counts_folded_entries_as_often_as_they_came(filled):
 
 
 @pytest_twisted.ensureDeferred
-async def test_summary_counts_one_failure_once(door):
+async def test_summary_counts_one_failure_once(admin):
     for _ in range(3):
-        door.log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why="x")
-    assert (await door.get("/logs?summary=1")).json()["byReason"] == {"JWKS_UNREACHABLE": 3}
-    door.log.event("refuse", reason=Reason.JWKS_UNREACHABLE, ip="192.0.2.1")
-    numbers = (await door.get("/logs?summary=1")).json()
+        admin.log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why="x")
+    assert (await admin.get("/logs?summary=1")).json()["byReason"] == {"JWKS_UNREACHABLE": 3}
+    admin.log.event("refuse", reason=Reason.JWKS_UNREACHABLE, ip="192.0.2.1")
+    numbers = (await admin.get("/logs?summary=1")).json()
     assert numbers["byReason"] == {"JWKS_UNREACHABLE": 1} and numbers["byEvent"]["jwks_fetch_failed"] == 3
 
 
@@ -153,15 +153,15 @@ async def test_json_has_the_verdict_and_the_problems_beside_the_entries(filled):
 
 
 @pytest_twisted.ensureDeferred
-async def test_text_begins_with_verdict_cause_fix_and_example(door):
+async def test_text_begins_with_verdict_cause_fix_and_example(admin):
     for n in range(302):
-        door.log.event(
+        admin.log.event(
             "refuse", reason=Reason.JWT_EXPIRED, connection_id=f"c-{n}", workspaceId="acme", role="client", ip="192.0.2.1",
             detail="exp passed 400 s ago",
         )  # fmt: skip
     for n in range(100):
-        door.log.event("join", connection_id=f"j-{n}", workspaceId="w")
-    screen = (await door.get("/logs?format=text")).text.splitlines()
+        admin.log.event("join", connection_id=f"j-{n}", workspaceId="w")
+    screen = (await admin.get("/logs?format=text")).text.splitlines()
     assert (
         screen[0].startswith("GOOD: Daemons can connect")
         and "302 refused in 5 min (JWT_EXPIRED 302)" in screen[1]
@@ -175,15 +175,15 @@ async def test_text_begins_with_verdict_cause_fix_and_example(door):
     entries = [line for line in screen if line[:2] == "20"]
     assert len(entries) == TEXT_ENTRIES and any("the last 20 of 105 entries" in line for line in screen)
     assert all(len(line) <= 110 for line in screen if line[:2] != "20")
-    everything = (await door.get("/logs?format=text&limit=1000")).text.splitlines()
+    everything = (await admin.get("/logs?format=text&limit=1000")).text.splitlines()
     assert sum(line[:2] == "20" for line in everything) == 105
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_gets_in_is_said_first(door):
+async def test_nobody_gets_in_is_said_first(admin):
     for _ in range(5):
-        door.log.event("refuse", reason=Reason.JWT_EXPIRED, ip="192.0.2.1")
-    first = (await door.get("/logs/text")).text.splitlines()[0]
+        admin.log.event("refuse", reason=Reason.JWT_EXPIRED, ip="192.0.2.1")
+    first = (await admin.get("/logs/text")).text.splitlines()[0]
     assert first.startswith("BAD: No peer gets in: 5 were refused, mostly JWT_EXPIRED")
 
 
@@ -234,20 +234,20 @@ async def test_explain_says_cause_and_fix_and_what_happened_here(filled):
 
 
 @pytest_twisted.ensureDeferred
-async def test_about_a_connection_of_which_only_the_answer_is_known(door):
+async def test_about_a_connection_of_which_only_the_answer_is_known(admin):
     for n in range(20):
-        door.log.event(
+        admin.log.event(
             "refuse", reason=Reason.JWT_EXPIRED, connection_id=f"c-{n}", workspaceId="acme", role="client", ip="192.0.2.1",
             detail=f"exp passed {n} s ago",
         )  # fmt: skip
-    assert all(entry.get("connectionId") != "c-17" for entry in door.log.entries()), "it was folded"
-    text = " ".join((await door.get("/logs?about=c-17&format=text")).text.split())
+    assert all(entry.get("connectionId") != "c-17" for entry in admin.log.entries()), "it was folded"
+    text = " ".join((await admin.get("/logs?about=c-17&format=text")).text.split())
     assert (
         "client of workspace acme from 192.0.2.1 was refused: JWT validation failed: token expired: exp passed 17 s ago"
         in text
     )
     assert "[JWT_EXPIRED], connection c-17" in text and "fix let the peer fetch a new token" in text
-    body = (await door.get("/logs?about=acme")).json()
+    body = (await admin.get("/logs?about=acme")).json()
     assert (
         len(body["logs"]) == 5
         and body["counted"] == [body["counted"][0]]
@@ -257,26 +257,26 @@ async def test_about_a_connection_of_which_only_the_answer_is_known(door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_about_somebody_who_is_there_and_somebody_unheard_of(door, make_target, make_peer):
-    door.state.views = [make_target("w-1", "t-1", daemon=make_peer("workspace-daemon", "machine-1"))]
-    text = " ".join((await door.get("/logs?about=t-1", {"Accept": "text/plain"})).text.split())
+async def test_about_somebody_who_is_there_and_somebody_unheard_of(admin, make_target, make_peer):
+    admin.state.views = [make_target("w-1", "t-1", daemon=make_peer("workspace-daemon", "machine-1"))]
+    text = " ".join((await admin.get("/logs?about=t-1", {"Accept": "text/plain"})).text.split())
     assert (
         "now the workspace-daemon machine-1 of workspace w-1, target t-1, from 192.0.2.7, connection conn-machine-1"
         in text
     )
-    text = " ".join((await door.get("/logs?about=nobody-knows&format=text")).text.split())
+    text = " ".join((await admin.get("/logs?about=nobody-knows&format=text")).text.split())
     assert "no such peer is connected" in text and "its attempts do not reach this relay" in text
-    hostile = (await door.get("/logs?about=%1b%5b2J&format=text")).text
+    hostile = (await admin.get("/logs?about=%1b%5b2J&format=text")).text
     assert all(c.isprintable() or c == "\n" for c in hostile)
 
 
 @pytest_twisted.ensureDeferred
-async def test_text_for_people_is_inert(door):
-    door.log.event(
+async def test_text_for_people_is_inert(admin):
+    admin.log.event(
         "drop", reason=Reason.INVALID_FRAME, connection_id="c-1", workspaceId="\x1b]0;pwned\x07\x1b[2J", clientId="a\nb",
         note="\u202egnp.exe \x9b31m \u200b \ud800", number=7,
     )  # fmt: skip
-    answer = await door.get("/logs?format=text")
+    answer = await admin.get("/logs?format=text")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     (line,) = [line for line in answer.text.splitlines() if line[:2] == "20"]
     assert all(c.isprintable() for c in answer.text.replace("\n", ""))
@@ -287,9 +287,9 @@ async def test_text_for_people_is_inert(door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_json_is_inert_in_html(door):
-    door.log.event("drop", workspaceId="</script><img src=x onerror=alert(1)>")
-    answer = await door.get("/logs")
+async def test_json_is_inert_in_html(admin):
+    admin.log.event("drop", workspaceId="</script><img src=x onerror=alert(1)>")
+    answer = await admin.get("/logs")
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "<img" in answer.json()["logs"][-1]["details"]["workspaceId"]
 
@@ -304,13 +304,13 @@ def test_inert_keeps_ordinary_letters():
 class Reader:
     """A raw HTTP reader, so that a test decides when it reads."""
 
-    def __init__(self, door, token, path="/logs?follow=1", headers="", receive_buffer=None):
+    def __init__(self, admin, token, path="/logs?follow=1", headers="", receive_buffer=None):
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(5)
         self.request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n{headers}\r\n"
-        self.address = ("127.0.0.1", door.port.getHost().port)
+        self.address = ("127.0.0.1", admin.port.getHost().port)
         self.data = b""
 
     async def start(self):
@@ -346,8 +346,8 @@ async def eventually(what, seconds=5.0):
         await pause(0.01)
 
 
-def page_of(door) -> LogsPage:
-    return door.door._routes[b"GET", b"/logs"].page.__self__
+def page_of(admin) -> LogsPage:
+    return admin.admin._routes[b"GET", b"/logs"].page.__self__
 
 
 @pytest_twisted.ensureDeferred
@@ -400,21 +400,21 @@ async def test_follow_as_text(filled, token):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reader_that_does_not_read_costs_nobody_anything(door, token):
-    reader = await Reader(door, token, receive_buffer=4096).start()
-    page = page_of(door)
+async def test_a_reader_that_does_not_read_costs_nobody_anything(admin, token):
+    reader = await Reader(admin, token, receive_buffer=4096).start()
+    page = page_of(admin)
     await eventually(lambda: page.followers)
     slowest = 0.0
     for n in range(20_000):
         began = time.thread_time()
-        door.log.event("join", n=n, filler="x y " * 100)
+        admin.log.event("join", n=n, filler="x y " * 100)
         slowest = max(slowest, time.thread_time() - began)
         if n % 1000 == 0:
             await pause(0)
     assert slowest < 0.25
     (follower,) = page.followers
-    assert follower._paused and len(follower._queue) <= follow.MAX_WAITING + door.config.max_logs
-    door.log.event("leave", mark="the-end")
+    assert follower._paused and len(follower._queue) <= follow.MAX_WAITING + admin.config.max_logs
+    admin.log.event("leave", mark="the-end")
     data = await reader.until(b'the-end"}}')
     entries = [json.loads(line) for line in data.split(b"\r\n\r\n", 1)[1].splitlines() if line.endswith(b"}")]
     gaps = [entry["details"]["count"] for entry in entries if entry["event"] == "follow_gap"]
@@ -424,15 +424,15 @@ async def test_a_reader_that_does_not_read_costs_nobody_anything(door, token):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reader_that_stands_still_is_let_go_and_beats_keep_the_others(door, token, monkeypatch):
+async def test_a_reader_that_stands_still_is_let_go_and_beats_keep_the_others(admin, token, monkeypatch):
     monkeypatch.setattr(follow, "HEARTBEAT", 0.05)
     monkeypatch.setattr(follow, "STALLED", 0.2)
-    still = await Reader(door, token, receive_buffer=4096).start()
-    page = page_of(door)
+    still = await Reader(admin, token, receive_buffer=4096).start()
+    page = page_of(admin)
     await eventually(lambda: page.followers)
     for n in range(5000):
-        door.log.event("join", n=n, filler="x y " * 500)
-    lively = await Reader(door, token, "/logs?follow=1&limit=1", "Accept: text/event-stream\r\n").start()
+        admin.log.event("join", n=n, filler="x y " * 500)
+    lively = await Reader(admin, token, "/logs?follow=1&limit=1", "Accept: text/event-stream\r\n").start()
     await lively.until(b": still here")
     await eventually(lambda: len(page.followers) == 1)
 
@@ -449,21 +449,21 @@ async def test_a_reader_that_stands_still_is_let_go_and_beats_keep_the_others(do
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_number_of_followers_is_bounded(door, token):
-    page = page_of(door)
+async def test_the_number_of_followers_is_bounded(admin, token):
+    page = page_of(admin)
     page._max_followers = 2
-    readers = [await Reader(door, token).start() for _ in range(2)]
+    readers = [await Reader(admin, token).start() for _ in range(2)]
     await eventually(lambda: len(page.followers) == 2)
-    answer = await door.get("/logs?follow=1")
+    answer = await admin.get("/logs?follow=1")
     assert answer.status == 503 and answer.json()["reason"] == "ADMIN_TOO_MANY_FOLLOWERS"
     readers[0].close()
     await eventually(lambda: len(page.followers) == 1)
-    third = await Reader(door, token).start()
+    third = await Reader(admin, token).start()
     await eventually(lambda: len(page.followers) == 2)
     for reader in (*readers, third):
         reader.close()
 
 
-def test_a_line_of_text_shows_nested_details(door):
-    door.log.event("x", message="m", a={"b": [1]})
-    assert as_text(door.log.records()[-1]).endswith('INFO  x m a={"b": [1]}')
+def test_a_line_of_text_shows_nested_details(admin):
+    admin.log.event("x", message="m", a={"b": [1]})
+    assert as_text(admin.log.records()[-1]).endswith('INFO  x m a={"b": [1]}')

@@ -21,18 +21,18 @@ from viewport_relay.reasons import Reason
 
 
 @pytest_twisted.ensureDeferred
-async def test_state_has_the_documented_form(door, make_peer, make_target):
+async def test_state_has_the_documented_form(admin, make_peer, make_target):
     daemon = make_peer(
         "workspace-daemon", "d", queued_bytes=5, noise="IKpsk2", subprotocol="viewport.noise-link.v1"
     )
     clients = (make_peer(name="c-2", queued_bytes=7, subprotocol="auth.abc-secret"), make_peer(name="c-1"))
-    door.state.views = [
+    admin.state.views = [
         make_target("w-2", None, clients=(make_peer(name="p"),)),
         make_target(
             "w-1", daemon=daemon, clients=clients, sessions=3, pending_requests=1, frames=10, bytes=99
         ),
     ]
-    answer = await door.get("/state")
+    answer = await admin.get("/state")
     body = answer.json()
     assert {name: body[name] for name in body if name not in ("workspaces", "connections", "relayId")} == {
         "ok": True, "service": "relay", "relayMode": "dev", "backplaneMode": "single", "busEnabled": False,
@@ -62,10 +62,12 @@ async def test_state_has_the_documented_form(door, make_peer, make_target):
 
 
 @pytest_twisted.ensureDeferred
-async def test_state_leaves_client_ids_out_unless_they_are_included(open_door, token, make_peer, make_target):
-    door = open_door({"RELAY_ADMIN_TOKEN": token, "RELAY_STATE_INCLUDE_CLIENT_IDS": "0"})
-    door.state.views = [make_target(clients=(make_peer(name="person-1"),))]
-    answer = await door.get("/state")
+async def test_state_leaves_client_ids_out_unless_they_are_included(
+    open_admin, token, make_peer, make_target
+):
+    admin = open_admin({"RELAY_ADMIN_TOKEN": token, "RELAY_STATE_INCLUDE_CLIENT_IDS": "0"})
+    admin.state.views = [make_target(clients=(make_peer(name="person-1"),))]
+    answer = await admin.get("/state")
     assert "clientIds" not in answer.json()["workspaces"][0]
     assert answer.text.replace("conn-person-1", "").find("person-1") < 0
     assert answer.json()["workspaces"][0]["clients"][0]["connectionId"] == "conn-person-1"
@@ -85,11 +87,11 @@ async def test_state_leaves_client_ids_out_unless_they_are_included(open_door, t
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_metrics_in_the_format_that_is_asked_for(door, make_peer, make_target, accept, kind):
-    door.state.views = [
+async def test_metrics_in_the_format_that_is_asked_for(admin, make_peer, make_target, accept, kind):
+    admin.state.views = [
         make_target(daemon=make_peer("workspace-daemon"), clients=(make_peer(), make_peer(paused=True)))
     ]
-    answer = await door.get("/metrics", {"Accept": accept} if accept else {})
+    answer = await admin.get("/metrics", {"Accept": accept} if accept else {})
     assert answer.status == 200 and answer.headers["content-type"].startswith(kind)
     total = sum(
         float(line.rsplit(" ", 1)[1])
@@ -106,15 +108,15 @@ async def test_metrics_in_the_format_that_is_asked_for(door, make_peer, make_tar
 # -- the session ----------------------------------------------------------------------------------------------
 
 
-async def sign_in(door, token):
-    answer = await door.post("/admin/api/session", {"token": token}, token=None)
+async def sign_in(admin, token):
+    answer = await admin.post("/admin/api/session", {"token": token}, token=None)
     assert answer.status == 200
     return answer.headers["set-cookie"].partition(";")[0], answer.json()["csrf"], answer.headers["set-cookie"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_token_buys_a_cookie_that_scripts_and_other_sites_cannot_use(door, token):
-    cookie, csrf, whole = await sign_in(door, token)
+async def test_the_token_buys_a_cookie_that_scripts_and_other_sites_cannot_use(admin, token):
+    cookie, csrf, whole = await sign_in(admin, token)
     assert "HttpOnly" in whole and "SameSite=Strict" in whole and "Path=/" in whole and "Secure" not in whole
     assert token not in whole
     for path in (
@@ -125,18 +127,18 @@ async def test_the_token_buys_a_cookie_that_scripts_and_other_sites_cannot_use(d
         "/admin/api/reasons",
         "/admin/api/workspaces",
     ):
-        assert (await door.get(path, {"Cookie": f"other=1; {cookie}"}, token=None)).status == 200
-    answer = await door.get("/admin/api/session", {"Cookie": cookie}, token=None)
+        assert (await admin.get(path, {"Cookie": f"other=1; {cookie}"}, token=None)).status == 200
+    answer = await admin.get("/admin/api/session", {"Cookie": cookie}, token=None)
     assert answer.json() == {"ok": True, "signedIn": True, "csrf": csrf}
-    assert (await door.get("/admin/api/session", token=None)).json() == {"ok": True, "signedIn": False}
-    entry = door.log.entries()[0]
+    assert (await admin.get("/admin/api/session", token=None)).json() == {"ok": True, "signedIn": False}
+    entry = admin.log.entries()[0]
     assert entry["event"] == "operator_signed_in" and entry["details"]["operator"] == "127.0.0.1"
 
 
 @pytest_twisted.ensureDeferred
-async def test_behind_a_tls_proxy_the_cookie_is_secure(open_door, token):
-    door = open_door({"RELAY_ADMIN_TOKEN": token, "RELAY_TLS_TERMINATION": "platform"})
-    assert (await sign_in(door, token))[2].endswith("Secure")
+async def test_behind_a_tls_proxy_the_cookie_is_secure(open_admin, token):
+    admin = open_admin({"RELAY_ADMIN_TOKEN": token, "RELAY_TLS_TERMINATION": "platform"})
+    assert (await sign_in(admin, token))[2].endswith("Secure")
 
 
 @pytest.mark.parametrize(
@@ -150,15 +152,15 @@ async def test_behind_a_tls_proxy_the_cookie_is_secure(open_door, token):
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_token_buys_nothing(door, body, status):
-    answer = await door.post("/admin/api/session", body, token=None)
+async def test_a_wrong_token_buys_nothing(admin, body, status):
+    answer = await admin.post("/admin/api/session", body, token=None)
     assert answer.status == status and "set-cookie" not in answer.headers
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_form_of_another_site_cannot_sign_anybody_in(door, token):
+async def test_a_form_of_another_site_cannot_sign_anybody_in(admin, token):
     for kind in ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data"):
-        answer = await door.ask(
+        answer = await admin.ask(
             "POST", "/admin/api/session", {"Content-Type": kind}, json.dumps({"token": token}).encode(), None
         )
         assert answer.status in (400, 415) and "set-cookie" not in answer.headers
@@ -166,38 +168,38 @@ async def test_a_form_of_another_site_cannot_sign_anybody_in(door, token):
 
 @pytest.mark.parametrize("proof", [None, "", "wrong", "0" * 64, "é"])
 @pytest_twisted.ensureDeferred
-async def test_a_cookie_alone_changes_nothing(door, token, proof):
-    cookie, csrf, _ = await sign_in(door, token)
+async def test_a_cookie_alone_changes_nothing(admin, token, proof):
+    cookie, csrf, _ = await sign_in(admin, token)
     headers = {"Cookie": cookie} | ({} if proof is None else {"X-Relay-CSRF": proof.encode()})
     for path in ("/disconnect", "/cache/flush"):
-        answer = await door.post(path, {"workspaceId": "w"}, headers, token=None)
+        answer = await admin.post(path, {"workspaceId": "w"}, headers, token=None)
         assert answer.status == 403 and answer.json()["reason"] == "ADMIN_CSRF_MISMATCH"
-    assert (await door.ask("DELETE", "/admin/api/session", headers, token=None)).status == 403
-    assert door.state.calls == []
+    assert (await admin.ask("DELETE", "/admin/api/session", headers, token=None)).status == 403
+    assert admin.state.calls == []
     good = {"Cookie": cookie, "X-Relay-CSRF": csrf}
-    assert (await door.post("/disconnect", {"workspaceId": "w"}, good, token=None)).status == 200
-    gone = await door.ask("DELETE", "/admin/api/session", good, token=None)
+    assert (await admin.post("/disconnect", {"workspaceId": "w"}, good, token=None)).status == 200
+    gone = await admin.ask("DELETE", "/admin/api/session", good, token=None)
     assert gone.status == 200 and "Max-Age=0" in gone.headers["set-cookie"]
     # The server has ended it: whoever kept the cookie has nothing.
     for path in ("/state", "/admin/api/overview"):
-        assert (await door.get(path, {"Cookie": cookie}, token=None)).status == 401
-    assert (await door.post("/cache/flush", {}, good, token=None)).status == 401
-    other, _, _ = await sign_in(door, token)
-    assert (await door.get("/state", {"Cookie": other}, token=None)).status == 200
+        assert (await admin.get(path, {"Cookie": cookie}, token=None)).status == 401
+    assert (await admin.post("/cache/flush", {}, good, token=None)).status == 401
+    other, _, _ = await sign_in(admin, token)
+    assert (await admin.get("/state", {"Cookie": other}, token=None)).status == 200
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_proof_of_one_session_is_none_for_another(door, token):
-    cookie, _, _ = await sign_in(door, token)
-    _, other, _ = await sign_in(door, token)
-    answer = await door.post("/cache/flush", {}, {"Cookie": cookie, "X-Relay-CSRF": other}, token=None)
+async def test_the_proof_of_one_session_is_none_for_another(admin, token):
+    cookie, _, _ = await sign_in(admin, token)
+    _, other, _ = await sign_in(admin, token)
+    answer = await admin.post("/cache/flush", {}, {"Cookie": cookie, "X-Relay-CSRF": other}, token=None)
     assert answer.status == 403
 
 
 @pytest_twisted.ensureDeferred
-async def test_altered_old_and_foreign_sessions_are_none(open_door, token):
-    door = open_door({"RELAY_ADMIN_TOKEN": token})
-    cookie, _, _ = await sign_in(door, token)
+async def test_altered_old_and_foreign_sessions_are_none(open_admin, token):
+    admin = open_admin({"RELAY_ADMIN_TOKEN": token})
+    cookie, _, _ = await sign_in(admin, token)
     name, _, value = cookie.partition("=")
     ends, nonce, mac = value.split(".")
     stranger = AdminAuth(["another-token-0123456789abcdef"], now=time.time).open_session()[0]
@@ -206,7 +208,7 @@ async def test_altered_old_and_foreign_sessions_are_none(open_door, token):
         f"{int(ends) + 9}.{nonce}.{mac}", f"{ends}.{nonce}0.{mac}", f"{ends}.{nonce}.{mac[:-1]}", f".{mac}", "", "..", mac,
         stranger, past, f"{ends}.{nonce}.é",
     ):  # fmt: skip
-        answer = await door.get("/state", {"Cookie": f"{name}={altered}".encode()}, token=None)
+        answer = await admin.get("/state", {"Cookie": f"{name}={altered}".encode()}, token=None)
         assert answer.status == 401, altered
 
 
@@ -214,8 +216,8 @@ async def test_altered_old_and_foreign_sessions_are_none(open_door, token):
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_page_is_served_under_a_strict_policy_and_names_no_other_host(door):
-    page = await door.get("/admin/", token=None)
+async def test_the_page_is_served_under_a_strict_policy_and_names_no_other_host(admin):
+    page = await admin.get("/admin/", token=None)
     assert page.status == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
@@ -224,10 +226,10 @@ async def test_the_page_is_served_under_a_strict_policy_and_names_no_other_host(
     assert names >= {"app.js", "dashboard.css", "icon.svg"}
     for name in names:
         assert "/" not in name
-        assert (await door.get(f"/admin/{name}", token=None)).status == 200
-    files = [path for _, path in door.door._routes if path.startswith(b"/admin/") and b"/api/" not in path]
+        assert (await admin.get(f"/admin/{name}", token=None)).status == 200
+    files = [path for _, path in admin.admin._routes if path.startswith(b"/admin/") and b"/api/" not in path]
     for path in files:
-        file = await door.get(path.decode(), token=None)
+        file = await admin.get(path.decode(), token=None)
         assert file.headers["content-security-policy"] == policy
         text = file.text
         assert "http://www.w3.org" in text or "http" not in text.replace("https://", "http://").replace(
@@ -236,7 +238,7 @@ async def test_the_page_is_served_under_a_strict_policy_and_names_no_other_host(
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|style=|onclick=|\.on[a-z]+ =", text
         )
-        again = await door.get(path.decode(), {"If-None-Match": file.headers["etag"]}, token=None)
+        again = await admin.get(path.decode(), {"If-None-Match": file.headers["etag"]}, token=None)
         assert again.status == 304 and again.body == b""
 
 
@@ -244,12 +246,12 @@ async def test_the_page_is_served_under_a_strict_policy_and_names_no_other_host(
 
 
 @pytest_twisted.ensureDeferred
-async def test_overview_counts_refusals_latest_first(door):
-    door.counters.refusals[Reason.JWT_EXPIRED] += 2
-    door.counters.closes[Reason.NOISE_INVALID_PSK] += 1
-    door.counters.drops[Reason.NOISE_INVALID_PSK] += 4
-    door.log.event("refused", reason=Reason.JWT_EXPIRED)
-    body = (await door.get("/admin/api/overview")).json()
+async def test_overview_counts_refusals_latest_first(admin):
+    admin.counters.refusals[Reason.JWT_EXPIRED] += 2
+    admin.counters.closes[Reason.NOISE_INVALID_PSK] += 1
+    admin.counters.drops[Reason.NOISE_INVALID_PSK] += 4
+    admin.log.event("refused", reason=Reason.JWT_EXPIRED)
+    body = (await admin.get("/admin/api/overview")).json()
     first, second = body["reasons"]
     assert first["reason"] == "JWT_EXPIRED" and first["refused"] == 2 and first["lastAt"].endswith("Z")
     assert second == {
@@ -259,29 +261,31 @@ async def test_overview_counts_refusals_latest_first(door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_reason_comes_with_cause_and_fix(door):
-    reasons = (await door.get("/admin/api/reasons")).json()["reasons"]
+async def test_every_reason_comes_with_cause_and_fix(admin):
+    reasons = (await admin.get("/admin/api/reasons")).json()["reasons"]
     assert set(reasons) == {reason.code for reason in Reason}
     assert all(row["text"] and row["cause"] and row["fix"] for row in reasons.values())
 
 
 @pytest_twisted.ensureDeferred
-async def test_workspaces_are_searched_bounded_and_latest_first(door, make_target):
-    door.state.views = [make_target(f"w-{n}", "t", last_activity_at=float(n)) for n in range(300)]
-    body = (await door.get("/admin/api/workspaces")).json()
+async def test_workspaces_are_searched_bounded_and_latest_first(admin, make_target):
+    admin.state.views = [make_target(f"w-{n}", "t", last_activity_at=float(n)) for n in range(300)]
+    body = (await admin.get("/admin/api/workspaces")).json()
     assert body["total"] == 300 and len(body["workspaces"]) == MAX_TARGETS
     assert body["workspaces"][0]["workspaceId"] == "w-299"
-    found = (await door.get("/admin/api/workspaces?search=w-29")).json()
+    found = (await admin.get("/admin/api/workspaces?search=w-29")).json()
     assert found["total"] == 11
-    assert (await door.get("/admin/api/workspaces?search=" + "x" * 200)).status == 400
+    assert (await admin.get("/admin/api/workspaces?search=" + "x" * 200)).status == 400
 
 
-def test_history_keeps_an_hour(door, make_target, make_peer):
+def test_history_keeps_an_hour(admin, make_target, make_peer):
     clock = Clock()
     counters = Counters()
-    history = History(counters, door.state, clock, clock.seconds, Capacity(door.config, counters, door.state))
+    history = History(
+        counters, admin.state, clock, clock.seconds, Capacity(admin.config, counters, admin.state)
+    )
     history.start()
-    door.state.views = [make_target(daemon=make_peer("workspace-daemon"))]
+    admin.state.views = [make_target(daemon=make_peer("workspace-daemon"))]
     clock.pump([STEP] * (KEPT + 10))
     columns = history.as_json()
     assert (

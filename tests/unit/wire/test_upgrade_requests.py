@@ -1,4 +1,4 @@
-"""Raw bytes at the front door, in process: the site, the `/ws` resource and the sessions over transports in memory.
+"""Raw bytes sent to the relay's site, in process: the site, the `/ws` resource and the sessions over transports in memory.
 
 Whatever a request looks like: it is upgraded only if it is right, it is answered in well-formed HTTP or cut off, and
 nothing is raised. The gate is a stand-in that admits what it is asked about and remembers it.
@@ -54,7 +54,7 @@ class OpenGate:
         )
 
 
-class Door(Resource):
+class OtherPages(Resource):
     """Everything that is not `/ws`."""
 
     isLeaf = True
@@ -64,7 +64,7 @@ class Door(Resource):
         return b"{}"
 
 
-class FrontDoor:
+class UpgradeSite:
     """One relay and one connection to it."""
 
     def __init__(self, **environ: str) -> None:
@@ -84,7 +84,7 @@ class FrontDoor:
             attempts=WindowCounter(0),
             counts=self.counts,
         )
-        site: Any = RelaySite(Root(self.upgrade, Pages(Door(), {b"/ws": self.upgrade.render})))
+        site: Any = RelaySite(Root(self.upgrade, Pages(OtherPages(), {b"/ws": self.upgrade.render})))
         site.reactor = self.relay.clock
         self.sent = b""
         self.transport = MemoryTransport(self.relay.clock, self._take)
@@ -239,12 +239,12 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 @given(requests(), st.lists(st.integers(0, 4000), max_size=4))
 def test_only_a_right_request_is_upgraded(made: tuple[bytes, bool], places: list[int]) -> None:
     data, right = made
-    door = FrontDoor()
-    door.receive(*cut(data, places))
-    assert door.upgraded() is right, (data, door.sent[:200])
-    replies = door.replies(data.partition(b" ")[0])
+    site = UpgradeSite()
+    site.receive(*cut(data, places))
+    assert site.upgraded() is right, (data, site.sent[:200])
+    replies = site.replies(data.partition(b" ")[0])
     assert len(replies) <= 1
-    assert len(door.gate.asked) == right
+    assert len(site.gate.asked) == right
     if right:
         status, headers, _ = replies[0]
         key = data.lower().partition(b"sec-websocket-key: ")[2].partition(b"\r")[0]
@@ -262,9 +262,9 @@ def test_only_a_right_request_is_upgraded(made: tuple[bytes, bool], places: list
             assert set(said) == {"ok", "reason", "message", "connectionId"}
             assert said["reason"].encode() == headers[b"x-relay-reason"]
             assert TOKEN not in body
-    door.leave()
-    assert door.counts.total == 0
-    assert "internal_error" not in {entry["event"] for entry in door.relay.log.events}
+    site.leave()
+    assert site.counts.total == 0
+    assert "internal_error" not in {entry["event"] for entry in site.relay.log.events}
 
 
 def accept(key: bytes) -> bytes:
@@ -336,25 +336,25 @@ def test_junk_is_answered_or_cut_off(
     places: list[int],
 ) -> None:
     """Anything but a right upgrade ends within a minute, and says nothing or whole responses until then."""
-    door = FrontDoor()
+    site = UpgradeSite()
     right = [(name, RIGHT[name][0]) for name in kept]
-    door.receive(*cut(request(method, target, right + headers, version) + behind, places))
-    if door.upgraded():
-        assert len(door.gate.asked) == 1, "nobody comes in past the gate"
-        door.replies()
-        door.leave()
+    site.receive(*cut(request(method, target, right + headers, version) + behind, places))
+    if site.upgraded():
+        assert len(site.gate.asked) == 1, "nobody comes in past the gate"
+        site.replies()
+        site.leave()
     else:
-        assert door.gate.asked == []
+        assert site.gate.asked == []
         for _ in range(12):
-            door.relay.clock.advance(5)
-            while door.transport.turn():
+            site.relay.clock.advance(5)
+            while site.transport.turn():
                 pass
-        assert door.transport.disconnected, "it is still open after a minute"
-        for status, *_ in door.replies(method):
+        assert site.transport.disconnected, "it is still open after a minute"
+        for status, *_ in site.replies(method):
             assert status in (100, 400, 401, 404, 408, 411, 413, 426)
-    door.relay.clock.advance(60)
-    assert door.counts.total == 0
-    assert "internal_error" not in {entry["event"] for entry in door.relay.log.events}
+    site.relay.clock.advance(60)
+    assert site.counts.total == 0
+    assert "internal_error" not in {entry["event"] for entry in site.relay.log.events}
 
 
 @settings(max_examples=60, deadline=None)
@@ -364,12 +364,12 @@ def test_junk_is_answered_or_cut_off(
 )
 def test_requests_in_one_go(made: list[bytes], places: list[int]) -> None:
     """Pipelining: after a refusal the connection is closed, so that nothing behind it is taken for an answer."""
-    door = FrontDoor()
-    door.receive(*cut(b"".join(made), places))
-    upgrades = [reply for reply in door.replies(made[0].partition(b" ")[0]) if reply[0] == 101]
-    assert len(upgrades) == len(door.gate.asked) <= 1
-    door.leave()
-    assert door.counts.total == 0
+    site = UpgradeSite()
+    site.receive(*cut(b"".join(made), places))
+    upgrades = [reply for reply in site.replies(made[0].partition(b" ")[0]) if reply[0] == 101]
+    assert len(upgrades) == len(site.gate.asked) <= 1
+    site.leave()
+    assert site.counts.total == 0
 
 
 _FIELDS = st.lists(
@@ -427,24 +427,24 @@ class BrokenGate(OpenGate):
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_bug_ends_one_upgrade_and_is_logged(at_once: bool) -> None:
-    door = FrontDoor()
-    door.gate = BrokenGate(at_once)
-    door.upgrade._gate = door.gate  # type: ignore[assignment]
-    door.receive(request(b"GET", TARGET, [(name, RIGHT[name][0]) for name in RIGHT]))
-    assert [reply[0] for reply in door.replies()] == [500]
-    [entry] = [entry for entry in door.relay.log.events if entry["event"] == "internal_error"]
+    site = UpgradeSite()
+    site.gate = BrokenGate(at_once)
+    site.upgrade._gate = site.gate  # type: ignore[assignment]
+    site.receive(request(b"GET", TARGET, [(name, RIGHT[name][0]) for name in RIGHT]))
+    assert [reply[0] for reply in site.replies()] == [500]
+    [entry] = [entry for entry in site.relay.log.events if entry["event"] == "internal_error"]
     assert "ZeroDivisionError" in entry["traceback"]
-    door.relay.clock.advance(60)
-    assert door.transport.disconnected and door.counts.total == 0
+    site.relay.clock.advance(60)
+    assert site.transport.disconnected and site.counts.total == 0
 
 
 def test_who_is_remembered_comes_in_at_once() -> None:
-    door = FrontDoor()
+    site = UpgradeSite()
     claims = Claims(workspace_id="w", runtime_target_id="t", scope=Scope.PAIRING)
-    door.gate.recall = lambda source, query: claims  # type: ignore[method-assign]
-    door.receive(request(b"GET", TARGET, [(name, RIGHT[name][0]) for name in RIGHT]))
-    assert door.upgraded() and door.gate.asked == []
-    samples = [sample for metric in door.relay.counters.latencies() for sample in metric.samples]
+    site.gate.recall = lambda source, query: claims  # type: ignore[method-assign]
+    site.receive(request(b"GET", TARGET, [(name, RIGHT[name][0]) for name in RIGHT]))
+    assert site.upgraded() and site.gate.asked == []
+    samples = [sample for metric in site.relay.counters.latencies() for sample in metric.samples]
     assert [s.value for s in samples if s.name == "relay_admission_latency_seconds_count"] == [1]
-    door.leave()
-    assert door.counts.total == 0
+    site.leave()
+    assert site.counts.total == 0

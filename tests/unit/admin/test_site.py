@@ -1,4 +1,4 @@
-"""Paths, methods and the gate of the operator's door, on a real port."""
+"""Paths, methods and the gate of the operator's admin, on a real port."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ ADMIN_PATHS = ["/state", "/logs", "/logs?summary=1", "/metrics"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_health_tells_only_that_it_is_well_when_not_verbose(open_door):
-    door = open_door({"RELAY_HEALTH_VERBOSE": "0"})
-    answer = await door.get("/health", token=None)
+async def test_health_tells_only_that_it_is_well_when_not_verbose(open_admin):
+    admin = open_admin({"RELAY_HEALTH_VERBOSE": "0"})
+    answer = await admin.get("/health", token=None)
     assert answer.status == 200 and answer.headers["content-type"].startswith("application/json")
     body = answer.json()
     assert set(body) == {"ok", "service", "uptimeMs"} and body["service"] == "relay" and body["ok"] is True
@@ -19,9 +19,9 @@ async def test_health_tells_only_that_it_is_well_when_not_verbose(open_door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_health_verbose_names_the_relay(open_door):
-    door = open_door({"RELAY_HEALTH_VERBOSE": "1", "RELAY_ID": "relay-7"})
-    body = (await door.get("/health?x=1", token=None)).json()
+async def test_health_verbose_names_the_relay(open_admin):
+    admin = open_admin({"RELAY_HEALTH_VERBOSE": "1", "RELAY_ID": "relay-7"})
+    body = (await admin.get("/health?x=1", token=None)).json()
     assert set(body) == {"ok", "service", "uptimeMs", "tlsEnabled", "relayMode", "relayId", "version"}
     assert body["relayId"] == "relay-7" and body["tlsEnabled"] is False and body["relayMode"] == "dev"
 
@@ -35,8 +35,8 @@ async def test_health_verbose_names_the_relay(open_door):
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_any_other_path_or_method_is_not_found(door, method, path):
-    answer = await door.ask(method, path)
+async def test_any_other_path_or_method_is_not_found(admin, method, path):
+    answer = await admin.ask(method, path)
     assert answer.status == 404
     if method != "HEAD":
         assert answer.json() == {"ok": False, "reason": "NOT_FOUND"}
@@ -47,9 +47,9 @@ async def test_any_other_path_or_method_is_not_found(door, method, path):
 )
 @pytest.mark.parametrize("given", [True, False], ids=["operator", "stranger"])
 @pytest_twisted.ensureDeferred
-async def test_head_answers_as_get_does_without_a_body(door, token, path, given):
+async def test_head_answers_as_get_does_without_a_body(admin, token, path, given):
     sent = token if given else None
-    got, head = await door.get(path, token=sent), await door.ask("HEAD", path, token=sent)
+    got, head = await admin.get(path, token=sent), await admin.ask("HEAD", path, token=sent)
     assert head.status == got.status and head.body == b""
     volatile = {"date", "content-length"}  # the client sets the latter to the length of what it has read
     assert {k: v for k, v in head.headers.items() if k not in volatile} == {
@@ -58,18 +58,18 @@ async def test_head_answers_as_get_does_without_a_body(door, token, path, given)
 
 
 @pytest_twisted.ensureDeferred
-async def test_head_of_a_stream_ends_at_once(door):
-    answer = await door.ask("HEAD", "/logs?follow=1")
+async def test_head_of_a_stream_ends_at_once(admin):
+    answer = await admin.ask("HEAD", "/logs?follow=1")
     assert answer.status == 200 and answer.body == b""
 
 
 @pytest.mark.parametrize("path", ["/", "/admin"])
 @pytest_twisted.ensureDeferred
-async def test_the_short_paths_lead_to_the_dashboard_where_there_is_one(open_door, token, path):
-    answer = await open_door().get(path, token=None)
+async def test_the_short_paths_lead_to_the_dashboard_where_there_is_one(open_admin, token, path):
+    answer = await open_admin().get(path, token=None)
     assert answer.status == 302 and answer.headers["location"] == "/admin/"
     for environ, options in (({}, {}), ({"RELAY_ADMIN_TOKEN": token}, {"admin": False})):
-        answer = await open_door(environ, **options).get(path)
+        answer = await open_admin(environ, **options).get(path)
         assert answer.status == 404 and answer.json() == {"ok": False, "reason": "NOT_FOUND"}
 
 
@@ -96,12 +96,12 @@ async def test_the_short_paths_lead_to_the_dashboard_where_there_is_one(open_doo
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_or_missing_token_stays_out(door, token, path, headers):
+async def test_a_wrong_or_missing_token_stays_out(admin, token, path, headers):
     def fill(text):
         return text.replace("{token}", token).encode("utf-8")
 
     sent = {k: [fill(x) for x in v] if isinstance(v, list) else fill(v) for k, v in headers.items()}
-    answer = await door.get(path, sent, token=None)
+    answer = await admin.get(path, sent, token=None)
     assert answer.status == 401 and answer.json() == {"ok": False, "reason": "ADMIN_UNAUTHORIZED"}
 
 
@@ -118,9 +118,9 @@ async def test_a_wrong_or_missing_token_stays_out(door, token, path, headers):
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_the_right_token_comes_in(door, token, path, headers):
+async def test_the_right_token_comes_in(admin, token, path, headers):
     sent = {name: value.format(token) for name, value in headers.items()}
-    answer = await door.get(path, sent, token=None)
+    answer = await admin.get(path, sent, token=None)
     assert answer.status == 200 and answer.headers["cache-control"] == "no-store"
 
 
@@ -130,30 +130,30 @@ async def test_the_right_token_comes_in(door, token, path, headers):
 )
 @pytest.mark.parametrize("path", [*ADMIN_PATHS, "/admin/", "/admin/api/overview"])
 @pytest_twisted.ensureDeferred
-async def test_without_a_token_the_door_is_shut_for_everybody(open_door, environ, path):
-    door = open_door(environ)
+async def test_without_a_token_configured_every_admin_path_is_refused(open_admin, environ, path):
+    admin = open_admin(environ)
     for given in (None, "", "undefined", "unit-admin-token-0123456789abcdef"):
-        answer = await door.get(path, token=given)
+        answer = await admin.get(path, token=given)
         assert answer.status == 404 and answer.json() == {"ok": False, "reason": "ADMIN_ENDPOINTS_DISABLED"}
-    assert (await door.get("/health")).status == 200
+    assert (await admin.get("/health")).status == 200
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_public_door_beside_an_admin_listener_has_no_admin_path(open_door, token):
-    door = open_door({"RELAY_ADMIN_TOKEN": token}, admin=False)
+async def test_the_public_listener_has_no_admin_path_beside_an_admin_listener(open_admin, token):
+    admin = open_admin({"RELAY_ADMIN_TOKEN": token}, admin=False)
     for path in (*ADMIN_PATHS, "/admin/", "/admin/api/session"):
-        answer = await door.get(path)
+        answer = await admin.get(path)
         assert answer.status == 404 and answer.json() == {"ok": False, "reason": "NOT_FOUND"}
-    assert (await door.get("/health")).status == 200 and (await door.get("/ready")).status == 200
+    assert (await admin.get("/health")).status == 200 and (await admin.get("/ready")).status == 200
 
 
 @pytest_twisted.ensureDeferred
-async def test_ready_says_why_not(door):
-    assert (await door.get("/ready", token=None)).json() == {
+async def test_ready_says_why_not(admin):
+    assert (await admin.get("/ready", token=None)).json() == {
         "ok": True, "message": "Peers with a valid token can be admitted.",
     }  # fmt: skip
-    door.state.ready = (False, "JWKS_UNREACHABLE")
-    answer = await door.get("/ready", token=None)
+    admin.state.ready = (False, "JWKS_UNREACHABLE")
+    answer = await admin.get("/ready", token=None)
     body = answer.json()
     assert answer.status == 503 and (body["ok"], body["reason"]) == (False, "JWKS_UNREACHABLE")
     assert body["message"].startswith(
@@ -162,12 +162,12 @@ async def test_ready_says_why_not(door):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_refused_operator_is_logged_with_address_and_without_the_guess(door):
-    await door.get("/state", {"Authorization": "Bearer a-wrong-guess-of-somebody"}, token=None)
-    entry = door.log.entries()[-1]
+async def test_a_refused_operator_is_logged_with_address_and_without_the_guess(admin):
+    await admin.get("/state", {"Authorization": "Bearer a-wrong-guess-of-somebody"}, token=None)
+    entry = admin.log.entries()[-1]
     assert entry["reason"] == "ADMIN_UNAUTHORIZED" and entry["level"] == "warn"
     assert entry["details"] == {"ip": "127.0.0.1", "path": "/state"}
-    assert "a-wrong-guess" not in door.stream.getvalue()
+    assert "a-wrong-guess" not in admin.stream.getvalue()
 
 
 # -- POST -----------------------------------------------------------------------------------------------------
@@ -184,13 +184,13 @@ async def test_a_refused_operator_is_logged_with_address_and_without_the_guess(d
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_disconnect(door, body, called):
-    door.state.closed = 3
-    answer = await door.post("/disconnect", body)
+async def test_disconnect(admin, body, called):
+    admin.state.closed = 3
+    answer = await admin.post("/disconnect", body)
     assert answer.status == 200 and answer.json() == {"ok": True, "disconnected": 3}
     names = ("workspace_id", "runtime_target_id", "connection_id", "token_id")
-    assert door.state.calls == [dict(zip(names, called, strict=True))]
-    entry = door.log.entries()[-1]
+    assert admin.state.calls == [dict(zip(names, called, strict=True))]
+    entry = admin.log.entries()[-1]
     assert entry["event"] == "operator_disconnect" and entry["details"]["operator"] == "127.0.0.1"
     assert entry["details"]["closed"] == 3
 
@@ -204,10 +204,10 @@ async def test_disconnect(door, body, called):
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_disconnect_refuses_what_it_does_not_understand(door, body):
-    answer = await door.post("/disconnect", body)
+async def test_disconnect_refuses_what_it_does_not_understand(admin, body):
+    answer = await admin.post("/disconnect", body)
     assert answer.status == 400 and answer.json()["reason"] == "ADMIN_REQUEST_INVALID"
-    assert "takes" in answer.json()["message"] and door.state.calls == []
+    assert "takes" in answer.json()["message"] and admin.state.calls == []
 
 
 @pytest.mark.parametrize(
@@ -223,16 +223,16 @@ async def test_disconnect_refuses_what_it_does_not_understand(door, body):
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_bodies_of_a_wrong_kind(door, kind, body, status):
-    answer = await door.ask("POST", "/disconnect", {"Content-Type": kind}, body)
-    assert answer.status == status and answer.json()["ok"] is False and door.state.calls == []
+async def test_bodies_of_a_wrong_kind(admin, kind, body, status):
+    answer = await admin.ask("POST", "/disconnect", {"Content-Type": kind}, body)
+    assert answer.status == status and answer.json()["ok"] is False and admin.state.calls == []
 
 
 @pytest_twisted.ensureDeferred
-async def test_cache_flush(door):
-    answer = await door.post("/cache/flush", {}, {"Content-Type": "application/json; charset=utf-8"})
-    assert answer.status == 200 and door.state.calls == ["flush"]
-    assert door.log.entries()[-1]["details"] == {"operator": "127.0.0.1"}
+async def test_cache_flush(admin):
+    answer = await admin.post("/cache/flush", {}, {"Content-Type": "application/json; charset=utf-8"})
+    assert answer.status == 200 and admin.state.calls == ["flush"]
+    assert admin.log.entries()[-1]["details"] == {"operator": "127.0.0.1"}
 
 
 METRICS = "unit-metrics-token-0123456789abcd"
@@ -240,47 +240,47 @@ ROTATED = "unit-rotated-token-0123456789abcd"
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_metrics_token_reads_metrics_and_nothing_else(open_door, token):
-    door = open_door({"RELAY_ADMIN_TOKEN": token, "RELAY_METRICS_TOKEN": METRICS})
-    assert (await door.get("/metrics", token=METRICS)).status == 200
+async def test_a_metrics_token_reads_metrics_and_nothing_else(open_admin, token):
+    admin = open_admin({"RELAY_ADMIN_TOKEN": token, "RELAY_METRICS_TOKEN": METRICS})
+    assert (await admin.get("/metrics", token=METRICS)).status == 200
     for method, path in (
         ("GET", "/state"),
         ("GET", "/logs"),
         ("GET", "/admin/api/overview"),
         ("POST", "/disconnect"),
     ):
-        assert (await door.ask(method, path, token=METRICS)).status == 401
-    answer = await door.post("/admin/api/session", {"token": METRICS}, token=None)
+        assert (await admin.ask(method, path, token=METRICS)).status == 401
+    answer = await admin.post("/admin/api/session", {"token": METRICS}, token=None)
     assert answer.status == 401 and "set-cookie" not in answer.headers
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_metrics_token_alone_opens_metrics_alone(open_door):
-    door = open_door({"RELAY_METRICS_TOKEN": METRICS})
-    assert (await door.get("/metrics", token=METRICS)).status == 200
-    assert (await door.get("/metrics", token="")).status == 401
-    assert (await door.get("/state", token=METRICS)).json()["reason"] == "ADMIN_ENDPOINTS_DISABLED"
+async def test_a_metrics_token_alone_opens_metrics_alone(open_admin):
+    admin = open_admin({"RELAY_METRICS_TOKEN": METRICS})
+    assert (await admin.get("/metrics", token=METRICS)).status == 200
+    assert (await admin.get("/metrics", token="")).status == 401
+    assert (await admin.get("/state", token=METRICS)).json()["reason"] == "ADMIN_ENDPOINTS_DISABLED"
 
 
 @pytest_twisted.ensureDeferred
-async def test_several_tokens_are_as_good_as_one(open_door, token):
-    door = open_door({"RELAY_ADMIN_TOKEN": f"{ROTATED}, {token}"})
+async def test_several_tokens_are_as_good_as_one(open_admin, token):
+    admin = open_admin({"RELAY_ADMIN_TOKEN": f"{ROTATED}, {token}"})
     for given in (token, ROTATED):
-        assert (await door.get("/state", token=given)).status == 200
-    assert (await door.get("/state", token=f"{ROTATED}, {token}")).status == 401
+        assert (await admin.get("/state", token=given)).status == 200
+    assert (await admin.get("/state", token=f"{ROTATED}, {token}")).status == 401
 
 
 @pytest_twisted.ensureDeferred
-async def test_wrong_tokens_are_limited_and_the_right_one_is_not(door, token):
+async def test_wrong_tokens_are_limited_and_the_right_one_is_not(admin, token):
     for _ in range(20):
-        assert (await door.get("/state", token="wrong")).status == 401
-    answer = await door.get("/state", token="wrong")
+        assert (await admin.get("/state", token="wrong")).status == 401
+    answer = await admin.get("/state", token="wrong")
     assert answer.status == 429 and answer.json()["reason"] == "ADMIN_RATE_LIMIT_EXCEEDED"
     assert 0 < int(answer.headers["retry-after"]) <= 60
-    assert (await door.post("/admin/api/session", {"token": "wrong"}, token=None)).status == 429
-    assert (await door.get("/state", token=token)).status == 200
-    assert (await door.post("/admin/api/session", {"token": token}, token=None)).status == 200
-    assert (await door.get("/state", token=None)).status == 401, "a missing token is no wrong one"
-    assert "ADMIN_RATE_LIMIT_EXCEEDED" in {entry.get("reason") for entry in door.log.entries()}
-    door.clock.advance(60)
-    assert (await door.get("/state", token="wrong")).status == 401
+    assert (await admin.post("/admin/api/session", {"token": "wrong"}, token=None)).status == 429
+    assert (await admin.get("/state", token=token)).status == 200
+    assert (await admin.post("/admin/api/session", {"token": token}, token=None)).status == 200
+    assert (await admin.get("/state", token=None)).status == 401, "a missing token is no wrong one"
+    assert "ADMIN_RATE_LIMIT_EXCEEDED" in {entry.get("reason") for entry in admin.log.entries()}
+    admin.clock.advance(60)
+    assert (await admin.get("/state", token="wrong")).status == 401

@@ -1,4 +1,4 @@
-"""The operator's door of a real relay process: what an operator sees, how soon, and that no secret is in it."""
+"""The operator's admin of a real relay process: what an operator sees, how soon, and that no secret is in it."""
 
 from __future__ import annotations
 
