@@ -1,9 +1,8 @@
-"""Python's garbage collector in a process that is to run for years.
+"""Settings of Python's cyclic garbage collector for a long-lived process.
 
-What imports and start-up made lives as long as the process: a full collection need not walk over it, which would take
-tens of milliseconds that some frame waits. And what a relay makes later is freed by counting references: connections
-take care to hold nobody who holds them (`Connection._forget`), so that the collector finds next to nothing. Looking less
-often than by default brought nothing more.
+Objects of imports and start-up live as long as the process. They are frozen, since a full collection over them would
+delay frames by tens of milliseconds. Objects made later are freed by reference counting: a closed connection drops its
+references (`Connection._forget`). Higher thresholds than the default gained nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +11,6 @@ import gc
 
 
 def settle() -> None:
-    """Call this once, when everything that stays is there."""
+    """Freeze all present objects. Call this once, at the end of start-up."""
     gc.collect()
     gc.freeze()

@@ -1,7 +1,7 @@
 """Deferred cache: concurrent callers of a key share one call, whose result is kept for the time that the call names.
 
-Failures are not kept. The cache refreshes nothing and starts no timers: an expired entry is dropped when its key is asked for,
-when a value is stored, or by `expire`.
+Failures are not kept. The cache has no timers: an expired entry is dropped at the next `get` of its key, when a value is
+stored, or by `expire`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ V = TypeVar("V")
 
 @frozen
 class Fetched(Generic[V]):
-    """What a call gives: the value, and for how many seconds it may be remembered (0 or less: not at all).
+    """The result of a call: the value, and for how many seconds it may be cached (0 or less: not at all).
 
-    A refusal that should be remembered for a short time is a value too; the asker raises it.
+    A refusal that should be cached for a short time is a value too; the caller of `get` raises it.
     """
 
     value: V
@@ -40,7 +40,7 @@ class _Kept(Generic[V]):
 
 @define(eq=False)
 class _Flight(Generic[V]):
-    """One call on its way, with those who wait for it in order of arrival."""
+    """A call in flight, with its waiters in order of arrival."""
 
     call: Deferred[Any] | None = None
     waiters: dict[Deferred[V], None] = Factory(dict)
@@ -48,10 +48,10 @@ class _Flight(Generic[V]):
 
 
 class DeferredCache(Generic[K, V]):
-    """Remembers at most `max_entries` values (the oldest goes first); calls on their way come on top.
+    """A cache of at most `max_entries` values (the oldest is evicted first), and the calls in flight.
 
-    `clock` measures the lives of entries. With `abandon` a call is cancelled when the last one who waited for
-    it has gone; without, it goes on and its result is remembered.
+    `clock` measures the lifetime of entries. With `abandon` a call is cancelled when its last waiter has cancelled;
+    without, the call continues and its result is cached.
     """
 
     def __init__(self, clock: IReactorTime, max_entries: int, *, abandon: bool = True) -> None:
@@ -62,23 +62,23 @@ class DeferredCache(Generic[K, V]):
         self._flights: dict[K, _Flight[V]] = {}
 
     def __len__(self) -> int:
-        """How many values are remembered, those that have run out included."""
+        """Number of cached values, expired ones included."""
         return len(self._kept)
 
     @property
     def in_flight(self) -> int:
-        """How many calls are on their way."""
+        """Number of calls in flight."""
         return len(self._flights)
 
     def peek(self, key: K) -> V | None:
-        """The remembered value, if there is one that has not run out."""
+        """The cached value that has not expired, or None."""
         kept = self._kept.get(key)
         return None if kept is None or self._clock.seconds() >= kept.until else kept.value
 
     def get(self, key: K, fetch: Fetch[V]) -> Deferred[V]:
-        """The remembered value, or what a call gives: one on its way, else `fetch()`, which starts now.
+        """Fire with the cached value, or with the result of the call in flight, or of `fetch()`, which then starts.
 
-        Cancelling the Deferred takes this one waiter out and harms no other.
+        Cancelling the Deferred removes this waiter only.
         """
         kept = self._kept.get(key)
         if kept is not None:
@@ -97,23 +97,23 @@ class DeferredCache(Generic[K, V]):
         return waiter
 
     def put(self, key: K, value: V, ttl: float) -> None:
-        """Remember a value that needed no call, for `ttl` seconds; 0 or less: not at all."""
+        """Store a value for `ttl` seconds; 0 or less: not at all."""
         if ttl > 0:
             self._keep(key, Fetched(value, ttl))
 
     def expire(self) -> None:
-        """Forget expired values, so that no secret stays in memory because its key is not asked for again."""
+        """Drop expired values, so that a secret does not stay in memory when its key is not used again."""
         now = self._clock.seconds()
         for key in [key for key, kept in self._kept.items() if now >= kept.until]:
             del self._kept[key]
 
     def flush(self) -> None:
-        """Forget every value. Calls on their way still answer those who wait; the answers are not kept."""
+        """Drop every value. Calls in flight still answer their waiters; their results are not cached."""
         self._kept.clear()
         self._flights.clear()
 
     def cancel(self) -> None:
-        """Flush, and cancel the calls on their way; who waits for them gets CancelledError."""
+        """Flush, and cancel the calls in flight; their waiters get CancelledError."""
         flights = list(self._flights.values())
         self.flush()
         for flight in flights:
@@ -134,7 +134,7 @@ class DeferredCache(Generic[K, V]):
             flight.call.cancel()
 
     def _end(self, key: K, flight: _Flight[V]) -> bool:
-        """The call is over; False if it was flushed meanwhile."""
+        """End a call; False if it was flushed meanwhile."""
         flight.ended = True
         if self._flights.get(key) is not flight:
             return False

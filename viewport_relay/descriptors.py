@@ -1,7 +1,6 @@
-"""Open files: how many this process may have, and how many of them peers may use.
+"""The limit on open files of this process, and the share of it that peers may use.
 
-Every peer is a descriptor. When there are none left, not even the platform can be asked any more, so some are kept
-back: peers get what is left.
+Every peer uses a descriptor. Without free descriptors the platform cannot be asked, so some are reserved.
 """
 
 from __future__ import annotations
@@ -9,10 +8,10 @@ from __future__ import annotations
 import resource
 from typing import Final
 
-#: Descriptors that peers never get: listeners, requests to the platform, Redis, name look-ups, the log.
+#: Reserved descriptors: listeners, requests to the platform, Redis, DNS, the log.
 KEPT_BACK: Final = 64
 
-#: Of those for peers, HTTP always gets so many: a full relay still answers /health, and says to others that it is full.
+#: Descriptors for plain HTTP, of those for peers: a full relay still answers /health, and 503 to upgrades.
 HTTP_KEPT: Final = 16
 
 #: More than this is of no use to one process, and a hard limit of a billion makes other programs slow.
@@ -20,7 +19,7 @@ _MOST: Final = 1_048_576
 
 
 def raise_limit(wanted: int) -> int:
-    """Raise the soft limit on open files to `wanted` if the hard one allows it; gives what holds now."""
+    """Raise the soft limit on open files to `wanted`, at most to the hard limit; returns the limit in force."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -36,15 +35,15 @@ def raise_limit(wanted: int) -> int:
 
 
 def wanted(max_connections: int) -> int:
-    """Open files for that many connections (0: no limit on them) and as many that are not upgraded yet."""
+    """Open files for `max_connections` (0: unlimited) and as many connections before their upgrade."""
     return 65_536 if max_connections <= 0 else 2 * max_connections + KEPT_BACK
 
 
 def for_connections(limit: int) -> int:
-    """How many of `limit` descriptors upgraded connections may use, at least 16."""
+    """Number of upgraded connections for a limit of `limit` descriptors, at least 16."""
     return max(16, limit - KEPT_BACK - HTTP_KEPT)
 
 
 def for_http(limit: int, connections: int) -> int:
-    """How many HTTP connections may be there beside so many upgraded ones."""
+    """Number of HTTP connections that may exist beside `connections` upgraded ones."""
     return max(HTTP_KEPT, limit - KEPT_BACK - connections)

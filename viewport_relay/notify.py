@@ -1,8 +1,8 @@
-"""What the service manager is told: ready, reloading, stopping, alive (sd_notify(3), systemd.service(5)).
+"""Notifications to the service manager: ready, reloading, stopping, watchdog (sd_notify(3), systemd.service(5)).
 
-One datagram for each message on the socket that NOTIFY_SOCKET names. Without that variable nothing happens, and
-nothing here ever fails: the relay runs the same under any other supervisor. The signs of life come from the
-reactor, so a reactor that stands still sends none, and systemd restarts the relay (`WatchdogSec=`).
+One datagram for each message, to the socket in NOTIFY_SOCKET. Without that variable every method is a no-op, and no method
+raises. Watchdog messages come from the reactor: a blocked reactor sends none, and systemd restarts the relay
+(`WatchdogSec=`).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-#: A status line is for `systemctl status`, not a log.
+#: Longest status line, characters; it is for `systemctl status`.
 _STATUS_CHARS: Final = 256
 
 
 class Notifier:
-    """Speaks to the service manager of this process, if there is one."""
+    """Sends notifications to the service manager of this process, if there is one."""
 
     def __init__(self, environ: Mapping[str, str], pid: int | None = None) -> None:
         """`environ` is read once: NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID. `pid` is ours."""
         path = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + path[1:] if path.startswith("@") else path if path.startswith("/") else None
         self._watchdog: LoopingCall | None = None
-        #: seconds within which systemd wants a sign of life; None: it does not
+        #: the watchdog's interval, seconds; None: no watchdog
         self.watchdog_seconds = self._seconds(environ, os.getpid() if pid is None else pid)
 
     @staticmethod
@@ -38,23 +38,23 @@ class Notifier:
             return None
         return int(limit) / 1_000_000 if meant in ("", str(pid)) else None
 
-    # -- life ----------------------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------------------
 
     def ready(self, status: str = "") -> bool:
         """The relay listens, or has reloaded."""
         return self._send("READY=1", *self._status(status))
 
     def reloading(self) -> bool:
-        """Files are being read again; `ready` follows."""
+        """Settings are being reloaded; `ready` follows."""
         return self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str = "", within: float = 0.0) -> bool:
-        """The relay drains; it asks for `within` seconds, also where `TimeoutStopSec=` is shorter."""
+        """The relay drains, and asks for `within` seconds (EXTEND_TIMEOUT_USEC=)."""
         more = (f"EXTEND_TIMEOUT_USEC={int(within * 1_000_000)}",) if within > 0 else ()
         return self._send("STOPPING=1", *more, *self._status(status))
 
     def start_watchdog(self, clock: IReactorTime, status: Callable[[], str]) -> None:
-        """Signs of life from now on, at half of the time that systemd allows; each with a fresh status line."""
+        """Send a watchdog message at half of the watchdog's interval, each with a new status line."""
         if self._address is None or self.watchdog_seconds is None or self._watchdog is not None:
             return
         self._watchdog = LoopingCall(lambda: self._send("WATCHDOG=1", *self._status(status())))
@@ -62,7 +62,7 @@ class Notifier:
         self._watchdog.start(self.watchdog_seconds / 2)
 
     def stop_watchdog(self) -> None:
-        """At the very end: a drain still needs its signs of life."""
+        """Stop the watchdog messages, after the drain."""
         if self._watchdog is not None and self._watchdog.running:
             self._watchdog.stop()
         self._watchdog = None
@@ -74,7 +74,7 @@ class Notifier:
         return (f"STATUS={' '.join(text.split())[:_STATUS_CHARS]}",) if text else ()
 
     def _send(self, *assignments: str) -> bool:
-        """Whether the message has left. It never waits: a full socket loses the message."""
+        """Send without blocking; False when the message was lost (socket full or gone)."""
         if self._address is None:
             return False
         try:

@@ -38,12 +38,12 @@ class Signals:
 
     @staticmethod
     def _ignore() -> None:
-        """The interpreter puts default handlers back while it ends, and a late signal would spoil the exit status."""
+        """Ignore signals at exit: a late signal would change the exit status."""
         for number in _HANDLED:
             signal.signal(number, signal.SIG_IGN)
 
     def received(self, number: int) -> None:
-        """In the reactor."""
+        """Handle a signal, in the reactor."""
         if number == signal.SIGHUP:
             self._reload()
             return

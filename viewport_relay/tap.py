@@ -1,4 +1,4 @@
-"""`twistd viewport-relay`: options, settings, and the service; it decides nothing else."""
+"""`twistd viewport-relay`: options, settings and the service."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Options(usage.Options):
 
 
 def settings(options: Options, environ: dict[str, str]) -> Config:
-    """The effective settings; prints every problem and ends with status 78 when they cannot work."""
+    """Load the settings in force; prints every problem and exits with status 78 when they cannot work."""
     try:
         return load(environ, options.overrides(), dev_platform=bool(options["dev"]))
     except ConfigError as error:
@@ -97,7 +97,7 @@ def settings(options: Options, environ: dict[str, str]) -> Config:
 
 
 def _log_stream(config: Config) -> TextStream:
-    """Where the log's lines go: standard output, in words for a terminal unless the settings say otherwise."""
+    """The log's stream on standard output: text for a terminal, unless the settings say otherwise."""
     in_words = config.log_format == "text" or (config.log_format == "auto" and sys.stdout.isatty())
     return TextLines(sys.stdout, entry_text) if in_words else sys.stdout
 
@@ -144,7 +144,7 @@ def makeService(options: Options) -> IService:
 
 @implementer(IReactorTime)
 class _WallClock:
-    """The dev platform reads Unix time from the clock it is given, and sets its timers on it."""
+    """A reactor clock whose `seconds` are Unix time, for the dev platform."""
 
     seconds = staticmethod(time.time)
 

@@ -1,4 +1,4 @@
-"""Certificates as the doctor looks at them: how long they are good, and for whom. No I/O."""
+"""Certificate checks of the doctor: remaining validity and host names. No I/O."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import datetime
 
 from cryptography import x509
 
-#: Days before a certificate's end at which it is worth a line.
+#: Days before a certificate expires at which the doctor warns.
 WARNING_DAYS = 14
 
 
 def days_left(certificate: x509.Certificate) -> float:
-    """Days until a certificate ends; negative when it has."""
+    """Days until a certificate expires; negative after that."""
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     return left.total_seconds() / 86_400
 
 
 def names_host(certificate: x509.Certificate, host: str) -> bool:
-    """Whether its subjectAltName has this host name or IP address (RFC 9525; a wildcard stands for one label)."""
+    """Whether the certificate's subjectAltName matches a host name or IP address (RFC 9525; a wildcard matches one label)."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

@@ -1,7 +1,7 @@
 """The checks of `viewport-relay doctor` that concern this machine and Redis; the platform's are `platformchecks`.
 
-A check returns findings, one line each; it never raises for what it found, and changes nothing. No finding holds a
-key, a token or a password.
+A check returns findings, one line each. It raises nothing for a problem that it finds, and changes nothing. No finding
+holds a key, a token or a password.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from viewport_relay.cli.platformchecks import key_in_clear
 from viewport_relay.cli.probes import ProbeFailed
 from viewport_relay.config import BY_ATTRIBUTE, Config, ConfigError
 
-#: Descriptors beside the peers': listeners, the platform's connections, files, the reactor's own.
+#: Descriptors beside those of peers: listeners, connections to the platform, files, the reactor.
 DESCRIPTORS_BESIDE_PEERS = 64
 
-#: Connections to reckon with when RELAY_MAX_TOTAL_CONNECTIONS is off.
+#: Connections assumed when RELAY_MAX_TOTAL_CONNECTIONS is off.
 CONNECTIONS_WITHOUT_LIMIT = 10_000
 
 
 def setting_warning(sentence: str) -> Finding:
-    """A warning of the loader."""
+    """A finding for one warning of the settings loader."""
     return warn("settings", sentence, "see `viewport-relay config --all`")
 
 
 def settings(config: Config) -> Iterator[Finding]:
-    """What the loader warns of, and secrets that are missing or go in clear text."""
+    """Warnings of the settings loader, and secrets that are missing or sent unencrypted."""
     given = [name for name, source in config.sources.items() if source != "default" and name in BY_ATTRIBUTE]
     yield ok("settings", f"{len(given)} set, all of a proper form; mode {config.mode}")
     for sentence in config.warnings:
@@ -58,7 +58,7 @@ def settings(config: Config) -> Iterator[Finding]:
 
 
 def origins(config: Config) -> Iterator[Finding]:
-    """The browser origins in force, as they are compared with the header."""
+    """The browser origins in force, as compared with the Origin header."""
     if config.allowed_origins:
         yield ok("RELAY_ALLOWED_ORIGINS", f"browsers may connect from {', '.join(config.allowed_origins)}")
     else:
@@ -109,7 +109,7 @@ async def redis(reactor: Any, config: Config, timeout: float) -> list[Finding]:
 
 
 def port(config: Config, timeout: float) -> Iterator[Finding]:
-    """Whether the listen port can be had, or is a relay's already; that one has `timeout` seconds. Blocks."""
+    """Whether the listen port is free, or a relay answers there within `timeout` seconds. Blocks."""
     if config.listen_endpoint is not None:
         yield ok("port", f"not tried: {config.listen_endpoint} is opened by Twisted")
         return
@@ -143,7 +143,7 @@ def _port_trouble(config: Config, timeout: float, error: OSError) -> Finding:
 def _relay_answers(config: Config, timeout: float) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
     context = ssl.create_default_context()
-    context.check_hostname = False  # its certificate names the public host, not this address
+    context.check_hostname = False  # the certificate is for the public host, not for this address
     context.verify_mode = ssl.CERT_NONE
     authority = f"[{host}]" if ":" in host else host
     scheme = "https" if config.serves_tls else "http"
@@ -155,7 +155,7 @@ def _relay_answers(config: Config, timeout: float) -> bool:
 
 
 def open_files(config: Config) -> Iterator[Finding]:
-    """The limit on open files against the connections that may come."""
+    """The limit on open files against the configured number of connections."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         yield ok("open files", "no limit")
@@ -173,7 +173,7 @@ def open_files(config: Config) -> Iterator[Finding]:
 
 
 def own_certificate(config: Config) -> Iterator[Finding]:
-    """The relay's certificate: fits its key, is in time, names the public host."""
+    """The relay's certificate: matches its key, is valid now, is for the public host."""
     cert, key = config.tls_cert_path, config.tls_key_path
     if not config.serves_tls or cert is None or key is None:
         return

@@ -35,12 +35,12 @@ Out = Callable[[str], None]
 
 
 class DemoFailed(Exception):
-    """The demonstration did not go as it must; the text says what an operator should look at."""
+    """The demonstration failed; the text says what an operator should check."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Where:
-    """The relay and platform to demonstrate with. No repr: it holds a credential.
+    """URLs and credentials for a demonstration. No repr: it holds a credential.
 
     `ws_url` is the relay's base (`ws://host:port`), `platform_url` the control plane's. `trust_root` is for
     https and wss. `turns` >= 2 messages go each way; the relay's default of 240 a minute is the ceiling for
@@ -61,9 +61,9 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeResult:
-    """What went through, counted at the ends.
+    """Result of one scene, counted by the peers.
 
-    `median_seconds` is of the round trips that had the wire alone.
+    `median_seconds`: median round trip of messages sent one at a time.
     """
 
     scene: str
@@ -84,7 +84,7 @@ class ExchangeResult:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One workspace and how the peers meet in it: `link` or not, and `paired` makes link and keys IKpsk2."""
+    """One workspace and its transport: with `link` over the Noise link; `paired`: IKpsk2 for link and session keys."""
 
     name: str
     workspace_id: str
@@ -99,14 +99,14 @@ PAIRED = Scene("paired workspace", "dev-paired", link=True, paired=True)
 
 @dataclass(frozen=True, slots=True)
 class RefusalResult:
-    """The refusal that was provoked."""
+    """Result of the scene that provokes a refusal."""
 
     scene: str
     closed: Closed
 
 
 class _Stage:
-    """Tokens, keys and connections of one scene, taken down together."""
+    """Tokens, keys and connections of one scene, released together."""
 
     def __init__(self, reactor: Any, where: Where, workspace_id: str) -> None:
         self._reactor = reactor
@@ -159,7 +159,7 @@ class _Stage:
         return connection
 
     async def leave(self) -> None:
-        """Close what is open and wait until it is."""
+        """Close all connections and wait until they are closed."""
         for connection in self._open:
             connection.close(1000, "done")
         for connection in self._open:
@@ -180,7 +180,7 @@ async def run_exchange(
     turns: int = 200,
     timeout: float = 60.0,
 ) -> ExchangeResult:
-    """One scene, everything said in arguments; see `Where` for what they mean. Raises DemoFailed."""
+    """Run one scene; arguments as in `Where`. Raises DemoFailed."""
     where = Where(
         ws_url,
         platform_url,
@@ -211,7 +211,7 @@ async def paired_exchange(reactor: Any, where: Where, out: Out) -> ExchangeResul
 async def exchange_in(reactor: Any, where: Where, out: Out, scene: Scene) -> ExchangeResult:
     """Stream one session through the relay and check it at both ends.
 
-    `out` gets a few lines for people, the last begins with EXCHANGE OK. Raises DemoFailed.
+    `out` gets progress lines; the last begins with EXCHANGE OK. Raises DemoFailed.
     """
     transcript = make_transcript(where.turns, large_frame_bytes=where.large_frame_bytes)
     exchange = TranscriptRun(reactor, transcript)
@@ -243,7 +243,7 @@ async def exchange_in(reactor: Any, where: Where, out: Out, scene: Scene) -> Exc
 async def _play(
     reactor: Any, stage: _Stage, exchange: TranscriptRun, transcript: Transcript, scene: Scene, out: Out
 ) -> ClientPeer:
-    # End to end the secret is one that only the two peers know; the link's is the grant's.
+    # End to end, the pre-shared key is known to the two peers alone; the link uses the grant's.
     pairing = Pairing(PAIRING_PEER, secrets.token_bytes(32)) if scene.paired else None
     identity = KeyPair.generate()
     daemon = DaemonPeer(
@@ -307,7 +307,7 @@ async def refused_link(reactor: Any, where: Where, out: Out) -> RefusalResult:
 
 
 async def run_all(reactor: Any, where: Where, out: Out) -> list[ExchangeResult | RefusalResult]:
-    """The four scenes one after the other; stops at the first that fails (DemoFailed)."""
+    """Run the four scenes in order. Raises DemoFailed for the first that fails."""
     done: list[ExchangeResult | RefusalResult] = []
     for play in (plain_exchange, linked_exchange, paired_exchange):
         done.append(await play(reactor, where, out))

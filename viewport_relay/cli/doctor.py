@@ -1,6 +1,6 @@
-"""`viewport-relay doctor`: tries what the settings would make the relay do, and says what to mend.
+"""`viewport-relay doctor`: tries what the relay would do with its settings, and says how to fix what fails.
 
-It puts the checks in order and shows them; the checks are `checks`. It starts no relay.
+This module orders and prints the checks of `checks` and `platformchecks`. It starts no relay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from viewport_relay.cli.findings import Finding, fail
 from viewport_relay.cli.output import say
 from viewport_relay.config import EX_CONFIG, Config, ConfigError, load
 
-#: What to do about a setting that cannot work.
+#: The fix for a setting that cannot work.
 _CORRECT: Final = "correct it; the rest is tried once the settings can be read"
 
 
@@ -53,7 +53,7 @@ async def examine(reactor: Any, environ: Mapping[str, str], timeout: float) -> A
 
 
 async def _in_thread(check: Callable[..., Iterator[Finding]], *arguments: object) -> list[Finding]:
-    """What a check that blocks finds."""
+    """Run a blocking check in a thread; returns its findings."""
     findings: list[Finding] = await deferToThread(lambda: list(check(*arguments)))
     return findings
 
@@ -81,7 +81,7 @@ async def _platform(client: HttpClient, config: Config, timeout: float) -> Async
             yield finding
         if all(finding.outcome != "fail" for finding in findings):
             reached.add(origin)
-    # What cannot be reached has its line already: asking would only say so again.
+    # An origin that cannot be reached has a finding already: a request would repeat it.
     if probes.origin_of(config.jwks_url) in reached:
         for finding in await platformchecks.jwks(client, config):
             yield finding
@@ -102,12 +102,12 @@ async def _platform(client: HttpClient, config: Config, timeout: float) -> Async
     help="Seconds for each question.",
 )
 def doctor(as_json: bool, timeout: float) -> None:
-    """Try what the settings would make the relay do: one line a check, and how to mend what is wrong.
+    """Try what the relay would do with its settings: one line for each check, with the fix for each problem.
 
     \b
-    ✓ is good, ! is worth a look, ✗ cannot work; exit status 1 if there is any ✗, 78 if the relay would
+    ✓ works, ! works with a warning, ✗ cannot work; exit status 1 if there is any ✗, 78 if the relay would
     not start with these settings.
-    Looked at: every setting, DNS, TCP, TLS chain and host name of the platform, the keys at
+    Checked are: every setting, DNS, TCP, TLS chain and host name of the platform, the keys at
     RELAY_JWKS_URL, the two clocks, RELAY_INTERNAL_KEY (with a made-up token), Redis if it is the
     backplane, the listen port, the limit on open files, the relay's own certificate.
 

@@ -1,4 +1,4 @@
-"""`viewport-relay explain`: the reason catalogue for people. It only reads `viewport_relay.reasons`."""
+"""`viewport-relay explain`: prints rows of the reason table (`viewport_relay.reasons`)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def seen_as(reason: Reason) -> str:
     if entry.status:
         ways.append(f"HTTP {entry.status}, X-Relay-Reason: {reason.code}")
     if entry.close:
-        # A refused upgrade may look either way; a reason without a status only ever closes.
+        # A refused upgrade has either form; a reason without a status only closes connections.
         when = "a browser sees " if entry.status else ""
         ways.append(f"{when}close {entry.close} {entry.close_text!r}")
     return "; ".join(ways) or "nothing; the frame is dropped or answered, or it is the relay's own matter"

@@ -1,4 +1,4 @@
-"""What the doctor says: one `Finding` a line. No I/O."""
+"""Findings of the doctor, one for each line of its output. No I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
 
 @frozen
 class Finding:
-    """What was looked at, what was found, and what to do about it (nothing, when all is well)."""
+    """The name of a check, its result, and the fix (empty when the check passed)."""
 
     name: str
     outcome: Outcome
@@ -25,15 +25,15 @@ class Finding:
 
 
 def ok(name: str, found: str) -> Finding:
-    """All is well."""
+    """A check that passed."""
     return Finding(name, "ok", found)
 
 
 def warn(name: str, found: str, fix: str) -> Finding:
-    """It works, and is worth a look."""
+    """A check that passed with a warning."""
     return Finding(name, "warn", found, fix)
 
 
 def fail(name: str, found: str, fix: str) -> Finding:
-    """It cannot work."""
+    """A check that failed."""
     return Finding(name, "fail", found, fix)

@@ -1,7 +1,7 @@
 """`viewport-relay healthcheck`: asks the relay of this machine or container for /health, as its own settings say.
 
-It reads the same settings as the relay: host, port or endpoint, TLS, PROXY protocol. It connects straight to the listener:
-no HTTP proxy of the environment, no DNS but for a listen host name, no certificate check.
+It reads the relay's settings: host, port or endpoint, TLS, PROXY protocol. It connects to the listener directly: HTTP
+proxies of the environment are not used, DNS is used for a listen host name only, certificates are not checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attrs import evolve, frozen
 
 from viewport_relay.config import Config, ConfigError, bracketed, load
 
-#: Most of the answer that is read, bytes.
+#: Most bytes that are read of the answer.
 _ANSWER_BYTES: Final = 65_536
 
 #: PROXY protocol, version 1: the connection is the sender's own (section 2.1 of the specification).
@@ -31,12 +31,12 @@ _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 class Unhealthy(Exception):
-    """The relay does not answer as it should; the text says how."""
+    """The relay is not healthy; the text says what it answered."""
 
 
 @frozen
 class Listener:
-    """Where the relay listens, as seen from beside it; `path` is that of a Unix socket."""
+    """The address of the relay's listener; `path` for a Unix socket."""
 
     host: str = ""
     port: int = 0
@@ -49,7 +49,7 @@ class Listener:
 
 
 def listener(config: Config) -> Listener:
-    """The relay's public listener. Raises Unhealthy when the settings do not tell."""
+    """The relay's public listener. Raises Unhealthy when the settings do not determine it."""
     found = Listener(
         config.listen_host, config.listen_port, tls=config.serves_tls, proxied=config.proxy_protocol
     )
@@ -65,8 +65,8 @@ def listener(config: Config) -> Listener:
 def _described(description: str, plain: Listener) -> Listener:
     """The listener that a Twisted server endpoint string describes; `plain` is that of host and port.
 
-    The address of a socket that systemd passes stands in its socket unit. It is taken to be the relay's default, or
-    what RELAY_LISTEN_HOST and RELAY_LISTEN_PORT say.
+    The address of a socket that systemd passes is set in its socket unit. It is assumed to be the relay's default, or
+    RELAY_LISTEN_HOST and RELAY_LISTEN_PORT.
     """
     kind, *rest = (re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", description))
     named = dict(part.split("=", 1) for part in rest if "=" in part)
@@ -95,7 +95,7 @@ def given_address(text: str, plain: Listener) -> Listener:
 
 
 def check(found: Listener, timeout: float) -> None:
-    """Ask /health; `timeout` in seconds bounds each step. Raises Unhealthy."""
+    """Request /health; `timeout` bounds each step, seconds. Raises Unhealthy."""
     try:
         with contextlib.ExitStack() as stack:
             sock = stack.enter_context(_connect(found, timeout))
@@ -131,7 +131,7 @@ def _connect(found: Listener, timeout: float) -> socket.socket:
 
 
 def _tls() -> ssl.SSLContext:
-    """The certificate names the public host and may be renewed late: neither makes this relay unhealthy."""
+    """A context without verification: another host name or an expired certificate does not make the process unhealthy."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -147,7 +147,7 @@ def _get(sock: socket.socket) -> tuple[int, bytes]:
 
 
 def examine(environ: Mapping[str, str], address: str | None, timeout: float) -> Listener:
-    """Check the relay that these settings describe; where it answered. Raises Unhealthy."""
+    """Check the relay of these settings; returns the listener that answered. Raises Unhealthy."""
     try:
         config = load(environ)
     except ConfigError as error:

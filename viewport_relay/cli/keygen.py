@@ -1,7 +1,7 @@
-"""Makes a static key for the relay's link: the work behind `viewport-relay keygen`.
+"""Makes a static X25519 key for the Noise link, for `viewport-relay keygen`.
 
-The private half goes to a file that only its owner can read, or to standard output when no file is named. What it
-does not do: touch a running relay, or replace a key that is there.
+The private key goes to a file of mode 0600, or to standard output when no file is named. An existing file is never
+replaced.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from viewport_relay.noise.keys import NoiseKeyError, StaticKey, write_private
 
 
 def generate() -> tuple[str, str]:
-    """A fresh X25519 pair: private half, public half, both base64url of 32 bytes (43 characters)."""
+    """A new X25519 pair: private key, public key, both base64url of 32 bytes (43 characters)."""
     key = StaticKey.generate()
     return key.private_text(), key.public_text
 
 
 def keygen(out: str | Path | None = None, stdout: TextIO | None = None) -> str:
-    """Make a key and print its public half; returns the public half.
+    """Make a key and print its public key; returns the public key.
 
-    With `out` the private half is written there (mode 0600, for RELAY_NOISE_PRIVATE_KEY_FILE) and never shown.
-    Without, it is printed as a line for an environment file. Raises NoiseKeyError when the file is there already or
-    cannot be written.
+    With `out` the private key is written there (mode 0600, for RELAY_NOISE_PRIVATE_KEY_FILE) and not printed. Without
+    `out` it is printed as a line for an environment file. Raises NoiseKeyError when the file exists or cannot be written.
     """
     stdout = sys.stdout if stdout is None else stdout
     private, public = generate()

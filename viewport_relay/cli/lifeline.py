@@ -1,7 +1,7 @@
-"""A child process that never outlives its parent, whatever ends the parent: hang-up, kill or crash.
+"""Ends a child process with its parent, also when the parent is killed or crashes.
 
 On Linux the kernel sends the child SIGTERM when its parent ends (prctl(2), PR_SET_PDEATHSIG). The setting survives exec.
-Elsewhere the parent's own shutdown must do.
+On other systems only the parent's own shutdown ends the child.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Called in the child: SIGTERM comes when the process `parent` ends, also if it has ended already."""
+    """Call this in the child: it gets SIGTERM when the process `parent` ends, at once if that has ended already."""
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,6 +1,6 @@
-"""How each reason looks in the relay's log, for the troubleshooting page.
+"""A sample log line for each reason, for the troubleshooting page.
 
-The names of details are those of real lines: `tests/integration/admission/test_troubleshooting.py` provokes them and
+Names of details are those of real lines: `tests/integration/admission/test_troubleshooting.py` provokes them and
 compares. Values are made up, and so are the addresses (RFC 5737).
 """
 
@@ -13,10 +13,10 @@ from typing import Final
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 
-#: When the lines say that they were written: the first second of 2026.
+#: Time stamp of all samples: the first second of 2026.
 SAMPLE_TIME: Final = 1_767_225_600.0
 
-#: Refused before the query was read: nothing is known of the peer but its address.
+#: For refusals before the query is parsed: only the peer's address is known.
 NAMELESS: Final = frozenset(
     {
         Reason.RATE_LIMIT_EXCEEDED,
@@ -35,7 +35,7 @@ _PEER: Final = {"role": "client", "workspaceId": "ws-1", "runtimeTargetId": "rt-
 _IP: Final = {"ip": "192.0.2.7"}
 _BUS: Final = {"sourceRelayId": "relay-b"}
 
-#: What a line says beyond its text, for those of admission and of several relays.
+#: Details of a line beyond its text, for reasons of admission and of the backplane.
 _JWKS_URL: Final = "https://platform.example/api/.well-known/jwks.json"
 _VALIDATE_URL: Final = "https://platform.example/api/runtime/internal/relay/validate"
 

@@ -1,4 +1,4 @@
-"""The command `viewport-relay`: the relay itself (`serve`), and what an operator runs beside it."""
+"""The command `viewport-relay`: the relay (`serve`) and the operator's tools."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMANDS: Final = {
 
 
 class Commands(click.Group):
-    """Imports a command's module when the command is asked for: a health check every few seconds must be cheap."""
+    """A click group that imports a command's module when it is called, so that `healthcheck` starts fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of the help."""

@@ -1,4 +1,4 @@
-"""`viewport-relay keygen`: the options around `keygen`, which makes the key."""
+"""`viewport-relay keygen`: the command line of `keygen.keygen`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from viewport_relay.noise.keys import NoiseKeyError
 def keygen_command(out: str | None) -> None:
     """Make an X25519 key for the Noise link (RELAY_NOISE_PRIVATE_KEY).
 
-    Without --out both halves are printed as lines of an environment file. A file that is there is never written over.
+    Without --out both keys are printed as lines of an environment file. An existing file is never replaced.
 
     \b
       viewport-relay keygen --out /etc/viewport-relay/noise.key

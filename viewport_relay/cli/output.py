@@ -1,4 +1,4 @@
-"""What the commands print. A reader that has closed the pipe (`… | head`) ends the output, not the command."""
+"""Prints lines of a command. A closed pipe (`… | head`) ends the output, not the command."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import click
 
 
 def say(text: str) -> bool:
-    """Print a line on standard output; False when nobody can read it any more."""
+    """Print a line on standard output; False when the pipe is closed."""
     try:
         click.echo(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # What follows goes nowhere: Python itself would complain once more when it flushes at the end.
+        # Later output goes to the null device: Python would report the closed pipe again at exit.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

@@ -1,7 +1,7 @@
-"""A relay of our own for the demonstration: `twistd -n viewport-relay --dev` as a process, until it is stopped.
+"""The relay process of the demonstration: `twistd -n viewport-relay --dev` as a child process.
 
-It runs the same command that a person would, with settings of its own for what must be known here: port, admin token,
-development credential. It does not look into the relay; it reads its log lines and asks /health.
+It is started with its own port, admin token and development credential. Its state is read from its log lines and from
+/health only.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-#: Seconds that a relay may take to start, and to stop.
+#: Time limits for start and stop of the relay, seconds.
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 
-#: The event that says where the dev platform listens, in `details.url`.
+#: The log event with the dev platform's address in `details.url`.
 PLATFORM_EVENT = "dev_platform"
-#: The event that says that the relay itself listens, with `details.port`.
+#: The log event with the relay's port in `details.port`.
 RELAY_EVENT = "relay_started"
 
 HOST = "127.0.0.1"
-# In a process group of its own, or Ctrl-C at the terminal would reach it as well, and the signal that `stop` sends
+# A process group of its own, or Ctrl-C at the terminal would reach it as well, and the signal that `stop` sends
 # would be its second one, which cuts the drain short.
 TWISTD = (
     "import os; os.setpgrp()\n"
@@ -40,7 +40,7 @@ TWISTD = (
 
 
 class RelayDidNotStart(Exception):
-    """The relay ended, or was not ready in time; the text has its last words."""
+    """The relay ended, or was not ready in time; the text has its last log lines."""
 
 
 @frozen
@@ -62,7 +62,7 @@ class Place:
 
 
 def is_free(port: int) -> bool:
-    """Whether this port of loopback can be listened on."""
+    """Whether a TCP port of 127.0.0.1 is free."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -73,7 +73,7 @@ def is_free(port: int) -> bool:
 
 
 class OwnRelay(ProcessProtocol):
-    """The process. `on_line` gets each line of its standard output that is no longer needed here."""
+    """The relay process. `on_line` gets each line of its standard output after the start."""
 
     def __init__(self, reactor: Any, on_line: Callable[[str], None] = lambda line: None) -> None:
         self.on_line = on_line
@@ -94,7 +94,7 @@ class OwnRelay(ProcessProtocol):
             "RELAY_INTERNAL_KEY": secrets.token_urlsafe(24),
             "DEV_CREDENTIAL": credential,
         }
-        # What this process has of settings is for another relay: only the surroundings are handed on.
+        # RELAY_* variables of this process are for another relay: they are not passed on.
         kept = {name: value for name, value in environ.items() if not _is_setting(name)}
         arguments = [
             sys.executable,
@@ -114,7 +114,7 @@ class OwnRelay(ProcessProtocol):
         return Place(self._found["port"], self._found["url"], credential, admin_token)
 
     async def stop(self) -> int:
-        """Ask it to stop and wait until it has; its exit status, negative for a signal that ended it."""
+        """Stop the relay (SIGTERM) and wait; returns the exit status, negative for a signal."""
         if not self.ended.called:
             self._signal("TERM")
             late = self._reactor.callLater(STOP_SECONDS, self.kill)
@@ -124,26 +124,26 @@ class OwnRelay(ProcessProtocol):
         return await self.ended
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the relay (SIGKILL)."""
         if not self.ended.called:
             self._signal("KILL")
 
     # -- ProcessProtocol -----------------------------------------------------------------------------------
 
     def outReceived(self, data: bytes) -> None:
-        """Standard output."""
+        """Split standard output into lines."""
         for line in self._lines(1, data):
             self._remember(line)
             self._look_at(line)
             self.on_line(line)
 
     def errReceived(self, data: bytes) -> None:
-        """Standard error, which is empty but for a relay that cannot start."""
+        """Collect standard error; a relay writes there only when it cannot start."""
         for line in self._lines(2, data):
             self._remember(line)
 
     def processEnded(self, reason: Failure) -> None:
-        """The end, whatever brought it."""
+        """Note the exit status and end all waits."""
         value: Any = reason.value
         status = 0 if isinstance(value, ProcessDone) else value.exitCode
         if status is None:
@@ -180,7 +180,7 @@ class OwnRelay(ProcessProtocol):
         try:
             transport.signalProcess(name)
         except ProcessExitedAlready:
-            return  # its end is on the way here
+            return  # `processEnded` follows
 
     def _too_late(self, result: object, seconds: float) -> Any:
         raise RelayDidNotStart(self._last_words(f"the relay was not ready within {seconds:.0f} s"))

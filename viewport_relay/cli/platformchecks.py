@@ -1,8 +1,8 @@
-"""The checks of `viewport-relay doctor` that concern the platform: the way there, its keys, its clock, its answer.
+"""The checks of `viewport-relay doctor` that concern the platform: reachability, keys, clock, validate endpoint.
 
-DNS, TCP and TLS are tried one at a time (`probes`), so that the first step that fails is named; the keys and the
-validate endpoint are asked through the relay's own client and judged by the relay's own rules, so that what is said
-here is what the relay would see. The validate endpoint gets a made-up token. Nothing is changed anywhere.
+DNS, TCP and TLS are tried one at a time (`probes`), so that the first step that fails is named. Key set and validate
+endpoint are requested through the relay's HTTP client and judged by the relay's rules, so that a finding says what the
+relay would see. The validate endpoint gets a made-up token. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from viewport_relay.config import Config, is_loopback
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Reason
 
-#: A token that no platform ever signed; long enough that the answer is about the token and not its length.
+#: A token that no platform has signed, long enough to be refused for its signature and not for its length.
 PROBE_TOKEN = "viewport-relay-doctor.made-up.token"
 PROBE_QUERY = UpgradeQuery(Role.CLIENT, "viewport-relay-doctor", "viewport-relay-doctor")
 
 
 class NoKeys(Exception):
-    """There is no key set; the text says why. `answer` is what came instead, if anything did."""
+    """There is no usable key set; the text says why. `answer`: the HTTP answer, if there was one."""
 
     def __init__(self, why: str, answer: Answer | None = None) -> None:
         super().__init__(why)
@@ -44,7 +44,7 @@ class NoKeys(Exception):
 
 
 async def fetch_keys(client: HttpClient, config: Config) -> tuple[KeySet, Answer]:
-    """What RELAY_JWKS_URL serves, within the relay's own limits. Raises NoKeys."""
+    """Fetch RELAY_JWKS_URL within the relay's limits. Raises NoKeys."""
     try:
         answer = await client.ask(jwks_call(config.jwks_url))
     except HttpFailure as error:
@@ -63,16 +63,16 @@ async def fetch_keys(client: HttpClient, config: Config) -> tuple[KeySet, Answer
 
 
 def client_context(config: Config) -> ssl.SSLContext:
-    """TLS towards the platform as the settings want it. Raises ProbeFailed."""
+    """The TLS context for the platform, from the settings. Raises ProbeFailed."""
     try:
         context = ssl.create_default_context(cafile=config.server_ca_cert_path)
-        # Python 3.13 is stricter about a CA's extensions than the relay itself, whose verdict this foretells.
+        # Python 3.13 is stricter about a CA's extensions than the relay; the finding must be the relay's result.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if not config.server_tls_verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         if config.server_mtls and config.server_client_cert_path:
-            # A password that is given, even an empty one, keeps OpenSSL from asking at the terminal.
+            # A password, even an empty one, keeps OpenSSL from prompting at the terminal.
             context.load_cert_chain(
                 config.server_client_cert_path,
                 config.server_client_key_path,
@@ -85,9 +85,9 @@ def client_context(config: Config) -> ssl.SSLContext:
 
 
 def way(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[Finding]:
-    """DNS, TCP and TLS to one origin, each within `timeout` seconds; ends with the first step that fails. Blocks.
+    """Try DNS, TCP and TLS to one origin, each within `timeout` seconds, up to the first failure. Blocks.
 
-    Behind a proxy, DNS and TCP are tried to that; the tunnel and TLS are tried with the first request.
+    With an HTTP proxy, DNS and TCP are tried to the proxy; tunnel and TLS are tried by the first request.
     """
     proxy = HttpProxy.from_config(config)
     if origin.tls and proxy is not None and proxy.serves(origin.host, origin.port):
@@ -133,7 +133,7 @@ def _certificate(config: Config, origin: Origin, name: str, tls: ssl.SSLSocket) 
 
 
 async def jwks(client: HttpClient, config: Config, now: Callable[[], float] = time.time) -> list[Finding]:
-    """The key set, and how far the two clocks are apart."""
+    """Check the key set, and the difference of the two clocks."""
     findings = []
     try:
         keys, answer = await fetch_keys(client, config)
@@ -171,7 +171,7 @@ def clock(date: str | None, now: float, skew: int) -> Finding:
         theirs = parsedate_to_datetime(date or "").timestamp()
     except (ValueError, TypeError, OverflowError):
         return warn("clock", "the platform sends no Date to compare with", "compare by hand: date -u")
-    apart = now - theirs  # the header has whole seconds, so up to one of them is not real
+    apart = now - theirs  # the header has whole seconds: a difference of up to one second is rounding
     words = f"this machine is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the platform"
     if abs(apart) > skew + 1:
         return fail("clock", f"{words}, more than RELAY_TOKEN_CLOCK_SKEW_SEC={skew}", fix)
@@ -181,7 +181,7 @@ def clock(date: str | None, now: float, skew: int) -> Finding:
 
 
 async def validation(client: HttpClient, config: Config) -> list[Finding]:
-    """Ask the validate endpoint about a made-up token: whom does it refuse, the token or this relay's key?"""
+    """Validate a made-up token: the answer shows whether the platform refuses the token or the internal key."""
     name = "validate"
     headers = {"content-type": "application/json"}
     if config.internal_key is not None:
@@ -210,7 +210,7 @@ async def validation(client: HttpClient, config: Config) -> list[Finding]:
         return [fail(name, "a made-up token was admitted", fix)]
     word = f" ({verdict.details['platformWord']})" if verdict.details.get("platformWord") else ""
     if verdict.reason is Reason.WORKSPACE_NOT_FOUND and "workspace" not in word.lower():
-        # Any JSON 404 reads as a missing workspace; that of another path proves nothing about the key.
+        # Any JSON 404 means a missing workspace; a 404 of another path proves nothing about the key.
         fix = "check the path of RELAY_VALIDATE_URL: this may be the 404 of something else than the validate endpoint"
         return [
             warn(
@@ -228,7 +228,7 @@ async def validation(client: HttpClient, config: Config) -> list[Finding]:
 
 
 def key_in_clear(config: Config) -> bool:
-    """Whether the internal key would leave this machine unencrypted."""
+    """Whether the internal key would be sent unencrypted over a network."""
     parts = urlsplit(config.validate_url)
     return (
         config.internal_key is not None and parts.scheme == "http" and not is_loopback(parts.hostname or "")

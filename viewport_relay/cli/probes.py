@@ -1,7 +1,7 @@
-"""Steps towards a server, one at a time: resolve, connect, shake hands, ask.
+"""Steps of a connection to a server, one at a time: DNS, TCP, TLS, request.
 
-The relay itself goes through Twisted; here each step is taken alone and in order, so that the first one that fails
-can be named. Everything is bounded in time and size. It knows nothing of settings or of what an answer means.
+The relay uses Twisted for these. Here each step runs alone, so that the first that fails can be named. Time and size are
+bounded. This module knows no settings.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
-#: Most of a document that is read.
+#: Most bytes that are read of a document.
 DOCUMENT_BYTES = 65_536
 
 
 class ProbeFailed(Exception):
-    """A step did not work; the text says how."""
+    """A step failed; the text says how."""
 
 
 @frozen
 class Origin:
-    """Where a URL leads: the part that DNS, TCP and TLS are about."""
+    """Scheme, host and port of a URL (RFC 6454)."""
 
     tls: bool
     host: str
@@ -83,7 +83,7 @@ def handshake(plain: socket.socket, origin: Origin, context: ssl.SSLContext) -> 
 
 
 def get_json(url: str, timeout: float, context: ssl.SSLContext) -> Any:
-    """What a small JSON document of this machine says, within about `timeout` seconds. Raises ProbeFailed."""
+    """Fetch a small JSON document from this machine, within about `timeout` seconds. Raises ProbeFailed."""
     origin, parts = origin_of(url), urlsplit(url)
     sock = connect(origin, timeout)
     if origin.tls:

@@ -10,7 +10,7 @@ from twisted.scripts import twistd
 
 _twistd: Any = twistd  # without type annotations
 
-#: What comes before the relay's own options: stay in the foreground, write no pid file.
+#: Options of twistd before the relay's: foreground, no pid file.
 TWISTD = ("--nodaemon", "--pidfile=", "viewport-relay")
 
 

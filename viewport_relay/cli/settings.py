@@ -1,4 +1,4 @@
-"""`viewport-relay config`: the settings in force and where each came from. It reads, and starts nothing."""
+"""`viewport-relay config`: prints the settings in force and the source of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MASK = "********"
 
 
 def shown(variable: Variable, value: Any) -> str:
-    """A value as text; secrets are masked, of a URL that may hold a password the user info only."""
+    """A value as text. Secrets are masked; of a URL only the user info is."""
     if value is None or value == ():
         return "none"
     if variable.secret:
@@ -60,7 +60,7 @@ def rows(settings: Config) -> list[tuple[Variable, str, str]]:
 
 
 def read_or_exit(environ: Mapping[str, str], *, dev: bool = False) -> Config:
-    """The settings, or every problem on standard error and exit status 78, as the relay itself would do."""
+    """Load the settings, or print every problem on standard error and exit with status 78, as the relay does."""
     try:
         return load(environ, dev_platform=dev)
     except ConfigError as error:

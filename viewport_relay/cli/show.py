@@ -1,7 +1,4 @@
-"""`viewport-relay demo`: runs the demonstration against a relay of its own or a running one, and says what came of it.
-
-The demonstration itself is `demo`, the relay of its own `ownrelay`.
-"""
+"""`viewport-relay demo`: runs the demonstration (`demo`) against its own relay (`ownrelay`) or a running one."""
 
 from __future__ import annotations
 
@@ -33,15 +30,15 @@ from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_relay_identity
 from viewport_relay.reasons import Reason
 
-#: The port of a relay that goes on serving, if it is free.
+#: The port of a relay that keeps serving, if it is free.
 USUAL_PORT = 7781
 
-#: How the relay's log names the refusal that the last scene provokes.
+#: The reason code of the refusal that the last scene provokes.
 REFUSAL = f'"reason":"{Reason.NOISE_INVALID_PSK.code}"'
 
 
 def say(line: str) -> None:
-    """A line for people. The demonstration's own EXCHANGE OK is of one scene; that of all scenes is the last line."""
+    """Print a progress line, but not the EXCHANGE OK of one scene: the last line is that of all scenes."""
     print_line("  " + line.replace("EXCHANGE OK", "  ok:", 1))
 
 
@@ -51,13 +48,13 @@ async def offers_link(reactor: Any, ws_url: str) -> bool:
     try:
         return (await fetch_relay_identity(http, ws_url)).noise_public is not None
     except (PlatformError, PeerError):
-        return False  # a relay of before the link; what else is wrong shows when the peers connect
+        return False  # a relay without the link; other problems show when the peers connect
     finally:
         await http.close()
 
 
 async def run_scenes(reactor: Any, where: Where) -> str:
-    """All scenes that this relay can play; the closing line. Raises DemoFailed."""
+    """Run all scenes that the relay supports; returns the last line. Raises DemoFailed."""
     results: list[ExchangeResult] = [await plain_exchange(reactor, where, say)]
     if await offers_link(reactor, where.ws_url):
         for play in (linked_exchange, paired_exchange):
@@ -72,7 +69,7 @@ async def run_scenes(reactor: Any, where: Where) -> str:
 
 
 async def _first(reactor: Any, lines: list[str]) -> None:
-    """Wait until the relay's log has come through its pipe; not for ever, as it is only to be shown."""
+    """Wait, for a limited time, until the refusal's log line has arrived."""
     for _ in range(40):
         if lines:
             return
@@ -80,7 +77,7 @@ async def _first(reactor: Any, lines: list[str]) -> None:
 
 
 async def sign_in_link(reactor: Any, place: Place) -> str:
-    """A link to the admin page of a relay of our own, which signs in once."""
+    """A single-use sign-in link to the admin page of the relay."""
     agent, pool = pooled_agent(reactor, ClientTls())
     call = Call.make(
         "POST",
@@ -95,7 +92,7 @@ async def sign_in_link(reactor: Any, place: Place) -> str:
 
 
 def reachable_at(place: Place, link: str) -> str:
-    """Where a relay of our own can be reached, with which tokens. `link` signs in to its admin page."""
+    """URLs and tokens of the running relay, as text. `link` signs in to its admin page."""
     return (
         "\nThe relay serves on until Ctrl-C:\n"
         f"  peers     {place.ws_url}/ws\n"
@@ -111,14 +108,14 @@ def reachable_at(place: Place, link: str) -> str:
 
 
 def about(place: Place, line: str) -> str:
-    """The command that explains a line of the relay's log in words."""
+    """The curl command that explains a line of the relay's log."""
     connection = json.loads(line).get("connectionId", "")
     url = f"{place.http_url}/logs?about={connection}&format=text"
     return f"curl -H 'Authorization: Bearer {place.admin_token}' '{url}'"
 
 
 async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoReturn:
-    """Start a relay, play, and with `once` stop it again. Ends the process."""
+    """Start a relay and run all scenes; with `once` stop the relay afterwards. Exits the process."""
     relay = OwnRelay(reactor)
     stopping = False
 
@@ -150,7 +147,7 @@ async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoR
     print_line(reachable_at(place, await sign_in_link(reactor, place)))
 
     def log(line: str) -> None:
-        if not print_line(line) and not stopping:  # nobody reads: nothing is left to do
+        if not print_line(line) and not stopping:  # standard output is closed
             reactor.stop()
 
     relay.on_line = log

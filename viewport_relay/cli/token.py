@@ -1,7 +1,7 @@
-"""`viewport-relay token inspect`: what a relay token says, and what this relay would say to it.
+"""`viewport-relay token inspect`: prints a relay token's claims and this relay's verdict on it.
 
-The token is read from a file or standard input, never from the command line, where every user of the machine could
-read it; and it is never printed. The checks are the relay's own (`admission.inspection`).
+The token is read from a file or standard input: every user of the machine could read a command line. The token is never
+printed. The checks are the relay's own (`admission.inspection`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from viewport_relay.observe.redaction import Redactor
 from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
-#: Most that is read of a file to find a token in it.
+#: Most bytes that are read of a token file.
 FILE_BYTES = 65_536
 
 
 @frozen
 class Report:
-    """What was found, as it is shown. `reason` is None when the token would go on to the platform."""
+    """The result of an inspection. `reason` is None when the platform would be asked about the token."""
 
     header: Mapping[str, object]
     claims: Mapping[str, object]
@@ -53,7 +53,7 @@ class Report:
 
 @frozen
 class Asked:
-    """What the peer asks for in its query; None: what the token's own claims name."""
+    """Role, workspace and target of the upgrade's query; None: those of the token's claims."""
 
     role: Role | None = None
     workspace_id: str | None = None
@@ -68,9 +68,9 @@ class Asked:
 
 
 def judge_token(token: str, keys: KeySet | str, asked: Asked, rules: TokenRules, now: float) -> Report:
-    """Look into one token at `now` (seconds since the epoch). The platform is not asked.
+    """Judge one token at `now` (seconds since the epoch), without the platform.
 
-    `keys` is the key set, or in words why there is none.
+    `keys` is the key set, or the text why there is none.
     """
     found = inspect_token(token, keys if isinstance(keys, KeySet) else KeySet.of(()), rules, now)
     refusal, claims = found.refusal, found.claims or {}
@@ -161,7 +161,7 @@ def read_token(file: str) -> str:
                 raw = stream.read(FILE_BYTES)
         except (OSError, ValueError) as error:
             if file.count(".") == 2 or len(file) > 200:
-                # Whatever was typed is likely the token itself: it must not be printed again.
+                # The argument is probably the token itself: it must not be printed.
                 raise click.UsageError(
                     "this takes a file or standard input, never the token itself: it is now in the shell's history "
                     "and was in the process list, so let the peer fetch a new one"
@@ -177,7 +177,7 @@ def read_token(file: str) -> str:
 
 
 def settings_for(environ: Mapping[str, str], jwks: str | None) -> Config:
-    """The settings, with another key set if one is named; then the other URLs need not be set."""
+    """Load the settings. With `jwks` that key set is used, and no other URL is required."""
     if jwks is None:
         return read_or_exit(environ)
     parts = urlsplit(jwks)
@@ -186,7 +186,7 @@ def settings_for(environ: Mapping[str, str], jwks: str | None) -> Config:
 
 
 async def keys_or_why(reactor: Any, config: Config) -> KeySet | str:
-    """The key set of RELAY_JWKS_URL, or why there is none."""
+    """The key set of RELAY_JWKS_URL, or the text why there is none."""
     client = HttpClient.from_config(reactor, config)
     try:
         keys, _ = await fetch_keys(client, config)
@@ -199,7 +199,7 @@ async def keys_or_why(reactor: Any, config: Config) -> KeySet | str:
 
 @click.group(short_help="Look into a relay token.")
 def token() -> None:
-    """Look into a relay token. Tokens are read from a file or standard input, never from the command line."""
+    """Inspect a relay token. Tokens are read from a file or standard input, never from the command line."""
 
 
 @token.command(short_help="What a token says, and what this relay would say to it.")

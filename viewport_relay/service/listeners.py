@@ -34,7 +34,7 @@ _BACKLOG: Final = 1024
 
 
 def cannot_listen(error: BaseException) -> str:
-    """Why an endpoint cannot be listened on, with its address."""
+    """The error text for an endpoint that cannot listen, with its address."""
     if not isinstance(error, CannotListenError):
         return f"cannot listen: {error}"
     where = error.port if isinstance(error.port, str) else bracketed(error.interface or "0.0.0.0", error.port)
@@ -44,9 +44,9 @@ def cannot_listen(error: BaseException) -> str:
 
 @implementer(IStreamServerEndpoint)
 class _NowOrNever:
-    """An endpoint that listens at once, or ends the process: 78 for a wrong description, 1 for a port that is taken.
+    """An endpoint that listens at once, or exits the process: status 78 for a wrong description, 1 for a port in use.
 
-    `port` is the listening port. A relay without its listener is no use, and Twisted would only log the failure.
+    `port` is the IListeningPort. Twisted's service would log the failure and keep a process that listens nowhere.
     """
 
     port: Any = None  # an IListeningPort, which is a FileDescriptor too
@@ -85,11 +85,11 @@ class _NowOrNever:
 
 
 class Listeners(MultiService):
-    """Takes connections and gives them to the sites of peers and operators.
+    """The listeners for peers and operators, with their sites.
 
-    `upgrade` answers upgrade attempts, `own` are pages of the wire by path, `pages(admin)` makes the resource of all other
-    pages, with or without the admin pages. `connected` is the number of upgraded connections, `open_files` the limit on
-    descriptors (0: not looked at).
+    `upgrade` is the `/ws` resource, `own` holds further pages of the wire protocol by path, `pages(admin)` makes the
+    resource of all other paths, with or without the admin pages. `connected` returns the number of upgraded connections,
+    `open_files` is the limit on descriptors (0: not limited).
     """
 
     def __init__(
@@ -140,15 +140,15 @@ class Listeners(MultiService):
         return None if port is None else getattr(port.getHost(), "port", None)
 
     def pause(self) -> None:
-        """Accept no peers for now; those that come wait in the backlog."""
+        """Stop accepting peers for now. New connections wait in the kernel's backlog."""
         self._endpoint.port.stopReading()
 
     def resume(self) -> None:
-        """Accept peers."""
+        """Accept peers again."""
         self._endpoint.port.startReading()
 
     async def close_public(self) -> None:
-        """Stop listening for peers. Operators are still answered, so that /ready says why."""
+        """Stop listening for peers. The admin listener stays open, so that /ready says why."""
         await self._public.disownServiceParent()
 
     async def _stop(self) -> None:
@@ -188,11 +188,11 @@ class Listeners(MultiService):
         return ProxyFactory(site, self._is_balancer, self._log)
 
     def _is_balancer(self, peer: str) -> bool:
-        """Whether a PROXY header of this peer is believed: of all, where RELAY_TRUSTED_PROXIES names none."""
+        """Whether a PROXY header from this address is accepted: from every address when RELAY_TRUSTED_PROXIES is empty."""
         return not self._address.trusted or self._address.trusts(peer)
 
     def _site_for_operators(self, host: str) -> IProtocolFactory:
-        """Over the relay's TLS, unless it listens on loopback."""
+        """The admin listener's site factory; with the relay's TLS unless `host` is loopback."""
         site = self._site(Root(None, self._plain(Pages(self._pages(True), {}))), 0)
         return site if is_loopback(host) else self._over_tls(site)
 
@@ -206,11 +206,11 @@ class Listeners(MultiService):
         return site if self._tls is None else TLSFactory(self._tls, False, site, self._reactor)
 
     def _plain(self, pages: Resource) -> PlainHttp:
-        """Everything but upgrades, for one listener."""
+        """The HTTP budget of one listener, for all requests but upgrades."""
         return PlainHttp(pages, self._reactor, self._budget, self._queue, self._address, self._auth.admits)
 
     def _http_room(self) -> int:
-        """How many HTTP connections there may be just now; more than are ever upgraded is no use."""
+        """Most HTTP connections allowed now, beside the upgraded connections."""
         most = self._config.max_total_connections or sys.maxsize
         if self._open_files:
             most = min(most, descriptors.for_http(self._open_files, self._connected()))

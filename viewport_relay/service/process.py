@@ -48,7 +48,7 @@ def trusted_proxies(config: Config) -> TrustedProxies:
 
 
 class Engine(Protocol):
-    """What carries the frames of a process. Its service is a child of the process."""
+    """The part of a process that forwards frames: one relay, or workers. Its service is a child of the process."""
 
     @property
     def service(self) -> IService: ...
@@ -62,32 +62,32 @@ class Engine(Protocol):
         """The counters that the admin pages show."""
 
     def when_ready(self, call: Callable[[], None]) -> None:
-        """Call this once connections can be served."""
+        """Call `call` once connections can be served."""
 
     def status(self) -> str:
-        """Who is connected, for the service manager."""
+        """Connected peers in one line, for the service manager."""
 
     def connected(self) -> int:
         """The number of upgraded connections whose descriptors this process holds."""
 
     def pages(self, resource: AdminResource) -> Resource:
-        """The admin pages, fit for this engine."""
+        """The admin resource, wrapped as this engine needs it."""
 
     def drain(self) -> Deferred[None]:
-        """Refuse upgrades and close every peer; fires when the last is gone, in time."""
+        """Refuse upgrades and close every peer (1001); fires when all have gone, or after the drain's limit."""
 
     def cut(self) -> None:
-        """Drop the peers that are left."""
+        """Abort the remaining connections."""
 
     def apply(self, reloaded: Reloaded) -> None:
-        """Take up reloaded settings. Every connection stays."""
+        """Apply reloaded settings. Every connection stays."""
 
 
 class Process(MultiService):
-    """A relay process. Set it on an application, or start it as it is.
+    """The service tree of a relay process. Set it on an application, or start it alone.
 
-    `counters` count what this process does itself, `now` gives seconds since the epoch. `open_files` is the limit on
-    descriptors (0: not looked at), `notifier` speaks to the service manager, `reread` reads the settings again.
+    `counters`: those of this process. `now` returns seconds since the epoch. `open_files`: the limit on descriptors (0: not
+    limited). `notifier` notifies the service manager. `reread` loads the settings again.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Process(MultiService):
         self._notifier = Notifier({}) if notifier is None else notifier
         self._open_files = open_files
         self._reread = reread
-        #: lines about the process as a whole that are not settings', for the log at the start
+        #: warnings about the process that do not come from settings, logged at the start
         self.notes: list[str] = []
         self._stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
         self._tls = ServerContext.from_config(config)
@@ -149,7 +149,7 @@ class Process(MultiService):
         self._status_line = every(self, reactor, 1.0, StatusLine(log, facts).tick)
 
     def setServiceParent(self, parent: Any) -> None:
-        """On an application, the process's log becomes ours: JSON lines, Twisted's and the libraries' included."""
+        """Join an application: log lines of Twisted and of libraries then go through this process's log."""
         if isinstance(parent, Componentized):
             observer = TwistedObserver(self._log, from_thread=self._reactor.callFromThread)
             parent.setComponent(ILogObserver, observer)
@@ -203,7 +203,7 @@ class Process(MultiService):
                 f"at most {self._open_files} files may be open: RELAY_MAX_TOTAL_CONNECTIONS="
                 f"{config.max_total_connections} needs {wanted} (LimitNOFILE=, --ulimit nofile=)"
             )
-        # Only who set up the link, or needs it, pins its key.
+        # The key is logged only where it is configured or required: peers pin it.
         asked_for = config.sources.get("noise_link", "default") != "default"
         if self._keys.source == "ephemeral" and asked_for and config.noise_link != "off":
             found.append(
@@ -229,7 +229,7 @@ class Process(MultiService):
     # -- reload --------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Read settings, secret files and TLS files again, and take up what can change while the relay runs."""
+        """Load settings, secret files and TLS files again, and apply what can change while the relay runs."""
         self._notifier.reloading()
         if self._certificates is not None:
             self._certificates.reload()
@@ -244,7 +244,7 @@ class Process(MultiService):
         self._notifier.ready(self._engine.status())
 
     def _apply(self, reloaded: Reloaded) -> None:
-        """Take up new limits, proxies, origins, tokens and log level. Every connection stays."""
+        """Apply limits, proxies, origins, tokens and log level. Every connection stays."""
         config = self._config = reloaded.config
         self._log.apply(config.log_level, configured_secrets(config))  # type: ignore[arg-type]  # as in tap.py
         self._address.trusted = trusted_proxies(config)

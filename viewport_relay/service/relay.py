@@ -1,6 +1,7 @@
-"""One relay as a Twisted service: everything that admits peers and routes their frames.
+"""One relay as a Twisted service: admission, sessions and routing.
 
-A relay listens nowhere and answers no operator: `listeners` and `process` do, and the workers give a relay its connections.
+A relay has no listeners and no admin endpoints: those are in `listeners` and `process`. In a worker process the parent
+passes connections to the relay.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from viewport_relay.wire.upgrade import UpgradeResource
 
 
 def relay_keys(config: Config) -> RelayKeys:
-    """The link's keys. Raises ConfigError when a setting or the key file cannot be used."""
+    """Load the link's keys. Raises ConfigError when a setting or the key file cannot be used."""
     try:
         return RelayKeys.load(config.noise_private_key, config.noise_previous_key, config.state_dir)
     except NoiseKeyError as error:
@@ -42,9 +43,9 @@ def relay_keys(config: Config) -> RelayKeys:
 
 
 def upgrade_limits(config: Config, open_files: int) -> dict[str, int]:
-    """What is counted of upgrades and connections, as `UpgradeAttempts.apply` takes it; 0: not counted.
+    """Limits of upgrades and connections, as keyword arguments of `UpgradeAttempts.apply`; 0: no limit.
 
-    `open_files` is the limit on descriptors: fewer connections than RELAY_MAX_TOTAL_CONNECTIONS where it says so.
+    `open_files`, the limit on descriptors, may lower RELAY_MAX_TOTAL_CONNECTIONS.
     """
     total = config.max_total_connections
     if open_files:
@@ -60,7 +61,7 @@ def upgrade_limits(config: Config, open_files: int) -> dict[str, int]:
 class Relay(MultiService):
     """Admission, sessions and routing of one process.
 
-    `counts` are its connections, `attempts` the upgrade attempts by address, `now` gives seconds since the epoch.
+    `counts`: its connections. `attempts`: upgrade attempts by address. `now` returns seconds since the epoch.
     Raises ConfigError when files that the settings name cannot be used.
     """
 
@@ -120,11 +121,11 @@ class Relay(MultiService):
 
     @property
     def has_own_reactor(self) -> bool:
-        """Whether the reactor is the relay's own, with which frames take the shorter path."""
+        """Whether the reactor is a `RelayReactor`, which the fast path needs."""
         return self._turn.disconnect is not None
 
     def status(self) -> str:
-        """Who is connected, for the service manager."""
+        """Connected peers in one line, for the service manager."""
         joined = self.state.connections()
         return ", ".join(f"{number} {role}s" for role, number in joined.items()) or "no peers"
 
@@ -139,12 +140,12 @@ class Relay(MultiService):
         self._heartbeat.start()
 
     def drain(self) -> Deferred[None]:
-        """Refuse upgrades from now on, and close every peer 1001; fires when the last is gone, in time."""
+        """Refuse upgrades and close every peer (1001); fires when all have gone, or after the drain's limit."""
         self.upgrade.stopping = True
         return self._drain.start()
 
     def cut(self) -> None:
-        """Drop the connections that are left."""
+        """Abort the remaining connections."""
         self._drain.end_at_once()
 
     async def _stop(self) -> None:
@@ -155,17 +156,17 @@ class Relay(MultiService):
         await MultiService.stopService(self)
 
     def stopService(self) -> Deferred[None]:
-        """Stop what is left after `drain`."""
+        """Stop what remains after `drain`."""
         return Deferred.fromCoroutine(self._stop())
 
     def apply(self, config: Config, limits: Mapping[str, int]) -> None:
-        """Take up reloaded limits and origins. Every connection stays."""
+        """Apply reloaded limits and origins. Every connection stays."""
         self._config = config
         self.upgrade.apply(config, **limits)
         self._relaying.router.rates = frame_rates(config)
 
     def _clean_up(self) -> None:
-        """Forget empty targets, what has aged out, and memory that is not in use."""
+        """Drop empty targets, expired entries and unused buffers. Called periodically."""
         seconds = self._config.empty_workspace_ttl_ms / 1000
         self._relaying.registry.clean_up(self._clock.seconds(), seconds)
         self._turn.arena.buffers.clear()

@@ -1,4 +1,4 @@
-"""A process with one relay in it."""
+"""The engine of a process with a single relay."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SingleRelay:
         self._open_files = open_files
 
     def when_ready(self, call: Callable[[], None]) -> None:
-        """At once."""
+        """Call `call` at once."""
         call()
 
     def pages(self, resource: AdminResource) -> Resource:
@@ -42,11 +42,11 @@ class SingleRelay:
         return resource
 
     def drain(self) -> Deferred[None]:
-        """Close every peer 1001."""
+        """Refuse upgrades and close every peer (1001)."""
         return self.service.drain()
 
     def apply(self, reloaded: Reloaded) -> None:
-        """Take up new limits and origins."""
+        """Apply reloaded limits and origins."""
         self.service.apply(reloaded.config, upgrade_limits(reloaded.config, self._open_files))
 
 

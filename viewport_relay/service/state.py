@@ -16,7 +16,7 @@ from viewport_relay.sessions.build import Relaying
 
 
 class RelayState:
-    """Reads and steers a running relay. `now` gives seconds since the epoch, `stopping` whether the relay drains."""
+    """State and commands of a running relay. `now` returns seconds since the epoch, `stopping` whether the relay drains."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class RelayState:
         ready, why = self._gate.ready()
         backplane = self._backplane.describe()
         if ready and backplane.get("up") is False:
-            # Peers of this relay go on, so this is no reason to send them away.
+            # Peers of this relay still reach each other: ready, with a note.
             return True, str(backplane.get("reason", Reason.BACKPLANE_UNREACHABLE.code))
         return ready, why
 

@@ -1,1 +1,1 @@
-"""What a connection is for: one handler for each role, joining and leaving, the Noise link, daemons on other relays."""
+"""Sessions: one handler for each role, joining and leaving, the Noise link, daemons on other relays."""

@@ -1,4 +1,4 @@
-"""Puts routing and sessions of one relay together from its settings."""
+"""Builds the routing and sessions of one relay from its settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from viewport_relay.wire.turn import turn_of
 
 @frozen
 class Relaying:
-    """What the rest of a relay uses of its routing and sessions."""
+    """The parts of routing and sessions that the service uses."""
 
     registry: Registry
     router: Router
@@ -61,7 +61,7 @@ def build(
     keys: RelayKeys,
     backplane: Backplane,
 ) -> Relaying:
-    """`clock` is the reactor, `now` gives seconds since the epoch, `client` asks the platform."""
+    """`clock`: the reactor. `now` returns seconds since the epoch. `client`: the HTTP client for the platform."""
     registry = Registry(most_requests=config.request_track_max, most_sessions=config.session_owner_track_max)
     router, windows = Router(frame_rates(config)), WindowTable()
     outcomes = Outcomes(router, log, counters)

@@ -17,12 +17,12 @@ from viewport_relay.sessions.remote import RemoteRelays
 from viewport_relay.sessions.session import Session, session_of
 from viewport_relay.wire.interfaces import Judge
 
-#: How many times RELAY_MAX_PENDING_BYTES may be queued for all clients of one target together.
+#: Most bytes queued for all clients of one target together, in units of RELAY_MAX_PENDING_BYTES.
 TARGET_QUEUES: Final = 8
 
 
 class ClientRole:
-    """What all clients share: one judge for all, since every frame has to find it in memory."""
+    """The handler of the client role. All clients share one `judge` function, which stays in the processor's cache."""
 
     def __init__(self, router: Router, outcomes: Outcomes, remote: RemoteRelays, max_pending: int) -> None:
         """`max_pending` is RELAY_MAX_PENDING_BYTES."""
@@ -32,13 +32,13 @@ class ClientRole:
         self._judge = _judge(router)
 
     def begin(self, session: Session, peer: Peer) -> None:
-        """The client takes part from now on."""
+        """Start to route the client's messages."""
         session.outbox.on_backlog = partial(self._bound_target, peer)
         session.connection.reader.route(peer, self._judge, self._decide, self._outcomes.count_to_daemon)
         self._remote.greet(peer)
 
     def _bound_target(self, peer: Peer) -> None:
-        """Close the client for which most is queued, when too much is for all of this target together."""
+        """Close the client with the longest queue when the queues of its target are too long together."""
         heaviest = peer.target.heaviest(self._most_queued)
         if heaviest is not None:
             session = session_of(heaviest)

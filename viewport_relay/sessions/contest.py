@@ -1,4 +1,4 @@
-"""A contested seat: a daemon of equal generation waits until the one that has the seat shows life, or does not."""
+"""Contests for a seat: a daemon of equal generation waits until the seat's holder answers a ping, or does not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from viewport_relay.wire.heartbeat import STOOD_STILL, ping
 #: Seconds before a Close that the peer would answer with an immediate reconnect (wire protocol, section 3).
 SEAT_CLOSE_DELAY: Final = 1.0
 
-#: Seconds between two looks at a contested daemon's signs of life.
+#: Seconds between two checks whether the holder has sent anything.
 POLL: Final = 0.05
 
 
@@ -50,28 +50,28 @@ class Contests:
         peer, holder, now = contest.challenger, contest.holder, self._clock.seconds()
         seat, waiting = peer.target.seat, session_of(peer)
         if waiting.peer is not peer or seat.holder is peer:
-            return  # gone, or seated meanwhile
+            return  # disconnected, or seated meanwhile
         sitting = session_of(holder).connection
         close: Callable[..., None] = waiting.connection.close
-        if peer not in seat.challengers:  # a higher generation sat down before it
+        if peer not in seat.challengers:  # a daemon of higher generation took the seat
             close(Reason.STALE_DAEMON_GENERATION, delay=SEAT_CLOSE_DELAY)
         elif seat.holder is holder and now - due > STOOD_STILL:
-            self.begin(peer, holder)  # what it said meanwhile is not read yet: all over again
+            self.begin(peer, holder)  # its messages of that time are not read yet: start again
         elif seat.holder is not holder or sitting.reader.last_seen > contest.began:
             seat.challengers.remove(peer)
             about = _about_holder(seat.holder or holder)
             close(Reason.DAEMON_ALREADY_CONNECTED, about["detail"], delay=SEAT_CLOSE_DELAY, details=about)
-        elif sitting.reader.paused:  # no clock runs while it is not read
+        elif sitting.reader.paused:  # the time-out does not run while the relay does not read from it
             self._poll(evolve(contest, deadline=contest.deadline + POLL))
         else:
             if now >= contest.deadline:
                 self._counters.ws_stale_terminated += 1
-                sitting.cut(Reason.PONG_TIMEOUT)  # leaves, and so seats the first that may have the seat
+                sitting.cut(Reason.PONG_TIMEOUT)  # `leave` then seats the first waiting daemon
             self._poll(contest)
 
 
 def _about_holder(holder: Peer) -> dict[str, str]:
-    """Details of the close of its twin: an operator must find both machines."""
+    """Details for the challenger's close, so that an operator finds both machines."""
     known = holder.describe()
     return {
         "detail": f"the seat is held by the daemon {known['clientId']} at {holder.ip}",

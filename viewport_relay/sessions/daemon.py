@@ -14,7 +14,7 @@ from viewport_relay.wire.interfaces import Judge
 
 
 class DaemonRole:
-    """What all daemons share: one judge for all, since every frame has to find it in memory."""
+    """The handler of the daemon role. All daemons share one `judge` function, which stays in the processor's cache."""
 
     def __init__(self, router: Router, outcomes: Outcomes, remote: RemoteRelays) -> None:
         self._outcomes = outcomes
@@ -22,7 +22,7 @@ class DaemonRole:
         self._judge = _judge(router, outcomes)
 
     def begin(self, session: Session, peer: Peer) -> None:
-        """The daemon has its seat from now on."""
+        """Start to route the messages of a seated daemon."""
         session.outbox.feed_fairly()
         session.connection.reader.route(peer, self._judge, self._decide, self._outcomes.count_to_clients)
         self._remote.seat_changed(peer.target)

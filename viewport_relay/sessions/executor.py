@@ -3,7 +3,7 @@
     executor -> relay -> platform   one request; only paths of its own managed executor, only listed headers
     executor <- relay <- platform   one answer, as a response frame
 
-Requests of one executor run side by side, up to a bound; beyond it the executor is not read.
+Requests of one executor run concurrently, up to a bound; beyond it reading from the executor pauses.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from viewport_relay.routing.router import Router
 from viewport_relay.sessions.outcomes import Outcomes
 from viewport_relay.sessions.session import Session
 
-#: Seconds that the platform has for an answer.
+#: Time limit of the platform's answer, seconds.
 REQUEST_TIMEOUT: Final = 60.0
 
-#: Requests of one executor that run at the same time.
+#: Most concurrent requests of one executor.
 MOST_RUNNING: Final = 16
 
 _REQUEST_HEADERS: Final = frozenset(
@@ -48,7 +48,7 @@ _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def path_allowed(path: str, workspace_id: str, managed_executor_id: str | None) -> bool:
-    """Whether an executor may ask for `path`: its managed executor itself (without a query), or what is below it.
+    """Whether an executor may request `path`: its managed executor (without a query), or a path below it.
 
     Segments are decoded once and compared; a `.` or `..` between `/` or `\\` of what follows denies.
     """
@@ -78,7 +78,7 @@ def _decoded(segments: Iterable[str]) -> list[str] | None:
 
 
 def request_headers(headers: dict[str, str]) -> dict[str, str]:
-    """The listed ones, names in lower case; one whose value cannot be a header's is left out."""
+    """The allowed request headers, names in lower case; a value that is no valid field value is left out (RFC 9110, 5.5)."""
     return {
         name.lower(): value
         for name, value in headers.items()
@@ -87,7 +87,7 @@ def request_headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 def response_headers(answer: Answer) -> dict[str, str]:
-    """Names in lower case, repeated ones joined, without credentials."""
+    """Response headers: names in lower case, repeated fields joined, without credentials."""
     shown = {}
     for raw_name, values in answer.headers.getAllRawHeaders():
         name = raw_name.decode("latin-1").lower()
@@ -97,7 +97,7 @@ def response_headers(answer: Answer) -> dict[str, str]:
 
 
 class PlatformRequests:
-    """Carries requests of all executors of a process."""
+    """Sends the requests of all executors of a process to the platform."""
 
     def __init__(self, client: HttpClient, server_url: str, frame_max_bytes: int, outcomes: Outcomes) -> None:
         self._client = client
@@ -107,7 +107,7 @@ class PlatformRequests:
         self._queues: dict[Session, _Queue] = {}
 
     def take(self, session: Session, peer: Peer, frame: WorkerRequest) -> None:
-        """Answer an executor's request, now or when one of its others is done."""
+        """Start an executor's request, now or when an earlier one has ended."""
         queue = self._queues.get(session)
         if queue is None:
             queue = self._queues[session] = _Queue()
@@ -115,7 +115,7 @@ class PlatformRequests:
         if len(queue.running) < MOST_RUNNING:
             self._start(session, peer, frame, queue)
         else:
-            session.connection.reader.pause_reading(self)  # at most what was already read follows
+            session.connection.reader.pause_reading(self)  # only messages that were read already follow
             queue.waiting.append((peer, frame))
 
     def _lost(self, session: Session) -> None:
@@ -132,7 +132,7 @@ class PlatformRequests:
 
         def done(result: object) -> object:
             queue.running.discard(running)
-            while queue.waiting and len(queue.running) < MOST_RUNNING:  # those that are denied run not at all
+            while queue.waiting and len(queue.running) < MOST_RUNNING:  # denied requests do not run
                 self._start(session, *queue.waiting.popleft(), queue)
             if not queue.waiting:
                 session.connection.reader.resume_reading(self)
@@ -151,13 +151,13 @@ class PlatformRequests:
             self._fail(session, peer, frame, 502, Reason.WORKER_TRANSPORT_FORWARD_FAILED, failure.why)
             return
         except CancelledError:
-            return  # the executor is gone
+            return  # the executor has disconnected
         text = answer.body.decode("utf-8", "replace")
         response = worker_response(frame.request_id, answer.status, response_headers(answer), text)
         session.deliver(response.encode("utf-8", "replace"))
 
     def _call(self, frame: WorkerRequest) -> Call:
-        # A request that may have reached the platform is never sent twice: the executor decides about that.
+        # A request that may have reached the platform is not repeated: the executor decides that.
         return Call.make(
             frame.method,
             self._server_url + frame.path,
@@ -183,7 +183,7 @@ class PlatformRequests:
 
 
 class ExecutorRole:
-    """What all executors share."""
+    """The handler of the executor role, shared by all executors."""
 
     def __init__(self, router: Router, outcomes: Outcomes, requests: PlatformRequests) -> None:
         self._router = router
@@ -191,7 +191,7 @@ class ExecutorRole:
         self._requests = requests
 
     def begin(self, session: Session, peer: Peer) -> None:
-        """The executor takes part from now on."""
+        """Start to answer the executor's requests."""
         session.connection.reader.receive = partial(self._receive, session, peer)
 
     def _receive(self, session: Session, peer: Peer, message: bytes) -> None:
@@ -213,7 +213,7 @@ def _body(frame: WorkerRequest) -> bytes | None:
 
 
 class _Queue:
-    """Requests of one executor: those that run, and those that wait for a place."""
+    """Requests of one executor: running and waiting."""
 
     __slots__ = ("running", "waiting")
 

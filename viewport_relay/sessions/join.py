@@ -28,12 +28,12 @@ from viewport_relay.sessions.session import Session, session_of
 from viewport_relay.wire.connection import Connection
 from viewport_relay.wire.life import Ending
 
-#: Stands where a role has no such rate.
+#: Null object for a rate that a role does not have.
 _NEVER_CHARGED: Final = Window()
 
 
 class RoleHandler(Protocol):
-    """What a role makes of a session that takes part."""
+    """The handler of a role, which starts a joined session."""
 
     def begin(self, session: Session, peer: Peer) -> None: ...
 
@@ -55,7 +55,7 @@ class Sessions:
         roles: Mapping[Role, RoleHandler],
         max_pending: int,
     ) -> None:
-        """`now` gives seconds since the epoch; `max_pending` is RELAY_MAX_PENDING_BYTES."""
+        """`now` returns seconds since the epoch; `max_pending` is RELAY_MAX_PENDING_BYTES."""
         self._clock = clock
         self._now = now
         self._log = log
@@ -71,7 +71,7 @@ class Sessions:
     # -- joining -----------------------------------------------------------------------------------------------
 
     def opened(self, connection: Connection, query: UpgradeQuery, claims: Claims) -> None:
-        """The upgrade is answered: judge the claims against the query and let the connection in, or close it."""
+        """After the 101 answer: check the claims against the query, then join the connection or close it."""
         self._counters.ws_connections_opened += 1
         connection.when_lost(self._lost)
         info = connection.info
@@ -79,7 +79,7 @@ class Sessions:
         if isinstance(grant, Refusal):
             connection.handler = _Outside(self, connection)
             reply = None
-            # On a link nothing travels as text, and there are no keys yet: the Close says it alone.
+            # On a link, text frames are not allowed and there are no keys yet: the Close frame alone says why.
             if grant.reason is Reason.MISSING_RUNTIME_TARGET_CLAIM and not info.link:
                 reply = status.runtime_target_required(query.workspace_id)
             details = {
@@ -122,7 +122,7 @@ class Sessions:
         self._roles[peer.role].begin(session, peer)
 
     def _rates(self, grant: Grant, ip: str, now: float) -> Rates:
-        """The windows that its role is charged to; none is made for the others."""
+        """The rate windows of the grant's role."""
         table, never = self._windows, _NEVER_CHARGED
         if grant.role is not Role.CLIENT:
             own = table.window((grant.role.value, grant.workspace_id, grant.runtime_target_id), now)
@@ -139,7 +139,7 @@ class Sessions:
     # -- leaving -----------------------------------------------------------------------------------------------
 
     def note_close(self, connection: Connection, ending: Ending, about: Mapping[str, Any]) -> None:
-        """Count and log the relay's own decision to close; a peer that leaves is not one."""
+        """Count and log a close that the relay decided; a peer's own close is not counted."""
         reason = ending.logged_as or ending.reason
         if reason is None:
             return
@@ -150,7 +150,7 @@ class Sessions:
         self._log.event("close", reason=reason, connection_id=connection.info.connection_id, **entry)
 
     def leave(self, session: Session, ending: Ending) -> None:
-        """A session is over: it is out of routing before anything else happens."""
+        """End a session: take it out of routing first, then inform the others."""
         peer, session.peer = session.peer, None
         assert peer is not None
         self.note_close(session.connection, ending, peer.describe())
@@ -166,7 +166,7 @@ class Sessions:
         if successor is not None:
             self._take_part(session_of(successor), successor)
         if peer.role is Role.DAEMON:
-            session.outbox.let_feeders_go()  # to the next daemon, or to be told that there is none
+            session.outbox.let_feeders_go()  # to the next daemon, or to be answered that there is none
 
     def _log_leave(self, peer: Peer, ending: Ending) -> None:
         about = peer.describe()
@@ -180,15 +180,15 @@ class Sessions:
         self._log.event("leave", message=how, connection_id=peer.connection_id, **about, seconds=seconds)
 
     def _bound_what_is_left(self, session: Session, daemon: Session) -> None:
-        # What a client sent before it left still goes to its daemon, unless clients that come and go would fill
-        # the memory in front of a daemon that does not read.
+        # Messages that a client sent before it left still go to its daemon, up to a bound: short-lived clients must not
+        # fill memory in front of a daemon that does not read.
         if daemon.outbox.queued > self._max_pending:
             daemon.outbox.forget(session.connection.reader)
 
     def _lost(self) -> None:
         self._counters.ws_connections_closed += 1
 
-    # -- many at once ------------------------------------------------------------------------------------------
+    # -- closing many ------------------------------------------------------------------------------------------
 
     def close_expired(self, skew: float) -> None:
         """Close every peer whose token expired more than `skew` seconds ago (RELAY_TOKEN_EXPIRY=close)."""
@@ -203,7 +203,7 @@ class Sessions:
         connection_id: str | None,
         token_id: str | None,
     ) -> int:
-        """Close every peer that has all of what is given; how many there were."""
+        """Close every peer that matches all given arguments; returns their number."""
         found = [
             peer
             for peer in self._registry.peers()

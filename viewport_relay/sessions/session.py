@@ -17,16 +17,16 @@ class LeaveListener(Protocol):
 
 
 class Session:
-    """One peer that has joined, or waits for its seat. `peer` is None before and after."""
+    """The session of one connection. `peer` is None before it has joined and after it has left."""
 
     __slots__ = ("_exchange", "_sessions", "announced", "connection", "key_used", "outbox", "peer")
 
     def __init__(self, connection: Connection, sessions: LeaveListener, key_used: str | None) -> None:
-        """`key_used` names the relay's key that the peer's link used; None without a link."""
+        """`key_used`: name of the relay's key that the link used; None without a link."""
         self.connection = connection
-        self.outbox = connection.outbox  # what every frame looks for
+        self.outbox = connection.outbox  # used by every frame
         self.peer: Peer | None = None
-        self.announced = False  # whether its joining was logged
+        self.announced = False  # whether the join was logged
         self.key_used = key_used
         self._sessions = sessions
         self._exchange: ExchangeWatch | None = None
@@ -36,12 +36,12 @@ class Session:
         self._sessions.leave(self, ending)
 
     def deliver(self, message: bytes) -> bool:
-        """Send a message; False when it is not taken."""
+        """Send a message; False when the connection does not accept it."""
         return self.outbox.send(message)
 
     @property
     def exchange(self) -> ExchangeWatch:
-        """What was seen of this client's end-to-end key exchanges."""
+        """The client's end-to-end key exchanges, as far as the relay sees them."""
         if self._exchange is None:
             self._exchange = ExchangeWatch()
         return self._exchange
@@ -50,17 +50,17 @@ class Session:
 
     @property
     def end_to_end(self) -> str | None:
-        """The latest end-to-end session in words."""
+        """The latest end-to-end session, as text."""
         return None if self._exchange is None else self._exchange.summary
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes that wait to be sent, in the transport too."""
+        """Bytes queued for this peer, those in the transport included."""
         return self.outbox.pending
 
     @property
     def backlog(self) -> int:
-        """Bytes that wait until the transport takes more."""
+        """Bytes queued in the outbox, without those in the transport."""
         return self.outbox.queued
 
     @property
