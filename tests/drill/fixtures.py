@@ -1,14 +1,16 @@
-"""Fixtures for tests that drill a relay process; `tests/conftest.py` makes them known everywhere.
+"""Fixtures for every test; `tests/conftest.py` registers this module as a plugin.
 
-A test file or folder that means another platform has a fixture of that name itself.
+A test file or folder that needs another platform overrides the fixture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_twisted
+from twisted.internet.interfaces import IListeningPort
 
 from tests.drill.manager import Manager
 from tests.drill.platform import FaultyPlatform
@@ -26,3 +28,12 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     made = Manager(tmp_path)
     yield made
     made.close()
+
+
+@pytest_twisted.async_yield_fixture
+async def ports() -> AsyncIterator[list[IListeningPort]]:
+    """Listening ports of a test, closed after it."""
+    listening: list[IListeningPort] = []
+    yield listening
+    for port in listening:
+        await port.stopListening()  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +97,6 @@ class Ok(Resource):
 
     def render(self, request: Any) -> bytes:
         return b"ok"
-
-
-@pytest_twisted.async_yield_fixture
-async def ports() -> AsyncIterator[list[IListeningPort]]:
-    listening: list[IListeningPort] = []
-    yield listening
-    for port in listening:
-        await port.stopListening()  # type: ignore[misc]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,14 +30,6 @@ from viewport_relay.reasons import Reason, Refusal
 KEY = SigningKey.generate("ES256", "k1")
 RSA = SigningKey.generate("RS256", "k2")
 Serve = Callable[[Callable[[bytes], bytes]], int]
-
-
-@pytest_twisted.async_yield_fixture
-async def ports() -> AsyncIterator[list[IListeningPort]]:
-    listening: list[IListeningPort] = []
-    yield listening
-    for port in listening:
-        await port.stopListening()  # type: ignore[misc]
 
 
 @pytest.fixture

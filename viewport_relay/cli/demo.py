@@ -167,32 +167,6 @@ class _Stage:
         await self._http.close()
 
 
-async def run_exchange(
-    reactor: Any,
-    *,
-    ws_url: str,
-    platform_url: str,
-    credential: str,
-    out: Out,
-    scene: Scene = PLAIN,
-    pairing_secret: bytes | None = None,
-    trust_root: Any = None,
-    turns: int = 200,
-    timeout: float = 60.0,
-) -> ExchangeResult:
-    """Run one scene; arguments as in `Where`. Raises DemoFailed."""
-    where = Where(
-        ws_url,
-        platform_url,
-        credential,
-        pairing_secret=pairing_secret,
-        trust_root=trust_root,
-        turns=turns,
-        timeout=timeout,
-    )
-    return await exchange_in(reactor, where, out, scene)
-
-
 async def plain_exchange(reactor: Any, where: Where, out: Out) -> ExchangeResult:
     """Plain WebSocket, noise-ik end to end. Raises DemoFailed."""
     return await exchange_in(reactor, where, out, PLAIN)

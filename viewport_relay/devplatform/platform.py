@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import jwt
-from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorTime
 from twisted.internet.ssl import CertificateOptions
@@ -138,10 +137,6 @@ class DevPlatform:
                 workspace_id, policy_mode, e2ee_profile, pairing_secret, daemon_public_key, relay_ws_base_url
             )
         )
-
-    def set_daemon_public_key(self, workspace_id: str, key: str | None) -> Workspace:
-        """Pin (or with None unpin) the daemon's static key of a workspace; KeyError if there is none."""
-        return self.workspaces.add(evolve(self.workspaces[workspace_id], daemon_public_key=key))
 
     def rotate(self, keep_old: bool, algorithm: Algorithm = "RS256") -> SigningKey:
         """Sign with a new key from now on; tokens of the old ones are good only with `keep_old`."""

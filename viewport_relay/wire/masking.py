@@ -57,17 +57,15 @@ def _works(make: Callable[[bytearray], Unmask]) -> bool:
     return True
 
 
-def _choose() -> tuple[str, Callable[[bytearray], Unmask]]:
+def _choose() -> Callable[[bytearray], Unmask]:
     try:
         from _nvx_xormasker import ffi, lib
 
         native = _in_c(ffi, lib)
     except (ImportError, AttributeError):
-        return "python", in_python
-    return ("nvx", native) if _works(native) else ("python", in_python)
+        return in_python
+    return native if _works(native) else in_python
 
 
-#: "nvx" or "python", and what makes an unmasker for a buffer.
-_chosen: Final = _choose()
-IMPLEMENTATION: Final = _chosen[0]
-unmasker: Final = _chosen[1]
+#: Makes an unmasker for a buffer: NVX's in C where it loads and works, else Python's.
+unmasker: Final = _choose()

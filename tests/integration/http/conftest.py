@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
-import pytest_twisted
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 
@@ -13,14 +12,6 @@ from tests.integration.http.servers import Listen, reactor
 from viewport_relay.admission.agent import pooled_agent
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.tls import ClientTls
-
-
-@pytest_twisted.async_yield_fixture
-async def ports() -> AsyncIterator[list[IListeningPort]]:
-    listening: list[IListeningPort] = []
-    yield listening
-    for port in listening:
-        await port.stopListening()  # type: ignore[misc]
 
 
 @pytest.fixture
