@@ -63,8 +63,9 @@ class Relay:
         memory: int = 0,
         stdout: str = "",
         tls: ssl.SSLContext | None = None,
+        code: Path = ROOT,
     ) -> None:
-        """`nofile` and `memory` are hard limits (open files; bytes of address space). `listener` is passed as
+        """`code` is the tree of the relay that runs. `nofile` and `memory` are hard limits (open files; bytes of address space). `listener` is passed as
         systemd passes it. `stdout` is a path to write to instead of being read."""
         self.port = listener.getsockname()[1] if listener else port or free_port()
         self.tls = tls
@@ -74,9 +75,9 @@ class Relay:
             if not name.startswith(("RELAY_", "LISTEN_", "NOTIFY_", "WATCHDOG_"))
             and name not in {"SERVER_URL", "HOST", "PORT", "MAX_LOGS"}
         }
-        environ |= {"PYTHONPATH": str(ROOT), "RELAY_LISTEN_PORT": str(self.port)} | GENEROUS | settings
-        code = (before + "\n" if before else "") + TWISTD
-        command = [sys.executable, "-B", "-c", code, "--nodaemon", "--pidfile=", "viewport-relay"]
+        environ |= {"PYTHONPATH": str(code), "RELAY_LISTEN_PORT": str(self.port)} | GENEROUS | settings
+        program = (before + "\n" if before else "") + TWISTD
+        command = [sys.executable, "-B", "-c", program, "--nodaemon", "--pidfile=", "viewport-relay"]
         keep: tuple[int, ...] = ()
         if listener is not None:
             # systemd sets LISTEN_PID after its fork; a shell in between does it here.
@@ -96,7 +97,7 @@ class Relay:
         with open(stdout, "wb") if stdout else os.fdopen(os.dup(self._log.fileno()), "wb") as out:
             self.process = subprocess.Popen(
                 command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=self._log, preexec_fn=limits,
-                pass_fds=keep, start_new_session=True,
+                pass_fds=keep, start_new_session=True, cwd=code,
             )  # fmt: skip
 
     def __enter__(self) -> Self:

@@ -38,6 +38,9 @@ async def one(port: int, source: str, tls: ssl.SSLContext | None) -> None:
         while True:
             writer.write(REQUESTS)
             await writer.drain()
+            await asyncio.sleep(
+                0
+            )  # drain() does not wait where asyncio drops bytes for a TLS socket that is gone
 
     sending = asyncio.ensure_future(send())
     try:

@@ -1,0 +1,61 @@
+"""The attackers themselves: an attack that stands still shows nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+from tests.drill.certificates import Identity
+from tests.hostile import pipelining
+
+
+def test_a_tls_connection_that_ends_one_way_does_not_stop_the_other_attackers(tmp_path: Path) -> None:
+    """asyncio drops what is written for a TLS socket that is gone, and drain() does not wait then."""
+    authority = Identity.self_signed("test CA")
+    files = authority.issue("server", "localhost").write(tmp_path, "server")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                accepted, _ = listener.accept()
+                threading.Thread(target=answer, args=(accepted,), daemon=True).start()
+
+    def answer(accepted: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(accepted, server_side=True) as sock:
+            sock.recv(1000)
+            sock.unwrap()
+
+    async def attack(port: int) -> int:
+        """How often the loop turned within a second."""
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0.01)
+                turns += 1
+
+        tasks = [
+            asyncio.ensure_future(count()),
+            asyncio.ensure_future(pipelining.attack(port, "127.0.1.1", authority.context())),
+        ]
+        await asyncio.wait(tasks, timeout=1)
+        for task in tasks:
+            task.cancel()
+        return turns
+
+    found: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        # In a thread of its own: a loop that stands still would not end.
+        attacking = threading.Thread(target=lambda: found.append(asyncio.run(attack(port))), daemon=True)
+        attacking.start()
+        attacking.join(10)
+    assert found and found[0] > 5

@@ -1,0 +1,40 @@
+"""Every attack of the table in short: the bystander stays connected and is answered, memory and log stay in bounds.
+
+    make hostile        # all attacks over plain TCP, TLS and with workers, with figures
+
+Times depend on the machine. The bound says "not stuck": an unprotected relay stood still for six seconds and more.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.drill.platform import FaultyPlatform
+from tests.hostile.table import ATTACKS, ROADS, at, measure
+
+SECONDS = min(4.0, float(os.environ.get("HOSTILE_SECONDS", "2")))
+
+#: What the default run does, over plain TCP; `make hostile` does all.
+QUICK = {"pipelined_100", "json_20", "presence", "ring", "admin_tokens"}
+
+#: Milliseconds, bytes, lines. Ring: three lines for each reason and address, then one that counts the others.
+P99, MEMORY, LINES = 2500, 150_000_000, 2500
+
+
+@pytest.mark.parametrize(
+    "road", [pytest.param(road, marks=[] if road == "plain" else pytest.mark.slow) for road in ROADS]
+)
+@pytest.mark.parametrize(
+    "attack", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ATTACKS]
+)
+def test_an_attack(platform: FaultyPlatform, attack: str, road: str) -> None:
+    row = measure(platform, attack, road, SECONDS)
+    print(f"\n{row}")
+    assert row.events not in ("", "0", "none"), "the attackers did nothing"
+    assert row.alive and row.kept
+    assert at(row.taken, 0.99) < P99
+    assert row.memory < MEMORY
+    assert row.lines < LINES
+    assert row.errors == []
