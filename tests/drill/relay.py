@@ -65,8 +65,8 @@ class Relay:
         tls: ssl.SSLContext | None = None,
         code: Path = ROOT,
     ) -> None:
-        """`code` is the tree of the relay that runs. `nofile` and `memory` are hard limits (open files; bytes of address space). `listener` is passed as
-        systemd passes it. `stdout` is a path to write to instead of being read."""
+        """`code` is the tree of the relay that runs. `nofile` and `memory` are hard limits (open files; bytes of address
+        space). `listener` is passed as systemd passes it. `stdout` is a path to write to instead of being read."""
         self.port = listener.getsockname()[1] if listener else port or free_port()
         self.tls = tls
         environ = {

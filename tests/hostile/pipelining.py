@@ -38,9 +38,8 @@ async def one(port: int, source: str, tls: ssl.SSLContext | None) -> None:
         while True:
             writer.write(REQUESTS)
             await writer.drain()
-            await asyncio.sleep(
-                0
-            )  # drain() does not wait where asyncio drops bytes for a TLS socket that is gone
+            # asyncio drops what is written to a TLS socket that is gone, and drain() does not wait then.
+            await asyncio.sleep(0)
 
     sending = asyncio.ensure_future(send())
     try:
