@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred, DeferredList
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.wire.heartbeat import STOOD_STILL
-from viewport_relay.workers.messages import Ask, Disconnect, Disconnected, Order, Stop
-from viewport_relay.workers.place import Supervision, Worker
+from viewport_relay.workers.messages import Disconnect, Disconnected, Order, Poll, Stop
+from viewport_relay.workers.supervision import Supervision, Worker
 
 #: Seconds between two polls of all workers.
 LOOK: Final = 1.0
@@ -25,7 +25,7 @@ class Crew:
     """All worker processes of one parent.
 
     `timeout`: seconds without an answer after which a worker is killed. `counters`: the parent's own counters. `environment`
-    maps a worker's number to its environment variables. `heard` is called after each poll, `complete` when the last missing
+    maps a worker's number to its environment variables. `polled` is called after each poll, `complete` when the last missing
     worker is up.
     """
 
@@ -37,7 +37,7 @@ class Crew:
         log: EventLog,
         counters: Counters,
         environment: Callable[[int], Mapping[str, str]],
-        heard: Callable[[], None],
+        polled: Callable[[], None],
         complete: Callable[[], None],
     ) -> None:
         self._reactor = reactor
@@ -57,7 +57,7 @@ class Crew:
             self._one_is_up,
         )
         self.workers = [Worker(supervision, index) for index in range(number)]
-        self._heard = heard
+        self._polled = polled
         self._complete = complete
         self._number = 0
         self._next_look = 0.0
@@ -101,11 +101,11 @@ class Crew:
 
     def _round(self) -> None:
         self._number += 1
-        asked = DeferredList([worker.ask(Ask(self._number)) for worker in self.workers])
+        asked = DeferredList([worker.request(Poll(self._number)) for worker in self.workers])
         asked.addCallback(self._answered)
 
     def _answered(self, _: object) -> None:
-        self._heard()
+        self._polled()
         done, following = self._asking or [], self._next
         self._asking, self._next = following or None, []
         for waiter in done:
@@ -123,7 +123,7 @@ class Crew:
         """Close matching connections in all workers; fires with the number closed."""
         self._number += 1
         order = Disconnect(self._number, workspace_id, runtime_target_id, connection_id, token_id)
-        asked = DeferredList([worker.ask(order) for worker in self.workers])
+        asked = DeferredList([worker.request(order) for worker in self.workers])
         return asked.addCallback(
             lambda answers: sum(answer.count for _, answer in answers if isinstance(answer, Disconnected))
         )

@@ -1,9 +1,9 @@
 """Messages between the parent process and its workers.
 
     parent -> worker   one packet each on a SOCK_SEQPACKET pair, in order, `Adopt` with a descriptor:
-                       Adopt, Ask, Disconnect, Apply, Flush, Stop
+                       Adopt, Poll, Disconnect, Apply, Flush, Stop
     worker -> parent   one line of JSON each on a stream:
-                       Up, Said, Left, Picture, Disconnected
+                       Up, Logged, Left, Picture, Disconnected
 
 Both sides run the same installation as the same user. Lengths are bounded all the same: a faulty worker must not
 take the parent down.
@@ -23,7 +23,7 @@ from viewport_relay.routing.views import TargetView
 
 #: File descriptors of the two channels in the worker process.
 PACKETS_FD: Final = 3
-WORDS_FD: Final = 4
+REPORTS_FD: Final = 4
 
 #: Longest packet to a worker, bytes: a request head (16 KiB) and the bytes that followed it (16 KiB and one read of 64 KiB).
 MAX_PACKET: Final = 131_072
@@ -42,7 +42,7 @@ class Adopt(Struct, tag="adopt", frozen=True):
     ip: str  # the client's address, as the parent counts it
 
 
-class Ask(Struct, tag="ask", frozen=True):
+class Poll(Struct, tag="poll", frozen=True):
     """Answer with a Picture."""
 
     number: int
@@ -74,7 +74,7 @@ class Stop(Struct, tag="stop", frozen=True):
     now: bool = False
 
 
-Order = Adopt | Ask | Disconnect | Apply | Flush | Stop
+Order = Adopt | Poll | Disconnect | Apply | Flush | Stop
 
 
 # -- worker -> parent ------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class Up(Struct, tag="up", frozen=True):
     """The worker is ready to take connections."""
 
 
-class Said(Struct, tag="said", frozen=True):
+class Logged(Struct, tag="logged", frozen=True):
     """One entry of the worker's log, to be written by the parent."""
 
     record: Record
@@ -141,8 +141,8 @@ class Disconnected(Struct, tag="disconnected", frozen=True):
     count: int
 
 
-Word = Up | Said | Left | Picture | Disconnected
+Report = Up | Logged | Left | Picture | Disconnected
 
 encode: Final = Encoder().encode
 decode_order: Final = Decoder(Order).decode
-decode_word: Final = Decoder(Word).decode
+decode_report: Final = Decoder(Report).decode

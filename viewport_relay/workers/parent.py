@@ -119,7 +119,7 @@ class Workers:
             log,
             counters,
             self._worker_environment,
-            self._heard,
+            self._polled,
             self._all_up,
         )
         self.service = WorkersService(reactor, self.crew)
@@ -148,7 +148,7 @@ class Workers:
         worker = self.crew.workers[slot(workspace_id, len(self.crew.workers))]
         return worker.adopt(sock, ip, data, ticket)
 
-    def _heard(self) -> None:
+    def _polled(self) -> None:
         bring_up_to_date(self.shown, self._counters, self.crew, self.state, self._log)
 
     def _all_up(self) -> None:

@@ -1,6 +1,6 @@
 """The worker process: a whole relay without a listener, which gets its connections from its parent.
 
-    python -m viewport_relay.workers.worker NUMBER      (started by `place.py`, with its two channels as descriptors)
+    python -m viewport_relay.workers.worker NUMBER      (started by `supervision.py`, with its two channels as descriptors)
 
 It answers upgrades only. When the parent process has ended, it drains and exits.
 """
@@ -16,15 +16,12 @@ from typing import Any, Final
 
 from attrs import evolve
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.interfaces import IAddress, IPushProducer
-from twisted.internet.protocol import Protocol
+from twisted.internet.interfaces import IAddress
 from twisted.logger import globalLogBeginner
-from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request
-from zope.interface import implementer
 
 from viewport_relay import collector, descriptors
 from viewport_relay.admission.addresses import counted_as
@@ -32,7 +29,6 @@ from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCoun
 from viewport_relay.config import EX_CONFIG, Config, ConfigError, configured_secrets, load, reread
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.ring import Record
 from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
 from viewport_relay.service.process import trusted_proxies
 from viewport_relay.service.relay import Relay, relay_keys
@@ -43,10 +39,9 @@ from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.workers.messages import (
     PACKETS_FD,
-    WORDS_FD,
+    REPORTS_FD,
     Adopt,
     Apply,
-    Ask,
     Disconnect,
     Disconnected,
     Flush,
@@ -54,19 +49,15 @@ from viewport_relay.workers.messages import (
     OpenFold,
     Order,
     Picture,
-    Said,
+    Poll,
     Up,
-    Word,
-    encode,
 )
 from viewport_relay.workers.packets import PacketReader
+from viewport_relay.workers.reports import ReportSender, connect
 from viewport_relay.workers.tally import written
 
-#: Most bytes that wait for the parent. Log entries beyond are dropped and counted.
-_MOST_UNREAD: Final = 8_388_608
-
 #: Seconds for the last messages to the parent at exit.
-_LAST_WORDS: Final = 3.0
+_FINISH_LIMIT: Final = 3.0
 
 
 class _Nowhere:
@@ -79,65 +70,10 @@ class _Nowhere:
         pass
 
 
-@implementer(IPushProducer)
-class Reporter(Protocol):
-    """The line channel to the parent. Log entries are dropped and counted while the parent does not read."""
-
-    transport: Any
-
-    def __init__(self) -> None:
-        self._unread = 0
-        #: log entries dropped since the start
-        self.lost = 0
-        self._paused = False
-        self._over: Deferred[None] | None = Deferred()
-
-    def connectionMade(self) -> None:
-        self.transport.registerProducer(self, True)
-
-    def say(self, word: Word) -> None:
-        if self._over is None:
-            return
-        line = encode(word) + b"\n"
-        if self._paused:
-            if isinstance(word, Said) and self._unread > _MOST_UNREAD:
-                self.lost += 1
-                return
-            self._unread += len(line)
-        self.transport.write(line)
-
-    def say_logged(self, record: Record) -> None:
-        self.say(Said(record))
-
-    def finish(self) -> Deferred[None]:
-        """Fire when everything was written, or the channel is closed."""
-        if self._over is None:
-            return succeed(None)
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
-        return self._over
-
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        over, self._over = self._over, None
-        if over is not None:
-            over.callback(None)
-
-    # -- IPushProducer -------------------------------------------------------------------------------------
-
-    def pauseProducing(self) -> None:
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        self._paused, self._unread = False, 0
-
-    def stopProducing(self) -> None:
-        """No-op: the packet channel reports the parent's end too."""
-
-
 class ReportingCounts(ConnectionCounts):
     """Counts of clients per target. The parent counts connections, and gets a `Left` for each end."""
 
-    def __init__(self, max_clients: int, reporter: Reporter) -> None:
+    def __init__(self, max_clients: int, reporter: ReportSender) -> None:
         ConnectionCounts.__init__(self, 0, 0, max_clients)
         self._reporter = reporter
         self.taken = 0
@@ -148,14 +84,14 @@ class ReportingCounts(ConnectionCounts):
 
     def leave(self, ip: str) -> None:
         ConnectionCounts.leave(self, ip)
-        self._reporter.say(Left(ip))
+        self._reporter.send(Left(ip))
 
 
 class WorkerService(MultiService):
     """The service tree of a worker process: a relay whose connections come from the parent."""
 
     def __init__(
-        self, reactor: Any, config: Config, log: EventLog, reporter: Reporter, environ: Mapping[str, str]
+        self, reactor: Any, config: Config, log: EventLog, reporter: ReportSender, environ: Mapping[str, str]
     ) -> None:
         """`environ`: the variables from which `config` was loaded. Raises ConfigError."""
         MultiService.__init__(self)
@@ -187,7 +123,7 @@ class WorkerService(MultiService):
         MultiService.startService(self)
         signals = Signals(self._reactor, lambda name: self.stop(), self.relay.cut, lambda: None)
         self._reactor.callWhenRunning(signals.take)
-        self._reactor.callWhenRunning(self._reporter.say, Up())
+        self._reactor.callWhenRunning(self._reporter.send, Up())
 
     def stopService(self) -> Deferred[None]:
         """Drain, stop, and wait until the parent has read the last messages."""
@@ -197,22 +133,22 @@ class WorkerService(MultiService):
         await self.relay.drain()
         await MultiService.stopService(self)
         self._log.close()
-        late = self._reactor.callLater(_LAST_WORDS, self._reporter.transport.abortConnection)
+        late = self._reactor.callLater(_FINISH_LIMIT, self._reporter.transport.abortConnection)
         await self._reporter.finish()
         if late.active():
             late.cancel()
 
     # -- orders ----------------------------------------------------------------------------------------------
 
-    def obey(self, order: Order, descriptor: int | None, data: bytes) -> None:
+    def execute(self, order: Order, descriptor: int | None, data: bytes) -> None:
         """Carry out one order of the parent."""
         if isinstance(order, Adopt):
             if descriptor is None:  # out of descriptors here (MSG_CTRUNC): the kernel closes the connection
-                self._reporter.say(Left(counted_as(order.ip)))
+                self._reporter.send(Left(counted_as(order.ip)))
             else:
                 self.adopt(order, descriptor, data)
-        elif isinstance(order, Ask):
-            self._reporter.say(self._picture(order.number))
+        elif isinstance(order, Poll):
+            self._reporter.send(self._picture(order.number))
         elif isinstance(order, Disconnect):
             count = self.relay.state.disconnect(
                 workspace_id=order.workspace_id,
@@ -221,7 +157,7 @@ class WorkerService(MultiService):
                 token_id=order.token_id,
             )
             assert isinstance(count, int)
-            self._reporter.say(Disconnected(order.number, count))
+            self._reporter.send(Disconnected(order.number, count))
         elif isinstance(order, Apply):
             self._apply(order.settings)
         elif isinstance(order, Flush):
@@ -259,7 +195,7 @@ class WorkerService(MultiService):
         if adoption.channel is not None:
             adoption.channel.dataReceived(data)
         if self._counts.taken == taken:
-            self._reporter.say(Left(counted_as(order.ip)))
+            self._reporter.send(Left(counted_as(order.ip)))
 
     def _picture(self, number: int) -> Picture:
         state, now = self.relay.state, time.time()
@@ -317,31 +253,19 @@ class _Adoption:
         return self.channel
 
 
-class _ReporterFactory:
-    """The factory for `adoptStreamConnection` (IProtocolFactory)."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-
-    def buildProtocol(self, address: IAddress | None) -> Reporter:
-        return self._reporter
-
-
 def main() -> int:
     """Run the worker process until the parent orders it to stop; returns the exit status."""
     reactor: Any = install()
-    words = socket.socket(fileno=WORDS_FD)
-    words.setblocking(False)
-    reporter = Reporter()
-    reactor.adoptStreamConnection(words.fileno(), socket.AF_UNIX, _ReporterFactory(reporter))
-    words.close()
+    reporter = ReportSender()
+    with socket.socket(fileno=REPORTS_FD) as sock:
+        connect(reactor, sock, reporter)
     try:
         environ = dict(os.environ)
         config = evolve(load(environ), warnings=())  # the parent has logged these
         log = EventLog(
             _Nowhere(), max_entries=1, secrets=configured_secrets(config), relay_id=config.relay_id_in_log
         )
-        log.follow(reporter.say_logged)
+        log.follow(reporter.send_record)
         descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
         service = WorkerService(reactor, config, log, reporter, environ)
     except ConfigError as error:
@@ -353,7 +277,7 @@ def main() -> int:
     )
     stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
     stdlib_log.install()
-    PacketReader(socket.socket(fileno=PACKETS_FD), reactor, service.obey, service.stop)
+    PacketReader(socket.socket(fileno=PACKETS_FD), reactor, service.execute, service.stop)
     service.startService()
     collector.settle()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from viewport_relay.admission.limits import ConnectionCounts
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.workers import crew, messages, place
+from viewport_relay.workers import crew, messages, supervision
 from viewport_relay.workers.state import CrewState
 from viewport_relay.workers.tally import written
 
@@ -90,12 +90,12 @@ class Parent:
             self.says(worker, messages.Up())
         self.answer()
 
-    def says(self, worker: place.Worker, word: messages.Word) -> None:
-        worker.heard_word(messages.encode(word), worker.life)
+    def says(self, worker: supervision.Worker, report: messages.Report) -> None:
+        worker.received(worker.life, report)
 
     def answer(self) -> None:
         for worker in self.crew.workers:
-            for number in [*worker._asked] if worker.index in self.alive else ():
+            for number in [*worker._pending] if worker.index in self.alive else ():
                 self.says(
                     worker,
                     messages.Picture(
@@ -128,7 +128,7 @@ def parent() -> Iterator[Parent]:
 def test_a_worker_that_stands_still_is_said_then_killed_and_replaced(parent: Parent) -> None:
     parent.run(5)
     parent.alive = {0}
-    parent.run(int(place.PATIENCE) + 2)
+    parent.run(int(supervision.PATIENCE) + 2)
     ((event, message),) = parent.events("worker_silent", "worker_killed", "worker_lost")
     assert event == "worker_silent" and "worker 1 does not answer" in message and "20 s" in message
     assert parent.state.readiness() == (True, "1 of 2 workers do not answer")
@@ -156,7 +156,7 @@ def test_a_worker_that_answers_again_is_left_alone(parent: Parent) -> None:
 
 def test_a_worker_that_starts_has_longer(parent: Parent) -> None:
     parent.reactor.started[1].die(signal=11)
-    parent.run(int(place.STARTING) - 2)
+    parent.run(int(supervision.STARTING) - 2)
     assert parent.events("worker_killed") == []
     parent.run(5)
     assert parent.events("worker_killed") == [("worker_killed", "worker 1: it has not answered for 60 s")]
@@ -178,13 +178,13 @@ def test_a_parent_that_stood_still_kills_nobody(parent: Parent) -> None:
 def test_nobody_waits_long_for_a_worker_that_is_silent(parent: Parent) -> None:
     parent.run(3)
     parent.alive = {0}
-    parent.run(int(place.PATIENCE) + 2)
+    parent.run(int(supervision.PATIENCE) + 2)
     for _ in range(3):
         waits = parent.crew.refresh()  # may have to wait for a round that is under way
         for _ in range(2):
             parent.answer()
             assert not waits.called
-            parent.reactor.advance(place.BRIEF)
+            parent.reactor.advance(supervision.BRIEF)
             if waits.called:
                 break
         assert waits.called
@@ -209,7 +209,7 @@ def test_how_a_worker_was_lost_is_said(
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again(parent: Parent) -> None:
-    """No process to be had (pids.max, memory): not the end of this place for ever."""
+    """No process to be had (pids.max, memory): the worker is started again later."""
     parent.reactor.failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) for _ in range(3)]
     counts = ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0)
     parent.crew.workers[1]._held["192.0.2.1"] = [counts.take("192.0.2.1")]
@@ -225,7 +225,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(parent: Parent) -> None:
 
 
 def test_no_descriptors_for_a_new_workers_channel(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, failing = place.socket_pair, [True, True]
+    real, failing = supervision.socket_pair, [True, True]
 
     def pair() -> Any:
         if failing:
@@ -233,7 +233,7 @@ def test_no_descriptors_for_a_new_workers_channel(parent: Parent, monkeypatch: p
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return real()
 
-    monkeypatch.setattr(place, "socket_pair", pair)
+    monkeypatch.setattr(supervision, "socket_pair", pair)
     parent.reactor.started[0].die(signal=9)
     parent.run(20)
     assert len(parent.reactor.started) == 3 and not failing

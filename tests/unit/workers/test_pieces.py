@@ -99,12 +99,12 @@ def test_a_picture_arrives_as_it_was() -> None:
         [],
         [("join", None, 1.0)],
     )
-    assert messages.decode_word(messages.encode(picture)) == picture
+    assert messages.decode_report(messages.encode(picture)) == picture
 
 
 def test_a_log_entry_arrives_as_it_was() -> None:
     record = Record(1, 2.0, "warn", "refuse", "JWT_EXPIRED", "ws", "c", '{"ts":"…"}', 3, "refuse")
-    assert messages.decode_word(messages.encode(messages.Said(record))) == messages.Said(record)
+    assert messages.decode_report(messages.encode(messages.Logged(record))) == messages.Logged(record)
 
 
 # -- packets ---------------------------------------------------------------------------------------------------
@@ -212,9 +212,9 @@ def test_connections_that_wait_for_a_worker_that_dies_are_cut() -> None:
 
 def test_a_connection_that_comes_without_its_descriptor_gives_its_place_back() -> None:
     """The kernel drops a descriptor for which this process has no room (unix(7), MSG_CTRUNC)."""
-    said: list[messages.Word] = []
-    worker: Any = SimpleNamespace(_reporter=SimpleNamespace(say=said.append))
-    WorkerService.obey(worker, messages.Adopt(socket.AF_INET, "192.0.2.1"), None, b"GET /ws")
+    said: list[messages.Report] = []
+    worker: Any = SimpleNamespace(_reporter=SimpleNamespace(send=said.append))
+    WorkerService.execute(worker, messages.Adopt(socket.AF_INET, "192.0.2.1"), None, b"GET /ws")
     assert said == [messages.Left("192.0.2.1")]
 
 

@@ -13,13 +13,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
-from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
 from viewport_relay.admission.addresses import counted_as
@@ -27,21 +27,21 @@ from viewport_relay.admission.limits import Ticket
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.workers.messages import (
-    MAX_LINE,
     PACKETS_FD,
-    WORDS_FD,
+    REPORTS_FD,
     Adopt,
-    Ask,
     Disconnect,
     Left,
+    Logged,
     Order,
     Picture,
-    Said,
+    Poll,
+    Report,
     Stop,
     Up,
-    decode_word,
 )
 from viewport_relay.workers.packets import PacketSender, socket_pair
+from viewport_relay.workers.reports import ReportReader, connect
 
 #: Seconds before an ended worker is started again: doubled each time, reset after a process ran for LIVED seconds.
 FIRST_PAUSE: Final = 0.1
@@ -57,23 +57,6 @@ PATIENCE: Final = 3.0
 BRIEF: Final = 0.2
 
 
-class _Words(LineOnlyReceiver):
-    """The parent's end of the line channel from a worker."""
-
-    delimiter = b"\n"
-    MAX_LENGTH = MAX_LINE
-
-    def __init__(self, worker: Worker, life: int) -> None:
-        self._worker = worker
-        self._life = life
-
-    def lineReceived(self, line: bytes) -> None:
-        self._worker.heard_word(line, self._life)
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        self._worker.kill("it said too much at once")
-
-
 class _Process(ProcessProtocol):
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -81,17 +64,6 @@ class _Process(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         status, signal = getattr(reason.value, "exitCode", None), getattr(reason.value, "signal", None)
         self._worker.ended(status, signal)
-
-
-class _WordsFactory:
-    """The factory for `adoptStreamConnection` (IProtocolFactory)."""
-
-    def __init__(self, worker: Worker, life: int) -> None:
-        self._worker = worker
-        self._life = life
-
-    def buildProtocol(self, address: Any) -> _Words:
-        return _Words(self._worker, self._life)
 
 
 @frozen
@@ -132,11 +104,11 @@ class Worker:
         self._packets: PacketSender
         self._make_channel()
         self._held: dict[str, list[Ticket]] = {}
-        self._asked: dict[int, Deferred[Any]] = {}
+        self._pending: dict[int, Deferred[Any]] = {}
         self._pause = FIRST_PAUSE
         self._killed = ""
         self._started = 0.0
-        self._heard = 0.0
+        self._last_report = 0.0
         self._again: IDelayedCall | None = None
         self._gone: Deferred[None] | None = None
 
@@ -145,7 +117,7 @@ class Worker:
     def start(self) -> None:
         """Start the process. Connections may be passed at once; they are queued until it is up."""
         self._again = None
-        self._started = self._heard = self._supervision.reactor.seconds()
+        self._started = self._last_report = self._supervision.reactor.seconds()
         try:
             if self._theirs is None:
                 self._make_channel()
@@ -156,11 +128,10 @@ class Worker:
     def _spawn(self) -> None:
         supervision, theirs = self._supervision, self._theirs
         assert theirs is not None
-        words, their_words = socket.socketpair()
-        with words, their_words:
-            words.setblocking(False)
-            line = supervision.reactor.adoptStreamConnection(
-                words.fileno(), socket.AF_UNIX, _WordsFactory(self, self.life)
+        reports, their_reports = socket.socketpair()
+        with reports, their_reports:
+            line = connect(
+                supervision.reactor, reports, ReportReader(partial(self.received, self.life), self.kill)
             )
             try:
                 self._process = supervision.reactor.spawnProcess(
@@ -173,7 +144,7 @@ class Worker:
                         1: 2,
                         2: 2,
                         PACKETS_FD: theirs.fileno(),
-                        WORDS_FD: their_words.fileno(),
+                        REPORTS_FD: their_reports.fileno(),
                     },
                 )
             except OSError:
@@ -233,9 +204,9 @@ class Worker:
             for ticket in tickets:
                 ticket.release()
         self._held.clear()
-        for asked in list(self._asked.values()):
+        for asked in list(self._pending.values()):
             asked.callback(None)
-        self._asked.clear()
+        self._pending.clear()
         if self._gone is not None:
             self._gone.callback(None)
             self._gone = None
@@ -269,13 +240,13 @@ class Worker:
     def send(self, order: Order) -> None:
         self._packets.send(order)
 
-    def ask(self, order: Ask | Disconnect) -> Deferred[Any]:
+    def request(self, order: Poll | Disconnect) -> Deferred[Any]:
         """Send an order; fires with the answer, or with None after the time limit."""
         answer: Deferred[Any] = Deferred()
         if not self.up:
             answer.callback(None)
             return answer
-        self._asked[order.number] = answer
+        self._pending[order.number] = answer
         self._packets.send(order)
         patience = BRIEF if self.silent else PATIENCE
         answer.addTimeout(
@@ -284,7 +255,7 @@ class Worker:
         return answer
 
     def _unanswered(self, number: int) -> None:
-        self._asked.pop(number, None)
+        self._pending.pop(number, None)
         if not self.silent:
             self.silent = True
             message = (
@@ -311,33 +282,33 @@ class Worker:
     def look(self, late: float) -> None:
         """Kill the process when it no longer answers. `late`: seconds that the parent itself was blocked, which do not count."""
         now = self._supervision.reactor.seconds()
-        self._heard = min(now, self._heard + late)
+        self._last_report = min(now, self._last_report + late)
         allowed = self._supervision.timeout if self.up else max(self._supervision.timeout, STARTING)
-        if self.pid is not None and now - self._heard > allowed:
-            self._heard = now
+        if self.pid is not None and now - self._last_report > allowed:
+            self._last_report = now
             self.kill(f"it has not answered for {allowed:g} s")
 
     # -- from the process -------------------------------------------------------------------------------------------
 
-    def heard_word(self, line: bytes, life: int) -> None:
-        word = decode_word(line)
-        if isinstance(word, Said):
-            self._supervision.log.take_over(word.record)
+    def received(self, life: int, report: Report) -> None:
+        """Handle a report of process number `life`."""
+        if isinstance(report, Logged):
+            self._supervision.log.take_over(report.record)
             return
         if life != self.life:  # a late message of the previous process
             return
-        self._heard = self._supervision.reactor.seconds()
+        self._last_report = self._supervision.reactor.seconds()
         if self.silent:
             self.silent = False
             message = f"worker {self.index} answers again"
             self._supervision.log.event("worker_answers", message=message, worker=self.index, pid=self.pid)
-        if isinstance(word, Left):
-            tickets = self._held.get(word.ip)
+        if isinstance(report, Left):
+            tickets = self._held.get(report.ip)
             if tickets:
                 tickets.pop().release()
                 if not tickets:
-                    del self._held[word.ip]
-        elif isinstance(word, Up):
+                    del self._held[report.ip]
+        elif isinstance(report, Up):
             self.up = True
             self._supervision.log.event(
                 "worker_started",
@@ -347,8 +318,8 @@ class Worker:
             )
             self._supervision.came_up()
         else:
-            if isinstance(word, Picture):
-                self.picture = word
-            asked = self._asked.pop(word.number, None)
+            if isinstance(report, Picture):
+                self.picture = report
+            asked = self._pending.pop(report.number, None)
             if asked is not None and not asked.called:
-                asked.callback(word)
+                asked.callback(report)
