@@ -41,7 +41,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "routing": _BASE | {"protocol"},
     "wire": _WIRE,
     "sessions": _SESSIONS,
-    "backplane": _LOW | {"admission.http", "admission.tls"},
+    "backplane": _LOW | {"admission.http", "admission.httpcall", "admission.httpwords", "admission.tls"},
     "admin": _BASE | {"sessions.views", "routing.views", "observe", "config"},
     "service": _SERVICE,
     "workers": _SERVICE | {"service"},

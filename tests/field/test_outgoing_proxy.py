@@ -18,7 +18,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from tests.drill.certificates import Identity
-from viewport_relay.admission.http import Call, HttpClient, TimedOut, Unreachable
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Call, TimedOut, Unreachable
 from viewport_relay.config import load
 
 reactor: Any = real_reactor

@@ -24,7 +24,7 @@ from tests.conformance.echo import site
 from tests.drill.peer import kex_init, kex_response, upgrade_request
 from tests.wireframes import EXAMPLES as FRAMES
 from viewport_relay.admission.claims import grant_for, parse_claims
-from viewport_relay.admission.http import Answer
+from viewport_relay.admission.httpcall import Answer
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
 from viewport_relay.admission.keys import KeySet, KeySetError
 from viewport_relay.admission.token import token_from

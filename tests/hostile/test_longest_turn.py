@@ -22,7 +22,7 @@ from twisted.internet.testing import StringTransport
 from twisted.web.http_headers import Headers
 
 from tests.conformance.echo import site
-from viewport_relay.admission.http import Answer
+from viewport_relay.admission.httpcall import Answer
 from viewport_relay.admission.jwt import read_header
 from viewport_relay.admission.keys import KeySet, KeySetError
 from viewport_relay.admission.verdict import judge

@@ -14,7 +14,7 @@ from typing import Any, Final
 from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
 
-from viewport_relay.admission.http import HttpClient, RequestUrl
+from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.jwks import JwksClient, JwksSettings
 from viewport_relay.admission.jwt import (
     TokenHeader,
@@ -26,6 +26,7 @@ from viewport_relay.admission.jwt import (
 from viewport_relay.admission.keys import KeySet
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
 from viewport_relay.admission.platformclock import PlatformClock
+from viewport_relay.admission.requesturl import RequestUrl
 from viewport_relay.admission.signed import SignedTokens
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import Config, ConfigError

@@ -7,195 +7,37 @@ coding is refused. What an answer means is decided elsewhere.
 
 from __future__ import annotations
 
-import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from attrs import evolve, field, frozen
-from hyperlink import EncodedURL
-from OpenSSL import SSL
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import (
-    ConnectError,
-    ConnectionClosed,
-    ConnectionRefusedError,
-    DNSLookupError,
-    NoRouteError,
-    TCPTimedOutError,
-)
+from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone, ResponseFailed, ResponseNeverReceived
+from twisted.web.client import ResponseDone, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 
-from viewport_relay.admission.agent import HEAD_MAX, HeadTooLong, PlainAgent, pooled_agent
-from viewport_relay.admission.httpproxy import HttpProxy, ProxyFailed
-from viewport_relay.admission.tls import CertificateRefused, ClientTls
+from viewport_relay.admission.agent import PlainAgent, pooled_agent
+from viewport_relay.admission.httpcall import (
+    Answer,
+    Call,
+    Encoded,
+    HttpFailure,
+    TimedOut,
+    TooLarge,
+    Unreachable,
+)
+from viewport_relay.admission.httpproxy import HttpProxy
+from viewport_relay.admission.httpwords import hint, why
+from viewport_relay.admission.tls import ClientTls
 from viewport_relay.config import Config
-
-_EVERY_CALL: Final = {
-    "accept": "application/json",
-    "accept-encoding": "identity",
-    "user-agent": "viewport-relay",
-}
-
-
-class RequestUrl(EncodedURL):
-    """An absolute http or https URL without user info, checked and encoded once.
-
-    treq takes an EncodedURL and encodes it again for each request, which costs much of a request's time, encodes characters
-    of the path that were sent as they stand, and fails for IPv6 addresses: here `to_uri` and `to_text` are what was checked.
-    """
-
-    encoded: str
-    host_header: str
-
-    @classmethod
-    def of(cls, text: str) -> RequestUrl:
-        """Check a URL. Raises ValueError whose text says what is taken, without the URL: it may hold a password."""
-        try:
-            url = EncodedURL.from_text(text)
-            ascii_text = text if text.isascii() else url.to_uri().to_text()
-        except (ValueError, TypeError):
-            raise ValueError("takes an absolute http or https URL") from None
-        scheme = url.scheme.lower()
-        if scheme not in ("http", "https") or not url.host:
-            raise ValueError("takes an absolute http or https URL")
-        if url.userinfo:
-            raise ValueError("takes a URL without user and password")
-        if url.port is not None and not 0 < url.port < 65536:
-            raise ValueError("takes a port from 1 to 65535")
-        authority, target = _split(ascii_text)
-        if "\\" in authority or any(not "!" <= character <= "~" for character in ascii_text):
-            raise ValueError("takes a URL without spaces and control characters")
-        made = cls(scheme, url.host)
-        made.encoded = f"{scheme}://{authority.lower()}{target}"
-        made.host_header = authority.lower().removesuffix(":443" if scheme == "https" else ":80")
-        return made
-
-    @property
-    def shown(self) -> str:
-        """The URL for logs: without query, which may hold a secret."""
-        return self.encoded.partition("?")[0]
-
-    def to_uri(self) -> RequestUrl:
-        """Called by treq."""
-        return self
-
-    def to_text(self, with_password: bool = False) -> str:
-        """Called by treq."""
-        return self.encoded
-
-
-def _split(url: str) -> tuple[str, str]:
-    """The authority of an absolute URL, and its target in origin-form (RFC 9112 section 3.2.1)."""
-    found = re.fullmatch(r"[^:]*://([^/?#]*)([^#]*)(?:#.*)?", url, re.DOTALL)
-    assert found is not None
-    return found[1], found[2] if found[2].startswith("/") else "/" + found[2]
-
-
-@frozen
-class Call:
-    """What is asked, apart from the body; made once and asked many times.
-
-    `limit` is in seconds and covers everything, `max_bytes` bounds the body of the answer. `retry` asks once more, over a
-    new connection, when a connection is closed before anything came back (RFC 9112 section 9.3.1); it is off where asking
-    twice could do harm. `gzip` takes a gzip-coded answer, though none is asked for.
-    """
-
-    method: str
-    target: RequestUrl = field(repr=lambda target: target.shown)
-    headers: Headers = field(repr=False)
-    limit: float
-    max_bytes: int
-    retry: bool = True
-    gzip: bool = False
-
-    @classmethod
-    def make(
-        cls,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        *,
-        limit: float,
-        max_bytes: int,
-        retry: bool = True,
-        gzip: bool = False,
-    ) -> Call:
-        """A call with `headers`, and the ones that every call has. Raises ValueError for an unusable URL."""
-        target = RequestUrl.of(url)
-        given = {**_EVERY_CALL, "host": target.host_header, **headers}
-        lines = Headers({name: [value] for name, value in given.items()})
-        return cls(method, target, lines, limit, max_bytes, retry, gzip)
-
-    @property
-    def url(self) -> str:
-        """The URL as it is sent."""
-        return self.target.encoded
-
-    @property
-    def shown(self) -> str:
-        """The URL for logs, without query."""
-        return self.target.shown
-
-    def also(self, headers: Mapping[str, str]) -> Call:
-        """The same call with further headers."""
-        lines = self.headers.copy()
-        for name, value in headers.items():
-            lines.setRawHeaders(name, [value])
-        return evolve(self, headers=lines)
-
-
-@frozen
-class Answer:
-    """A whole answer. `body` is at most the call's `max_bytes` long."""
-
-    status: int
-    headers: Headers = field(repr=False)
-    body: bytes = field(repr=False)
-
-    def header(self, name: str) -> str | None:
-        """The first value of a header; bytes that are no ASCII are replaced."""
-        values = self.headers.getRawHeaders(name.encode("ascii"))
-        return values[0].decode("ascii", "replace") if values else None
-
-
-class HttpFailure(Exception):
-    """There is no answer that could be read.
-
-    `why` is a few words without anything secret, `hint` what to do where that is clear. `status` is that of the answer that
-    was not read, 0 if there was none.
-    """
-
-    def __init__(self, why: str, status: int = 0, hint: str = "") -> None:
-        super().__init__(why)
-        self.why = why
-        self.status = status
-        self.hint = hint
-
-
-class Unreachable(HttpFailure):
-    """No answer in HTTP came; `why` is "connection refused", "time out", "TLS: …"."""
-
-
-class TimedOut(Unreachable):
-    """There was no whole answer within the limit."""
-
-
-class TooLarge(HttpFailure):
-    """The body is longer than the call allows; it was not read further."""
-
-
-class Encoded(HttpFailure):
-    """The body has a content coding although none was asked for; it was not read."""
 
 
 class HttpClient:
@@ -253,7 +95,7 @@ class HttpClient:
             raise
         except Exception as error:
             # Connecting, TLS and parsing raise a dozen unrelated kinds; all mean that there is no answer.
-            raise Unreachable(why(error), hint=_hint(error, call.target)) from None
+            raise Unreachable(why(error), hint=hint(error, call.target)) from None
 
     async def _exchange(self, call: Call, body: bytes | None) -> Answer:
         response: Any = await self._treq.request(
@@ -384,57 +226,3 @@ class _Collector(Protocol):
         self._parts.clear()
         assert self.transport is not None
         self.transport.stopProducing()  # type: ignore[attr-defined]
-
-
-_WORDS: tuple[tuple[type[BaseException], str], ...] = (
-    (ConnectionRefusedError, "connection refused"),
-    (DNSLookupError, "the name does not resolve"),
-    (TCPTimedOutError, "time out"),
-    (NoRouteError, "no route"),
-    (HeadTooLong, f"the head of the answer is longer than {HEAD_MAX} bytes"),
-    (ConnectError, "cannot connect"),
-    (ResponseNeverReceived, "connection closed without an answer"),
-    (ConnectionClosed, "connection closed"),
-)
-
-
-def why(error: BaseException) -> str:
-    """An error of connecting, TLS or HTTP in a few words for an operator."""
-    error = _decisive(error)
-    if isinstance(error, ProxyFailed):
-        return f"proxy {error.where}: {error.said or (why(error.cause) if error.cause else 'no answer')}"
-    if isinstance(error, CertificateRefused):
-        return f"TLS: {error.why}"
-    if isinstance(error, SSL.Error):
-        said = error.args[0] if error.args else ()
-        last = (
-            said[-1][-1] if isinstance(said, (list, tuple)) and said and isinstance(said[-1], tuple) else ""
-        )
-        return f"TLS: {last or 'the connection broke'}"
-    if isinstance(error, ResponseFailed) and not isinstance(error, ResponseNeverReceived):
-        closed = any(inner.check(ConnectionClosed) for inner in error.reasons)
-        return "connection closed within the answer" if closed else "the answer is not HTTP"
-    return next((word for kind, word in _WORDS if isinstance(error, kind)), type(error).__name__)
-
-
-def _decisive(error: BaseException) -> BaseException:
-    """What a failed response failed for, where that says more than the failure."""
-    if isinstance(error, ResponseFailed):
-        for inner in error.reasons:
-            if isinstance(inner.value, (SSL.Error, CertificateRefused, HeadTooLong)):
-                return inner.value
-    return error
-
-
-def _hint(error: BaseException, url: RequestUrl) -> str:
-    """What to do about an error of connecting or TLS; empty where that is not clear."""
-    error = _decisive(error)
-    if isinstance(error, CertificateRefused):
-        return error.hint
-    if isinstance(error, ProxyFailed):
-        return "check RELAY_HTTP_PROXY or HTTPS_PROXY; NO_PROXY names what is reached directly"
-    if isinstance(error, DNSLookupError):
-        return f"{url.host} is not known to this machine's resolver: check the name, and /etc/resolv.conf"
-    if isinstance(error, ConnectionRefusedError):
-        return f"nothing listens at {url.host_header}: check that the platform runs, and the port"
-    return ""

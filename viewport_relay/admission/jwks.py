@@ -16,7 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Answer, Call, HttpFailure
 from viewport_relay.admission.keys import JWKS_MAX_BYTES, KeySet, KeySetError
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.deferredcache import DeferredCache, Fetched

@@ -16,7 +16,8 @@ import msgspec
 from attrs import evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
-from viewport_relay.admission.http import Call, HttpClient, HttpFailure, TimedOut
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Call, HttpFailure, TimedOut
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure

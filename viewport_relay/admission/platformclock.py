@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 
 from twisted.internet.interfaces import IReactorTime
 
-from viewport_relay.admission.http import Answer
+from viewport_relay.admission.httpcall import Answer
 
 
 class PlatformClock:

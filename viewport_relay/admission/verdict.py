@@ -14,7 +14,7 @@ from typing import Any, Final
 from attrs import evolve
 
 from viewport_relay.admission.claims import parse_claims
-from viewport_relay.admission.http import Answer, Encoded, HttpFailure, TooLarge
+from viewport_relay.admission.httpcall import Answer, Encoded, HttpFailure, TooLarge
 from viewport_relay.admission.keys import COMPOSITES_MAX, printable
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.protocol.json import parse_json

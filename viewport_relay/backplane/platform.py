@@ -18,7 +18,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure, TooLarge
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Answer, Call, HttpFailure, TooLarge
 from viewport_relay.backplane.interface import CarrierFailed, Parcel, TargetKey
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.config import Config

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory as TwistedFactory
 from twisted.python.failure import Failure
 
-from viewport_relay.admission.http import why
+from viewport_relay.admission.httpwords import why
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.reasons import Reason
 

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
-from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Answer, Call, HttpFailure
 from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.jwks import jwks_call
 from viewport_relay.admission.keys import KeySet, KeySetError, listed, printable

@@ -17,7 +17,8 @@ from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from viewport_relay.admission.http import Answer, Call, HttpClient, HttpFailure
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Answer, Call, HttpFailure
 from viewport_relay.protocol.decoding import decode_worker
 from viewport_relay.protocol.frames import WorkerRequest
 from viewport_relay.protocol.status import worker_response

@@ -9,7 +9,7 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-from viewport_relay.admission.http import Answer, Call
+from viewport_relay.admission.httpcall import Answer, Call
 
 reactor: Any = real_reactor
 Listen = Callable[[Factory], int]

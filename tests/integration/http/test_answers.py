@@ -22,7 +22,8 @@ from tests.integration.http.servers import (
     reactor,
     until,
 )
-from viewport_relay.admission.http import Call, Encoded, HttpClient, TimedOut, TooLarge, Unreachable
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Call, Encoded, TimedOut, TooLarge, Unreachable
 
 
 @pytest_twisted.ensureDeferred

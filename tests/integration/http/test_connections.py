@@ -29,7 +29,8 @@ from tests.integration.http.servers import (
     until,
 )
 from viewport_relay.admission.agent import pooled_agent
-from viewport_relay.admission.http import Call, HttpClient, Unreachable
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Call, Unreachable
 from viewport_relay.admission.tls import ClientTls
 
 

@@ -13,7 +13,8 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from tests.drill.certificates import Identity
 from tests.integration.http.servers import failure_of, reactor, until
-from viewport_relay.admission.http import Answer, Call, HttpClient, TimedOut, Unreachable
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Answer, Call, TimedOut, Unreachable
 from viewport_relay.admission.tls import ClientTls
 from viewport_relay.config import ConfigError, load
 

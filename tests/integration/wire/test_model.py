@@ -20,7 +20,7 @@ from twisted.web.http_headers import Headers
 
 from tests.memorywire import TEXT, MemoryPeer, MemoryRelay, masked_frame
 from tests.wireframes import encoded
-from viewport_relay.admission.http import Answer, Call
+from viewport_relay.admission.httpcall import Answer, Call
 from viewport_relay.protocol.grant import Profile, Role, Scope
 
 MOST_REQUESTS, MOST_SESSIONS, FRAME_MAX = 3, 4, 2000

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
-from viewport_relay.admission.http import Answer, Call
+from viewport_relay.admission.httpcall import Answer, Call
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.grant import Role, UpgradeQuery

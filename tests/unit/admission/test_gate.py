@@ -16,7 +16,7 @@ from twisted.web.http_headers import Headers
 
 from viewport_relay.admission import gate as gate_module
 from viewport_relay.admission.gate import Gate
-from viewport_relay.admission.http import Answer, Call, Unreachable
+from viewport_relay.admission.httpcall import Answer, Call, Unreachable
 from viewport_relay.admission.keys import KeySet
 from viewport_relay.admission.signed import TOKENS_MAX, SignedTokens
 from viewport_relay.admission.token import TokenSource

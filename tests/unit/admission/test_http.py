@@ -13,7 +13,9 @@ from twisted.web.client import URI
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from viewport_relay.admission.http import Answer, Call, Encoded, HttpClient, RequestUrl, TimedOut, TooLarge
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Answer, Call, Encoded, TimedOut, TooLarge
+from viewport_relay.admission.requesturl import RequestUrl
 
 
 class Platform(Resource):

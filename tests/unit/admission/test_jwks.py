@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from viewport_relay.admission.http import Answer, TooLarge, Unreachable
+from viewport_relay.admission.httpcall import Answer, TooLarge, Unreachable
 from viewport_relay.admission.jwks import JwksClient, JwksSettings
 from viewport_relay.admission.keys import KeySet
 from viewport_relay.admission.platformclock import PlatformClock

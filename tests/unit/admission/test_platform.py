@@ -12,7 +12,8 @@ from treq.testing import RequestTraversalAgent, StringStubbingResource
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from viewport_relay.admission.http import Answer, HttpClient, TimedOut, TooLarge, Unreachable
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Answer, TimedOut, TooLarge, Unreachable
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.admission.token import TokenSource

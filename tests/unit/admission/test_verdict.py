@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from viewport_relay.admission.http import Answer, Encoded, HttpFailure, TooLarge, Unreachable
+from viewport_relay.admission.httpcall import Answer, Encoded, HttpFailure, TooLarge, Unreachable
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal

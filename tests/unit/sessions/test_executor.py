@@ -15,7 +15,7 @@ from twisted.web.http_headers import Headers
 
 from tests.memorywire import Log
 from tests.unit.routing.house import NO_LIMIT, House
-from viewport_relay.admission.http import Answer, Call, TooLarge, Unreachable
+from viewport_relay.admission.httpcall import Answer, Call, TooLarge, Unreachable
 from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.frames import WorkerRequest
 from viewport_relay.protocol.grant import Role

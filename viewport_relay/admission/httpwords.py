@@ -1,0 +1,72 @@
+"""Errors of connecting, TLS and HTTP in words for an operator: what is wrong, and what to do where that is clear. No I/O."""
+
+from __future__ import annotations
+
+from OpenSSL import SSL
+from twisted.internet.error import (
+    ConnectError,
+    ConnectionClosed,
+    ConnectionRefusedError,
+    DNSLookupError,
+    NoRouteError,
+    TCPTimedOutError,
+)
+from twisted.web.client import ResponseFailed, ResponseNeverReceived
+
+from viewport_relay.admission.agent import HEAD_MAX, HeadTooLong
+from viewport_relay.admission.httpproxy import ProxyFailed
+from viewport_relay.admission.requesturl import RequestUrl
+from viewport_relay.admission.tls import CertificateRefused
+
+_WORDS: tuple[tuple[type[BaseException], str], ...] = (
+    (ConnectionRefusedError, "connection refused"),
+    (DNSLookupError, "the name does not resolve"),
+    (TCPTimedOutError, "time out"),
+    (NoRouteError, "no route"),
+    (HeadTooLong, f"the head of the answer is longer than {HEAD_MAX} bytes"),
+    (ConnectError, "cannot connect"),
+    (ResponseNeverReceived, "connection closed without an answer"),
+    (ConnectionClosed, "connection closed"),
+)
+
+
+def why(error: BaseException) -> str:
+    """An error of connecting, TLS or HTTP in a few words for an operator."""
+    error = _decisive(error)
+    if isinstance(error, ProxyFailed):
+        return f"proxy {error.where}: {error.said or (why(error.cause) if error.cause else 'no answer')}"
+    if isinstance(error, CertificateRefused):
+        return f"TLS: {error.why}"
+    if isinstance(error, SSL.Error):
+        said = error.args[0] if error.args else ()
+        last = (
+            said[-1][-1] if isinstance(said, (list, tuple)) and said and isinstance(said[-1], tuple) else ""
+        )
+        return f"TLS: {last or 'the connection broke'}"
+    if isinstance(error, ResponseFailed) and not isinstance(error, ResponseNeverReceived):
+        closed = any(inner.check(ConnectionClosed) for inner in error.reasons)
+        return "connection closed within the answer" if closed else "the answer is not HTTP"
+    return next((word for kind, word in _WORDS if isinstance(error, kind)), type(error).__name__)
+
+
+def _decisive(error: BaseException) -> BaseException:
+    """What a failed response failed for, where that says more than the failure."""
+    if isinstance(error, ResponseFailed):
+        for inner in error.reasons:
+            if isinstance(inner.value, (SSL.Error, CertificateRefused, HeadTooLong)):
+                return inner.value
+    return error
+
+
+def hint(error: BaseException, url: RequestUrl) -> str:
+    """What to do about an error of connecting or TLS; empty where that is not clear."""
+    error = _decisive(error)
+    if isinstance(error, CertificateRefused):
+        return error.hint
+    if isinstance(error, ProxyFailed):
+        return "check RELAY_HTTP_PROXY or HTTPS_PROXY; NO_PROXY names what is reached directly"
+    if isinstance(error, DNSLookupError):
+        return f"{url.host} is not known to this machine's resolver: check the name, and /etc/resolv.conf"
+    if isinstance(error, ConnectionRefusedError):
+        return f"nothing listens at {url.host_header}: check that the platform runs, and the port"
+    return ""
