@@ -13,7 +13,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 
 from viewport_relay.admission.agent import pooled_agent
-from viewport_relay.admission.http import Call, HttpClient
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Call
 from viewport_relay.admission.tls import ClientTls
 from viewport_relay.cli.demo import (
     DemoFailed,

@@ -113,6 +113,37 @@ def test_what_is_no_token(token: str) -> None:
     assert refused.value.reason is Reason.JWT_MALFORMED
 
 
+def test_the_header_alone_is_read_before_keys_are_there_and_the_rest_with_the_signature(
+    keys: dict[str, SigningKey], payload: dict[str, Any]
+) -> None:
+    head, body, signature = keys["RS256"].sign(payload).split(".")
+    for token in (f"{head}.{body}=x.{signature}", f"{head}.{body}.ä", f"{head}.a.{signature}"):
+        assert read_header(token) == read_header(f"{head}.{body}.{signature}")
+        with pytest.raises(Refusal) as refused:
+            verify(token, keys["RS256"])
+        assert refused.value.reason is Reason.JWT_MALFORMED
+        assert "base64url" in refused.value.detail
+
+
+def test_a_signed_payload_that_is_no_json_object(keys: dict[str, SigningKey]) -> None:
+    for payload in (b"[]", b"null", b"{", b"\xff", b"[" * 100_000):
+        token = pyjwt.PyJWS().encode(payload, keys["RS256"].private, "RS256", {"kid": "RS256"})
+        with pytest.raises(Refusal) as refused:
+            verify(token, keys["RS256"])
+        assert refused.value.reason is Reason.JWT_MALFORMED
+
+
+def test_refused_headers_are_refused_again_and_read_ones_are_not_mixed_up(
+    keys: dict[str, SigningKey], payload: dict[str, Any]
+) -> None:
+    bad = f"{segment({'alg': 'none'})}.{segment({'a': 1})}."
+    for _ in range(2):
+        with pytest.raises(Refusal):
+            read_header(bad)
+        for name in ("RS256", "ES256", "EdDSA"):
+            assert read_header(keys[name].sign(payload)).algorithm == name
+
+
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_a_changed_token_is_a_signature_mismatch(
     keys: dict[str, SigningKey], payload: dict[str, Any], algorithm: str
