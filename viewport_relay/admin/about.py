@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from viewport_relay.admin.state import StateSource
 from viewport_relay.admin.words import inert, wrapped
-from viewport_relay.observe.logs import EventLog, timestamp
+from viewport_relay.observe.entry import timestamp
+from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import PeerView, TargetView
 
@@ -46,7 +47,7 @@ class About:
     def entries(self, wanted: str) -> list[dict[str, Any]]:
         """Entries about the id, oldest first; that of a folded refusal of this connection too."""
         found = [entry for entry in self._candidates(wanted) if _is_about(entry, wanted)]
-        folded = self._log.folded_entry(wanted)
+        folded = self._log.folded.get(wanted)
         if folded is not None:
             found = sorted([*found, folded], key=lambda entry: str(entry["ts"]))
         return found

@@ -9,7 +9,7 @@ from twisted.web.server import Request
 
 from viewport_relay.admin.reply import BadRequest, put_json, query
 from viewport_relay.admin.state import StateSource
-from viewport_relay.observe.logs import timestamp
+from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.routing.views import PeerView, TargetView
 

@@ -32,7 +32,8 @@ from viewport_relay.admin.reply import (
 from viewport_relay.admin.state import StateSource
 from viewport_relay.admin.summary import summary, summary_text
 from viewport_relay.admin.words import as_text, rate, report
-from viewport_relay.observe.logs import EventLog, timestamp
+from viewport_relay.observe.entry import timestamp
+from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.ring import Record
 from viewport_relay.observe.verdict import cause_of, example_of, fix_of, judge

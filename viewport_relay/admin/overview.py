@@ -17,7 +17,8 @@ from viewport_relay.admin.settings import settings_json
 from viewport_relay.admin.state import StateSource, target_json
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.logs import EventLog, timestamp
+from viewport_relay.observe.entry import timestamp
+from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.verdict import example_of, fix_of, judge
 from viewport_relay.reasons import Reason
 

@@ -17,7 +17,7 @@ from twisted.web.server import Request
 from viewport_relay.admin.auth import SESSION_SECONDS, AdminAuth
 from viewport_relay.admin.reply import BadRequest, body_json, put, put_json, refuse
 from viewport_relay.config import is_loopback
-from viewport_relay.observe.logs import timestamp
+from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
 

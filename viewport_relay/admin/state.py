@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 
 from viewport_relay.config import Config
-from viewport_relay.observe.logs import timestamp
+from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.routing.views import PeerView, TargetView
 

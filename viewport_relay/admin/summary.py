@@ -7,7 +7,8 @@ from typing import Any
 
 from viewport_relay.admin.filters import Filter
 from viewport_relay.admin.words import rate, wrapped
-from viewport_relay.observe.logs import EventLog, timestamp
+from viewport_relay.observe.entry import timestamp
+from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import BACKGROUND, Problem
 from viewport_relay.observe.ring import Record
 from viewport_relay.observe.verdict import cause_of, example_of, fix_of

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from viewport_relay.observe.logs import timestamp
+from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.problems import SPAN, Problem
 from viewport_relay.observe.ring import Record
 from viewport_relay.observe.verdict import Facts, Verdict, ago, cause_of, example_of, fix_of

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import msgspec
 
+from viewport_relay.observe.entry import bounded_line, entry, timestamp
 from viewport_relay.observe.flapping import Flap, Flapping
+from viewport_relay.observe.folded import Folded, FoldedEntries
 from viewport_relay.observe.folding import Allowance, Fold, Folding, Source
 from viewport_relay.observe.problems import Problems
-from viewport_relay.observe.redaction import Json, Redactor
+from viewport_relay.observe.redaction import Redactor
 from viewport_relay.observe.ring import Record, Ring
+from viewport_relay.observe.stream import LineStream, TextStream
 from viewport_relay.reasons import Level, Reason
 
 #: Events that are folded for flapping peers only, and events that are never folded.
@@ -31,50 +32,16 @@ NEVER_FOLDED = frozenset({"join", "leave", "status"})
 #: Events that are folded although they have no reason and the level info.
 ALWAYS_FOLDED = frozenset({"twisted"})
 
-#: Folded entries that are remembered by connection id: a refused peer knows no more than that id.
-FOLDED_REMEMBERED = 4096
-
-#: Of those of a worker process, how many are told to its parent at a time.
-FOLDED_TOLD = 64
-
-#: An entry with a longer line has its details shortened to about this many characters.
-MAX_LINE = 16_384
-
 _RANK = {"info": 0, "warn": 1, "error": 2}
-
-
-_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False, check_circular=False)
-_FAST_ENCODER = msgspec.json.Encoder()
-
-
-class TextStream(Protocol):
-    """What the log needs of standard output."""
-
-    def write(self, text: str, /) -> object: ...
-
-    def flush(self) -> object: ...
-
-
-class Folded(NamedTuple):
-    """An entry that was counted instead of written."""
-
-    at: float
-    level: Level
-    event: str
-    reason: Reason | None
-    message: str | None
-    connection_id: str
-    details: dict[str, Any]
 
 
 class EventLog:
     """The `EventSink` of the running relay.
 
-    `stream` gets the lines of `level` and above; the ring keeps `max_entries` of every level. `now` gives
-    seconds since the epoch. `secrets` are exact values that must appear nowhere. `allowance` says when
-    repeated entries are folded. `relay_id` is put into every line where it is given: one of several relays.
-    Call `sweep` about once a second (it ends the windows of folding when nothing else is logged) and `close`
-    at the end.
+    `stream` gets the lines of `level` and above; the ring keeps `max_entries` of every level. `now` returns seconds since
+    the epoch. `secrets` are exact values that are redacted everywhere. `allowance`: when repeated entries are folded.
+    `relay_id` becomes a member of every line. Call `sweep` about once a second, which ends windows of folding when nothing
+    else is logged, and `close` at the end.
     """
 
     def __init__(
@@ -89,31 +56,28 @@ class EventLog:
         relay_id: str | None = None,
     ) -> None:
         self._relay_id = relay_id
-        self._stream = stream
+        self._stream = LineStream(stream, relay_id)
         self._least = _RANK[level]
         self._now = now
         self.redactor = Redactor(secrets)
         self._ring = Ring(max_entries)
         self._folding = Folding(allowance)
         self._flapping = Flapping()
-        self._folded: dict[str, Folded] = {}
-        self._untold: deque[str] = deque(maxlen=FOLDED_TOLD)
-        self._folded_elsewhere: dict[str, str] = {}
+        #: entries that were counted instead of written, by connection id
+        self.folded = FoldedEntries(self._folded_entry)
         #: what is wrong at present
         self.problems = Problems(self.redactor)
         self._followers: list[Callable[[Record], None]] = []
         self._seq = 0
-        self._lost = 0
-        self._write_failures = 0
-        #: entries that other processes of this relay could not hand over
+        #: entries that worker processes could not hand over
         self.lost_elsewhere = 0
         #: when each event was last logged with each reason, folded or not; seconds since the epoch
         self.last_seen: dict[tuple[str, Reason | None], float] = {}
-        #: what other processes of this relay have counted and not yet written
+        #: open folds of worker processes
         self.folds_elsewhere: Sequence[Fold] = ()
 
     def apply(self, level: Level, secrets: Iterable[str]) -> None:
-        """Take up a reloaded level, and secrets that must appear nowhere from now on."""
+        """Apply a reloaded level, and further secrets to redact."""
         self._least = _RANK[level]
         self.redactor.look_for(secrets)
 
@@ -146,15 +110,13 @@ class EventLog:
             detail = details.get("detail")
             if self._folding.counts(source, level, at, detail if isinstance(detail, str) else None):
                 if connection_id is not None:
-                    self._remember(
-                        connection_id, Folded(at, level, event, reason, message, connection_id, details)
-                    )
+                    self.folded.keep(Folded(at, level, event, reason, message, connection_id, details))
                 return
         code = reason.code if reason is not None else None
         self._emit(at, level, event, code, message, connection_id, details)
 
     def take_over(self, record: Record) -> None:
-        """Log what another process of this relay has logged: redacted, folded and written down there."""
+        """Log a record of a worker process, which has redacted and folded it already."""
         self._seq += 1
         record = msgspec.structs.replace(record, seq=self._seq)
         reason = Reason.__members__.get(record.reason or "")
@@ -162,26 +124,26 @@ class EventLog:
         self._put(record)
 
     def sweep(self) -> None:
-        """Write the summaries whose window is over."""
+        """Write the summaries of windows that have ended."""
         self._end_windows(self._now())
 
     def close(self) -> None:
-        """Write every summary there is."""
+        """Write the summaries of all windows."""
         self._end_windows(self._now(), everything=True)
 
     @property
     def write_failures(self) -> int:
         """Lines that could not be written since the start."""
-        return self._write_failures + self.lost_elsewhere
+        return self._stream.failures + self.lost_elsewhere
 
     # -- out -----------------------------------------------------------------------------------------------
 
     def records(self) -> list[Record]:
-        """What the ring holds, oldest first."""
+        """The records of the ring, oldest first."""
         return list(self._ring)
 
     def entries(self) -> list[dict[str, Any]]:
-        """The same as JSON objects."""
+        """The records of the ring as JSON objects."""
         return [json.loads(record.line) for record in self._ring]
 
     def last_of(self, reason: Reason) -> float | None:
@@ -189,7 +151,7 @@ class EventLog:
         return max((at for (_, other), at in self.last_seen.items() if other is reason), default=None)
 
     def folds(self) -> Iterator[Fold]:
-        """What is counted and not yet written."""
+        """Repeated entries that are counted and not yet written."""
         yield from self._folding.open()
         yield from self.folds_elsewhere
 
@@ -203,38 +165,12 @@ class EventLog:
 
         return stop
 
-    def folded_entry(self, connection_id: str) -> dict[str, Any] | None:
-        """The entry of a connection that was folded away, as JSON; None if there is none, or it is forgotten."""
-        folded = self._folded.get(connection_id)
-        if folded is None:
-            line = self._folded_elsewhere.get(connection_id)
-            return None if line is None else dict(json.loads(line))
-        code = None if folded.reason is None else folded.reason.code
-        return self._entry(
-            folded.at, folded.level, folded.event, code, folded.message, connection_id, dict(folded.details)
-        )
-
-    def untold_folded(self) -> list[tuple[str, str]]:
-        """The latest entries that were folded away since the last call: connection id, and the entry's JSON text."""
-        told = [(name, self.folded_entry(name)) for name in self._untold]
-        self._untold.clear()
-        return [(name, _dump(entry)) for name, entry in told if entry is not None]
-
-    def take_over_folded(self, told: Iterable[tuple[str, str]]) -> None:
-        """Remember entries that another process of this relay has folded away."""
-        for connection_id, line in told:
-            known = self._folded_elsewhere
-            if connection_id not in known and len(known) >= FOLDED_REMEMBERED:
-                del known[next(iter(known))]
-            known[connection_id] = line
-
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _remember(self, connection_id: str, folded: Folded) -> None:
-        if len(self._folded) >= FOLDED_REMEMBERED:
-            del self._folded[next(iter(self._folded))]
-        self._folded[connection_id] = folded
-        self._untold.append(connection_id)
+    def _folded_entry(self, folded: Folded) -> dict[str, Any]:
+        at, level, event, reason, message, connection_id, details = folded
+        code = None if reason is None else reason.code
+        return entry(self.redactor, self._relay_id, at, level, event, code, message, connection_id, details)
 
     def _flaps(self, at: float, event: str, connection_id: str | None, details: dict[str, Any]) -> bool:
         """Whether the join or leave is a flapping peer's and was counted."""
@@ -300,13 +236,9 @@ class EventLog:
         folded: int = 0,
         of: str = "",
     ) -> None:
-        entry = self._entry(at, level, event, code, message, connection_id, details)
-        shown = entry["details"]
-        line = _dump(entry)
-        if len(line) > MAX_LINE:
-            _shorten(shown)
-            line = _dump(entry)
-        workspace = shown.get("workspaceId")
+        made = entry(self.redactor, self._relay_id, at, level, event, code, message, connection_id, details)
+        line = bounded_line(made)
+        workspace = made["details"].get("workspaceId")
         self._seq += 1
         record = Record(
             self._seq, at, level, event, code,
@@ -315,91 +247,12 @@ class EventLog:
         )  # fmt: skip
         self._put(record)
 
-    def _entry(
-        self,
-        at: float,
-        level: Level,
-        event: str,
-        code: str | None,
-        message: str | None,
-        connection_id: str | None,
-        details: dict[str, Any],
-    ) -> dict[str, Any]:
-        """The entry as JSON, redacted."""
-        entry: dict[str, Any] = {"ts": timestamp(at), "level": level, "event": event}
-        if code is not None:
-            entry["reason"] = code
-        if message is not None:
-            entry["message"] = self.redactor.message(message)
-        if connection_id is not None:
-            entry["connectionId"] = self.redactor.identifier(connection_id)
-        if self._relay_id is not None:
-            entry["relayId"] = self._relay_id
-        detail = self.redactor.detail
-        entry["details"] = {key: detail(key, value) for key, value in details.items() if value is not None}
-        return entry
-
     def _put(self, record: Record) -> None:
         self._ring.append(record)
         if _RANK[record.level] >= self._least:
-            self._write(record.at, record.line)
+            self._stream.write(record.at, record.line)
         for follower in tuple(self._followers):
             follower(record)
-
-    def _write(self, at: float, line: str) -> None:
-        if self._lost:
-            # tell of the gap first, once the stream takes lines again
-            gap: dict[str, Json] = {"ts": timestamp(at), "level": "error", "event": "log_lines_lost"}
-            gap["message"] = "the log could not be written for a while"
-            if self._relay_id is not None:
-                gap["relayId"] = self._relay_id
-            gap["details"] = {"count": self._lost}
-            text = f"{_dump(gap)}\n{line}\n"
-        else:
-            text = line + "\n"
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):  # full disk, broken pipe; ValueError: the stream was closed
-            self._lost += 1
-            self._write_failures += 1
-        else:
-            self._lost = 0
-
-
-def _shorten(details: dict[str, Json]) -> None:
-    """Leave out what is too long for one entry, and after that everything but the first members."""
-    room = MAX_LINE
-    for number, (key, value) in enumerate(list(details.items())):
-        if number >= 64:
-            del details[key]
-            continue
-        size = len(_dump(value))
-        if size > room:
-            details[key] = f"left out: {size} characters"
-        else:
-            room -= size
-
-
-def timestamp(at: float) -> str:
-    """Seconds since the epoch as ISO 8601 in UTC with milliseconds and Z."""
-    millis = round(at * 1000)
-    return f"{_second(millis // 1000)}.{millis % 1000:03d}Z"
-
-
-@lru_cache(maxsize=64)
-def _second(at: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
-
-
-def _dump(value: Json) -> str:
-    # ASCII only: terminal escapes, C1 controls and lone surrogates cannot reach a terminal or break a stream. Nearly all
-    # entries are ASCII by themselves.
-    try:
-        line = _FAST_ENCODER.encode(value)
-    except UnicodeEncodeError:  # a lone surrogate
-        return _ENCODER.encode(value)
-    return line.decode("ascii") if line.isascii() and b"\x7f" not in line else _ENCODER.encode(value)
 
 
 def _source(event: str, reason: Reason | None, message: str | None, details: dict[str, Any]) -> Source:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from viewport_relay.observe.logs import TextStream
+from viewport_relay.observe.stream import TextStream
 
 
 class TextLines:

@@ -115,7 +115,7 @@ def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewStat
     log.lost_elsewhere = sum(picture.log_entries_lost for picture in pictures)
     log.folds_elsewhere = [_fold(fold) for picture in pictures for fold in picture.folds]
     for picture in pictures:
-        log.take_over_folded(picture.folded)
+        log.folded.take_over(picture.folded)
     log.problems.elsewhere = [row for picture in pictures for row in picture.problems]
     log.problems.recent_elsewhere = (
         sum(picture.recent[0] for picture in pictures),

@@ -225,7 +225,7 @@ class WorkerService(MultiService):
             self._log.problems.recent(now),
             state.clock_offset(),
             state.platform_age(),
-            self._log.untold_folded(),
+            self._log.folded.report(),
         )  # fmt: skip
 
 

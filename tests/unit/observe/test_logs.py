@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from viewport_relay.observe.entry import dump, timestamp
 from viewport_relay.observe.folding import Allowance
-from viewport_relay.observe.logs import EventLog, _dump, timestamp
+from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 
 
@@ -99,7 +100,7 @@ _VALUES = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=12), _VALUES, max_size=6))
 def test_a_line_is_the_entry_and_nothing_but_printable_ascii(entry):
-    line = _dump(entry)
+    line = dump(entry)
     assert json.loads(line) == entry
     assert line.isascii() and line.isprintable()
 
@@ -354,15 +355,15 @@ def test_entries_that_were_folded_away_are_known_by_their_connection(stream, clo
     parent = EventLog(stream, max_entries=10, now=clock)
     for n in range(10):
         refuse(worker, connection_id=f"c-{n}", detail=f"a-secret-of-ours {n}")
-    assert worker.folded_entry("c-2") is None, "that one was written"
-    told = worker.untold_folded()
-    assert [name for name, _ in told] == [f"c-{n}" for n in range(5, 10)] and worker.untold_folded() == []
+    assert worker.folded.get("c-2") is None, "that one was written"
+    told = worker.folded.report()
+    assert [name for name, _ in told] == [f"c-{n}" for n in range(5, 10)] and worker.folded.report() == []
     for _ in range(2):
-        parent.take_over_folded(told)
-    entry = parent.folded_entry("c-7")
-    assert entry == worker.folded_entry("c-7") and entry["details"]["detail"] == "[redacted] 7"
+        parent.folded.take_over(told)
+    entry = parent.folded.get("c-7")
+    assert entry == worker.folded.get("c-7") and entry["details"]["detail"] == "[redacted] 7"
     for n in range(6000):
-        parent.take_over_folded([(f"d-{n}", "{}")])
+        parent.folded.take_over([(f"d-{n}", "{}")])
         refuse(worker, connection_id=f"d-{n}")
-    assert len(parent._folded_elsewhere) == len(worker._folded) == 4096
-    assert len(worker.untold_folded()) == 64
+    assert len(parent.folded) == len(worker.folded) == 4096
+    assert len(worker.folded.report()) == 64

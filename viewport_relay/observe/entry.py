@@ -1,0 +1,95 @@
+"""One log entry as a JSON object and as a line: members, redaction, size, encoding."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from viewport_relay.observe.redaction import Json, Redactor
+from viewport_relay.reasons import Level
+
+#: Longest line, characters: the details of a longer entry are shortened to about that.
+MAX_LINE = 16_384
+
+#: Most details of an entry that was shortened.
+_MOST_DETAILS = 64
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False, check_circular=False)
+_FAST_ENCODER = msgspec.json.Encoder()
+
+
+def entry(
+    redactor: Redactor,
+    relay_id: str | None,
+    at: float,
+    level: Level,
+    event: str,
+    code: str | None,
+    message: str | None,
+    connection_id: str | None,
+    details: Mapping[str, object],
+) -> dict[str, Any]:
+    """Make an entry, redacted. `at` is in seconds since the epoch; members and details that are None are left out."""
+    made: dict[str, Any] = {"ts": timestamp(at), "level": level, "event": event}
+    if code is not None:
+        made["reason"] = code
+    if message is not None:
+        made["message"] = redactor.message(message)
+    if connection_id is not None:
+        made["connectionId"] = redactor.identifier(connection_id)
+    if relay_id is not None:
+        made["relayId"] = relay_id
+    detail = redactor.detail
+    made["details"] = {key: detail(key, value) for key, value in details.items() if value is not None}
+    return made
+
+
+def bounded_line(made: dict[str, Any]) -> str:
+    """Encode an entry. When the line is longer than MAX_LINE, details are dropped or replaced by their size."""
+    line = dump(made)
+    if len(line) > MAX_LINE:
+        _shorten(made["details"])
+        line = dump(made)
+    return line
+
+
+def dump(value: Json) -> str:
+    """Encode a JSON value in ASCII.
+
+    Terminal escapes, C1 controls and lone surrogates are escaped: they must reach no terminal and break no stream.
+    """
+    try:
+        line = _FAST_ENCODER.encode(value)
+    except UnicodeEncodeError:  # a lone surrogate
+        return _ENCODER.encode(value)
+    # Nearly all entries are ASCII without escapes.
+    return line.decode("ascii") if line.isascii() and b"\x7f" not in line else _ENCODER.encode(value)
+
+
+def timestamp(at: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC with milliseconds and Z."""
+    millis = round(at * 1000)
+    return f"{_second(millis // 1000)}.{millis % 1000:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
+
+
+def _shorten(details: dict[str, Json]) -> None:
+    room = MAX_LINE
+    for number, (key, value) in enumerate(list(details.items())):
+        if number >= _MOST_DETAILS:
+            del details[key]
+            continue
+        size = len(dump(value))
+        if size > room:
+            details[key] = f"left out: {size} characters"
+        else:
+            room -= size
