@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from tools import arrows
 from viewport_relay.cli.explain import seen_as
-from viewport_relay.cli.logsample import sample_line
+from viewport_relay.cli.logsample import event_of, sample_line
 from viewport_relay.cli.main import main as command
 from viewport_relay.config import VARIABLES, Variable
 from viewport_relay.observe.counters import Counters
@@ -267,8 +267,13 @@ def events_page() -> str:
         "Levels follow one rule: `error` is the fault of the relay, of its surroundings or of the platform; `warn` a peer's, or "
         "a fault that harms no peer yet; `info` is life.\n\n",
     ]
-    rows = [(f"`{name}`", event.says, event.fix) for name, event in EVENTS.items()]
-    parts.append(table(("event", "meaning", "to do"), rows))
+    with_reasons = {event_of(reason) for reason in Reason}
+    with_reasons |= {"jwks_fetch_failed", "presence_failed", "handshake", "folded"}
+    rows = [
+        (f"`{name}`", "its reason's" if name in with_reasons else f"`{event.level}`", event.says, event.fix)
+        for name, event in EVENTS.items()
+    ]
+    parts.append(table(("event", "level", "meaning", "to do"), rows))
     return "".join(parts)
 
 

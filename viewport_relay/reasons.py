@@ -300,7 +300,7 @@ class Reason(Enum):
     NO_OWNER = _drop(
         "no client owns this answer",
         "a daemon's frame names a request or session that no client has (it left, or the entry aged out)",
-        "none",
+        "none", "info",
     )  # fmt: skip
     DAEMON_UNAVAILABLE = _drop(
         "no daemon is connected", "a client sent a frame while its runtime target has no daemon",
@@ -429,11 +429,11 @@ class Reason(Enum):
     BUS_SIGNATURE_REPLAYED = _drop(
         "bus frame replayed",
         "a bus frame was seen before",
-        "find out who else can write to Redis or the platform's bus, and change RELAY_BUS_HMAC_KEY",
-    )
+        "find out who else can write to Redis or the platform's bus, and change RELAY_BUS_HMAC_KEY", "error",
+    )  # fmt: skip
     BUS_FRAME_REFUSED = _drop(
         "bus frame refused", "a bus frame is not for this relay, names no target, or breaks a rule",
-        "the details say which",
+        "the details say which", "error",
     )  # fmt: skip
 
     # -- life of the process -----------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ class Reason(Enum):
     )  # fmt: skip
     ADMIN_REQUEST_INVALID = _upgrade(
         "admin request invalid", 400, "a filter or a body has a wrong form",
-        "the message names it and what it takes", "info",
+        "the message names it and what it takes",
     )  # fmt: skip
     ADMIN_CSRF_MISMATCH = _upgrade(
         "cross-site request refused", 403,

@@ -162,8 +162,16 @@ OURS = {
     "ADMISSION_RESPONSE_TOO_LARGE", "VALIDATION_RESPONSE_INVALID", "MISSING_WORKSPACE_CLAIM", "INVALID_SCOPE_CLAIM",
     "WORKER_TRANSPORT_FORWARD_FAILED", "BACKPLANE_REFUSED", "BACKPLANE_UNREACHABLE",
     "BUS_SIGNATURE_INVALID", "BUS_SIGNATURE_STALE",
+    "BUS_SIGNATURE_REPLAYED", "BUS_FRAME_REFUSED",
+}  # fmt: skip
+
+#: What happens in every healthy deployment. The others are a peer's fault.
+LIFE = {
+    "REPLACED_BY_NEWER_DAEMON", "NO_OWNER", "PONG_TIMEOUT", "IDLE_TIMEOUT", "NOISE_NONCE_EXHAUSTED", "RELAY_SHUTTING_DOWN",
+    "DISCONNECTED_BY_OPERATOR", "ADMIN_ENDPOINTS_DISABLED",
 }  # fmt: skip
 
 
 def test_one_rule_of_severity():
     assert {reason.name for reason in Reason if reason.entry.level == "error"} == OURS
+    assert {reason.name for reason in Reason if reason.entry.level == "info"} == LIFE

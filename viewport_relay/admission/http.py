@@ -132,7 +132,10 @@ def _codings(headers: Headers) -> list[bytes]:
 
 
 def _expired(result: object, limit: float) -> Answer:
-    raise TimedOut("time out")
+    raise TimedOut(
+        "time out",
+        hint=f"there was no whole answer within {limit:g} s: look at the load of the host and the network to it",
+    )
 
 
 def _too_large(max_bytes: int, status: int) -> TooLarge:

@@ -218,20 +218,19 @@ class JwksClient:
         self._counters.jwks_fetches["failed"] += 1
         self._retry_at = self._clock.seconds() + min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(self._failures, 10))
         self._failures += 1
-        age = self.age_seconds
+        age, detail = self.age_seconds, f"{why} ({self.url})"
+        details = {"why": why, "url": self.url, **({"hint": hint} if hint else {})}
         if age is None or age >= STALE_MAX:
-            self._log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why=why, url=self.url)
+            reason = Reason.JWKS_UNREACHABLE
+            self._log.event("jwks_fetch_failed", reason=reason, detail=detail, **details)
         else:
             self._log.event(
                 "jwks_refetch_failed",
-                level="warn",
                 message="JWKS could not be fetched again; the keys fetched before serve on",
-                why=why,
-                url=self.url,
                 ageSeconds=round(age),
+                **details,
             )
-        details = {"why": why, "url": self.url, **({"hint": hint} if hint else {})}
-        return Refusal(Reason.JWKS_UNREACHABLE, f"{why} ({self.url})", details=details)
+        return Refusal(Reason.JWKS_UNREACHABLE, detail, details=details)
 
     async def _until_ready(self) -> None:
         while not self.ready:

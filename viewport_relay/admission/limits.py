@@ -27,11 +27,12 @@ K = TypeVar("K", bound=Hashable)
 class Window:
     """The current minute of one key. Connections of the same key share the window and charge it without a look-up."""
 
-    __slots__ = ("__weakref__", "count", "filed", "start")
+    __slots__ = ("__weakref__", "count", "filed", "over", "start")
 
     def __init__(self) -> None:
         self.start = -math.inf
         self.count = 0
+        self.over = 0  # events that were not charged, since `start`
         self.filed = -math.inf  # `start` when the table last looked
 
     def hit(self, now: float, limit: int) -> bool:
@@ -40,8 +41,9 @@ class Window:
             return True
         if not 0.0 <= now - self.start < WINDOW_SECONDS:  # also when the clock was set back
             self.start = now
-            self.count = 0
+            self.count = self.over = 0
         if self.count >= limit:
+            self.over += 1
             return False
         self.count += 1
         return True
@@ -50,8 +52,9 @@ class Window:
         """Charge an event of this size; False when the window's sum would be over the limit (and then not charged)."""
         if self.is_over(now):
             self.start = now
-            self.count = 0
+            self.count = self.over = 0
         if self.count + amount > limit:
+            self.over += 1
             return False
         self.count += amount
         return True
@@ -128,6 +131,11 @@ class WindowCounter:
         if window.hit(now, self.limit):
             return 0
         return max(1, math.ceil(window.retry_after_ms(now) / 1000))
+
+    def tried(self, key: Hashable, now: float) -> tuple[int, int]:
+        """How many events of the key there were since its window began, over the limit or not, and in how many whole seconds."""
+        window = self._table.window(key, now)
+        return window.count + window.over, max(1, math.ceil(now - window.start))
 
 
 class Ticket:

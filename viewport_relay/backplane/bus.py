@@ -151,7 +151,7 @@ class Outbound:
 
     def _begin(self, key: object, lane: _Lane) -> None:
         Deferred.fromCoroutine(self._send(key, lane)).addErrback(
-            lambda failure: self._log.event("internal_error", level="error", message=failure.getTraceback())
+            lambda failure: self._log.event("internal_error", message=failure.getTraceback())
         )
 
     async def _send(self, key: object, lane: _Lane) -> None:
@@ -216,7 +216,6 @@ class Outbound:
         if not error.outage:  # an outage has been told already
             self._log.event(
                 "bus_publish_failed",
-                level="warn",
                 message=error.why,
                 frames=len(batch),
                 workspaceId=batch[0].parcel.target[0],
@@ -278,7 +277,7 @@ class Inbound:
 
     def _ended(self, failure: Failure) -> None:
         if failure.check(CancelledError) is None:
-            self._log.event("internal_error", level="error", message=failure.getTraceback())
+            self._log.event("internal_error", message=failure.getTraceback())
 
     async def _pull(self) -> None:
         retry = _RETRY_FIRST

@@ -115,7 +115,6 @@ class InstanceWatch(TimerService):
         if self._foreign >= _TWICE:
             self._log.event(
                 "relay_id_shared",
-                level="error",
                 message=f"another running relay has RELAY_ID={self._relay_id} too: they take frames from each other; "
                 "give each relay its own",
             )

@@ -142,7 +142,7 @@ class Presence:
             Deferred.fromCoroutine(self._tell(target, seat)).addErrback(self._broken)
 
     def _broken(self, failure: object) -> None:
-        self._log.event("internal_error", level="error", message=str(failure))
+        self._log.event("internal_error", message=str(failure))
 
     async def _tell(self, target: TargetKey, seat: _Seat) -> None:
         try:
@@ -163,7 +163,6 @@ class Presence:
         if not error.outage:  # an outage has been told already
             self._log.event(
                 "presence_failed",
-                level="warn",
                 reason=error.reason,
                 message=error.why,
                 workspaceId=target[0],

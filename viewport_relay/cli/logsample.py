@@ -40,9 +40,11 @@ _JWKS_URL: Final = "https://platform.example/api/.well-known/jwks.json"
 _VALIDATE_URL: Final = "https://platform.example/api/runtime/internal/relay/validate"
 
 DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
-    Reason.RATE_LIMIT_EXCEEDED: {"detail": "more than RELAY_RATE_LIMIT_PER_IP=120 attempts within a minute"},
+    Reason.RATE_LIMIT_EXCEEDED: {
+        "detail": "121 attempts within 8 s, RELAY_RATE_LIMIT_PER_IP=120 (the default) a minute"
+    },
     Reason.HTTP_RATE_LIMIT_EXCEEDED: {
-        "detail": "more than RELAY_HTTP_RATE_PER_IP=1200 requests within a minute"
+        "detail": "1201 requests within 5 s, RELAY_HTTP_RATE_PER_IP=1200 (the default) a minute"
     },
     Reason.TOO_MANY_CONNECTIONS: {
         "detail": "2000 connections, RELAY_MAX_TOTAL_CONNECTIONS or the limit on open files allows 2000"

@@ -58,6 +58,11 @@ class Variable:
             return "1" if self.default else "0"
         return ",".join(self.default) if isinstance(self.default, tuple) else str(self.default)
 
+    def in_words(self, value: object) -> str:
+        """A value in force beside the default, for log lines: `RELAY_RATE_LIMIT_PER_IP=60 (default 120)`."""
+        default = "the default" if value == self.default else f"default {self.shown_default}"
+        return f"{self.name}={value} ({default})"
+
 
 def setting(
     name: str,

@@ -1,7 +1,7 @@
 """Every event of the log in one table: name, what the entry tells, and for trouble what to do.
 
 `docs/reference/events.md` is made from this table; a test compares the names with the code. An event with a reason is
-explained by the reason (`reasons.py`); `fix` is for those of level warn and error that have none.
+explained by the reason (`reasons.py`), which also gives its level; `level` and `fix` are for those that have none.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ from typing import Final
 
 from attrs import frozen
 
+from viewport_relay.reasons import Level
+
 
 @frozen
 class Event:
-    """What one event tells. `fix` is empty for events with a reason and for events of level info."""
+    """What one event tells.
+
+    `level` follows the rule of the reasons' (`reasons.Entry`). `fix` is empty for events with a reason and for events of
+    level info.
+    """
 
     says: str
     fix: str = ""
+    level: Level = "info"
 
 
 EVENTS: Final[Mapping[str, Event]] = {
@@ -30,7 +37,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "handshake": Event("a Noise handshake ended without a close by the relay"),
     "flapping": Event("joins and leaves of one peer that were counted instead of written"),
     "folded": Event("entries that were counted instead of written: `of` names their event, `count` how many"),
-    "http_dropped": Event("an HTTP connection was closed to make room for others"),
+    "http_dropped": Event("an HTTP connection was closed to make room for others", level="warn"),
     "http_refused": Event("an address was over its budget of plain HTTP requests; one entry for each minute"),
     "worker_request": Event("a worker's HTTP request was not answered by the platform"),
     # -- admission -----------------------------------------------------------------------------------------
@@ -39,6 +46,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "jwks_refetch_failed": Event(
         "the key set could not be fetched again; the one fetched before serves for up to a day",
         "check the endpoint at RELAY_JWKS_URL (`viewport-relay doctor` fetches it from this machine)",
+        level="warn",
     ),
     # -- several relays ------------------------------------------------------------------------------------
     "backplane_unreachable": Event("Redis or the platform's bus stopped answering"),
@@ -48,10 +56,13 @@ EVENTS: Final[Mapping[str, Event]] = {
     "bus_publish_failed": Event(
         "frames for another relay could not be published",
         "check Redis or the platform's bus endpoints; the message says what they answered",
+        level="error",
     ),
     "presence_failed": Event("the presence of a daemon could not be announced or resolved"),
     "relay_id_shared": Event(
-        "another running relay has the same RELAY_ID", "give each relay a RELAY_ID of its own and restart it"
+        "another running relay has the same RELAY_ID",
+        "give each relay a RELAY_ID of its own and restart it",
+        level="error",
     ),
     # -- the process ---------------------------------------------------------------------------------------
     "relay_started": Event(
@@ -66,28 +77,35 @@ EVENTS: Final[Mapping[str, Event]] = {
     "reload_failed": Event(
         "settings that were read again cannot work: those of before stay in force",
         "correct what the message names and reload again",
+        level="error",
     ),
-    "config_warning": Event("a setting deserves a look", "the message names the variable and the fix"),
+    "config_warning": Event(
+        "a setting deserves a look", "the message names the variable and the fix", level="warn"
+    ),
     "config_note": Event("a value that the relay chose for itself, and why"),
     "dev_platform": Event("the embedded platform for development answers"),
     "listen_failed": Event(
         "an address could not be listened on",
         "free the port (`ss -ltnp` names its owner) or set another one; the message names the variable",
+        level="error",
     ),
     "tls_reloaded": Event("certificate and key were read again"),
     "tls_reload_failed": Event(
         "certificate or key could not be read again; the old ones serve",
         "check the files at RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, then send SIGHUP",
+        level="error",
     ),
     "internal_error": Event(
         "a fault inside the relay, with its traceback",
         "report it with the traceback; other connections are not affected",
+        level="error",
     ),
     "log_lines_lost": Event(
         "the log could not be written for a while; the entries are in /logs",
         "check the disk or the reader of standard output",
+        level="error",
     ),
-    "follow_gap": Event("a reader that follows the log was too slow and missed entries"),
+    "follow_gap": Event("a reader that follows the log was too slow and missed entries", level="warn"),
     "twisted": Event(
         "a message of Twisted or another library; `namespace` names the logger",
         "the message and the traceback say what failed; report it if it names a file of the relay",
@@ -96,15 +114,19 @@ EVENTS: Final[Mapping[str, Event]] = {
     "worker_silent": Event(
         "a worker process does not answer; its peers wait",
         "if it recurs: look at CPU and memory of the machine; RELAY_WORKER_TIMEOUT_MS says when it is replaced",
+        level="error",
     ),
     "worker_answers": Event("a silent worker process answers again"),
     "worker_killed": Event(
-        "a worker process was killed because it did not answer", "see worker_silent and the entries before it"
+        "a worker process was killed because it did not answer",
+        "see worker_silent and the entries before it",
+        level="error",
     ),
     "worker_lost": Event(
         "a worker process has ended and is started again",
         "the message says how it ended: signal 9 is mostly the memory limit, another signal or status a fault; "
         "look at the entries before it, at `dmesg` and at the memory limit of the container",
+        level="error",
     ),
     # -- operators -----------------------------------------------------------------------------------------
     "admin_refused": Event("a request to an admin path was refused"),

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from viewport_relay.observe.entry import bounded_line, entry, timestamp
+from viewport_relay.observe.events import EVENTS
 from viewport_relay.observe.flapping import Flap, Flapping
 from viewport_relay.observe.folded import Folded, FoldedEntries
 from viewport_relay.observe.folding import Allowance, Fold, Folding, Source
@@ -100,7 +101,7 @@ class EventLog:
         if reason is not None:
             level = level or reason.entry.level
             message = reason.text if message is None else message
-        level = level or "info"
+        level = level or (EVENTS[event].level if event in EVENTS else "info")
         self.problems.note(at, level, event, reason, message, connection_id, details)
         if event in LIFE:
             if self._flaps(at, event, connection_id, details):

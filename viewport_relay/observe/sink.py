@@ -20,7 +20,7 @@ class EventSink(Protocol):
         connection_id: str | None = None,
         **details: object,
     ) -> None:
-        """Log one event. `level` and `message` default to the reason's, else info and nothing.
+        """Log one event. `level` and `message` default to the reason's, else to the event's (`events.py`) and nothing.
 
         `details` are JSON values and never hold a token, a payload or a secret.
         """

@@ -24,6 +24,17 @@ FRESH: Final = 600.0
 #: Peers that must be refused for their tokens, and none admitted, before the verdict is "bad".
 _ALL_REFUSED: Final = 5
 
+#: Attempts that must be refused, more than are admitted, before the verdict is "warn".
+_MOST_REFUSED: Final = 3
+
+#: Refusals that any scanner of the internet causes.
+_STRANGERS: Final = frozenset(
+    {
+        Reason.NOT_FOUND, Reason.UPGRADE_REQUIRED, Reason.UPGRADE_MALFORMED, Reason.QUERY_INVALID, Reason.TOKEN_MISSING,
+        Reason.RELAY_SHUTTING_DOWN,
+    }
+)  # fmt: skip
+
 #: Seconds by which clocks may differ before it is said. `Date` headers have a resolution of one second.
 CLOCK_TOLERANCE: Final = 5.0
 
@@ -109,6 +120,10 @@ def judge(facts: Facts) -> Verdict:
     worst = next(iter(facts.problems), None)
     if worst is not None and worst.level == "error":
         return Verdict("warn", f"Daemons can connect, but {worst.code}: {worst.text}.", checks, counted)
+    most = _most_refused(facts)
+    if most is not None:
+        headline = f"Daemons can connect, but most attempts are refused: {most.code} ({most.text})."
+        return Verdict("warn", headline, checks, counted)
     return Verdict("good", "Daemons can connect.", checks, counted)
 
 
@@ -202,6 +217,15 @@ def _everybody_refused(facts: Facts) -> Problem | None:
     if sum(row.lately for row in tokens) < _ALL_REFUSED:
         return None
     return max(tokens, key=lambda row: row.lately)
+
+
+def _most_refused(facts: Facts) -> Problem | None:
+    """The main reason when lately more attempts were refused than admitted. Strangers' attempts do not count."""
+    refused = [row for row in facts.problems if row.sample.event == "refuse" and row.reason not in _STRANGERS]
+    number = sum(row.lately for row in refused)
+    if number < _MOST_REFUSED or number <= facts.admitted:
+        return None
+    return max(refused, key=lambda row: row.lately)
 
 
 def _age(facts: Facts, event: str, reason: Reason | None = None) -> float | None:

@@ -80,7 +80,7 @@ class _NowOrNever:
         return port
 
     def _fail(self, message: str, status: int) -> None:
-        self._log.event("listen_failed", level="error", message=f"{self._name}: {message}")
+        self._log.event("listen_failed", message=f"{self._name}: {message}")
         raise SystemExit(status)
 
 

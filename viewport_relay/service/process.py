@@ -175,7 +175,7 @@ class Process(MultiService):
 
     def startService(self) -> None:
         for warning in (*self._config.warnings, *self._keys.warnings, *self.notes, *self._warnings()):
-            self._log.event("config_warning", level="warn", message=warning)
+            self._log.event("config_warning", message=warning)
         for note in self._config.notes:
             self._log.event("config_note", message=note)
         MultiService.startService(self)
@@ -237,7 +237,7 @@ class Process(MultiService):
             found = self._reread(self._config)
         except ConfigError as error:
             for problem in error.problems:
-                self._log.event("reload_failed", level="error", message=problem)
+                self._log.event("reload_failed", message=problem)
         else:
             self._apply(found)
             self._say_reloaded(found)
@@ -254,7 +254,7 @@ class Process(MultiService):
 
     def _say_reloaded(self, reloaded: Reloaded) -> None:
         for warning in reloaded.config.warnings:
-            self._log.event("config_warning", level="warn", message=warning)
+            self._log.event("config_warning", message=warning)
         message = f"taken up: {', '.join(reloaded.taken) or 'no setting has changed'}"
         if reloaded.left:
             message += f"; needs a restart: {', '.join(reloaded.left)}"

@@ -22,6 +22,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import WindowCounter
+from viewport_relay.config import BY_ATTRIBUTE
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
@@ -51,7 +52,9 @@ class HttpBudget:
         if wait:
             self._counters.http_rate_limited += 1
             if not self._told.hit(counted, now):
-                detail = f"more than RELAY_HTTP_RATE_PER_IP={self._limit} requests within a minute"
+                number, seconds = self._requests.tried(counted, now)
+                limit = BY_ATTRIBUTE["http_rate_per_ip"].in_words(self._limit)
+                detail = f"{number} requests within {seconds} s, {limit} a minute"
                 self._log.event(
                     "http_refused",
                     reason=Reason.HTTP_RATE_LIMIT_EXCEEDED,

@@ -129,7 +129,6 @@ class ProxyFactory(WrappingFactory[ProxiedConnection]):
         if self._log is not None:
             self._log.event(
                 "http_dropped",
-                level="warn",
                 message="a PROXY header of an address that is not in RELAY_TRUSTED_PROXIES is not taken",
                 ip=peer,
             )

@@ -138,7 +138,7 @@ class CertificateWatch:
             self._context.reload()
         except ConfigError as error:
             message = f"{error.problems[0]}: the certificate that was read before stays in use"
-            self._log.event("tls_reload_failed", level="error", message=message)
+            self._log.event("tls_reload_failed", message=message)
             return False
         self._log.event("tls_reloaded", message="certificate and key were read again")
         return True

@@ -25,7 +25,7 @@ from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
 from viewport_relay.admission.token import LINK_SUBPROTOCOL, TokenSource, select_subprotocol, token_from
-from viewport_relay.config import Config
+from viewport_relay.config import BY_ATTRIBUTE, Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
@@ -154,10 +154,13 @@ class UpgradeAttempts(Resource):
         if not is_upgrade(request):
             raise Refusal(Reason.UPGRADE_REQUIRED)  # no attempt: plain HTTP has a budget of its own
         counted = counted_as(attempt.ip)
-        wait = self._attempts.hit(counted, self._clock.seconds())
+        now = self._clock.seconds()
+        wait = self._attempts.hit(counted, now)
         if wait:
             self._counters.upgrade_rate_limited += 1
-            detail = f"more than RELAY_RATE_LIMIT_PER_IP={config.rate_limit_per_ip} attempts within a minute"
+            number, seconds = self._attempts.tried(counted, now)
+            limit = BY_ATTRIBUTE["rate_limit_per_ip"].in_words(config.rate_limit_per_ip)
+            detail = f"{number} attempts within {seconds} s, {limit} a minute"
             raise Refusal(Reason.RATE_LIMIT_EXCEEDED, detail, retry_after=wait)
         if self.stopping:
             raise Refusal(Reason.RELAY_SHUTTING_DOWN, retry_after=1)
@@ -217,7 +220,6 @@ class UpgradeAttempts(Resource):
         attempt.release()
         self._log.event(
             "internal_error",
-            level="error",
             message="an upgrade failed inside the relay: this is a bug",
             connection_id=attempt.connection_id,
             traceback=failure.getTraceback(),

@@ -169,7 +169,6 @@ class Worker:
             self._killed = why
             self._supervision.log.event(
                 "worker_killed",
-                level="error",
                 message=f"worker {self.index}: {why}",
                 worker=self.index,
                 pid=self.pid,
@@ -212,14 +211,13 @@ class Worker:
             self._gone = None
         if supervision.stopping():
             if not expected:
-                supervision.log.event("worker_lost", level="error", message=what, worker=self.index)
+                supervision.log.event("worker_lost", message=what, worker=self.index)
             return
         supervision.counters.worker_processes_lost += 1
         lived = supervision.reactor.seconds() - self._started
         self._pause = FIRST_PAUSE if lived >= LIVED else min(2 * self._pause, LONGEST_PAUSE)
         supervision.log.event(
             "worker_lost",
-            level="error",
             message=f"{what}; its peers reconnect, a new one starts",
             worker=self.index,
             lived=round(lived, 1),
@@ -262,9 +260,7 @@ class Worker:
                 f"worker {self.index} does not answer; its peers wait, and it is killed and replaced after "
                 f"{self._supervision.timeout:g} s of that"
             )
-            self._supervision.log.event(
-                "worker_silent", level="warn", message=message, worker=self.index, pid=self.pid
-            )
+            self._supervision.log.event("worker_silent", message=message, worker=self.index, pid=self.pid)
 
     def stop(self) -> Deferred[None]:
         """Drain the process; fires when it has exited."""

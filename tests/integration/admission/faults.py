@@ -281,7 +281,7 @@ class Fault:
 FAULTS: dict[str, Fault] = {
     "internal key wrong": Fault(internal_key, "INTERNAL_KEY_MISMATCH", ("RELAY_INTERNAL_KEY",)),
     "platform down": Fault(platform_down, "JWKS_UNREACHABLE", ("refused", "/keys")),
-    "platform slow": Fault(platform_slow, "PLATFORM_UNREACHABLE", ("time out", "/validate")),
+    "platform slow": Fault(platform_slow, "PLATFORM_UNREACHABLE", ("time out", "/validate", "no whole answer within")),
     "tokens expired": Fault(expired, "JWT_EXPIRED", ("s ago",)),
     "relay clock wrong": Fault(relay_clock_wrong, "JWT_EXPIRED", ("clock",)),
     "wrong issuer": Fault(wrong_issuer, "JWT_ISSUER_MISMATCH", ("https://platform.example", "RELAY_TOKEN_ISSUER")),
@@ -294,7 +294,10 @@ FAULTS: dict[str, Fault] = {
     "certificate expired": Fault(certificate_expired, "JWKS_UNREACHABLE", ("TLS", "expired")),
     "certificate for another name": Fault(certificate_for_another_name, "JWKS_UNREACHABLE", ("TLS", "another name")),
     "chain incomplete": Fault(chain_incomplete, "JWKS_UNREACHABLE", ("TLS", "chain")),
-    "untrusted proxy": Fault(untrusted_proxy, "RATE_LIMIT_EXCEEDED", ("RELAY_TRUSTED_PROXIES",)),
+    "untrusted proxy": Fault(
+        untrusted_proxy, "RATE_LIMIT_EXCEEDED",
+        ("RELAY_TRUSTED_PROXIES", "9 attempts within 1 s, RELAY_RATE_LIMIT_PER_IP=3 (default 120) a minute"),
+    ),
     "origin not allowed": Fault(origin, "ORIGIN_NOT_ALLOWED", ("https://new-app.example", "RELAY_ALLOWED_ORIGINS")),
     "redis refuses commands": Fault(redis_refuses, "BACKPLANE_REFUSED", ("ACL of the relay",)),
     "descriptors used up": Fault(descriptors, "TOO_MANY_CONNECTIONS", ("open files",)),

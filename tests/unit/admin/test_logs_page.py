@@ -163,7 +163,7 @@ async def test_text_begins_with_verdict_cause_fix_and_example(admin):
         admin.log.event("join", connection_id=f"j-{n}", workspaceId="w")
     screen = (await admin.get("/logs?format=text")).text.splitlines()
     assert (
-        screen[0].startswith("GOOD: Daemons can connect")
+        screen[0].startswith("WARN: Daemons can connect, but most attempts are refused: JWT_EXPIRED")
         and "302 refused in 5 min (JWT_EXPIRED 302)" in screen[1]
     )
     text = "\n".join(screen[:16])

@@ -140,7 +140,11 @@ def test_a_stale_set_serves_for_a_day_with_warnings(
         assert kids(settle(jwks.current())) == ["RS256"]
     assert len(http.asked) == 2  # not one for each upgrade
     (entry,) = log.named("jwks_refetch_failed")
-    assert entry["level"] == "warn" and entry["why"] == "connection refused" and entry["ageSeconds"] == HOUR
+    assert (
+        entry["event"] == "jwks_refetch_failed"
+        and entry["why"] == "connection refused"
+        and entry["ageSeconds"] == HOUR
+    )
     clock.advance(24 * HOUR - HOUR - 1)
     assert kids(settle(jwks.current())) == ["RS256"]
     clock.advance(1)

@@ -55,6 +55,15 @@ def test_a_counter_says_whole_seconds() -> None:
     assert counter.hit("k", 70.0) == 0
 
 
+def test_a_counter_knows_how_many_were_tried() -> None:
+    counter = WindowCounter(2)
+    for second in range(7):
+        counter.hit("k", 100.0 + second)
+    assert counter.tried("k", 106.0) == (7, 6), "two within the limit, five over it"
+    counter.hit("k", 160.0)
+    assert counter.tried("k", 160.0) == (1, 1), "a new minute begins"
+
+
 @given(st.integers(1, 5), st.lists(st.tuples(st.integers(0, 3), st.floats(0, 40)), max_size=80))
 def test_like_a_plain_count(limit: int, steps: list[tuple[int, float]]) -> None:
     counter = WindowCounter(limit)

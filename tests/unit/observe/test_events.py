@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+from io import StringIO
 from pathlib import Path
 
 import viewport_relay
 from viewport_relay.observe.events import EVENTS
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.reasons import Reason
 
 PACKAGE = Path(viewport_relay.__file__).parent
 
@@ -37,7 +40,54 @@ def test_every_event_is_in_the_table_and_every_row_is_logged():
     assert set(EVENTS) - logged() - OWN == set(), "rows that nothing logs"
 
 
+#: The rule of severity, event by event: whose fault it is, where the entry has no reason.
+FAULT = {
+    "of the relay, its surroundings or the platform": {
+        "bus_publish_failed", "internal_error", "listen_failed", "log_lines_lost", "relay_id_shared", "reload_failed",
+        "tls_reload_failed", "worker_killed", "worker_lost", "worker_silent",
+    },
+    "of a peer, or one that harms no peer yet": {
+        "config_warning", "follow_gap", "http_dropped", "jwks_refetch_failed",
+    },
+}  # fmt: skip
+LEVELS = {
+    "of the relay, its surroundings or the platform": "error",
+    "of a peer, or one that harms no peer yet": "warn",
+}
+
+
+def test_the_level_of_each_event_follows_the_rule():
+    expected = {name: LEVELS[fault] for fault, names in FAULT.items() for name in names}
+    assert {name: event.level for name, event in EVENTS.items() if event.level != "info"} == expected
+
+
+def test_a_level_that_a_caller_gives_depends_on_the_case():
+    """Constant levels stand in the table and nowhere else."""
+    constant = [
+        f"{path.name}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event"
+        for keyword in node.keywords
+        if keyword.arg == "level" and isinstance(keyword.value, ast.Constant)
+    ]
+    assert constant == []
+
+
+def test_the_log_takes_the_level_from_the_table():
+    log = EventLog(StringIO(), max_entries=99)
+    for name in EVENTS:
+        if name not in OWN:
+            log.event(name, message="said")
+    assert {e["event"]: e["level"] for e in log.entries()} == {
+        name: event.level for name, event in EVENTS.items() if name not in OWN
+    }
+    log.event("presence_failed", reason=Reason.BACKPLANE_UNREACHABLE)
+    assert log.entries()[-1]["level"] == "error", "a reason says more than the event"
+
+
 def test_rows_are_written_for_people():
     for name, event in EVENTS.items():
+        assert (event.level == "info") or event.fix or name in {"http_dropped", "follow_gap"}, name
         assert name == name.lower() and event.says and not event.says.endswith("."), name
         assert not event.fix.endswith("."), name

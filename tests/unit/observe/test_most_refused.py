@@ -1,0 +1,49 @@
+"""The verdict's first line when most attempts are refused, and when only strangers' are."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.verdict import Facts, judge
+from viewport_relay.reasons import Reason
+
+NOW = 1_700_000_000.0
+
+
+def verdict(admitted: int, **refused: int):
+    log = EventLog(io.StringIO(), max_entries=9, now=lambda: NOW)
+    for code, number in refused.items():
+        for n in range(number):
+            log.event("refuse", reason=Reason[code], ip=f"192.0.2.{n}", workspaceId=f"w-{n}")
+    for _ in range(admitted):
+        log.event("join", role="client")
+    problems = log.problems.open(NOW)
+    counted = dict(zip(("admitted", "refused"), log.problems.recent(NOW), strict=True))
+    return judge(
+        Facts(
+            now=NOW, ready=True, why="", jwks_age=60.0, jwks_ttl=3600, backplane={"mode": "single"},
+            last_seen={("join", None): NOW - 5}, has_internal_key=True, problems=problems, **counted,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "admitted,refused,state,words",
+    [
+        (0, {"ORIGIN_NOT_ALLOWED": 3}, "warn", "most attempts are refused: ORIGIN_NOT_ALLOWED"),
+        (3, {"RATE_LIMIT_EXCEEDED": 6}, "warn", "most attempts are refused: RATE_LIMIT_EXCEEDED"),
+        (2, {"RATE_LIMIT_EXCEEDED": 1, "ORIGIN_NOT_ALLOWED": 2}, "warn", "ORIGIN_NOT_ALLOWED"),
+        (0, {"WORKSPACE_NOT_FOUND": 4}, "warn", "WORKSPACE_NOT_FOUND (Workspace not found)"),
+        (0, {"WORKSPACE_NOT_FOUND": 5}, "bad", "No peer gets in: 5 were refused, mostly WORKSPACE_NOT_FOUND"),
+        (6, {"ORIGIN_NOT_ALLOWED": 6}, "good", "Daemons can connect."),
+        (0, {"ORIGIN_NOT_ALLOWED": 2}, "good", "Daemons can connect."),
+        (0, {"NOT_FOUND": 90, "TOKEN_MISSING": 9, "QUERY_INVALID": 9}, "good", "Daemons can connect."),
+        (0, {"TOO_MANY_CONNECTIONS": 9}, "warn", "TOO_MANY_CONNECTIONS: too many connections"),
+    ],
+)
+def test_the_first_line(admitted, refused, state, words):
+    found = verdict(admitted, **refused)
+    assert found.state == state and words in found.headline
