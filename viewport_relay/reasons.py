@@ -83,7 +83,7 @@ class Reason(Enum):
     )  # fmt: skip
     HTTP_RATE_LIMIT_EXCEEDED = _upgrade(
         "HTTP rate limit exceeded", 429,
-        "one address made more plain HTTP requests within a minute than RELAY_HTTP_RATE_PER_IP allows",
+        "one address made more plain HTTP requests within a minute than RELAY_HTTP_RATE_PER_IP (1200) allows",
         "find who asks so often (the IP is in the details); let scrapers send an admin token, which is not counted; "
         "behind a proxy set RELAY_TRUSTED_PROXIES, or all clients share one address",
     )  # fmt: skip
@@ -140,13 +140,12 @@ class Reason(Enum):
     )  # fmt: skip
     JWT_EXPIRED = _token(
         "JWT validation failed: token expired",
-        "the token's exp has passed (beyond RELAY_TOKEN_CLOCK_SKEW_SEC)",
+        "the token's exp has passed (beyond 30 s of tolerance)",
         "let the peer fetch a new token; compare the clocks of relay and platform (`viewport-relay doctor`)",
     )  # fmt: skip
     TOKEN_EXPIRED = _token(
         "the token of this connection has expired",
-        "a connection was open when its token's exp passed (beyond RELAY_TOKEN_CLOCK_SKEW_SEC), and RELAY_TOKEN_EXPIRY is "
-        "close",
+        "a connection was open when its token's exp passed (beyond 30 s of tolerance), and RELAY_TOKEN_EXPIRY is close",
         "none: the peer fetches a new token and reconnects; with RELAY_TOKEN_EXPIRY=ignore it would stay connected",
     )  # fmt: skip
     JWT_MALFORMED = _token(
@@ -199,7 +198,7 @@ class Reason(Enum):
     ADMISSION_RESPONSE_TOO_LARGE = _platform(
         "platform answer too large", 502,
         "the answer is longer than RELAY_ADMISSION_MAX_RESPONSE_BYTES",
-        "check what RELAY_VALIDATE_URL serves, or raise RELAY_ADMISSION_MAX_RESPONSE_BYTES",
+        "check what RELAY_VALIDATE_URL serves: an answer with claims has a few KiB",
     )  # fmt: skip
     VALIDATION_RESPONSE_INVALID = _platform(
         "platform answer invalid", 502,
@@ -317,12 +316,12 @@ class Reason(Enum):
 
     # -- rates and queues ----------------------------------------------------------------------------------
     KEY_EXCHANGE_RATE_LIMIT_EXCEEDED = _close(
-        "key exchange rate limit exceeded", "more than RELAY_KEX_INIT_RATE_PER_MINUTE key exchanges",
-        "find the client that reconnects in a loop (its address is in the details), or raise RELAY_KEX_INIT_RATE_PER_MINUTE",
+        "key exchange rate limit exceeded", "more than RELAY_KEX_INIT_RATE_PER_MINUTE (60) key exchanges",
+        "find the client that reconnects in a loop (its address is in the details)",
     )  # fmt: skip
     PAIRING_RATE_LIMIT_EXCEEDED = _close(
-        "pairing rate limit exceeded", "more than RELAY_PAIRING_RATE_PER_MINUTE pairing frames",
-        "look for a client that guesses pairing codes (its address is in the details); raise RELAY_PAIRING_RATE_PER_MINUTE for real traffic",
+        "pairing rate limit exceeded", "more than RELAY_PAIRING_RATE_PER_MINUTE (30) pairing frames",
+        "look for a client that guesses pairing codes (its address is in the details)",
     )  # fmt: skip
     RUNTIME_RATE_LIMIT_EXCEEDED = _close(
         "runtime rate limit exceeded",
@@ -346,15 +345,15 @@ class Reason(Enum):
         "buffer overflow",
         "a client reads slower than its daemon writes: RELAY_MAX_PENDING_BYTES are queued for it, or eight times as many "
         "for all clients of its target, and most of them for this one",
-        "none for a client on a bad network (it reconnects); raise RELAY_MAX_PENDING_BYTES for bursts",
+        "none for a client on a bad network (it reconnects); otherwise let the daemon send less at a time",
     )  # fmt: skip
     PONG_TIMEOUT = Entry(
         "no answer to pings", level="info",
-        cause="the peer did not answer a ping within RELAY_PONG_TIMEOUT_MS",
+        cause="the peer did not answer a ping within RELAY_PONG_TIMEOUT_MS (10 s)",
         fix="none: its machine sleeps or lost its network; a proxy may cut idle connections",
     )  # fmt: skip
     IDLE_TIMEOUT = Entry(
-        "idle", level="info", cause="nothing was received for RELAY_IDLE_TIMEOUT_MS",
+        "idle", level="info", cause="nothing was received for RELAY_IDLE_TIMEOUT_MS (5 min)",
         fix="none; the peer must send something or answer pings",
     )  # fmt: skip
 
@@ -385,7 +384,7 @@ class Reason(Enum):
     )  # fmt: skip
     NOISE_TIMEOUT = _close(
         "Noise handshake failed: timeout", "the handshake was not confirmed within RELAY_NOISE_TIMEOUT_MS",
-        "check the peer's network; raise RELAY_NOISE_TIMEOUT_MS for very slow links",
+        "check the peer's network and load: the handshake takes one round trip",
     )  # fmt: skip
     NOISE_DECRYPT_FAILED = _close(
         "Noise transport failed: decrypt",

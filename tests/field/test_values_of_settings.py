@@ -5,11 +5,14 @@ A case says where its kind of input is met.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from viewport_relay.config import ConfigError, load
+from viewport_relay.config import VARIABLES, ConfigError, load
+from viewport_relay.observe.events import EVENTS
+from viewport_relay.reasons import Reason
 
 BASE = {"SERVER_URL": "https://platform.example"}
 
@@ -48,18 +51,18 @@ TAKEN: list[tuple[str, str, str, str, Any]] = [
     ("Sentinels without their port", "RELAY_REDIS_SENTINELS", "10.0.0.1, sentinel-b:26380,[fd00::1]:26379",
      "redis_sentinels", (("10.0.0.1", 26379), ("sentinel-b", 26380), ("fd00::1", 26379))),
     ("a time as systemd and Go write it", "RELAY_PING_INTERVAL_MS", "10s", "ping_interval_ms", 10_000),
-    ("minutes", "RELAY_IDLE_TIMEOUT_MS", "5m", "idle_timeout_ms", 300_000),
-    ("a Go duration of two parts", "RELAY_IDLE_TIMEOUT_MS", "1m30s", "idle_timeout_ms", 90_000),
-    ("a systemd time span", "RELAY_IDLE_TIMEOUT_MS", "5min 20s", "idle_timeout_ms", 320_000),
-    ("milliseconds, said", "RELAY_PONG_TIMEOUT_MS", "1500ms", "pong_timeout_ms", 1500),
+    ("minutes", "RELAY_PING_INTERVAL_MS", "5m", "ping_interval_ms", 300_000),
+    ("a Go duration of two parts", "RELAY_PING_INTERVAL_MS", "1m30s", "ping_interval_ms", 90_000),
+    ("a systemd time span", "RELAY_PING_INTERVAL_MS", "5min 20s", "ping_interval_ms", 320_000),
+    ("milliseconds, said", "RELAY_ADMISSION_TIMEOUT_MS", "1500ms", "admission_timeout_ms", 1500),
     ("seconds, said, for a setting in seconds", "RELAY_DRAIN_SECONDS", "30s", "drain_seconds", 30),
-    ("hours for a cache", "RELAY_JWKS_CACHE_TTL", "1h", "jwks_cache_ttl", 3600),
-    ("a size in MiB", "RELAY_MAX_PENDING_BYTES", "4MiB", "max_pending_bytes", 4 << 20),
+    ("hours for a cache", "RELAY_HTTP_KEEP_ALIVE_SEC", "1h", "http_keep_alive", 3600),
+    ("a size in MiB", "RELAY_FRAME_MAX_BYTES", "4MiB", "frame_max_bytes", 4 << 20),
     ("a size as nginx and Docker write it", "RELAY_FRAME_MAX_BYTES", "1M", "frame_max_bytes", 1 << 20),
     ("a size as Kubernetes writes it", "RELAY_FRAME_MAX_BYTES", "512Ki", "frame_max_bytes", 512 << 10),
     ("True, from Python or Helm", "RELAY_PROXY_PROTOCOL", "True", "proxy_protocol", True),
     ("yes, from Ansible", "RELAY_PROXY_PROTOCOL", "yes", "proxy_protocol", True),
-    ("off, from an ini file", "RELAY_SERVER_TLS_VERIFY", "off", "server_tls_verify", False),
+    ("off, from an ini file", "RELAY_PROXY_PROTOCOL", "off", "proxy_protocol", False),
     ("quotes that docker run --env-file keeps", "RELAY_LISTEN_PORT", '"7800"', "listen_port", 7800),
     ("single quotes of a dotenv file", "RELAY_JWKS_URL", "'https://keys.example/jwks.json'", "jwks_url",
      "https://keys.example/jwks.json"),
@@ -201,6 +204,18 @@ def test_settings_that_are_no_longer_listed_are_read_with_one_line_for_all() -> 
     assert (config.fast_path, config.noise_timeout_ms) == (False, 5000)
     (warning,) = config.warnings
     assert "RELAY_NOISE_TIMEOUT_MS, RELAY_FAST_PATH" in warning
+
+
+def test_the_reference_lists_sixty_settings_at_most() -> None:
+    """Operators read the whole table before a first deployment."""
+    assert len([variable for variable in VARIABLES if variable.listed]) <= 60
+
+
+def test_no_fix_asks_for_a_setting_that_is_no_longer_listed() -> None:
+    """Operators do what the log line says, and the next start must not warn of that."""
+    unlisted = {variable.name for variable in VARIABLES if not variable.listed}
+    for code, fix in [*((r.code, r.entry.fix) for r in Reason), *((n, e.fix) for n, e in EVENTS.items())]:
+        assert not unlisted & set(re.findall(r"RELAY_[A-Z_]+", fix)), code
 
 
 # -- production --------------------------------------------------------------------------------------------

@@ -113,6 +113,14 @@ def test_default_of_the_contract(name: str, default: object) -> None:
     assert getattr(load(BASE), variable.attribute) == default
 
 
+def test_the_queue_to_a_client_holds_some_of_the_longest_messages() -> None:
+    """A queue shorter than one message would close every client that the message goes to."""
+    assert load({**BASE, "RELAY_FRAME_MAX_BYTES": "16MiB"}).max_pending_bytes == 64 << 20
+    assert load({**BASE, "RELAY_FRAME_MAX_BYTES": "4096"}).max_pending_bytes == 4 << 20
+    given = {"RELAY_FRAME_MAX_BYTES": "16MiB", "RELAY_MAX_PENDING_BYTES": "1MiB"}
+    assert load({**BASE, **given}).max_pending_bytes == 1 << 20
+
+
 # -- reading -----------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ found by the next upgrade. `keys.py` reads a set, `jwt.py` checks a token.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
@@ -219,7 +219,7 @@ class JwksClient:
         self._retry_at = self._clock.seconds() + min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(self._failures, 10))
         self._failures += 1
         age, detail = self.age_seconds, f"{why} ({self.url})"
-        details = {"why": why, "url": self.url, **({"hint": hint} if hint else {})}
+        details: dict[str, Any] = {"why": why, "url": self.url, **({"hint": hint} if hint else {})}
         if age is None or age >= STALE_MAX:
             reason = Reason.JWKS_UNREACHABLE
             self._log.event("jwks_fetch_failed", reason=reason, detail=detail, **details)

@@ -120,7 +120,7 @@ def way(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[
 
 def _certificate(config: Config, origin: Origin, name: str, tls: ssl.SSLSocket) -> Iterator[Finding]:
     if not config.server_tls_verify:
-        fix = "set RELAY_SERVER_TLS_VERIFY=1, and RELAY_SERVER_CA_CERT_PATH for a private CA"
+        fix = "remove RELAY_SERVER_TLS_VERIFY; RELAY_SERVER_CA_CERT_PATH is for a private CA"
         yield warn(name, f"{tls.version()}, but anybody's certificate is believed", fix)
         return
     days = days_left(x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b""))
@@ -175,7 +175,7 @@ def clock(date: str | None, now: float, skew: int) -> Finding:
     apart = now - theirs  # the header has whole seconds: a difference of up to one second is rounding
     words = f"this machine is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the platform"
     if abs(apart) > skew + 1:
-        return fail("clock", f"{words}, more than RELAY_TOKEN_CLOCK_SKEW_SEC={skew}", fix)
+        return fail("clock", f"{words}, more than the {skew} s that tokens are given", fix)
     if abs(apart) > max(2.0, skew / 2):
         return warn("clock", words, fix)
     return ok("clock", "as the platform's" if abs(apart) <= 2 else words)

@@ -39,7 +39,8 @@ class FleetSettings:
         default_text="redis://127.0.0.1:6379"
     )
     redis_ca_cert_path: str | None = setting(
-        "RELAY_REDIS_CA_CERT_PATH", TEXT, None, "CA that signs the certificate of a rediss:// server, PEM",
+        "RELAY_REDIS_CA_CERT_PATH", TEXT, None, "CA that signs the certificate of a rediss:// server and of its "
+        "Sentinels, PEM; more than one where they differ",
         default_text="the system's"
     )
     redis_sentinels: tuple[Address, ...] = setting(
@@ -58,10 +59,6 @@ class FleetSettings:
     redis_sentinel_tls: str = setting(
         "RELAY_REDIS_SENTINEL_TLS", choice("auto", "0", "1"), "auto", "whether the Sentinels speak TLS",
         default_text="as RELAY_REDIS_URL"
-    )
-    redis_sentinel_ca_cert_path: str | None = setting(
-        "RELAY_REDIS_SENTINEL_CA_CERT_PATH", TEXT, None, "CA that signs the certificates of the Sentinels, PEM",
-        default_text="RELAY_REDIS_CA_CERT_PATH"
     )
     presence_signatures: str = setting(
         "RELAY_PRESENCE_SIGNATURES", choice("accept", "require"), "accept", "whether presence entries in Redis must be "

@@ -17,10 +17,6 @@ class LimitSettings:
         "RELAY_RATE_LIMIT_PER_IP", COUNT, 120, "upgrade attempts per address and minute, refused ones too; 0 is "
         "off", older=("RELAY_UPGRADE_RATE_PER_MINUTE",), option="rate-limit-per-ip", reload=True
     )
-    http_rate_per_ip: int = setting(
-        "RELAY_HTTP_RATE_PER_IP", COUNT, 1200, "plain HTTP requests per address and minute, without those that carry a "
-        "valid admin token; 0 is off"
-    )
     max_total_connections: int = setting("RELAY_MAX_TOTAL_CONNECTIONS", COUNT, 2000, "connections in all; 0 is off", reload=True)
     max_connections_per_ip: int = setting(
         "RELAY_MAX_CONNECTIONS_PER_IP", COUNT, 50, "connections of one address; 0 is off", reload=True
@@ -32,11 +28,6 @@ class LimitSettings:
         "RELAY_FRAME_MAX_BYTES", size(256, 67_108_864), 1_048_576, "longest message",
         older=("RELAY_MAX_FRAME_BYTES",), option="frame-max-bytes"
     )
-    max_pending_bytes: int = setting(
-        "RELAY_MAX_PENDING_BYTES", size(1024, 1_073_741_824), 4_194_304, "most that is queued to one client"
-    )
-    kex_rate: int = setting("RELAY_KEX_INIT_RATE_PER_MINUTE", COUNT, 60, "key exchanges of a client; 0 is off", reload=True)
-    pairing_rate: int = setting("RELAY_PAIRING_RATE_PER_MINUTE", COUNT, 30, "pairing frames of a client; 0 is off", reload=True)
     runtime_rate: int = setting(
         "RELAY_RUNTIME_RATE_PER_MINUTE", COUNT, 240, "e2ee and presence frames of a client; 0 is off", reload=True
     )
@@ -47,10 +38,6 @@ class LimitSettings:
         "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE", COUNT, 2400, "frames of a daemon, requests of a worker; 0 is off", reload=True
     )
     ping_interval_ms: int = setting("RELAY_PING_INTERVAL_MS", milliseconds(), 30_000, "time between pings")
-    pong_timeout_ms: int = setting(
-        "RELAY_PONG_TIMEOUT_MS", milliseconds(), 10_000, "time a peer has to show life after a ping"
-    )
-    idle_timeout_ms: int = setting("RELAY_IDLE_TIMEOUT_MS", milliseconds(), 300_000, "time without a sign of life")
     drain_seconds: int = setting("RELAY_DRAIN_SECONDS", seconds(0, 600), 5, "time for peers to go at shutdown")
     workers: int = setting(
         "RELAY_WORKERS", WORKERS, 1, "worker processes behind the one port; auto: one for each core that this "

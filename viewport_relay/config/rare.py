@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from viewport_relay.config.network import ADMIN_LISTEN, HTTP_PROXY, NO_PROXY, Address
+from viewport_relay.config.network import ADMIN_LISTEN, HTTP_PROXY, Address
 from viewport_relay.config.table import setting
-from viewport_relay.config.values import BOOLEAN, TEXT, TOKENS, choice, integer, milliseconds, seconds
+from viewport_relay.config.values import BOOLEAN, TEXT, TOKENS, choice, milliseconds, seconds
 
 
 @frozen(slots=False)
@@ -40,33 +40,16 @@ class RareSettings:
     )
     token_issuer: str = setting("RELAY_TOKEN_ISSUER", TEXT, "viewport-server", "iss of relay tokens")
     token_audience: str = setting("RELAY_TOKEN_AUDIENCE", TEXT, "viewport-relay", "what aud must contain")
-    token_clock_skew_sec: int = setting(
-        "RELAY_TOKEN_CLOCK_SKEW_SEC", seconds(0, 3600), 30, "tolerance for exp, nbf and iat"
-    )
     token_expiry: str = setting(
         "RELAY_TOKEN_EXPIRY", choice("close", "ignore"), "ignore", "what becomes of an open connection when its token "
-        "expires (exp plus RELAY_TOKEN_CLOCK_SKEW_SEC): close it 4401 `invalid_token`, or let it be"
-    )
-    jwks_cache_ttl: int = setting(
-        "RELAY_JWKS_CACHE_TTL", seconds(1, 86_400), 3600, "how long a fetched key set serves"
-    )
-    validate_cache_ttl: int = setting(
-        "RELAY_VALIDATE_CACHE_TTL", seconds(0, 3600), 10, "how long an admitted answer serves; 0 asks every time"
+        "expires (30 s after its exp): close it 4401 `invalid_token`, or let it be"
     )
     admission_timeout_ms: int = setting(
         "RELAY_ADMISSION_TIMEOUT_MS", milliseconds(), 2000, "total time limit for one validation"
     )
     http_proxy: str | None = setting(
-        "RELAY_HTTP_PROXY", HTTP_PROXY, None, "HTTP proxy (CONNECT) for https:// calls to the platform; loopback is "
-        "reached directly", secret=True, default_text="HTTPS_PROXY, else none"
-    )
-    no_proxy: tuple[str, ...] = setting(
-        "RELAY_NO_PROXY", NO_PROXY, (), "what is reached without that proxy: host names, .suffixes, IPs, CIDRs, *",
-        default_text="NO_PROXY, else none"
-    )
-    reject_mode: str = setting(
-        "RELAY_REJECT_MODE", choice("auto", "http", "close"), "auto", "how refusals look: HTTP status, or upgraded "
-        "and closed; auto closes for tokens that came as sub-protocol"
+        "RELAY_HTTP_PROXY", HTTP_PROXY, None, "HTTP proxy (CONNECT) for https:// calls to the platform; loopback and "
+        "the hosts of NO_PROXY are reached directly", secret=True, default_text="HTTPS_PROXY, else none"
     )
     noise_link: str = setting(
         "RELAY_NOISE_LINK", choice("off", "optional", "required"), "optional",
@@ -79,9 +62,6 @@ class RareSettings:
     noise_previous_key: str | None = setting(
         "RELAY_NOISE_PREVIOUS_KEY", TEXT, None, "the key before, accepted while peers learn the new one",
         secret=True
-    )
-    max_logs: int = setting(
-        "RELAY_MAX_LOGS", integer(1, 1_000_000), 1000, "entries that /logs keeps", older=("MAX_LOGS",)
     )
     log_format: str = setting(
         "RELAY_LOG_FORMAT", choice("auto", "json", "text"), "auto", "one JSON object a line, or a line of words; auto: "

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from viewport_relay.config.network import NO_PROXY
 from viewport_relay.config.table import setting
 from viewport_relay.config.values import (
     BOOLEAN,
+    COUNT,
     POSITIVE,
+    TEXT,
     choice,
     integer,
     milliseconds,
@@ -28,6 +31,51 @@ class RetiredSettings:
     server_mtls: bool = setting(
         "RELAY_SERVER_MTLS", BOOLEAN, None, "implied by RELAY_SERVER_CLIENT_CERT_PATH",
         default_text="on when RELAY_SERVER_CLIENT_CERT_PATH is set"
+    )
+    redis_sentinel_ca_cert_path: str | None = setting(
+        "RELAY_REDIS_SENTINEL_CA_CERT_PATH", TEXT, None, "CA that signs the certificates of the Sentinels, PEM: "
+        "RELAY_REDIS_CA_CERT_PATH takes more than one", default_text="RELAY_REDIS_CA_CERT_PATH"
+    )
+    no_proxy: tuple[str, ...] = setting(
+        "RELAY_NO_PROXY", NO_PROXY, (), "implied by NO_PROXY: what is reached without the HTTP proxy, as host names, "
+        ".suffixes, IPs, CIDRs, *", default_text="NO_PROXY, else none"
+    )
+    reject_mode: str = setting(
+        "RELAY_REJECT_MODE", choice("auto", "http", "close"), "auto", "how refusals look: HTTP status, or upgraded "
+        "and closed; auto closes for tokens that came as sub-protocol"
+    )
+    idle_timeout_ms: int = setting(
+        "RELAY_IDLE_TIMEOUT_MS", milliseconds(), 300_000, "time without a sign of life; pings end a connection sooner"
+    )
+    token_clock_skew_sec: int = setting(
+        "RELAY_TOKEN_CLOCK_SKEW_SEC", seconds(0, 3600), 30, "tolerance for exp, nbf and iat"
+    )
+    jwks_cache_ttl: int = setting(
+        "RELAY_JWKS_CACHE_TTL", seconds(1, 86_400), 3600, "how long a fetched key set serves; an unknown kid fetches it "
+        "sooner"
+    )
+    server_tls_verify: bool = setting(
+        "RELAY_SERVER_TLS_VERIFY", BOOLEAN, True, "verify the platform's certificate and host name; "
+        "RELAY_SERVER_CA_CERT_PATH is for a CA of your own"
+    )
+    validate_cache_ttl: int = setting(
+        "RELAY_VALIDATE_CACHE_TTL", seconds(0, 3600), 10, "how long an admitted answer serves; 0 asks every time"
+    )
+    max_logs: int = setting(
+        "RELAY_MAX_LOGS", integer(1, 1_000_000), 1000, "entries that /logs keeps", older=("MAX_LOGS",)
+    )
+    http_rate_per_ip: int = setting(
+        "RELAY_HTTP_RATE_PER_IP", COUNT, 1200, "plain HTTP requests per address and minute, without those that carry a "
+        "valid admin token; 0 is off"
+    )
+    max_pending_bytes: int = setting(
+        "RELAY_MAX_PENDING_BYTES", size(1024, 1_073_741_824), 4_194_304, "most that is queued to one client",
+        default_text="4 MiB, or four of the longest messages"
+    )
+    kex_rate: int = setting("RELAY_KEX_INIT_RATE_PER_MINUTE", COUNT, 60, "key exchanges of a client; 0 is off", reload=True)
+    pairing_rate: int = setting("RELAY_PAIRING_RATE_PER_MINUTE", COUNT, 30, "pairing frames of a client; 0 is off", reload=True)
+    pong_timeout_ms: int = setting(
+        "RELAY_PONG_TIMEOUT_MS", milliseconds(), 10_000, "time a peer has to show life after a ping"
     )
     worker_timeout_ms: int = setting(
         "RELAY_WORKER_TIMEOUT_MS", milliseconds(1000, 3_600_000), 20_000, "a worker process that has not answered "

@@ -50,6 +50,9 @@ def apply_rules(read: Read, *, dev_platform: bool) -> None:
     v = read.values
     if v["mode"] is None:
         v["mode"] = "dev" if is_loopback(v["listen_host"]) and not v["listen_endpoint"] else "prod"
+    if not read.given("max_pending_bytes"):
+        # One message that is longer than the queue would close every client that it is sent to.
+        v["max_pending_bytes"] = max(4 << 20, 4 * v["frame_max_bytes"])
     _urls(read, dev_platform)
     for word in unreadable_networks(read.texts.get("trusted_proxies", "")):
         read.warnings.append(f"RELAY_TRUSTED_PROXIES: {word[:64]!r} is no IP address or CIDR: skipped")

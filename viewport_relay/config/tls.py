@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from viewport_relay.config.table import setting
-from viewport_relay.config.values import BOOLEAN, TEXT, choice
+from viewport_relay.config.values import TEXT, choice
 
 
 @frozen(slots=False)
@@ -22,9 +22,6 @@ class TlsSettings:
     )
     tls_termination: str = setting(
         "RELAY_TLS_TERMINATION", choice("self", "platform"), "self", "platform: TLS ends in front of the relay"
-    )
-    server_tls_verify: bool = setting(
-        "RELAY_SERVER_TLS_VERIFY", BOOLEAN, True, "verify the platform's certificate and host name"
     )
     server_ca_cert_path: str | None = setting(
         "RELAY_SERVER_CA_CERT_PATH", TEXT, None, "CA that signs the platform's certificate, PEM",

@@ -113,7 +113,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "worker_started": Event("a worker process takes connections"),
     "worker_silent": Event(
         "a worker process does not answer; its peers wait",
-        "if it recurs: look at CPU and memory of the machine; RELAY_WORKER_TIMEOUT_MS says when it is replaced",
+        "if it recurs: look at CPU and memory of the machine",
         level="error",
     ),
     "worker_answers": Event("a silent worker process answers again"),
