@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from viewport_relay.observe.entry import dump, timestamp
+from viewport_relay.observe.events import EVENTS
 
 
 class TextStream(Protocol):
@@ -38,7 +39,11 @@ class LineStream:
             self._lost = 0
 
     def _gap(self, at: float) -> str:
-        gap: dict[str, Any] = {"ts": timestamp(at), "level": "error", "event": "log_lines_lost"}
+        gap: dict[str, Any] = {
+            "ts": timestamp(at),
+            "level": EVENTS["log_lines_lost"].level,
+            "event": "log_lines_lost",
+        }
         gap["message"] = "the log could not be written for a while"
         if self._relay_id is not None:
             gap["relayId"] = self._relay_id
