@@ -59,6 +59,29 @@ def _nothing(_: memoryview) -> int:
     return 0
 
 
+def _common_header(data: bytearray, at: int, left: int) -> tuple[int, int]:
+    """Read a common frame's header of which `left` bytes are there: the header's length and the payload's.
+
+    Length 0: no common frame. A header longer than `left` is not whole, and its payload's length may not be known (0).
+    """
+    if data[at] != 0x81 or (left > 1 and data[at + 1] < 0x80):
+        return 0, 0
+    if left == 1:
+        return 2, 0
+    length = data[at + 1] & 0x7F
+    if length < 126:
+        return 6, length
+    if length == 126:
+        if left < 8:
+            return 8, 0
+        length = data[at + 2] << 8 | data[at + 3]
+        return (8, length) if length >= 126 else (0, 0)
+    if left < 14:
+        return 14, 0
+    length = int.from_bytes(data[at + 2 : at + 10], "big")
+    return (14, length) if length >= 65_536 else (0, 0)
+
+
 class FastReader(Reader):
     """A reader that forwards common frames without the codec. It is the sink of a transport that reads into the arena."""
 
@@ -229,38 +252,32 @@ class FastReader(Reader):
 
     def _consume(self, end: int, again: bool = False) -> None:
         """Handle the first `end` bytes of the arena; `again`: they begin with what was not a whole frame before."""
-        data, view, now = self._data, self._view, self.last_seen
+        data, view, now, unmask, most = self._data, self._view, self.last_seen, self._unmask, self._max
         peer = self.peer
         at = 0
         receiver: Any = None  # a HasOutbox
-        batch: list[bytes] = []
+        sealed = False  # whether it takes messages instead of frames
+        batch: list[Message] = []
         size = 0
         decisions = 0
         judge = self.judge if self._between else None  # None too after the end
-        while judge is not None:
+        while at < end and judge is not None:
             left = end - at
-            if left < 2 and at < end and data[at] == 0x81:
-                self._keep(bytes(view[at:end]))
-                at = end
-                break
-            if left < 2 or data[at] != 0x81 or data[at + 1] < 0x80:
-                break
-            length = data[at + 1] & 0x7F
-            head = 6 if length < 126 else 8 if length == 126 else 14
-            if left >= head:
-                if length == 126:
-                    length = data[at + 2] << 8 | data[at + 3]
-                    if length < 126:
-                        break
-                elif length == 127:
-                    length = int.from_bytes(data[at + 2 : at + 10], "big")
-                    if length < 65_536:
-                        break
-                if length > self._max:
+            # Nearly every header first, without a call: a payload of 126 to 65,535 bytes.
+            if left >= 8 and data[at + 1] == 0xFE and data[at] == 0x81:
+                head = 8
+                length = data[at + 2] << 8 | data[at + 3]
+                if length < 126:
                     break
+            else:
+                head, length = _common_header(data, at, left)
+                if not head:
+                    break
+            if length > most:
+                break
             start = at + head
             stop = start + length
-            if left >= head and head + length > _LONG and end < stop <= len(data):
+            if stop > end and left >= head and head + length > _LONG and stop <= len(data):
                 end += self._rest(end, stop)
             if stop > end or left < head:
                 if again and at == 0 and head <= left and length <= _DRIPPING:
@@ -272,7 +289,7 @@ class FastReader(Reader):
                     self._keep(bytes(view[at:end]))
                 at = end
                 break
-            self._unmask(start, length)
+            unmask(start, length)
             message: Message = view[start:stop] if length > _COPIED else data[start:stop]
             at = stop
             verdict = judge(peer, message, now)
@@ -291,24 +308,22 @@ class FastReader(Reader):
             if to is not receiver or size >= MOST_TOGETHER:
                 self._flush(peer, receiver, batch, size)
                 receiver, batch, size = to, [], 0
-            outbox = to.outbox
-            if outbox.sealed:
-                # On a link every message is a frame of its own records: nothing to put together.
-                if outbox.send(bytes(message), self):
-                    self.count(peer, 1, length, now)
-                continue
-            if length > _COPIED:
+                sealed = to.outbox.sealed
+            if sealed:
+                batch.append(message)
+            elif length > _COPIED:
                 # Not worth a copy: the server's header goes over the mask, and the frame leaves from the arena.
                 self._flush(peer, receiver, batch, size)
                 receiver, batch, size = None, [], 0
                 header = text_header(length)
                 begin = start - len(header)
                 data[begin:start] = header
-                if outbox.take(view[begin:stop], self):
+                if to.outbox.take(view[begin:stop], self):
                     self.count(peer, 1, length, now)
                 continue
+            else:
+                batch.append((TEXT_HEADERS[length] if length <= USUAL else text_header(length)) + message)
             size += length
-            batch.append((TEXT_HEADERS[length] if length <= USUAL else text_header(length)) + message)
         self._flush(peer, receiver, batch, size)
         if at < end:
             self._hand_on(bytes(view[at:end]))
@@ -323,12 +338,18 @@ class FastReader(Reader):
         except OSError:  # nothing there, or broken: the next read tells
             return 0
 
-    def _flush(self, peer: Any, receiver: HasOutbox | None, batch: list[bytes], size: int) -> None:
+    def _flush(self, peer: Any, receiver: HasOutbox | None, batch: list[Message], size: int) -> None:
+        """Send what one receiver gets together: whole frames, or messages when it is sealed."""
         if receiver is None or not batch:
             return
-        frames = len(batch)
-        data = batch[0] if frames == 1 else b"".join(batch)
         outbox = receiver.outbox
+        if outbox.sealed:
+            for message in batch:
+                if outbox.send(bytes(message), self):
+                    self.count(peer, 1, len(message), self.last_seen)
+            return
+        frames = len(batch)
+        data = bytes(batch[0]) if frames == 1 else b"".join(batch)
         # Much of one peer's is not held: if the receiver is slow, its feeder must be found out at once.
         if outbox.ready is not None and size < _COPIED:
             outbox.hold(data)

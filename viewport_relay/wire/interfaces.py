@@ -32,6 +32,8 @@ class MessageSink(Protocol):
 
     #: Not None while an unsealed frame may be given to `hold` without asking anything else.
     ready: object | None
+    #: Whether messages leave as a link's records, so that no frame can be made of them here.
+    sealed: bool
 
     def hold(self, data: bytes) -> None:
         """Send frames at the end of the turn."""
@@ -41,10 +43,6 @@ class MessageSink(Protocol):
 
     def send(self, message: bytes, feeder: Feeder | None = None) -> bool:
         """Make a frame of the message (on a link, records) and take it."""
-
-    @property
-    def sealed(self) -> bool:
-        """Whether messages leave as a link's records, so that no frame can be made of them here."""
 
 
 class HasOutbox(Protocol):

@@ -61,6 +61,7 @@ class Outbox:
     __slots__ = (
         "_direct", "_free", "_held", "_in_transport", "_lanes", "_last", "_may_wait", "_plain", "_pong", "_seal",
         "_shut", "_socket", "_transport", "_turn", "_turns", "blocked", "on_backlog", "on_idle", "queued", "ready",
+        "sealed",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +90,8 @@ class Outbox:
         self.on_backlog: Callable[[], None] = _nothing
         self.blocked = False
         self.queued = 0
+        #: Whether messages leave as a link's records, so that no frame can be made of them by others.
+        self.sealed = False
         #: The socket, while a frame may be given to `hold` without asking anything else.
         self.ready: Sender | None = None
         transport.registerProducer(self, True)
@@ -100,11 +103,6 @@ class Outbox:
     def pending(self) -> int:
         """Bytes that wait, here and (at most) in the transport."""
         return self.queued + self._in_transport
-
-    @property
-    def sealed(self) -> bool:
-        """Whether messages leave as a link's records."""
-        return self._seal is not None
 
     @property
     def drained(self) -> bool:
@@ -151,6 +149,7 @@ class Outbox:
     def seal_with(self, seal: Callable[[bytes], bytes | None]) -> None:
         """Send messages as a link's records from now on; `seal` gives None when the link cannot carry any more."""
         self._seal = seal
+        self.sealed = True
         self._plain = False
         self.ready = None
 
@@ -345,6 +344,7 @@ class Outbox:
         self.on_idle = self.on_backlog = _nothing  # holds no reference to the connection
         self._may_wait = _taken
         self._seal = None
+        self.sealed = False
         self.queued = self._in_transport = 0
         self.blocked = True
         for feeder in lanes:
