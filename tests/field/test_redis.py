@@ -19,7 +19,8 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.task import deferLater
 
 from tests.drill.certificates import Identity
-from tests.integration.backplane.fleet import Fleet, RedisServer, e2ee, init, session, until
+from tests.drill.redisserver import RedisServer
+from tests.integration.backplane.fleet import Fleet, e2ee, init, session, until
 from viewport_relay.cli import checks
 from viewport_relay.config import load
 from viewport_relay.devplatform import SigningKey

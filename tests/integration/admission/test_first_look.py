@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from attrs import frozen
 
+from tests.drill.redisserver import RedisServer
 from tests.integration.admission.controlplane import ControlPlane
 from tests.integration.admission.faults import FAULTS, Bench
 from tests.integration.admission.relays import Relay, eventually
-from tests.integration.backplane.fleet import RedisServer
 
 GOLDEN = Path(__file__).with_name("golden")
 LOG_LINES, SCREEN_LINES = 20, 24

@@ -10,7 +10,8 @@ import pytest
 import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet import reactor
 
-from tests.integration.backplane.fleet import Fleet, RedisServer
+from tests.drill.redisserver import RedisServer
+from tests.integration.backplane.fleet import Fleet
 from viewport_relay.devplatform import SigningKey
 
 _reactor: Any = reactor

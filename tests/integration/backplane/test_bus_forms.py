@@ -10,8 +10,9 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
+from tests.drill.redisserver import RedisServer
 from tests.integration.backplane.busframes import bus_frame
-from tests.integration.backplane.fleet import Fleet, RedisServer, e2ee, init, session, until
+from tests.integration.backplane.fleet import Fleet, e2ee, init, session, until
 from viewport_relay.backplane.batch import MAGIC
 from viewport_relay.backplane.instance import RECORD_TTL
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
 
+from tests.drill.redisserver import RedisServer
 from tests.integration.backplane.busframes import bus_frame, signed
-from tests.integration.backplane.fleet import Fleet, RedisServer, e2ee, init
+from tests.integration.backplane.fleet import Fleet, e2ee, init
 
 pytestmark = pytest.mark.redis
 

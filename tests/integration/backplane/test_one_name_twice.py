@@ -8,7 +8,8 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from tests.integration.backplane.fleet import Fleet, RedisServer, until
+from tests.drill.redisserver import RedisServer
+from tests.integration.backplane.fleet import Fleet, until
 from viewport_relay.config import ConfigError, load
 
 pytestmark = pytest.mark.redis

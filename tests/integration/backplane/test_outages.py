@@ -14,7 +14,8 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.task import deferLater
 
 from tests.drill.certificates import Identity
-from tests.integration.backplane.fleet import Fleet, RedisServer, e2ee, init, response, session
+from tests.drill.redisserver import RedisServer
+from tests.integration.backplane.fleet import Fleet, e2ee, init, response, session
 from viewport_relay.devplatform import SigningKey
 
 pytestmark = pytest.mark.redis

@@ -11,7 +11,7 @@ import pytest_twisted
 from twisted.internet import reactor as real_reactor
 
 from tests.drill.certificates import Identity
-from tests.integration.backplane.fleet import RedisServer
+from tests.drill.redisserver import RedisServer
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.backplane.redisendpoint import RedisAddress, ask_once, redis_endpoint
 from viewport_relay.config import load

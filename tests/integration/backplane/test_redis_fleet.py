@@ -10,8 +10,9 @@ import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet.defer import TimeoutError
 from twisted.internet.threads import deferToThread
 
+from tests.drill.redisserver import RedisServer
 from tests.integration.backplane.busframes import bus_frame
-from tests.integration.backplane.fleet import Fleet, RedisServer, e2ee, init, response, session, until
+from tests.integration.backplane.fleet import Fleet, e2ee, init, response, session, until
 from tests.wireframes import CHANNEL, example
 
 pytestmark = pytest.mark.redis

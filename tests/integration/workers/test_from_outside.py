@@ -11,7 +11,8 @@ import pytest
 import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet.threads import deferToThread
 
-from tests.integration.backplane.fleet import ADMIN_TOKEN, RedisServer, e2ee, init, session, until
+from tests.drill.redisserver import RedisServer
+from tests.integration.backplane.fleet import ADMIN_TOKEN, e2ee, init, session, until
 from tests.integration.relayprocess import RelayProcess
 from tests.integration.workers.crewed import Crewed
 from tests.ports import free_port
