@@ -67,8 +67,8 @@ fuzz: $(FUZZ_VENV)/.ready ## coverage-guided fuzzing of everything that stranger
 generated: $(READY) ## generated input by property tests, both paths side by side (EXAMPLES=20000 each)
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(LONG) tests/hostile/test_both_paths.py tests/hostile/test_inputs.py $(ARGS)
 
-chaos: $(READY) ## every drill of tests/chaos
-	@$(LONG) tests/chaos $(ARGS)
+chaos: $(READY) ## every drill of tests/chaos, with figures
+	@$(LONG) -s tests/chaos $(ARGS)
 
 soak: $(READY) ## hundreds of peers come and go, with faults (MINUTES=20); fails when anything grows or is left behind
 	@$(BIN)/python tools/soak.py --minutes $(MINUTES) $(ARGS)

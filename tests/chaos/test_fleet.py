@@ -1,0 +1,250 @@
+"""Faults of a fleet, one drill each, with real processes and figures: docs/topics/resilience.md has what is promised.
+
+Every request of the load has one outcome: answered, told (DAEMON_UNAVAILABLE), cut (the connection ended) or silent.
+The short forms run with all tests, the long ones with `make chaos`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.drill.fleet import OF_REDIS, DrillFleet
+from tests.drill.forwarder import Forwarder
+from tests.drill.peer import Peer
+from tests.drill.platform import FaultyPlatform
+from tests.drill.redisserver import RedisServer
+from tests.drill.relay import Relay, until
+from tests.drill.swarm import Swarm
+
+pytestmark = pytest.mark.redis
+slow = pytest.mark.slow
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path).start()
+    yield server
+    server.kill()
+
+
+def told(drill: str, **figures: Any) -> None:
+    """Print the figures of a drill (pytest -s)."""
+    print(f"\n{drill}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+
+
+@pytest.mark.parametrize(("pairs", "seconds"), [(20, 1.5), pytest.param(100, 10.0, marks=slow)])
+def test_one_of_five_relays_is_killed(
+    platform: FaultyPlatform, redis: RedisServer, pairs: int, seconds: float
+) -> None:
+    with DrillFleet(platform, redis.url, 5) as fleet, Swarm(platform) as swarm:
+        swarm.add(pairs, daemon=fleet.from_home, client=fleet.from_anywhere)
+        swarm.until_talking()
+        time.sleep(seconds)
+        dead = fleet.ports[2]
+        hit = [pair for pair in swarm.pairs if dead in (pair.daemon_port, pair.client_port)]
+        spared = [pair for pair in swarm.pairs if pair not in hit]
+        assert hit and len(spared) >= 3 * len(hit)
+        swarm.mark()
+        fleet[2].process.kill()
+        back = swarm.until_talking(hit)
+        time.sleep(seconds)
+        others, theirs = swarm.figures(spared), swarm.figures(hit)
+        _, before = fleet.bus_share()
+        time.sleep(seconds)
+        share, _ = fleet.bus_share(before)
+        told(
+            "kill -9 of one of five", pairs=pairs, hit=len(hit), back_after=f"{back:.2f} s", spared=others, theirs=theirs,
+            bus_share_afterwards=f"{share:.2%}",
+        )  # fmt: skip
+        # Who was elsewhere has noticed nothing.
+        assert others["told"] == others["cut"] == others["silent"] == 0
+        # What was on the way when the relay died, one request of each client; what waits for a daemon that is not
+        # back yet is told or silent, a request or two.
+        assert theirs["cut"] <= len(hit)
+        assert theirs["silent"] + theirs["told"] <= 4 * len(hit)
+        assert back < 10
+        assert share < 0.01
+        assert swarm.disorder == 0
+        fleet.relays.pop(2)
+        assert fleet.errors() == []
+
+
+#: One relay sees soon that an entry is gone, and says soon that it is still there.
+QUICK_PRESENCE = {"RELAY_REDIS_PRESENCE_TTL_MS": "3000", "RELAY_PRESENCE_SYNC_INTERVAL_MS": "1000"}
+
+
+class Halves:
+    """Pairs whose two peers are at one relay, and pairs that need the bus: their clients follow no redirect."""
+
+    def __init__(self, fleet: DrillFleet, swarm: Swarm, each: int) -> None:
+        self.swarm = swarm
+        self.local = swarm.add(each, daemon=fleet.from_home, client=fleet.from_home)
+        self.split = swarm.add(each, daemon=fleet.from_home, client=lambda n: fleet.from_home(n + 1))
+        swarm.until_talking()
+        for pair in self.split:
+            assert pair.daemon_port != pair.client_port
+        swarm.mark()
+
+    def local_unharmed(self) -> dict[str, float]:
+        """Figures of the local pairs, in which every request was answered."""
+        found = self.swarm.figures(self.local)
+        assert found["told"] == found["cut"] == found["silent"] == 0, found
+        return found
+
+
+@pytest.mark.parametrize(("pairs", "seconds"), [(6, 4.0), pytest.param(40, 10.0, marks=slow)])
+def test_redis_stands_still(platform: FaultyPlatform, redis: RedisServer, pairs: int, seconds: float) -> None:
+    with DrillFleet(platform, redis.url, 2) as fleet, Swarm(platform, follow=False) as swarm:
+        halves = Halves(fleet, swarm, pairs)
+        redis.freeze()
+        began = time.monotonic()
+        try:
+            noticed = _outage_seen(fleet[0], began)
+            newcomers = swarm.add(2, daemon=fleet.from_home, client=fleet.from_home)
+            swarm.until_talking(newcomers)  # peers that meet at one relay need no Redis, not even to come in
+            assert (
+                fleet[0].http("/ready")[0] == 200 and b"BACKPLANE_UNREACHABLE" in fleet[0].http("/ready")[1]
+            )
+            time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+            local, split = halves.local_unharmed(), swarm.figures(halves.split)
+        finally:
+            redis.thaw()
+        healed = swarm.until_talking(halves.split)
+        time.sleep(0.5)
+        swarm.mark()
+        time.sleep(1.0)
+        told(
+            f"Redis stands still for {seconds:g} s", noticed_after=f"{noticed:.2f} s", local=local, split=split,
+            healed_after=f"{healed:.2f} s",
+        )  # fmt: skip
+        assert split["cut"] == 0 and split["told"] > 0
+        # Silent until the outage is noticed, told from then on.
+        assert split["silent"] <= (noticed + swarm.patience) / swarm.patience * len(halves.split)
+        assert noticed < 8 and healed < 5
+        after = swarm.figures()
+        assert after["told"] == after["cut"] == after["silent"] == 0, after
+        assert swarm.refused == [] and swarm.disorder == 0
+        assert fleet.errors(*OF_REDIS) == []
+
+
+def _outage_seen(relay: Relay, began: float) -> float:
+    """Seconds from `began` until the relay said that its backplane cannot be used."""
+    relay.logged("backplane_unreachable", 15)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("pairs", [6, pytest.param(40, marks=slow)])
+def test_sentinel_makes_another_redis_the_primary(
+    platform: FaultyPlatform, redis: RedisServer, tmp_path: Path, pairs: int
+) -> None:
+    second = RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(redis.port)).start()
+    sentinels = []
+    try:
+        for number in range(3):
+            conf = tmp_path / f"sentinel-{number}.conf"
+            conf.write_text(
+                f"sentinel monitor main 127.0.0.1 {redis.port} 2\nsentinel down-after-milliseconds main 500\n"
+                "sentinel failover-timeout main 2000\n"
+            )
+            sentinels.append(RedisServer(tmp_path, "--sentinel").start(config=str(conf)))
+        settings = {
+            "RELAY_REDIS_SENTINELS": ",".join(f"127.0.0.1:{server.port}" for server in sentinels),
+            "RELAY_REDIS_SENTINEL_MASTER": "main",
+        }
+        with DrillFleet(platform, redis.url, 2, settings) as fleet, Swarm(platform, follow=False) as swarm:
+            halves = Halves(fleet, swarm, pairs)
+            for server in sentinels:  # each knows the replica and the two others
+                until(lambda server=server: len(server.ask("SENTINEL", "SENTINELS", "main")) == 2, 15)
+                until(lambda server=server: len(server.ask("SENTINEL", "REPLICAS", "main")) == 1, 15)
+            swarm.mark()
+            redis.kill()
+            began = time.monotonic()
+            until(lambda: second.ask("ROLE")[0] == b"master", 30, "another primary")
+            promoted = time.monotonic() - began
+            swarm.until_talking(halves.split)
+            healed = time.monotonic() - began
+            local, split = halves.local_unharmed(), swarm.figures(halves.split)
+            keys = len(second.ask("KEYS", "viewport:relay:presence:*"))
+            time.sleep(0.5)
+            swarm.mark()
+            time.sleep(1.0)
+            after = swarm.figures()
+            told(
+                "the primary is killed, Sentinels name another", promoted_after=f"{promoted:.2f} s",
+                healed_after=f"{healed:.2f} s", local=local, split=split, presence_keys=keys,
+            )  # fmt: skip
+            assert healed - promoted < 10
+            assert split["cut"] == 0
+            # A killed Redis is noticed at once: what is silent was on the way, in its memory or in the replica's.
+            assert split["silent"] <= 2 * len(halves.split)
+            assert keys == len(swarm.pairs)
+            assert after["told"] == after["cut"] == after["silent"] == 0, after
+            assert swarm.refused == [] and swarm.disorder == 0
+            assert fleet.errors(*OF_REDIS) == []
+    finally:
+        for server in (*sentinels, second):
+            server.kill()
+
+
+@pytest.mark.parametrize(("pairs", "seconds"), [(6, 5.0), pytest.param(40, 20.0, marks=slow)])
+def test_a_relay_cannot_reach_redis_but_its_peers_can_reach_it(
+    platform: FaultyPlatform, redis: RedisServer, pairs: int, seconds: float
+) -> None:
+    """No packet passes between relay 0 and Redis; relay 1 and all peers are well."""
+    with (
+        Forwarder(redis.port) as network,
+        DrillFleet(
+            platform,
+            redis.url,
+            2,
+            QUICK_PRESENCE,
+            {0: {"RELAY_REDIS_URL": f"redis://127.0.0.1:{network.port}"}},
+        ) as fleet,
+        Swarm(platform, follow=False) as swarm,
+        Swarm(platform) as followers,
+    ):
+        halves = Halves(fleet, swarm, pairs)
+        followers.add(2, daemon=lambda n: fleet.ports[:1], client=lambda n: fleet.ports[:1])
+        followers.until_talking()
+        moving = Peer.daemon(fleet[0], platform, "moving", "t")
+        until(lambda: redis.ask("EXISTS", "viewport:relay:presence:moving:t"))
+        swarm.mark()
+        network.partition()
+        began = time.monotonic()
+        # A client that comes to relay 1 for a daemon of relay 0 is sent there while the entry lives.
+        late = followers.add(2, daemon=lambda n: fleet.ports[:1], client=lambda n: fleet.ports[::-1])
+        noticed = _outage_seen(fleet[0], began)
+        moved = Peer.daemon(
+            fleet[1], platform, "moving", "t"
+        )  # the one at relay 0 is half-open, or forgotten
+        time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+        split = swarm.figures(halves.split)
+        network.heal()
+        began = time.monotonic()
+        healed = swarm.until_talking(halves.split)
+        end = moving.how_it_ends()
+        closed_after = time.monotonic() - began
+        told(
+            f"one relay without Redis for {seconds:g} s", noticed_after=f"{noticed:.2f} s",
+            local=swarm.figures(halves.local), split=split, healed_after=f"{healed:.2f} s",
+            older_daemon_closed_after=f"{closed_after:.2f} s",
+        )  # fmt: skip
+        halves.local_unharmed()
+        assert split["cut"] == 0 and split["told"] > 0
+        # Silent for as long as relay 0's entries live and are remembered (3 s + 2 s), told from then on.
+        assert split["silent"] <= (5 + swarm.patience) / swarm.patience * len(halves.split)
+        assert followers.total("cut") == 0 and followers.until_talking(late) < 5
+        assert healed < 6
+        assert (end.code, end.reason) == (4008, "replaced by newer daemon") and closed_after < 6
+        assert next(room for room in fleet[1].state() if room["workspaceId"] == "moving")["daemonConnected"]
+        assert [
+            room for room in fleet[0].state() if room["workspaceId"] == "moving" and room["daemonConnected"]
+        ] == []
+        moved.close()
+        moving.close()
+        assert fleet.errors(*OF_REDIS) == []

@@ -1,0 +1,113 @@
+"""Several relays as processes on one Redis, for drills: each can be killed, stopped and started again on its port.
+
+with DrillFleet(platform, redis.url, 5) as fleet:
+    swarm.add(20, daemon=fleet.from_home, client=fleet.from_anywhere)
+    fleet[2].process.kill()
+    fleet.restart(2)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Self
+
+from tests.drill.platform import FaultyPlatform
+from tests.drill.relay import Relay
+from tests.ports import free_port
+
+BUS_KEY = "drill-bus-key-0123456789abcdefABCDEF"
+
+#: Reasons that a relay logs at level error while its Redis is at fault.
+OF_REDIS = ("BACKPLANE_UNREACHABLE", "BACKPLANE_REFUSED")
+
+
+class DrillFleet:
+    """`settings` are those of every relay, `own` those of single ones by number."""
+
+    def __init__(
+        self,
+        platform: FaultyPlatform,
+        redis_url: str,
+        count: int,
+        settings: Mapping[str, str] | None = None,
+        own: Mapping[int, Mapping[str, str]] | None = None,
+    ) -> None:
+        self._exits = ExitStack()
+        self._own = own or {}
+        self._settings = platform.environment() | {
+            "RELAY_BACKPLANE_MODE": "redis",
+            "RELAY_REDIS_URL": redis_url,
+            "RELAY_BUS_HMAC_KEY": BUS_KEY,
+            **(settings or {}),
+        }
+        self.ports = [free_port() for _ in range(count)]
+        self.relays = [self._start(number) for number in range(count)]
+
+    def _start(self, number: int) -> Relay:
+        port = self.ports[number]
+        names = {"RELAY_ID": f"relay-{number}", "RELAY_PUBLIC_WS_BASE_URL": f"ws://127.0.0.1:{port}"}
+        settings = self._settings | names | dict(self._own.get(number, {}))
+        return self._exits.enter_context(Relay(settings, port=port))
+
+    def __enter__(self) -> Self:
+        try:
+            for relay in self.relays:
+                relay.wait()
+        except BaseException:
+            self._exits.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def __getitem__(self, number: int) -> Relay:
+        return self.relays[number]
+
+    def restart(self, number: int) -> Relay:
+        """A new process on the same port, which need not be ready yet."""
+        self.relays[number] = self._start(number)
+        return self.relays[number]
+
+    # -- where peers go ----------------------------------------------------------------------------------------
+
+    def from_home(self, pair: int) -> list[int]:
+        """All ports: pair n begins at relay n, and goes on to the next."""
+        first = pair % len(self.ports)
+        return self.ports[first:] + self.ports[:first]
+
+    def from_anywhere(self, pair: int) -> list[int]:
+        """The same, begun somewhere else for most pairs: as behind a balancer that knows no workspaces."""
+        count = len(self.ports)
+        return self.from_home(pair + pair // count)
+
+    # -- what the relays say -----------------------------------------------------------------------------------
+
+    def metric(self, name: str) -> int:
+        """One metric, all series of it, of all relays that answer."""
+        return sum(metric(relay, name) for relay in self.relays if relay.process.poll() is None)
+
+    def bus_share(self, before: tuple[int, int] = (0, 0)) -> tuple[float, tuple[int, int]]:
+        """Frames over the bus for each frame that reached its peer since `before`; and what to give next time."""
+        bus = self.metric("relay_bus_publish_ok_total")
+        all_ = self.metric("relay_frames_client_to_daemon_total") + self.metric(
+            "relay_frames_daemon_to_clients_total"
+        )
+        return (bus - before[0]) / max(1, all_ - before[1]), (bus, all_)
+
+    def errors(self, *expected: str) -> list[object]:
+        """Entries of level error, of the relays that run now, but those of the reasons or events expected."""
+        return [entry for relay in self.relays for entry in relay.errors(*expected)]
+
+    def cpu(self) -> float:
+        return sum(relay.cpu() for relay in self.relays if relay.process.poll() is None)
+
+
+def metric(relay: Relay, name: str) -> int:
+    """One metric of one relay, the sum of its series."""
+    text = relay.http("/metrics")[1].decode()
+    return sum(
+        int(float(value)) for value in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
+    )

@@ -1,0 +1,290 @@
+"""Pairs of daemon and client that talk all the time and come back at once, in a thread of their own.
+
+    with Swarm(platform) as swarm:
+        swarm.add(20, daemon=lambda n: ports[n % 5:] + ports[: n % 5], client=lambda n: ports)
+        swarm.until_talking()
+        swarm.mark()                   # figures count from here on
+        …
+        swarm.figures()
+
+A peer has a list of ports, which it tries in turn: the first again after a connection that worked, the next one after an
+attempt that did not. A client makes a key exchange, then asks every `every` seconds and waits for the daemon's answer. Each
+request has one outcome: answered, told (DAEMON_UNAVAILABLE), cut (the connection ended) or silent (no word for `patience`
+seconds). After any but the first the client makes a new key exchange, as clients do. With `follow` it goes where
+RELAY_REDIRECT says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from tests.drill.line import Line
+from tests.drill.peer import e2ee, kex_init, kex_response
+from tests.drill.platform import FaultyPlatform
+from tests.drill.relay import until
+
+#: The ports of pair n, in the order in which they are tried.
+Route = Callable[[int], Sequence[int]]
+
+OUTCOMES = ("answered", "told", "cut", "silent")
+_BROKEN = (OSError, asyncio.IncompleteReadError)
+_numbers = itertools.count(1)
+
+
+class Pair:
+    """One workspace's daemon and client, and how they fare. Times are of the monotonic clock, in seconds."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.workspace = f"swarm-{next(_numbers)}"
+        self.daemon_port = self.client_port = 0  # where they are; 0: nowhere
+        self.answered_at = 0.0
+        self.gap = 0.0  # the longest time without an answer
+        self.outcomes: Counter[str] = Counter()
+
+    def answered(self, now: float) -> None:
+        if self.answered_at:
+            self.gap = max(self.gap, now - self.answered_at)
+        self.answered_at = now
+
+    def mark(self) -> None:
+        self.gap, self.outcomes = 0.0, Counter()
+
+
+class Swarm:
+    """`refused` has the ends of attempts that failed, `seated` the times at which daemons got in (monotonic)."""
+
+    def __init__(
+        self,
+        platform: FaultyPlatform,
+        *,
+        every: float = 0.1,
+        patience: float = 1.0,
+        follow: bool = True,
+        pause: float = 0.05,
+        size: int = 200,
+    ) -> None:
+        """`pause` is the time between two attempts of a peer, `size` the bytes of a request's ciphertext."""
+        self.platform = platform
+        self.every, self.patience, self.follow, self.pause = every, patience, follow, pause
+        self.pairs: list[Pair] = []
+        self.refused: list[str] = []
+        self.seated: list[float] = []
+        self.closes: Counter[str] = Counter()
+        self.disorder = 0  # requests that reached a daemon twice or out of order
+        self._cipher = "x" * size
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        async def end() -> None:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+        self._call(end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    # -- what a test does --------------------------------------------------------------------------------------
+
+    def add(self, count: int, daemon: Route, client: Route | None) -> list[Pair]:
+        """More pairs; `client` None: daemons alone."""
+        added = [Pair(len(self.pairs) + n) for n in range(count)]
+        self.pairs += added
+        tokens = [
+            (
+                self.platform.token("workspace-daemon", pair.workspace, "t"),
+                self.platform.token("client", pair.workspace, "t"),
+            )
+            for pair in added
+        ]
+
+        async def begin() -> None:
+            for n, pair in enumerate(added):
+                self._begin(self._daemon(pair, tokens[n][0], daemon(pair.number)))
+                if client is not None:
+                    self._begin(self._client(pair, tokens[n][1], client(pair.number)))
+
+        self._call(begin())
+        return added
+
+    def _begin(self, coroutine: Any) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.refused.append(f"the drill's own error: {error!r}")
+
+    def mark(self) -> None:
+        """Count from now on."""
+        for pair in self.pairs:
+            pair.mark()
+        self.refused.clear()
+        self.seated.clear()
+        self.closes.clear()
+
+    def until_seated(self, seconds: float = 30.0) -> None:
+        until(lambda: all(pair.daemon_port for pair in self.pairs), seconds, "a seat for each daemon")
+
+    def until_talking(self, pairs: Iterable[Pair] = (), seconds: float = 30.0) -> float:
+        """Wait until each pair had an answer that came after this call; gives the seconds that it took."""
+        began = time.monotonic()
+        wanted = tuple(pairs) or tuple(self.pairs)
+        until(
+            lambda: all(pair.answered_at > began for pair in wanted),
+            seconds,
+            "an answer for each pair",
+        )
+        return max(pair.answered_at for pair in wanted) - began
+
+    def total(self, outcome: str, pairs: Iterable[Pair] = ()) -> int:
+        return sum(pair.outcomes[outcome] for pair in tuple(pairs) or self.pairs)
+
+    def figures(self, pairs: Iterable[Pair] = ()) -> dict[str, float]:
+        """Outcomes since `mark`, and the longest time that any pair was without an answer."""
+        wanted = tuple(pairs) or tuple(self.pairs)
+        found: dict[str, float] = {outcome: self.total(outcome, wanted) for outcome in OUTCOMES}
+        now = time.monotonic()
+        return found | {"longest_gap": round(max(max(p.gap, now - p.answered_at) for p in wanted), 2)}
+
+    # -- peers -------------------------------------------------------------------------------------------------
+
+    async def _connect(self, role: str, workspace: str, token: str, ports: list[int]) -> tuple[Line, int]:
+        """A connection to the first port that takes one; `ports` is turned so that it stands first."""
+        while True:
+            try:
+                async with asyncio.timeout(10):
+                    return await Line.open(ports[0], role, workspace, token), ports[0]
+            except (*_BROKEN, TimeoutError) as error:
+                self.refused.append(f"{role} at {ports[0]}: {error or type(error).__name__}"[:200])
+            ports.append(ports.pop(0))
+            await asyncio.sleep(self.pause)
+
+    async def _daemon(self, pair: Pair, token: str, route: Sequence[int]) -> None:
+        ports = list(route)
+        while True:
+            line, pair.daemon_port = await self._connect("workspace-daemon", pair.workspace, token, ports)
+            self.seated.append(time.monotonic())
+            seen: dict[str, int] = {}
+            try:
+                while True:
+                    text = await line.receive()
+                    told = json.loads(text)
+                    if told["type"] == "e2ee":
+                        session = told["sessionId"]
+                        self.disorder += told["seq"] <= seen.get(session, 0)
+                        seen[session] = told["seq"]
+                        line.send(text)
+                    elif told["type"] == "relay_key_exchange_init":
+                        line.send(kex_response(told["requestId"], f"s-{told['requestId']}"))
+            except _BROKEN as error:
+                self.closes[f"daemon: {error}" if isinstance(error, ConnectionError) else "daemon: end"] += 1
+            finally:
+                pair.daemon_port = 0
+                line.close()
+            await asyncio.sleep(0)
+
+    async def _client(self, pair: Pair, token: str, route: Sequence[int]) -> None:
+        ports = list(route)
+        line: Line | None = None
+        try:
+            while True:
+                if line is None:
+                    line, pair.client_port = await self._connect("client", pair.workspace, token, ports)
+                try:
+                    elsewhere = await self._talk(pair, line)
+                except _BROKEN as error:
+                    self.closes[
+                        f"client: {error}" if isinstance(error, ConnectionError) else "client: end"
+                    ] += 1
+                    elsewhere = 0
+                    line.close()
+                    line, pair.client_port = None, 0
+                    await asyncio.sleep(0)
+                if line is not None and elsewhere:
+                    try:
+                        async with asyncio.timeout(2):
+                            moved = await Line.open(elsewhere, "client", pair.workspace, token)
+                    except (*_BROKEN, TimeoutError):  # the relay that it was sent to is not there
+                        await asyncio.sleep(self.pause)
+                        continue
+                    line.close()
+                    line, pair.client_port = moved, elsewhere
+        finally:
+            if line is not None:
+                line.close()
+
+    async def _talk(self, pair: Pair, line: Line) -> int:
+        """Sessions one after the other; gives the port of a relay to go to. Raises what `Line.receive` raises."""
+        while True:
+            request = f"r-{next(_numbers)}"
+            outcome, said = await self._ask(pair, line, kex_init(request), request)
+            if outcome == "answered":
+                session = json.loads(said)["sessionId"]
+                for seq in itertools.count(1):
+                    asked = e2ee(session, seq, self._cipher)
+                    outcome, said = await self._ask(pair, line, asked, asked)
+                    if outcome != "answered":
+                        break
+                    await line.quiet(self.every)
+            if outcome == "redirected":
+                return int(said)
+            await asyncio.sleep(self.pause)
+
+    async def _ask(self, pair: Pair, line: Line, text: str, wanted: str) -> tuple[str, str]:
+        """Send and wait: the outcome, and the answer or the port that a redirect names."""
+        outcome, said = "cut", ""
+        try:
+            line.send(text)
+            async with asyncio.timeout(self.patience):
+                outcome, said = await self._answer(line, wanted)
+        except TimeoutError:
+            outcome = "silent"
+        finally:
+            if (
+                outcome != "redirected"
+            ):  # the request goes on over the bus, but this client does not wait for it
+                pair.outcomes[outcome] += 1
+        if outcome == "answered":
+            pair.answered(time.monotonic())
+        return outcome, said
+
+    async def _answer(self, line: Line, wanted: str) -> tuple[str, str]:
+        while True:
+            text = await line.receive()
+            if text == wanted:
+                return "answered", text
+            told = json.loads(text)
+            if told.get("requestId") == wanted:
+                return "answered", text
+            if told.get("code") == "DAEMON_UNAVAILABLE":
+                return "told", ""
+            if told.get("code") == "RELAY_REDIRECT" and self.follow:
+                return "redirected", str(urlsplit(told["relayWsBaseUrl"]).port)
+
+
+def tenths(times: Iterable[float], began: float) -> list[int]:
+    """How many fall into each tenth of a second from `began` on."""
+    found: Counter[int] = Counter(int((at - began) * 10) for at in times)
+    return [found[n] for n in range(max(found, default=-1) + 1)]
