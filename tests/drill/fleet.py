@@ -9,7 +9,7 @@ with DrillFleet(platform, redis.url, 5) as fleet:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Self
 
@@ -24,7 +24,7 @@ OF_REDIS = ("BACKPLANE_UNREACHABLE", "BACKPLANE_REFUSED")
 
 
 class DrillFleet:
-    """`settings` are those of every relay, `own` those of single ones by number."""
+    """`settings` are those of every relay, `own` those of single ones by number, `ports` theirs if a test knows them."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class DrillFleet:
         count: int,
         settings: Mapping[str, str] | None = None,
         own: Mapping[int, Mapping[str, str]] | None = None,
+        ports: Sequence[int] = (),
     ) -> None:
         self._exits = ExitStack()
         self._own = own or {}
@@ -42,7 +43,7 @@ class DrillFleet:
             "RELAY_BUS_HMAC_KEY": BUS_KEY,
             **(settings or {}),
         }
-        self.ports = [free_port() for _ in range(count)]
+        self.ports = list(ports) or [free_port() for _ in range(count)]
         self.relays = [self._start(number) for number in range(count)]
 
     def _start(self, number: int) -> Relay:

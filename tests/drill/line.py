@@ -16,12 +16,14 @@ class Line:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def open(cls, port: int, role: str, workspace: str, token: str) -> Line:
+    async def open(cls, port: int, role: str, workspace: str, token: str, host: str = "localhost") -> Line:
+        """Connect to `port` of loopback, as if `host` had led there. Raises ConnectionError for an answer other than 101."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         query = urlencode({"role": role, "workspaceId": workspace, "runtimeTargetId": "t"})
-        writer.write(upgrade_request(f"/ws?{query}", {"Authorization": f"Bearer {token}"}))
+        writer.write(upgrade_request(f"/ws?{query}", {"Authorization": f"Bearer {token}"}, host))
         head = await reader.readuntil(b"\r\n\r\n")
         if b" 101 " not in head[:20]:
+            writer.close()
             raise ConnectionError(head[:100].decode("latin-1"))
         return cls(reader, writer)
 

@@ -49,6 +49,7 @@ class Pair:
         self.answered_at = 0.0
         self.gap = 0.0  # the longest time without an answer
         self.outcomes: Counter[str] = Counter()
+        self.client_line: Line | None = None
 
     def answered(self, now: float) -> None:
         if self.answered_at:
@@ -79,6 +80,7 @@ class Swarm:
         self.refused: list[str] = []
         self.seated: list[float] = []
         self.closes: Counter[str] = Counter()
+        self.followed = 0  # redirects
         self.disorder = 0  # requests that reached a daemon twice or out of order
         self._cipher = "x" * size
         self._tasks: set[asyncio.Task[None]] = set()
@@ -144,6 +146,16 @@ class Swarm:
         self.seated.clear()
         self.closes.clear()
 
+    def reconnect_clients(self) -> None:
+        """Every client drops its connection and comes back, as a page that is loaded again does."""
+
+        async def drop() -> None:
+            for pair in self.pairs:
+                if pair.client_line is not None:
+                    pair.client_line.close()
+
+        self._call(drop())
+
     def until_seated(self, seconds: float = 30.0) -> None:
         until(lambda: all(pair.daemon_port for pair in self.pairs), seconds, "a seat for each daemon")
 
@@ -177,7 +189,7 @@ class Swarm:
                 async with asyncio.timeout(10):
                     return await Line.open(ports[0], role, workspace, token), ports[0]
             except (*_BROKEN, TimeoutError) as error:
-                self.refused.append(f"{role} at {ports[0]}: {error or type(error).__name__}"[:200])
+                self.refused.append(f"{role} at {ports[0]}: {error or type(error).__name__}"[:700])
             ports.append(ports.pop(0))
             await asyncio.sleep(self.pause)
 
@@ -207,36 +219,38 @@ class Swarm:
 
     async def _client(self, pair: Pair, token: str, route: Sequence[int]) -> None:
         ports = list(route)
-        line: Line | None = None
         try:
             while True:
-                if line is None:
-                    line, pair.client_port = await self._connect("client", pair.workspace, token, ports)
+                if pair.client_line is None:
+                    connecting = self._connect("client", pair.workspace, token, ports)
+                    pair.client_line, pair.client_port = await connecting
+                line = pair.client_line
                 try:
-                    elsewhere = await self._talk(pair, line)
+                    elsewhere = urlsplit(await self._talk(pair, line))
                 except _BROKEN as error:
                     self.closes[
                         f"client: {error}" if isinstance(error, ConnectionError) else "client: end"
                     ] += 1
-                    elsewhere = 0
                     line.close()
-                    line, pair.client_port = None, 0
+                    pair.client_line, pair.client_port = None, 0
                     await asyncio.sleep(0)
-                if line is not None and elsewhere:
-                    try:
-                        async with asyncio.timeout(2):
-                            moved = await Line.open(elsewhere, "client", pair.workspace, token)
-                    except (*_BROKEN, TimeoutError):  # the relay that it was sent to is not there
-                        await asyncio.sleep(self.pause)
-                        continue
-                    line.close()
-                    line, pair.client_port = moved, elsewhere
-        finally:
-            if line is not None:
+                    continue
+                self.followed += 1
+                port = elsewhere.port or 80
+                try:
+                    async with asyncio.timeout(2):
+                        moved = await Line.open(port, "client", pair.workspace, token, elsewhere.netloc)
+                except (*_BROKEN, TimeoutError):  # the relay that it was sent to is not there
+                    await asyncio.sleep(self.pause)
+                    continue
                 line.close()
+                pair.client_line, pair.client_port = moved, port
+        finally:
+            if pair.client_line is not None:
+                pair.client_line.close()
 
-    async def _talk(self, pair: Pair, line: Line) -> int:
-        """Sessions one after the other; gives the port of a relay to go to. Raises what `Line.receive` raises."""
+    async def _talk(self, pair: Pair, line: Line) -> str:
+        """Sessions one after the other; gives the URL of a relay to go to. Raises what `Line.receive` raises."""
         while True:
             request = f"r-{next(_numbers)}"
             outcome, said = await self._ask(pair, line, kex_init(request), request)
@@ -249,11 +263,11 @@ class Swarm:
                         break
                     await line.quiet(self.every)
             if outcome == "redirected":
-                return int(said)
+                return said
             await asyncio.sleep(self.pause)
 
     async def _ask(self, pair: Pair, line: Line, text: str, wanted: str) -> tuple[str, str]:
-        """Send and wait: the outcome, and the answer or the port that a redirect names."""
+        """Send and wait: the outcome, and the answer or the URL that a redirect names."""
         outcome, said = "cut", ""
         try:
             line.send(text)
@@ -281,7 +295,7 @@ class Swarm:
             if told.get("code") == "DAEMON_UNAVAILABLE":
                 return "told", ""
             if told.get("code") == "RELAY_REDIRECT" and self.follow:
-                return "redirected", str(urlsplit(told["relayWsBaseUrl"]).port)
+                return "redirected", told["relayWsBaseUrl"]
 
 
 def tenths(times: Iterable[float], began: float) -> list[int]:

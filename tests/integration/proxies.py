@@ -61,6 +61,18 @@ def knows_close_delay() -> bool:
     return (int(found[1]), int(found[2])) >= (2, 7)
 
 
+def nginx_main(folder: Path, text: str) -> str:
+    """A whole configuration of nginx around what a page shows of it."""
+    user = "user root;" if os.geteuid() == 0 else ""
+    paths = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return (
+        f"daemon off; pid {folder}/pid; worker_processes 1; {user}\nevents {{}}\nhttp {{\n{paths}{text}}}\n"
+    )
+
+
 # -- proxies ---------------------------------------------------------------------------------------------------------
 
 
@@ -118,15 +130,7 @@ class Proxy:
                 "/var/log/nginx/relay.log": str(self.folder / "access.log"),
             },
         )
-        user = "user root;" if os.geteuid() == 0 else ""
-        paths = "".join(
-            f"{kind}_temp_path {self.folder}/{kind};\n"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        return (
-            f"daemon off; pid {self.folder}/pid; worker_processes 1; {user}\nevents {{}}\n"
-            f"http {{\n{paths}{text}}}\n"
-        )
+        return nginx_main(self.folder, text)
 
     def _caddy(self, text: str, relay: str) -> str:
         if knows_close_delay():
