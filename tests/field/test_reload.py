@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.drill.peer import Peer, Refused, e2ee, kex_init, kex_response
+from tests.drill.peer import PING, Peer, Refused, dial, e2ee, kex_init, kex_response
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
 
@@ -146,6 +146,75 @@ def test_a_rate_counts_for_those_who_are_there(reloadable: Reloadable, platform:
     end = client.how_it_ends()
     assert (end.code, end.reason) == (4008, "runtime rate limit exceeded")
     daemon.close()
+
+
+def pinged(peer: Peer, within: float) -> bool:
+    """Whether a ping comes within so many seconds."""
+    peer.sock.settimeout(within)
+    try:
+        return peer.frame()[0] == PING
+    except TimeoutError:
+        return False
+
+
+def test_times_between_pings(reloadable: Reloadable, platform: FaultyPlatform) -> None:
+    """A mobile network that forgets silent connections sooner than the relay pings."""
+    client = Peer.client(reloadable.relay, platform, "ws-3", "t-3", headers={"Origin": "https://app.example"})
+    assert not pinged(client, 1.5), "the default is 30 s"
+    entry = reloadable.reload(FIRST + "RELAY_PING_INTERVAL_MS=300ms\n")
+    assert entry["details"]["taken"] == ["RELAY_PING_INTERVAL_MS"]
+    assert pinged(client, 10)
+    client.close()
+
+
+def test_the_expiry_of_tokens(reloadable: Reloadable, platform: FaultyPlatform) -> None:
+    """An auditor asks that nobody outlives his token, while everybody is connected."""
+    relay = reloadable.relay
+    client = Peer.client(
+        relay, platform, "ws-4", "t-4", headers={"Origin": "https://app.example"}, exp=time.time() - 28
+    )
+    assert not pinged(client, 4), "30 s after exp it is still there"
+    entry = reloadable.reload(FIRST + "RELAY_TOKEN_EXPIRY=close\n")
+    assert entry["details"]["taken"] == ["RELAY_TOKEN_EXPIRY"]
+    end = client.how_it_ends()
+    assert (end.code, end.reason) == (4401, "invalid_token")
+
+
+def test_the_drain(platform: FaultyPlatform, tmp_path: Path) -> None:
+    """A deployment in which the orchestrator waits for less than the relay takes."""
+    file = tmp_path / "env"
+    file.write_text("RELAY_DRAIN_SECONDS=600\n")
+    own = {"RELAY_SETTINGS_FILE": str(file), "RELAY_DRAIN_SECONDS": ""}
+    with running(platform.environment() | own) as relay:
+        clients = [Peer.client(relay, platform, f"ws-{n}", "t") for n in range(3)]
+        entry = Reloadable(relay, file).reload("RELAY_DRAIN_SECONDS=1\n")
+        assert entry["details"]["taken"] == ["RELAY_DRAIN_SECONDS"]
+        began = time.monotonic()
+        assert relay.stop() == 0, "no client reads, so the drain ends by its limit"
+        assert time.monotonic() - began < 15
+        for client in clients:
+            client.close()
+
+
+def test_a_scrapers_token_and_the_budget_of_plain_http(platform: FaultyPlatform, tmp_path: Path) -> None:
+    """The token of Prometheus is changed; a prober of the company asks more often than it was thought."""
+    file = tmp_path / "env"
+    before, after = "scraper-token-before-0123456789", "scraper-token-after-0123456789"
+    file.write_text(f"RELAY_METRICS_TOKEN={before}\nRELAY_HTTP_RATE_PER_IP=60\n")
+
+    def status(token: str) -> int:
+        with dial(relay.port) as sock:
+            sock.sendall(
+                f"GET /metrics HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n".encode()
+            )
+            return int(sock.recv(65_536).split()[1])
+
+    with running(platform.environment() | {"RELAY_SETTINGS_FILE": str(file)}) as relay:
+        assert (status(before), status(after)) == (200, 401)
+        entry = Reloadable(relay, file).reload(f"RELAY_METRICS_TOKEN={after}\nRELAY_HTTP_RATE_PER_IP=3\n")
+        assert sorted(entry["details"]["taken"]) == ["RELAY_HTTP_RATE_PER_IP", "RELAY_METRICS_TOKEN"]
+        assert status(after) == 200
+        assert [status("x") for _ in range(5)][-1] == 429
 
 
 def test_what_needs_a_restart_is_named_and_left(reloadable: Reloadable) -> None:

@@ -37,8 +37,8 @@ class LimitSettings:
     daemon_rate: int = setting(
         "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE", COUNT, 2400, "frames of a daemon, requests of a worker; 0 is off", reload=True
     )
-    ping_interval_ms: int = setting("RELAY_PING_INTERVAL_MS", milliseconds(), 30_000, "time between pings")
-    drain_seconds: int = setting("RELAY_DRAIN_SECONDS", seconds(0, 600), 5, "time for peers to go at shutdown")
+    ping_interval_ms: int = setting("RELAY_PING_INTERVAL_MS", milliseconds(), 30_000, "time between pings", reload=True)
+    drain_seconds: int = setting("RELAY_DRAIN_SECONDS", seconds(0, 600), 5, "time for peers to go at shutdown", reload=True)
     workers: int = setting(
         "RELAY_WORKERS", WORKERS, 1, "worker processes behind the one port; auto: one for each core that this "
         "machine or container gives, as far as its memory reaches"

@@ -32,7 +32,7 @@ class RareSettings:
     )
     metrics_tokens: tuple[str, ...] = setting(
         "RELAY_METRICS_TOKEN", TOKENS, (), "bearer token that reads /metrics and nothing else; with commas, several",
-        secret=True, default_text="none"
+        secret=True, default_text="none", reload=True
     )
     http_keep_alive: int = setting(
         "RELAY_HTTP_KEEP_ALIVE_SEC", seconds(1, 3600), 75, "how long an idle HTTP connection is kept after an answer: "
@@ -42,7 +42,7 @@ class RareSettings:
     token_audience: str = setting("RELAY_TOKEN_AUDIENCE", TEXT, "viewport-relay", "what aud must contain")
     token_expiry: str = setting(
         "RELAY_TOKEN_EXPIRY", choice("close", "ignore"), "ignore", "what becomes of an open connection when its token "
-        "expires (30 s after its exp): close it 4401 `invalid_token`, or let it be"
+        "expires (30 s after its exp): close it 4401 `invalid_token`, or let it be", reload=True
     )
     admission_timeout_ms: int = setting(
         "RELAY_ADMISSION_TIMEOUT_MS", milliseconds(), 2000, "total time limit for one validation"

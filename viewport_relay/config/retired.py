@@ -45,7 +45,7 @@ class RetiredSettings:
         "and closed; auto closes for tokens that came as sub-protocol"
     )
     idle_timeout_ms: int = setting(
-        "RELAY_IDLE_TIMEOUT_MS", milliseconds(), 300_000, "time without a sign of life; pings end a connection sooner"
+        "RELAY_IDLE_TIMEOUT_MS", milliseconds(), 300_000, "time without a sign of life; pings end a connection sooner", reload=True
     )
     token_clock_skew_sec: int = setting(
         "RELAY_TOKEN_CLOCK_SKEW_SEC", seconds(0, 3600), 30, "tolerance for exp, nbf and iat"
@@ -66,7 +66,7 @@ class RetiredSettings:
     )
     http_rate_per_ip: int = setting(
         "RELAY_HTTP_RATE_PER_IP", COUNT, 1200, "plain HTTP requests per address and minute, without those that carry a "
-        "valid admin token; 0 is off"
+        "valid admin token; 0 is off", reload=True
     )
     max_pending_bytes: int = setting(
         "RELAY_MAX_PENDING_BYTES", size(1024, 1_073_741_824), 4_194_304, "most that is queued to one client",

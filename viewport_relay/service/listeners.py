@@ -139,6 +139,10 @@ class Listeners(MultiService):
         port = self._endpoint.port
         return None if port is None else getattr(port.getHost(), "port", None)
 
+    def apply(self, config: Config) -> None:
+        """Take up a reloaded budget of plain HTTP."""
+        self._budget.limit = config.http_rate_per_ip
+
     def pause(self) -> None:
         """Stop accepting peers for now. New connections wait in the kernel's backlog."""
         self._endpoint.port.stopReading()

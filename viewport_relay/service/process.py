@@ -244,12 +244,13 @@ class Process(MultiService):
         self._notifier.ready(self._engine.status())
 
     def _apply(self, reloaded: Reloaded) -> None:
-        """Apply limits, proxies, origins, tokens and log level. Every connection stays."""
+        """Apply limits, times, proxies, origins, tokens and log level. Every connection stays."""
         config = self._config = reloaded.config
         self._log.apply(config.log_level, configured_secrets(config))  # type: ignore[arg-type]  # as in tap.py
         self._address.trusted = trusted_proxies(config)
         if config.enable_admin_http:
             self._auth.set_tokens(config.admin_tokens, config.metrics_tokens)
+        self._listeners.apply(config)
         self._engine.apply(reloaded)
 
     def _say_reloaded(self, reloaded: Reloaded) -> None:

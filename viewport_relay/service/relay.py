@@ -116,8 +116,7 @@ class Relay(MultiService):
         clean_up = config.cleanup_interval_ms / 1000
         every(self, reactor, clean_up, self._clean_up)
         every(self, reactor, clean_up, gate.clean_up)
-        if config.token_expiry == "close":
-            every(self, reactor, 1.0, self._close_expired)
+        every(self, reactor, 1.0, self._close_expired)
 
     @property
     def has_own_reactor(self) -> bool:
@@ -160,8 +159,10 @@ class Relay(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     def apply(self, config: Config, limits: Mapping[str, int]) -> None:
-        """Apply reloaded limits and origins. Every connection stays."""
+        """Apply reloaded limits, origins and times. Every connection stays."""
         self._config = config
+        self._heartbeat.apply(config)
+        self._drain.seconds = config.drain_seconds
         self.upgrade.apply(config, **limits)
         self._relaying.router.rates = frame_rates(config)
 
@@ -172,4 +173,5 @@ class Relay(MultiService):
         self._turn.arena.buffers.clear()
 
     def _close_expired(self) -> None:
-        self._relaying.sessions.close_expired(self._config.token_clock_skew_sec)
+        if self._config.token_expiry == "close":
+            self._relaying.sessions.close_expired(self._config.token_clock_skew_sec)

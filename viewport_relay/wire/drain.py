@@ -46,7 +46,8 @@ class Drain:
         self._target_of = target_of
         self._clock = clock
         self._connections = connections
-        self._seconds = seconds
+        #: at most this long; a reload may change it
+        self.seconds = seconds
         self._left: list[Connection] = []
         self._size = 0
         self._waiting = 0
@@ -60,12 +61,12 @@ class Drain:
         if not self._left:
             return succeed(None)
         self._waiting = len(self._left)
-        self._size = per_wave(len(self._left), self._seconds)
+        self._size = per_wave(len(self._left), self.seconds)
         done: Deferred[None] = Deferred()
         self._done = done
         for connection in self._left:
             connection.when_lost(self._one_gone)
-        self._timers.append(self._clock.callLater(self._seconds, self.end_at_once))
+        self._timers.append(self._clock.callLater(self.seconds, self.end_at_once))
         self._wave()
         return done
 

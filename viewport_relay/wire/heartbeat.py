@@ -36,11 +36,6 @@ class Heartbeat:
         connections: Callable[[], Iterable[Connection]],
         counters: Counters,
     ) -> None:
-        self._ping_interval = config.ping_interval_ms / 1000
-        self._pong_timeout = config.pong_timeout_ms / 1000
-        self._idle_timeout = config.idle_timeout_ms / 1000
-        shortest = min(self._ping_interval, self._pong_timeout, self._idle_timeout)
-        self._round = min(_LONGEST, max(_SHORTEST, shortest / 10))
         self._clock = clock
         self._connections = connections
         self._counters = counters
@@ -49,6 +44,18 @@ class Heartbeat:
         self._next_tick = 0.0
         self._loop = LoopingCall(self._tick)
         self._loop.clock = clock
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        """Take up the times of `config`, also while the sweep runs."""
+        self._ping_interval = config.ping_interval_ms / 1000
+        self._pong_timeout = config.pong_timeout_ms / 1000
+        self._idle_timeout = config.idle_timeout_ms / 1000
+        shortest = min(self._ping_interval, self._pong_timeout, self._idle_timeout)
+        self._round = min(_LONGEST, max(_SHORTEST, shortest / 10))
+        if self._loop.running:
+            self.stop()
+            self.start()
 
     def start(self) -> None:
         self._next_tick = self._clock.seconds() + self._round / SLICES

@@ -37,13 +37,20 @@ class HttpBudget:
     """Plain HTTP requests of each address against RELAY_HTTP_RATE_PER_IP; one log entry for each address and minute."""
 
     def __init__(self, clock: IReactorTime, limit: int, log: EventSink, counters: Counters) -> None:
-        """`limit` is per minute, 0 is off."""
+        """`limit` is per minute, 0 is off; a reload may set another one."""
         self._clock = clock
-        self._limit = limit
         self._log = log
         self._counters = counters
         self._requests = WindowCounter(limit)
         self._told = WindowCounter(1)
+
+    @property
+    def limit(self) -> int:
+        return self._requests.limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._requests.limit = limit
 
     def charge(self, address: str, details: Mapping[str, Any]) -> int:
         """Count one request; `details` are for the log entry. Returns 0, or the seconds to wait when the address is over its budget."""
@@ -53,7 +60,7 @@ class HttpBudget:
             self._counters.http_rate_limited += 1
             if not self._told.hit(counted, now):
                 number, seconds = self._requests.tried(counted, now)
-                limit = BY_ATTRIBUTE["http_rate_per_ip"].in_words(self._limit)
+                limit = BY_ATTRIBUTE["http_rate_per_ip"].in_words(self.limit)
                 detail = f"{number} requests within {seconds} s, {limit} a minute"
                 self._log.event(
                     "http_refused",
