@@ -18,6 +18,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Connection as TCPConnection
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, HTTPConnectionPool
@@ -77,6 +78,7 @@ class _Exchange:
             return self._protocol.request(request)  # type: ignore[no-any-return]
         connection.head_left = HEAD_MAX
         response: Deferred[IResponse] = self._protocol.request(request)
+        connection.flush()
         return response.addCallback(connection.head_complete)
 
 
@@ -86,15 +88,45 @@ class _Connection(ProtocolWrapper):
     head_left: int | None = None  # bytes, while the head of a response is awaited
     _cut: IDelayedCall | None = None
     _too_long = False
+    _receiving = False
+    _pauses = False
 
     def dataReceived(self, data: bytes) -> None:
         """Called by the transport."""
+        self._receiving = True
         super().dataReceived(data)  # type: ignore[no-untyped-call]
+        self._receiving = False
+        if self._pauses:
+            self._pauses = False
+            self.pauseProducing()
         if self.head_left is not None:
             self.head_left -= len(data)
             if self.head_left < 0 and not self._too_long:
                 self._too_long = True
                 self.stopProducing()
+
+    def flush(self) -> None:
+        """Send what was written, without another turn of the reactor; TLS sends at its own time."""
+        transport = self.transport
+        if isinstance(transport, TCPConnection) and transport.connected and not transport.disconnecting:
+            transport.doWrite()  # an error shows in the reactor's next turn, as it would without this
+
+    # Twisted pauses a connection behind each head and resumes it when the body has a reader, which is at once: two system
+    # calls that come to nothing.
+
+    def pauseProducing(self) -> None:
+        """Read no more: not before what is being received was handled."""
+        if self._receiving:
+            self._pauses = True
+        elif self.wrappedProtocol is not None:
+            self.transport.pauseProducing()  # type: ignore[union-attr]
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        if self._pauses:
+            self._pauses = False
+        elif self.wrappedProtocol is not None:
+            self.transport.resumeProducing()  # type: ignore[union-attr]
 
     def head_complete(self, response: IResponse) -> IResponse:
         """The response's head has come; the bound on its body is the reader's."""

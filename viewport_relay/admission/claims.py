@@ -158,7 +158,7 @@ def _text(value: object, name: str, most: int) -> str:
     if not value:
         raise _wrong(name, "is empty")
     try:
-        units = len(value.encode("utf-16-le")) // 2
+        units = len(value) if value.isascii() else len(value.encode("utf-16-le")) // 2
     except UnicodeEncodeError:
         # UTF-8 cannot hold it: neither a log line nor a signature could be made of it.
         raise _wrong(name, "has a lone surrogate") from None

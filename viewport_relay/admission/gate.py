@@ -112,9 +112,8 @@ class Gate:
         payload = self._signed.payload(source.digest, self._jwks.fresh)
         if payload is None:
             return None
-        expires = self._check(payload, query)
-        claims = self._validator.recall(source.digest, query)
-        return None if claims is None else _of_token(claims, payload, expires)
+        self._check(payload, query)
+        return self._validator.recall(source.digest, query)
 
     async def admit(self, source: TokenSource, query: UpgradeQuery) -> Claims:
         """The platform's claims about a good token.
@@ -123,8 +122,7 @@ class Gate:
         Cancelling it, when the peer has left, leaves nothing behind.
         """
         payload, expires = await self._check_token(source, query)
-        claims = await self._validator.validate(source, query, expires)
-        return _of_token(claims, payload, expires)
+        return await self._validator.validate(source, query, expires, _token_id(payload))
 
     async def _check_token(self, source: TokenSource, query: UpgradeQuery) -> tuple[Mapping[str, Any], float]:
         """The local check alone: the token's payload and exp (seconds since the epoch). Raises Refusal."""
@@ -208,11 +206,7 @@ class Gate:
         return self._jwks.age_seconds
 
 
-def _of_token(claims: Claims, payload: Mapping[str, Any], expires: float) -> Claims:
-    """The platform's claims, with what the token itself says of its id and its end."""
+def _token_id(payload: Mapping[str, Any]) -> str | None:
+    """The token's `jti`; None without one that can be kept."""
     token_id = payload.get("jti")
-    if claims.expires_at is not None:
-        expires = min(expires, claims.expires_at)
-    if claims.token_id is not None or not isinstance(token_id, str) or not 0 < len(token_id) <= _TOKEN_ID_MAX:
-        token_id = claims.token_id
-    return evolve(claims, expires_at=expires, token_id=token_id)
+    return token_id if isinstance(token_id, str) and 0 < len(token_id) <= _TOKEN_ID_MAX else None

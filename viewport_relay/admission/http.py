@@ -13,7 +13,7 @@ from typing import Any
 
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
@@ -63,7 +63,21 @@ class HttpClient:
 
     async def ask(self, call: Call, body: bytes | None = None) -> Answer:
         """The answer. Raises Unreachable, TooLarge or Encoded; CancelledError when the asker cancels."""
-        asking = Deferred.fromCoroutine(self._ask(call, body))
+        try:
+            return await self._within_limit(call, body)
+        except (HttpFailure, CancelledError):
+            raise
+        except Exception as error:
+            # Connecting, TLS and parsing raise a dozen unrelated kinds; all mean that there is no answer.
+            raise Unreachable(why(error), hint=hint(error, call.target)) from None
+
+    # Deferreds and callbacks, for a coroutine of its own would cost each request more than what it does.
+
+    def _within_limit(self, call: Call, body: bytes | None) -> Deferred[Answer]:
+        """The answer, or what went wrong; TimedOut when the call's limit is over."""
+        asking = self._exchange(call, body)
+        if call.retry:
+            asking.addErrback(self._once_more, call, body)
         asking.addTimeout(call.limit, self._clock, _expired)
         cancelled = False
 
@@ -79,26 +93,20 @@ class HttpClient:
 
         answer: Deferred[Answer] = Deferred(cancel)
         asking.addBoth(pass_on)
-        return await answer
+        return answer
 
-    async def _ask(self, call: Call, body: bytes | None) -> Answer:
-        try:
-            try:
-                return await self._exchange(call, body)
-            except ResponseNeverReceived as lost:
-                if not call.retry or not all(f.check(ConnectionClosed) for f in lost.reasons):
-                    raise
-                # The server closed a kept connection just when it was used again; the other kept ones are as old.
-                self._drop_idle()
-                return await self._exchange(call, body)
-        except HttpFailure:
-            raise
-        except Exception as error:
-            # Connecting, TLS and parsing raise a dozen unrelated kinds; all mean that there is no answer.
-            raise Unreachable(why(error), hint=hint(error, call.target)) from None
+    def _once_more(self, lost: Failure, call: Call, body: bytes | None) -> Deferred[Answer] | Failure:
+        """Ask again, if the server closed a kept connection just when it was used again; the other kept ones are as old."""
+        error = lost.value
+        if not isinstance(error, ResponseNeverReceived):
+            return lost
+        if not all(reason.check(ConnectionClosed) for reason in error.reasons):
+            return lost
+        self._drop_idle()
+        return self._exchange(call, body)
 
-    async def _exchange(self, call: Call, body: bytes | None) -> Answer:
-        response: Any = await self._treq.request(
+    def _exchange(self, call: Call, body: bytes | None) -> Deferred[Answer]:
+        response: Deferred[Any] = self._treq.request(
             call.method,
             call.target,
             headers=call.headers,
@@ -107,24 +115,31 @@ class HttpClient:
             allow_redirects=False,
             unbuffered=True,
         )
-        codings = _codings(response.headers)
-        gunzip = call.gzip and codings == [b"x-gzip"]
-        refused: HttpFailure | None = None
-        if codings and not gunzip:
-            shown = b", ".join(codings).replace(b"x-gzip", b"gzip").decode("ascii", "replace")[:64]
-            refused = Encoded(
-                f"the answer has the content coding {shown}, though none was asked for", response.code
-            )
-        elif isinstance(response.length, int) and response.length > call.max_bytes:
-            refused = _too_large(call.max_bytes, response.code)
-        collector = _Collector(response.code, call.max_bytes, refused, gunzip)
-        response.deliverBody(collector)
-        return Answer(response.code, response.headers, await collector.whole)
+        return response.addCallback(_whole, call)
+
+
+def _whole(response: Any, call: Call) -> Deferred[Answer]:
+    """The answer, when its body has come."""
+    codings = _codings(response.headers)
+    gunzip = call.gzip and codings == [b"x-gzip"]
+    refused: HttpFailure | None = None
+    if codings and not gunzip:
+        shown = b", ".join(codings).replace(b"x-gzip", b"gzip").decode("ascii", "replace")[:64]
+        why = f"the answer has the content coding {shown}, though none was asked for"
+        refused = Encoded(why, response.code)
+    elif isinstance(response.length, int) and response.length > call.max_bytes:
+        refused = _too_large(call.max_bytes, response.code)
+    collector = _Collector(response, call.max_bytes, refused, gunzip)
+    response.deliverBody(collector)
+    return collector.answer
 
 
 def _codings(headers: Headers) -> list[bytes]:
     """The content codings of an answer; an empty header, which treq leaves behind, is taken out."""
-    names = b",".join(headers.getRawHeaders(b"content-encoding", ())).lower().split(b",")
+    values = headers.getRawHeaders(b"content-encoding")
+    if values is None:
+        return []
+    names = b",".join(values).lower().split(b",")
     codings = [name.strip() for name in names if name.strip() not in (b"", b"identity")]
     if not codings:
         headers.removeHeader(b"content-encoding")
@@ -177,9 +192,10 @@ class _Body:
 class _Collector(Protocol):
     """Takes a body up to its limit. More, or a wait that is cancelled, ends the connection."""
 
-    def __init__(self, status: int, max_bytes: int, refused: HttpFailure | None, gunzip: bool) -> None:
-        self.whole: Deferred[bytes] = Deferred(lambda _: self._stop())
-        self._status = status
+    def __init__(self, response: Any, max_bytes: int, refused: HttpFailure | None, gunzip: bool) -> None:
+        self.answer: Deferred[Answer] = Deferred(lambda _: self._stop())
+        self._status: int = response.code
+        self._headers: Headers = response.headers
         self._max_bytes = max_bytes
         self._refused = refused
         self._unzip = zlib.decompressobj(16 + zlib.MAX_WBITS) if gunzip else None
@@ -214,15 +230,15 @@ class _Collector(Protocol):
             return
         self._over = True
         if not reason.check(ResponseDone, PotentialDataLoss):
-            self.whole.errback(reason)
+            self.answer.errback(reason)
         elif self._unzip is not None and not self._unzip.eof:
-            self.whole.errback(Encoded("the gzip of the answer is cut short", self._status))
+            self.answer.errback(Encoded("the gzip of the answer is cut short", self._status))
         else:
-            self.whole.callback(b"".join(self._parts))
+            self.answer.callback(Answer(self._status, self._headers, b"".join(self._parts)))
 
     def _refuse(self, failure: HttpFailure) -> None:
         self._stop()
-        self.whole.errback(failure)
+        self.answer.errback(failure)
 
     def _stop(self) -> None:
         self._over = True

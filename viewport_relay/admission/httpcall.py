@@ -12,7 +12,6 @@ from viewport_relay.admission.requesturl import RequestUrl
 
 _EVERY_CALL: Final = {
     "accept": "application/json",
-    "accept-encoding": "identity",
     "user-agent": "viewport-relay",
 }
 

@@ -79,8 +79,10 @@ class PlatformValidator:
         self._counters.validations["cached"] += 1
         return _claims_in(verdict)
 
-    async def validate(self, source: TokenSource, query: UpgradeQuery, expires: float) -> Claims:
-        """The platform's claims. `expires` is the token's exp (seconds since the epoch).
+    async def validate(
+        self, source: TokenSource, query: UpgradeQuery, expires: float, token_id: str | None = None
+    ) -> Claims:
+        """The platform's claims; where they lack `exp` or `jti`, those of the token: `expires` (seconds since the epoch), `token_id`.
 
         Raises Refusal with one of the reasons of the contract's table. Cancelling it gives up the wait, and the request too
         when no other upgrade waits for the same answer.
@@ -91,7 +93,11 @@ class PlatformValidator:
             nonlocal asked
             asked = True
             verdict = await self._ask(source.token, query)
-            return Fetched(verdict, self._ttl(verdict, expires))
+            if isinstance(verdict, Refusal):
+                return Fetched(verdict, min(DENIAL_TTL, self._settings.cache_ttl))
+            until = expires if verdict.expires_at is None else min(expires, verdict.expires_at)
+            claims = evolve(verdict, expires_at=until, token_id=verdict.token_id or token_id)
+            return Fetched(claims, min(self._settings.cache_ttl, until - self._now()))
 
         if self._settings.cache_ttl <= 0:
             verdict = (await fetch()).value
@@ -141,13 +147,6 @@ class PlatformValidator:
     def _count(self, outcome: str, began: float, timed_as: str | None = None) -> None:
         self._counters.validations[outcome] += 1
         self._counters.platform_answered(timed_as or outcome, self._clock.seconds() - began)
-
-    def _ttl(self, verdict: Claims | Refusal, expires: float) -> float:
-        if isinstance(verdict, Refusal):
-            return min(DENIAL_TTL, self._settings.cache_ttl)
-        if verdict.expires_at is not None:
-            expires = min(expires, verdict.expires_at)
-        return min(self._settings.cache_ttl, expires - self._now())
 
 
 def _claims_in(verdict: Claims | Refusal) -> Claims:

@@ -127,4 +127,5 @@ class Flapping:
 
 
 def _peer(details: Mapping[str, Any]) -> _Peer:
-    return tuple(details.get(name) for name in ("role", "workspaceId", "runtimeTargetId", "ip"))
+    named = details.get
+    return named("role"), named("workspaceId"), named("runtimeTargetId"), named("ip")

@@ -57,12 +57,19 @@ class _Shelf:
 
     def evict(self) -> None:
         """Drop the oldest record of the largest kind; among equal kinds, of the one whose oldest record is oldest."""
-        kind = max(self.kinds, key=lambda kind: (len(self.kinds[kind]), -self.kinds[kind][0].seq))
-        records = self.kinds[kind]
+        kind, records = max(self.kinds.items(), key=_largest)
         records.popleft()
         if not records:
             del self.kinds[kind]
         self.count -= 1
+
+
+def _largest(kind: tuple[_Kind, deque[Record]]) -> tuple[int, int]:
+    return len(kind[1]), -kind[1][0].seq
+
+
+def _over_reserve(shelf: _Shelf) -> int:
+    return shelf.count - shelf.reserved
 
 
 class Ring:
@@ -71,16 +78,19 @@ class Ring:
     def __init__(self, size: int) -> None:
         self.size = size
         self._shelves = {level: _Shelf(int(size * share)) for level, share in RESERVED.items()}
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(shelf.count for shelf in self._shelves.values())
+        return self._count
 
     def __iter__(self) -> Iterator[Record]:
         kinds = [records for shelf in self._shelves.values() for records in shelf.kinds.values()]
         return iter(list(merge(*kinds, key=attrgetter("seq"))))
 
     def append(self, record: Record) -> None:
-        if len(self) >= self.size:
-            fullest = max(self._shelves.values(), key=lambda shelf: shelf.count - shelf.reserved)
+        if self._count >= self.size:
+            fullest = max(self._shelves.values(), key=_over_reserve)
             fullest.evict()
+        else:
+            self._count += 1
         self._shelves[record.level].append(record)

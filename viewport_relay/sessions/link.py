@@ -54,17 +54,18 @@ class Links:
         self, connection: Connection, query: UpgradeQuery, grant: Grant, join: Join, note_close: NoteClose
     ) -> None:
         """Let the connection join once its link is up. A connection without a link joins, or is refused, at once."""
+        if not connection.info.link and not self._required:
+            self.counters.handshakes[connection.info.noise] += 1
+            join(connection, grant, None)
+            return
         link = Link(self, connection, grant, join, note_close)
         connection.handler = link
         if connection.info.link:
             connection.reader.limit(message_max_bytes(self._frame_max))
             connection.when_lost(link.forget)
             link.begin(LinkResponder(query, grant, self.keys, self._relay_id, self._frame_max), self._timeout)
-        elif self._required:
-            link.fail(Reason.NOISE_LINK_REQUIRED, "the peer offered no viewport.noise-link.v1", {})
         else:
-            self.counters.handshakes[connection.info.noise] += 1
-            join(connection, grant, None)
+            link.fail(Reason.NOISE_LINK_REQUIRED, "the peer offered no viewport.noise-link.v1", {})
 
 
 class Link:

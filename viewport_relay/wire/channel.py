@@ -153,7 +153,7 @@ class RelayChannel(HTTPChannel):
             HTTPChannel.lineReceived(self, line)
 
     def headerReceived(self, line: bytes) -> bool:
-        if line[:14].lower() == b"content-length" and len(line) > 64:
+        if len(line) > 64 and line[:14].lower() == b"content-length":
             # int() refuses thousands of digits with an exception of its own.
             self._refuse(b"400 Bad Request")
             return False

@@ -114,6 +114,7 @@ class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autoba
         """A Close frame was sent: the next one answers it."""
         if self.state == self.STATE_OPEN:
             self.state = self.STATE_CLOSING
+            self.closedByMe = True
 
     def ignore(self) -> None:
         """Throw everything that comes away."""
@@ -138,7 +139,8 @@ class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autoba
         """Called when the closing handshake is complete, or fails again."""
         if self.state == self.STATE_CLOSING:
             self.state = self.STATE_CLOSED
-            self.events.close_answered()
+            if self.closedByMe:
+                self.events.close_answered()
 
     def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
         self.failedByMe = True  # what follows of the message is not kept

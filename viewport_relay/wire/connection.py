@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from attrs import define
 from twisted.internet.interfaces import IReactorTime
@@ -25,6 +25,9 @@ from viewport_relay.wire.life import Core, Ending, LifeInputs, begin
 from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.reader import Reader
 from viewport_relay.wire.turn import Turn
+
+_CLOSED_BY_PEER: Final = Ending(None, "closed by peer")
+_LOST: Final = Ending(None, "connection lost")
 
 
 @define(eq=False)
@@ -160,10 +163,10 @@ class Connection:
             self.reader.when_handled(self._peer_gone)
 
     def _peer_gone(self) -> None:
-        self._life.peer_gone(Ending(None, "closed by peer"))
+        self._life.peer_gone(_CLOSED_BY_PEER)
 
     def connectionLost(self, reason: Failure) -> None:
-        self._life.connection_lost(Ending(None, "connection lost"))
+        self._life.connection_lost(_LOST)
 
 
 class ConnectionFactory:

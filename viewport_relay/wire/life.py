@@ -121,13 +121,15 @@ class Core:
 
     def drain(self) -> None:
         """End the TCP connection once everything queued has gone, within the time limit."""
-        self.arm(CLOSE_TIMEOUT)
+        self.disarm()
         self._turn.when_sent(self._finish)
 
     def _finish(self) -> None:
         if self.machine is not None:
             self.outbox.on_idle = self.let_go
             self.let_go()
+        if self.machine is not None:  # usually all is gone
+            self.arm(CLOSE_TIMEOUT)
 
     def let_go(self) -> None:
         if not self.outbox.idle or self.machine is None:

@@ -35,9 +35,13 @@ class RelayRequest(Request):
         self.content.seek(0)
         self.process()
 
+    def write(self, data: bytes) -> None:
+        if not self.startedWriting:
+            self.responseHeaders.setRawHeaders(b"Date", [datetimeToString()])
+        super().write(data)  # type: ignore[no-untyped-call]
+
     def process(self) -> None:
         self.site = self.channel.site
-        self.responseHeaders.setRawHeaders(b"Date", [datetimeToString()])
         try:
             self.render(self.site.resource)  # type: ignore[no-untyped-call]
         except Exception:  # as Twisted does: a fault in one answer is logged and ends this one connection

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
@@ -44,8 +44,6 @@ from viewport_relay.wire.handshake import (
 
 #: Takes over an open connection with what was asked and what the platform says of its token.
 Opened = Callable[[Connection, UpgradeQuery, Claims], None]
-
-T = TypeVar("T")
 
 #: Reasons that come from the token check on: a browser gets them as a Close, since it cannot read HTTP refusals.
 _CLOSABLE: Final = frozenset(
@@ -131,7 +129,9 @@ class UpgradeAttempts(Resource):
         self._counts.set_limits(total, per_ip, clients)
 
     def render(self, request: Request) -> int:
-        Deferred.fromCoroutine(self._answer(request))
+        answering = Deferred.fromCoroutine(self._answer(request))
+        if not answering.called:  # the peer may leave while its attempt waits: then nothing of it stays
+            request.notifyFinish().addErrback(lambda _: answering.cancel())
         return NOT_DONE_YET
 
     async def _answer(self, request: Request) -> None:
@@ -264,9 +264,7 @@ class UpgradeResource(UpgradeAttempts):
         try:
             claims = self._gate.recall(attempt.token, attempt.query)
             if claims is None:
-                claims = await while_connected(
-                    attempt.request, self._gate.admit(attempt.token, attempt.query)
-                )
+                claims = await self._gate.admit(attempt.token, attempt.query)
             self._settle(attempt, claims)
         except Refusal:
             counters.admission_denied += 1
@@ -320,13 +318,6 @@ class UpgradeResource(UpgradeAttempts):
             connection.start(early)
         else:
             super()._refuse(attempt, refusal)
-
-
-def while_connected(request: Request, waits: Coroutine[Any, Any, T]) -> Deferred[T]:
-    """Run the coroutine, and cancel it when the peer goes away: then it leaves nothing behind."""
-    waiting = Deferred.fromCoroutine(waits)
-    request.notifyFinish().addErrback(lambda _: waiting.cancel())
-    return waiting
 
 
 def _answer_refusal(attempt: Attempt, refusal: Refusal) -> None:

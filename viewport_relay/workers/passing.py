@@ -11,14 +11,14 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.interfaces import IReactorTime, ISSLTransport
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import deferLater
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.web.http import Request
 
 from viewport_relay.admission.limits import FULL_RETRY_AFTER, Ticket
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.upgrade import Attempt, UpgradeAttempts, while_connected
+from viewport_relay.wire.upgrade import Attempt, UpgradeAttempts
 
 #: Passes a connection on: workspace, socket, client's address, bytes already read, its ticket in the counts. False: no room.
 Pass = Callable[[str, socket.socket, str, bytes, Ticket], bool]
@@ -39,7 +39,7 @@ class PassingResource(UpgradeAttempts):
             # An earlier answer on this connection must leave first: the worker does not have its bytes.
             if not (inner.dataBuffer or inner._tempDataBuffer):
                 break
-            await while_connected(attempt.request, _sleep(self._clock, _UNSENT_SECONDS))
+            await deferLater(self._clock, _UNSENT_SECONDS)
         self._pass(attempt, inner)
 
     def _pass(self, attempt: Attempt, inner: Any) -> None:
@@ -60,10 +60,6 @@ class PassingResource(UpgradeAttempts):
         attempt.ticket = None
         transport, _ = channel.hand_over()
         _let_go(transport, inner)
-
-
-async def _sleep(clock: IReactorTime, seconds: float) -> None:
-    await deferLater(clock, seconds)
 
 
 def written(request: Request) -> bytes:

@@ -173,10 +173,10 @@ def test_proxy_protocol(balanced: Relay, platform: ControlPlane, workspace: str,
 
 
 def test_a_header_of_an_address_that_is_not_trusted_is_dropped(balanced: Relay) -> None:
-    with dial(balanced.port, source="127.9.0.9") as stranger:
+    # The relay aborts at once: the reset may meet any of these calls, the first one too.
+    with contextlib.suppress(ConnectionError), dial(balanced.port, source="127.9.0.9") as stranger:
         stranger.sendall(v1("203.0.113.7") + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            assert stranger.recv(1000) == b""
+        assert stranger.recv(1000) == b""
     entry = balanced.entry(event="http_dropped", ip="127.9.0.9")
     assert "RELAY_TRUSTED_PROXIES" in entry["message"]
 
