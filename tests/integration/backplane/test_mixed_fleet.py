@@ -1,0 +1,179 @@
+"""A relay of ours and one that speaks only what section 12 of the wire protocol says, over a real Redis.
+
+`PlainRelay` stands for the relays of today: JSON bus frames signed with HMAC-SHA256, unsigned presence, no batches. It reads and
+writes Redis directly, with a signature of its own making.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
+
+from tests.drill.redisserver import RedisServer
+from tests.integration.backplane.busframes import bus_frame, signed
+from tests.integration.backplane.fleet import Fleet, e2ee, init, response, until
+
+pytestmark = pytest.mark.redis
+
+#: The balancer reaches every relay, so clients are not redirected; presence is looked at twice a second.
+SETTINGS = {"RELAY_CLIENT_REDIRECT_ENABLED": "0", "RELAY_PRESENCE_SYNC_INTERVAL_MS": "500"}
+
+#: The instance record that is there of the other relay: none, that of version 0.1, that of one which reads no batches.
+RECORDS = {"no record": None, "of 0.1": "4f1d0c6a9be2735d08aa11bb", "without batches": '{"instance":"x"}'}
+
+MEMBERS = {
+    "workspaceId", "runtimeTargetId", "sourceRelayId", "targetRelayId", "direction", "payload", "issuedAtMs", "signature",
+}  # fmt: skip
+
+
+class PlainRelay:
+    """The other relay. `say` queues a frame for ours, `hear` takes the next one that ours queued for it."""
+
+    def __init__(self, fleet: Fleet, redis: RedisServer, record: str | None = None) -> None:
+        self._fleet, self._redis = fleet, redis
+        self._presence = f"viewport:relay:presence:{fleet.workspace}:{fleet.target}"
+        if record is not None:
+            redis.ask("SET", "viewport:relay:instance:plain", record)
+
+    def say(self, direction: str, payload: str, to: str = "ours") -> None:
+        frame = bus_frame(self._fleet, direction, payload, source="plain", target_relay=to)
+        self._redis.ask("RPUSH", f"viewport:relay:queue:{to}", json.dumps(frame))
+
+    async def hear(self) -> dict[str, Any]:
+        """A frame as section 12 has it: its members, signature and age are checked."""
+        queue = "viewport:relay:queue:plain"
+        await until(self._fleet.reactor, lambda: self._redis.ask("LLEN", queue) > 0)
+        frame: dict[str, Any] = json.loads(self._redis.ask("LPOP", queue))
+        assert set(frame) in (MEMBERS, MEMBERS | {"machineId"})
+        assert signed({k: v for k, v in frame.items() if k != "signature"})["signature"] == frame["signature"]
+        assert abs(time.time() * 1000 - frame["issuedAtMs"]) < 15_000
+        assert (frame["sourceRelayId"], frame["targetRelayId"]) == ("ours", "plain")
+        assert (frame["workspaceId"], frame["runtimeTargetId"]) == (self._fleet.workspace, self._fleet.target)
+        return frame
+
+    def announce(self) -> None:
+        """Its daemon has joined."""
+        entry = {
+            "relayId": "plain", "relayWsBaseUrl": "ws://plain.example", "daemonConnected": True,
+            "runtimeTargetId": self._fleet.target, "updatedAtMs": int(time.time() * 1000),
+        }  # fmt: skip
+        self._redis.ask("SET", self._presence, json.dumps(entry), "PX", 45_000)
+
+    def withdraw(self) -> None:
+        self._redis.ask("DEL", self._presence)
+
+    def resolve(self) -> dict[str, Any] | None:
+        """Where the daemon is."""
+        text = self._redis.ask("GET", self._presence)
+        return None if text is None else dict(json.loads(text))
+
+    def presence_ttl(self) -> int:
+        """Milliseconds."""
+        return int(self._redis.ask("PTTL", self._presence))
+
+
+@pytest.fixture(params=RECORDS)
+def plain(request: pytest.FixtureRequest, fleet: Fleet, redis: RedisServer) -> PlainRelay:
+    return PlainRelay(fleet, redis, RECORDS[request.param])
+
+
+@pytest_twisted.ensureDeferred
+async def test_its_client_and_our_daemon(fleet: Fleet, plain: PlainRelay) -> None:
+    ours = await fleet.relay("ours", **SETTINGS)
+    daemon = await fleet.join(ours, "workspace-daemon", machineId="machine-1")
+    await until(fleet.reactor, lambda: plain.resolve() is not None)
+    entry = plain.resolve()
+    assert entry is not None
+    assert set(entry) == {
+        "relayId", "relayWsBaseUrl", "daemonConnected", "runtimeTargetId", "machineId", "updatedAtMs",
+    }  # fmt: skip
+    assert (entry["relayId"], entry["daemonConnected"], entry["machineId"]) == ("ours", True, "machine-1")
+    assert 40_000 < plain.presence_ttl() <= 45_000
+
+    asked = json.dumps(init("r-1"))
+    plain.say("client_to_daemon", asked)
+    assert await daemon.hear() == asked
+    answer = daemon.say(response("r-1", "s-1"))
+    frame = await plain.hear()
+    assert (frame["direction"], frame["payload"]) == ("daemon_to_clients", answer)
+    for number in range(1, 101):
+        plain.say("client_to_daemon", json.dumps(e2ee("s-1", number, ciphertext="äöü 🙂")))
+    assert [json.loads(await daemon.hear())["seq"] for _ in range(100)] == list(range(1, 101))
+    said = [daemon.say(e2ee("s-1", number)) for number in range(1, 101)]
+    assert [(await plain.hear())["payload"] for _ in said] == said
+    daemon.connection.close()
+    await until(fleet.reactor, lambda: plain.resolve() is None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_our_client_and_its_daemon(fleet: Fleet, plain: PlainRelay) -> None:
+    ours = await fleet.relay("ours", **SETTINGS)
+    plain.announce()
+    client = await fleet.join(ours, "client")
+    asked = client.say(init("r-1"))
+    frame = await plain.hear()
+    assert (frame["direction"], frame["payload"]) == ("client_to_daemon", asked)
+    answer = json.dumps(response("r-1", "s-1"))
+    plain.say("daemon_to_clients", answer)
+    assert await client.hear() == answer
+    said = [client.say(e2ee("s-1", number, ciphertext="äöü 🙂")) for number in range(1, 101)]
+    assert [(await plain.hear())["payload"] for _ in said] == said
+    for number in range(1, 101):
+        plain.say("daemon_to_clients", json.dumps(e2ee("s-1", number)))
+    assert [json.loads(await client.hear())["seq"] for _ in range(100)] == list(range(1, 101))
+
+    plain.withdraw()
+    await deferLater(fleet.reactor, 2.2)  # resolved entries are remembered for 2 s
+    client.say(e2ee("s-1", 101))
+    assert (await client.hear_json())["code"] == "DAEMON_UNAVAILABLE"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_is_redirected_to_it(fleet: Fleet, redis: RedisServer) -> None:
+    ours = await fleet.relay("ours", RELAY_PRESENCE_SYNC_INTERVAL_MS="500")
+    PlainRelay(fleet, redis).announce()
+    client = await fleet.join(ours, "client")
+    told = await client.hear_json()
+    assert (told["code"], told["relayWsBaseUrl"]) == ("RELAY_REDIRECT", "ws://plain.example")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_daemon_that_moves_there_and_back(fleet: Fleet, plain: PlainRelay) -> None:
+    ours = await fleet.relay("ours", **SETTINGS)
+    daemon = await fleet.join(ours, "workspace-daemon")
+    await until(fleet.reactor, lambda: plain.resolve() is not None)
+    plain.announce()
+    end = await daemon.ended()
+    assert (end.code, end.reason) == (4008, "replaced by newer daemon")
+    entry = plain.resolve()
+    assert entry is not None and entry["relayId"] == "plain", "the close withdraws our own entry only"
+    await fleet.join(ours, "workspace-daemon")
+    await until(fleet.reactor, lambda: (plain.resolve() or {}).get("relayId") == "ours")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_it_signs_with_another_key_is_refused_and_said(fleet: Fleet, redis: RedisServer) -> None:
+    """The most frequent mistake of a move: the new relay has another RELAY_BUS_HMAC_KEY."""
+    ours = await fleet.relay("ours", **SETTINGS)
+    daemon = await fleet.join(ours, "workspace-daemon")
+    frame = bus_frame(
+        fleet,
+        "client_to_daemon",
+        json.dumps(init("r")),
+        source="plain",
+        target_relay="ours",
+        key="another-key-0123456789",
+    )
+    redis.ask("RPUSH", "viewport:relay:queue:ours", json.dumps(frame))
+    await daemon.quiet()
+
+    async def said() -> list[dict[str, Any]]:
+        return [e for e in await fleet.logs(ours) if e.get("reason") == "BUS_SIGNATURE_INVALID"]
+
+    (entry,) = await said()
+    assert entry["level"] == "error" and entry["details"]["sourceRelayId"] == "plain"
