@@ -141,6 +141,38 @@ async def test_a_daemon_is_seen_coming_and_going(browser, admin):
 
 
 @pytest_twisted.ensureDeferred
+async def test_other_relays_of_the_fleet(browser, admin):
+    await act(signed_in, browser, admin)
+    assert not await act(browser.run, "return document.querySelector('#fleet').checkVisibility()")
+    admin.state.back["relays"] = [
+        {
+            "relayId": "relay-ams-1",
+            "bus": "batches",
+            "seconds": 2,
+            "version": "0.2.0",
+            "url": "wss://ams.example",
+        },
+        {
+            "relayId": HOSTILE[:64],
+            "bus": "frames",
+            "seconds": 80,
+            "version": HOSTILE,
+            "url": "wss://u:secret@h.example/?k=1",
+        },
+        {"relayId": "node", "bus": "unknown", "seconds": 9},
+    ]
+
+    def go():
+        rows = browser.wait(lambda: browser.text("#relays tbody"))
+        assert "relay-ams-1" in rows and "wss://ams.example" in rows and "0.2.0" in rows and "batches" in rows
+        assert "not known" in rows and "single frames" in rows
+        assert "secret" not in rows and "k=1" not in rows
+        assert browser.run("return document.querySelectorAll('#relays img, #relays script').length") == 0
+
+    await act(go)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_refusal_is_seen_at_once_with_its_cause_and_fix(browser, admin):
     await act(signed_in, browser, admin)
     reason = Reason.INTERNAL_KEY_MISMATCH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.web.server import Request
@@ -13,7 +13,7 @@ from viewport_relay.admin.facts import ReadFacts
 from viewport_relay.admin.history import History, take
 from viewport_relay.admin.logs import problem_json
 from viewport_relay.admin.reply import BadRequest, put_json, query
-from viewport_relay.admin.settings import settings_json
+from viewport_relay.admin.settings import settings_json, shown_url
 from viewport_relay.admin.state import StateSource, target_json
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
@@ -82,8 +82,18 @@ class Overview:
             "targets": len(targets),
             "logWriteFailures": self._log.write_failures,
             "capacity": self._capacity.as_json(),
+            "relays": [self._relay(told) for told in state.backplane().get("relays", ())],
             "reasons": self._reasons(now),
         }
+
+    def _relay(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Another relay of the fleet. What it wrote of itself is redacted: who writes to Redis may write anything."""
+        shown = dict(told, relayId=self._log.redactor.identifier(told["relayId"]))
+        if "url" in told:
+            shown["url"] = shown_url(told["url"])
+        if "version" in told:
+            shown["version"] = self._log.redactor.detail("version", told["version"])
+        return shown
 
     def _reasons(self, now: float) -> list[dict[str, Any]]:
         """Reasons that were counted, the latest first."""

@@ -13,6 +13,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from viewport_relay import __version__
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.backplane.batch import BatchSigner, BatchVerifier
 from viewport_relay.backplane.bus import Inbound, Outbound
@@ -88,7 +89,8 @@ class Fleet:
             carrier = RedisCarrier(reactor, config, self.outage, counters, now)
             self._carrier = carrier
             every = config.presence_sync_interval_ms / 1000
-            self._instance = InstanceWatch(reactor, carrier, config.relay_id, instance, every, log)
+            about = {"version": __version__, "url": config.public_ws_base_url}
+            self._instance = InstanceWatch(reactor, carrier, config.relay_id, instance, every, log, about)
             MultiService.setServiceParent(self._instance, self._services)
             self._others = OtherInstances(reactor, carrier)
         else:
@@ -158,6 +160,8 @@ class Fleet:
             told["reason"], told["why"] = failed.reason.code, failed.why
         if self._outbound is not None:
             told["queuedBytes"] = self._outbound.queued
+        if self._others is not None:
+            told["relays"] = self._others.described()
         return told
 
     def start(self, receiver: Receiver) -> None:

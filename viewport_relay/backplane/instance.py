@@ -1,6 +1,6 @@
 """Instance records: which process of a relay runs now, and what it can read.
 
-    PREFIX:instance:RELAYID   {"instance": a random value of the process, "batches": 1}, with a TTL
+    PREFIX:instance:RELAYID   {"instance": a random value of the process, "batches": 1, "version", "url"}, with a TTL
 
 Each process writes its own record from time to time and looks at what was there. One foreign record is what a restart
 leaves behind, and the first look tells that there was a process before; two in a row are a second relay of the same RELAY_ID: the two would read one queue, and each would lose
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 import msgspec
-from attrs import define
+from attrs import Factory, define
 from twisted.application.internet import TimerService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -32,6 +32,12 @@ _RETRY: Final = 0.25
 RECORD_TTL: Final = 5.0
 #: Other relays whose records are remembered.
 MOST_RECORDS: Final = 1024
+#: Other relays that operators are told of, and characters of each text that another relay wrote.
+MOST_DESCRIBED: Final = 64
+MOST_TEXT: Final = 256
+#: Seconds after which a record is looked up again although no frame goes to that relay, and after which a relay without one is forgotten.
+REFRESH: Final = 60.0
+FORGOTTEN: Final = 900.0
 
 
 def new_instance() -> str:
@@ -74,14 +80,16 @@ class InstanceWatch(TimerService):
         instance: str,
         interval: float,
         log: EventSink,
+        about: Mapping[str, str],
     ) -> None:
+        """`about` is told to operators of other relays: the version and the address."""
         TimerService.__init__(self, max(0.02, interval), self._look)
         self.clock = self._reactor_time = clock
         self._records = records
         self._relay_id = relay_id
         self._log = log
         self._instance = instance
-        self._ours = msgspec.json.encode({"instance": instance, "batches": 1})
+        self._ours = msgspec.json.encode({"instance": instance, "batches": 1, **about})
         self._foreign = 0
 
     async def begin(self) -> bool:
@@ -123,6 +131,8 @@ class InstanceWatch(TimerService):
 @define(eq=False)
 class _Known:
     instance: str | None = None
+    record: Mapping[str, object] = Factory(dict)
+    used: float = 0.0
     until: float = 0.0
     asking: bool = False
 
@@ -138,17 +148,43 @@ class OtherInstances:
     def reads_batches(self, relay_id: str) -> str | None:
         """The instance of a relay that reads batches; None if it does not, or is not known to yet.
 
-        Answers at once from what was last seen, which is looked up again in the background.
+        To be asked for each frame to that relay. Answers at once from what was last seen, which is looked up again in the background.
         """
         known = self._known.get(relay_id)
         if known is None:
             if len(self._known) >= MOST_RECORDS:
                 del self._known[next(iter(self._known))]
             known = self._known[relay_id] = _Known()
-        if not known.asking and self._clock.seconds() >= known.until:
-            known.asking = True
-            Deferred.fromCoroutine(self._look_up(relay_id, known))
+        now = known.used = self._clock.seconds()
+        if not known.asking and now >= known.until:
+            self._ask_again(relay_id, known)
         return known.instance
+
+    def described(self) -> list[dict[str, Any]]:
+        """The relays that frames went to, for the operator.
+
+        `relayId`; `seconds` since the last frame to it; `bus`, the form that it reads: "batches", "frames", or "unknown" where no record
+        is there; `version` and `url` where the record has them. Who has no record and got no frame for FORGOTTEN seconds is left out.
+        """
+        found, now = [], self._clock.seconds()
+        for relay_id, known in sorted(self._known.items())[:MOST_DESCRIBED]:
+            if not known.asking and now >= known.until + REFRESH:
+                self._ask_again(relay_id, known)
+            seconds = now - known.used
+            if not known.record and seconds > FORGOTTEN:
+                continue
+            bus = "batches" if known.instance else "frames" if known.record else "unknown"
+            told: dict[str, Any] = {"relayId": relay_id, "bus": bus, "seconds": round(seconds)}
+            for name in ("version", "url"):
+                value = known.record.get(name)
+                if isinstance(value, str):
+                    told[name] = value[:MOST_TEXT]
+            found.append(told)
+        return found
+
+    def _ask_again(self, relay_id: str, known: _Known) -> None:
+        known.asking = True
+        Deferred.fromCoroutine(self._look_up(relay_id, known))
 
     async def _look_up(self, relay_id: str, known: _Known) -> None:
         try:
@@ -159,6 +195,7 @@ class OtherInstances:
             instance = record.get("instance")
             reads = record.get("batches") == 1 and isinstance(instance, str)
             known.instance = str(instance) if reads else None
+            known.record = record
         finally:
             known.asking = False
             known.until = self._clock.seconds() + RECORD_TTL

@@ -100,7 +100,11 @@ class CrewState:
     def backplane(self) -> Mapping[str, Any]:
         told = [picture.backplane for picture in self.pictures()]
         down = [one for one in told if one.get("up") is False]
-        return next(iter(down or told), {"mode": "single"})
+        found = dict(next(iter(down or told), {"mode": "single"}))
+        relays = {relay["relayId"]: relay for one in told for relay in one.get("relays", ())}
+        if relays:
+            found["relays"] = [relays[name] for name in sorted(relays)]
+        return found
 
 
 def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewState, log: EventLog) -> None:

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tests.unit.backplane.parts import Log
-from viewport_relay.backplane.instance import RECORD_TTL, InstanceWatch, OtherInstances
+from viewport_relay.backplane.instance import FORGOTTEN, RECORD_TTL, REFRESH, InstanceWatch, OtherInstances
 from viewport_relay.backplane.interface import CarrierFailed
 
 
@@ -45,7 +45,7 @@ class Parts:
         self.clock, self.kept, self.log = Clock(), Kept(), Log()
 
     def watch(self, instance: str) -> InstanceWatch:
-        return InstanceWatch(self.clock, self.kept, "a", instance, 10.0, self.log)
+        return InstanceWatch(self.clock, self.kept, "a", instance, 10.0, self.log, {"version": "9.9"})
 
     def begin(self, watch: InstanceWatch) -> list[bool]:
         found: list[bool] = []
@@ -113,3 +113,31 @@ def test_other_relays_are_looked_up_in_the_background_and_remembered() -> None:
     parts.clock.advance(RECORD_TTL)
     others.reads_batches("b")
     assert others.reads_batches("b") is None
+
+
+def test_other_relays_are_described_for_the_operator() -> None:
+    parts = Parts()
+    others = OtherInstances(parts.clock, parts.kept)
+    assert others.described() == []
+    parts.begin(parts.watch("one"))
+    parts.kept.records["b"] = parts.kept.records["a"]  # as the watch writes it
+    parts.kept.records["c"] = json.dumps({"instance": "of-c", "version": 7, "url": "u" * 9999}).encode()
+    for relay_id in ("c", "b", "node"):
+        others.reads_batches(relay_id)
+    parts.clock.advance(3)
+    assert others.described() == [
+        {"relayId": "b", "bus": "batches", "seconds": 3, "version": "9.9"},
+        {"relayId": "c", "bus": "frames", "seconds": 3, "url": "u" * 256},
+        {"relayId": "node", "bus": "unknown", "seconds": 3},
+    ]
+    asked = parts.kept.asked
+    for _ in range(10):
+        others.described()
+    assert parts.kept.asked == asked, "looking at the page asks Redis nothing"
+    del parts.kept.records["c"]
+    parts.clock.advance(REFRESH + RECORD_TTL)
+    others.described()
+    assert parts.kept.asked == asked + 3, "but what is old is looked up again"
+    assert others.described()[1]["bus"] == "unknown"
+    parts.clock.advance(FORGOTTEN)
+    assert [told["relayId"] for told in others.described()] == ["b"]

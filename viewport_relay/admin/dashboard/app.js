@@ -3,6 +3,7 @@
 import { get, post, signedIn, signIn, signOut, SignedOut } from "./api.js";
 import { Connections } from "./connections.js";
 import { byId, confirmed, toast } from "./dom.js";
+import { showFleet } from "./fleet.js";
 import { Log } from "./log.js";
 import { Numbers } from "./numbers.js";
 import { Settings } from "./settings.js";
@@ -69,6 +70,7 @@ async function look() {
     if (wasLost) numbers.history(await get("api/history")); // it may be another process now
     wasLost = false;
     numbers.show(overview);
+    showFleet(overview.relays);
     if (looks % 2 === 0) await Promise.all([workspaces.refresh(), connections.refresh()]);
     looks += 1;
     if (log.source?.readyState === EventSource.CLOSED) log.open();
