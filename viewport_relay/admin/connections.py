@@ -19,9 +19,10 @@ MAX_SEARCH: Final = 128
 
 
 class Connections:
-    """The page. Ids that peers chose pass the `redactor`."""
+    """The page. Ids that peers chose pass the `redactor`. `several`: another relay may have the daemon."""
 
-    def __init__(self, state: StateSource, redactor: Redactor) -> None:
+    def __init__(self, state: StateSource, redactor: Redactor, *, several: bool) -> None:
+        self._several = several
         self._state = state
         self._redactor = redactor
 
@@ -36,7 +37,8 @@ class Connections:
         ]
         found.sort(key=_need_a_look)
         rows = [self._row(target, peer) for target, peer in found[:MAX_PEERS]]
-        return put_json(request, {"ok": True, "total": len(found), "connections": rows})
+        body = {"ok": True, "total": len(found), "severalRelays": self._several, "connections": rows}
+        return put_json(request, body)
 
     def _row(self, target: TargetView, peer: PeerView) -> dict[str, Any]:
         return {

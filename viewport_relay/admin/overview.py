@@ -157,4 +157,7 @@ class Overview:
             row.pop("clients")
             row.pop("workers", None)
             rows.append(row)
-        return put_json(request, {"ok": True, "total": len(targets), "workspaces": rows})
+        several = self._config.backplane_mode != "single"
+        return put_json(
+            request, {"ok": True, "total": len(targets), "severalRelays": several, "workspaces": rows}
+        )

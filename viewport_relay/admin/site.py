@@ -170,7 +170,7 @@ def build(
             config, log=log, counters=counters, state=state, facts=facts, capacity=capacity, history=history,
             started_at=started_at, now=now,
         )  # fmt: skip
-        connections = Connections(state, log.redactor)
+        connections = Connections(state, log.redactor, several=config.backplane_mode != "single")
         sign_in = SignIn(auth, log, client_ip, always_secure=config.tls_termination == "platform")
         kept = history
         routes |= {

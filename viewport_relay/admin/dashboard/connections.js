@@ -23,12 +23,12 @@ export class Connections {
     const more = answer.total > answer.connections.length ? `, ${answer.connections.length} shown` : "";
     put("peers-count", `${count(answer.total)}${more}`);
     byId("peers-empty").hidden = answer.total > 0;
-    replaceRows(byId("peers").tBodies[0], answer.connections.map((row) => this.#row(row)));
+    replaceRows(byId("peers").tBodies[0], answer.connections.map((row) => this.#row(row, answer.severalRelays)));
   }
 
-  #row(row) {
+  #row(row, fleet) {
     const cell = (label, kind, ...children) => el("td", { "data-label": label, class: kind }, ...children);
-    const notes = [row.waits ? "waits for its daemon" : "", row.paused ? "paused" : "", row.noise === "none" ? "" : `link ${row.noise}`];
+    const notes = [row.waits ? (fleet ? "its daemon is not on this relay" : "waits for its daemon") : "", row.paused ? "paused" : "", row.noise === "none" ? "" : `link ${row.noise}`];
     return el("tr", {},
       cell(null, "wide", el("b", {}, ROLES[row.role] || row.role), " ", el("span", { class: "id" }, row.clientId),
         el("span", { class: "sub" }, [row.version, ...notes].filter(Boolean).join(" · "))),

@@ -7,9 +7,10 @@ function cell(label, kind, ...children) {
   return el("td", { "data-label": label, class: kind }, ...children);
 }
 
-function daemon(row) {
+function daemon(row, fleet) {
   if (!row.daemonConnected) {
     const waiting = row.clientCount > 0;
+    if (fleet) return cell("Daemon", "wide", el("span", { class: "sign off" }, "–"), "not on this relay");
     return cell("Daemon", "wide", el("span", { class: `sign ${waiting ? "warn" : "off"}` }, waiting ? "▲" : "–"),
       waiting ? "none: clients wait" : "none");
   }
@@ -45,7 +46,7 @@ export class Workspaces {
     replaceRows(byId("spaces").tBodies[0], answer.workspaces.map((row) => el("tr", {},
       cell(null, "wide id", row.workspaceId),
       cell("Target", "wide id", row.runtimeTargetId === null ? "–" : row.runtimeTargetId),
-      daemon(row),
+      daemon(row, answer.severalRelays),
       cell("Clients", "num", count(row.clientCount + row.workerCount)),
       cell("Sessions", "num", count(row.sessions)),
       cell("Frames", "num", count(row.frames)),
