@@ -21,10 +21,10 @@ PACKAGE = ROOT / "viewport_relay"
 LEFT = ROOT / "tests/unit/arrows-left.txt"
 
 #: Small modules that import nothing of the relay; every room but `protocol` may use them.
-TOOLS = frozenset({"deferredcache", "notify", "descriptors", "signals", "collector"})
+TOOLS = frozenset({"deferredcache", "timelimit", "notify", "descriptors", "signals", "collector"})
 
 _BASE = frozenset({"reasons"})
-_LOW = _BASE | {"protocol", "config", "observe", "deferredcache"}
+_LOW = _BASE | {"protocol", "config", "observe", "deferredcache", "timelimit"}
 _WIRE = _LOW | {"admission"}
 _SESSIONS = _WIRE | {"wire", "routing", "noise", "backplane.interface"}
 _SERVICE = _SESSIONS | {"sessions", "backplane", "admin"} | TOOLS

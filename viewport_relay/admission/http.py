@@ -38,6 +38,7 @@ from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.httpwords import hint, why
 from viewport_relay.admission.tls import ClientTls
 from viewport_relay.config import Config
+from viewport_relay.timelimit import add_time_limit
 
 
 class HttpClient:
@@ -78,7 +79,7 @@ class HttpClient:
         asking = self._exchange(call, body)
         if call.retry:
             asking.addErrback(self._once_more, call, body)
-        asking.addTimeout(call.limit, self._clock, _expired)
+        add_time_limit(asking, call.limit, self._clock, _expired)
         cancelled = False
 
         def pass_on(result: Answer | Failure) -> None:

@@ -3,7 +3,8 @@
     relay → platform   {"relayToken","role","workspaceId","runtimeTargetId"?}, header x-relay-internal-key
     relay ← platform   {"ok":true,"claims":{…}} | {"ok":false,"reason":"…"}
 
-Concurrent equal questions share one request. `verdict.py` decides what an answer means.
+Concurrent equal questions share one request; `platformqueue.py` bounds how many are under way. `verdict.py` decides what an
+answer means.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from attrs import evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.http import HttpClient
-from viewport_relay.admission.httpcall import Call, HttpFailure, TimedOut
+from viewport_relay.admission.httpcall import Answer, Call, HttpFailure, TimedOut
 from viewport_relay.admission.platformclock import PlatformClock
+from viewport_relay.admission.platformqueue import PlatformQueue
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.deferredcache import DeferredCache, Fetched
@@ -69,6 +71,7 @@ class PlatformValidator:
         self._call = Call.make(
             "POST", settings.url, headers, limit=settings.limit, max_bytes=settings.max_bytes
         )
+        self._queue = PlatformQueue(clock, settings.limit)
         self._answers: DeferredCache[_Key, Claims | Refusal] = DeferredCache(clock, CACHE_MAX)
 
     def recall(self, digest: bytes, query: UpgradeQuery) -> Claims | None:
@@ -126,8 +129,14 @@ class PlatformValidator:
             question["runtimeTargetId"] = query.runtime_target_id
         body = msgspec.json.encode(question)
         began = self._clock.seconds()
+
+        async def request() -> Answer:
+            nonlocal began
+            began = self._clock.seconds()  # the queue's time is not the platform's
+            return await self._http.ask(self._call, body)
+
         try:
-            answer = await self._http.ask(self._call, body)
+            answer = await self._queue.run(request)
         except HttpFailure as failure:
             self._count("failed", began, "timeout" if isinstance(failure, TimedOut) else "failed")
             raise judge_failure(failure, self._call.shown) from None

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from viewport_relay.admission.httpwords import why
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.reasons import Reason
+from viewport_relay.timelimit import add_time_limit
 
 Command = tuple[str | bytes | int | float, ...]
 
@@ -114,7 +115,7 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
                 ready.errback(CarrierFailed(self.factory.refused or _words(self.lost_by)))
 
         lost.addCallback(too_early)
-        ready.addTimeout(limit, clock, _expired)
+        add_time_limit(ready, limit, clock, _expired)
         await ready
         return lost
 
@@ -129,7 +130,7 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
         asked = _Asked(len(commands))
         self._asked.append(asked)
         self.transport.write(_packed(commands))
-        asked.done.addTimeout(limit, clock, _expired)
+        add_time_limit(asked.done, limit, clock, _expired)
         missing: CarrierFailed | None = None
         try:
             await asked.done

@@ -1,0 +1,135 @@
+"""A fleet whose relays are restarted one after the other, and one whose daemons all come back at once."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.test_fleet import told
+from tests.drill.balancer import CHECK, Balancer
+from tests.drill.fleet import DrillFleet, metric
+from tests.drill.platform import FaultyPlatform
+from tests.drill.redisserver import RedisServer
+from tests.drill.relay import until
+from tests.drill.swarm import Swarm, tenths
+from tests.ports import free_port
+
+pytestmark = pytest.mark.redis
+slow = pytest.mark.slow
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path).start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize(
+    ("program", "pairs"),
+    [
+        pytest.param("haproxy", 20, marks=pytest.mark.haproxy),
+        pytest.param("haproxy", 150, marks=[pytest.mark.haproxy, slow]),
+        pytest.param("nginx", 150, marks=[pytest.mark.nginx, slow]),
+    ],
+)
+def test_every_relay_is_restarted(
+    program: str, pairs: int, platform: FaultyPlatform, redis: RedisServer, tmp_path: Path
+) -> None:
+    """Behind the balancer of docs/how-to/load-balancers.md no upgrade is refused, and no request is silent."""
+    ports = [free_port() for _ in range(3)]
+    with (
+        Balancer(program, tmp_path / program, ports) as balancer,
+        DrillFleet(
+            platform, redis.url, 3, {"RELAY_TRUSTED_PROXIES": "127.0.0.1"},
+            {n: balancer.settings(n) for n in range(3)}, ports,
+        ) as fleet,
+        Swarm(platform, pause=0.0) as swarm,
+    ):  # fmt: skip
+        time.sleep(3 * CHECK)  # the balancer has seen that all are ready
+        swarm.add(pairs, daemon=lambda n: [balancer.port], client=lambda n: [balancer.port])
+        swarm.until_talking()
+        swarm.mark()
+        began = time.monotonic()
+        errors = []
+        for number, relay in enumerate(fleet.relays[:]):
+            assert relay.stop() == 0
+            errors += relay.errors()
+            fleet.restart(number).wait()
+            time.sleep(3 * CHECK)  # the pause of an orchestrator: the balancer has seen that it is ready
+        took = time.monotonic() - began
+        swarm.until_talking()
+        time.sleep(0.5)
+        figures = swarm.figures()
+        _, before = fleet.bus_share()
+        time.sleep(1.5)
+        share, _ = fleet.bus_share(before)
+        told(
+            f"rolling restart of three behind {program}", pairs=pairs, took=f"{took:.1f} s", **figures,
+            refused=len(swarm.refused), reconnects=swarm.closes.total(), redirects=swarm.followed,
+            bus_share_afterwards=f"{share:.2%}",
+        )  # fmt: skip
+        assert swarm.refused == []
+        # Closed with 1001 in waves, and nothing else; each peer once or twice, as it may come to a relay whose turn is next.
+        assert all("relay shutting down" in why for why in swarm.closes), swarm.closes
+        assert figures["cut"] <= swarm.closes.total()
+        assert figures["silent"] == 0
+        assert figures["longest_gap"] < 10
+        assert share < 0.01
+        # What was queued for a relay's process before is refused by the next one.
+        assert [e for e in errors + fleet.errors() if e.get("reason") != "BUS_SIGNATURE_STALE"] == []
+        assert swarm.disorder == 0
+
+
+@pytest.mark.parametrize("wanted", [150, pytest.param(2000, marks=slow)])
+def test_all_daemons_come_back_at_once(platform: FaultyPlatform, redis: RedisServer, wanted: int) -> None:
+    """Their relay is killed, and all of them come to the other one, where pairs are talking."""
+    # The drill holds one descriptor for each daemon, a relay two where the platform is asked.
+    count = min(wanted, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1000) // 3)
+    settings = {"RELAY_MAX_TOTAL_CONNECTIONS": str(count + 1000)}
+    with (
+        DrillFleet(platform, redis.url, 2, settings) as fleet,
+        Swarm(platform, patience=5.0) as steady,
+        Swarm(platform) as swarm,
+    ):
+        steady.add(3, daemon=lambda n: fleet.ports[1:], client=lambda n: fleet.ports[1:])
+        swarm.add(count, daemon=lambda n: fleet.ports, client=None)
+        steady.until_talking()
+        swarm.until_seated(120)
+        swarm.mark()
+        steady.mark()
+        asked, cpu, commands = platform.validated, fleet[1].cpu(), _commands(redis)
+        began = time.monotonic()
+        fleet[0].process.kill()
+        until(lambda: len(swarm.seated) == count, 120, "a seat for each")
+        seated = max(swarm.seated) - began
+        until(
+            lambda: len(redis.ask("KEYS", "viewport:relay:presence:*")) == count + 3, 30, "presence of each"
+        )
+        announced = time.monotonic() - began
+        cpu, commands = fleet[1].cpu() - cpu, _commands(redis) - commands
+        figures = steady.figures()
+        refused = [why for why in swarm.refused if f" at {fleet.ports[0]}:" not in why]  # by the living relay
+        told(
+            f"{count} daemons come back at once", wanted=wanted, seated_after=f"{seated:.2f} s",
+            announced_after=f"{announced:.2f} s", relay_cpu=f"{cpu:.2f} s",
+            cpu_each=f"{cpu / count * 1000:.2f} ms", platform_requests=platform.validated - asked,
+            redis_commands=commands, refused=len(refused),
+            joins_per_tenth=tenths(swarm.seated, began), steady=figures, rss=f"{fleet[1].rss() / 1e6:.0f} MB",
+        )  # fmt: skip
+        assert sum(room["daemonConnected"] for room in fleet[1].state()) == count + 3
+        assert refused == []
+        # Each token is asked about once: the relay that they come to has not seen it.
+        assert platform.validated - asked == count
+        assert figures["told"] == figures["cut"] == figures["silent"] == 0, figures
+        assert metric(fleet[1], "relay_admission_denied_total") == 0
+        assert fleet[1].errors() == []
+
+
+def _commands(redis: RedisServer) -> int:
+    found: bytes = redis.ask("INFO", "stats")
+    return int(found.partition(b"total_commands_processed:")[2].split()[0])

@@ -1,0 +1,96 @@
+"""How many requests to the platform are under way, who is next, and who waits no longer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+
+from viewport_relay.admission.httpcall import TimedOut, Unreachable
+from viewport_relay.admission.platformqueue import UNDER_WAY_MAX, PlatformQueue
+
+LIMIT = 2.0
+
+
+class Asked:
+    """Requests through a queue: which were sent, and what became of each."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._queue = PlatformQueue(clock, LIMIT)
+        self.sent: dict[int, Deferred[str]] = {}
+        self.results: dict[int, Any] = {}
+        self.waits: list[Deferred[Any]] = []
+
+    def ask(self, count: int = 1) -> None:
+        for _ in range(count):
+            number = len(self.waits)
+
+            def request(number: int = number) -> Deferred[str]:
+                self.sent[number] = Deferred()
+                return self.sent[number]
+
+            waiting = Deferred.fromCoroutine(self._queue.run(request))
+            self.waits.append(waiting)
+            waiting.addBoth(lambda result, number=number: self.results.__setitem__(number, result))
+
+
+@pytest.fixture
+def asked(clock: Clock) -> Asked:
+    return Asked(clock)
+
+
+def test_so_many_are_under_way_and_the_others_wait_in_order(asked: Asked) -> None:
+    asked.ask(UNDER_WAY_MAX + 3)
+    assert list(asked.sent) == list(range(UNDER_WAY_MAX))
+    asked.sent[7].callback("answer")
+    assert asked.results == {7: "answer"} and list(asked.sent)[-1] == UNDER_WAY_MAX
+    asked.sent[3].errback(Unreachable("connection refused"))
+    assert asked.results[3].check(Unreachable) and list(asked.sent)[-1] == UNDER_WAY_MAX + 1
+    asked.waits[5].cancel()  # its peer has left
+    assert asked.results[5].check(CancelledError) and list(asked.sent)[-1] == UNDER_WAY_MAX + 2
+
+
+def test_who_leaves_while_it_waits_is_never_sent(asked: Asked) -> None:
+    asked.ask(UNDER_WAY_MAX + 2)
+    asked.waits[UNDER_WAY_MAX].cancel()
+    assert asked.results[UNDER_WAY_MAX].check(CancelledError)
+    asked.sent[0].callback("answer")
+    assert UNDER_WAY_MAX not in asked.sent and UNDER_WAY_MAX + 1 in asked.sent
+
+
+def test_a_platform_that_answers_is_waited_for(asked: Asked, clock: Clock) -> None:
+    """A storm of new tokens: the limit is each request's, not the queue's."""
+    asked.ask(10 * UNDER_WAY_MAX)
+    for number in range(10 * UNDER_WAY_MAX):
+        clock.advance(LIMIT / UNDER_WAY_MAX / 2)
+        asked.sent[number].callback(number)
+    assert asked.results == {number: number for number in range(10 * UNDER_WAY_MAX)}
+
+
+def test_one_that_does_not_answer_is_waited_for_twice_the_limit_at_most(asked: Asked, clock: Clock) -> None:
+    asked.ask(3 * UNDER_WAY_MAX)
+    clock.advance(LIMIT / 2)
+    asked.ask()  # has not waited for the limit yet when the first ones time out
+    late = len(asked.waits) - 1
+    clock.advance(LIMIT / 2)
+    for number in range(UNDER_WAY_MAX):
+        asked.sent[number].errback(TimedOut("time out"))
+    assert set(asked.results) == set(range(3 * UNDER_WAY_MAX))
+    assert {result.type for result in asked.results.values()} == {TimedOut}
+    waited = asked.results[3 * UNDER_WAY_MAX - 1].value
+    assert waited.why == "time out in the queue of requests" and "platform" in waited.hint
+    assert late in asked.sent
+    asked.sent[late].callback("answer")
+    assert asked.results[late] == "answer"
+
+
+def test_its_places_are_free_again_afterwards(asked: Asked, clock: Clock) -> None:
+    asked.ask(2 * UNDER_WAY_MAX)
+    clock.advance(LIMIT)
+    for number in range(UNDER_WAY_MAX):
+        asked.sent[number].errback(TimedOut("time out"))
+    first = len(asked.waits)
+    asked.ask(UNDER_WAY_MAX + 1)
+    assert len([number for number in asked.sent if number >= first]) == UNDER_WAY_MAX

@@ -1,0 +1,76 @@
+"""The queue of requests to the platform: some are under way, the others wait in order.
+
+When a relay is lost its peers come to another one within a second, and each brings a token that is new there. Asked about
+all at once, a platform answers none of them in time, and all of them come again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.admission.httpcall import TimedOut
+
+T = TypeVar("T")
+
+#: Requests under way at most. A platform that takes 50 ms for each answers 1,280 a second, more than one relay can admit.
+UNDER_WAY_MAX: Final = 64
+
+_HINT: Final = (
+    "the platform does not answer the requests before this one: look at its load and the network to it"
+)
+
+
+class PlatformQueue:
+    """Runs requests, `UNDER_WAY_MAX` at a time. `limit` is the seconds that each may take once it is sent.
+
+    A request waits for as long as the platform answers those before it. When one of them times out, those that have
+    waited for `limit` time out with it: nobody waits for more than twice `limit`.
+    """
+
+    def __init__(self, clock: IReactorTime, limit: float) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._slots = DeferredSemaphore(UNDER_WAY_MAX)
+        self._since: dict[Deferred[Any], float] = {}  # those that wait, the longest first
+
+    async def run(self, request: Callable[[], Awaitable[T]]) -> T:
+        """The result of `request`, called when it is its turn. Raises what that raises, and TimedOut.
+
+        Cancelling it gives up the place in the queue, or the request.
+        """
+        await self._turn()
+        try:
+            return await request()
+        except TimedOut:
+            self._give_up()
+            raise
+        finally:
+            self._slots.release()
+
+    async def _turn(self) -> None:
+        turn = self._slots.acquire()
+        if turn.called:
+            await turn
+            return
+        self._since[turn] = self._clock.seconds()
+        try:
+            await turn
+        except CancelledError:
+            if turn in self._since:  # the caller's own cancellation
+                raise
+            raise TimedOut("time out in the queue of requests", hint=_HINT) from None
+        finally:
+            self._since.pop(turn, None)
+
+    def _give_up(self) -> None:
+        """Let those time out that have waited for `limit`."""
+        now = self._clock.seconds()
+        for turn, since in tuple(self._since.items()):
+            if now - since < self._limit:
+                break
+            del self._since[turn]
+            turn.cancel()
