@@ -17,15 +17,17 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from tools import arrows
+from tools import arrows, machines
 from viewport_relay.cli.explain import seen_as
 from viewport_relay.cli.logsample import event_of, sample_line
 from viewport_relay.cli.main import main as command
 from viewport_relay.config import VARIABLES, Variable
+from viewport_relay.noise.machine import LINK_MACHINE
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.events import EVENTS
 from viewport_relay.observe.metrics import Gauges, RelayCollector
 from viewport_relay.reasons import Reason
+from viewport_relay.wire.life import LIFE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -322,6 +324,8 @@ def pages() -> dict[Path, str]:
         docs / "reference/events.md": events_page(),
         docs / "reference/cli.md": cli_page(),
         docs / "how-to/troubleshooting.md": troubleshooting_page(),
+        docs / "topics/noise-machine.dot": machines.drawing(LINK_MACHINE),
+        docs / "topics/connection-life.dot": machines.drawing(LIFE),
         ROOT / "README.md": readme(),
         docs / "topics/architecture.md": between_marks(
             "docs/topics/architecture.md", "arrows", arrows.diagram()

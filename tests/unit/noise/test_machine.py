@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import pytest
 from automat import NoTransition
 
+from tests.pages import ROOT
 from tests.unit.noise.peers import Recorder
+from tools.machines import drawing
 from viewport_relay.noise import machine
-from viewport_relay.noise.diagram import INPUTS, STATES, transitions
-from viewport_relay.noise.machine import LINK_MACHINE, LinkCore
+from viewport_relay.noise.machine import LINK_MACHINE, LinkCore, LinkInputs
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.reasons import Reason, Refusal
 
@@ -20,6 +23,9 @@ GIVEN = Refusal(
     Reason.NOISE_STATIC_KEY_MISMATCH, "given", details={"a": 1}
 )  # fed to inputs that take a refusal
 TAKES_REFUSAL = {"refused"}
+
+STATES = ("awaiting", "answered", "established", "closed")
+INPUTS = tuple(name for name in vars(LinkInputs) if not name.startswith("_"))  # in the order of the source
 
 
 class Scripted:
@@ -115,7 +121,24 @@ def told(peer: Recorder) -> list[tuple[str, Any]]:
 
 
 def test_the_table_names_every_transition_of_the_machine_and_no_other() -> None:
-    assert {(t.state, t.input) for t in transitions()} == set(EXPECTED)
+    drawn = re.findall(r">(\w+)</font></td></tr>.*\n\t(\w+) -> t\d+:", drawing(LINK_MACHINE))
+    assert {(state, symbol) for symbol, state in drawn} == set(EXPECTED)
+    assert len(drawn) == len(EXPECTED)
+
+
+def test_the_page_about_the_machine_has_every_input_and_every_transition() -> None:
+    text = (ROOT / "docs" / "topics" / "noise-machine.md").read_text("utf-8")
+    for name in INPUTS:
+        meaning = " ".join((inspect.getdoc(getattr(LinkInputs, name)) or "").split())
+        assert f"| `{name}` | {meaning} |" in text
+    rows = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \| .+ \|$", text, re.MULTILINE)
+    ends = re.findall(
+        r">(\w+)</font></td></tr>.*\n\t(\w+) -> t\d+:.*\n\tt\d+:tableport:e -> (\w+)", drawing(LINK_MACHINE)
+    )
+    assert {(state, symbol, end) for symbol, state, end in ends} == set(rows) - {("state", "input", "to")}
+    shown = re.findall(r"^  (\w+) --> (\w+): (.+)$", text, re.MULTILINE)
+    arrows = {(state, symbol, end) for state, end, symbols in shown for symbol in symbols.split(" / ")}
+    assert arrows == {row for row in rows if row[0] in STATES and row[0] != "closed"}
 
 
 @pytest.mark.parametrize("symbol", INPUTS)
