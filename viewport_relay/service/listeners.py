@@ -21,6 +21,7 @@ from viewport_relay.admin.auth import AdminAuth
 from viewport_relay.config import EX_CONFIG, Config, bracketed, is_loopback
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.wire.attempts import UpgradeAttempts
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.httpconnections import HttpConnections
@@ -28,7 +29,6 @@ from viewport_relay.wire.plainhttp import HttpBudget, PlainHttp
 from viewport_relay.wire.proxyprotocol import ProxyFactory
 from viewport_relay.wire.site import Pages, RelaySite, Root
 from viewport_relay.wire.tls import ServerContext, TLSFactory
-from viewport_relay.wire.upgrade import UpgradeAttempts
 
 _BACKLOG: Final = 1024
 

@@ -34,9 +34,9 @@ from viewport_relay.service.listeners import Listeners
 from viewport_relay.service.timers import every
 from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.signals import Signals
+from viewport_relay.wire.attempts import UpgradeAttempts
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.tls import CertificateWatch, ServerContext
-from viewport_relay.wire.upgrade import UpgradeAttempts
 
 #: Seconds on top of the drain that the service manager is asked for.
 _STOP_MARGIN: Final = 15

@@ -18,7 +18,7 @@ from twisted.web.http import Request
 
 from viewport_relay.admission.limits import FULL_RETRY_AFTER, Ticket
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.upgrade import Attempt, UpgradeAttempts
+from viewport_relay.wire.attempts import Attempt, UpgradeAttempts
 
 #: Passes a connection on: workspace, socket, client's address, bytes already read, its ticket in the counts. False: no room.
 Pass = Callable[[str, socket.socket, str, bytes, Ticket], bool]

@@ -1,0 +1,244 @@
+"""Upgrade attempts: the checks of an upgrade request that need no I/O, and refusals as HTTP answers.
+
+    request -> limits and form, cheapest first -> decided by a subclass | refused
+
+`twisted.web` has read the request. Until an attempt is decided the HTTP channel keeps what the peer sends early, within a bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from http import HTTPStatus
+from typing import Any, Final
+
+from attrs import define
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from viewport_relay.admission.addresses import counted_as
+from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
+from viewport_relay.admission.token import TokenSource, token_from
+from viewport_relay.config import BY_ATTRIBUTE, Config
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.protocol.grant import Role, UpgradeQuery
+from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.wire.channel import RelayChannel
+from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.handshake import check_handshake, header, header_values, is_upgrade, parse_query
+
+#: Reasons that all clients behind one proxy meet at once, if the relay does not trust the proxy.
+_BY_ADDRESS: Final = frozenset({Reason.RATE_LIMIT_EXCEEDED, Reason.TOO_MANY_CONNECTIONS_PER_IP})
+
+
+@define(eq=False)
+class Attempt:
+    """One upgrade attempt: what is known of it so far, and its place in the counts of connections."""
+
+    connection_id: str
+    ip: str
+    request: Request
+    query: UpgradeQuery | None = None
+    token: TokenSource | None = None
+    subprotocols: tuple[str, ...] = ()
+    ticket: Ticket | None = None
+    client_id: str | None = None
+    transport: Any = None  # set when a connection has taken the transport over
+
+    @property
+    def channel(self) -> RelayChannel:
+        channel: Any = self.request.channel
+        assert isinstance(channel, RelayChannel)
+        return channel
+
+    def release(self) -> None:
+        """Give the place in the counts back; a second call does nothing."""
+        ticket, self.ticket = self.ticket, None
+        if ticket is not None:
+            ticket.release()
+
+    def describe(self) -> dict[str, Any]:
+        """The details of log entries about the attempt."""
+        query = self.query
+        return {
+            "role": query.role.value if query else None,
+            "workspaceId": query.workspace_id if query else None,
+            "runtimeTargetId": query.runtime_target_id if query else None,
+            "clientId": self.client_id,
+            "ip": self.ip,
+        }
+
+
+class UpgradeAttempts(Resource):
+    """The `/ws` resource without a decision: checks attempts, and answers refusals over HTTP.
+
+    A subclass decides what becomes of an attempt that has passed the checks. While the relay drains, `stopping` is set and every
+    attempt is refused.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        log: EventSink,
+        counters: Counters,
+        *,
+        address: ClientAddress,
+        attempts: WindowCounter,
+        counts: ConnectionCounts,
+    ) -> None:
+        """`attempts` counts upgrade attempts by address, `counts` open connections and pending attempts."""
+        Resource.__init__(self)
+        self.stopping = False
+        self._config = config
+        self._clock = clock
+        self._log = log
+        self._counters = counters
+        self._address = address
+        self._attempts = attempts
+        self._counts = counts
+
+    def apply(self, config: Config, *, attempts: int, total: int, per_ip: int, clients: int) -> None:
+        """Take up reloaded settings: allowed origins, attempts per address and minute, limits on connections."""
+        self._config = config
+        self._attempts.limit = attempts
+        self._counts.set_limits(total, per_ip, clients)
+
+    def render(self, request: Request) -> int:
+        answering = Deferred.fromCoroutine(self._answer(request))
+        if not answering.called:  # a peer that leaves while its attempt waits leaves nothing behind
+            request.notifyFinish().addErrback(lambda _: answering.cancel())
+        return NOT_DONE_YET
+
+    async def _answer(self, request: Request) -> None:
+        attempt = Attempt(os.urandom(9).hex(), self._address(request), request)
+        try:
+            self._check(attempt)
+            await self._decide(attempt)
+        except Refusal as refusal:
+            self._refuse(attempt, refusal)
+        except CancelledError:  # the peer has left, or the relay stops
+            attempt.release()
+        except Exception:  # a fault in one upgrade is logged and ends this one connection
+            self._broken(attempt, Failure())
+
+    # -- checks without I/O --------------------------------------------------------------------------------
+
+    def _check(self, attempt: Attempt) -> None:
+        """The checks of the wire protocol, section 2, up to the presence of a token, cheapest first. Raises Refusal."""
+        config, request = self._config, attempt.request
+        if not is_upgrade(request):
+            raise Refusal(
+                Reason.UPGRADE_REQUIRED
+            )  # not counted as an attempt: plain HTTP has a budget of its own
+        counted = counted_as(attempt.ip)
+        now = self._clock.seconds()
+        wait = self._attempts.hit(counted, now)
+        if wait:
+            self._counters.upgrade_rate_limited += 1
+            number, seconds = self._attempts.tried(counted, now)
+            limit = BY_ATTRIBUTE["rate_limit_per_ip"].in_words(config.rate_limit_per_ip)
+            detail = f"{number} attempts within {seconds} s, {limit} a minute"
+            raise Refusal(Reason.RATE_LIMIT_EXCEEDED, detail, retry_after=wait)
+        if self.stopping:
+            raise Refusal(Reason.RELAY_SHUTTING_DOWN, retry_after=1)
+        attempt.ticket = self._counts.take(counted)
+        if request.path != b"/ws" or request.method != b"GET":
+            raise Refusal(Reason.NOT_FOUND)
+        attempt.subprotocols = check_handshake(request)
+        attempt.query, query_token = parse_query(request.uri)
+        self._check_origin(request)
+        attempt.token = token_from(
+            header_values(request, b"authorization"), attempt.subprotocols, query_token, config.mode
+        )
+        if attempt.token is None:
+            raise Refusal(Reason.TOKEN_MISSING)
+        if attempt.query.role is Role.CLIENT:
+            attempt.ticket.count_client(attempt.query.workspace_id, attempt.query.runtime_target_id)
+
+    def _check_origin(self, request: Request) -> None:
+        allowed = self._config.allowed_origins
+        origin = header(request, b"origin") if allowed else ""
+        if origin and origin.lower() not in allowed:
+            known = ", ".join(sorted(allowed)[:8])
+            raise Refusal(
+                Reason.ORIGIN_NOT_ALLOWED, f"Origin is {origin[:200]!r}, RELAY_ALLOWED_ORIGINS has {known}"
+            )
+
+    async def _decide(self, attempt: Attempt) -> None:
+        """Decide an attempt that has passed the checks. Raises Refusal."""
+        raise NotImplementedError
+
+    # -- refusing ------------------------------------------------------------------------------------------
+
+    def _refuse(self, attempt: Attempt, refusal: Refusal) -> None:
+        """Log the refusal and answer over HTTP."""
+        self._note(attempt, refusal)
+        attempt.release()
+        _answer_refusal(attempt, refusal)
+
+    def _note(self, attempt: Attempt, refusal: Refusal) -> None:
+        """Count and log the refusal."""
+        counters = self._counters
+        counters.ws_connections_rejected += 1
+        counters.refusals[refusal.reason] += 1
+        details = {**attempt.describe(), **refusal.details}
+        if refusal.detail:
+            details["detail"] = refusal.detail
+        if refusal.reason in _BY_ADDRESS:
+            details |= self._address.distrusted_proxy(attempt.request)
+        self._log.event(
+            "refuse",
+            level=refusal.level,
+            reason=refusal.reason,
+            connection_id=attempt.connection_id,
+            **details,
+        )
+
+    def _broken(self, attempt: Attempt, failure: Failure) -> None:
+        """Log a fault of the relay, and end this connection."""
+        attempt.release()
+        self._log.event(
+            "internal_error",
+            message="an upgrade failed inside the relay: this is a bug",
+            connection_id=attempt.connection_id,
+            traceback=failure.getTraceback(),
+        )
+        if attempt.transport is not None:
+            attempt.transport.abortConnection()
+            return
+        attempt.channel.close_after_answer()
+        attempt.request.setResponseCode(500)
+        attempt.request.setHeader(b"content-length", b"0")
+        attempt.request.finish()
+
+
+def _answer_refusal(attempt: Attempt, refusal: Refusal) -> None:
+    """Send the refusal as an HTTP answer (wire protocol, section 2, "Refusals"), and close the connection behind it."""
+    request, reason = attempt.request, refusal.reason
+    attempt.channel.close_after_answer()
+    answer = {
+        "ok": False,
+        "reason": reason.code,
+        "message": refusal.detail_for_peer,
+        "connectionId": attempt.connection_id,
+    }
+    body = json.dumps(answer).encode("ascii")
+    request.setResponseCode(reason.entry.status, HTTPStatus(reason.entry.status).phrase.encode())
+    headers = request.responseHeaders
+    headers.setRawHeaders(b"Content-Type", [b"application/json"])
+    headers.setRawHeaders(b"X-Relay-Reason", [reason.code.encode("ascii")])
+    headers.setRawHeaders(b"Connection", [b"close"])
+    headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+    if reason is Reason.UPGRADE_REQUIRED:
+        headers.setRawHeaders(b"Sec-WebSocket-Version", [b"13"])
+    if refusal.retry_after is not None:
+        headers.setRawHeaders(b"Retry-After", [b"%d" % refusal.retry_after])
+    request.write(body)
+    request.finish()
