@@ -32,6 +32,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -45,7 +46,6 @@ HOST = "127.0.0.1"
 WORKSPACE = "dev-link"
 ROLES = ("workspace-daemon", "client")
 KINDS = {"none": (), "client": ("client",), "daemon": ("workspace-daemon",), "both": ROLES}
-TICK = os.sysconf("SC_CLK_TCK")
 PATIENCE = 60.0
 # The peers here answer no ping: none may come, and nobody is dropped for silence.
 QUIET = dict.fromkeys(("RELAY_PING_INTERVAL_MS", "RELAY_IDLE_TIMEOUT_MS"), "86400000")
@@ -63,10 +63,9 @@ class Relay:
     credential: str
 
     def cpu(self) -> float:
-        """Seconds of CPU that it has used (proc(5): utime and stime)."""
-        with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        """Seconds of CPU that all its threads have used, by the scheduler's own count of nanoseconds."""
+        threads = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
     def token(self, role: str, target: str) -> str:
         credential = self.credential

@@ -1,4 +1,4 @@
-"""The relay's side of the link: the responder's handshake and the records after it. Bytes in, bytes out.
+"""The responder's handshake of a link. Bytes in, bytes out.
 
 `Noise_IK_25519_ChaChaPoly_SHA256` and `Noise_IKpsk2_25519_ChaChaPoly_SHA256` (Noise rev 34) with noiseprotocol.
 
@@ -8,37 +8,30 @@
       | -- record {"type":"link_confirm"} -------------------> |  read_confirm: only now are the keys proven
       | <= one binary message = one frame = records =========> |  LinkRecords
 
-A record is a 2-byte big-endian length and a Noise transport message. What this module does not do: it keeps no
-order of steps and knows no peer (`machine`), and it decides no policy (`policy`).
+What this module does not do: it keeps no order of steps and knows no peer (`machine`), and it decides no policy
+(`policy`). The records after the handshake are in `records`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
-from cryptography.exceptions import InvalidTag
 from noise.connection import NoiseConnection
-from noise.exceptions import NoiseMaxNonceError
 
 from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.policy import Pattern, check_static_key, link_psk
+from viewport_relay.noise.records import TAG_BYTES, LinkRecords
 from viewport_relay.protocol.grant import Grant, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
 SUBPROTOCOL = "viewport.noise-link.v1"
 VERSION = 0x01
-TAG_BYTES = 16
 MESSAGE_1_BYTES = (
     2 + 32 + 32 + TAG_BYTES + TAG_BYTES
 )  # version, pattern; e, encrypted s, the empty payload's tag
-RECORD_PLAINTEXT_MAX = 65_519
-_HEADER = 2
-_RECORD_LEAST = _HEADER + TAG_BYTES
 
 KeyUsed = Literal["current", "previous"]
-_Cipher = Callable[[None, "bytes | memoryview"], bytes]
 
 
 def prologue(query: UpgradeQuery) -> bytes:
@@ -47,94 +40,6 @@ def prologue(query: UpgradeQuery) -> bytes:
     """
     target = query.runtime_target_id or ""
     return "\0".join(["viewport-relay-link-v1", query.role.value, query.workspace_id, target]).encode("utf-8")
-
-
-def records_max(frame_max_bytes: int) -> int:
-    """How many records one frame may be cut into. A peer needs 17 for 1 MiB; far more would only burn CPU."""
-    return 64 + frame_max_bytes // 256
-
-
-def message_max_bytes(frame_max_bytes: int) -> int:
-    """The longest binary message on a link whose frames have at most `frame_max_bytes` bytes of plaintext."""
-    return frame_max_bytes + _RECORD_LEAST * records_max(frame_max_bytes)
-
-
-class LinkRecords:
-    """The records of one link after its handshake, both directions. Any Refusal is the end of the link."""
-
-    __slots__ = ("_decrypt", "_encrypt", "_frame_max", "_records_max")
-
-    def __init__(self, encrypt: _Cipher, decrypt: _Cipher, frame_max_bytes: int) -> None:
-        """`encrypt` and `decrypt` are noiseprotocol's cipher states, which count the nonces."""
-        self._encrypt = encrypt
-        self._decrypt = decrypt
-        self._frame_max = frame_max_bytes
-        self._records_max = records_max(frame_max_bytes)
-
-    def encrypt_frame(self, plaintext: bytes) -> bytes:
-        """The binary message for one frame of any size. Raises Refusal NOISE_NONCE_EXHAUSTED."""
-        try:
-            if len(plaintext) <= RECORD_PLAINTEXT_MAX:
-                return (len(plaintext) + TAG_BYTES).to_bytes(_HEADER, "big") + self._encrypt(None, plaintext)
-            parts = []
-            view = memoryview(plaintext)
-            for start in range(0, len(view), RECORD_PLAINTEXT_MAX):
-                record = self._encrypt(None, view[start : start + RECORD_PLAINTEXT_MAX])
-                parts.append(len(record).to_bytes(_HEADER, "big"))
-                parts.append(record)
-            return b"".join(parts)
-        except NoiseMaxNonceError:
-            raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for sending") from None
-
-    def decrypt_message(self, data: bytes) -> bytes:
-        """The frame inside one binary message.
-
-        Raises Refusal: NOISE_DECRYPT_FAILED (no record, a bad length, bytes left over, too many records, or one
-        that does not decrypt), FRAME_TOO_LARGE (more plaintext than the frame limit), NOISE_NONCE_EXHAUSTED.
-        """
-        size = len(data)
-        if size < _RECORD_LEAST:
-            raise Refusal(Reason.NOISE_DECRYPT_FAILED, f"a message of {size} bytes holds no record")
-        view = memoryview(data)
-        if (data[0] << 8 | data[1]) == size - _HEADER:  # one record, as nearly always
-            if size - _RECORD_LEAST > self._frame_max:
-                self._too_large(size - _RECORD_LEAST)
-            records = [view[_HEADER:]]
-        else:
-            records = self._split(view)
-        try:
-            if len(records) == 1:
-                return self._decrypt(None, records[0])
-            return b"".join([self._decrypt(None, record) for record in records])
-        except InvalidTag:
-            raise Refusal(Reason.NOISE_DECRYPT_FAILED, "a record does not decrypt") from None
-        except NoiseMaxNonceError:
-            raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for receiving") from None
-
-    def _split(self, view: memoryview) -> list[memoryview]:
-        """All records of a message: every length is checked before the first byte is decrypted."""
-        records: list[memoryview] = []
-        plaintext = position = 0
-        while position < len(view):
-            start = position + _HEADER
-            length = int.from_bytes(view[position:start], "big")
-            position = start + length
-            if length < TAG_BYTES or position > len(view):
-                raise Refusal(Reason.NOISE_DECRYPT_FAILED, f"record {len(records) + 1} has a bad length")
-            if len(records) == self._records_max:
-                raise Refusal(
-                    Reason.NOISE_DECRYPT_FAILED, f"more than {self._records_max} records in a message"
-                )
-            records.append(view[start:position])
-            plaintext += length - TAG_BYTES
-        if plaintext > self._frame_max:
-            self._too_large(plaintext)
-        return records
-
-    def _too_large(self, plaintext: int) -> NoReturn:
-        raise Refusal(
-            Reason.FRAME_TOO_LARGE, f"a frame of {plaintext} bytes over a limit of {self._frame_max}"
-        )
 
 
 class LinkResponder:
@@ -217,9 +122,7 @@ class LinkResponder:
         message = bytes(self._noise.write_message(payload))
         protocol, self._noise = self._noise.noise_protocol, None
         self._unproven = LinkRecords(
-            protocol.cipher_state_encrypt.encrypt_with_ad,
-            protocol.cipher_state_decrypt.decrypt_with_ad,
-            self._frame_max,
+            protocol.cipher_state_encrypt, protocol.cipher_state_decrypt, self._frame_max
         )
         return message
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from viewport_relay.noise.link import KeyUsed, LinkResponder
 from viewport_relay.noise.machine import LINK_MACHINE, LinkCore, LinkPeer
+from viewport_relay.noise.records import LinkRecords
 from viewport_relay.reasons import Refusal
 
 
@@ -47,20 +48,16 @@ class NoiseLink:
             self._machine.refused(refusal)
             return None
 
-    def seal(self, frame: bytes) -> bytes | None:
-        """The binary message for one frame to the peer, or None when the link cannot carry it any more.
-
-        Works until the object is dropped, so that what is queued can still go out while the relay closes. Messages
-        must be sent in the order in which they were sealed.
-        """
+    @property
+    def records(self) -> LinkRecords:
+        """The records of the established link."""
         records = self._core.link.records
-        if records is None:
-            return None
-        try:
-            return records.encrypt_frame(frame)
-        except Refusal as refusal:
-            self._machine.refused(refusal)
-            return None
+        assert records is not None  # from the confirm on
+        return records
+
+    def refuse(self, refusal: Refusal) -> None:
+        """End the link for what its records raised; without effect once it is closed."""
+        self._machine.refused(refusal)
 
     def text_message(self) -> None:
         """A text message came, which has no place on a link."""

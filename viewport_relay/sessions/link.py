@@ -16,9 +16,10 @@ from twisted.web.server import Request
 from viewport_relay import __version__
 from viewport_relay.config import Config
 from viewport_relay.noise.keys import RelayKeys
-from viewport_relay.noise.link import SUBPROTOCOL, LinkResponder, message_max_bytes
+from viewport_relay.noise.link import SUBPROTOCOL, LinkResponder
 from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import Pattern
+from viewport_relay.noise.records import message_max_bytes
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Grant, UpgradeQuery
@@ -133,7 +134,7 @@ class Link:
         connection, noise = self._connection, self._noise
         assert noise is not None
         connection.info.noise = pattern.label
-        connection.outbox.seal_with(noise.seal)
+        connection.link_up(noise.records, noise.refuse)
         self._links.counters.handshakes[connection.info.noise] += 1
         self._join(connection, self._grant, noise.key_used)
 

@@ -17,11 +17,13 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 
 from viewport_relay.observe.counters import Counters
-from viewport_relay.reasons import CloseCode, Reason
+from viewport_relay.reasons import CloseCode, Reason, Refusal
 from viewport_relay.wire.codec import CodecFactory
 from viewport_relay.wire.fastpath import FastReader
-from viewport_relay.wire.interfaces import Handler, StreamTransport
+from viewport_relay.wire.interfaces import Handler, LinkCipher, StreamTransport
 from viewport_relay.wire.life import Core, Ending, LifeInputs, begin
+from viewport_relay.wire.linkoutbox import LinkOutbox
+from viewport_relay.wire.linkreader import LinkReader
 from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.reader import Reader
 from viewport_relay.wire.turn import Turn
@@ -51,8 +53,9 @@ class Connection:
         self._factory = factory
         self.info = info
         self.handler: Handler | None = None
-        self.outbox = Outbox(factory.turn, transport, self._may_wait)
-        self.reader: Reader = factory.reader(self, transport, fast=not info.link)
+        outbox = LinkOutbox if info.link else Outbox
+        self.outbox: Outbox = outbox(factory.turn, transport, self._may_wait)
+        self.reader: Reader = factory.reader(self, transport)
         self._when_lost: list[Callable[[], None]] = []
         self._gone = False
         self._core = Core(factory.clock, factory.turn, transport, self.outbox, self)
@@ -73,6 +76,15 @@ class Connection:
         if early:
             self.dataReceived(early)
         self.reader.begin()
+
+    def link_up(self, cipher: LinkCipher, refuse: Callable[[Refusal], None]) -> None:
+        """Send messages as a Noise link's records from now on, and read them without the codec where that is possible.
+
+        What `cipher` raises goes to `refuse`, which closes. `reader.unwrap` opens what comes through the codec.
+        """
+        assert isinstance(self.outbox, LinkOutbox)
+        self.outbox.link_up(cipher, refuse)
+        self.reader.link_up(cipher, refuse)
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Call this once, when the TCP connection is gone."""
@@ -192,12 +204,13 @@ class ConnectionFactory:
         self._fast_path = fast_path
         self._codecs = CodecFactory(clock, frame_max_bytes)
 
-    def reader(self, connection: Connection, transport: StreamTransport, *, fast: bool) -> Reader:
+    def reader(self, connection: Connection, transport: StreamTransport) -> Reader:
         """The reader of a connection whose outbox is made."""
         common = (self.clock, transport, self._codecs, connection, connection.outbox.pong)
-        if fast and self._fast_path:
+        if self._fast_path:
             observe = self.counters.forward_latency.observe
-            return FastReader(*common, self._frame_max_bytes, self.turn, observe)
+            reader = LinkReader if connection.info.link else FastReader
+            return reader(*common, self._frame_max_bytes, self.turn, observe)
         return Reader(*common)
 
     def open(self, transport: Any, response: bytes, info: ConnectionInfo) -> Connection:

@@ -41,13 +41,13 @@ _DRIPPING: Final = 1024
 
 #: Frames of one read that are answered or dropped instead of forwarded, before the others get their turn: a read may hold
 #: tens of thousands.
-_DECISIONS: Final = 128
+DECISIONS: Final = 128
 
 #: A longer frame that is not there yet gets a buffer of its own.
-_LONG: Final = ARENA_SIZE // 4
+LONG: Final = ARENA_SIZE // 4
 
 #: Up to here a frame is copied behind its header, so that it can leave together with others.
-_COPIED: Final = 32_768
+COPIED: Final = 32_768
 
 #: The first byte of a Close frame, and how long its payload may be: nothing, or a code and a reason.
 _CLOSE: Final = 0x88
@@ -59,12 +59,12 @@ def _nothing(_: memoryview) -> int:
     return 0
 
 
-def _common_header(data: bytearray, at: int, left: int) -> tuple[int, int]:
+def common_header(data: bytearray, at: int, left: int, first: int = 0x81) -> tuple[int, int]:
     """Read a common frame's header of which `left` bytes are there: the header's length and the payload's.
 
-    Length 0: no common frame. A header longer than `left` is not whole, and its payload's length may not be known (0).
+    `first` is the first byte of a common frame. Length 0: no common frame. A header longer than `left` is not whole, and its payload's length may not be known (0).
     """
-    if data[at] != 0x81 or (left > 1 and data[at + 1] < 0x80):
+    if data[at] != first or (left > 1 and data[at + 1] < 0x80):
         return 0, 0
     if left == 1:
         return 2, 0
@@ -159,7 +159,7 @@ class FastReader(Reader):
         elif length == 126:
             start = 8
             length = data[2] << 8 | data[3]
-            if not 126 <= length <= _COPIED:
+            if not 126 <= length <= COPIED:
                 return False
         else:  # longer, or not masked
             return False
@@ -270,19 +270,19 @@ class FastReader(Reader):
                 if length < 126:
                     break
             else:
-                head, length = _common_header(data, at, left)
+                head, length = common_header(data, at, left)
                 if not head:
                     break
             if length > most:
                 break
             start = at + head
             stop = start + length
-            if stop > end and left >= head and head + length > _LONG and stop <= len(data):
+            if stop > end and left >= head and head + length > LONG and stop <= len(data):
                 end += self._rest(end, stop)
             if stop > end or left < head:
                 if again and at == 0 and head <= left and length <= _DRIPPING:
                     break
-                if left >= head and head + length > _LONG:
+                if left >= head and head + length > LONG:
                     self._long = long = LongFrame(self._arena.buffers, head, head + length, view[at:end])
                     self.space = long.view[long.have : long.total]
                 else:
@@ -290,7 +290,7 @@ class FastReader(Reader):
                 at = end
                 break
             unmask(start, length)
-            message: Message = view[start:stop] if length > _COPIED else data[start:stop]
+            message: Message = view[start:stop] if length > COPIED else data[start:stop]
             at = stop
             verdict = judge(peer, message, now)
             to = None if verdict is None else verdict.outlet
@@ -301,7 +301,7 @@ class FastReader(Reader):
                 self._decide(peer, verdict, message)
                 judge = self.judge  # None if that was the end
                 decisions += 1
-                if decisions == _DECISIONS and at < end:
+                if decisions == DECISIONS and at < end:
                     self._postpone(bytes(view[at:end]))
                     return
                 continue
@@ -311,7 +311,7 @@ class FastReader(Reader):
                 sealed = to.outbox.sealed
             if sealed:
                 batch.append(message)
-            elif length > _COPIED:
+            elif length > COPIED:
                 # Not worth a copy: the server's header goes over the mask, and the frame leaves from the arena.
                 self._flush(peer, receiver, batch, size)
                 receiver, batch, size = None, [], 0
@@ -342,16 +342,14 @@ class FastReader(Reader):
         """Send what one receiver gets together: whole frames, or messages when it is sealed."""
         if receiver is None or not batch:
             return
-        outbox = receiver.outbox
+        frames, outbox = len(batch), receiver.outbox
         if outbox.sealed:
-            for message in batch:
-                if outbox.send(bytes(message), self):
-                    self.count(peer, 1, len(message), self.last_seen)
+            if outbox.send_all(batch, size, self):
+                self.count(peer, frames, size, self.last_seen)
             return
-        frames = len(batch)
         data = bytes(batch[0]) if frames == 1 else b"".join(batch)
         # Much of one peer's is not held: if the receiver is slow, its feeder must be found out at once.
-        if outbox.ready is not None and size < _COPIED:
+        if outbox.ready is not None and size < COPIED:
             outbox.hold(data)
         elif not outbox.take(data, self):
             return

@@ -29,3 +29,17 @@ TEXT_HEADERS: Final = tuple(frame_header(TEXT, length) for length in range(USUAL
 def text_header(length: int) -> bytes:
     """The header of a text frame."""
     return TEXT_HEADERS[length] if length <= USUAL else frame_header(TEXT, length)
+
+
+#: The length before a record, and the tag behind its plaintext, bytes (wire protocol, section 11).
+RECORD_LENGTH: Final = 2
+RECORD_TAG: Final = 16
+
+
+def _record_header(length: int) -> bytes:
+    size = length + RECORD_TAG
+    return frame_header(BINARY, RECORD_LENGTH + size) + size.to_bytes(RECORD_LENGTH, "big")
+
+
+#: Headers of link messages that are one record, by the length of its plaintext: the frame's and the record's.
+RECORD_HEADERS: Final = tuple(_record_header(length) for length in range(USUAL + 1))

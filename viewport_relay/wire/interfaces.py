@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from twisted.internet.interfaces import IPushProducer
@@ -44,6 +44,9 @@ class MessageSink(Protocol):
     def send(self, message: bytes, feeder: Feeder | None = None) -> bool:
         """Make a frame of the message (on a link, records) and take it."""
 
+    def send_all(self, messages: Sequence[Message], size: int, feeder: Feeder | None = None) -> bool:
+        """Make records of messages that have `size` bytes together, and take all or none of them. Only while `sealed`."""
+
 
 class HasOutbox(Protocol):
     """A connection that messages go to."""
@@ -82,3 +85,19 @@ class Closing(Protocol):
 
     def failed(self, reason: Any, detail: str) -> None:
         """The peer broke RFC 6455 or the frame limit."""
+
+
+class LinkCipher(Protocol):
+    """The records of a Noise link that is up. What the methods raise ends the link: `Refusal`, for the handshake's owner."""
+
+    def encrypt_record(self, plaintext: Message) -> bytes:
+        """The record of a short message, without its length."""
+
+    def encrypt_frame(self, plaintext: Message) -> bytes:
+        """The records of a message of any size."""
+
+    def decrypt_record(self, record: memoryview) -> bytes:
+        """The frame inside a message that is one record, which is given without its length."""
+
+    def decrypt_message(self, message: memoryview) -> bytes:
+        """The frame inside any message."""

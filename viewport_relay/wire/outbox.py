@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import socket as sockets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
+from viewport_relay.protocol.json import Message
 from viewport_relay.wire.framing import BINARY, CLOSE, PING, PONG, frame_header, text_header
 from viewport_relay.wire.interfaces import Feeder, StreamTransport
 from viewport_relay.wire.transport import Sender, SendsAtOnce
@@ -39,12 +40,6 @@ def _taken(pending: int) -> bool:
     return True
 
 
-class Unsealed(bytes):
-    """A message that is sealed only when it leaves: a Noise link counts its messages in the order of sending."""
-
-    __slots__ = ()
-
-
 class _Lane:
     __slots__ = ("chunks", "feeder", "size")
 
@@ -59,7 +54,7 @@ class Outbox:
     """The way out of one connection. `blocked` says that the transport has enough for now."""
 
     __slots__ = (
-        "_direct", "_free", "_held", "_in_transport", "_lanes", "_last", "_may_wait", "_plain", "_pong", "_seal",
+        "_direct", "_free", "_held", "_in_transport", "_lanes", "_last", "_may_wait", "_plain", "_pong",
         "_shut", "_socket", "_transport", "_turn", "_turns", "blocked", "on_backlog", "on_idle", "queued", "ready",
         "sealed",
     )  # fmt: skip
@@ -76,21 +71,20 @@ class Outbox:
         self._free: Sender | None = None  # the same, while nothing waits and it may be written at once
         self._plain = True  # messages are taken, and leave unsealed
         self._shut = False
-        self._seal: Callable[[bytes], bytes | None] | None = None
         self._lanes: dict[Feeder | None, _Lane] = {}
         # Lanes that hold something. None of them: no deque, which is 600 bytes even if it is empty.
         self._turns: deque[_Lane] | None = None
         self._last: bytes | None = None
         self._pong: bytes | None = None
         self._in_transport = 0  # at most so much was unsent in the transport when it blocked
-        self._held: bytes | list[bytes] | None = None  # until the end of the turn; only while `_free`
+        self._held: bytes | list[Message] | None = None  # until the end of the turn; only while `_free`
         #: Called whenever everything has gone to the transport and it takes more.
         self.on_idle: Callable[[], None] = _nothing
         #: Called whenever a message has met a full transport.
         self.on_backlog: Callable[[], None] = _nothing
         self.blocked = False
         self.queued = 0
-        #: Whether messages leave as a link's records, so that no frame can be made of them by others.
+        #: Whether messages leave as a link's records (`linkoutbox`), so that they are given to `send_all`.
         self.sealed = False
         #: The socket, while a frame may be given to `hold` without asking anything else.
         self.ready: Sender | None = None
@@ -134,9 +128,11 @@ class Outbox:
 
     def send(self, message: bytes, feeder: Feeder | None = None) -> bool:
         """Make a frame of the message (on a link, records) and take it."""
-        if self._seal is not None:
-            return self.take(Unsealed(message), feeder)
         return self.take(text_header(len(message)) + message, feeder)
+
+    def send_all(self, messages: Sequence[Message], size: int, feeder: Feeder | None = None) -> bool:
+        """Make records of messages that have `size` bytes together, and take all or none of them. Only while `sealed`."""
+        raise NotImplementedError
 
     def feed_fairly(self) -> None:
         """Keep a lane for each feeder, without a limit: the feeders are paused instead (a daemon's outbox)."""
@@ -145,13 +141,6 @@ class Outbox:
         sock = getattr(self._transport, "socket", None)  # of TLS too
         if sock is not None and sock.family != sockets.AF_UNIX and hasattr(sockets, "TCP_NOTSENT_LOWAT"):
             sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NOTSENT_LOWAT, KERNEL_QUEUE)
-
-    def seal_with(self, seal: Callable[[bytes], bytes | None]) -> None:
-        """Send messages as a link's records from now on; `seal` gives None when the link cannot carry any more."""
-        self._seal = seal
-        self.sealed = True
-        self._plain = False
-        self.ready = None
 
     def shut(self) -> None:
         """Take no more messages: the connection has ended. What waits still leaves, and no feeder waits for it."""
@@ -214,8 +203,6 @@ class Outbox:
         if self.blocked:
             self._wait(feeder, data if isinstance(data, bytes) else bytes(data))
             return
-        if type(data) is Unsealed:
-            data = self._record(data)
         sock = self._free or self._emptied()
         if sock is not None:
             try:
@@ -253,10 +240,9 @@ class Outbox:
         if held is not None:
             self.write(b"".join(held) if isinstance(held, list) else held)
 
-    def _record(self, message: bytes) -> bytes:
-        assert self._seal is not None
-        records = self._seal(message)
-        return b"" if records is None else frame_header(BINARY, len(records)) + records
+    def _as_sent(self, data: bytes) -> bytes:
+        """What is given to the transport for something that has waited."""
+        return data
 
     def _emptied(self) -> Sender | None:
         """The sender if it may be written, and the transport has sent all that it was given."""
@@ -317,8 +303,7 @@ class Outbox:
                 self._turns.append(lane)
             else:
                 del self._lanes[lane.feeder]
-            if type(data) is Unsealed:
-                data = self._record(data)
+            data = self._as_sent(data)
             self._in_transport = len(data)
             self._transport.write(data)
             if not lane.chunks and lane.feeder is not None:
@@ -343,7 +328,6 @@ class Outbox:
         self._socket = self._direct = self._free = None
         self.on_idle = self.on_backlog = _nothing  # holds no reference to the connection
         self._may_wait = _taken
-        self._seal = None
         self.sealed = False
         self.queued = self._in_transport = 0
         self.blocked = True

@@ -13,9 +13,9 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.protocol.json import is_utf8
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.codec import Codec, CodecFactory
-from viewport_relay.wire.interfaces import Closing, Count, Decide, Judge, StreamTransport
+from viewport_relay.wire.interfaces import Closing, Count, Decide, Judge, LinkCipher, StreamTransport
 
 #: Seconds that the codec works at one connection's input before the others get their turn, and the bytes of the first
 #: slice: tiny frames cost 20 µs each.
@@ -115,6 +115,9 @@ class Reader:
     def limit(self, size: int) -> None:
         """The longest message from now on, bytes (a link's records are longer than the frame in them)."""
         self._needed().limit(size)
+
+    def link_up(self, cipher: LinkCipher, refuse: Callable[[Refusal], None]) -> None:
+        """The link is up: messages may be decrypted with `cipher`, and what it raises goes to `refuse`."""
 
     def stop(self) -> None:
         """Throw away what comes from now on, but read it: the peer shall see our Close."""

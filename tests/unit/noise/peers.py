@@ -23,7 +23,7 @@ from viewport_relay.noise.link import LinkResponder
 from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Reason, Refusal
 
 SECRET = hashlib.sha256(b"tests: pairing secret").digest()
 OTHER_SECRET = hashlib.sha256(b"tests: another pairing secret").digest()
@@ -230,6 +230,15 @@ class PlainInitiator:
     def seal(self, count: int, plaintext: bytes) -> bytes:
         sealed = self.sending.encrypt(self.nonce(count), plaintext, None)
         return len(sealed).to_bytes(2, "big") + sealed
+
+
+def seal(noise: NoiseLink, frame: bytes) -> bytes | None:
+    """The binary message that the relay sends for one frame; None: its link cannot carry it, and is closed."""
+    try:
+        return noise.records.encrypt_frame(frame)
+    except Refusal as refusal:
+        noise.refuse(refusal)
+        return None
 
 
 def establish(noise: NoiseLink, peer: Recorder, pattern: Pattern = Pattern.IK, **wrong: Any) -> Initiator:

@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from noise.constants import MAX_NONCE as LIBRARY_MAX_NONCE
 
-from tests.unit.noise.peers import FRAME_MAX, Initiator, Recorder, connection, establish
-from viewport_relay.noise.link import (
+from tests.unit.noise.peers import FRAME_MAX, Initiator, Recorder, connection, establish, seal
+from viewport_relay.noise.link import LinkResponder
+from viewport_relay.noise.noiselink import NoiseLink
+from viewport_relay.noise.policy import Pattern
+from viewport_relay.noise.records import (
     RECORD_PLAINTEXT_MAX,
     TAG_BYTES,
-    LinkRecords,
     message_max_bytes,
     records_max,
 )
-from viewport_relay.noise.noiselink import NoiseLink
-from viewport_relay.noise.policy import Pattern
 from viewport_relay.reasons import CloseCode, Reason, Refusal
 
 MAX_NONCE = 2**64 - 1
@@ -31,16 +32,11 @@ def up(frame_max: int = FRAME_MAX, pattern: Pattern = Pattern.IK) -> tuple[Recor
     return peer, noise, establish(noise, peer, pattern)
 
 
-def records_of(noise: NoiseLink) -> LinkRecords:
-    assert noise._core.link is not None and noise._core.link.records is not None
-    return noise._core.link.records
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_frames_at_the_edges(size: int) -> None:
     _, noise, initiator = up()
     frame = bytes(index % 251 for index in range(size))
-    sealed = noise.seal(frame)
+    sealed = seal(noise, frame)
     assert sealed is not None and initiator.open(sealed) == frame
     count = max(1, -(-size // RECORD_PLAINTEXT_MAX))
     assert len(sealed) == size + 18 * count  # no record more than needed
@@ -62,7 +58,7 @@ def test_random_frames_go_both_ways(frames: list[tuple[bytes, int]], pattern: Pa
     peer, noise, initiator = up(pattern=pattern)
     for frame, record in frames:
         assert noise.receive(initiator.seal(frame, record)) == frame
-        sealed = noise.seal(frame)
+        sealed = seal(noise, frame)
         assert sealed is not None and initiator.open(sealed) == frame
     assert peer.failed == []
 
@@ -84,15 +80,17 @@ def test_the_frame_limit_counts_plaintext_over_all_records() -> None:
 
 
 def test_a_frame_over_the_limit_is_refused_before_anything_is_decrypted() -> None:
-    def decrypt(ad: None, data: Any) -> bytes:
-        raise AssertionError("decrypted")
-
-    records = LinkRecords(decrypt, decrypt, 100)
+    """What does not decrypt is too large first; and no nonce is spent on it."""
+    _, noise, _ = up(frame_max=100)
+    records, received = noise.records, noise.records.received
     for lengths in ([117], [80, 69], [65_535] * 3):
         message = b"".join(length.to_bytes(2, "big") + bytes(length) for length in lengths)
         with pytest.raises(Refusal) as refused:
             records.decrypt_message(message)
         assert refused.value.reason is Reason.FRAME_TOO_LARGE
+    with pytest.raises(Refusal) as refused:
+        records.decrypt_record(memoryview(bytes(117)))
+    assert refused.value.reason is Reason.FRAME_TOO_LARGE and records.received == received
 
 
 def test_a_frame_may_be_cut_up_only_so_far() -> None:
@@ -153,31 +151,30 @@ def test_replayed_reordered_and_reflected_records() -> None:
     ):
         peer, noise, initiator = up()
         first, second = initiator.seal(b"first"), initiator.seal(b"second")
-        got = [noise.receive(message) for message in choose(first, second, noise.seal(b"own"))]
+        got = [noise.receive(message) for message in choose(first, second, seal(noise, b"own"))]
         assert got[-1] is None and peer.reason is DECRYPT
 
 
 def test_nonces_run_out_towards_the_peer() -> None:
     peer, noise, initiator = up()
-    encrypt = records_of(noise)._encrypt.__self__  # type: ignore[attr-defined]
-    encrypt.set_nonce(MAX_NONCE - 1)
+    noise.records.sent = MAX_NONCE - 1
     initiator.noise.noise_protocol.cipher_state_decrypt.set_nonce(MAX_NONCE - 1)
-    sealed = noise.seal(b"the last one")
+    sealed = seal(noise, b"the last one")
     assert sealed is not None and initiator.open(sealed) == b"the last one"
-    assert noise.seal(b"one more") is None
+    assert seal(noise, b"one more") is None
     assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED and not noise.established
 
 
 def test_nonces_run_out_within_a_frame() -> None:
     peer, noise, _ = up()
-    records_of(noise)._encrypt.__self__.set_nonce(MAX_NONCE - 1)  # type: ignore[attr-defined]
-    assert noise.seal(bytes(70_000)) is None
+    noise.records.sent = MAX_NONCE - 1
+    assert seal(noise, bytes(70_000)) is None
     assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED
 
 
 def test_nonces_run_out_from_the_peer() -> None:
     peer, noise, initiator = up()
-    records_of(noise)._decrypt.__self__.set_nonce(MAX_NONCE)  # type: ignore[attr-defined]
+    noise.records.received = MAX_NONCE
     assert noise.receive(initiator.seal(b"x")) is None
     assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED
     assert Reason.NOISE_NONCE_EXHAUSTED.value.close == CloseCode.POLICY
@@ -186,7 +183,7 @@ def test_nonces_run_out_from_the_peer() -> None:
 def test_what_is_queued_can_still_be_sealed_while_the_relay_closes() -> None:
     peer, noise, initiator = up()
     noise.relay_closes()
-    sealed = noise.seal(b"queued")
+    sealed = seal(noise, b"queued")
     assert sealed is not None and initiator.open(sealed) == b"queued"
     assert noise.receive(initiator.seal(b"late")) is None and peer.failed == []
 
@@ -200,3 +197,42 @@ def test_a_record_without_room_for_its_tag_is_not_tried(length: int) -> None:
     peer, noise, initiator = up()
     noise.receive(initiator.seal(b"a") + length.to_bytes(2, "big") + bytes(length))
     assert peer.failed[0][:2] == (DECRYPT, "record 2 has a bad length")
+
+
+def test_records_are_the_librarys_own_byte_for_byte() -> None:
+    """Nonces, keys and cipher are those that noiseprotocol's cipher states use, at any count."""
+    peer, noise = connection()
+    states: list[Any] = []
+    write = LinkResponder.write_message_2
+
+    def noting(responder: LinkResponder) -> bytes:
+        states.append(responder._noise.noise_protocol)
+        return write(responder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LinkResponder, "write_message_2", noting)
+        establish(noise, peer, Pattern.IK)
+    [library] = states
+    records = noise.records
+    for count in (0, 1, 255, 256, 2**32 - 1, 2**32, 2**63, MAX_NONCE - 1):
+        for text in (b"", b"x", bytes(5000)):
+            records.sent = count
+            library.cipher_state_encrypt.set_nonce(count)
+            assert records.encrypt_record(text) == library.cipher_state_encrypt.encrypt_with_ad(None, text)
+            assert records.sent == library.cipher_state_encrypt.n == count + 1
+    state = library.cipher_state_decrypt
+    for count in (0, 1, 2**40, MAX_NONCE - 1):
+        sealed = state.cipher.encrypt(state.k, count, None, b"towards the relay")
+        records.received = count
+        assert records.decrypt_record(memoryview(sealed)) == b"towards the relay"
+    assert LIBRARY_MAX_NONCE == MAX_NONCE
+
+
+def test_a_nonce_is_never_used_twice() -> None:
+    _, noise, _ = up()
+    seen = {seal(noise, b"the same") for _ in range(300)}
+    assert len(seen) == 300 and noise.records.sent == 300
+    for size in (0, 65_519, 65_520, 131_039):
+        before = noise.records.sent
+        seal(noise, bytes(size))
+        assert noise.records.sent == before + max(1, -(-size // RECORD_PLAINTEXT_MAX))

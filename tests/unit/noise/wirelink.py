@@ -58,6 +58,7 @@ class LinkOnTheWire:
         self._frames = FrameReader()
         self.initiator = Initiator(pattern, relay=CURRENT, query=query, **initiator)
         self.messages: list[bytes] = []
+        self.pongs: list[bytes] = []
         self.closed: tuple[int, str] | None = None
         self.transport = MemoryTransport(house.clock, self._received)
         info = ConnectionInfo(f"link-{len(house.peers)}", "127.0.0.1", subprotocol=LINK, link=True)
@@ -73,6 +74,8 @@ class LinkOnTheWire:
             assert opcode in (BINARY, CLOSE, PING, PONG), "nothing is text on a link"
             if opcode == BINARY:
                 self.messages.append(payload)
+            elif opcode == PONG:
+                self.pongs.append(payload)
             elif opcode == CLOSE:
                 self.closed = int.from_bytes(payload[:2], "big"), payload[2:].decode()
                 self.transport.arrive(masked_frame(CLOSE, payload[:2]))

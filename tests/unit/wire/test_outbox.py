@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from tests.memorywire import MemoryTransport
-from viewport_relay.wire.outbox import HIGH_WATER, Outbox, Unsealed
+from viewport_relay.wire.outbox import HIGH_WATER, Outbox
 from viewport_relay.wire.turn import Turn
 
 BIG = b"x" * (HIGH_WATER + 1)
@@ -193,24 +193,6 @@ def test_a_lost_connection_drops_everything_and_lets_the_feeders_go() -> None:
     assert (line.outbox.queued, line.outbox.pending) == (0, 0)
     assert line.take() == b""
     assert line.resumed == 0
-
-
-def test_an_unsealed_message_is_sealed_when_it_leaves() -> None:
-    line = Line()
-    sealed: list[bytes] = []
-
-    def seal(message: bytes) -> bytes:
-        sealed.append(message)
-        return b"%d:" % len(sealed) + message
-
-    line.outbox.seal_with(seal)
-    line.outbox.write(Unsealed(b"a"))
-    assert line.take() == b"\x82\x031:a"  # a binary frame each
-    line.fill()
-    line.outbox.write(Unsealed(b"b"), Feeder("b"))
-    line.outbox.write(Unsealed(b"c"), Feeder("c"))
-    assert sealed == [b"a"]
-    assert line.drain_filling() == b"\x82\x032:b\x82\x033:c"
 
 
 feeders = st.sampled_from(["", "a", "b", "c"])

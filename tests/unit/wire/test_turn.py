@@ -21,6 +21,8 @@ from viewport_relay.wire.turn import MOST_HELD, Turn
 class Counted:
     """A socket that counts its sends."""
 
+    family = socket.AF_UNIX
+
     def __init__(self, real: socket.socket) -> None:
         self.real = real
         self.sends = 0

@@ -1,0 +1,128 @@
+"""The records of a link after its handshake (wire protocol, section 11). Bytes in, bytes out.
+
+A binary message is one frame in one or more records. A record is a 2-byte big-endian length and a Noise transport message
+(Noise rev 34, section 5.1).
+
+The keys and the cipher are noiseprotocol's, from the cipher states that its handshake ends in. A cipher state's own methods
+take half as long again as the cipher does for a frame of 1 KiB, so the nonces are counted here: the one rule is that a
+nonce is used once, in order, and that the last one is not used at all (section 5.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, Final, NoReturn
+
+from cryptography.exceptions import InvalidTag
+from noise.constants import MAX_NONCE
+
+from viewport_relay.protocol.json import Message
+from viewport_relay.reasons import Reason, Refusal
+
+TAG_BYTES: Final = 16
+RECORD_PLAINTEXT_MAX: Final = 65_519
+_HEADER: Final = 2
+_RECORD_LEAST: Final = _HEADER + TAG_BYTES
+
+#: The nonce of ChaCha20-Poly1305 (section 12.3): four zero bytes, and the count in little-endian order.
+_nonce: Final = Struct("<4xQ").pack
+
+
+def records_max(frame_max_bytes: int) -> int:
+    """How many records one frame may be cut into. A peer needs 17 for 1 MiB; far more would only burn CPU."""
+    return 64 + frame_max_bytes // 256
+
+
+def message_max_bytes(frame_max_bytes: int) -> int:
+    """The longest binary message on a link whose frames have at most `frame_max_bytes` bytes of plaintext."""
+    return frame_max_bytes + _RECORD_LEAST * records_max(frame_max_bytes)
+
+
+class LinkRecords:
+    """The records of one link after its handshake, both directions. Any Refusal is the end of the link."""
+
+    __slots__ = ("_decrypt", "_encrypt", "_frame_max", "_records_max", "received", "sent")
+
+    def __init__(self, sending: Any, receiving: Any, frame_max_bytes: int) -> None:
+        """`sending` and `receiving` are noiseprotocol's cipher states, unused so far."""
+        self._encrypt: Callable[[bytes, Message, None], bytes] = sending.cipher.cipher.encrypt
+        self._decrypt: Callable[[bytes, Message, None], bytes] = receiving.cipher.cipher.decrypt
+        #: Records sent and received: the next nonces.
+        self.sent: int = sending.n
+        self.received: int = receiving.n
+        self._frame_max = frame_max_bytes
+        self._records_max = records_max(frame_max_bytes)
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    def encrypt_record(self, plaintext: Message) -> bytes:
+        """One record without its length. Raises Refusal NOISE_NONCE_EXHAUSTED."""
+        count = self.sent
+        if count >= MAX_NONCE:
+            raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for sending")
+        self.sent = count + 1
+        return self._encrypt(_nonce(count), plaintext, None)
+
+    def encrypt_frame(self, plaintext: Message) -> bytes:
+        """The binary message for one frame of any size. Raises Refusal NOISE_NONCE_EXHAUSTED."""
+        parts: list[bytes] = []
+        view = memoryview(plaintext)
+        for start in range(0, len(view) or 1, RECORD_PLAINTEXT_MAX):
+            record = self.encrypt_record(view[start : start + RECORD_PLAINTEXT_MAX])
+            parts += len(record).to_bytes(_HEADER, "big"), record
+        return b"".join(parts)
+
+    # -- receiving ---------------------------------------------------------------------------------------------
+
+    def decrypt_record(self, record: memoryview) -> bytes:
+        """The frame inside a message that is one record, which is given without its length.
+
+        Raises Refusal as `decrypt_message` does.
+        """
+        size = len(record) - TAG_BYTES
+        if size > self._frame_max:
+            self._too_large(size)
+        count = self.received
+        if count >= MAX_NONCE:
+            raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for receiving")
+        self.received = count + 1
+        try:
+            return self._decrypt(_nonce(count), record, None)
+        except InvalidTag:  # also of a record that is shorter than a tag
+            raise Refusal(Reason.NOISE_DECRYPT_FAILED, "a record does not decrypt") from None
+
+    def decrypt_message(self, message: Message) -> bytes:
+        """The frame inside one binary message.
+
+        Raises Refusal: NOISE_DECRYPT_FAILED (no record, a bad length, bytes left over, too many records, or one
+        that does not decrypt), FRAME_TOO_LARGE (more plaintext than the frame limit), NOISE_NONCE_EXHAUSTED.
+        """
+        if len(message) < _RECORD_LEAST:
+            raise Refusal(Reason.NOISE_DECRYPT_FAILED, f"a message of {len(message)} bytes holds no record")
+        return b"".join([self.decrypt_record(record) for record in self._split(memoryview(message))])
+
+    def _split(self, view: memoryview) -> list[memoryview]:
+        """All records of a message: every length is checked before the first byte is decrypted."""
+        records: list[memoryview] = []
+        plaintext = position = 0
+        while position < len(view):
+            start = position + _HEADER
+            length = int.from_bytes(view[position:start], "big")
+            position = start + length
+            if length < TAG_BYTES or position > len(view):
+                raise Refusal(Reason.NOISE_DECRYPT_FAILED, f"record {len(records) + 1} has a bad length")
+            if len(records) == self._records_max:
+                raise Refusal(
+                    Reason.NOISE_DECRYPT_FAILED, f"more than {self._records_max} records in a message"
+                )
+            records.append(view[start:position])
+            plaintext += length - TAG_BYTES
+        if plaintext > self._frame_max:
+            self._too_large(plaintext)
+        return records
+
+    def _too_large(self, plaintext: int) -> NoReturn:
+        raise Refusal(
+            Reason.FRAME_TOO_LARGE, f"a frame of {plaintext} bytes over a limit of {self._frame_max}"
+        )

@@ -1,0 +1,147 @@
+"""The outbox of a connection on a Noise link: messages leave as the link's records.
+
+A link counts its records in the order in which they leave, so a message is encrypted at the last moment: just before the
+socket or the transport gets it. What is held until the end of a turn, and what waits, is still plaintext.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from viewport_relay.protocol.json import Message
+from viewport_relay.reasons import Refusal
+from viewport_relay.wire.framing import BINARY, RECORD_HEADERS, USUAL, frame_header
+from viewport_relay.wire.interfaces import Feeder, LinkCipher, StreamTransport
+from viewport_relay.wire.outbox import Outbox
+from viewport_relay.wire.turn import MOST_HELD, Turn
+
+#: Bytes of one feeder's messages that are held until the end of a turn. With more, a slow receiver must be found out at once.
+_HELD_OF_ONE: Final = 32_768
+
+
+class Unsealed(bytes):
+    """A message that waits, and is encrypted when it leaves."""
+
+    __slots__ = ()
+
+
+class LinkOutbox(Outbox):
+    """The way out of a connection on a Noise link. Before `link_up` it sends as any other outbox does."""
+
+    __slots__ = ("_cipher", "_holds_messages", "_refuse")
+
+    def __init__(self, turn: Turn, transport: StreamTransport, may_wait: Callable[[int], bool]) -> None:
+        super().__init__(turn, transport, may_wait)
+        self._cipher: LinkCipher | None = None
+        self._refuse: Callable[[Refusal], None] | None = None
+        self._holds_messages = False  # whether what is held is messages, and no frames
+
+    def link_up(self, cipher: LinkCipher, refuse: Callable[[Refusal], None]) -> None:
+        """Send messages as records from now on. What `cipher` raises, when the link can carry no more, goes to `refuse`."""
+        self._cipher = cipher
+        self._refuse = refuse
+        self.sealed = True
+        self._plain = False
+        self.ready = None
+
+    def send(self, message: bytes, feeder: Feeder | None = None) -> bool:
+        if self._cipher is None:
+            return super().send(message, feeder)
+        return self.send_all((message,), len(message), feeder)
+
+    def send_all(self, messages: Sequence[Message], size: int, feeder: Feeder | None = None) -> bool:
+        if self._shut:
+            return False
+        if self._held is not None and not self._holds_messages:
+            self.send_held()
+        if (
+            self._turn.running
+            and size < _HELD_OF_ONE
+            and not self.blocked
+            and (self._free is not None or self._emptied() is not None)
+        ):
+            self._hold_messages(messages, size)
+            return True
+        if self._may_wait is not None:
+            if self.blocked and not self._may_wait(self.pending):
+                return False
+            feeder = None
+        if self._held is not None:
+            self.send_held()
+        self._leave(messages, feeder)
+        if self.blocked:
+            self.on_backlog()
+        return True
+
+    def hold(self, data: bytes) -> None:
+        if self._holds_messages:
+            self.send_held()
+        super().hold(data)
+
+    def _hold_messages(self, messages: Sequence[Message], size: int) -> None:
+        turn, held = self._turn, self._held
+        if isinstance(held, list):
+            held.extend(messages)
+        else:
+            self._held = list(messages)
+            self._holds_messages = True
+            turn.outboxes.append(self)
+        turn.held += size
+        if turn.held >= MOST_HELD:
+            turn.send()
+
+    def send_held(self) -> None:
+        if not self._holds_messages:
+            super().send_held()
+            return
+        held, self._held, self._holds_messages = self._held, None, False
+        assert isinstance(held, list)
+        self._leave(held, None)
+
+    def _leave(self, messages: Sequence[Message], feeder: Feeder | None) -> None:
+        """Encrypt and send messages; or let them wait. Nothing is held."""
+        if self.blocked:
+            for message in messages:
+                self._wait(feeder, Unsealed(message))
+            return
+        cipher = self._cipher
+        assert cipher is not None
+        parts: list[bytes] = []
+        refused: Refusal | None = None
+        for message in messages:
+            length = len(message)
+            try:
+                if length <= USUAL:
+                    record = cipher.encrypt_record(message)
+                    parts.append(RECORD_HEADERS[length])
+                    parts.append(record)
+                else:
+                    parts += self._long_message(cipher, message)
+            except Refusal as refusal:
+                refused = refusal
+                break
+        self.write(b"".join(parts), feeder)
+        if refused is not None:
+            assert self._refuse is not None
+            self._refuse(refused)
+
+    @staticmethod
+    def _long_message(cipher: LinkCipher, message: Message) -> tuple[bytes, bytes]:
+        records = cipher.encrypt_frame(message)
+        return frame_header(BINARY, len(records)), records
+
+    def _as_sent(self, data: bytes) -> bytes:
+        if type(data) is not Unsealed:
+            return data
+        assert self._cipher is not None and self._refuse is not None
+        try:
+            return b"".join(self._long_message(self._cipher, data))
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return b""
+
+    def stopProducing(self) -> None:
+        super().stopProducing()
+        self._cipher = self._refuse = None
+        self._holds_messages = False

@@ -1,0 +1,153 @@
+"""The common case of a Noise link's input, done in one pass: complete, masked, unfragmented binary messages.
+
+    socket -> arena -> unmask in place -> decrypt -> judge -> the receiver's outbox
+
+`LinkReader` takes a message over once the link is up and the peer is routed. As in `fastpath`, everything else is handed to
+the codec as it came, until the next message boundary. Both ways decrypt with the same cipher state, which counts the nonces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from viewport_relay.reasons import Refusal
+from viewport_relay.wire.arena import LongFrame
+from viewport_relay.wire.fastpath import DECISIONS, LONG, MOST_TOGETHER, FastReader, common_header
+from viewport_relay.wire.framing import RECORD_LENGTH, TEXT_HEADERS, USUAL, text_header
+from viewport_relay.wire.interfaces import HasOutbox, Judge, LinkCipher
+from viewport_relay.wire.masking import unmasker
+
+#: The first byte of an unfragmented binary message.
+_BINARY: Final = 0x82
+
+
+def _ignored(refusal: Refusal) -> None:
+    """A no-op callback, after the end."""
+
+
+class LinkReader(FastReader):
+    """A reader that decrypts and forwards the common messages of a Noise link without the codec."""
+
+    __slots__ = ("_cipher", "_refuse")
+
+    _cipher: LinkCipher
+    _refuse: Callable[[Refusal], None]
+
+    def limit(self, size: int) -> None:
+        super().limit(size)
+        self._max = size
+
+    def link_up(self, cipher: LinkCipher, refuse: Callable[[Refusal], None]) -> None:
+        self._cipher = cipher
+        self._refuse = refuse
+
+    def stop(self) -> None:
+        super().stop()
+        self._refuse = _ignored  # holds no reference to the connection
+
+    def _forward_one(self, got: int, judge: Judge, now: float) -> bool:
+        """Leave even a single message to `_consume`, which costs little beside the cipher."""
+        return False
+
+    def _consume(self, end: int, again: bool = False) -> None:
+        data, view, now, unmask, most = self._data, self._view, self.last_seen, self._unmask, self._max
+        peer = self.peer
+        at = 0
+        receiver: Any = None  # a HasOutbox
+        sealed = False  # whether the receiver is on a link too
+        batch: list[Any] = []  # messages, or frames for a receiver without a link
+        size = 0
+        decisions = 0
+        judge = self.judge if self._between else None  # None too before the peer is routed, and after the end
+        cipher: Any = None if judge is None else self._cipher
+        while judge is not None and at < end:
+            left = end - at
+            # Nearly every header first, without a call: a payload of 126 to 65,535 bytes.
+            if left >= 8 and data[at + 1] == 0xFE and data[at] == _BINARY:
+                head = 8
+                length = data[at + 2] << 8 | data[at + 3]
+                if length < 126:
+                    break
+            else:
+                head, length = common_header(data, at, left, _BINARY)
+                if not head:
+                    break
+            if length > most:
+                break
+            start = at + head
+            stop = start + length
+            if stop > end and left >= head and head + length > LONG and stop <= len(data):
+                end += self._rest(end, stop)
+            if stop > end or left < head:
+                if left >= head and head + length > LONG:
+                    self._long = long = LongFrame(self._arena.buffers, head, head + length, view[at:end])
+                    self.space = long.view[long.have : long.total]
+                else:
+                    self._keep(bytes(view[at:end]))
+                at = end
+                break
+            unmask(start, length)
+            at = stop
+            try:
+                # One record, as nearly always; and if it is shorter than a tag, it does not decrypt.
+                if data[start] << 8 | data[start + 1] == length - RECORD_LENGTH:
+                    message = cipher.decrypt_record(view[start + RECORD_LENGTH : stop])
+                else:
+                    message = cipher.decrypt_message(view[start:stop])
+            except Refusal as refusal:
+                self._flush(peer, receiver, batch, size)
+                receiver, batch, size = None, [], 0
+                self._refuse(refusal)
+                break
+            verdict = judge(peer, message, now)
+            to = None if verdict is None else verdict.outlet
+            if to is None:
+                # A decision may write to the receiver of the messages before: they go first.
+                self._flush(peer, receiver, batch, size)
+                receiver, batch, size = None, [], 0
+                self._decide(peer, verdict, message)
+                judge = self.judge  # None if that was the end
+                decisions += 1
+                if decisions == DECISIONS and at < end:
+                    self._postpone(bytes(view[at:end]))
+                    return
+                continue
+            if to is not receiver or size >= MOST_TOGETHER:
+                self._flush(peer, receiver, batch, size)
+                receiver, batch, size = to, [], 0
+                sealed = to.outbox.sealed
+            length = len(message)
+            size += length
+            if sealed:
+                batch.append(message)
+            else:
+                batch.append((TEXT_HEADERS[length] if length <= USUAL else text_header(length)) + message)
+        self._flush(peer, receiver, batch, size)
+        if at < end:
+            self._hand_on(bytes(view[at:end]))
+
+    def _finish_long(self, long: LongFrame) -> None:
+        """The long message is complete: decrypt it and send it on."""
+        self._long = None
+        self.space = self._arena.space
+        judge = self.judge
+        if judge is None:  # it was closed meanwhile: the codec throws it away
+            self._hand_on(bytes(long.view[: long.total]))
+            long.release()
+            return
+        unmasker(long.buffer)(long.head, long.total - long.head)
+        try:
+            message = self._cipher.decrypt_message(long.view[long.head : long.total])
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        finally:
+            long.release()
+        peer = self.peer
+        verdict = judge(peer, message, self.last_seen)
+        receiver: HasOutbox | None = None if verdict is None else verdict.outlet
+        if receiver is None:
+            self._decide(peer, verdict, message)
+        elif receiver.outbox.send(message, self):
+            self.count(peer, 1, len(message), self.last_seen)
