@@ -81,15 +81,15 @@ class LinkRecords:
         Raises Refusal as `decrypt_message` does.
         """
         size = len(record) - TAG_BYTES
-        if size > self._frame_max:
-            self._too_large(size)
+        if not 0 <= size <= self._frame_max:
+            self._bad_size(size)
         count = self.received
         if count >= MAX_NONCE:
             raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for receiving")
         self.received = count + 1
         try:
             return self._decrypt(_nonce(count), record, None)
-        except InvalidTag:  # also of a record that is shorter than a tag
+        except InvalidTag:
             raise Refusal(Reason.NOISE_DECRYPT_FAILED, "a record does not decrypt") from None
 
     def decrypt_message(self, message: Message) -> bytes:
@@ -99,7 +99,7 @@ class LinkRecords:
         that does not decrypt), FRAME_TOO_LARGE (more plaintext than the frame limit), NOISE_NONCE_EXHAUSTED.
         """
         if len(message) < _RECORD_LEAST:
-            raise Refusal(Reason.NOISE_DECRYPT_FAILED, f"a message of {len(message)} bytes holds no record")
+            self._bad_size(len(message) - _RECORD_LEAST)
         return b"".join([self.decrypt_record(record) for record in self._split(memoryview(message))])
 
     def _split(self, view: memoryview) -> list[memoryview]:
@@ -119,10 +119,13 @@ class LinkRecords:
             records.append(view[start:position])
             plaintext += length - TAG_BYTES
         if plaintext > self._frame_max:
-            self._too_large(plaintext)
+            self._bad_size(plaintext)
         return records
 
-    def _too_large(self, plaintext: int) -> NoReturn:
+    def _bad_size(self, plaintext: int) -> NoReturn:
+        if plaintext < 0:
+            size = plaintext + _RECORD_LEAST
+            raise Refusal(Reason.NOISE_DECRYPT_FAILED, f"a message of {size} bytes holds no record")
         raise Refusal(
             Reason.FRAME_TOO_LARGE, f"a frame of {plaintext} bytes over a limit of {self._frame_max}"
         )

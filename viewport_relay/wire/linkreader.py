@@ -90,7 +90,7 @@ class LinkReader(FastReader):
             unmask(start, length)
             at = stop
             try:
-                # One record, as nearly always; and if it is shorter than a tag, it does not decrypt.
+                # One record, as nearly always.
                 if data[start] << 8 | data[start + 1] == length - RECORD_LENGTH:
                     message = cipher.decrypt_record(view[start + RECORD_LENGTH : stop])
                 else:

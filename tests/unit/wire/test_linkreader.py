@@ -148,6 +148,7 @@ def outcome(parts: list[Part], cuts: list[float], *, fast: bool, linked: bool) -
         "bytes": house.counters.bytes_client_to_daemon,
         "rejected": house.counters.frames_client_rejected,
         "too large": house.counters.ws_frame_too_large,
+        "details": [entry.get("detail") for entry in house.log.events],
         "reasons": [code for code in house.log.reasons() if code != "PONG_TIMEOUT"],
     }
     assert client.routed is None or client.closed is None
