@@ -23,14 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 from mint import mint
-from relays import BUILD, KINDS, PATIENCE, Platform, build, free_port, running, running_platform
+from relays import BUILD, KINDS, PATIENCE, Kind, Platform, build, free_port, running, running_platform
 
 PAIRS = 50
 
@@ -91,14 +91,22 @@ def process(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
         started.wait()
 
 
+def _none(relay: str) -> dict[str, str]:
+    """No further settings."""
+    return {}
+
+
 @contextmanager
-def layout(name: str, platform: Platform, folder: Path) -> Iterator[Layout]:
-    """Everything that this layout needs, running."""
-    remember = {"RELAY_VALIDATE_CACHE_TTL": "3600", "RELAY_ID": "a"}
+def layout(
+    name: str, platform: Platform, folder: Path, kind: Kind, more: Callable[[str], dict[str, str]] = _none
+) -> Iterator[Layout]:
+    """Everything that this layout needs, running. `more` gives further settings of the relay of an id."""
+    remember = {"RELAY_VALIDATE_CACHE_TTL": "3600"}
     with ExitStack() as stack:
 
-        def relay(**settings: str) -> Any:
-            return stack.enter_context(running(KINDS["relay"], platform, remember | settings))
+        def relay(relay_id: str = "a", **settings: str) -> Any:
+            ours = {"RELAY_ID": relay_id, **more(relay_id)}
+            return stack.enter_context(running(kind, platform, remember | settings | ours))
 
         if name == "bus":
             program = shutil.which("redis-server")
@@ -114,7 +122,7 @@ def layout(name: str, platform: Platform, folder: Path) -> Iterator[Layout]:
                 "RELAY_BUS_HMAC_KEY": platform.internal_key,
                 "RELAY_CLIENT_REDIRECT_ENABLED": "0",
             }
-            a, b = relay(**settings), relay(**settings | {"RELAY_ID": "b"})
+            a, b = relay("a", **settings), relay("b", **settings)
             yield Layout(a.port, b.port, (a.pid, b.pid, redis.pid))
         elif name == "forwarded":
             behind = relay()
@@ -167,7 +175,7 @@ def main() -> None:
         with running_platform(folder) as platform:
             for repetition in range(given.repetitions):
                 for kind in given.only.split(","):
-                    with layout(kind, platform, folder) as where:
+                    with layout(kind, platform, folder, KINDS["relay"]) as where:
                         for cell in (cell for cell in CELLS if given.cells in cell):
                             if kind == "bus" and CELLS[cell][0] == "connect":
                                 continue

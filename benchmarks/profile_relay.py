@@ -1,6 +1,7 @@
 """Where the relay's CPU time goes while the load generator drives it: a ranking of Python functions.
 
     python benchmarks/profile_relay.py '50 pairs, 1 KB, 1 in flight' [--checkout FOLDER] [--top N]
+    python benchmarks/profile_relay.py --bus '50 pairs, 1 KB, 1 in flight'
 
 The relay looks at its own stack each time it has used another few milliseconds of CPU (SIGPROF), system calls
 included; what other processes take does not count. *self* is a function with the C code and system calls that it
@@ -14,8 +15,11 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -66,53 +70,106 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("cell", help="a part of a cell's name; the first that has it is used")
     parser.add_argument("--checkout", default=str(Path(__file__).resolve().parents[1]))
+    parser.add_argument(
+        "--bus", action="store_true", help="two relays, Redis in between; cells are those of bus.py"
+    )
     parser.add_argument("--top", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=15.0)
     options = parser.parse_args()
 
-    import subprocess
-    import time
-
-    from cells import CELLS
     from mint import mint
     from relays import BUILD, Kind, build, running, running_platform
 
-    cell = next(cell for cell in CELLS if options.cell in cell.name)
     build()
-    output = BUILD / "profile.json"
-    output.unlink(missing_ok=True)
+    environment = {"PYTHONPATH": options.checkout}
+    kind = Kind("profiled", "", (sys.executable, __file__), environment)
+    if options.bus:
+        import bus
+
+        name, (mode, words) = next(item for item in bus.CELLS.items() if options.cell in item[0])
+        mint(BUILD / "profile", bus.PAIRS, 0)
+        with (
+            running_platform(BUILD / "profile") as platform,
+            bus.layout("bus", platform, BUILD, kind, _outputs) as where,
+        ):
+            load = {
+                "port": where.port,
+                "client-port": where.client_port,
+                "tokens": platform.tokens,
+                **words,
+            }
+            _drive(mode, load, where.pids[:2], options.seconds, {where.pids[2]: "redis-server"})
+        for relay, role in (("a", "the daemons' relay"), ("b", "the clients' relay")):
+            _report(f"{name}, {role}", _output(relay), options.top)
+        return 0
+
+    from cells import CELLS
+
+    cell = next(cell for cell in CELLS if options.cell in cell.name)
+    environment |= {**cell.environment, **_outputs("a")}
     count = 20_000 if cell.mode == "connect" else 0
     mint(BUILD / "profile", max(500, int(cell.options.get("daemons", 0))), count if cell.cold else 1)
-    environment = {OUTPUT: str(output), "PYTHONPATH": options.checkout, **cell.environment}
-    kind = Kind("profiled", "", (sys.executable, __file__), environment)
     with running_platform(BUILD / "profile") as platform, running(kind, platform) as relay:
-        words: dict[str, object] = {
-            "port": relay.port,
-            "pid": relay.pid,
-            "tokens": platform.tokens,
-            **cell.options,
-        }
-        if cell.mode == "throughput":
-            words["seconds"] = options.seconds + 3
-        elif cell.mode == "connect":
+        words = {"port": relay.port, "tokens": platform.tokens, **cell.options}
+        if cell.mode == "connect":
             words |= {"count": count, **({"tokens": platform.fresh} if cell.cold else {})}
-        flags = [word for name, value in words.items() for word in (f"--{name}", str(value)) if word]
-        load = subprocess.Popen([str(BUILD / "loadgen"), cell.mode, *flags], stdout=subprocess.DEVNULL)
-        time.sleep(1.5)
-        os.kill(relay.pid, signal.SIGUSR2)
-        time.sleep(options.seconds)
-        os.kill(relay.pid, signal.SIGUSR2)
-        time.sleep(0.5)
-        load.terminate()
-        load.wait()
+        _drive(cell.mode, words, (relay.pid,), options.seconds, {})
+    _report(cell.name, _output("a"), options.top)
+    return 0
+
+
+def _output(relay: str) -> Path:
+    from relays import BUILD
+
+    return BUILD / f"profile-{relay}.json"
+
+
+def _outputs(relay: str) -> dict[str, str]:
+    """Settings that tell a relay where its profile goes."""
+    _output(relay).unlink(missing_ok=True)
+    return {OUTPUT: str(_output(relay))}
+
+
+def _drive(
+    mode: str, words: Mapping[str, object], pids: Sequence[int], seconds: float, others: Mapping[int, str]
+) -> None:
+    """Profile the relays under this load; of the `others` the CPU is told."""
+    from relays import BUILD
+
+    words = {**words, "pid": pids[0]}
+    if mode == "throughput":
+        words["seconds"] = seconds + 3
+    flags = [word for name, value in words.items() for word in (f"--{name}", str(value)) if word]
+    load = subprocess.Popen([str(BUILD / "loadgen"), mode, *flags], stdout=subprocess.DEVNULL)
+    time.sleep(1.5)
+    before = {pid: cpu_seconds(pid) for pid in (*pids, *others)}
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR2)
+    time.sleep(seconds)
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR2)
+    for pid, spent in before.items():
+        name = others.get(pid, "relay")
+        print(f"{name}: {cpu_seconds(pid) - spent:.2f} s of CPU in {seconds:g} s")
+    time.sleep(0.5)
+    load.terminate()
+    load.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU that a process has used, seconds (proc(5): fields 14 and 15 of stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _report(name: str, output: Path, top: int) -> None:
     seen = json.loads(output.read_text())
     samples = sum(n for _, n in seen["self"])
-    print(f"{cell.name}: {samples} samples of {PERIOD * 1000:g} ms CPU")
+    print(f"{name}: {samples} samples of {PERIOD * 1000:g} ms CPU")
     for what in ("self", "lines", "all"):
         print(f"\n{what}")
-        for name, n in seen[what][: options.top]:
-            print(f"  {100 * n / samples:5.1f} %  {name}")
-    return 0
+        for place, n in seen[what][:top]:
+            print(f"  {100 * n / samples:5.1f} %  {place}")
 
 
 if __name__ == "__main__":

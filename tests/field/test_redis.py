@@ -467,7 +467,7 @@ async def test_a_frame_that_goes_before_it_was_sent_is_answered(
 
 
 DOCUMENTED_ACL = (
-    "resetkeys ~viewport:relay:* resetchannels -@all +auth +select +ping +info +get +mget +set +del +eval +rpush +ltrim "
+    "resetkeys ~viewport:relay:* resetchannels -@all +auth +select +ping +info +get +mget +set +del +eval +rpush "
     "+pexpire +blpop +lpop"
 )
 

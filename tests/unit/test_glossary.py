@@ -16,9 +16,6 @@ PAGE = "docs/topics/glossary.md"
 #: Rooms that share no code with the relay may use its names for their own things.
 BESIDE = {"peer", "devplatform", "cli"}
 
-#: Public class names that still stand for two things. The list is exact and ends empty.
-TWICE = {"Feeder"}
-
 
 def forbidden() -> list[str]:
     rows = re.findall(r"^\| (`[^|]*) \|", section(PAGE, "## Words that are not used"), re.MULTILINE)
@@ -52,9 +49,7 @@ def test_a_class_name_stands_for_one_thing() -> None:
             for node in ast.parse(path.read_text("utf-8")).body:
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     places[node.name].add(module)
-    twice = {name: modules for name, modules in places.items() if len(modules) > 1}
-    assert {name: sorted(modules) for name, modules in twice.items() if name not in TWICE} == {}
-    assert sorted(TWICE - set(twice)) == [], "take these out of TWICE"
+    assert {name: sorted(modules) for name, modules in places.items() if len(modules) > 1} == {}
 
 
 def test_every_term_is_explained_once() -> None:

@@ -5,7 +5,7 @@ It decides nothing: what is told when is `presence`, what leaves and comes is `b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,18 +16,19 @@ from twisted.python.failure import Failure
 from viewport_relay import __version__
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.backplane.batch import BatchSigner, BatchVerifier
-from viewport_relay.backplane.bus import Inbound, Outbound
+from viewport_relay.backplane.inbound import Inbound
 from viewport_relay.backplane.instance import InstanceWatch, OtherInstances, new_instance
 from viewport_relay.backplane.interface import (
     Backplane,
     Carrier,
-    Feeder,
     Parcel,
+    Publisher,
     Receiver,
     TargetKey,
     Whereabouts,
 )
 from viewport_relay.backplane.outage import Outage
+from viewport_relay.backplane.outbound import Outbound
 from viewport_relay.backplane.platform import PlatformCarrier
 from viewport_relay.backplane.presence import Announcement, Presence
 from viewport_relay.backplane.redirect import RedirectRule
@@ -51,15 +52,20 @@ def backplane_for(
     counters: Counters,
     http: HttpClient,
     now: Callable[[], float],
+    at_end_of_turn: Callable[[Callable[[], None]], object],
 ) -> Backplane:
     """The backplane that the settings ask for. Raises ConfigError for a Redis URL that cannot be used."""
     if config.backplane_mode == "single":
         return Single()
-    return Fleet(reactor, config, log, counters, http, now)
+    return Fleet(reactor, config, log, counters, http, now, at_end_of_turn)
 
 
 class Fleet:
-    """`now` gives seconds since the epoch; the reactor's clock measures everything else."""
+    """Presence and bus of one relay.
+
+    `now` gives seconds since the epoch; the reactor's clock measures everything else. `at_end_of_turn` calls back when
+    all input of a turn of the reactor is handled.
+    """
 
     def __init__(
         self,
@@ -69,8 +75,10 @@ class Fleet:
         counters: Counters,
         http: HttpClient,
         now: Callable[[], float],
+        at_end_of_turn: Callable[[Callable[[], None]], object],
     ) -> None:
         self._reactor = reactor
+        self._receiver: Receiver | None = None
         self._mode = config.backplane_mode
         self.redirects = config.client_redirect_enabled
         self._carrier: Carrier
@@ -103,7 +111,7 @@ class Fleet:
             self._carrier,
             self.outage,
             Announcement(config.relay_id, config.public_ws_base_url, interval),
-            # Whom nobody is sent to may have any address.
+            # Without redirects no client connects to the address: any will do.
             rule.allows if config.client_redirect_enabled else lambda url: True,
             log,
             now,
@@ -114,12 +122,13 @@ class Fleet:
             key, relay_id = config.bus_hmac_key, config.relay_id
             others = self._others
             self._outbound = Outbound(
-                reactor,
+                at_end_of_turn,
                 self._carrier,
                 self.outage,
                 FrameSigner(key, relay_id, now),
                 log,
                 counters,
+                self._lost,
                 most_bytes=config.max_pending_bytes,
                 most_frames=config.redis_queue_max,
                 batch_signer=None if others is None else BatchSigner(key, relay_id, now),
@@ -144,14 +153,21 @@ class Fleet:
     def peers_changed(self, number: int) -> None:
         self._carrier.peers_changed(number)
 
+    def known(self, target: TargetKey) -> Whereabouts | None:
+        return self._presence.known(target)
+
     def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
         return self._presence.resolve(target)
 
-    def publish(self, parcel: Parcel, failed: Callable[[], None], feeder: Feeder | None = None) -> None:
+    def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
         if self._outbound is None:
-            failed()
+            self._lost((parcel,))
         else:
-            self._outbound.publish(parcel, failed, feeder)
+            self._outbound.publish(parcel, publisher)
+
+    def _lost(self, parcels: Sequence[Parcel]) -> None:
+        assert self._receiver is not None  # else there was no peer to send anything
+        self._receiver.lost(parcels)
 
     def describe(self) -> Mapping[str, Any]:
         told: dict[str, Any] = {"mode": self._mode, "up": self.outage.is_up}
@@ -165,6 +181,7 @@ class Fleet:
         return told
 
     def start(self, receiver: Receiver) -> None:
+        self._receiver = receiver
         self._carrier.start()
         self._presence.start(receiver.moved)
         self._beginning = Deferred.fromCoroutine(self._begin(receiver)).addErrback(_given_up)

@@ -1,6 +1,6 @@
 """Instance records: which process of a relay runs now, and what it can read.
 
-    PREFIX:instance:RELAYID   {"instance": a random value of the process, "batches": 1, "version", "url"}, with a TTL
+    PREFIX:instance:RELAYID   {"instance": a random value of the process, "batches": 2, "version", "url"}, with a TTL
 
 Each process writes its own record from time to time and looks at what was there. One foreign record is what a restart
 leaves behind, and the first look tells that there was a process before; two in a row are a second relay of the same RELAY_ID: the two would read one queue, and each would lose
@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from viewport_relay.backplane.batch import VERSION
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.observe.sink import EventSink
 
@@ -89,7 +90,7 @@ class InstanceWatch(TimerService):
         self._relay_id = relay_id
         self._log = log
         self._instance = instance
-        self._ours = msgspec.json.encode({"instance": instance, "batches": 1, **about})
+        self._ours = msgspec.json.encode({"instance": instance, "batches": VERSION, **about})
         self._foreign = 0
 
     async def begin(self) -> bool:
@@ -193,7 +194,7 @@ class OtherInstances:
             pass  # what was last seen holds
         else:
             instance = record.get("instance")
-            reads = record.get("batches") == 1 and isinstance(instance, str)
+            reads = record.get("batches") == VERSION and isinstance(instance, str)
             known.instance = str(instance) if reads else None
             known.record = record
         finally:

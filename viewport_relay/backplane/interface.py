@@ -7,16 +7,21 @@ Values and protocols only; nothing here does I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
+import msgspec
 from attrs import frozen
 from twisted.internet.defer import Deferred
 
+from viewport_relay.protocol.frames import ClientFrame, DaemonFrame, E2ee
 from viewport_relay.reasons import Reason
 
 #: (workspaceId, runtimeTargetId)
 TargetKey: TypeAlias = tuple[str, str]
+#: A signed frame or batch as it leaves.
+BusFrame: TypeAlias = bytes | memoryview
+Frame: TypeAlias = ClientFrame | DaemonFrame
 
 Direction: TypeAlias = Literal["client_to_daemon", "daemon_to_clients"]
 CLIENT_TO_DAEMON: Direction = "client_to_daemon"
@@ -47,28 +52,35 @@ class Whereabouts:
     ws_base_url: str
 
 
-@frozen
-class Parcel:
-    """One message for a peer on another relay. `payload` is the message as it came, UTF-8."""
+class Parcel(msgspec.Struct, gc=False):
+    """One message for a peer on another relay. `payload` is the message as it came, UTF-8.
+
+    `frame` is what the message was decoded to, where it was. `sender` is for the `Receiver` alone, in `lost`.
+    """
 
     target: TargetKey
     direction: Direction
     to_relay: str
     machine_id: str | None  # the sending peer's claim
     payload: bytes
+    frame: Frame | None = None
+    sender: object = None
 
 
-@frozen
-class Arrival:
-    """One message off the bus: its signature is right, it is fresh, new and meant for this relay."""
+class Arrival(msgspec.Struct, gc=False):
+    """One message off the bus: its signature is right, it is fresh, new and meant for this relay.
+
+    `frame` is the e2ee frame that the sending relay has decoded and checked; None: to be decoded here.
+    """
 
     target: TargetKey
     direction: Direction
     from_relay: str
     payload: bytes
+    frame: E2ee | None = None
 
 
-class Feeder(Protocol):
+class Publisher(Protocol):
     """A connection whose messages go onto the bus; it is not read while too much of them waits."""
 
     def pause_reading(self, cause: object) -> None: ...
@@ -80,6 +92,9 @@ class Receiver(Protocol):
 
     def arrived(self, arrivals: Sequence[Arrival]) -> None:
         """Messages for peers of this relay, in order; what they make one receiver may leave together."""
+
+    def lost(self, parcels: Sequence[Parcel]) -> None:
+        """These could not be carried."""
 
     def moved(self, target: TargetKey, holder: object) -> None:
         """The daemon `holder` is now on another relay: it must go here."""
@@ -98,11 +113,14 @@ class Backplane(Protocol):
     def peers_changed(self, number: int) -> None:
         """So many peers are connected now."""
 
-    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
-        """The other relay that has the daemon, None if none is known. Never fails; often already there."""
+    def known(self, target: TargetKey) -> Whereabouts | None:
+        """The other relay that has the daemon, if that is remembered. None says nothing: `resolve` asks."""
 
-    def publish(self, parcel: Parcel, failed: Callable[[], None], feeder: Feeder | None = None) -> None:
-        """Carry a message to another relay. `failed` is called, perhaps at once, when it cannot be."""
+    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
+        """The other relay that has the daemon, None if there is none. Never fails."""
+
+    def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
+        """Carry a message to another relay. The receiver's `lost` is called, perhaps at once, when it cannot be."""
 
     def start(self, receiver: Receiver) -> None: ...
 
@@ -125,7 +143,7 @@ class Carrier(Protocol):
 
     @property
     def lanes(self) -> int:
-        """Calls of `publish` at a time; those of one lane are never side by side."""
+        """Calls of `publish` at a time; those of one lane (see `lane`) are never side by side."""
 
     @property
     def calls(self) -> int:
@@ -140,7 +158,7 @@ class Carrier(Protocol):
         """So many peers are connected now; without any, nobody waits for bus frames."""
 
     def lane(self, parcel: Parcel) -> object:
-        """Parcels of equal lanes are published one call after the other."""
+        """Parcels for one relay whose lanes are equal are published one call after the other."""
 
     async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
         """Say that this relay has the daemon, whoever said so before."""
@@ -154,8 +172,8 @@ class Carrier(Protocol):
     async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
         """The entry as it was written by whichever relay, unchecked; None if there is none."""
 
-    async def publish(self, frames: Sequence[tuple[str, bytes]]) -> None:
-        """Queue bus frames (JSON) for the relays named, in order."""
+    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
+        """Queue bus frames for a relay, in order."""
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         """The next bus frames for this relay, waiting for some time if there are none."""

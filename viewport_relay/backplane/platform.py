@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.httpcall import Answer, Call, HttpFailure, TooLarge
-from viewport_relay.backplane.interface import CarrierFailed, Parcel, TargetKey
+from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel, TargetKey
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.config import Config
 from viewport_relay.protocol.json import as_integer
@@ -100,7 +100,7 @@ class PlatformCarrier:
             wanted.callback(None)
 
     def lane(self, parcel: Parcel) -> object:
-        return parcel.target, parcel.to_relay
+        return parcel.target
 
     # -- presence ------------------------------------------------------------------------------------------------
 
@@ -136,9 +136,9 @@ class PlatformCarrier:
 
     # -- bus ---------------------------------------------------------------------------------------------------------
 
-    async def publish(self, frames: Sequence[tuple[str, bytes]]) -> None:
-        for _, frame in frames:
-            await self._ask(self._publish, frame)
+    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
+        for frame in frames:
+            await self._ask(self._publish, bytes(frame))
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         if not self._peers:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 #: contract's, the second only keeps a client that insists from asking at every frame.
 FOUND_TTL: Final = 2.0
 ABSENT_TTL: Final = 0.25
+#: Seconds after which an entry that is used is asked for again.
+ASK_AGAIN: Final = 1.0
 #: Targets remembered at most.
 CACHE_MAX: Final = 8192
 #: Seconds after which a withdrawal that cannot be told is given up: by then the entry has expired.
@@ -58,6 +60,14 @@ class _Seat:
     busy: bool = False
 
 
+@define(eq=False)
+class _Found:
+    """What an answer said; `ask_again` is when a use of it asks anew."""
+
+    place: Whereabouts | None
+    ask_again: float
+
+
 class Presence:
     """`moved` is called with a target and its holder when another relay has it now. `now` is seconds since 1970."""
 
@@ -81,9 +91,7 @@ class Presence:
         self._moved: Callable[[TargetKey, object], None] = lambda target, holder: None
         self._seats: dict[TargetKey, _Seat] = {}
         self._calls = DeferredSemaphore(carrier.calls)
-        self._cache: DeferredCache[TargetKey, Whereabouts | None] = DeferredCache(
-            clock, CACHE_MAX, abandon=False
-        )
+        self._cache: DeferredCache[TargetKey, _Found] = DeferredCache(clock, CACHE_MAX, abandon=False)
         self._refresh = LoopingCall(self._look_round)
         self._refresh.clock = clock
         self._settled: list[Deferred[None]] = []
@@ -218,23 +226,38 @@ class Presence:
 
     # -- the daemons of other relays -------------------------------------------------------------------------
 
-    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
-        """Where the daemon is, if another relay has it. Never fails: what cannot be asked counts as nobody."""
-
-        async def fetch() -> Fetched[Whereabouts | None]:
-            if self._outage.is_down:
-                raise self._outage.failed
-            try:
-                found = self._read(await self._carrier.resolve(target))
-            except CarrierFailed as error:
-                self._failed(target, error)
-                raise
-            return Fetched(found, ABSENT_TTL if found is None else FOUND_TTL)
-
-        def nobody(failure: object) -> None:
+    def known(self, target: TargetKey) -> Whereabouts | None:
+        """Where the daemon is, if that is remembered: asked again before it is forgotten, so that no frame waits for it."""
+        found = self._cache.peek(target)
+        if found is None:
             return None
+        if self._clock.seconds() >= found.ask_again:
+            found.ask_again = float("inf")
+            Deferred.fromCoroutine(self._ask_again(target))
+        return found.place
 
-        return self._cache.get(target, fetch).addErrback(nobody)
+    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
+        """Where the daemon is, if another relay has it. Never fails: what cannot be asked counts as nowhere."""
+        asking = self._cache.get(target, partial(self._ask, target))
+        return asking.addCallbacks(lambda found: found.place, lambda failure: None)
+
+    async def _ask(self, target: TargetKey) -> Fetched[_Found]:
+        if self._outage.is_down:
+            raise self._outage.failed
+        try:
+            place = self._read(await self._carrier.resolve(target))
+        except CarrierFailed as error:
+            self._failed(target, error)
+            raise
+        ttl = ABSENT_TTL if place is None else FOUND_TTL
+        return Fetched(_Found(place, self._clock.seconds() + ASK_AGAIN), ttl)
+
+    async def _ask_again(self, target: TargetKey) -> None:
+        try:
+            fetched = await self._ask(target)
+        except CarrierFailed:
+            return  # it is forgotten when its time is over
+        self._cache.put(target, fetched.value, fetched.ttl)
 
     def _read(self, entry: Mapping[str, object] | None) -> Whereabouts | None:
         if entry is None:

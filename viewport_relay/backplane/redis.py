@@ -12,9 +12,10 @@ from typing import Any, Final
 import msgspec
 from attrs import frozen
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
-from viewport_relay.backplane.interface import CarrierFailed, Parcel, TargetKey
+from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel, TargetKey
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.presencesigning import PresenceSigner
 from viewport_relay.backplane.rediscommands import Commands, popped
@@ -27,6 +28,10 @@ from viewport_relay.reasons import Reason
 
 #: Seconds for one command.
 COMMAND_LIMIT: Final = 2.0
+#: Elements of another relay's queue that are no backlog.
+_FEW: Final = 64
+#: Queues with a backlog that are remembered.
+_MOST_LENGTHS: Final = 1024
 
 _COMMANDS: Final = "commands"
 _READER: Final = "bus"
@@ -47,7 +52,7 @@ class RedisCarrier:
     """Presence and bus in Redis, over two connections: one for commands, one that waits for bus frames."""
 
     batch: Final = 512
-    lanes: Final = 1
+    lanes: Final = 1024
     calls: Final = 64
 
     def __init__(
@@ -68,6 +73,9 @@ class RedisCarrier:
         self._pull_limit = config.bus_pull_limit
         # BLPOP with 0 would wait for ever.
         self._pull_wait = max(config.bus_pull_wait_ms, 10) / 1000
+        self._queue_max = config.redis_queue_max
+        self._lengths: dict[str, int] = {}  # of the queues with a backlog
+        self._pulling: Deferred[list[Any]] | None = None
         address = RedisAddress.from_config(config)
         connect_limit = config.redis_connect_timeout_ms / 1000
         self._service = MultiService()
@@ -93,6 +101,8 @@ class RedisCarrier:
         self._service.startService()
 
     async def stop(self) -> None:
+        if self._pulling is not None:
+            self._pulling.addErrback(_given_up).cancel()
         stopping: Deferred[Any] = self._service.stopService()
         await stopping
 
@@ -148,29 +158,45 @@ class RedisCarrier:
 
     # -- bus ---------------------------------------------------------------------------------------------------------
 
-    async def publish(self, frames: Sequence[tuple[str, bytes]]) -> None:
-        queues: dict[str, list[bytes]] = {}
-        for relay_id, frame in frames:
-            queues.setdefault(relay_id, []).append(frame)
-        pushes = [self._make.push(relay_id, values) for relay_id, values in queues.items()]
-        for gone in await self._commands.run(*pushes):
-            if isinstance(gone, int):
-                self._counters.bus_queue_trimmed += gone
+    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
+        length = self._lengths.get(relay_id, 0)
+        if length + len(frames) > self._queue_max // 2:
+            [[length, gone]] = await self._commands.run(self._make.push_and_trim(relay_id, frames))
+            self._counters.bus_queue_trimmed += gone
+        else:
+            length, _ = await self._commands.run(*self._make.push(relay_id, frames))
+        self._note_length(relay_id, length)
+
+    def _note_length(self, relay_id: str, length: int) -> None:
+        if length > min(_FEW, self._queue_max // 4):
+            if len(self._lengths) >= _MOST_LENGTHS:
+                self._lengths.clear()  # then the next call of each finds its length anew
+            self._lengths[relay_id] = length
+        else:
+            self._lengths.pop(relay_id, None)
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
-        assert self._reader is not None
-        # Both leave at once: what has gathered behind the first frame comes in the same round trip.
-        answers = await self._reader.answers(
-            *self._make.pull(self._pull_wait, self._pull_limit), limit=self._pull_wait + COMMAND_LIMIT
-        )
+        pulling, self._pulling = self._pulling or self._pull(), None
+        answers = await pulling
         # What was popped is handed on, whatever became of the other command.
         found = popped(*answers)
         if found:
+            self._pulling = self._pull()  # Redis looks while these are handled
             return found
         for answer in answers:
             if isinstance(answer, CarrierFailed):
                 raise answer
         return []
+
+    def _pull(self) -> Deferred[list[Any]]:
+        assert self._reader is not None
+        # Both leave at once: what has gathered behind the first frame comes in the same round trip.
+        commands = self._make.pull(self._pull_wait, self._pull_limit)
+        return Deferred.fromCoroutine(self._reader.answers(*commands, limit=self._pull_wait + COMMAND_LIMIT))
+
+
+def _given_up(failure: Failure) -> None:
+    failure.trap(CancelledError, CarrierFailed)
 
 
 @frozen

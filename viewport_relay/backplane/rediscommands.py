@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from viewport_relay.backplane.interface import TargetKey
+from viewport_relay.backplane.interface import BusFrame, TargetKey
 from viewport_relay.backplane.redisprotocol import Command
 
 #: Milliseconds after the last frame at which a queue that no relay reads is gone: its frames are long stale.
@@ -65,13 +65,18 @@ _RETIRE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return false
 """
-# KEYS[1] the queue, ARGV[1] its greatest length, ARGV[2] its TTL in ms, ARGV[3…] frames. Gives how many went.
-_PUSH: Final = """
+# KEYS[1] the queue, ARGV[1] its greatest length, ARGV[2] its TTL in ms, ARGV[3…] elements. Gives the length, and how many
+# bus frames went. The number of frames of a batch stands in its bytes 40-43, see batch.py.
+_PUSH_AND_TRIM: Final = """
 local length = redis.call('RPUSH', KEYS[1], unpack(ARGV, 3))
-local over = length - tonumber(ARGV[1])
-if over > 0 then redis.call('LTRIM', KEYS[1], over, -1) end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return math.max(over, 0)
+local over = length - tonumber(ARGV[1])
+if over <= 0 then return {length, 0} end
+local frames = 0
+for _, gone in ipairs(redis.call('LPOP', KEYS[1], over)) do
+  if string.sub(gone, 1, 3) == 'VRB' then frames = frames + struct.unpack('>I4', gone, 41) else frames = frames + 1 end
+end
+return {length - over, frames}
 """
 
 
@@ -125,9 +130,15 @@ class Commands:
     def record_of(self, relay_id: str) -> Command:
         return "GET", self._instance_key(relay_id)
 
-    def push(self, relay_id: str, frames: Sequence[bytes]) -> Command:
-        """Append frames to a relay's queue and drop its oldest ones over the limit; how many is the answer."""
-        return "EVAL", _PUSH, 1, self.queue_key(relay_id), self.queue_max, QUEUE_TTL_MS, *frames
+    def push(self, relay_id: str, elements: Sequence[BusFrame]) -> tuple[Command, Command]:
+        """Append elements to a relay's queue; the first answer is its length then."""
+        key = self.queue_key(relay_id)
+        return ("RPUSH", key, *elements), ("PEXPIRE", key, QUEUE_TTL_MS)
+
+    def push_and_trim(self, relay_id: str, elements: Sequence[BusFrame]) -> Command:
+        """As `push`, and drop the oldest elements over the limit; the answer is the length and the frames dropped."""
+        key = self.queue_key(relay_id)
+        return "EVAL", _PUSH_AND_TRIM, 1, key, self.queue_max, QUEUE_TTL_MS, *elements
 
     def pull(self, wait: float, limit: int) -> tuple[Command, Command]:
         """Wait for one frame of this relay's queue, at most `wait` seconds, and take up to `limit` more."""
@@ -156,9 +167,9 @@ class Commands:
         key = self._trial_queue("out")
         return (
             ("RPUSH", key, "trial"),
-            ("LTRIM", key, 0, -1),
             ("PEXPIRE", key, _TRIAL_TTL_MS),
-            ("EVAL", _PUSH, 1, key, 0, _TRIAL_TTL_MS, "trial"),
+            ("LPOP", key, 1),
+            ("EVAL", _PUSH_AND_TRIM, 1, key, 1, _TRIAL_TTL_MS, "trial"),
         )
 
     def pull_trials(self) -> tuple[Command, ...]:

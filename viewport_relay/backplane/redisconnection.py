@@ -98,7 +98,7 @@ class TriedEndpoint:
         redis: RedisProtocol = await connecting
         try:
             gone = await redis.sign_in(self._clock, self._limit)
-            for answer in await redis.ask(self._clock, self._trials, self._limit):
+            for answer in await redis.ask(self._trials, self._limit):
                 if isinstance(answer, CarrierFailed):
                     raise answer
         except BaseException:
@@ -176,7 +176,7 @@ class RedisConnection(MultiService):
             redis = self._redis
             if redis is None:
                 raise CarrierFailed(NOT_CONNECTED)
-        answers = await redis.ask(self._reactor, commands, self._limit if limit is None else limit)
+        answers = await redis.ask(commands, self._limit if limit is None else limit)
         for answer in answers:
             if isinstance(answer, CarrierFailed) and answer.outage:
                 self._give_up(redis, answer)

@@ -172,7 +172,7 @@ async def ask_once(
         raise connecting_failed(error) from None
     try:
         await protocol.sign_in(reactor, limit)
-        answers: list[Any] = await protocol.ask(reactor, commands, limit)
+        answers: list[Any] = await protocol.ask(commands, limit)
         return answers
     finally:
         protocol.transport.abortConnection()

@@ -7,14 +7,15 @@ commands are for.
 from __future__ import annotations
 
 from collections import deque
+from socket import socket
 from typing import Any, Final, NoReturn
 
 import hiredis
 import txredisapi
-from attrs import Factory, define, field, frozen
+from attrs import field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
 from twisted.internet.protocol import Factory as TwistedFactory
 from twisted.python.failure import Failure
 
@@ -23,7 +24,7 @@ from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.reasons import Reason
 from viewport_relay.timelimit import add_time_limit
 
-Command = tuple[str | bytes | int | float, ...]
+Command = tuple[str | bytes | memoryview | int | float, ...]
 
 #: First words of errors of a server that does not serve this relay at all. All other errors refuse one command.
 _NOT_SERVING: Final = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN", "CLUSTERDOWN"})
@@ -53,60 +54,84 @@ class Credentials:
     database: int | None = None
 
 
-@define(eq=False)
 class _Asked:
     """Commands that left together. `done` fires when all answers are there, or no more will come."""
 
-    count: int
-    answers: list[Any] = Factory(list)
-    done: Deferred[None] = Factory(Deferred)
+    __slots__ = ("answers", "count", "done", "due")
+
+    def __init__(self, count: int, due: float) -> None:
+        self.count = count
+        self.due = due
+        self.answers: list[Any] = []
+        self.done: Deferred[None] = Deferred()
+
+    def finish(self) -> None:
+        if not self.done.called:
+            self.done.callback(None)
 
 
 class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is not typed
     """txredisapi's protocol, which also tells why a connection was lost, and costs less for commands in one write.
 
-    txredisapi signs in. Commands of `ask` do not pass its queue of one Deferred for each reply.
+    txredisapi signs in. From then on replies are read here, all of one read together, and do not pass its queue of one
+    Deferred for each reply. One timer watches all commands that are not answered yet.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.lost_by: BaseException | None = None
         self._asked: deque[_Asked] = deque()
+        self._replies = hiredis.Reader(
+            protocolError=txredisapi.InvalidData, replyError=txredisapi.ResponseError
+        )
+        self._signed_in = False
+        self._socket: socket | None = None  # of plain TCP, while connected
+        self._clock: IReactorTime
+        self._alarm: IDelayedCall | None = None
 
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:
         try:
-            super().dataReceived(data, unpause)
+            if self._signed_in:
+                self._read(data)
+            else:
+                super().dataReceived(data, unpause)
         except (hiredis.ProtocolError, txredisapi.InvalidData):
             self.lost_by = CarrierFailed("what answers does not speak Redis's protocol")
             self.transport.abortConnection()
 
-    def replyReceived(self, reply: Any) -> None:
-        """Called by txredisapi for each complete reply."""
-        if not self._asked:
-            super().replyReceived(reply)
-            return
-        asked = self._asked[0]
-        asked.answers.append(reply)
-        if len(asked.answers) == asked.count:
-            self._asked.popleft()
-            if not asked.done.called:
-                asked.done.callback(None)
+    def _read(self, data: bytes) -> None:
+        asked, next_reply = self._asked, self._replies.gets
+        self._replies.feed(data)
+        while (reply := next_reply()) is not False:
+            if not asked:
+                raise txredisapi.InvalidData("a reply to no command")
+            first = asked[0]
+            first.answers.append(reply)
+            if len(first.answers) == first.count:
+                asked.popleft()
+                first.finish()
 
     def connectionLost(self, why: Failure) -> None:
         if self.lost_by is None:
             self.lost_by = why.value
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._socket = None
         unanswered, self._asked = self._asked, deque()
         super().connectionLost(why)
         for asked in unanswered:
-            if not asked.done.called:
-                asked.done.callback(None)
+            asked.finish()
 
     async def sign_in(self, clock: IReactorTime, limit: float) -> Deferred[Any]:
         """Wait at most `limit` seconds until user, password and database are accepted.
 
         Gives a Deferred that fires when the connection is lost. Raises CarrierFailed.
         """
+        self._clock = clock
         self.transport.setTcpKeepAlive(True)
+        # A batch's last segment would wait for the acknowledgement of those before it, up to 40 ms (RFC 1122, 4.2.3.2).
+        self.transport.setTcpNoDelay(True)
         ready: Deferred[Any] = self.whenConnected()
         lost: Deferred[Any] = self.whenDisconnected()
 
@@ -117,9 +142,12 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
         lost.addCallback(too_early)
         add_time_limit(ready, limit, clock, _expired)
         await ready
+        self._signed_in = True
+        if not ISSLTransport.providedBy(self.transport):
+            self._socket = self.transport.getHandle()
         return lost
 
-    async def ask(self, clock: IReactorTime, commands: tuple[Command, ...], limit: float) -> list[Any]:
+    async def ask(self, commands: tuple[Command, ...], limit: float) -> list[Any]:
         """The answers to these commands, which leave together and are carried out in order, within `limit` seconds.
 
         The answer of a command that Redis refuses, or does not answer, is a CarrierFailed. After a time-out the
@@ -127,26 +155,63 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
         """
         if not self.connected:
             return [CarrierFailed(_LOST)] * len(commands)
-        asked = _Asked(len(commands))
+        asked = _Asked(len(commands), self._clock.seconds() + limit)
+        # Where every command is answered, what was written before has left.
+        self._write(_packed(commands), at_once=not self._asked)
         self._asked.append(asked)
-        self.transport.write(_packed(commands))
-        add_time_limit(asked.done, limit, clock, _expired)
-        missing: CarrierFailed | None = None
+        self._watch(asked.due)
         try:
             await asked.done
         except CancelledError:
             self.transport.abortConnection()
             raise
-        except CarrierFailed as late:
-            self.transport.abortConnection()
-            missing = late
         answers = [
             refusal(str(command[0]), str(answer)) if isinstance(answer, txredisapi.ResponseError) else answer
             for command, answer in zip(commands, asked.answers, strict=False)
         ]
         if len(answers) < len(commands):
-            answers += [missing or self._lost()] * (len(commands) - len(answers))
+            answers += [self._lost()] * (len(commands) - len(answers))
         return answers
+
+    def _write(self, data: bytes, *, at_once: bool) -> None:
+        """Write, without waiting for the reactor's next turn where nothing waits before."""
+        if at_once and self._socket is not None:
+            try:
+                data = data[self._socket.send(data) :]
+            except OSError:  # full, or broken: the transport finds out which
+                pass
+        if data:
+            self.transport.write(data)
+
+    def _watch(self, due: float) -> None:
+        """Look again at this time at the latest."""
+        alarm = self._alarm
+        if alarm is None:
+            self._alarm = self._clock.callLater(due - self._clock.seconds(), self._look)
+        elif due < alarm.getTime():
+            alarm.reset(due - self._clock.seconds())
+
+    def _look(self) -> None:
+        """Abort the connection if a command has not been answered in time: after the reactor has read once more."""
+        self._alarm = None
+        if self._is_late():
+            self._alarm = self._clock.callLater(0, self._look_again)
+
+    def _is_late(self) -> bool:
+        if not self._asked:
+            return False
+        due = min(asked.due for asked in self._asked)
+        if due > self._clock.seconds():
+            self._watch(due)
+            return False
+        return True
+
+    def _look_again(self) -> None:
+        self._alarm = None
+        if not self._is_late():
+            return
+        self.lost_by = CarrierFailed(_LATE)
+        self.transport.abortConnection()
 
     def _lost(self) -> CarrierFailed:
         if self.lost_by is None or isinstance(self.lost_by, ConnectionClosed):
@@ -156,6 +221,9 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
 
 def _packed(commands: tuple[Command, ...]) -> bytes:
     pack: Any = hiredis.pack_command  # its annotation takes tuples of one item only
+    if len(commands) == 1:
+        packed: bytes = pack(commands[0])
+        return packed
     return b"".join([pack(command) for command in commands])
 
 
@@ -190,6 +258,7 @@ class RedisFactory(TwistedFactory):
 
 
 _LOST: Final = "the connection to Redis was lost"
+_LATE: Final = "Redis does not answer in time"
 
 
 def connecting_failed(error: BaseException) -> CarrierFailed:
@@ -212,7 +281,7 @@ def refusal(command: str, said: str) -> CarrierFailed:
 
 
 def _expired(result: object, limit: float) -> NoReturn:
-    raise CarrierFailed("Redis does not answer in time")
+    raise CarrierFailed(_LATE)
 
 
 def _words(error: BaseException | None) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar, TypeAlias
 
+import msgspec
 from attrs import frozen
 
-from viewport_relay.protocol.frames import ClientFrame
+from viewport_relay.protocol.frames import ClientFrame, DaemonFrame
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.model import Peer
 
@@ -59,20 +60,24 @@ class FanOut(NoReceiver):
     lossy: bool = False
 
 
-@frozen
-class Publish(NoReceiver):
+# The two that follow are made for each frame that crosses the bus: msgspec makes them in a third of the time.
+
+
+class Publish(msgspec.Struct, frozen=True, gc=False):
     """A daemon's answer belongs to a client of another relay: publish it on the bus, addressed to that relay."""
 
+    outlet: ClassVar[None] = None
     relay_id: str
+    frame: DaemonFrame
 
 
-@frozen
-class NoDaemon(NoReceiver):
+class NoDaemon(msgspec.Struct, frozen=True, gc=False):
     """A client's frame found no daemon here: another relay may hold it, else `DAEMON_UNAVAILABLE`.
 
     The frame is not charged yet: `Router.carried` or `Router.charge` does that once its fate is known.
     """
 
+    outlet: ClassVar[None] = None
     frame: ClientFrame
 
 

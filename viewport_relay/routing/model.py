@@ -188,7 +188,7 @@ class Target:
     """One (workspace, runtime target). No frame ever leaves it for another."""
 
     __slots__ = (
-        "active_at", "bytes", "channels", "clients", "created_at", "frames", "key_exchanges", "pairings",
+        "active_at", "bytes", "channels", "clients", "created_at", "frames", "key", "key_exchanges", "pairings",
         "runtime_target_id", "seat", "sessions", "workers", "workspace_id",
     )  # fmt: skip
 
@@ -203,6 +203,8 @@ class Target:
     ) -> None:
         self.workspace_id = workspace_id
         self.runtime_target_id = runtime_target_id
+        # A target without a runtime target holds no daemon, and its clients' frames never ask other relays for one.
+        self.key = workspace_id, runtime_target_id or ""
         self.created_at = now
         self.active_at = now
         self.frames = 0

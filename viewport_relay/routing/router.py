@@ -296,7 +296,7 @@ class Router:
             if mismatch is not None:
                 return mismatch
         owner = peer.target.sessions.owner(session_id, now)
-        return owner if type(owner) is Peer else self._to_owner(owner)
+        return owner if type(owner) is Peer else self._to_owner(owner, E2ee(profile, session_id))
 
     def daemon_frame(self, peer: Peer, frame: DaemonFrame | None, now: float) -> Peer | Decision:
         """Where the daemon's frame goes: to one client, never to all. A frame of None was not valid."""
@@ -314,13 +314,13 @@ class Router:
 
     def _answer(self, target: Target, frame: DaemonFrame, now: float) -> Peer | Decision:
         if isinstance(frame, E2ee | KeyUpdateRequired):
-            return self._to_owner(target.sessions.owner(frame.session_id, now))
+            return self._to_owner(target.sessions.owner(frame.session_id, now), frame)
         if isinstance(frame, KeyExchangeResponse):
             return self._key_exchange_response(target, frame, now)
         if isinstance(frame, PairingResponse):
             owner = target.pairings.owner(frame.request_id, now)
             target.pairings.spend(frame.request_id)
-            return self._to_owner(owner)
+            return self._to_owner(owner, frame)
         return FanOut(tuple(target.channels.get(frame.channel, ())))
 
     def _key_exchange_response(
@@ -332,10 +332,10 @@ class Router:
         if not target.sessions.record(frame.session_id, owner, now):
             return Drop(Reason.SESSION_NOT_OWNED, "key exchange response names a session of another client")
         target.key_exchanges.spend(frame.request_id)
-        return self._to_owner(owner)
+        return self._to_owner(owner, frame)
 
     @staticmethod
-    def _to_owner(owner: Owner | None) -> Peer | Decision:
+    def _to_owner(owner: Owner | None, frame: DaemonFrame) -> Peer | Decision:
         if owner is None:
             return Drop(Reason.NO_OWNER)
-        return Publish(owner) if isinstance(owner, str) else owner
+        return Publish(owner, frame) if isinstance(owner, str) else owner

@@ -84,9 +84,11 @@ class Relay(MultiService):
         self.counters = counters
         self._client = HttpClient.from_config(reactor, config)
         gate = self._gate = Gate.from_config(reactor, config, log, counters, now, self._client)
-        self._backplane = backplane_for(reactor, config, log, counters, self._client, now)
-        self._relaying = build(config, reactor, now, log, counters, self._client, keys, self._backplane)
         self._turn = turn_of(reactor)
+        self._backplane = backplane_for(
+            reactor, config, log, counters, self._client, now, self._turn.when_sent
+        )
+        self._relaying = build(config, reactor, now, log, counters, self._client, keys, self._backplane)
         self.factory = ConnectionFactory(
             reactor,
             self._turn,

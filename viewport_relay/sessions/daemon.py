@@ -40,8 +40,8 @@ class DaemonRole:
             case Close():
                 outcomes.counters.frames_daemon_rejected += 1
                 outcomes.close(peer, verdict)
-            case Publish(relay_id):
-                self._remote.daemon_frame(peer, relay_id, message)
+            case Publish(relay_id, frame):
+                self._remote.daemon_frame(peer, relay_id, frame, message)
             case _:
                 raise AssertionError(f"not a decision about a daemon's frame: {verdict!r}")
 

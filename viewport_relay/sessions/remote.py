@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from attrs import Factory, define
@@ -29,7 +28,7 @@ from viewport_relay.backplane.interface import (
 )
 from viewport_relay.protocol import status
 from viewport_relay.protocol.decoding import decode_client, decode_daemon
-from viewport_relay.protocol.frames import ClientFrame, E2ee, KeyExchangeInit
+from viewport_relay.protocol.frames import ClientFrame, DaemonFrame, E2ee, KeyExchangeInit, PairingRequest
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Drop, FanOut, NoDaemon
 from viewport_relay.routing.model import Peer, Target
@@ -38,7 +37,9 @@ from viewport_relay.routing.router import Router
 from viewport_relay.sessions.contest import SEAT_CLOSE_DELAY
 from viewport_relay.sessions.outcomes import COUNTED_ONLY, Outcomes
 from viewport_relay.sessions.session import Session, session_of
+from viewport_relay.wire.framing import text_header
 from viewport_relay.wire.interfaces import Judge
+from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.turn import Turn
 
 
@@ -75,8 +76,8 @@ class RemoteRelays:
         max_pending: int,
         turn: Turn,
     ) -> None:
-        self._turn = turn
         """`max_pending`: bytes that may wait for a daemon here before frames off the bus are dropped."""
+        self._turn = turn
         self._clock = clock
         self._backplane = backplane
         self._registry = registry
@@ -97,7 +98,7 @@ class RemoteRelays:
         """A daemon has taken or left its seat."""
         holder = target.daemon
         machine_id = None if holder is None else holder.grant.claims.machine_id
-        self._backplane.seat_changed(_key(target), holder, machine_id)
+        self._backplane.seat_changed(target.key, holder, machine_id)
 
     def moved(self, target: TargetKey, holder: object) -> None:
         """The daemon that sits here has come to another relay."""
@@ -116,7 +117,7 @@ class RemoteRelays:
             and peer.target.daemon is None
             and peer.grant.runtime_target_id is not None
         ):
-            self._backplane.resolve(_key(peer.target)).addCallback(self._greet, peer)
+            self._backplane.resolve(peer.target.key).addCallback(self._greet, peer)
 
     def _greet(self, place: Whereabouts | None, peer: Peer) -> None:
         if place is not None and _is_here(peer) and peer.target.daemon is None:
@@ -129,7 +130,11 @@ class RemoteRelays:
 
     def client_frame(self, peer: Peer, frame: ClientFrame, message: bytes) -> None:
         """A client's frame that was accepted, for which no daemon is here."""
-        lookup = self._backplane.resolve(_key(peer.target))
+        place = self._backplane.known(peer.target.key)
+        if place is not None:
+            self._publish(place, peer, frame, message, here=True)
+            return
+        lookup = self._backplane.resolve(peer.target.key)
         if lookup.called:
             lookup.addCallback(self._forward, peer, frame, message)
             return
@@ -176,56 +181,76 @@ class RemoteRelays:
                 self._outcomes.count_to_daemon(peer, 1, len(message), now)
             peer.target.forget_owner(peer)
         elif isinstance(verdict, NoDaemon):
-            lookup = self._backplane.resolve(_key(peer.target))
+            lookup = self._backplane.resolve(peer.target.key)
             lookup.addCallback(self._forward, peer, verdict.frame, message)
 
     def _forward(self, place: Whereabouts | None, peer: Peer, frame: ClientFrame, message: bytes) -> None:
         """The fate of one frame, now that it is known where the daemon is."""
-        outcomes, target, here = self._outcomes, peer.target, _is_here(peer)
-        now, daemon = self._clock.seconds(), target.daemon
-        if daemon is None and place is None:
-            if here:
-                outcomes.no_daemon(peer, message, now)
-            return
-        limited = self._router.carried(peer, frame, now)
-        if limited is not None:
-            if here:
-                outcomes.counters.frames_client_rejected += 1
-                outcomes.close(peer, limited)
-            return
-        conflict = self._router.note_asker(target, frame, peer, now) if here else None
-        if conflict is not None:
-            outcomes.drop(peer, conflict)
-            return
-        session = session_of(peer)
-        reader = session.connection.reader
-        if here and isinstance(frame, KeyExchangeInit):
-            session.exchange.init_seen(frame.request_id, frame.profile, frame.previous_session_id)
+        daemon = peer.target.daemon
         if daemon is not None:  # it came during the look-up
-            if session_of(daemon).outbox.send(message, reader if here else self._bus):
-                outcomes.count_to_daemon(peer, 1, len(message), now)
+            self._to_daemon_here(daemon, peer, frame, message)
+        elif place is not None:
+            self._publish(place, peer, frame, message, here=_is_here(peer))
+        elif _is_here(peer):
+            self._outcomes.no_daemon(peer, message, self._clock.seconds())
+
+    def _to_daemon_here(self, daemon: Peer, peer: Peer, frame: ClientFrame, message: bytes) -> None:
+        now, here = self._clock.seconds(), _is_here(peer)
+        if self._accepted(peer, frame, now, here=here):
+            feeder = session_of(peer).connection.reader if here else self._bus
+            if session_of(daemon).outbox.send(message, feeder):
+                self._outcomes.count_to_daemon(peer, 1, len(message), now)
+
+    def _publish(
+        self, place: Whereabouts, peer: Peer, frame: ClientFrame, message: bytes, *, here: bool
+    ) -> None:
+        now, target = self._clock.seconds(), peer.target
+        if not self._accepted(peer, frame, now, here=here):
             return
-        assert place is not None
         if here and self._backplane.redirects:
             self._redirect(peer, place, peer.grant.runtime_target_id)
         target.active_at = now
-        parcel = Parcel(_key(target), CLIENT_TO_DAEMON, place.relay_id, peer.grant.claims.machine_id, message)
-        self._backplane.publish(
-            parcel, partial(self._not_carried, peer, frame, message), reader if here else None
-        )
+        machine_id = peer.grant.claims.machine_id
+        parcel = Parcel(target.key, CLIENT_TO_DAEMON, place.relay_id, machine_id, message, frame, peer)
+        self._backplane.publish(parcel, session_of(peer).connection.reader if here else None)
 
-    def _not_carried(self, peer: Peer, frame: ClientFrame, message: bytes) -> None:
+    def _accepted(self, peer: Peer, frame: ClientFrame, now: float, *, here: bool) -> bool:
+        """Charge a frame that is forwarded, and note who waits for its answer; False: it goes nowhere."""
+        limited = self._router.carried(peer, frame, now)
+        if limited is not None:
+            if here:
+                self._outcomes.counters.frames_client_rejected += 1
+                self._outcomes.close(peer, limited)
+            return False
+        if type(frame) is E2ee or not here:
+            return True
+        conflict = self._router.note_asker(peer.target, frame, peer, now)
+        if conflict is not None:
+            self._outcomes.drop(peer, conflict)
+            return False
+        if isinstance(frame, KeyExchangeInit):
+            exchange = session_of(peer).exchange
+            exchange.init_seen(frame.request_id, frame.profile, frame.previous_session_id)
+        return True
+
+    def lost(self, parcels: Sequence[Parcel]) -> None:
+        """Tell clients whose messages could not be carried; of a daemon's message only the failed publish is counted."""
         now = self._clock.seconds()
-        self._router.forget_asker(peer.target, frame, peer, now)
-        if _is_here(peer):
-            self._outcomes.no_daemon(peer, message, now, counted=type(frame) is E2ee)
+        for parcel in parcels:
+            peer, frame = parcel.sender, parcel.frame
+            if isinstance(peer, Peer) and isinstance(frame, E2ee | KeyExchangeInit | PairingRequest):
+                self._router.forget_asker(peer.target, frame, peer, now)
+                if _is_here(peer):
+                    self._outcomes.no_daemon(peer, parcel.payload, now, counted=type(frame) is E2ee)
 
     # -- a daemon here, a client elsewhere -------------------------------------------------------------------------
 
-    def daemon_frame(self, peer: Peer, relay_id: str, message: bytes) -> None:
+    def daemon_frame(self, peer: Peer, relay_id: str, frame: DaemonFrame, message: bytes) -> None:
         """A daemon's answer to what came from another relay."""
-        parcel = Parcel(_key(peer.target), DAEMON_TO_CLIENTS, relay_id, peer.grant.claims.machine_id, message)
-        self._backplane.publish(parcel, _not_told)
+        machine_id = peer.grant.claims.machine_id
+        self._backplane.publish(
+            Parcel(peer.target.key, DAEMON_TO_CLIENTS, relay_id, machine_id, message, frame)
+        )
 
     # -- off the bus -------------------------------------------------------------------------------------------------
 
@@ -233,23 +258,20 @@ class RemoteRelays:
         """Messages from other relays; their signatures are right. What one peer gets of them leaves in one write."""
         turn = self._turn
         within, turn.running = turn.within, True
+        now, find = self._clock.seconds(), self._registry.find
         for arrival in arrivals:
-            self._arrived(arrival)
+            target = find(*arrival.target)
+            if arrival.direction == CLIENT_TO_DAEMON:
+                self._to_daemon(target, arrival, now)
+            else:
+                self._to_clients(target, arrival, now)
         if not within:  # else the reactor sends at the end of its turn
             turn.running = False
             turn.send()
 
-    def _arrived(self, arrival: Arrival) -> None:
-        target = self._registry.find(*arrival.target)
-        if arrival.direction == CLIENT_TO_DAEMON:
-            self._to_daemon(target, arrival)
-        else:
-            self._to_clients(target, arrival)
-
-    def _to_daemon(self, target: Target | None, arrival: Arrival) -> None:
-        now = self._clock.seconds()
+    def _to_daemon(self, target: Target | None, arrival: Arrival, now: float) -> None:
         daemon = None if target is None else target.daemon
-        if target is None or daemon is None:
+        if daemon is None:
             self._refuse(arrival, Drop(Reason.DAEMON_UNAVAILABLE, "it has left, or never was here"))
             return
         outbox = session_of(daemon).outbox
@@ -257,33 +279,41 @@ class RemoteRelays:
             self._refuse(arrival, Drop(Reason.BUFFER_OVERFLOW, "the daemon's queue is full"))
             return
         window = self._windows.window(("workspace", arrival.target[0]), now)
-        refused = self._router.client_frame_of_relay(
-            arrival.from_relay, daemon, decode_client(arrival.payload), window, now
-        )
+        payload = arrival.payload
+        frame = arrival.frame or decode_client(payload)
+        refused = self._router.client_frame_of_relay(arrival.from_relay, daemon, frame, window, now)
         if refused is not None:
             self._refuse(arrival, refused)
-        elif outbox.send(arrival.payload, self._bus):
-            self._outcomes.count_to_daemon(daemon, 1, len(arrival.payload), now)
+        elif self._send(outbox, payload):
+            self._outcomes.count_to_daemon(daemon, 1, len(payload), now)
 
-    def _to_clients(self, target: Target | None, arrival: Arrival) -> None:
-        now = self._clock.seconds()
+    def _to_clients(self, target: Target | None, arrival: Arrival, now: float) -> None:
         if target is None:
             self._refuse(arrival, Drop(Reason.NO_OWNER))
             return
-        frame = decode_daemon(arrival.payload)
+        payload = arrival.payload
+        frame = arrival.frame or decode_daemon(payload)
         window = self._windows.window(("workspace-daemon", *arrival.target), now)
         verdict = self._router.daemon_frame_of_relay(target, frame, window, now)
-        if isinstance(verdict, Drop):
-            self._refuse(arrival, verdict)
-            return
         if isinstance(verdict, Peer):
-            self._outcomes.watch_answer(verdict, frame)
-            verdict = FanOut((verdict,))
-        assert isinstance(verdict, FanOut)
-        copies = self._outcomes.fan_out(verdict, arrival.payload)
-        if copies:
-            size = copies * len(arrival.payload)
-            self._outcomes.count_to_clients(verdict.receivers[0], copies, size, now)
+            if arrival.frame is None:
+                self._outcomes.watch_answer(verdict, frame)
+            if self._send(session_of(verdict).outbox, payload):
+                self._outcomes.count_to_clients(verdict, 1, len(payload), now)
+        elif isinstance(verdict, Drop):
+            self._refuse(arrival, verdict)
+        else:
+            assert isinstance(verdict, FanOut)
+            copies = self._outcomes.fan_out(verdict, payload)
+            if copies:
+                self._outcomes.count_to_clients(verdict.receivers[0], copies, copies * len(payload), now)
+
+    def _send(self, outbox: Outbox, payload: bytes) -> bool:
+        """Send at the end of the turn, with what else came for this receiver, or let it wait."""
+        if outbox.ready is None:
+            return outbox.send(payload, self._bus)
+        outbox.hold(text_header(len(payload)) + payload)
+        return True
 
     def _refuse(self, arrival: Arrival, drop: Drop) -> None:
         counters = self._outcomes.counters
@@ -304,15 +334,6 @@ class RemoteRelays:
             )
 
 
-def _not_told() -> None:
-    """A no-op callback: an answer that cannot be carried is counted as a failed publish; the daemon is not told."""
-
-
 def _is_here(peer: Peer) -> bool:
     """Whether the peer still takes part."""
     return session_of(peer).peer is peer
-
-
-def _key(target: Target) -> TargetKey:
-    # Rooms without a target hold no daemon, and their clients' frames never ask for one.
-    return target.workspace_id, target.runtime_target_id or ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from twisted.internet.threads import deferToThread
 from tests.drill.redisserver import RedisServer
 from tests.integration.backplane.busframes import bus_frame
 from tests.integration.backplane.fleet import Fleet, e2ee, init, session, until
-from viewport_relay.backplane.batch import MAGIC
+from viewport_relay.backplane.batch import MAGIC, VERSION, BatchSigner
 from viewport_relay.backplane.instance import RECORD_TTL
+from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Parcel
+from viewport_relay.backplane.rediscommands import Commands
 
 pytestmark = pytest.mark.redis
 
@@ -63,7 +66,7 @@ async def test_a_batch_is_sent_only_to_a_relay_that_announces_it(fleet: Fleet, r
         "workspaceId", "runtimeTargetId", "sourceRelayId", "targetRelayId", "direction", "payload", "issuedAtMs",
         "signature",
     }  # fmt: skip
-    redis.ask("SET", record, json.dumps({"instance": "x", "batches": 1}))
+    redis.ask("SET", record, json.dumps({"instance": "x", "batches": VERSION}))
     await send(True)
     redis.ask("SET", record, "4f1d0c6a9be2735d08aa11bb")  # as version 0.1 writes it
     await send(False)
@@ -81,7 +84,7 @@ async def test_order_and_bytes_hold_while_the_form_changes(fleet: Fleet, redis: 
     answered = [daemon.say(e2ee(seq=number)) for number in range(1, 2001)]
     assert [await client.hear() for _ in answered] == answered
     record = json.loads(redis.ask("GET", "viewport:relay:instance:a"))
-    assert record["batches"] == 1 and isinstance(record["instance"], str)
+    assert record["batches"] == VERSION and isinstance(record["instance"], str)
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
@@ -162,3 +165,15 @@ async def test_presence_is_signed_beside_the_entry(fleet: Fleet, redis: RedisSer
     redis.ask("SET", signature, "forged")
     await deferLater(fleet.reactor, 0.5)
     assert await code_of_a_frame(fleet, strict) == "DAEMON_UNAVAILABLE"
+
+
+def test_each_frame_of_a_trimmed_batch_is_counted(redis: RedisServer) -> None:
+    parcels = [Parcel(("w", "t"), CLIENT_TO_DAEMON, "elsewhere", None, b"{}")] * 7
+    batch = bytes(BatchSigner("a-bus-key-of-some-length", "b", time.time).sign(parcels, "x"))
+    commands = Commands("viewport:relay", "b", 45_000, queue_max=2)
+    for element, answer in (
+        (batch, [1, 0]), (b'{"one":"frame"}', [2, 0]), (batch, [2, 7]), (batch, [2, 1]), (batch, [2, 7]),
+    ):  # fmt: skip
+        assert redis.ask(*commands.push_and_trim("elsewhere", [element])) == answer
+    assert forms(redis) == [True, True]
+    assert 0 < redis.ask("PTTL", QUEUE) <= 120_000

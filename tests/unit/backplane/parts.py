@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
-from viewport_relay.backplane.interface import CarrierFailed, Feeder, Parcel, Receiver, TargetKey, Whereabouts
+from viewport_relay.backplane.interface import (
+    BusFrame,
+    CarrierFailed,
+    Parcel,
+    Publisher,
+    Receiver,
+    TargetKey,
+    Whereabouts,
+)
 
 
 class Log:
@@ -83,9 +91,9 @@ class StubCarrier:
         await self._call("resolve", target)
         return self.entries.get(target)
 
-    async def publish(self, frames: Sequence[tuple[str, bytes]]) -> None:
+    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
         await self._call("publish", len(frames))
-        self.frames += frames
+        self.frames += [(relay_id, bytes(frame)) for frame in frames]
 
     async def pull(self) -> Sequence[Any]:
         waiting: Deferred[Any] = Deferred()
@@ -101,11 +109,11 @@ class StubBackplane:
 
     def __init__(self) -> None:
         self.lookups: list[Deferred[Whereabouts | None]] = []
-        self.known: Whereabouts | None = None
+        self.known_place: Whereabouts | None = None
         self.slow = True
         self.published: list[Parcel] = []
-        self.feeders: list[Feeder | None] = []
-        self.failed: list[Callable[[], None]] = []
+        self.publishers: list[Publisher | None] = []
+        self.receiver: Receiver | None = None
         self.broken = False
         self.seats: list[tuple[TargetKey, object | None]] = []
         self.peers = 0
@@ -116,9 +124,12 @@ class StubBackplane:
     def peers_changed(self, number: int) -> None:
         self.peers = number
 
+    def known(self, target: TargetKey) -> Whereabouts | None:
+        return None if self.slow else self.known_place
+
     def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
         if not self.slow:
-            return succeed(self.known)
+            return succeed(self.known_place)
         waiting: Deferred[Whereabouts | None] = Deferred()
         self.lookups.append(waiting)
         return waiting
@@ -127,15 +138,20 @@ class StubBackplane:
         """Answer the oldest look-up."""
         self.lookups.pop(0).callback(place)
 
-    def publish(self, parcel: Parcel, failed: Callable[[], None], feeder: Feeder | None = None) -> None:
+    def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
         if self.broken:
-            failed()
+            self.lose(parcel)
             return
         self.published.append(parcel)
-        self.feeders.append(feeder)
-        self.failed.append(failed)
+        self.publishers.append(publisher)
 
-    def start(self, receiver: Receiver) -> None: ...
+    def lose(self, *parcels: Parcel) -> None:
+        """These could not be carried."""
+        assert self.receiver is not None
+        self.receiver.lost(parcels)
+
+    def start(self, receiver: Receiver) -> None:
+        self.receiver = receiver
 
     def stop(self) -> Deferred[None]:
         return succeed(None)

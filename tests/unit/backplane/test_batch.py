@@ -6,6 +6,7 @@ import hmac
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -13,6 +14,7 @@ from twisted.internet.task import Clock
 from viewport_relay.backplane.batch import MAGIC, BatchSigner, BatchVerifier
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, DAEMON_TO_CLIENTS, Arrival, Direction, Parcel
 from viewport_relay.backplane.replay import BadFrame, Freshness
+from viewport_relay.protocol.frames import E2ee
 from viewport_relay.reasons import Reason
 
 KEY, INSTANCE, NOW = "a-bus-key-of-some-length", "instance-of-b", 1_800_000_000.0
@@ -26,6 +28,10 @@ def verifier(relay_id: str = "b", key: str = KEY, instance: str = INSTANCE) -> B
 
 def signer(now: float = NOW) -> BatchSigner:
     return BatchSigner(KEY, "a", lambda: now)
+
+
+def signed(parcels: list[Parcel], instance: str = INSTANCE, now: float = NOW) -> bytes:
+    return bytes(signer(now).sign(parcels, instance))
 
 
 def parcel(payload: bytes, direction: Direction = CLIENT_TO_DAEMON, machine: str | None = None) -> Parcel:
@@ -50,13 +56,13 @@ PARCELS = st.lists(
 
 @given(PARCELS)
 def test_what_is_signed_comes_out_in_order(parcels: list[Parcel]) -> None:
-    found = verifier().verify(signer().sign(parcels, INSTANCE))
+    found = verifier().verify(signed(parcels))
     assert found == [Arrival(p.target, p.direction, "a", p.payload) for p in parcels]
 
 
 @given(st.data())
 def test_no_changed_byte_is_accepted(data: st.DataObject) -> None:
-    raw = bytearray(signer().sign([parcel(b"{}")], INSTANCE))
+    raw = bytearray(signed([parcel(b"{}")]))
     at = data.draw(st.integers(len(MAGIC), len(raw) - 1))
     raw[at] ^= data.draw(st.integers(1, 255))
     assert reasons(verifier().verify(bytes(raw))) == [Reason.BUS_SIGNATURE_INVALID]
@@ -67,10 +73,32 @@ def test_whatever_follows_the_magic_is_refused(rest: bytes) -> None:
     assert reasons(verifier().verify(MAGIC + rest)) == [Reason.BUS_SIGNATURE_INVALID]
 
 
+def authentic(head: bytes, payloads: bytes = b"", frames: int = 1) -> bytes:
+    """A batch with the right tag around a head of any form, made as the module's docstring says."""
+    process, number = b"p" * 12, (7).to_bytes(8, "big")
+    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v2\n" + process, "sha256")
+    covered = process + number + frames.to_bytes(4, "big") + len(head).to_bytes(4, "big") + head + payloads
+    return MAGIC + AESGCM(key).encrypt(bytes(4) + number, b"", covered) + covered
+
+
 @given(st.binary(max_size=200))
-def test_a_signed_body_of_an_unknown_form(body: bytes) -> None:
-    mac = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v1\n" + body, "sha256")
-    assert reasons(verifier().verify(MAGIC + mac + body)) == [Reason.BUS_FRAME_REFUSED]
+def test_an_authentic_head_of_an_unknown_form(head: bytes) -> None:
+    assert reasons(verifier().verify(authentic(head))) == [Reason.BUS_FRAME_REFUSED]
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [[1, 2, None, None]],
+        [[-1, 2, None, None]],
+        [[0, 3, None, None]],
+        [[0, -1, None, None], [0, 3, None, None]],
+    ],
+    ids=["no such route", "a route before the first", "too long", "a negative length"],
+)
+def test_a_batch_whose_parts_do_not_fit_together(frames: list[list[object]]) -> None:
+    head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), [["w", "t", None, True]], frames])
+    assert reasons(verifier().verify(authentic(head, b"{}"))) == [Reason.BUS_FRAME_REFUSED]
 
 
 @pytest.mark.parametrize(
@@ -83,34 +111,60 @@ def test_a_signed_body_of_an_unknown_form(body: bytes) -> None:
     ],
 )
 def test_refused_as_a_whole(relay_id: str, key: str, now: float, reason: Reason) -> None:
-    raw = signer(now).sign([parcel(b"1"), parcel(b"2")], INSTANCE)
+    raw = signed([parcel(b"1"), parcel(b"2")], now=now)
     assert reasons(verifier(relay_id, key).verify(raw)) == [reason]
 
 
 def test_the_same_frames_twice_are_two_batches_and_one_batch_twice_is_a_replay() -> None:
     to, by = verifier(), signer()
-    first, second = (by.sign([parcel(b"{}")], INSTANCE) for _ in range(2))
+    first, second = (bytes(by.sign([parcel(b"{}")], INSTANCE)) for _ in range(2))
     assert reasons(to.verify(first)) == reasons(to.verify(second)) == []
     assert reasons(to.verify(first)) == [Reason.BUS_SIGNATURE_REPLAYED]
 
 
 def test_a_batch_for_the_process_before_is_stale_after_a_restart() -> None:
-    raw = signer(NOW - 3).sign([parcel(b"{}")], "instance-of-the-process-before")
+    raw = signed([parcel(b"{}")], "instance-of-the-process-before", NOW - 3)
     assert reasons(verifier().verify(raw)) == [Reason.BUS_SIGNATURE_STALE]
 
 
 def test_one_bad_frame_harms_no_other() -> None:
     bad = [parcel(b"x" * 1001), parcel(b"\xff"), Parcel(("w", ""), CLIENT_TO_DAEMON, "b", None, b"{}")]
-    found = verifier().verify(signer().sign([parcel(b"1"), *bad, parcel(b"2")], INSTANCE))
+    found = verifier().verify(signed([parcel(b"1"), *bad, parcel(b"2")]))
     assert [one.payload for one in found if isinstance(one, Arrival)] == [b"1", b"2"]
     assert reasons(found) == [Reason.BUS_FRAME_REFUSED] * 3
 
 
+def test_an_e2ee_frame_that_was_decoded_already_says_so() -> None:
+    frame = E2ee("noise-ik", "session-1")
+    [found] = verifier().verify(signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, b"{}", frame)]))
+    assert isinstance(found, Arrival) and found.frame == frame
+    odd = E2ee("noise-ik", "\ud800")  # has no UTF-8: the other relay decodes the message again
+    [found] = verifier().verify(signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, b"{}", odd)]))
+    assert isinstance(found, Arrival) and found.frame is None
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    frames = [[0, 2, "noise-xx", "session-1"]]
+    head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), [["w", "t", None, True]], frames])
+    assert reasons(verifier().verify(authentic(head, b"{}"))) == [Reason.BUS_FRAME_REFUSED]
+
+
 def test_the_form_on_the_wire() -> None:
     """As the module's docstring gives it."""
-    raw = signer().sign([parcel(b"{}", DAEMON_TO_CLIENTS, "m")], INSTANCE)
-    assert raw[:4] == b"VRB1"
-    body = raw[36:]
-    assert raw[4:36] == hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v1\n" + body, "sha256")
-    frame = ["w", "t", "m", False, b"{}"]
-    assert msgspec.msgpack.decode(body) == ["a", "b", INSTANCE, int(NOW * 1000), 1, [frame]]
+    raw = signed([parcel(b"{}", DAEMON_TO_CLIENTS, "m"), parcel(b"[]", DAEMON_TO_CLIENTS, "m")])
+    assert raw[:4] == b"VRB2"
+    assert raw[32:44] == (1).to_bytes(8, "big") + (2).to_bytes(4, "big")
+    head = 48 + int.from_bytes(raw[44:48], "big")
+    frames = [[0, 2, None, None]] * 2
+    routes = [["w", "t", "m", False]]
+    assert msgspec.msgpack.decode(raw[48:head]) == ["a", "b", INSTANCE, int(NOW * 1000), routes, frames]
+    assert raw[head:] == b"{}[]"
+    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v2\n" + raw[20:32], "sha256")
+    assert AESGCM(key).encrypt(bytes(4) + raw[32:40], b"", raw[20:]) == raw[4:20]
+
+
+def test_no_two_batches_share_a_nonce() -> None:
+    by = signer()
+    numbers = {bytes(by.sign([parcel(b"{}")], INSTANCE)[20:40]) for _ in range(50)}
+    numbers |= {bytes(signer().sign([parcel(b"{}")], INSTANCE)[20:40]) for _ in range(50)}
+    assert len(numbers) == 100

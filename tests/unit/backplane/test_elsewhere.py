@@ -21,6 +21,7 @@ class House:
         self.backplane.redirects = redirects
         self.relay = MemoryRelay(backplane=self.backplane, **environ)
         self.remote = self.relay.relaying.remote
+        self.backplane.start(self.remote)
 
     def arrive(self, payload: bytes, direction: str = CLIENT_TO_DAEMON, source: str = "b") -> None:
         self.remote.arrived(
@@ -57,7 +58,7 @@ def test_frames_behind_a_look_up_wait_and_the_client_is_not_read() -> None:
     later = encoded("e2ee", seq=4)
     client.say(later)
     assert client.transport.unread > 0
-    house.backplane.slow, house.backplane.known = False, THERE
+    house.backplane.slow, house.backplane.known_place = False, THERE
     house.found(THERE)
     assert house.sent() == [*first, later]
     assert not client.connection.reader.paused
@@ -172,7 +173,7 @@ def test_a_frame_that_is_not_the_scopes_is_judged_also_when_its_sender_left() ->
 
 def test_answers_come_back_to_who_asked() -> None:
     house = House()
-    house.backplane.slow, house.backplane.known = False, THERE
+    house.backplane.slow, house.backplane.known_place = False, THERE
     one, two = house.relay.client(), house.relay.client()
     one.say(encoded("init v3", requestId="r1"))
     two.say(encoded("init v3", requestId="r2"))
@@ -187,10 +188,10 @@ def test_answers_come_back_to_who_asked() -> None:
 
 def test_a_request_that_was_not_carried_is_nobodys() -> None:
     house = House()
-    house.backplane.slow, house.backplane.known = False, THERE
+    house.backplane.slow, house.backplane.known_place = False, THERE
     one, two = house.relay.client(), house.relay.client()
     one.say(encoded("init v3"))
-    house.backplane.failed[0]()
+    house.backplane.lose(house.backplane.published[0])
     assert codes(one.heard()) == []  # written, but not pumped yet
     house.relay.pump()
     assert codes(one.heard()) == ["DAEMON_UNAVAILABLE"]
@@ -237,7 +238,7 @@ def test_a_moved_daemon_is_closed_and_only_that_one() -> None:
 
 def test_a_daemon_that_sits_down_here_ends_what_was_open_elsewhere() -> None:
     house = House()
-    house.backplane.slow, house.backplane.known = False, THERE
+    house.backplane.slow, house.backplane.known_place = False, THERE
     client = house.relay.client()
     client.say(encoded("init v3"))
     house.arrive(encoded("response v3"), DAEMON_TO_CLIENTS)

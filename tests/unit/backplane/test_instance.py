@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tests.unit.backplane.parts import Log
+from viewport_relay.backplane.batch import VERSION
 from viewport_relay.backplane.instance import FORGOTTEN, RECORD_TTL, REFRESH, InstanceWatch, OtherInstances
 from viewport_relay.backplane.interface import CarrierFailed
 
@@ -98,7 +99,7 @@ def test_two_processes_that_write_in_turn_are_told() -> None:
 def test_other_relays_are_looked_up_in_the_background_and_remembered() -> None:
     parts = Parts()
     others = OtherInstances(parts.clock, parts.kept)
-    parts.kept.records["b"] = json.dumps({"instance": "of-b", "batches": 1}).encode()
+    parts.kept.records["b"] = json.dumps({"instance": "of-b", "batches": VERSION}).encode()
     parts.kept.records["c"] = b"4f1d0c6a9be2735d08aa11bb"
     for relay_id, instance in (("b", "of-b"), ("c", None), ("nobody", None)):
         others.reads_batches(relay_id)

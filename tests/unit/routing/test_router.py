@@ -283,9 +283,11 @@ def test_answers_for_another_relays_client_are_addressed_to_it() -> None:
     target = house.target
     target.key_exchanges.record("request-1", "relay-2", house.now)
     target.pairings.record("request-1", "relay-3", house.now)
-    assert answered(house, daemon, "offer response") == Publish("relay-3")
-    assert answered(house, daemon, "response v3") == Publish("relay-2")
-    assert answered(house, daemon, "e2ee") == Publish("relay-2")
+    expected = (("offer response", "relay-3"), ("response v3", "relay-2"), ("e2ee", "relay-2"))
+    for name, relay_id in expected:
+        verdict = answered(house, daemon, name)
+        assert isinstance(verdict, Publish)
+        assert (verdict.relay_id, verdict.frame) == (relay_id, decode_daemon(encoded(name)))
     local = house.client()
     verdict = said(house, local, "e2ee")
     assert isinstance(verdict, Drop)

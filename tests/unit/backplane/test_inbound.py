@@ -1,0 +1,84 @@
+"""The incoming side of the bus: what is handed on, what is refused, and pulls that fail."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from tests.unit.backplane.parts import Log, StubCarrier
+from viewport_relay.backplane.inbound import Inbound
+from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival, CarrierFailed, Parcel
+from viewport_relay.backplane.replay import Freshness
+from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
+from viewport_relay.observe.counters import Counters
+from viewport_relay.reasons import Reason
+
+KEY = "a-bus-key-of-some-length"
+
+
+class Incoming:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.carrier = StubCarrier()
+        self.log = Log()
+        self.counters = Counters()
+        self.arrived: list[Arrival] = []
+        now: Any = lambda: 1_800_000_000.0 + self.clock.seconds()  # noqa: E731
+        self.signer = FrameSigner(KEY, "a", now)
+        self.inbound = Inbound(
+            self.clock,
+            self.carrier,
+            FrameVerifier(KEY, "b", Freshness(self.clock, now, 15.0), 1000),
+            self.log,
+            self.counters,
+        )
+        self.inbound.start(self.arrived.extend)
+
+    def frame(self, text: str) -> bytes:
+        return self.signer.sign(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, text.encode()))
+
+
+def test_frames_are_handed_on_in_order_and_in_slices() -> None:
+    parts = Incoming()
+    parts.carrier.pulls[0].callback([parts.frame(str(number)) for number in range(600)])
+    assert len(parts.arrived) == 256  # the reactor gets its turn in between
+    parts.clock.pump([0, 0, 0])
+    assert [a.payload for a in parts.arrived] == [str(n).encode() for n in range(600)]
+    assert len(parts.carrier.pulls) == 2
+    assert parts.counters.bus_pull_frames == 600
+
+
+def test_bad_frames_are_counted_and_the_rest_goes_on() -> None:
+    parts = Incoming()
+    good = parts.frame("1")
+    forged = good.replace(b'"payload":"1"', b'"payload":"2"')
+    parts.carrier.pulls[0].callback([forged, good, good, b"[]", 7, None])
+    assert [a.payload for a in parts.arrived] == [b"1"]
+    assert parts.counters.bus_pull_invalid_signature == 1
+    assert parts.counters.bus_pull_replayed_signature == 1
+    assert parts.counters.drops[Reason.BUS_FRAME_REFUSED] == 3
+    assert parts.log.names() == ["bus_drop"] * 5
+
+
+def test_own_frames_and_those_of_others_are_no_news() -> None:
+    parts = Incoming()
+    own = json.loads(parts.frame("1")) | {"sourceRelayId": "b"}
+    others = json.loads(parts.frame("1")) | {"targetRelayId": "c"}
+    parts.carrier.pulls[0].callback([own, others])
+    assert parts.log.names() == []
+    assert parts.counters.drops[Reason.BUS_FRAME_REFUSED] == 2
+
+
+def test_a_pull_that_fails_is_tried_again_less_and_less_often() -> None:
+    parts = Incoming()
+    for seconds in (0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0):
+        tried = len(parts.carrier.pulls)
+        parts.carrier.pulls[-1].errback(CarrierFailed("gone"))
+        parts.clock.advance(seconds - 0.01)
+        assert len(parts.carrier.pulls) == tried
+        parts.clock.advance(0.02)
+        assert len(parts.carrier.pulls) == tried + 1
+    parts.inbound.stop()
+    assert not parts.inbound.running

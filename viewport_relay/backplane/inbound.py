@@ -1,0 +1,113 @@
+"""The incoming side of the bus: messages from other relays are pulled, checked and handed on in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from viewport_relay.backplane.batch import MAGIC, BatchVerifier
+from viewport_relay.backplane.interface import Arrival, Carrier, CarrierFailed
+from viewport_relay.backplane.replay import BadFrame
+from viewport_relay.backplane.signing import FrameVerifier
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason
+
+#: Incoming frames that are handled before the reactor gets its turn.
+SLICE: Final = 256
+#: Seconds between two pulls that fail: the first, and the longest.
+_RETRY_FIRST: Final = 0.25
+_RETRY_MOST: Final = 5.0
+
+
+class Inbound:
+    """What comes in. `arrived` gets the good frames in order, at most SLICE at a time; the rest is counted and logged."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        carrier: Carrier,
+        verifier: FrameVerifier,
+        log: EventSink,
+        counters: Counters,
+        batch_verifier: BatchVerifier | None = None,
+    ) -> None:
+        self._clock = clock
+        self._carrier = carrier
+        self._verifier = verifier
+        self._batch_verifier = batch_verifier
+        self._log = log
+        self._counters = counters
+        self._arrived: Callable[[Sequence[Arrival]], None] = lambda arrivals: None
+        self._pulling: Deferred[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._pulling is not None
+
+    def start(self, arrived: Callable[[Sequence[Arrival]], None]) -> None:
+        """Begin to pull."""
+        self._arrived = arrived
+        self._pulling = Deferred.fromCoroutine(self._pull())
+        self._pulling.addErrback(self._ended)
+
+    def stop(self) -> None:
+        """Give up the pull that is under way."""
+        pulling, self._pulling = self._pulling, None
+        if pulling is not None:
+            pulling.cancel()
+
+    def _ended(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is None:
+            self._log.event("internal_error", message=failure.getTraceback())
+
+    async def _pull(self) -> None:
+        retry = _RETRY_FIRST
+        while True:
+            try:
+                frames = await self._carrier.pull()
+            except CarrierFailed:
+                await deferLater(self._clock, retry)
+                retry = min(2 * retry, _RETRY_MOST)
+                continue
+            retry = _RETRY_FIRST
+            waiting = [frame for raw in frames for frame in self._verified(raw)]
+            for at in range(0, len(waiting), SLICE):
+                if at:
+                    await deferLater(self._clock, 0)
+                self._take(waiting[at : at + SLICE])
+
+    def _verified(self, raw: object) -> Iterable[Arrival | BadFrame]:
+        if isinstance(raw, bytes) and raw.startswith(MAGIC) and self._batch_verifier is not None:
+            return self._batch_verifier.verify(raw)
+        if isinstance(raw, bytes | dict):
+            return (self._verifier.verify(raw),)
+        return (BadFrame(Reason.BUS_FRAME_REFUSED, "not a JSON object"),)
+
+    def _take(self, frames: Sequence[Arrival | BadFrame]) -> None:
+        self._counters.bus_pull_frames += len(frames)
+        arrivals = []
+        for frame in frames:
+            if isinstance(frame, Arrival):
+                arrivals.append(frame)
+            else:
+                self._refuse(frame)
+        if arrivals:
+            self._arrived(arrivals)
+
+    def _refuse(self, frame: BadFrame) -> None:
+        counters = self._counters
+        counters.drops[frame.reason] += 1
+        if frame.reason is Reason.BUS_SIGNATURE_INVALID:
+            counters.bus_pull_invalid_signature += 1
+        elif frame.reason is Reason.BUS_SIGNATURE_STALE:
+            counters.bus_pull_stale_signature += 1
+        elif frame.reason is Reason.BUS_SIGNATURE_REPLAYED:
+            counters.bus_pull_replayed_signature += 1
+        if not frame.usual:
+            self._log.event("bus_drop", reason=frame.reason, detail=frame.detail, sourceRelayId=frame.source)

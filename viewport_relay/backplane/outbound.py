@@ -1,0 +1,222 @@
+"""The outgoing side of the bus: messages for peers on other relays leave in order, several in one call.
+
+What one turn of the reactor brings for one relay leaves together at its end. Messages of one lane (see `Carrier.lane`)
+are published call after call, so that their order is kept from the first one on, also while the carrier is still
+connecting. What waits is bounded for each relay; a client that publishes too much is not read meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from attrs import Factory, define
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.python.failure import Failure
+
+from viewport_relay.backplane.batch import BatchSigner
+from viewport_relay.backplane.interface import BusFrame, Carrier, CarrierFailed, Parcel, Publisher
+from viewport_relay.backplane.outage import Outage
+from viewport_relay.backplane.signing import FrameSigner
+from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.sink import EventSink
+
+#: Bytes that wait for one relay above which the clients that publish to it are not read, and below which they are again.
+PAUSE_AT: Final = 262_144
+RESUME_AT: Final = 65_536
+#: Payload bytes of one publish call, and at most one message more: what stays in the caches while it is copied.
+CALL_BYTES: Final = 262_144
+
+
+@define(eq=False)
+class _Lane:
+    """Messages whose calls go one after the other; it exists as long as something waits or is under way."""
+
+    relay: _Relay
+    key: object
+    queue: deque[Parcel] = Factory(deque)
+
+
+@define(eq=False)
+class _Relay:
+    """What waits for one relay or is on its way there, over all lanes."""
+
+    relay_id: str
+    bytes: int = 0
+    frames: int = 0
+    lanes: dict[object, _Lane] = Factory(dict)
+    paused: dict[Publisher, None] = Factory(dict)
+
+
+class Outbound:
+    """What leaves. `most_bytes` and `most_frames` bound what waits for one relay.
+
+    `at_end_of_turn` calls back when the reactor has handled all input of this turn. `lost` is told what could not be carried.
+    `reads_batches` gives the instance of a relay that reads what `batch_signer` signs, None for all others.
+    """
+
+    def __init__(
+        self,
+        at_end_of_turn: Callable[[Callable[[], None]], object],
+        carrier: Carrier,
+        outage: Outage,
+        signer: FrameSigner,
+        log: EventSink,
+        counters: Counters,
+        lost: Callable[[Sequence[Parcel]], None],
+        *,
+        most_bytes: int,
+        most_frames: int,
+        batch_signer: BatchSigner | None = None,
+        reads_batches: Callable[[str], str | None] = lambda relay_id: None,
+    ) -> None:
+        self._at_end_of_turn = at_end_of_turn
+        self._carrier = carrier
+        self._lane_of = carrier.lane
+        self._outage = outage
+        self._signer = signer
+        self._batch_signer = batch_signer
+        self._reads_batches = reads_batches
+        self._log = log
+        self._counters = counters
+        self._lost = lost
+        self._most_bytes = most_bytes
+        self._most_frames = most_frames
+        self._relays: dict[str, _Relay] = {}
+        self._beginning: list[_Lane] = []  # at the end of this turn
+        self._calls = DeferredSemaphore(carrier.lanes)
+        self._flushed: list[Deferred[None]] = []
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait, for all relays."""
+        return sum(relay.bytes for relay in self._relays.values())
+
+    def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
+        """Queue a message. `publisher` is paused while too much waits for its relay.
+
+        Over the bounds the oldest message of the relay's longest lane goes, unless it is on its way already.
+        """
+        if self._outage.is_down:
+            self._counters.bus_publish_failed += 1
+            self._lost((parcel,))
+            return
+        relay = self._relays.get(parcel.to_relay)
+        if relay is None:
+            relay = self._relays[parcel.to_relay] = _Relay(parcel.to_relay)
+        key = self._lane_of(parcel)
+        lane = relay.lanes.get(key)
+        if lane is None:
+            lane = relay.lanes[key] = _Lane(relay, key)
+            if not self._beginning:
+                self._at_end_of_turn(self._begin)
+            self._beginning.append(lane)
+        lane.queue.append(parcel)
+        relay.bytes += len(parcel.payload)
+        relay.frames += 1
+        if publisher is not None and relay.bytes >= PAUSE_AT and publisher not in relay.paused:
+            relay.paused[publisher] = None
+            publisher.pause_reading(relay)
+        if relay.bytes > self._most_bytes or relay.frames > self._most_frames:
+            self._drop_oldest(relay, parcel)
+
+    def _drop_oldest(self, relay: _Relay, newest: Parcel) -> None:
+        dropped = []
+        while relay.bytes > self._most_bytes or relay.frames > self._most_frames:
+            lane = max(relay.lanes.values(), key=lambda lane: len(lane.queue))
+            if lane.queue[0] is newest:
+                break
+            oldest = lane.queue.popleft()
+            relay.bytes -= len(oldest.payload)
+            relay.frames -= 1
+            dropped.append(oldest)
+        if dropped:
+            self._counters.bus_queue_dropped += len(dropped)
+            self._counters.bus_publish_failed += len(dropped)
+            self._lost(dropped)
+
+    async def flush(self) -> None:
+        """Wait until nothing is queued any more."""
+        if self._relays:
+            waiting: Deferred[None] = Deferred()
+            self._flushed.append(waiting)
+            await waiting
+
+    def _begin(self) -> None:
+        lanes, self._beginning = self._beginning, []
+        for lane in lanes:
+            Deferred.fromCoroutine(self._send(lane)).addErrback(self._broken)
+
+    def _broken(self, failure: Failure) -> None:
+        self._log.event("internal_error", message=failure.getTraceback())
+
+    async def _send(self, lane: _Lane) -> None:
+        relay = lane.relay
+        while lane.queue:
+            await self._calls.acquire()  # for one batch: lanes that always have something take turns
+            try:
+                batch = self._next_batch(lane)
+                if batch:
+                    await self._publish(relay, batch)
+            finally:
+                self._calls.release()
+        del relay.lanes[lane.key]
+        if not relay.lanes:
+            del self._relays[relay.relay_id]
+        if not self._relays:
+            flushed, self._flushed = self._flushed, []
+            for waiting in flushed:
+                waiting.callback(None)
+
+    async def _publish(self, relay: _Relay, batch: list[Parcel]) -> None:
+        try:
+            if self._outage.is_down:
+                raise self._outage.failed
+            # Signed now, not when they were queued: they have to be fresh when they arrive.
+            await self._carrier.publish(relay.relay_id, self._signed(relay.relay_id, batch))
+        except CarrierFailed as error:
+            self._failed(batch, error)
+        else:
+            self._counters.bus_publish_ok += len(batch)
+        finally:
+            self._gone(relay, batch)
+
+    def _signed(self, relay_id: str, parcels: list[Parcel]) -> list[BusFrame]:
+        """Bus frames in the form that this relay reads, in order."""
+        if self._batch_signer is not None:
+            instance = self._reads_batches(relay_id)
+            if instance is not None:
+                return [self._batch_signer.sign(parcels, instance)]
+        return [self._signer.sign(parcel) for parcel in parcels]
+
+    def _next_batch(self, lane: _Lane) -> list[Parcel]:
+        queue, most = lane.queue, self._carrier.batch
+        batch: list[Parcel] = []
+        size = 0
+        while queue and len(batch) < most and size < CALL_BYTES:
+            parcel = queue.popleft()
+            batch.append(parcel)
+            size += len(parcel.payload)
+        return batch
+
+    def _failed(self, batch: list[Parcel], error: CarrierFailed) -> None:
+        self._counters.bus_publish_failed += len(batch)
+        if not error.outage:  # an outage has been told already
+            self._log.event(
+                "bus_publish_failed",
+                message=error.why,
+                frames=len(batch),
+                workspaceId=batch[0].target[0],
+                runtimeTargetId=batch[0].target[1],
+                targetRelayId=batch[0].to_relay,
+            )
+        self._lost(batch)
+
+    def _gone(self, relay: _Relay, batch: list[Parcel]) -> None:
+        relay.bytes -= sum([len(parcel.payload) for parcel in batch])
+        relay.frames -= len(batch)
+        if relay.paused and relay.bytes <= RESUME_AT:
+            paused, relay.paused = relay.paused, {}
+            for publisher in paused:
+                publisher.resume_reading(relay)
