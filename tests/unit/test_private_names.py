@@ -68,5 +68,5 @@ def test_a_use_is_found_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -
     used = private_names.used()
     assert "wire.reactor" in used["_poller"]  # self._poller of a base class
     assert "workers.passing" in used["_tempDataBuffer"]  # an attribute of another object
-    assert "wire.tls" in used["_tlsShutdownFinished"]  # an overridden method
+    assert "wire.tlstransport" in used["_tlsShutdownFinished"]  # an overridden method
     assert "wire.masking" in used["_nvx_xormasker"]  # a module

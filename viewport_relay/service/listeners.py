@@ -28,7 +28,8 @@ from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.wire.plainhttp import HttpBudget, PlainHttp
 from viewport_relay.wire.proxyprotocol import ProxyFactory
 from viewport_relay.wire.site import Pages, RelaySite, Root
-from viewport_relay.wire.tls import ServerContext, TLSFactory
+from viewport_relay.wire.tls import ServerContext
+from viewport_relay.wire.tlstransport import TLSFactory
 
 _BACKLOG: Final = 1024
 

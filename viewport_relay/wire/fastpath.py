@@ -26,7 +26,7 @@ from viewport_relay.wire.framing import TEXT_HEADERS, USUAL, text_header
 from viewport_relay.wire.interfaces import Closing, HasOutbox, Judge, StreamTransport
 from viewport_relay.wire.masking import unmasker
 from viewport_relay.wire.reader import Reader
-from viewport_relay.wire.transport import DirectTransport
+from viewport_relay.wire.transport import DirectAccess, read_nothing
 from viewport_relay.wire.turn import Turn
 
 #: One read of so many is timed for `relay_forward_latency_seconds`.
@@ -52,11 +52,6 @@ COPIED: Final = 32_768
 #: The first byte of a Close frame, and how long its payload may be: nothing, or a code and a reason.
 _CLOSE: Final = 0x88
 _CLOSE_LENGTHS: Final = frozenset((0, *range(2, 126)))
-
-
-def _nothing(_: memoryview) -> int:
-    """Reads no more: the transport gives what it has read by itself."""
-    return 0
 
 
 def common_header(data: bytearray, at: int, left: int, first: int = 0x81) -> tuple[int, int]:
@@ -116,8 +111,8 @@ class FastReader(Reader):
         self._unsampled = 1  # reads until the next one whose time is noted
         #: Where the next bytes are read into.
         self.space = arena.space
-        self._receive: Callable[[memoryview], int] = _nothing
-        if isinstance(transport, DirectTransport):
+        self._receive: Callable[[memoryview], int] = read_nothing
+        if isinstance(transport, DirectAccess):
             self._receive = transport.read_into(self)
 
     def received(self, size: int) -> None:
@@ -395,4 +390,4 @@ class FastReader(Reader):
         super().forget()
         self._stash = b""
         self._long = None
-        self._receive = _nothing
+        self._receive = read_nothing

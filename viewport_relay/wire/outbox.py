@@ -18,7 +18,7 @@ from zope.interface import implementer
 from viewport_relay.protocol.json import Message
 from viewport_relay.wire.framing import BINARY, CLOSE, PING, PONG, frame_header, text_header
 from viewport_relay.wire.interfaces import Feeder, StreamTransport
-from viewport_relay.wire.transport import Sender, SendsAtOnce
+from viewport_relay.wire.transport import DirectAccess, Sender
 from viewport_relay.wire.turn import MOST_HELD, Turn
 
 #: The transport's own buffer, bytes: small, so that a flooding feeder delays the others little.
@@ -66,7 +66,7 @@ class Outbox:
         self._turn = turn
         self._transport = transport
         self._may_wait: Callable[[int], bool] | None = may_wait
-        self._direct: SendsAtOnce | None = None
+        self._direct: DirectAccess | None = None
         self._socket: Sender | None = None
         self._free: Sender | None = None  # the same, while nothing waits and it may be written at once
         self._plain = True  # messages are taken, and leave unsealed
@@ -89,7 +89,7 @@ class Outbox:
         #: The socket, while a frame may be given to `hold` without asking anything else.
         self.ready: Sender | None = None
         transport.registerProducer(self, True)
-        if isinstance(transport, SendsAtOnce):
+        if isinstance(transport, DirectAccess):
             self._direct = transport
             self._socket = transport.sender
 

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from viewport_relay.admission.addresses import parse_address, peer_host
 from viewport_relay.observe.sink import EventSink
+from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothing
 
 #: Longest header of version 1 with its line end, and longest of version 2 that is waited for, bytes.
 V1_MAX: Final = 107
@@ -47,7 +48,7 @@ def header_length(data: bytes) -> int | None:
     return length if len(data) >= length else 0
 
 
-class ProxiedConnection(_wrapper.HAProxyProtocolWrapper):
+class ProxiedConnection(DirectAccess, _wrapper.HAProxyProtocolWrapper):
     """Takes the header off a connection; `getPeer` then tells the address that it names. Made by `ProxyFactory`."""
 
     factory: ProxyFactory
@@ -80,6 +81,20 @@ class ProxiedConnection(_wrapper.HAProxyProtocolWrapper):
             self.wrappedProtocol.dataReceived(data)
         else:
             self._head(self._kept + data)
+
+    # Behind the header the wrapper has nothing to do: the transport itself is read and written.
+
+    def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
+        return self.transport.read_into(sink) if isinstance(self.transport, DirectAccess) else read_nothing
+
+    @property
+    def sender(self) -> Sender:
+        assert isinstance(self.transport, DirectAccess)  # as `sent_everything` says
+        return self.transport.sender
+
+    @property
+    def sent_everything(self) -> bool:
+        return isinstance(self.transport, DirectAccess) and self.transport.sent_everything
 
     def _head(self, data: bytes) -> None:
         length = header_length(data)

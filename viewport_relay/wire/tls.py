@@ -7,27 +7,16 @@ old ones in service, and say so in the log: a half-written renewal must not end 
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+from typing import Final
 
 from OpenSSL import SSL
-from twisted.internet.interfaces import IDelayedCall, IOpenSSLContextFactory, IReactorTime
-from twisted.internet.protocol import connectionDone
+from twisted.internet.interfaces import IOpenSSLContextFactory, IReactorTime
 from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
 from twisted.internet.task import LoopingCall
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from viewport_relay.config import Config, ConfigError
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.wire.transport import Sender, SendsAtOnce
-
-#: Seconds that the TCP connection has to send what it holds once TLS is over.
-FLUSH_TIMEOUT: Final = 10.0
-
-#: The longest plaintext of a TLS record (RFC 8446 section 5.1), and more than a record takes besides, bytes.
-RECORD: Final = 16_384
-RECORD_OVERHEAD: Final = 256
 
 #: Seconds between two looks at the files. A change is taken up when it was the same at two looks.
 WATCH_SECONDS: Final = 10.0
@@ -36,6 +25,9 @@ _CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(
     "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:"
     "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!aDSS"
 )
+
+#: SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL sets and does not name.
+_MODE_ENABLE_PARTIAL_WRITE: Final = 1
 
 #: What tells one version of a file from another: renewals replace files, links or what links point to.
 _Version = tuple[int, int, int, int] | None
@@ -97,6 +89,8 @@ class ServerContext:
         )
         context = options.getContext()
         context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
+        # One call encrypts all that it is given; memory takes it all, so no write is ever partial.
+        context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
         context.set_passwd_cb(_no_passphrase)
         try:
             context.use_certificate_chain_file(self._cert_path)
@@ -147,99 +141,3 @@ class CertificateWatch:
         seen, self._seen = self._seen, self._context.versions()
         if self._context.changed and self._seen == seen:
             self.reload()
-
-
-class TLSTransport(SendsAtOnce, TLSMemoryBIOProtocol):
-    """Twisted's TLS transport, which sends at once, and ends when the peer's close_notify meets a full send buffer.
-
-    * Twisted's usual one (`BufferingTLSTransport`) sends after a turn of the reactor. Here the outbox already joins what
-      belongs together, so one call encrypts it into as few records as it takes, and sends them.
-    * When TLS is over, the wrapped protocol's `peer_gone()` is called, if it has one, and the TCP connection has
-      `FLUSH_TIMEOUT` seconds to send what it holds. Twisted alone would stay for ever: it resumes the paused producer
-      where it should close.
-    """
-
-    transport: Any  # a DirectTransport, or a wrapper of one, or another reactor's
-    _flush: IDelayedCall | None = None
-
-    # -- SendsAtOnce -------------------------------------------------------------------------------------------
-
-    @property
-    def sender(self) -> Sender:
-        return self
-
-    @property
-    def sent_everything(self) -> bool:
-        return bool(
-            self._handshakeDone
-            and not self._lostTLSConnection
-            and not self._appSendBuffer
-            and not self.disconnecting
-            and getattr(self.transport, "sent_everything", False)
-        )
-
-    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
-        """Encrypt bytes and send the records; how many of the bytes were taken. Called while `sent_everything`."""
-        connection, view, at, end = self._tlsConnection, memoryview(data), 0, len(data)
-        try:
-            while at < end:
-                at += connection.send(view[at : at + RECORD])
-        except SSL.WantReadError:
-            pass  # Twisted's own `write` keeps the rest until the peer has answered
-        except SSL.Error:
-            self._tlsShutdownFinished(Failure())
-            return end
-        if not at:
-            self._flushSendBIO()  # type: ignore[no-untyped-call]
-            return 0
-        size = at + RECORD_OVERHEAD * (at // RECORD + 2)
-        records = connection.bio_read(size)
-        self.transport.send_now(records)
-        if len(records) == size:
-            self._flushSendBIO()  # type: ignore[no-untyped-call]
-        return at
-
-    # -- receiving ---------------------------------------------------------------------------------------------
-
-    def dataReceived(self, data: bytes) -> None:
-        """Decrypt what was read, and hand all of it on together."""
-        if not self._handshakeDone or self._appSendBuffer or self._lostTLSConnection or self._aborted:
-            super().dataReceived(data)  # type: ignore[no-untyped-call]
-            return
-        connection, pieces = self._tlsConnection, []
-        connection.bio_write(data)
-        over = False
-        try:
-            while True:
-                pieces.append(connection.recv(RECORD))
-        except SSL.WantReadError:
-            pass
-        except SSL.Error:
-            over = True  # Twisted's own meets the same error again, and says what it means
-        if pieces:
-            self.wrappedProtocol.dataReceived(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if (over or not pieces) and self._tlsConnection is not None:
-            self._flushReceiveBIO()  # type: ignore[no-untyped-call]
-
-    # -- the end -----------------------------------------------------------------------------------------------
-
-    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
-        super()._tlsShutdownFinished(reason)  # type: ignore[no-untyped-call]
-        # Nothing can be written any more, so no producer may hold up the end of the TCP connection.
-        self.transport.unregisterProducer()
-        if self._flush is None and self.connected:
-            self._flush = self.factory._clock.callLater(FLUSH_TIMEOUT, self.transport.abortConnection)
-        peer_gone = getattr(self.wrappedProtocol, "peer_gone", None)
-        if peer_gone is not None:
-            peer_gone()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # may find the end of TLS itself, in what was not yet decrypted
-        if self._flush is not None and self._flush.active():
-            self._flush.cancel()
-
-
-class TLSFactory(TLSMemoryBIOFactory):
-    """TLS around another factory's connections."""
-
-    protocol = TLSTransport

@@ -15,11 +15,6 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 
 
-def _closed(space: memoryview) -> int:
-    """Reads from a connection that is lost."""
-    return 0
-
-
 class Sink(Protocol):
     """Takes what was read: `space` is where the next bytes go, `received` says how many there are."""
 
@@ -34,8 +29,17 @@ class Sender(Protocol):
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int: ...
 
 
-class SendsAtOnce:
-    """A transport that may be written without a turn of the reactor while it holds nothing: `sender.send(data)`."""
+def read_nothing(space: memoryview) -> int:
+    """Reads no more: nothing can be read at once, or the connection is lost."""
+    return 0
+
+
+class DirectAccess:
+    """A transport that is read into memory of the reader's, and written without a turn of the reactor while it holds nothing."""
+
+    def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
+        """Give everything that is read from now on to `sink`; what is returned reads more, at once or with OSError."""
+        raise NotImplementedError
 
     @property
     def sender(self) -> Sender:
@@ -47,7 +51,7 @@ class SendsAtOnce:
         raise NotImplementedError
 
 
-class DirectTransport(SendsAtOnce):
+class DirectTransport(DirectAccess):
     """A transport whose socket may be read and written without it. It is mixed into Twisted's server transports."""
 
     socket: socket
@@ -61,7 +65,6 @@ class DirectTransport(SendsAtOnce):
     _hung_up = False
 
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
-        """Give everything that is read from now on to `sink`; what is returned reads more, at once or with OSError."""
         self._sink = sink
         self._receive = self.socket.recv_into
         return self._receive
@@ -74,7 +77,7 @@ class DirectTransport(SendsAtOnce):
     def sent_everything(self) -> bool:
         return not self.dataBuffer and not self._tempDataLen
 
-    def send_now(self, data: bytes) -> None:
+    def send_now(self, data: bytes | memoryview) -> None:
         """Send bytes at once, or as soon as the socket takes them."""
         if not self.dataBuffer and not self._tempDataLen:
             try:
@@ -84,7 +87,7 @@ class DirectTransport(SendsAtOnce):
             if sent == len(data):
                 return
             data = data[sent:]
-        self.write(data)
+        self.write(bytes(data))
 
     def doRead(self) -> Any:
         sink = self._sink
@@ -128,7 +131,7 @@ class DirectTransport(SendsAtOnce):
         if self._watched:
             self._unwatch()
         self._sink = None
-        self._receive = _closed
+        self._receive = read_nothing
         super().connectionLost(reason)  # type: ignore[misc]
 
 

@@ -1,0 +1,223 @@
+"""TLS records: counted as OpenSSL sees them, however the stream is cut; opened and sealed alike by both record layers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from OpenSSL import SSL
+
+from tests.drill.certificates import Identity
+from viewport_relay.wire.tls import ServerContext
+from viewport_relay.wire.tlsrecords import (
+    PIECE,
+    RECORD,
+    SEALED,
+    DirectRecordLayer,
+    PublicRecordLayer,
+    RecordCount,
+    RecordLayer,
+    record_layer,
+)
+
+Layer = Callable[[SSL.Connection], RecordLayer]
+Pair = tuple[SSL.Connection, SSL.Connection]
+
+
+def moved(source: SSL.Connection, target: SSL.Connection) -> bytes:
+    """What one side has to send, given to the other."""
+    try:
+        data = source.bio_read(1_000_000)
+    except SSL.WantReadError:
+        return b""
+    target.bio_write(data)
+    return data
+
+
+def read(connection: SSL.Connection) -> bytes:
+    """All plaintext that has come."""
+    found = b""
+    try:
+        while True:
+            found += connection.recv(100_000)
+    except SSL.WantReadError:
+        return found
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> SSL.Context:
+    files = Identity.self_signed("localhost").write(tmp_path_factory.mktemp("tls"), "relay")
+    return ServerContext(files.cert, files.key).getContext()
+
+
+@pytest.fixture(params=[SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION], ids=["1.2", "1.3"])
+def pair(request: pytest.FixtureRequest, context: SSL.Context) -> Pair:
+    return handshaken(context, request.param)
+
+
+def handshaken(context: SSL.Context, version: int = SSL.TLS1_3_VERSION) -> Pair:
+    """A server and its client after the handshake."""
+    of_client = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    of_client.set_max_proto_version(version)
+    server, client = SSL.Connection(context, None), SSL.Connection(of_client, None)
+    server.set_accept_state()
+    client.set_connect_state()
+    for _ in range(4):
+        for one, other in ((client, server), (server, client)):
+            try:
+                one.do_handshake()
+            except SSL.WantReadError:
+                pass
+            moved(one, other)
+    assert read(client) == b""
+    return server, client
+
+
+@pytest.fixture(params=[DirectRecordLayer, PublicRecordLayer])
+def layer(request: pytest.FixtureRequest) -> Layer:
+    made: Layer = request.param
+    return made
+
+
+def test_the_direct_layer_is_what_the_relay_uses_here(context: SSL.Context) -> None:
+    assert isinstance(record_layer(SSL.Connection(context, None)), DirectRecordLayer)
+
+
+def test_a_connection_of_another_make_gets_the_public_layer() -> None:
+    class Other:
+        pass
+
+    assert isinstance(record_layer(Other()), PublicRecordLayer)  # type: ignore[arg-type]
+
+
+# -- counting ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 700), max_size=8), st.lists(st.integers(0, 6000), max_size=12))
+def test_records_are_counted_however_the_stream_is_cut(sizes: list[int], cuts: list[int]) -> None:
+    stream, ends = b"", []
+    for size in sizes:
+        stream += b"\x17\x03\x03" + size.to_bytes(2, "big") + bytes(size)
+        ends.append(len(stream))
+    stream += b"\x17\x03\x03"  # the beginning of another
+    count = RecordCount()
+    for begin, end in pairwise([0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]):
+        assert count.ended(memoryview(stream)[begin:end]) == sum(begin < at <= end for at in ends)
+
+
+def test_records_are_counted_as_openssl_makes_them(context: SSL.Context) -> None:
+    server, client = handshaken(context)
+    for size in (1, RECORD, RECORD + 1, 3 * RECORD):
+        for at in range(0, size, RECORD):
+            client.send(bytes(min(RECORD, size - at)))
+        assert RecordCount().ended(moved(client, server)) == -(-size // RECORD)
+
+
+# -- the two layers ----------------------------------------------------------------------------------------------
+
+
+def opened(layer: RecordLayer, size: int) -> bytes:
+    space = memoryview(bytearray(size + 10))
+    have = 0
+    while have < size:
+        got = layer.open_into(space[have:])
+        assert got
+        have += got
+    assert layer.open_into(space[have:]) == 0
+    return bytes(space[:have])
+
+
+@pytest.mark.parametrize("size", [1, 1000, RECORD, RECORD + 1, PIECE])
+def test_what_is_sealed_is_opened(layer: Layer, pair: Pair, size: int) -> None:
+    server, client = pair
+    data = os.urandom(size)
+    sealed = layer(server).seal(memoryview(data))
+    assert sealed is not None and size < len(sealed) < SEALED
+    client.bio_write(sealed)
+    assert read(client) == data
+    for at in range(0, size, RECORD):
+        client.send(data[at : at + RECORD])
+    receiver = layer(server)
+    receiver.put(client.bio_read(1_000_000))
+    assert opened(receiver, size) == data
+
+
+def test_a_record_is_opened_in_parts_when_there_is_little_space(layer: Layer, pair: Pair) -> None:
+    server, client = pair
+    receiver = layer(server)
+    client.send(b"abcdefgh")
+    receiver.put(client.bio_read(100_000))
+    space = memoryview(bytearray(5))
+    assert (receiver.open_into(space), receiver.pending(), bytes(space)) == (5, 3, b"abcde")
+    assert (receiver.open_into(space), receiver.pending(), bytes(space[:3])) == (3, 0, b"fgh")
+
+
+def test_there_is_nothing_to_open_and_nothing_to_seal(layer: Layer, pair: Pair) -> None:
+    server, client = pair
+    assert layer(server).open_into(memoryview(bytearray(100))) == 0
+    assert not layer(server).seal(b"")
+    client.send(b"x" * 100)
+    data = client.bio_read(1000)
+    receiver = layer(server)
+    receiver.put(data[:50])
+    assert receiver.open_into(memoryview(bytearray(100))) == 0
+    receiver.put(data[50:])
+    assert receiver.open_into(memoryview(bytearray(100))) == 100
+
+
+@pytest.fixture
+def broken(pair: Pair) -> Iterator[SSL.Connection]:
+    """A server whose client has sent a damaged record."""
+    server, client = pair
+    client.send(b"x" * 100)
+    data = bytearray(client.bio_read(1000))
+    data[-1] ^= 1
+    server.bio_write(bytes(data))
+    yield server
+
+
+def test_an_error_is_no_other_connections(layer: Layer, broken: SSL.Connection, context: SSL.Context) -> None:
+    """OpenSSL has one queue of errors: one that is left there would end the next connection that waits for input."""
+    assert layer(broken).open_into(memoryview(bytearray(100))) == 0
+    assert layer(broken).seal(b"more") is None
+    other, _ = handshaken(context)
+    with pytest.raises(SSL.WantReadError):
+        other.recv(100)
+    with pytest.raises(SSL.Error) as error:  # and the connection itself still tells that it is over
+        broken.recv(100)
+    assert not isinstance(error.value, SSL.WantReadError)
+
+
+def test_a_closed_connection_seals_nothing(layer: Layer, pair: Pair, context: SSL.Context) -> None:
+    server, _ = pair
+    server.shutdown()
+    assert layer(server).seal(b"x") is None
+    other, _ = handshaken(context)
+    with pytest.raises(SSL.WantReadError):
+        other.recv(100)
+
+
+def test_connections_share_the_memory_of_sealed_records(context: SSL.Context) -> None:
+    """What is sealed must be used up before the next: the test shows that the memory is shared, and the order safe."""
+    (one, client), (two, peer) = handshaken(context), handshaken(context)
+    first, second = DirectRecordLayer(one), DirectRecordLayer(two)
+    for server, reader, text in ((first, client, b"one"), (second, peer, b"two"), (first, client, b"three")):
+        sealed = server.seal(text)
+        assert isinstance(sealed, memoryview) and sealed.obj is DirectRecordLayer._sealed
+        reader.bio_write(sealed)
+        assert read(reader) == text
+
+
+def test_a_context_with_partial_writes_is_not_taken(layer: Layer, tmp_path: Path) -> None:
+    """A part of a piece would be lost without a word; the relay's own context has no partial writes."""
+    files = Identity.self_signed("localhost").write(tmp_path, "relay")
+    context = ServerContext(files.cert, files.key).getContext()
+    context.set_mode(1)  # SSL_MODE_ENABLE_PARTIAL_WRITE
+    server, _ = handshaken(context)
+    with pytest.raises(AssertionError):
+        layer(server).seal(bytes(PIECE))

@@ -1,0 +1,170 @@
+"""TLS records of an established connection (RFC 8446 section 5): counted in the input, opened into memory, and sealed.
+
+`record_layer` gives the record layer of a connection: the same in two forms. `DirectRecordLayer` calls OpenSSL as pyOpenSSL does, but
+without an exception, an allocation and a copy for each record; `PublicRecordLayer` uses pyOpenSSL's public interface, where the
+names that the other form needs are missing. Both only do what succeeds at once. What does not is repeated by the caller on the
+`SSL.Connection`, which then says what is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from OpenSSL import SSL
+
+#: The longest plaintext of a record (RFC 8446 section 5.1), and more than a record takes besides, bytes.
+RECORD: Final = 16_384
+RECORD_OVERHEAD: Final = 256
+
+#: Most ciphertext of one read, and most plaintext that is sealed before its records are sent, bytes. OpenSSL's two
+#: buffers of a connection grow to about this size and stay.
+PIECE: Final = 65_536
+
+#: What a piece becomes at most.
+SEALED: Final = PIECE + RECORD_OVERHEAD * (PIECE // RECORD + 2)
+
+_HEADER: Final = 5
+
+_PARTIAL: Final = "the context must not have SSL_MODE_ENABLE_PARTIAL_WRITE"
+
+
+class RecordCount:
+    """Counts the records of a stream by their headers (RFC 8446 section 5.1): type, version, length in two bytes."""
+
+    __slots__ = ("_head", "_left")
+
+    def __init__(self) -> None:
+        self._head = b""  # the beginning of a header
+        self._left = 0  # bytes to come of the record whose header has been read
+
+    def ended(self, data: bytes | memoryview) -> int:
+        """How many records end within `data`, the next bytes of the stream."""
+        if self._head:
+            data = self._head + bytes(data)
+            self._head = b""
+        at, end, count = self._left, len(data), 0
+        if 0 < at <= end:
+            count = 1
+        while end - at >= _HEADER:
+            at += _HEADER + (data[at + 3] << 8 | data[at + 4])
+            if at <= end:
+                count += 1
+        if at > end:
+            self._left = at - end
+        else:
+            self._left = 0
+            if at < end:
+                self._head = bytes(data[at:])
+        return count
+
+
+class RecordLayer(Protocol):
+    """The record layer of one connection."""
+
+    def put(self, data: bytes | memoryview) -> None:
+        """Take ciphertext that was received."""
+
+    def open_into(self, space: memoryview) -> int:
+        """Decrypt the rest of a record, or the next one, as far as `space` goes; 0: there is none that has data."""
+
+    def pending(self) -> int:
+        """Bytes of the record under way that are decrypted and not yet read."""
+
+    def seal(self, data: bytes | memoryview) -> bytes | memoryview | None:
+        """The records of at most `PIECE` bytes, to be used up at once; None: they are not taken."""
+
+
+class PublicRecordLayer:
+    """The record layer through pyOpenSSL's public interface."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self._connection = connection
+
+    def put(self, data: bytes | memoryview) -> None:
+        self._connection.bio_write(data)
+
+    def open_into(self, space: memoryview) -> int:
+        try:
+            return self._connection.recv_into(space, RECORD)
+        except SSL.Error:
+            return 0
+
+    def pending(self) -> int:
+        return self._connection.pending()
+
+    def seal(self, data: bytes | memoryview) -> bytes | memoryview | None:
+        try:
+            taken = self._connection.send(data)
+            records = self._connection.bio_read(SEALED)
+        except SSL.Error:
+            return None
+        assert taken == len(data), _PARTIAL
+        return records
+
+
+try:
+    from OpenSSL._util import ffi as _ffi
+    from OpenSSL._util import lib as _lib
+
+    _from_buffer: Any = _ffi.from_buffer
+    _ssl_read, _ssl_write, _ssl_pending = _lib.SSL_read, _lib.SSL_write, _lib.SSL_pending
+    _bio_read, _bio_write = _lib.BIO_read, _lib.BIO_write
+    # An error that stays in OpenSSL's queue, one for all connections, would be taken for the next connection's.
+    _clear_errors = _lib.ERR_clear_error
+    _available = True
+except (ImportError, AttributeError):
+    _available = False
+
+
+class DirectRecordLayer:
+    """The record layer through the OpenSSL that pyOpenSSL has loaded. All connections share the memory of sealed records."""
+
+    __slots__ = ("_connection", "_input", "_layer", "_output")
+
+    _sealed: Final = bytearray(SEALED)
+    _view: Final = memoryview(_sealed)
+    _sealed_at: Any = _from_buffer(_sealed) if _available else None
+
+    def __init__(self, connection: Any) -> None:
+        """Raises AttributeError where pyOpenSSL keeps OpenSSL's objects under other names."""
+        self._connection = connection  # keeps OpenSSL's objects alive
+        self._layer = connection._ssl
+        self._input = connection._into_ssl
+        self._output = connection._from_ssl
+
+    def put(self, data: bytes | memoryview) -> None:
+        if _bio_write(self._input, _from_buffer(data), len(data)) != len(data):
+            raise MemoryError
+
+    def open_into(self, space: memoryview) -> int:
+        size: int = _ssl_read(self._layer, _from_buffer(space), min(len(space), RECORD))
+        if size > 0:
+            return size
+        _clear_errors()
+        return 0
+
+    def pending(self) -> int:
+        size: int = _ssl_pending(self._layer)
+        return size
+
+    def seal(self, data: bytes | memoryview) -> bytes | memoryview | None:
+        taken = _ssl_write(self._layer, _from_buffer(data), len(data))
+        if taken > 0:
+            assert taken == len(data), _PARTIAL
+            size = _bio_read(self._output, self._sealed_at, SEALED)
+            if size > 0:
+                return self._view[:size]
+        _clear_errors()
+        return None
+
+
+def record_layer(connection: SSL.Connection) -> RecordLayer:
+    """The record layer of an established connection."""
+    if _available:
+        try:
+            return DirectRecordLayer(connection)
+        except AttributeError:
+            pass
+    return PublicRecordLayer(connection)
