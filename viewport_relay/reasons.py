@@ -131,7 +131,8 @@ class Reason(Enum):
     JWKS_UNREACHABLE = _platform(
         "JWT validation failed: JWKS unreachable", 503,
         "the keys at RELAY_JWKS_URL could not be fetched, or held no usable key, and none were fetched before",
-        "run `curl -I \"$RELAY_JWKS_URL\"` on the relay's machine and `viewport-relay doctor`",
+        "run `viewport-relay doctor` where the relay runs, or `curl -I \"$RELAY_JWKS_URL\"` there (in a container: "
+        "`docker exec NAME sh -c 'curl -I \"$RELAY_JWKS_URL\"'`)",
     )  # fmt: skip
     JWT_SIGNATURE_MISMATCH = _token(
         "JWT validation failed: signature mismatch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -43,6 +44,19 @@ def cannot_listen(error: BaseException) -> str:
     return f"cannot listen on {where}: {why}"
 
 
+def _words(error: Exception) -> str:
+    """What is wrong with an endpoint's description; Twisted's parsers raise what their calls happen to raise."""
+    if isinstance(error, LookupError):
+        return "no such socket was passed"
+    text = str(error)
+    if isinstance(error, TypeError):
+        if lacks := re.search(r"missing .* arguments?: (.*)", text):
+            return f"it lacks {lacks[1]}"
+        if unknown := re.search(r"unexpected keyword argument (.*)", text):
+            return f"it takes no {unknown[1]}"
+    return text
+
+
 @implementer(IStreamServerEndpoint)
 class _NowOrNever:
     """An endpoint that listens at once, or exits the process: status 78 for a wrong description, 1 for a port in use.
@@ -67,8 +81,7 @@ class _NowOrNever:
             TypeError,
             AttributeError,
         ) as error:  # as Twisted's plugins happen to fail
-            what = "no such socket was passed" if isinstance(error, LookupError) else str(error)
-            self._fail(f"cannot use this endpoint: {what}", EX_CONFIG)
+            self._fail(f"cannot use this endpoint: {_words(error)}", EX_CONFIG)
         failures: list[BaseException] = []
         listening = endpoint.listen(protocolFactory)
         listening.addCallbacks(self._listens, lambda failure: failures.append(failure.value))
