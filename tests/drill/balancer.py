@@ -25,7 +25,7 @@ PAGE = "docs/how-to/load-balancers.md"
 LANGUAGES = {"haproxy": "haproxy", "nginx": "nginx", "envoy": "yaml"}
 #: What the page calls the relays, in the order of `ports`.
 NAMES = ("relay-a.example", "relay-b.example", "relay-c.example")
-#: Seconds between two health checks of HAProxy and Envoy here, and for which nginx leaves a relay out.
+#: Seconds between two health checks of HAProxy and Envoy here; nginx has none.
 CHECK = 0.5
 
 
@@ -59,9 +59,7 @@ class Balancer:
 
     def _nginx(self, text: str, folder: Path, ports: Sequence[int]) -> str:
         pieces = {f"10.0.0.{n}:7781": f"127.0.0.1:{port}" for n, port in enumerate(ports, 1)}
-        # nginx counts in whole seconds.
-        times = {"fail_timeout=5s": "fail_timeout=1s"}
-        text = put_in(text, pieces | times | {"listen 8080": f"listen 127.0.0.1:{self.port}"})
+        text = put_in(text, pieces | {"listen 8080": f"listen 127.0.0.1:{self.port}"})
         return nginx_main(folder, text).replace("events {}", "events { worker_connections 4000; }")
 
     def _envoy(self, text: str, folder: Path, ports: Sequence[int]) -> str:
