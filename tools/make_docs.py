@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
+from benchmarks import capacity
 from tools import arrows, machines
 from viewport_relay.cli.explain import seen_as
 from viewport_relay.cli.logsample import event_of, sample_line
@@ -178,6 +179,15 @@ def readme() -> str:
     return between_marks("README.md", "symptoms", symptom_table(), text)
 
 
+def capacity_page() -> str:
+    """docs/topics/capacity.md with the tables between its marks made again, from the newest results."""
+    page = "docs/topics/capacity.md"
+    text = (ROOT / page).read_text("utf-8")
+    for name, made in capacity.PARTS.items():
+        text = between_marks(page, name, made(), text)
+    return text
+
+
 # -- reasons -----------------------------------------------------------------------------------------------
 
 
@@ -330,6 +340,7 @@ def pages() -> dict[Path, str]:
         docs / "topics/architecture.md": between_marks(
             "docs/topics/architecture.md", "arrows", arrows.diagram()
         ),
+        docs / "topics/capacity.md": capacity_page(),
     }
 
 

@@ -1,0 +1,164 @@
+"""What a fleet asks of its Redis: formulas, and a simulation that they are held against. Pure; times are in seconds.
+
+load = Load(relays=100, daemons=5000, share=0.001)
+load.commands()          # per second, by kind
+simulate(load, costs, seconds=22, seed=1)
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+
+from attrs import frozen
+
+#: Of the relay's settings and constants: a presence entry is renewed every PERIOD seconds, which are looked for in SLICES
+#: parts of it (and a renewal's time is over just after a look: one slice later); a look-up is remembered for LOOKED_UP, an
+#: instance record for RECORD, and a pull waits for PULL.
+PERIOD = 20.0
+SLICES = 10
+LOOKED_UP = 2.0
+RECORD = 5.0
+PULL = 1.0
+#: Part of a core that Redis is planned to use at most.
+FULL = 0.6
+
+
+@frozen
+class Load:
+    """A fleet in steady state. `daemons` are those of each relay, `frames` those that reach a peer per second, of each daemon
+    and its clients; `share` is the part of them that crosses the bus."""
+
+    relays: int
+    daemons: int
+    share: float
+    frames: float = 5.0
+
+    @property
+    def split(self) -> float:
+        """Daemons with a client on another relay that talks: their frames are the bus's."""
+        return self.relays * self.daemons * self.share
+
+    @property
+    def bus_frames(self) -> float:
+        """Frames over the bus per second."""
+        return self.relays * self.daemons * self.frames * self.share
+
+    def batches(self, turn: float = 0.001) -> float:
+        """Pushes per second: what one turn brings for one relay leaves together."""
+        return self._batched(self.bus_frames * turn) / turn
+
+    def _batched(self, frames: float) -> float:
+        """Of so many frames at the same time, how many pairs of relays there are on average."""
+        ways = self.relays * (self.relays - 1)
+        return ways * -math.expm1(frames * math.log1p(-1 / ways)) if ways > 1 else min(frames, ways)
+
+    def commands(self) -> dict[str, float]:
+        """Commands per second, by kind. A push counts with the pull that takes it off the queue."""
+        relays, batches = self.relays, self.batches()
+        # Frames of a client ask where the daemon is, once in LOOKED_UP for each target and relay.
+        asking = self.split * min(self.frames / 2, 1 / LOOKED_UP)
+        return {
+            "renew": relays * self.daemons / (PERIOD * (1 + 1 / SLICES)),
+            "mark": relays / PERIOD,
+            "resolve": asking,
+            "record_of": min(relays * (relays - 1.0), 2 * self.split) / RECORD,
+            "push and pull": batches,
+            "idle pulls": 2 * max(0.0, relays / PULL - batches),
+        }
+
+    def cores(self, costs: Mapping[str, float]) -> float:
+        """Of Redis, with the microseconds that each command costs it."""
+        return sum(rate * cost(kind, costs) for kind, rate in self.commands().items()) / 1e6
+
+
+def cost(kind: str, costs: Mapping[str, float]) -> float:
+    """Microseconds of Redis for one of `Load.commands`."""
+    if kind == "push and pull":
+        return costs["push and pull, 1 of 1 KB"]
+    return costs["record_of" if kind == "idle pulls" else kind]
+
+
+@frozen
+class Simulated:
+    """What a simulated Redis had to do. `commands` per second by kind; `waits` are the p50, p99 and longest wait of a
+    command in front of Redis, in seconds; `longest` is the most commands that waited."""
+
+    commands: dict[str, float]
+    waits: tuple[float, float, float]
+    longest: int
+    busy: float
+
+
+def simulate(
+    load: Load, costs: Mapping[str, float], *, seconds: float, seed: int, lost: int = 0
+) -> Simulated:
+    """Redis in ticks of a millisecond. Each relay looks for entries to renew in PERIOD / SLICES, at a time of its own, and
+    all that are due then are sent at once (the relay sends 64 at a time: the queue stands in its memory instead).
+
+    With `lost` so many relays die in the first second, and the others announce their daemons as they come back, one each
+    millisecond for each relay that is left.
+    """
+    draw = random.Random(seed)
+    tick = 0.001
+    slot = PERIOD / SLICES
+    groups = SLICES + 1
+    begins = [draw.randrange(round(slot / tick)) for _ in range(load.relays)]
+    due: dict[int, int] = {}
+    for begin in begins:
+        sizes = [0] * groups
+        for _ in range(min(load.daemons, 200)):  # drawn for 200, and scaled
+            sizes[draw.randrange(groups)] += 1
+        scale = load.daemons / max(1, min(load.daemons, 200))
+        for turn in range(math.ceil(seconds / slot)):
+            at = begin + turn * round(slot / tick)
+            due[at] = due.get(at, 0) + round(sizes[turn % groups] * scale)
+    steady = {kind: rate * tick for kind, rate in load.commands().items() if kind != "renew"}
+    left = load.relays - lost
+    to_announce = lost * load.daemons
+    totals: dict[str, float] = dict.fromkeys(load.commands(), 0)
+    if lost:
+        totals["announce"] = 0
+    waits: list[float] = []
+    waiting = longest_wait = 0.0
+    longest = 0
+    busy = 0.0
+    for at in range(round(seconds / tick)):
+        arrived = {kind: _poisson(draw, mean) for kind, mean in steady.items()}
+        arrived["renew"] = due.get(at, 0)
+        if to_announce:
+            arrived["announce"] = min(left, to_announce)
+            to_announce -= arrived["announce"]
+        work = 0.0
+        for kind, number in arrived.items():
+            totals[kind] += number
+            work += number * cost(kind, costs) / 1e6
+        count = sum(arrived.values())
+        waiting += work
+        longest_wait = max(longest_wait, waiting)
+        if work:
+            longest = max(longest, round(waiting / (work / count)))
+        waits.append(waiting)
+        busy += min(waiting, tick)
+        waiting = max(0.0, waiting - tick)
+    waits.sort()
+    return Simulated(
+        {kind: total / seconds for kind, total in totals.items()},
+        (waits[len(waits) // 2], waits[len(waits) * 99 // 100], longest_wait),
+        longest,
+        busy / seconds,
+    )
+
+
+def _poisson(draw: random.Random, mean: float) -> int:
+    """A number of events, of which `mean` come on average."""
+    if mean > 30:  # near enough a normal distribution
+        return max(0, round(draw.gauss(mean, math.sqrt(mean))))
+    number, left = 0, draw.random()
+    chance = math.exp(-mean)
+    while left > chance and number < 200:
+        left -= chance
+        number += 1
+        chance *= mean / number
+    return number
