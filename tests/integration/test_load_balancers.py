@@ -19,7 +19,7 @@ from tests.drill.fleet import DrillFleet
 from tests.drill.platform import FaultyPlatform
 from tests.drill.redisserver import RedisServer
 from tests.drill.swarm import Swarm
-from tests.pages import blocks
+from tests.pages import blocks, text_of
 from tests.ports import free_port
 
 PROGRAMS = [
@@ -81,6 +81,13 @@ def test_peers_of_a_workspace_meet_on_one_relay(
         assert swarm.refused == []
         assert swarm.followed >= 1 and after < 0.01
         assert fleet.errors() == []
+
+
+def test_the_sample_balances_as_the_page_does() -> None:
+    [block] = blocks(PAGE, "haproxy")
+    sample = text_of("deploy/haproxy.cfg").partition("backend relays\n")[2]
+    lines = [line for line in sample.splitlines() if line and not line.strip().startswith("server ")]
+    assert lines and [line for line in lines if line not in block.text.splitlines()] == []
 
 
 def _fields(value: Any, at: str = "") -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from viewport_relay.admission.jwt import (
     read_header,
 )
 from viewport_relay.admission.keys import KeySet
+from viewport_relay.admission.pace import Pace
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.admission.requesturl import RequestUrl
@@ -59,6 +60,7 @@ class Gate:
         self._platform_clock = platform_clock
         self._now = now
         self._signed = SignedTokens(clock)
+        self._pace = Pace(clock)
 
     @classmethod
     def from_config(
@@ -121,6 +123,7 @@ class Gate:
         Raises Refusal with a reason of the local check (then the platform was not asked) or of the validation.
         Cancelling it, when the peer has left, leaves nothing behind.
         """
+        await self._pace.turn()
         payload, expires = await self._check_token(source, query)
         return await self._validator.validate(source, query, expires, _token_id(payload))
 
@@ -171,6 +174,7 @@ class Gate:
 
     def stop(self) -> None:
         """End everything on its way; upgrades that wait get CancelledError."""
+        self._pace.stop()
         self._jwks.stop()
         self._validator.stop()
         self._http.close()
