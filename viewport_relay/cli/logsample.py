@@ -114,6 +114,7 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     Reason.PLATFORM_UNREACHABLE: {
         "why": "time out",
         "url": _VALIDATE_URL,
+        "hint": "there was no whole answer within 2 s: look at the load of the host and the network to it",
         "detail": f"time out ({_VALIDATE_URL})",
     },
     Reason.WORKSPACE_NOT_FOUND: {"httpStatus": 404, "platformWord": "WORKSPACE_NOT_FOUND"},
