@@ -26,13 +26,14 @@ class Cell:
     """One thing to measure. `cost` names the figure that stands for its price."""
 
     name: str
-    group: str  # frames | tls | upgrades | handshakes | idle | connections | crowd | workspaces
+    group: str  # frames | tls | links | upgrades | handshakes | idle | connections | crowd | workspaces
     mode: str  # of the load generator
     options: Mapping[str, int | str]
     cost: str
     quick: bool = False
     cold: bool = False  # upgrades: every token is new to the relay
     environment: Mapping[str, str] = field(factory=dict)
+    base: str = ""  # a cell before this one that the same relay's figures are compared with
     tls: str = ""  # TLS towards the relay: "resumed" lets sessions be resumed, "full" makes a full handshake each time
 
 
@@ -126,6 +127,32 @@ def _tls() -> list[Cell]:
     return frames + handshakes
 
 
+#: Frames over two Noise links: size of a whole frame, and the goal, of the same relay's CPU per frame without links.
+LINK_FRAMES: Final = (("1 KB", 1024, 2.0), ("64 KB", 65_536, 1.8))
+
+
+def _links() -> list[Cell]:
+    cells = []
+    for tls in ("", "resumed"):
+        for label, size, _ in LINK_FRAMES:
+            for window in WINDOWS:
+                name = f"links, {'tls, ' if tls else ''}{label}, {window} in flight"
+                for links, what in (("none", "without links"), ("both", "over two links")):
+                    cells.append(
+                        Cell(
+                            f"{name}, {what}",
+                            "links",
+                            "links",
+                            {"size": size, "window": window, "links": links},
+                            "cpu_s_per_100k",
+                            window == 16 and not tls,
+                            base="" if links == "none" else f"{name}, without links",
+                            tls=tls,
+                        )
+                    )
+    return cells
+
+
 def _idle() -> list[Cell]:
     # Pings often enough that several rounds of them are in what is measured.
     environment = {"RELAY_PING_INTERVAL_MS": "3000"}
@@ -189,7 +216,7 @@ def _scale() -> list[Cell]:
     return by_connections + crowd + by_workspaces
 
 
-CELLS: Final = (*_frames(), *_tls(), *_upgrades(), *_idle(), *_scale())
+CELLS: Final = (*_frames(), *_tls(), *_links(), *_upgrades(), *_idle(), *_scale())
 
 #: Groups whose cells are compared with one another: all of them are measured within each repetition.
 TOGETHER: Final = frozenset({"connections", "crowd", "workspaces"})
@@ -227,6 +254,13 @@ def goals(cell: Cell) -> list[Goal]:
     if cell.group == "tls":
         most = {_tls_name(*what): goal for *what, goal in TLS_FRAMES}[cell.name]
         return [Goal(cell.name, cell.cost, most, "CPU per frame, of Node's with TLS")]
+    if cell.group == "links":
+        most = {size: goal for _, size, goal in LINK_FRAMES}[int(cell.options["size"])]
+        return (
+            [Goal(cell.name, cell.cost, most, "CPU per frame, of the same relay's without links")]
+            if cell.base
+            else []
+        )
     if cell.group == "handshakes":
         return [Goal(cell.name, cell.cost, 1.0, "CPU per upgrade with its TLS handshake, of Node's")]
     if cell.group == "upgrades":

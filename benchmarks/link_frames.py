@@ -1,18 +1,18 @@
-"""What a frame costs the relay over links and without: CPU seconds per 100,000 relayed frames, and their ratios, as JSON.
+"""Load over Noise links: what one frame from a client to a daemon costs the relay. `run.py` calls this for the `links` cells.
 
-    python benchmarks/link_frames.py [--repetitions 5] [--sizes 1024,65536] [--in-flight 32] [--fast-path 0]
+    python benchmarks/link_frames.py --port N --pid N --tokens FILE --size BYTES [--window N] [--links both] [--count N]
 
-A relay with its dev platform is started; one client feeds one daemon. Everything that the client sends is sealed and
-masked before the clock starts, and what the daemon gets is opened and compared after it has stopped, so that the load
-does not hold up the relay. CPU is user and system time of the relay's process, from /proc/PID/stat. The kinds take
-turns within a repetition and ratios are taken there; shown are medians.
+The generator is Python with noiseprotocol: the one in C speaks no Noise. Everything that the client sends is encrypted and
+masked before the clock starts, and what the daemon gets is decrypted and compared after it has stopped. Counted is the
+relay's CPU alone, all its threads, by the scheduler's own nanoseconds (/proc/PID/task/TID/schedstat). With a relay that ends
+TLS, `--port` is that of a TLS client in front of it.
 
-| kind | client | daemon | what the relay does |
+| --links | client | daemon | what the relay does |
 | --- | --- | --- | --- |
 | none | plain | plain | |
-| client | link | plain | opens |
-| daemon | plain | link | seals |
-| both | link | link | opens and seals |
+| client | link | plain | decrypts |
+| daemon | plain | link | encrypts |
+| both | link | link | decrypts and encrypts |
 """
 
 from __future__ import annotations
@@ -22,108 +22,37 @@ import base64
 import json
 import os
 import select
-import signal
 import socket
-import statistics
 import struct
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
-from attrs import define, frozen
-from machine import machine, versions
-from relays import LIMITS
+from attrs import define
 
 from viewport_relay.peer.link import SUBPROTOCOL, LinkInitiator, LinkSettings, generate_static
 
 HOST = "127.0.0.1"
-WORKSPACE = "dev-link"
-ROLES = ("workspace-daemon", "client")
-KINDS = {"none": (), "client": ("client",), "daemon": ("workspace-daemon",), "both": ROLES}
+DAEMON, CLIENT = "workspace-daemon", "client"
+LINKS = {"none": (), "client": (CLIENT,), "daemon": (DAEMON,), "both": (DAEMON, CLIENT)}
 PATIENCE = 60.0
-# The peers here answer no ping: none may come, and nobody is dropped for silence.
-QUIET = dict.fromkeys(("RELAY_PING_INTERVAL_MS", "RELAY_IDLE_TIMEOUT_MS"), "86400000")
-BYTES = 200_000_000  # relayed in one measurement: enough for clock ticks of 10 ms
-FRAMES_MOST = 60_000
+BYTES = 200_000_000  # of one measurement
+FRAMES_MOST = 25_000
 
 
-@frozen
-class Relay:
-    """A relay that runs, with the dev platform in the same process."""
-
-    pid: int
-    port: int
-    platform: str
-    credential: str
-
-    def cpu(self) -> float:
-        """Seconds of CPU that all its threads have used, by the scheduler's own count of nanoseconds."""
-        threads = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
-        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
-
-    def token(self, role: str, target: str) -> str:
-        credential = self.credential
-        if role == "workspace-daemon":
-            path = f"{self.platform}/api/runtime/workspaces/{WORKSPACE}/daemon-key"
-            credential = ask(path, runtimeTargetId=target, credential=credential)["daemonIssueToken"]
-        token: str = ask(
-            f"{self.platform}/api/runtime/relay-token",
-            role=role,
-            workspaceId=WORKSPACE,
-            runtimeTargetId=target,
-            credential=credential,
-        )["relayToken"]
-        return token
+def cpu(pid: int) -> float:
+    """Seconds of CPU that all threads of a process have used."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
-def ask(url: str, **body: str) -> Any:
-    data = json.dumps(body).encode() if body else None
+def relay_key(port: int) -> bytes:
+    """The static key that the relay publishes."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(url, data, {"content-type": "application/json"})
-    with opener.open(request, timeout=PATIENCE) as answer:
-        return json.load(answer)
-
-
-@contextmanager
-def running(fast_path: bool) -> Iterator[Relay]:
-    credential = base64.b32encode(os.urandom(15)).decode()
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RELAY_")},
-        **LIMITS,
-        **QUIET,
-        "RELAY_LISTEN_PORT": "0",
-        "RELAY_FAST_PATH": "1" if fast_path else "0",
-        "DEV_CREDENTIAL": credential,
-    }
-    command = [
-        "-c",
-        "from twisted.scripts.twistd import run; run()",
-        "-n",
-        "--pidfile=",
-        "viewport-relay",
-        "--dev",
-    ]
-    process = subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        found: dict[str, Any] = {}
-        for line in process.stdout:
-            entry = json.loads(line)
-            found[entry["event"]] = entry["details"]
-            if {"dev_platform", "relay_started"} <= set(found):
-                break
-        else:
-            raise SystemExit("the relay did not start")
-        yield Relay(process.pid, found["relay_started"]["port"], found["dev_platform"]["url"], credential)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
+    with opener.open(f"http://{HOST}:{port}/.well-known/viewport-relay.json", timeout=PATIENCE) as answer:
+        return base64.urlsafe_b64decode(json.load(answer)["noisePublicKey"] + "=")
 
 
 # -- a peer, as small as it gets -------------------------------------------------------------------------------
@@ -162,11 +91,12 @@ class Peer:
     link: LinkInitiator | None
 
     @classmethod
-    def join(cls, relay: Relay, role: str, target: str, public: bytes | None) -> Peer:
-        token = relay.token(role, target)
-        sock = socket.create_connection((HOST, relay.port), PATIENCE)
+    def join(cls, port: int, entry: list[str], public: bytes | None) -> Peer:
+        """`entry` is role, workspace, target and token; without `public` there is no link."""
+        role, workspace, target, token = entry
+        sock = socket.create_connection((HOST, port), PATIENCE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        query = urlencode({"role": role, "workspaceId": WORKSPACE, "runtimeTargetId": target})
+        query = urlencode({"role": role, "workspaceId": workspace, "runtimeTargetId": target})
         lines = [
             f"GET /ws?{query} HTTP/1.1",
             f"Host: {HOST}",
@@ -185,7 +115,7 @@ class Peer:
             raise SystemExit(f"not admitted: {head.decode()}")
         if public is None:
             return cls(sock, None)
-        link = LinkInitiator(LinkSettings(public, generate_static(), role, WORKSPACE, target))
+        link = LinkInitiator(LinkSettings(public, generate_static(), role, workspace, target))
         sock.sendall(masked(2, link.message_1()))
         start = sock.recv(2)
         link.read_message_2(sock.recv(start[1], socket.MSG_WAITALL))
@@ -224,39 +154,30 @@ def delivered_length(size: int, linked: bool) -> int:
 # -- the measurement -------------------------------------------------------------------------------------------
 
 
-def measure(relay: Relay, kind: str, size: int, in_flight: int, number: int) -> float:
-    """CPU seconds per 100,000 frames of `size` bytes, never more than `in_flight` on their way."""
-    count = min(FRAMES_MOST, BYTES // size)
-    public = base64.urlsafe_b64decode(
-        ask(f"http://{HOST}:{relay.port}/.well-known/viewport-relay.json")["noisePublicKey"] + "="
-    )
-    target = f"t-{number}"
-    linked = KINDS[kind]
-    daemon, client = (Peer.join(relay, role, target, public if role in linked else None) for role in ROLES)
+def measure(daemon: Peer, client: Peer, pid: int, size: int, window: int, count: int) -> dict[str, float]:
+    """The relay's CPU for `count` frames of `size` bytes, never more than `window` on their way."""
     chunks = [
-        b"".join(client.prepared(frame_of(size, seq)) for seq in range(at, min(at + in_flight, count)))
-        for at in range(0, count, in_flight)
+        b"".join(client.prepared(frame_of(size, seq)) for seq in range(at, min(at + window, count)))
+        for at in range(0, count, window)
     ]
-    length = delivered_length(size, "workspace-daemon" in linked)
+    length = delivered_length(size, daemon.link is not None)
     time.sleep(0.2)  # both have joined
     got = bytearray()
     due = 0
     client.sock.setblocking(False)
     daemon.sock.setblocking(False)
-    before = relay.cpu()
-    for number_of_chunk, chunk in enumerate(chunks):
-        due += min(in_flight, count - number_of_chunk * in_flight) * length
+    before = cpu(pid)
+    for number, chunk in enumerate(chunks):
+        due += min(window, count - number * window) * length
         move(client.sock, chunk, daemon.sock, got, due)
-    used = relay.cpu() - before
+    used = cpu(pid) - before
     arrived = sum(
         daemon.opened(bytes(message)) == frame_of(size, seq)
         for seq, message in enumerate(unframed(memoryview(got)))
     )
     if arrived != count:
-        raise SystemExit(f"{kind}: what arrived is not what was sent: the figures would mean nothing")
-    client.sock.close()
-    daemon.sock.close()
-    return used / count * 100_000
+        raise SystemExit("what arrived is not what was sent: the figures would mean nothing")
+    return {"delivered": count, "cpu_s": used, "cpu_s_per_100k": used / count * 100_000}
 
 
 def move(sender: socket.socket, data: bytes, receiver: socket.socket, got: bytearray, due: int) -> None:
@@ -279,44 +200,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--sizes", default="1024,65536")
-    parser.add_argument("--in-flight", type=int, default=32)
-    parser.add_argument("--fast-path", choices=("0", "1"), default="1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--pid", type=int, required=True)
+    parser.add_argument(
+        "--tokens", type=Path, required=True, help="what mint.py wrote; the first pair is used"
+    )
+    parser.add_argument("--size", type=int, required=True, help="bytes of a whole frame")
+    parser.add_argument("--window", type=int, default=1, help="frames in flight")
+    parser.add_argument("--links", choices=LINKS, default="both")
+    parser.add_argument("--count", type=int, help=f"frames [{BYTES} bytes of them, at most {FRAMES_MOST}]")
     options = parser.parse_args()
-    result: dict[str, Any] = {
-        "machine": machine(),
-        "versions": versions(),
-        "fast_path": options.fast_path == "1",
-        "in_flight": options.in_flight,
-        "repetitions": options.repetitions,
-        "frames": {},
+    entries = [line.split("\t") for line in options.tokens.read_text().splitlines()[:2]]
+    linked = LINKS[options.links]
+    public = relay_key(options.port) if linked else None
+    peers = {
+        entry[0]: Peer.join(options.port, entry, public if entry[0] in linked else None) for entry in entries
     }
-    with running(options.fast_path == "1") as relay:
-        number = 0
-        for size in map(int, options.sizes.split(",")):
-            runs: dict[str, list[float]] = {kind: [] for kind in KINDS}
-            for repetition in range(-1, options.repetitions):  # the first one warms up
-                for kind in KINDS:
-                    number += 1
-                    seconds = measure(relay, kind, size, options.in_flight, number)
-                    if repetition >= 0:
-                        runs[kind].append(seconds)
-            result["frames"][str(size)] = {
-                kind: {
-                    "cpu_seconds_per_100k": round(statistics.median(seconds), 3),
-                    "least": round(min(seconds), 3),
-                    "most": round(max(seconds), 3),
-                    "ratio_to_none": round(
-                        statistics.median(
-                            mine / base for mine, base in zip(seconds, runs["none"], strict=True)
-                        ),
-                        2,
-                    ),
-                }
-                for kind, seconds in runs.items()
-            }
-    print(json.dumps(result, indent=2))
+    count = options.count or min(FRAMES_MOST, BYTES // options.size)
+    print(json.dumps(measure(peers[DAEMON], peers[CLIENT], options.pid, options.size, options.window, count)))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,6 @@ def handshake(pattern: Pattern, keys: RelayKeys) -> tuple[float, NoiseLink, Link
 
     def open_and_answer() -> None:
         noise = NoiseLink(peer, LinkResponder(QUERY, GRANT, keys, "relay-1", FRAME_MAX))
-        noise.begin()
         noise.receive(message_1)
         connections.append(noise)
 
@@ -101,7 +100,6 @@ def garbage(keys: RelayKeys, count: int) -> float:
 
 def refused(keys: RelayKeys, message: bytes) -> None:
     noise = NoiseLink(Silent(), LinkResponder(QUERY, GRANT, keys, "relay-1", FRAME_MAX))
-    noise.begin()
     noise.receive(message)
 
 
@@ -116,7 +114,7 @@ def records(noise: NoiseLink, other: LinkInitiator, size: int, count: int) -> di
 
     def seal() -> None:
         for _ in range(count):
-            noise.seal(frame)
+            noise.records.encrypt_frame(frame)
 
     return {
         "receive_us": round(timed(take) / count * 1e6, 2),

@@ -54,6 +54,7 @@ class Kind:
     environment: Mapping[str, str]
     admits: bool = True
     tls: bool = True  # speaks TLS, told by RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH
+    links: bool = False  # speaks the Noise link
 
 
 _OURS = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "viewport-relay")
@@ -62,8 +63,8 @@ _NODE = ("node", str(NODE_RELAY / "relay.mjs"))
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("relay", "this relay", _OURS, {"RELAY_FAST_PATH": "1"}),
-        Kind("relay-plain", "this relay with RELAY_FAST_PATH=0", _OURS, {"RELAY_FAST_PATH": "0"}),
+        Kind("relay", "this relay", _OURS, {"RELAY_FAST_PATH": "1"}, links=True),
+        Kind("relay-plain", "this relay with RELAY_FAST_PATH=0", _OURS, {"RELAY_FAST_PATH": "0"}, links=True),
         Kind(
             "node",
             "minimal relay on Node and ws",
@@ -93,7 +94,8 @@ KINDS: Mapping[str, Kind] = {
 
 def checkout(name: str, folder: str) -> Kind:
     """This relay as the code in `folder` has it, with the dependencies that are installed here."""
-    return Kind(name, "this relay, another checkout", _OURS, {"PYTHONPATH": str(Path(folder).resolve())})
+    environment = {"PYTHONPATH": str(Path(folder).resolve())}
+    return Kind(name, "this relay, another checkout", _OURS, environment, links=True)
 
 
 #: Whom all others are compared with.

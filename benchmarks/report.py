@@ -35,6 +35,7 @@ _UNITS = {
 _HEADINGS = {
     "frames": "Forwarded frames",
     "tls": "Forwarded frames over TLS",
+    "links": "Forwarded frames over Noise links, from one client to its daemon",
     "upgrades": "Upgrades",
     "handshakes": "Upgrades with their TLS handshakes",
     "idle": "Memory of idle connections",

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -69,17 +70,21 @@ def loadgen(cell: Cell, relay: Running, platform: Platform, pace: Pace, turn: in
         "tokens": platform.tokens,
         **cell.options,
     }
+    program = [str(BUILD / "loadgen"), cell.mode, "-v"]
     if cell.mode == "throughput":
         shorter = 0.5 if turn == 0 else 1.0
         options |= {"seconds": pace.seconds * shorter, "warm-up": pace.warm_up}
+    elif cell.mode == "links":
+        program = [sys.executable, str(HERE / "link_frames.py")]
     elif cell.mode == "connect":
         options |= {"count": pace.upgrades}
         if cell.cold:
             options |= {"tokens": platform.fresh, "first-token": turn * pace.upgrades}
     else:
         options |= {"settle": pace.settle, "seconds": pace.settle}
-    command = [str(BUILD / "loadgen"), cell.mode, "-v"]
-    command += [word for name, value in options.items() for word in (f"--{name}", str(value)) if word]
+    command = program + [
+        word for name, value in options.items() for word in (f"--{name}", str(value)) if word
+    ]
     asked = validations(platform)
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, preexec_fn=_pin(pace, last=False)
@@ -177,10 +182,11 @@ def show(lines: Sequence[Figures], verdicts: Sequence[Figures]) -> None:
 
 
 def batches(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells that share their relays: those of a group in TOGETHER, else each alone."""
+    """Cells that share their relays: those of a group in TOGETHER, those with their base, else each alone."""
     found: list[list[Cell]] = []
     for cell in cells:
-        if found and cell.group in TOGETHER and found[-1][0].group == cell.group:
+        together = cell.group in TOGETHER and found and found[-1][0].group == cell.group
+        if together or (cell.base and found and cell.base == found[-1][0].name):
             found[-1].append(cell)
         else:
             found.append([cell])
@@ -256,7 +262,9 @@ def bench(chosen: Sequence[Cell], kinds: Sequence[Kind], pace: Pace, options: ar
             able = [
                 kind
                 for kind in kinds
-                if (kind.admits or batch[0].mode == "throughput") and (kind.tls or not batch[0].tls)
+                if (kind.admits or batch[0].mode == "throughput")
+                and (kind.tls or not batch[0].tls)
+                and (kind.links or batch[0].mode != "links")
             ]
             measured = measure(batch, able, platform, pace)
             rows += measured

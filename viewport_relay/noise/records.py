@@ -10,7 +10,7 @@ nonce is used once, in order, and that the last one is not used at all (section 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, Final, NoReturn
 
@@ -63,6 +63,25 @@ class LinkRecords:
             raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for sending")
         self.sent = count + 1
         return self._encrypt(_nonce(count), plaintext, None)
+
+    def encrypt_records(
+        self, plaintexts: Sequence[Message], headers: Sequence[bytes], parts: list[bytes]
+    ) -> None:
+        """Append to `parts`, for each plaintext, the header for its length and its record. Each fits into one record.
+
+        Raises Refusal NOISE_NONCE_EXHAUSTED; what could be encrypted before is in `parts`.
+        """
+        encrypt, count = self._encrypt, self.sent
+        try:
+            for plaintext in plaintexts:
+                if count >= MAX_NONCE:
+                    raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for sending")
+                record = encrypt(_nonce(count), plaintext, None)
+                count += 1
+                parts.append(headers[len(plaintext)])
+                parts.append(record)
+        finally:
+            self.sent = count
 
     def encrypt_frame(self, plaintext: Message) -> bytes:
         """The binary message for one frame of any size. Raises Refusal NOISE_NONCE_EXHAUSTED."""

@@ -90,8 +90,10 @@ class Closing(Protocol):
 class LinkCipher(Protocol):
     """The records of a Noise link that is up. What the methods raise ends the link: `Refusal`, for the handshake's owner."""
 
-    def encrypt_record(self, plaintext: Message) -> bytes:
-        """The record of a short message, without its length."""
+    def encrypt_records(
+        self, plaintexts: Sequence[Message], headers: Sequence[bytes], parts: list[bytes]
+    ) -> None:
+        """Append to `parts`, for each short message, the header for its length and its record."""
 
     def encrypt_frame(self, plaintext: Message) -> bytes:
         """The records of a message of any size."""

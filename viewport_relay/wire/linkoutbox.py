@@ -109,37 +109,31 @@ class LinkOutbox(Outbox):
         assert cipher is not None
         parts: list[bytes] = []
         refused: Refusal | None = None
-        for message in messages:
-            length = len(message)
-            try:
-                if length <= USUAL:
-                    record = cipher.encrypt_record(message)
-                    parts.append(RECORD_HEADERS[length])
-                    parts.append(record)
-                else:
-                    parts += self._long_message(cipher, message)
-            except Refusal as refusal:
-                refused = refusal
-                break
+        try:
+            if max(map(len, messages)) <= USUAL:
+                cipher.encrypt_records(messages, RECORD_HEADERS, parts)
+            else:
+                for message in messages:
+                    records = cipher.encrypt_frame(message)
+                    parts.append(frame_header(BINARY, len(records)))
+                    parts.append(records)
+        except Refusal as refusal:
+            refused = refusal
         self.write(b"".join(parts), feeder)
         if refused is not None:
             assert self._refuse is not None
             self._refuse(refused)
-
-    @staticmethod
-    def _long_message(cipher: LinkCipher, message: Message) -> tuple[bytes, bytes]:
-        records = cipher.encrypt_frame(message)
-        return frame_header(BINARY, len(records)), records
 
     def _as_sent(self, data: bytes) -> bytes:
         if type(data) is not Unsealed:
             return data
         assert self._cipher is not None and self._refuse is not None
         try:
-            return b"".join(self._long_message(self._cipher, data))
+            records = self._cipher.encrypt_frame(data)
         except Refusal as refusal:
             self._refuse(refusal)
             return b""
+        return frame_header(BINARY, len(records)) + records
 
     def stopProducing(self) -> None:
         super().stopProducing()

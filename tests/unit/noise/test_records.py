@@ -165,6 +165,24 @@ def test_nonces_run_out_towards_the_peer() -> None:
     assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED and not noise.established
 
 
+def test_nonces_run_out_within_a_batch() -> None:
+    _, noise, _ = up()
+    records, parts = noise.records, list[bytes]()
+    records.sent = MAX_NONCE - 2
+    with pytest.raises(Refusal) as refused:
+        records.encrypt_records([b"a", b"", b"b"], [b"0", b"1"], parts)
+    assert refused.value.reason is Reason.NOISE_NONCE_EXHAUSTED
+    assert parts[::2] == [b"1", b"0"] and [len(part) for part in parts[1::2]] == [17, 16]
+    assert records.sent == MAX_NONCE
+
+
+def test_a_batch_is_record_after_record() -> None:
+    _, noise, initiator = up()
+    parts: list[bytes] = []
+    noise.records.encrypt_records([b"one", b"three"], [b"?", b"", b"", b"\0\x13", b"", b"\0\x15"], parts)
+    assert initiator.open(b"".join(parts)) == b"onethree" and noise.records.sent == 2
+
+
 def test_nonces_run_out_within_a_frame() -> None:
     peer, noise, _ = up()
     noise.records.sent = MAX_NONCE - 1

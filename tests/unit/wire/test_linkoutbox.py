@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -28,14 +28,21 @@ class Numbering:
         self.count = 0
         self.most = most
 
-    def encrypt_record(self, plaintext: Message) -> bytes:
+    def _record(self, plaintext: Message) -> bytes:
         if self.count == self.most:
             raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left")
         self.count += 1
         return bytes(plaintext) + b"%016d" % self.count
 
+    def encrypt_records(
+        self, plaintexts: Sequence[Message], headers: Sequence[bytes], parts: list[bytes]
+    ) -> None:
+        for plaintext in plaintexts:
+            record = self._record(plaintext)
+            parts += headers[len(plaintext)], record
+
     def encrypt_frame(self, plaintext: Message) -> bytes:
-        record = self.encrypt_record(plaintext)
+        record = self._record(plaintext)
         return (len(record) % 65_536).to_bytes(2, "big") + record
 
     def decrypt_record(self, record: memoryview) -> bytes:
