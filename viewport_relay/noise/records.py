@@ -42,12 +42,17 @@ def message_max_bytes(frame_max_bytes: int) -> int:
 class LinkRecords:
     """The records of one link after its handshake, both directions. Any Refusal is the end of the link."""
 
-    __slots__ = ("_decrypt", "_encrypt", "_frame_max", "_records_max", "received", "sent")
+    __slots__ = (
+        "_decrypt", "_decrypt_into", "_encrypt", "_encrypt_into", "_frame_max", "_records_max", "received", "sent",
+    )  # fmt: skip
 
     def __init__(self, sending: Any, receiving: Any, frame_max_bytes: int) -> None:
         """`sending` and `receiving` are noiseprotocol's cipher states, unused so far."""
-        self._encrypt: Callable[[bytes, Message, None], bytes] = sending.cipher.cipher.encrypt
-        self._decrypt: Callable[[bytes, Message, None], bytes] = receiving.cipher.cipher.decrypt
+        encrypting, decrypting = sending.cipher.cipher, receiving.cipher.cipher
+        self._encrypt: Callable[[bytes, Message, None], bytes] = encrypting.encrypt
+        self._encrypt_into: Callable[[bytes, Message, None, memoryview], int] = encrypting.encrypt_into
+        self._decrypt: Callable[[bytes, Message, None], bytes] = decrypting.decrypt
+        self._decrypt_into: Callable[[bytes, Message, None, memoryview], int] = decrypting.decrypt_into
         #: Records sent and received: the next nonces.
         self.sent: int = sending.n
         self.received: int = receiving.n
@@ -55,14 +60,6 @@ class LinkRecords:
         self._records_max = records_max(frame_max_bytes)
 
     # -- sending -----------------------------------------------------------------------------------------------
-
-    def encrypt_record(self, plaintext: Message) -> bytes:
-        """One record without its length. Raises Refusal NOISE_NONCE_EXHAUSTED."""
-        count = self.sent
-        if count >= MAX_NONCE:
-            raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for sending")
-        self.sent = count + 1
-        return self._encrypt(_nonce(count), plaintext, None)
 
     def encrypt_records(
         self, plaintexts: Sequence[Message], headers: Sequence[bytes], parts: list[bytes]
@@ -83,14 +80,32 @@ class LinkRecords:
         finally:
             self.sent = count
 
+    @staticmethod
+    def message_size(length: int) -> int:
+        """The length of the binary message for a frame of `length` bytes."""
+        return length + _RECORD_LEAST * max(1, -(-length // RECORD_PLAINTEXT_MAX))
+
+    def encrypt_into(self, plaintext: Message, out: memoryview) -> None:
+        """Write the binary message for one frame of any size, which has `message_size` bytes.
+
+        Raises Refusal NOISE_NONCE_EXHAUSTED.
+        """
+        view, at = memoryview(plaintext), 0
+        for start in range(0, len(view) or 1, RECORD_PLAINTEXT_MAX):
+            piece = view[start : start + RECORD_PLAINTEXT_MAX]
+            begin, size = at + _HEADER, len(piece) + TAG_BYTES
+            at = begin + size
+            if self.sent >= MAX_NONCE:
+                raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for sending")
+            out[begin - _HEADER : begin] = size.to_bytes(_HEADER, "big")
+            self._encrypt_into(_nonce(self.sent), piece, None, out[begin:at])
+            self.sent += 1
+
     def encrypt_frame(self, plaintext: Message) -> bytes:
         """The binary message for one frame of any size. Raises Refusal NOISE_NONCE_EXHAUSTED."""
-        parts: list[bytes] = []
-        view = memoryview(plaintext)
-        for start in range(0, len(view) or 1, RECORD_PLAINTEXT_MAX):
-            record = self.encrypt_record(view[start : start + RECORD_PLAINTEXT_MAX])
-            parts += len(record).to_bytes(_HEADER, "big"), record
-        return b"".join(parts)
+        message = bytearray(self.message_size(len(plaintext)))
+        self.encrypt_into(plaintext, memoryview(message))
+        return bytes(message)
 
     # -- receiving ---------------------------------------------------------------------------------------------
 
@@ -120,6 +135,26 @@ class LinkRecords:
         if len(message) < _RECORD_LEAST:
             self._bad_size(len(message) - _RECORD_LEAST)
         return b"".join([self.decrypt_record(record) for record in self._split(memoryview(message))])
+
+    def decrypt_into(self, message: memoryview, out: memoryview) -> int:
+        """Write the frame inside one binary message, which is shorter than the message; its length.
+
+        Raises Refusal as `decrypt_message` does.
+        """
+        if len(message) < _RECORD_LEAST:
+            self._bad_size(len(message) - _RECORD_LEAST)
+        at = 0
+        for record in self._split(message):
+            if self.received >= MAX_NONCE:
+                raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for receiving")
+            end = at + len(record) - TAG_BYTES
+            try:
+                self._decrypt_into(_nonce(self.received), record, None, out[at:end])
+            except InvalidTag:
+                raise Refusal(Reason.NOISE_DECRYPT_FAILED, "a record does not decrypt") from None
+            self.received += 1
+            at = end
+        return at
 
     def _split(self, view: memoryview) -> list[memoryview]:
         """All records of a message: every length is checked before the first byte is decrypted."""

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from viewport_relay.protocol.json import Message
 from viewport_relay.wire.arena import ARENA_SIZE, LongFrame
 from viewport_relay.wire.codec import CodecFactory
-from viewport_relay.wire.framing import TEXT_HEADERS, USUAL, text_header
+from viewport_relay.wire.framing import COPIED, TEXT_HEADERS, USUAL, text_header
 from viewport_relay.wire.interfaces import Closing, HasOutbox, Judge, StreamTransport
 from viewport_relay.wire.masking import unmasker
 from viewport_relay.wire.reader import Reader
@@ -45,9 +45,6 @@ DECISIONS: Final = 128
 
 #: A longer frame that is not there yet gets a buffer of its own.
 LONG: Final = ARENA_SIZE // 4
-
-#: Up to here a frame is copied behind its header, so that it can leave together with others.
-COPIED: Final = 32_768
 
 #: The first byte of a Close frame, and how long its payload may be: nothing, or a code and a reason.
 _CLOSE: Final = 0x88

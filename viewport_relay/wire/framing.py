@@ -21,6 +21,9 @@ def frame_header(opcode: int, length: int) -> bytes:
     return bytes((0x80 | opcode, 127)) + length.to_bytes(8, "big")
 
 
+#: Up to here a frame is copied behind its header, so that it can leave together with others, bytes.
+COPIED: Final = 32_768
+
 #: Headers of text frames up to this length are ready-made.
 USUAL: Final = 4096
 TEXT_HEADERS: Final = tuple(frame_header(TEXT, length) for length in range(USUAL + 1))

@@ -98,8 +98,17 @@ class LinkCipher(Protocol):
     def encrypt_frame(self, plaintext: Message) -> bytes:
         """The records of a message of any size."""
 
+    def message_size(self, length: int, /) -> int:
+        """How long the records of a message are."""
+
+    def encrypt_into(self, plaintext: Message, out: memoryview) -> None:
+        """Write the records of a message."""
+
     def decrypt_record(self, record: memoryview) -> bytes:
         """The frame inside a message that is one record, which is given without its length."""
 
     def decrypt_message(self, message: memoryview) -> bytes:
         """The frame inside any message."""
+
+    def decrypt_into(self, message: memoryview, out: memoryview) -> int:
+        """Write the frame inside any message; its length."""

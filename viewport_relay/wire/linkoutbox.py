@@ -7,17 +7,13 @@ socket or the transport gets it. What is held until the end of a turn, and what 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from viewport_relay.protocol.json import Message
 from viewport_relay.reasons import Refusal
-from viewport_relay.wire.framing import BINARY, RECORD_HEADERS, USUAL, frame_header
+from viewport_relay.wire.framing import BINARY, COPIED, RECORD_HEADERS, USUAL, frame_header
 from viewport_relay.wire.interfaces import Feeder, LinkCipher, StreamTransport
 from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.turn import MOST_HELD, Turn
-
-#: Bytes of one feeder's messages that are held until the end of a turn. With more, a slow receiver must be found out at once.
-_HELD_OF_ONE: Final = 32_768
 
 
 class Unsealed(bytes):
@@ -57,7 +53,7 @@ class LinkOutbox(Outbox):
             self.send_held()
         if (
             self._turn.running
-            and size < _HELD_OF_ONE
+            and size < COPIED
             and not self.blocked
             and (self._free is not None or self._emptied() is not None)
         ):
@@ -101,17 +97,25 @@ class LinkOutbox(Outbox):
 
     def _leave(self, messages: Sequence[Message], feeder: Feeder | None) -> None:
         """Encrypt and send messages; or let them wait. Nothing is held."""
+        cipher = self._cipher
+        if cipher is None:  # lost meanwhile
+            return
         if self.blocked:
             for message in messages:
                 self._wait(feeder, Unsealed(message))
             return
-        cipher = self._cipher
-        assert cipher is not None
+        longest = max(map(len, messages))
+        if longest > COPIED and len(messages) > 1:
+            for message in messages:
+                self._leave((message,), feeder)
+            return
         parts: list[bytes] = []
         refused: Refusal | None = None
         try:
-            if max(map(len, messages)) <= USUAL:
+            if longest <= USUAL:
                 cipher.encrypt_records(messages, RECORD_HEADERS, parts)
+            elif longest > COPIED:
+                self._leave_long(cipher, messages[0], feeder)
             else:
                 for message in messages:
                     records = cipher.encrypt_frame(message)
@@ -119,10 +123,22 @@ class LinkOutbox(Outbox):
                     parts.append(records)
         except Refusal as refusal:
             refused = refusal
-        self.write(b"".join(parts), feeder)
-        if refused is not None:
-            assert self._refuse is not None
+        if parts:
+            self.write(b"".join(parts), feeder)
+        if refused is not None and self._refuse is not None:
             self._refuse(refused)
+
+    def _leave_long(self, cipher: LinkCipher, message: Message, feeder: Feeder | None) -> None:
+        """Encrypt a message behind its header, into a buffer that is used again, and send it from there."""
+        size = cipher.message_size(len(message))
+        header = frame_header(BINARY, size)
+        buffers = self._turn.arena.buffers
+        buffer = buffers.take(len(header) + size)
+        with memoryview(buffer)[: len(header) + size] as frame:
+            frame[: len(header)] = header
+            cipher.encrypt_into(message, frame[len(header) :])
+            self.write(frame, feeder)
+        buffers.give(buffer)
 
     def _as_sent(self, data: bytes) -> bytes:
         if type(data) is not Unsealed:

@@ -14,12 +14,15 @@ from typing import Any, Final
 from viewport_relay.reasons import Refusal
 from viewport_relay.wire.arena import LongFrame
 from viewport_relay.wire.fastpath import DECISIONS, LONG, MOST_TOGETHER, FastReader, common_header
-from viewport_relay.wire.framing import RECORD_LENGTH, TEXT_HEADERS, USUAL, text_header
+from viewport_relay.wire.framing import COPIED, RECORD_LENGTH, TEXT_HEADERS, USUAL, text_header
 from viewport_relay.wire.interfaces import HasOutbox, Judge, LinkCipher
 from viewport_relay.wire.masking import unmasker
 
 #: The first byte of an unfragmented binary message.
 _BINARY: Final = 0x82
+
+#: Bytes in front of a decrypted message, for the longest header.
+_HEAD: Final = 10
 
 
 def _ignored(refusal: Refusal) -> None:
@@ -89,6 +92,12 @@ class LinkReader(FastReader):
                 break
             unmask(start, length)
             at = stop
+            if length > COPIED:
+                self._flush(peer, receiver, batch, size)
+                receiver, batch, size = None, [], 0
+                self._forward_long(view[start:stop], judge)
+                judge = self.judge
+                continue
             try:
                 # One record, as nearly always.
                 if data[start] << 8 | data[start + 1] == length - RECORD_LENGTH:
@@ -137,17 +146,37 @@ class LinkReader(FastReader):
             long.release()
             return
         unmasker(long.buffer)(long.head, long.total - long.head)
-        try:
-            message = self._cipher.decrypt_message(long.view[long.head : long.total])
-        except Refusal as refusal:
-            self._refuse(refusal)
-            return
-        finally:
-            long.release()
-        peer = self.peer
-        verdict = judge(peer, message, self.last_seen)
-        receiver: HasOutbox | None = None if verdict is None else verdict.outlet
-        if receiver is None:
-            self._decide(peer, verdict, message)
-        elif receiver.outbox.send(message, self):
-            self.count(peer, 1, len(message), self.last_seen)
+        with long.view[long.head : long.total] as message:
+            self._forward_long(message, judge)
+        long.release()
+
+    def _forward_long(self, message: memoryview, judge: Judge) -> None:
+        """Decrypt a long message into a buffer that is used again, and send it from there."""
+        buffers, peer = self._arena.buffers, self.peer
+        buffer = buffers.take(_HEAD + len(message))
+        with memoryview(buffer) as whole:
+            try:
+                size = self._cipher.decrypt_into(message, whole[_HEAD:])
+            except Refusal as refusal:
+                self._refuse(refusal)
+            else:
+                with whole[_HEAD : _HEAD + size] as frame:
+                    verdict = judge(peer, frame, self.last_seen)
+                    receiver: HasOutbox | None = None if verdict is None else verdict.outlet
+                    if receiver is None:
+                        self._decide(peer, verdict, frame)
+                    elif self._send_decrypted(receiver, whole, frame):
+                        self.count(peer, 1, size, self.last_seen)
+        buffers.give(buffer)
+
+    def _send_decrypted(self, receiver: HasOutbox, whole: memoryview, frame: memoryview) -> bool:
+        size, outbox = len(frame), receiver.outbox
+        if size <= COPIED:  # of many small records: it may be held, and the buffer is not
+            return outbox.send(bytes(frame), self)
+        if outbox.sealed:
+            return outbox.send_all((frame,), size, self)
+        header = text_header(size)
+        begin = _HEAD - len(header)
+        whole[begin:_HEAD] = header
+        with whole[begin : _HEAD + size] as data:
+            return outbox.take(data, self)

@@ -236,13 +236,23 @@ def test_records_are_the_librarys_own_byte_for_byte() -> None:
         for text in (b"", b"x", bytes(5000)):
             records.sent = count
             library.cipher_state_encrypt.set_nonce(count)
-            assert records.encrypt_record(text) == library.cipher_state_encrypt.encrypt_with_ad(None, text)
+            sealed = library.cipher_state_encrypt.encrypt_with_ad(None, text)
+            assert records.encrypt_frame(text)[2:] == sealed
+            records.sent = count
+            parts: list[bytes] = []
+            records.encrypt_records([text], [b""] * 5001, parts)
+            assert parts == [b"", sealed]
             assert records.sent == library.cipher_state_encrypt.n == count + 1
     state = library.cipher_state_decrypt
     for count in (0, 1, 2**40, MAX_NONCE - 1):
         sealed = state.cipher.encrypt(state.k, count, None, b"towards the relay")
         records.received = count
         assert records.decrypt_record(memoryview(sealed)) == b"towards the relay"
+        records.received = count
+        out = bytearray(40)
+        message = len(sealed).to_bytes(2, "big") + sealed
+        assert records.decrypt_into(memoryview(message), memoryview(out)) == 17
+        assert out == b"towards the relay" + bytes(23) and records.received == count + 1
     assert LIBRARY_MAX_NONCE == MAX_NONCE
 
 
