@@ -69,6 +69,25 @@ def test_a_goal_is_met_up_to_its_limit(bench: Any, cost: float, met: bool) -> No
     assert verdicts[0]["met"] is met
 
 
+@pytest.mark.parametrize(("size", "goal"), [("1 KB", 2.0), ("64 KB", 1.8)])
+@pytest.mark.parametrize("tls", ["", "tls, "])
+def test_links_are_held_against_the_same_relay_without_them(
+    bench: Any, size: str, goal: float, tls: str
+) -> None:
+    name = f"links, {tls}{size}, 16 in flight"
+    base, cell = (
+        next(c for c in bench.cells.CELLS if c.name == f"{name}, {what}")
+        for what in ("without links", "over two links")
+    )
+    assert cell.base == base.name and cell.tls == base.tls and bool(cell.tls) == bool(tls)
+    measured = rows(base.name, relay=[1, 2], before=[9, 9]) + rows(
+        cell.name, relay=[goal, 2 * goal + 0.1], before=[9, 9]
+    )
+    assert bench.compare.judge(measured, base, base.name) == []
+    (verdict,) = bench.compare.judge(measured, cell, base.name)
+    assert verdict["most"] == goal and verdict["got"]["min"] == goal and not verdict["met"]
+
+
 def test_scale_is_held_against_the_relays_own_first_cell(bench: Any) -> None:
     first, last = (c for c in bench.cells.CELLS if c.name in ("10 connections", "5000 connections"))
     measured = rows(first.name, relay=[1, 1], node=[9, 9]) + rows(last.name, relay=[1.3, 1.3], node=[9, 9])
