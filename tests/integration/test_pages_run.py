@@ -59,6 +59,7 @@ RUN: set[Place] = {
 SETTINGS: set[Place] = {
     (_how("behind-a-proxy"), "# Put it behind a proxy", 0),
     (_how("behind-a-proxy"), "## HAProxy, with the PROXY protocol", 0),
+    (_how("load-balancers"), "# Put a load balancer in front of several relays", 0),
     (_how("noise-link"), "## Turn it on", 0),
     (_how("noise-link"), "## Change the key", 0),
     (_how("systemd"), "# Run it under systemd", 1),
