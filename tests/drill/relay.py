@@ -170,20 +170,26 @@ class Relay:
     def pid(self) -> int:
         return self.process.pid
 
+    def workers(self) -> list[int]:
+        """Process ids of its workers (RELAY_WORKERS)."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def rss(self) -> int:
         """Resident bytes."""
         pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        """Open descriptors of the process and its workers."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.workers()))
 
     def accepted(self) -> int:
-        """Connections to its port that the process holds a descriptor of."""
+        """Connections to its port that the process, or one of its workers, holds a descriptor of."""
         held = set()
-        for descriptor in os.listdir(f"/proc/{self.pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                held.add(os.readlink(f"/proc/{self.pid}/fd/{descriptor}"))
+        for pid in (self.pid, *self.workers()):
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    held.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
         listening, count = "0A", 0
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()

@@ -29,7 +29,7 @@ WAYS: Final = ("Close frame", "close_notify", "close_notify and FIN", "FIN", "RS
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="module", params=["plain", "tls"])
+@pytest.fixture(scope="module", params=["plain", "tls", "tls with workers"])
 def relay(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, platform: FaultyPlatform
 ) -> Iterator[Relay]:
@@ -40,11 +40,13 @@ def relay(
         "RELAY_ADMISSION_TIMEOUT_MS": "30000",
     }
     context = None
-    if request.param == "tls":
+    if request.param != "plain":
         ca = Identity.self_signed("test CA")
         files = ca.issue("relay", "localhost").write(tmp_path_factory.mktemp("tls"), "relay")
         settings |= {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
         context = ca.context()
+    if request.param == "tls with workers":
+        settings |= {"RELAY_WORKERS": "2"}
     with running(settings, tls=context) as made:
         yield made
         assert made.errors() == []

@@ -38,15 +38,17 @@ class Secure:
             return serial_of(sock)
 
 
-@pytest.fixture(scope="module", params=["ecdsa", "rsa"])
+@pytest.fixture(scope="module", params=["ecdsa", "rsa", "workers"])
 def secure(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, platform: FaultyPlatform
 ) -> Iterator[Secure]:
-    kind: Kind = request.param
+    kind: Kind = "rsa" if request.param == "rsa" else "ecdsa"
     ca, folder = Identity.self_signed("test CA"), tmp_path_factory.mktemp("tls")
     files = ca.issue("relay", "localhost", kind=kind).write(folder, "relay")
     settings = {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
     settings |= {"RELAY_FRAME_MAX_BYTES": "4000000"}
+    if request.param == "workers":
+        settings |= {"RELAY_WORKERS": "2"}
     with running(platform.environment() | settings, before=HASTE, tls=ca.context()) as relay:
         yield Secure(relay, ca, folder, platform)
         assert relay.errors("tls_reload_failed", "PROTOCOL_ERROR") == []
@@ -316,13 +318,15 @@ def test_garbage_instead_of_tls(secure: Secure) -> None:
     until(lambda: secure.relay.descriptors() <= before + 1, 15, "the descriptors")
 
 
-def test_the_proxy_protocol_in_front_of_tls(tmp_path: Path, platform: FaultyPlatform) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_proxy_protocol_in_front_of_tls(tmp_path: Path, platform: FaultyPlatform, workers: str) -> None:
     ca = Identity.self_signed("test CA")
     files = ca.issue("relay", "localhost").write(tmp_path, "relay")
     settings = {
         "RELAY_TLS_CERT_PATH": files.cert,
         "RELAY_TLS_KEY_PATH": files.key,
         "RELAY_PROXY_PROTOCOL": "1",
+        "RELAY_WORKERS": workers,
     }
     with Relay(platform.environment() | settings, tls=ca.context()) as relay:
         relay.logged("relay_started", 30)

@@ -113,12 +113,10 @@ def _workers(read: Read) -> None:
         read.notes.append(choice.why)
     if v["workers"] == 1:
         return
-    tls_here = v["tls_cert_path"] and v["tls"] != "0" and v["tls_termination"] == "self"
-    if tls_here or (v["listen_endpoint"] or "").partition(":")[0] in {"ssl", "tls"}:
+    if (v["listen_endpoint"] or "").partition(":")[0] in {"ssl", "tls"}:
         read.problems.append(
-            f"RELAY_WORKERS={v['workers']} and TLS here cannot go together, for connections are handed to the "
-            "workers as they are: end TLS in front of the relay and set RELAY_TLS_TERMINATION=platform, or set "
-            "RELAY_WORKERS=1"
+            f"RELAY_WORKERS={v['workers']} and an endpoint of kind ssl cannot go together, for the workers end TLS: use a "
+            "tcp endpoint, RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH"
         )
 
 

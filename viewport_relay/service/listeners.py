@@ -102,7 +102,7 @@ class Listeners(MultiService):
     """The listeners for peers and operators, with their sites.
 
     `upgrade` is the `/ws` resource, `own` holds further pages of the wire protocol by path, `pages(admin)` makes the
-    resource of all other paths, with or without the admin pages. `connected` returns the number of upgraded connections,
+    resource of all other paths, with or without the admin pages. `over_tls` puts TLS in front of the peers' site. `connected` returns the number of upgraded connections,
     `open_files` is the limit on descriptors (0: not limited).
     """
 
@@ -119,6 +119,7 @@ class Listeners(MultiService):
         upgrade: UpgradeAttempts,
         own: Mapping[bytes, Callable[[Request], bytes | int]],
         pages: Callable[[bool], Resource],
+        over_tls: Callable[[RelaySite, ServerContext], IProtocolFactory],
         connected: Callable[[], int],
         open_files: int,
     ) -> None:
@@ -132,6 +133,7 @@ class Listeners(MultiService):
         self._upgrade = upgrade
         self._own = own
         self._pages = pages
+        self._over_tls = over_tls
         self._connected = connected
         self._open_files = open_files
         self._http: list[HttpConnections] = []
@@ -200,7 +202,8 @@ class Listeners(MultiService):
         own = {**self._own, b"/ws": self._upgrade.render}
         plain = self._plain(Pages(self._pages(config.admin_listen is None), own))
         per_address = 0 if config.proxy_protocol else 2 * config.max_connections_per_ip
-        site = self._over_tls(self._site(Root(self._upgrade, plain), per_address))
+        plain_site = self._site(Root(self._upgrade, plain), per_address)
+        site = plain_site if self._tls is None else self._over_tls(plain_site, self._tls)
         if not config.proxy_protocol:
             return site
         return ProxyFactory(site, self._is_balancer, self._log)
@@ -212,16 +215,16 @@ class Listeners(MultiService):
     def _site_for_operators(self, host: str) -> IProtocolFactory:
         """The admin listener's site factory; with the relay's TLS unless `host` is loopback."""
         site = self._site(Root(None, self._plain(Pages(self._pages(True), {}))), 0)
-        return site if is_loopback(host) else self._over_tls(site)
+        return (
+            site
+            if self._tls is None or is_loopback(host)
+            else TLSFactory(self._tls, False, site, self._reactor)
+        )
 
-    def _site(self, root: Root, per_address: int) -> IProtocolFactory:
+    def _site(self, root: Root, per_address: int) -> RelaySite:
         connections = HttpConnections(self._http_room, per_address, self._address.trusts, self._log)
         self._http.append(connections)
-        site: IProtocolFactory = RelaySite(root, connections, self._config.http_keep_alive)
-        return site
-
-    def _over_tls(self, site: IProtocolFactory) -> IProtocolFactory:
-        return site if self._tls is None else TLSFactory(self._tls, False, site, self._reactor)
+        return RelaySite(root, connections, self._config.http_keep_alive)
 
     def _plain(self, pages: Resource) -> PlainHttp:
         """The HTTP budget of one listener, for all requests but upgrades."""

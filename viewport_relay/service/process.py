@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 from twisted.web.resource import Resource
@@ -36,6 +37,7 @@ from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.signals import Signals
 from viewport_relay.wire.attempts import UpgradeAttempts
 from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import CertificateWatch, ServerContext
 
 #: Seconds on top of the drain that the service manager is asked for.
@@ -72,6 +74,12 @@ class Engine(Protocol):
 
     def pages(self, resource: AdminResource) -> Resource:
         """The admin resource, wrapped as this engine needs it."""
+
+    def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
+        """The factory of peers' TLS connections, in front of `site`."""
+
+    def tls_reloaded(self) -> None:
+        """Certificate and key were read again."""
 
     def drain(self) -> Deferred[None]:
         """Refuse upgrades and close every peer (1001); fires when all have gone, or after the drain's limit."""
@@ -120,7 +128,11 @@ class Process(MultiService):
         self.notes: list[str] = []
         self._stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
         self._tls = ServerContext.from_config(config)
-        self._certificates = None if self._tls is None else CertificateWatch(self._tls, reactor, log)
+        self._certificates = (
+            None
+            if self._tls is None
+            else CertificateWatch(self._tls, reactor, log, reloaded=engine.tls_reloaded)
+        )
         wrong_tokens = WindowCounter(WRONG_TOKENS_PER_MINUTE)
         self._auth = AdminAuth(
             config.admin_tokens if config.enable_admin_http else (),
@@ -139,6 +151,7 @@ class Process(MultiService):
             upgrade=engine.upgrade,
             own={WELL_KNOWN_PATH: well_known(config, keys)},
             pages=self._pages,
+            over_tls=engine.over_tls,
             connected=engine.connected,
             open_files=open_files,
         )

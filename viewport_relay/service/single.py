@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.web.resource import Resource
 
 from viewport_relay.admin.site import AdminResource
@@ -18,12 +19,16 @@ from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.process import Process, trusted_proxies
 from viewport_relay.service.relay import Relay, relay_keys, upgrade_limits
 from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.site import RelaySite
+from viewport_relay.wire.tls import ServerContext
+from viewport_relay.wire.tlstransport import TLSFactory
 
 
 class SingleRelay:
     """The engine of a process with one relay (`process.Engine`)."""
 
-    def __init__(self, relay: Relay, counters: Counters, open_files: int) -> None:
+    def __init__(self, reactor: Any, relay: Relay, counters: Counters, open_files: int) -> None:
+        self._reactor = reactor
         self.service = relay
         self.upgrade = relay.upgrade
         self.state = relay.state
@@ -40,6 +45,13 @@ class SingleRelay:
     def pages(self, resource: AdminResource) -> Resource:
         """The admin resource without a wrapper."""
         return resource
+
+    def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
+        """TLS ends in this process."""
+        return TLSFactory(context, False, site, self._reactor)
+
+    def tls_reloaded(self) -> None:
+        """No-op: new connections get the new context."""
 
     def drain(self) -> Deferred[None]:
         """Refuse upgrades and close every peer (1001)."""
@@ -79,7 +91,7 @@ def single_process(
         log,
         counters,
         now,
-        SingleRelay(relay, counters, open_files),
+        SingleRelay(reactor, relay, counters, open_files),
         keys=keys,
         address=address,
         notifier=notifier,

@@ -59,12 +59,12 @@ class RelaySite(Site):
     ) -> None:
         """`keep_alive` is how long an idle connection is kept after an answer, seconds."""
         Site.__init__(self, root, RelayRequest, timeout=REQUEST_TIMEOUT)
-        self._connections = connections
+        self.connections = connections
         self._keep_alive = keep_alive
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         channel: Any = Site.buildProtocol(self, addr)
-        channel.connections = self._connections
+        channel.connections = self.connections
         channel.keep_alive = self._keep_alive
         return channel
 

@@ -7,6 +7,7 @@ old ones in service, and say so in the log: a half-written renewal must not end 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from OpenSSL import SSL
@@ -110,11 +111,19 @@ class CertificateWatch:
     """Reads the certificate again when its files have changed, or when told to."""
 
     def __init__(
-        self, context: ServerContext, clock: IReactorTime, log: EventSink, seconds: float = WATCH_SECONDS
+        self,
+        context: ServerContext,
+        clock: IReactorTime,
+        log: EventSink,
+        seconds: float = WATCH_SECONDS,
+        *,
+        reloaded: Callable[[], None] = lambda: None,
     ) -> None:
+        """`reloaded` is called when new files were read and can be used."""
         self._context = context
         self._log = log
         self._seconds = seconds
+        self._reloaded = reloaded
         self._seen = context.versions()
         self._loop = LoopingCall(self._look)
         self._loop.clock = clock
@@ -135,6 +144,7 @@ class CertificateWatch:
             self._log.event("tls_reload_failed", message=message)
             return False
         self._log.event("tls_reloaded", message="certificate and key were read again")
+        self._reloaded()
         return True
 
     def _look(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -60,6 +61,7 @@ class Crew:
         self._polled = polled
         self._complete = complete
         self._number = 0
+        self._turn = 0
         self._next_look = 0.0
         self._asking: list[Deferred[None]] | None = None
         self._next: list[Deferred[None]] = []
@@ -131,6 +133,13 @@ class Crew:
     def send(self, order: Order) -> None:
         for worker in self.workers:
             worker.send(order)
+
+    def end_tls(self, tcp: socket.socket, pair: socket.socket, data: bytes) -> bool:
+        """Let a worker end TLS on a connection: the workers in turn, one that is up before others. False: no room."""
+        self._turn += 1
+        first = self._turn % len(self.workers)
+        ordered = sorted(self.workers[first:] + self.workers[:first], key=lambda worker: not worker.up)
+        return any(worker.end_tls(tcp, pair, data) for worker in ordered)
 
     def stop(self) -> Deferred[Any]:
         """Drain all workers; fires when all processes have exited."""

@@ -1,7 +1,7 @@
 """Messages between the parent process and its workers.
 
     parent -> worker   one packet each on a SOCK_SEQPACKET pair, in order, `Adopt` with a descriptor:
-                       Adopt, Poll, Disconnect, Apply, Flush, Stop
+                       Adopt, EndTLS, ReloadTLS, Poll, Disconnect, Apply, Flush, Stop
     worker -> parent   one line of JSON each on a stream:
                        Up, Logged, Left, Picture, Disconnected
 
@@ -42,6 +42,16 @@ class Adopt(Struct, tag="adopt", frozen=True):
     ip: str  # the client's address, as the parent counts it
 
 
+class EndTLS(Struct, tag="end_tls", frozen=True):
+    """End TLS on a TCP connection. Its descriptor and one end of a socket pair come with the packet (see `tlspipe`)."""
+
+    family: int
+
+
+class ReloadTLS(Struct, tag="reload_tls", frozen=True):
+    """Read certificate and key again: the parent has found new ones, and could use them."""
+
+
 class Poll(Struct, tag="poll", frozen=True):
     """Answer with a Picture."""
 
@@ -74,7 +84,7 @@ class Stop(Struct, tag="stop", frozen=True):
     now: bool = False
 
 
-Order = Adopt | Poll | Disconnect | Apply | Flush | Stop
+Order = Adopt | EndTLS | ReloadTLS | Poll | Disconnect | Apply | Flush | Stop
 
 
 # -- worker -> parent ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
@@ -37,23 +37,23 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 @implementer(IWriteDescriptor)
 class PacketSender:
-    """The parent's end. It owns each `sock` that `send` accepted."""
+    """The parent's end. It owns the `socks` of each order that `send` accepted."""
 
     def __init__(self, sock: socket.socket, reactor: IReactorFDSet) -> None:
         self._sock = sock
         self._reactor = reactor
-        self._waiting: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._waiting: deque[tuple[bytes, Sequence[socket.socket]]] = deque()
         self._writing = False
         self._open = True
 
-    def send(self, order: Order, sock: socket.socket | None = None, data: bytes = b"") -> bool:
-        """Send `order`, or queue it. False: the queue is full, and the caller still owns `sock`."""
+    def send(self, order: Order, socks: Sequence[socket.socket] = (), data: bytes = b"") -> bool:
+        """Send `order`, or queue it. False: the queue is full, and the caller still owns `socks`."""
         packet = encode(order) + b"\n" + data if data else encode(order)
         if not self._open or len(packet) > MAX_PACKET:
             return False
-        if sock is not None and len(self._waiting) >= MAX_WAITING:
+        if socks and len(self._waiting) >= MAX_WAITING:
             return False
-        self._waiting.append((packet, sock))
+        self._waiting.append((packet, socks))
         if not self._writing:
             self.doWrite()
         return True
@@ -61,12 +61,12 @@ class PacketSender:
     def doWrite(self) -> None:
         """Write queued packets until the socket would block (IWriteDescriptor)."""
         while self._waiting:
-            packet, sock = self._waiting[0]
+            packet, socks = self._waiting[0]
             try:
-                if sock is None:
-                    self._sock.send(packet)
+                if socks:
+                    socket.send_fds(self._sock, [packet], [sock.fileno() for sock in socks])
                 else:
-                    socket.send_fds(self._sock, [packet], [sock.fileno()])
+                    self._sock.send(packet)
             except OSError as error:
                 if error.errno in _LATER:
                     self._watch(True)
@@ -74,7 +74,7 @@ class PacketSender:
                     self.close()
                 return
             self._waiting.popleft()
-            if sock is not None:
+            for sock in socks:
                 sock.close()
         self._watch(False)
 
@@ -85,8 +85,8 @@ class PacketSender:
         self._open = False
         self._watch(False)
         self._sock.close()
-        for _, sock in self._waiting:
-            if sock is not None:
+        for _, socks in self._waiting:
+            for sock in socks:
                 sock.close()
         self._waiting.clear()
 
@@ -107,13 +107,13 @@ class PacketSender:
 
 @implementer(IReadDescriptor)
 class PacketReader:
-    """The worker's end: calls `take(order, descriptor or None, data)` for each packet, and `gone()` at end of file."""
+    """The worker's end: calls `take(order, descriptors, data)` for each packet, and `gone()` at end of file."""
 
     def __init__(
         self,
         sock: socket.socket,
         reactor: IReactorFDSet,
-        take: Callable[[Order, int | None, bytes], None],
+        take: Callable[[Order, list[int], bytes], None],
         gone: Callable[[], None],
     ) -> None:
         sock.setblocking(False)
@@ -125,12 +125,12 @@ class PacketReader:
         reactor.addReader(self)
 
     def doRead(self) -> None:
-        """Read packets (IReadDescriptor). `take` owns the descriptor and must close it."""
+        """Read packets (IReadDescriptor). `take` owns the descriptors and must close them."""
         for _ in range(_PER_WAKE_UP):
             if not self._open:
                 return
             try:
-                packet, descriptors, _flags, _address = socket.recv_fds(self._sock, MAX_PACKET, 1)
+                packet, descriptors, _flags, _address = socket.recv_fds(self._sock, MAX_PACKET, 2)
             except BlockingIOError:
                 return
             except OSError:
@@ -142,7 +142,7 @@ class PacketReader:
             head, _, data = packet.partition(b"\n")
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
-            self._take(decode_order(head), descriptors[0] if descriptors else None, data)
+            self._take(decode_order(head), descriptors, data)
 
     def close(self) -> None:
         if self._open:

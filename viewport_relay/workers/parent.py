@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.web.resource import Resource
 
 from viewport_relay.admin.site import AdminResource
@@ -26,11 +27,14 @@ from viewport_relay.service.process import Process, trusted_proxies
 from viewport_relay.service.relay import relay_keys, upgrade_limits
 from viewport_relay.service.timers import every
 from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.site import RelaySite
+from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers.crew import LOOK, Crew
-from viewport_relay.workers.messages import Apply
+from viewport_relay.workers.messages import Apply, ReloadTLS
 from viewport_relay.workers.passing import PassingResource
 from viewport_relay.workers.slots import slot
 from viewport_relay.workers.state import CrewState, RefreshingAdminResource, bring_up_to_date
+from viewport_relay.workers.tlspipe import IncomingTLS
 
 #: Seconds that workers may take to exit on top of RELAY_DRAIN_SECONDS.
 _MARGIN: Final = 5.0
@@ -156,6 +160,14 @@ class Workers:
         call, self._ready = self._ready, None
         if call is not None:
             call()
+
+    def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
+        """The factory of TLS connections: the workers end TLS, with a context of the same files."""
+        return IncomingTLS(site, self.crew.end_tls, self._reactor)
+
+    def tls_reloaded(self) -> None:
+        """Let the workers read certificate and key too."""
+        self.crew.send(ReloadTLS())
 
     # -- service.process.Engine ----------------------------------------------------------------------------
 

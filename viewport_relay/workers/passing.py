@@ -34,7 +34,7 @@ class PassingResource(UpgradeAttempts):
     pass_on: Pass
 
     async def _decide(self, attempt: Attempt) -> None:
-        inner = _inner(attempt.channel.transport)
+        inner = tcp_transport(attempt.channel.transport)
         for _ in range(_UNSENT_LOOKS):
             # An earlier answer on this connection must leave first: the worker does not have its bytes.
             if not (inner.dataBuffer or inner._tempDataBuffer):
@@ -59,7 +59,7 @@ class PassingResource(UpgradeAttempts):
             raise Refusal(Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER)
         attempt.ticket = None
         transport, _ = channel.hand_over()
-        _let_go(transport, inner)
+        let_go(transport, inner)
 
 
 def written(request: Request) -> bytes:
@@ -70,12 +70,12 @@ def written(request: Request) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-def _inner(transport: Any) -> Any:
-    """The TCP transport under the PROXY protocol's wrapper, if there is one."""
+def tcp_transport(transport: Any) -> Any:
+    """The TCP or Unix transport under the PROXY protocol's wrapper, if there is one."""
     return transport.transport if isinstance(transport, ProtocolWrapper) else transport
 
 
-def _let_go(transport: Any, inner: Any) -> None:
+def let_go(transport: Any, inner: Any) -> None:
     """Drop a passed-on connection without `shutdown`. Twisted's public methods would all shut it down."""
     inner.stopReading()
     inner.stopWriting()

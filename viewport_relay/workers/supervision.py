@@ -31,6 +31,7 @@ from viewport_relay.workers.messages import (
     REPORTS_FD,
     Adopt,
     Disconnect,
+    EndTLS,
     Left,
     Logged,
     Order,
@@ -230,10 +231,14 @@ class Worker:
 
     def adopt(self, sock: socket.socket, ip: str, data: bytes, ticket: Ticket) -> bool:
         """Pass a connection to the process. False: its queue is full or it is stopping."""
-        if not self._packets.send(Adopt(sock.family, ip), sock, data):
+        if not self._packets.send(Adopt(sock.family, ip), [sock], data):
             return False
         self._held.setdefault(counted_as(ip), []).append(ticket)
         return True
+
+    def end_tls(self, tcp: socket.socket, pair: socket.socket, data: bytes) -> bool:
+        """Let the process end TLS on a connection. False: its queue is full or it is stopping."""
+        return self._packets.send(EndTLS(tcp.family), [tcp, pair], data)
 
     def send(self, order: Order) -> None:
         self._packets.send(order)

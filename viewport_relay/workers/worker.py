@@ -37,6 +37,7 @@ from viewport_relay.signals import Signals
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
+from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers.messages import (
     PACKETS_FD,
     REPORTS_FD,
@@ -44,17 +45,20 @@ from viewport_relay.workers.messages import (
     Apply,
     Disconnect,
     Disconnected,
+    EndTLS,
     Flush,
     Left,
     OpenFold,
     Order,
     Picture,
     Poll,
+    ReloadTLS,
     Up,
 )
 from viewport_relay.workers.packets import PacketReader
 from viewport_relay.workers.reports import ReportSender, connect
 from viewport_relay.workers.tally import written
+from viewport_relay.workers.tlspipe import DRAIN_LIMIT, TLSPipes
 
 #: Seconds for the last messages to the parent at exit.
 _FINISH_LIMIT: Final = 3.0
@@ -116,12 +120,14 @@ class WorkerService(MultiService):
         )
         self.relay.setServiceParent(self)  # type: ignore[no-untyped-call]
         every(self, reactor, 1.0, log.sweep)
+        context = ServerContext.from_config(config)
+        self._pipes = None if context is None else TLSPipes(reactor, context)
         self._site = RelaySite(Root(self.relay.upgrade, _Nothing()))  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
         self._site.startFactory()
         MultiService.startService(self)
-        signals = Signals(self._reactor, lambda name: self.stop(), self.relay.cut, lambda: None)
+        signals = Signals(self._reactor, lambda name: self.stop(), self._cut, lambda: None)
         self._reactor.callWhenRunning(signals.take)
         self._reactor.callWhenRunning(self._reporter.send, Up())
 
@@ -131,6 +137,8 @@ class WorkerService(MultiService):
 
     async def _stop(self) -> None:
         await self.relay.drain()
+        if self._pipes is not None:
+            await self._pipes.when_over(DRAIN_LIMIT)
         await MultiService.stopService(self)
         self._log.close()
         late = self._reactor.callLater(_FINISH_LIMIT, self._reporter.transport.abortConnection)
@@ -140,13 +148,15 @@ class WorkerService(MultiService):
 
     # -- orders ----------------------------------------------------------------------------------------------
 
-    def execute(self, order: Order, descriptor: int | None, data: bytes) -> None:
+    def execute(self, order: Order, descriptors: list[int], data: bytes) -> None:
         """Carry out one order of the parent."""
         if isinstance(order, Adopt):
-            if descriptor is None:  # out of descriptors here (MSG_CTRUNC): the kernel closes the connection
+            if not descriptors:  # out of descriptors here (MSG_CTRUNC): the kernel closes the connection
                 self._reporter.send(Left(counted_as(order.ip)))
             else:
-                self.adopt(order, descriptor, data)
+                self.adopt(order, descriptors[0], data)
+        elif isinstance(order, EndTLS):
+            self._end_tls(order, descriptors, data)
         elif isinstance(order, Poll):
             self._reporter.send(self._picture(order.number))
         elif isinstance(order, Disconnect):
@@ -160,12 +170,19 @@ class WorkerService(MultiService):
             self._reporter.send(Disconnected(order.number, count))
         elif isinstance(order, Apply):
             self._apply(order.settings)
+        elif isinstance(order, ReloadTLS):
+            self._reload_tls()
         elif isinstance(order, Flush):
             self.relay.state.flush_caches()
         elif order.now:
-            self.relay.cut()
+            self._cut()
         else:
             self.stop()
+
+    def _cut(self) -> None:
+        self.relay.cut()
+        if self._pipes is not None:
+            self._pipes.abort()
 
     def _apply(self, texts: Mapping[str, str]) -> None:
         self._environ |= texts
@@ -196,6 +213,23 @@ class WorkerService(MultiService):
             adoption.channel.dataReceived(data)
         if self._counts.taken == taken:
             self._reporter.send(Left(counted_as(order.ip)))
+
+    def _end_tls(self, order: EndTLS, descriptors: list[int], data: bytes) -> None:
+        if self._pipes is None or len(descriptors) < 2:  # MSG_CTRUNC, as in `execute`
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
+        tcp, pair = descriptors
+        self._pipes.begin(order.family, tcp, pair, data)
+
+    def _reload_tls(self) -> None:
+        if self._pipes is not None:
+            try:
+                self._pipes.context.reload()
+            except (
+                ConfigError
+            ) as error:  # the parent could use them: they have changed again, and it reads them again
+                self._log.event("tls_reload_failed", message=error.problems[0])
 
     def _picture(self, number: int) -> Picture:
         state, now = self.relay.state, time.time()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -129,11 +128,11 @@ class Reactor:
 
 class Taker:
     def __init__(self) -> None:
-        self.taken: list[tuple[messages.Order, int | None, bytes]] = []
+        self.taken: list[tuple[messages.Order, list[int], bytes]] = []
         self.ended = False
 
-    def take(self, order: messages.Order, descriptor: int | None, data: bytes) -> None:
-        self.taken.append((order, descriptor, data))
+    def take(self, order: messages.Order, descriptors: list[int], data: bytes) -> None:
+        self.taken.append((order, descriptors, data))
 
     def gone(self) -> None:
         self.ended = True
@@ -151,12 +150,11 @@ def test_a_connection_is_handed_over_with_what_was_read() -> None:
     _, sender, reader, taker = ends()
     one, other = socket.socketpair()
     data = b"GET /ws\r\nline two\n\x00\xff"
-    assert sender.send(messages.Adopt(socket.AF_UNIX, "192.0.2.1"), one, data)
+    assert sender.send(messages.Adopt(socket.AF_UNIX, "192.0.2.1"), [one], data)
     assert one.fileno() == -1  # ours is closed
     reader.doRead()
-    ((order, descriptor, got),) = taker.taken
+    ((order, [descriptor], got),) = taker.taken
     assert (order, got) == (messages.Adopt(socket.AF_UNIX, "192.0.2.1"), data)
-    assert descriptor is not None
     with socket.socket(fileno=descriptor) as theirs:
         theirs.sendall(b"still open")
         assert other.recv(20) == b"still open"
@@ -171,7 +169,7 @@ def test_what_the_socket_does_not_take_waits_in_order_and_is_bounded() -> None:
     big = b"x" * 60_000
     pairs = [socket.socketpair() for _ in range(12)]
     for number, (one, _) in enumerate(pairs):
-        assert sender.send(messages.Adopt(number, "ip"), one, big)
+        assert sender.send(messages.Adopt(number, "ip"), [one], big)
     assert reactor.writers == [sender]
     sender.send(messages.Flush())
     for _ in range(50):
@@ -181,17 +179,34 @@ def test_what_the_socket_does_not_take_waits_in_order_and_is_bounded() -> None:
     families = [order.family for order, _, _ in taker.taken if isinstance(order, messages.Adopt)]
     assert families == list(range(12)) and isinstance(taker.taken[-1][0], messages.Flush)
     assert not reactor.writers
-    for _, descriptor, _ in taker.taken[:-1]:
-        assert descriptor is not None
+    for _, descriptors, _ in taker.taken[:-1]:
+        (descriptor,) = descriptors
         socket.close(descriptor)
     for _, other in pairs:
         assert other.recv(1) == b""  # nobody else holds it
         other.close()
     one, other = socket.socketpair()
-    assert not sender.send(messages.Adopt(0, "ip"), one, b"x" * packets.MAX_PACKET)
+    assert not sender.send(messages.Adopt(0, "ip"), [one], b"x" * packets.MAX_PACKET)
     assert one.fileno() >= 0  # still ours
     one.close()
     other.close()
+    sender.close()
+    reader.close()
+
+
+def test_a_connection_for_tls_is_handed_over_with_its_end_of_a_pair() -> None:
+    _, sender, reader, taker = ends()
+    tcp, peer = socket.socketpair()
+    pair, other = socket.socketpair()
+    assert sender.send(messages.EndTLS(socket.AF_INET), [tcp, pair], b"hello")
+    reader.doRead()
+    ((order, descriptors, data),) = taker.taken
+    assert (order, data) == (messages.EndTLS(socket.AF_INET), b"hello")
+    for descriptor, far in zip(descriptors, (peer, other), strict=True):
+        with socket.socket(fileno=descriptor) as near:
+            near.sendall(b"still open")
+            assert far.recv(20) == b"still open"
+        far.close()
     sender.close()
     reader.close()
 
@@ -200,7 +215,7 @@ def test_connections_that_wait_for_a_worker_that_dies_are_cut() -> None:
     reactor, sender, reader, _ = ends()
     pairs = [socket.socketpair() for _ in range(12)]
     for one, _ in pairs:
-        assert sender.send(messages.Adopt(0, "ip"), one, b"x" * 60_000)
+        assert sender.send(messages.Adopt(0, "ip"), [one], b"x" * 60_000)
     reader.close()
     sender.doWrite()
     assert not reactor.writers
@@ -214,7 +229,7 @@ def test_a_connection_that_comes_without_its_descriptor_gives_its_place_back() -
     """The kernel drops a descriptor for which this process has no room (unix(7), MSG_CTRUNC)."""
     said: list[messages.Report] = []
     worker: Any = SimpleNamespace(_reporter=SimpleNamespace(send=said.append))
-    WorkerService.execute(worker, messages.Adopt(socket.AF_INET, "192.0.2.1"), None, b"GET /ws")
+    WorkerService.execute(worker, messages.Adopt(socket.AF_INET, "192.0.2.1"), [], b"GET /ws")
     assert said == [messages.Left("192.0.2.1")]
 
 
@@ -255,14 +270,11 @@ def test_to_other_relays_each_worker_is_a_relay_of_its_own() -> None:
     assert names == {"x" * 125 + f"-w{i}" for i in range(3)}
 
 
-def test_tls_here_and_workers_cannot_be(tmp_path: Path) -> None:
-    for name in ("cert", "key"):
-        (tmp_path / name).write_text("pem")
-    files = {"RELAY_TLS_CERT_PATH": str(tmp_path / "cert"), "RELAY_TLS_KEY_PATH": str(tmp_path / "key")}
-    for settings in (files, {"RELAY_LISTEN_ENDPOINT": "ssl:7781:privateKey=x"}):
+def test_an_endpoint_of_kind_ssl_and_workers_cannot_be() -> None:
+    for kind in ("ssl", "tls"):
+        endpoint = {"RELAY_LISTEN_ENDPOINT": f"{kind}:7781:privateKey=x"}
         with pytest.raises(ConfigError) as error:
-            load(ENVIRON | settings)
+            load(ENVIRON | endpoint)
         (problem,) = error.value.problems
-        assert "RELAY_WORKERS=3" in problem and "RELAY_TLS_TERMINATION=platform" in problem
-        load(ENVIRON | settings | {"RELAY_WORKERS": "1"})
-    load(ENVIRON | files | {"RELAY_TLS_TERMINATION": "platform"})
+        assert "RELAY_WORKERS=3" in problem and "RELAY_TLS_CERT_PATH" in problem
+        load(ENVIRON | endpoint | {"RELAY_WORKERS": "1"})

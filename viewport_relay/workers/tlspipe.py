@@ -1,0 +1,317 @@
+"""TLS with several workers: the worker processes end TLS, in turn, and the parent reads the requests.
+
+    peer <- TLS -> worker (TLSPipe) <- socket pair -> parent (HTTP request) -> the workspace's worker
+
+The workspace stands in the encrypted request, so the parent passes each TCP connection to some worker before its first byte is
+decrypted, with one end of a socket pair. From then on the other end of the pair is the connection: the parent reads the
+request from it, and passes it on as it passes a plain TCP connection.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IPushProducer, IReactorTime
+from twisted.internet.protocol import Factory, Protocol
+from twisted.protocols.policies import TimeoutMixin
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from viewport_relay.admission.addresses import peer_host
+from viewport_relay.wire.channel import REQUEST_TIMEOUT
+from viewport_relay.wire.site import RelaySite
+from viewport_relay.wire.tls import ServerContext
+from viewport_relay.wire.tlstransport import FLUSH_TIMEOUT, TLSFactory
+from viewport_relay.wire.turn import turn_of
+from viewport_relay.workers.passing import let_go, tcp_transport
+
+#: Passes a connection to a worker that ends TLS: TCP socket, one end of the pair, bytes already read. False: no room.
+PassTLS = Callable[[socket.socket, socket.socket, bytes], bool]
+
+
+#: Seconds that pipes may take to end after the relay of their worker has drained.
+DRAIN_LIMIT: Final = 2.0
+
+#: Seconds that a peer has at least for what is left, when its connection is closed.
+_LEAST_FLUSH: Final = 1.0
+
+
+# -- the parent's side -----------------------------------------------------------------------------------------
+
+
+class IncomingTLS(Factory):
+    """The parent's factory for TCP connections that begin TLS. `site` reads the requests."""
+
+    noisy = False
+
+    def __init__(self, site: RelaySite, pass_tls: PassTLS, reactor: Any) -> None:
+        self.site = site
+        self.pass_tls = pass_tls
+        self.reactor = reactor
+
+    def doStart(self) -> None:
+        self.site.doStart()  # type: ignore[no-untyped-call]
+
+    def doStop(self) -> None:
+        self.site.doStop()  # type: ignore[no-untyped-call]
+
+    def buildProtocol(self, address: IAddress | None) -> Any:
+        return _Incoming(self)
+
+
+class _Incoming(Protocol, TimeoutMixin):
+    """A TCP connection before the first byte of TLS. The PROXY protocol has named its peer by then."""
+
+    transport: Any
+
+    def __init__(self, factory: IncomingTLS) -> None:
+        assert factory.site.connections is not None
+        self._factory = factory
+        self._connections = factory.site.connections
+
+    def connectionMade(self) -> None:
+        self._connections.enter(self, peer_host(self.transport))
+        self.setTimeout(REQUEST_TIMEOUT)  # type: ignore[no-untyped-call]
+
+    def dataReceived(self, data: bytes) -> None:
+        """Pass the connection on with what was read of it, and read the request from the pair."""
+        self._leave()
+        host = peer_host(self.transport)
+        inner = tcp_transport(self.transport)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours:
+            copy = inner.socket.dup()
+            if not self._factory.pass_tls(copy, theirs, data):
+                copy.close()
+                theirs.close()
+                self.transport.abortConnection()
+                return
+            let_go(self.transport, inner)
+            self._factory.reactor.adoptStreamConnection(
+                ours.fileno(), socket.AF_UNIX, _Channel(self._factory.site, host)
+            )
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        self._leave()
+
+    def _leave(self) -> None:
+        self.setTimeout(None)  # type: ignore[no-untyped-call]
+        self._connections.leave(self)
+
+    def drop(self) -> None:
+        """Abort the connection (`HttpConnections`)."""
+        self.transport.abortConnection()
+
+
+class _Channel:
+    """The factory for the parent's end of one pair (IProtocolFactory)."""
+
+    def __init__(self, site: RelaySite, host: str) -> None:
+        self._site = site
+        self._host = host
+
+    def buildProtocol(self, address: IAddress | None) -> Any:
+        channel: Any = self._site.buildProtocol(address)
+        channel.given_peer = self._host
+        return channel
+
+
+# -- the worker's side -----------------------------------------------------------------------------------------
+
+
+class TLSPipes:
+    """The connections for which this worker ends TLS."""
+
+    def __init__(self, reactor: Any, context: ServerContext) -> None:
+        self._reactor = reactor
+        self.context = context
+        self._pipes: set[TLSPipe] = set()
+        self._over: Deferred[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._pipes)
+
+    def begin(self, family: int, tcp: int, pair: int, data: bytes) -> None:
+        """End TLS on the TCP connection `tcp`, of which `data` was read. Closes both descriptors, which it copies."""
+        pipe = TLSPipe(self._reactor, self._ended)
+        self._pipes.add(pipe)
+        try:
+            for descriptor in (tcp, pair):
+                os.set_blocking(descriptor, False)
+            self._reactor.adoptStreamConnection(pair, socket.AF_UNIX, _OneProtocol(pipe.inner))
+            factory = TLSFactory(self.context, False, _OneProtocol(pipe.outer), self._reactor)
+            transport = self._reactor.adoptStreamConnection(tcp, family, factory)
+        except OSError:  # the peer has disconnected already, or there is no descriptor
+            pipe.abort()
+        else:
+            transport.protocol.dataReceived(data)
+        finally:
+            os.close(tcp)
+            os.close(pair)
+
+    def _ended(self, pipe: TLSPipe) -> None:
+        self._pipes.discard(pipe)
+        if not self._pipes and self._over is not None:
+            over, self._over = self._over, None
+            over.callback(None)
+
+    def abort(self) -> None:
+        """Abort every connection."""
+        for pipe in tuple(self._pipes):
+            pipe.abort()
+
+    def when_over(self, limit: float) -> Deferred[None]:
+        """Fire when every connection has ended. Those that are left after `limit` seconds are aborted."""
+        if not self._pipes:
+            return succeed(None)
+        self._over = Deferred()
+        late = self._reactor.callLater(limit, self.abort)
+
+        def ended(result: None) -> None:
+            if late.active():
+                late.cancel()
+
+        return self._over.addCallback(ended)
+
+
+class TLSPipe:
+    """Carries plaintext between the TLS connection of a peer (`outer`) and a socket pair (`inner`), with back-pressure."""
+
+    def __init__(self, reactor: Any, ended: Callable[[TLSPipe], None]) -> None:
+        self._reactor = reactor
+        self._ended = ended
+        self.outer = _Outer(self)
+        self.inner = _Inner(self)
+        self._late: IDelayedCall | None = None
+
+    def connected(self) -> None:
+        """Called by each end. When both are connected, each pauses the other while its own peer does not read."""
+        if self.inner.transport is not None and self.outer.transport is not None:
+            self.inner.read_from(self.outer, self._reactor)
+            self.outer.read_from(self.inner, self._reactor)
+
+    def over(self, end: _End) -> None:
+        """Called when one end is over. The other end sends what it holds and closes.
+
+        Its peer has FLUSH_TIMEOUT seconds to read, counted from when that peer stopped reading.
+        """
+        if self._late is not None:
+            return
+        other = self.outer if end is self.inner else self.inner
+        limit = max(FLUSH_TIMEOUT - other.blocked_for(), _LEAST_FLUSH)
+        self._late = self._reactor.callLater(limit, self.abort)
+        for each in (end, other):
+            if each.transport is not None:
+                each.transport.unregisterProducer()
+        if other is self.inner and other.transport is not None and other.transport.sent_everything:
+            # Not loseConnection: a Unix socket whose peer has much to read yet is not writable, though nothing is to be sent.
+            turn = turn_of(self._reactor)
+            turn.when_sent(partial(turn.lose, other.transport))
+        elif other.transport is not None:
+            other.transport.loseConnection()
+
+    def lost(self) -> None:
+        """Called when an end's connection is lost."""
+        if self.inner.transport is None and self.outer.transport is None:
+            if self._late is not None and self._late.active():
+                self._late.cancel()
+            self._ended(self)
+
+    def abort(self) -> None:
+        """Abort both ends."""
+        for end in (self.inner, self.outer):
+            if end.transport is not None:
+                end.transport.abortConnection()
+        self.lost()
+
+
+@implementer(IPushProducer)
+class _Reading:
+    """The producer of one end: reading from the other end."""
+
+    def __init__(self, transport: Any, clock: IReactorTime) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._since: float | None = None
+
+    def paused_for(self) -> float:
+        """Seconds for which reading has been paused; 0 if it is not."""
+        return 0.0 if self._since is None else self._clock.seconds() - self._since
+
+    def pauseProducing(self) -> None:
+        self._since = self._clock.seconds()
+        self._transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._since = None
+        self._transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """No-op: `TLSPipe.over` closes the other end, after what it holds was sent."""
+
+
+class _End(Protocol):
+    transport: Any = None
+
+    def __init__(self, pipe: TLSPipe) -> None:
+        self._pipe = pipe
+        self._source: _Reading | None = None
+
+    def read_from(self, other: _End, clock: IReactorTime) -> None:
+        """Pause reading from the other end while the peer of this end does not read."""
+        self._source = _Reading(other.transport, clock)
+        self.transport.registerProducer(self._source, True)
+
+    def blocked_for(self) -> float:
+        """Seconds for which the peer of this end has not read what was sent; 0 if it reads."""
+        return 0.0 if self._source is None else self._source.paused_for()
+
+    def connectionMade(self) -> None:
+        self._pipe.connected()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        self.transport = None
+        self._pipe.over(self)
+        self._pipe.lost()
+
+
+class _Outer(_End):
+    """The end towards the peer, over TLS."""
+
+    def dataReceived(self, data: bytes) -> None:
+        inner = self._pipe.inner.transport
+        if inner is not None:
+            inner.send_now(data)
+
+    def peer_gone(self) -> None:
+        """Called by `TLSTransport` when TLS is over, also while the TCP connection still sends. `TLSTransport` closes it."""
+        self._pipe.over(self)
+
+
+class _Inner(_End):
+    """The end towards the parent, later the workspace's worker."""
+
+    def dataReceived(self, data: bytes) -> None:
+        outer = self._pipe.outer.transport
+        if outer is not None:
+            sent = outer.send(data) if outer.sent_everything else 0
+            if sent < len(data):
+                outer.write(data[sent:])
+
+
+class _OneProtocol(Factory):
+    """A factory for one connection."""
+
+    noisy = False
+
+    def __init__(self, protocol: IProtocol) -> None:
+        self._one = protocol
+
+    def buildProtocol(self, address: IAddress | None) -> Any:
+        return self._one
