@@ -103,6 +103,8 @@ def put_late(request: Request, waiting: Deferred[T], page: Callable[[T], bytes |
 
 def refuse(request: Request, reason: Reason, **more: object) -> bytes:
     """`{"ok":false,"reason":CODE}` and what else is given, with the reason's status."""
+    if reason.entry.status == 401:
+        request.setHeader("WWW-Authenticate", 'Bearer realm="viewport-relay"')  # RFC 9110 section 11.6.1
     return put_json(request, {"ok": False, "reason": reason.code, **more}, reason.entry.status)
 
 

@@ -13,11 +13,8 @@ import msgspec
 from viewport_relay.observe.redaction import Json, Redactor
 from viewport_relay.reasons import Level
 
-#: Longest line, characters: the details of a longer entry are shortened to about that.
-MAX_LINE = 16_384
-
-#: Most details of an entry that was shortened.
-_MOST_DETAILS = 64
+#: Longest line, characters, its end not counted: container engines split lines of more than 16 KiB, end included.
+MAX_LINE = 16_383
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False, check_circular=False)
 _FAST_ENCODER = msgspec.json.Encoder()
@@ -53,7 +50,9 @@ def bounded_line(made: dict[str, Any]) -> str:
     """Encode an entry. When the line is longer than MAX_LINE, details are dropped or replaced by their size."""
     line = dump(made)
     if len(line) > MAX_LINE:
-        _shorten(made["details"])
+        details = made["details"]
+        bare = dump({**made, "details": {}})
+        made["details"] = _shortened(details, MAX_LINE - len(bare))
         line = dump(made)
     return line
 
@@ -82,14 +81,15 @@ def _second(at: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
 
 
-def _shorten(details: dict[str, Json]) -> None:
-    room = MAX_LINE
-    for number, (key, value) in enumerate(list(details.items())):
-        if number >= _MOST_DETAILS:
-            del details[key]
-            continue
+def _shortened(details: Mapping[str, Json], room: int) -> dict[str, Json]:
+    """The details, in their order, that fit into `room` characters. Of those that do not, the size is told while there is room."""
+    kept: dict[str, Json] = {}
+    for key, value in details.items():
         size = len(dump(value))
-        if size > room:
-            details[key] = f"left out: {size} characters"
-        else:
-            room -= size
+        for shown, length in ((value, size), (note := f"left out: {size} characters", len(note) + 2)):
+            needed = len(dump(key)) + 1 + length + 1
+            if needed <= room:
+                kept[key] = shown
+                room -= needed
+                break
+    return kept

@@ -38,6 +38,9 @@ EVENTS: Final[Mapping[str, Event]] = {
     "flapping": Event("joins and leaves of one peer that were counted instead of written"),
     "folded": Event("entries that were counted instead of written: `of` names their event, `count` how many"),
     "http_dropped": Event("an HTTP connection was closed to make room for others", level="warn"),
+    "http_unreadable": Event(
+        "a request could not be read", "the message says what the peer or the proxy should do", level="warn"
+    ),
     "http_refused": Event("an address was over its budget of plain HTTP requests; one entry for each minute"),
     "worker_request": Event("a worker's HTTP request was not answered by the platform"),
     # -- admission -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from OpenSSL import SSL
 from twisted.internet.interfaces import IDelayedCall
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
@@ -32,6 +33,14 @@ MAX_BODY: Final = 65_536
 
 #: Bytes behind a request that are kept while it is answered; then the transport is paused. One read comes on top.
 MAX_KEPT: Final = 16_384
+
+#: First byte of a TLS record that begins a handshake (RFC 8446 section 5.1). No HTTP request begins with it.
+TLS_HANDSHAKE: Final = b"\x16"
+
+
+def _is_plain_http(reason: Failure) -> bool:
+    """Whether TLS ended because the peer sent an HTTP request instead of a handshake: OpenSSL knows its first letters."""
+    return reason.check(SSL.Error) is not None and "http request" in str(reason.value)
 
 
 class RelayChannel(HTTPChannel):
@@ -94,6 +103,8 @@ class RelayChannel(HTTPChannel):
             self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        if not self._begun and not self.gone and _is_plain_http(reason):
+            self._unreadable("a peer speaks plain HTTP to a port with TLS: let it use wss:// or https://")
         self._closing = self.gone = True
         self._stop_timers()
         if self.connections is not None:
@@ -137,6 +148,13 @@ class RelayChannel(HTTPChannel):
         if self._answering or self._kept:
             self._keep(data)
             return
+        if not self._begun and data[:1] == TLS_HANDSHAKE:
+            self._unreadable(
+                "a peer speaks TLS to a port without TLS: let it use ws:// or http://, or set RELAY_TLS_CERT_PATH and "
+                "RELAY_TLS_KEY_PATH"
+            )
+            self.drop()
+            return
         self._begun = True
         if self._idle:
             self._idle = False
@@ -162,6 +180,14 @@ class RelayChannel(HTTPChannel):
         taken: bool = HTTPChannel.headerReceived(self, line)
         return taken
 
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Called for a line that is longer than 16 KiB."""
+        self._unreadable(
+            "a request has a line of more than 16 KiB, mostly a cookie of another application on the same domain: serve the "
+            "relay under a name of its own"
+        )
+        self._refuse(b"431 Request Header Fields Too Large")
+
     def allHeadersReceived(self) -> None:
         if self.length is None:
             self._refuse(b"411 Length Required")
@@ -175,6 +201,10 @@ class RelayChannel(HTTPChannel):
         self.length = None  # so that the channel does not take the request for complete
         self._say(status)
         self.loseConnection()
+
+    def _unreadable(self, message: str) -> None:
+        if self.connections is not None:
+            self.connections.unreadable(self.peer_host(), message)
 
     def _say(self, status: bytes) -> None:
         self.transport.write(b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)

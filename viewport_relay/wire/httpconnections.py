@@ -89,6 +89,11 @@ class HttpConnections:
             if not host.number:
                 del self._hosts[name]
 
+    def unreadable(self, address: str, message: str) -> None:
+        """Log a connection whose request could not be read."""
+        if self._log is not None:
+            self._log.event("http_unreadable", message=message, ip=address)
+
     def close(self) -> None:
         """Drop every connection, when the relay stops."""
         for channel in tuple(self._host):
