@@ -86,7 +86,13 @@ def judge(rows: Sequence[Figures], cell: Cell, first: str) -> list[Figures]:
     """Each goal of a cell that could be measured, and whether our relay meets it."""
     verdicts = []
     for goal in goals(cell):
-        if cell.group in TOGETHER or cell.base:
+        if goal.absolute:
+            found = [
+                row[goal.figure]
+                for row in rows
+                if row["cell"] == cell.name and row["relay"] == "relay" and goal.figure in row
+            ]
+        elif cell.group in TOGETHER or cell.base:
             found = (
                 [] if cell.name == first else ratios(rows, cell.name, "relay", goal.figure, "relay", first)
             )

@@ -106,6 +106,28 @@ def test_the_report_writes_between_its_marks_only(bench: Any, tmp_path: Path) ->
     assert plain.read_text() == "no marks\n"
 
 
+def test_a_cold_upgrade_is_held_against_milliseconds_and_a_cached_one_against_node(bench: Any) -> None:
+    names = {cell.name: cell for cell in bench.cells.CELLS}
+    rows = [
+        {"cell": cell, "relay": relay, "repetition": turn, "cpu_ms_per_upgrade": cost}
+        for cell in names
+        for turn in (1, 2, 3)
+        for relay, cost in (("relay", 0.9), ("node", 1.0))
+    ]
+    most = {
+        "upgrades, cold, one by one": (1.0, True),
+        "upgrades, cold, 32 at a time": (1.0, True),
+        "upgrades, cached, one by one": (1.0, True),
+        "upgrades, cached, 32 at a time": (0.8, False),
+    }
+    for name, (limit, met) in most.items():
+        [verdict] = bench.compare.judge(rows, names[name], "")
+        assert (verdict["most"], verdict["got"]["median"], verdict["met"]) == (limit, 0.9, met)
+    slow = [{**row, "cpu_ms_per_upgrade": 1.1} for row in rows]  # as slow as Node, and yet too slow
+    [verdict] = bench.compare.judge(slow, names["upgrades, cold, one by one"], "")
+    assert verdict["met"] is False
+
+
 def test_the_report_copes_with_cells_without_figures(bench: Any) -> None:
     cell = next(c for c in bench.cells.CELLS if c.group == "frames")
     kinds = [bench.relays.KINDS[name] for name in ("relay", "node")]
