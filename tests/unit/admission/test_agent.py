@@ -70,7 +70,7 @@ def test_an_answer_in_pieces(connected: tuple[Any, Transport, list[Answer]]) -> 
 def test_a_pause_that_stands_holds_from_the_end_of_the_read_on(
     connected: tuple[Any, Transport, list[Answer]],
 ) -> None:
-    protocol, transport, answers = connected
+    protocol, transport, _ = connected
     bounded = protocol if hasattr(protocol, "head_left") else protocol._wrappedProtocol
     inner = bounded.wrappedProtocol
     receive = inner.dataReceived
