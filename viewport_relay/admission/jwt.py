@@ -7,7 +7,6 @@ part of a token but its kid and the claims that are compared.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from attrs import frozen
 
 from viewport_relay.admission.keys import ALGORITHMS, DEFAULT_KID, Key, KeySet, printable
 from viewport_relay.protocol.grant import UpgradeQuery
+from viewport_relay.protocol.json import parse_json
 from viewport_relay.reasons import Reason, Refusal
 
 #: A difference between the two clocks, seconds, from which on a refused time is likely the clock's fault.
@@ -122,7 +122,8 @@ def payload_signed_by(token: str, header: TokenHeader, keys: KeySet) -> Mapping[
 def verified(token: str, key: Key) -> Mapping[str, Any] | None:
     """The payload of a token that `key` signed, None if it did not. Raises Refusal JWT_MALFORMED."""
     try:
-        payload = json.loads(_JWS.decode_complete(token, key.jwk, [key.algorithm])["payload"])
+        signed: bytes = _JWS.decode_complete(token, key.jwk, [key.algorithm])["payload"]
+        payload = parse_json(signed.decode("utf-8"))
     except (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError):
         return None
     except (jwt.PyJWTError, ValueError, RecursionError):

@@ -58,9 +58,9 @@ def check_handshake(request: Request) -> tuple[str, ...]:
         raise _malformed("not HTTP/1.1")
     if len(headers.getRawHeaders(b"host", ())) != 1:
         raise _malformed("not exactly one Host header")
-    if not _names(request, b"upgrade", "websocket"):
+    if not _names(request, b"upgrade", b"websocket"):
         raise _malformed("Upgrade is not websocket")
-    if not _names(request, b"connection", "upgrade"):
+    if not _names(request, b"connection", b"upgrade"):
         raise _malformed("Connection does not name Upgrade")
     if [version.strip() for version in header_values(request, b"sec-websocket-version")] != ["13"]:
         raise Refusal(Reason.UPGRADE_REQUIRED, "Sec-WebSocket-Version is not 13")
@@ -81,9 +81,10 @@ def _malformed(detail: str) -> Refusal:
     return Refusal(Reason.UPGRADE_MALFORMED, detail)
 
 
-def _names(request: Request, name: bytes, word: str) -> bool:
+def _names(request: Request, name: bytes, word: bytes) -> bool:
     """Whether a comma list contains `word` (given in lower case), compared without case."""
-    return any(member.lower() == word for member in header_members(request, name))
+    values = request.requestHeaders.getRawHeaders(name, ())
+    return any(member.strip().lower() == word for value in values for member in value.split(b","))
 
 
 def _is_key(key: bytes) -> bool:
