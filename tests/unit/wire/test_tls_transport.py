@@ -1,0 +1,222 @@
+"""`TLSTransport` without sockets: records reach the sink together, sending stops at a full socket, the end comes last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from OpenSSL import SSL
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from tests.drill.certificates import Identity
+from viewport_relay.wire.tls import ServerContext
+from viewport_relay.wire.tlsrecords import PIECE, RECORD
+from viewport_relay.wire.tlstransport import TLSFactory, TLSTransport
+from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothing
+
+
+class Wire(DirectAccess):
+    """A TCP transport: what is written waits in `sent` for the peer."""
+
+    disconnecting = False
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.full = False  # whether the socket takes no more after the next write
+        self.sink: Sink | None = None
+
+    def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
+        self.sink = sink
+        return read_nothing
+
+    @property
+    def sender(self) -> Sender:
+        raise AssertionError("ciphertext goes through send_now")
+
+    @property
+    def sent_everything(self) -> bool:
+        return not (self.full and self.sent)
+
+    def send_now(self, data: bytes | memoryview) -> None:
+        self.sent += data
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+
+    abortConnection = loseConnection
+
+    def unregisterProducer(self) -> None:
+        pass
+
+
+class Collector:
+    """A sink with `room` bytes of space."""
+
+    def __init__(self, room: int) -> None:
+        self.space = memoryview(bytearray(room))
+        self.got: list[bytes] = []
+
+    def received(self, size: int) -> None:
+        self.got.append(bytes(self.space[:size]))
+
+
+class Behind(Protocol):
+    """The protocol behind TLS: what it gets without a sink, and whether it heard of the end."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.gone_after: int | None = None
+        self.collector: Collector | None = None
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got.append(data)
+
+    def peer_gone(self) -> None:
+        self.gone_after = 0 if self.collector is None else sum(map(len, self.collector.got))
+
+
+class Secured:
+    """A server's transport after the handshake with `client`."""
+
+    def __init__(self, context: ServerContext, room: int = 262_144) -> None:
+        behind = Behind()
+
+        class Behinds(Factory):
+            def buildProtocol(self, addr: Any) -> Protocol:
+                return behind
+
+        self.factory = TLSFactory(context, False, Behinds(), Clock())
+        made = self.factory.buildProtocol(None)
+        assert isinstance(made, TLSTransport)
+        self.transport, self.behind, self.wire = made, behind, Wire()
+        self.client = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
+        self.client.set_connect_state()
+        made.makeConnection(self.wire)
+        for _ in range(3):
+            with_reply = self.wire.sent
+            self.wire.sent = b""
+            if with_reply:
+                self.client.bio_write(with_reply)
+            try:
+                self.client.do_handshake()
+            except SSL.WantReadError:
+                pass
+            try:
+                made.dataReceived(self.client.bio_read(100_000))
+            except SSL.WantReadError:
+                pass
+        self.collector = behind.collector = Collector(room)
+        made.read_into(self.collector)
+
+    def say(self, *texts: bytes) -> bytes:
+        """The ciphertext of texts, a record each."""
+        for text in texts:
+            self.client.send(text)
+        return self.client.bio_read(1_000_000)
+
+    def read(self, data: bytes) -> None:
+        """The socket is read until `data` has come, as a transport reads into its sink."""
+        sink = self.wire.sink
+        assert sink is self.transport
+        for at in range(0, len(data), len(sink.space)):
+            piece = data[at : at + len(sink.space)]
+            sink.space[: len(piece)] = piece
+            sink.received(len(piece))
+
+    def heard(self) -> bytes:
+        """What the client has been sent."""
+        data, self.wire.sent = self.wire.sent, b""
+        if data:
+            self.client.bio_write(data)
+        found = b""
+        try:
+            while True:
+                found += self.client.recv(100_000)
+        except SSL.WantReadError:
+            return found
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> ServerContext:
+    files = Identity.self_signed("localhost").write(tmp_path_factory.mktemp("tls"), "relay")
+    return ServerContext(files.cert, files.key)
+
+
+@pytest.fixture
+def secured(context: ServerContext) -> Secured:
+    return Secured(context)
+
+
+def test_the_records_of_a_read_reach_the_sink_together(secured: Secured) -> None:
+    secured.read(secured.say(b"one", b"two", b"three"))
+    assert secured.collector.got == [b"onetwothree"]
+    assert secured.behind.got == []
+
+
+def test_a_record_in_pieces_is_given_when_it_is_whole(secured: Secured) -> None:
+    data = secured.say(b"x" * 1000, b"y" * 1000)
+    for at in range(0, len(data), 300):
+        secured.read(data[at : at + 300])
+    assert b"".join(secured.collector.got) == b"x" * 1000 + b"y" * 1000
+    assert len(secured.collector.got) == 2
+
+
+@pytest.mark.parametrize("room", [10, RECORD - 1, RECORD, RECORD + 1])
+def test_nothing_is_left_when_the_sink_has_little_space(context: ServerContext, room: int) -> None:
+    secured = Secured(context, room)
+    text = bytes(range(256)) * 200
+    secured.read(secured.say(*(text[at : at + RECORD] for at in range(0, len(text), RECORD))))
+    assert b"".join(secured.collector.got) == text
+
+
+def test_bytes_that_another_layer_has_read_are_taken_too(secured: Secured) -> None:
+    secured.transport.dataReceived(secured.say(b"behind a PROXY header"))
+    assert secured.collector.got == [b"behind a PROXY header"]
+
+
+@pytest.mark.parametrize("size", [1, RECORD, PIECE, PIECE + 1, 5 * PIECE + 7])
+def test_everything_is_sent_at_once(secured: Secured, size: int) -> None:
+    secured.heard()
+    data = bytes(range(256)) * (size // 256) + b"z" * (size % 256)
+    assert secured.transport.send(data) == size
+    assert secured.heard() == data
+
+
+def test_a_full_socket_stops_the_encryption(secured: Secured) -> None:
+    secured.heard()
+    secured.wire.full = True
+    assert secured.transport.send(bytes(5 * PIECE)) == PIECE
+    assert PIECE < len(secured.wire.sent) < PIECE + 1000
+    assert not secured.transport.sent_everything
+    assert secured.heard() == bytes(PIECE)
+
+
+def test_what_came_before_a_close_notify_is_handled_first(secured: Secured) -> None:
+    secured.client.send(b"last words")
+    secured.client.shutdown()
+    secured.read(secured.client.bio_read(10_000))
+    assert secured.collector.got == [b"last words"]
+    assert secured.behind.gone_after == len(b"last words")
+    assert secured.wire.disconnecting
+    assert not secured.transport.sent_everything
+
+
+def test_a_damaged_record_ends_the_connection_behind_what_was_whole(secured: Secured) -> None:
+    data = bytearray(secured.say(b"good", b"bad"))
+    data[-1] ^= 1
+    secured.read(bytes(data))
+    assert secured.collector.got == [b"good"]
+    assert secured.behind.gone_after == len(b"good")
+    assert secured.wire.disconnecting
+
+
+def test_a_lost_connection_is_neither_read_nor_written(secured: Secured) -> None:
+    secured.transport.connectionLost(Failure(ConnectionResetError()))
+    assert secured.transport.send(b"x") == 0
+    assert not secured.transport.sent_everything
