@@ -115,26 +115,20 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
         No more is encrypted once the socket is full: what waits is bounded as plaintext.
         """
-        end = len(data)
-        if end <= PIECE:
-            return self._send_piece(data)
-        view, at = memoryview(data), 0
-        while at < end:
-            size = self._send_piece(view[at : at + PIECE])
-            at += size
-            if not size or not self.transport.sent_everything:
+        layer, at, end, piece = self._layer, 0, len(data), data
+        while layer is not None:
+            if end > PIECE:
+                piece = memoryview(data)[at : at + PIECE]
+            records = layer.seal(piece)
+            if records is None:  # not taken: `write` finds out why
+                break
+            at += len(piece)
+            self.transport.send_now(records)
+            if len(records) == SEALED:  # and there may be more: what was left of a handshake
+                self._flushSendBIO()  # type: ignore[no-untyped-call]
+            if at == end or not self.transport.sent_everything:
                 break
         return at
-
-    def _send_piece(self, data: bytes | memoryview) -> int:
-        """Encrypt at most `PIECE` bytes and send the records; how many were taken: all, or none, and `write` finds out why."""
-        records = None if self._layer is None else self._layer.seal(data)
-        if records is None:
-            return 0
-        self.transport.send_now(records)
-        if len(records) == SEALED:  # and there may be more: what was left of a handshake
-            self._flushSendBIO()  # type: ignore[no-untyped-call]
-        return len(data)
 
     # -- the end -----------------------------------------------------------------------------------------------
 
