@@ -46,11 +46,11 @@ class Rates:
     """
 
     __slots__ = (
-        "_client",
         "_find",
         "_key_exchange",
         "_pairing",
         "_unforwarded",
+        "client",
         "daemon",
         "runtime",
         "workspace",
@@ -64,9 +64,9 @@ class Rates:
         workspace: RateWindow,
         daemon: RateWindow,
     ) -> None:
-        """`client` is the key of the client's own windows."""
         self._find = find
-        self._client = client
+        #: the key of the client's own windows, empty for the other roles
+        self.client = client
         self._key_exchange: RateWindow | None = None
         self._pairing: RateWindow | None = None
         self._unforwarded: RateWindow | None = None
@@ -77,17 +77,17 @@ class Rates:
     def key_exchange(self, now: float) -> RateWindow:
         """The client's key exchanges."""
         if self._key_exchange is None:
-            self._key_exchange = self._find(("kex", *self._client), now)
+            self._key_exchange = self._find(("kex", *self.client), now)
         return self._key_exchange
 
     def pairing(self, now: float) -> RateWindow:
         """The client's pairing requests."""
         if self._pairing is None:
-            self._pairing = self._find(("pairing", *self._client), now)
+            self._pairing = self._find(("pairing", *self.client), now)
         return self._pairing
 
     def unforwarded(self, now: float) -> RateWindow:
         """The bytes of the client's messages that are answered or dropped instead of forwarded."""
         if self._unforwarded is None:
-            self._unforwarded = self._find(("unforwarded", *self._client), now)
+            self._unforwarded = self._find(("unforwarded", *self.client), now)
         return self._unforwarded

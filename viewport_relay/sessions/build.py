@@ -26,6 +26,7 @@ from viewport_relay.sessions.join import Sessions
 from viewport_relay.sessions.link import Links
 from viewport_relay.sessions.outcomes import Outcomes
 from viewport_relay.sessions.remote import RemoteRelays
+from viewport_relay.wire.intake import Intakes
 from viewport_relay.wire.turn import turn_of
 
 
@@ -80,7 +81,7 @@ def build(
         Contests(clock, counters, config.pong_timeout_ms / 1000),
         remote,
         {
-            Role.CLIENT: ClientRole(router, outcomes, remote, config.max_pending_bytes),
+            Role.CLIENT: ClientRole(router, outcomes, remote, Intakes(clock), config.max_pending_bytes),
             Role.DAEMON: DaemonRole(router, outcomes, remote),
             Role.WORKER: ExecutorRole(router, outcomes, requests),
         },

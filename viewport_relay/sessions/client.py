@@ -15,6 +15,7 @@ from viewport_relay.routing.router import Router
 from viewport_relay.sessions.outcomes import Outcomes
 from viewport_relay.sessions.remote import RemoteRelays
 from viewport_relay.sessions.session import Session, session_of
+from viewport_relay.wire.intake import Intakes
 from viewport_relay.wire.interfaces import Judge
 
 #: Most bytes queued for all clients of one target together, in units of RELAY_MAX_PENDING_BYTES.
@@ -24,8 +25,11 @@ TARGET_QUEUES: Final = 8
 class ClientRole:
     """The handler of the client role. All clients share one `judge` function, which stays in the processor's cache."""
 
-    def __init__(self, router: Router, outcomes: Outcomes, remote: RemoteRelays, max_pending: int) -> None:
+    def __init__(
+        self, router: Router, outcomes: Outcomes, remote: RemoteRelays, intakes: Intakes, max_pending: int
+    ) -> None:
         """`max_pending` is RELAY_MAX_PENDING_BYTES."""
+        self._intakes = intakes
         self._most_queued = TARGET_QUEUES * max_pending
         self._outcomes = outcomes
         self._remote = remote
@@ -34,7 +38,10 @@ class ClientRole:
     def begin(self, session: Session, peer: Peer) -> None:
         """Start to route the client's messages."""
         session.outbox.on_backlog = partial(self._bound_target, peer)
-        session.connection.reader.route(peer, self._judge, self._decide, self._outcomes.count_to_daemon)
+        intake = self._intakes.of(peer.rates.client)
+        session.connection.reader.route(
+            peer, self._judge, self._decide, self._outcomes.count_to_daemon, intake
+        )
         self._remote.greet(peer)
 
     def _bound_target(self, peer: Peer) -> None:

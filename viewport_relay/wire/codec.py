@@ -17,11 +17,14 @@ from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.reasons import CloseCode, Reason
-from viewport_relay.wire.framing import CLOSE
+from viewport_relay.wire.framing import CLOSE, LONG
 
 
 class CodecEvents(Protocol):
     """What a codec tells of the bytes that it was fed."""
+
+    def long_message(self, most: int) -> None:
+        """More than `LONG` bytes of a message have come, of at most `most`."""
 
     def message_received(self, payload: bytes, is_binary: bool) -> None:
         """A whole message."""
@@ -85,7 +88,7 @@ class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autoba
 
     # Autobahn's own:
     current_frame: Any
-    message_data: Any
+    message_data: Any = None
 
     def __init__(self, events: CodecEvents) -> None:
         # Without Autobahn's own, which makes two Deferreds and a description of the transport.
@@ -109,6 +112,13 @@ class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autoba
     def limit(self, size: int) -> None:
         """The longest message from now on, bytes over all its fragments."""
         self.maxMessagePayloadSize = size
+
+    def discard(self) -> None:
+        """Keep no message from now on, and check none for UTF-8: control frames are all that matters."""
+        self.failedByMe = True
+        self.utf8validateIncoming = self.utf8validateIncomingCurrentMessage = False
+        if self.message_data is not None:
+            self.message_data = []
 
     def closing(self) -> None:
         """A Close frame was sent: the next one answers it."""
@@ -170,6 +180,9 @@ class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autoba
             pieces.append(bytearray(payload) if pieces else payload)
         else:
             pieces[1] += payload
+        have = sum(map(len, pieces))
+        if have > LONG >= have - len(payload):
+            self.events.long_message(self.maxMessagePayloadSize)
 
     def onMessageEnd(self) -> None:
         # Autobahn's own goes on to make a Deferred for each message, for listeners that there are not.

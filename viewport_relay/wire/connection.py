@@ -27,6 +27,7 @@ from viewport_relay.wire.linkreader import LinkReader
 from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.reader import Reader
 from viewport_relay.wire.turn import Turn
+from viewport_relay.wire.turnqueue import TurnQueue
 
 _CLOSED_BY_PEER: Final = Ending(None, "closed by peer")
 _LOST: Final = Ending(None, "connection lost")
@@ -203,10 +204,11 @@ class ConnectionFactory:
         self._frame_max_bytes = frame_max_bytes
         self._fast_path = fast_path
         self._codecs = CodecFactory(clock, frame_max_bytes)
+        self._queue = TurnQueue(clock)
 
     def reader(self, connection: Connection, transport: StreamTransport) -> Reader:
         """The reader of a connection whose outbox is made."""
-        common = (self.clock, transport, self._codecs, connection, connection.outbox.pong)
+        common = (self.clock, self._queue, transport, self._codecs, connection, connection.outbox.pong)
         if self._fast_path:
             observe = self.counters.forward_latency.observe
             reader = LinkReader if connection.info.link else FastReader

@@ -22,12 +22,13 @@ from twisted.internet.interfaces import IReactorTime
 from viewport_relay.protocol.json import Message
 from viewport_relay.wire.arena import ARENA_SIZE, LongFrame
 from viewport_relay.wire.codec import CodecFactory
-from viewport_relay.wire.framing import COPIED, TEXT_HEADERS, USUAL, text_header
+from viewport_relay.wire.framing import COPIED, LONG, TEXT_HEADERS, USUAL, text_header
 from viewport_relay.wire.interfaces import Closing, HasOutbox, Judge, StreamTransport
 from viewport_relay.wire.masking import unmasker
 from viewport_relay.wire.reader import Reader
 from viewport_relay.wire.transport import DirectAccess, read_nothing
 from viewport_relay.wire.turn import Turn
+from viewport_relay.wire.turnqueue import TurnQueue
 
 #: One read of so many is timed for `relay_forward_latency_seconds`.
 SAMPLE_EVERY: Final = 64
@@ -40,11 +41,13 @@ MOST_TOGETHER: Final = 65_536
 _DRIPPING: Final = 1024
 
 #: Frames of one read that are answered or dropped instead of forwarded, before the others get their turn: a read may hold
-#: tens of thousands.
+#: tens of thousands. A frame counts once more for each `DECISION_BYTES`. The second number holds while others wait.
 DECISIONS: Final = 128
+DECISIONS_BUSY: Final = 16
+DECISION_BYTES: Final = 512
 
-#: A longer frame that is not there yet gets a buffer of its own.
-LONG: Final = ARENA_SIZE // 4
+#: Frames of one read that are thrown away, before the others get their turn.
+_DISCARDED: Final = 1024
 
 #: The first byte of a Close frame, and how long its payload may be: nothing, or a code and a reason.
 _CLOSE: Final = 0x88
@@ -78,13 +81,17 @@ class FastReader(Reader):
     """A reader that forwards common frames without the codec. It is the sink of a transport that reads into the arena."""
 
     __slots__ = (
-        "_arena", "_between", "_data", "_long", "_max", "_observe", "_receive", "_stash", "_turn", "_unmask", "_unsampled",
-        "_view", "space",
+        "_arena", "_between", "_data", "_long", "_max", "_observe", "_receive", "_skip", "_stash", "_turn", "_unmask",
+        "_unsampled", "_view", "space",
     )  # fmt: skip
+
+    #: The first byte of a common frame.
+    COMMON = 0x81
 
     def __init__(
         self,
         clock: IReactorTime,
+        queue: TurnQueue,
         transport: StreamTransport,
         codecs: CodecFactory,
         closing: Closing,
@@ -94,7 +101,7 @@ class FastReader(Reader):
         observe: Callable[[float], None],
     ) -> None:
         """`observe` is told how long one read in `SAMPLE_EVERY` took, from the socket to the receivers' sockets."""
-        super().__init__(clock, transport, codecs, closing, pong)
+        super().__init__(clock, queue, transport, codecs, closing, pong)
         self._max = max_message
         self._turn = turn
         self._observe = observe
@@ -105,6 +112,7 @@ class FastReader(Reader):
         self._between = True  # whether the codec has nothing begun, so that the next byte begins a message
         self._stash = b""  # the beginning of a short frame
         self._long: LongFrame | None = None
+        self._skip = 0  # bytes of a frame that are still to be thrown away
         self._unsampled = 1  # reads until the next one whose time is noted
         #: Where the next bytes are read into.
         self.space = arena.space
@@ -116,15 +124,15 @@ class FastReader(Reader):
         """`size` bytes were read into `space`."""
         self.last_seen = now = self._seconds()
         long = self._long
+        if self._waiting and self._must_keep():
+            self._postponed += bytes(self.space[:size])
+            return
         if long is not None:
             long.have += size
             if long.have == long.total:
                 self._finish_long(long)
             else:
                 self.space = long.view[long.have : long.total]
-            return
-        if self._postponed:  # read nevertheless: the peer has hung up
-            self._postponed += bytes(self.space[:size])
             return
         if self._stash:
             kept = len(self._stash)
@@ -136,6 +144,8 @@ class FastReader(Reader):
             judge = self.judge
             if judge is None or not self._between or not self._forward_one(size, judge, now):
                 self._consume(size)
+                if self._ended:
+                    self._pace(size)
         self._unsampled -= 1
         if not self._unsampled:
             self._sample()
@@ -209,8 +219,10 @@ class FastReader(Reader):
         """Handle bytes that the transport has read (TLS, or what came before the upgrade was answered)."""
         self.last_seen = self._seconds()
         at = 0
+        if self._long is not None and self._long.have == self._long.total:
+            self._finish_long(self._long)
         while at < len(data):
-            if self._postponed:
+            if self._must_keep():
                 self._postponed += data[at:]
                 return
             long = self._long
@@ -229,10 +241,12 @@ class FastReader(Reader):
                 self._consume(kept + len(piece), kept > 0)
             at += len(piece)
         self._set_space()
+        if self._ended:
+            self._pace(len(data))
 
     def _set_space(self) -> None:
         long = self._long
-        if long is not None:
+        if long is not None and long.have < long.total:
             self.space = long.view[long.have : long.total]
         else:
             self.space = self._view[len(self._stash) : ARENA_SIZE] if self._stash else self._arena.space
@@ -269,20 +283,27 @@ class FastReader(Reader):
                 break
             start = at + head
             stop = start + length
-            if stop > end and left >= head and head + length > LONG and stop <= len(data):
-                end += self._rest(end, stop)
+            if length > LONG and left >= head:
+                if self._queue.busy:
+                    self._flush(peer, receiver, batch, size)
+                    self._postpone(bytes(view[at:end]))
+                    return
+                if end < stop <= len(data):
+                    end += self._rest(end, stop)
             if stop > end or left < head:
                 if again and at == 0 and head <= left and length <= _DRIPPING:
                     break
-                if left >= head and head + length > LONG:
-                    self._long = long = LongFrame(self._arena.buffers, head, head + length, view[at:end])
-                    self.space = long.view[long.have : long.total]
-                else:
-                    self._keep(bytes(view[at:end]))
+                self._begin(head, length, at, end)
                 at = end
                 break
             unmask(start, length)
-            message: Message = view[start:stop] if length > COPIED else data[start:stop]
+            message: Message
+            if length > COPIED:
+                message = view[start:stop]
+                if length > LONG:
+                    self._leave_intake()
+            else:
+                message = data[start:stop]
             at = stop
             verdict = judge(peer, message, now)
             to = None if verdict is None else verdict.outlet
@@ -292,10 +313,12 @@ class FastReader(Reader):
                 receiver, batch, size = None, [], 0
                 self._decide(peer, verdict, message)
                 judge = self.judge  # None if that was the end
-                decisions += 1
-                if decisions == DECISIONS and at < end:
-                    self._postpone(bytes(view[at:end]))
-                    return
+                decisions += 1 + length // DECISION_BYTES
+                if decisions >= (DECISIONS_BUSY if self._queue.busy else DECISIONS):
+                    self._queue.end_turn()
+                    if at < end:
+                        self._postpone(bytes(view[at:end]))
+                        return
                 continue
             if to is not receiver or size >= MOST_TOGETHER:
                 self._flush(peer, receiver, batch, size)
@@ -318,7 +341,42 @@ class FastReader(Reader):
             size += length
         self._flush(peer, receiver, batch, size)
         if at < end:
-            self._hand_on(bytes(view[at:end]))
+            self._leave(at, end)
+
+    def _begin(self, head: int, length: int, at: int, end: int) -> None:
+        """Keep the beginning of a frame, in the arena from `at` to `end`, until the rest comes."""
+        if end - at < head or head + length <= LONG:
+            self._keep(bytes(self._view[at:end]))
+        elif self._may_receive(length):
+            self._long = long = LongFrame(self._arena.buffers, head, head + length, self._view[at:end])
+            self.space = long.view[long.have : long.total]
+        else:
+            self._postponed = bytes(self._view[at:end])
+
+    def _leave(self, at: int, end: int) -> None:
+        """Leave what is not common to the codec, and throw the common frames of a connection that has ended away."""
+        if self._ended and self._between:
+            at = self._discard(at, end)
+        if at < end:
+            self._hand_on(bytes(self._view[at:end]))
+
+    def _discard(self, at: int, end: int) -> int:
+        """Throw common frames away, and return where something else begins."""
+        data = self._data
+        for _ in range(_DISCARDED):
+            size = min(self._skip, end - at)
+            self._skip -= size
+            at += size
+            left = end - at
+            head, length = common_header(data, at, left, self.COMMON) if left else (0, 0)
+            if not head or length > self._max:
+                return at
+            if left < head:
+                self._keep(bytes(self._view[at:end]))
+                return end
+            self._skip = head + length
+        self._postpone(bytes(self._view[at:end]))
+        return end
 
     def _rest(self, end: int, stop: int) -> int:
         """Bytes that have come meanwhile for the frame that ends at `stop`, read behind what is there.
@@ -348,14 +406,15 @@ class FastReader(Reader):
         self.count(peer, frames, size, self.last_seen)
 
     def _finish_long(self, long: LongFrame) -> None:
-        """The long frame is complete: judge it and send it from its own buffer."""
-        self._long = None
+        """The long frame is complete: judge it and send it from its own buffer, in a later turn if others wait."""
         self.space = self._arena.space
-        judge = self.judge
-        if judge is None:  # it was closed meanwhile: the codec throws it away
-            self._hand_on(bytes(long.view[: long.total]))
-            long.release()
+        if self._queue.busy:
+            self._postpone(b"")
             return
+        self._long = None
+        self._leave_intake()
+        judge = self.judge
+        assert judge is not None  # `stop` has dropped the frame otherwise
         head, total = long.head, long.total
         unmasker(long.buffer)(head, total - head)
         payload = long.view[head:total]
@@ -364,6 +423,7 @@ class FastReader(Reader):
         receiver = None if verdict is None else verdict.outlet
         if receiver is None:
             self._decide(peer, verdict, payload)
+            self._queue.end_turn()
         else:
             self._send_long(peer, receiver, long, payload)
         payload.release()
@@ -382,6 +442,14 @@ class FastReader(Reader):
                 taken = outbox.take(data, self)
         if taken:
             self.count(peer, 1, length, self.last_seen)
+
+    def stop(self) -> None:
+        long, self._long = self._long, None
+        if long is not None:
+            self.space = self._arena.space
+            self._skip = long.total - long.have
+            long.release()
+        super().stop()
 
     def forget(self) -> None:
         super().forget()

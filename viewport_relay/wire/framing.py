@@ -11,6 +11,9 @@ CLOSE: Final = 8
 PING: Final = 9
 PONG: Final = 10
 
+#: A frame or message of more bytes counts as long: its client's intake bounds how many are received at the same time.
+LONG: Final = 65_536
+
 
 def frame_header(opcode: int, length: int) -> bytes:
     """The header of a frame with a payload of `length` bytes."""

@@ -13,8 +13,15 @@ from typing import Any, Final
 
 from viewport_relay.reasons import Refusal
 from viewport_relay.wire.arena import LongFrame
-from viewport_relay.wire.fastpath import DECISIONS, LONG, MOST_TOGETHER, FastReader, common_header
-from viewport_relay.wire.framing import COPIED, RECORD_LENGTH, TEXT_HEADERS, USUAL, text_header
+from viewport_relay.wire.fastpath import (
+    DECISION_BYTES,
+    DECISIONS,
+    DECISIONS_BUSY,
+    MOST_TOGETHER,
+    FastReader,
+    common_header,
+)
+from viewport_relay.wire.framing import COPIED, LONG, RECORD_LENGTH, TEXT_HEADERS, USUAL, text_header
 from viewport_relay.wire.interfaces import HasOutbox, Judge, LinkCipher
 from viewport_relay.wire.masking import unmasker
 
@@ -33,6 +40,8 @@ class LinkReader(FastReader):
     """A reader that decrypts and forwards the common messages of a Noise link without the codec."""
 
     __slots__ = ("_cipher", "_refuse")
+
+    COMMON = _BINARY
 
     _cipher: LinkCipher
     _refuse: Callable[[Refusal], None]
@@ -80,16 +89,19 @@ class LinkReader(FastReader):
                 break
             start = at + head
             stop = start + length
-            if stop > end and left >= head and head + length > LONG and stop <= len(data):
-                end += self._rest(end, stop)
+            if length > LONG and left >= head:
+                if self._queue.busy:
+                    self._flush(peer, receiver, batch, size)
+                    self._postpone(bytes(view[at:end]))
+                    return
+                if end < stop <= len(data):
+                    end += self._rest(end, stop)
             if stop > end or left < head:
-                if left >= head and head + length > LONG:
-                    self._long = long = LongFrame(self._arena.buffers, head, head + length, view[at:end])
-                    self.space = long.view[long.have : long.total]
-                else:
-                    self._keep(bytes(view[at:end]))
+                self._begin(head, length, at, end)
                 at = end
                 break
+            if length > LONG:
+                self._leave_intake()
             unmask(start, length)
             at = stop
             if length > COPIED:
@@ -117,10 +129,12 @@ class LinkReader(FastReader):
                 receiver, batch, size = None, [], 0
                 self._decide(peer, verdict, message)
                 judge = self.judge  # None if that was the end
-                decisions += 1
-                if decisions == DECISIONS and at < end:
-                    self._postpone(bytes(view[at:end]))
-                    return
+                decisions += 1 + length // DECISION_BYTES
+                if decisions >= (DECISIONS_BUSY if self._queue.busy else DECISIONS):
+                    self._queue.end_turn()
+                    if at < end:
+                        self._postpone(bytes(view[at:end]))
+                        return
                 continue
             if to is not receiver or size >= MOST_TOGETHER:
                 self._flush(peer, receiver, batch, size)
@@ -134,17 +148,18 @@ class LinkReader(FastReader):
                 batch.append((TEXT_HEADERS[length] if length <= USUAL else text_header(length)) + message)
         self._flush(peer, receiver, batch, size)
         if at < end:
-            self._hand_on(bytes(view[at:end]))
+            self._leave(at, end)
 
     def _finish_long(self, long: LongFrame) -> None:
-        """The long message is complete: decrypt it and send it on."""
-        self._long = None
+        """The long message is complete: decrypt it and send it on, in a later turn if others wait."""
         self.space = self._arena.space
-        judge = self.judge
-        if judge is None:  # it was closed meanwhile: the codec throws it away
-            self._hand_on(bytes(long.view[: long.total]))
-            long.release()
+        if self._queue.busy:
+            self._postpone(b"")
             return
+        self._long = None
+        self._leave_intake()
+        judge = self.judge
+        assert judge is not None  # `stop` has dropped the message otherwise
         unmasker(long.buffer)(long.head, long.total - long.head)
         with long.view[long.head : long.total] as message:
             self._forward_long(message, judge)
@@ -165,6 +180,7 @@ class LinkReader(FastReader):
                     receiver: HasOutbox | None = None if verdict is None else verdict.outlet
                     if receiver is None:
                         self._decide(peer, verdict, frame)
+                        self._queue.end_turn()
                     elif self._send_decrypted(receiver, whole, frame):
                         self.count(peer, 1, size, self.last_seen)
         buffers.give(buffer)

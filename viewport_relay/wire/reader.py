@@ -15,14 +15,18 @@ from twisted.internet.interfaces import IReactorTime
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.codec import Codec, CodecFactory
+from viewport_relay.wire.framing import LONG
+from viewport_relay.wire.intake import Intake
 from viewport_relay.wire.interfaces import Closing, Count, Decide, Judge, LinkCipher, StreamTransport
+from viewport_relay.wire.turnqueue import TurnQueue
 
-#: Seconds that the codec works at one connection's input before the others get their turn, and the bytes of the first
-#: slice: tiny frames cost 20 µs each.
-TURN_SECONDS: Final = 0.004
+#: Bytes of the first slice that the codec is given at a time: tiny frames cost 20 µs each.
 _SLICE: Final = 512
 
-#: The cause of a pause between two turns.
+#: A read of more bytes, on a connection that has ended, is followed by a pause.
+_PACED: Final = 4096
+
+#: The cause of a pause until a later turn.
 _TURN: Final = object()
 
 #: Of most connections; a set of its own would be 200 bytes each.
@@ -45,21 +49,22 @@ class Reader:
     """Reads one connection through its codec. Times are monotonic seconds."""
 
     __slots__ = (
-        "_clock", "_closing", "_codec", "_codecs", "_ended", "_gone", "_paused_by", "_pong", "_postponed",
-        "_seconds", "_transport", "count", "decide", "judge", "last_seen", "peer", "pinged_at", "receive",
+        "_closing", "_codec", "_codecs", "_ended", "_gone", "_intake", "_paused_by", "_pong", "_postponed", "_queue",
+        "_seconds", "_transport", "_waiting", "count", "decide", "judge", "last_seen", "peer", "pinged_at", "receive",
         "unanswered_since", "unwrap",
     )  # fmt: skip
 
     def __init__(
         self,
         clock: IReactorTime,
+        queue: TurnQueue,
         transport: StreamTransport,
         codecs: CodecFactory,
         closing: Closing,
         pong: Callable[[bytes], None],
     ) -> None:
         """`closing` hears how the peer ends the connection, `pong` sends the answer to a Ping frame."""
-        self._clock = clock
+        self._queue = queue
         self._seconds: Callable[[], float] = clock.seconds
         self._transport = transport
         self._codecs = codecs
@@ -67,7 +72,9 @@ class Reader:
         self._closing: Closing | None = closing  # until lost
         self._pong = pong
         self._paused_by: frozenset[object] = _BY_NONE
-        self._postponed = b""  # received, and left to the next turn
+        self._intake: Intake | None = None
+        self._waiting = False  # for a turn, or for the intake: then nothing is read
+        self._postponed = b""  # received, and left to a later turn
         self._gone: Callable[[], None] | None = None  # to be called behind what was postponed
         self._ended = False
         #: For messages that are routed: judge, whose messages they are, and what is done with verdicts.
@@ -90,8 +97,11 @@ class Reader:
 
     # -- the handler -------------------------------------------------------------------------------------------
 
-    def route(self, peer: Any, judge: Judge, decide: Decide, count: Count) -> None:
-        """Judge messages from now on; `peer` is handed to all three."""
+    def route(
+        self, peer: Any, judge: Judge, decide: Decide, count: Count, intake: Intake | None = None
+    ) -> None:
+        """Judge messages from now on; `peer` is handed to all three. `intake` bounds the long messages of a client."""
+        self._intake = intake
         self.peer = peer
         self.judge = judge
         self.decide = decide
@@ -109,6 +119,8 @@ class Reader:
         receiver = verdict.outlet
         if receiver is None:
             self.decide(peer, verdict, message)
+            if len(message) > LONG:
+                self._queue.end_turn()
         elif receiver.outbox.send(message, self):
             self.count(peer, 1, len(message), self.last_seen)
 
@@ -127,6 +139,10 @@ class Reader:
         self.peer = None
         self.unwrap = None
         self.decide, self.count = _undecided, _uncounted
+        if self._codec is not None:
+            self._codec.discard()
+        self._leave_intake()
+        self._intake = None
         if self._paused_by:
             self._read_on()
 
@@ -141,6 +157,8 @@ class Reader:
 
     def forget(self) -> None:
         """The connection is lost: drop every reference, so that it is freed at once."""
+        self._leave_intake()
+        self._waiting = False
         self._postponed = b""
         self._paused_by = _BY_NONE
         self._codec = self._closing = self._gone = None
@@ -151,10 +169,12 @@ class Reader:
         """Handle bytes that the transport has read."""
         self.last_seen = self._seconds()
         self._decode(data)
+        if self._ended:
+            self._pace(len(data))
 
     def _decode(self, data: bytes) -> None:
         """Give bytes to the codec, in slices, so that a flood of tiny frames does not hold the other connections up."""
-        if self._postponed:
+        if self._must_keep():
             self._postponed += data
             return
         codec = self._needed()
@@ -162,12 +182,15 @@ class Reader:
         if end <= _SLICE:
             codec.feed(data)
             return
-        until = self._seconds() + TURN_SECONDS
+        until = self._seconds() + self._queue.share
         at, size = 0, _SLICE
         while at < end:
             codec.feed(data[at : at + size])
             at += size
             size *= 2  # in few steps for what is quickly done, as large frames are
+            if at < end and self._must_keep():  # the intake is full
+                self._postponed = data[at:]
+                return
             if at < end and self._seconds() >= until:
                 self._postpone(data[at:])
                 return
@@ -175,22 +198,41 @@ class Reader:
     def _needed(self) -> Codec:
         if self._codec is None:
             self._codec = self._codecs.codec(self)
+            if self._ended:
+                self._codec.discard()
         return self._codec
 
+    # -- turns -------------------------------------------------------------------------------------------------
+
     def _postpone(self, data: bytes) -> None:
-        """Handle this in the reactor's next turn: the other connections come first. Until then nothing is read."""
-        first, self._postponed = not self._postponed, self._postponed + data
-        if first:
-            self._paused_by |= {_TURN}
-            self._transport.pauseProducing()
-            self._clock.callLater(0, self._next_turn)
+        """Handle this in a later turn: the other connections come first. Until then nothing is read."""
+        self._postponed += data
+        if not self._waiting:
+            self._wait()
+            self._queue.add(self._next_turn)
+
+    def _must_keep(self) -> bool:
+        """Whether what comes is kept for later. A peer that has hung up is read nevertheless."""
+        return self._waiting and (bool(self._postponed) or not self._ended)
+
+    def _wait(self) -> None:
+        self._waiting = True
+        self._paused_by |= {_TURN}
+        self._transport.pauseProducing()
+
+    def _pace(self, size: int) -> None:
+        """Rest after a large read of what is thrown away: a peer that floods on costs little, and still sees our Close."""
+        if size > _PACED and not self._waiting:
+            self._wait()
+            self._queue.add_later(self._next_turn)
 
     def _next_turn(self) -> None:
-        data, self._postponed = self._postponed, b""
-        if not data:
+        if not self._waiting:  # lost meanwhile
             return
+        self._waiting = False
+        data, self._postponed = self._postponed, b""
         self.feed(data)
-        if self._postponed or not self._paused_by:  # once more, or lost meanwhile
+        if self._waiting or not self._paused_by:  # once more, or lost meanwhile
             return
         if self._gone is not None:
             gone, self._gone = self._gone, None
@@ -201,10 +243,28 @@ class Reader:
 
     def when_handled(self, call: Callable[[], None]) -> None:
         """Call this when everything that was received has been handled."""
-        if self._postponed:
+        if self._waiting:
             self._gone = call
         else:
             call()
+
+    # -- long messages -----------------------------------------------------------------------------------------
+
+    def admitted(self) -> None:
+        """For the intake: the long message may be received now."""
+        if self._waiting:
+            self._queue.add(self._next_turn)
+
+    def _may_receive(self, size: int) -> bool:
+        """Whether a long message of so many bytes may be received now. False: the connection waits, and is not read."""
+        if self._intake is None or self._ended or self._intake.enter(self, size):
+            return True
+        self._wait()
+        return False
+
+    def _leave_intake(self) -> None:
+        if self._intake is not None and self._intake.leave(self):
+            self._queue.add(self._next_turn)
 
     # -- back-pressure -----------------------------------------------------------------------------------------
 
@@ -228,7 +288,7 @@ class Reader:
             self._read_on()
 
     def _read_on(self) -> None:
-        if not self._postponed:
+        if not self._waiting:
             # While the peer was not read, no clock ran against it.
             self.last_seen = self.pinged_at = self._seconds()
             self.unanswered_since = None
@@ -236,7 +296,12 @@ class Reader:
 
     # -- CodecEvents -------------------------------------------------------------------------------------------
 
+    def long_message(self, most: int) -> None:
+        self._may_receive(most)
+
     def message_received(self, payload: bytes, is_binary: bool) -> None:
+        if len(payload) > LONG:
+            self._leave_intake()
         if self._ended:
             return
         if self.unwrap is not None:

@@ -1,0 +1,222 @@
+"""The intake of one client: how many bytes of long messages are received at the same time, and who waits."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from twisted.internet.task import Clock
+
+from tests.memorywire import MemoryPeer, MemoryRelay, masked_frame
+from tests.unit.wire.test_connection import bytes_kept
+from tests.wireframes import encoded
+from viewport_relay.protocol.grant import Scope
+from viewport_relay.wire.intake import MOST_BYTES, PATIENCE, Intake, Intakes
+
+MIB = 1024 * 1024
+
+
+class Waiting:
+    """A reader that counts how often it was admitted."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def admitted(self) -> None:
+        self.times += 1
+
+
+def test_messages_are_let_in_up_to_the_bound_and_then_in_order() -> None:
+    intake = Intake(Clock())
+    readers = [Waiting() for _ in range(5)]
+    assert [intake.enter(reader, MOST_BYTES // 2) for reader in readers] == [True, True, False, False, False]
+    assert intake.enter(readers[0], MOST_BYTES // 2)  # still
+    assert not intake.leave(readers[1])
+    assert [reader.times for reader in readers] == [0, 0, 1, 0, 0]
+    assert intake.enter(readers[2], MOST_BYTES // 2)
+    assert intake.leave(readers[3])  # it waited
+    intake.leave(readers[0])
+    assert [reader.times for reader in readers] == [0, 0, 1, 0, 1]
+
+
+def test_a_short_one_does_not_overtake_one_that_waits() -> None:
+    intake = Intake(Clock())
+    first, large, small = Waiting(), Waiting(), Waiting()
+    assert intake.enter(first, MOST_BYTES - 10)
+    assert not intake.enter(large, 20)
+    assert not intake.enter(small, 10)
+
+
+def test_one_message_may_be_longer_than_the_bound() -> None:
+    intake = Intake(Clock())
+    first, second = Waiting(), Waiting()
+    assert intake.enter(first, 4 * MOST_BYTES)
+    assert not intake.enter(second, 4 * MOST_BYTES)
+    intake.leave(first)
+    assert second.times == 1
+
+
+def test_who_waits_long_is_let_in_all_the_same() -> None:
+    """The connection whose message is under way may have lost its network."""
+    clock = Clock()
+    intake = Intake(clock)
+    readers = [Waiting() for _ in range(3)]
+    assert [intake.enter(reader, MOST_BYTES) for reader in readers] == [True, False, False]
+    clock.advance(PATIENCE)
+    assert [reader.times for reader in readers] == [0, 1, 0]
+    clock.advance(PATIENCE)
+    assert [reader.times for reader in readers] == [0, 1, 1]
+    assert clock.getDelayedCalls() == []
+
+
+def test_no_timer_runs_when_no_reader_waits() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+    first, second = Waiting(), Waiting()
+    intake.enter(first, MOST_BYTES)
+    intake.enter(second, MOST_BYTES)
+    assert len(clock.getDelayedCalls()) == 1
+    intake.leave(second)
+    assert clock.getDelayedCalls() == []
+
+
+def test_an_intake_lives_as_long_as_a_connection_holds_it() -> None:
+    intakes = Intakes(Clock())
+    held = intakes.of(("w", "c"))
+    assert intakes.of(("w", "c")) is held and intakes.of(("w", "d")) is not held
+    gone = weakref.ref(held)
+    del held
+    gc.collect()
+    assert gone() is None
+    assert isinstance(intakes.of(("w", "c")), Intake)
+
+
+# -- connections ---------------------------------------------------------------------------------------------------
+
+
+def client_of(relay: MemoryRelay, name: str = "client-1") -> MemoryPeer:
+    return relay.client(client_id=name)
+
+
+@pytest.mark.parametrize("path", ["1", "0"])
+def test_many_connections_of_one_client_hold_few_long_messages(path: str) -> None:
+    relay = MemoryRelay(RELAY_FAST_PATH=path)
+    relay.daemon()
+    clients = [client_of(relay) for _ in range(50)]
+    wire = masked_frame(1, b"[" + b"1," * (MIB // 2 - 2) + b"1]")
+
+    def begin() -> None:
+        for client in clients:
+            client.raw(wire[:-1000])
+
+    # What is not read stays with the transports, which stand for the kernel.
+    kept = bytes_kept(begin) - sum(client.transport.unread for client in clients)
+    assert kept < MOST_BYTES + 50 * 140_000
+    assert sum(client.transport.unread > 800_000 for client in clients) == 48
+
+
+@pytest.mark.parametrize("path", ["1", "0"])
+def test_long_frames_of_many_connections_all_arrive(path: str) -> None:
+    relay = MemoryRelay(RELAY_FAST_PATH=path)
+    daemon = relay.daemon()
+    clients = [client_of(relay) for _ in range(8)]
+    frames = [encoded("e2ee", ciphertext="A" * 700_000, sessionId=f"s-{n}") for n in range(8)]
+    wires = [masked_frame(1, frame) for frame in frames]
+    for at in range(0, len(wires[0]), 50_000):
+        for client, wire in zip(clients, wires, strict=True):
+            client.raw(wire[at : at + 50_000])
+        relay.wait(0.001, 0.001)
+    relay.wait(0.1)
+    assert sorted(daemon.heard()) == sorted(frames)
+
+
+@pytest.mark.parametrize("path", ["1", "0"])
+def test_a_connection_that_goes_makes_room(path: str) -> None:
+    relay = MemoryRelay(RELAY_FAST_PATH=path)
+    daemon = relay.daemon()
+    clients = [client_of(relay) for _ in range(5)]
+    frame = encoded("e2ee", ciphertext="A" * 900_000)
+    wire = masked_frame(1, frame)
+    for client in clients[:4]:
+        client.raw(wire[:-10])  # two are received, two wait
+    clients[4].raw(wire)
+    clients[0].vanish()
+    clients[2].vanish()
+    clients[1].vanish()
+    clients[3].vanish()
+    relay.wait(0.1)
+    assert daemon.heard() == [frame]
+
+
+def test_another_client_does_not_wait() -> None:
+    relay = MemoryRelay()
+    daemon = relay.daemon()
+    frame = encoded("e2ee", ciphertext="A" * 900_000)
+    for _ in range(4):
+        client_of(relay).raw(masked_frame(1, frame)[:-10])
+    client_of(relay, "client-2").raw(masked_frame(1, frame))
+    assert daemon.heard() == [frame]
+
+
+def test_a_client_whose_other_connections_stand_still_waits_a_second() -> None:
+    relay = MemoryRelay()
+    daemon = relay.daemon()
+    frame = encoded("e2ee", ciphertext="A" * 900_000)
+    for _ in range(2):
+        client_of(relay).raw(masked_frame(1, frame)[:-10])
+    client_of(relay).raw(masked_frame(1, frame))
+    relay.wait(PATIENCE - 0.1)
+    assert daemon.heard() == []
+    relay.wait(0.2)
+    assert daemon.heard() == [frame]
+
+
+def test_a_relay_that_closes_a_client_that_waits_is_answered() -> None:
+    relay = MemoryRelay()
+    relay.daemon()
+    wire = masked_frame(1, encoded("e2ee", ciphertext="A" * 900_000))
+    clients = [client_of(relay) for _ in range(3)]
+    for client in clients:
+        client.raw(wire[:-10])
+    assert relay.relaying.sessions.disconnect(
+        workspace_id="w", runtime_target_id=None, connection_id=None, token_id=None
+    )
+    for client in clients:
+        client.transport.arrive(wire[-10:])
+    relay.wait(1.0, 0.01)
+    assert all(client.connection.is_lost for client in clients)
+
+
+# -- after the end ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 65_536])
+def test_what_a_closed_client_still_sends_is_thrown_away_up_to_its_close(size: int) -> None:
+    relay = MemoryRelay(RELAY_RUNTIME_RATE_PER_MINUTE="5")
+    relay.daemon()
+    client = relay.client(Scope.RUNTIME)
+    client.answers_close = False
+    for _ in range(6):
+        client.say(b"no frame")
+    assert client.closed == (4008, "runtime rate limit exceeded")
+    lengths = (0, 5, 125, 126, 300, 65_535, 65_536) if size > 100 else (0, 5, 125, 126, 300)
+    wire = b"".join(masked_frame(1, b"x" * length) for length in lengths) + masked_frame(8, b"\x03\xe8")
+    for at in range(0, len(wire), size):
+        client.raw(wire[at : at + size])
+    relay.wait(3.0)
+    assert client.connection.is_lost
+
+
+def test_a_flood_after_the_close_is_read_slowly() -> None:
+    relay = MemoryRelay(RELAY_RUNTIME_RATE_PER_MINUTE="5")
+    relay.daemon()
+    client = relay.client()
+    client.answers_close = False
+    for _ in range(6):
+        client.say(b"no frame")
+    client.transport.arrive(masked_frame(1, b"x" * 1000) * 20_000)
+    sent = client.transport.unread
+    relay.wait(1.0, 0.01)
+    assert 50_000 < sent - client.transport.unread < 8 * MIB
+    assert client.transport.unread

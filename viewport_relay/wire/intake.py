@@ -1,0 +1,97 @@
+"""The bytes of long messages that one client's connections may be receiving at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final, Protocol
+from weakref import WeakValueDictionary
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+#: Bytes of long messages that are being received for one client, over all its connections; one message may be longer.
+MOST_BYTES: Final = 2 * 1024 * 1024
+
+#: Seconds after which a connection is let in although the others are not ready: they may have lost their network.
+PATIENCE: Final = 1.0
+
+
+class Receiver(Protocol):
+    """The reader of a connection."""
+
+    def admitted(self) -> None:
+        """The long message may be received now."""
+
+
+class Intake:
+    """Lets connections of one client receive long messages in the order in which they ask, within `MOST_BYTES`.
+
+    A connection that has to wait is not read meanwhile, so what its peer sends stays in the kernels' buffers.
+    """
+
+    __slots__ = ("__weakref__", "_admitted", "_bytes", "_clock", "_timer", "_waiting")
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._admitted: dict[Receiver, int] = {}  # -> bytes
+        self._waiting: dict[Receiver, int] = {}
+        self._bytes = 0
+        self._timer: IDelayedCall | None = None
+
+    def enter(self, receiver: Receiver, size: int) -> bool:
+        """Whether a message of `size` bytes may be received now; if not, `receiver.admitted()` is called when it may.
+
+        True for a receiver that was admitted and has not left.
+        """
+        if receiver in self._admitted:
+            return True
+        if self._waiting or not self._fits(size):
+            self._waiting[receiver] = size
+            if self._timer is None:
+                self._timer = self._clock.callLater(PATIENCE, self._let_one_in)
+            return False
+        self._admit(receiver, size)
+        return True
+
+    def leave(self, receiver: Receiver) -> bool:
+        """The receiver's message is complete, or is not waited for any more. True: the receiver was not admitted yet."""
+        self._bytes -= self._admitted.pop(receiver, 0)
+        waited = self._waiting.pop(receiver, None) is not None
+        while self._waiting and self._fits(next(iter(self._waiting.values()))):
+            self._admit_first()
+        if not self._waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return waited
+
+    def _fits(self, size: int) -> bool:
+        return not self._admitted or self._bytes + size <= MOST_BYTES
+
+    def _admit(self, receiver: Receiver, size: int) -> None:
+        self._admitted[receiver] = size
+        self._bytes += size
+
+    def _admit_first(self) -> None:
+        receiver = next(iter(self._waiting))
+        self._admit(receiver, self._waiting.pop(receiver))
+        receiver.admitted()
+
+    def _let_one_in(self) -> None:
+        self._timer = None
+        self._admit_first()
+        if self._waiting:
+            self._timer = self._clock.callLater(PATIENCE, self._let_one_in)
+
+
+class Intakes:
+    """The intake of each client that has connections, found by the key that the client's rates go by."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._intakes: WeakValueDictionary[Hashable, Intake] = WeakValueDictionary()
+
+    def of(self, key: Hashable) -> Intake:
+        """The one intake of this key, as long as a connection holds it."""
+        intake = self._intakes.get(key)
+        if intake is None:
+            intake = self._intakes[key] = Intake(self._clock)
+        return intake
