@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import utf_8_decode
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -28,12 +29,19 @@ _BEYOND_DOUBLE: Final = 2**1024 - 2**970
 _MOST_DIGITS: Final = 309  # of an integer below _BEYOND_DOUBLE
 
 
+#: Bytes that are checked at a time: Python would move a long text to a larger place for its first wide character.
+_PIECE: Final = 16_384
+
+
 def is_utf8(message: Message) -> bool:
     """Whether a message is text (RFC 6455 section 8.1)."""
     if not isinstance(message, memoryview) and message.isascii():
         return True
+    at, end = 0, len(message)
+    view = memoryview(message)
     try:
-        str(message, "utf-8")
+        while at < end:
+            at += utf_8_decode(view[at : at + _PIECE], "strict", at + _PIECE >= end)[1]
     except UnicodeDecodeError:
         return False
     return True
@@ -98,6 +106,19 @@ _object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _LITERALS: Final = {ord("t"): True, ord("f"): False, ord("n"): None}
 _QUOTE, _BRACE, _BRACKET = ord('"'), ord("{"), ord("[")
 
+#: Escapes of surrogates begin like these, and how they are made readable.
+_SURROGATES: Final = ((b"\\ud", b"\\ue"), (b"\\uD", b"\\uE"))
+
+#: Bytes of a string from which on an opaque member is not decoded, and what stands for it.
+_OPAQUE_BYTES: Final = 4096
+_LONG_TEXT: Final = "(a long text)"
+
+#: The beginning of a string that is not blank: some white space or escapes at most, and a byte that begins neither.
+_NOT_BLANK: Final = re.compile(
+    rb'"(?:[ ]|\\[tnfr]|\\u[0-9A-Fa-f]{4}|\xc2\xa0|\xe2\x80[\x80-\xaf]|\xe3\x80\x80|\xef\xbb\xbf){0,64}'
+    rb'[^ "\\\xc2\xe1\xe2\xe3\xef]'
+)
+
 #: Places where a string with surrogate escapes is looked for.
 _MOST_PLACES: Final = 64
 
@@ -131,7 +152,11 @@ class Text:
         self._original = message
         #: What msgspec reads. It refuses lone surrogate escapes, so each of the block D000-DFFF is another one of
         #: the same length here. No known member, and none that differs in such a character alone, becomes another.
-        self.readable = message.replace(b"\\ud", b"\\ue").replace(b"\\uD", b"\\uE")
+        self.readable = message
+        if b"\\" in message:  # finding one byte is quick
+            for escape, other in _SURROGATES:
+                if escape[1:] in message:
+                    self.readable = self.readable.replace(escape, other)
 
     def value(self, raw: msgspec.Raw) -> Any:
         """The value of a member, `raw` being its part of `readable`. Raises ValueError where it cannot be told."""
@@ -144,6 +169,13 @@ class Text:
             return _LITERALS[first]
         digits = bytes(raw).decode("ascii")
         return _integer(digits) if digits.lstrip("-").isdigit() else float(digits)
+
+    def opaque(self, raw: msgspec.Raw) -> Any:
+        """The value of a member of which only the type matters, and whether it is blank: long strings are not decoded."""
+        text = memoryview(raw)
+        if len(text) > _OPAQUE_BYTES and _NOT_BLANK.match(text):
+            return _LONG_TEXT
+        return self.value(raw)
 
     def _string(self, raw: msgspec.Raw) -> str:
         shown = bytes(raw)
@@ -166,9 +198,10 @@ class Text:
 class Members:
     """Reads some members of an object and checks the text of the others without building them."""
 
-    def __init__(self, *names: str) -> None:
-        self._names = names
-        fields = [(name, msgspec.Raw, _ABSENT) for name in names]
+    def __init__(self, *names: str, opaque: tuple[str, ...] = ()) -> None:
+        """Of `opaque` members only the type matters, and whether a string is blank; see `Text.opaque`."""
+        self._readers = dict.fromkeys(names, Text.value) | dict.fromkeys(opaque, Text.opaque)
+        fields = [(name, msgspec.Raw, _ABSENT) for name in self._readers]
         self._decode = msgspec.json.Decoder(msgspec.defstruct("Members", fields, gc=False)).decode
 
     def of(self, text: Text) -> dict[str, Any] | None:
@@ -179,7 +212,9 @@ class Members:
         try:
             found = self._decode(text.readable)
             return {
-                name: text.value(raw) for name in self._names if (raw := getattr(found, name)) is not _ABSENT
+                name: read(text, raw)
+                for name, read in self._readers.items()
+                if (raw := getattr(found, name)) is not _ABSENT
             }
         except (ValueError, RecursionError):  # msgspec.DecodeError is a ValueError
             return None

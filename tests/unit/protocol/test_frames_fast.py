@@ -189,3 +189,11 @@ def test_what_is_not_utf8_is_never_fast(name: str, wrong: bytes) -> None:
         assert fast_e2ee(message.replace(value, damaged_value, 1)) is None
         padded = value + b"A" * 70_000 + wrong + b"A" * at
         assert fast_e2ee(message.replace(value, padded, 1)) is None
+
+
+def test_a_long_envelope_beyond_ascii_is_left_to_the_rules() -> None:
+    """To decode it twice would take milliseconds."""
+    message = json.dumps(example("e2ee", ciphertext="\U0001f600" * 30_000), ensure_ascii=False).encode()
+    assert fast_e2ee(message) is None
+    assert type(decode_client(message)) is E2ee and type(decode_daemon(message)) is E2ee
+    assert fast_e2ee(json.dumps(example("e2ee", ciphertext="A" * 120_000)).encode()) is not None

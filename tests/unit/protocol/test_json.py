@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from viewport_relay.protocol.json import Composite, Members, Text, as_integer, parse_json
+from viewport_relay.protocol.json import (
+    JS_WHITE_SPACE,
+    Composite,
+    Members,
+    Text,
+    as_integer,
+    is_utf8,
+    parse_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +184,66 @@ def test_strings_of_an_object() -> None:
     found = READER.of(Text(b'{"a":{"x":"1","y":2,"z":["3"],"x":"4"}}'))
     assert found is not None
     assert found["a"].strings() == {"x": "4"}
+
+
+# -- long messages -------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.text(max_size=20).map(str.encode) | st.binary(max_size=4), max_size=6),
+    st.integers(16_384 - 8, 16_384 + 8),
+    st.sampled_from([bytes, bytearray, memoryview]),
+)
+@settings(deadline=None, max_examples=300)
+def test_utf8_is_what_python_says_wherever_the_pieces_are_cut(
+    parts: list[bytes], size: int, kind: type[Any]
+) -> None:
+    message = b"a" * size + b"".join(parts) + "\u00e9\U0001f600".encode() * 5000
+    for wrong in (message, message[:-1], message[:-3]):
+        try:
+            wrong.decode()
+            expected = True
+        except UnicodeDecodeError:
+            expected = False
+        assert is_utf8(kind(wrong)) is expected
+
+
+def blanks() -> list[str]:
+    """Beginnings of JSON strings: white space and what looks like it."""
+    plain = [char for char in JS_WHITE_SPACE if char >= " "]
+    escaped = [f"\\u{ord(char):04x}" for char in JS_WHITE_SPACE] + ["\\t", "\\n", "\\r", "\\f"]
+    return [
+        "",
+        *plain,
+        *escaped,
+        "\u2030",
+        "\u00a1",
+        "\\b",
+        "\\u0041",
+        '\\"',
+        "\\\\",
+        "x",
+        "\u6f22",
+        "\U0001f600",
+    ]
+
+
+@pytest.mark.parametrize("start", blanks())
+def test_an_opaque_member_is_blank_exactly_if_its_string_is(start: str) -> None:
+    for times in (1, 63, 64, 65, 3000):
+        for rest in ("", " ", "x", "\U0001f600", "\\u0020", '\\"'):
+            text = f'{{"a":"{start * times}{rest * 4100}"}}'
+            found = Members(opaque=("a",)).of(Text(text.encode()))
+            assert found is not None
+            blank = not json.loads(text)["a"].strip(JS_WHITE_SPACE)
+            assert (not found["a"].strip(JS_WHITE_SPACE)) is blank, (times, rest)
+
+
+@pytest.mark.parametrize(
+    "value", ["7" * 5000, "[" + "1," * 3000 + "1]", "{" + '"a":1,' * 900 + '"b":2}', "null"]
+)
+def test_an_opaque_member_that_is_no_string_is_what_it_is(value: str) -> None:
+    text = Text(f'{{"a":{value}}}'.encode())
+    opaque, plain = Members(opaque=("a",)).of(text), Members("a").of(text)
+    assert opaque is not None and plain is not None
+    assert type(opaque["a"]) is type(plain["a"]) is not str
