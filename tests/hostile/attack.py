@@ -1,7 +1,7 @@
-"""Attackers, in a process of their own: `python -m tests.hostile.attack KIND PORT SECONDS [TOKEN…]`.
+"""Floods over one connection, each in a function (road, token) that goes on until the connection or the process ends.
 
-Each kind does one hostile thing as fast as it can over a few connections and says at the end how often it did it.
-`attempts PORT NUMBER TOKEN` asks so many times to be let in, and says how often it got which status (JSON).
+`swarm.py` runs them. `python -m tests.hostile.attack PORT NUMBER TOKEN` asks so many times to be let in, and prints how often
+the answer was which status (JSON).
 """
 
 from __future__ import annotations
@@ -11,127 +11,142 @@ import itertools
 import json
 import os
 import random
+import select
 import socket
+import ssl
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 from urllib.parse import urlencode
 
-from tests.drill.peer import CLOSE, PING, TEXT, Closed, Peer, Refused, frame, upgrade_request
+from tests.drill.peer import CLOSE, PING, TEXT, Closed, Peer, Refused, dial, frame, upgrade_request
 
-_done = itertools.count()
-_stop = threading.Event()
+WORKSPACE: Final = "hostile"
+TARGET: Final = "t"
+
+#: Counts what was done.
+done = itertools.count()
 
 
-def join(port: int, token: str) -> Peer:
-    query = {"role": "client", "workspaceId": "hostile", "runtimeTargetId": "t"}
-    return Peer(port, query, {"Authorization": f"Bearer {token}"})
+class Road:
+    """The way to the relay, from one of the attackers' addresses."""
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None, source: str) -> None:
+        self.port, self.tls, self.source = port, tls, source
+
+    def dial(self) -> socket.socket:
+        return dial(self.port, self.tls, source=self.source)
+
+    def join(
+        self, token: str, receive_buffer: int = 0, workspace: str = WORKSPACE, target: str = TARGET
+    ) -> Peer:
+        query = {"role": "client", "workspaceId": workspace, "runtimeTargetId": target}
+        headers = {"Authorization": f"Bearer {token}"}
+        return Peer(
+            self.port, query, headers, tls=self.tls, source=self.source, receive_buffer=receive_buffer
+        )
 
 
 def flood(peer: Peer, data: bytes, events: int) -> None:
-    """The same bytes again and again; whatever comes back is read and forgotten."""
-
-    def read() -> None:
-        with contextlib.suppress(OSError):
-            while peer.sock.recv(1 << 20):
-                pass
-
-    threading.Thread(target=read, daemon=True).start()
-    while not _stop.is_set():
+    """Send the same bytes again and again; whatever comes back is read and forgotten."""
+    peer.sock.settimeout(1.0)
+    while True:
         peer.raw(data)
         for _ in range(events):
-            next(_done)
+            next(done)
+        while select.select([peer.sock], [], [], 0)[0]:
+            if not peer.sock.recv(1 << 20):
+                return
 
 
-def ping_flood(port: int, token: str) -> None:
-    flood(join(port, token), frame(PING, b"x" * 125) * 200, 200)
+def ping_flood(road: Road, token: str) -> None:
+    flood(road.join(token), frame(PING, b"x" * 125) * 200, 200)
 
 
-def ping_flood_unread(port: int, token: str) -> None:
+def ping_flood_unread(road: Road, token: str) -> None:
     """Pings whose pongs are never read."""
-    peer = join(port, token)
+    peer = road.join(token)
     peer.sock.settimeout(0.5)
-    while not _stop.is_set():
+    while True:
         with contextlib.suppress(TimeoutError):
             peer.raw(frame(PING, b"x" * 125) * 50)
             for _ in range(50):
-                next(_done)
+                next(done)
 
 
-def fragment_flood(port: int, token: str) -> None:
-    peer = join(port, token)
+def fragment_flood(road: Road, token: str) -> None:
+    peer = road.join(token)
     peer.raw(frame(TEXT, b"{", fin=False))
     flood(peer, frame(0, b"", fin=False) * 300, 300)
 
 
-def small_fragments(port: int, token: str) -> None:
-    peer = join(port, token)
+def small_fragments(road: Road, token: str) -> None:
+    peer = road.join(token)
     peer.raw(frame(TEXT, b"{", fin=False))
     flood(peer, frame(0, b"y", fin=False) * 300, 300)
 
 
-def garbage_frames(port: int, token: str) -> None:
-    flood(join(port, token), frame(TEXT, b'{"type":"e2ee","version":3' + b"[" * 900) * 60, 60)
+def garbage_frames(road: Road, token: str) -> None:
+    flood(road.join(token), frame(TEXT, b'{"type":"e2ee","version":3' + b"[" * 900) * 60, 60)
 
 
-def deep_frames(port: int, token: str) -> None:
-    flood(join(port, token), frame(TEXT, b'{"type":' + b"[" * 50_000 + b"]" * 50_000 + b"}") * 2, 2)
+def deep_frames(road: Road, token: str) -> None:
+    flood(road.join(token), frame(TEXT, b'{"type":' + b"[" * 50_000 + b"]" * 50_000 + b"}") * 2, 2)
 
 
-def large_frames(port: int, token: str) -> None:
-    flood(join(port, token), frame(TEXT, b'{"type":"none","x":"' + b"x" * 1_000_000 + b'"}'), 1)
+def large_frames(road: Road, token: str) -> None:
+    flood(road.join(token), frame(TEXT, b'{"type":"none","x":"' + b"x" * 1_000_000 + b'"}'), 1)
 
 
-def close_storm(port: int, token: str) -> None:
+def close_storm(road: Road, token: str) -> None:
     """In and out again, in order or not."""
-    while not _stop.is_set():
+    while True:
         with contextlib.suppress(Refused, Closed, OSError):
-            peer = join(port, token)
+            peer = road.join(token)
             if random.random() < 0.5:
                 peer.raw(
                     frame(CLOSE, random.choice([b"\x03\xe8", b"\x03\xe7", b"", b"x"]))
                     * random.randrange(1, 4)
                 )
             peer.close()
-            next(_done)
+            next(done)
 
 
-def bad_upgrades(port: int, token: str) -> None:
-    while not _stop.is_set():
+def bad_upgrades(road: Road, token: str) -> None:
+    while True:
         with contextlib.suppress(OSError):
-            with socket.create_connection(("127.0.0.1", port), 5) as sock:
+            with road.dial() as sock:
                 sock.sendall(
                     upgrade_request("/ws?role=client", {"Sec-WebSocket-Extensions": "permessage-deflate"})
                 )
                 sock.recv(1000)
-            next(_done)
+            next(done)
 
 
-def bad_tokens(port: int, token: str) -> None:
+def bad_tokens(road: Road, token: str) -> None:
     """Well-formed, signed by nobody: each costs a signature check."""
     head, body, signature = token.split(".")
-    while not _stop.is_set():
-        forged = f"{head}.{body}.{signature[:-8]}{os.urandom(6).hex()[:8]}"
+    while True:
+        forged = f"{head}.{body}.{os.urandom(4).hex()}{signature[8:]}"
         with contextlib.suppress(Refused, OSError):
-            join(port, forged)
-        next(_done)
+            road.join(forged)
+        next(done)
 
 
-def connects(port: int, token: str) -> None:
+def connects(road: Road, token: str) -> None:
     """TCP connections that say nothing and go, some of them with a reset."""
-    while not _stop.is_set():
+    while True:
         with contextlib.suppress(OSError):
-            sock = socket.create_connection(("127.0.0.1", port), 5)
+            sock = dial(road.port, source=road.source)
             if random.random() < 0.3:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
             sock.close()
-            next(_done)
+            next(done)
 
 
-def compression(port: int, token: str) -> None:
+def compression(road: Road, token: str) -> None:
     """Offers of every kind, and then frames that say they are compressed: a bomb would be one of them."""
     offers = [
         "permessage-deflate",
@@ -143,8 +158,8 @@ def compression(port: int, token: str) -> None:
         "permessage-deflate, " * 200,
     ]
     query = urlencode({"role": "client", "workspaceId": "hostile", "runtimeTargetId": "t"})
-    while not _stop.is_set():
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as sock:
+    while True:
+        with contextlib.suppress(OSError), road.dial() as sock:
             headers = {"Authorization": f"Bearer {token}", "Sec-WebSocket-Extensions": random.choice(offers)}
             sock.sendall(upgrade_request(f"/ws?{query}", headers))
             head = sock.recv(4000)
@@ -155,10 +170,10 @@ def compression(port: int, token: str) -> None:
                 data += piece
                 if b"\x88" in data:
                     break
-            next(_done)
+            next(done)
 
 
-KINDS: dict[str, Callable[[int, str], None]] = {
+KINDS: Final[dict[str, Callable[[Road, str], None]]] = {
     attack.__name__: attack
     for attack in (
         ping_flood, ping_flood_unread, fragment_flood, small_fragments, garbage_frames, deep_frames, large_frames,
@@ -168,9 +183,9 @@ KINDS: dict[str, Callable[[int, str], None]] = {
 
 
 def attempt(port: int, token: str) -> int:
-    """Its status; whoever is let in leaves at once. 0: no answer."""
+    """The status of one upgrade; a peer that is let in leaves at once. 0: no answer."""
     try:
-        join(port, token).close()
+        Road(port, None, "127.0.0.1").join(token).close()
     except Refused as refused:
         return refused.status
     except OSError:
@@ -179,24 +194,10 @@ def attempt(port: int, token: str) -> int:
 
 
 def main() -> None:
-    kind, port, seconds, *tokens = sys.argv[1:]
-    if kind == "attempts":
-        with ThreadPoolExecutor(8) as many:
-            statuses = Counter(many.map(lambda _: attempt(int(port), tokens[0]), range(int(seconds))))
-        print(json.dumps(statuses), flush=True)
-        return
-
-    def attack(token: str) -> None:
-        while not _stop.is_set():
-            with contextlib.suppress(OSError, Refused, Closed):
-                KINDS[kind](int(port), token)
-
-    for token in tokens:
-        threading.Thread(target=attack, args=(token,), daemon=True).start()
-    time.sleep(float(seconds))
-    _stop.set()
-    print(next(_done), flush=True)
-    os._exit(0)
+    port, number, token = sys.argv[1:]
+    with ThreadPoolExecutor(8) as many:
+        statuses = Counter(many.map(lambda _: attempt(int(port), token), range(int(number))))
+    print(json.dumps(statuses), flush=True)
 
 
 if __name__ == "__main__":

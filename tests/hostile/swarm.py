@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import signal
-import socket
 import ssl
 import sys
 import threading
@@ -18,32 +17,16 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tests.drill.peer import TEXT, Closed, Peer, Refused, dial, frame, upgrade_request
+from tests.drill.peer import TEXT, Closed, Refused, e2ee, frame, upgrade_request
+from tests.hostile.attack import KINDS as FLOODS
+from tests.hostile.attack import Road, done
 
-WORKSPACE: Final = "hostile"
-TARGET: Final = "t"
 CHANNEL: Final = "agent-session:hostile"
 MEGABYTE: Final = 1_048_576
 VIEWERS: Final = 45
 
-_done = itertools.count()
-
-
-class Road:
-    """The way to the relay, from one of the attackers' addresses."""
-
-    def __init__(self, port: int, tls: ssl.SSLContext | None, source: str) -> None:
-        self.port, self.tls, self.source = port, tls, source
-
-    def dial(self) -> socket.socket:
-        return dial(self.port, self.tls, source=self.source)
-
-    def join(self, token: str, receive_buffer: int = 0) -> Peer:
-        query = {"role": "client", "workspaceId": WORKSPACE, "runtimeTargetId": TARGET}
-        headers = {"Authorization": f"Bearer {token}"}
-        return Peer(
-            self.port, query, headers, tls=self.tls, source=self.source, receive_buffer=receive_buffer
-        )
+#: Attackers of a flood.
+FLOODING: Final = 4
 
 
 def again(attack: Callable[[], None], pause: float = 0.02) -> None:
@@ -59,28 +42,83 @@ def everywhere(number: int, attack: Callable[[], None], pause: float = 0.02) -> 
         threading.Thread(target=again, args=(attack, pause), daemon=True).start()
 
 
-def json_frames(road: Road, tokens: list[str], connections: int) -> None:
-    """Frames of 1 MiB that cost much to parse, by connections with one token."""
+def hard_frames() -> list[bytes]:
+    """Frames of 1 MiB that cost much to read: numbers, objects in objects, characters of four bytes."""
     numbers = b"[" + b"1," * (MEGABYTE // 2 - 2) + b"1]"
     nested = b'{"type":"e2ee","x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001
-    wires = [frame(TEXT, numbers), frame(TEXT, nested)]
+    start = b'{"type":"e2ee","iv":"'
+    wide = start + "\U0001f600".encode() * ((MEGABYTE - len(start) - 2) // 4) + b'"}'
+    return [frame(TEXT, message) for message in (numbers, nested, wide)]
+
+
+def json_frames(road: Road, tokens: list[str], connections: int) -> None:
+    """Such frames by so many connections, which share the tokens. They do not read, so that they see no Close."""
+    wires, number = hard_frames(), itertools.count()
 
     def attack() -> None:
-        peer = road.join(tokens[0])
+        mine = next(number)
+        peer = road.join(tokens[mine % len(tokens)])
         with contextlib.closing(peer):
             for wire in itertools.cycle(wires):
                 peer.raw(wire)
-                next(_done)
+                next(done)
 
     everywhere(connections, attack)
 
 
 def json_20(road: Road, tokens: list[str]) -> None:
-    json_frames(road, tokens, 20)
+    json_frames(road, tokens[:1], 20)
 
 
 def json_50(road: Road, tokens: list[str]) -> None:
-    json_frames(road, tokens, 50)
+    json_frames(road, tokens[:1], 50)
+
+
+def json_tokens(road: Road, tokens: list[str]) -> None:
+    """The same by forty clients, with a token each."""
+    json_frames(road, tokens[:40], 40)
+
+
+def fragments(road: Road, tokens: list[str]) -> None:
+    """Messages of 1 MiB in fragments, which the fast path does not take, by 50 connections with one token."""
+    piece = b"[" * 65_000
+    wire = frame(TEXT, piece, fin=False) + frame(0, piece, fin=False) * 14 + frame(0, b"", fin=True)
+
+    def attack() -> None:
+        with contextlib.closing(road.join(tokens[0])) as peer:
+            while True:
+                peer.raw(wire)
+                next(done)
+
+    everywhere(50, attack)
+
+
+def half_frames(road: Road, tokens: list[str]) -> None:
+    """Frames of 1 MiB of which the end never comes, on 50 connections with one token."""
+    wire = hard_frames()[0][:-1]
+
+    def attack() -> None:
+        with contextlib.closing(road.join(tokens[0])) as peer:
+            peer.raw(wire)
+            next(done)
+            time.sleep(60)
+
+    everywhere(50, attack)
+
+
+def other_target(road: Road, tokens: list[str]) -> None:
+    """Frames for a target without a daemon, in the bystander's workspace: they must not use up its budget."""
+
+    def attack() -> None:
+        with contextlib.closing(
+            road.join(tokens[next(done) % 8], workspace="steady", target="other")
+        ) as peer:
+            for seq in range(1, 300):
+                peer.send(e2ee("s", seq))
+                next(done)
+            peer.how_it_ends()
+
+    everywhere(8, attack)
 
 
 def presence(road: Road, tokens: list[str]) -> None:
@@ -98,7 +136,7 @@ def presence(road: Road, tokens: list[str]) -> None:
         with contextlib.closing(road.join(tokens[-1])) as peer:
             for _ in range(12):
                 peer.raw(wire)
-                next(_done)
+                next(done)
             time.sleep(60)
 
     again(attack)
@@ -109,7 +147,7 @@ def ring(road: Road, tokens: list[str]) -> None:
     forged = tokens[0].rpartition(".")[0] + ".AAAA"
 
     def attack() -> None:
-        number = next(_done)
+        number = next(done)
         one = Road(road.port, road.tls, f"127.0.1.{1 + number // 2 % 200}")
         headers = {"Authorization": f"Bearer {forged}"} if number % 2 else {}
         with contextlib.closing(one.dial()) as sock:
@@ -131,7 +169,7 @@ def admin_tokens(road: Road, tokens: list[str]) -> None:
                 )
                 if not sock.recv(65_536):
                     return
-                next(_done)
+                next(done)
 
     everywhere(20, attack)
 
@@ -143,7 +181,7 @@ def slow_peers(road: Road, tokens: list[str]) -> None:
         with contextlib.closing(road.dial()) as sock:
             for byte in itertools.cycle(b"GET /ws HTTP/1.1\r\nHost: x"):
                 sock.sendall(bytes([byte]))
-                next(_done)
+                next(done)
                 time.sleep(0.01)
 
     everywhere(50, attack)
@@ -154,21 +192,34 @@ def forged_tokens(road: Road, tokens: list[str]) -> None:
     head, body, signature = tokens[0].split(".")
 
     def attack() -> None:
-        one = Road(road.port, road.tls, f"127.0.1.{1 + next(_done) % 14}")
-        one.join(f"{head}.{body}.{signature[:-8]}{os.urandom(4).hex()}").close()
+        one = Road(road.port, road.tls, f"127.0.1.{1 + next(done) % 14}")
+        one.join(f"{head}.{body}.{os.urandom(4).hex()}{signature[8:]}").close()
 
     everywhere(14, attack, 0.0)
 
 
+def flood(kind: Callable[[Road, str], None]) -> Callable[[Road, list[str]], None]:
+    """A flood by `FLOODING` connections, with a token each."""
+
+    def attack(road: Road, tokens: list[str]) -> None:
+        for token in tokens[:FLOODING]:
+            everywhere(1, lambda token=token: kind(road, token))  # type: ignore[misc]
+
+    return attack
+
+
 KINDS: Final[dict[str, Callable[[Road, list[str]], None]]] = {
     kind.__name__: kind
-    for kind in (json_20, json_50, presence, ring, admin_tokens, slow_peers, forged_tokens)
-}
+    for kind in (
+        json_20, json_50, json_tokens, fragments, half_frames, other_target, presence, ring, admin_tokens, slow_peers,
+        forged_tokens,
+    )
+} | {name: flood(kind) for name, kind in FLOODS.items()}  # fmt: skip
 
 
 def finish() -> None:
     """Print the count and end, without waiting for threads."""
-    print(next(_done), flush=True)
+    print(next(done), flush=True)
     os._exit(0)
 
 

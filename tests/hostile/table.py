@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,14 @@ from tests.drill.peer import Closed, Peer, e2ee
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay
 from tests.hostile import swarm
+from tests.hostile.attack import TARGET, WORKSPACE
 
 ROOT: Final = Path(__file__).parents[2]
-ROADS: Final = ("plain", "tls", "workers")
+
+#: Road -> settings; "codec" leaves every frame to Autobahn.
+ROADS: Final[dict[str, dict[str, str]]] = {
+    "plain": {}, "tls": {}, "workers": {"RELAY_WORKERS": "2"}, "codec": {"RELAY_FAST_PATH": "0"},
+}  # fmt: skip
 
 #: Attack -> its module and what follows PORT and SECONDS; the others are kinds of swarm.py.
 PIPELINED: Final = {"pipelined_100": ("100", "1"), "pipelined_500": ("500", "6")}
@@ -49,6 +55,29 @@ PRODUCTION: Final = {
 }
 
 
+#: Python that runs in the relay first: it writes the most CPU time between two looks at the sockets into a file, in seconds.
+PROBE: Final = """
+import mmap, struct, time
+import twisted.internet.epollreactor as reactor
+with open({path!r}, "r+b") as file:
+    longest = mmap.mmap(file.fileno(), 8)
+class Probe:
+    def __init__(self, *arguments):
+        self.epoll, self.began = made(*arguments), None
+        self.register, self.modify, self.unregister = self.epoll.register, self.epoll.modify, self.epoll.unregister
+        self.fileno, self.close = self.epoll.fileno, self.epoll.close
+    def poll(self, *arguments):
+        if self.began is not None:
+            taken = time.thread_time() - self.began
+            if taken > struct.unpack("d", longest[:8])[0]:
+                longest[:8] = struct.pack("d", taken)
+        found = self.epoll.poll(*arguments)
+        self.began = time.thread_time()
+        return found
+made, reactor.epoll = reactor.epoll, Probe
+"""
+
+
 @dataclass(frozen=True)
 class Row:
     """One attack on one road. Times in milliseconds, memory in bytes."""
@@ -59,6 +88,8 @@ class Row:
     quiet: list[float]
     taken: list[float]
     memory: int
+    longest: float  # the most CPU between two looks of the (parent) process at its sockets
+    cpu: float  # seconds of CPU of all its processes, for each second of the attack
     logs_ms: float  # time of GET /logs during the attack; infinite when it was not answered
     lines: int  # written to the log
     logged: Counter[str]  # reason or event -> entries, folded ones counted
@@ -70,7 +101,8 @@ class Row:
         told = ", ".join(f"{name} {number:,}" for name, number in self.logged.most_common(4)) or "nothing"
         return (
             f"{self.attack:14} {self.road:8} {self.events:>9} | p50 {at(self.quiet, 0.5):6.1f} -> {at(self.taken, 0.5):7.1f} ms, "
-            f"p99 {at(self.quiet, 0.99):6.1f} -> {at(self.taken, 0.99):7.1f} ms | +{self.memory / 1e6:6.1f} MB | "
+            f"p99 {at(self.quiet, 0.99):6.1f} -> {at(self.taken, 0.99):7.1f} ms | turn {self.longest:6.1f} ms, "
+            f"CPU {self.cpu * 100:3.0f} % | +{self.memory / 1e6:6.1f} MB | "
             f"/logs {self.logs_ms:6.0f} ms | {self.lines:,} lines: {told}"
             f"{'' if self.kept else ' | EARLIER ENTRIES GONE'}{'' if self.alive else ' | BYSTANDER CLOSED'}"
         )
@@ -117,6 +149,16 @@ def resident(pid: int) -> int:
     return size
 
 
+def cpu(pid: int) -> float:
+    """Seconds of CPU of a process and its descendants."""
+    ticks = 0
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for each in tree(pid):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def peak_of(pid: int) -> Iterator[list[int]]:
     """The highest resident size while the block runs, as the only item of a list."""
@@ -145,18 +187,19 @@ def time_of_logs(relay: Relay, found: list[float]) -> None:
 def measure(platform: FaultyPlatform, attack: str, road: str, seconds: float, code: Path = ROOT) -> Row:
     """Start a relay, attack it for `seconds`, and see what a pair of another workspace and address notices."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = PRODUCTION | platform.environment()
+        settings = PRODUCTION | ROADS[road] | platform.environment()
         ca, context = "-", None
         if road == "tls":
             authority = Identity.self_signed("test CA")
             server = authority.issue("server", "localhost").write(Path(folder), "server")
             settings |= {"RELAY_TLS_CERT_PATH": server.cert, "RELAY_TLS_KEY_PATH": server.key}
             ca, context = authority.write(Path(folder), "ca").cert, authority.context()
-        elif road == "workers":
-            settings |= {"RELAY_WORKERS": "2"}
-        with Relay(settings, tls=context, code=code, before=_whose(code)) as relay:
+        longest = Path(folder) / "longest"
+        longest.write_bytes(bytes(8))
+        probe = PROBE.format(path=str(longest))
+        with Relay(settings, tls=context, code=code, before=probe + _whose(code)) as relay:
             relay.wait()
-            return _attacked(relay, platform, attack, road, seconds, ca)
+            return _attacked(relay, platform, attack, road, seconds, ca, longest)
 
 
 def _whose(code: Path) -> str:
@@ -164,7 +207,9 @@ def _whose(code: Path) -> str:
     return f"import viewport_relay\nassert viewport_relay.__file__.startswith({str(code.resolve()) + '/'!r}), viewport_relay.__file__"
 
 
-def _attacked(relay: Relay, platform: FaultyPlatform, attack: str, road: str, seconds: float, ca: str) -> Row:
+def _attacked(
+    relay: Relay, platform: FaultyPlatform, attack: str, road: str, seconds: float, ca: str, longest: Path
+) -> Row:
     daemon = Peer.daemon(relay, platform, "steady", "t")
     client = Peer.client(relay, platform, "steady", "t")
     client.converse(daemon)
@@ -182,8 +227,11 @@ def _attacked(relay: Relay, platform: FaultyPlatform, attack: str, road: str, se
         ]
     else:
         command += ["tests.hostile.swarm", attack, str(relay.port), str(seconds + 1), ca]
-        command += [viewer(platform) if attack == "presence" else member(platform) for _ in range(46)]
+        command += [_token(platform, attack) for _ in range(46)]
     logs: list[float] = []
+    with longest.open("r+b") as file:
+        file.write(bytes(8))
+    used, began = cpu(relay.pid), time.monotonic()
     with peak_of(relay.pid) as most:
         attackers = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
@@ -191,6 +239,7 @@ def _attacked(relay: Relay, platform: FaultyPlatform, attack: str, road: str, se
             asking = threading.Thread(target=time_of_logs, args=(relay, logs))
             asking.start()
             taken, alive = round_trips(daemon, client, seconds, 1000)
+            used, began = cpu(relay.pid) - used, time.monotonic() - began
             said, _ = attackers.communicate(timeout=seconds + 20)
             asking.join(30)
         finally:
@@ -206,7 +255,7 @@ def _attacked(relay: Relay, platform: FaultyPlatform, attack: str, road: str, se
     alive = alive and relay.process.poll() is None
     return Row(
         attack, road, said.strip() if attack not in PIPELINED else _answers(said), quiet, taken, max(0, most[0] - before),
-        logs[0] if logs else float("inf"), len(entries), logged, kept, alive, relay.errors(),
+        struct.unpack("d", longest.read_bytes())[0] * 1000, used / began, logs[0] if logs else float("inf"), len(entries), logged, kept, alive, relay.errors(),
     )  # fmt: skip
 
 
@@ -214,14 +263,14 @@ def _answers(said: str) -> str:
     return said.strip().replace('"', "").strip("{}") or "none"
 
 
-def member(platform: FaultyPlatform) -> str:
-    return platform.token("client", swarm.WORKSPACE, swarm.TARGET)
-
-
-def viewer(platform: FaultyPlatform) -> str:
-    return platform.token(
-        "client", swarm.WORKSPACE, swarm.TARGET, scope="session-events", sessionChannels=[swarm.CHANNEL]
-    )
+def _token(platform: FaultyPlatform, attack: str) -> str:
+    if attack == "presence":
+        return platform.token(
+            "client", WORKSPACE, TARGET, scope="session-events", sessionChannels=[swarm.CHANNEL]
+        )
+    if attack == "other_target":
+        return platform.token("client", "steady", "other")
+    return platform.token("client", WORKSPACE, TARGET)
 
 
 def main() -> None:

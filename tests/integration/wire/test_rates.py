@@ -151,3 +151,21 @@ def test_a_workers_rate(sites: Callable[..., Site], relay: Relay) -> None:
     daemon = site.daemon()  # a daemon's is another one
     daemon.say(*[encoded("e2ee")] * 12)
     settle(daemon)
+
+
+def test_a_client_without_a_client_id_goes_by_its_token(site: Site) -> None:
+    """A reconnect with the same token keeps its budget, another token has one of its own."""
+    daemon = site.daemon()
+
+    def client(token_id: str) -> Peer:
+        return site.join("client", scope="runtime", jti=token_id)
+
+    first = client("token 1")
+    first.say(*[encoded("e2ee")] * 6)
+    limited(first, site, "runtime rate limit exceeded")
+    daemon.hear_all(4)
+    again = client("token 1")
+    again.say(encoded("e2ee"))
+    limited(again, site, "runtime rate limit exceeded")
+    client("token 2").say(encoded("e2ee", sessionId="another"))
+    assert daemon.hear() == encoded("e2ee", sessionId="another")

@@ -130,6 +130,21 @@ async def test_operators_reach_every_process(crewed: Crewed) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_operator_ends_the_connections_of_one_token_in_every_process(crewed: Crewed) -> None:
+    relay = await crewed.relay("a")
+    ended = [
+        await crewed.enter(relay, "client", crewed.workspace_of(worker), jti="token 1") for worker in (0, 1)
+    ]
+    other = await crewed.enter(relay, "client", crewed.workspace_of(0), jti="token 2")
+    assert await post(relay, "/disconnect", {"tokenId": "token 1"}) == {"ok": True, "disconnected": 2}
+    for peer in ended:
+        end = await peer.ended()
+        assert (end.code, end.reason) == (4008, "disconnected by operator")
+    assert await post(relay, "/disconnect", {"tokenId": "token 1"}) == {"ok": True, "disconnected": 0}
+    assert other.closed is None
+
+
+@pytest_twisted.ensureDeferred
 async def test_cached_admissions_are_forgotten_in_every_process(crewed: Crewed) -> None:
     relay = await crewed.relay("a", RELAY_VALIDATE_CACHE_TTL="600")
     kinds = {}
