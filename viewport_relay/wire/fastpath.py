@@ -140,6 +140,8 @@ class FastReader(Reader):
             self._stash = b""
             self.space = self._arena.space
             self._consume(kept + size, again=True)
+            if self._ended:
+                self._pace(size)
         else:
             judge = self.judge
             if judge is None or not self._between or not self._forward_one(size, judge, now):

@@ -30,11 +30,24 @@ from viewport_relay.wire.turn import Turn
 MOST_EVENTS: Final = 256
 
 
-class _TCPPort(tcp.Port):
+#: Most connections that a listener accepts in one turn; Twisted's own takes a hundred and more. With TLS each costs
+#: half a millisecond.
+MOST_ACCEPTS: Final = 8
+
+
+class _AcceptsFew(tcp.Port):
+    """A listener that lets the connections that are open already have their turn between a few accepts."""
+
+    def doRead(self) -> None:
+        self.numberAccepts = min(self.numberAccepts, MOST_ACCEPTS)
+        super().doRead()  # type: ignore[no-untyped-call]
+
+
+class _TCPPort(_AcceptsFew):
     transport = TCPTransport
 
 
-class _UnixPort(unix.Port):
+class _UnixPort(_AcceptsFew, unix.Port):
     transport = UnixTransport
 
 

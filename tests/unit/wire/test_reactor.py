@@ -5,14 +5,16 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.python import log
 
-from viewport_relay.wire.reactor import RelayReactor
+from viewport_relay.wire.reactor import MOST_ACCEPTS, RelayReactor
 from viewport_relay.wire.turn import Turn, turn_of
 
 
@@ -163,3 +165,35 @@ def test_a_handler_s_answer_ends_its_connection(bench: Bench) -> None:
     reader = bench.reader(b"1", lambda: why)
     bench.iterate(0)
     assert reader.lost is not None
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_a_crowd_is_accepted_a_few_at_a_time(family: str, tmp_path: Path) -> None:
+    reactor = RelayReactor()
+    factory = Factory()
+    made: list[Protocol] = []
+
+    def build(address: object) -> Protocol:
+        made.append(Protocol())
+        return made[-1]
+
+    factory.buildProtocol = build  # type: ignore[method-assign,assignment]
+    if family == "tcp":
+        port = reactor.listenTCP(0, factory, backlog=100, interface="127.0.0.1")
+        kind, address = socket.AF_INET, ("127.0.0.1", port.getHost().port)
+    else:
+        port = reactor.listenUNIX(str(tmp_path / "socket"), factory, backlog=100)
+        kind, address = socket.AF_UNIX, str(tmp_path / "socket")
+    crowd = [socket.socket(kind) for _ in range(3 * MOST_ACCEPTS)]
+    try:
+        for each in crowd:
+            each.connect(address)
+        for turn in (1, 2, 3):
+            port.doRead()
+            assert len(made) == turn * MOST_ACCEPTS
+    finally:
+        for each in crowd:
+            each.close()
+        for protocol in made:
+            protocol.transport.abortConnection()  # type: ignore[union-attr]
+        port.stopListening()
