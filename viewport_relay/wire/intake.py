@@ -15,7 +15,7 @@ MOST_BYTES: Final = 2 * 1024 * 1024
 PATIENCE: Final = 1.0
 
 
-class Receiver(Protocol):
+class IntakeReader(Protocol):
     """The reader of a connection."""
 
     def admitted(self) -> None:
@@ -32,12 +32,12 @@ class Intake:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._admitted: dict[Receiver, int] = {}  # -> bytes
-        self._waiting: dict[Receiver, int] = {}
+        self._admitted: dict[IntakeReader, int] = {}  # -> bytes
+        self._waiting: dict[IntakeReader, int] = {}
         self._bytes = 0
         self._timer: IDelayedCall | None = None
 
-    def enter(self, receiver: Receiver, size: int) -> bool:
+    def enter(self, receiver: IntakeReader, size: int) -> bool:
         """Whether a message of `size` bytes may be received now; if not, `receiver.admitted()` is called when it may.
 
         True for a receiver that was admitted and has not left.
@@ -52,7 +52,7 @@ class Intake:
         self._admit(receiver, size)
         return True
 
-    def leave(self, receiver: Receiver) -> bool:
+    def leave(self, receiver: IntakeReader) -> bool:
         """The receiver's message is complete, or is not waited for any more. True: the receiver was not admitted yet."""
         self._bytes -= self._admitted.pop(receiver, 0)
         waited = self._waiting.pop(receiver, None) is not None
@@ -66,7 +66,7 @@ class Intake:
     def _fits(self, size: int) -> bool:
         return not self._admitted or self._bytes + size <= MOST_BYTES
 
-    def _admit(self, receiver: Receiver, size: int) -> None:
+    def _admit(self, receiver: IntakeReader, size: int) -> None:
         self._admitted[receiver] = size
         self._bytes += size
 
