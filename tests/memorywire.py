@@ -313,11 +313,14 @@ class MemoryRelay:
         client: Any = None,
         backplane: Backplane | None = None,
         keys: RelayKeys | None = None,
+        clock: Clock | None = None,
         **environ: str,
     ) -> None:
-        """`client` is in place of the HTTP client that asks the platform."""
-        self.clock = Clock()
-        self.clock.advance(1000.0)
+        """`client` is in place of the HTTP client that asks the platform; relays of a fleet share a `clock`."""
+        if clock is None:
+            clock = Clock()
+            clock.advance(1000.0)
+        self.clock = clock
         self.config = load({**GENEROUS, **environ})
         self.log = Log()
         self.counters = Counters()

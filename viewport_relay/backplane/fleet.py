@@ -147,8 +147,10 @@ class Fleet:
 
     # -- Backplane -----------------------------------------------------------------------------------------------
 
-    def seat_changed(self, target: TargetKey, holder: object | None, machine_id: str | None) -> None:
-        self._presence.changed(target, holder, machine_id)
+    def seat_changed(
+        self, target: TargetKey, holder: object | None, machine_id: str | None, generation: int | None
+    ) -> None:
+        self._presence.changed(target, holder, machine_id, generation)
 
     def peers_changed(self, number: int) -> None:
         self._carrier.peers_changed(number)

@@ -52,6 +52,14 @@ class Whereabouts:
     ws_base_url: str
 
 
+@frozen
+class SeatClaim:
+    """What decides between two relays that both have a target's daemon: the generation, then who took the seat later."""
+
+    generation: int | None
+    since_ms: int  # since the epoch
+
+
 class Parcel(msgspec.Struct, gc=False):
     """One message for a peer on another relay. `payload` is the message as it came, UTF-8.
 
@@ -107,8 +115,10 @@ class Backplane(Protocol):
     def redirects(self) -> bool:
         """Whether clients are told which relay has their daemon."""
 
-    def seat_changed(self, target: TargetKey, holder: object | None, machine_id: str | None) -> None:
-        """The daemon here is now `holder` (compared by identity), or nobody."""
+    def seat_changed(
+        self, target: TargetKey, holder: object | None, machine_id: str | None, generation: int | None
+    ) -> None:
+        """The daemon here is now `holder` (compared by identity), or there is none; the rest are its claims."""
 
     def peers_changed(self, number: int) -> None:
         """So many peers are connected now."""
@@ -160,11 +170,14 @@ class Carrier(Protocol):
     def lane(self, parcel: Parcel) -> object:
         """Parcels for one relay whose lanes are equal are published one call after the other."""
 
-    async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
-        """Say that this relay has the daemon, whoever said so before."""
+    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
+        """Say that this relay has the daemon since just now; the other relay if its claim stands, and nothing is changed."""
 
-    async def renew(self, target: TargetKey, entry: Mapping[str, object]) -> str | None:
-        """Say so again, unless the entry names another relay by now: then its id, and nothing is changed."""
+    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
+        """As `announce`, for a daemon that has been here."""
+
+    async def moved(self) -> Sequence[TargetKey]:
+        """Seats that other relays took from this one since the last call, as far as the carrier tells."""
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
         """The daemon has left; an entry of another relay stays."""

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.httpcall import Answer, Call, HttpFailure, TooLarge
-from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel, TargetKey
+from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel, SeatClaim, TargetKey
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.config import Config
 from viewport_relay.protocol.json import as_integer
@@ -104,18 +104,21 @@ class PlatformCarrier:
 
     # -- presence ------------------------------------------------------------------------------------------------
 
-    async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
         self._asked_for = target
         await self._ask(self._upsert, self._report(target, entry, here=True))
+        return None
 
-    async def renew(self, target: TargetKey, entry: Mapping[str, object]) -> str | None:
+    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
         there = await self.resolve(target)
         if there is not None and there.get("daemonConnected") is True:
             other = there.get("relayId")
             if isinstance(other, str) and other not in ("", self._relay_id):
                 return other
-        await self.announce(target, entry)
-        return None
+        return await self.announce(target, entry, claim)
+
+    async def moved(self) -> Sequence[TargetKey]:
+        return ()  # the platform does not tell: the next refresh finds out
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
         self._asked_for = target

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-from viewport_relay.backplane.interface import Carrier, CarrierFailed, TargetKey, Whereabouts
+from viewport_relay.backplane.interface import Carrier, CarrierFailed, SeatClaim, TargetKey, Whereabouts
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.redirect import LONGEST_URL
 from viewport_relay.deferredcache import DeferredCache, Fetched
@@ -34,6 +34,11 @@ CACHE_MAX: Final = 8192
 #: Seconds after which a withdrawal that cannot be told is given up: by then the entry has expired.
 WITHDRAW_FOR: Final = 60.0
 
+#: Seconds between two looks for seats that other relays took.
+MOVES_EVERY: Final = 0.5
+#: Seconds after which a daemon that is not announced yet counts as one that has been here.
+NEW: Final = 2.0
+
 #: Parts into which a refresh of all targets is spread.
 _SLICES: Final = 10
 
@@ -47,16 +52,20 @@ class Announcement:
     interval: float
 
 
+_NO_CLAIM: Final = SeatClaim(None, 0)
+
+
 @define(eq=False)
 class _Seat:
     """What is so (`holder`) and what the others were told (`told`)."""
 
     holder: object | None = None
     machine_id: str | None = None
+    claim: SeatClaim = _NO_CLAIM
     told: object | None = None
     told_machine: str | None = None
     renew_at: float = 0.0
-    left_at: float = 0.0
+    changed_at: float = 0.0
     busy: bool = False
 
 
@@ -94,17 +103,21 @@ class Presence:
         self._cache: DeferredCache[TargetKey, _Found] = DeferredCache(clock, CACHE_MAX, abandon=False)
         self._refresh = LoopingCall(self._look_round)
         self._refresh.clock = clock
+        self._moves = LoopingCall(lambda: Deferred.fromCoroutine(self._look_for_moved()))
+        self._moves.clock = clock
         self._settled: list[Deferred[None]] = []
 
     def start(self, moved: Callable[[TargetKey, object], None]) -> None:
         self._moved = moved
         if self._ours.interval:
             self._refresh.start(max(0.02, self._ours.interval / _SLICES), now=False)
+            self._moves.start(MOVES_EVERY, now=False)
 
     async def settle(self) -> None:
         """Wait until everything was told or given up; afterwards nothing is refreshed any more."""
-        if self._refresh.running:
-            self._refresh.stop()
+        for loop in (self._refresh, self._moves):
+            if loop.running:
+                loop.stop()
         if any(seat.busy for seat in self._seats.values()):
             waiting: Deferred[None] = Deferred()
             self._settled.append(waiting)
@@ -112,14 +125,21 @@ class Presence:
 
     def stop(self) -> None:
         """Give up what is under way."""
-        if self._refresh.running:
-            self._refresh.stop()
+        for loop in (self._refresh, self._moves):
+            if loop.running:
+                loop.stop()
         self._cache.cancel()
 
     # -- the daemons here ----------------------------------------------------------------------------------
 
-    def changed(self, target: TargetKey, holder: object | None, machine_id: str | None) -> None:
-        """The daemon of this target is now `holder`, or nobody."""
+    def changed(
+        self,
+        target: TargetKey,
+        holder: object | None,
+        machine_id: str | None,
+        generation: int | None = None,
+    ) -> None:
+        """The daemon of this target is now `holder`, or there is none."""
         seat = self._seats.get(target)
         if not self._ours.interval or (seat is None and holder is None):
             return
@@ -127,7 +147,8 @@ class Presence:
             seat = self._seats[target] = _Seat()
         if seat.holder is not holder:
             seat.holder, seat.machine_id = holder, machine_id
-            seat.left_at = self._clock.seconds()
+            seat.claim = SeatClaim(generation, int(self._now() * 1000))
+            seat.changed_at = self._clock.seconds()
         self._go_on(target, seat)
 
     def tell_again(self) -> None:
@@ -139,9 +160,23 @@ class Presence:
     def _look_round(self) -> None:
         now = self._clock.seconds()
         for target, seat in tuple(self._seats.items()):
-            if seat.holder is None and now - seat.left_at >= WITHDRAW_FOR and not seat.busy:
+            if seat.holder is None and now - seat.changed_at >= WITHDRAW_FOR and not seat.busy:
                 del self._seats[target]
             elif now >= seat.renew_at:
+                self._go_on(target, seat)
+
+    async def _look_for_moved(self) -> None:
+        """Renew at once what another relay has taken: the renewal finds out whether that is so."""
+        if not self._seats or self._outage.is_down:
+            return
+        try:
+            targets = await self._carrier.moved()
+        except CarrierFailed:  # told as an outage, or tried again soon
+            return
+        for target in targets:
+            seat = self._seats.get(target)
+            if seat is not None and seat.holder is not None:
+                seat.renew_at = 0.0
                 self._go_on(target, seat)
 
     def _go_on(self, target: TargetKey, seat: _Seat) -> None:
@@ -191,16 +226,19 @@ class Presence:
         seat.renew_at = now + self._ours.interval
         machine_id = seat.machine_id
         entry = self._entry(target, machine_id)
-        if seat.told is not holder:
-            await self._call(partial(self._carrier.announce, target, entry))
+        # A daemon that could not be announced when it came may have moved on since: it is not the newest.
+        new = seat.told is not holder and now - seat.changed_at <= NEW
+        take = self._carrier.announce if new else self._carrier.renew
+        other = await self._call(partial(take, target, entry, seat.claim))
+        if other is None:
             seat.told, seat.told_machine = holder, machine_id
-            return True
-        other = await self._call(partial(self._carrier.renew, target, entry))
-        if other is not None and seat.holder is holder:
+        elif seat.holder is holder:
             seat.told = None  # what is announced is not ours
             self._moved(target, holder)
-            # Whoever still sits there is left in peace until the next refresh.
+            # A holder that stays is left in peace until the next refresh.
             return seat.holder is not holder
+        else:
+            seat.told = None
         return True
 
     async def _call(self, call: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> T:

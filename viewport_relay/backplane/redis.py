@@ -15,7 +15,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel, TargetKey
+from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel, SeatClaim, TargetKey
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.presencesigning import PresenceSigner
 from viewport_relay.backplane.rediscommands import Commands, popped
@@ -114,14 +114,29 @@ class RedisCarrier:
 
     # -- presence ------------------------------------------------------------------------------------------------
 
-    async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
-        value = msgspec.json.encode(entry)
-        await self._commands.run(self._make.announce(target, value, self._signer.sign(target, value)))
+    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
+        return await self._take(self._make.announce, target, entry, claim)
 
-    async def renew(self, target: TargetKey, entry: Mapping[str, object]) -> str | None:
+    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
+        return await self._take(self._make.renew, target, entry, claim)
+
+    async def _take(
+        self,
+        command: Callable[[TargetKey, bytes, str, SeatClaim], Command],
+        target: TargetKey,
+        entry: Mapping[str, object],
+        claim: SeatClaim,
+    ) -> str | None:
         value = msgspec.json.encode(entry)
-        [other] = await self._commands.run(self._make.renew(target, value, self._signer.sign(target, value)))
+        [other] = await self._commands.run(command(target, value, self._signer.sign(target, value), claim))
         return other.decode("utf-8", "replace") if isinstance(other, bytes) else None
+
+    async def moved(self) -> Sequence[TargetKey]:
+        [found] = await self._commands.run(self._make.moved())
+        if not isinstance(found, list):
+            return ()
+        names = (item.decode("utf-8", "replace").partition("\n") for item in found)
+        return [(workspace, target) for workspace, _, target in names]
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
         await self._commands.run(self._make.withdraw(target))

@@ -4,6 +4,8 @@
     PREFIX:queue:RELAYID               list, RPUSH by anyone, BLPOP and LPOP by that relay: bus frames
     PREFIX:instance:RELAYID            string, JSON, with a TTL: a relay's process, see instance.py
     PREFIX:signature:WORKSPACE:TARGET  string with the TTL of the presence entry: its signature, see presencesigning.py
+    PREFIX:seat:WORKSPACE:TARGET       string with the TTL of the entry: generation, time, and relay of the daemon that has the seat
+    PREFIX:moved:RELAYID               list: WORKSPACE newline TARGET of each seat that another relay took from this one
 
 The first two are the layout of relays of today (wire protocol, section 12), which ignore the others. Needs Redis 6.2 (LPOP with a count, SET
 with GET) and EVAL. Nothing here does I/O.
@@ -14,13 +16,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import attrs
 from attrs import frozen
 
-from viewport_relay.backplane.interface import BusFrame, TargetKey
+from viewport_relay.backplane.interface import BusFrame, SeatClaim, TargetKey
 from viewport_relay.backplane.redisprotocol import Command
 
 #: Milliseconds after the last frame at which a queue that no relay reads is gone: its frames are long stale.
 QUEUE_TTL_MS: Final = 120_000
+#: Moved seats that one look takes.
+MOST_MOVED: Final = 256
 #: Milliseconds for which the keys of a trial live.
 _TRIAL_TTL_MS: Final = 1_000
 #: Seconds that the trial of BLPOP waits.
@@ -28,12 +33,8 @@ _TRIAL_WAIT: Final = 0.01
 #: In the keys of a trial: no workspace and no relay is called so.
 _TRIAL: Final = "relay-trial"
 
-# KEYS: the entry, its signature. ARGV: our relay id, and of `renew` the new entry, the TTL in ms, the new signature.
-_ANNOUNCE: Final = """
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-if ARGV[4] == '' then redis.call('DEL', KEYS[2]) else redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[3]) end
-return false
-"""
+# KEYS: the entry, its signature, the seat. ARGV: our relay id; then the new entry, the TTL in ms, the new signature, the
+# daemon's generation or nothing, when it took its seat (ms since the epoch), and the key of relays' moved seats without the id.
 _OTHERS: Final = """
 local function others()
   local there = redis.call('GET', KEYS[1])
@@ -45,18 +46,49 @@ local function others()
   return entry.relayId
 end
 """
-_RENEW: Final = (
+# Gives the relay whose seat stands, or false. `usual` says whether it does where neither generation is higher. A relay that
+# loses its seat to a newer one is told. A seat counts as taken after the one that it displaced, whatever the clocks say.
+_TAKE: Final = (
     _OTHERS
     + """
+local generation, since = tonumber(ARGV[5]), tonumber(ARGV[6])
+local their_generation, their_since, owner
+local seat = redis.call('GET', KEYS[3])
+if seat then
+  their_generation, their_since, owner = string.match(seat, '^(%d*) (%d+) (.*)$')
+  their_generation, their_since = tonumber(their_generation), tonumber(their_since)
+end
 local other = others()
-if other then return other end
+if other then
+  if owner ~= other then their_generation, their_since = nil, nil end
+  local stands
+  if generation and their_generation and generation ~= their_generation then
+    stands = their_generation > generation
+  else
+    stands = usual(their_since, since)
+  end
+  if stands then return other end
+  local moved = ARGV[7] .. other
+  if redis.call('RPUSH', moved, ARGV[8]) > 10000 then redis.call('LPOP', moved) end
+  redis.call('PEXPIRE', moved, 120000)
+  if their_since and their_since >= since then since = their_since + 1 end
+elseif owner == ARGV[1] and their_since > since then
+  since = their_since
+end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+if ARGV[4] == '' then redis.call('DEL', KEYS[2]) else redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[3]) end
+redis.call('SET', KEYS[3], ARGV[5] .. ' ' .. string.format('%.0f', since) .. ' ' .. ARGV[1], 'PX', ARGV[3])
+return false
 """
-    + _ANNOUNCE
 )
+#: A daemon that has just come: it is the newest.
+_ANNOUNCE: Final = "local function usual(theirs, ours) return false end\n" + _TAKE
+#: A daemon that has been here: whoever came later has the seat. Of relays of today that is not known: theirs stands.
+_RENEW: Final = "local function usual(theirs, ours) return not theirs or theirs >= ours end\n" + _TAKE
 _WITHDRAW: Final = (
     _OTHERS
     + """
-if not others() then redis.call('DEL', KEYS[1], KEYS[2]) end
+if not others() then redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) end
 return false
 """
 )
@@ -95,26 +127,37 @@ class Commands:
     def queue_key(self, relay_id: str) -> str:
         return f"{self.prefix}:queue:{relay_id}"
 
-    def _presence_keys(self, target: TargetKey) -> tuple[str, str]:
-        return self.presence_key(target), f"{self.prefix}:signature:{target[0]}:{target[1]}"
+    def _presence_keys(self, target: TargetKey) -> tuple[str, str, str]:
+        signature, seat = (f"{self.prefix}:{kind}:{target[0]}:{target[1]}" for kind in ("signature", "seat"))
+        return self.presence_key(target), signature, seat
 
-    def announce(self, target: TargetKey, entry: bytes, signature: str) -> Command:
-        """Write the entry, whatever is there."""
-        keys, ttl = self._presence_keys(target), self.presence_ttl
-        return "EVAL", _ANNOUNCE, 2, *keys, self.relay_id, entry, ttl, signature
+    def _take(
+        self, script: str, target: TargetKey, entry: bytes, signature: str, claim: SeatClaim
+    ) -> Command:
+        keys, generation = self._presence_keys(target), claim.generation
+        written = self.relay_id, entry, self.presence_ttl, signature
+        claimed = "" if generation is None else generation, claim.since_ms
+        return "EVAL", script, 3, *keys, *written, *claimed, f"{self.prefix}:moved:", "\n".join(target)
 
-    def renew(self, target: TargetKey, entry: bytes, signature: str) -> Command:
-        """Write the entry, unless one of another relay is there: its id is the answer then, else null."""
-        keys, ttl = self._presence_keys(target), self.presence_ttl
-        return "EVAL", _RENEW, 2, *keys, self.relay_id, entry, ttl, signature
+    def announce(self, target: TargetKey, entry: bytes, signature: str, claim: SeatClaim) -> Command:
+        """Write the entry, unless one of another relay has a higher generation: its id is the answer then, else null."""
+        return self._take(_ANNOUNCE, target, entry, signature, claim)
+
+    def renew(self, target: TargetKey, entry: bytes, signature: str, claim: SeatClaim) -> Command:
+        """As `announce`, but an entry of another relay also stands if its generation is equal and its seat is newer."""
+        return self._take(_RENEW, target, entry, signature, claim)
 
     def withdraw(self, target: TargetKey) -> Command:
         """Delete the entry, unless it is another relay's."""
-        return "EVAL", _WITHDRAW, 2, *self._presence_keys(target), self.relay_id
+        return "EVAL", _WITHDRAW, 3, *self._presence_keys(target), self.relay_id
+
+    def moved(self) -> Command:
+        """The next seats that other relays took from this one."""
+        return "LPOP", f"{self.prefix}:moved:{self.relay_id}", MOST_MOVED
 
     def resolve(self, target: TargetKey) -> Command:
         """The entry and its signature."""
-        return "MGET", *self._presence_keys(target)
+        return "MGET", *self._presence_keys(target)[:2]
 
     def _instance_key(self, relay_id: str) -> str:
         return f"{self.prefix}:instance:{relay_id}"
@@ -149,17 +192,20 @@ class Commands:
 
     def presence_trials(self) -> tuple[Command, ...]:
         """Each command for presence once, on a key that no relay reads and that is gone after a second."""
-        keys = self._presence_keys((_TRIAL, self.relay_id))
-        write = (self.relay_id, "{}", _TRIAL_TTL_MS, "trial")
+        target = (_TRIAL, self.relay_id)
+        entry, signature, seat = self._presence_keys(target)
+        trial = attrs.evolve(self, presence_ttl=_TRIAL_TTL_MS)
+        claim = SeatClaim(None, 0)
         return (
             # What the scripts call is tried alone too: Redis does not say which command of a script it refuses.
-            ("SET", keys[0], "{}", "PX", _TRIAL_TTL_MS, "GET"),
-            ("GET", keys[0]),
-            ("MGET", *keys),
-            ("DEL", *keys),
-            ("EVAL", _ANNOUNCE, 2, *keys, *write),
-            ("EVAL", _RENEW, 2, *keys, *write),
-            ("EVAL", _WITHDRAW, 2, *keys, self.relay_id),
+            ("SET", entry, "{}", "PX", _TRIAL_TTL_MS, "GET"),
+            ("GET", entry),
+            ("MGET", entry, signature),
+            ("DEL", entry, signature, seat),
+            self.moved(),
+            trial.announce(target, b"{}", "trial", claim),
+            trial.renew(target, b"{}", "trial", claim),
+            self.withdraw(target),
         )
 
     def push_trials(self) -> tuple[Command, ...]:

@@ -32,7 +32,7 @@ from viewport_relay.backplane.redisprotocol import (
 
 #: Seconds until a lost connection is made again: about twice the first at first, the longest at last.
 RETRY_FIRST: Final = 0.1
-RETRY_MOST: Final = 3.0
+RETRY_MOST: Final = 1.0
 #: Seconds that a connection must last for the back-off to start anew.
 LASTING: Final = 10.0
 #: Seconds between two PINGs, which find a server that has gone silent.

@@ -15,7 +15,9 @@ class Single:
 
     redirects: Final = False
 
-    def seat_changed(self, target: TargetKey, holder: object | None, machine_id: str | None) -> None:
+    def seat_changed(
+        self, target: TargetKey, holder: object | None, machine_id: str | None, generation: int | None
+    ) -> None:
         """A no-op: there are no others to tell."""
 
     def peers_changed(self, number: int) -> None:

@@ -97,8 +97,13 @@ class RemoteRelays:
     def seat_changed(self, target: Target) -> None:
         """A daemon has taken or left its seat."""
         holder = target.daemon
-        machine_id = None if holder is None else holder.grant.claims.machine_id
-        self._backplane.seat_changed(target.key, holder, machine_id)
+        if holder is None:
+            self._backplane.seat_changed(target.key, None, None, None)
+        else:
+            claims = holder.grant.claims
+            self._backplane.seat_changed(
+                target.key, holder, claims.machine_id, claims.daemon_issue_generation
+            )
 
     def moved(self, target: TargetKey, holder: object) -> None:
         """The daemon that sits here has come to another relay."""

@@ -7,12 +7,14 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
+from tests.unit.backplane.seats import SeatStore
 from viewport_relay.backplane.interface import (
     BusFrame,
     CarrierFailed,
     Parcel,
     Publisher,
     Receiver,
+    SeatClaim,
     TargetKey,
     Whereabouts,
 )
@@ -40,7 +42,8 @@ class StubCarrier:
         self.hold = hold
         self.seen: list[tuple[Any, ...]] = []
         self.held: list[Deferred[Any]] = []
-        self.entries: dict[TargetKey, Mapping[str, object]] = {}
+        self.seats = SeatStore()
+        self.entries = self.seats.entries
         self.frames: list[tuple[str, bytes]] = []
         self.failing: CarrierFailed | None = None
         self.pulls: list[Deferred[Any]] = []
@@ -70,22 +73,20 @@ class StubCarrier:
     def lane(self, parcel: Parcel) -> object:
         return None if self.one_lane else parcel.target
 
-    async def announce(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
         await self._call("announce", target, entry.get("machineId"))
-        self.entries[target] = entry
+        return self.seats.take(target, entry, claim, new=True)
 
-    async def renew(self, target: TargetKey, entry: Mapping[str, object]) -> str | None:
+    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
         await self._call("renew", target)
-        there = self.entries.get(target)
-        if there is not None and there["relayId"] != entry["relayId"]:
-            return str(there["relayId"])
-        self.entries[target] = entry
-        return None
+        return self.seats.take(target, entry, claim, new=False)
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
         await self._call("withdraw", target)
-        if self.entries.get(target, entry)["relayId"] == entry["relayId"]:
-            self.entries.pop(target, None)
+        self.seats.withdraw(target, str(entry["relayId"]))
+
+    async def moved(self) -> Sequence[TargetKey]:
+        return self.seats.moved("a")
 
     async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
         await self._call("resolve", target)
@@ -118,7 +119,9 @@ class StubBackplane:
         self.seats: list[tuple[TargetKey, object | None]] = []
         self.peers = 0
 
-    def seat_changed(self, target: TargetKey, holder: object | None, machine_id: str | None) -> None:
+    def seat_changed(
+        self, target: TargetKey, holder: object | None, machine_id: str | None, generation: int | None
+    ) -> None:
         self.seats.append((target, holder))
 
     def peers_changed(self, number: int) -> None:

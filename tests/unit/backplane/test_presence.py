@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tests.unit.backplane.parts import Log, StubCarrier
-from viewport_relay.backplane.interface import CarrierFailed, TargetKey, Whereabouts
+from viewport_relay.backplane.interface import CarrierFailed, SeatClaim, TargetKey, Whereabouts
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.presence import Announcement, Presence
 from viewport_relay.observe.counters import Counters
@@ -126,11 +126,11 @@ def test_what_could_not_be_told_is_told_at_the_recovery() -> None:
     parts.clock.pump([1.0] * 30)
     assert parts.calls() == []  # nobody is asked who does not answer
     parts.outage.up("p")
-    assert parts.calls() == ["announce"]
+    assert parts.calls() == ["renew"]  # it may have moved on meanwhile
     parts.outage.down("p", CarrierFailed("gone"))
     parts.carrier.entries.clear()
     parts.outage.up("p")
-    assert parts.calls() == ["announce", "renew"]
+    assert parts.calls() == ["renew", "renew"]
     assert KEY in parts.carrier.entries
 
 
@@ -141,7 +141,7 @@ def test_a_refusal_that_is_no_outage_is_logged_and_tried_again() -> None:
     assert parts.log.names() == ["presence_failed"]
     parts.carrier.failing = None
     parts.clock.pump([1.0] * 25)
-    assert parts.calls() == ["announce", "announce"]
+    assert parts.calls() == ["announce", "renew"]
 
 
 def test_a_withdrawal_that_cannot_be_told_is_given_up() -> None:
@@ -211,3 +211,70 @@ def test_look_ups_at_the_same_time_are_one_and_a_failure_is_nobody() -> None:
     parts.outage.down("p", CarrierFailed("gone"))
     assert value(parts.presence.resolve(KEY)) is None
     assert parts.calls() == ["resolve"]
+
+
+def take_by_b(parts: Parts, generation: int | None) -> str | None:
+    """Relay b announces a daemon that has just come there."""
+    return parts.carrier.seats.take(KEY, THERE, SeatClaim(generation, 1_800_000_000_000), new=True)
+
+
+def test_a_seat_that_another_relay_takes_is_given_up_within_a_second() -> None:
+    parts = Parts()
+    parts.presence.changed(KEY, SOMEBODY, None, 5)
+    assert take_by_b(parts, 5) is None
+    parts.clock.pump([0.1] * 6)
+    assert parts.moved == [(KEY, SOMEBODY)]
+    assert parts.carrier.entries[KEY] == THERE
+
+
+def test_a_higher_generation_keeps_its_seat_against_whoever_comes_later() -> None:
+    parts = Parts()
+    parts.presence.changed(KEY, SOMEBODY, None, 5)
+    assert take_by_b(parts, 4) == "a"
+    parts.clock.pump([0.1] * 10)
+    assert parts.moved == []
+
+
+def test_a_lower_generation_is_let_go_at_once() -> None:
+    parts = Parts()
+    take_by_b(parts, 6)
+    parts.presence.changed(KEY, SOMEBODY, None, 5)
+    assert parts.moved == [(KEY, SOMEBODY)]
+    assert parts.carrier.entries[KEY] == THERE
+
+
+def test_who_came_in_an_outage_takes_no_seat_from_who_came_later() -> None:
+    parts = Parts()
+    parts.outage.down("p", CarrierFailed("gone"))
+    parts.presence.changed(KEY, SOMEBODY, None, 5)
+    parts.clock.advance(10)
+    parts.carrier.seats.take(KEY, THERE, SeatClaim(5, 1_800_000_005_000), new=True)
+    parts.outage.up("p")
+    assert parts.moved == [(KEY, SOMEBODY)]
+
+
+def test_the_higher_generation_takes_its_seat_back_after_an_outage() -> None:
+    parts = Parts()
+    parts.presence.changed(KEY, SOMEBODY, None, 6)
+    parts.outage.down("p", CarrierFailed("gone"))
+    parts.carrier.seats.lose_everything()
+    take_by_b(parts, 5)
+    parts.outage.up("p")
+    assert parts.moved == []
+    assert parts.carrier.entries[KEY]["relayId"] == "a"
+    assert parts.carrier.seats.moved("b") == [KEY]
+
+
+def test_a_known_place_is_asked_again_before_it_is_forgotten() -> None:
+    parts = Parts()
+    assert parts.presence.known(KEY) is None
+    parts.carrier.entries[KEY] = THERE
+    value(parts.presence.resolve(KEY))
+    for _ in range(100):
+        assert parts.presence.known(KEY) == Whereabouts("b", "ws://b")
+        parts.clock.advance(0.1)
+    assert 9 <= parts.calls().count("resolve") <= 11
+    parts.carrier.entries[KEY] = {**THERE, "relayId": "c"}
+    parts.clock.advance(1.0)
+    parts.presence.known(KEY)
+    assert parts.presence.known(KEY) == Whereabouts("c", "ws://b")

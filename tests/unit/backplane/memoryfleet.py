@@ -1,0 +1,265 @@
+"""Relays of a fleet in memory: the relay's own presence, bus, sessions and wire over a Redis that fails as it is told.
+
+    fleet = MemoryFleet("a", "b", "c")
+    fleet["a"].cut()                     # commands hang, and fail after two seconds
+    daemon = fleet["b"].relay.daemon(5)
+    fleet.wait(1.0)
+
+All relays share one clock, which only `wait` turns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock, deferLater
+
+from tests.memorywire import Log, MemoryRelay
+from tests.unit.backplane.seats import SeatStore
+from viewport_relay.backplane.batch import BatchSigner, BatchVerifier
+from viewport_relay.backplane.inbound import Inbound
+from viewport_relay.backplane.interface import (
+    BusFrame,
+    CarrierFailed,
+    Parcel,
+    Publisher,
+    Receiver,
+    SeatClaim,
+    TargetKey,
+    Whereabouts,
+)
+from viewport_relay.backplane.outage import Outage
+from viewport_relay.backplane.outbound import Outbound
+from viewport_relay.backplane.presence import Announcement, Presence
+from viewport_relay.backplane.replay import Freshness
+from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
+from viewport_relay.observe.counters import Counters
+
+T = TypeVar("T")
+
+KEY = "a-bus-key-of-some-length"
+#: Seconds until a command that is not answered fails, and until a lost connection is noticed to be back.
+LIMIT = 2.0
+AGAIN = 0.1
+
+
+class MemoryRedis:
+    """Seats and queues."""
+
+    def __init__(self) -> None:
+        self.seats = SeatStore()
+        self.queues: defaultdict[str, deque[bytes]] = defaultdict(deque)
+
+
+class MemoryCarrier:
+    """One relay's connection to the Redis."""
+
+    batch = 512
+    lanes = 1024
+    calls = 64
+
+    def __init__(
+        self, clock: Clock, redis: MemoryRedis, relay_id: str, down: Callable[[CarrierFailed], None]
+    ) -> None:
+        self._clock = clock
+        self._redis = redis
+        self._relay_id = relay_id
+        self._down = down
+        self.connected = True
+        self.refuses = False
+        self.delay = 0.0  # of each command on its way
+        self.loses_answers = 0  # commands that are carried out and not answered
+
+    async def _run(self, command: Callable[[], T]) -> T:
+        if self.delay:
+            await deferLater(self._clock, self.delay)
+        if self.refuses:
+            raise self._failed("refused")
+        if not self.connected:
+            await deferLater(self._clock, LIMIT)
+            raise self._failed("Redis does not answer in time")
+        found = command()
+        if self.loses_answers:
+            self.loses_answers -= 1
+            raise self._failed("the connection to Redis was lost")
+        return found
+
+    def _failed(self, why: str) -> CarrierFailed:
+        failed = CarrierFailed(why)
+        self._down(failed)
+        return failed
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def peers_changed(self, number: int) -> None: ...
+
+    def lane(self, parcel: Parcel) -> object:
+        return None
+
+    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
+        return await self._run(lambda: self._redis.seats.take(target, entry, claim, new=True))
+
+    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
+        return await self._run(lambda: self._redis.seats.take(target, entry, claim, new=False))
+
+    async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+        await self._run(lambda: self._redis.seats.withdraw(target, self._relay_id))
+
+    async def moved(self) -> Sequence[TargetKey]:
+        return await self._run(lambda: self._redis.seats.moved(self._relay_id))
+
+    async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
+        return await self._run(lambda: self._redis.seats.entries.get(target))
+
+    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
+        await self._run(lambda: self._redis.queues[relay_id].extend(map(bytes, frames)))
+
+    async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
+        await deferLater(self._clock, 0.01)
+        queue = self._redis.queues[self._relay_id]
+        if not self.connected or self.refuses or not queue:
+            return []
+        found = tuple(queue)
+        queue.clear()
+        return found
+
+
+class MemoryBackplane:
+    """The backplane of one relay in memory, put together as `backplane.fleet` does."""
+
+    redirects = False
+
+    def __init__(self, clock: Clock, redis: MemoryRedis, relay_id: str) -> None:
+        self.log, self.counters = Log(), Counters()
+        self._clock = clock
+        self.outage = Outage(clock, self.log, self.counters, ("redis",), lambda: self.presence.tell_again())
+        self.carrier = carrier = MemoryCarrier(clock, redis, relay_id, self._down)
+
+        def now() -> float:
+            return 1_800_000_000.0 + clock.seconds()
+
+        announcement = Announcement(relay_id, f"ws://{relay_id}", 20.0)
+        self.presence = Presence(clock, carrier, self.outage, announcement, lambda url: True, self.log, now)
+        self._outbound = Outbound(
+            lambda call: clock.callLater(0, call),
+            carrier,
+            self.outage,
+            FrameSigner(KEY, relay_id, now),
+            self.log,
+            self.counters,
+            self._lost,
+            most_bytes=1 << 22,
+            most_frames=10_000,
+            batch_signer=BatchSigner(KEY, relay_id, now),
+            reads_batches=lambda other: f"process of {other}",
+        )
+        freshness = Freshness(clock, now, 15.0)
+        verifier = BatchVerifier(KEY, relay_id, f"process of {relay_id}", freshness, 1 << 20)
+        single = FrameVerifier(KEY, relay_id, freshness, 1 << 20)
+        self._inbound = Inbound(clock, carrier, single, self.log, self.counters, verifier)
+        self._receiver: Receiver | None = None
+
+    def _down(self, failed: CarrierFailed) -> None:
+        self.outage.down("redis", failed)
+        self._clock.callLater(AGAIN, self._reconnect)
+
+    def _reconnect(self) -> None:
+        if self.carrier.connected and not self.carrier.refuses:
+            self.outage.up("redis")
+        elif self.outage.is_down:
+            self._clock.callLater(AGAIN, self._reconnect)
+
+    def _lost(self, parcels: Sequence[Parcel]) -> None:
+        assert self._receiver is not None
+        self._receiver.lost(parcels)
+
+    def seat_changed(
+        self, target: TargetKey, holder: object | None, machine_id: str | None, generation: int | None
+    ) -> None:
+        self.presence.changed(target, holder, machine_id, generation)
+
+    def peers_changed(self, number: int) -> None: ...
+
+    def known(self, target: TargetKey) -> Whereabouts | None:
+        return self.presence.known(target)
+
+    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
+        return self.presence.resolve(target)
+
+    def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
+        self._outbound.publish(parcel, publisher)
+
+    def start(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self.presence.start(receiver.moved)
+        self._inbound.start(receiver.arrived)
+
+    def stop(self) -> Deferred[None]:
+        self._inbound.stop()
+        self.presence.stop()
+        return succeed(None)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"mode": "redis"}
+
+
+class Member:
+    """One relay of the fleet, and the network between it and the Redis."""
+
+    def __init__(self, clock: Clock, redis: MemoryRedis, relay_id: str) -> None:
+        self.relay_id = relay_id
+        self.backplane = MemoryBackplane(clock, redis, relay_id)
+        self.relay = MemoryRelay(backplane=self.backplane, clock=clock)
+        self.backplane.start(self.relay.relaying.remote)
+
+    def cut(self) -> None:
+        """Commands hang."""
+        self.backplane.carrier.connected = False
+
+    def refuse(self) -> None:
+        """Commands are refused at once."""
+        self.backplane.carrier.refuses = True
+
+    def heal(self) -> None:
+        carrier = self.backplane.carrier
+        carrier.connected, carrier.refuses, carrier.delay, carrier.loses_answers = True, False, 0.0, 0
+
+
+class MemoryFleet:
+    """Relays that share a Redis and a clock."""
+
+    def __init__(self, *relay_ids: str) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000.0)
+        self.redis = MemoryRedis()
+        self.members = {name: Member(self.clock, self.redis, name) for name in relay_ids}
+
+    def __getitem__(self, relay_id: str) -> Member:
+        return self.members[relay_id]
+
+    def pump(self) -> None:
+        for member in self.members.values():
+            member.relay.pump()
+
+    def wait(self, seconds: float, step: float = 0.02) -> None:
+        """Let time pass for all relays."""
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end - 1e-9:
+            self.clock.advance(min(step, end - self.clock.seconds()))
+            self.pump()
+
+    def restart_redis(self) -> None:
+        """Everything in Redis is lost, and every connection to it."""
+        self.redis.seats.lose_everything()
+        self.redis.queues.clear()
+        for member in self.members.values():
+            member.backplane._down(CarrierFailed("the connection to Redis was lost"))
+
+    def stop(self) -> None:
+        for member in self.members.values():
+            member.backplane.stop()

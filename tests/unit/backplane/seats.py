@@ -1,0 +1,64 @@
+"""What Redis keeps about seats and the rules of the relay's scripts, in Python: the model for carriers in memory.
+
+`tests/integration/backplane/test_seat_scripts.py` holds the scripts against it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from viewport_relay.backplane.interface import SeatClaim, TargetKey
+
+
+class SeatStore:
+    """Entries of presence, the claims behind them, and seats that were taken from a relay."""
+
+    def __init__(self) -> None:
+        self.entries: dict[TargetKey, Mapping[str, Any]] = {}
+        self.claims: dict[TargetKey, tuple[str, SeatClaim]] = {}
+        self.taken: defaultdict[str, list[TargetKey]] = defaultdict(list)
+
+    def take(self, target: TargetKey, entry: Mapping[str, Any], claim: SeatClaim, *, new: bool) -> str | None:
+        """The relay whose claim stands against this one, or None: the entry is written."""
+        ours, since = str(entry["relayId"]), claim.since_ms
+        owner, known = self.claims.get(target, ("", None))
+        there = self.entries.get(target)
+        if there is not None and there["relayId"] != ours:
+            other = str(there["relayId"])
+            theirs = known if owner == other else None
+            if _stands(theirs, claim, new=new):
+                return other
+            self.taken[other].append(target)
+            if theirs is not None:
+                since = max(since, theirs.since_ms + 1)
+        elif owner == ours and known is not None:
+            since = max(since, known.since_ms)
+        self.entries[target] = entry
+        self.claims[target] = ours, SeatClaim(claim.generation, since)
+        return None
+
+    def withdraw(self, target: TargetKey, relay_id: str) -> None:
+        """Delete the entry unless it is another relay's."""
+        if self.entries.get(target, {"relayId": relay_id})["relayId"] == relay_id:
+            self.entries.pop(target, None)
+            self.claims.pop(target, None)
+
+    def moved(self, relay_id: str) -> Sequence[TargetKey]:
+        """Seats that were taken from this relay since the last call."""
+        return self.taken.pop(relay_id, [])
+
+    def lose_everything(self) -> None:
+        """Redis is started anew without its data."""
+        self.entries.clear()
+        self.claims.clear()
+        self.taken.clear()
+
+
+def _stands(theirs: SeatClaim | None, ours: SeatClaim, *, new: bool) -> bool:
+    if theirs is not None and None not in (theirs.generation, ours.generation):
+        assert theirs.generation is not None and ours.generation is not None
+        if theirs.generation != ours.generation:
+            return theirs.generation > ours.generation
+    return not new and (theirs is None or theirs.since_ms >= ours.since_ms)
