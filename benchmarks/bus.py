@@ -2,6 +2,7 @@
 
     python benchmarks/bus.py                          about five minutes; JSON on standard output
     python benchmarks/bus.py --seconds 2 --repetitions 1 --only direct,bus
+    python benchmarks/bus.py --only direct,bus --checkout before=../before    this checkout and another one in turns
 
 Needs redis-server. Layouts are measured in turns, started anew for each batch of cells:
 
@@ -9,11 +10,14 @@ Needs redis-server. Layouts are measured in turns, started anew for each batch o
     bus         daemons on one relay, clients on another, Redis in between
     workers-2   one relay with RELAY_WORKERS=2
     forwarded   one relay behind a process that copies bytes (what a parent would cost that keeps the connections)
+
+CPU is that of all processes of a layout. Latency is of a round trip, two frames.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -30,7 +34,18 @@ from typing import Any
 
 from attrs import frozen
 from mint import mint
-from relays import BUILD, KINDS, PATIENCE, Kind, Platform, build, free_port, running, running_platform
+from relays import (
+    BUILD,
+    KINDS,
+    PATIENCE,
+    Kind,
+    Platform,
+    build,
+    checkout,
+    free_port,
+    running,
+    running_platform,
+)
 
 PAIRS = 50
 
@@ -39,6 +54,8 @@ CELLS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "frames, 50 pairs, 1 KB, 1 in flight": ("throughput", {"daemons": PAIRS, "clients": 1, "size": 1024, "window": 1}),
     "frames, 50 pairs, 1 KB, 16 in flight": ("throughput", {"daemons": PAIRS, "clients": 1, "size": 1024, "window": 16}),
     "frames, 50 pairs, 16 KB, 1 in flight": ("throughput", {"daemons": PAIRS, "clients": 1, "size": 16_384, "window": 1}),
+    "frames, 50 pairs, 1 KB, 5,000 frames/s": (
+        "throughput", {"daemons": PAIRS, "clients": 1, "size": 1024, "window": 16, "rate": 5000}),
     "frames, 5 in flight in all, 1 KB": (
         "throughput", {"daemons": PAIRS, "clients": 1, "size": 1024, "window": 1, "spread": 5}),
     "upgrades, cached, 32 at a time": ("connect", {"count": 2000, "at-once": 32, "span": 50, "prime": ""}),
@@ -98,7 +115,11 @@ def _none(relay: str) -> dict[str, str]:
 
 @contextmanager
 def layout(
-    name: str, platform: Platform, folder: Path, kind: Kind, more: Callable[[str], dict[str, str]] = _none
+    name: str,
+    platform: Platform,
+    folder: Path,
+    kind: Kind,
+    more: Callable[[str], dict[str, str]] = _none,
 ) -> Iterator[Layout]:
     """Everything that this layout needs, running. `more` gives further settings of the relay of an id."""
     remember = {"RELAY_VALIDATE_CACHE_TTL": "3600"}
@@ -114,7 +135,16 @@ def layout(
                 raise SystemExit("needs redis-server")
             port = free_port()
             redis = stack.enter_context(
-                process(program, "--port", str(port), "--save", "", "--dir", str(folder), port=port)
+                process(
+                    program,
+                    "--port",
+                    str(port),
+                    "--save",
+                    "",
+                    "--dir",
+                    str(folder),
+                    port=port,
+                )
             )
             settings = {
                 "RELAY_BACKPLANE_MODE": "redis",
@@ -128,7 +158,14 @@ def layout(
             behind = relay()
             port = free_port()
             front = stack.enter_context(
-                process(sys.executable, "-c", _FORWARD, str(port), str(behind.port), port=port)
+                process(
+                    sys.executable,
+                    "-c",
+                    _FORWARD,
+                    str(port),
+                    str(behind.port),
+                    port=port,
+                )
             )
             yield Layout(port, port, (behind.pid, front.pid))
         else:
@@ -150,7 +187,11 @@ def run(cell: str, where: Layout, platform: Platform, seconds: float) -> dict[st
     words = [word for pid in where.pids for word in ("--pid", str(pid))]
     words += [word for name, value in given.items() for word in (f"--{name}", str(value)) if word]
     done = subprocess.run(
-        [BUILD / "loadgen", mode, "-v", *words], capture_output=True, text=True, check=False, timeout=120
+        [BUILD / "loadgen", mode, "-v", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-500:] or f"status {done.returncode}")
@@ -166,41 +207,75 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", default="direct,bus,workers-2,forwarded")
     parser.add_argument("--cells", default="", help="a part of the names of the cells wanted")
+    parser.add_argument(
+        "--checkout",
+        action="append",
+        default=[],
+        help="name=folder of another checkout",
+    )
     given = parser.parse_args()
     build()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    kinds = [
+        KINDS["relay"],
+        *(checkout(*other.split("=", 1)) for other in given.checkout),
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         mint(folder, PAIRS, 0)
         with running_platform(folder) as platform:
             for repetition in range(given.repetitions):
-                for kind in given.only.split(","):
-                    with layout(kind, platform, folder, KINDS["relay"]) as where:
+                for kind, name in itertools.product(kinds, given.only.split(",")):
+                    with layout(name, platform, folder, kind) as where:
                         for cell in (cell for cell in CELLS if given.cells in cell):
-                            if kind == "bus" and CELLS[cell][0] == "connect":
+                            if name == "bus" and CELLS[cell][0] == "connect":
                                 continue
-                            row: dict[str, Any] = {"cell": cell, "layout": kind, "repetition": repetition}
+                            row: dict[str, Any] = {
+                                "cell": cell,
+                                "relay": kind.name,
+                                "layout": name,
+                            }
+                            row["repetition"] = repetition
                             try:
                                 row |= run(cell, where, platform, given.seconds)
                             except RuntimeError as bad:
                                 row["failed"] = str(bad)
                             rows.append(row)
-                            print(f"{kind}, {cell}: {row}", file=sys.stderr)
+                            print(f"{kind.name}, {name}, {cell}: {row}", file=sys.stderr)
     print(
-        json.dumps({"cores": len(os.sched_getaffinity(0)), "summary": summary(rows), "rows": rows}, indent=1)
+        json.dumps(
+            {
+                "cores": len(os.sched_getaffinity(0)),
+                "summary": summary(rows),
+                "rows": rows,
+            },
+            indent=1,
+        )
     )
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over the repetitions."""
+    """Medians over the repetitions. `times_direct` is the CPU of a frame against the direct layout of the same relay."""
     lines = []
-    for cell, kind in dict.fromkeys((row["cell"], row["layout"]) for row in rows):
-        good = [r for r in rows if (r["cell"], r["layout"]) == (cell, kind) and "failed" not in r]
-        line: dict[str, Any] = {"cell": cell, "layout": kind, "runs": len(good)}
+    direct: dict[tuple[str, str], float] = {}
+    for cell, relay, kind in dict.fromkeys((row["cell"], row["relay"], row["layout"]) for row in rows):
+        place = cell, relay, kind
+        good = [r for r in rows if (r["cell"], r["relay"], r["layout"]) == place and "failed" not in r]
+        line: dict[str, Any] = {
+            "cell": cell,
+            "relay": relay,
+            "layout": kind,
+            "runs": len(good),
+        }
         for figure in _FIGURES:
             values = [row[figure] for row in good if figure in row]
             if values:
                 line[figure] = round(statistics.median(values), 4)
+        cost = line.get("cpu_s_per_100k")
+        if cost is not None and kind == "direct":
+            direct[cell, relay] = cost
+        elif cost is not None and (cell, relay) in direct:
+            line["times_direct"] = round(cost / direct[cell, relay], 2)
         lines.append(line)
     return lines
 

@@ -64,7 +64,7 @@ static long relay_pid[8]; /* whose CPU and memory is looked at, with their child
 static size_t relay_pids;
 static struct token *tokens;
 static uint32_t token_count;
-static uint32_t daemons = 1, clients_each = 1, window = 1, spread, active, count = 1000, at_once = 1, first_token, token_span;
+static uint32_t daemons = 1, clients_each = 1, window = 1, spread, active, rate, count = 1000, at_once = 1, first_token, token_span;
 static size_t size = 1024;
 static double seconds = 2, warm_up = 0.5, settle = 2;
 static bool prime;
@@ -374,7 +374,7 @@ static void at_client(struct peer *p, const char *text, size_t n) {
     p->answered = seq;
     delivered_frame(n);
     if (counting) sample(p->sent_at[seq % window]);
-    if (sending) {
+    if (sending && !rate) {
         struct peer *next = whose_turn(p);
         send_next(next);
         if (next != p) flush(next);
@@ -589,11 +589,29 @@ static void turn(int wait_ms) {
     }
 }
 
+/* With `rate` clients send in turn at fixed times, whatever has been answered; one whose window is full is left out. */
+static void send_due(uint64_t t) {
+    static uint64_t due;
+    static uint32_t next;
+    uint32_t all = daemons * clients_each;
+    if (!due || t > due + 1000000000u) due = t;
+    for (; due <= t; due += 2000000000u / rate) { /* a round trip is two frames */
+        for (uint32_t tried = 0; tried < all; tried++) {
+            struct peer *p = &peers[daemons + next++ % all];
+            if (p->sent - p->answered >= window) continue;
+            send_next(p);
+            flush(p);
+            break;
+        }
+    }
+}
+
 static void run_for(double s) {
     uint64_t end = now() + (uint64_t)(s * 1e9);
     for (uint64_t t = now(); t < end; t = now()) {
         uint64_t left = (end - t) / 1000000;
-        turn(left > 10 ? 10 : (int)left);
+        if (rate && sending) send_due(t);
+        turn(rate ? 1 : left > 10 ? 10 : (int)left);
     }
 }
 
@@ -649,7 +667,9 @@ static void throughput(void) {
     }
     for (began = now(); exchanged < all; turn(100)) too_late(began, 30, "key exchange");
     sending = true;
-    if (spread) {
+    if (rate) {
+        /* `run_for` sends */
+    } else if (spread) {
         for (uint32_t i = 0; i < spread; i++) {
             struct peer *p = whose_turn(&peers[daemons]);
             send_next(p);
@@ -787,6 +807,7 @@ static const char usage[] =
     "usage: loadgen throughput|connect|idle --port N --pid N --tokens FILE [--host IPV4] [--client-port N] [-v]\n"
     "  throughput  --daemons D --clients C (of each daemon) --size BYTES (of ciphertext) --window N (in flight of a client)\n"
     "              --spread N (in flight of all clients together) --active N (clients that send) --seconds S --warm-up S\n"
+    "              --rate N (frames a second of all clients together, sent at fixed times)\n"
     "  connect     --count N --at-once K --first-token N --span N (tokens used in turn) --prime (use each once before)\n"
     "  idle        --steps N,N... --settle S --seconds S\n";
 
@@ -795,7 +816,7 @@ int main(int argc, char **argv) {
         {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"client-port", 1, 0, 'q'}, {"pid", 1, 0, 'P'}, {"tokens", 1, 0, 'T'}, {"daemons", 1, 0, 'D'},
         {"clients", 1, 0, 'C'}, {"size", 1, 0, 's'}, {"window", 1, 0, 'w'}, {"spread", 1, 0, 'F'}, {"active", 1, 0, 'A'}, {"seconds", 1, 0, 't'},
         {"warm-up", 1, 0, 'W'}, {"count", 1, 0, 'n'}, {"at-once", 1, 0, 'c'}, {"first-token", 1, 0, 'f'}, {"span", 1, 0, 'S'},
-        {"prime", 0, 0, 'r'}, {"steps", 1, 0, 'N'}, {"settle", 1, 0, 'l'}, {"verbose", 0, 0, 'v'}, {0, 0, 0, 0}};
+        {"prime", 0, 0, 'r'}, {"steps", 1, 0, 'N'}, {"rate", 1, 0, 'R'}, {"settle", 1, 0, 'l'}, {"verbose", 0, 0, 'v'}, {0, 0, 0, 0}};
     const char *host = "127.0.0.1";
     int port = 0, client_port = 0, option;
     while ((option = getopt_long(argc, argv, "v", options, NULL)) != -1) switch (option) {
@@ -818,6 +839,7 @@ int main(int argc, char **argv) {
         case 'S': token_span = (uint32_t)atoi(optarg); break;
         case 'r': prime = true; break;
         case 'N': steps = optarg; break;
+        case 'R': rate = (uint32_t)atoi(optarg); break;
         case 'l': settle = atof(optarg); break;
         case 'v': talkative = true; break;
         default: fputs(usage, stderr); return 2;

@@ -22,16 +22,13 @@ from viewport_relay.backplane.rediscommands import Commands, popped
 from viewport_relay.backplane.redisconnection import RedisConnection
 from viewport_relay.backplane.redisendpoint import RedisAddress, ask_once, redis_endpoint
 from viewport_relay.backplane.redisprotocol import Command
+from viewport_relay.backplane.unread import UnreadQueues
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.reasons import Reason
 
 #: Seconds for one command.
 COMMAND_LIMIT: Final = 2.0
-#: Elements of another relay's queue that are no backlog.
-_FEW: Final = 64
-#: Queues with a backlog that are remembered.
-_MOST_LENGTHS: Final = 1024
 
 _COMMANDS: Final = "commands"
 _READER: Final = "bus"
@@ -74,7 +71,8 @@ class RedisCarrier:
         # BLPOP with 0 would wait for ever.
         self._pull_wait = max(config.bus_pull_wait_ms, 10) / 1000
         self._queue_max = config.redis_queue_max
-        self._lengths: dict[str, int] = {}  # of the queues with a backlog
+        self._unread = UnreadQueues(reactor)
+        self._silent: set[str] = set()  # relays that do not read, as was logged
         self._pulling: Deferred[list[Any]] | None = None
         address = RedisAddress.from_config(config)
         connect_limit = config.redis_connect_timeout_ms / 1000
@@ -174,21 +172,21 @@ class RedisCarrier:
     # -- bus ---------------------------------------------------------------------------------------------------------
 
     async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
-        length = self._lengths.get(relay_id, 0)
-        if length + len(frames) > self._queue_max // 2:
+        unread = self._unread
+        if not unread.takes(relay_id):
+            raise _not_read(relay_id, told=True)
+        if unread.length(relay_id) + len(frames) > self._queue_max // 2:
             [[length, gone]] = await self._commands.run(self._make.push_and_trim(relay_id, frames))
             self._counters.bus_queue_trimmed += gone
         else:
             length, _ = await self._commands.run(*self._make.push(relay_id, frames))
-        self._note_length(relay_id, length)
-
-    def _note_length(self, relay_id: str, length: int) -> None:
-        if length > min(_FEW, self._queue_max // 4):
-            if len(self._lengths) >= _MOST_LENGTHS:
-                self._lengths.clear()  # then the next call of each finds its length anew
-            self._lengths[relay_id] = length
+            gone = 0
+        was_read = relay_id not in self._silent
+        if unread.pushed(relay_id, len(frames), length, trimmed=gone > 0):
+            self._silent.discard(relay_id)
         else:
-            self._lengths.pop(relay_id, None)
+            self._silent.add(relay_id)
+            raise _not_read(relay_id, told=not was_read)
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         pulling, self._pulling = self._pulling or self._pull(), None
@@ -208,6 +206,10 @@ class RedisCarrier:
         # Both leave at once: what has gathered behind the first frame comes in the same round trip.
         commands = self._make.pull(self._pull_wait, self._pull_limit)
         return Deferred.fromCoroutine(self._reader.answers(*commands, limit=self._pull_wait + COMMAND_LIMIT))
+
+
+def _not_read(relay_id: str, *, told: bool) -> CarrierFailed:
+    return CarrierFailed(f"the relay {relay_id} does not read its queue", outage=told)
 
 
 def _given_up(failure: Failure) -> None:

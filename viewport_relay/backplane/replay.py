@@ -24,7 +24,7 @@ class BadFrame:
     reason: Reason
     detail: str
     source: str = ""
-    #: the frame is this relay's own, or for another one: no fault
+    #: no fault: the frame is this relay's own, for another one, or for the process before a restart
     usual: bool = False
 
 
@@ -98,7 +98,8 @@ class Freshness:
         elif issued < self._started and self._clock.seconds() < self._guarded_until:
             other_process = self.restarted if for_this_process is None else not for_this_process
             if other_process:
-                problem = f"issued {round(now - issued, 1)} s ago, before this relay was restarted"
+                detail = f"issued {round(now - issued, 1)} s ago, before this relay was restarted"
+                return BadFrame(Reason.BUS_SIGNATURE_STALE, detail, source, usual=True)
         if problem:
             return BadFrame(Reason.BUS_SIGNATURE_STALE, problem, source)
         if not self.guard.is_new(signature, now):

@@ -111,8 +111,7 @@ async def test_what_was_read_before_a_restart_is_not_read_again(
     assert (await daemon.hear_json())["requestId"] == "new"
     await daemon.quiet()
     assert await fleet.metric(again, "relay_bus_pull_stale_signature_total") == 1
-    [told] = [e for e in await fleet.logs(again) if e["event"] == "bus_drop"]
-    assert "before this relay was restarted" in told["details"]["detail"]
+    assert not [e for e in await fleet.logs(again) if e["event"] == "bus_drop"]  # every restart has some
 
 
 @pytest_twisted.ensureDeferred

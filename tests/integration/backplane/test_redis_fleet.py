@@ -279,3 +279,32 @@ async def test_a_relay_that_stops_withdraws_its_daemons(fleet: Fleet, redis: Red
     await there(fleet, redis, "a")
     assert await deferToThread(a.stop) == 0
     assert presence(fleet, redis) is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_clients_of_a_relay_that_was_killed_are_told_before_its_presence_expires(
+    fleet: Fleet, redis: RedisServer
+) -> None:
+    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
+    daemon = await fleet.join(a, "workspace-daemon")
+    await there(fleet, redis, "a")
+    client = await fleet.join(b, "client")
+    await session(client, daemon)
+    a.process.kill()
+    await daemon.ended()
+    for number in range(1, 101):
+        client.say(e2ee(seq=number))
+        try:
+            told = json.loads(await client.hear(0.1))
+        except TimeoutError:
+            continue
+        assert told["code"] == "DAEMON_UNAVAILABLE"
+        break
+    else:
+        raise AssertionError("the client was never told")
+    assert presence(fleet, redis) is not None
+    assert await fleet.metric(b, "relay_bus_publish_failed_total") >= 1
+    messages = [entry["message"] for entry in await fleet.logs(b) if entry["event"] == "bus_publish_failed"]
+    assert messages == ["the relay a does not read its queue"]
+    await fleet.join(b, "workspace-daemon")  # it comes back elsewhere: nothing is in its way
+    await there(fleet, redis, "b")
