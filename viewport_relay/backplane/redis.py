@@ -30,6 +30,9 @@ from viewport_relay.reasons import Reason
 #: Seconds for one command.
 COMMAND_LIMIT: Final = 2.0
 
+#: Relays that do not read of which that is remembered.
+_MOST_SILENT: Final = 1024
+
 _COMMANDS: Final = "commands"
 _READER: Final = "bus"
 
@@ -174,19 +177,24 @@ class RedisCarrier:
     async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
         unread = self._unread
         if not unread.takes(relay_id):
-            raise _not_read(relay_id, told=True)
+            raise self._not_read(relay_id)
         if unread.length(relay_id) + len(frames) > self._queue_max // 2:
             [[length, gone]] = await self._commands.run(self._make.push_and_trim(relay_id, frames))
             self._counters.bus_queue_trimmed += gone
         else:
             length, _ = await self._commands.run(*self._make.push(relay_id, frames))
             gone = 0
-        was_read = relay_id not in self._silent
-        if unread.pushed(relay_id, len(frames), length, trimmed=gone > 0):
-            self._silent.discard(relay_id)
-        else:
-            self._silent.add(relay_id)
-            raise _not_read(relay_id, told=not was_read)
+        if not unread.pushed(relay_id, len(frames), length, trimmed=gone > 0):
+            raise self._not_read(relay_id)
+        self._silent.discard(relay_id)
+
+    def _not_read(self, relay_id: str) -> CarrierFailed:
+        """That a relay does not read its queue; only the first is no outage, and so is logged."""
+        logged = relay_id in self._silent
+        if len(self._silent) >= _MOST_SILENT:
+            self._silent.clear()  # each is logged once more
+        self._silent.add(relay_id)
+        return CarrierFailed(f"the relay {relay_id} does not read its queue", outage=logged)
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         pulling, self._pulling = self._pulling or self._pull(), None
@@ -206,10 +214,6 @@ class RedisCarrier:
         # Both leave at once: what has gathered behind the first frame comes in the same round trip.
         commands = self._make.pull(self._pull_wait, self._pull_limit)
         return Deferred.fromCoroutine(self._reader.answers(*commands, limit=self._pull_wait + COMMAND_LIMIT))
-
-
-def _not_read(relay_id: str, *, told: bool) -> CarrierFailed:
-    return CarrierFailed(f"the relay {relay_id} does not read its queue", outage=told)
 
 
 def _given_up(failure: Failure) -> None:

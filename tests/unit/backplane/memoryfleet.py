@@ -72,6 +72,7 @@ class MemoryCarrier:
         self.refuses = False
         self.delay = 0.0  # of each command on its way
         self.loses_answers = 0  # commands that are carried out and not answered
+        self._hanging: list[Deferred[None]] = []
 
     async def _run(self, command: Callable[[], T]) -> T:
         if self.delay:
@@ -79,13 +80,24 @@ class MemoryCarrier:
         if self.refuses:
             raise self._failed("refused")
         if not self.connected:
-            await deferLater(self._clock, LIMIT)
+            hanging: Deferred[None] = Deferred()
+            self._hanging.append(hanging)
+            hanging.addTimeout(LIMIT, self._clock, lambda result, limit: None)
+            await hanging
             raise self._failed("Redis does not answer in time")
         found = command()
         if self.loses_answers:
             self.loses_answers -= 1
             raise self._failed("the connection to Redis was lost")
         return found
+
+    def heal(self) -> None:
+        """Everything works again; connections of before are reset, as those of a partition are."""
+        self.connected, self.refuses, self.delay, self.loses_answers = True, False, 0.0, 0
+        hanging, self._hanging = self._hanging, []
+        for one in hanging:
+            if not one.called:
+                one.callback(None)
 
     def _failed(self, why: str) -> CarrierFailed:
         failed = CarrierFailed(why)
@@ -226,8 +238,7 @@ class Member:
         self.backplane.carrier.refuses = True
 
     def heal(self) -> None:
-        carrier = self.backplane.carrier
-        carrier.connected, carrier.refuses, carrier.delay, carrier.loses_answers = True, False, 0.0, 0
+        self.backplane.carrier.heal()
 
 
 class MemoryFleet:
