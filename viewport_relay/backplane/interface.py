@@ -44,6 +44,13 @@ class CarrierFailed(Exception):
         self.outage = outage
 
 
+class QueueUnread(CarrierFailed):
+    """The other relay does not read its queue. `outage` says that this was logged already."""
+
+    def __init__(self, relay_id: str, *, logged: bool) -> None:
+        super().__init__(f"the relay {relay_id} does not read its queue", outage=logged)
+
+
 @frozen
 class Whereabouts:
     """Which relay holds a target's daemon, and where peers reach that relay."""

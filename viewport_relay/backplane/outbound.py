@@ -16,7 +16,14 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.python.failure import Failure
 
 from viewport_relay.backplane.batch import BatchSigner
-from viewport_relay.backplane.interface import BusFrame, Carrier, CarrierFailed, Parcel, Publisher
+from viewport_relay.backplane.interface import (
+    BusFrame,
+    Carrier,
+    CarrierFailed,
+    Parcel,
+    Publisher,
+    QueueUnread,
+)
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.signing import FrameSigner
 from viewport_relay.observe.counters import Counters
@@ -202,7 +209,11 @@ class Outbound:
 
     def _failed(self, batch: list[Parcel], error: CarrierFailed) -> None:
         self._counters.bus_publish_failed += len(batch)
-        if not error.outage:  # an outage has been told already
+        if error.outage:
+            pass  # it was logged when it began
+        elif isinstance(error, QueueUnread):
+            self._log.event("bus_queue_unread", message=error.why, targetRelayId=batch[0].to_relay)
+        else:
             self._log.event(
                 "bus_publish_failed",
                 message=error.why,

@@ -15,7 +15,14 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel, SeatClaim, TargetKey
+from viewport_relay.backplane.interface import (
+    BusFrame,
+    CarrierFailed,
+    Parcel,
+    QueueUnread,
+    SeatClaim,
+    TargetKey,
+)
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.presencesigning import PresenceSigner
 from viewport_relay.backplane.rediscommands import Commands, popped
@@ -188,13 +195,12 @@ class RedisCarrier:
             raise self._not_read(relay_id)
         self._silent.discard(relay_id)
 
-    def _not_read(self, relay_id: str) -> CarrierFailed:
-        """That a relay does not read its queue; only the first is no outage, and so is logged."""
+    def _not_read(self, relay_id: str) -> QueueUnread:
         logged = relay_id in self._silent
         if len(self._silent) >= _MOST_SILENT:
             self._silent.clear()  # each is logged once more
         self._silent.add(relay_id)
-        return CarrierFailed(f"the relay {relay_id} does not read its queue", outage=logged)
+        return QueueUnread(relay_id, logged=logged)
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         pulling, self._pulling = self._pulling or self._pull(), None

@@ -27,12 +27,15 @@ from viewport_relay.backplane.redisprotocol import (
     Credentials,
     RedisFactory,
     RedisProtocol,
+    RedisRefuses,
     connecting_failed,
 )
 
-#: Seconds until a lost connection is made again: about twice the first at first, the longest at last.
+#: Seconds until a lost connection is made again: about twice the first at first, the longest at last. A server that refuses
+#: commands is left alone for longer than one that cannot be reached.
 RETRY_FIRST: Final = 0.1
 RETRY_MOST: Final = 1.0
+RETRY_MOST_REFUSED: Final = 3.0
 #: Seconds that a connection must last for the back-off to start anew.
 LASTING: Final = 10.0
 #: Seconds between two PINGs, which find a server that has gone silent.
@@ -138,7 +141,10 @@ class RedisConnection(MultiService):
         self._tried = False
         self._failures = 0
         self._made_at = 0.0
-        self._delay = backoffPolicy(RETRY_FIRST, RETRY_MOST, 2.0, lambda: random.uniform(0.0, RETRY_FIRST))
+        self._refused = False
+        self._delay = backoffPolicy(
+            RETRY_FIRST, RETRY_MOST_REFUSED, 2.0, lambda: random.uniform(0.0, RETRY_FIRST)
+        )
         tried = TriedEndpoint(
             reactor, endpoint, credentials, trials, limit, self._was_made, self._was_lost, self._was_refused
         )
@@ -202,6 +208,7 @@ class RedisConnection(MultiService):
 
     def _was_made(self, redis: RedisProtocol) -> None:
         self._redis, self._tried, self._made_at = redis, True, self._reactor.seconds()
+        self._refused = False
         self._works()
 
     def _was_lost(self, redis: RedisProtocol) -> None:
@@ -213,12 +220,14 @@ class RedisConnection(MultiService):
 
     def _was_refused(self, failed: CarrierFailed) -> None:
         self._tried = True
+        self._refused = isinstance(failed, RedisRefuses)
         if self.running:
             self._fails(failed)
 
     def _retry_after(self, attempt: int) -> float:
         self._failures += 1
-        return self._delay(self._failures)
+        delay: float = self._delay(self._failures)
+        return delay if self._refused else min(delay, RETRY_MOST + random.uniform(0.0, RETRY_FIRST))
 
     def _ping(self) -> Deferred[Any] | None:
         if self._redis is None:

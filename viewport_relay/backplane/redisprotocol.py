@@ -266,14 +266,18 @@ def connecting_failed(error: BaseException) -> CarrierFailed:
     return error if isinstance(error, CarrierFailed) else CarrierFailed(_words(error))
 
 
-def refusal(command: str, said: str) -> CarrierFailed:
+class RedisRefuses(CarrierFailed):
+    """Redis answered with an error: it can be reached, and the next command would most likely fare no better."""
+
+
+def refusal(command: str, said: str) -> RedisRefuses:
     """What an error reply of Redis to a command means."""
     said = said.strip().removeprefix("ERR ").strip()[:_LONGEST_ERROR]
     word = said.split(" ", 1)[0]
     if word in _NOT_SERVING:
-        return CarrierFailed(f"Redis says: {said}")
+        return RedisRefuses(f"Redis says: {said}")
     advice = next((f" ({text})" for part, text in _ADVICE if part in said), "")
-    return CarrierFailed(
+    return RedisRefuses(
         f"Redis refuses {command}: {said}{advice}",
         reason=Reason.BACKPLANE_REFUSED,
         outage=word not in _ONE_KEY,

@@ -51,10 +51,11 @@ class UnreadQueues:
             self._queues[relay_id] = _Queue(length, now, now)
             return True
         if trimmed or length >= queue.length + elements:
+            if not queue.grown:  # not before: between two pushes there may have been an outage
+                queue.grows_since = now
             queue.grown += 1
         else:
             queue.grown = 0
-            queue.grows_since = now
         queue.length, queue.pushed_at = length, now
         return not queue.is_unread(now)
 

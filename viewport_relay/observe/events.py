@@ -56,6 +56,11 @@ EVENTS: Final[Mapping[str, Event]] = {
     "backplane_refused": Event("Redis refused a command, or the platform a question about presence or bus"),
     "backplane_recovered": Event("the backplane answers again"),
     "bus_drop": Event("a frame from another relay was refused"),
+    "bus_queue_unread": Event(
+        "another relay does not read its queue: frames for it are answered DAEMON_UNAVAILABLE until it does",
+        "see whether that relay runs and reaches Redis; if it is gone, its daemons come back elsewhere by themselves",
+        level="warn",
+    ),
     "bus_publish_failed": Event(
         "frames for another relay could not be published",
         "check Redis or the platform's bus endpoints; the message says what they answered",

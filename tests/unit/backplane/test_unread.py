@@ -42,6 +42,14 @@ def test_a_burst_is_no_silence() -> None:
     assert all(parts.push(after=0.01) for _ in range(int(SILENT_AFTER / 0.01) - 10))
 
 
+def test_pushes_long_after_the_last_one_are_no_silence() -> None:
+    """Redis stood still, and the other relay needs a moment to come back too."""
+    parts = Parts()
+    parts.push()
+    parts.clock.advance(60.0)
+    assert all(parts.push(after=0.1) for _ in range(20))
+
+
 def test_a_relay_that_takes_anything_reads() -> None:
     parts = Parts()
     assert all(parts.push(5, taken=1) for _ in range(20))

@@ -47,7 +47,7 @@ FAULT = {
         "tls_reload_failed", "worker_killed", "worker_lost", "worker_silent",
     },
     "of a peer, or one that harms no peer yet": {
-        "config_warning", "follow_gap", "http_dropped", "http_unreadable", "jwks_refetch_failed",
+        "bus_queue_unread", "config_warning", "follow_gap", "http_dropped", "http_unreadable", "jwks_refetch_failed",
     },
 }  # fmt: skip
 LEVELS = {
