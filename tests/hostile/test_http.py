@@ -87,8 +87,8 @@ def test_requests_one_after_the_other_each_have_their_time(relay: Relay) -> None
 @pytest.mark.parametrize(
     ("request_head", "status"),
     [
-        (b"GET /ws HTTP/1.1\r\n" + b"X: " + b"y" * 17_000, b"400"),
-        (b"GET /" + b"a" * 17_000 + b" HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /ws HTTP/1.1\r\n" + b"X: " + b"y" * 17_000, b"431"),
+        (b"GET /" + b"a" * 17_000 + b" HTTP/1.1\r\n\r\n", b"431"),
         (
             b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 100) for n in range(400)) + b"\r\n",
             b"400",

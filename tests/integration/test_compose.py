@@ -214,9 +214,11 @@ def test_the_balancer_knows_the_relays_and_keeps_a_workspace_together(compose: A
     assert servers == {
         name: f"127.0.0.1:{environ['RELAY_LISTEN_PORT']}" for name, environ in relays(compose).items()
     }
-    assert {"balance url_param workspaceId", "hash-type consistent", "option httpchk GET /ready"} <= set(
-        backend
-    )
+    assert {
+        "balance hash url_param(workspaceId),url_dec",
+        "hash-type consistent",
+        "option httpchk GET /ready",
+    } <= set(backend)
     assert "default_backend relays" in sections()["frontend peers"]
     (bound,) = (line.split(":")[1] for line in sections()["frontend peers"] if line.startswith("bind"))
     assert any(port.endswith(f":{bound}") for port in compose["services"]["platform"]["ports"])
