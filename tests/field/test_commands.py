@@ -9,6 +9,7 @@ import pytest
 
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import ROOT
+from viewport_relay.cli.platformchecks import PROBE_QUERY
 
 COMMAND = [sys.executable, "-m", "viewport_relay.cli.main"]
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
@@ -57,3 +58,15 @@ def test_doctor_tells_settings_that_cannot_work_from_what_cannot_be_reached(plat
     good = platform.environment() | {"RELAY_LISTEN_PORT": "0"}
     assert doctor({**good, "RELAY_MODE": "nonsense"}) == 78
     assert doctor({"SERVER_URL": "http://127.0.0.1:9", "RELAY_LISTEN_PORT": "0"}) == 1
+
+
+def test_the_workspace_of_the_doctors_request_is_documented() -> None:
+    """Met by the platform's operator, in whose log the request for a workspace that does not exist appears."""
+    said = subprocess.run(
+        [*COMMAND, "doctor", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT)},
+    ).stdout
+    assert PROBE_QUERY.workspace_id in said

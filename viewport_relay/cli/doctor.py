@@ -107,9 +107,10 @@ def doctor(as_json: bool, timeout: float) -> None:
     \b
     ✓ works, ! works with a warning, ✗ cannot work; exit status 1 if there is any ✗, 78 if the relay would
     not start with these settings.
-    Checked are: every setting, DNS, TCP, TLS chain and host name of the platform, the keys at
-    RELAY_JWKS_URL, the two clocks, RELAY_INTERNAL_KEY (with a made-up token), Redis if it is the
-    backplane, the listen port, the limit on open files, the relay's own certificate.
+    Checked are: every setting, DNS, TCP, TLS chain and host name of the platform, the keys at RELAY_JWKS_URL, the two
+    clocks, RELAY_INTERNAL_KEY (one request to validate a made-up token for the workspace "viewport-relay-doctor", which the
+    platform's log shows), Redis if it is the backplane, the listen port, the limit on open files, the relay's own
+    certificate.
 
     Nothing is changed. Run it where the relay runs, with the same environment:
 
