@@ -29,7 +29,10 @@ WAYS: Final = ("Close frame", "close_notify", "close_notify and FIN", "FIN", "RS
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="module", params=["plain", "tls", "tls with workers"])
+# With workers in the long tests alone: in CI the acceptance cases take that road (`make roads`).
+@pytest.fixture(
+    scope="module", params=["plain", "tls", pytest.param("tls with workers", marks=pytest.mark.slow)]
+)
 def relay(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, platform: FaultyPlatform
 ) -> Iterator[Relay]:
