@@ -1,7 +1,6 @@
 """The import rules of the house: which room of `viewport_relay` may import which, checked module by module.
 
-    python tools/arrows.py            prints the imports that break a rule, and the import circles
-    python tools/arrows.py --prune    takes from tests/unit/arrows-left.txt what no longer breaks a rule
+    python tools/arrows.py            prints the imports that break a rule, and an import circle
 
 A room is a package or a top-level module of `viewport_relay`. Every import counts: at the top of a module, inside a
 function, under `if TYPE_CHECKING`. `tests/unit/test_arrows.py` keeps the rules; `make docs` draws the diagram of
@@ -11,14 +10,13 @@ docs/topics/architecture.md.
 from __future__ import annotations
 
 import ast
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "viewport_relay"
-LEFT = ROOT / "tests/unit/arrows-left.txt"
 
 #: Small modules that import nothing of the relay; every room but `protocol` may use them.
 TOOLS = frozenset({"deferredcache", "timelimit", "notify", "descriptors", "signals", "collector"})
@@ -117,37 +115,14 @@ def violations() -> set[str]:
     }
 
 
-def circles() -> list[list[str]]:
-    """The groups of modules that import each other, directly or through others (Tarjan's algorithm)."""
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    found: list[list[str]] = []
-
-    def visit(module: str) -> None:
-        index[module] = low[module] = len(index)
-        stack.append(module)
-        for there in sorted(graph()[module]):
-            if there not in index:
-                visit(there)
-                low[module] = min(low[module], low[there])
-            elif there in stack:
-                low[module] = min(low[module], index[there])
-        if low[module] == index[module]:
-            group = stack[stack.index(module) :]
-            del stack[-len(group) :]
-            if len(group) > 1:
-                found.append(sorted(group))
-
-    for module in graph():
-        if module not in index:
-            visit(module)
-    return sorted(found)
-
-
-def problems() -> set[str]:
-    """Every broken rule and every module that lies in a circle, one line each."""
-    return violations() | {f"circle: {module}" for group in circles() for module in group}
+def circle() -> list[str]:
+    """Modules that import each other in a circle, the first again as the last; empty if there is no circle."""
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
 
 
 # -- the diagram -------------------------------------------------------------------------------------------
@@ -185,17 +160,5 @@ def diagram() -> str:
     return "\n".join(["```mermaid", "flowchart TD", *lines, "```"]) + "\n"
 
 
-def left() -> set[str]:
-    """The broken rules that are known and still to be mended."""
-    return set(LEFT.read_text("utf-8").splitlines()) if LEFT.exists() else set()
-
-
-def _write(lines: Iterable[str]) -> None:
-    LEFT.write_text("".join(f"{line}\n" for line in sorted(lines)), "utf-8")
-
-
 if __name__ == "__main__":
-    if "--prune" in sys.argv[1:]:
-        _write(left() & problems())
-    for line in sorted(problems()):
-        print(line)
+    print(*sorted(violations()), " -> ".join(circle()), sep="\n")

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from viewport_relay.peer import base64url
-from viewport_relay.peer.e2e import Initiator, KeyPair, Profile, Responder, SessionKeys
+from viewport_relay.peer.e2e import Initiator, Responder, SessionKeys
 from viewport_relay.peer.envelope import Session
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.link import LinkInitiator, LinkSettings, derive_psk, prologue
+from viewport_relay.peer.symmetric import KeyPair, Profile
 
 
 class Difference(Exception):

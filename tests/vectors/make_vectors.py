@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from noise.connection import Keypair, NoiseConnection
 
 from viewport_relay.peer import base64url
-from viewport_relay.peer.e2e import Initiator, KeyPair, Profile, Responder, SessionKeys
+from viewport_relay.peer.e2e import Initiator, Responder, SessionKeys
 from viewport_relay.peer.envelope import Session
 from viewport_relay.peer.link import LinkInitiator, LinkSettings, Pattern, derive_psk, prologue
+from viewport_relay.peer.symmetric import KeyPair, Profile
 
 NOTICE = (
     "Deterministic test vectors. Every private key, pairing secret and session key in this file is made "

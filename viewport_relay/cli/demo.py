@@ -18,10 +18,10 @@ from twisted.internet.error import ConnectError, DNSLookupError
 from viewport_relay.peer.client import ClientPeer, Pairing
 from viewport_relay.peer.connection import Connection, connect
 from viewport_relay.peer.daemon import DaemonPeer
-from viewport_relay.peer.e2e import KeyPair
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.link import LinkSettings, generate_static
 from viewport_relay.peer.platform_api import JsonHttp, PlatformApi, PlatformError, fetch_relay_identity
+from viewport_relay.peer.symmetric import KeyPair
 from viewport_relay.peer.transcript import LARGE_FRAME_BYTES, Transcript, make_transcript
 from viewport_relay.peer.transcript_run import TranscriptRun
 from viewport_relay.peer.upgrade import Closed, ClosedEarly, Destination, UpgradeRefused

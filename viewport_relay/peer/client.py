@@ -20,10 +20,11 @@ from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
 from twisted.internet.task import deferLater
 
 from viewport_relay.peer import frames
-from viewport_relay.peer.e2e import Initiator, KeyPair, Profile, SessionKeys
+from viewport_relay.peer.e2e import Initiator, SessionKeys
 from viewport_relay.peer.envelope import Session
 from viewport_relay.peer.errors import Code, PeerError
 from viewport_relay.peer.frames import Members
+from viewport_relay.peer.symmetric import KeyPair, Profile
 
 EXCHANGE_SECONDS = 10.0
 

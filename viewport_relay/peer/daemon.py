@@ -22,11 +22,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 
 from viewport_relay.peer import frames
-from viewport_relay.peer.e2e import KeyPair, Profile, Responder
+from viewport_relay.peer.e2e import Responder
 from viewport_relay.peer.envelope import Session
 from viewport_relay.peer.errors import Code, PeerError
 from viewport_relay.peer.frames import Members
 from viewport_relay.peer.pairing import PairingDesk
+from viewport_relay.peer.symmetric import KeyPair, Profile
 
 REKEY_AFTER = 250
 MAX_CONVERSATIONS = 1_024

@@ -15,140 +15,23 @@ What it does not do: carry messages (`envelope`), keep sessions (`daemon`, `clie
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from dataclasses import dataclass
-from enum import Enum
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from viewport_relay.peer import base64url, frames
 from viewport_relay.peer.errors import Code, PeerError
 from viewport_relay.peer.frames import Members
+from viewport_relay.peer.symmetric import (
+    POINT_BYTES,
+    SECRET_BYTES,
+    TAG_BYTES,
+    KeyPair,
+    Profile,
+    SymmetricState,
+    profile_of,
+)
 
 VERSION = 3
-PROLOGUE = b"viewport-relay-noise-v3"
-POINT_BYTES = 65
-SECRET_BYTES = 32
-TAG_BYTES = 16
-
-
-class Profile(Enum):
-    """How client and daemon authenticate; the values are the wire's words."""
-
-    IK = "noise-ik"
-    IKPSK2 = "noise-ikpsk2"
-
-    @property
-    def protocol_name(self) -> bytes:
-        """The full protocol name (Noise rev 34, section 8)."""
-        return b"Noise_IK_P256_AESGCM_SHA256" if self is Profile.IK else b"Noise_IKpsk2_P256_AESGCM_SHA256"
-
-
-def profile_of(frame: Members) -> Profile:
-    """The profile a frame names (PeerError PROFILE_MISMATCH when it is none of the two)."""
-    try:
-        return Profile(frame.get("profile"))
-    except ValueError:
-        raise PeerError(Code.PROFILE_MISMATCH, "the frame names no profile known here") from None
-
-
-class KeyPair:
-    """A P-256 key pair, static or ephemeral."""
-
-    def __init__(self, private: ec.EllipticCurvePrivateKey) -> None:
-        self._private = private
-        self.public: bytes = private.public_key().public_bytes(
-            serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
-        )
-
-    @classmethod
-    def generate(cls) -> KeyPair:
-        """A fresh key pair from the system's random source."""
-        return cls(ec.generate_private_key(ec.SECP256R1()))
-
-    @classmethod
-    def from_private(cls, scalar: bytes) -> KeyPair:
-        """The key pair of a 32-byte big-endian private scalar (PeerError MALFORMED if it is none)."""
-        if len(scalar) != SECRET_BYTES:
-            raise PeerError(Code.MALFORMED, "a P-256 private key has 32 bytes")
-        try:
-            return cls(ec.derive_private_key(int.from_bytes(scalar, "big"), ec.SECP256R1()))
-        except ValueError:
-            raise PeerError(Code.MALFORMED, "not a P-256 private key") from None
-
-    def exchange(self, point: bytes) -> bytes:
-        """DH with an uncompressed point: the 32-byte X coordinate (PeerError MALFORMED if off the curve)."""
-        if len(point) != POINT_BYTES or point[0] != 4:
-            raise PeerError(Code.MALFORMED, "not an uncompressed P-256 point")
-        try:
-            public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
-            return self._private.exchange(ec.ECDH(), public)
-        except ValueError:
-            raise PeerError(Code.MALFORMED, "not a point of P-256") from None
-
-
-class _Symmetric:
-    """SymmetricState with its CipherState (Noise rev 34, sections 5.1 and 5.2)."""
-
-    def __init__(self, profile: Profile, daemon_public: bytes) -> None:
-        # Both names fit into 32 bytes, so the padded name is the hash.
-        self.h = profile.protocol_name.ljust(32, b"\x00")
-        self._ck = self.h
-        self._key = b""
-        self._counter = 0
-        self.mix_hash(PROLOGUE)
-        self.mix_hash(daemon_public)
-
-    def _hkdf(self, material: bytes, outputs: int) -> list[bytes]:
-        temp = hmac.digest(self._ck, material, "sha256")
-        chain: list[bytes] = []
-        previous = b""
-        for index in range(1, outputs + 1):
-            previous = hmac.digest(temp, previous + bytes([index]), "sha256")
-            chain.append(previous)
-        return chain
-
-    def mix_hash(self, data: bytes) -> None:
-        self.h = hashlib.sha256(self.h + data).digest()
-
-    def mix_key(self, material: bytes) -> None:
-        self._ck, self._key = self._hkdf(material, 2)
-        self._counter = 0
-
-    def mix_key_and_hash(self, material: bytes) -> None:
-        self._ck, temp, self._key = self._hkdf(material, 3)
-        self.mix_hash(temp)
-        self._counter = 0
-
-    def _nonce(self) -> bytes:
-        nonce = bytes(4) + self._counter.to_bytes(8, "little")
-        self._counter += 1
-        return nonce
-
-    def encrypt_and_hash(self, plaintext: bytes) -> bytes:
-        ciphertext = AESGCM(self._key).encrypt(self._nonce(), plaintext, self.h)
-        self.mix_hash(ciphertext)
-        return ciphertext
-
-    def decrypt_and_hash(self, ciphertext: bytes, what: str) -> bytes:
-        if len(ciphertext) < TAG_BYTES:
-            raise PeerError(Code.MALFORMED, f"{what} is too short")
-        try:
-            plaintext = AESGCM(self._key).decrypt(self._nonce(), ciphertext, self.h)
-        except InvalidTag:
-            raise PeerError(Code.DECRYPT_FAILED, f"{what} does not decrypt") from None
-        self.mix_hash(ciphertext)
-        return plaintext
-
-    def session_key(self, profile: Profile, session_id: str, epoch: int) -> bytes:
-        info = f"viewport-relay-session-v3|{profile.value}|{session_id}|{epoch}".encode()
-        keys = b"".join(self._hkdf(b"", 2))
-        return HKDF(algorithm=hashes.SHA256(), length=32, salt=self.h, info=info).derive(keys)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -196,7 +79,7 @@ class Initiator:
         self._pairing_peer_id = pairing_peer_id
         self._previous = previous_session_id
         self._ephemeral = ephemeral or KeyPair.generate()
-        self._state = _Symmetric(profile, daemon_public)
+        self._state = SymmetricState(profile, daemon_public)
 
     def init_frame(self) -> Members:
         """`relay_key_exchange_init` version 3."""
@@ -293,7 +176,7 @@ class Responder:
         encrypted = base64url.decode(
             init.get("encryptedClientStatic"), "encryptedClientStatic", POINT_BYTES + TAG_BYTES
         )
-        state = self._state = _Symmetric(self.profile, static.public)
+        state = self._state = SymmetricState(self.profile, static.public)
         state.mix_hash(self._client_ephemeral)
         state.mix_key(static.exchange(self._client_ephemeral))
         self.client_public: bytes = state.decrypt_and_hash(encrypted, "encryptedClientStatic")

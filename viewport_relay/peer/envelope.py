@@ -18,9 +18,10 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from viewport_relay.peer import base64url, frames
-from viewport_relay.peer.e2e import SessionKeys, profile_of
+from viewport_relay.peer.e2e import SessionKeys
 from viewport_relay.peer.errors import Code, PeerError
 from viewport_relay.peer.frames import Members
+from viewport_relay.peer.symmetric import profile_of
 
 VERSION = 2
 IV_BYTES = 12

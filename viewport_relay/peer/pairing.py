@@ -31,9 +31,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from viewport_relay.peer import base64url, frames
-from viewport_relay.peer.e2e import POINT_BYTES, KeyPair
 from viewport_relay.peer.errors import Code, PeerError
 from viewport_relay.peer.frames import Members
+from viewport_relay.peer.symmetric import POINT_BYTES, KeyPair
 
 MAX_OFFERS = 64
 MAX_TRIES = 3

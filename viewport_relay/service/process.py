@@ -16,10 +16,8 @@ from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 from twisted.web.resource import Resource
 
-from viewport_relay import __version__, descriptors
 from viewport_relay.admin.auth import WRONG_TOKENS_PER_MINUTE, AdminAuth
 from viewport_relay.admin.facts import facts_reader
-from viewport_relay.admin.settings import started
 from viewport_relay.admin.site import AdminResource, build
 from viewport_relay.admin.state import StateSource
 from viewport_relay.admission.addresses import TrustedProxies, counted_as
@@ -32,6 +30,7 @@ from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.status import StatusLine
 from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
 from viewport_relay.service.listeners import Listeners
+from viewport_relay.service.startup import log_started, start_warnings
 from viewport_relay.service.timers import every
 from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.signals import Signals
@@ -187,7 +186,8 @@ class Process(MultiService):
     # -- start ---------------------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        for warning in (*self._config.warnings, *self._keys.warnings, *self.notes, *self._warnings()):
+        warnings = start_warnings(self._config, self._keys, self._open_files)
+        for warning in (*self._config.warnings, *self._keys.warnings, *self.notes, *warnings):
             self._log.event("config_warning", message=warning)
         for note in self._config.notes:
             self._log.event("config_note", message=note)
@@ -199,7 +199,7 @@ class Process(MultiService):
             Signals(self._reactor, self._asked_to_stop, self._stop_now, self.reload).take
         )
         self._reactor.callWhenRunning(self._engine.when_ready, self._accept)
-        self._say_started()
+        log_started(self._log, self._config, self._listeners.port, tls=self._tls is not None)
 
     def _accept(self) -> None:
         if self._engine.upgrade.stopping:
@@ -207,37 +207,6 @@ class Process(MultiService):
         self._listeners.resume()
         self._notifier.ready(self._engine.status())
         self._notifier.start_watchdog(self._reactor, self._engine.status)
-
-    def _warnings(self) -> list[str]:
-        config, found = self._config, []
-        wanted = descriptors.wanted(config.max_total_connections)
-        if 0 < self._open_files < wanted:
-            found.append(
-                f"at most {self._open_files} files may be open: RELAY_MAX_TOTAL_CONNECTIONS="
-                f"{config.max_total_connections} needs {wanted} (LimitNOFILE=, --ulimit nofile=)"
-            )
-        # The key is logged only where it is configured or required: peers pin it.
-        asked_for = config.sources.get("noise_link", "default") != "default"
-        if self._keys.source == "ephemeral" and asked_for and config.noise_link != "off":
-            found.append(
-                "the Noise link's key lives as long as this process: set RELAY_STATE_DIR or "
-                "RELAY_NOISE_PRIVATE_KEY_FILE so that peers can pin it"
-            )
-        return found
-
-    def _say_started(self) -> None:
-        config, port = self._config, self._listeners.port
-        peers = config.listen_endpoint or f"{config.listen_host}:{port}"
-        listens = {"peers": f"{'wss' if self._tls is not None else 'ws'} on {peers}"}
-        if config.admin_tokens and config.enable_admin_http:
-            listens["admin"] = f"http on {config.admin_listen}" if config.admin_listen else "with the peers"
-        self._log.event(
-            "relay_started",
-            message=f"listening on {config.listen_host}:{port}",
-            version=__version__,
-            port=port,
-            **started(config, listens),
-        )
 
     # -- reload --------------------------------------------------------------------------------------------
 

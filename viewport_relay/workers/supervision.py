@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -19,16 +18,12 @@ from typing import Any, Final
 from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import ProcessProtocol
-from twisted.python.failure import Failure
 
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import Ticket
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.workers.messages import (
-    PACKETS_FD,
-    REPORTS_FD,
     Adopt,
     Disconnect,
     EndTLS,
@@ -42,7 +37,8 @@ from viewport_relay.workers.messages import (
     Up,
 )
 from viewport_relay.workers.packets import PacketSender, socket_pair
-from viewport_relay.workers.reports import ReportReader, connect
+from viewport_relay.workers.reports import ReportReader
+from viewport_relay.workers.spawning import spawn
 
 #: Seconds before an ended worker is started again: doubled each time, reset after a process ran for LIVED seconds.
 FIRST_PAUSE: Final = 0.1
@@ -56,15 +52,6 @@ STARTING: Final = 60.0
 #: must not wait for a silent worker each time.
 PATIENCE: Final = 3.0
 BRIEF: Final = 0.2
-
-
-class _Process(ProcessProtocol):
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def processEnded(self, reason: Failure) -> None:
-        status, signal = getattr(reason.value, "exitCode", None), getattr(reason.value, "signal", None)
-        self._worker.ended(status, signal)
 
 
 @frozen
@@ -117,46 +104,29 @@ class Worker:
 
     def start(self) -> None:
         """Start the process. Connections may be passed at once; they are queued until it is up."""
+        supervision = self._supervision
         self._again = None
-        self._started = self._last_report = self._supervision.reactor.seconds()
+        self._started = self._last_report = supervision.reactor.seconds()
         try:
-            if self._theirs is None:
-                self._make_channel()
-            self._spawn()
+            theirs = self._make_channel() if self._theirs is None else self._theirs
+            self._process = spawn(
+                supervision.reactor,
+                self.index,
+                supervision.environment(self.index),
+                theirs,
+                ReportReader(partial(self.received, self.life), self.kill),
+                self.ended,
+                supervision.devnull,
+            )
+            theirs.close()
+            self._theirs = None
         except OSError as error:  # out of processes, memory or descriptors; the next attempt may succeed
             self._over(f"worker {self.index} could not be started: {error.strerror}")
 
-    def _spawn(self) -> None:
-        supervision, theirs = self._supervision, self._theirs
-        assert theirs is not None
-        reports, their_reports = socket.socketpair()
-        with reports, their_reports:
-            line = connect(
-                supervision.reactor, reports, ReportReader(partial(self.received, self.life), self.kill)
-            )
-            try:
-                self._process = supervision.reactor.spawnProcess(
-                    _Process(self),
-                    sys.executable,
-                    [sys.executable, "-m", "viewport_relay.workers.worker", str(self.index)],
-                    env=supervision.environment(self.index),
-                    childFDs={
-                        0: supervision.devnull,
-                        1: 2,
-                        2: 2,
-                        PACKETS_FD: theirs.fileno(),
-                        REPORTS_FD: their_reports.fileno(),
-                    },
-                )
-            except OSError:
-                line.abortConnection()
-                raise
-        theirs.close()
-        self._theirs = None
-
-    def _make_channel(self) -> None:
-        ours, self._theirs = socket_pair()
-        self._packets = PacketSender(ours, self._supervision.reactor)
+    def _make_channel(self) -> socket.socket:
+        ours, theirs = socket_pair()
+        self._packets, self._theirs = PacketSender(ours, self._supervision.reactor), theirs
+        return theirs
 
     @property
     def pid(self) -> int | None:

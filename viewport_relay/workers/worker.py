@@ -48,16 +48,14 @@ from viewport_relay.workers.messages import (
     EndTLS,
     Flush,
     Left,
-    OpenFold,
     Order,
-    Picture,
     Poll,
     ReloadTLS,
     Up,
 )
 from viewport_relay.workers.packets import PacketReader
+from viewport_relay.workers.picture import picture
 from viewport_relay.workers.reports import ReportSender, connect
-from viewport_relay.workers.tally import written
 from viewport_relay.workers.tlspipe import DRAIN_LIMIT, TLSPipes
 
 #: Seconds for the last messages to the parent at exit.
@@ -158,7 +156,10 @@ class WorkerService(MultiService):
         elif isinstance(order, EndTLS):
             self._end_tls(order, descriptors, data)
         elif isinstance(order, Poll):
-            self._reporter.send(self._picture(order.number))
+            report = picture(
+                order.number, self.relay.state, self._counters, self._log, self._reporter.lost, time.time()
+            )
+            self._reporter.send(report)
         elif isinstance(order, Disconnect):
             count = self.relay.state.disconnect(
                 workspace_id=order.workspace_id,
@@ -230,37 +231,6 @@ class WorkerService(MultiService):
                 ConfigError
             ) as error:  # the parent could use them: they have changed again, and it reads them again
                 self._log.event("tls_reload_failed", message=error.problems[0])
-
-    def _picture(self, number: int) -> Picture:
-        state, now = self.relay.state, time.time()
-        ready, why = state.readiness()
-        return Picture(
-            number,
-            ready,
-            why,
-            state.jwks_age(),
-            dict(state.backplane()),
-            dict(state.connections()),
-            list(state.targets()),
-            written(self._counters),
-            [
-                OpenFold(
-                    fold.source.event, fold.source.code, fold.source.ip, fold.source.workspace_id, fold.source.role,
-                    fold.source.message, fold.level, fold.opened, fold.count, fold.first, fold.last, fold.detail,
-                )
-                for fold in self._log.folds()
-            ],
-            [
-                (event, None if reason is None else reason.code, at)
-                for (event, reason), at in self._log.last_seen.items()
-            ],
-            self._reporter.lost,
-            self._log.problems.rows(now),
-            self._log.problems.recent(now),
-            state.clock_offset(),
-            state.platform_age(),
-            self._log.folded.report(),
-        )  # fmt: skip
 
 
 class _Nothing(Resource):

@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from tests.unit.peer.wiring import Wire
 from viewport_relay.peer.client import ClientPeer, Pairing
 from viewport_relay.peer.daemon import Conversation
-from viewport_relay.peer.e2e import KeyPair, Profile
 from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.symmetric import KeyPair, Profile
 
 SECRET = bytes(range(32))
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from viewport_relay.peer import base64url
-from viewport_relay.peer.e2e import Initiator, KeyPair, Profile, Responder, SessionKeys
+from viewport_relay.peer.e2e import Initiator, Responder, SessionKeys
 from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.symmetric import KeyPair, Profile
 
 DAEMON = KeyPair.from_private(bytes(31) + b"\x07")
 CLIENT = KeyPair.from_private(bytes(31) + b"\x09")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from viewport_relay.peer.e2e import Profile, SessionKeys
+from viewport_relay.peer.e2e import SessionKeys
 from viewport_relay.peer.envelope import REPLAY_WINDOW, ReplayWindow, Session
 from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.symmetric import Profile
 
 KEY = bytes(range(32))
 

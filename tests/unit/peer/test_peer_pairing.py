@@ -9,9 +9,9 @@ import pytest
 
 from tests.unit.peer.wiring import Wire
 from viewport_relay.peer import base64url
-from viewport_relay.peer.e2e import KeyPair
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.pairing import MAX_OFFERS, Channel, PairingDesk
+from viewport_relay.peer.symmetric import KeyPair
 
 
 class Desk:

@@ -9,8 +9,9 @@ import pytest
 from twisted.internet.defer import ensureDeferred
 
 from tests.unit.peer.wiring import Wire
-from viewport_relay.peer.e2e import Profile, SessionKeys
+from viewport_relay.peer.e2e import SessionKeys
 from viewport_relay.peer.envelope import Session
+from viewport_relay.peer.symmetric import Profile
 from viewport_relay.peer.transcript import LARGE_FRAME_BYTES, make_transcript
 from viewport_relay.peer.transcript_run import TranscriptRun
 

@@ -13,8 +13,8 @@ from twisted.internet.task import Clock
 
 from viewport_relay.peer.client import ClientPeer, Pairing
 from viewport_relay.peer.daemon import Conversation, DaemonPeer
-from viewport_relay.peer.e2e import KeyPair
 from viewport_relay.peer.link import Pattern, derive_psk, prologue
+from viewport_relay.peer.symmetric import KeyPair
 
 HELLO = {"relayId": "test-relay", "frameMaxBytes": 1_048_576}
 
