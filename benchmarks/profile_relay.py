@@ -109,7 +109,7 @@ def main() -> int:
     environment |= {**cell.environment, **_outputs("a")}
     count = 20_000 if cell.mode == "connect" else 0
     mint(BUILD / "profile", max(500, int(cell.options.get("daemons", 0))), count if cell.cold else 1)
-    with running_platform(BUILD / "profile") as platform, running(kind, platform) as relay:
+    with running_platform(BUILD / "profile") as platform, running(kind, platform, tls=cell.tls) as relay:
         words = {"port": relay.port, "tokens": platform.tokens, **cell.options}
         if cell.mode == "connect":
             words |= {"count": count, **({"tokens": platform.fresh} if cell.cold else {})}

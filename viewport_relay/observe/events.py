@@ -37,7 +37,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "handshake": Event("a Noise handshake ended without a close by the relay"),
     "flapping": Event("joins and leaves of one peer that were counted instead of written"),
     "folded": Event("entries that were counted instead of written: `of` names their event, `count` how many"),
-    "http_dropped": Event("an HTTP connection was closed to make room for others", level="warn"),
+    "http_dropped": Event("an HTTP connection was closed for want of room", level="warn"),
     "http_unreadable": Event(
         "a request could not be read", "the message says what the peer or the proxy should do", level="warn"
     ),

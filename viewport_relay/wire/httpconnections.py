@@ -94,6 +94,11 @@ class HttpConnections:
         if self._log is not None:
             self._log.event("http_unreadable", message=message, ip=address)
 
+    def refused(self, address: str, message: str) -> None:
+        """Log a connection that the relay has no room for."""
+        if self._log is not None:
+            self._log.event("http_dropped", reason=Reason.TOO_MANY_CONNECTIONS, message=message, ip=address)
+
     def close(self) -> None:
         """Drop every connection, when the relay stops."""
         for channel in tuple(self._host):

@@ -34,7 +34,7 @@ from viewport_relay.workers.messages import Apply, ReloadTLS
 from viewport_relay.workers.passing import PassingResource
 from viewport_relay.workers.slots import slot
 from viewport_relay.workers.state import CrewState, RefreshingAdminResource, bring_up_to_date
-from viewport_relay.workers.tlspipe import IncomingTLS
+from viewport_relay.workers.tlsincoming import IncomingTLS
 
 #: Seconds that workers may take to exit on top of RELAY_DRAIN_SECONDS.
 _MARGIN: Final = 5.0

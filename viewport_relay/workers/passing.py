@@ -46,17 +46,18 @@ class PassingResource(UpgradeAttempts):
         """Pass the connection to the worker of its workspace. Raises Refusal."""
         assert attempt.query is not None and attempt.ticket is not None
         channel = attempt.channel
-        # A copy: Twisted then closes its own descriptor without effect on the connection.
-        copy = inner.socket.dup()
-        if ISSLTransport.providedBy(inner) or not self.pass_on(
-            attempt.query.workspace_id,
-            copy,
-            attempt.ip,
-            written(attempt.request) + channel.early,
-            attempt.ticket,
-        ):
+        full = Refusal(Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER)
+        if ISSLTransport.providedBy(inner):
+            raise full
+        try:
+            # A copy: Twisted then closes its own descriptor without effect on the connection.
+            copy = inner.socket.dup()
+        except OSError as error:  # no descriptor is free
+            raise full from error
+        data = written(attempt.request) + channel.early
+        if not self.pass_on(attempt.query.workspace_id, copy, attempt.ip, data, attempt.ticket):
             copy.close()
-            raise Refusal(Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER)
+            raise full
         attempt.ticket = None
         transport, _ = channel.hand_over()
         let_go(transport, inner)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress, IProtocol, IPushProducer
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from viewport_relay.observe.ring import Record
 from viewport_relay.workers.messages import MAX_LINE, Logged, Report, decode_report, encode
+from viewport_relay.workers.oneprotocol import OneProtocol
 
 #: Most bytes that wait for the parent. Log entries beyond are dropped and counted.
 _MOST_UNREAD: Final = 8_388_608
@@ -92,17 +93,7 @@ class ReportReader(LineOnlyReceiver):
         self._failed(f"a report was longer than {MAX_LINE} bytes")
 
 
-class _One:
-    """A protocol factory for one connection (IProtocolFactory)."""
-
-    def __init__(self, protocol: IProtocol) -> None:
-        self._protocol = protocol
-
-    def buildProtocol(self, address: IAddress | None) -> IProtocol:
-        return self._protocol
-
-
 def connect(reactor: Any, sock: socket.socket, protocol: Any) -> Any:
     """Run `protocol` over a socket of the report channel; returns the transport. `sock` may be closed afterwards."""
     sock.setblocking(False)
-    return reactor.adoptStreamConnection(sock.fileno(), socket.AF_UNIX, _One(protocol))
+    return reactor.adoptStreamConnection(sock.fileno(), socket.AF_UNIX, OneProtocol(protocol))

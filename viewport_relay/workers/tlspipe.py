@@ -1,10 +1,8 @@
-"""TLS with several workers: the worker processes end TLS, in turn, and the parent reads the requests.
+"""The worker's side of TLS with several workers: it ends TLS and pipes plaintext to where the request is read.
 
     peer <- TLS -> worker (TLSPipe) <- socket pair -> parent (HTTP request) -> the workspace's worker
 
-The workspace stands in the encrypted request, so the parent passes each TCP connection to some worker before its first byte is
-decrypted, with one end of a socket pair. From then on the other end of the pair is the connection: the parent reads the
-request from it, and passes it on as it passes a plain TCP connection.
+`tlsincoming` is the parent's side.
 """
 
 from __future__ import annotations
@@ -16,113 +14,21 @@ from functools import partial
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IPushProducer, IReactorTime
-from twisted.internet.protocol import Factory, Protocol
-from twisted.protocols.policies import TimeoutMixin
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from viewport_relay.admission.addresses import peer_host
-from viewport_relay.wire.channel import REQUEST_TIMEOUT
-from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlstransport import FLUSH_TIMEOUT, TLSFactory
 from viewport_relay.wire.turn import turn_of
-from viewport_relay.workers.passing import let_go, tcp_transport
-
-#: Passes a connection to a worker that ends TLS: TCP socket, one end of the pair, bytes already read. False: no room.
-PassTLS = Callable[[socket.socket, socket.socket, bytes], bool]
-
+from viewport_relay.workers.oneprotocol import OneProtocol
 
 #: Seconds that pipes may take to end after the relay of their worker has drained.
 DRAIN_LIMIT: Final = 2.0
 
 #: Seconds that a peer has at least for what is left, when its connection is closed.
 _LEAST_FLUSH: Final = 1.0
-
-
-# -- the parent's side -----------------------------------------------------------------------------------------
-
-
-class IncomingTLS(Factory):
-    """The parent's factory for TCP connections that begin TLS. `site` reads the requests."""
-
-    noisy = False
-
-    def __init__(self, site: RelaySite, pass_tls: PassTLS, reactor: Any) -> None:
-        self.site = site
-        self.pass_tls = pass_tls
-        self.reactor = reactor
-
-    def doStart(self) -> None:
-        self.site.doStart()  # type: ignore[no-untyped-call]
-
-    def doStop(self) -> None:
-        self.site.doStop()  # type: ignore[no-untyped-call]
-
-    def buildProtocol(self, address: IAddress | None) -> Any:
-        return _Incoming(self)
-
-
-class _Incoming(Protocol, TimeoutMixin):
-    """A TCP connection before the first byte of TLS. The PROXY protocol has named its peer by then."""
-
-    transport: Any
-
-    def __init__(self, factory: IncomingTLS) -> None:
-        assert factory.site.connections is not None
-        self._factory = factory
-        self._connections = factory.site.connections
-
-    def connectionMade(self) -> None:
-        self._connections.enter(self, peer_host(self.transport))
-        self.setTimeout(REQUEST_TIMEOUT)  # type: ignore[no-untyped-call]
-
-    def dataReceived(self, data: bytes) -> None:
-        """Pass the connection on with what was read of it, and read the request from the pair."""
-        self._leave()
-        host = peer_host(self.transport)
-        inner = tcp_transport(self.transport)
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with ours:
-            copy = inner.socket.dup()
-            if not self._factory.pass_tls(copy, theirs, data):
-                copy.close()
-                theirs.close()
-                self.transport.abortConnection()
-                return
-            let_go(self.transport, inner)
-            self._factory.reactor.adoptStreamConnection(
-                ours.fileno(), socket.AF_UNIX, _Channel(self._factory.site, host)
-            )
-
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self._leave()
-
-    def _leave(self) -> None:
-        self.setTimeout(None)  # type: ignore[no-untyped-call]
-        self._connections.leave(self)
-
-    def drop(self) -> None:
-        """Abort the connection (`HttpConnections`)."""
-        self.transport.abortConnection()
-
-
-class _Channel:
-    """The factory for the parent's end of one pair (IProtocolFactory)."""
-
-    def __init__(self, site: RelaySite, host: str) -> None:
-        self._site = site
-        self._host = host
-
-    def buildProtocol(self, address: IAddress | None) -> Any:
-        channel: Any = self._site.buildProtocol(address)
-        channel.given_peer = self._host
-        return channel
-
-
-# -- the worker's side -----------------------------------------------------------------------------------------
 
 
 class TLSPipes:
@@ -144,8 +50,8 @@ class TLSPipes:
         try:
             for descriptor in (tcp, pair):
                 os.set_blocking(descriptor, False)
-            self._reactor.adoptStreamConnection(pair, socket.AF_UNIX, _OneProtocol(pipe.inner))
-            factory = TLSFactory(self.context, False, _OneProtocol(pipe.outer), self._reactor)
+            self._reactor.adoptStreamConnection(pair, socket.AF_UNIX, OneProtocol(pipe.inner))
+            factory = TLSFactory(self.context, False, OneProtocol(pipe.outer), self._reactor)
             transport = self._reactor.adoptStreamConnection(tcp, family, factory)
         except OSError:  # the peer has disconnected already, or there is no descriptor
             pipe.abort()
@@ -303,15 +209,3 @@ class _Inner(_End):
             sent = outer.send(data) if outer.sent_everything else 0
             if sent < len(data):
                 outer.write(data[sent:])
-
-
-class _OneProtocol(Factory):
-    """A factory for one connection."""
-
-    noisy = False
-
-    def __init__(self, protocol: IProtocol) -> None:
-        self._one = protocol
-
-    def buildProtocol(self, address: IAddress | None) -> Any:
-        return self._one
