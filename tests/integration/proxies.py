@@ -16,19 +16,38 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from attrs import frozen
+
 from tests.drill.certificates import Files
 from tests.drill.relay import until
 from tests.pages import blocks
 from tests.ports import free_port
+from tests.programs import PROGRAMS
 
 PAGE = "docs/how-to/behind-a-proxy.md"
 TITLE = "# Put it behind a proxy"
 
+
+@frozen
+class Sample:
+    """Where a proxy's configuration stands on the page, and the program that takes it (a marker of programs.py)."""
+
+    heading: str
+    language: str
+    marker: str
+
+    @property
+    def program(self) -> str:
+        return PROGRAMS[self.marker][0]
+
+
 PROXIES = {
-    "nginx": "## nginx",
-    "caddy": "## Caddy",
-    "haproxy": "## HAProxy, with HTTP",
-    "haproxy-tcp": "## HAProxy, with the PROXY protocol",
+    "nginx": Sample("## nginx", "nginx", "nginx"),
+    "caddy": Sample("## Caddy", "caddy", "caddy"),
+    "caddy-new": Sample("## Caddy", "caddy", "caddy_new"),
+    "haproxy": Sample("## HAProxy, with HTTP", "haproxy", "haproxy"),
+    "haproxy-tcp": Sample("## HAProxy, with the PROXY protocol", "haproxy", "haproxy"),
+    "traefik": Sample("## Traefik", "yaml", "traefik"),
 }
 
 
@@ -52,11 +71,10 @@ def put_in(text: str, replacements: Mapping[str, str]) -> str:
     return text
 
 
-def knows_close_delay() -> bool:
-    """Whether this is Caddy 2.7 or newer, which knows `stream_close_delay`."""
-    found = re.match(
-        r"v?(\d+)\.(\d+)", subprocess.run(["caddy", "version"], capture_output=True, text=True).stdout
-    )
+def knows_close_delay(name: str) -> bool:
+    """Whether a Caddy is 2.7 or newer, which knows `stream_close_delay`."""
+    said = subprocess.run([PROXIES[name].program, "version"], capture_output=True, text=True).stdout
+    found = re.match(r"v?(\d+)\.(\d+)", said)
     assert found
     return (int(found[1]), int(found[2])) >= (2, 7)
 
@@ -98,23 +116,29 @@ class Proxy:
         self.port = port or free_port()
         relay = relay if isinstance(relay, str) else f"127.0.0.1:{relay}"
         folder.mkdir()
-        program = name.partition("-")[0]
-        language = "caddy" if program == "caddy" else program
-        text = put_in(block(PROXIES[name], language), faster)
-        self.configuration = folder / "configuration"
-        self.configuration.write_text(getattr(self, f"_{program}")(text, relay))
+        sample = PROXIES[name]
+        self.program = sample.program
+        kind = name.partition("-")[0]
+        text = put_in(block(sample.heading, sample.language), faster)
+        self.configuration = folder / "configuration.yaml"
+        self.configuration.write_text(getattr(self, f"_{kind}")(text, relay))
         path = str(self.configuration)
-        command = {
-            "nginx": ["nginx", "-c", path, "-p", str(folder), "-e", "stderr"],
-            "caddy": ["caddy", "run", "--adapter", "caddyfile", "--config", path],
-            "haproxy": ["haproxy", "-db", "-f", path],
-        }[program]
+        options = {
+            "nginx": ["-c", path, "-p", str(folder), "-e", "stderr"],
+            "caddy": ["run", "--adapter", "caddyfile", "--config", path],
+            "haproxy": ["-db", "-f", path],
+            "traefik": [f"--configFile={folder}/traefik.yaml"],
+        }[kind]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         self.environment = os.environ | {
             name: str(folder) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME")
         }
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=self.environment
+            [self.program, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            env=self.environment,
         )
         until(self._listens, 20, name)
 
@@ -133,7 +157,7 @@ class Proxy:
         return nginx_main(self.folder, text)
 
     def _caddy(self, text: str, relay: str) -> str:
-        if knows_close_delay():
+        if knows_close_delay(self.name):
             (line,) = [b.text.strip() for b in blocks(PAGE, "caddy") if "stream_close_delay" in b.text]
             backend = "        reverse_proxy 127.0.0.1:7781"
             text = put_in(text, {backend: f"{backend} {{\n{line}\n}}"})
@@ -155,6 +179,22 @@ class Proxy:
         pieces["10.0.0.5:7781" if tcp else "127.0.0.1:7781"] = relay
         return put_in(text, pieces | ({} if tcp else {"/etc/haproxy/relay.pem": str(pem)}))
 
+    def _traefik(self, text: str, relay: str) -> str:
+        """The dynamic configuration; the static one goes to a file beside it."""
+        (static,) = [b.text for b in blocks(PAGE, "yaml") if "providers:" in b.text]
+        pieces = {'":443"': f'"127.0.0.1:{self.port}"', "/etc/traefik/relay.yaml": str(self.configuration)}
+        quiet = "global:\n  checkNewVersion: false\n  sendAnonymousUsage: false\nlog:\n  level: DEBUG\n"
+        (self.folder / "traefik.yaml").write_text(quiet + put_in(static, pieces))
+        return put_in(
+            text,
+            {
+                "relay.example": self.host,
+                "127.0.0.1:7781": relay,
+                "/etc/traefik/relay.crt": self.files.cert,
+                "/etc/traefik/relay.key": self.files.key,
+            },
+        )
+
     def _listens(self) -> bool:
         assert self.process.poll() is None, self.output()
         with socket.socket() as sock:
@@ -164,13 +204,21 @@ class Proxy:
         return os.pread(self.log.fileno(), os.fstat(self.log.fileno()).st_size, 0).decode("utf-8", "replace")
 
     def reload(self) -> None:
-        """As its operator does it after a change of its configuration, which there is: a comment."""
-        self.configuration.write_text(self.configuration.read_text() + "# changed\n")
+        """As its operator does it after a change of its configuration."""
+        changed = self.folder / "changed"
+        text = self.configuration.read_text()
+        changed.write_text(text.replace("interval: 5s", "interval: 6s") + "# changed\n")
+        changed.replace(self.configuration)
         if self.name == "nginx":
             self.process.send_signal(signal.SIGHUP)
             return
+        if self.name == "traefik":
+            until(
+                lambda: self.output().count("Configuration received") > 1, 10, "the change in Traefik's log"
+            )
+            return
         subprocess.run(
-            ["caddy", "reload", "--adapter", "caddyfile", "--force", "--config", self.configuration,
+            [self.program, "reload", "--adapter", "caddyfile", "--force", "--config", self.configuration,
              "--address", f"unix/{self.folder}/admin"],
             check=True, capture_output=True, timeout=20, env=self.environment,
         )  # fmt: skip

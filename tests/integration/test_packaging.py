@@ -41,13 +41,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def shipped() -> set[str]:
     """What operators read and use beside the code."""
-    files = {
-        "CHANGELOG.md",
-        "SECURITY.md",
-        "requirements.lock",
-        "requirements-dev.lock",
-        "requirements-build.lock",
-    }
+    files = {"CHANGELOG.md", "SECURITY.md", *(path.name for path in ROOT.glob("requirements*.lock"))}
     for folder in ("docs", "deploy"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "secrets" not in path.parts:

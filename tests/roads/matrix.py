@@ -41,11 +41,13 @@ _TRUSTED: Final = {
     "test_forwarded_for_is_ignored_from_strangers": "the proxy is no stranger: its page has the relay trust it",
 }
 
-_CADDY: Final = {
-    "test_forwarded_for_counts_from_trusted_proxies": "Caddy drops X-Forwarded-For of peers by itself",
-    "test_forwarded_address_shows_in_logs": "Caddy drops X-Forwarded-For of peers by itself",
-    "test_gone_while_its_queue_is_full": "the case names the host `x`, for which Caddy has no site",
-    "test_frames_sent_before_the_upgrade_answer": "Caddy passes nothing on before the answer to the upgrade",
+#: What Caddy and Traefik do of themselves.
+_OF_ITS_OWN: Final = {
+    "test_forwarded_for_counts_from_trusted_proxies": "the proxy drops X-Forwarded-For of peers by itself",
+    "test_forwarded_address_shows_in_logs": "the proxy drops X-Forwarded-For of peers by itself",
+    "test_gone_while_its_queue_is_full": "the case names the host `x`, for which the proxy has no site",
+    "test_frames_sent_before_the_upgrade_answer": "the proxy passes nothing on before the answer to the upgrade",
+    "test_unknown_routes_are_404_json": "the proxy answers 404 by itself, without JSON",
 }
 
 _OVER_A_LINK: Final = {
@@ -64,7 +66,9 @@ def roads() -> tuple[Road, ...]:
         Road("link", link=True, without=_OVER_A_LINK, ci=_CI_LINK),
         Road("tls-link", tls=True, link=True, without=_OVER_A_LINK, ci=_CI_PART),
         Road("nginx", tls=True, proxy="nginx", without=_TRUSTED, ci=_CI_PART),
-        Road("caddy", tls=True, proxy="caddy", without=_CADDY, ci=_CI_PART),
+        Road("caddy", tls=True, proxy="caddy", without=_OF_ITS_OWN, ci=_CI_PART),
+        Road("caddy-new", tls=True, proxy="caddy-new", without=_OF_ITS_OWN, ci="test_daemon"),
+        Road("traefik", tls=True, proxy="traefik", without=_OF_ITS_OWN, ci="test_daemon"),
         Road("haproxy", tls=True, proxy="haproxy", without=_TRUSTED, ci=_CI_PART),
         Road("haproxy-proxy-v2", tls=True, proxy="haproxy-tcp", ci=_CI_PART),
         Road("unix-socket", tls=True, proxy="nginx", unix=True, without=_TRUSTED, ci=_CI_PART),

@@ -136,7 +136,7 @@ def behind(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
             self.folder = folder
             self.inner, self.admin_port = free_port(), free_port()
             passes_tls_on = road.proxy == "haproxy-tcp"
-            given = settings(PROXIES[road.proxy]) if passes_tls_on else settings("")
+            given = settings(PROXIES[road.proxy].heading) if passes_tls_on else settings("")
             given.pop("RELAY_PUBLIC_WS_BASE_URL", None)
             for name, value in (given | dict(road.settings)).items():
                 self.env.setdefault(name, value)
