@@ -12,6 +12,7 @@ from twisted.web.server import Request
 from viewport_relay.admin.reply import BadRequest, body_json, put_json, put_late
 from viewport_relay.admin.state import StateSource
 from viewport_relay.observe.sink import EventSink
+from viewport_relay.routing.views import Selection
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_TAKES = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
@@ -35,23 +36,25 @@ class Actions:
         unknown = sorted(set(body) - {"workspaceId", "runtimeTargetId", "connectionId", "tokenId"})
         if unknown:
             raise BadRequest(unknown[0][:64], "nothing: there is no such member; " + _DISCONNECT_TAKES)
-        workspace, target = _identifier(body, "workspaceId"), _identifier(body, "runtimeTargetId")
-        connection, token = _identifier(body, "connectionId"), _identifier(body, "tokenId", _TOKEN_ID)
-        given = sum(part is not None for part in (workspace, connection, token))
-        if given != 1 or (workspace is None and target is not None):
-            raise BadRequest("body", _DISCONNECT_TAKES)
-        closed = self._state.disconnect(
-            workspace_id=workspace, runtime_target_id=target, connection_id=connection, token_id=token
+        which = Selection(
+            _identifier(body, "workspaceId"),
+            _identifier(body, "runtimeTargetId"),
+            _identifier(body, "connectionId"),
+            _identifier(body, "tokenId", _TOKEN_ID),
         )
+        given = sum(part is not None for part in (which.workspace_id, which.connection_id, which.token_id))
+        if given != 1 or (which.workspace_id is None and which.runtime_target_id is not None):
+            raise BadRequest("body", _DISCONNECT_TAKES)
+        closed = self._state.disconnect(which)
 
         def say(closed: int) -> bytes:
             self._log.event(
                 "operator_disconnect",
                 message=f"an operator closed {closed} connections",
-                connection_id=connection,
-                workspaceId=workspace,
-                runtimeTargetId=target,
-                tokenId=token,
+                connection_id=which.connection_id,
+                workspaceId=which.workspace_id,
+                runtimeTargetId=which.runtime_target_id,
+                tokenId=which.token_id,
                 closed=closed,
                 operator=self._client_ip(request),
             )

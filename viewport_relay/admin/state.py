@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from viewport_relay.config import Config
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.redaction import Redactor
-from viewport_relay.routing.views import PeerView, TargetView
+from viewport_relay.routing.views import PeerView, Selection, TargetView
 
 
 class StateSource(Protocol):
@@ -25,15 +25,8 @@ class StateSource(Protocol):
     def connections(self) -> Mapping[str, int]:
         """Open connections by role (`workspace-daemon`, `client`, `worker`); the sum is their number."""
 
-    def disconnect(
-        self,
-        *,
-        workspace_id: str | None,
-        runtime_target_id: str | None,
-        connection_id: str | None,
-        token_id: str | None,
-    ) -> int | Deferred[int]:
-        """Close the connections that fit every part that is given; how many, sooner or later."""
+    def disconnect(self, selection: Selection) -> int | Deferred[int]:
+        """Close the connections of a selection; returns their number, or a Deferred of it."""
 
     def flush_caches(self) -> None:
         """Forget validations, and fetch the key set again with the next upgrade."""

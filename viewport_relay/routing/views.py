@@ -1,4 +1,4 @@
-"""Views: immutable copies of the routing state, for `/state` and `/metrics`."""
+"""Values that operators see and give: copies of the routing state (`/state`, `/metrics`), and a selection of connections."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ class PeerView:
     version: str | None  # the peer's User-Agent, cut to 64 characters
     paused: bool  # the relay does not read it just now (back-pressure)
     end_to_end: str | None = None  # the latest end-to-end session in words; clients only
+
+
+@frozen
+class Selection:
+    """The connections that match every part that is given (not None)."""
+
+    workspace_id: str | None = None
+    runtime_target_id: str | None = None
+    connection_id: str | None = None
+    token_id: str | None = None
 
 
 @frozen

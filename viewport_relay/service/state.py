@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from viewport_relay.admission.gate import Gate
 from viewport_relay.backplane.interface import Backplane
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.views import TargetView
+from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.sessions.build import Relaying
 
 
@@ -40,20 +40,8 @@ class RelayState:
     def connections(self) -> Mapping[str, int]:
         return {role.value: number for role, number in self._relaying.registry.joined.items()}
 
-    def disconnect(
-        self,
-        *,
-        workspace_id: str | None,
-        runtime_target_id: str | None,
-        connection_id: str | None,
-        token_id: str | None,
-    ) -> int:
-        return self._relaying.sessions.disconnect(
-            workspace_id=workspace_id,
-            runtime_target_id=runtime_target_id,
-            connection_id=connection_id,
-            token_id=token_id,
-        )
+    def disconnect(self, selection: Selection) -> int:
+        return self._relaying.sessions.disconnect(selection)
 
     def flush_caches(self) -> None:
         self._gate.flush()

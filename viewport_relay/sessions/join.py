@@ -21,6 +21,7 @@ from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.routing.model import Contested, Peer, Stale
 from viewport_relay.routing.rates import Rates
 from viewport_relay.routing.registry import Registry
+from viewport_relay.routing.views import Selection
 from viewport_relay.sessions.contest import SEAT_CLOSE_DELAY, Contests
 from viewport_relay.sessions.link import Links
 from viewport_relay.sessions.remote import RemoteRelays
@@ -195,22 +196,15 @@ class Sessions:
         for peer in self._registry.expired(self._now() - skew):
             session_of(peer).connection.close(Reason.TOKEN_EXPIRED)
 
-    def disconnect(
-        self,
-        *,
-        workspace_id: str | None,
-        runtime_target_id: str | None,
-        connection_id: str | None,
-        token_id: str | None,
-    ) -> int:
-        """Close every peer that matches all given arguments; returns their number."""
+    def disconnect(self, selection: Selection) -> int:
+        """Close the connections of a selection; returns their number."""
         found = [
             peer
             for peer in self._registry.peers()
-            if connection_id in (None, peer.connection_id)
-            and workspace_id in (None, peer.grant.workspace_id)
-            and runtime_target_id in (None, peer.grant.runtime_target_id)
-            and token_id in (None, peer.grant.claims.token_id)
+            if selection.connection_id in (None, peer.connection_id)
+            and selection.workspace_id in (None, peer.grant.workspace_id)
+            and selection.runtime_target_id in (None, peer.grant.runtime_target_id)
+            and selection.token_id in (None, peer.grant.claims.token_id)
         ]
         for peer in found:
             session_of(peer).connection.close(Reason.DISCONNECTED_BY_OPERATOR)

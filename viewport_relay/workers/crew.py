@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, DeferredList
 
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.routing.views import Selection
 from viewport_relay.wire.heartbeat import STOOD_STILL
 from viewport_relay.workers.messages import Disconnect, Disconnected, Order, Poll, Stop
 from viewport_relay.workers.supervision import Supervision, Worker
@@ -115,16 +116,10 @@ class Crew:
         if following:
             self._round()
 
-    def disconnect(
-        self,
-        workspace_id: str | None,
-        runtime_target_id: str | None,
-        connection_id: str | None,
-        token_id: str | None,
-    ) -> Deferred[int]:
-        """Close matching connections in all workers; fires with the number closed."""
+    def disconnect(self, selection: Selection) -> Deferred[int]:
+        """Close the connections of a selection in all workers; fires with their number."""
         self._number += 1
-        order = Disconnect(self._number, workspace_id, runtime_target_id, connection_id, token_id)
+        order = Disconnect(self._number, selection)
         asked = DeferredList([worker.request(order) for worker in self.workers])
         return asked.addCallback(
             lambda answers: sum(answer.count for _, answer in answers if isinstance(answer, Disconnected))

@@ -19,7 +19,7 @@ from msgspec.json import Decoder, Encoder
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.ring import Record
 from viewport_relay.reasons import Level
-from viewport_relay.routing.views import TargetView
+from viewport_relay.routing.views import Selection, TargetView
 
 #: File descriptors of the two channels in the worker process.
 PACKETS_FD: Final = 3
@@ -59,13 +59,10 @@ class Poll(Struct, tag="poll", frozen=True):
 
 
 class Disconnect(Struct, tag="disconnect", frozen=True):
-    """Close connections as `POST /disconnect` asks; answer with Disconnected."""
+    """Close the connections of a selection; answer with Disconnected."""
 
     number: int
-    workspace_id: str | None
-    runtime_target_id: str | None
-    connection_id: str | None
-    token_id: str | None = None
+    selection: Selection
 
 
 class Apply(Struct, tag="apply", frozen=True):

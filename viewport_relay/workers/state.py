@@ -17,7 +17,7 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.folding import Fold, Source
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.views import TargetView
+from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.workers.crew import Crew
 from viewport_relay.workers.messages import Flush, OpenFold, Picture
 from viewport_relay.workers.tally import add_up, written
@@ -44,15 +44,8 @@ class CrewState:
                 total[role] += number
         return total
 
-    def disconnect(
-        self,
-        *,
-        workspace_id: str | None,
-        runtime_target_id: str | None,
-        connection_id: str | None,
-        token_id: str | None,
-    ) -> Deferred[int]:
-        return self._crew.disconnect(workspace_id, runtime_target_id, connection_id, token_id)
+    def disconnect(self, selection: Selection) -> Deferred[int]:
+        return self._crew.disconnect(selection)
 
     def flush_caches(self) -> None:
         # The packet channel keeps order: the flush arrives before connections that are passed later.

@@ -161,14 +161,7 @@ class WorkerService(MultiService):
             )
             self._reporter.send(report)
         elif isinstance(order, Disconnect):
-            count = self.relay.state.disconnect(
-                workspace_id=order.workspace_id,
-                runtime_target_id=order.runtime_target_id,
-                connection_id=order.connection_id,
-                token_id=order.token_id,
-            )
-            assert isinstance(count, int)
-            self._reporter.send(Disconnected(order.number, count))
+            self._reporter.send(Disconnected(order.number, self.relay.state.disconnect(order.selection)))
         elif isinstance(order, Apply):
             self._apply(order.settings)
         elif isinstance(order, ReloadTLS):

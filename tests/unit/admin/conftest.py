@@ -26,7 +26,7 @@ from viewport_relay.admission.limits import WindowCounter
 from viewport_relay.config import configured_secrets
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.routing.views import PeerView, TargetView
+from viewport_relay.routing.views import PeerView, Selection, TargetView
 
 TOKEN = "unit-admin-token-0123456789abcdef"
 
@@ -70,8 +70,8 @@ class FakeState:
             counts["worker"] += len(view.workers)
         return counts
 
-    def disconnect(self, **who: Any) -> int:
-        self.calls.append(who)
+    def disconnect(self, selection: Selection) -> int:
+        self.calls.append(selection)
         return self.closed
 
     def flush_caches(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 
+from viewport_relay.routing.views import Selection
+
 ADMIN_PATHS = ["/state", "/logs", "/logs?summary=1", "/metrics"]
 
 
@@ -174,22 +176,21 @@ async def test_a_refused_operator_is_logged_with_address_and_without_the_guess(a
 
 
 @pytest.mark.parametrize(
-    "body,called",
+    "body,selection",
     [
-        ({"workspaceId": "w-1"}, ("w-1", None, None, None)),
-        ({"workspaceId": "w-1", "runtimeTargetId": "t-1"}, ("w-1", "t-1", None, None)),
-        ({"connectionId": "c-9"}, (None, None, "c-9", None)),
-        ({"tokenId": "token 7"}, (None, None, None, "token 7")),
-        ({"connectionId": "c-9", "workspaceId": None}, (None, None, "c-9", None)),
+        ({"workspaceId": "w-1"}, Selection(workspace_id="w-1")),
+        ({"workspaceId": "w-1", "runtimeTargetId": "t-1"}, Selection("w-1", "t-1")),
+        ({"connectionId": "c-9"}, Selection(connection_id="c-9")),
+        ({"tokenId": "token 7"}, Selection(token_id="token 7")),
+        ({"connectionId": "c-9", "workspaceId": None}, Selection(connection_id="c-9")),
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_disconnect(admin, body, called):
+async def test_disconnect(admin, body, selection):
     admin.state.closed = 3
     answer = await admin.post("/disconnect", body)
     assert answer.status == 200 and answer.json() == {"ok": True, "disconnected": 3}
-    names = ("workspace_id", "runtime_target_id", "connection_id", "token_id")
-    assert admin.state.calls == [dict(zip(names, called, strict=True))]
+    assert admin.state.calls == [selection]
     entry = admin.log.entries()[-1]
     assert entry["event"] == "operator_disconnect" and entry["details"]["operator"] == "127.0.0.1"
     assert entry["details"]["closed"] == 3

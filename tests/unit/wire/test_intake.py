@@ -12,6 +12,7 @@ from tests.memorywire import MemoryPeer, MemoryRelay, masked_frame
 from tests.unit.wire.test_connection import bytes_kept
 from tests.wireframes import encoded
 from viewport_relay.protocol.grant import Scope
+from viewport_relay.routing.views import Selection
 from viewport_relay.wire.intake import MOST_BYTES, PATIENCE, Intake, Intakes
 
 MIB = 1024 * 1024
@@ -179,9 +180,7 @@ def test_a_relay_that_closes_a_client_that_waits_is_answered() -> None:
     clients = [client_of(relay) for _ in range(3)]
     for client in clients:
         client.raw(wire[:-10])
-    assert relay.relaying.sessions.disconnect(
-        workspace_id="w", runtime_target_id=None, connection_id=None, token_id=None
-    )
+    assert relay.relaying.sessions.disconnect(Selection(workspace_id="w"))
     for client in clients:
         client.transport.arrive(wire[-10:])
     relay.wait(1.0, 0.01)
