@@ -71,7 +71,7 @@ def frame_us(name: str) -> float:
 # -- one core --------------------------------------------------------------------------------------------------------
 
 SIZES = ("128 B", "1 KB", "16 KB", "256 KB", "900 KB")
-#: Of many peers, of whom a few talk at a time: nearest to a relay in use.
+#: Many connections of which ten send frames: nearest to a relay in use.
 USUAL = "5000 connections"
 IDLE = "idle, 5000 connections"
 #: Seconds between two pings while memory and idle CPU are measured, and RELAY_PING_INTERVAL_MS.

@@ -77,7 +77,7 @@ def cases(tokens: Path) -> dict[str, Case]:
 
 
 def _with_kid(token: str) -> str:
-    """The same token, by a key that nobody published."""
+    """The same token, signed with a key that is not in the key set."""
     import base64
 
     header, rest = token.split(".", 1)

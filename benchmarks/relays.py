@@ -98,7 +98,7 @@ def checkout(name: str, folder: str) -> Kind:
     return Kind(name, "this relay, another checkout", _OURS, environment, links=True)
 
 
-#: Whom all others are compared with.
+#: The relay that all others are compared with.
 BASE = "node"
 
 

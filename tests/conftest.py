@@ -124,7 +124,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on at the moment."""
+    """A free TCP port of the loopback address."""
     return ports.free_port()
 
 

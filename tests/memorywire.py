@@ -125,7 +125,7 @@ class MemoryTransport(FileDescriptor):
         FileDescriptor.__init__(self, self._poll)  # type: ignore[arg-type]
         self._clock = clock
         self._taken = taken
-        self._waiting = bytearray()  # what the other end sent and nobody read yet
+        self._waiting = bytearray()  # what the other end sent and is not read yet
         self.protocol: Any = None
         self.window = 1 << 62
         self.aborted = False

@@ -36,7 +36,7 @@ MADE = "<!-- Made by `make docs`; change the table in the code instead. -->\n\n"
 
 #: A group of reasons begins at this member and goes on to the next group's.
 GROUPS: tuple[tuple[Reason, str], ...] = (
-    (Reason.RATE_LIMIT_EXCEEDED, "Upgrades refused before anybody is asked"),
+    (Reason.RATE_LIMIT_EXCEEDED, "Upgrades refused before the platform is asked"),
     (Reason.JWKS_UNREACHABLE, "The token check"),
     (Reason.PLATFORM_UNREACHABLE, "The platform's validation"),
     (Reason.MISSING_WORKSPACE_CLAIM, "Claims against the query"),

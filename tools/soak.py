@@ -105,7 +105,7 @@ class Soak:
                         if random.random() < 0.02:
                             line.send("this is no frame")
                         if random.random() < 0.02:
-                            line.send(e2ee("nobodys-session"))
+                            line.send(e2ee("unknown-session"))
             except (OSError, asyncio.IncompleteReadError):
                 self.seen["daemon closed by the relay"] += 1
             await self.leave(line)

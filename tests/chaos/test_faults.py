@@ -183,7 +183,7 @@ def test_names_cannot_be_resolved(platform: FaultyPlatform) -> None:
 
 @pytest.mark.parametrize("jump", [7200.0, pytest.param(-7200.0, marks=slow)])
 def test_the_wall_clock_jumps(platform: FaultyPlatform, jump: float) -> None:
-    """Time-outs, pings and rates run on a clock that nobody sets; only tokens are judged by the wall's."""
+    """Time-outs, pings and rates follow the monotonic clock; only tokens follow the wall clock."""
     before = (
         "import time, os\nreal = time.time\n"
         "time.time = lambda: real() + (float(os.environ['JUMP']) if os.path.exists(os.environ['JUMPED']) else 0.0)"
@@ -259,7 +259,7 @@ def test_descriptors_are_taken_away_while_it_runs(platform: FaultyPlatform) -> N
         for _ in range(30):
             waiting.append(socket.create_connection(("127.0.0.1", relay.port), 5))
             pair.talk(2)
-        for sock in waiting:  # closed at once, or still in the kernel's queue: nobody hangs on to us
+        for sock in waiting:  # closed at once, or still in the kernel's queue: the relay holds no connection
             sock.close()
         assert pair.talk(20) < 2.0
         time.sleep(1.0)

@@ -1,4 +1,4 @@
-"""SIGHUP and `systemctl reload`: a settings file is read again, and nobody is disconnected."""
+"""SIGHUP and `systemctl reload`: a settings file is read again, and every connection stays."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_times_between_pings(reloadable: Reloadable, platform: FaultyPlatform) -
 
 
 def test_the_expiry_of_tokens(reloadable: Reloadable, platform: FaultyPlatform) -> None:
-    """An auditor asks that nobody outlives his token, while everybody is connected."""
+    """RELAY_TOKEN_EXPIRY=close is set by a reload, while peers are connected."""
     relay = reloadable.relay
     client = Peer.client(
         relay, platform, "ws-4", "t-4", headers={"Origin": "https://app.example"}, exp=time.time() - 28

@@ -126,7 +126,7 @@ def bad_upgrades(road: Road, token: str) -> None:
 
 
 def bad_tokens(road: Road, token: str) -> None:
-    """Well-formed, signed by nobody: each costs a signature check."""
+    """Well-formed tokens with a wrong signature: each costs a signature check."""
     head, body, signature = token.split(".")
     while True:
         forged = f"{head}.{body}.{os.urandom(4).hex()}{signature[8:]}"

@@ -222,7 +222,7 @@ def test_frames(message: bytes) -> None:
     try:
         message.decode()
     except UnicodeDecodeError:
-        return  # closed before anybody reads it
+        return  # closed before the peer reads it
     for decode in (decode_client, decode_daemon, decode_worker):
         call: Callable[[bytes], object] = decode
         call(message)

@@ -244,7 +244,7 @@ async def test_everything_that_dashboard_and_alerts_name_is_in_a_real_scrape(sce
 
 @pytest_twisted.ensureDeferred
 async def test_no_secret_of_a_run_is_in_any_output(scene):
-    """Every secret there is, sent wherever somebody could send it, and then looked for everywhere."""
+    """Every secret is sent in every field of a request, and then searched for in every output."""
     values = {
         "bus": 'bus key+with/odd "quotes" ' + secrets.token_hex(12),
         "redis": secrets.token_urlsafe(18),
@@ -304,7 +304,7 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
             peer.close()
             await peer.closed
 
-    # A workspace that somebody named like a key of another's is a name; the relay cannot know better.
+    # A workspace whose name equals a key is a name: the relay cannot tell them apart.
     everything = [value for name, value in (values | tokens).items() if name not in ("pairing", "payload")]
 
     def abuse() -> None:

@@ -33,7 +33,7 @@ def test_ready_alive_reloading_stopping(manager: Manager, platform: FaultyPlatfo
             lambda: any("1 workspace-daemons" in text for _, text in manager.heard), 10, "the number of peers"
         )
         until(lambda: len(manager.times("WATCHDOG=1")) > 4, 20, "signs of life")
-        relay.signal(signal.SIGHUP)  # without TLS: nothing to read again, and nobody dies of it
+        relay.signal(signal.SIGHUP)  # without TLS there is no file to read again, and the process goes on
         until(lambda: len(manager.times("READY=1")) == 2, 10, "READY after the reload")
         assert manager.wait("RELOADING=1") < manager.times("READY=1")[1]
         daemon.send("{}")
@@ -67,7 +67,7 @@ def test_the_socket_comes_from_systemd_and_a_restart_refuses_nobody(platform: Fa
         peer.send(b"\x03\xe9", CLOSE)
         assert first.process.wait(20) == 0
 
-        # While nobody accepts, connections wait in the socket's queue.
+        # While no process accepts, connections wait in the socket's queue.
         joined: list[Peer] = []
         waiting = [
             threading.Thread(target=lambda n=n: joined.append(Peer.daemon(first, platform, f"w{n}", "t")))

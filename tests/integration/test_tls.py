@@ -1,4 +1,4 @@
-"""TLS that ends in the relay: versions, keys, renewal without dropping anybody, and frames of every size over it."""
+"""TLS that ends in the relay: versions, keys, renewal without closing a connection, and frames of every size over it."""
 
 from __future__ import annotations
 

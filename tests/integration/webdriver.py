@@ -27,7 +27,7 @@ _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 def _driver() -> tuple[subprocess.Popen[str], int]:
-    """A chromedriver and its port. It takes the port that it got for IPv4 for IPv6 too, where somebody may be."""
+    """A chromedriver and its port. It takes its IPv4 port for IPv6 too, where another process may listen."""
     command = shutil.which("chromedriver")
     assert command
     said: list[str] = []

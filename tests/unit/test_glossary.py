@@ -23,7 +23,7 @@ def forbidden() -> list[str]:
 
 
 def sources() -> dict[str, str]:
-    """Everything that somebody reads, but the page itself and inputs of tests."""
+    """Every text of the project, without the page itself and inputs of tests."""
     found = [str(path.relative_to(ROOT)) for path in arrows.modules().values()]
     found += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tools").glob("*.py"))]
     found += [page for page in pages() if page != PAGE]

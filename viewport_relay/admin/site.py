@@ -40,12 +40,12 @@ Page = Callable[[Request], bytes | int]
 
 @frozen
 class Route:
-    """A page and who may see it: anybody; anybody while there is an admin token; holders of a metrics or an admin token;
+    """A page and its access: open; open while there is an admin token; holders of a metrics or an admin token;
     holders of an admin token.
     """
 
     page: Page
-    who: Literal["anybody", "visitor", "scraper", "operator"] = "operator"
+    access: Literal["open", "visitor", "scraper", "operator"] = "operator"
 
 
 def peer_address(request: Request) -> str:
@@ -90,10 +90,10 @@ class AdminResource(Resource):
         route = self._route(request)
         if route is None:
             return put_json(request, {"ok": False, "reason": Reason.NOT_FOUND.code}, 404)
-        if route.who == "visitor" and not self._auth.exists:
+        if route.access == "visitor" and not self._auth.exists:
             return refuse(request, Reason.ADMIN_ENDPOINTS_DISABLED)
-        if route.who == "operator" or route.who == "scraper":
-            refusal = self._auth.judge(request, route.who)
+        if route.access == "operator" or route.access == "scraper":
+            refusal = self._auth.judge(request, route.access)
             if refusal is not None:
                 return self._refuse(request, refusal)
         try:
@@ -110,8 +110,8 @@ class AdminResource(Resource):
         """Whether it is a page for operators only, asked by one."""
         route = self._route(request)
         return route is not None and (
-            (route.who == "operator" or route.who == "scraper")
-            and self._auth.judge(request, route.who) is None
+            (route.access == "operator" or route.access == "scraper")
+            and self._auth.judge(request, route.access) is None
         )
 
     def stop(self) -> None:
@@ -154,8 +154,8 @@ def build(
     """
     facts = facts_reader(config, log, state, now)
     routes: dict[tuple[bytes, bytes], Route] = {
-        (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, started_at, now)), "anybody"),
-        (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "anybody"),
+        (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, started_at, now)), "open"),
+        (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "open"),
     }
     history: History | None = None
     if admin:
@@ -197,7 +197,7 @@ def build(
             routes[b"GET", ONCE_PATH.encode("ascii")] = Route(sign_in.use_link, "visitor")
         if auth.exists:
             for path in (b"/", b"/admin"):
-                routes[b"GET", path] = Route(_to_dashboard, "anybody")
+                routes[b"GET", path] = Route(_to_dashboard, "open")
         for name, asset in assets().items():
             routes[b"GET", b"/admin/" + name] = Route(asset.render, "visitor")
     return AdminResource(routes, auth, log, client_ip, history)

@@ -36,7 +36,7 @@ from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
-#: Characters of a `jti` that is kept; a longer one is nobody's handle.
+#: Characters of a `jti` that is kept; a longer one cannot be selected by `/disconnect`.
 _TOKEN_ID_MAX: Final = 255
 
 

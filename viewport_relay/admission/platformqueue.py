@@ -28,7 +28,7 @@ class PlatformQueue:
     """Runs requests, `UNDER_WAY_MAX` at a time. `limit` is the seconds that each may take once it is sent.
 
     A request waits for as long as the platform answers those before it. When one of them times out, those that have
-    waited for `limit` time out with it: nobody waits for more than twice `limit`.
+    waited for `limit` time out with it: no request waits for more than twice `limit`.
     """
 
     def __init__(self, clock: IReactorTime, limit: float) -> None:

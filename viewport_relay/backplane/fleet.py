@@ -39,7 +39,7 @@ from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 
-#: A file of RELAY_STATE_DIR: unlike Redis, nobody on the bus can take it away.
+#: A file of RELAY_STATE_DIR: unlike in Redis, an attacker on the bus cannot delete it.
 _STARTED: Final = "bus-started"
 #: Seconds that a stop waits for withdrawals and queued frames.
 STOP_LIMIT: Final = 2.0

@@ -172,7 +172,7 @@ class Carrier(Protocol):
         """End; returns when nothing is under way any more."""
 
     def peers_changed(self, number: int) -> None:
-        """So many peers are connected now; without any, nobody waits for bus frames."""
+        """Note the number of connected peers; with none, no bus frames are expected."""
 
     def lane(self, parcel: Parcel) -> object:
         """Parcels for one relay whose lanes are equal are published one call after the other."""

@@ -121,7 +121,7 @@ def way(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[
 def _certificate(config: Config, origin: Origin, name: str, tls: ssl.SSLSocket) -> Iterator[Finding]:
     if not config.server_tls_verify:
         fix = "remove RELAY_SERVER_TLS_VERIFY; RELAY_SERVER_CA_CERT_PATH is for a private CA"
-        yield warn(name, f"{tls.version()}, but anybody's certificate is believed", fix)
+        yield warn(name, f"{tls.version()}, but any certificate is believed", fix)
         return
     days = days_left(x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b""))
     if days < WARNING_DAYS:
@@ -219,8 +219,8 @@ async def validation(client: HttpClient, config: Config) -> list[Finding]:
             )
         ]
     if verdict.reason in DENIALS:
-        whom = "with no key" if config.internal_key is None else "takes this relay's internal key"
-        return [ok(name, f"{whom}, and refuses a made-up token as it must: {verdict.reason.code}{word}")]
+        caller = "with no key" if config.internal_key is None else "takes this relay's internal key"
+        return [ok(name, f"{caller}, and refuses a made-up token as it must: {verdict.reason.code}{word}")]
     detail = f": {verdict.detail}" if verdict.detail else ""
     fix = verdict.reason.entry.fix
     if verdict.reason is Reason.INTERNAL_KEY_MISMATCH and config.internal_key is None:

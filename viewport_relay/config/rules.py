@@ -19,7 +19,7 @@ _PASSWORDS_OF_OTHERS: Final = frozenset(
     {"redis_url", "redis_sentinel_password", "server_client_key_passphrase", "http_proxy"}
 )
 
-#: Files that must be readable at start; of those in the second group nobody else may read them.
+#: Files that must be readable at start; those of the second group must not be readable by other users.
 _PUBLIC_FILES: Final = (
     "tls_cert_path",
     "server_ca_cert_path",
@@ -235,7 +235,7 @@ def _mode(read: Read, dev_platform: bool) -> None:
     if dev_platform:
         read.problems.append("--dev starts the dev platform, which RELAY_MODE=prod never takes")
     if not v["server_tls_verify"]:
-        read.warnings.append("RELAY_SERVER_TLS_VERIFY is off: anybody on the way can admit peers")
+        read.warnings.append("RELAY_SERVER_TLS_VERIFY is off: an attacker on the network can admit peers")
     if v["internal_key"] is None and not dev_platform:
         read.warnings.append(
             "RELAY_INTERNAL_KEY is not set: the platform cannot tell this relay from a stranger; set the platform's value"

@@ -202,8 +202,8 @@ class Endpoints:
         fields = self._internal(ask, self.records.presence_resolves)
         entry = self.presence.resolve(fields.identifier("workspaceId"), fields.identifier("runtimeTargetId"))
         if entry is None:
-            nobody = {"relayId": None, "relayWsBaseUrl": None, "daemonConnected": False}
-            return Answer(body={"ok": True, **nobody})
+            absent = {"relayId": None, "relayWsBaseUrl": None, "daemonConnected": False}
+            return Answer(body={"ok": True, **absent})
         return Answer(body={"ok": True, **entry.document()})
 
     async def bus_publish(self, ask: Ask) -> Answer:

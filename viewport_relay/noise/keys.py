@@ -184,9 +184,9 @@ def _read(path: Path) -> StaticKey:
         raise NoiseKeyError(f"{path} is no key file: it takes base64url of {KEY_BYTES} bytes") from None
 
 
-def exposed_to(whom: str, path: Path) -> str:
+def exposed_to(readers: str, path: Path) -> str:
     """The sentence about a key file that others than its owner can read."""
-    return f"{path} has mode {octal_mode(str(path))}, so that {whom} can read it: {KEY_FIX}"
+    return f"{path} has mode {octal_mode(str(path))}, so that {readers} can read it: {KEY_FIX}"
 
 
 def write_private(path: Path, text: str) -> None:

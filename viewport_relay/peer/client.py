@@ -177,7 +177,7 @@ class ClientPeer:
     def _answer(self, frame: Members) -> None:
         pending = self._pending.pop(frames.string(frame, "requestId"), None)
         if pending is None:
-            raise PeerError(Code.REQUEST_MISMATCH, "nobody waits for this key exchange")
+            raise PeerError(Code.REQUEST_MISMATCH, "no request waits for this key exchange")
         initiator, answered = pending
         try:
             keys = initiator.finish(frame)

@@ -182,7 +182,7 @@ class Text:
         if self.readable is self._original or (b"\\ue" not in shown and b"\\uE" not in shown):
             return _string(raw)
         # The original is as long, at the same place. Which place is not known where the same part stands several
-        # times; then all have the same original, unless somebody made the message so that they differ.
+        # times; then all have the same original, unless an attacker made the message so that they differ.
         originals = set()
         at = self.readable.find(shown)
         for _ in range(_MOST_PLACES):

@@ -1,1 +1,1 @@
-"""Who hears whom. No I/O: values and a clock in, decisions out."""
+"""Routing: the receivers of each frame. No I/O: values and times in, decisions out."""

@@ -223,7 +223,7 @@ class ControlPlane:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """Nobody listens any more, and what was open is cut."""
+        """Close the listener, and abort open connections."""
         self.held.set()
         self._server.shutdown()
         self._server.server_close()
@@ -243,7 +243,7 @@ class ControlPlane:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """`validate` answers nobody meanwhile."""
+        """`validate` gives no answer meanwhile."""
         self.held.clear()
         try:
             yield

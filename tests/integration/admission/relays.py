@@ -131,7 +131,7 @@ class Relay:
     # -- the operator's view ---------------------------------------------------------------------------------------
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body; OSError when nobody answers."""
+        """Status and body. Raises OSError without an answer."""
         connection = dial(self.port, host=self.host, tls=self.tls, preamble=self.preamble)
         with connection:
             lines = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\n\r\n"

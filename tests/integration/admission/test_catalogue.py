@@ -237,7 +237,7 @@ def test_the_platform_is_asked_exactly_what_the_contract_says(
         assert question.headers["content-type"] == "application/json"
 
 
-# -- refused before anybody is asked ---------------------------------------------------------------------------------
+# -- refused before the platform is asked ------------------------------------------------------------------------------
 
 EARLY: dict[str, tuple[Reason, str, dict[str, str | None], str]] = {
     "path": (Reason.NOT_FOUND, "/ws/x?role=client&workspaceId={w}", {}, "GET"),

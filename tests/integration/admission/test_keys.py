@@ -121,7 +121,7 @@ def test_a_rotated_key_comes_in_at_once(own_platform: Make, start: Start, worksp
 
 
 def flood(relay: Relay, platform: ControlPlane, workspace: str) -> float:
-    """60 tokens, each with a kid of its own that nobody published; the seconds that it took."""
+    """Send 60 tokens, each with an unknown kid of its own; returns the seconds that it took."""
     strangers = [SigningKey.new(f"made-up-{number}") for number in range(60)]
     tokens = [platform.token("client", workspace, key=key) for key in strangers]
     codes: list[str | None] = []
@@ -143,7 +143,7 @@ def flood(relay: Relay, platform: ControlPlane, workspace: str) -> float:
 def test_keys_that_were_fetched_serve_through_an_outage(
     own_platform: Make, start: Start, workspace: str
 ) -> None:
-    """The key server is down when a relay starts that nobody asks; it comes, and is down again after the set ran out."""
+    """The key server is down when an idle relay starts; it comes up, and goes down again after the key set has expired."""
     keys, platform = own_platform(), own_platform()
     platform.published = keys.published
     settings = {**platform.settings(), "RELAY_JWKS_URL": keys.settings()["RELAY_JWKS_URL"]}

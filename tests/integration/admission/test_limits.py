@@ -17,7 +17,7 @@ _addresses = itertools.count(1)
 
 
 def address() -> str:
-    """A source that nobody has used."""
+    """A source address that no test has used."""
     return f"127.2.0.{next(_addresses)}"
 
 
@@ -187,7 +187,7 @@ def test_a_peer_that_leaves_while_it_waits_leaves_nothing(
             connection.sendall(head(target_of("client", workspace), {"Authorization": f"Bearer {token}"}))
             eventually(lambda token=token: platform.asked_about(token), "the platform is asked")
             connection.close()
-        # All three places of the target are free again, although nobody has answered yet.
+        # All three places of the target are free again, although the platform has not answered yet.
         token = platform.token("client", workspace)
         last = dial(tight.port, source=address())
         last.sendall(head(target_of("client", workspace), {"Authorization": f"Bearer {token}"}))

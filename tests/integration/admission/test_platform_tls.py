@@ -91,7 +91,7 @@ def test_verification_that_is_turned_off_is_warned_about(
     with relay.upgrade("client", workspace, platform.token("client", workspace)) as peer:
         assert peer.admitted
     assert relay.entry(event="config_warning", level="warn", message=(
-        "RELAY_SERVER_TLS_VERIFY is off: anybody on the way can admit peers"
+        "RELAY_SERVER_TLS_VERIFY is off: an attacker on the network can admit peers"
     ))  # fmt: skip
 
 

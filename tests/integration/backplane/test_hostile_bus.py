@@ -1,4 +1,4 @@
-"""What somebody with access to the bus can do: nothing, and it is counted."""
+"""Bus frames of an attacker with access to Redis: they have no effect and are counted."""
 
 from __future__ import annotations
 

@@ -82,7 +82,9 @@ async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: Red
     redis.start()
     await fleet.until_ready(a, UP)
     await fleet.until_ready(b, UP)
-    await fleet.announced(lambda: presence(fleet, redis), "a")  # told again although nobody came
+    await fleet.announced(
+        lambda: presence(fleet, redis), "a"
+    )  # the client is told again although no daemon joined
     await heard_again(fleet, remote, daemon)
     for relay in (a, b):
         events = [entry["event"] for entry in await fleet.logs(relay)]

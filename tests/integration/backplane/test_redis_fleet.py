@@ -241,7 +241,7 @@ async def test_requests_and_sessions_of_other_relays_are_kept_apart(fleet: Fleet
     there_.say(e2ee("s-here", 7))  # not its session
     here.say(init("same"))
     await daemon.hear()
-    there_.say(init("same"))  # somebody else waits for it
+    there_.say(init("same"))  # another client waits for it
     await daemon.quiet()
     dropped = await fleet.metric(a, 'relay_frames_dropped_total{reason="SESSION_NOT_OWNED"}')
     conflicts = await fleet.metric(a, 'relay_frames_dropped_total{reason="REQUEST_ID_CONFLICT"}')

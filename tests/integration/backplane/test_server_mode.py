@@ -36,7 +36,7 @@ async def test_what_the_platform_is_asked(http_fleet: Fleet) -> None:
     a = await fleet.relay("a", **settings, **NO_REDIRECT)
     records = fleet.platform.records
     await deferLater(fleet.reactor, 0.6)
-    assert records.pulls.total == 0  # nobody is here
+    assert records.pulls.total == 0  # no peer is connected here
     daemon = await fleet.join(a, "workspace-daemon", machineId="m-1")
     await there(fleet, "a")
     report = {

@@ -1,7 +1,7 @@
-"""A place of its own for scratch roots, and a network of its own: both are gone when the test run is.
+"""Mount, PID and network namespaces for scratch roots. They end with the test run.
 
     with Place(tmp_path) as place:
-        place.run("mount", "-t", "overlay", …)          # seen by nobody else
+        place.run("mount", "-t", "overlay", …)          # not seen outside
         (place.outside("/etc/hosts")).read_text()       # its files, from here
 
 Everything is mounted in a private mount namespace, on a tmpfs in it, and every process is in a PID namespace of it:
@@ -63,7 +63,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # cat is the first process of the PID namespace. It ends when this process does, since nobody else has the
+        # cat is the first process of the PID namespace. It ends when this process does, since no other process has the
         # pipe's other end, and the kernel then ends the rest.
         self._holder = subprocess.Popen(
             [

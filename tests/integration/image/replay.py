@@ -244,7 +244,7 @@ class Container:
         self.image.place.run("umount", "--recursive", self.root)
 
     def _make_devices(self, folder: Path) -> None:
-        """Those without which programs do not run, in a folder where nobody writes."""
+        """The variables without which programs do not run, in a read-only folder."""
         place = self.image.place
         place.run("mount", "-t", "tmpfs", "-o", "mode=755,nosuid,noexec", "none", folder)
         for name, minor in DEVICES.items():

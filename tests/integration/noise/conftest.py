@@ -116,7 +116,7 @@ async def eventually(condition: Any) -> None:
 
 
 class World:
-    """The platform here, relays as processes, and every secret that was given to anybody."""
+    """The platform in this process, relays as processes, and every secret that one of them was given."""
 
     def __init__(self) -> None:
         self.internal_key = "noise-tests-internal-" + secrets.token_hex(12)

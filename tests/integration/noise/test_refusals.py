@@ -256,7 +256,7 @@ async def test_refused(world: World, relay: Relay, row: Row) -> None:
     if row.reason == "NOISE_DECRYPT_FAILED":
         assert details["relayKeyUsed"] == "current"
         assert target is not None and target["clientCount"] == 0
-    else:  # nothing is kept for who was never let in, and nobody was announced
+    else:  # no state is kept for a refused peer, and no presence was sent
         assert target is None
         assert [e["event"] for e in await relay.entries(details["workspaceId"])] == ["close"]
 
@@ -276,7 +276,7 @@ async def test_the_binding_is_to_all_three_of_the_query(world: World, relay: Rel
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
 async def test_a_handshake_recorded_elsewhere_does_not_open_a_link(world: World, relay: Relay) -> None:
-    """Message 1 may be replayed to the same workspace; without its ephemeral key nobody can confirm."""
+    """Message 1 may be replayed to the same workspace; without its ephemeral key the replayer cannot confirm."""
     workspace = world.paired(SECRET)
     recorded = await world.link(relay, CLIENT, workspace, IKPSK2)
     message = recorded.initiator.message_1()
@@ -322,7 +322,7 @@ async def test_gone_after_message_2(world: World, relay: Relay, pattern: Pattern
     else:
         assert await relay.count(failures) == before[0]
     assert len(await relay.entries(workspace)) == (1 if pattern is IKPSK2 else 0)
-    assert await relay.count(closes) == before[1]  # the relay closed nobody
+    assert await relay.count(closes) == before[1]  # the relay closed no connection
     assert await relay.target(workspace) is None
 
 

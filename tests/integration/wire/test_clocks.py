@@ -135,4 +135,4 @@ def test_a_peer_that_does_not_answer_is_waited_for_until_the_drain_is_over(
     assert good.end() == (1001, "relay shutting down")
     assert relay.ended() == 0
     assert 0.9 <= time.monotonic() - began < 8
-    assert deaf.end() == (1001, "relay shutting down")  # it was sent, nobody read it
+    assert deaf.end() == (1001, "relay shutting down")  # it was sent, and not read

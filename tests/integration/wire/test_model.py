@@ -187,7 +187,7 @@ class Relay(RuleBasedStateMachine):
         self.settle()
 
     def settle(self) -> None:
-        """Let the relay work, and let the model read whom the relay reads again."""
+        """Let the relay work, and let the model read the peers that the relay reads again."""
         self.relay.clock.advance(0.001)
         self.relay.pump()
         for member in list(self.members):
@@ -648,7 +648,7 @@ class Relay(RuleBasedStateMachine):
 
     @rule(number=picks)
     def answer_that_fits(self, number: int) -> None:
-        """What a real daemon does: it answers somebody who asked."""
+        """A daemon's frame: the answer to a client's request."""
         member = self.sitting(number)
         if member is not None and (asked := list(self.places[member.place].requests["pairing"])):  # type: ignore[index]
             for _ in range(2):  # the second goes nowhere

@@ -1,4 +1,4 @@
-"""Peers that read slowly or not at all, and peers that flood: who waits, who is closed, and what it costs the relay.
+"""Back-pressure: peers that read slowly or not at all, and peers that flood; which wait, which are closed, and the memory used.
 
 The kernel takes megabytes for a connection before the relay sees that nobody reads, so sizes here are generous.
 """
@@ -99,7 +99,7 @@ def test_a_flood_of_one_neither_starves_the_others_nor_closes_anybody(site: Site
     left = sent + 5 - heard
     assert all(json.loads(daemon.hear())["sessionId"] == "flood" for _ in range(left))
     rest.join(15)
-    settle(daemon, flooder, *quiet)  # nobody was closed
+    settle(daemon, flooder, *quiet)  # no connection was closed
 
 
 def test_a_flood_is_resumed_and_keeps_its_order(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""Who hears whom, over real sockets: owners, hijacks, answers that come too late, workspaces that never mix."""
+"""Routing over real sockets: owners of sessions, hijacks, late answers, separate workspaces."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_session_cannot_be_hijacked(site: Site) -> None:
     assert owner.hear() == encoded("e2ee", sessionId=session)
     settle(daemon, thief, owner)
     assert thief.heard() == owner.heard() == []
-    settle(thief)  # nobody is closed for it
+    settle(thief)  # no connection is closed for it
 
 
 @pytest.mark.parametrize("how", ["leave", "vanish"])

@@ -85,7 +85,7 @@ def test_an_equal_one_is_turned_away_while_the_daemon_lives(
 
 
 def test_a_half_open_daemon_loses_its_seat_within_the_time_for_a_pong(site: Site) -> None:
-    """Its machine slept or changed networks: the connection is there, nobody is at its other end."""
+    """A half-open connection: the peer's machine slept or changed networks."""
     old, client = site.daemon(3), site.client()
     session = site.session(old, client)
     began = time.monotonic()

@@ -142,7 +142,7 @@ def test_sigterm_drains_both_workers_in_waves(platform: FaultyPlatform) -> None:
         assert holder is not None
         holder.send(b"\x03\xe9", CLOSE)
         assert relay.process.wait(20) == 0
-        assert time.monotonic() - began < 10  # nobody waits for the deadline when all have gone
+        assert time.monotonic() - began < 10  # no wait for the deadline when all have gone
         for peer in crowd:
             peer.close()
         assert relay.errors() == []
@@ -233,7 +233,7 @@ def test_a_reload_drops_nobody(manager: Manager, platform: FaultyPlatform) -> No
 
 
 def test_a_parent_that_stands_still(manager: Manager, platform: FaultyPlatform) -> None:
-    """The service manager hears nothing; peers that are in notice nothing; nobody is killed for not having been asked."""
+    """The service manager gets no message, peers notice nothing, and a worker that was not polled is not killed."""
     watch = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "600000", "RELAY_WORKER_TIMEOUT_MS": "1500"}
     with crewed(platform, **watch) as (relay, pairs):
         before = pids(relay)

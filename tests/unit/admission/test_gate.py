@@ -370,7 +370,7 @@ def test_a_signature_is_good_for_one_key_set_only(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], other_key: SigningKey, payload: dict[str, Any],
     query: UpgradeQuery, settle: Settle, answer: Callable[..., Answer],
 ) -> None:  # fmt: skip
-    """A key that the platform has withdrawn admits nobody, however well known the token is."""
+    """A key that the platform has withdrawn admits no token, not even one in the cache."""
     gate.start()
     token = keys["RS256"].sign(payload)
     settle(gate.admit(bearer(token), query))

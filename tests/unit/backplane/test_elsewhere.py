@@ -86,7 +86,7 @@ def test_nobody_has_it() -> None:
     assert codes(client.heard()) == ["DAEMON_UNAVAILABLE", "INVALID_FRAME", "DAEMON_UNAVAILABLE"]
     other = house.relay.client()
     daemon = house.relay.daemon()
-    other.say(encoded("init v3"))  # the same requestId: nobody waits for it
+    other.say(encoded("init v3"))  # the same requestId: no client waits for it
     assert daemon.heard() == [encoded("init v3")]
 
 
@@ -177,7 +177,7 @@ def test_answers_come_back_to_who_asked() -> None:
     one, two = house.relay.client(), house.relay.client()
     one.say(encoded("init v3", requestId="r1"))
     two.say(encoded("init v3", requestId="r2"))
-    two.say(encoded("init v3", requestId="r1"))  # somebody waits for it
+    two.say(encoded("init v3", requestId="r1"))  # a client waits for it
     assert len(house.sent()) == 2
     house.arrive(encoded("response v3", requestId="r2", sessionId="s2"), DAEMON_TO_CLIENTS)
     house.arrive(encoded("e2ee", sessionId="s2"), DAEMON_TO_CLIENTS)

@@ -124,7 +124,7 @@ def test_what_could_not_be_told_is_told_at_the_recovery() -> None:
     parts.outage.down("p", CarrierFailed("gone"))
     parts.presence.changed(KEY, SOMEBODY, None)
     parts.clock.pump([1.0] * 30)
-    assert parts.calls() == []  # nobody is asked who does not answer
+    assert parts.calls() == []  # a relay that does not answer is not asked
     parts.outage.up("p")
     assert parts.calls() == ["renew"]  # it may have moved on meanwhile
     parts.outage.down("p", CarrierFailed("gone"))

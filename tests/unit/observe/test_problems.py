@@ -1,4 +1,4 @@
-"""Problems: counted once, since when, how many, for whom, and over when nothing more comes."""
+"""Problems: first time, count, the peers concerned, and the end when no more refusals come."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEF\nAASCBKcwggSjAg
     [
         (f"bad token {JWT} from peer", JWT),
         (f"({JWT})", JWT.split(".")[1]),
-        (JWT[:60], JWT[:60]),  # a token that somebody cut
+        (JWT[:60], JWT[:60]),  # a truncated token
         (json.dumps({"a": JWT}), JWT.split(".")[2]),
         ("Authorization: Bearer abc.def-ghi_jkl", "abc.def-ghi_jkl"),
         ("authorization: Basic dXNlcjpwYXNzd29yZA==", "dXNlcjpwYXNzd29yZA"),

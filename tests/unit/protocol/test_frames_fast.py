@@ -180,7 +180,7 @@ NOT_UTF8 = [
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("wrong", NOT_UTF8, ids=bytes.hex)
 def test_what_is_not_utf8_is_never_fast(name: str, wrong: bytes) -> None:
-    """Wherever it stands, at an end of a string or within: nobody else looks at the encoding of a fast frame."""
+    """Invalid UTF-8 at either end of a string or within: no other code checks the encoding of a fast frame."""
     value = PLACES[name]
     message = json.dumps(example("e2ee")).encode()
     assert fast_e2ee(message) is not None

@@ -172,7 +172,7 @@ def test_members_are_what_a_whole_parse_finds(message: bytes) -> None:
 
 
 def test_a_string_that_could_be_mistaken_for_another_is_no_member() -> None:
-    """The one text that JSON.parse takes and `Members` does not: nobody but an attacker writes it."""
+    """The one text that JSON.parse takes and `Members` does not: only an attacker writes it."""
     assert READER.of(Text(b'{"a":"\\ud800","x":"\\ue800"}')) is None
     assert READER.of(Text(b'{"a":"\\ud800","x":"\\ud800"}')) == {"a": "\ud800"}
     assert READER.of(Text(b'{"a":"\\ue800","x":"\\ue800"}')) == {"a": "\ue800"}

@@ -56,7 +56,7 @@ def test_an_empty_target_is_listed_until_its_time_is_over() -> None:
     house = House()
     client = house.client()
     house.now += 10 * TTL
-    assert house.registry.clean_up(house.now, TTL) == 0  # somebody is there
+    assert house.registry.clean_up(house.now, TTL) == 0  # a daemon is there
     house.leave(client)
     house.now += TTL - 1
     assert house.registry.clean_up(house.now, TTL) == 0

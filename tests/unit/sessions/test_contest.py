@@ -49,7 +49,7 @@ def test_a_daemon_that_is_gone_loses_it_in_its_time_after_a_standstill() -> None
     holder, challenger = contested(relay, holder_lives=False)
     stand_still(relay, 60)
     run(relay, PONG_TIMEOUT - 0.5)
-    assert holder.is_open and challenger.is_open  # a whole time-out again, since nobody was heard
+    assert holder.is_open and challenger.is_open  # a whole time-out again, since no daemon answered
     run(relay, 1)
     assert not holder.is_open and challenger.is_open
     assert relay.counters.ws_stale_terminated == 1

@@ -500,7 +500,7 @@ def test_a_client_that_stops_reading_gets_what_was_queued_and_then_the_close() -
         daemon.say(message, encoded("e2ee", sessionId="other", seq=seq))
         sent.append(message)
         assert client.connection.outbox.pending <= 300_000 + 11_000
-        assert len(other.heard()) == 1  # nobody waits for the slow one
+        assert len(other.heard()) == 1  # no other connection waits for the slow one
     assert relay.counters.ws_slow_client_terminated == 1  # when it is decided
     assert client.closed is None
     assert len(sent) >= 29

@@ -1,4 +1,4 @@
-"""The heartbeat when the whole process stood still: nobody is dropped for what could not be read."""
+"""The heartbeat after the whole process stood still: no connection is closed for bytes that could not be read."""
 
 from __future__ import annotations
 

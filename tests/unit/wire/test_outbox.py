@@ -21,7 +21,7 @@ BYE = b"\x88\x03bye"  # a Close frame
 
 
 class Feeder:
-    """Somebody who is not read while its lane is not empty."""
+    """A source that is not read while its lane is not empty."""
 
     def __init__(self, name: str) -> None:
         self.name = name

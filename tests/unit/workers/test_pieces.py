@@ -183,7 +183,7 @@ def test_what_the_socket_does_not_take_waits_in_order_and_is_bounded() -> None:
         (descriptor,) = descriptors
         socket.close(descriptor)
     for _, other in pairs:
-        assert other.recv(1) == b""  # nobody else holds it
+        assert other.recv(1) == b""  # no other process holds it
         other.close()
     one, other = socket.socketpair()
     assert not sender.send(messages.Adopt(0, "ip"), [one], b"x" * packets.MAX_PACKET)

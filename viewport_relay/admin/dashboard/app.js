@@ -1,4 +1,4 @@
-// Sign in, then keep the page alive while somebody looks at it.
+// Sign in, then keep the page alive while it is visible.
 
 import { get, post, signedIn, signIn, signOut, SignedOut } from "./api.js";
 import { Connections } from "./connections.js";
