@@ -19,7 +19,7 @@ NOW = 1_800_000_000.0
 
 
 class Log:
-    """An event sink that remembers."""
+    """An event sink that records its calls."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -32,7 +32,7 @@ class Log:
 
 
 class FakeHttp:
-    """Stands for HttpClient: gives `replies` in order, the last one for ever. A Deferred is waited for."""
+    """Test double for HttpClient: returns `replies` in order and repeats the last; awaits a Deferred."""
 
     def __init__(self) -> None:
         self.replies: list[Any] = []
@@ -51,11 +51,11 @@ class FakeHttp:
 
 
 def _settle(coroutine: Any) -> Any:
-    """The result of a coroutine (or Deferred) that must be done by now; raises what it raised."""
+    """The result of a coroutine or Deferred that must have fired; raises its failure."""
     waiting = coroutine if isinstance(coroutine, Deferred) else Deferred.fromCoroutine(coroutine)
     results: list[Any] = []
     waiting.addBoth(results.append)
-    assert results, "it still waits"
+    assert results, "the coroutine is still pending"
     if hasattr(results[0], "raiseException"):
         results[0].raiseException()
     return results[0]
@@ -98,13 +98,13 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="session")
 def keys() -> dict[str, SigningKey]:
-    """A key of each kind, kid = algorithm."""
+    """One key for each algorithm; kid = algorithm."""
     return {name: SigningKey.generate(name, name) for name in ("RS256", "ES256", "EdDSA")}
 
 
 @pytest.fixture(scope="session")
 def other_key() -> SigningKey:
-    """An RSA key that pretends to be the first one."""
+    """An RSA key with the kid of the first key."""
     return SigningKey.generate("RS256", "RS256")
 
 
@@ -115,7 +115,7 @@ def query() -> UpgradeQuery:
 
 @pytest.fixture
 def payload() -> dict[str, Any]:
-    """What a good token says at NOW."""
+    """The claims of a valid token at NOW."""
     return {
         "iss": "viewport-server", "aud": "viewport-relay", "iat": int(NOW), "exp": int(NOW) + 300,
         "role": "client", "workspaceId": "ws-1", "runtimeTargetId": "rt-1",

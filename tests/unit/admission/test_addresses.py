@@ -1,4 +1,4 @@
-"""Whose address counts, through proxies that are trusted and others that are not."""
+"""Client addresses behind trusted and untrusted proxies."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TRUSTED = TrustedProxies(NETWORKS)
 
 WALKS: list[tuple[str, list[str], str]] = [
     ("203.0.113.7", [], "203.0.113.7"),
-    ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),  # not trusted: it may say what it likes
+    ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),  # an untrusted peer: its header is ignored
     ("10.0.0.1", [], "10.0.0.1"),
     ("10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
     ("10.0.0.1", ["1.1.1.1, 198.51.100.1"], "198.51.100.1"),
     ("10.0.0.1", ["1.1.1.1, 198.51.100.1, 10.2.3.4"], "198.51.100.1"),
     ("10.0.0.1", ["1.1.1.1", "198.51.100.1,10.2.3.4 ", "\t127.0.0.1"], "198.51.100.1"),
-    ("10.0.0.1", ["10.1.1.1, 10.2.2.2"], "10.1.1.1"),  # proxies alone
+    ("10.0.0.1", ["10.1.1.1, 10.2.2.2"], "10.1.1.1"),  # every hop is a trusted proxy
     ("10.0.0.1", ["garbage"], "10.0.0.1"),
     ("10.0.0.1", ["198.51.100.1, garbage"], "10.0.0.1"),
     ("10.0.0.1", ["198.51.100.1, garbage, 10.2.2.2"], "10.2.2.2"),
@@ -48,18 +48,18 @@ WALKS: list[tuple[str, list[str], str]] = [
     ("::ffff:10.0.0.1", ["::ffff:198.51.100.1"], "198.51.100.1"),
     ("::ffff:203.0.113.7", ["1.1.1.1"], "203.0.113.7"),
     ("10.0.0.1", ["1.1.1.1, ::ffff:10.9.9.9"], "1.1.1.1"),
-    ("10.0.0.1", ["1.1.1.1," + "10.0.0.2," * 40 + "10.0.0.3"], "10.0.0.2"),  # the walk is bounded
+    ("10.0.0.1", ["1.1.1.1," + "10.0.0.2," * 40 + "10.0.0.3"], "10.0.0.2"),  # the number of hops is bounded
     ("", ["1.1.1.1"], ""),
     ("/run/relay.sock", ["1.1.1.1"], "/run/relay.sock"),
 ]
 
 
 @pytest.mark.parametrize("peer,values,client", WALKS)
-def test_walks(peer: str, values: list[str], client: str) -> None:
+def test_client_addresses(peer: str, values: list[str], client: str) -> None:
     assert TRUSTED.client(peer, values) == client
 
 
-def test_a_peer_on_a_unix_socket_is_believed_where_it_is_trusted() -> None:
+def test_a_peer_on_a_unix_socket_is_a_proxy_if_configured() -> None:
     named = TrustedProxies(NETWORKS, unix=True)
     assert named.client(UNIX_PEER, ["198.51.100.1, 10.0.0.1"]) == "198.51.100.1"
     assert named.client(UNIX_PEER, []) == named.client(UNIX_PEER, ["junk"]) == UNIX_PEER
@@ -89,7 +89,7 @@ def test_any_header_gives_an_address(values: list[str]) -> None:
 
 
 @given(st.ip_addresses(), st.lists(st.ip_addresses().map(str), max_size=4))
-def test_what_a_client_sends_itself_never_counts(
+def test_a_forwarded_header_of_the_client_is_ignored(
     real: ipaddress.IPv4Address | ipaddress.IPv6Address, forged: list[str]
 ) -> None:
     if parse_address(str(real)) is None or any(parse_address(str(real)) in network for network in NETWORKS):

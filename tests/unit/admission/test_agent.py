@@ -1,4 +1,4 @@
-"""The pooled agent over a transport in memory: what it asks of the transport for one request."""
+"""The pooled agent over an in-memory transport: back-pressure towards the platform's connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
 
 
 class Transport(StringTransport):
-    """A connection to the platform that notes when it is paused and resumed."""
+    """A transport that records each pause and resume."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,14 +28,14 @@ class Transport(StringTransport):
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
-        if self.producerState == "paused":  # resuming one that reads already costs a transport nothing
+        if self.producerState == "paused":  # resuming a transport that is not paused costs no system call
             self.asked.append("resume")
         super().resumeProducing()
 
 
 @pytest.fixture
 def connected() -> tuple[Any, Transport, list[Answer]]:
-    """The server's end of a connection with one request on it, its transport, and the answers that have come."""
+    """The HTTP client protocol of one pending request, its transport, and the list of answers."""
     reactor = MemoryReactorClock()
     agent, _ = pooled_agent(reactor, ClientTls())
     client = HttpClient(reactor, agent)
@@ -51,7 +51,7 @@ def connected() -> tuple[Any, Transport, list[Answer]]:
 
 
 def test_an_answer_in_one_piece_pauses_nothing(connected: tuple[Any, Transport, list[Answer]]) -> None:
-    """Each pause and resume that comes to nothing would cost two system calls."""
+    """A pause and resume without effect would cost two system calls."""
     protocol, transport, answers = connected
     protocol.dataReceived(HEAD + b"body")
     assert [answer.body for answer in answers] == [b"body"]
@@ -67,7 +67,7 @@ def test_an_answer_in_pieces(connected: tuple[Any, Transport, list[Answer]]) -> 
     assert transport.producerState == "producing"
 
 
-def test_a_pause_that_stands_holds_from_the_end_of_the_read_on(
+def test_a_pause_takes_effect_at_the_end_of_the_read(
     connected: tuple[Any, Transport, list[Answer]],
 ) -> None:
     protocol, transport, _ = connected
@@ -77,7 +77,7 @@ def test_a_pause_that_stands_holds_from_the_end_of_the_read_on(
 
     def pausing(data: bytes) -> None:
         bounded.pauseProducing()
-        assert transport.asked == []  # not within the read
+        assert transport.asked == []  # the pause is deferred until the read returns
         receive(data)
 
     inner.dataReceived = pausing

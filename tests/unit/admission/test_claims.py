@@ -1,4 +1,4 @@
-"""The form of the platform's claims, and the claims against the query."""
+"""The platform's claims: their form, and their agreement with the query."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_bad_claims_name_the_claim(name: str) -> None:
     assert refused.value.details["claim"] == claim and claim in refused.value.detail
 
 
-def test_everything_that_is_read() -> None:
+def test_all_claims() -> None:
     claims = parse_claims(
         {
             "workspaceId": "w", "runtimeTargetId": "t", "clientId": "c", "userId": "u", "machineId": "m",
@@ -123,7 +123,7 @@ def test_everything_that_is_read() -> None:
     assert type(claims.daemon_issue_generation) is int
 
 
-def test_numbers_as_javascript_reads_them() -> None:
+def test_numbers_follow_javascript() -> None:
     for text in ("1", "1.0", "1e0", "10e-1"):
         assert (
             parse_claims(parse_json(f'{{"daemonIssueGeneration":{text}}}'), CLIENT).daemon_issue_generation
@@ -134,7 +134,7 @@ def test_numbers_as_javascript_reads_them() -> None:
             parse_claims(parse_json(f'{{"daemonIssueGeneration":{text}}}'), CLIENT)
 
 
-def test_secrets_do_not_show() -> None:
+def test_repr_has_no_secrets() -> None:
     assert "hush" not in repr(parse_claims({"pairingSecret": "hush", "daemonPublicKey": "hush"}, CLIENT))
 
 
@@ -157,7 +157,7 @@ def test_any_claims_are_read_or_refused(claims: dict[str, Any], role: Role) -> N
         assert isinstance(grant_for(query, read, "conn"), (Grant, Refusal))
 
 
-# -- against the query -------------------------------------------------------------------------------------
+# -- agreement with the query ------------------------------------------------------------------------------
 
 FULL = Claims(workspace_id="ws-1", runtime_target_id="rt-1", scope=Scope.RUNTIME, client_id="c-1")
 
@@ -220,7 +220,7 @@ def test_the_granted_target_may_come_from_the_claims() -> None:
     assert isinstance(granted, Grant) and granted.runtime_target_id == "rt-1"
 
 
-def test_a_client_without_id_goes_by_its_connection() -> None:
+def test_a_client_without_id_gets_the_id_of_its_connection() -> None:
     granted = grant_for(CLIENT, evolve(FULL, client_id=None), "conn-1")
     assert isinstance(granted, Grant) and granted.client_id == "conn-1"
     assert isinstance(named := grant_for(CLIENT, FULL, "conn-1"), Grant) and named.client_id == "c-1"

@@ -1,4 +1,4 @@
-"""The two checks together: what never reaches the platform, and what heals by itself."""
+"""Gate: local checks before the platform's, recovery from key rotation and outages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENVIRON = {
 
 
 class Platform:
-    """Answers for both endpoints; `jwks` and `validate` may be an Answer, an exception or a Deferred."""
+    """Test double for both endpoints; `jwks` and `validate` are an Answer, an exception or a Deferred."""
 
     def __init__(self) -> None:
         self.jwks: Any = None
@@ -98,7 +98,7 @@ def test_a_good_token_is_admitted(
         ({"exp": 1_000_000_000, "jti": "of the platform"}, "of the platform", True),
     ],
 )
-def test_the_claims_say_when_the_token_ends_and_which_it_is(
+def test_claims_include_exp_and_token_id(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle, answer: Callable[..., Answer], said: dict[str, Any], token_id: str, ends_early: bool,
 ) -> None:  # fmt: skip
@@ -151,7 +151,7 @@ def test_a_token_that_fails_here_never_reaches_the_platform(
 
 
 @pytest.mark.parametrize("name", ["garbage", "expired", "issuer", "binding"])
-def test_only_keys_are_refetched_for(
+def test_only_key_mismatches_cause_a_refetch(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], other_key: SigningKey, payload: dict[str, Any],
     query: UpgradeQuery, settle: Settle, name: str,
 ) -> None:  # fmt: skip
@@ -163,7 +163,7 @@ def test_only_keys_are_refetched_for(
 
 
 @pytest.mark.parametrize("kid", ["RS256", "rotated"], ids=["same kid", "new kid"])
-def test_a_rotated_key_is_accepted_on_the_very_next_upgrade(
+def test_a_rotated_key_is_accepted_on_the_next_upgrade(
     gate: Gate, platform: Platform, other_key: SigningKey, payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle, answer: Callable[..., Answer], kid: str,
 ) -> None:  # fmt: skip
@@ -201,7 +201,7 @@ def test_made_up_kids_cost_one_fetch_per_cool_down(
         clock.advance(30)
 
 
-def test_without_keys_the_upgrade_fails_and_the_next_tries_again(
+def test_without_keys_the_upgrade_fails_and_the_next_one_fetches(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle,
 ) -> None:  # fmt: skip
@@ -215,7 +215,7 @@ def test_without_keys_the_upgrade_fails_and_the_next_tries_again(
     assert settle(gate.admit(token, query))
 
 
-def test_garbage_is_refused_even_without_keys(
+def test_a_malformed_token_is_refused_without_keys(
     gate: Gate, platform: Platform, query: UpgradeQuery, settle: Settle
 ) -> None:
     with pytest.raises(Refusal) as refused:
@@ -224,7 +224,7 @@ def test_garbage_is_refused_even_without_keys(
 
 
 @pytest.mark.parametrize("waits_for", ["jwks", "validate"])
-def test_a_peer_that_leaves_leaves_nothing_behind(
+def test_a_cancelled_upgrade_leaves_no_timer_behind(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle, clock: Clock, waits_for: str,
 ) -> None:  # fmt: skip
@@ -237,7 +237,7 @@ def test_a_peer_that_leaves_leaves_nothing_behind(
     assert not clock.getDelayedCalls() and platform.calls[-1] == "close"
 
 
-def test_stop_ends_upgrades_that_wait(
+def test_stop_cancels_pending_upgrades(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle,
 ) -> None:  # fmt: skip
@@ -248,7 +248,7 @@ def test_stop_ends_upgrades_that_wait(
         settle(waiting)
 
 
-def test_flush_asks_both_again(
+def test_flush_empties_both_caches(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle,
 ) -> None:  # fmt: skip
@@ -262,7 +262,7 @@ def test_flush_asks_both_again(
     assert platform.calls[2:] == ["jwks", "validate"]
 
 
-def test_an_answer_is_not_used_for_another_role(
+def test_an_answer_is_cached_for_its_query_only(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle,
 ) -> None:  # fmt: skip
@@ -274,7 +274,7 @@ def test_an_answer_is_not_used_for_another_role(
 
 
 def count_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Signatures that are checked from now on, by their token."""
+    """Record the token of each signature check from now on."""
     checked: list[str] = []
 
     def payload_signed_by(token: str, header: Any, keys: Any) -> Any:
@@ -296,7 +296,7 @@ def test_a_signature_is_checked_once(
     for _ in range(3):
         settle(gate.admit(bearer(token), query))
     assert checked == [token]
-    with pytest.raises(Refusal) as refused:  # its claims are looked at each time
+    with pytest.raises(Refusal) as refused:  # the claims are checked each time
         settle(gate.admit(bearer(token), evolve(query, workspace_id="another")))
     assert refused.value.reason is Reason.JWT_CLAIM_MISMATCH
     clock.advance(90)
@@ -305,21 +305,21 @@ def test_a_signature_is_checked_once(
     assert refused.value.reason is Reason.JWT_EXPIRED and checked == [token, token]
 
 
-def test_what_is_remembered_needs_nobody(
+def test_recall_answers_from_the_caches(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle, clock: Clock, now: float, counters: Counters,
 ) -> None:  # fmt: skip
-    """`recall` says at once what `admit` would say, as long as nothing has to be fetched for it."""
+    """`recall` returns the result of `admit` without waiting, as long as no fetch is needed."""
     source = bearer(keys["RS256"].sign({**payload, "exp": now + 600}))
-    assert gate.recall(source, query) is None  # no keys yet
+    assert gate.recall(source, query) is None  # before the first key set
     gate.start()
-    assert gate.recall(source, query) is None  # an unknown token
+    assert gate.recall(source, query) is None  # unknown token
     claims = settle(gate.admit(source, query))
     asked = list(platform.calls)
     assert gate.recall(source, query) == claims and counters.validations["cached"] == 1
     assert gate.recall(bearer(source.token + "x"), query) is None
     clock.advance(11)
-    assert gate.recall(source, query) is None  # the answer has run out
+    assert gate.recall(source, query) is None  # the validation has expired
     settle(gate.admit(source, query))
     assert gate.recall(source, query) == claims
     gate.flush()
@@ -327,7 +327,7 @@ def test_what_is_remembered_needs_nobody(
     assert platform.calls == [*asked, "validate"]
 
 
-def test_what_is_remembered_is_still_judged(
+def test_recall_checks_the_claims(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle, clock: Clock, now: float, answer: Callable[..., Answer],
 ) -> None:  # fmt: skip
@@ -338,7 +338,7 @@ def test_what_is_remembered_is_still_judged(
         gate.recall(source, evolve(query, workspace_id="another"))
     assert refused.value.reason is Reason.JWT_CLAIM_MISMATCH
     clock.advance(90)
-    assert gate.recall(source, query) is None  # nothing is remembered beyond exp
+    assert gate.recall(source, query) is None  # no cache entry outlives exp
     with pytest.raises(Refusal) as refused:
         settle(gate.admit(source, query))
     assert refused.value.reason is Reason.JWT_EXPIRED
@@ -351,7 +351,7 @@ def test_what_is_remembered_is_still_judged(
     assert refused.value.reason is Reason.WORKSPACE_NOT_FOUND
 
 
-def test_keys_that_have_run_out_are_asked_for_first(
+def test_an_expired_key_set_is_fetched_before_recall(
     gate: Gate, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery, settle: Settle,
     clock: Clock, now: float, config: Config, platform: Platform,
 ) -> None:  # fmt: skip
@@ -366,23 +366,23 @@ def test_keys_that_have_run_out_are_asked_for_first(
     assert platform.calls.count("jwks") == 2
 
 
-def test_a_signature_is_good_for_one_key_set_only(
+def test_a_signature_check_is_cached_for_one_key_set(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], other_key: SigningKey, payload: dict[str, Any],
     query: UpgradeQuery, settle: Settle, answer: Callable[..., Answer],
 ) -> None:  # fmt: skip
-    """A key that the platform has withdrawn admits no token, not even one in the cache."""
+    """A key that the platform has withdrawn admits no token, cached or not."""
     gate.start()
     token = keys["RS256"].sign(payload)
     settle(gate.admit(bearer(token), query))
     platform.jwks = answer(200, json.dumps({"keys": [other_key.jwk()]}))
     rotated = other_key.sign(payload)
-    settle(gate.admit(bearer(rotated), query))  # unknown kid: the keys are fetched again
+    settle(gate.admit(bearer(rotated), query))  # unknown kid: the key set is fetched again
     with pytest.raises(Refusal) as refused:
         settle(gate.admit(bearer(token), query))
     assert refused.value.reason is Reason.JWT_SIGNATURE_MISMATCH
 
 
-def test_the_memory_of_signatures_is_bounded(clock: Clock) -> None:
+def test_the_cache_of_signature_checks_is_bounded(clock: Clock) -> None:
     signed, one = SignedTokens(clock), KeySet.of(())
     for number in range(TOKENS_MAX + 10):
         signed.remember(b"%d" % number, one, {"n": number}, 1.0)
@@ -416,11 +416,11 @@ def test_a_token_is_hashed_once(
     assert hashed.count(token.encode()) == 1
 
 
-def test_what_is_known_of_the_platform(
+def test_clock_offset_and_time_of_the_last_answer(
     gate: Gate, platform: Platform, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery,
     settle: Settle, answer: Callable[..., Answer], clock: Clock, now: float,
 ) -> None:  # fmt: skip
-    """Its clock, from the last Date, and when it answered last; answers that are none count for neither."""
+    """`clock_offset` follows the last Date, `platform_answered` the last answer; invalid answers change neither."""
     assert gate.clock_offset is None and gate.platform_answered is None
     gate.start()
     assert gate.clock_offset is None and gate.platform_answered == 0.0
@@ -448,7 +448,7 @@ def test_what_is_known_of_the_platform(
 
 
 @pytest.mark.parametrize("headers", [{"date": "yesterday"}, {"date": "x" * 5000}, {"age": "30"}])
-def test_a_date_that_tells_nothing(
+def test_unusable_dates_are_ignored(
     gate: Gate, platform: Platform, headers: dict[str, str], now: float
 ) -> None:
     lines = {"date": formatdate(now, usegmt=True), **headers}
@@ -457,7 +457,7 @@ def test_a_date_that_tells_nothing(
     assert gate.ready() == (True, "") and gate.clock_offset is None
 
 
-def test_a_signature_mismatch_says_where_the_keys_came_from(
+def test_a_signature_mismatch_names_the_url_of_the_keys(
     gate: Gate, keys: dict[str, SigningKey], payload: dict[str, Any], query: UpgradeQuery, settle: Settle
 ) -> None:
     gate.start()
@@ -470,7 +470,7 @@ def test_a_signature_mismatch_says_where_the_keys_came_from(
 
 
 @pytest.mark.parametrize("variable", ["RELAY_JWKS_URL", "RELAY_VALIDATE_URL"])
-def test_an_unusable_url_is_a_configuration_error_that_keeps_it_secret(
+def test_an_unusable_url_is_a_configuration_error_without_its_password(
     variable: str, clock: Clock, log: Any, counters: Counters
 ) -> None:
     config = load(

@@ -1,4 +1,4 @@
-"""The HTTP client in memory, through treq's own testing agent: what is sent, what is taken, what a limit ends."""
+"""HttpClient over treq's in-memory testing agent: requests, responses, limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from viewport_relay.admission.requesturl import RequestUrl
 
 
 class Platform(Resource):
-    """Answers with `status`, `headers` and `body`; None leaves a request open."""
+    """Resource with a fixed `status`, `headers` and `body`; a body of None leaves the request open."""
 
     isLeaf = True
 
@@ -40,7 +40,7 @@ class Platform(Resource):
 
 
 class Fixture:
-    """A client, its clock, and the platform that it asks."""
+    """An HttpClient, its clock and the platform behind its agent."""
 
     def __init__(self) -> None:
         self.platform = Platform()
@@ -56,7 +56,7 @@ class Fixture:
         return asking, results
 
     def ask(self, call: Call, body: bytes | None = None) -> Any:
-        """The answer, or the exception."""
+        """The answer or the exception of one request."""
         _, [result] = self.start(call, body)
         return result.value if isinstance(result, Failure) else result
 
@@ -70,7 +70,7 @@ def call(method: str = "POST", url: str = "http://platform.example/x?y=1", **res
     return Call.make(method, url, {"x-key": "k"}, **{"limit": 2.0, "max_bytes": 100, **rest})
 
 
-def test_what_is_sent(memory: Fixture) -> None:
+def test_request_line_headers_and_body(memory: Fixture) -> None:
     answer = memory.ask(call(), b'{"a":1}')
     assert (answer.status, answer.body) == (200, b"ok")
     [(method, uri, headers, body)] = memory.platform.requests
@@ -80,8 +80,8 @@ def test_what_is_sent(memory: Fixture) -> None:
     assert headers[b"Host"] == [b"platform.example"] and headers[b"Content-Length"] == [b"7"]
 
 
-def test_a_call_is_the_same_after_it_was_asked(memory: Fixture) -> None:
-    """Its headers are made once: neither treq nor the agent may add to them."""
+def test_a_call_is_not_changed_by_its_requests(memory: Fixture) -> None:
+    """A call's headers are built once: treq and the agent must not add to them."""
     asked = call()
     before = list(asked.headers.getAllRawHeaders())
     for _ in range(3):
@@ -98,26 +98,26 @@ def test_no_cookie_is_sent_back(memory: Fixture) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_an_answer(memory: Fixture, status: int) -> None:
+def test_redirects_are_not_followed(memory: Fixture, status: int) -> None:
     memory.platform.status, memory.platform.headers = status, {"location": "http://platform.example/other"}
     assert memory.ask(call("GET")).status == status
     assert len(memory.platform.requests) == 1
 
 
 @pytest.mark.parametrize("size,good", [(100, True), (101, False)])
-def test_the_limit_of_a_body(memory: Fixture, size: int, good: bool) -> None:
+def test_the_size_limit_of_a_body(memory: Fixture, size: int, good: bool) -> None:
     memory.platform.body = b"x" * size
     answer = memory.ask(call(), b"{}")
     assert isinstance(answer, Answer if good else TooLarge)
 
 
-def test_a_content_coding(memory: Fixture) -> None:
+def test_a_content_coding_is_an_error(memory: Fixture) -> None:
     memory.platform.headers = {"content-encoding": "gzip"}
     failure = memory.ask(call(), b"{}")
     assert isinstance(failure, Encoded) and failure.status == 200
 
 
-def test_one_limit_over_all_of_it(memory: Fixture) -> None:
+def test_one_time_limit_covers_the_whole_request(memory: Fixture) -> None:
     memory.platform.body = None
     _, results = memory.start(call(limit=2.0), b"{}")
     memory.clock.advance(1.9)
@@ -127,7 +127,7 @@ def test_one_limit_over_all_of_it(memory: Fixture) -> None:
     assert failure.check(TimedOut) and failure.value.why == "time out"
 
 
-def test_a_question_that_is_given_up(memory: Fixture) -> None:
+def test_a_cancelled_request(memory: Fixture) -> None:
     memory.platform.body = None
     asking, results = memory.start(call(), b"{}")
     asking.cancel()
@@ -161,12 +161,12 @@ def test_urls(url: str, origin: tuple[bytes, bytes, int], target: bytes) -> None
         "http://a.example/\x7f", "http://user@a.example/", "https://a.example:/x", "http://\u2028.example/",
     ],
 )  # fmt: skip
-def test_urls_that_are_none(url: str) -> None:
+def test_invalid_urls(url: str) -> None:
     with pytest.raises(ValueError, match="takes a"):
         Call.make("GET", url, {}, limit=1, max_bytes=1)
 
 
-def test_what_a_log_may_show_of_a_url() -> None:
+def test_the_shown_url_has_no_query() -> None:
     asked = call(url="https://a.example/path?key=secret")
     assert asked.shown == "https://a.example/path"
     assert "secret" not in repr(asked) and "'k'" not in repr(asked)

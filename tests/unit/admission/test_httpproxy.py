@@ -1,4 +1,4 @@
-"""Which hosts are reached through a proxy, and what the settings make of it."""
+"""HTTP proxy: NO_PROXY rules, and the proxy that the settings select."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from viewport_relay.config import ConfigError, load
 
 SETTINGS = {"SERVER_URL": "https://platform.example", "RELAY_LISTEN_HOST": "127.0.0.1"}
 
-#: NO_PROXY, host, port, whether the proxy serves it.
+#: NO_PROXY, host, port, whether the proxy is used.
 HOSTS = [
     ("", "platform.example", 443, True),
     ("", "localhost", 443, False),
@@ -45,7 +45,7 @@ def test_no_proxy(entries: str, host: str, port: int, served: bool) -> None:
     assert proxy is not None and proxy.serves(host, port) is served
 
 
-#: What is set, host and port of the proxy that is used (None: none), and what it is told.
+#: Settings, host and port of the proxy (None: no proxy), Proxy-Authorization.
 SET = [
     ({}, None, None),
     ({"RELAY_HTTP_PROXY": "http://proxy.example:3128"}, ("proxy.example", 3128), None),
@@ -84,13 +84,13 @@ def test_the_proxy_of_the_settings(
         "http://p.example/path",
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_a_start_error_that_keeps_its_password(text: str) -> None:
+def test_an_unusable_proxy_is_a_configuration_error_without_its_password(text: str) -> None:
     with pytest.raises(ConfigError) as wrong:
         load({**SETTINGS, "RELAY_HTTP_PROXY": text.replace("://", "://user:hush@")})
     assert "RELAY_HTTP_PROXY" in str(wrong.value) and "hush" not in str(wrong.value)
 
 
-def test_what_is_said_at_start() -> None:
+def test_notes_and_warnings_at_start() -> None:
     noted = load({**SETTINGS, "HTTPS_PROXY": "http://user:hush@proxy.example:3128"})
     assert any("HTTPS_PROXY is set" in note for note in noted.notes)
     unusable = load({**SETTINGS, "HTTPS_PROXY": "socks5://user:hush@proxy.example"})

@@ -1,4 +1,4 @@
-"""What an operator is told about a token."""
+"""Token inspection: the findings that an operator reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def key_set(keys: dict[str, SigningKey]) -> KeySet:
 
 
 @pytest.mark.parametrize("role", ["client", "workspace-daemon", "worker"])
-def test_a_good_token(
+def test_a_valid_token(
     keys: dict[str, SigningKey], key_set: KeySet, payload: dict[str, Any], now: float, role: str
 ) -> None:
     payload["role"] = role

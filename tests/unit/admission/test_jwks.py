@@ -1,4 +1,4 @@
-"""How the key set is fetched, kept, renewed, and refetched when a token does not fit it."""
+"""JwksClient: fetch, cache, renewal, refetch after a key mismatch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 def documents(keys: dict[str, SigningKey]) -> dict[str, str]:
-    """A JWK set for each algorithm, with that one key."""
+    """A JWK set with one key, for each algorithm."""
     return {name: json.dumps({"keys": [key.jwk()]}) for name, key in keys.items()}
 
 
@@ -62,7 +62,7 @@ def test_start_fetches_at_once(
     assert entry["kids"] == ["RS256"] and counters.jwks_fetches == {"ok": 1}
 
 
-def test_start_retries_with_back_off_until_there_is_a_set(
+def test_start_retries_with_back_off_until_a_set_arrives(
     jwks: JwksClient, http: Any, answer: MakeAnswer, documents: dict[str, str], clock: Clock
 ) -> None:
     http.replies = [Unreachable("connection refused")]
@@ -82,14 +82,14 @@ def test_start_retries_with_back_off_until_there_is_a_set(
     assert len(http.asked) == asked and not clock.getDelayedCalls()
 
 
-def test_stop_ends_the_back_off(jwks: JwksClient, http: Any, clock: Clock) -> None:
+def test_stop_cancels_the_back_off(jwks: JwksClient, http: Any, clock: Clock) -> None:
     http.replies = [Unreachable("connection refused")]
     jwks.start()
     jwks.stop()
     assert not clock.getDelayedCalls()
 
 
-def test_stop_ends_a_fetch_and_who_waits_for_it(jwks: JwksClient, http: Any, settle: Settle) -> None:
+def test_stop_cancels_a_fetch_and_its_waiters(jwks: JwksClient, http: Any, settle: Settle) -> None:
     gone: list[Any] = []
     http.replies = [Deferred(gone.append)]
     jwks.start()
@@ -138,7 +138,7 @@ def test_a_stale_set_serves_for_a_day_with_warnings(
     clock.advance(HOUR)
     for _ in range(100):
         assert kids(settle(jwks.current())) == ["RS256"]
-    assert len(http.asked) == 2  # not one for each upgrade
+    assert len(http.asked) == 2  # one warning per period, not one per upgrade
     (entry,) = log.named("jwks_refetch_failed")
     assert (
         entry["event"] == "jwks_refetch_failed"
@@ -189,10 +189,10 @@ def test_with_nothing_cached_the_details_say_what_is_wrong(
     entry = log.named("jwks_fetch_failed")[0]
     assert entry["reason"] is Reason.JWKS_UNREACHABLE and entry["url"] == "http://platform.example/jwks"
     http.replies = [answer(200, documents["RS256"])]
-    assert kids(settle(jwks.current())) == ["RS256"]  # the next upgrade tries again
+    assert kids(settle(jwks.current())) == ["RS256"]  # the next upgrade fetches again
 
 
-def test_upgrades_that_wait_share_one_fetch(
+def test_concurrent_upgrades_share_one_fetch(
     jwks: JwksClient, http: Any, answer: MakeAnswer, documents: dict[str, str], settle: Settle
 ) -> None:
     pending: Deferred[Answer] = Deferred()
@@ -207,7 +207,7 @@ def test_upgrades_that_wait_share_one_fetch(
     assert all(kids(settle(each)) == ["RS256"] for each in waiting[1:])
 
 
-def test_a_rotated_key_is_found_at_once_after_the_first_fetch(
+def test_a_rotated_key_is_fetched_without_cool_down_the_first_time(
     jwks: JwksClient, http: Any, answer: MakeAnswer, documents: dict[str, str], settle: Settle
 ) -> None:
     http.replies = [answer(200, documents["RS256"]), answer(200, documents["ES256"])]
@@ -245,7 +245,7 @@ def test_a_failed_refetch_starts_the_cool_down_too(
     assert kids(settle(jwks.newer_than(seen))) == ["ES256"]
 
 
-def test_those_who_do_not_fit_share_the_refetch(
+def test_concurrent_mismatches_share_one_refetch(
     jwks: JwksClient, http: Any, answer: MakeAnswer, documents: dict[str, str], settle: Settle
 ) -> None:
     pending: Deferred[Answer] = Deferred()
@@ -259,7 +259,7 @@ def test_those_who_do_not_fit_share_the_refetch(
     assert len(http.asked) == 2
 
 
-def test_who_saw_an_older_set_gets_the_present_one_without_a_fetch(
+def test_a_mismatch_against_an_older_set_needs_no_fetch(
     jwks: JwksClient, http: Any, answer: MakeAnswer, documents: dict[str, str], settle: Settle
 ) -> None:
     http.replies = [answer(200, documents["RS256"]), answer(200, documents["ES256"])]
@@ -269,7 +269,7 @@ def test_who_saw_an_older_set_gets_the_present_one_without_a_fetch(
     assert kids(settle(jwks.newer_than(old))) == ["ES256"] and len(http.asked) == 2
 
 
-def test_leaving_does_not_waste_the_cool_down(
+def test_a_cancelled_waiter_does_not_cancel_the_refetch(
     jwks: JwksClient, http: Any, answer: MakeAnswer, documents: dict[str, str], settle: Settle
 ) -> None:
     pending: Deferred[Answer] = Deferred()
@@ -283,10 +283,10 @@ def test_leaving_does_not_waste_the_cool_down(
     assert kids(settle(jwks.current())) == ["ES256"]
 
 
-def test_an_old_fetch_that_was_under_way_does_not_stand_for_the_refetch(
+def test_a_renewal_in_progress_does_not_replace_the_refetch(
     jwks: JwksClient, http: Any, answer: MakeAnswer, documents: dict[str, str], settle: Settle, clock: Clock
 ) -> None:
-    """A renewal began before the rotation: its answer is waited for, does not help, and a refetch follows."""
+    """The renewal began before the key rotation: its answer has the old keys, so a refetch follows."""
     renewal: Deferred[Answer] = Deferred()
     http.replies = [answer(200, documents["RS256"], etag='"1"'), renewal, answer(200, documents["ES256"])]
     jwks.start()
@@ -327,7 +327,7 @@ def test_cache_control_shortens_within_bounds(
     assert len(http.asked) == 2
 
 
-def test_a_configured_time_below_a_minute_stands(
+def test_a_configured_ttl_below_a_minute_is_kept(
     make: Any, http: Any, answer: MakeAnswer, documents: dict[str, str], settle: Settle, clock: Clock
 ) -> None:
     http.replies = [answer(200, documents["RS256"], cache_control="max-age=600")]
@@ -360,7 +360,7 @@ def test_an_etag_is_sent_and_304_renews_the_set(
 
 
 @pytest.mark.parametrize("etag", ["x" * 257, "\u20ac"])
-def test_an_odd_etag_is_not_kept(
+def test_an_invalid_etag_is_not_kept(
     jwks: JwksClient,
     http: Any,
     answer: MakeAnswer,
@@ -376,7 +376,7 @@ def test_an_odd_etag_is_not_kept(
     assert not http.asked[1][0].headers.hasHeader("if-none-match")
 
 
-def test_flush_makes_the_next_upgrade_fetch(
+def test_after_flush_the_next_upgrade_fetches(
     jwks: JwksClient, http: Any, answer: MakeAnswer, documents: dict[str, str], settle: Settle
 ) -> None:
     http.replies = [answer(200, documents["RS256"], etag='"1"'), answer(200, documents["ES256"])]

@@ -1,4 +1,4 @@
-"""One row for each way in which a token can be wrong, and none of them may get through."""
+"""Table of invalid tokens; each is refused with its reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_each_algorithm_verifies(
     assert verify(token, keys[algorithm]) == payload
 
 
-def test_a_token_without_kid_asks_for_v1(keys: dict[str, SigningKey], payload: dict[str, Any]) -> None:
+def test_a_token_without_kid_uses_v1(keys: dict[str, SigningKey], payload: dict[str, Any]) -> None:
     token = pyjwt.encode(payload, keys["RS256"].private, algorithm="RS256")
     assert read_header(token).kid == "v1"
 
@@ -107,13 +107,13 @@ def test_bad_headers(name: str) -> None:
         "a.b.c",
     ],
 )
-def test_what_is_no_token(token: str) -> None:
+def test_malformed_tokens(token: str) -> None:
     with pytest.raises(Refusal) as refused:
         read_header(token)
     assert refused.value.reason is Reason.JWT_MALFORMED
 
 
-def test_the_header_alone_is_read_before_keys_are_there_and_the_rest_with_the_signature(
+def test_the_header_is_read_before_the_rest_is_decoded(
     keys: dict[str, SigningKey], payload: dict[str, Any]
 ) -> None:
     head, body, signature = keys["RS256"].sign(payload).split(".")
@@ -133,7 +133,7 @@ def test_a_signed_payload_that_is_no_json_object(keys: dict[str, SigningKey]) ->
         assert refused.value.reason is Reason.JWT_MALFORMED
 
 
-def test_refused_headers_are_refused_again_and_read_ones_are_not_mixed_up(
+def test_cached_headers_and_refusals_are_not_mixed_up(
     keys: dict[str, SigningKey], payload: dict[str, Any]
 ) -> None:
     bad = f"{segment({'alg': 'none'})}.{segment({'a': 1})}."
@@ -163,7 +163,7 @@ def test_the_same_kid_with_another_key(
     with pytest.raises(Refusal) as refused:
         verify(token, keys["RS256"])
     assert refused.value.reason is Reason.JWT_SIGNATURE_MISMATCH
-    assert verify(token, keys["RS256"], other_key) == payload  # several keys may share a kid
+    assert verify(token, keys["RS256"], other_key) == payload  # several keys may share one kid
 
 
 def test_an_unknown_kid_is_a_signature_mismatch_that_names_it(
@@ -204,7 +204,9 @@ def test_a_signed_payload_that_is_no_object(keys: dict[str, SigningKey], raw: by
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
-def test_what_an_operator_compares(keys: dict[str, SigningKey], payload: dict[str, Any]) -> None:
+def test_an_unknown_kid_lists_the_kids_of_the_key_set(
+    keys: dict[str, SigningKey], payload: dict[str, Any]
+) -> None:
     with pytest.raises(Refusal) as refused:
         verify(keys["RS256"].sign(payload, {"kid": "gone"}), keys["ES256"], keys["EdDSA"])
     assert refused.value.detail == "kid gone is not in the JWKS, which has ES256, EdDSA"
@@ -214,7 +216,7 @@ def test_what_an_operator_compares(keys: dict[str, SigningKey], payload: dict[st
 def test_a_key_is_used_with_its_own_algorithm_only(
     keys: dict[str, SigningKey], payload: dict[str, Any]
 ) -> None:
-    """Several keys of one kid: a token is checked with those of its algorithm and no other."""
+    """With several keys of one kid, only those of the token's algorithm are tried."""
     same = [SigningKey("k", name, keys[name].private) for name in ("RS256", "ES256", "EdDSA")]
     for key in same:
         assert verify(key.sign(payload), *same) == payload
@@ -224,10 +226,10 @@ def test_a_key_is_used_with_its_own_algorithm_only(
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_bits_that_say_nothing_must_be_zero(
+def test_unused_bits_of_base64url_must_be_zero(
     keys: dict[str, SigningKey], payload: dict[str, Any], number: int
 ) -> None:
-    """Else one token could be written in several ways, and each would be another one to what remembers tokens."""
+    """Otherwise one token would have several encodings, each with its own cache entry."""
     payload["x"] = next(
         "y" * n for n in range(1, 4) if len(json.dumps({**payload, "x": "y" * n}, separators=(",", ":"))) % 3
     )
@@ -331,7 +333,7 @@ TIMES: dict[str, tuple[dict[str, int], float | None, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", TIMES)
-def test_what_a_refused_time_says(
+def test_details_of_refused_times(
     name: str, payload: dict[str, Any], query: UpgradeQuery, now: float
 ) -> None:
     change, offset, words, details = TIMES[name]
@@ -370,14 +372,16 @@ CLAIMS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_what_another_claim_says(name: str, payload: dict[str, Any], query: UpgradeQuery, now: float) -> None:
+def test_details_of_refused_claims(
+    name: str, payload: dict[str, Any], query: UpgradeQuery, now: float
+) -> None:
     change, words, details = CLAIMS[name]
     with pytest.raises(Refusal) as refused:
         check_payload({**payload, **change}, query, RULES, now)
     assert (refused.value.detail, dict(refused.value.details)) == (words, details)
 
 
-def test_a_target_counts_only_if_the_query_names_one(
+def test_the_target_is_compared_only_if_the_query_has_one(
     payload: dict[str, Any], query: UpgradeQuery, now: float
 ) -> None:
     payload["runtimeTargetId"] = "another"
@@ -439,7 +443,7 @@ def test_no_changed_character_gets_through(
         st.sampled_from(["exp", "nbf", "iat", "iss", "aud", "role", "workspaceId"]), json_values
     )
 )
-def test_any_claim_is_judged(
+def test_any_claim_is_accepted_or_refused(
     payload: dict[str, Any], query: UpgradeQuery, now: float, change: dict[str, Any]
 ) -> None:
     try:

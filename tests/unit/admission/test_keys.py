@@ -1,4 +1,4 @@
-"""Which members of a JWK set are taken."""
+"""JWK sets: the members that are accepted, ignored or refused."""
 
 from __future__ import annotations
 
@@ -94,17 +94,17 @@ def test_members(name: str, members: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("member", [None, 1, "RSA", [], {}])
-def test_what_is_no_key(member: object) -> None:
+def test_members_that_are_no_key(member: object) -> None:
     assert isinstance(read_key(member), IgnoredKey)
 
 
 @pytest.mark.parametrize("bits,good", [(1024, False), (2048, True), (3072, True)])
-def test_sizes_of_rsa(bits: int, good: bool) -> None:
+def test_rsa_key_sizes(bits: int, good: bool) -> None:
     key = SigningKey("k", "RS256", rsa.generate_private_key(65537, bits))
     assert isinstance(read_key(key.jwk()), Key) is good
 
 
-def test_a_p384_key_that_says_p256() -> None:
+def test_a_p384_key_declared_as_p256() -> None:
     numbers = ec.generate_private_key(ec.SECP384R1()).public_key().public_numbers()
     from viewport_relay.devplatform.tokens import base64url
 
@@ -115,7 +115,7 @@ def test_a_p384_key_that_says_p256() -> None:
     assert isinstance(read_key(member), IgnoredKey)
 
 
-def test_a_set_keeps_what_is_usable_and_says_what_is_not(members: dict[str, dict[str, Any]]) -> None:
+def test_a_set_lists_usable_and_ignored_members(members: dict[str, dict[str, Any]]) -> None:
     document = {"keys": [*members.values(), {"kty": "oct", "k": "eA"}, {**members["RS256"], "use": "enc"}, 7]}
     found = KeySet.parse(json.dumps(document).encode())
     assert [key.kid for key in found] == ["RS256", "ES256", "EdDSA"]
@@ -126,14 +126,14 @@ def test_a_set_keeps_what_is_usable_and_says_what_is_not(members: dict[str, dict
 
 
 def chain() -> list[str]:
-    """What stands in x5c: base64 of DER, not base64url."""
+    """An x5c value: base64 of DER, not base64url."""
     return [base64.b64encode(Identity.self_signed("signer").certificate.public_bytes(Encoding.DER)).decode()]
 
 
 def published(
     members: dict[str, dict[str, Any]],
 ) -> dict[str, tuple[list[dict[str, Any]], list[str], list[str]]]:
-    """Sets as identity providers publish them: the members, the kids that are usable, what the others are ignored for."""
+    """JWK sets as identity providers publish them: members, usable kids, ignored members with their cause."""
     rsa_key, ec_key, ed_key = (members[name] for name in ("RS256", "ES256", "EdDSA"))
     bare = {name: value for name, value in rsa_key.items() if name not in ("alg", "kid", "use")}
     return {
@@ -206,8 +206,8 @@ def test_sets_as_identity_providers_publish_them(
     assert [str(key) for key in found.ignored] == ignored
 
 
-def test_a_published_key_signs(keys: dict[str, SigningKey], members: dict[str, dict[str, Any]]) -> None:
-    """What is taken is the key that was published, whatever stood around it."""
+def test_a_published_key_verifies(keys: dict[str, SigningKey], members: dict[str, dict[str, Any]]) -> None:
+    """The key verifies signatures although other members of its JWK are unusual."""
     member = {**members["ES256"], "x": members["ES256"]["x"] + "=", "alg": None, "x5c": chain()}
     [key] = KeySet.parse(codecs.BOM_UTF8 + json.dumps({"keys": [member]}).encode())
     assert verified(keys["ES256"].sign({"a": 1}), key) == {"a": 1}
@@ -239,7 +239,7 @@ def test_several_keys_of_one_kid(members: dict[str, dict[str, Any]]) -> None:
         ),
     ],
 )
-def test_what_is_no_set(body: bytes, why: str) -> None:
+def test_documents_that_are_no_set(body: bytes, why: str) -> None:
     with pytest.raises(KeySetError, match=None) as wrong:
         KeySet.parse(body)
     assert why in wrong.value.why

@@ -1,4 +1,4 @@
-"""Exactly N in a minute, bounded tables, and counts that always come back to zero."""
+"""Rate windows and connection counts: exact limits, bounded tables, release."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def test_zero_is_off() -> None:
     assert all(counter.hit("k", 0.0) == 0 for _ in range(10_000)) and len(counter) == 0
 
 
-def test_a_clock_that_is_set_back_blocks_nobody() -> None:
+def test_a_clock_that_is_set_back_starts_a_new_window() -> None:
     window = Window()
     window.hit(1_000_000.0, 1)
     assert window.hit(5.0, 1) and not window.hit(6.0, 1)
 
 
 @pytest.mark.parametrize("at,left", [(0.0, 60_000), (30.5, 29_500), (59.9995, 1), (60.0, 1), (99.0, 1)])
-def test_how_long_to_wait(at: float, left: int) -> None:
+def test_retry_after_in_milliseconds(at: float, left: int) -> None:
     window = Window()
     window.hit(0.0, 1)
     assert window.retry_after_ms(at) == left
 
 
-def test_a_counter_says_whole_seconds() -> None:
+def test_a_counter_returns_whole_seconds() -> None:
     counter = WindowCounter(2)
     assert [counter.hit("k", 10.0), counter.hit("k", 10.0), counter.hit("k", 10.0)] == [0, 0, 60]
     assert counter.hit("k", 69.5) == 1 and counter.hit("other", 69.5) == 0
     assert counter.hit("k", 70.0) == 0
 
 
-def test_a_counter_knows_how_many_were_tried() -> None:
+def test_a_counter_counts_attempts_over_the_limit() -> None:
     counter = WindowCounter(2)
     for second in range(7):
         counter.hit("k", 100.0 + second)
@@ -65,7 +65,7 @@ def test_a_counter_knows_how_many_were_tried() -> None:
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.integers(0, 3), st.floats(0, 40)), max_size=80))
-def test_like_a_plain_count(limit: int, steps: list[tuple[int, float]]) -> None:
+def test_a_counter_equals_its_model(limit: int, steps: list[tuple[int, float]]) -> None:
     counter = WindowCounter(limit)
     model: dict[int, tuple[float, int]] = {}
     now = 0.0
@@ -78,7 +78,7 @@ def test_like_a_plain_count(limit: int, steps: list[tuple[int, float]]) -> None:
         assert (counter.hit(key, now) == 0) == (count < limit)
 
 
-def test_a_table_is_bounded_and_the_oldest_goes() -> None:
+def test_a_table_is_bounded_and_drops_the_oldest() -> None:
     table = WindowTable(100)
     for key in range(1000):
         table.window(key, key / 100).hit(key / 100, 5)
@@ -87,7 +87,7 @@ def test_a_table_is_bounded_and_the_oldest_goes() -> None:
     assert table.window(999, 10.0).count == 1 and table.window(0, 10.0).count == 0
 
 
-def test_ended_windows_leave_when_new_ones_come() -> None:
+def test_ended_windows_are_removed_when_new_ones_are_added() -> None:
     table = WindowTable(1000)
     for key in range(500):
         table.window(key, 0.0).hit(0.0, 5)
@@ -107,11 +107,11 @@ def test_a_window_outlives_its_connection_for_the_minute() -> None:
         window.hit(0.0, 5)
     del window
     gc.collect()
-    assert not table.window("k", 30.0).hit(30.0, 5)  # a reconnect does not reset it
+    assert not table.window("k", 30.0).hit(30.0, 5)  # a reconnect does not reset the window
     assert table.window("k", 60.0).hit(60.0, 5)
 
 
-def test_a_window_that_is_held_is_never_made_twice() -> None:
+def test_a_referenced_window_stays_unique() -> None:
     table = WindowTable(10)
     held = table.window("held", 0.0)
     for _ in range(5):
@@ -122,13 +122,13 @@ def test_a_window_that_is_held_is_never_made_twice() -> None:
     assert table.window("held", 2.0) is held and not held.hit(2.0, 5)
 
 
-def test_a_busy_window_is_not_taken_for_an_old_one() -> None:
+def test_a_busy_window_is_not_dropped_as_old() -> None:
     table = WindowTable(10)
     window = table.window("busy", 0.0)
     window.hit(0.0, 5)
     for key in range(9):
         table.window(key, 59.0).hit(59.0, 5)
-    window.hit(61.0, 5)  # begins anew, without the table
+    window.hit(61.0, 5)  # starts a new minute, unknown to the table
     del window
     table.window("one more", 62.0).hit(62.0, 5)
     gc.collect()
@@ -192,7 +192,7 @@ def test_clients_of_one_target() -> None:
     counts.take("a").count_client("w", "t")
 
 
-def test_a_client_moves_to_the_target_of_its_claims() -> None:
+def test_a_client_is_counted_under_the_target_of_its_claims() -> None:
     counts = ConnectionCounts(0, 0, 1)
     first, second = counts.take("a"), counts.take("a")
     first.count_client("w", "t")
@@ -206,7 +206,7 @@ def test_a_client_moves_to_the_target_of_its_claims() -> None:
     assert (counts.clients_of("w", None), counts.clients_of("w", "t")) == (0, 1)
 
 
-def test_a_ticket_is_given_back_once() -> None:
+def test_a_ticket_is_released_once() -> None:
     counts = ConnectionCounts(0, 0, 0)
     kept, ticket = counts.take("a"), counts.take("a")
     ticket.count_client("w", "t")

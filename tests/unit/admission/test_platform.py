@@ -1,4 +1,4 @@
-"""What the platform is asked, what is remembered, and how a wrong internal key is told."""
+"""Validation by the platform: request, cache, errors, shared requests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def exp(now: float) -> float:
 def test_through_treq_itself(
     clock: Clock, log: Any, counters: Counters, query: UpgradeQuery, exp: float, settle: Settle
 ) -> None:
-    """The question as it goes out, over treq's own in-memory client."""
+    """The request as treq's in-memory client receives it."""
     seen: list[Any] = []
 
     def respond(
@@ -72,7 +72,7 @@ def test_through_treq_itself(
     assert body == {"relayToken": TOKEN, "role": "client", "workspaceId": "ws-1", "runtimeTargetId": "rt-1"}
 
 
-def test_the_question(
+def test_the_request(
     make: Any, http: Any, answer: MakeAnswer, query: UpgradeQuery, exp: float, settle: Settle
 ) -> None:
     http.replies = [answer(200, OK)]
@@ -82,7 +82,7 @@ def test_the_question(
     assert json.loads(body) == {"relayToken": TOKEN, "role": "client", "workspaceId": "ws-1"}
 
 
-def test_an_accepted_answer_is_remembered(
+def test_an_accepted_answer_is_cached(
     make: Any, http: Any, answer: MakeAnswer, query: UpgradeQuery, exp: float, settle: Settle, clock: Clock,
     counters: Counters,
 ) -> None:  # fmt: skip
@@ -105,7 +105,7 @@ def test_an_accepted_answer_is_remembered(
         {"runtime_target_id": None},
     ],
 )
-def test_another_query_is_another_question(
+def test_another_query_is_another_cache_entry(
     make: Any,
     http: Any,
     answer: MakeAnswer,
@@ -122,7 +122,7 @@ def test_another_query_is_another_question(
     assert len(http.asked) == 3
 
 
-def test_zero_asks_every_time(
+def test_a_ttl_of_zero_disables_the_cache(
     make: Any, http: Any, answer: MakeAnswer, query: UpgradeQuery, exp: float, settle: Settle
 ) -> None:
     http.replies = [answer(200, OK), answer(200, DENIED)]
@@ -134,8 +134,8 @@ def test_zero_asks_every_time(
     assert len(http.asked) == 3
 
 
-@pytest.mark.parametrize("claimed", [False, True], ids=["of the token", "of the claims"])
-def test_never_past_exp(
+@pytest.mark.parametrize("claimed", [False, True], ids=["exp of the token", "exp of the claims"])
+def test_no_cache_entry_outlives_exp(
     make: Any, http: Any, answer: MakeAnswer, query: UpgradeQuery, settle: Settle, clock: Clock, now: float,
     claimed: bool,
 ) -> None:  # fmt: skip
@@ -149,11 +149,11 @@ def test_never_past_exp(
     assert len(http.asked) == 1
     clock.advance(0.1)
     settle(validator.validate(SOURCE, query, exp))
-    settle(validator.validate(SOURCE, query, exp))  # within the skew, but nothing is remembered any more
+    settle(validator.validate(SOURCE, query, exp))  # accepted within the clock skew, but no longer cached
     assert len(http.asked) == 3
 
 
-def test_a_denial_is_remembered_two_seconds(
+def test_a_denial_is_cached_for_two_seconds(
     make: Any, http: Any, answer: MakeAnswer, query: UpgradeQuery, exp: float, settle: Settle, clock: Clock
 ) -> None:
     http.replies = [answer(200, DENIED), answer(200, OK)]
@@ -165,7 +165,9 @@ def test_a_denial_is_remembered_two_seconds(
         assert refused.value.reason is Reason.VALIDATION_DENIED
         seen.append(refused.value)
     assert len(http.asked) == 1
-    assert len({id(refusal) for refusal in seen}) == 3  # or tracebacks would pile up on one
+    assert (
+        len({id(refusal) for refusal in seen}) == 3
+    )  # one exception object would collect the tracebacks of all callers
     clock.advance(2)
     settle(validator.validate(SOURCE, query, exp))
 
@@ -181,7 +183,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault,reason", FAULTS, ids=[str(fault) for fault, _ in FAULTS])
-def test_faults_are_never_remembered(
+def test_failures_are_not_cached(
     make: Any, http: Any, answer: MakeAnswer, query: UpgradeQuery, exp: float, settle: Settle, fault: Any,
     reason: Reason, counters: Counters,
 ) -> None:  # fmt: skip
@@ -198,7 +200,7 @@ def test_faults_are_never_remembered(
     assert timed == {outcome: 1, "ok": 1}
 
 
-def test_equal_questions_share_one_request_and_leaving_harms_nobody(
+def test_equal_requests_are_shared_and_cancelled_one_by_one(
     make: Any, http: Any, answer: MakeAnswer, query: UpgradeQuery, exp: float, settle: Settle
 ) -> None:
     gone: list[Any] = []
@@ -215,7 +217,7 @@ def test_equal_questions_share_one_request_and_leaving_harms_nobody(
     assert settle(second) == settle(third)
 
 
-def test_the_request_is_cancelled_when_everybody_has_left(
+def test_the_request_is_cancelled_with_its_last_waiter(
     make: Any, http: Any, query: UpgradeQuery, exp: float, settle: Settle, answer: MakeAnswer
 ) -> None:
     gone: list[Any] = []

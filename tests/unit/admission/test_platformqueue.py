@@ -1,4 +1,4 @@
-"""How many requests to the platform are under way, who is next, and who waits no longer."""
+"""PlatformQueue: concurrency limit, order, time limit in the queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMIT = 2.0
 
 
 class Asked:
-    """Requests through a queue: which were sent, and what became of each."""
+    """Requests through a queue, with those that were sent and their results."""
 
     def __init__(self, clock: Clock) -> None:
         self._queue = PlatformQueue(clock, LIMIT)
@@ -41,18 +41,18 @@ def asked(clock: Clock) -> Asked:
     return Asked(clock)
 
 
-def test_so_many_are_under_way_and_the_others_wait_in_order(asked: Asked) -> None:
+def test_the_limit_of_concurrent_requests_and_the_order_of_the_queue(asked: Asked) -> None:
     asked.ask(UNDER_WAY_MAX + 3)
     assert list(asked.sent) == list(range(UNDER_WAY_MAX))
     asked.sent[7].callback("answer")
     assert asked.results == {7: "answer"} and list(asked.sent)[-1] == UNDER_WAY_MAX
     asked.sent[3].errback(Unreachable("connection refused"))
     assert asked.results[3].check(Unreachable) and list(asked.sent)[-1] == UNDER_WAY_MAX + 1
-    asked.waits[5].cancel()  # its peer has left
+    asked.waits[5].cancel()  # cancelled: the peer has disconnected
     assert asked.results[5].check(CancelledError) and list(asked.sent)[-1] == UNDER_WAY_MAX + 2
 
 
-def test_who_leaves_while_it_waits_is_never_sent(asked: Asked) -> None:
+def test_a_cancelled_request_is_never_sent(asked: Asked) -> None:
     asked.ask(UNDER_WAY_MAX + 2)
     asked.waits[UNDER_WAY_MAX].cancel()
     assert asked.results[UNDER_WAY_MAX].check(CancelledError)
@@ -60,8 +60,8 @@ def test_who_leaves_while_it_waits_is_never_sent(asked: Asked) -> None:
     assert UNDER_WAY_MAX not in asked.sent and UNDER_WAY_MAX + 1 in asked.sent
 
 
-def test_a_platform_that_answers_is_waited_for(asked: Asked, clock: Clock) -> None:
-    """A storm of new tokens: the limit is each request's, not the queue's."""
+def test_a_slow_platform_that_answers_causes_no_timeout(asked: Asked, clock: Clock) -> None:
+    """Under a storm of new tokens the time limit applies to each request, not to the queue."""
     asked.ask(10 * UNDER_WAY_MAX)
     for number in range(10 * UNDER_WAY_MAX):
         clock.advance(LIMIT / UNDER_WAY_MAX / 2)
@@ -69,10 +69,10 @@ def test_a_platform_that_answers_is_waited_for(asked: Asked, clock: Clock) -> No
     assert asked.results == {number: number for number in range(10 * UNDER_WAY_MAX)}
 
 
-def test_one_that_does_not_answer_is_waited_for_twice_the_limit_at_most(asked: Asked, clock: Clock) -> None:
+def test_without_answers_the_wait_is_at_most_twice_the_limit(asked: Asked, clock: Clock) -> None:
     asked.ask(3 * UNDER_WAY_MAX)
     clock.advance(LIMIT / 2)
-    asked.ask()  # has not waited for the limit yet when the first ones time out
+    asked.ask()  # queued for less than the limit when the first requests time out
     late = len(asked.waits) - 1
     clock.advance(LIMIT / 2)
     for number in range(UNDER_WAY_MAX):
@@ -86,7 +86,7 @@ def test_one_that_does_not_answer_is_waited_for_twice_the_limit_at_most(asked: A
     assert asked.results[late] == "answer"
 
 
-def test_its_places_are_free_again_afterwards(asked: Asked, clock: Clock) -> None:
+def test_timed_out_requests_free_their_places(asked: Asked, clock: Clock) -> None:
     asked.ask(2 * UNDER_WAY_MAX)
     clock.advance(LIMIT)
     for number in range(UNDER_WAY_MAX):

@@ -1,4 +1,4 @@
-"""The form of the query."""
+"""The query of an upgrade: valid and invalid parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST = "Az09._:-" * 16
 
 @pytest.mark.parametrize("role", ["workspace-daemon", "client", "worker"])
 @pytest.mark.parametrize("target", [None, "t", LONGEST])
-def test_good_queries(role: str, target: str | None) -> None:
+def test_valid_queries(role: str, target: str | None) -> None:
     assert read_query(role, LONGEST, target) == UpgradeQuery(Role(role), LONGEST, target)
 
 
@@ -39,7 +39,7 @@ def test_good_queries(role: str, target: str | None) -> None:
         ("client", "w", "a" * 129, "runtimeTargetId"),
     ],
 )
-def test_bad_queries_name_the_parameter(
+def test_invalid_queries_name_the_parameter(
     role: str | None, workspace: str | None, target: str | None, named: str
 ) -> None:
     with pytest.raises(Refusal) as refused:

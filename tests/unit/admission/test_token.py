@@ -1,4 +1,4 @@
-"""Where a token may stand, and what the 101 selects."""
+"""The token's places in an upgrade, and the sub-protocol that the 101 selects."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ PLACES: list[tuple[list[str], list[str], str | None, Mode, tuple[str, str] | Non
 
 
 @pytest.mark.parametrize("headers,protocols,query,mode,expected", PLACES)
-def test_places(
+def test_where_the_token_is_read_from(
     headers: list[str], protocols: list[str], query: str | None, mode: Mode, expected: tuple[str, str] | None
 ) -> None:
     found = token_from(headers, protocols, query, mode)
     assert (found and (found.token, found.via)) == expected
 
 
-def test_a_token_does_not_show() -> None:
+def test_repr_has_no_token() -> None:
     assert T not in repr(TokenSource(T, "header"))
 
 
@@ -73,12 +73,12 @@ def test_any_headers(headers: list[str], protocols: list[str], query: str | None
         ([LINK], False, None),
     ],
 )
-def test_what_is_selected(offered: list[str], link: bool, selected: str | None) -> None:
+def test_selected_sub_protocol(offered: list[str], link: bool, selected: str | None) -> None:
     assert select_subprotocol(offered, link) == selected
 
 
 @given(st.lists(st.sampled_from(["a", "b", LINK, "auth.T"])), st.booleans())
-def test_something_offered_is_always_selected(offered: list[str], link: bool) -> None:
+def test_the_selected_sub_protocol_was_offered(offered: list[str], link: bool) -> None:
     selected = select_subprotocol(offered, link)
     assert selected in offered or (
         selected is None and (not offered or (set(offered) == {LINK} and not link))

@@ -1,6 +1,6 @@
-"""The demonstration's failures.
+"""`viewport-relay demo`: each failure names its cause for the operator.
 
-Each says what an operator should look at. That it succeeds needs a real relay.
+The successful run needs a real relay and is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def test_no_relay(free_port: int) -> None:
 
 
 @on_reactor
-async def test_no_such_workspace() -> None:
+async def test_unknown_workspace() -> None:
     async with _platform() as platform:
         scene = demo.Scene("missing", "dev-missing")
 

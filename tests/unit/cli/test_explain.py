@@ -1,4 +1,4 @@
-"""`viewport-relay explain`: every reason is found by code and by text, and said in full."""
+"""`viewport-relay explain`: reasons are found by code, text and status, and printed in full."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def test_an_unknown_code_is_an_error_with_suggestions() -> None:
 
 
 @pytest.mark.parametrize("words", ["", "   ", "___", "\x1b[2J"])
-def test_nothing_is_suggested_for_nothing(words: str) -> None:
+def test_the_empty_code_has_no_suggestions(words: str) -> None:
     assert find(words) is None
     assert suggestions(words) == []
 
 
-def test_a_number_that_peers_see_names_its_reasons() -> None:
-    """A close code of a browser's console, or the status in a proxy's log."""
+def test_a_close_code_or_status_lists_its_reasons() -> None:
+    """The number is a close code from a browser's console or an HTTP status from a proxy's log."""
     for number in ("4401", "429"):
         done = CliRunner().invoke(main, ["explain", number])
         assert done.exit_code == 0
@@ -86,7 +86,7 @@ def test_a_number_that_peers_see_names_its_reasons() -> None:
         assert not ({r.code for r in Reason} - wanted) & shown
 
 
-def test_a_number_of_one_reason_is_explained_whole() -> None:
+def test_a_number_of_one_reason_is_explained_in_full() -> None:
     numbers = [number for r in Reason for number in (r.entry.status, r.entry.close) if number]
     (alone, *_) = [number for number in numbers if numbers.count(number) == 1]
     done = CliRunner().invoke(main, ["explain", str(alone)])
@@ -94,5 +94,5 @@ def test_a_number_of_one_reason_is_explained_whole() -> None:
     assert "  cause:" in done.output
 
 
-def test_a_number_that_no_peer_sees_is_refused() -> None:
+def test_an_unused_number_is_refused() -> None:
     assert CliRunner().invoke(main, ["explain", "4999"]).exit_code == 2

@@ -1,4 +1,4 @@
-"""`viewport-relay config`: what is in force, where it came from, and no secret."""
+"""`viewport-relay config`: effective settings, their source, masked secrets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def config(environ: dict[str, str], *arguments: str) -> Result:
 
 @pytest.fixture(autouse=True)
 def _clean(clean_environ: pytest.MonkeyPatch) -> None:
-    """No setting of whoever runs the tests."""
+    """Remove relay settings from the environment of the test run."""
 
 
 def test_json_has_every_setting_in_order_with_its_source(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_user_info_of_urls_is_masked() -> None:
     assert f"https://{MASK}@platform.example/v" in done.output
 
 
-def test_only_what_was_set_unless_all_is_asked() -> None:
+def test_defaults_are_listed_with_all_only() -> None:
     short, everything = config({"RELAY_MAX_LOGS": "7"}), config({"RELAY_MAX_LOGS": "7"}, "--all")
     assert "RELAY_MAX_LOGS" in short.output
     assert "RELAY_DRAIN_SECONDS" not in short.output
@@ -75,7 +75,7 @@ def test_only_what_was_set_unless_all_is_asked() -> None:
         assert variable.name in everything.output
 
 
-def test_what_cannot_work_is_listed_whole_with_the_status_of_the_relay() -> None:
+def test_all_configuration_errors_are_listed_with_the_exit_status_of_the_relay() -> None:
     done = config({"RELAY_LISTEN_PORT": "x", "RELAY_MODE": "y"})
     assert done.exit_code == 78
     assert done.stdout == ""

@@ -1,4 +1,4 @@
-"""`viewport-relay token inspect`: reading a token, and what is said of it."""
+"""`viewport-relay token inspect`: where the token is read from, and what is printed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_good_token(key: SigningKey, keys: KeySet) -> None:
         ({"exp": True}, "JWT_CLAIM_MISMATCH"),
     ],
 )
-def test_what_the_relay_would_say(
+def test_the_relays_decision_is_printed(
     key: SigningKey, keys: KeySet, change: dict[str, object], code: str
 ) -> None:
     report = judge_token(key.sign({**CLAIMS, **change}), keys, Asked(), RULES, NOW)
@@ -91,7 +91,7 @@ def test_a_query_that_the_token_does_not_fit(
     assert judge_token(key.sign(CLAIMS), keys, asked, RULES, NOW).reason == code
 
 
-def test_a_key_that_is_not_in_the_set(keys: KeySet) -> None:
+def test_an_unknown_key(keys: KeySet) -> None:
     report = judge_token(SigningKey.generate("ES256").sign(CLAIMS), keys, Asked(), RULES, NOW)
     assert report.reason == "JWT_SIGNATURE_MISMATCH"
     assert not report.verified
@@ -109,7 +109,7 @@ def test_no_key_set(key: SigningKey) -> None:
 @pytest.mark.parametrize(
     "token", ["", "x", "a.b", "a.b.c", "eyJhbGciOiJub25lIn0.e30.", "ü.ü.ü", "." * 5000, "\x1b[2J" * 9]
 )
-def test_whatever_is_no_token_is_refused_with_words(token: str, keys: KeySet) -> None:
+def test_text_that_is_no_token_is_refused_with_its_error(token: str, keys: KeySet) -> None:
     report = judge_token(token, keys, Asked(), RULES, NOW)
     assert report.reason in {"JWT_MALFORMED", "TOKEN_MISSING", "JWT_ALGORITHM_NOT_ALLOWED"}
     assert "\x1b" not in page(report)
@@ -140,7 +140,7 @@ def test_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a.b.c d.e.f", "Bearer"])
-def test_not_one_token(text: str, tmp_path: Path) -> None:
+def test_input_without_exactly_one_token(text: str, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(text)
     with pytest.raises(click.UsageError, match="expected one token"):
@@ -148,14 +148,14 @@ def test_not_one_token(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJodW50ZXIyIn0.c2ln", "x" * 300])
-def test_a_token_on_the_command_line_is_refused_and_not_repeated(token: str) -> None:
+def test_a_token_as_argument_is_refused_and_not_printed(token: str) -> None:
     with pytest.raises(click.UsageError) as caught:
         read_token(token)
     assert token not in str(caught.value)
     assert "never the token itself" in str(caught.value)
 
 
-def test_a_file_that_is_not_there() -> None:
+def test_a_missing_file() -> None:
     with pytest.raises(click.UsageError, match="cannot read 'nowhere': No such file"):
         read_token("nowhere")
 

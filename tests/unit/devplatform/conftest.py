@@ -1,4 +1,4 @@
-"""A clock and keys for the tests of the development platform's parts."""
+"""Clock and keys for the tests of the development platform."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="session")
 def rsa_key() -> SigningKey:
-    """Made once: an RSA key takes a tenth of a second."""
+    """Session-scoped: generating an RSA key takes a tenth of a second."""
     return SigningKey.generate("RS256")
 
 

@@ -1,4 +1,4 @@
-"""Who gets which token."""
+"""Token issuance: claims by role, workspace and credential."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_no_token_carries_policy_or_secret(office: TokenOffice) -> None:
     assert not {"pairingSecret", "policyMode", "e2eeProfile"} & set(issued.claims)
 
 
-def test_extras_are_granted(office: TokenOffice) -> None:
+def test_requested_claims_are_added(office: TokenOffice) -> None:
     claims = office.relay_token(
         ask(
             scope="session-events",
@@ -73,7 +73,7 @@ def test_extras_are_granted(office: TokenOffice) -> None:
     assert claims["runtimeTargetId"] == "t2"
 
 
-def test_null_target_means_none(office: TokenOffice) -> None:
+def test_a_null_target_is_no_target(office: TokenOffice) -> None:
     assert (
         "runtimeTargetId" not in office.relay_token(ask(scope="pairing", runtimeTargetId=None), None).claims
     )
@@ -86,14 +86,14 @@ def test_a_worker_gets_its_executor(office: TokenOffice) -> None:
 
 
 @pytest.mark.parametrize("credential", [None, "", "wrong", CREDENTIAL + "x", 7, "\ud800"])
-def test_a_wrong_credential_gets_nothing(office: TokenOffice, credential: object) -> None:
+def test_a_wrong_credential_is_refused(office: TokenOffice, credential: object) -> None:
     status, reason = refusal(office, credential=credential)
     assert (status, reason) in {(401, "CREDENTIAL_INVALID"), (400, "INVALID_BODY")}
 
 
 def test_the_credential_may_come_as_bearer(office: TokenOffice) -> None:
     assert office.relay_token(ask(credential=None), CREDENTIAL).token
-    # The body's own credential counts first: a wrong one is not rescued.
+    # The credential of the body has precedence: a wrong one fails although the header is right.
     with pytest.raises(Refused):
         office.relay_token(ask(credential="wrong"), CREDENTIAL)
 
@@ -113,11 +113,11 @@ def test_the_credential_may_come_as_bearer(office: TokenOffice) -> None:
         ({"sessionChannels": ["agent-session:\ud800"]}, (400, "INVALID_BODY")),
         ({"sessionChannels": ["agent-session:1"] * 65}, (400, "INVALID_BODY")),
         ({"sessionChannels": ["agent-session:" + "x" * 200] * 30}, (400, "TOKEN_TOO_LONG")),
-        # Who does not know the credential does not learn which workspaces exist.
+        # Without the credential, the answer does not reveal which workspaces exist.
         ({"workspaceId": "dev-missing", "credential": "wrong"}, (401, "CREDENTIAL_INVALID")),
     ],
 )
-def test_wrong_bodies(office: TokenOffice, members: dict[str, object], wanted: tuple[int, str]) -> None:
+def test_invalid_bodies(office: TokenOffice, members: dict[str, object], wanted: tuple[int, str]) -> None:
     assert refusal(office, **members) == wanted
 
 
@@ -133,11 +133,11 @@ def test_a_daemon_needs_its_issue_token(office: TokenOffice) -> None:
         assert refusal(office, role="workspace-daemon", credential=wrong)[1] == "DAEMON_ISSUE_TOKEN_INVALID"
     assert refusal(office, role="workspace-daemon", credential=key, workspaceId="dev-link")[0] == 401
     assert refusal(office, role="workspace-daemon", credential=key, runtimeTargetId="other")[0] == 401
-    # And it is good for daemons only.
+    # An issue token is valid for daemons only.
     assert refusal(office, role="client", credential=key) == (401, "CREDENTIAL_INVALID")
 
 
-def test_the_generation_rises_with_rotate_only(office: TokenOffice) -> None:
+def test_only_rotation_increments_the_generation(office: TokenOffice) -> None:
     def key(**members: object) -> object:
         body = {"credential": CREDENTIAL, **members}
         return office.daemon_key("dev-workspace", Fields(body), None)["daemonIssueToken"]
@@ -192,7 +192,7 @@ def test_secrets_are_compared_whole_and_kept_out_of_repr() -> None:
     assert secret not in repr(Workspace("w", pairing_secret=secret))
 
 
-def test_workspaces_of_the_start() -> None:
+def test_initial_workspaces() -> None:
     known = Workspaces()
     assert [workspace.workspace_id for workspace in known] == ["dev-workspace", "dev-link", "dev-paired"]
     assert known.get("dev-missing") is None

@@ -1,4 +1,4 @@
-"""What counts as a JSON body, and what rules and records do."""
+"""JSON bodies, fault rules and the record of requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from viewport_relay.devplatform.rules import Call, Record, Rule
         (b'{"a":"\x01"}', "not JSON"),
     ],
 )
-def test_wrong_bodies_are_named(raw: bytes, why: str) -> None:
+def test_invalid_bodies_name_their_error(raw: bytes, why: str) -> None:
     with pytest.raises(Refused) as caught:
         parse_object(raw)
     assert (caught.value.status, caught.value.reason) == (400, "INVALID_JSON")
@@ -50,7 +50,7 @@ def test_any_bytes_give_an_object_or_a_refusal(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(("value", "wanted"), [(1, 1), (1.0, 1), (1e0, 1), (2**53 - 1, 2**53 - 1)])
-def test_integers_are_read_as_javascript_reads_them(value: object, wanted: int) -> None:
+def test_integers_follow_javascript(value: object, wanted: int) -> None:
     assert Fields({"n": value}).integer("n") == wanted
 
 
@@ -60,7 +60,7 @@ def test_other_values_are_no_integers(value: object) -> None:
         Fields({"n": value}).integer("n")
 
 
-def test_a_lone_surrogate_is_no_text() -> None:
+def test_a_lone_surrogate_is_refused() -> None:
     with pytest.raises(Refused, match="INVALID_BODY"):
         Fields({"s": "\ud800"}).text("s", most=10)
 
@@ -93,7 +93,7 @@ def test_a_rule_changes_only_what_it_names() -> None:
     assert json.loads(Rule(body={"ok": 1}).over(raw).payload()) == {"ok": 1}
 
 
-def test_a_record_keeps_the_newest_within_its_bounds() -> None:
+def test_the_record_keeps_the_newest_requests_within_its_bounds() -> None:
     record = Record(max_calls=3, max_bytes=100)
     for number in range(5):
         record.add(Call("POST", f"/{number}", {}, b"x" * 10, number))

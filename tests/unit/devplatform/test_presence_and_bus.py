@@ -1,4 +1,4 @@
-"""Presence expires and the newest report wins; the bus keeps order and its bounds, and wakes pullers."""
+"""Presence: expiry, last write wins. Bus: order, bounds, long polling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def presence(clock: Clock) -> PresenceTable:
     return PresenceTable(clock, max_entries=3)
 
 
-def test_an_entry_has_the_contracts_members(presence: PresenceTable, clock: Clock) -> None:
+def test_an_entry_has_the_documented_members(presence: PresenceTable, clock: Clock) -> None:
     presence.announce("w", "t", "relay-1", "wss://one", "laptop")
     entry = presence.resolve("w", "t")
     assert entry is not None
@@ -31,7 +31,7 @@ def test_an_entry_has_the_contracts_members(presence: PresenceTable, clock: Cloc
     assert "machineId" not in unknown_machine.document()
 
 
-def test_an_entry_that_is_not_renewed_goes_after_45_s(presence: PresenceTable, clock: Clock) -> None:
+def test_an_entry_expires_after_45_s(presence: PresenceTable, clock: Clock) -> None:
     presence.announce("w", "t", "relay-1", "wss://one")
     clock.advance(45)
     assert presence.resolve("w", "t")
@@ -41,7 +41,7 @@ def test_an_entry_that_is_not_renewed_goes_after_45_s(presence: PresenceTable, c
     assert len(presence) == 0
 
 
-def test_only_the_relay_that_holds_it_withdraws(presence: PresenceTable) -> None:
+def test_only_the_holding_relay_deletes_an_entry(presence: PresenceTable) -> None:
     presence.announce("w", "t", "relay-1", "wss://one")
     presence.announce("w", "t", "relay-2", "wss://two")
     assert not presence.withdraw("w", "t", "relay-1")
@@ -52,7 +52,7 @@ def test_only_the_relay_that_holds_it_withdraws(presence: PresenceTable) -> None
     assert presence.resolve("w", "t") is None
 
 
-def test_over_the_bound_the_least_renewed_goes(presence: PresenceTable) -> None:
+def test_over_the_limit_the_oldest_entry_is_dropped(presence: PresenceTable) -> None:
     for target in ("a", "b", "c", "a", "d"):
         presence.announce("w", target, "relay-1", "wss://one")
     assert [bool(presence.resolve("w", target)) for target in "abcd"] == [True, False, True, True]
@@ -81,7 +81,7 @@ def bus(clock: Clock) -> Bus:
     return Bus(clock, max_frames=5, max_bytes=2000, max_waiting=2)
 
 
-def test_frames_come_once_and_in_order(bus: Bus) -> None:
+def test_frames_are_delivered_once_and_in_order(bus: Bus) -> None:
     ids = [bus.publish(frame(number)) for number in range(3)]
     got = now(pull(bus))
     assert [one["id"] for one in got] == ids == sorted(ids)
@@ -90,7 +90,7 @@ def test_frames_come_once_and_in_order(bus: Bus) -> None:
     assert now(pull(bus, since=ids[-1])) == []
 
 
-def test_a_frame_goes_to_its_addressee_or_to_all(bus: Bus) -> None:
+def test_a_frame_is_delivered_to_its_addressee_or_to_all(bus: Bus) -> None:
     bus.publish(frame(0, to="r1"))
     bus.publish(frame(1, to="r2"))
     bus.publish(frame(2))
@@ -110,7 +110,7 @@ def test_the_queue_is_bounded_in_frames_bytes_and_age(bus: Bus, clock: Clock) ->
     assert len(bus) == 0
 
 
-def test_an_answer_stops_before_relays_would_refuse_it(clock: Clock) -> None:
+def test_an_answer_stays_below_the_size_limit_of_relays(clock: Clock) -> None:
     bus = Bus(clock)
     for number in range(3):
         bus.publish(frame(number, extra="x" * 100_000))
@@ -134,7 +134,9 @@ def test_a_pull_waits_for_a_frame(bus: Bus, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "seconds"), [(0.5, 0.5), (2.0, 2.0), (3600.0, 2.0)])
-def test_a_wait_ends_empty_after_at_most_2_s(bus: Bus, clock: Clock, wanted: float, seconds: float) -> None:
+def test_a_pull_without_frames_ends_after_at_most_2_s(
+    bus: Bus, clock: Clock, wanted: float, seconds: float
+) -> None:
     waiting = pull(bus, wait=wanted)
     clock.advance(seconds - 0.01)
     assert bus.waiting == 1
@@ -143,7 +145,7 @@ def test_a_wait_ends_empty_after_at_most_2_s(bus: Bus, clock: Clock, wanted: flo
     assert not clock.getDelayedCalls()
 
 
-def test_a_puller_that_goes_away_leaves_nothing(bus: Bus, clock: Clock) -> None:
+def test_a_disconnected_puller_is_removed(bus: Bus, clock: Clock) -> None:
     waiting = pull(bus, wait=2.0)
     waiting.cancel()
     caught: list[object] = []
@@ -153,7 +155,7 @@ def test_a_puller_that_goes_away_leaves_nothing(bus: Bus, clock: Clock) -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_over_the_bound_of_waiters_a_pull_is_answered_at_once(bus: Bus) -> None:
+def test_over_the_limit_of_waiting_pulls_the_answer_is_immediate(bus: Bus) -> None:
     waiting = [pull(bus, wait=2.0) for _ in range(2)]
     assert now(pull(bus, wait=2.0)) == []
     bus.publish(frame(1))

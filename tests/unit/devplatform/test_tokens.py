@@ -1,4 +1,4 @@
-"""Keys, the JWKS, and which tokens the platform takes for its own."""
+"""Signing keys, the JWKS, and verification of the platform's own tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def payload(**over: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
-def test_the_published_key_verifies_what_the_private_one_signed(algorithm: Algorithm) -> None:
+def test_the_published_key_verifies_signatures(algorithm: Algorithm) -> None:
     ring = KeyRing(SigningKey.generate(algorithm))
     token = ring.signing.sign(payload(role="client"))
     document = json.loads(ring.jwks())
@@ -84,11 +84,11 @@ def test_registered_claims_are_checked(keys: KeyRing, over: dict[str, object], w
     "over",
     [{"exp": int(NOW) - 29}, {"nbf": int(NOW) + 30}, {"iat": None}, {"aud": ["other", "viewport-relay"]}],
 )
-def test_what_is_within_the_skew_is_taken(keys: KeyRing, over: dict[str, object]) -> None:
+def test_times_within_the_clock_skew_are_accepted(keys: KeyRing, over: dict[str, object]) -> None:
     assert keys.verify(keys.signing.sign(payload(**over)), NOW)
 
 
-def test_other_signatures_are_not_taken(keys: KeyRing) -> None:
+def test_other_signatures_are_refused(keys: KeyRing) -> None:
     kid = keys.signing.kid
     stranger = SigningKey.generate("RS256", kid=kid)
     curve = SigningKey.generate("ES256", kid=kid)
@@ -115,13 +115,13 @@ def test_the_reason_never_quotes_the_token(keys: KeyRing) -> None:
         st.text(max_size=300), st.from_regex(r"[A-Za-z0-9_-]{0,200}\.[A-Za-z0-9_-]{0,200}\.[A-Za-z0-9_-]*")
     )
 )
-def test_hostile_text_is_only_ever_invalid(text: str) -> None:
+def test_any_text_is_an_invalid_token(text: str) -> None:
     ring = KeyRing(ED)
     with pytest.raises(InvalidToken):
         ring.verify(text, NOW)
 
 
-def test_a_deeply_nested_header_is_only_invalid(keys: KeyRing) -> None:
+def test_a_deeply_nested_header_is_an_invalid_token(keys: KeyRing) -> None:
     for raw in (b'{"kid":' + b"[" * 2900, b'{"kid":' + b"9" * 2900 + b"}", b"{}"):
         with pytest.raises(InvalidToken):
             keys.verify(f"{base64url(raw)}.e30.AA", NOW)

@@ -1,4 +1,4 @@
-"""The table of events against the code that logs them."""
+"""The table of events against the calls that log them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from viewport_relay.reasons import Reason
 
 PACKAGE = Path(viewport_relay.__file__).parent
 
-#: Written by the log and its followers themselves.
+#: Events that the log writes itself.
 OWN = {"folded", "flapping", "log_lines_lost", "follow_gap", "join", "status"}
 
 
 def logged() -> set[str]:
-    """The first argument of every `….event("name", …)` in the package, and the names of two ways to log."""
+    """The first argument of each `….event("name", …)` call in the package."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         if path.is_relative_to(PACKAGE / "cli"):
@@ -40,7 +40,7 @@ def test_every_event_is_in_the_table_and_every_row_is_logged():
     assert set(EVENTS) - logged() - OWN == set(), "rows that nothing logs"
 
 
-#: The rule of severity, event by event: whose fault it is, where the entry has no reason.
+#: Events without a reason: the responsible party decides the severity.
 FAULT = {
     "of the relay, its surroundings or the platform": {
         "bus_publish_failed", "internal_error", "listen_failed", "log_lines_lost", "relay_id_shared", "reload_failed",
@@ -61,8 +61,8 @@ def test_the_level_of_each_event_follows_the_rule():
     assert {name: event.level for name, event in EVENTS.items() if event.level != "info"} == expected
 
 
-def test_a_level_that_a_caller_gives_depends_on_the_case():
-    """Constant levels stand in the table and nowhere else."""
+def test_callers_give_no_constant_level():
+    """Constant levels stand in the table only."""
     constant = [
         f"{path.name}:{node.lineno}"
         for path in PACKAGE.rglob("*.py")
@@ -86,7 +86,7 @@ def test_the_log_takes_the_level_from_the_table():
     assert log.entries()[-1]["level"] == "error", "a reason says more than the event"
 
 
-def test_rows_are_written_for_people():
+def test_rows_have_a_description_and_a_fix():
     for name, event in EVENTS.items():
         assert (event.level == "info") or event.fix or name in {"http_dropped", "follow_gap"}, name
         assert name == name.lower() and event.says and not event.says.endswith("."), name

@@ -1,4 +1,4 @@
-"""Flapping peers: what is written, what is counted, and that no connection is lost from the log."""
+"""Flapping peers: folded log entries, exact counts, no connection missing from the log."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def events(log):
     return [entry["event"] for entry in log.entries()]
 
 
-def test_many_short_lives_are_one_finding(log, clock):
+def test_many_short_connections_are_one_finding(log, clock):
     for n in range(127 + flapping.LIVES):
         life(log, clock, f"c-{n}")
     assert events(log).count("join") == events(log).count("leave") <= 2 * flapping.LIVES
@@ -55,7 +55,7 @@ def test_many_short_lives_are_one_finding(log, clock):
     assert problem.code == "PEER_FLAPPING" and "times" in problem.sample.detail
 
 
-def test_the_connection_that_stays_is_in_the_log_with_the_time_of_its_join(log, clock):
+def test_a_connection_that_stays_is_logged_with_the_time_of_its_join(log, clock):
     for n in range(8):
         life(log, clock, f"c-{n}")
     joined = clock.at
@@ -68,7 +68,7 @@ def test_the_connection_that_stays_is_in_the_log_with_the_time_of_its_join(log, 
     assert entry["ts"].endswith(f"{joined % 60:06.3f}Z")
 
 
-def test_a_long_life_of_a_flapping_peer_is_written_whole(log, clock):
+def test_a_long_connection_of_a_flapping_peer_is_logged_in_full(log, clock):
     for n in range(8):
         life(log, clock, f"c-{n}")
     before = len(log.entries())
@@ -80,7 +80,7 @@ def test_a_long_life_of_a_flapping_peer_is_written_whole(log, clock):
 
 
 @pytest.mark.parametrize("other", [{"ip": "192.0.2.2"}, {"workspace": "v"}])
-def test_other_peers_are_not_folded_along(log, clock, other):
+def test_other_peers_are_not_folded(log, clock, other):
     for n in range(20):
         life(log, clock, f"c-{n}")
     before = len(log.entries())
@@ -88,13 +88,13 @@ def test_other_peers_are_not_folded_along(log, clock, other):
     assert len(log.entries()) == before + 2
 
 
-def test_ordinary_lives_are_written_one_by_one(log, clock):
+def test_ordinary_connections_are_not_folded(log, clock):
     for n in range(50):
         life(log, clock, f"c-{n}", seconds=6)
     assert len(log.entries()) == 100
 
 
-def test_the_table_is_bounded_and_ends(log, clock, monkeypatch):
+def test_the_table_is_bounded_and_entries_expire(log, clock, monkeypatch):
     monkeypatch.setattr(flapping, "MOST_PEERS", 10)
     for n in range(100):
         life(log, clock, f"c-{n}", seconds=0.001, workspace=f"w-{n}")

@@ -1,4 +1,4 @@
-"""The event log: form, ring, folding, what happens when it cannot be written."""
+"""The event log: format, ring, folding, write errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Clock:
 
 
 class Broken(io.StringIO):
-    """A stream whose disk is full while `error` is set."""
+    """A stream that raises `error` on write while it is set."""
 
     error: Exception | None = None
 
@@ -99,13 +99,13 @@ _VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=12), _VALUES, max_size=6))
-def test_a_line_is_the_entry_and_nothing_but_printable_ascii(entry):
+def test_a_line_is_json_in_printable_ascii(entry):
     line = dump(entry)
     assert json.loads(line) == entry
     assert line.isascii() and line.isprintable()
 
 
-def test_level_and_message_may_be_given_and_the_stream_has_its_least_level(stream, clock):
+def test_given_level_and_message_and_the_minimum_level_of_the_stream(stream, clock):
     log = EventLog(stream, max_entries=9, level="warn", now=clock)
     log.event("a")
     log.event("b", level="error", reason=Reason.JWT_EXPIRED, message="other words")
@@ -147,7 +147,7 @@ def test_the_ring_keeps_the_newest(stream, clock):
     assert [entry["details"]["n"] for entry in log.entries()] == [45, 45, 46, 46, 47, 47, 48, 48, 49, 49]
 
 
-def test_a_flood_of_one_kind_gives_way_to_the_rest(stream, clock):
+def test_a_flood_of_one_kind_does_not_displace_the_rest(stream, clock):
     log = EventLog(stream, max_entries=100, now=clock)
     refuse(log, Reason.INTERNAL_KEY_MISMATCH, ip="198.51.100.1")
     log.event("start")
@@ -185,11 +185,11 @@ def test_repeated_refusals_of_one_source_are_counted_in_one_entry(log, clock):
         "ip": "192.0.2.1", "workspaceId": "w", "role": "client",
     }  # fmt: skip
     assert "95 more" in folded["message"] and list(log.folds()) == []
-    refuse(log)  # a new window: written as it is
+    refuse(log)  # a new window: written unfolded
     assert log.entries()[-1]["event"] == "refused"
 
 
-def test_the_summary_also_comes_with_the_next_entry_of_anybody_and_at_the_end(log, clock):
+def test_the_summary_comes_with_the_next_entry_of_any_source_and_at_close(log, clock):
     for _ in range(7):
         refuse(log)
     clock.at += 61
@@ -212,7 +212,7 @@ def test_a_clock_that_was_set_back_ends_a_window(log, clock):
 @pytest.mark.parametrize(
     "differs", [{"ip": "192.0.2.2"}, {"workspace": "v"}, {"role": "worker"}, {"reason": Reason.JWT_MALFORMED}]
 )
-def test_other_sources_are_not_folded_along(log, differs):
+def test_other_sources_are_not_folded(log, differs):
     for _ in range(20):
         refuse(log)
     refuse(log, **differs)
@@ -289,7 +289,7 @@ def test_the_tables_of_sources_are_bounded(stream, clock):
     assert all(len(table) <= 50 for table in log._folding._tables)
 
 
-def test_what_was_seen_last_counts_folded_entries_too(log, clock):
+def test_last_seen_includes_folded_entries(log, clock):
     for _ in range(10):
         clock.at += 1
         refuse(log)
@@ -298,13 +298,13 @@ def test_what_was_seen_last_counts_folded_entries_too(log, clock):
     assert log.last_of(Reason.JWT_EXPIRED) == clock.at and log.last_of(Reason.NO_OWNER) is None
 
 
-# -- a stream that fails ------------------------------------------------------------------------------------------
+# -- write errors -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), BrokenPipeError(), ValueError("closed")]
 )
-def test_a_stream_that_fails_is_survived_and_the_gap_is_told(log, stream, error):
+def test_write_errors_are_counted_and_reported_as_a_gap(log, stream, error):
     log.event("a")
     stream.error = error
     log.event("b")
@@ -339,7 +339,7 @@ def test_a_real_broken_pipe(clock):
         stream.close()
 
 
-def test_followers_get_each_new_record_until_they_leave(log):
+def test_followers_get_each_new_record_until_they_stop(log):
     got: list[str] = []
     stop = log.follow(lambda record: got.append(record.event))
     log.event("a")
@@ -350,7 +350,7 @@ def test_followers_get_each_new_record_until_they_leave(log):
     assert got == ["a", "b"]
 
 
-def test_entries_that_were_folded_away_are_known_by_their_connection(stream, clock):
+def test_folded_entries_are_found_by_connection_id(stream, clock):
     worker = EventLog(io.StringIO(), max_entries=1, now=clock, secrets=["a-secret-of-ours"])
     parent = EventLog(stream, max_entries=10, now=clock)
     for n in range(10):

@@ -1,4 +1,4 @@
-"""The collector, read by prometheus_client's own parsers and by promtool."""
+"""The metrics collector, checked with prometheus_client's parsers and promtool."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def values(text):
     }
 
 
-def test_every_name_of_the_contract_is_there(made):
+def test_every_documented_name_is_exported(made):
     text = generate_latest(made).decode()
     names = {name for name, _ in values(text)}
     assert set(CONTRACT) <= names
@@ -71,7 +71,7 @@ def test_every_name_of_the_contract_is_there(made):
         assert f"# TYPE {name} counter" in text
 
 
-def test_every_plain_counter_is_shown(counters, made):
+def test_every_plain_counter_is_exported(counters, made):
     plain = {field.name for field in attrs.fields(Counters) if field.type in (int, "int")}
     assert plain == set(COUNTERS)
     found = values(generate_latest(made).decode())
@@ -101,19 +101,19 @@ def test_numbers_and_labels(made):
     assert found["process_resident_memory_bytes", ()] > 1_000_000
 
 
-def test_openmetrics_is_valid_when_it_is_asked_for(made):
+def test_openmetrics_is_valid(made):
     encode, kind = choose_encoder("application/openmetrics-text; version=1.0.0")
     assert kind.startswith("application/openmetrics-text; version=1.0.0")
     names = {family.name for family in parse_openmetrics(encode(made).decode())}
     assert "relay_connections_total" in names and "relay_admission_ok" in names
 
 
-def test_what_is_unknown_is_left_out(counters):
+def test_unknown_values_are_left_out(counters):
     text = generate_latest(registry(RelayCollector(counters, Gauges, "1", "r"))).decode()
     assert "relay_jwks_age_seconds" not in text
 
 
-def test_reasons_that_may_come_are_there_from_the_start():
+def test_reasons_are_exported_with_zero_from_the_start():
     found = values(generate_latest(registry(RelayCollector(Counters(), Gauges, "1", "r"))).decode())
     for name, reason in (
         ("relay_refusals_total", Reason.INTERNAL_KEY_MISMATCH),
@@ -128,7 +128,7 @@ def test_reasons_that_may_come_are_there_from_the_start():
 
 
 def promtool(text):
-    """What `promtool check metrics` complains about."""
+    """The lines that `promtool check metrics` prints."""
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=30
     )
@@ -136,7 +136,7 @@ def promtool(text):
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
-def test_promtool_finds_nothing_but_the_names_that_dashboards_of_today_use(counters):
+def test_promtool_complains_about_deprecated_names_only(counters):
     def text(deprecated):
         present = Gauges(connections={"client": 1}, jwks_age=1.0, processes={"relay": os.getpid()})
         collector = RelayCollector(counters, lambda: present, "1", "r", deprecated=deprecated)
@@ -148,7 +148,7 @@ def test_promtool_finds_nothing_but_the_names_that_dashboards_of_today_use(count
     assert all("_total" in line for line in complaints)
 
 
-def test_a_deprecated_name_names_the_new_one_and_has_the_same_values(made):
+def test_a_deprecated_metric_names_its_successor_and_has_the_same_values(made):
     text = generate_latest(made).decode()
     found = values(text)
     for older, name in DEPRECATED.items():

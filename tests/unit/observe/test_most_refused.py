@@ -1,4 +1,4 @@
-"""The verdict's first line when most attempts are refused, and when only strangers' are."""
+"""The verdict's first line when most attempts are refused, and when only unauthenticated ones are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems: first time, count, the peers concerned, and the end when no more refusals come."""
+"""Problems: first time, count, peers concerned, end after a quiet period."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refuse(log, reason=Reason.JWT_EXPIRED, workspace="w", ip="192.0.2.1", **more
     log.event("refuse", reason=reason, workspaceId=workspace, ip=ip, role="client", **more)
 
 
-def test_every_event_counts_folded_or_not(log, clock):
+def test_folded_events_are_counted(log, clock):
     began = clock.at
     for n in range(302):
         refuse(log, workspace=f"w-{n % 3}", connection_id=f"c-{n}", detail=f"exp passed {n} s ago")
@@ -48,7 +48,7 @@ def test_every_event_counts_folded_or_not(log, clock):
     assert log.problems.recent(clock.at) == (0, 302)
 
 
-def test_lately_means_the_last_five_minutes(log, clock):
+def test_lately_is_the_last_five_minutes(log, clock):
     for _ in range(60):
         refuse(log)
         clock.at += 10
@@ -56,7 +56,7 @@ def test_lately_means_the_last_five_minutes(log, clock):
     assert problem.count == 60 and abs(problem.lately - SPAN / 10) <= 1
 
 
-def test_a_problem_ends_and_begins_anew(log, clock):
+def test_a_problem_ends_after_the_quiet_period_and_can_recur(log, clock):
     for _ in range(5):
         refuse(log)
     clock.at += QUIET
@@ -66,7 +66,7 @@ def test_a_problem_ends_and_begins_anew(log, clock):
     assert (problem.count, problem.total, problem.first, problem.workspaces) == (1, 6, clock.at, ["other"])
 
 
-def test_a_cause_in_the_background_is_not_counted_beside_the_peers_it_refuses(log, clock):
+def test_failed_fetches_are_not_added_to_the_refusals_that_they_cause(log, clock):
     for _ in range(3):
         log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why="connection refused")
     (problem,) = log.problems.open(clock.at)
@@ -78,7 +78,7 @@ def test_a_cause_in_the_background_is_not_counted_beside_the_peers_it_refuses(lo
     assert (problem.count, problem.total) == (2, 2) and problem.sample.event == "refuse"
 
 
-def test_life_is_no_problem_and_info_reasons_are_kept_apart(log, clock):
+def test_normal_events_are_no_problems_and_info_reasons_are_not_open(log, clock):
     log.event("join", role="client")
     log.event("relay_started", message="x")
     log.event("leave", role="client", seconds=100)
@@ -94,7 +94,7 @@ def test_events_without_a_reason_are_problems_of_their_own(log, clock):
     assert [row.code for row in log.problems.open(clock.at)] == [
         "worker_lost",
         "JWT_EXPIRED",
-    ]  # the worst first
+    ]  # the most severe first
 
 
 def test_rows_are_redacted_and_bounded(log, clock):

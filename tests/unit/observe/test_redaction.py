@@ -1,4 +1,4 @@
-"""What never gets through the redactor, and what must stay readable."""
+"""Redactor: text that is masked, and text that stays readable."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def test_secrets_are_recognised_by_shape(text, secret):
         "a bearer of news",
     ],
 )
-def test_ordinary_text_stays(text):
+def test_ordinary_text_is_unchanged(text):
     assert Redactor().text(text) == text
 
 
 @pytest.mark.parametrize(
     "secret", ["plain-secret-1234", 'quo"te\\back', "späce & more/slash+plus", "tab\tand\nnewline"]
 )
-def test_exact_secrets_are_found_in_every_form(secret):
+def test_configured_secrets_are_found_in_every_encoding(secret):
     redactor = Redactor([secret])
     for form in (
         secret,
@@ -111,7 +111,7 @@ def test_exact_secrets_are_found_in_every_form(secret):
     assert redactor.identifier(secret) == MARK
 
 
-def test_a_very_short_secret_does_not_blot_out_words():
+def test_a_very_short_secret_does_not_mask_words():
     assert Redactor(["abc"]).text("abcdef") == "abcdef"
 
 
@@ -196,7 +196,7 @@ def test_random_keys_in_base64_and_hex_look_like_keys():
 
 
 @given(st.text(max_size=300))
-def test_any_text_is_taken(text):
+def test_a_configured_secret_is_masked_in_any_text(text):
     shown = Redactor(["configured-secret"]).text(text + " configured-secret")
     assert "configured-secret" not in shown
 
@@ -226,15 +226,15 @@ def test_configured_secrets_are_those_of_the_table_and_the_redis_password(tmp_pa
         max_size=6,
     ).map("".join)
 )
-def test_an_id_that_holds_no_beginning_of_a_token_is_not_searched_for_one(text):
-    """The short cut says what the whole search would have said."""
+def test_identifiers_give_the_result_of_the_full_search(text):
+    """The prefix check gives the same result as the full search."""
     searched = text.replace("hush", MARK)
     if len(searched) > 12:
         searched = _TOKENS_ONLY.sub(MARK, searched)
     assert Redactor(["hush"]).identifier(text) == (searched if len(searched) <= 256 else searched[:256] + "…")
 
 
-def test_messages_are_remembered_redacted_and_only_a_few_short_ones():
+def test_the_cache_of_redacted_messages_is_bounded():
     redactor = Redactor(["open sesame"])
     assert redactor.message("say open sesame") == redactor.message("say open sesame") == f"say {MARK}"
     for number in range(1000):
@@ -244,7 +244,7 @@ def test_messages_are_remembered_redacted_and_only_a_few_short_ones():
 
 
 @pytest.mark.parametrize("filler", ["x", "http://a.example/b?c=d ", "word\n"])
-def test_of_a_very_long_text_only_what_may_be_shown_is_searched(filler):
+def test_only_the_shown_part_of_a_long_text_is_searched(filler):
     secret = "a-secret-of-this-relay"
     text = f"{secret} {filler * 200_000} {secret}"
     shown = Redactor([secret]).text(text)

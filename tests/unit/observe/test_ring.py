@@ -1,4 +1,4 @@
-"""The ring: which record goes when it is full."""
+"""The log's ring: which record is dropped when the ring is full."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def kinds(ring):
     return [(entry.event, entry.reason) for entry in ring]
 
 
-def test_joins_and_leaves_leave_the_entries_of_a_failure_alone():
+def test_joins_and_leaves_do_not_displace_warnings():
     ring = Ring(100)
     for seq in range(20):
         ring.append(record(seq, "warn", "close", "BUFFER_OVERFLOW"))
@@ -44,13 +44,13 @@ def test_a_rare_info_entry_outlives_a_flood_of_another_kind():
     assert kinds(ring)[0] == ("relay_started", None) and len(ring) == 40
 
 
-def test_a_level_gives_back_what_it_borrowed_and_no_more():
+def test_a_level_shrinks_to_its_reserve_and_no_further():
     ring = Ring(100)
     for seq in range(100):
         ring.append(record(seq))
     for seq in range(100, 400):
         ring.append(record(seq, "error", "internal_error"))
-    # both are over their reserve by the same number
+    # both levels exceed their reserve by the same number
     assert kinds(ring).count(("join", None)) == 50
     for seq in range(400, 800):
         ring.append(record(seq, "warn", "close"))
@@ -68,13 +68,13 @@ def test_a_tiny_ring_keeps_the_newest(size):
 
 
 @given(st.lists(st.tuples(st.sampled_from(["info", "warn", "error"]), st.integers(0, 4)), max_size=200))
-def test_it_never_holds_more_and_keeps_the_order(rows):
+def test_the_ring_is_bounded_and_keeps_the_order(rows):
     ring = Ring(16)
     for seq, (level, kind) in enumerate(rows):
         ring.append(record(seq, level, f"event-{kind}"))
         assert len(ring) == min(16, seq + 1)
     numbers = [entry.seq for entry in ring]
     assert numbers == sorted(numbers)
-    for level in ("info", "warn", "error"):  # the reserve of a level
+    for level in ("info", "warn", "error"):  # the reserve of each level is kept
         logged = sum(have == level for have, _ in rows)
         assert sum(entry.level == level for entry in ring) >= min(4, logged)

@@ -1,4 +1,4 @@
-"""The status line: when one is written, and what it says."""
+"""The status line: triggers and content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from viewport_relay.reasons import Reason
 
 
 class World:
-    """A log, a clock and facts that a test sets."""
+    """An event log, a clock and facts that a test sets."""
 
     def __init__(self) -> None:
         self.at = 1_700_000_000.0
@@ -33,7 +33,7 @@ class World:
         )  # fmt: skip
 
     def run(self, seconds: int) -> list[dict]:
-        """Tick once a second; the status lines of that time."""
+        """Tick once a second; returns the status lines written meanwhile."""
         before = len(self.log.entries())
         for _ in range(seconds):
             self.at += 1
@@ -52,11 +52,11 @@ def world():
     return made
 
 
-def test_a_quiet_relay_writes_none(world):
+def test_a_quiet_relay_writes_no_status_line(world):
     assert world.run(600) == []
 
 
-def test_the_first_refusal_of_a_reason_is_told_with_cause_fix_and_example(world):
+def test_the_first_refusal_of_a_reason_is_reported_with_cause_fix_and_example(world):
     world.refuse()
     (line,) = world.run(1)
     assert line["level"] == "info" and line["details"]["began"] == ["JWT_EXPIRED"]
@@ -73,7 +73,7 @@ def test_the_first_refusal_of_a_reason_is_told_with_cause_fix_and_example(world)
     assert line["details"]["worst"] == "INTERNAL_KEY_MISMATCH"
 
 
-def test_once_a_minute_while_numbers_change(world):
+def test_one_line_a_minute_while_numbers_change(world):
     lines = []
     for n in range(180):
         world.connections["client"] = n
@@ -82,7 +82,7 @@ def test_once_a_minute_while_numbers_change(world):
     assert lines[-1]["details"]["connections"]["client"] > 100
 
 
-def test_the_end_of_a_problem_is_told(world):
+def test_the_end_of_a_problem_is_reported(world):
     for _ in range(10):
         world.refuse()
         world.at += 1
@@ -93,7 +93,7 @@ def test_the_end_of_a_problem_is_told(world):
     assert "Over: JWT_EXPIRED, 10 in 9 s." in over[0]["message"]
 
 
-def test_readiness_that_turns_is_told_at_once_but_not_at_the_start():
+def test_a_change_of_readiness_is_reported_at_once_except_at_start():
     world = World()
     world.ready = (False, "the JWKS was not fetched yet")
     assert world.run(2) == []
@@ -107,14 +107,14 @@ def test_readiness_that_turns_is_told_at_once_but_not_at_the_start():
     )
 
 
-def test_a_relay_that_does_not_become_ready_says_so_within_seconds():
+def test_a_relay_that_does_not_become_ready_is_reported_within_seconds():
     world = World()
     world.ready = (False, "the JWKS was not fetched yet")
     (line,) = world.run(5)
     assert "Daemons cannot connect: the JWKS was not fetched yet." in line["message"]
 
 
-def test_a_clock_that_was_set_back_does_not_silence_it(world):
+def test_a_clock_that_was_set_back_does_not_stop_the_line(world):
     world.connections["client"] = 1
     assert len(world.run(60)) == 1
     world.at -= 86_400
@@ -122,7 +122,7 @@ def test_a_clock_that_was_set_back_does_not_silence_it(world):
     assert len(world.run(70)) >= 1
 
 
-def test_tokens_of_several_peers_that_are_late_alike_show_a_clock(world):
+def test_equally_late_tokens_of_several_peers_point_to_a_clock(world):
     for n, late in enumerate((3590, 3600, 3612)):
         world.refuse(ip=f"192.0.2.{n}", workspaceId=f"w-{n}", secondsAgo=late)
     (line,) = world.run(1)
@@ -131,13 +131,13 @@ def test_tokens_of_several_peers_that_are_late_alike_show_a_clock(world):
     )
 
 
-def test_a_hint_of_this_case_stands_before_the_general_fix(world):
+def test_a_specific_hint_replaces_the_general_fix(world):
     world.refuse(Reason.RATE_LIMIT_EXCEEDED, hint="set RELAY_TRUSTED_PROXIES=10.0.0.5")
     (line,) = world.run(1)
     assert "Fix: set RELAY_TRUSTED_PROXIES=10.0.0.5." in line["message"]
 
 
-def test_status_lines_count_for_nothing(world):
+def test_status_lines_are_no_problems(world):
     world.refuse()
     world.run(1)
     assert [row.code for row in world.log.problems.rows(world.at)] == ["JWT_EXPIRED"]

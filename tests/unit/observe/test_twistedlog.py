@@ -1,4 +1,4 @@
-"""Twisted's and the standard library's messages as entries."""
+"""Messages of Twisted's logger and of `logging` as log entries."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_debug_is_left_out(logger, log):
     assert log.entries() == []
 
 
-def test_a_failure_brings_its_traceback_without_secrets(logger, stream, log):
+def test_a_failure_is_logged_with_a_redacted_traceback(logger, stream, log):
     def deep():
         token = SECRET
         raise ValueError(f"went wrong with {token} and Bearer abcdefghijklmnop")
@@ -97,7 +97,7 @@ def test_legacy_messages_and_errors(log):
         {"format": "%(x)s", "log_level": LogLevel.error},
     ],
 )
-def test_broken_events_are_survived(log, event):
+def test_malformed_events_are_logged(log, event):
     TwistedObserver(log)(event)
     assert len(log.entries()) == 1
 

@@ -1,4 +1,4 @@
-"""A small WebSocket server on a free port of loopback, with scripted answers; and TLS for it."""
+"""WebSocket and TCP test servers on a free loopback port, with scripted answers, over TCP or TLS."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def on_reactor(case: Case) -> Any:
 
 
 class Session(WebSocketServerProtocol):  # type: ignore[misc, unused-ignore]  # not typed
-    """One connection of a client; what it does is the `Echo`'s to say."""
+    """One server-side WebSocket connection; delegates each event to its factory's `Echo`."""
 
     factory: Any
 
@@ -50,7 +50,7 @@ class Session(WebSocketServerProtocol):  # type: ignore[misc, unused-ignore]  # 
 
 
 class Echo:
-    """Sends everything back; a text of `close CODE REASON` closes, `abort` drops the TCP connection."""
+    """Echo server behaviour. The text `close CODE REASON` sends a Close frame, `abort` drops the TCP connection."""
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -58,7 +58,7 @@ class Echo:
         self.on_open: Callable[[Session], None] = lambda _: None
 
     def select(self, request: Any) -> str | None:
-        """The sub-protocol, chosen as the relay does."""
+        """Select the sub-protocol by the relay's rule."""
         plain = [name for name in request.protocols if name != SUBPROTOCOL]
         return next(iter(sorted(plain, key=lambda name: str(name).startswith("auth."))), None)
 
@@ -77,7 +77,7 @@ class Echo:
 
 
 class LinkEcho(Echo):
-    """The same over the link; `relay` is the responder for the one connection that is made."""
+    """Echo over the Noise link; `relay` is the responder of the single connection."""
 
     def __init__(self, relay: RelayEnd) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class LinkEcho(Echo):
 
 @asynccontextmanager
 async def serving(echo: Echo, tls: ssl.CertificateOptions | None = None, port: int = 0) -> AsyncIterator[str]:
-    """The server, as the base URL a peer is given."""
+    """Listen with a WebSocket server; yields the base URL for a peer."""
     make: Any = WebSocketServerFactory
     factory = make(reactor=reactor)
     factory.protocol = Session
@@ -122,7 +122,7 @@ async def serving(echo: Echo, tls: ssl.CertificateOptions | None = None, port: i
 async def listening(
     factory: Any, tls: ssl.CertificateOptions | None = None, port: int = 0
 ) -> AsyncIterator[int]:
-    """A listening port, closed at the end."""
+    """Listen on a free port; yields the port number, stops listening at the end."""
     if tls is None:
         listener = reactor.listenTCP(port, factory, interface="127.0.0.1")
     else:
@@ -152,7 +152,7 @@ class _Canned(Protocol):
 
 
 class Canned(Factory):
-    """Answers any request with the same bytes, and keeps or closes the connection."""
+    """A TCP server that answers each request with fixed bytes, then keeps the connection or closes it."""
 
     protocol = _Canned
 
@@ -163,7 +163,7 @@ class Canned(Factory):
 
 
 def http(status: str, body: bytes, *headers: str, length: bool = True) -> bytes:
-    """An HTTP/1.1 answer."""
+    """Build an HTTP/1.1 response."""
     lines = [f"HTTP/1.1 {status}", *headers]
     if length:
         lines.append(f"Content-Length: {len(body)}")
@@ -171,7 +171,7 @@ def http(status: str, body: bytes, *headers: str, length: bool = True) -> bytes:
 
 
 class Inbox:
-    """Frames as they come, to be waited for."""
+    """Received frames, with a method that waits for a number of them."""
 
     def __init__(self) -> None:
         self.frames: list[str] = []
@@ -185,7 +185,7 @@ class Inbox:
                 waiter.callback(None)
 
     async def has(self, count: int) -> list[str]:
-        """The frames once there are `count`; fails after 5 s."""
+        """Wait until `count` frames have arrived and return all; fails after 5 s."""
         if len(self.frames) < count:
             waiter: Deferred[None] = Deferred()
             self._waiting.append((count, waiter))

@@ -1,4 +1,4 @@
-"""One connection against real sockets: how it opens, what it carries, how it ends."""
+"""A peer's connection over real sockets: upgrade, frames, Close, TLS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _to(base: str, **options: Any) -> Destination:
 
 
 @on_reactor
-async def test_frames_go_and_come_in_order() -> None:
+async def test_frames_keep_their_order_in_both_directions() -> None:
     async with serving(Echo()) as base:
         inbox = Inbox()
         connection = await connect(reactor, _to(base), TOKEN, inbox)
@@ -60,7 +60,7 @@ async def test_token_in_the_header_and_the_query() -> None:
 
 
 @on_reactor
-async def test_token_as_browsers_send_it() -> None:
+async def test_token_in_the_sub_protocol() -> None:
     echo = Echo()
     async with serving(echo) as base:
         connection = await connect(reactor, _to(base, token_in="subprotocol"), TOKEN, Inbox())
@@ -70,7 +70,7 @@ async def test_token_as_browsers_send_it() -> None:
 
 
 @on_reactor
-async def test_no_token_and_no_target() -> None:
+async def test_upgrade_without_token_and_target() -> None:
     echo = Echo()
     async with serving(echo) as base:
         await connect(reactor, Destination(base + "/ws", "client", "w"), None, Inbox())
@@ -86,7 +86,7 @@ BODY = json.dumps({"ok": False, "reason": "TOKEN_EXPIRED", "message": "the token
 @on_reactor
 async def test_http_refusals(length: bool) -> None:
     answer = http("401 Unauthorized", BODY, "X-Relay-Reason: TOKEN_EXPIRED", length=length)
-    # In two pieces, so that the body comes after the head.
+    # The response comes in two pieces, so that the body follows the head later.
     canned = Canned(answer[:60], answer[60:], hang_up=not length)
     async with listening(canned) as port:
         with pytest.raises(UpgradeRefused) as caught:
@@ -99,7 +99,7 @@ async def test_http_refusals(length: bool) -> None:
 
 
 @on_reactor
-async def test_an_endless_refusal_is_cut_off() -> None:
+async def test_the_body_of_a_refusal_is_bounded() -> None:
     async with listening(Canned(http("500 Oops", b"", length=False), b"x" * 300_000)) as port:
         with pytest.raises(UpgradeRefused) as caught:
             await connect(reactor, _to(f"ws://localhost:{port}"), TOKEN, Inbox())
@@ -108,7 +108,7 @@ async def test_an_endless_refusal_is_cut_off() -> None:
 
 
 @on_reactor
-async def test_a_handshake_that_is_none_does_not_show_the_token() -> None:
+async def test_an_invalid_101_is_an_error_without_the_token() -> None:
     answer = http("101 Switching Protocols", b"", f"Upgrade: auth.{TOKEN}", length=False)
     async with listening(Canned(answer)) as port:
         with pytest.raises(ClosedEarly) as caught:
@@ -118,13 +118,13 @@ async def test_a_handshake_that_is_none_does_not_show_the_token() -> None:
 
 
 @on_reactor
-async def test_no_server_at_all(free_port: int) -> None:
+async def test_connection_refused(free_port: int) -> None:
     with pytest.raises(ConnectError):
         await connect(reactor, _to(f"ws://localhost:{free_port}"), TOKEN, Inbox())
 
 
 @on_reactor
-async def test_close_codes_and_reasons_come_through() -> None:
+async def test_close_codes_and_reasons_are_reported() -> None:
     async with serving(Echo()) as base:
         for code, reason in ((4008, "runtime rate limit exceeded"), (4401, "invalid_token"), (1013, "later")):
             connection = await connect(reactor, _to(base), TOKEN, Inbox())
@@ -167,7 +167,7 @@ async def test_frames_over_the_link(secret: bytes | None) -> None:
 
 
 @on_reactor
-async def test_a_relay_with_another_secret_is_left() -> None:
+async def test_a_relay_with_another_pairing_secret_is_refused() -> None:
     relay = RelayEnd(Pattern.IKPSK2, secret=bytes(32))
     link = LinkSettings(relay.public, generate_static(), "client", "w", "t", SECRET)
     async with serving(LinkEcho(relay)) as base:
@@ -176,7 +176,7 @@ async def test_a_relay_with_another_secret_is_left() -> None:
 
 
 @on_reactor
-async def test_a_relay_without_the_link_is_left() -> None:
+async def test_a_relay_without_the_link_is_refused() -> None:
     link = LinkSettings(RelayEnd(Pattern.IK).public, generate_static(), "client", "w", "t")
     async with serving(Echo()) as base:
         with pytest.raises(ClosedEarly, match="does not speak the link"):
@@ -187,7 +187,7 @@ async def test_a_relay_without_the_link_is_left() -> None:
     ("frame", "why"), [("damage", "does not decrypt"), ("text", "text message on a link")]
 )
 @on_reactor
-async def test_a_broken_link_is_closed(frame: str, why: str) -> None:
+async def test_a_damaged_record_closes_the_link(frame: str, why: str) -> None:
     relay = RelayEnd(Pattern.IK)
     link = LinkSettings(relay.public, generate_static(), "client", "w", "t")
     async with serving(LinkEcho(relay)) as base:

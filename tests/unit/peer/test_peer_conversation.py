@@ -1,4 +1,4 @@
-"""Daemon and client together, on a wire in memory: sessions, re-keys, and what must not work."""
+"""Daemon and client together on an in-memory transport: sessions, key updates, refused messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _echo(conversation: Conversation, text: str) -> None:
 
 
 def _exchange(wire: Wire, client: ClientPeer | None = None, **options: Any) -> list[Any]:
-    """Run a key exchange; gives [None] when it succeeded, [error] when it failed, [] while it waits."""
+    """Run a key exchange. The result is [None] after success, [error] after a failure, [] while it is pending."""
     outcome: list[Any] = []
     done: Deferred[None] = ensureDeferred((client or wire.client).exchange_keys(**options))
     done.addCallbacks(outcome.append, lambda failure: outcome.append(failure.value))
@@ -37,7 +37,7 @@ def _joined(**options: Any) -> Wire:
     return wire
 
 
-def test_messages_both_ways() -> None:
+def test_messages_in_both_directions() -> None:
     wire = _joined()
     wire.client.send("hello ✓")
     wire.pump()
@@ -46,7 +46,7 @@ def test_messages_both_ways() -> None:
     assert (conversation.received, conversation.sent, conversation.epoch) == (1, 1, 1)
 
 
-def test_paired_peers_and_others() -> None:
+def test_only_paired_peers_exchange_keys() -> None:
     known = {"p1": SECRET}
     wire = _joined(pairing=Pairing("p1", SECRET), known=known, profiles=frozenset({Profile.IKPSK2}))
     assert wire.client.profile is Profile.IKPSK2
@@ -63,7 +63,7 @@ def test_sending_before_any_exchange_is_refused() -> None:
         Wire().client.send("x")
 
 
-def test_keys_are_renewed_at_the_threshold_and_nothing_is_lost() -> None:
+def test_keys_are_updated_at_the_threshold_without_loss() -> None:
     wire = _joined(rekey_after=10)
     said = [str(number) for number in range(60)]
     for text in said:
@@ -88,11 +88,11 @@ def test_the_default_threshold_is_250_messages_of_both_directions() -> None:
     assert wire.client.epoch == 2
 
 
-def test_messages_in_flight_across_a_renewal() -> None:
+def test_messages_in_flight_across_a_key_update() -> None:
     wire = _joined(rekey_after=4)
     said = [f"m{number}" for number in range(40)]
     for text in said:
-        # Never more than one step of delivery between two messages: much is under way at any time.
+        # At most one delivery between two sends, so that messages are always in flight.
         wire.client.send(text)
         if wire.to_daemon:
             wire.daemon.frame_received(wire.to_daemon.popleft())
@@ -122,7 +122,7 @@ def test_the_notice_and_the_new_init_name_session_and_epoch() -> None:
     assert init["previousSessionId"] == session
 
 
-def test_a_lost_renewal_is_asked_for_again() -> None:
+def test_a_lost_key_update_notice_is_repeated() -> None:
     wire = _joined(rekey_after=10)
     for number in range(5):
         wire.client.send(str(number))
@@ -148,7 +148,7 @@ def test_the_daemon_sends_first_under_the_new_keys() -> None:
     assert wire.at_daemon == ["under the old ones"]
 
 
-def test_old_keys_are_of_no_use_once_the_new_were_used() -> None:
+def test_old_keys_are_refused_after_the_first_use_of_the_new() -> None:
     wire = _joined()
     wire.client.send("old")
     old = wire.to_daemon[0]
@@ -162,7 +162,7 @@ def test_old_keys_are_of_no_use_once_the_new_were_used() -> None:
     assert wire.daemon.refused == {Code.SESSION_UNKNOWN: 1}
 
 
-def test_nobody_else_renews_a_conversation() -> None:
+def test_a_key_update_from_another_client_is_refused() -> None:
     wire = _joined()
     mine = wire.client
     thief = wire.another_client(identity=KeyPair.generate())
@@ -179,7 +179,7 @@ def test_nobody_else_renews_a_conversation() -> None:
     assert wire.at_client == ["still here!"]
 
 
-def test_the_oldest_conversations_go_when_there_are_too_many() -> None:
+def test_the_oldest_conversations_are_dropped_over_the_limit() -> None:
     wire = Wire(max_conversations=2)
     clients = [wire.client, wire.another_client(), wire.another_client()]
     for client in clients:
@@ -193,7 +193,7 @@ def test_the_oldest_conversations_go_when_there_are_too_many() -> None:
     assert wire.daemon.refused == {Code.SESSION_UNKNOWN: 1}
 
 
-def test_an_exchange_nobody_answers_times_out() -> None:
+def test_an_exchange_without_answer_times_out() -> None:
     wire = Wire()
     outcome = _exchange(wire)
     wire.clock.advance(9.9)
@@ -210,7 +210,7 @@ STATUS = json.dumps(
 )
 
 
-def test_an_exchange_waits_for_the_daemon_to_come() -> None:
+def test_an_exchange_is_retried_until_the_daemon_connects() -> None:
     wire = Wire()
     outcome = _exchange(wire, attempts=3, pause=1.0)
     for _ in range(2):
@@ -223,7 +223,7 @@ def test_an_exchange_waits_for_the_daemon_to_come() -> None:
     assert [status["code"] for status in wire.statuses] == ["DAEMON_UNAVAILABLE"] * 2
 
 
-def test_an_exchange_gives_up_on_an_absent_daemon() -> None:
+def test_an_exchange_fails_after_its_time_without_a_daemon() -> None:
     wire = Wire()
     outcome = _exchange(wire)
     wire.client.frame_received(STATUS)
@@ -241,7 +241,7 @@ def test_an_exchange_gives_up_on_an_absent_daemon() -> None:
         ('{"type":"e2ee","sessionId":"rs_x"}', Code.SESSION_UNKNOWN),
     ],
 )
-def test_the_daemon_survives_and_counts(frame: str, code: Code) -> None:
+def test_the_daemon_counts_invalid_frames(frame: str, code: Code) -> None:
     wire = Wire()
     wire.daemon.frame_received(frame)
     wire.daemon.frame_received('{"type":"of the future"}')
@@ -259,7 +259,7 @@ def test_the_daemon_survives_and_counts(frame: str, code: Code) -> None:
         ('{"type":"e2ee","sessionId":"rs_x"}', Code.SESSION_UNKNOWN),
     ],
 )
-def test_the_client_survives_and_counts(frame: str, code: Code) -> None:
+def test_the_client_counts_invalid_frames(frame: str, code: Code) -> None:
     wire = Wire()
     wire.client.frame_received(frame)
     assert wire.client.refused == {code: 1}
@@ -275,7 +275,7 @@ def test_a_forged_response_ends_the_exchange_with_its_reason() -> None:
     assert wire.client.epoch == 0
 
 
-def test_what_a_handler_raises_is_not_swallowed() -> None:
+def test_an_exception_of_a_handler_propagates() -> None:
     def fail(conversation: Conversation, text: str) -> None:
         raise LookupError(text)
 

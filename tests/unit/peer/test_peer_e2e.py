@@ -1,4 +1,4 @@
-"""The end-to-end key exchange: agreement, and every way it must fail."""
+"""The end-to-end key exchange: both sides agree on keys; each kind of damage is an error."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_frames_have_the_members_of_the_wire(profile: Profile) -> None:
     assert responder.pairing_peer_id == ("p1" if profile is Profile.IKPSK2 else None)
 
 
-def test_another_pairing_secret_is_noticed() -> None:
+def test_another_pairing_secret_is_refused() -> None:
     initiator = _initiator(Profile.IKPSK2)
     response, _ = Responder(initiator.init_frame(), DAEMON).respond("rs_1", 1, psk=bytes(32))
     with pytest.raises(PeerError) as caught:
@@ -115,7 +115,7 @@ def test_an_init_for_another_daemon_does_not_decrypt() -> None:
     ],
 )
 @BOTH
-def test_a_response_that_is_not_right(profile: Profile, member: str, value: object, code: Code) -> None:
+def test_invalid_responses(profile: Profile, member: str, value: object, code: Code) -> None:
     initiator, response, _ = _exchange(profile)
     if member == "profile" and value == profile.value:
         value = Profile.IK.value
@@ -162,12 +162,12 @@ _LETTERS = string.ascii_letters + string.digits + "-_"
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(list(Profile)), _TAMPERED, st.data())
-def test_a_changed_character_never_goes_unnoticed(profile: Profile, member: str, data: st.DataObject) -> None:
+def test_any_changed_character_is_an_error(profile: Profile, member: str, data: st.DataObject) -> None:
     initiator = _initiator(profile)
     init = initiator.init_frame()
 
     def changed(frame: dict[str, Any]) -> dict[str, Any]:
-        """Draws say where and how far: keys are other ones each time, and what is drawn may not depend on them."""
+        """Positions are drawn, characters derived: keys differ in each run, and draws must not depend on keys."""
         text = str(frame[member])
         at = data.draw(st.integers(0, len(text) - 1))
         letter = _LETTERS[(_LETTERS.index(text[at]) + data.draw(st.integers(1, 63))) % 64]
@@ -201,7 +201,7 @@ def test_any_json_object_gives_a_clean_error(frame: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("scalar", [bytes(32), b"\xff" * 32, bytes(31), b""])
-def test_private_keys_that_are_none(scalar: bytes) -> None:
+def test_invalid_private_keys(scalar: bytes) -> None:
     with pytest.raises(PeerError, match="MALFORMED"):
         KeyPair.from_private(scalar)
 

@@ -1,4 +1,4 @@
-"""The envelope: what is sealed opens once, unchanged, at the other side only."""
+"""Envelopes: each one opens once, unchanged, at the other side only."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_members_of_the_wire_and_counters() -> None:
     assert first["iv"] != second["iv"]
 
 
-def test_nothing_empty_is_sealed() -> None:
+def test_an_empty_message_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         _pair()[0].seal("")
 
@@ -117,7 +117,7 @@ def test_late_envelopes_open_within_the_window_and_not_below_it() -> None:
         assert b.open(frames[number]) == str(number)
 
 
-def test_an_envelope_thrown_back_at_its_sender_is_refused() -> None:
+def test_an_envelope_reflected_to_its_sender_is_refused() -> None:
     a, b = _pair()
     frame = _sealed(a, "x")
     with pytest.raises(PeerError) as caught:
@@ -126,7 +126,7 @@ def test_an_envelope_thrown_back_at_its_sender_is_refused() -> None:
     assert b.open(frame) == "x"
 
 
-def test_a_session_carries_only_so_many() -> None:
+def test_the_number_of_envelopes_per_session_is_bounded() -> None:
     a, _ = _pair(message_limit=2)
     a.seal("x")
     a.seal("x")
@@ -158,7 +158,7 @@ def test_other_types_are_clean_errors(change: dict[str, Any]) -> None:
 
 
 @given(st.lists(st.integers(1, 700), max_size=200), st.integers(64, 200))
-def test_the_window_is_a_bounded_memory_of_what_was_seen(numbers: list[int], size: int) -> None:
+def test_the_replay_window_accepts_each_number_once(numbers: list[int], size: int) -> None:
     window = ReplayWindow(size)
     seen: set[int] = set()
     for number in numbers:

@@ -1,4 +1,4 @@
-"""Reading JSON and base64url as strictly as the wire wants it."""
+"""JSON and base64url of frames: strict reading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_base64url_round_trip(data: bytes) -> None:
 
 
 @given(st.text(alphabet="ABCDEFghijkl0189-_=+/ \n", max_size=12))
-def test_every_value_has_one_spelling(text: str) -> None:
+def test_base64url_is_canonical(text: str) -> None:
     try:
         data = base64url.decode(text, "x")
     except PeerError as error:
@@ -28,7 +28,7 @@ def test_every_value_has_one_spelling(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["A", "AB==", "AB", "AAA+", "AAA/", "AA\n", "é", None, 4, b"AA"])
-def test_what_is_not_base64url(text: object) -> None:
+def test_invalid_base64url(text: object) -> None:
     with pytest.raises(PeerError, match="MALFORMED"):
         base64url.decode(text, "x", 1)
 
@@ -36,12 +36,12 @@ def test_what_is_not_base64url(text: object) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "1", '"x"', "{", "{}x", "\ufeff{}", '{"a":NaN}', '{"a":-Infinity}', "[" * 100_000]
 )
-def test_what_is_no_frame(text: str) -> None:
+def test_invalid_frames(text: str) -> None:
     with pytest.raises(PeerError, match="MALFORMED"):
         frames.parse(text)
 
 
-def test_last_of_duplicate_keys_wins_and_big_numbers_are_survived() -> None:
+def test_the_last_duplicate_key_wins_and_large_numbers_are_read() -> None:
     assert frames.parse('{"a":1,"a":2}') == {"a": 2}
     assert frames.parse('{"a":%s}' % ("9" * 5_000))["a"] == float("inf")
 
@@ -52,13 +52,13 @@ def test_positive_integers(value: object, read: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "1", None, float("inf"), 2**53, [1]])
-def test_other_values_are_no_positive_integers(value: object) -> None:
+def test_values_that_are_no_positive_integers(value: object) -> None:
     with pytest.raises(PeerError):
         frames.positive({"n": value}, "n")
 
 
 @pytest.mark.parametrize("value", ["", "  \t", None, 3, "\ud800", "a\udfffb"])
-def test_what_is_no_text(value: object) -> None:
+def test_values_that_are_no_text(value: object) -> None:
     with pytest.raises(PeerError):
         frames.string({"s": value}, "s")
 

@@ -1,4 +1,4 @@
-"""The initiator's side of the link, against a responder made of the Noise library alone."""
+"""The initiator's side of the link, against a responder built on the Noise library alone."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _answered(secret: bytes | None) -> tuple[LinkInitiator, bytes]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300))
-def test_noise_is_not_message_2(data: bytes) -> None:
+def test_random_bytes_are_refused_as_message_2(data: bytes) -> None:
     peer, _ = _answered(None)
     with pytest.raises(PeerError):
         peer.read_message_2(data)
@@ -141,7 +141,7 @@ def test_noise_is_not_message_2(data: bytes) -> None:
         HELLO | {"relayId": 1},
     ],
 )
-def test_a_payload_that_is_not_as_promised(hello: object) -> None:
+def test_invalid_payloads_of_message_2(hello: object) -> None:
     peer, relay = _ends()
     with pytest.raises(PeerError, match="MALFORMED"):
         peer.read_message_2(relay.answer(peer.message_1(), hello))
@@ -177,7 +177,7 @@ def test_records_cannot_be_dropped_repeated_or_reordered() -> None:
                 peer.open(messages[index])
 
 
-def test_keys_that_are_none() -> None:
+def test_invalid_keys() -> None:
     with pytest.raises(PeerError, match="MALFORMED"):
         LinkInitiator(LinkSettings(bytes(31), generate_static(), "client", "w"))
     with pytest.raises(PeerError, match="MALFORMED"):
@@ -186,7 +186,7 @@ def test_keys_that_are_none() -> None:
         LinkInitiator(LinkSettings(generate_static(), generate_static(), "client", "w", "", bytes(5)))
 
 
-def test_nothing_travels_before_the_link_is_up() -> None:
+def test_no_frame_is_sent_or_read_before_the_link_is_up() -> None:
     peer, _ = _ends()
     for use in (peer.confirm, lambda: peer.seal(b"x"), lambda: peer.open(b"x")):
         with pytest.raises(PeerError, match="OUT_OF_ORDER"):

@@ -1,4 +1,4 @@
-"""The reference peers' pairing scheme: one code, one client, a few tries, some time."""
+"""The reference peers' pairing: single-use codes, limited attempts, expiry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from viewport_relay.peer.symmetric import KeyPair
 
 
 class Desk:
-    """A desk with its clock, and the client's side of a pairing."""
+    """The daemon's pairing desk with a fake clock, and the client's side of a pairing."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -56,7 +56,7 @@ def test_a_pairing_ends_with_the_same_secret_on_both_sides() -> None:
     assert desk.secrets == {str(got["pairingPeerId"]): base64url.decode(got["pairingSecret"], "secret", 32)}
 
 
-def test_a_code_is_good_once() -> None:
+def test_a_code_is_single_use() -> None:
     desk = Desk()
     channel, offer_id = desk.channel(desk.offer())
     assert desk.redeem(channel, offer_id, desk.codes[0])["ok"]
@@ -75,14 +75,14 @@ def test_three_wrong_codes_end_an_offer() -> None:
 
 
 @pytest.mark.parametrize(("after", "ok"), [(59.9, True), (60.0, False)])
-def test_an_offer_has_its_time(after: float, ok: bool) -> None:
+def test_an_offer_expires(after: float, ok: bool) -> None:
     desk = Desk()
     channel, offer_id = desk.channel(desk.offer(ttlSeconds=60))
     desk.now = after
     assert desk.redeem(channel, offer_id, desk.codes[0])["ok"] is ok
 
 
-def test_the_oldest_offers_go() -> None:
+def test_the_oldest_offers_are_dropped_over_the_limit() -> None:
     desk = Desk()
     channel, offer_id = desk.channel(desk.offer())
     for _ in range(MAX_OFFERS):
@@ -100,12 +100,12 @@ def test_another_channel_cannot_redeem() -> None:
 @pytest.mark.parametrize(
     "over", [{"clientChannelPublicKey": "AAAA"}, {"ttlSeconds": "60"}, {"ttlSeconds": 0}], ids=str
 )
-def test_offers_that_are_not_right(over: dict[str, Any]) -> None:
+def test_invalid_offers(over: dict[str, Any]) -> None:
     assert Desk().offer(**over)["errorCode"] == "MALFORMED"
 
 
 @pytest.mark.parametrize("code", [None, 5, "", "000000 "], ids=repr)
-def test_codes_that_are_none(code: object) -> None:
+def test_invalid_codes(code: object) -> None:
     desk = Desk()
     channel, offer_id = desk.channel(desk.offer())
     assert desk.redeem(channel, offer_id, code)["ok"] is False

@@ -1,4 +1,4 @@
-"""The platform's API as peers use it, against a plain HTTP server."""
+"""The peers' client of the platform API, against a plain HTTP server."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_relay_token_and_its_pairing_secret() -> None:
 
 
 @pytest.mark.parametrize("secret", [None, "", "AAAA", 5])
-def test_pairing_secrets_of_no_use(secret: object) -> None:
+def test_invalid_pairing_secrets(secret: object) -> None:
     assert RelayToken("jwt", {"pairingSecret": secret}).pairing_secret is None
 
 
@@ -88,7 +88,7 @@ async def test_the_platforms_own_reason_is_kept() -> None:
     ids=["500", "redirect", "list", "text", "no-token", "large", "silent-close", "cut-off"],
 )
 @on_reactor
-async def test_other_answers(answer: bytes, status: int, reason: str) -> None:
+async def test_unexpected_responses(answer: bytes, status: int, reason: str) -> None:
     error = await _refused(answer)
     assert (error.status, error.reason) == (status, reason)
 
@@ -100,13 +100,13 @@ async def test_a_body_that_never_ends_is_cut_off_in_time() -> None:
 
 
 @on_reactor
-async def test_nobody_listens(free_port: int) -> None:
+async def test_connection_refused(free_port: int) -> None:
     with pytest.raises(PlatformError, match="UNREACHABLE"):
         await JsonHttp(reactor).request("GET", f"http://127.0.0.1:{free_port}/")
 
 
 @on_reactor
-async def test_the_relays_identity() -> None:
+async def test_the_link_key_of_the_relay() -> None:
     answer = _json(relayId="r", version="1", subprotocols=["a"], noisePublicKey=base64url.encode(KEY))
     canned = Canned(answer, hang_up=True)
     async with listening(canned) as port:

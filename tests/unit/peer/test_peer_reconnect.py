@@ -1,4 +1,4 @@
-"""Coming back after a loss: when, how soon, with which token, and when not."""
+"""Reconnecting: back-off, fresh tokens, final refusals and close codes, stop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_pauses(failures: int, draw: float, pause: float) -> None:
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1, exclude_max=True))
-def test_pauses_stay_in_range(failures: int, draw: float) -> None:
+def test_pauses_are_bounded(failures: int, draw: float) -> None:
     assert 0.25 <= BackOff().pause(failures, draw) <= 30.0
 
 
@@ -62,12 +62,12 @@ def test_pauses_stay_in_range(failures: int, draw: float) -> None:
         (4403, "workspace_not_found", False),
     ],
 )
-def test_which_ends_are_final(code: int, reason: str, back: bool) -> None:
+def test_final_close_codes_and_refusals(code: int, reason: str, back: bool) -> None:
     assert may_return(Closed(code, reason)) is back
 
 
 class Tokens:
-    """A fresh token for each call; can be told to have none for a while."""
+    """Provides a fresh token for each call; can be set to fail for a while."""
 
     def __init__(self, missing: int = 0) -> None:
         self.given: list[str] = []
@@ -89,7 +89,7 @@ def _persistent(base: str, tokens: Tokens, inbox: Inbox, **options: Any) -> Pers
 
 
 @on_reactor
-async def test_it_comes_back_with_a_fresh_token_each_time() -> None:
+async def test_each_reconnect_uses_a_fresh_token() -> None:
     echo, tokens, inbox = Echo(), Tokens(), Inbox()
     losses: list[Closed] = []
     async with serving(echo) as base:
@@ -111,7 +111,7 @@ async def test_it_comes_back_with_a_fresh_token_each_time() -> None:
 
 
 @on_reactor
-async def test_it_waits_for_a_relay_that_starts_later(free_port: int) -> None:
+async def test_attempts_continue_until_the_relay_listens(free_port: int) -> None:
     tokens = Tokens(missing=1)
     peer = _persistent(f"ws://localhost:{free_port}", tokens, Inbox())
     with pytest.raises(PeerError, match="NOT_CONNECTED"):
@@ -125,7 +125,7 @@ async def test_it_waits_for_a_relay_that_starts_later(free_port: int) -> None:
 
 @pytest.mark.parametrize("status", ["429 Slow", "502 Bad", "503 Away"])
 @on_reactor
-async def test_passing_refusals(status: str) -> None:
+async def test_transient_refusals_are_retried(status: str) -> None:
     tokens = Tokens()
     async with listening(Canned(http(status, b"{}"))) as port:
         peer = _persistent(f"ws://localhost:{port}", tokens, Inbox())
@@ -148,13 +148,13 @@ async def test_final_refusals(status: str) -> None:
 
 
 @on_reactor
-async def test_final_closes_end_it() -> None:
+async def test_final_close_codes_end_the_attempts() -> None:
     async with serving(Echo()) as base:
         for code, reason in ((4401, "invalid_token"), (4008, "stale daemon generation")):
             tokens = Tokens()
             peer = _persistent(base, tokens, Inbox())
             (await peer.opened()).send(f"close {code} {reason}")
-            if code == 4401:  # the token may have expired: a new one is tried once
+            if code == 4401:  # The token may have expired: one attempt with a new token follows.
                 await _until(lambda given=tokens.given: len(given) == 2)  # type: ignore[misc]
                 (await peer.opened()).send(f"close {code} {reason}")
             assert await peer.ended == Closed(code, reason)
@@ -162,7 +162,7 @@ async def test_final_closes_end_it() -> None:
 
 
 @on_reactor
-async def test_a_waiter_learns_that_there_will_be_no_connection() -> None:
+async def test_a_waiter_fails_when_the_attempts_end() -> None:
     async with listening(Canned(http("401 No", b"{}"))) as port:
         peer = _persistent(f"ws://localhost:{port}", Tokens(), Inbox())
         with pytest.raises(PeerError, match="will not come back"):
@@ -173,7 +173,7 @@ async def test_a_waiter_learns_that_there_will_be_no_connection() -> None:
 
 @on_reactor
 async def test_stopping_at_any_moment_of_an_attempt(free_port: int) -> None:
-    # From the look-up of the name on, each stage words its cancellation differently.
+    # Each stage, from the name look-up on, reports its cancellation differently.
     for delay in (0, 0, 0.0005, 0.001, 0.002, 0.003):
         peer = _persistent(f"ws://localhost:{free_port}", Tokens(), Inbox())
         await deferLater(reactor, delay, lambda: None)

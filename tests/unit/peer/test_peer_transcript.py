@@ -1,4 +1,4 @@
-"""The made-up session of the demonstration, and playing it between two peers on a wire in memory."""
+"""The demonstration's synthetic session, and its replay between two peers on an in-memory transport."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_one_frame_is_large_and_stays_below_its_size() -> None:
     assert sizes[-2] < 100_000
 
 
-def test_sizes_are_mixed_and_every_message_is_its_own() -> None:
+def test_sizes_vary_and_messages_are_unique() -> None:
     transcript = make_transcript(200)
     texts = [text for turn in transcript.turns for text in (turn.steer, turn.output)]
     assert len(set(texts)) == transcript.messages == 400
@@ -71,7 +71,7 @@ def test_a_session_is_played_and_measured() -> None:
     assert (run.failure, stopped) == (None, [])
 
 
-def test_a_missing_answer_is_noticed() -> None:
+def test_a_missing_answer_is_detected() -> None:
     wire = Wire()
     run = TranscriptRun(wire.clock, make_transcript(3, large_frame_bytes=0))
     outcome = _played(wire, run)
@@ -80,7 +80,7 @@ def test_a_missing_answer_is_noticed() -> None:
     assert "no answer to message 0 within 15 s" in str(outcome[0])
 
 
-def test_a_changed_message_is_noticed_at_either_end() -> None:
+def test_a_changed_message_is_detected_on_both_sides() -> None:
     transcript = make_transcript(3, large_frame_bytes=0)
     wire = Wire()
     for ends in ("client", "daemon"):

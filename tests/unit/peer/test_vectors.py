@@ -1,4 +1,4 @@
-"""The peers against this project's own vectors, and the checker against damaged ones."""
+"""Test vectors: the peers against the published file, and the checker against damaged files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_envelope(vector: dict[str, Any]) -> None:
     check_vectors.check_envelope(vector)
 
 
-def test_the_file_is_what_the_script_makes() -> None:
+def test_the_file_equals_the_output_of_the_script() -> None:
     assert make_vectors.text() == FILE.read_text("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What the peers' tests share: two peers on a wire in memory, and the relay's side of a link."""
+"""Fixtures of the peers' tests: two peers on an in-memory transport, and a responder for the link."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELLO = {"relayId": "test-relay", "frameMaxBytes": 1_048_576}
 
 
 class Wire:
-    """A daemon and a client whose frames wait in two queues until `pump` delivers them in order."""
+    """A daemon and a client. Their frames stay in two queues until `pump` delivers them in order."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Wire:
             self._answer(conversation, text)
 
     def pump(self) -> None:
-        """Deliver until both queues are empty."""
+        """Deliver frames until both queues are empty."""
         while self.to_daemon or self.to_client:
             if self.to_daemon:
                 self.daemon.frame_received(self.to_daemon.popleft())
@@ -74,7 +74,7 @@ class Wire:
 
 
 class RelayEnd:
-    """The responder of a link, made of the library alone: it shares little with the code under test."""
+    """The link's responder, built on the Noise library alone, so that it shares little code with the peers."""
 
     def __init__(
         self,
