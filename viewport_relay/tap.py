@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python import usage
 from zope.interface import implementer
 
-from viewport_relay import collector, descriptors
+from viewport_relay import __version__, collector, descriptors
 from viewport_relay.admin.words import entry_text
 from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, configured_secrets, load, reread
 from viewport_relay.notify import Notifier
@@ -52,7 +52,6 @@ def install_reactor() -> None:
 class Options(usage.Options):
     """Options for what is set most often; every setting is an environment variable."""
 
-    synopsis = "[options]"
     longdesc = "Routes end-to-end encrypted frames between coding-agent daemons and their clients."
     optFlags: ClassVar = [
         ["dev", None, "start the embedded dev platform too (loopback only, never in RELAY_MODE=prod)"]
@@ -65,6 +64,14 @@ class Options(usage.Options):
     def getUsage(self, width: int | None = None) -> str:
         text: str = super().getUsage(width)
         return f"{text}\nEnvironment variables, with their defaults:\n{_environment_help()}\n"
+
+    def getSynopsis(self) -> str:
+        return "Usage: viewport-relay serve [options], or twistd -n viewport-relay [options]"
+
+    def opt_version(self) -> NoReturn:
+        """Display the relay's version and exit."""
+        print(f"viewport-relay, version {__version__}")
+        raise SystemExit(0)
 
     def opt_help(self) -> NoReturn:
         """Display this help and exit."""

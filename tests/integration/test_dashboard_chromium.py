@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThread
 from tests.integration.webdriver import Browser
 from tests.unit.admin.conftest import TOKEN, OpenAdmin, peer, target
 from viewport_relay.reasons import Reason
+from viewport_relay.routing.views import Selection
 
 pytestmark = pytest.mark.chromium
 
@@ -253,7 +254,7 @@ async def test_disconnect_and_flush_carry_the_proof_against_forgery(browser, adm
 
     await act(go)
     assert admin.state.calls == [
-        {"workspace_id": "w-1", "runtime_target_id": "t-1", "connection_id": None, "token_id": None},
+        Selection(workspace_id="w-1", runtime_target_id="t-1"),
         "flush",
     ]
 
@@ -447,9 +448,7 @@ async def test_connections_are_listed_and_one_is_closed(browser, admin):
         browser.wait(lambda: browser.text("#peers-empty") == "No matches.")
 
     await act(go)
-    assert admin.state.calls[-1] == {
-        "workspace_id": None, "runtime_target_id": None, "connection_id": "conn-viewer", "token_id": None,
-    }  # fmt: skip
+    assert admin.state.calls[-1] == Selection(connection_id="conn-viewer")
 
 
 @pytest_twisted.ensureDeferred

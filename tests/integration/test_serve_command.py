@@ -33,6 +33,10 @@ def test_it_tells_its_own_version() -> None:
 def test_its_help_lists_options_and_settings() -> None:
     done = run("--help")
     assert done.returncode == 0
+    assert done.stdout.startswith(
+        "Usage: viewport-relay serve [options], or twistd -n viewport-relay [options]\n"
+    )
+    assert "the relay's version" in done.stdout and "Twisted version" not in done.stdout
     assert "--listen-port=" in done.stdout and "RELAY_JWKS_URL" in done.stdout
 
 

@@ -82,9 +82,16 @@ class Overview:
             "targets": len(targets),
             "logWriteFailures": self._log.write_failures,
             "capacity": self._capacity.as_json(),
-            "relays": [self._relay(told) for told in state.backplane().get("relays", ())],
+            "relays": [
+                self._relay(told) for told in state.backplane().get("relays", ()) if not self._is_own(told)
+            ],
             "reasons": self._reasons(now),
         }
+
+    def _is_own(self, told: Mapping[str, Any]) -> bool:
+        """Whether it is a worker of this relay (`RELAY_ID-w0` and so on)."""
+        name, _, number = told["relayId"].rpartition("-w")
+        return bool(number.isdecimal()) and name == self._config.relay_id
 
     def _relay(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """Another relay of the fleet. What it wrote of itself is redacted: who writes to Redis may write anything."""

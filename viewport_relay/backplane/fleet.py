@@ -178,8 +178,8 @@ class Fleet:
             told["reason"], told["why"] = failed.reason.code, failed.why
         if self._outbound is not None:
             told["queuedBytes"] = self._outbound.queued
-        if self._others is not None:
-            told["relays"] = self._others.described()
+        if self._others is not None and self._instance is not None:
+            told["relays"] = self._others.described(self._instance.relays)
         return told
 
     def start(self, receiver: Receiver) -> None:

@@ -2,16 +2,18 @@
 
     PREFIX:instance:RELAYID   {"instance": a random value of the process, "batches": 2, "version", "url"}, with a TTL
 
-Each process writes its own record from time to time and looks at what was there. One foreign record is what a restart
-leaves behind, and the first look tells that there was a process before; two in a row are a second relay of the same RELAY_ID: the two would read one queue, and each would lose
-half of its frames. Other relays read the record to learn that batches (see `batch`) are understood. It is not signed:
-whoever forges it can make frames be lost, as whoever deletes them can.
+Each process writes its record from time to time and reads the record that was there. One foreign record is what a restart
+leaves behind, and the first read tells whether a process ran before; two foreign records in a row mean a second relay with the
+same RELAY_ID: the two would read one queue, and each would lose half of its frames. Other relays read the record to learn that
+batches (see `batch`) are understood, and their dashboards show it. The record is not signed: an attacker who forges it can make
+frames be lost, as one who deletes frames can.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -36,8 +38,8 @@ MOST_RECORDS: Final = 1024
 #: Other relays that operators are told of, and characters of each text that another relay wrote.
 MOST_DESCRIBED: Final = 64
 MOST_TEXT: Final = 256
-#: Seconds after which a record is looked up again although no frame goes to that relay, and after which a relay without one is forgotten.
-REFRESH: Final = 60.0
+#: Seconds after which a record that the dashboard shows is looked up again, and after the last frame to a relay without one, until it is forgotten.
+REFRESH: Final = 15.0
 FORGOTTEN: Final = 900.0
 
 
@@ -54,6 +56,9 @@ class Records(Protocol):
 
     async def retire(self, record: bytes, last: bytes) -> None:
         """Write `last` in the place of this process's record, unless another process has written its own."""
+
+    async def relays(self) -> Sequence[str]:
+        """Add this relay to the list of those that run; the ids of the others."""
 
     async def record_of(self, relay_id: str) -> bytes | None:
         """Another relay's record."""
@@ -92,6 +97,7 @@ class InstanceWatch(TimerService):
         self._instance = instance
         self._ours = msgspec.json.encode({"instance": instance, "batches": VERSION, **about})
         self._foreign = 0
+        self.relays: Sequence[str] = ()  # the other relays that run, as far as they tell
 
     async def begin(self) -> bool:
         """Write the record for the first time, as soon as that can be done; whether a process was there before."""
@@ -107,7 +113,8 @@ class InstanceWatch(TimerService):
     async def retire(self) -> None:
         """Say that this process ends: the next one may be of a version that reads no batches."""
         try:
-            await self._records.retire(self._ours, msgspec.json.encode({"instance": self._instance}))
+            last = {"instance": self._instance, "stopped": True}
+            await self._records.retire(self._ours, msgspec.json.encode(last))
         except CarrierFailed:
             return
 
@@ -117,6 +124,7 @@ class InstanceWatch(TimerService):
     async def _compare(self) -> None:
         try:
             there = await self._records.mark(self._ours)
+            self.relays = await self._records.relays()
         except CarrierFailed:  # logged as an outage
             return
         foreign = there is not None and _record(there).get("instance") != self._instance
@@ -133,8 +141,8 @@ class InstanceWatch(TimerService):
 class _Known:
     instance: str | None = None
     record: Mapping[str, object] = Factory(dict)
-    used: float = 0.0
-    until: float = 0.0
+    used: float | None = None  # when the last frame went to it
+    read: float = -inf  # when the record was read last
     asking: bool = False
 
 
@@ -149,33 +157,32 @@ class OtherInstances:
     def reads_batches(self, relay_id: str) -> str | None:
         """The instance of a relay that reads batches; None if it does not, or is not known to yet.
 
-        To be asked for each frame to that relay. Answers at once from what was last seen, which is looked up again in the background.
+        To be asked for each frame to that relay. Answers at once from the last record, which is looked up again in the background.
         """
-        known = self._known.get(relay_id)
-        if known is None:
-            if len(self._known) >= MOST_RECORDS:
-                del self._known[next(iter(self._known))]
-            known = self._known[relay_id] = _Known()
-        now = known.used = self._clock.seconds()
-        if not known.asking and now >= known.until:
-            self._ask_again(relay_id, known)
+        known = self._known.get(relay_id) or self._add(relay_id)
+        known.used = self._clock.seconds()
+        self._refresh(relay_id, known, RECORD_TTL)
         return known.instance
 
-    def described(self) -> list[dict[str, Any]]:
-        """The relays that frames went to, for the operator.
+    def described(self, listed: Sequence[str]) -> list[dict[str, Any]]:
+        """The `listed` relays that have a record, and relays that a frame went to within FORGOTTEN seconds.
 
-        `relayId`; `seconds` since the last frame to it; `bus`, the form that it reads: "batches", "frames", or "unknown" where no record
-        is there; `version` and `url` where the record has them. Who has no record and got no frame for FORGOTTEN seconds is left out.
+        `relayId`; `seconds` since the last frame to it, None: there was none; `bus`, the form that it reads: "batches", "frames", or
+        "unknown" without a record; `version` and `url` where the record has them. A relay that was stopped is left out.
         """
         found, now = [], self._clock.seconds()
-        for relay_id, known in sorted(self._known.items())[:MOST_DESCRIBED]:
-            if not known.asking and now >= known.until + REFRESH:
-                self._ask_again(relay_id, known)
-            seconds = now - known.used
-            if not known.record and seconds > FORGOTTEN:
+        used = {
+            relay_id: round(now - known.used)
+            for relay_id, known in self._known.items()
+            if known.used is not None and now - known.used <= FORGOTTEN
+        }
+        for relay_id in sorted({*used, *listed})[:MOST_DESCRIBED]:
+            known = self._known.get(relay_id) or self._add(relay_id)
+            self._refresh(relay_id, known, REFRESH)
+            if "stopped" in known.record or not (known.record or relay_id in used):
                 continue
             bus = "batches" if known.instance else "frames" if known.record else "unknown"
-            told: dict[str, Any] = {"relayId": relay_id, "bus": bus, "seconds": round(seconds)}
+            told: dict[str, Any] = {"relayId": relay_id, "bus": bus, "seconds": used.get(relay_id)}
             for name in ("version", "url"):
                 value = known.record.get(name)
                 if isinstance(value, str):
@@ -183,9 +190,17 @@ class OtherInstances:
             found.append(told)
         return found
 
-    def _ask_again(self, relay_id: str, known: _Known) -> None:
-        known.asking = True
-        Deferred.fromCoroutine(self._look_up(relay_id, known))
+    def _add(self, relay_id: str) -> _Known:
+        if len(self._known) >= MOST_RECORDS:
+            del self._known[next(iter(self._known))]
+        known = self._known[relay_id] = _Known()
+        return known
+
+    def _refresh(self, relay_id: str, known: _Known, age: float) -> None:
+        """Read the record again if it is `age` seconds old."""
+        if not known.asking and self._clock.seconds() - known.read >= age:
+            known.asking = True
+            Deferred.fromCoroutine(self._look_up(relay_id, known))
 
     async def _look_up(self, relay_id: str, known: _Known) -> None:
         try:
@@ -199,4 +214,4 @@ class OtherInstances:
             known.record = record
         finally:
             known.asking = False
-            known.until = self._clock.seconds() + RECORD_TTL
+            known.read = self._clock.seconds()

@@ -71,6 +71,7 @@ class RedisCarrier:
         now: Callable[[], float],
     ) -> None:
         """`now` gives seconds since the epoch. Raises ConfigError for a URL or a CA file that cannot be used."""
+        self._now = now
         self._make = make = commands_for(config)
         self._signer = PresenceSigner(
             config.bus_hmac_key, config.redis_presence_ttl_ms / 1000, config.bus_max_skew_ms / 1000, now
@@ -174,6 +175,11 @@ class RedisCarrier:
 
     async def retire(self, record: bytes, last: bytes) -> None:
         await self._commands.run(self._make.retire(record, last))
+
+    async def relays(self) -> Sequence[str]:
+        [found] = await self._commands.run(self._make.relays(int(self._now() * 1000)))
+        names = found if isinstance(found, list) else ()
+        return [name.decode("utf-8", "replace")[:128] for name in names if isinstance(name, bytes)]
 
     async def record_of(self, relay_id: str) -> bytes | None:
         [record] = await self._commands.run(self._make.record_of(relay_id))

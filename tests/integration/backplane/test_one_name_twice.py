@@ -10,6 +10,8 @@ from twisted.internet.threads import deferToThread
 
 from tests.drill.redisserver import RedisServer
 from tests.integration.backplane.fleet import Fleet, until
+from tests.integration.relayprocess import RelayProcess
+from viewport_relay import __version__
 from viewport_relay.config import ConfigError, load
 
 pytestmark = pytest.mark.redis
@@ -34,6 +36,25 @@ async def test_a_restart_and_other_names_are_no_matter(fleet: Fleet, redis: Redi
     for relay in (again, other):
         assert "relay_id_shared" not in relay.output()
     await gatherResults([deferToThread(relay.stop) for relay in (again, other)])
+
+
+@pytest_twisted.ensureDeferred
+async def test_operators_see_every_relay_before_the_first_frame(fleet: Fleet) -> None:
+    a, b, c = await fleet.relays("a", "b", "c-w0", **OFTEN)
+
+    async def seen(relay: RelayProcess) -> list[tuple[str, str, object]]:
+        told = (await fleet.admin(relay, "/admin/api/overview")).json()["relays"]
+        return [(row["relayId"], row["version"], row["seconds"]) for row in told]
+
+    async def until_seen(relay: RelayProcess, *names: str) -> None:
+        deadline = fleet.reactor.seconds() + 20
+        while (found := await seen(relay)) != [(name, __version__, None) for name in names]:
+            assert fleet.reactor.seconds() < deadline, found
+            await deferLater(fleet.reactor, 0.2)
+
+    await until_seen(a, "b", "c-w0")
+    await until_seen(b, "a", "c-w0")
+    await until_seen(c, "a", "b")
 
 
 @pytest.mark.parametrize("mode", ["redis", "server"])

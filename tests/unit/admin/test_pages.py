@@ -261,6 +261,17 @@ async def test_overview_counts_refusals_latest_first(admin):
 
 
 @pytest_twisted.ensureDeferred
+async def test_the_workers_of_this_relay_are_not_other_relays(admin):
+    own = admin.config.relay_id
+    admin.state.back = {
+        "mode": "redis",
+        "relays": [{"relayId": name} for name in (f"{own}-w1", "b-w1", f"{own}-west")],
+    }
+    body = (await admin.get("/admin/api/overview")).json()
+    assert [row["relayId"] for row in body["relays"]] == ["b-w1", f"{own}-west"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_every_reason_comes_with_cause_and_fix(admin):
     reasons = (await admin.get("/admin/api/reasons")).json()["reasons"]
     assert set(reasons) == {reason.code for reason in Reason}

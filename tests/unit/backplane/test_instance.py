@@ -9,7 +9,14 @@ from twisted.internet.task import Clock
 
 from tests.unit.backplane.parts import Log
 from viewport_relay.backplane.batch import VERSION
-from viewport_relay.backplane.instance import FORGOTTEN, RECORD_TTL, REFRESH, InstanceWatch, OtherInstances
+from viewport_relay.backplane.instance import (
+    FORGOTTEN,
+    MOST_DESCRIBED,
+    RECORD_TTL,
+    REFRESH,
+    InstanceWatch,
+    OtherInstances,
+)
 from viewport_relay.backplane.interface import CarrierFailed
 
 
@@ -34,6 +41,10 @@ class Kept:
         self._check()
         if self.records.get("a") == record:
             self.records["a"] = last
+
+    async def relays(self) -> list[str]:
+        self._check()
+        return [name for name in self.records if name != "a"]
 
     async def record_of(self, relay_id: str) -> bytes | None:
         self.asked += 1
@@ -62,7 +73,7 @@ def test_the_first_look_tells_whether_there_was_a_process_before() -> None:
     third = parts.watch("three")
     parts.begin(third)
     Deferred.fromCoroutine(third.retire())
-    assert json.loads(parts.kept.records["a"]) == {"instance": "three"}
+    assert json.loads(parts.kept.records["a"]) == {"instance": "three", "stopped": True}
     assert parts.begin(parts.watch("four")) == [True]  # and so does a stop
 
 
@@ -119,26 +130,48 @@ def test_other_relays_are_looked_up_in_the_background_and_remembered() -> None:
 def test_other_relays_are_described_for_the_operator() -> None:
     parts = Parts()
     others = OtherInstances(parts.clock, parts.kept)
-    assert others.described() == []
+    assert others.described([]) == []
     parts.begin(parts.watch("one"))
     parts.kept.records["b"] = parts.kept.records["a"]  # as the watch writes it
     parts.kept.records["c"] = json.dumps({"instance": "of-c", "version": 7, "url": "u" * 9999}).encode()
     for relay_id in ("c", "b", "node"):
         others.reads_batches(relay_id)
     parts.clock.advance(3)
-    assert others.described() == [
+    assert others.described([]) == [
         {"relayId": "b", "bus": "batches", "seconds": 3, "version": "9.9"},
         {"relayId": "c", "bus": "frames", "seconds": 3, "url": "u" * 256},
         {"relayId": "node", "bus": "unknown", "seconds": 3},
     ]
-    asked = parts.kept.asked
-    for _ in range(10):
-        others.described()
-    assert parts.kept.asked == asked, "looking at the page asks Redis nothing"
-    del parts.kept.records["c"]
-    parts.clock.advance(REFRESH + RECORD_TTL)
-    others.described()
-    assert parts.kept.asked == asked + 3, "but what is old is looked up again"
-    assert others.described()[1]["bus"] == "unknown"
+    parts.kept.broken = True
     parts.clock.advance(FORGOTTEN)
-    assert [told["relayId"] for told in others.described()] == ["b"]
+    assert others.described([]) == []
+
+
+def test_relays_are_described_that_no_frame_went_to() -> None:
+    parts = Parts()
+    watch = parts.watch("one")
+    parts.begin(watch)
+    parts.kept.records["b"] = parts.kept.records["a"]
+    parts.kept.records["stopped"] = json.dumps({"instance": "x", "stopped": True}).encode()
+    watch.startService()
+    others = OtherInstances(parts.clock, parts.kept)
+    listed = [*watch.relays, "died"]  # without a record
+    assert listed == ["b", "stopped", "died"]
+    others.described(listed)
+    assert others.described(listed) == [{"relayId": "b", "bus": "batches", "seconds": None, "version": "9.9"}]
+    watch.stopService()
+
+
+def test_looking_at_the_dashboard_reads_few_records() -> None:
+    parts = Parts()
+    others = OtherInstances(parts.clock, parts.kept)
+    listed = [f"relay-{n:03}" for n in range(2000)]
+    for _ in range(10):
+        others.described(listed)
+    assert parts.kept.asked == MOST_DESCRIBED
+    parts.clock.advance(REFRESH - 0.1)
+    others.described(listed)
+    assert parts.kept.asked == MOST_DESCRIBED
+    parts.clock.advance(0.1)
+    others.described(listed)
+    assert parts.kept.asked == 2 * MOST_DESCRIBED

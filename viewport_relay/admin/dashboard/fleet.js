@@ -11,5 +11,5 @@ export function showFleet(relays) {
     el("td", { class: "wide id", "data-label": "Address" }, relay.url ?? "–"),
     el("td", { "data-label": "Version" }, relay.version ?? "–"),
     el("td", { "data-label": "Reads" }, READS[relay.bus] ?? relay.bus),
-    el("td", { "data-label": "Last frame" }, ago(relay.seconds)))));
+    el("td", { "data-label": "Last frame" }, relay.seconds === null ? "none" : ago(relay.seconds)))));
 }
