@@ -88,6 +88,8 @@ PROBES: list[tuple[str, bytes, int]] = [
     ("Envoy: every name in lower case, its own headers",
      lines("GET /ready HTTP/1.1", "host: relay", "connection: close", "x-envoy-expected-rq-timeout-ms: 1000", "x-forwarded-proto: https",
            "x-request-id: 4f1d0c6a"), 200),
+    ("a probe through a forward proxy: the whole URL (RFC 9112 section 3.2.2)", lines("GET http://relay:7781/health HTTP/1.1", *POD), 200),
+    ("such a probe of a page that is not public", lines("GET http://relay:7781/state HTTP/1.1", *POD), 401),
     ("a client that offers trailers", lines("GET /health HTTP/1.1", *POD, "TE: trailers"), 200),
     ("a library that sends Content-Length with GET", lines("GET /health HTTP/1.1", *POD, "Content-Length: 0"), 200),
     ("an API client that sends a body with GET", lines("GET /health HTTP/1.1", *POD, "Content-Length: 2") + b"{}", 200),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
@@ -17,6 +18,19 @@ from viewport_relay.wire.handshake import is_upgrade
 from viewport_relay.wire.httpconnections import HttpConnections
 
 
+def origin_form(target: bytes) -> bytes:
+    """A request target in origin-form: that of an absolute-form target without scheme and authority (RFC 9112 section 3.2)."""
+    if target.startswith(b"/"):
+        return target
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return target
+    if parts.scheme not in (b"http", b"https") or not parts.netloc:
+        return target
+    return (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
+
+
 class RelayRequest(Request):
     """A request for the root resource, which matches whole paths and reads queries and bodies where they are needed.
 
@@ -28,8 +42,8 @@ class RelayRequest(Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Called by the channel when the body is complete."""
-        self.method, self.uri, self.clientproto = command, path, version
-        self.path = path.partition(b"?")[0]
+        self.method, self.uri, self.clientproto = command, origin_form(path), version
+        self.path = self.uri.partition(b"?")[0]
         self.args = {}
         assert self.content is not None  # the channel has told the body's length
         self.content.seek(0)

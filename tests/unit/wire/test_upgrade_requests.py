@@ -189,13 +189,15 @@ BAD: dict[bytes, list[list[bytes]]] = {
 }  # fmt: skip
 GOOD_TARGETS = [
     TARGET,
+    b"http://relay.example" + TARGET,
+    b"HTTPS://[::1]:7781" + TARGET,
     TARGET + b"&role=worker",  # the first counts
     b"/ws?workspaceId=W.-_%3Ax&role=worker",
     b"/ws?role=workspace%2Ddaemon&workspaceId=w&runtimeTargetId=t&other=%00%ff",
 ]
 BAD_TARGETS = [
     b"/ws", b"/ws?", b"/ws/?role=client&workspaceId=w", b"//ws?role=client&workspaceId=w", b"/WS?role=client&workspaceId=w",
-    b"/ws%3Frole=client&workspaceId=w", b"/%77s?role=client&workspaceId=w", b"http://h/ws?role=client&workspaceId=w", b"*",
+    b"/ws%3Frole=client&workspaceId=w", b"/%77s?role=client&workspaceId=w", b"ftp://h/ws?role=client&workspaceId=w", b"*", b"http:///ws?role=client&workspaceId=w", b"http://h/ws/?role=client&workspaceId=w", b"http://[/ws?role=client&workspaceId=w", b"ws?role=client&workspaceId=w",
     b"/ws;x?role=client&workspaceId=w", b"/ws?role=client;workspaceId=w", b"/ws?role=client&workspaceId=w%0A",
     b"/ws?role=client&workspaceId=" + b"w" * 129, b"/ws?role=client&workspaceId=w&runtimeTargetId=", b"/ws?role=Client&workspaceId=w",
     b"/ws?role=client&workspaceId=%ff", b"/ws?role=client&workspaceId=w" + b"&a=b" * 64, b"/ws?role=client&workspaceId=\xe9",
