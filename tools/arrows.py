@@ -1,4 +1,4 @@
-"""The import rules of the house: which room of `viewport_relay` may import which, checked module by module.
+"""Import rules of `viewport_relay`: which room may import which, checked module by module.
 
     python tools/arrows.py            prints the imports that break a rule, and an import circle
 
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "viewport_relay"
 
-#: Small modules that import nothing of the relay; every room but `protocol` may use them.
+#: Small modules that import no other module of the relay; every room but `protocol` may use them.
 TOOLS = frozenset({"deferredcache", "timelimit", "notify", "descriptors", "signals", "collector"})
 
 _BASE = frozenset({"reasons"})
@@ -44,7 +44,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "service": _SERVICE,
     "workers": _SERVICE | {"service"},
     "tap": _SERVICE | {"service", "workers", "devplatform"},  # --dev starts the dev platform
-    # Beside the relay. The reference peers and the dev platform share none of its code: they would share its mistakes.
+    # Not part of the relay. The reference peers and the dev platform share none of its code, so that they cannot
+    # share a bug.
     "peer": frozenset(),
     "devplatform": frozenset(),
     "cli": _SERVICE | {"peer", "devplatform"},
@@ -52,19 +53,19 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 
 
 def name_of(path: Path) -> str:
-    """Dotted name of a module below `viewport_relay`: `wire.upgrade`; a package by its own name."""
+    """Dotted name of a module below `viewport_relay`, as `wire.upgrade`; of a package, the package's name."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @cache
 def modules() -> Mapping[str, Path]:
-    """name -> file, for every module of the relay but the package's own `__init__`."""
+    """name -> file of every module of the relay, except the package's own `__init__`."""
     return {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := name_of(path))}
 
 
 def imported(path: Path) -> set[str]:
-    """Full dotted names that a module imports, wherever the import stands."""
+    """Full dotted names that a module imports, at any place."""
     found = set[str]()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -77,7 +78,7 @@ def imported(path: Path) -> set[str]:
 
 
 def _module(name: str) -> str | None:
-    """The module of the relay that a dotted name lies in; None for other packages and the version."""
+    """The relay's module that a dotted name belongs to; None for other packages and the version."""
     head, _, rest = name.partition(".")
     if head != "viewport_relay" or not rest:
         return None
@@ -116,7 +117,7 @@ def violations() -> set[str]:
 
 
 def circle() -> list[str]:
-    """Modules that import each other in a circle, the first again as the last; empty if there is no circle."""
+    """Modules of an import circle, the first one repeated at the end; empty if there is no circle."""
     try:
         TopologicalSorter(graph()).prepare()
     except CycleError as error:
@@ -127,12 +128,12 @@ def circle() -> list[str]:
 
 # -- the diagram -------------------------------------------------------------------------------------------
 
-#: Rooms that the diagram leaves out: small modules, and what stands beside the relay.
+#: Rooms that the diagram omits: small modules, and rooms that are not part of the relay.
 _NOT_DRAWN = TOOLS | {"cli", "peer", "devplatform", "config", "reasons"}
 
 
 def _reduced(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The edges that no longer path implies."""
+    """The edges without those that a longer path implies."""
 
     def reach(start: str, seen: set[str]) -> set[str]:
         for there in edges[start] - seen:
@@ -147,7 +148,7 @@ def _reduced(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def diagram() -> str:
-    """A Mermaid flow chart of the rooms and their imports; what a longer path implies is left out."""
+    """A Mermaid flow chart of the rooms and their imports, without imports that a longer path implies."""
     drawn = sorted({room(module) for module in modules()} - _NOT_DRAWN)
     edges: dict[str, set[str]] = {name: set() for name in drawn}
     for here, targets in graph().items():

@@ -1,9 +1,9 @@
-"""The state machines as Automat's own visualiser draws them, for `docs/topics/*.dot`. `make docs` writes the files.
+"""Diagrams of the state machines by Automat's visualiser, for `docs/topics/*.dot`. `make docs` writes the files.
 
-    dot -Tsvg docs/topics/noise-machine.dot        makes an image; this needs Graphviz, writing the files does not
+    dot -Tsvg docs/topics/noise-machine.dot        makes an image; only this needs Graphviz
 
-The visualiser needs the package `graphviz`, a dependency of development only. Automat keeps transitions in a set and numbers
-them as they come, which is another order in each process; here they are put in order, so that a test can compare.
+The visualiser needs the package `graphviz`, a development dependency. Automat numbers transitions in the order of a
+set, which differs between processes; here they are sorted, so that a test can compare.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _UNNUMBERED = re.compile(r"\bt\?(?= \[|:tableport)")
 
 
 def drawing(machine: Any) -> str:
-    """A machine of `automat.TypeMachineBuilder` in the language of Graphviz."""
+    """A machine of `automat.TypeMachineBuilder` in the DOT language."""
     digraph = machine.asDigraph()
     states: list[str] = []
     transitions: dict[str, str] = {}

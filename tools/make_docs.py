@@ -1,9 +1,9 @@
-"""Writes the pages that are made from the tables: settings, reasons, troubleshooting, the command's help.
+"""Writes the pages that are generated from tables: settings, reasons, troubleshooting, the command's help.
 
     python tools/make_docs.py            writes them
-    python tools/make_docs.py --check    exits 1 and names the pages that are not up to date
+    python tools/make_docs.py --check    exits 1 and names the pages that are out of date
 
-`tests/unit/test_docs.py` does the second. Everything else in docs/ is written by hand.
+`tests/unit/test_docs.py` does the second. All other pages of docs/ are written by hand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 MADE = "<!-- Made by `make docs`; change the table in the code instead. -->\n\n"
 
-#: A group of reasons begins at this member and goes on to the next group's.
+#: First reason of each group; a group ends at the first reason of the next.
 GROUPS: tuple[tuple[Reason, str], ...] = (
     (Reason.RATE_LIMIT_EXCEEDED, "Upgrades refused before the platform is asked"),
     (Reason.JWKS_UNREACHABLE, "The token check"),
@@ -49,10 +49,10 @@ GROUPS: tuple[tuple[Reason, str], ...] = (
     (Reason.ADMIN_UNAUTHORIZED, "The admin API"),
 )
 
-#: What stands before and after a made part of a page that is written by hand.
+#: The marks around a generated part of a page that is written by hand.
 MARK = "<!-- {name}: made by `make docs` from the table in the code -->", "<!-- /{name} -->"
 
-#: What operators see first, and the reason that mostly stands behind it.
+#: Symptom, and its most frequent reason.
 SYMPTOMS: tuple[tuple[str, Reason], ...] = (
     ("every peer is refused with 503, soon after a start", Reason.JWKS_UNREACHABLE),
     ("connected peers go on, new ones are refused with 503", Reason.PLATFORM_UNREACHABLE),
@@ -81,7 +81,7 @@ def grouped_reasons() -> Iterator[tuple[str, list[Reason]]]:
 
 
 def grouped_variables() -> Iterator[tuple[str, list[Variable]]]:
-    """(heading, variables that are listed) in the order of the table."""
+    """(heading, listed variables) in the order of the table."""
     listed = [variable for variable in VARIABLES if variable.listed]
     for heading, members in groupby(listed, key=lambda variable: variable.group):
         yield heading, list(members)
@@ -98,7 +98,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def default_of(variable: Variable) -> str:
-    """The default; as code where it can be typed."""
+    """The default value; as code if it can be typed."""
     words = variable.shown_default
     typed = not variable.default_text and variable.default not in (None, ())
     return f"`{words}`" if typed else words or "none"
@@ -143,7 +143,7 @@ def environment_page() -> str:
 
 
 def readme_table() -> str:
-    """The most used settings: those with an option, and the secrets of a plain deployment."""
+    """Table of the most used settings: those with an option, and the secrets of a plain deployment."""
     wanted = {"RELAY_INTERNAL_KEY", "RELAY_ADMIN_TOKEN", "SERVER_URL", "RELAY_TRUSTED_PROXIES"}
     wanted |= {"RELAY_TLS_CERT_PATH", "RELAY_TLS_KEY_PATH", "RELAY_NOISE_LINK", "RELAY_BACKPLANE_MODE"}
     rows = [
@@ -155,7 +155,7 @@ def readme_table() -> str:
 
 
 def symptom_table() -> str:
-    """What operators see first: symptom, code, fix."""
+    """Table of symptom, code and fix."""
     rows = [
         (seen, f"[`{reason.code}`](docs/how-to/troubleshooting.md#{reason.code.lower()})", reason.entry.fix)
         for seen, reason in SYMPTOMS
@@ -164,7 +164,7 @@ def symptom_table() -> str:
 
 
 def between_marks(page: str, name: str, made: str, text: str = "") -> str:
-    """The text of a page with what stands between its marks made again."""
+    """The text of a page with the part between its marks generated anew."""
     begin, end = (mark.format(name=name) for mark in MARK)
     before, found, rest = (text or (ROOT / page).read_text("utf-8")).partition(begin)
     _, ended, after = rest.partition(end)
@@ -174,13 +174,13 @@ def between_marks(page: str, name: str, made: str, text: str = "") -> str:
 
 
 def readme() -> str:
-    """README.md with the tables between its marks made again."""
+    """README.md with the tables between its marks generated anew."""
     text = between_marks("README.md", "settings", readme_table())
     return between_marks("README.md", "symptoms", symptom_table(), text)
 
 
 def capacity_page() -> str:
-    """docs/topics/capacity.md with the tables between its marks made again, from the newest results."""
+    """docs/topics/capacity.md with its tables generated anew from the newest results."""
     page = "docs/topics/capacity.md"
     text = (ROOT / page).read_text("utf-8")
     for name, made in capacity.PARTS.items():
@@ -293,7 +293,7 @@ def events_page() -> str:
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Words of each command, groups before what is in them."""
+    """Words of each command, groups before their commands."""
     yield path
     context = click.Context(group)
     for name in sorted(group.list_commands(context)):
@@ -325,7 +325,7 @@ def cli_page() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Path -> text, for every page that is made."""
+    """Path -> text of all generated pages."""
     docs = ROOT / "docs"
     return {
         docs / "reference/environment.md": environment_page(),
@@ -345,7 +345,7 @@ def pages() -> dict[Path, str]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """0: written, or all up to date with --check."""
+    """Returns the exit status: 0 if the pages were written, or are up to date (--check)."""
     old = []
     for path, text in pages().items():
         if path.is_file() and path.read_text("utf-8") == text:

@@ -1,9 +1,9 @@
-"""Writes where a release comes from: an in-toto statement with SLSA provenance (slsa.dev/provenance/v1), unsigned.
+"""Writes the provenance of a release: an unsigned in-toto statement with SLSA provenance (slsa.dev/provenance/v1).
 
     python tools/make_provenance.py FILE ARTIFACT...
 
-It names each artifact by its SHA-256, the revision that was built, and the lock files that the build used. Sign FILE with the tool of
-your organization; a reader checks an artifact with `sha256sum` against it.
+The statement names each artifact by its SHA-256, the revision that was built, and the lock files of the build. Sign
+FILE with the tool of your organization; check an artifact by comparing its `sha256sum` with the statement.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def sha256(path: Path) -> str:
 
 
 def git(*arguments: str) -> str:
-    """What git prints; empty outside a checkout."""
+    """Output of git; empty outside a checkout."""
     done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip()
 

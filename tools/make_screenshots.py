@@ -1,7 +1,7 @@
-"""Pictures of the dashboard, of a real relay with a little traffic: docs/images/dashboard*.png.
+"""Screenshots of the dashboard of a real relay with a little traffic: docs/images/dashboard*.png.
 
-Run by `make screenshots`; needs chromium and chromedriver. The relay, its peers and their refusals are real, the
-control plane is the dev platform.
+Run by `make screenshots`; needs chromium and chromedriver. Relay, peers and refusals are real; the control plane is
+the dev platform.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def frame() -> str:
 
 
 class Traffic:
-    """Peers that come and talk, and some that are refused."""
+    """Peers that connect and send frames, and peers that are refused."""
 
     def __init__(self, platform: DevPlatform, relay: RelayProcess) -> None:
         self.platform, self.relay = platform, relay
@@ -89,7 +89,7 @@ class Traffic:
 
 
 def take(relay: RelayProcess) -> None:
-    """Sign in and take the pictures."""
+    """Sign in and take the screenshots."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     browser = Browser(width=1280, height=1000)
     try:

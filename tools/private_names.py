@@ -1,9 +1,9 @@
-"""The private names of dependencies that the relay uses: attributes, overridden methods, modules.
+"""Private names of dependencies that the relay uses: attributes, overridden methods, modules.
 
-    python tools/private_names.py        prints them, one a line, with the modules that use them
+    python tools/private_names.py        prints one name a line, with the modules that use it
 
-A name is private when it begins with an underscore. The table of docs/topics/architecture.md gives each a reason and the test that
-fails when the dependency changes it; `tests/unit/test_private_names.py` keeps the table complete.
+A name is private if it begins with an underscore. The table of docs/topics/architecture.md gives each name a reason
+and the test that fails when the dependency changes it; `tests/unit/test_private_names.py` keeps the table complete.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _private(name: str) -> bool:
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:
-    """Private names that a module of ours defines itself: functions, classes, variables, attributes, slots."""
+    """Private names that a module of the relay defines: functions, classes, variables, attributes, slots."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -63,7 +63,8 @@ def _accessed() -> Iterator[tuple[str, str]]:
 
 
 def _inherited() -> Iterator[tuple[str, str]]:
-    """(module, name) of each private member that a class of ours shares with a foreign base: used, set or redefined."""
+    """(module, name) of each private member that a class of the relay shares with a foreign base: used, set or
+    redefined."""
     for name in arrows.modules():
         if name.endswith("__main__"):
             continue
@@ -81,7 +82,7 @@ def _inherited() -> Iterator[tuple[str, str]]:
 
 
 def _modules() -> Iterator[tuple[str, str]]:
-    """(module, name) of each private module or name that is imported from a dependency."""
+    """(module, name) of each private module or name imported from a dependency."""
     for name, path in arrows.modules().items():
         for full in arrows.imported(path):
             parts = full.split(".")

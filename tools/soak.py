@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Hundreds of daemons and clients that come and go, with faults, for as long as asked; then: is the relay as it was?
+"""Soak test: hundreds of daemons and clients connect and leave, with faults; then state and memory are compared.
 
     tools/soak.py [--minutes 20] [--daemons 120] [--clients 240] [--json FILE]
 
-Peers join, exchange keys, talk, send large frames and garbage, stop reading, leave in order or vanish. The platform
-hangs, fails, answers nonsense and flaps in turn; its keys rotate; the relay is asked to reload. Memory and descriptors
-are sampled all the time, and when everybody has left. It fails (status 1) when memory or descriptors grow, state is
-left behind, or something unhandled is in the log.
+Peers join, exchange keys, send frames, large frames and garbage, stop reading, close or vanish. The platform hangs,
+fails, sends malformed responses and flaps in turn; its keys rotate; the relay gets reload requests. Memory and
+descriptors are sampled throughout, and after the last peer has left. Exit status 1 if memory or descriptors grow,
+state is left behind, or the log has an unhandled error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SETTINGS = {
     "RELAY_RUNTIME_RATE_PER_MINUTE": "6000",
 }
 
-#: What the relay says at level error because of the faults that are made here.
+#: Reasons at level error that the faults of this test cause.
 EXPECTED = (
     "PLATFORM_UNREACHABLE", "VALIDATION_RESPONSE_INVALID", "ADMISSION_RESPONSE_TOO_LARGE", "JWKS_UNREACHABLE",
     "TOO_MANY_CONNECTIONS", "jwks_fetch_failed",
@@ -53,12 +53,12 @@ EXPECTED = (
 
 FAULTS: tuple[Mode, ...] = ("hang", "error", "nonsense", "cut", "flap", "deny", "slow", "huge")
 
-#: Growth of resident memory that is still called flat, bytes per minute, once everything is warm.
+#: Growth of resident memory that counts as flat after warm-up, bytes per minute.
 FLAT = 1_000_000
 
 
 class Soak:
-    """The peers, and what happened to them."""
+    """The peers and their counts."""
 
     def __init__(self, relay: Relay, platform: FaultyPlatform, workspaces: int) -> None:
         self.relay = relay
@@ -81,7 +81,7 @@ class Soak:
         return line
 
     async def daemon(self, number: int) -> None:
-        """Answers whoever asks, and leaves after a while, in one way or another."""
+        """A daemon that responds to each client, and leaves after a while in one of several ways."""
         generation = 0
         while not self.over:
             generation += 1
@@ -140,14 +140,14 @@ class Soak:
             if fate < 0.01:
                 line.send("garbage")
             elif fate < 0.02:
-                line.writer.write(frame(TEXT, b'{"type":', fin=False))  # and no more: left hanging
+                line.writer.write(frame(TEXT, b'{"type":', fin=False))  # no answer: the client waits
                 return
             elif fate < 0.03:
                 line.writer.write(frame(PING, b"p") * 50)
             elif fate < 0.035:
                 line.writer.write(frame(BINARY, os.urandom(100)))
             elif fate < 0.04:
-                for more in range(40):  # asks for much and reads nothing
+                for more in range(40):  # sends requests and reads nothing
                     line.send(e2ee(session, seq + more, "y" * 60_000))
                 await asyncio.sleep(4)
                 return
@@ -163,13 +163,13 @@ class Soak:
             elif fate < 0.7:
                 line.writer.transport.abort()
             elif fate < 0.75:
-                await asyncio.sleep(random.random() * 8)  # silent, so that the relay has to find out
+                await asyncio.sleep(random.random() * 8)  # no Close: the relay has to detect the loss
         except OSError:
             pass
         line.close()
 
     async def faults(self) -> None:
-        """One after the other, each for a few seconds, with as much peace between."""
+        """One fault after the other, each for a few seconds, with pauses of the same length."""
         while not self.over:
             await asyncio.sleep(6)
             self.platform.mode = random.choice(FAULTS)
@@ -186,7 +186,7 @@ class Soak:
 
 
 def held(relay: Relay, platform: FaultyPlatform) -> int:
-    """The relay's descriptors without kept-alive connections to the platform, which come and go by themselves."""
+    """The relay's descriptors, without kept-alive connections to the platform: their number varies."""
     to_platform = set()
     for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = row.split()
@@ -197,12 +197,12 @@ def held(relay: Relay, platform: FaultyPlatform) -> int:
         try:
             number += os.readlink(path) not in to_platform
         except OSError:
-            pass  # closed meanwhile
+            pass  # closed in the meantime
     return number
 
 
 def slope(samples: list[tuple[float, float]]) -> float:
-    """Least squares, per minute."""
+    """Slope of the least squares line, per minute."""
     if len(samples) < 3:
         return 0.0
     mean_x = sum(x for x, _ in samples) / len(samples)
@@ -240,7 +240,7 @@ async def soak(minutes: float, daemons: int, clients: int) -> dict[str, Any]:
         broken = [repr(outcome) for outcome in outcomes if isinstance(outcome, Exception)]
 
         left: Any = "?"
-        for _ in range(60):  # the longest is a peer that vanished behind a paused one
+        for _ in range(60):  # the slowest case is a peer that vanished behind a paused peer
             await asyncio.sleep(0.5)
             left = await loop.run_in_executor(None, relay.state)
             if not left and held(relay, platform) <= at_rest:

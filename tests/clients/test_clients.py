@@ -1,4 +1,4 @@
-"""The client libraries that real peers use, against a relay process: Node's ws, Python's websockets, Chromium."""
+"""Client libraries of real peers against a relay process: Node's ws, Python's websockets, Chromium."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def address(relay: Relay, role: str, workspace: str, scheme: str = "ws") -> str:
 
 @pytest.fixture(scope="session")
 def node_modules() -> None:
-    """`ws` as the lock file names it, installed beside the script once."""
+    """Install `ws` from the lock file beside the script, once."""
     if not (HERE / "node_modules" / "ws" / "package.json").exists():
         if shutil.which("npm") is None:
             pytest.skip("needs npm: apt-get install npm")
@@ -56,7 +56,7 @@ def node_modules() -> None:
 
 
 class Node:
-    """One peer in a Node process."""
+    """A peer in a Node process."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -80,7 +80,7 @@ class Node:
         self.process.stdin.flush()
 
     def said(self, *kinds: str) -> dict[str, Any]:
-        """The next thing of one of these kinds; others are passed over."""
+        """The next event of one of these kinds; other events are skipped."""
         while True:
             found = self._said.get(timeout=30)
             if kinds[0] in found or any(kind in found for kind in kinds):
@@ -101,10 +101,10 @@ def node(node_modules: None) -> Iterator[Node]:
 
 
 @pytest.mark.node
-def test_node_ws_talks_pings_and_closes(node: Node, relay: Relay, platform: FaultyPlatform) -> None:
+def test_node_ws_messages_pings_and_close(node: Node, relay: Relay, platform: FaultyPlatform) -> None:
     daemon = Peer.daemon(relay, platform, "node", "t")
     token = platform.token("client", "node", "t")
-    # ws offers permessage-deflate of itself: it is not taken.
+    # ws offers permessage-deflate by default; the relay does not accept it.
     node.tell(
         open=address(relay, "client", "node"), options={"headers": {"Authorization": f"Bearer {token}"}}
     )
@@ -119,7 +119,7 @@ def test_node_ws_talks_pings_and_closes(node: Node, relay: Relay, platform: Faul
         assert daemon.text() == text
         daemon.send(text)
         assert node.said("got")["got"] == text
-    assert node.said("pinged")  # the relay's own, which ws answers
+    assert node.said("pinged")  # the relay's ping, which ws answers
     node.tell(ping="are you there")
     assert node.said("pong")["pong"] == "are you there"
     node.tell(close=1000, reason="done")
@@ -191,7 +191,7 @@ def test_python_websockets(relay: Relay, platform: FaultyPlatform) -> None:
     def bearer(role: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {platform.token(role, 'py', 't')}"}
 
-    # It offers permessage-deflate of itself too, and fragments what is sent in pieces.
+    # websockets offers permessage-deflate too, and fragments messages that are sent in pieces.
     with (
         connect(
             address(relay, "workspace-daemon", "py"), additional_headers=bearer("workspace-daemon")
@@ -233,7 +233,7 @@ def test_python_websockets_over_tls(platform: FaultyPlatform, tmp_path: Path) ->
         headers = {"Authorization": f"Bearer {platform.token('workspace-daemon', 'w', 't')}"}
         to = address(relay, "workspace-daemon", "w", "wss")
 
-        # The synchronous client reads and writes one TLS object from two threads, which OpenSSL does not always bear.
+        # The synchronous client uses one TLS object in two threads, which OpenSSL does not always support.
         async def talk() -> None:
             with pytest.raises(ssl.SSLCertVerificationError):
                 await connect_async(to, additional_headers=headers)
@@ -245,7 +245,7 @@ def test_python_websockets_over_tls(platform: FaultyPlatform, tmp_path: Path) ->
 
 # -- Chromium ------------------------------------------------------------------------------------------------------------
 
-#: Opens a socket in the page and keeps what happens in `window.seen`.
+#: Opens a WebSocket in the page and collects its events in `window.seen`.
 OPEN = """
 window.seen = [];
 const [url, protocols] = arguments;
@@ -276,7 +276,7 @@ def seen(browser: Browser, number: int) -> list[list[Any]]:
 
 
 @pytest.mark.chromium
-def test_a_browser_talks(browser: Browser, relay: Relay, platform: FaultyPlatform) -> None:
+def test_a_browser_sends_and_receives(browser: Browser, relay: Relay, platform: FaultyPlatform) -> None:
     daemon = Peer.daemon(relay, platform, "page", "t")
     token = platform.token("client", "page", "t")
     in_page(browser, relay, token, "page")
@@ -314,7 +314,7 @@ def test_a_browser_sees_why_it_is_refused(
 
 
 @pytest.mark.chromium
-def test_a_browser_with_a_token_that_is_none(browser: Browser, relay: Relay) -> None:
+def test_a_browser_with_a_malformed_token(browser: Browser, relay: Relay) -> None:
     in_page(browser, relay, "not-a-token-at-all", "page")
     assert seen(browser, 2)[1] == ["close", 4401, "invalid_token", True]
 

@@ -1,9 +1,9 @@
-"""A test service that echoes through the relay's own upgrade, connection and fast path.
+"""An echo service on the relay's own upgrade, connection and fast path.
 
-    python -m tests.conformance.echo            # prints the port it listens on, serves until SIGTERM
+    python -m tests.conformance.echo            # prints its port, serves until SIGTERM
 
-Only who judges a message differs from the relay: each goes back to its sender, as what it came, text or binary. The
-setting RELAY_FAST_PATH chooses the path, RELAY_FRAME_MAX_BYTES the limit.
+Only the router differs from the relay: each message goes back to its sender, with its opcode. RELAY_FAST_PATH selects
+the path, RELAY_FRAME_MAX_BYTES the limit.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.turn import turn_of
 from viewport_relay.wire.upgrade import UpgradeResource
 
-#: Conformance clients put it behind their address.
+#: Path and query that the conformance client appends to the address.
 PATH = "/ws?role=worker&workspaceId=conformance&token=conformance-token"
 
 
 class Echo:
-    """The handler of every connection, and the receiver of its own messages; binary ones go back as binary."""
+    """Handler of a connection, and receiver of its own messages; binary messages are echoed as binary."""
 
     outlet: Echo
 
@@ -64,7 +64,7 @@ class Echo:
         self.outbox.take(frame_header(BINARY, len(payload)) + payload, self._feeder)
         return None
 
-    #: A connection that is its own feeder: it is not read while its answers wait.
+    #: The connection itself: it is not read while its echoes are queued.
     _feeder: Any = None
 
     def closed(self, ending: Ending) -> None:
@@ -73,7 +73,7 @@ class Echo:
 
 
 class EchoService:
-    """Lets every connection in."""
+    """Service that admits every connection."""
 
     def __init__(self, clock: IReactorTime, **environ: str) -> None:
         settings = {"RELAY_MODE": "dev", "SERVER_URL": "http://127.0.0.1:1"}
@@ -97,7 +97,7 @@ class EchoService:
         echo._feeder = connection.reader
 
     def event(self, event: str, **rest: Any) -> None:
-        """A no-op log."""
+        """Null object for the log."""
 
 
 class OpenGate:

@@ -1,8 +1,8 @@
-"""The Autobahn test suite's cases against the relay's own connection class, fast path on and off.
+"""The cases of the Autobahn test suite against the relay's connection class, with fast path on and off.
 
     make conformance        # all cases, with 9 (limits and speed) and 12, 13 (compression, which is not offered)
 
-`kosoku` runs them natively. It calls NON-STRICT passed; here that is a failure like any other.
+`kosoku` runs the cases natively. It accepts NON-STRICT as passed; here NON-STRICT is a failure.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ ROOT = Path(__file__).parents[2]
 #: Framing, pings, reserved bits, opcodes, fragments, UTF-8, closes, and fragments of many sizes.
 QUICK = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "10.*")
 
-#: Cases at the same time. More are hardly quicker, and each is late when the machine stands still.
+#: Concurrent cases. More are hardly faster, and all of them are late when the machine stalls.
 AT_ONCE = 4
 
-#: How often a case that was late runs in all.
+#: Runs of a case that was late, in all.
 GOES = 4
 
-#: Cases that only look: what a peer does when the other end drops the line.
+#: Cases that only observe how a peer reacts when the other end drops the connection.
 PASSED = {"OK", "INFORMATIONAL"}
 
 
@@ -68,7 +68,7 @@ def run(port: int, folder: Path, include: tuple[str, ...], at_once: int) -> dict
 
 
 def failures(port: int, folder: Path, include: tuple[str, ...], at_once: int) -> tuple[int, dict[str, str]]:
-    """How many cases ran, and what failed. A case that may only have been late runs again, alone."""
+    """Number of cases that ran, and the failures. A case that was perhaps late runs again, alone."""
     cases = run(port, folder / "all", include, at_once)
     number, failed = len(cases), {}
     for go in range(GOES):
@@ -83,16 +83,16 @@ def failures(port: int, folder: Path, include: tuple[str, ...], at_once: int) ->
 
 
 def may_be_late(name: str, case: dict[str, str]) -> bool:
-    """Whether this is what kosoku says when the service (or the machine) stood still for a second or two: it drops a
-    connection that the service has not dropped yet, its time-outs are its own; and 6.4 is about who is first."""
+    """Whether a stall of a second or two explains this verdict: kosoku drops the connection by its own time-out; case
+    6.4 depends on which end is first."""
     exchanged = case["behavior"] in PASSED or (name.startswith("6.4.") and case["behavior"] == "NON-STRICT")
     return exchanged and case["behaviorClose"] in PASSED | {"FAILED BY CLIENT", "UNCLEAN"}
 
 
 def judge(name: str, case: dict[str, str]) -> str:
-    """What is wrong with a case; empty when nothing is."""
+    """What is wrong with a case; empty if it passed."""
     behavior, close = case["behavior"], case["behaviorClose"]
-    if name.startswith(("12.", "13.")):  # compression, which is never agreed to
+    if name.startswith(("12.", "13.")):  # compression, which the relay never accepts
         return "" if behavior == "UNIMPLEMENTED" else f"{behavior}: compression?"
     return "" if behavior in PASSED and close in PASSED else f"{behavior}, close {close}"
 

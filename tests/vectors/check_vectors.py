@@ -1,10 +1,9 @@
 """Check the reference peers against a file of vectors: `python check_vectors.py PATH`.
 
-Prints a line for each vector that holds and stops at the first difference with exit status 1 and a message
-that names the vector and the member; 2 when the file cannot be read. Knows the schema of `relay-noise-v3`
-files (`schemaVersion` 1: `daemonIdentity`, `clientDeterministicKeys`,
-`daemonDeterministicEphemeralPrivateKey`, `vectors`) and the sections `linkVectors` and `envelopeVectors`
-that this project adds.
+Prints a line for each vector that holds. Stops at the first difference with exit status 1 and a message that names
+vector and member; exit status 2 if the file cannot be read. Supports the schema of `relay-noise-v3` files
+(`schemaVersion` 1: `daemonIdentity`, `clientDeterministicKeys`, `daemonDeterministicEphemeralPrivateKey`, `vectors`)
+and this project's sections `linkVectors` and `envelopeVectors`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from viewport_relay.peer.symmetric import KeyPair, Profile
 
 
 class Difference(Exception):
-    """A value that the peers make differs from the file's."""
+    """A value that the peers compute differs from the file's."""
 
 
 def _b(text: object) -> bytes:
@@ -34,12 +33,12 @@ def _b(text: object) -> bytes:
 
 def _same(vector: str, member: str, made: object, expected: object) -> None:
     if made != expected:
-        # Synthetic values, so both may be shown.
+        # The values are synthetic, so the message may show both.
         raise Difference(f"{vector}: {member} is {made!r}, the file has {expected!r}")
 
 
 def check_exchange(document: dict[str, Any], vector: dict[str, Any]) -> None:
-    """One key exchange, both halves. Raises Difference or PeerError."""
+    """Check one key exchange, both halves. Raises Difference or PeerError."""
     name = vector["id"]
     daemon = KeyPair.from_private(_b(document["daemonIdentity"]["privateKey"]))
     _same(
@@ -77,7 +76,7 @@ def check_exchange(document: dict[str, Any], vector: dict[str, Any]) -> None:
 
 
 def check_link(vector: dict[str, Any]) -> None:
-    """One link from the initiator's side: handshake, confirm, a frame each way."""
+    """Check one link from the initiator's side: handshake, confirm, one frame in each direction."""
     name = vector["id"]
     secret = _b(vector["pairingSecret"]) if "pairingSecret" in vector else None
     if secret is not None:
@@ -92,7 +91,7 @@ def check_link(vector: dict[str, Any]) -> None:
         ephemeral_private=_b(vector["peerEphemeralPrivateKey"]),
     )
     with warnings.catch_warnings():
-        # The library rightly warns of ephemeral keys that are given; here that is the point.
+        # The library warns about given ephemeral keys; the vectors need them.
         warnings.filterwarnings("ignore", message="One of ephemeral keypairs")
         link = LinkInitiator(settings)
     _same(name, "message1", base64url.encode(link.message_1()), vector["message1"])
@@ -107,14 +106,14 @@ def check_link(vector: dict[str, Any]) -> None:
 
 
 def check_envelope(vector: dict[str, Any]) -> None:
-    """One envelope: sealed as in the file, and opened again by the other side."""
+    """Check one envelope: encrypt as in the file, and decrypt on the other side."""
     name = vector["id"]
     profile = Profile(vector["profile"])
     keys = SessionKeys(profile, vector["sessionId"], vector["epoch"], _b(vector["sessionKey"]), b"")
     sender = Session(keys, iv_source=lambda _: _b(vector["iv"]))
     frame: dict[str, Any] = {}
     for _ in range(vector["seq"]):
-        # The counter is not to be set from outside, so the messages before are sealed as well.
+        # The counter is private, so the messages before are encrypted as well.
         frame = json.loads(sender.seal(vector["plaintext"]))
     _same(name, "tag", frame["tag"], vector["tag"])
     _same(name, "ciphertext", frame["ciphertext"], vector["ciphertext"])
@@ -122,7 +121,7 @@ def check_envelope(vector: dict[str, Any]) -> None:
 
 
 def check(document: dict[str, Any]) -> Iterator[str]:
-    """The names of the vectors of a file, each after it was found to hold. Raises Difference."""
+    """Names of the vectors, each after its check. Raises Difference."""
     for vector in document.get("vectors", []):
         check_exchange(document, vector)
         yield str(vector["id"])
@@ -135,7 +134,7 @@ def check(document: dict[str, Any]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command; gives its exit status."""
+    """The command; returns its exit status."""
     if len(arguments) != 1:
         print("usage: check_vectors.py PATH", file=sys.stderr)
         return 2

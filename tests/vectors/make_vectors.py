@@ -1,8 +1,8 @@
-"""Make this project's own vectors: `python make_vectors.py > relay-peers.json`.
+"""Write this project's own vectors: `python make_vectors.py > relay-peers.json`.
 
-All keys come from fixed seeds, so the output is the same on every machine. They are synthetic: nothing may
-ever be protected with them. What the vectors pin down is that the peers do not change by accident; that they
-agree with other implementations is what `check_vectors.py` is for, run on somebody else's file.
+All keys come from fixed seeds, so the output is the same on every machine. The keys are synthetic and must never
+protect anything. These vectors detect accidental changes of the peers; `check_vectors.py` with the vectors of another
+implementation tests interoperability.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _encode = base64url.encode
 
 
 def seeded(name: str) -> bytes:
-    """32 bytes that stand for `name`."""
+    """A 32-byte key derived from `name`."""
     return hashlib.sha256(f"viewport relay peers, vector seed: {name}".encode()).digest()
 
 
 @contextmanager
 def fixed_ephemeral() -> Iterator[None]:
-    """The library rightly warns of ephemeral keys that are given; here that is the point."""
+    """Let the library accept given ephemeral keys without its warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="One of ephemeral keypairs")
         yield
@@ -73,7 +73,7 @@ def exchange(name: str, profile: Profile, session_id: str, epoch: int) -> dict[s
 
 
 def link(name: str, pattern: Pattern, where: tuple[str, str, str]) -> dict[str, Any]:
-    """One link: handshake, confirm, a frame each way."""
+    """One link: handshake, confirm, one frame in each direction."""
     relay_private = seeded("relay static")
     relay_public = X25519PrivateKey.from_private_bytes(relay_private).public_key().public_bytes_raw()
     secret = seeded("link pairing secret") if pattern is Pattern.IKPSK2 else None
@@ -132,7 +132,7 @@ def link(name: str, pattern: Pattern, where: tuple[str, str, str]) -> dict[str, 
 
 
 def envelope(name: str, profile: Profile, epoch: int, seq: int, plaintext: str) -> dict[str, Any]:
-    """One envelope under a key and iv of their own."""
+    """One envelope, under its own key and IV."""
     key, iv = seeded(f"session key of {name}"), seeded(f"iv of {name}")[:12]
     session_id = f"rs_{name}"
     session = Session(SessionKeys(profile, session_id, epoch, key, b""), iv_source=lambda _: iv)
@@ -154,7 +154,7 @@ def envelope(name: str, profile: Profile, epoch: int, seq: int, plaintext: str) 
 
 
 def document() -> dict[str, Any]:
-    """The whole file."""
+    """The JSON document."""
     daemon = KeyPair.from_private(seeded("daemon static"))
     return {
         "schemaVersion": 1,
@@ -188,7 +188,7 @@ def document() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file's content."""
+    """Content of the file."""
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Relays and control planes for the tests of admission; relays are processes, and some serve several tests."""
+"""Fixtures of the admission tests: control planes, and relays as processes; some serve several tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.integration.admission.controlplane import ControlPlane, SigningKey
 from tests.integration.admission.relays import Relay
 
-#: No rate, and short waits; refusals of this relay differ by workspace, so that the log folds none of them.
+#: No rate limit, and short waits. Refusals of this relay differ by workspace, so the log folds none of them.
 SHARED = {
     "RELAY_MODE": "staging",
     "RELAY_RATE_LIMIT_PER_IP": "0",
@@ -28,13 +28,13 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def workspace() -> str:
-    """A workspace id that no other test uses."""
+    """A workspace id that is new for each test."""
     return f"w{next(_numbers)}"
 
 
 @pytest.fixture
 def source() -> str:
-    """An address of loopback that no other test comes from."""
+    """A loopback address that is new for each test."""
     number = next(_numbers)
     return f"127.1.{number >> 8}.{number & 255}"
 
@@ -50,7 +50,7 @@ def platform() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="package")
 def relay(platform: ControlPlane) -> Iterator[Relay]:
-    """A relay that tests share: none may stop it, spend a limit of it or touch its platform for long."""
+    """The shared relay. A test must not stop it, use up a limit, or disturb its platform for long."""
     made = Relay({**platform.settings(), **SHARED})
     yield made.ready()
     assert made.stop() == 0
@@ -60,7 +60,7 @@ def relay(platform: ControlPlane) -> Iterator[Relay]:
 
 @pytest.fixture
 def own_platform() -> Iterator[Callable[..., ControlPlane]]:
-    """Makes control planes that end with the test."""
+    """Factory of control planes that end with the test."""
     made: list[ControlPlane] = []
 
     def make(**how: Any) -> ControlPlane:
@@ -74,7 +74,7 @@ def own_platform() -> Iterator[Callable[..., ControlPlane]]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Relay]]:
-    """Starts relays that end with the test, which must find nothing on standard error."""
+    """Factory of relays that end with the test; fails if one wrote to standard error."""
     made: list[Relay] = []
 
     def begin(settings: dict[str, str], *arguments: str, **how: Any) -> Relay:

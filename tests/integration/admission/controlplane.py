@@ -1,6 +1,6 @@
-"""A control plane in threads: it signs tokens, serves keys and answers `validate`, rightly or as badly as a test wants.
+"""A threaded control plane for tests: signs tokens, serves the JWKS and `validate`, with faults that a test sets.
 
-It shares no code with the development platform, and none with the relay: a second reading of the contract.
+It shares no code with the development platform nor with the relay: a second implementation of the wire protocol.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAKERS: dict[str, Callable[[], Any]] = {
 
 @frozen
 class SigningKey:
-    """A private key and the kid that tokens name."""
+    """A private key and its kid."""
 
     kid: str
     algorithm: str
@@ -44,7 +44,7 @@ class SigningKey:
         return cls(kid, algorithm, _MAKERS[algorithm]())
 
     def public(self) -> dict[str, Any]:
-        """As a member of a JWK set."""
+        """The public key as a member of a JWK set."""
         algorithm: Any = jwt.get_algorithm_by_name(self.algorithm)
         jwk: dict[str, Any] = algorithm.to_jwk(self.private.public_key(), as_dict=True)
         return {**jwk, "kid": self.kid, "use": "sig", "alg": self.algorithm}
@@ -52,9 +52,9 @@ class SigningKey:
 
 @frozen
 class Reply:
-    """One answer. `delay` and `drip` are seconds: before the head, and over which the body trickles in.
+    """One HTTP response. `delay` (before the head) and `drip` (time over which the body is sent) are in seconds.
 
-    `wire` replaces all of it by raw bytes, after which the connection is closed.
+    `wire`, if set, replaces the response by these raw bytes, and the server then closes the connection.
     """
 
     status: int = 200
@@ -71,7 +71,7 @@ class Reply:
 
 @frozen
 class Question:
-    """What `validate` was asked."""
+    """A request to `validate`."""
 
     headers: dict[str, str] = field(repr=False)
     body: dict[str, Any] = field(repr=False)
@@ -79,19 +79,19 @@ class Question:
 
 @define(eq=False)
 class ControlPlane:
-    """Listens on a free port of loopback as soon as it is made; `stop` and `start` keep the port."""
+    """Control plane on a free loopback port; listens at once. `stop` and `start` keep the port."""
 
     tls: ssl.SSLContext | None = None
     internal_key: str = INTERNAL_KEY
-    clock_offset: float = 0.0  # how wrong its clock is, seconds
+    clock_offset: float = 0.0  # error of its clock, seconds
     published: list[SigningKey] = Factory(list)
-    jwks: Reply | None = None  # instead of the published keys
-    replies: dict[str, Reply] = Factory(dict)  # by token, for callers that have the internal key
-    held: threading.Event = Factory(threading.Event)  # cleared: `validate` waits for it
+    jwks: Reply | None = None  # replaces the published keys
+    replies: dict[str, Reply] = Factory(dict)  # by token, for requests with the internal key
+    held: threading.Event = Factory(threading.Event)  # while it is cleared, `validate` does not respond
     questions: list[Question] = Factory(list)
     jwks_asked: int = 0
     connections: int = 0
-    waiting: int = 0  # questions that `held` keeps
+    waiting: int = 0  # requests that `held` delays
     port: int = 0
     _server: Any = None
     _open: set[socket.socket] = Factory(set)
@@ -104,7 +104,7 @@ class ControlPlane:
     # -- tokens ------------------------------------------------------------------------------------------------
 
     def claims(self, role: str, workspace: str, target: str | None = "t", **more: Any) -> dict[str, Any]:
-        """What a token says; `None` takes a claim out."""
+        """Claims of a token; `None` removes a claim."""
         now = int(time.time() + self.clock_offset)
         said = {
             "iss": "viewport-server", "aud": "viewport-relay", "iat": now, "exp": now + 300,
@@ -131,7 +131,7 @@ class ControlPlane:
     # -- what it counted -----------------------------------------------------------------------------------------
 
     def asked_about(self, token: str) -> int:
-        """How often `validate` was asked about this token."""
+        """Number of requests to `validate` with this token."""
         return sum(question.body.get("relayToken") == token for question in self.questions)
 
     # -- answering -----------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class ControlPlane:
             def handle_one_request(self) -> None:
                 try:
                     super().handle_one_request()
-                except OSError:  # the relay hung up, as it may
+                except OSError:  # the relay closed the connection: allowed
                     self.close_connection = True
 
             def do_GET(self) -> None:
@@ -211,7 +211,7 @@ class ControlPlane:
             request_queue_size = 256
 
             def handle_error(self, *_: object) -> None:
-                """A handshake that failed is what the test wanted."""
+                """Ignore failed handshakes: a test provokes them."""
 
             def finish_request(self, request: Any, client_address: Any) -> None:
                 if platform.tls is not None:
@@ -243,7 +243,7 @@ class ControlPlane:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """`validate` gives no answer meanwhile."""
+        """While the context is open, `validate` does not respond."""
         self.held.clear()
         try:
             yield
@@ -256,7 +256,7 @@ class ControlPlane:
         return f"http{'s' if self.tls else ''}://{host}:{self.port}"
 
     def settings(self) -> dict[str, str]:
-        """What a relay needs to find it."""
+        """Settings of a relay that uses this platform."""
         return {
             "RELAY_JWKS_URL": self.url + JWKS_PATH,
             "RELAY_VALIDATE_URL": self.url + VALIDATE_PATH,

@@ -1,7 +1,7 @@
-"""Twenty-one faults of a deployment, each planted whole: settings, platform, certificates, peers.
+"""Twenty-one faults of a deployment: settings, platform, certificates, peers.
 
-A fault is planted by a function that gets a `Bench` and returns the relay in trouble. What a reader must see first stands
-in `golden/NAME.txt`; `test_first_look.py` compares.
+Each fault is a function that gets a `Bench` and returns the relay in trouble. `golden/NAME.txt` has the expected
+first screen; `test_first_look.py` compares.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.integration.admission.relays import Relay, eventually
 
 @define(eq=False)
 class Bench:
-    """What a fault is built from; everything ends with the test."""
+    """Platforms, relays and folders to build a fault from; all end with the test."""
 
     platform: Callable[..., ControlPlane]
     start: Callable[..., Relay]
@@ -31,19 +31,19 @@ class Bench:
     folder: Path
 
     def relay(self, platform: ControlPlane, **settings: str) -> Relay:
-        """A relay in front of `platform`, listening."""
+        """A listening relay in front of `platform`."""
         known = {"RELAY_MODE": "staging", "RELAY_ID": "relay-1"}
         relay = self.start({**platform.settings(), **known, **settings})
         return relay.listening()
 
     def ready(self, **settings: str) -> tuple[Relay, ControlPlane]:
-        """A platform, and a relay that has its keys."""
+        """A platform, and a relay that has fetched its keys."""
         platform = self.platform()
         return self.relay(platform, **settings).ready(), platform
 
 
 def attempts(relay: Relay, platform: ControlPlane, number: int = 6, **claims: Any) -> None:
-    """So many clients of so many workspaces, from as many addresses, that try to connect."""
+    """Connection attempts of `number` clients, each with its own workspace and address."""
     for n in range(number):
         token = platform.token("client", f"acme-{n}", **claims)
         relay.upgrade("client", f"acme-{n}", token, source=f"127.8.0.{n + 1}").close()
@@ -102,7 +102,7 @@ def platform_down(bench: Bench) -> Relay:
     platform.stop()
     relay = bench.relay(platform)
     attempts(relay, platform, 3)
-    platform.start()  # what made it stops it
+    platform.start()  # the fixture that made the platform stops it
     return relay
 
 
@@ -151,7 +151,7 @@ def certificate_for_another_name(bench: Bench) -> Relay:
 
 
 def chain_incomplete(bench: Bench) -> Relay:
-    """The server sends its own certificate alone, and the one that signed it is not the CA that the relay trusts."""
+    """The server sends only its own certificate; the issuer of that certificate is not the CA that the relay trusts."""
     between = Identity.self_signed("intermediate")
     return _tls(bench, between.issue("localhost", "localhost"), Identity.self_signed("our CA"))
 
@@ -178,7 +178,7 @@ def origin(bench: Bench) -> Relay:
 
 
 def redis_refuses(bench: Bench) -> Relay:
-    """A user of Redis who may connect and ping, and not do what the bus needs."""
+    """The Redis user may connect and ping, but not use the commands of the bus."""
     redis = bench.redis()
     redis.ask(
         "ACL", "SETUSER", "relay", "on", ">redis-password-of-the-relay", "~*", "+ping", "+select", "+client"
@@ -190,12 +190,12 @@ def redis_refuses(bench: Bench) -> Relay:
         RELAY_PUBLIC_WS_BASE_URL="wss://relay.example/ws",
     ).ready()  # fmt: skip
     daemon = relay.upgrade("workspace-daemon", "acme", platform.token("workspace-daemon", "acme"))
-    relay.kept.append(daemon)  # whose presence cannot be announced
+    relay.kept.append(daemon)  # the relay cannot announce its presence
     return relay
 
 
 def descriptors(bench: Bench) -> Relay:
-    """Nearly all descriptors are taken by connections that say nothing."""
+    """Idle connections take nearly all descriptors."""
     platform = bench.platform()
     relay = bench.start(
         {**platform.settings(), "RELAY_MODE": "staging", "RELAY_MAX_CONNECTIONS_PER_IP": "0"}, nofile=80
@@ -228,7 +228,7 @@ def frame_too_large(bench: Bench) -> Relay:
 
 
 def twin_daemons(bench: Bench) -> Relay:
-    """Two machines claim one target; the second comes back whenever it is sent away."""
+    """Two machines claim one target; the second reconnects each time the relay closes it."""
     relay, platform = bench.ready()
     first = relay.upgrade(
         "workspace-daemon", "acme", platform.token("workspace-daemon", "acme"), source="127.8.2.1"
@@ -238,7 +238,7 @@ def twin_daemons(bench: Bench) -> Relay:
         with relay.upgrade(
             "workspace-daemon", "acme", platform.token("workspace-daemon", "acme"), source="127.8.2.2"
         ) as twin:
-            while first.frame()[0] != 9:  # the ping that asks whether the first one lives
+            while first.frame()[0] != 9:  # the relay pings the first daemon before it decides
                 pass
             first.send(b"", 10)
             assert twin.closed_with() == (4008, "daemon already connected")
@@ -271,7 +271,7 @@ def worker_restarts(bench: Bench) -> Relay:
 
 @frozen
 class Fault:
-    """`code` is the problem that must be named first, `words` must stand on the first screen beside it."""
+    """A fault. The first problem on the screen must have `code`; the screen must contain `words`."""
 
     plant: Callable[[Bench], Relay]
     code: str

@@ -1,4 +1,4 @@
-"""Peers at the level of bytes: an upgrade exactly as a test writes it, and what came back."""
+"""Peers at byte level: a test writes the upgrade request, and reads the response."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT = 15.0
 
 @define(eq=False)
 class Upgrade:
-    """What an attempt came to. With status 101 the connection is open; `close` it, or use it as a context."""
+    """Response to an upgrade. After status 101 the connection is open; `close` it, or use this as a context."""
 
     status: int
     headers: dict[str, str]
@@ -50,7 +50,7 @@ class Upgrade:
         return self.status == 101
 
     def frame(self) -> tuple[int, bytes, bool]:
-        """The next frame: opcode, payload, fin."""
+        """Opcode, payload and FIN bit of the next WebSocket frame."""
         while not self._frames:
             data = self.connection.recv(65536)
             assert data, "the connection ended without a further frame"
@@ -58,7 +58,7 @@ class Upgrade:
         return self._frames.pop(0)
 
     def closed_with(self) -> tuple[int, str]:
-        """Code and text of the Close, which must be the next frame that is no text."""
+        """Code and text of the Close frame; only text frames may come before it."""
         while True:
             opcode, payload, _ = self.frame()
             if opcode == 8:
@@ -68,13 +68,13 @@ class Upgrade:
         self.connection.sendall(masked_frame(opcode, payload))
 
     def announce(self, length: int) -> None:
-        """The head of a text message of this length, and none of its payload."""
+        """Send the header of a text message of this length, without payload."""
         size = b"\xfe" + struct.pack("!H", length) if length < 65_536 else b"\xff" + struct.pack("!Q", length)
         self.connection.sendall(b"\x81" + size + b"mask")
 
 
 def head(target: str, headers: dict[str, str | None] | None = None, method: str = "GET") -> bytes:
-    """A right upgrade request but for what `headers` replaces; None takes a header out."""
+    """A valid upgrade request, except where `headers` replaces a header; None removes one."""
     lines: dict[str, str | None] = {
         "Host": "relay.example",
         "Upgrade": "websocket",
@@ -95,7 +95,7 @@ def target_of(role: str, workspace: str, target: str | None = "t") -> str:
 def dial(
     port: int, *, source: str = "127.0.0.1", host: str = "127.0.0.1", preamble: bytes = b"", tls: bool = False
 ) -> socket.socket:
-    """A connection to a relay from one address of loopback; `preamble` goes before TLS."""
+    """A connection to a relay from a loopback address; `preamble` is sent before TLS."""
     where = None if ":" in host else (source, 0)
     connection = socket.create_connection((host, port), TIMEOUT, where)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -110,7 +110,7 @@ def dial(
 
 
 def answer_on(connection: socket.socket) -> Upgrade:
-    """Read a response; of a refusal the whole body, and that the relay then closes, as it says."""
+    """Read a response. Of a refusal read the whole body, and check that the relay closes as its headers announce."""
     got = b""
     while b"\r\n\r\n" not in got:
         data = connection.recv(65536)
@@ -129,7 +129,7 @@ def answer_on(connection: socket.socket) -> Upgrade:
         data = connection.recv(65536)
         assert data, "the connection ended within the body"
         rest += data
-    connection.settimeout(8)  # at once, that is: Twisted's own idle time-out would take 15 s
+    connection.settimeout(8)  # well below Twisted's idle time-out of 15 s
     assert connection.recv(1) == b"", "the relay said that it closes"
     connection.close()
     return Upgrade(code, headers, rest, connection, [], reader)
@@ -146,7 +146,7 @@ def upgrade(
     headers: dict[str, str | None] | None = None,
     **dialling: Any,
 ) -> Upgrade:
-    """One attempt. `via` is where the token stands: header, subprotocol (as browsers do) or query."""
+    """One upgrade attempt. `via` is the place of the token: header, subprotocol (as browsers do) or query."""
     asked = target_of(role, workspace, target)
     extra: dict[str, str | None] = {}
     if token is not None:

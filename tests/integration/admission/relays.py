@@ -1,4 +1,4 @@
-"""A relay as an operator runs it: a process of twistd with settings in its environment, output and exit status kept."""
+"""A relay as operators run it: a twistd process with settings in its environment; output and exit status are kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def environment(settings: dict[str, str]) -> dict[str, str]:
-    """This process' environment without any setting of a relay, and `settings`."""
+    """This process' environment without relay settings, plus `settings`."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -38,7 +38,7 @@ def environment(settings: dict[str, str]) -> dict[str, str]:
 def run(
     settings: dict[str, str], *arguments: str, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A relay that ends by itself."""
+    """Run a relay that is expected to end by itself."""
     return subprocess.run(
         [*_RUN, "viewport-relay", *arguments],
         env=environment(settings), cwd=cwd, capture_output=True, text=True, timeout=60,
@@ -46,7 +46,7 @@ def run(
 
 
 def eventually(look: Callable[[], T | None], what: str, seconds: float = 10.0) -> T:
-    """What `look` gives as soon as that is something."""
+    """Poll `look`; returns its first true result."""
     deadline = time.monotonic() + seconds
     while True:
         found = look()
@@ -57,7 +57,7 @@ def eventually(look: Callable[[], T | None], what: str, seconds: float = 10.0) -
 
 
 class Relay:
-    """Starts when it is made. `ready` waits until it can admit, `listening` until it answers at all."""
+    """A relay process, started by the constructor. `listening` waits for any response, `ready` for readiness."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Relay:
     ) -> None:
         self.host = host
         self.tls = tls
-        self.preamble = preamble  # what the operator's own connections begin with
+        self.preamble = preamble  # sent first on each connection of these methods
         self.port = free_port(host)
         defaults = {
             "RELAY_LISTEN_HOST": host,
@@ -83,7 +83,7 @@ class Relay:
             env=environment({**defaults, **settings}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))) if nofile else None,
         )  # fmt: skip
-        self.kept: list[Upgrade] = []  # connections of a test that live as long as the relay
+        self.kept: list[Upgrade] = []  # connections that a test keeps open until the relay ends
         self.written: list[str] = []  # lines of standard output
         self.complained: list[str] = []  # lines of standard error
         self._readers = [
@@ -113,7 +113,7 @@ class Relay:
         return self
 
     def stop(self) -> int:
-        """SIGTERM, and its exit status."""
+        """Send SIGTERM; returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.ended()
@@ -131,7 +131,7 @@ class Relay:
     # -- the operator's view ---------------------------------------------------------------------------------------
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body. Raises OSError without an answer."""
+        """Status and body. Raises OSError without a response."""
         connection = dial(self.port, host=self.host, tls=self.tls, preamble=self.preamble)
         with connection:
             lines = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\n\r\n"
@@ -143,18 +143,18 @@ class Relay:
         return int(first[9:12]), body
 
     def logs(self) -> list[dict[str, Any]]:
-        """What `/logs` has."""
+        """Entries of `/logs`."""
         status, body = self.get("/logs")
         assert status == 200, body
         entries: list[dict[str, Any]] = json.loads(body)["logs"]
         return entries
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it wrote to standard output, every line of which is JSON."""
+        """Entries on standard output; each line must be JSON."""
         return [json.loads(line) for line in list(self.written)]
 
     def entry(self, **wanted: Any) -> dict[str, Any]:
-        """The one entry with these members (names of details count too), which log and output both have."""
+        """The only entry with these members or details; it must be in `/logs` and on standard output."""
 
         def matching(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return [e for e in entries if all({**e["details"], **e}.get(k) == v for k, v in wanted.items())]
@@ -168,7 +168,7 @@ class Relay:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Every sample by its name with labels."""
+        """Samples of `/metrics` by name with labels."""
         status, body = self.get("/metrics")
         assert status == 200, body
         samples = re.findall(r"(?m)^([a-z_]+(?:\{[^}]*\})?) (\S+)$", body.decode())

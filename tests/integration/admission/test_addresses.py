@@ -1,4 +1,4 @@
-"""Whose address an upgrade comes from, as the log of a relay process says: X-Forwarded-For, PROXY protocol, IPv6."""
+"""Client addresses in a relay process' log: X-Forwarded-For, PROXY protocol, IPv6."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def v2(source: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def proxied(platform: ControlPlane) -> Iterator[Relay]:
-    """Trusts proxies in 127.9/16 and 10/8."""
+    """A relay that trusts proxies in 127.9/16 and 10/8."""
     made = Relay(
         {
             **platform.settings(),
@@ -74,7 +74,7 @@ FORWARDED: dict[str, tuple[list[str], str]] = {
 
 
 def refused_ip(relay: Relay, workspace: str, forwarded: list[str], **dialling: str) -> str:
-    """The address that the log tells of an upgrade without a token."""
+    """The client address in the log entry of an upgrade without a token."""
     connection = dial(relay.port, **dialling)  # type: ignore[arg-type]
     lines = "".join(f"X-Forwarded-For: {line}\r\n" for line in forwarded).encode()
     connection.sendall(head(target_of("client", workspace))[:-2] + lines + b"\r\n")
@@ -85,12 +85,12 @@ def refused_ip(relay: Relay, workspace: str, forwarded: list[str], **dialling: s
 
 
 @pytest.mark.parametrize("name", FORWARDED)
-def test_forwarded_for_by_a_trusted_proxy(proxied: Relay, workspace: str, name: str) -> None:
+def test_forwarded_for_of_a_trusted_proxy(proxied: Relay, workspace: str, name: str) -> None:
     forwarded, ip = FORWARDED[name]
     assert refused_ip(proxied, workspace, forwarded, source="127.9.0.1") == ip
 
 
-def test_forwarded_for_by_anybody_else(proxied: Relay, workspace: str) -> None:
+def test_forwarded_for_of_an_untrusted_peer_is_ignored(proxied: Relay, workspace: str) -> None:
     assert refused_ip(proxied, workspace, ["203.0.113.1"], source="127.8.0.1") == "127.8.0.1"
 
 
@@ -126,7 +126,7 @@ def test_a_relay_that_listens_on_ipv6(platform: ControlPlane, start: Start, work
 def balanced(
     request: pytest.FixtureRequest, platform: ControlPlane, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Relay]:
-    """A relay behind a load balancer that speaks PROXY protocol and trusts it for X-Forwarded-For of 10/8."""
+    """A relay behind a load balancer with PROXY protocol, trusted for X-Forwarded-For of 10/8."""
     settings = {
         **platform.settings(),
         "RELAY_MODE": "staging",
@@ -143,8 +143,8 @@ def balanced(
     assert [line for line in made.lines() if line["level"] == "error"] == []
 
 
-#: Headers, and the client's address. Without an address of its own the balancer, which is trusted, is the peer: then what
-#: it forwards counts.
+#: Preamble, X-Forwarded-For, client address. A preamble without an address leaves the balancer as the peer; the relay
+#: trusts it, so X-Forwarded-For counts.
 PREAMBLES = {
     "v1, IPv4": (v1("203.0.113.7"), "203.0.113.7"),
     "v1, IPv6": (v1("2001:db8::7"), "2001:db8::7"),
@@ -172,8 +172,8 @@ def test_proxy_protocol(balanced: Relay, platform: ControlPlane, workspace: str,
         assert entry["details"]["ip"] == ip
 
 
-def test_a_header_of_an_address_that_is_not_trusted_is_dropped(balanced: Relay) -> None:
-    # The relay aborts at once: the reset may meet any of these calls, the first one too.
+def test_a_preamble_of_an_untrusted_address_is_dropped(balanced: Relay) -> None:
+    # The relay aborts at once: the reset may reach any of these calls, the first one too.
     with contextlib.suppress(ConnectionError), dial(balanced.port, source="127.9.0.9") as stranger:
         stranger.sendall(v1("203.0.113.7") + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert stranger.recv(1000) == b""
@@ -199,7 +199,7 @@ def test_forwarded_for_behind_proxy_protocol(balanced: Relay, platform: ControlP
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 64,
     ],
 )
-def test_a_connection_without_it_is_dropped(balanced: Relay, preamble: bytes) -> None:
+def test_a_connection_without_a_preamble_is_dropped(balanced: Relay, preamble: bytes) -> None:
     connection = socket.create_connection(("127.0.0.1", balanced.port), 5)
     connection.sendall(preamble)
     connection.settimeout(5)

@@ -1,7 +1,7 @@
-"""Each reason for which a token or a peer is turned away, provoked against a relay process.
+"""All reasons for the refusal of a token or a peer, provoked against a relay process.
 
-Each is looked for in four places: what the peer gets over HTTP, what a browser gets as a Close, `/logs`, and standard
-output. Faults between relay and platform that need a relay of their own are in the files beside this one.
+Each refusal is checked in four places: the HTTP response, the Close frame that a browser gets, `/logs`, and standard
+output. Faults between relay and platform that need their own relay are in the other files of this folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INVALID = (4401, "invalid_token")
 
 
 def with_header(platform: ControlPlane, workspace: str, header: dict[str, Any]) -> str:
-    """A token with these header members, signed by the right key."""
+    """A token with these header members, signed with the right key."""
     signer = platform.published[0]
     payload = platform.claims("client", workspace)
     return jwt.encode(payload, signer.private, signer.algorithm, {"kid": signer.kid, **header})
@@ -40,7 +40,7 @@ def unsigned(platform: ControlPlane, workspace: str) -> str:
 
 
 def shared_secret(platform: ControlPlane, workspace: str) -> str:
-    """HS256 under the text of the public key: the classic confusion of algorithms."""
+    """An HS256 token whose key is the public key's text: the algorithm confusion attack."""
     public = json.dumps(platform.published[0].public()).encode()
     header, payload = ({"alg": "HS256", "kid": "first"}, platform.claims("client", workspace))
     text = b".".join(
@@ -72,7 +72,7 @@ def later(seconds: int, name: str) -> Callable[[ControlPlane, str], str]:
 
 @frozen
 class Bad:
-    """A token that must not come in, by the local check alone."""
+    """A token that the local check alone must refuse."""
 
     reason: Reason
     token: Callable[[ControlPlane, str], str]
@@ -112,7 +112,7 @@ def seen_by_peer_and_operator(
     close: tuple[int, str],
     level: str | None = None,
 ) -> dict[str, Any]:
-    """Refused over HTTP and, for browsers, by a Close; what log and output have of the first."""
+    """Refused over HTTP and, for browsers, with a Close frame; returns the first refusal's entry in log and output."""
     by_http = relay.upgrade("client", workspace, token)
     assert (by_http.status, by_http.reason) == (reason.entry.status, reason.code)
     assert by_http.headers["content-type"] == "application/json"
@@ -126,7 +126,9 @@ def seen_by_peer_and_operator(
 
     with relay.upgrade("client", workspace, token, via="subprotocol") as browser:
         assert browser.admitted
-        assert browser.headers["sec-websocket-protocol"] == f"auth.{token}"  # else a browser shows no code
+        assert (
+            browser.headers["sec-websocket-protocol"] == f"auth.{token}"
+        )  # without it a browser shows no code
         assert browser.closed_with() == close
     entries = [
         e for e in relay.logs() if e["event"] == "refuse" and e["details"].get("workspaceId") == workspace
@@ -149,7 +151,7 @@ def test_a_bad_token(relay: Relay, platform: ControlPlane, workspace: str, name:
 
 @frozen
 class Verdict:
-    """What the platform answers, and what becomes of the upgrade."""
+    """A response of the platform, and the expected result of the upgrade."""
 
     reply: Reply
     reason: Reason
@@ -205,7 +207,9 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize("name", VERDICTS)
-def test_what_the_platform_answers(relay: Relay, platform: ControlPlane, workspace: str, name: str) -> None:
+def test_each_response_of_the_platform(
+    relay: Relay, platform: ControlPlane, workspace: str, name: str
+) -> None:
     verdict = VERDICTS[name]
     token = platform.token("client", workspace)
     platform.replies[token] = verdict.reply
@@ -215,17 +219,13 @@ def test_what_the_platform_answers(relay: Relay, platform: ControlPlane, workspa
     entry = seen_by_peer_and_operator(relay, workspace, token, verdict.reason, close, verdict.level)
     assert time.monotonic() - began < 4, "two time limits of half a second"
     said = dict(entry["details"])
-    if (
-        "url" in said
-    ):  # something is wrong between relay and platform: where it was asked stands there, and in the detail
+    if "url" in said:  # a fault between relay and platform: the detail ends with the URL
         assert said["url"] == platform.settings()["RELAY_VALIDATE_URL"]
         said["detail"] = said["detail"].removesuffix(f" ({said['url']})")
     assert {**said, **verdict.details} == said
 
 
-def test_the_platform_is_asked_exactly_what_the_contract_says(
-    relay: Relay, platform: ControlPlane, workspace: str
-) -> None:
+def test_the_request_to_the_platform(relay: Relay, platform: ControlPlane, workspace: str) -> None:
     for target in (None, "t"):
         token = platform.token("worker", workspace, target)
         with relay.upgrade("worker", workspace, token, target) as peer:
@@ -262,10 +262,10 @@ EARLY: dict[str, tuple[Reason, str, dict[str, str | None], str]] = {
 
 @pytest.mark.parametrize("name", EARLY)
 @pytest.mark.parametrize("browser", [False, True])
-def test_what_is_refused_before_anybody_is_asked(
+def test_refusals_without_a_request_to_the_platform(
     relay: Relay, platform: ControlPlane, name: str, browser: bool, workspace: str, source: str
 ) -> None:
-    """Always over HTTP, also where the sub-protocol may carry a token."""
+    """Always over HTTP, even where the sub-protocol may carry a token."""
     reason, target, headers, method = EARLY[name]
     asked = len(platform.questions)
     extra: dict[str, str | None] = {"Sec-WebSocket-Protocol": "auth.short"} if browser else {}
@@ -292,7 +292,7 @@ def test_ws_without_an_upgrade_is_refused_and_logged(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://app.example", "HTTPS://other.example:8443", None])
-def test_an_allowed_origin_or_none_may_come_in(
+def test_an_allowed_origin_or_none_is_admitted(
     relay: Relay, platform: ControlPlane, workspace: str, origin: str | None
 ) -> None:
     token = platform.token("client", workspace)
@@ -300,8 +300,8 @@ def test_an_allowed_origin_or_none_may_come_in(
         assert peer.admitted
 
 
-def test_the_order_is_cheapest_first(relay: Relay, platform: ControlPlane, workspace: str) -> None:
-    """Mend one thing after the other: the refusal moves along the contract's order."""
+def test_the_order_of_checks(relay: Relay, platform: ControlPlane, workspace: str) -> None:
+    """Remove one fault after the other: the reasons come in the order of the wire protocol."""
     wrong: dict[str, str | None] = {"Origin": "https://evil.example"}
     token = "garbage-as-a-token"
     steps: list[tuple[str, dict[str, str | None], str]] = [

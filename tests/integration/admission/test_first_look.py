@@ -1,8 +1,7 @@
-"""What a reader sees first of each fault: the first lines of the log, and the first screen of `/logs` as text.
+"""The first lines of the log, and the first screen of `/logs` as text, for each fault.
 
-The screens that were seen stand in `golden/`. They are compared by meaning: the verdict's state, the problem that is named
-first, that cause, fix and example are there, and that they name a variable that they named before. `GOLDEN=write` writes them
-again.
+`golden/` has the expected screens. They are compared by meaning: the verdict's state; the first problem; whether it
+has cause, fix and example; the variables that it names. `GOLDEN=write` writes the files anew.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SEPARATOR = "\n---- /logs/text ----\n"
 
 @frozen
 class Meaning:
-    """What a screen says, but for times, numbers, ids and wording. `variables` are those that cause and fix name."""
+    """Meaning of a screen, without times, numbers, ids and wording; `variables` are those in cause and fix."""
 
     state: str
     code: str
@@ -41,7 +40,7 @@ class Meaning:
 
 
 def meaning(screen: str) -> Meaning:
-    """Read a screen as a person would: the verdict, then the first problem."""
+    """Parse a screen: the verdict, then the first problem."""
     state = screen.split(":", 1)[0]
     first = re.search(r"(?m)^(?:ERROR|WARN ) (\w+): \d+ since .*((?:\n  .*)*)", screen)
     assert first is not None, screen
@@ -82,7 +81,7 @@ def told(relay: Relay, code: str) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_first_look_says_what_is_wrong_and_what_to_do(bench: Bench, name: str) -> None:
+def test_the_first_screen_has_the_cause_and_the_fix(bench: Bench, name: str) -> None:
     fault = FAULTS[name]
     relay = fault.plant(bench)
     status = eventually(

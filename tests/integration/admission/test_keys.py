@@ -1,4 +1,4 @@
-"""The key set of a relay process: gone, wrong, rotated, stale, asked for by tokens with made-up kids; and clocks."""
+"""The key set of a relay process: unreachable, malformed, rotated, stale, requested with unknown kids; clock skew."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNREACHABLE = "JWT validation failed: JWKS unreachable"
 
 
 def refused_for_keys(relay: Relay, platform: ControlPlane, workspace: str) -> dict[str, object]:
-    """An upgrade that fails JWKS_UNREACHABLE in both forms; the details of its entry."""
+    """Details of the log entry of an upgrade that fails with JWKS_UNREACHABLE, over HTTP and as a Close frame."""
     token = platform.token("client", workspace)
     refused = relay.upgrade("client", workspace, token)
     assert (refused.status, refused.reason) == (503, "JWKS_UNREACHABLE")
@@ -57,8 +57,8 @@ WRONG_SETS: dict[str, tuple[Reply, str]] = {
 }
 
 
-def test_keys_that_cannot_be_had(own_platform: Make, start: Start, workspace: str) -> None:
-    """Down from the start; then a server that finds a new way to be wrong every time; then all is well."""
+def test_an_unreachable_or_malformed_key_set(own_platform: Make, start: Start, workspace: str) -> None:
+    """The key server is down at start, then has one fault after the other, then works."""
     platform = own_platform()
     platform.jwks = Reply(500)
     with platform.down():
@@ -80,10 +80,10 @@ def test_keys_that_cannot_be_had(own_platform: Make, start: Start, workspace: st
             return found
 
         first = refused()
-        # A fetch of the back-off may have been on its way already, with the answer before.
+        # A fetch of the back-off may have been under way already, with the fault before.
         assert why in (first, refused()), (why, first)
     platform.jwks = None
-    # It heals on the very next upgrade (or the one after a fetch that is still on its way).
+    # The next upgrade succeeds (or the one after a fetch that is still under way).
     eventually(lambda: admitted(relay, platform, workspace), "an upgrade that is admitted", 2.0)
     assert relay.get("/ready")[0] == 200
     assert relay.entry(event="jwks_fetched")["details"]["kids"] == ["first"]
@@ -94,8 +94,8 @@ def admitted(relay: Relay, platform: ControlPlane, workspace: str) -> bool:
         return peer.admitted
 
 
-def test_a_rotated_key_comes_in_at_once(own_platform: Make, start: Start, workspace: str) -> None:
-    """The very next upgrade is admitted, the old key's tokens are not any more; then a flood of made-up kids."""
+def test_a_rotated_key_is_used_at_once(own_platform: Make, start: Start, workspace: str) -> None:
+    """The next upgrade with the new key is admitted, tokens of the old key are refused; then a flood of unknown kids."""
     platform = own_platform()
     relay = start(
         {**platform.settings(), **QUICK, "RELAY_MAX_CONNECTIONS_PER_IP": "0", "RELAY_JWKS_COOLDOWN": "2"}
@@ -108,7 +108,7 @@ def test_a_rotated_key_comes_in_at_once(own_platform: Make, start: Start, worksp
         SigningKey.new("second", "EdDSA"),
     ):  # another kid; the same kid
         platform.published[:] = [fresh]
-        time.sleep(max(0.0, platform.jwks_asked - asked) * 2.2)  # the first one needs no cool-down to pass
+        time.sleep(max(0.0, platform.jwks_asked - asked) * 2.2)  # the first refetch needs no cool-down
         assert admitted(relay, platform, workspace)
     assert platform.jwks_asked == asked + 2
     assert relay.upgrade("client", workspace, old).reason == "JWT_SIGNATURE_MISMATCH"
@@ -116,12 +116,12 @@ def test_a_rotated_key_comes_in_at_once(own_platform: Make, start: Start, worksp
     time.sleep(2.2)
     seconds = flood(relay, platform, workspace)
     assert asked + 3 <= platform.jwks_asked <= asked + 3 + int(seconds / 2), "one for each cool-down"
-    # The one fetch of the cool-down is spent, and honest tokens come in all the same.
+    # The cool-down's one refetch is spent; valid tokens are still admitted.
     assert admitted(relay, platform, workspace)
 
 
 def flood(relay: Relay, platform: ControlPlane, workspace: str) -> float:
-    """Send 60 tokens, each with an unknown kid of its own; returns the seconds that it took."""
+    """Send 60 tokens, each with its own unknown kid; returns the elapsed seconds."""
     strangers = [SigningKey.new(f"made-up-{number}") for number in range(60)]
     tokens = [platform.token("client", workspace, key=key) for key in strangers]
     codes: list[str | None] = []
@@ -140,10 +140,8 @@ def flood(relay: Relay, platform: ControlPlane, workspace: str) -> float:
     return time.monotonic() - began
 
 
-def test_keys_that_were_fetched_serve_through_an_outage(
-    own_platform: Make, start: Start, workspace: str
-) -> None:
-    """The key server is down when an idle relay starts; it comes up, and goes down again after the key set has expired."""
+def test_fetched_keys_are_used_during_an_outage(own_platform: Make, start: Start, workspace: str) -> None:
+    """The key server is down at start, starts, and goes down again when the key set has expired."""
     keys, platform = own_platform(), own_platform()
     platform.published = keys.published
     settings = {**platform.settings(), "RELAY_JWKS_URL": keys.settings()["RELAY_JWKS_URL"]}
@@ -165,7 +163,7 @@ def test_keys_that_were_fetched_serve_through_an_outage(
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
-def test_every_algorithm_of_the_contract(
+def test_every_algorithm_of_the_wire_protocol(
     relay: Relay, platform: ControlPlane, workspace: str, algorithm: str
 ) -> None:
     key = next(key for key in platform.published if key.algorithm == algorithm)
@@ -182,10 +180,10 @@ def test_every_algorithm_of_the_contract(
         (-20, None, ""),
     ],
 )
-def test_a_clock_that_moved(
+def test_clock_skew(
     relay: Relay, platform: ControlPlane, workspace: str, offset: float, code: str | None, detail: str
 ) -> None:
-    """The platform's clock and the relay's differ by more, or less, than the skew that is tolerated."""
+    """The clocks of platform and relay differ by more, or less, than the tolerated skew."""
     platform.clock_offset = offset
     token = platform.token("client", workspace)
     platform.clock_offset = 0.0

@@ -1,4 +1,4 @@
-"""Rates and caps of upgrades, on one relay whose limits are small. Every test comes from addresses of its own."""
+"""Rates and caps of upgrades, on one relay with small limits. Each test uses its own source addresses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _addresses = itertools.count(1)
 
 
 def address() -> str:
-    """A source address that no test has used."""
+    """A source address that is new for each call."""
     return f"127.2.0.{next(_addresses)}"
 
 
@@ -40,8 +40,8 @@ def tight(platform: ControlPlane) -> Iterator[Relay]:
 
 
 @pytest.fixture(autouse=True)
-def all_have_gone(tight: Relay) -> Iterator[None]:
-    """What a test leaves behind would count against the next one's caps."""
+def no_connection_left(tight: Relay) -> Iterator[None]:
+    """Wait until no connection is left: it would count against the caps of the next test."""
     yield
     eventually(lambda: open_connections(tight) == 0, "every connection is gone")
 
@@ -67,7 +67,7 @@ def attempt(
 def test_too_many_attempts(tight: Relay, platform: ControlPlane, workspace: str) -> None:
     source = address()
     limited = tight.metrics()["relay_upgrade_rate_limited_total"]
-    for number in range(RATE):  # refused ones count, wherever they are refused
+    for number in range(RATE):  # refusals count, whatever their reason
         connection = dial(tight.port, source=source)
         connection.sendall(head("/elsewhere" if number % 2 else target_of("client", workspace)))
         assert answer_on(connection).reason == ("NOT_FOUND" if number % 2 else "TOKEN_MISSING")
@@ -79,7 +79,9 @@ def test_too_many_attempts(tight: Relay, platform: ControlPlane, workspace: str)
     assert attempt(tight, platform, workspace, address()).admitted, "another address is not concerned"
 
 
-def test_plain_http_is_no_attempt(tight: Relay, platform: ControlPlane, workspace: str) -> None:
+def test_plain_http_does_not_count_as_an_upgrade(
+    tight: Relay, platform: ControlPlane, workspace: str
+) -> None:
     source = address()
     for number in range(RATE + 2):
         connection = dial(tight.port, source=source)
@@ -99,7 +101,7 @@ def test_the_rate_comes_before_the_caps(tight: Relay, platform: ControlPlane, wo
 
 
 def test_connections_of_one_address(tight: Relay, platform: ControlPlane, workspace: str) -> None:
-    """Workers count, and so do upgrades that still wait for the platform."""
+    """Executors count, and so do upgrades that wait for the platform."""
     source = address()
     held = [attempt(tight, platform, workspace, source) for _ in range(PER_IP - 1)]
     assert all(peer.admitted for peer in held)
@@ -121,7 +123,7 @@ def test_connections_of_one_address(tight: Relay, platform: ControlPlane, worksp
 
 
 def test_clients_of_one_target(tight: Relay, platform: ControlPlane, workspace: str) -> None:
-    """A target that only the claims name counts as well; daemons do not, nor do other targets."""
+    """Targets that only the claims name count as well; daemons and other targets do not."""
     held = [attempt(tight, platform, workspace, address(), "client") for _ in range(CLIENTS - 2)]
     by_claim = platform.token("client", workspace, "t")
     held.append(tight.upgrade("client", workspace, by_claim, None, source=address()))
@@ -138,7 +140,7 @@ def test_clients_of_one_target(tight: Relay, platform: ControlPlane, workspace: 
     late = tight.upgrade(
         "client", workspace, platform.token("client", workspace, "t"), None, source=address()
     )
-    assert (late.status, late.reason) == (429, "TOO_MANY_CLIENTS")  # known only from the claims
+    assert (late.status, late.reason) == (429, "TOO_MANY_CLIENTS")  # the claims alone name the target
     for role, target in (("workspace-daemon", "t"), ("client", "u")):
         token = platform.token(role, workspace, target)
         held.append(tight.upgrade(role, workspace, token, target, source=address()))
@@ -148,8 +150,8 @@ def test_clients_of_one_target(tight: Relay, platform: ControlPlane, workspace: 
         peer.close()
 
 
-def test_connections_in_all(tight: Relay, platform: ControlPlane, workspace: str) -> None:
-    """503: at most RELAY_MAX_TOTAL_CONNECTIONS, those that wait included; they are given back when peers leave."""
+def test_total_connections(tight: Relay, platform: ControlPlane, workspace: str) -> None:
+    """Status 503 above RELAY_MAX_TOTAL_CONNECTIONS, waiting upgrades included, until connections end."""
     held = [attempt(tight, platform, workspace, address()) for _ in range(TOTAL - 2)]
     assert all(peer.admitted for peer in held)
     with platform.holding():
@@ -161,21 +163,21 @@ def test_connections_in_all(tight: Relay, platform: ControlPlane, workspace: str
             eventually(lambda token=token: platform.asked_about(token), "the platform is asked")
         refused = attempt(tight, platform, workspace, address())
         check(tight, refused, 503, "TOO_MANY_CONNECTIONS", "too many connections", "error")
-        for connection in waiting:  # they have had enough of waiting
+        for connection in waiting:  # the peers give up
             connection.close()
 
         def room() -> bool:
             with dial(tight.port, source=address()) as connection:
                 lines: dict[str, str | None] = {"Authorization": "Bearer not-a-token-at-all"}
                 connection.sendall(head(target_of("worker", workspace), lines))
-                return answer_on(connection).reason == "JWT_MALFORMED"  # far beyond the caps
+                return answer_on(connection).reason == "JWT_MALFORMED"  # not TOO_MANY_CONNECTIONS
 
         eventually(room, "a peer that leaves while it waits gives its place back")
     for peer in held:
         peer.close()
 
 
-def test_a_peer_that_leaves_while_it_waits_leaves_nothing(
+def test_a_peer_that_leaves_during_admission_frees_its_place(
     tight: Relay, platform: ControlPlane, workspace: str
 ) -> None:
     refusals = [e for e in tight.logs() if e["event"] == "refuse"]
@@ -187,7 +189,7 @@ def test_a_peer_that_leaves_while_it_waits_leaves_nothing(
             connection.sendall(head(target_of("client", workspace), {"Authorization": f"Bearer {token}"}))
             eventually(lambda token=token: platform.asked_about(token), "the platform is asked")
             connection.close()
-        # All three places of the target are free again, although the platform has not answered yet.
+        # All three places of the target are free again, before the platform has responded.
         token = platform.token("client", workspace)
         last = dial(tight.port, source=address())
         last.sendall(head(target_of("client", workspace), {"Authorization": f"Bearer {token}"}))
@@ -206,8 +208,8 @@ def test_a_peer_that_leaves_while_it_waits_leaves_nothing(
     assert status == 200
 
 
-def test_no_rate_at_all(relay: Relay, source: str, workspace: str) -> None:
-    """RELAY_RATE_LIMIT_PER_IP=0."""
+def test_rate_limit_off(relay: Relay, source: str, workspace: str) -> None:
+    """RELAY_RATE_LIMIT_PER_IP=0 turns the rate limit off."""
     connections = []
     for _ in range(150):  # more than the default
         connections.append(dial(relay.port, source=source))

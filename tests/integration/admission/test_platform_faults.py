@@ -1,4 +1,4 @@
-"""Between relay and platform: a wrong internal key, an outage, one question for many peers, answers that are remembered."""
+"""Between relay and platform: a wrong internal key, an outage, shared requests, cached responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY_TEXT = "RELAY_INTERNAL_KEY mismatch"
 def test_a_wrong_internal_key_is_an_error_that_names_the_url(
     own_platform: Make, start: Start, workspace: str
 ) -> None:
-    """Each refused upgrade has its entry and its place in the counts, and there is no other."""
+    """Each refused upgrade has one log entry and counts once."""
     platform = own_platform(internal_key="what-the-platform-really-expects")
     relay = start({**platform.settings(), **QUICK}).ready()
     for number in range(4):
@@ -44,7 +44,7 @@ def test_a_wrong_internal_key_is_an_error_that_names_the_url(
 
 
 def test_an_outage_of_the_platform(own_platform: Make, start: Start, workspace: str) -> None:
-    """Never looks like a bad credential, is not remembered, and peers of before come in from the cache."""
+    """The reason is never a bad credential, is not cached, and peers with a cached grant are admitted."""
     platform = own_platform()
     relay = start({**platform.settings(), **QUICK}).ready()
     known, new = platform.token("client", workspace), platform.token("client", workspace)
@@ -63,8 +63,8 @@ def test_an_outage_of_the_platform(own_platform: Make, start: Start, workspace: 
         assert peer.admitted, "the very next upgrade"
 
 
-def test_equal_questions_share_one_request(relay: Relay, platform: ControlPlane, workspace: str) -> None:
-    """And a peer that leaves takes nothing from the others; another query is another question."""
+def test_equal_validations_share_one_request(relay: Relay, platform: ControlPlane, workspace: str) -> None:
+    """A waiter that leaves does not cancel the others; another query is another request."""
     token = platform.token("client", workspace, None)
     with platform.holding():
         waiting = [dial(relay.port) for _ in range(12)]
@@ -73,7 +73,7 @@ def test_equal_questions_share_one_request(relay: Relay, platform: ControlPlane,
                 head(target_of("client", workspace, None), {"Authorization": f"Bearer {token}"})
             )
         eventually(lambda: platform.asked_about(token), "the platform is asked")
-        waiting.pop(0).close()  # the one who asked first
+        waiting.pop(0).close()  # the one that started the request
         elsewhere = dial(relay.port)
         elsewhere.sendall(head(target_of("client", workspace, "t"), {"Authorization": f"Bearer {token}"}))
         eventually(lambda: platform.asked_about(token) == 2, "the platform is asked about another target")
@@ -85,9 +85,7 @@ def test_equal_questions_share_one_request(relay: Relay, platform: ControlPlane,
         peer.close()
 
 
-def test_an_answer_is_remembered_and_a_denial_shortly(
-    relay: Relay, platform: ControlPlane, workspace: str
-) -> None:
+def test_a_grant_is_cached_and_a_denial_shortly(relay: Relay, platform: ControlPlane, workspace: str) -> None:
     good, bad = platform.token("client", workspace), platform.token("client", workspace)
     platform.replies[bad] = Reply.json({"ok": False, "reason": "NOT_YET"}, 403)
     for _ in range(3):
@@ -106,10 +104,10 @@ def test_an_answer_is_remembered_and_a_denial_shortly(
     assert platform.asked_about(bad) == 2
 
 
-def test_an_answer_is_never_remembered_past_the_tokens_end(
+def test_a_grant_is_never_cached_past_the_tokens_expiry(
     relay: Relay, platform: ControlPlane, workspace: str
 ) -> None:
-    """The relay's skew still takes the token; the platform is asked again each time."""
+    """The token is admitted within the skew; the platform gets a request each time."""
     token = platform.token("client", workspace, exp=int(time.time()) - 2)
     for number in range(3):
         with relay.upgrade("client", workspace, token) as peer:
@@ -117,8 +115,8 @@ def test_an_answer_is_never_remembered_past_the_tokens_end(
         assert platform.asked_about(token) == number + 1
 
 
-def test_no_memory_at_all(own_platform: Make, start: Start, workspace: str) -> None:
-    """RELAY_VALIDATE_CACHE_TTL=0 asks every time, on one kept connection; a platform without a key is sent none."""
+def test_cache_off(own_platform: Make, start: Start, workspace: str) -> None:
+    """RELAY_VALIDATE_CACHE_TTL=0: a request for each upgrade, on one kept connection; without a key no key is sent."""
     platform = own_platform()
     settings = {**platform.settings(), **QUICK, "RELAY_VALIDATE_CACHE_TTL": "0"}
     del settings["RELAY_INTERNAL_KEY"]
@@ -142,7 +140,7 @@ def test_no_memory_at_all(own_platform: Make, start: Start, workspace: str) -> N
 def test_frames_before_the_101_are_handled_after_it(
     relay: Relay, platform: ControlPlane, workspace: str
 ) -> None:
-    """Also when the platform takes its time, and when the peer is refused instead."""
+    """Also when the platform is slow, and when the peer is refused."""
     token = platform.token("client", workspace)
     text = b"\x81\x82mask" + bytes(a ^ b for a, b in zip(b"no", b"mask", strict=False))
     connection = dial(relay.port)
@@ -183,7 +181,9 @@ def test_a_reject_mode_forces_one_form(own_platform: Make, start: Start, workspa
                     assert (peer.status, peer.reason) == (401, "JWT_MALFORMED")
                 else:
                     assert peer.closed_with() == (4401, "invalid_token")
-        assert relay.upgrade("client", workspace, None).status == 401  # early ones are always HTTP
+        assert (
+            relay.upgrade("client", workspace, None).status == 401
+        )  # refusals before the token are always HTTP
 
 
 def test_refusals_are_counted_once_in_either_form(own_platform: Make, start: Start, workspace: str) -> None:
@@ -206,8 +206,8 @@ def test_refusals_are_counted_once_in_either_form(own_platform: Make, start: Sta
     assert 0 < seen["relay_admission_latency_seconds_sum"] < 5
 
 
-def test_many_at_once(relay: Relay, platform: ControlPlane, workspace: str) -> None:
-    """A burst: everybody is admitted, over as many connections as it takes, and all is given back."""
+def test_a_burst_of_upgrades(relay: Relay, platform: ControlPlane, workspace: str) -> None:
+    """A burst of upgrades: all are admitted, over several connections, and all counts return to zero."""
     tokens = [platform.token("client", workspace) for _ in range(80)]
     peers: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""A relay process that reaches its platform over TLS: private CA, host names, client certificates, one handshake."""
+"""TLS from a relay process to its platform: private CA, host names, client certificates, one handshake."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Make = Callable[..., ControlPlane]
 
 
 def server_context(ca: Identity, folder: Path, name: str, *, asks_back: bool = False) -> ssl.SSLContext:
-    """Of a platform with this host name; `asks_back` for a certificate of the same CA."""
+    """TLS context of a platform with this host name; `asks_back` requires a client certificate of the same CA."""
     files = ca.issue(name, name).write(folder, name)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
@@ -66,7 +66,7 @@ def test_platforms_that_cannot_be_trusted(
             own_platform(tls=server_context(ca, tmp_path, "elsewhere.example")), ours,
             ("TLS: the certificate is for another name",),
         ),
-        (  # it wants a client certificate; how it says so depends on the timing of TLS 1.3
+        (  # a client certificate is required; the error depends on the timing of TLS 1.3
             own_platform(tls=server_context(ca, tmp_path, "localhost", asks_back=True)), ours,
             ("TLS: ", "connection closed"),
         ),
@@ -81,7 +81,7 @@ def test_platforms_that_cannot_be_trusted(
         assert platform.questions == [] and platform.jwks_asked == 0
 
 
-def test_verification_that_is_turned_off_is_warned_about(
+def test_verification_off_is_a_warning(
     own_platform: Make, start: Start, tmp_path: Path, workspace: str
 ) -> None:
     ca = Identity.self_signed("test CA")
@@ -95,7 +95,7 @@ def test_verification_that_is_turned_off_is_warned_about(
     ))  # fmt: skip
 
 
-def test_files_that_cannot_be_used_are_named(own_platform: Make, tmp_path: Path) -> None:
+def test_unusable_files_are_named(own_platform: Make, tmp_path: Path) -> None:
     one, other = (Identity.self_signed(name).write(tmp_path, name) for name in ("one", "other"))
     settings = {
         "SERVER_URL": "https://localhost:1", "RELAY_MODE": "staging", "RELAY_SERVER_MTLS": "1",

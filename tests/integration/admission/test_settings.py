@@ -1,4 +1,4 @@
-"""Settings as a process meets them: what makes it start, what makes it end with 78 and why, what it warns about."""
+"""Settings of a relay process: what lets it start, what ends it with status 78 and why, what it warns about."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from viewport_relay.config import VARIABLES
 Start = Callable[..., Relay]
 
 
-def test_four_variables_are_a_deployment(platform: ControlPlane, start: Start, workspace: str) -> None:
-    """`start` adds the admin token and a short drain, for looking at it; nothing else."""
+def test_four_variables_are_enough(platform: ControlPlane, start: Start, workspace: str) -> None:
+    """`start` adds only the admin token and a short drain."""
     relay = start(platform.settings()).ready()  # with RELAY_LISTEN_PORT
     daemon_token = platform.token("workspace-daemon", workspace)
     with relay.upgrade("workspace-daemon", workspace, daemon_token) as daemon:
@@ -27,14 +27,14 @@ def test_four_variables_are_a_deployment(platform: ControlPlane, start: Start, w
         ) as client:
             client.send(b'{"type":"relay_pairing_offer_request"}')
             assert json.loads(client.frame()[1])["code"] == "INVALID_FRAME"
-        # In dev, which a loopback host is, a token may stand in the query.
+        # In mode dev, the default for a loopback host, the query may carry the token.
         with relay.upgrade("client", workspace, platform.token("client", workspace), via="query") as client:
             assert client.admitted
         assert not any("token=" in line for line in relay.written)
     assert relay.stop() == 0
 
 
-def test_prod_refuses_weak_secrets_all_at_once(tmp_path: Path) -> None:
+def test_prod_refuses_all_weak_secrets_in_one_message(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     ended = run(
         {
@@ -65,7 +65,7 @@ def test_prod_refuses_weak_secrets_all_at_once(tmp_path: Path) -> None:
     assert "changeme" not in ended.stderr and "0123456789" not in ended.stderr
 
 
-def test_nothing_set_at_all() -> None:
+def test_no_settings() -> None:
     ended = run({})
     assert ended.returncode == 78
     assert ended.stderr.splitlines() == [
@@ -77,7 +77,7 @@ def test_nothing_set_at_all() -> None:
 def test_secrets_from_files_older_names_and_warnings(
     platform: ControlPlane, start: Start, tmp_path: Path, workspace: str
 ) -> None:
-    """One relay with everything that is worth a word at start, and nothing that keeps it from starting."""
+    """One relay with every setting that is a warning at start and none that prevents the start."""
     (tmp_path / "key").write_text(f"  {INTERNAL_KEY}\n")
     settings = platform.settings()
     del settings["RELAY_INTERNAL_KEY"]
@@ -86,7 +86,7 @@ def test_secrets_from_files_older_names_and_warnings(
         {
             **settings,
             "RELAY_INTERNAL_KEY_FILE": str(tmp_path / "key"),
-            "RELAY_ADMIN_TOKEN": "",  # empty is unset
+            "RELAY_ADMIN_TOKEN": "",  # empty means unset
             "RELAY_ADMIN_TOKEN_FILE": str(_written(tmp_path / "admin", "an-operator-knows-this-one")),
             "RELAY_LISTEN_HOST": "",
             "RELAY_LISTEN_PORT": "",
@@ -99,7 +99,7 @@ def test_secrets_from_files_older_names_and_warnings(
             "RELAY_BUS_HMAC_KEY": "short",
             "RELAY_FRAME_MAX_BYTES": "400",
         },
-        "--frame-max-bytes=300",  # an option wins over variables
+        "--frame-max-bytes=300",  # an option takes precedence over a variable
     )
     relay.port = port
     relay.ready()
@@ -125,7 +125,7 @@ def _written(path: Path, text: str) -> Path:
     return path
 
 
-def test_the_documented_name_wins_and_both_forms_of_a_secret_are_an_error(tmp_path: Path) -> None:
+def test_the_documented_name_takes_precedence_and_two_forms_of_a_secret_are_an_error(tmp_path: Path) -> None:
     ended = run(
         {
             "SERVER_URL": "http://127.0.0.1:1",

@@ -1,4 +1,4 @@
-"""The lines that the troubleshooting page shows, held against lines of a relay process that was really refused them."""
+"""Log lines of the troubleshooting page, compared with lines of a relay process for the same refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN: dict[str, dict[str, Any]] = {
 }
 DENIED = Reply.json({"ok": False, "reason": "SEAT_TAKEN"}, 403)
 
-#: What is provoked: the request's target and headers, the token's claims, the platform's answer.
+#: Per reason: the request's target and headers, the token's claims, the platform's response.
 REAL: dict[Reason, tuple[str, dict[str, str | None], dict[str, Any] | None, Reply | None]] = {
     Reason.NOT_FOUND: ("/nowhere", {}, None, None),
     Reason.UPGRADE_REQUIRED: ("", {"Sec-WebSocket-Version": "8"}, None, None),
@@ -53,7 +53,7 @@ REAL: dict[Reason, tuple[str, dict[str, str | None], dict[str, Any] | None, Repl
 
 
 def same_form(real: dict[str, Any], reason: Reason) -> None:
-    """Event, level, text and the names in it; the values are the deployment's."""
+    """Compare event, level, text and names of the details; values depend on the deployment."""
     shown = SHOWN[reason.code]
     for name in ("event", "level", "message", "reason"):
         assert shown[name] == real[name], (name, real)
@@ -62,7 +62,7 @@ def same_form(real: dict[str, Any], reason: Reason) -> None:
 
 
 @pytest.mark.parametrize("reason", REAL, ids=lambda reason: reason.code)
-def test_a_refusal_looks_as_the_page_says(
+def test_a_refusal_has_the_form_of_the_page(
     relay: Relay, platform: ControlPlane, workspace: str, source: str, reason: Reason
 ) -> None:
     target, headers, claims, reply = REAL[reason]
@@ -76,8 +76,8 @@ def test_a_refusal_looks_as_the_page_says(
     same_form(relay.entry(connectionId=answer_on(connection).json["connectionId"]), reason)
 
 
-def test_the_others_look_as_the_page_says(own_platform: Make, start: Start, workspace: str) -> None:
-    """Counts, a rate, keys and the internal key: of a relay that has little of them."""
+def test_limits_and_keys_have_the_form_of_the_page(own_platform: Make, start: Start, workspace: str) -> None:
+    """Counts, a rate, keys and the internal key, on a relay with small limits."""
     platform = own_platform()
     few = {
         "RELAY_MODE": "staging", "RELAY_RATE_LIMIT_PER_IP": "3", "RELAY_MAX_TOTAL_CONNECTIONS": "2",
@@ -112,7 +112,7 @@ def test_the_others_look_as_the_page_says(own_platform: Make, start: Start, work
     refusal(Reason.RATE_LIMIT_EXCEEDED, "127.3.0.5")
 
 
-def test_closes_look_as_the_page_says(relay: Relay, platform: ControlPlane, workspace: str) -> None:
+def test_closes_have_the_form_of_the_page(relay: Relay, platform: ControlPlane, workspace: str) -> None:
     token = platform.token("client", workspace)
     claims = {"workspaceId": "another", "clientId": "c", "scope": "runtime"}
     platform.replies[token] = Reply.json({"ok": True, "claims": claims})

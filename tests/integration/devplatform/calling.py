@@ -1,4 +1,4 @@
-"""Calling a development platform from a test: a decorator for the reactor, and a small HTTP client."""
+"""A decorator that runs a test in the reactor, and a small HTTP client for the development platform."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _agent: Any = Agent
 
 
 def in_reactor(case: Case) -> Case:
-    """Run an `async def` test in the reactor."""
+    """Decorator: runs an `async def` test in the reactor."""
     return cast(Case, pytest_twisted.ensureDeferred(case))
 
 
 @frozen
 class Reply:
-    """Status, headers (lower case) and body of a response."""
+    """Response: status, headers (lower case) and body."""
 
     status: int
     headers: dict[str, str]
@@ -39,7 +39,7 @@ class Reply:
 
 
 class Caller:
-    """Calls one platform; `body` is sent as JSON unless it is bytes."""
+    """HTTP client of one platform; `body` is sent as JSON unless it is bytes."""
 
     def __init__(self, platform: DevPlatform) -> None:
         self.platform = platform

@@ -1,4 +1,4 @@
-"""A development platform on a free port."""
+"""Fixtures: a development platform on a free port, and a client of it."""
 
 from __future__ import annotations
 

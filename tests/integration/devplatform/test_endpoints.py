@@ -1,4 +1,4 @@
-"""Every endpoint of the development platform over a real socket, as relays and peers of today call it."""
+"""All endpoints of the development platform over a real socket, called as relays and peers call them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_further_keys_are_served_and_their_tokens_admitted(platform: DevPl
 
 
 @in_reactor
-async def test_a_daemons_way_in(platform: DevPlatform, call: Caller) -> None:
+async def test_issuing_activating_and_rotating_a_daemon_token(platform: DevPlatform, call: Caller) -> None:
     reply = await call("POST", "/api/runtime/workspaces/dev-workspace/daemon-key")
     assert set(reply.json) == {"ok", "daemonIssueToken", "runtimeTargetId"}
     body = {
@@ -103,7 +103,7 @@ async def test_a_daemons_way_in(platform: DevPlatform, call: Caller) -> None:
     assert (stale.status, stale.json["reason"]) == (401, "DAEMON_ISSUE_TOKEN_STALE")
     body["credential"] = rotated.json["daemonIssueToken"]
     assert (await call("POST", TOKEN, body)).json["claims"]["daemonIssueGeneration"] == 2
-    # A relay token from before the rotation still answers, with its lower generation.
+    # A relay token from before the rotation is still valid, with its lower generation.
     assert (await call.validate(issued.json["relayToken"], "workspace-daemon")).json["ok"] is True
     missing = await call("POST", "/api/runtime/workspaces/dev-missing/daemon-key")
     assert (missing.status, missing.json["reason"]) == (404, "WORKSPACE_NOT_FOUND")
@@ -217,7 +217,7 @@ async def test_rules_change_single_answers(platform: DevPlatform, call: Caller) 
     platform.validate_rules[token] = Rule(delay=0.3)
     assert (await call.validate(token)).json["ok"] is True
     assert clock.seconds() - began >= 0.29
-    # A rule is for who knows the internal key, and for its token only.
+    # A rule applies only to callers with the internal key, and only to its token.
     assert (await call("POST", INTERNAL + "validate", {"relayToken": token})).status == 401
     assert (await call.validate(platform.issue("client", "dev-workspace", "t"))).status == 200
     platform.rules[JWKS] = Rule(status=500)
@@ -229,7 +229,7 @@ async def test_rules_change_single_answers(platform: DevPlatform, call: Caller) 
 
 
 @in_reactor
-async def test_a_fault_of_its_own_is_a_500(platform: DevPlatform, call: Caller) -> None:
+async def test_an_internal_fault_is_a_500(platform: DevPlatform, call: Caller) -> None:
     platform.rules[JWKS] = Rule(body={"not": {"for", "json"}})
     reply = await call("GET", JWKS)
     assert (reply.status, reply.json) == (500, {"ok": False, "reason": "INTERNAL_ERROR"})
@@ -393,7 +393,7 @@ async def test_bodies_that_are_wrong_or_too_large(platform: DevPlatform, call: C
 
 
 @in_reactor
-async def test_only_names_of_this_machine_are_served(platform: DevPlatform, call: Caller) -> None:
+async def test_only_loopback_host_names_are_served(platform: DevPlatform, call: Caller) -> None:
     for host, status in (
         ("localhost", 200),
         ("LOCALHOST:80", 200),

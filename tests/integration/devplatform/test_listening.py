@@ -1,4 +1,4 @@
-"""Going down and up, TLS with client certificates, broken HTTP, and the stand-alone program."""
+"""The development platform's listener: stop and restart, TLS with client certificates, broken HTTP, the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ clock: Any = reactor
 
 
 def talk(port: int, sent: bytes, seconds: float = 10.0) -> bytes:
-    """Send bytes on a socket of its own and read until the other side closes."""
+    """Send bytes on a new socket and read until the server closes it."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as peer:
         with suppress(ConnectionResetError, BrokenPipeError):
             peer.sendall(sent)
@@ -131,7 +131,7 @@ async def test_broken_http_gets_an_answer(
 async def test_an_endless_body_is_cut_off(platform: DevPlatform, call: Caller) -> None:
     head = b"POST /api/runtime/relay-token HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
-    # Without an end: were it read for ever, this would time out.
+    # The body is endless: a server that reads all of it fails this test by time-out.
     assert await deferToThread(talk, platform.port, head + chunk * 9) == b""
     told = b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 2097152\r\n\r\n"
     received = await deferToThread(talk, platform.port, told + b"x" * 2_097_152)

@@ -1,4 +1,4 @@
-"""A client as the relay makes it, and listeners that end with the test."""
+"""Fixtures: an HTTP client made as the relay makes it, and listeners that end with the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers on loopback that answer by script, and what asks them."""
+"""Scripted HTTP servers on loopback, and clients for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def pause(seconds: float) -> None:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
-    """Wait for something that must come."""
+    """Wait until a condition holds; fails after `seconds`."""
     deadline = reactor.seconds() + seconds
     while not condition():
         assert reactor.seconds() < deadline, "it did not come"
@@ -32,7 +32,7 @@ def post(port: int, path: str = "/", limit: float = 2.0, max_bytes: int = 4096, 
 
 
 class Scripted(Protocol):
-    """Hands every whole request to the factory's script."""
+    """HTTP server protocol: passes each complete request to the factory's script."""
 
     def connectionMade(self) -> None:
         self.buffer = b""
@@ -102,7 +102,7 @@ def drip(connection: Any, piece: bytes) -> None:
 
 
 def dropping(answers_before: int, connections: int) -> Server:
-    """Closes without an answer after so many answers, on so many connections; later ones it answers always."""
+    """A server that, on the first `connections`, closes without a response after `answers_before` responses."""
 
     def script(connection: Any, head: bytes | None) -> None:
         if head is None:

@@ -1,4 +1,4 @@
-"""The outbound HTTP client against servers that answer, answer slowly, too much, or not in HTTP."""
+"""Responses to the outbound HTTP client: right, slow, too large, malformed, or none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from viewport_relay.admission.httpcall import Call, Encoded, TimedOut, TooLarge,
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_question_and_its_answer(listen: Listen, client: HttpClient) -> None:
+async def test_a_request_and_its_response(listen: Listen, client: HttpClient) -> None:
     server = answering(b"HTTP/1.1 201 Made\r\nX-One: 1\r\nContent-Length: 5\r\n\r\nhello")
     port = listen(server)
     call = Call.make(
@@ -78,7 +78,9 @@ async def test_each_framing_of_a_body(listen: Listen, client: HttpClient, name: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_redirects_are_answers_and_cookies_are_not_kept(listen: Listen, client: HttpClient) -> None:
+async def test_redirects_are_not_followed_and_cookies_are_not_kept(
+    listen: Listen, client: HttpClient
+) -> None:
     other = answering(OK)
     target = listen(other)
     server = answering(
@@ -122,12 +124,12 @@ async def test_the_limit_covers_head_and_body(listen: Listen, client: HttpClient
     failure = await failure_of(client.ask(post(listen(server), limit=0.3), b"{}"))
     assert isinstance(failure, TimedOut) and failure.why == "time out"
     assert 0.25 < reactor.seconds() - began < 1.0
-    await until(lambda: server.connections[0].lost)  # nothing is left behind
+    await until(lambda: server.connections[0].lost)  # the client kept no connection
 
 
 @pytest_twisted.ensureDeferred
 async def test_the_limit_covers_connecting(client: HttpClient) -> None:
-    """A listener whose queue is full does not answer the handshake of TCP."""
+    """A listener with a full backlog does not answer the TCP handshake."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -152,7 +154,7 @@ async def test_the_limit_covers_tls(listen: Listen, client: HttpClient) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_question_that_is_given_up_ends_its_connection(listen: Listen, client: HttpClient) -> None:
+async def test_a_cancelled_request_ends_its_connection(listen: Listen, client: HttpClient) -> None:
     for first in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"):
         server = answering(first)
         waiting = Deferred.fromCoroutine(client.ask(post(listen(server)), b"{}"))
@@ -164,7 +166,7 @@ async def test_a_question_that_is_given_up_ends_its_connection(listen: Listen, c
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_question_that_is_given_up_while_connecting(client: HttpClient) -> None:
+async def test_a_request_cancelled_while_connecting(client: HttpClient) -> None:
     waiting = Deferred.fromCoroutine(client.ask(post(1), b"{}"))
     waiting.cancel()
     assert isinstance(await failure_of(waiting), CancelledError)
@@ -174,7 +176,7 @@ async def test_a_question_that_is_given_up_while_connecting(client: HttpClient) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_listens(client: HttpClient, free_port: int) -> None:
+async def test_connection_refused(client: HttpClient, free_port: int) -> None:
     failure = await failure_of(client.ask(post(free_port), b"{}"))
     assert isinstance(failure, Unreachable) and failure.why == "connection refused"
 
@@ -186,7 +188,7 @@ async def test_a_name_that_does_not_resolve(client: HttpClient) -> None:
     assert isinstance(failure, Unreachable)
     assert failure.why == "the name does not resolve" or isinstance(
         failure, TimedOut
-    )  # a resolver that is away
+    )  # a resolver that is not reachable
 
 
 NO_ANSWER = {
@@ -206,16 +208,16 @@ NO_ANSWER = {
 
 @pytest.mark.parametrize("name", NO_ANSWER)
 @pytest_twisted.ensureDeferred
-async def test_what_is_no_answer(listen: Listen, client: HttpClient, name: str) -> None:
+async def test_malformed_responses(listen: Listen, client: HttpClient, name: str) -> None:
     wire, why = NO_ANSWER[name]
     server = answering(wire, close=True)
     failure = await failure_of(client.ask(post(listen(server)), b"{}"))
     assert isinstance(failure, Unreachable) and failure.why == why
-    assert len(server.requests) == 1  # something came back: it is not asked again
+    assert len(server.requests) == 1  # no retry after a byte of a response
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_head_without_end_is_cut_off(listen: Listen, client: HttpClient) -> None:
+async def test_an_endless_head_is_cut_off(listen: Listen, client: HttpClient) -> None:
     sent = 0
 
     def script(connection: Any, head: bytes | None) -> None:
@@ -235,7 +237,7 @@ async def test_a_head_without_end_is_cut_off(listen: Listen, client: HttpClient)
     assert isinstance(failure, Unreachable)
     assert failure.why == "the head of the answer is longer than 131072 bytes"
     await until(lambda: server.connections[0].lost)
-    assert sent < 2_000_000 and len(server.connections) == 1  # it is not asked again
+    assert sent < 2_000_000 and len(server.connections) == 1  # no retry
 
 
 BIG = {
@@ -284,7 +286,7 @@ async def test_identity_is_no_content_coding(listen: Listen, client: HttpClient)
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_answer_without_a_content_coding_has_no_such_header(
+async def test_a_response_without_a_content_coding_has_no_such_header(
     listen: Listen, client: HttpClient
 ) -> None:
     answer = await client.ask(post(listen(answering(OK))), b"{}")
@@ -305,7 +307,9 @@ GZIPPED = {
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP"])
 @pytest.mark.parametrize("name", GZIPPED)
 @pytest_twisted.ensureDeferred
-async def test_gzip_where_a_call_takes_it(listen: Listen, client: HttpClient, name: str, coding: str) -> None:
+async def test_gzip_where_the_call_accepts_it(
+    listen: Listen, client: HttpClient, name: str, coding: str
+) -> None:
     packed, expected = GZIPPED[name]
     server = answering(
         b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
@@ -318,4 +322,4 @@ async def test_gzip_where_a_call_takes_it(listen: Listen, client: HttpClient, na
         assert (await asking).body == expected
     else:
         assert isinstance(await failure_of(asking), expected)
-    assert b"gzip" not in server.requests[0][1]  # it was not asked for
+    assert b"gzip" not in server.requests[0][1]  # no Accept-Encoding

@@ -1,4 +1,4 @@
-"""Connections of the outbound HTTP client: kept, shared, dropped by the server, closed by the relay."""
+"""Connections of the outbound HTTP client: kept alive, shared, dropped by the server, closed by the relay."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from viewport_relay.admission.tls import ClientTls
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_connection_serves_many_questions(listen: Listen, client: HttpClient) -> None:
+async def test_one_connection_serves_many_requests(listen: Listen, client: HttpClient) -> None:
     server = answering(OK)
     call = post(listen(server))
     for _ in range(20):
@@ -44,9 +44,7 @@ async def test_one_connection_serves_many_questions(listen: Listen, client: Http
 
 
 @pytest_twisted.ensureDeferred
-async def test_questions_at_the_same_time_do_not_wait_for_each_other(
-    listen: Listen, client: HttpClient
-) -> None:
+async def test_concurrent_requests_do_not_wait_for_each_other(listen: Listen, client: HttpClient) -> None:
     def script(connection: Any, head: bytes | None) -> None:
         if head is not None:
             reactor.callLater(1.0 if b"/slow" in head else 0.0, connection.transport.write, OK)
@@ -59,7 +57,7 @@ async def test_questions_at_the_same_time_do_not_wait_for_each_other(
     assert reactor.seconds() - began < 0.8
     assert (await slow).body == b"ok"
     await client.ask(post(port), b"{}")
-    assert len(server.connections) == 9  # all kept, and used again
+    assert len(server.connections) == 9  # all kept, and reused
 
 
 @pytest_twisted.ensureDeferred
@@ -72,7 +70,7 @@ async def test_connection_close_is_respected(listen: Listen, client: HttpClient)
 
 
 @pytest_twisted.ensureDeferred
-async def test_close_drops_what_is_kept(listen: Listen, client: HttpClient) -> None:
+async def test_close_drops_kept_connections(listen: Listen, client: HttpClient) -> None:
     server = answering(OK)
     call = post(listen(server))
     await client.ask(call, b"{}")
@@ -82,7 +80,7 @@ async def test_close_drops_what_is_kept(listen: Listen, client: HttpClient) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_kept_connection_that_was_dropped_is_asked_again(listen: Listen, client: HttpClient) -> None:
+async def test_a_request_on_a_dropped_kept_connection_is_retried(listen: Listen, client: HttpClient) -> None:
     server = dropping(1, 1)
     call = post(listen(server))
     await client.ask(call, b"1")
@@ -91,10 +89,10 @@ async def test_a_kept_connection_that_was_dropped_is_asked_again(listen: Listen,
 
 
 @pytest_twisted.ensureDeferred
-async def test_after_a_restart_of_the_server_each_question_needs_one_retry_at_most(
+async def test_after_a_restart_of_the_server_each_request_needs_at_most_one_retry(
     listen: Listen, client: HttpClient
 ) -> None:
-    """Several kept connections, all dropped when they are used: the retry takes a new one, not the next old one."""
+    """All kept connections are dropped on use: the retry opens a new connection instead of trying the next old one."""
     server = dropping(1, 5)
     call = post(listen(server))
     await gatherResults([Deferred.fromCoroutine(client.ask(call, b"{}")) for _ in range(5)])
@@ -111,7 +109,7 @@ async def test_one_retry_and_no_more(listen: Listen, client: HttpClient) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_retry_where_it_is_not_wanted(listen: Listen, client: HttpClient) -> None:
+async def test_no_retry_where_the_call_forbids_it(listen: Listen, client: HttpClient) -> None:
     server = dropping(1, 99)
     call = post(listen(server), retry=False)
     await client.ask(call, b"{}")
@@ -133,7 +131,7 @@ async def test_a_kept_connection_that_is_already_closed_is_not_used(
 
 
 @pytest_twisted.ensureDeferred
-async def test_bytes_that_nobody_asked_for_end_a_kept_connection(listen: Listen, client: HttpClient) -> None:
+async def test_unsolicited_bytes_end_a_kept_connection(listen: Listen, client: HttpClient) -> None:
     server = answering(OK)
     call = post(listen(server))
     await client.ask(call, b"{}")
@@ -172,7 +170,7 @@ async def test_an_ipv6_address(ports: list[IListeningPort], client: HttpClient) 
 
 
 class Deaf:
-    """A TLS server that answers once, says that it closes, and then neither closes nor answers the client's close."""
+    """A TLS server that responds once and sends close_notify, then neither closes nor reads the client's close_notify."""
 
     def __init__(self, identity: Identity) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -183,7 +181,7 @@ class Deaf:
         self.port = self._listener.getsockname()[1]
 
     def serve(self) -> float:
-        """Serve one connection; seconds from the answer until it is gone. Blocks."""
+        """Serve one connection (blocking); returns the seconds from the response until the connection is gone."""
         with (
             self._listener,
             self._listener.accept()[0] as plain,
@@ -204,7 +202,7 @@ class Deaf:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_peer_that_does_not_answer_a_close_is_cut_off(client: HttpClient) -> None:
+async def test_a_server_that_does_not_answer_close_notify_is_cut_off(client: HttpClient) -> None:
     server = Deaf(Identity.self_signed("deaf", "127.0.0.1"))
     serving = deferToThread(server.serve)
     agent, _ = pooled_agent(reactor, ClientTls(verify=False))

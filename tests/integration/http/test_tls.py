@@ -1,4 +1,4 @@
-"""The outbound HTTP client behind TLS: private CA, certificates that do not fit, client certificates."""
+"""TLS of the outbound HTTP client: private CA, certificates that do not match, client certificates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ca() -> Identity:
 
 
 class TlsServer:
-    """Serves "ok" on one port and remembers handshakes and client names."""
+    """TLS server on one port: responds "ok" and records handshakes and client names."""
 
     def __init__(self, identity: Identity, client_ca: Identity | None = None) -> None:
         self.options = identity.options(client_ca)
@@ -95,7 +95,7 @@ async def test_a_private_ca(
     for name in ("ca", "both_cas"):
         answer = await ask_over_tls(f"https://{host}:{port}/", {"RELAY_SERVER_CA_CERT_PATH": files[name]}, 5)
         assert answer.body == b"ok"
-    assert len(server.connections) == 2 and len(server.clients) == 10  # one handshake for many questions
+    assert len(server.connections) == 2 and len(server.clients) == 10  # one handshake for many requests
 
 
 TLS_FAILURES = {
@@ -111,7 +111,7 @@ TLS_FAILURES = {
 
 @pytest.mark.parametrize("name", TLS_FAILURES)
 @pytest_twisted.ensureDeferred
-async def test_certificates_that_do_not_fit(
+async def test_certificates_that_do_not_match(
     ports: list[IListeningPort], ca: Identity, files: dict[str, str], name: str
 ) -> None:
     environ, names, why = TLS_FAILURES[name]
@@ -119,11 +119,11 @@ async def test_certificates_that_do_not_fit(
     url = f"https://localhost:{server.listen(ports)}/"
     failure = await failure_of(ask_over_tls(url, {key: files[value] for key, value in environ.items()}))
     assert isinstance(failure, Unreachable) and failure.why.startswith("TLS: ") and why in failure.why
-    assert server.clients == []  # no request was ever sent
+    assert server.clients == []  # no request was sent
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_address_that_the_certificate_does_not_have(
+async def test_an_address_that_is_not_in_the_certificate(
     ports: list[IListeningPort], ca: Identity, files: dict[str, str]
 ) -> None:
     server = TlsServer(ca.issue("platform", "localhost", "127.0.0.2"))
@@ -160,7 +160,7 @@ async def test_mtls(ports: list[IListeningPort], ca: Identity, files: dict[str, 
 
 @pytest.mark.parametrize("who", ["nobody", "stranger"])
 @pytest_twisted.ensureDeferred
-async def test_mtls_with_nothing_or_another_certificate(
+async def test_mtls_without_or_with_another_certificate(
     ports: list[IListeningPort], ca: Identity, files: dict[str, str], who: str
 ) -> None:
     server = TlsServer(ca.issue("platform", "localhost"), ca)
@@ -214,7 +214,7 @@ def test_files_that_cannot_be_used_are_configuration_errors(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_dripping_tls_server_is_cut_off(
+async def test_a_tls_server_that_drips_bytes_is_cut_off(
     ports: list[IListeningPort], ca: Identity, files: dict[str, str]
 ) -> None:
     ended: list[object] = []

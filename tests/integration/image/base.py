@@ -1,10 +1,11 @@
-"""The nearest thing to the base image python:3.Y-slim that a machine without a registry can make.
+"""Builds a stand-in for the base image python:3.Y-slim, for machines without a container registry.
 
-It is a minimal Debian (mmdebstrap: the release and mirrors of this machine) with a Python: the version that the
-Dockerfile names, where this machine has one built, seen at /usr/local as in the image; otherwise python3 of the release.
-IMAGE_PYTHON=release wants the latter. Unlike the slim images it has its manuals: leaving them out doubles the time.
+The base is a minimal Debian (mmdebstrap: release and mirrors of this machine) with a Python. Where this machine has a
+built Python of the version that the Dockerfile names, the base has that one at /usr/local, as the image has;
+otherwise python3 of the release. IMAGE_PYTHON=release forces the second. Unlike in the slim images, manuals are kept:
+to leave them out doubles the time.
 
-What this machine needs to reach its mirrors and package indexes is carried in beside the image: see `Carried`.
+`Carried` holds what the build steps need to reach the mirrors and package indexes of this machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.integration.image.namespaces import Place
 
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
-#: How apt reaches its mirrors here, if anything is said about it.
+#: apt's proxy and certificate settings of this machine, if there are any.
 APT_OPTIONS = re.compile(
     r"Acquire::(?:https?::(?:\S+::)?(?:Proxy|CAInfo|Verify-\w+)|Check-(?:Valid-Until|Date)) .*;"
 )
@@ -38,7 +39,7 @@ def said(*command: str | Path) -> str:
 
 
 def sources() -> tuple[str, str]:
-    """Name of this machine's release, and lines for a sources.list: its own, of the distribution alone."""
+    """Name of this machine's release, and the lines of its sources.list that belong to the distribution."""
     (codename,) = re.findall(r"^VERSION_CODENAME=(.+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
     form = "$(ORIGIN)\t$(CODENAME)\tdeb $(REPO_URI) $(RELEASE) $(COMPONENT)"
     lines = []
@@ -69,7 +70,7 @@ def make_debian(place: Place, root: Path, packages: list[str]) -> None:
 
 
 def built_python(version: str) -> Path | None:
-    """The prefix of a Python of this version ("3.13") that was built here and runs; None where there is none."""
+    """Prefix of a working Python of this version ("3.13") that was built on this machine, or None."""
     if os.environ.get("IMAGE_PYTHON") == "release":
         return None
     roots = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions", Path("/opt/python")]
@@ -84,9 +85,9 @@ def built_python(version: str) -> Path | None:
 
 
 def packages_of(prefix: Path, version: str) -> list[str]:
-    """The packages with the libraries that this Python is linked with; slim images find them in the same way."""
+    """Names of the packages whose libraries this Python is linked with; slim images find them in the same way."""
     modules = (prefix / f"lib/python{version}/lib-dynload").glob("*.so")
-    # Slim images do without Tk too.
+    # Slim images have no Tk.
     linked = [prefix / f"bin/python{version}", *(path for path in modules if "_tkinter" not in path.name)]
     libraries = set(re.findall(r"=> (/\S+)", said("ldd", *linked)))
     names = {form for library in libraries for form in (library, os.path.realpath(library), library[4:])}
@@ -102,16 +103,18 @@ def packages_of(prefix: Path, version: str) -> list[str]:
 
 @frozen
 class Carried:
-    """What the steps see of this machine and the image does not keep, as `docker build` does it with --build-arg
-    (predefined ones), --secret and its own /etc/resolv.conf: pip's settings as variables, files, folders."""
+    """Settings of this machine that build steps see and the image does not keep: pip's settings, files, folders.
+
+    `docker build` has --build-arg (predefined ones), --secret and its own /etc/resolv.conf for them.
+    """
 
     environment: dict[str, str]
-    files: dict[str, Path]  # path in the root -> file here
-    folders: tuple[Path, ...]  # seen at the same path
+    files: dict[str, Path]  # path in the root -> file of this machine
+    folders: tuple[Path, ...]  # bound at the same path
 
 
 def pip_settings() -> Iterator[tuple[str, str]]:
-    """(variable, value) of pip's configuration files and then of its variables, which count more."""
+    """(variable, value) of pip's configuration files, then of its environment variables, which take precedence."""
     listing = said(sys.executable, "-m", "pip", "config", "list")
     rows = re.findall(r"^([\w:]+)\.([\w-]+)='(.*)'$", listing, re.MULTILINE)
     for section, name, value in sorted(rows, key=lambda row: bool(row[0] == ":env:")):
@@ -131,12 +134,12 @@ def carried() -> Carried:
         for word in value.split():
             path = Path(word.removeprefix("file://"))
             if path.is_absolute() and path.is_file():
-                # Not at its own path: a package of the image may bring a file of that name.
+                # Not at its own path: a package of the image may contain a file of that name.
                 inside = f"/run/carried/{name.lower()}-{path.name}"
                 files[inside] = path
                 word = inside
             elif path.is_absolute() and path.is_dir():
-                # The links of an index lead out of its own folder, to files beside it.
+                # The links of an index point out of its own folder, to files beside it.
                 folders.append(path.parent if "INDEX" in name and path.parent != Path("/") else path)
             moved.append(word)
         environment[name] = " ".join(moved)

@@ -1,4 +1,4 @@
-"""What COPY takes from the build's context: the files there that .dockerignore lets through."""
+"""COPY from the build context: the files that .dockerignore does not exclude."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.integration.image.dockerfile import Copy
 
 
 class Ignore:
-    """.dockerignore: the last pattern that fits a path or a folder above it decides."""
+    """Patterns of .dockerignore: the last one that matches a path or a folder above it decides."""
 
     def __init__(self, text: str) -> None:
         self._rules = []
@@ -36,7 +36,7 @@ class Ignore:
 
 
 def copy_context(context: Path, step: Copy, root: Path) -> None:
-    """As COPY does it: a folder's content, a file by its name; owned by root. Raises when there is no such source."""
+    """Copy as COPY does: a folder's content, a file by its name; owner root. Raises if a source is missing."""
     ignored = Ignore((context / ".dockerignore").read_text("utf-8"))
     for source in step.sources:
         start = context / source

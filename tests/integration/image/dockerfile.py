@@ -1,11 +1,11 @@
-"""Reads the part of the Dockerfile language that ours uses, and says so about anything else.
+"""Parser for the part of the Dockerfile language that this project's Dockerfile uses.
 
     stages = read(text, arguments={"VERSION": "1.2.3"}, environment={"PATH": "/usr/local/bin:/usr/bin:/bin"})
 
-Variables are put in as Docker does it (in every instruction but RUN, CMD and HEALTHCHECK, whose shell does it), so
-what comes out can be carried out step by step. Nothing is carried out here. What the language has and this does not
-(heredocs, mounts, ADD, wildcards, quoting with apostrophes or backslashes …) is an Unreadable with the line's
-number, never something guessed.
+Variables are substituted as Docker does it (in every instruction but RUN, CMD and HEALTHCHECK, where the shell does
+it), so that the result can be executed step by step. This module executes nothing. Unsupported syntax (heredocs,
+mounts, ADD, wildcards, quoting with apostrophes or backslashes …) raises Unreadable with the line's number; the
+parser never guesses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEALTH_OPTIONS = {"interval", "timeout", "start-period", "start-interval", "retr
 
 
 class Unreadable(ValueError):
-    """The Dockerfile says something that is not read here, or that Docker would refuse."""
+    """A line with unsupported syntax, or one that Docker would refuse."""
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(f"line {line}: {what}")
@@ -32,7 +32,7 @@ class Unreadable(ValueError):
 
 @frozen
 class Run:
-    """A command line for /bin/sh, with its environment; or the words of a command."""
+    """RUN: a command line for /bin/sh with its environment, or the words of the exec form."""
 
     line: int
     command: str | tuple[str, ...]
@@ -43,7 +43,7 @@ class Run:
 
 @frozen
 class Copy:
-    """Sources of the context, or of the stage `origin`; the target is absolute, with "/" at the end as written."""
+    """COPY: sources in the context or in stage `origin`; absolute target, with a final "/" as written."""
 
     line: int
     sources: tuple[str, ...]
@@ -53,7 +53,7 @@ class Copy:
 
 @frozen
 class Folder:
-    """WORKDIR: made where it is missing."""
+    """WORKDIR: a folder, made if it is missing."""
 
     line: int
     path: str
@@ -64,7 +64,7 @@ Step = Run | Copy | Folder
 
 @define
 class Stage:
-    """One FROM and what follows it: the steps in their order, and what the image says about itself at the end."""
+    """One FROM and its steps in order, and the metadata of the image at the end."""
 
     base: str | int  # an image, or the number of an earlier stage
     name: str | None
@@ -81,7 +81,7 @@ class Stage:
 
 
 def instructions(text: str) -> Iterator[tuple[int, str, str]]:
-    """(line, word, rest): continuation lines joined, comments and empty lines between them left out."""
+    """(line, word, rest) of each instruction: continuation lines joined, comments and empty lines removed."""
     joined, began, head = "", 0, True
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
@@ -104,7 +104,7 @@ def instructions(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def put_in(text: str, values: Mapping[str, str], line: int) -> str:
-    """`text` with its $NAME, ${NAME}, ${NAME:-otherwise} and ${NAME:+instead}; what is unknown is empty."""
+    """Substitute $NAME, ${NAME}, ${NAME:-otherwise} and ${NAME:+instead}; an unknown variable is empty."""
 
     def value(match: re.Match[str]) -> str:
         given = values.get(match[1] or match[2], "")
@@ -120,7 +120,7 @@ def put_in(text: str, values: Mapping[str, str], line: int) -> str:
 
 
 def words(text: str, values: Mapping[str, str], line: int) -> list[str]:
-    """Split at blanks but within quotation marks; then the variables are put in."""
+    """Split at blanks outside of quotation marks, then substitute variables."""
     if "'" in text or "\\" in text or text.startswith("["):
         raise Unreadable(line, f"apostrophes, backslashes and lists are not read here: {text}")
     return [put_in(word, values, line) for word in shlex.split(text)]
@@ -137,7 +137,7 @@ def pairs(text: str, values: Mapping[str, str], line: int) -> dict[str, str]:
 
 
 def command_of(text: str, line: int) -> str | tuple[str, ...]:
-    """The shell's form, or the words of the other."""
+    """A command line (shell form) or words (exec form)."""
     if not text:
         raise Unreadable(line, "no command")
     if not text.startswith("["):
@@ -152,7 +152,7 @@ def command_of(text: str, line: int) -> str | tuple[str, ...]:
 
 
 class _Reader:
-    """The stages so far and the variables that count at this line."""
+    """Parser state: the stages so far, and the variables in scope at this line."""
 
     def __init__(self, arguments: Mapping[str, str], environment: Mapping[str, str]) -> None:
         self.given = arguments
@@ -210,7 +210,7 @@ class _Reader:
         return name
 
     def _env(self, line: int, rest: str) -> None:
-        # All of one line see the values from before it.
+        # All assignments of one line see the values from before the line.
         self.stage.environment |= pairs(rest, self.values, line)
 
     def _label(self, line: int, rest: str) -> None:
@@ -281,7 +281,7 @@ class _Reader:
 
 
 def read(text: str, arguments: Mapping[str, str], environment: Mapping[str, str]) -> list[Stage]:
-    """The stages of a Dockerfile, built with `arguments` (--build-arg); `environment` is what base images come with.
+    """Parse a Dockerfile for a build with `arguments` (--build-arg); base images start with `environment`.
 
     Raises Unreadable.
     """

@@ -1,11 +1,11 @@
-"""Mount, PID and network namespaces for scratch roots. They end with the test run.
+"""Mount, PID and network namespaces for scratch roots; the kernel ends them with the test run.
 
     with Place(tmp_path) as place:
-        place.run("mount", "-t", "overlay", …)          # not seen outside
-        (place.outside("/etc/hosts")).read_text()       # its files, from here
+        place.run("mount", "-t", "overlay", …)          # not visible outside
+        (place.outside("/etc/hosts")).read_text()       # a path of the place, for this process
 
-Everything is mounted in a private mount namespace, on a tmpfs in it, and every process is in a PID namespace of it:
-what a failing (or killed) test run leaves behind is nothing. Needs root. Nothing about images is known here.
+All mounts are in a private mount namespace, on a tmpfs in it; all processes are in its PID namespace. A test run that
+fails or is killed therefore leaves nothing behind. Needs root. This module is independent of images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLONE_NEWNET = 0x40000000
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
 
-#: Environment of commands of this machine that work on the place.
+#: Environment for commands of this machine that work on the place.
 PLAIN = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -35,18 +35,18 @@ PLAIN = {
 
 
 class Failed(AssertionError):
-    """A command ended with another status than 0."""
+    """A command ended with a status other than 0."""
 
 
 def program(name: str) -> str:
-    """The path of a program of this machine."""
+    """Path of a program of this machine."""
     found = shutil.which(name, path=PLAIN["PATH"])
     assert found, f"{name} is not installed"
     return found
 
 
 def why_not() -> str | None:
-    """Why this process may make no namespaces; None when it may."""
+    """The reason why this process may not create namespaces, or None."""
     if os.geteuid() != 0:
         return "needs root: namespaces, mounts and chroot"
     done = subprocess.run(
@@ -63,8 +63,8 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # cat is the first process of the PID namespace. It ends when this process does, since no other process has the
-        # pipe's other end, and the kernel then ends the rest.
+        # cat is the first process of the PID namespace. It ends when this process ends, because no other process
+        # holds the other end of the pipe; the kernel then ends the rest.
         self._holder = subprocess.Popen(
             [
                 program("unshare"),
@@ -81,7 +81,7 @@ class Place:
         assert self._holder.stdin is not None and self._holder.stdout is not None
         self._holder.stdin.write(b"\n")
         self._holder.stdin.flush()
-        assert self._holder.stdout.read(1) == b"\n"  # it is there
+        assert self._holder.stdout.read(1) == b"\n"  # the namespace is ready
         self._pid = int(Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text())
         try:
             self.run("mount", "-t", "tmpfs", "-o", "mode=755", "none", folder)
@@ -102,11 +102,11 @@ class Place:
         self._holder.stdout.close()
 
     def outside(self, path: str | Path) -> Path:
-        """Where this process finds a file of the place, all that is mounted there included."""
+        """Path by which this process reaches a file of the place, its mounts included."""
         return Path(f"/proc/{self._pid}/root{path}")
 
     def words(self, *command: str | Path) -> list[str]:
-        """The command line that runs `command` in the place; its first word is a program of this machine."""
+        """The command line that runs `command` in the place; the first word is a program of this machine."""
         head, *rest = (str(word) for word in command)
         return [
             program("nsenter"),
@@ -127,7 +127,7 @@ class Place:
         seconds: float = 300,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Standard error goes to standard output. Raises Failed with all of it, unless `check` is False."""
+        """Run a command, standard error with standard output. Raises Failed with the output, unless `check` is False."""
         done = subprocess.run(
             self.words(*command),
             env=dict(PLAIN if environment is None else environment),
@@ -145,7 +145,7 @@ class Place:
 
 
 class Network:
-    """A network namespace with a loopback and nothing else. It lives as long as something in it, or this, does."""
+    """A network namespace with a loopback interface only. It exists as long as this object or a process in it."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -169,7 +169,7 @@ class Network:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """This thread's new sockets, threads and processes belong to the network, and stay in it."""
+        """Move this thread into the network: its new sockets, threads and processes belong to it, and stay in it."""
         before = self._current()
         self._call("setns", self._fd, CLONE_NEWNET)
         try:

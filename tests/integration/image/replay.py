@@ -1,14 +1,14 @@
-"""Carries out a Dockerfile in scratch roots, layer by layer, and runs the result, without a container engine.
+"""Executes a Dockerfile in scratch roots, layer by layer, and runs the result, without a container engine.
 
     with Place(folder) as place:
         image = build(place, ROOT, arguments={"VERSION": "1.2.3"})
         with Container(image, network, {"RELAY_MODE": "dev"}) as container:
             container.execute(["curl", …])
 
-Each stage is an overlay on the base (tests/integration/image/base.py). RUN steps are run by root in it, with /proc and
-/dev, in the network of this machine; COPY takes from the context what .dockerignore lets through. A container gets a
-read-only root, a PID, mount and network namespace of its own, the image's user without any capability, and no new
-privileges: `docker run --read-only --cap-drop ALL --security-opt no-new-privileges`, but for cgroups and seccomp.
+Each stage is an overlay on the base (tests/integration/image/base.py). RUN steps run as root in it, with /proc and
+/dev, in the network of this machine; COPY takes files of the context that .dockerignore does not exclude. A container
+has a read-only root, its own PID, mount and network namespace, the image's user without capabilities, and no new
+privileges: `docker run --read-only --cap-drop ALL --security-opt no-new-privileges`, without cgroups and seccomp.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}  # minor 
 
 
 def shell_or_words(command: str | tuple[str, ...] | None) -> list[str]:
-    """Both forms that RUN, CMD and HEALTHCHECK have."""
+    """Words of a command of RUN, CMD or HEALTHCHECK, in either form."""
     assert command, "no command"
     return ["/bin/sh", "-c", command] if isinstance(command, str) else [*command]
 
 
 @define
 class Image:
-    """The last stage, what it says about itself, and its layers from the top down (all paths within the place)."""
+    """The last stage, its metadata, and its layers from the top down (all paths are within the place)."""
 
     place: Place
     stage: Stage
     layers: list[Path]
-    python: Path | None  # seen at /usr/local; None: the release's own is in the base
+    python: Path | None  # mounted at /usr/local; None: the base has the release's own
     times: list[tuple[str, float]] = Factory(list)
 
     @property
     def layer(self) -> Path:
-        """What the last stage has added to its base, from here."""
+        """Path, for this process, of what the last stage added to its base."""
         return self.place.outside(self.layers[0])
 
     def mount(self, root: Path, *above: Path, upper: Path | None = None) -> None:
-        """The file system at `root`, with `above` on top of it: read-only, or with what changes in `upper`."""
+        """Mount the file system at `root` with `above` on top: read-only, or with changes stored in `upper`."""
         mount_overlay(self.place, root, [*above, *self.layers], upper)
         mount_python(self.place, root, self.python)
 
@@ -84,7 +84,7 @@ def mount_python(place: Place, root: Path, prefix: Path | None) -> None:
 
 
 class Build:
-    """The state of one build."""
+    """State of one build."""
 
     def __init__(self, place: Place, context: Path, stages: list[Stage]) -> None:
         self.place = place
@@ -110,7 +110,7 @@ class Build:
         packages = base.packages_of(self.python, match[1]) if self.python else ["python3", "python3-venv"]
         base.make_debian(self.place, self._path("base"), packages)
         if self.python is not None:
-            # It may be linked with a libpython of its own, which the cache of libraries must know.
+            # This Python may be linked with its own libpython, which ldconfig's cache must list.
             mount_python(self.place, self._path("base"), self.python)
             self.place.run("chroot", self._path("base"), "/sbin/ldconfig")
             self.place.run("umount", self._path("base") / "usr/local")
@@ -119,7 +119,7 @@ class Build:
         self._timed("base", began)
 
     def make_mount_points(self) -> None:
-        """A layer of its own, which no image keeps."""
+        """Make mount points in a layer of their own, which no image keeps."""
         points = self.place.outside(self._path("carried"))
         points.mkdir(mode=0o755)
         for name in self.carried.files:
@@ -178,7 +178,7 @@ class Build:
 
 
 def build(place: Place, context: Path, arguments: Mapping[str, str]) -> Image:
-    """`docker build` of the context's Dockerfile. Raises Unreadable, Failed with a step's output."""
+    """`docker build` of the context's Dockerfile. Raises Unreadable, or Failed with a step's output."""
     stages = read((context / "Dockerfile").read_text("utf-8"), arguments, base.ENVIRONMENT)
     building = Build(place, context, stages)
     building.make_base()
@@ -192,9 +192,9 @@ def build(place: Place, context: Path, arguments: Mapping[str, str]) -> Image:
 
 
 class Container:
-    """`docker run` of an image, which starts at once; `files` are there beside the image's own: path -> content.
+    """`docker run` of an image, started at once; `files` adds files to the image's own: path -> content.
 
-    A test that wants to see what the user could write if the root were not read-only says so.
+    `read_only=False` shows which paths the user could write to if the root were writable.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class Container:
         self.image.place.run("umount", "--recursive", self.root)
 
     def _make_devices(self, folder: Path) -> None:
-        """The variables without which programs do not run, in a read-only folder."""
+        """Make the device files without which programs do not run, in a read-only folder."""
         place = self.image.place
         place.run("mount", "-t", "tmpfs", "-o", "mode=755,nosuid,noexec", "none", folder)
         for name, minor in DEVICES.items():
@@ -258,7 +258,7 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """Of the command, as seen from here; in the container it is 1."""
+        """PID of the command outside of the container; in the container it is 1."""
         found = self.process.pid
         deadline = time.monotonic() + 10
         for _ in range(2):  # nsenter, unshare
@@ -269,7 +269,7 @@ class Container:
         return found
 
     def execute(self, words: str | tuple[str, ...], **more: str) -> subprocess.CompletedProcess[str]:
-        """`docker exec`: the command in the container, as its user; a string is for its shell."""
+        """`docker exec`: run the command in the container as its user; a string is passed to the shell."""
         with self.network.inside():
             return subprocess.run(
                 [program("nsenter"), f"--target={self.pid}", "--mount", "--pid", "--root", "--wd",
@@ -279,7 +279,7 @@ class Container:
             )  # fmt: skip
 
     def stop(self, seconds: float = 10.0) -> int:
-        """`docker stop`: the image's signal, and the exit status."""
+        """`docker stop`: send the image's stop signal; returns the exit status."""
         os.kill(self.pid, signal.Signals[self.image.stage.stop_signal])
         return self.process.wait(seconds)
 

@@ -1,4 +1,4 @@
-"""The reader of Dockerfiles and of .dockerignore: what they take, and that they guess nothing."""
+"""Tests of the parsers of Dockerfile and .dockerignore: what they accept, and that they refuse the rest."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_health_and_stop_signal() -> None:
         ("# escape=`\nFROM a\n", 1),
     ],
 )
-def test_what_is_not_read_is_said(text: str, line: int) -> None:
+def test_unsupported_syntax_is_refused_with_its_line(text: str, line: int) -> None:
     with pytest.raises(Unreadable) as caught:
         read(text, {}, PATH)
     assert caught.value.line == line

@@ -1,7 +1,7 @@
-"""The image, without a container engine: the Dockerfile is carried out step by step, and its result is started.
+"""The image, built and started without a container engine: the Dockerfile is executed step by step.
 
-Its base is the nearest that can be made here (base.py). What this cannot see: the real base image, what BuildKit makes of
-the file, layers in a registry, cgroups and seccomp. Everything runs in namespaces that end with the test.
+The base is a stand-in (base.py). Not covered: the real base image, BuildKit's reading of the file, layers in a
+registry, cgroups and seccomp. Everything runs in namespaces that end with the test.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def network(image: Image) -> Iterator[Network]:
 
 @pytest.fixture(scope="module")
 def platform(network: Network) -> Iterator[FaultyPlatform]:
-    """In the container's network, as if it were beside it."""
+    """A platform in the container's network namespace."""
     with network.inside():
         made = FaultyPlatform()
     with made:
@@ -61,7 +61,7 @@ def platform(network: Network) -> Iterator[FaultyPlatform]:
 
 
 def settings(platform: FaultyPlatform) -> dict[str, str]:
-    """As docs/how-to/docker.md has it: secrets as files."""
+    """Settings of docs/how-to/docker.md: secrets as files."""
     given = platform.environment()
     return {name: given[name] for name in ("RELAY_JWKS_URL", "RELAY_VALIDATE_URL")} | {
         "RELAY_INTERNAL_KEY_FILE": "/run/secrets/internal-key",
@@ -70,7 +70,7 @@ def settings(platform: FaultyPlatform) -> dict[str, str]:
 
 
 def entries(container: Container) -> list[dict[str, Any]]:
-    """Of the log, which is all that standard output has."""
+    """Log entries; standard output contains nothing else."""
     return [json.loads(line) for line in container.stdout().splitlines()]
 
 
@@ -103,7 +103,7 @@ def container(image: Image, network: Network, platform: FaultyPlatform) -> Itera
 
 @pytest.fixture(scope="module")
 def writable(image: Image, network: Network) -> Iterator[Container]:
-    """The same image, were it not started read-only; nothing but a shell in it."""
+    """A container of the same image with a writable root, which runs only a shell."""
     with Container(image, network, {}, read_only=False, command=("sleep", "600")) as started:
         yield started
 
@@ -134,8 +134,8 @@ def test_no_setting_but_the_address_and_no_secret(image: Image) -> None:
 
 
 def files(image: Image) -> Iterator[tuple[str, Path]]:
-    """(path in the image, path from here) of everything that the image adds to its base. What it takes away stands
-    there as a character device."""
+    """(path in the image, path outside) of each file that the image adds to its base. A deleted file of the base is a
+    character device there."""
     for path in image.layer.rglob("*"):
         if not path.is_char_device():
             yield "/" + str(path.relative_to(image.layer)), path
@@ -148,7 +148,7 @@ def test_nothing_of_the_build_is_left(image: Image) -> None:
     assert [path for path in paths if path.startswith(leftovers)] == []
     ours = "/opt/viewport-relay/lib/"
     unwanted = r"/(\.git|\.env|requirements[\w-]*\.lock|setup\.cfg|Dockerfile|[\w.-]+\.whl|pytest)$"
-    documents = "/opt/viewport-relay/share/doc/"  # which the wheel brings, lock files among them
+    documents = "/opt/viewport-relay/share/doc/"  # documents of the wheel, lock files among them
     kept = [path for path in paths if path.startswith("/opt/") and not path.startswith(documents)]
     assert [path for path in kept if re.search(unwanted, path)] == []
     assert len([path for path in paths if path.endswith("/viewport_relay/tap.py")]) == 1
@@ -159,7 +159,7 @@ def test_nothing_of_the_build_is_left(image: Image) -> None:
 
 
 def test_no_key_is_in_it(image: Image) -> None:
-    """Twisted ships one with its own tests."""
+    """Twisted's own tests contain a key; the image must not."""
     found = []
     for name, path in files(image):
         if (
@@ -174,7 +174,7 @@ def test_no_key_is_in_it(image: Image) -> None:
     assert found == []
 
 
-def test_files_are_roots_and_nobody_else_may_write(image: Image) -> None:
+def test_files_belong_to_root_and_only_root_may_write(image: Image) -> None:
     wrong = []
     for name, path in files(image):
         status = path.lstat()
@@ -194,7 +194,7 @@ def test_packages_fit_together(writable: Container) -> None:
     assert (done.returncode, done.stdout) == (0, "No broken requirements found.\n")
 
 
-def test_it_is_unhealthy_without_a_relay(writable: Container, image: Image) -> None:
+def test_the_health_check_fails_without_a_relay(writable: Container, image: Image) -> None:
     assert image.stage.health is not None
     assert writable.execute(image.stage.health, RELAY_LISTEN_PORT="9").returncode != 0
 
@@ -211,7 +211,7 @@ def test_health_and_ready(container: Container, network: Network) -> None:
     assert (started["details"]["mode"], started["details"]["port"]) == ("prod", PORT)
 
 
-def test_who_it_runs_as(container: Container) -> None:
+def test_the_user_and_its_capabilities(container: Container) -> None:
     status = dict(
         line.split(":", 1)
         for line in container.execute("cat /proc/1/status").stdout.splitlines()
@@ -226,14 +226,14 @@ def test_who_it_runs_as(container: Container) -> None:
     assert "relay" in container.execute(("id", "-un")).stdout
 
 
-def test_it_writes_nothing(container: Container) -> None:
+def test_the_relay_writes_no_file(container: Container) -> None:
     for folder in ("/", "/tmp", "/var/tmp", "/opt/viewport-relay", "/dev", "/run", "/nonexistent"):
         assert container.execute(("touch", f"{folder}/file")).returncode != 0, folder
-    # twistd says so at each start when it cannot write its cache of plugins; the image brings it.
+    # twistd warns at each start if it cannot write its plugin cache; the image contains the cache.
     assert "plugin cache" not in container.stdout() + container.stderr()
 
 
-def test_what_operators_do_in_it(container: Container) -> None:
+def test_the_operators_commands_work(container: Container) -> None:
     head = container.execute('curl -fsS -I "$RELAY_JWKS_URL"')
     assert head.stdout.startswith("HTTP/1.1 200"), head.stderr
     assert "RELAY_JWKS_URL=http" in container.execute("env | grep JWKS").stdout
@@ -265,7 +265,7 @@ def test_frames_pass(container: Container, network: Network, platform: FaultyPla
     daemon.close()
 
 
-def test_the_stop_signal_ends_it_well(container: Container) -> None:
-    """The last, since nothing runs afterwards. It is process 1 there, for which the kernel has no default action."""
+def test_the_stop_signal_ends_the_relay_with_status_0(container: Container) -> None:
+    """Last test, because the container is stopped. As process 1 it has no default action for signals."""
     assert container.stop(STOPS_WITHIN) == 0
     assert "relay_stopped" in [entry["event"] for entry in entries(container)]

@@ -1,4 +1,4 @@
-"""A real relay as a process and the dev platform beside it, for everything about the link."""
+"""Fixtures of the link tests: relays as processes, and the development platform."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ NO_RATES = dict.fromkeys(
 
 
 class Relay:
-    """A relay process and what tests ask of it. `key` is what its well-known page says."""
+    """A relay process and what tests read from it. `key` is the public key of its well-known page."""
 
     def __init__(self, process: RelayProcess, tls: bool = False) -> None:
         self.process = process
-        self.private_text = ""  # its key, where a test knows it
+        self.private_text = ""  # the private key, where a test sets it
         self.ws = process.ws if not tls else f"wss://localhost:{process.port}"
         self.identity: dict[str, Any] = {}
         if not tls:
@@ -62,12 +62,12 @@ class Relay:
         return reply.json() if reply.headers["content-type"].startswith("application/json") else reply.text
 
     async def entries(self, workspace: str) -> list[dict[str, Any]]:
-        """The log's entries about a workspace, as /logs has them."""
+        """Entries of `/logs` about a workspace."""
         logs = (await self.admin("/logs?limit=1000"))["logs"]
         return [entry for entry in logs if entry["details"].get("workspaceId") == workspace]
 
     async def prints(self, workspace: str) -> None:
-        """Standard output says the same as /logs; it may take a moment to get here."""
+        """Compare standard output with `/logs`; the output may arrive a little later."""
         logged = await self.entries(workspace)
 
         async def same() -> bool:
@@ -81,7 +81,7 @@ class Relay:
         return [line for line in lines if line.get("details", {}).get("workspaceId") == workspace]
 
     async def wait_for(self, workspace: str, event: str, reason: str | None = None) -> dict[str, Any]:
-        """The one entry of this kind about a workspace; there must be no other with a reason."""
+        """The only entry of this event about a workspace; no other entry may have a reason."""
         found: list[dict[str, Any]] = []
 
         async def there() -> bool:
@@ -94,14 +94,14 @@ class Relay:
         return found[0]
 
     async def count(self, sample: str) -> float:
-        """The value of one line of /metrics."""
+        """Value of one sample of `/metrics`."""
         for line in (await self.admin("/metrics")).splitlines():
             if line.startswith(sample + " "):
                 return float(line.rpartition(" ")[2])
         raise AssertionError(f"no {sample}")
 
     async def target(self, workspace: str) -> dict[str, Any] | None:
-        """What /state says of a workspace's target."""
+        """Entry of `/state` about a workspace's target."""
         state = await self.admin("/state")
         found = [entry for entry in state["workspaces"] if entry["workspaceId"] == workspace]
         return found[0] if found else None
@@ -116,7 +116,7 @@ async def eventually(condition: Any) -> None:
 
 
 class World:
-    """The platform in this process, relays as processes, and every secret that one of them was given."""
+    """The platform in this process, relays as processes, and all secrets that they were given."""
 
     def __init__(self) -> None:
         self.internal_key = "noise-tests-internal-" + secrets.token_hex(12)
@@ -124,7 +124,7 @@ class World:
         pytest_twisted.blockon(self.platform.listen(reactor))
         self.secrets = [self.internal_key, ADMIN, self.platform.credential]
         self.raws: list[RawPeer] = []
-        self._processes: list[RelayProcess] = []  # of this test
+        self._processes: list[RelayProcess] = []  # relays of this test
         self._shared: list[RelayProcess] = []
         self._made = 0
 
@@ -133,19 +133,19 @@ class World:
         return self.platform.relay_environment() | given
 
     def process(self, **settings: str) -> RelayProcess:
-        """A relay that is starting."""
+        """Start a relay."""
         process = RelayProcess(self.environment(**settings))
         self._processes.append(process)
         return process
 
     async def relay(self, **settings: str) -> Relay:
-        """A relay that listens."""
+        """Start a relay and wait until it listens."""
         process = self.process(**settings)
         await eventually_said(process, '"relay_started"')
         return await deferToThread(Relay, process, "RELAY_TLS_CERT_PATH" in settings)
 
     def workspace(self, **policy: Any) -> str:
-        """A new one, named by number; its pairing secret is a secret of ours from now on."""
+        """A new workspace, named by number; its pairing secret joins the secrets that no output may contain."""
         self._made += 1
         name = f"ws-{self._made}"
         if (secret := policy.get("pairing_secret")) is not None:
@@ -154,7 +154,7 @@ class World:
         return name
 
     def paired(self, secret: bytes) -> str:
-        """A workspace in which IKpsk2 is required."""
+        """A workspace that requires IKpsk2."""
         return self.workspace(
             policy_mode="crypto_pairing", e2ee_profile="noise-ikpsk2", pairing_secret=b64(secret)
         )
@@ -169,14 +169,14 @@ class World:
     async def raw(
         self, relay: Relay, role: str, workspace: str, offered: tuple[str, ...] = (LINK,), **claims: Any
     ) -> RawPeer:
-        """A WebSocket that has not said anything yet."""
+        """A WebSocket that has sent nothing yet."""
         token = self.token(role, workspace, **claims)
         raw = await raw_connect(Destination(relay.ws, role, workspace, TARGET), token, offered)
         self.raws.append(raw)
         return raw
 
     async def link(self, relay: Relay, role: str, workspace: str, pattern: Pattern, **how: Any) -> LinkPeer:
-        """A peer before its message 1. `how` goes to the initiator (wrong keys and the like), `claims` to the token."""
+        """A peer before message 1. `how` goes to the initiator (a wrong key and so on), `claims` to the token."""
         raw = await self.raw(relay, role, workspace, **how.pop("claims", {}))
         how.setdefault("query", UpgradeQuery(Role(role), workspace, TARGET))
         key = how.pop("relay_key", None) or PublicKey(relay.public)
@@ -200,13 +200,13 @@ class World:
         return peer
 
     def keep(self, relay: Relay) -> Relay:
-        """Other tests use this relay too."""
+        """Share a relay with other tests."""
         self._processes.remove(relay.process)
         self._shared.append(relay.process)
         return relay
 
-    def everybody_leaves(self) -> None:
-        """The end of a test: no peer stays, and no relay but those that are kept."""
+    def end_test(self) -> None:
+        """Teardown of a test: end its peers, and its relays except shared ones."""
         processes, self._processes = self._processes, []
         for process in processes:
             process.process.kill()
@@ -224,14 +224,14 @@ class World:
 
 
 class PublicKey(StaticKey):
-    """The public half of a relay's key, in the place of the pair that unit tests have."""
+    """The public half of a relay's key, for code that expects a key pair."""
 
     def __init__(self, public: bytes) -> None:
         self.public = public
 
 
 async def eventually_said(process: RelayProcess, what: str) -> None:
-    """Wait until a relay has written this; it must not end before."""
+    """Wait until a relay has written `what`; the process must not end before."""
 
     async def said() -> bool:
         assert process.process.poll() is None or what in process.output(), process.output()
@@ -250,12 +250,12 @@ def world() -> Iterator[World]:
 @pytest.fixture(autouse=True)
 def _leave(world: World) -> Iterator[None]:
     yield
-    world.everybody_leaves()
+    world.end_test()
 
 
 @pytest.fixture(scope="session")
 def relay(world: World, tmp_path_factory: pytest.TempPathFactory) -> Relay:
-    """The relay that most tests share, with the default settings of the link."""
+    """The relay that most tests share, with default link settings."""
     state = tmp_path_factory.mktemp("relay") / "state"
     made: Relay = pytest_twisted.blockon(
         ensureDeferred(world.relay(RELAY_STATE_DIR=str(state), RELAY_ID="relay-noise"))

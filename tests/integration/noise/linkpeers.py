@@ -1,7 +1,7 @@
-"""Peers for a real relay over real sockets, right and wrong: what the reference peers would never do is done here.
+"""Peers over real sockets that can break the link's protocol.
 
-`RawPeer` is a WebSocket that sends what it is told to. `LinkPeer` adds the initiator of `tests.unit.noise.peers`,
-which is not the relay's code nor the reference peers'.
+`RawPeer` is a WebSocket that sends any message. `LinkPeer` adds the initiator of `tests.unit.noise.peers`, which
+shares no code with the relay or the reference peers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from viewport_relay.peer.upgrade import Closed, Destination
 
 reactor: Any = _reactor
 LINK = "viewport.noise-link.v1"
-PATIENCE = 15.0  # seconds for what must come; a busy machine is slow
+PATIENCE = 15.0  # seconds; enough for a busy machine
 MESSAGE_MAX = 4_194_304
 
 
 class _Silent:
-    """In place of Autobahn's logger."""
+    """A null object for Autobahn's logger."""
 
     def debug(self, *_: object, **__: object) -> None:
         pass
@@ -34,7 +34,7 @@ class _Silent:
 
 
 class RawPeer(WebSocketClientProtocol):  # type: ignore[misc, unused-ignore]  # not typed
-    """`messages` holds what came, as (payload, binary). `gone` fires with the relay's Close, or 1006."""
+    """WebSocket client: `messages` has received (payload, binary); `gone` fires with the relay's Close, or 1006."""
 
     log = _Silent()
 
@@ -81,43 +81,43 @@ class RawPeer(WebSocketClientProtocol):  # type: ignore[misc, unused-ignore]  # 
                 waiter.callback(None)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that must come to this peer."""
+        """Wait until a condition on this peer's state holds."""
         if not condition():
             waiter: Deferred[None] = Deferred()
             self._waiting.append((condition, waiter))
             await waiter.addTimeout(PATIENCE, reactor)
 
     async def has(self, count: int) -> list[tuple[bytes, bool]]:
-        """The messages once there are `count`."""
+        """The messages, when there are `count`."""
         await self.until(lambda: len(self.messages) >= count or self.closed is not None)
         assert len(self.messages) >= count, (self.closed, len(self.messages))
         return self.messages
 
     async def ended(self) -> Closed:
-        """How the relay closed it."""
+        """The relay's Close."""
         if self.closed is None:
             await self.gone.addTimeout(PATIENCE, reactor)
         assert self.closed is not None
         return self.closed
 
-    # -- saying ------------------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------------------
 
     def say(self, payload: bytes, binary: bool = True, fragment: int | None = None) -> None:
-        """One message, in frames of at most `fragment` bytes."""
+        """Send one message, in WebSocket frames of at most `fragment` bytes."""
         untyped: Any = self
         untyped.sendMessage(payload, isBinary=binary, fragmentSize=fragment)
 
     def leave(self) -> None:
-        """Close in order."""
+        """Start the closing handshake."""
         untyped: Any = self
         untyped.sendClose(1000)
 
     def vanish(self) -> None:
-        """Drop the TCP connection."""
+        """Abort the TCP connection."""
         untyped: Any = self
         untyped.dropConnection(abort=True)
 
-    # -- as in `LinkPeer`, for tests that do not care whether there is a link ------------------------------
+    # -- the interface of `LinkPeer`, for tests that run with and without a link ------------------------------
 
     def send(self, frame: bytes) -> None:
         self.say(frame, binary=False)
@@ -133,7 +133,7 @@ class RawPeer(WebSocketClientProtocol):  # type: ignore[misc, unused-ignore]  # 
 
 
 async def raw_connect(destination: Destination, token: str, offered: Sequence[str] = (LINK,)) -> RawPeer:
-    """An open WebSocket; the peer has said nothing yet."""
+    """An open WebSocket; the peer has sent nothing yet."""
     make: Any = WebSocketClientFactory
     factory = make(
         destination.url,
@@ -155,17 +155,17 @@ async def raw_connect(destination: Destination, token: str, offered: Sequence[st
 
 
 class LinkPeer:
-    """A raw peer and the link on it."""
+    """A raw peer with the link's initiator."""
 
     def __init__(self, raw: RawPeer, initiator: Initiator) -> None:
         self.raw = raw
         self.initiator = initiator
         self.hello: dict[str, Any] = {}
         self._frames: list[bytes] = []
-        self._opened = 1  # messages of the relay that were taken; the first is message 2
+        self._opened = 1  # number of opened messages of the relay; the first is message 2
 
     async def message_2(self) -> LinkPeer:
-        """Send message 1 and read the answer."""
+        """Send message 1 and read message 2."""
         self.raw.say(self.initiator.message_1())
         [(payload, binary)] = await self.raw.has(1)
         assert binary
@@ -177,7 +177,7 @@ class LinkPeer:
         return self
 
     async def up(self) -> LinkPeer:
-        """The whole handshake. The relay does not answer the confirm: what is sent next is behind it."""
+        """Complete the handshake. The relay does not answer the confirm; messages may follow it at once."""
         await self.message_2()
         return self.confirm()
 
@@ -186,7 +186,7 @@ class LinkPeer:
 
     @property
     def frames(self) -> list[bytes]:
-        """What came over the link; each message is opened once, in order."""
+        """Received frames; each message is decrypted once, in order."""
         for payload, binary in self.raw.messages[self._opened :]:
             assert binary, payload[:200]
             self._opened += 1
@@ -194,11 +194,11 @@ class LinkPeer:
         return self._frames
 
     async def hears(self, count: int) -> list[bytes]:
-        """The frames once there are `count`."""
+        """The frames, when there are `count`."""
         await self.raw.has(count + 1)
         return self.frames
 
 
 def status_codes(frames: Sequence[bytes]) -> list[str]:
-    """The codes of the relay's own status frames."""
+    """Codes of the relay's status frames."""
     return [json.loads(frame)["code"] for frame in frames]

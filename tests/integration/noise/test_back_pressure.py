@@ -1,4 +1,4 @@
-"""Slow readers on a link: records are numbered, so one that overtakes another ends the link."""
+"""Back-pressure on a link: records are numbered, so a record out of order ends the link."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def pause(seconds: float) -> None:
 async def test_many_clients_feed_a_daemon_that_reads_slowly(
     world: World, relay: Relay, pattern: Pattern
 ) -> None:
-    """Lanes are emptied in turn, pings go between, and still every record opens in the order in which it came."""
+    """Lanes are served in turn, with pings between, and all records decrypt in the order of arrival."""
     workspace = world.workspace(pairing_secret=b64(SECRET))
     daemon = await world.join(relay, DAEMON, workspace, pattern)
     clients = [await world.join(relay, CLIENT, workspace, way) for way in (PLAIN, IK, IKPSK2, PLAIN, IK)]
@@ -61,7 +61,7 @@ async def test_many_clients_feed_a_daemon_that_reads_slowly(
     for number in range(len(clients)):
         assert [f["seq"] for f in frames if f["sessionId"] == f"s-{number}"] == list(range(1, each + 1))
     await daemon.raw.until(lambda: daemon.raw.pongs != [])
-    daemon.send(encoded("e2ee"))  # the other direction is unharmed
+    daemon.send(encoded("e2ee"))  # the other direction still works
     for client in clients:
         assert (client if isinstance(client, type(daemon.raw)) else client.raw).closed is None
     assert daemon.raw.closed is None
@@ -69,7 +69,7 @@ async def test_many_clients_feed_a_daemon_that_reads_slowly(
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
 async def test_a_client_leaves_while_its_frames_wait(world: World, relay: Relay) -> None:
-    """What it had queued may go or not, but leaves no gap in the numbers of the daemon's records."""
+    """Frames of a client that left may be sent or not, but leave no gap in the numbers of the daemon's records."""
     workspace = world.workspace()
     daemon = await world.join(relay, DAEMON, workspace, IK)
     clients = [await world.join(relay, CLIENT, workspace, way) for way in (IK, PLAIN, IK)]
@@ -110,7 +110,7 @@ async def test_a_slow_client_on_a_link_gets_what_was_queued_and_then_the_close(
     await client.hears(1)
     reading: Any = client.raw.transport
     reading.pauseProducing()
-    most = 60  # MiB; what the kernel takes and RELAY_MAX_PENDING_BYTES together are far less
+    most = 60  # MiB; far more than kernel buffers and RELAY_MAX_PENDING_BYTES together
     slow = "relay_ws_slow_client_terminated_total"
     before = await relay.count(slow)
     for seq in range(1, most + 1):
@@ -130,7 +130,7 @@ async def test_a_slow_client_on_a_link_gets_what_was_queued_and_then_the_close(
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
 async def test_the_relay_stops_while_a_link_is_full(world: World) -> None:
-    """What is queued goes out sealed and in order, and the Close behind it."""
+    """Drain: queued records are sent encrypted and in order, then the Close."""
     relay = await world.relay(RELAY_DRAIN_SECONDS="10")
     workspace = world.workspace()
     daemon = await world.join(relay, DAEMON, workspace, IK)

@@ -1,4 +1,4 @@
-"""Links that come up: both patterns, both ways, mixed with plain peers, and messages of every form."""
+"""Established links: both patterns, both directions, mixed with plain peers, messages of every form."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _name(way: Pattern | None) -> str:
 
 
 def sized(size: int, **members: Any) -> bytes:
-    """An e2ee frame of exactly so many bytes."""
+    """An e2ee frame of exactly `size` bytes."""
     empty = len(encoded("e2ee", ciphertext="", **members))
     return encoded("e2ee", ciphertext="x" * (size - empty), **members)
 
@@ -37,7 +37,7 @@ def sized(size: int, **members: Any) -> bytes:
 async def test_frames_go_both_ways_byte_for_byte(
     world: World, relay: Relay, daemon_way: Pattern | None, client_way: Pattern | None
 ) -> None:
-    # IKpsk2 is welcome where it is not required, if the grant has a secret.
+    # IKpsk2 is also allowed where it is not required, if the grant has a secret.
     workspace = world.workspace(pairing_secret=b64(SECRET))
     daemon = await world.join(relay, DAEMON, workspace, daemon_way)
     client = await world.join(relay, CLIENT, workspace, client_way)
@@ -52,7 +52,7 @@ async def test_frames_go_both_ways_byte_for_byte(
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_what_the_relay_tells_of_itself_and_of_its_peers(world: World, relay: Relay) -> None:
+async def test_hello_state_metrics_and_log_of_a_link(world: World, relay: Relay) -> None:
     workspace = world.workspace(pairing_secret=b64(SECRET))
     before = {label: await relay.count(f'relay_handshakes_total{{noise="{label}"}}') for label in _LABELS}
     daemon = await world.join(relay, DAEMON, workspace, Pattern.IKPSK2)
@@ -80,8 +80,8 @@ _LABELS = ("none", "IK", "IKpsk2")
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_nobody_is_in_before_the_confirm(world: World, relay: Relay) -> None:
-    """A daemon that holds the token alone, or has only sent message 1, has no seat: its clients see none."""
+async def test_no_peer_takes_part_before_the_confirm(world: World, relay: Relay) -> None:
+    """A daemon that has only the token, or has sent only message 1, has no seat: its clients do not see it."""
     workspace = world.paired(SECRET)
     client = await world.join(relay, CLIENT, workspace, Pattern.IKPSK2)
     daemon = await (await world.link(relay, DAEMON, workspace, Pattern.IKPSK2)).message_2()
@@ -125,7 +125,7 @@ async def test_the_frame_limit_counts_plaintext(world: World, relay: Relay, way:
     client = await world.join(relay, CLIENT, workspace, way)
     largest = sized(FRAME_MAX)
     client.send(largest)
-    if way is not None:  # many small records: their overhead does not count
+    if way is not None:  # many small records, so that their overhead does not count
         client.raw.say(client.initiator.seal(largest, record=1024))
     count = 1 if way is None else 2
     assert [hashlib.sha256(frame).digest() for frame in await daemon.hears(count)] == [
@@ -147,7 +147,7 @@ async def test_the_frame_limit_counts_plaintext(world: World, relay: Relay, way:
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_a_message_may_come_in_fragments_with_pings_between(world: World, relay: Relay) -> None:
+async def test_fragmented_messages_with_pings_between(world: World, relay: Relay) -> None:
     workspace = world.workspace()
     daemon = await world.join(relay, DAEMON, workspace, Pattern.IK)
     client = await world.link(relay, CLIENT, workspace, Pattern.IK)
@@ -183,8 +183,8 @@ async def test_pings_are_answered_during_the_handshake_and_on_the_link(world: Wo
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_a_target_that_comes_from_the_claims_alone(world: World, relay: Relay) -> None:
-    """The handshake is bound to the query, which names none; the peer joins the room of its claim."""
+async def test_a_target_that_only_the_claims_name(world: World, relay: Relay) -> None:
+    """The handshake is bound to the query, which names no target; the peer joins the target of its claims."""
     workspace = world.workspace()
     daemon = await world.join(relay, DAEMON, workspace, Pattern.IK)
     raw = await raw_connect(Destination(relay.ws, CLIENT, workspace), world.token(CLIENT, workspace))

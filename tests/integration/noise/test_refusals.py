@@ -1,4 +1,4 @@
-"""Every row of the wire protocol's section 11, against a real relay: what the peer sees, and what the log says."""
+"""Section 11 of the wire protocol against a real relay, row by row: the peer's Close and the log entry."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEXTS = {
     "NOISE_PSK_UNAVAILABLE": "Noise handshake failed: psk unavailable",
 }
 
-#: What each kind of workspace says in the platform's answer.
+#: The policy members of each kind of workspace in the platform's response.
 SECRET_TEXT = b64(SECRET)
 POLICIES: dict[str, dict[str, Any]] = {
     "standard": {},
@@ -57,7 +57,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 Act = Callable[[LinkPeer], Awaitable[None]]
 
 
-# -- what peers do -----------------------------------------------------------------------------------------------
+# -- actions of peers -----------------------------------------------------------------------------------------------
 
 
 async def message_1(peer: LinkPeer) -> None:
@@ -65,7 +65,7 @@ async def message_1(peer: LinkPeer) -> None:
 
 
 def changed(change: Callable[[bytes], bytes]) -> Act:
-    """Message 1, but for a change."""
+    """Send message 1, altered by `change`."""
 
     async def act(peer: LinkPeer) -> None:
         peer.raw.say(change(peer.initiator.message_1()))
@@ -89,7 +89,7 @@ def confirm_with(plaintext: bytes) -> Act:
 
 
 def after_message_1(message: bytes, binary: bool = True) -> Act:
-    """A message in the place of the confirm; message 2 need not be readable."""
+    """Send a message instead of the confirm; message 2 may be unreadable."""
 
     async def act(peer: LinkPeer) -> None:
         peer.raw.say(peer.initiator.message_1())
@@ -103,7 +103,7 @@ def once_up(change: Callable[[LinkPeer], None]) -> Act:
     async def act(peer: LinkPeer) -> None:
         await peer.up()
         peer.send(encoded("e2ee"))
-        assert len(await peer.hears(1)) == 1  # DAEMON_UNAVAILABLE: it is in
+        assert len(await peer.hears(1)) == 1  # DAEMON_UNAVAILABLE: the peer takes part in routing
         change(peer)
 
     return act
@@ -144,7 +144,7 @@ def swapped(peer: LinkPeer) -> None:
 
 @frozen
 class Row:
-    """`detail` is a part of the log entry's; `how` is about the initiator."""
+    """A row of the section. `detail` is part of the log entry's detail; `how` goes to the initiator."""
 
     name: str
     policy: str
@@ -163,7 +163,7 @@ ROWS = [
         for policy in ("paired", "paired by policy", "paired by profile")
         for role in (CLIENT, DAEMON)
     ],
-    # under IKpsk2 a confirm that does not decrypt or is something else
+    # under IKpsk2: a confirm that does not decrypt, or another message
     Row("another secret", "paired", IKPSK2, after_message_1(b"\0\x10" + bytes(16)), "NOISE_INVALID_PSK",
         "does not decrypt", {"secret": OTHER_SECRET}),
     Row("no record", "paired", IKPSK2, after_message_1(b"x"), "NOISE_INVALID_PSK", "holds no record"),
@@ -198,7 +198,7 @@ ROWS = [
     Row("another workspace", "standard", IK, message_1, "NOISE_HANDSHAKE_MALFORMED", "workspace",
         {"query": UpgradeQuery(Role.CLIENT, "elsewhere", TARGET)}),
     Row("text for message 1", "standard", IK, instead(encoded("e2ee"), False), "NOISE_HANDSHAKE_MALFORMED", "text"),
-    # under IK a confirm that does not decrypt or is something else
+    # under IK: a confirm that does not decrypt, or another message
     Row("IK, damaged confirm", "standard", IK, after_message_1(b"\0\x10" + bytes(16)), "NOISE_HANDSHAKE_MALFORMED",
         "does not decrypt"),
     Row("IK, a frame for the confirm", "no profile", IK, confirm_with(encoded("e2ee")), "NOISE_HANDSHAKE_MALFORMED",
@@ -206,7 +206,7 @@ ROWS = [
     Row("IK, empty confirm", "standard", IK, after_message_1(b""), "NOISE_HANDSHAKE_MALFORMED", "holds no record"),
     Row("IK, text for the confirm", "standard", IK, after_message_1(CONFIRM, False), "NOISE_HANDSHAKE_MALFORMED",
         "text"),
-    # after it is up
+    # on an established link
     *[
         Row(f"{name}, {pattern.label}", "welcome", pattern, once_up(change), "NOISE_DECRYPT_FAILED", detail)
         for pattern in Pattern
@@ -223,7 +223,7 @@ ROWS = [
             ("a text message", lambda p: p.raw.say(encoded("e2ee"), binary=False), "text message"),
         )
     ],
-    # no secret
+    # no usable pairing secret
     Row("no secret", "no secret", IKPSK2, message_1, "NOISE_PSK_UNAVAILABLE", "no pairingSecret"),
     Row("no secret, not required", "standard", IKPSK2, message_1, "NOISE_PSK_UNAVAILABLE", "no pairingSecret"),
     Row("31 bytes", "short secret", IKPSK2, message_1, "NOISE_PSK_UNAVAILABLE", "not 32 bytes", role=DAEMON),
@@ -231,7 +231,7 @@ ROWS = [
 
 
 async def provoke(world: World, relay: Relay, row: Row) -> tuple[Closed, dict[str, Any]]:
-    """How the relay closed the peer, and the log's entry about it."""
+    """Returns the Close that the peer got, and the log entry."""
     workspace = world.workspace(**POLICIES[row.policy])
     peer = await world.link(relay, row.role, workspace, row.pattern, **row.how)
     await row.act(peer)
@@ -256,13 +256,13 @@ async def test_refused(world: World, relay: Relay, row: Row) -> None:
     if row.reason == "NOISE_DECRYPT_FAILED":
         assert details["relayKeyUsed"] == "current"
         assert target is not None and target["clientCount"] == 0
-    else:  # no state is kept for a refused peer, and no presence was sent
+    else:  # a refused peer leaves no state and sends no presence
         assert target is None
         assert [e["event"] for e in await relay.entries(details["workspaceId"])] == ["close"]
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_the_binding_is_to_all_three_of_the_query(world: World, relay: Relay) -> None:
+async def test_the_handshake_is_bound_to_role_workspace_and_target(world: World, relay: Relay) -> None:
     for role, other in ((CLIENT, Role.DAEMON), (DAEMON, Role.CLIENT)):
         for change in ({"role": other}, {"target": "other"}, {"target": None}, {"workspace": "other"}):
             workspace = world.workspace()
@@ -276,7 +276,7 @@ async def test_the_binding_is_to_all_three_of_the_query(world: World, relay: Rel
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
 async def test_a_handshake_recorded_elsewhere_does_not_open_a_link(world: World, relay: Relay) -> None:
-    """Message 1 may be replayed to the same workspace; without its ephemeral key the replayer cannot confirm."""
+    """Message 1 can be replayed in its workspace; without the ephemeral key the replay cannot confirm."""
     workspace = world.paired(SECRET)
     recorded = await world.link(relay, CLIENT, workspace, IKPSK2)
     message = recorded.initiator.message_1()
@@ -296,8 +296,10 @@ async def test_a_handshake_recorded_elsewhere_does_not_open_a_link(world: World,
 @pytest.mark.parametrize("vanish", [False, True], ids=["close", "lost"])
 @pytest.mark.parametrize("pattern", Pattern, ids=lambda pattern: pattern.label)
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_gone_after_message_2(world: World, relay: Relay, pattern: Pattern, vanish: bool) -> None:
-    """Under IKpsk2 that is what a peer with another secret does: it is worth a line and counts as a failure."""
+async def test_a_peer_gone_after_message_2(
+    world: World, relay: Relay, pattern: Pattern, vanish: bool
+) -> None:
+    """Under IKpsk2 a peer with another secret leaves after message 2: one log entry, counted as a failure."""
     failures = 'relay_handshake_failures_total{reason="NOISE_INVALID_PSK"}'
     closes = 'relay_closes_total{reason="NOISE_INVALID_PSK"}'
     before = await relay.count(failures), await relay.count(closes)
@@ -327,7 +329,7 @@ async def test_gone_after_message_2(world: World, relay: Relay, pattern: Pattern
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_gone_before_message_1_is_nothing(world: World, relay: Relay) -> None:
+async def test_a_peer_gone_before_message_1_is_no_failure(world: World, relay: Relay) -> None:
     workspace = world.paired(SECRET)
     peer = await world.raw(relay, CLIENT, workspace)
     peer.leave()
@@ -369,7 +371,7 @@ async def test_static_key(
     assert details["relayKeyUsed"] == "current"
 
 
-# -- what needs a relay with other settings -----------------------------------------------------------------------
+# -- relays with other settings -----------------------------------------------------------------------
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
@@ -390,7 +392,7 @@ async def test_not_confirmed_in_time(world: World) -> None:
         assert entry["details"]["detail"] == detail
         await relay.prints(workspace)
     assert await relay.count('relay_handshake_failures_total{reason="NOISE_TIMEOUT"}') == 2
-    # The time limit is the handshake's alone; pings and their answers need no record.
+    # The time limit covers only the handshake; pings and pongs are not records.
     await up.raw.until(lambda: len(up.raw.pings) >= 3)
     up.send(encoded("e2ee"))
     assert b"DAEMON_UNAVAILABLE" in (await up.hears(1))[0] and up.raw.closed is None
@@ -408,7 +410,7 @@ async def test_the_link_can_be_required(world: World) -> None:
             entry = await relay.wait_for(workspace, "close", "NOISE_LINK_REQUIRED")
             assert entry["details"]["role"] == role
             await relay.prints(workspace)
-            assert await relay.target(workspace) is None  # nothing was routed
+            assert await relay.target(workspace) is None  # no target: the peer did not reach routing
     assert await relay.count('relay_handshake_failures_total{reason="NOISE_LINK_REQUIRED"}') == 6
     workspace = world.workspace()
     daemon = await world.join(relay, DAEMON, workspace, IK)
@@ -431,8 +433,8 @@ async def test_the_link_can_be_off(world: World) -> None:
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_claims_that_are_refused_are_refused_before_any_handshake(world: World, relay: Relay) -> None:
-    """The frame that goes before that close is plain text, which has no place on a link: there it is left out."""
+async def test_claims_are_refused_before_the_handshake(world: World, relay: Relay) -> None:
+    """The frame that precedes this close is plain text, which a link does not allow: it is omitted."""
     workspace = world.workspace()
     token = world.platform.issue(CLIENT, workspace, None, scope="runtime")
     peer = await raw_connect(Destination(relay.ws, CLIENT, workspace), token)
@@ -443,8 +445,8 @@ async def test_claims_that_are_refused_are_refused_before_any_handshake(world: W
     assert [b"RUNTIME_TARGET_REQUIRED" in frame for frame in plain.frames] == [True]
 
 
-def test_the_texts_are_the_contracts() -> None:
-    """Wrong pattern and wrong secret look the same to the peer, and so do all kinds of damage."""
+def test_the_texts_of_the_wire_protocol() -> None:
+    """The peer sees the same text for a wrong pattern as for a wrong secret, and one text for all kinds of damage."""
     assert {
         reason.code: reason.entry.close_text
         for reason in Reason

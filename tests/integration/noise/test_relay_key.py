@@ -1,4 +1,4 @@
-"""The relay's own key: where it comes from, how it is kept, how it is changed, and how peers learn it."""
+"""The relay's static key: generation, storage, rotation, publication."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MALFORMED = Closed(4008, "Noise handshake failed: malformed message")
 async def test_the_well_known_page(relay: Relay) -> None:
     reply = await deferToThread(relay.process.ask, "GET", "/.well-known/viewport-relay.json")
     assert reply.status == 200 and reply.headers["content-type"] == "application/json"
-    assert reply.headers["access-control-allow-origin"] == "*"  # web apps of any origin read it
+    assert reply.headers["access-control-allow-origin"] == "*"  # web apps of any origin read the page
     document = reply.json()
     assert len(document.pop("noisePublicKey")) == 43
     assert document == {"relayId": "relay-noise", "version": __version__, "subprotocols": [LINK]}
@@ -41,7 +41,7 @@ async def test_the_well_known_page(relay: Relay) -> None:
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_the_key_is_made_once_and_kept(world: World, tmp_path: Path) -> None:
+async def test_the_key_is_generated_once_and_stored(world: World, tmp_path: Path) -> None:
     state = tmp_path / "not" / "there"
     first = await world.relay(RELAY_STATE_DIR=str(state))
     key = state / "noise.key"
@@ -59,8 +59,8 @@ async def test_the_key_is_made_once_and_kept(world: World, tmp_path: Path) -> No
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_two_keys_while_peers_learn_the_new_one(world: World, tmp_path: Path) -> None:
-    """As an operator does it whose first key the relay has made: the file becomes the key before."""
+async def test_two_keys_during_a_rotation(world: World, tmp_path: Path) -> None:
+    """An operator's rotation of a key that the relay generated: the file becomes the previous key."""
     new, old, older = StaticKey.generate(), StaticKey.generate(), StaticKey.generate()
     world.secrets += [new.private_text(), old.private_text()]
     files = []
@@ -68,7 +68,7 @@ async def test_two_keys_while_peers_learn_the_new_one(world: World, tmp_path: Pa
         files.append(tmp_path / name)
         write_private(files[-1], pair.private_text() + "\n")
     relay = await world.relay(
-        RELAY_STATE_DIR=str(tmp_path),  # the setting wins over the file in it
+        RELAY_STATE_DIR=str(tmp_path),  # the setting takes precedence over the file in this folder
         RELAY_NOISE_PRIVATE_KEY_FILE=str(files[0]),
         RELAY_NOISE_PREVIOUS_KEY_FILE=str(files[1]),
     )
@@ -89,7 +89,7 @@ async def test_two_keys_while_peers_learn_the_new_one(world: World, tmp_path: Pa
         assert await peer.raw.ended() == MALFORMED
         entry = await relay.wait_for(workspace, "close", "NOISE_HANDSHAKE_MALFORMED")
         assert "relayKeyUsed" not in entry["details"]
-    # A record that fails later says which key the link was made with.
+    # The entry of a record that fails later names the key of the link.
     workspace = world.workspace()
     peer = await world.join(relay, CLIENT, workspace, Pattern.IK, relay_key=PublicKey(old.public))
     peer.raw.say(b"\0\x10" + bytes(16))
@@ -100,15 +100,15 @@ async def test_two_keys_while_peers_learn_the_new_one(world: World, tmp_path: Pa
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter: a closed one, as pytest's own are, would protect the key."""
+    """A folder that every user may enter; pytest's own folders would protect the key file."""
     with TemporaryDirectory(dir="/tmp") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_a_key_that_cannot_be_trusted_stops_the_start(world: World, open_folder: Path) -> None:
-    """Exit status 78 (EX_CONFIG) and one line that names what is wrong, never the key."""
+async def test_an_untrusted_key_file_stops_the_start(world: World, open_folder: Path) -> None:
+    """Exit status 78 (EX_CONFIG) and one line with the cause, without the key."""
     key = open_folder / "noise.key"
     private = StaticKey.generate().private_text()
     key.write_text(private + "\n")
@@ -128,7 +128,7 @@ async def test_a_key_that_cannot_be_trusted_stops_the_start(world: World, open_f
     ]
     for process, line in refused:
         assert await deferToThread(process.process.wait, 30) == 78, process.output()
-        await deferToThread(process.stop)  # waits for the last of its output
+        await deferToThread(process.stop)  # reads the rest of the output
         assert process.output() == f"viewport-relay: {line}\n"
         assert private not in process.output() and wrong not in process.output()
     assert key.read_text() == private + "\n"

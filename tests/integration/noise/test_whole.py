@@ -1,4 +1,4 @@
-"""Everything together: the demonstration, the link inside TLS, and no secret in anything that the relay shows."""
+"""End-to-end link tests: the demo, the link inside TLS, and a search of all outputs for secrets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from viewport_relay.peer.upgrade import Closed, ClosedEarly, Destination
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
 async def test_the_demonstration(world: World, relay: Relay) -> None:
-    """Reference peers, with and without the link and the pairing; the refusal's line is in the log."""
+    """Reference peers, with and without link and pairing; the log has the refusal."""
     lines: list[str] = []
     where = Where(relay.ws, world.platform.url, world.platform.credential, turns=24, large_frame_bytes=400_000,
                   pairing_secret=world.platform.workspaces["dev-paired"].pairing_secret_bytes())  # fmt: skip
@@ -82,21 +82,21 @@ async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
     with pytest.raises(ClosedEarly) as refused:
         await connect(reactor, destination, world.token(CLIENT, workspace), lambda _: None)
     assert refused.value.closed == Closed(4008, "Noise handshake failed: invalid psk")
-    with pytest.raises(ClosedEarly, match="TLS failed"):  # the system's authorities do not know ours
+    with pytest.raises(ClosedEarly, match="TLS failed"):  # the system's CAs do not include the test's CA
         await connect(
             reactor, replace(destination, trust_root=None), world.token(CLIENT, workspace), lambda _: None
         )
-    # stdout says the same over TLS; /logs would too
+    # standard output instead of `/logs`: `relay.entries` has no TLS
     said = [line for line in relay.process.output().splitlines() if workspace in line]
     assert any("NOISE_INVALID_PSK" in line for line in said)
 
 
-# -- nothing secret is shown ---------------------------------------------------------------------------------------
+# -- no secret is shown ---------------------------------------------------------------------------------------
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
 async def test_no_secret_in_any_output(world: World, relay: Relay) -> None:
-    """Links that work and links that fail in every way; then everything that the relay shows is searched."""
+    """Successful and failed links of every kind, then a search of all that the relay shows."""
     marker = "PAYLOAD-zq7-marker-of-these-tests"
     workspace = world.workspace(pairing_secret=b64(SECRET))
     daemon = await world.join(relay, DAEMON, workspace, Pattern.IKPSK2)
@@ -104,7 +104,7 @@ async def test_no_secret_in_any_output(world: World, relay: Relay) -> None:
     client.send(encoded("e2ee", ciphertext=marker))
     await daemon.hears(1)
     daemon.send(encoded("e2ee", ciphertext=marker))  # no owner: dropped
-    client.send(f'{{"type":"{marker}"}}'.encode())  # no frame: answered
+    client.send(f'{{"type":"{marker}"}}'.encode())  # no valid frame: answered
     await client.hears(1)
     for spoil in (marker.encode(), b"\0\x10" + bytes(16)):
         peer = await world.join(relay, CLIENT, workspace, Pattern.IK)
@@ -139,7 +139,7 @@ async def test_no_secret_in_any_output(world: World, relay: Relay) -> None:
         assert text
         found = parts & set(_parts(text))
         assert not found, f"{len(found)} parts of secrets in {where}"
-    # nothing went wrong inside either
+    # no internal error
     lines = [json.loads(line) for line in shown["standard output and error"].splitlines()]
     assert [
         line for line in lines if line["level"] == "error" or "traceback" in json.dumps(line).lower()
@@ -147,7 +147,7 @@ async def test_no_secret_in_any_output(world: World, relay: Relay) -> None:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """All runs of 16 characters: a part of a secret is one too many already."""
+    """All runs of 16 characters of a secret: none may be shown."""
     return (text[at : at + 16] for at in range(len(text) - 15))
 
 
