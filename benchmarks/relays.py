@@ -65,6 +65,7 @@ KINDS: Mapping[str, Kind] = {
     for kind in (
         Kind("relay", "this relay", _OURS, {"RELAY_FAST_PATH": "1"}, links=True),
         Kind("relay-plain", "this relay with RELAY_FAST_PATH=0", _OURS, {"RELAY_FAST_PATH": "0"}, links=True),
+        Kind("relay-workers", "this relay with RELAY_WORKERS=2", _OURS, {"RELAY_WORKERS": "2"}, links=True),
         Kind(
             "node",
             "minimal relay on Node and ws",

@@ -16,26 +16,29 @@ from OpenSSL import SSL
 RECORD: Final = 16_384
 RECORD_OVERHEAD: Final = 256
 
-#: Most ciphertext of one read, and most plaintext that is sealed before its records are sent, bytes. OpenSSL's two
-#: buffers of a connection grow to about this size and stay.
+#: A record's header (RFC 8446 section 5.1): type, version, length in two bytes.
+HEADER: Final = 5
+
+#: Most plaintext that is sealed before its records are sent, bytes; the last piece may be longer by less than a record.
 PIECE: Final = 65_536
+LAST_PIECE: Final = PIECE + RECORD
 
-#: What a piece becomes at most.
-SEALED: Final = PIECE + RECORD_OVERHEAD * (PIECE // RECORD + 2)
-
-_HEADER: Final = 5
+#: What a piece becomes at most, and most ciphertext of one read. OpenSSL's two buffers of a connection grow to about this size and stay.
+SEALED: Final = LAST_PIECE + RECORD_OVERHEAD * (LAST_PIECE // RECORD + 2)
 
 _PARTIAL: Final = "the context must not have SSL_MODE_ENABLE_PARTIAL_WRITE"
 
 
 class RecordCount:
-    """Counts the records of a stream by their headers (RFC 8446 section 5.1): type, version, length in two bytes."""
+    """Counts the records of a stream by their headers."""
 
-    __slots__ = ("_head", "_left")
+    __slots__ = ("_head", "_left", "between")
 
     def __init__(self) -> None:
         self._head = b""  # the beginning of a header
         self._left = 0  # bytes to come of the record whose header has been read
+        #: Whether the next byte is a record's first.
+        self.between = True
 
     def ended(self, data: bytes | memoryview) -> int:
         """How many records end within `data`, the next bytes of the stream."""
@@ -45,8 +48,8 @@ class RecordCount:
         at, end, count = self._left, len(data), 0
         if 0 < at <= end:
             count = 1
-        while end - at >= _HEADER:
-            at += _HEADER + (data[at + 3] << 8 | data[at + 4])
+        while end - at >= HEADER:
+            at += HEADER + (data[at + 3] << 8 | data[at + 4])
             if at <= end:
                 count += 1
         if at > end:
@@ -55,14 +58,42 @@ class RecordCount:
             self._left = 0
             if at < end:
                 self._head = bytes(data[at:])
+        self.between = at == end
         return count
+
+
+class SharedMemory:
+    """Memory that the TLS connections of a factory share: for ciphertext that is read, and for records to send."""
+
+    __slots__ = ("arena", "arena_at", "ciphertext", "ciphertext_at", "sealed", "sealed_at", "space")
+
+    def __init__(self) -> None:
+        self.ciphertext = bytearray(SEALED)
+        #: Where sockets are read into.
+        self.space = memoryview(self.ciphertext)
+        #: Records, until they are sent.
+        self.sealed = memoryview(bytearray(SEALED))
+        #: Where most plaintext goes: the space of the sink that came first, at least a record.
+        self.arena: memoryview | None = None
+        # The same for OpenSSL: making a pointer takes as long as copying a small record.
+        self.ciphertext_at = _pointer(self.ciphertext)
+        self.sealed_at = _pointer(self.sealed)
+        self.arena_at: Any = None
+
+    def learn(self, space: memoryview) -> None:
+        """Remember where most plaintext goes."""
+        if self.arena is None and len(space) >= RECORD:
+            self.arena, self.arena_at = space, _pointer(space)
 
 
 class RecordLayer(Protocol):
     """The record layer of one connection."""
 
-    def put(self, data: bytes | memoryview) -> None:
+    def put(self, data: bytes) -> None:
         """Take ciphertext that was received."""
+
+    def put_read(self, size: int) -> None:
+        """Take the first `size` bytes of the shared memory's `space`."""
 
     def open_into(self, space: memoryview) -> int:
         """Decrypt the rest of a record, or the next one, as far as `space` goes; 0: there is none that has data."""
@@ -71,19 +102,23 @@ class RecordLayer(Protocol):
         """Bytes of the record under way that are decrypted and not yet read."""
 
     def seal(self, data: bytes | memoryview) -> bytes | memoryview | None:
-        """The records of at most `PIECE` bytes, to be used up at once; None: they are not taken."""
+        """The records of at most `LAST_PIECE` bytes, to be used up at once; None: they are not taken."""
 
 
 class PublicRecordLayer:
     """The record layer through pyOpenSSL's public interface."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_memory")
 
-    def __init__(self, connection: SSL.Connection) -> None:
+    def __init__(self, connection: SSL.Connection, memory: SharedMemory) -> None:
         self._connection = connection
+        self._memory = memory
 
-    def put(self, data: bytes | memoryview) -> None:
+    def put(self, data: bytes) -> None:
         self._connection.bio_write(data)
+
+    def put_read(self, size: int) -> None:
+        self._connection.bio_write(self._memory.space[:size])
 
     def open_into(self, space: memoryview) -> int:
         try:
@@ -108,38 +143,45 @@ try:
     from OpenSSL._util import ffi as _ffi
     from OpenSSL._util import lib as _lib
 
-    _from_buffer: Any = _ffi.from_buffer
+    _pointer: Any = _ffi.from_buffer
     _ssl_read, _ssl_write, _ssl_pending = _lib.SSL_read, _lib.SSL_write, _lib.SSL_pending
     _bio_read, _bio_write = _lib.BIO_read, _lib.BIO_write
     # An error that stays in OpenSSL's queue, one for all connections, would be taken for the next connection's.
     _clear_errors = _lib.ERR_clear_error
     _available = True
 except (ImportError, AttributeError):
+    _pointer = memoryview
     _available = False
 
 
 class DirectRecordLayer:
-    """The record layer through the OpenSSL that pyOpenSSL has loaded. All connections share the memory of sealed records."""
+    """The record layer through the OpenSSL that pyOpenSSL has loaded."""
 
-    __slots__ = ("_connection", "_input", "_layer", "_output")
+    __slots__ = ("_connection", "_input", "_layer", "_memory", "_output")
 
-    _sealed: Final = bytearray(SEALED)
-    _view: Final = memoryview(_sealed)
-    _sealed_at: Any = _from_buffer(_sealed) if _available else None
-
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, memory: SharedMemory) -> None:
         """Raises AttributeError where pyOpenSSL keeps OpenSSL's objects under other names."""
         self._connection = connection  # keeps OpenSSL's objects alive
+        self._memory = memory
         self._layer = connection._ssl
         self._input = connection._into_ssl
         self._output = connection._from_ssl
 
-    def put(self, data: bytes | memoryview) -> None:
-        if _bio_write(self._input, _from_buffer(data), len(data)) != len(data):
+    def put(self, data: bytes) -> None:
+        if _bio_write(self._input, data, len(data)) != len(data):
+            raise MemoryError
+
+    def put_read(self, size: int) -> None:
+        if _bio_write(self._input, self._memory.ciphertext_at, size) != size:
             raise MemoryError
 
     def open_into(self, space: memoryview) -> int:
-        size: int = _ssl_read(self._layer, _from_buffer(space), min(len(space), RECORD))
+        memory = self._memory
+        size: int
+        if space is memory.arena:
+            size = _ssl_read(self._layer, memory.arena_at, RECORD)
+        else:
+            size = _ssl_read(self._layer, _pointer(space), min(len(space), RECORD))
         if size > 0:
             return size
         _clear_errors()
@@ -150,21 +192,23 @@ class DirectRecordLayer:
         return size
 
     def seal(self, data: bytes | memoryview) -> bytes | memoryview | None:
-        taken = _ssl_write(self._layer, _from_buffer(data), len(data))
+        length, memory = len(data), self._memory
+        # A pointer is made of bytes on the way; everything else needs one made first.
+        taken = _ssl_write(self._layer, data if type(data) is bytes else _pointer(data), length)
         if taken > 0:
-            assert taken == len(data), _PARTIAL
-            size = _bio_read(self._output, self._sealed_at, SEALED)
+            assert taken == length, _PARTIAL
+            size = _bio_read(self._output, memory.sealed_at, SEALED)
             if size > 0:
-                return self._view[:size]
+                return memory.sealed[:size]
         _clear_errors()
         return None
 
 
-def record_layer(connection: SSL.Connection) -> RecordLayer:
+def record_layer(connection: SSL.Connection, memory: SharedMemory) -> RecordLayer:
     """The record layer of an established connection."""
     if _available:
         try:
-            return DirectRecordLayer(connection)
+            return DirectRecordLayer(connection, memory)
         except AttributeError:
             pass
-    return PublicRecordLayer(connection)
+    return PublicRecordLayer(connection, memory)

@@ -1,7 +1,4 @@
-"""TLS between a TCP transport and the reader and outbox of a connection: Twisted's, with a shorter way for frames.
-
-    socket -> factory.ciphertext -> OpenSSL -> the reader's arena
-    outbox -> OpenSSL -> socket
+"""TLS between a TCP transport and the protocol above it: Twisted's, with a shorter way for frames (`tlsflow`).
 
 Handshake, HTTP, alerts, the end of TLS, and whatever OpenSSL cannot do at once, go Twisted's way.
 """
@@ -17,7 +14,8 @@ from twisted.protocols.policies import WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
-from viewport_relay.wire.tlsrecords import PIECE, RECORD, SEALED, RecordCount, RecordLayer, record_layer
+from viewport_relay.wire.tlsflow import Decryption, Encryption
+from viewport_relay.wire.tlsrecords import RecordLayer, SharedMemory, record_layer
 from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothing
 
 #: Seconds that the TCP connection has to send what it holds once TLS is over.
@@ -37,102 +35,76 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
     factory: TLSFactory
     transport: Any  # a DirectTransport, or a wrapper of one, or another reactor's
     _flush: IDelayedCall | None = None
-    _sink: Sink | None = None
-    _layer: RecordLayer | None = None  # until the connection is lost
 
     def __init__(self, factory: TLSFactory, wrappedProtocol: Any, _connectWrapped: bool = True) -> None:
         super().__init__(factory, wrappedProtocol, _connectWrapped)  # type: ignore[no-untyped-call]
-        self._count = RecordCount()
-        #: Where the TCP transport reads to.
-        self.space = factory.ciphertext
+        self._decryption = Decryption(factory.memory, super().dataReceived, self._read_rest)
+        self._encryption = Encryption(self._flushSendBIO)
+        self._layer: RecordLayer | None = None
 
-    def makeConnection(self, transport: Any) -> None:
-        super().makeConnection(transport)  # type: ignore[no-untyped-call]
-        self._layer = record_layer(self._tlsConnection)
+    def _begin_flow(self) -> None:
+        """Leave Twisted's way, once the handshake is over."""
+        if (
+            self._layer is None
+            and self._handshakeDone
+            and not (self._lostTLSConnection or self.disconnecting)
+        ):
+            self._layer = record_layer(self._tlsConnection, self.factory.memory)
+            self._encryption.begin(self._layer, self.transport)
+
+    def _end_flow(self) -> None:
+        """Go Twisted's way from now on."""
+        self._decryption.end()
+        self._encryption.end()
 
     # -- receiving ---------------------------------------------------------------------------------------------
 
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
-        self._sink = sink
-        if isinstance(self.transport, DirectAccess):
-            self.transport.read_into(self)
+        self._begin_flow()
+        if self._layer is not None and self._encryption.open:
+            self._decryption.begin(self._layer, sink)
+            if isinstance(self.transport, DirectAccess):
+                self.transport.read_into(self._decryption)
         return read_nothing
 
-    def received(self, size: int) -> None:
-        """`size` bytes of ciphertext were read into `space`."""
-        self._decrypt(self.space[:size])
-
     def dataReceived(self, data: bytes) -> None:
-        self._decrypt(data)
+        self._decryption.take(data)
 
-    def _decrypt(self, data: bytes | memoryview) -> None:
-        """Decrypt the records that are whole now, and give them to the sink together, as far as its space goes."""
-        count = self._count.ended(data)
-        sink, layer = self._sink, self._layer
-        if sink is None or layer is None or self._appSendBuffer or self._lostTLSConnection or self._aborted:
-            super().dataReceived(data)  # type: ignore[no-untyped-call]
-            return
-        layer.put(data)
-        space, have, rest = sink.space, 0, False
-        while count:
-            room = len(space) - have
-            size = layer.open_into(space[have:] if have else space)
-            if not size:
-                # A record without data (an alert, a new key), or the end: Twisted's own meets it again, and acts on it.
-                rest = True
-                break
-            have += size
-            if room >= RECORD or not layer.pending():
-                count -= 1
-            if have == len(space):
-                sink.received(have)
-                if self._sink is None or self._aborted:
-                    return
-                space, have = sink.space, 0
-        if have:
-            sink.received(have)
-        if rest and self._tlsConnection is not None:
+    def _read_rest(self) -> None:
+        if self._tlsConnection is not None:
             self._flushReceiveBIO()  # type: ignore[no-untyped-call]
 
     # -- sending -----------------------------------------------------------------------------------------------
 
     @property
     def sender(self) -> Sender:
-        return self
+        self._begin_flow()
+        return self._encryption
 
     @property
     def sent_everything(self) -> bool:
         return bool(
-            self._handshakeDone
-            and not self._lostTLSConnection
+            self._encryption.open
             and not self._appSendBuffer
-            and not self.disconnecting
             and getattr(self.transport, "sent_everything", False)
         )
 
-    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
-        """Encrypt bytes and send the records; how many of the bytes were taken. Called while `sent_everything`.
-
-        No more is encrypted once the socket is full: what waits is bounded as plaintext.
-        """
-        layer, at, end, piece = self._layer, 0, len(data), data
-        while layer is not None:
-            if end > PIECE:
-                piece = memoryview(data)[at : at + PIECE]
-            records = layer.seal(piece)
-            if records is None:  # not taken: `write` finds out why
-                break
-            at += len(piece)
-            self.transport.send_now(records)
-            if len(records) == SEALED:  # and there may be more: what was left of a handshake
-                self._flushSendBIO()  # type: ignore[no-untyped-call]
-            if at == end or not self.transport.sent_everything:
-                break
-        return at
+    def _bufferedWrite(self, octets: bytes) -> None:
+        super()._bufferedWrite(octets)  # type: ignore[no-untyped-call]
+        self._end_flow()  # OpenSSL takes no more before something is read; it does so in a handshake only
 
     # -- the end -----------------------------------------------------------------------------------------------
 
+    def loseConnection(self) -> None:
+        self._encryption.end()
+        super().loseConnection()  # type: ignore[no-untyped-call]
+
+    def abortConnection(self) -> None:
+        self._end_flow()
+        super().abortConnection()  # type: ignore[no-untyped-call]
+
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        self._end_flow()
         super()._tlsShutdownFinished(reason)  # type: ignore[no-untyped-call]
         # Nothing can be written any more, so no producer may hold up the end of the TCP connection.
         self.transport.unregisterProducer()
@@ -144,13 +116,14 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)  # type: ignore[no-untyped-call]  # may find the end of TLS itself, in what was not yet decrypted
-        self._sink = self._layer = None
+        self._decryption.forget()
+        self._encryption.forget()
         if self._flush is not None and self._flush.active():
             self._flush.cancel()
 
 
 class TLSFactory(TLSMemoryBIOFactory):
-    """TLS around another factory's connections, which share one buffer to read ciphertext into."""
+    """TLS around another factory's connections, which share the memory that ciphertext goes through."""
 
     protocol = TLSTransport
 
@@ -162,4 +135,4 @@ class TLSFactory(TLSMemoryBIOFactory):
         clock: IReactorTime,
     ) -> None:
         super().__init__(contextFactory, isClient, wrappedFactory, clock)
-        self.ciphertext = memoryview(bytearray(PIECE))
+        self.memory = SharedMemory()

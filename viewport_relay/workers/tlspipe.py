@@ -14,13 +14,14 @@ from functools import partial
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlstransport import FLUSH_TIMEOUT, TLSFactory
+from viewport_relay.wire.transport import Sender
 from viewport_relay.wire.turn import turn_of
 from viewport_relay.workers.oneprotocol import OneProtocol
 
@@ -92,8 +93,9 @@ class TLSPipe:
     def __init__(self, reactor: Any, ended: Callable[[TLSPipe], None]) -> None:
         self._reactor = reactor
         self._ended = ended
-        self.outer = _Outer(self)
-        self.inner = _Inner(self)
+        space = turn_of(reactor).arena.space
+        self.outer = _Outer(self, space)
+        self.inner = _Inner(self, space)
         self._late: IDelayedCall | None = None
 
     def connected(self) -> None:
@@ -163,11 +165,15 @@ class _Reading:
 
 
 class _End(Protocol):
+    """One end of a pipe: a sink, where its transport is read into memory."""
+
     transport: Any = None
 
-    def __init__(self, pipe: TLSPipe) -> None:
+    def __init__(self, pipe: TLSPipe, space: memoryview) -> None:
         self._pipe = pipe
         self._source: _Reading | None = None
+        #: Where the transport reads to.
+        self.space = space
 
     def read_from(self, other: _End, clock: IReactorTime) -> None:
         """Pause reading from the other end while the peer of this end does not read."""
@@ -181,16 +187,36 @@ class _End(Protocol):
     def connectionMade(self) -> None:
         self._pipe.connected()
 
+    def received(self, size: int) -> None:
+        """`size` bytes were read into `space`."""
+        self._take(self.space[:size])
+
+    def dataReceived(self, data: bytes) -> None:
+        self._take(data)
+
+    def _take(self, data: bytes | memoryview) -> None:
+        """Send what was received through the other end. A memoryview is used up on return."""
+        raise NotImplementedError
+
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self.transport = None
         self._pipe.over(self)
         self._pipe.lost()
 
 
+@implementer(IHandshakeListener)
 class _Outer(_End):
     """The end towards the peer, over TLS."""
 
-    def dataReceived(self, data: bytes) -> None:
+    #: Encrypts and sends at once, after the handshake.
+    sender: Sender | None = None
+
+    def handshakeCompleted(self) -> None:
+        """Read and send without Twisted's buffers from now on."""
+        self.sender = self.transport.sender
+        self.transport.read_into(self)
+
+    def _take(self, data: bytes | memoryview) -> None:
         inner = self._pipe.inner.transport
         if inner is not None:
             inner.send_now(data)
@@ -203,9 +229,13 @@ class _Outer(_End):
 class _Inner(_End):
     """The end towards the parent, later the workspace's worker."""
 
-    def dataReceived(self, data: bytes) -> None:
-        outer = self._pipe.outer.transport
-        if outer is not None:
-            sent = outer.send(data) if outer.sent_everything else 0
+    def connectionMade(self) -> None:
+        self.transport.read_into(self)
+        super().connectionMade()
+
+    def _take(self, data: bytes | memoryview) -> None:
+        outer = self._pipe.outer
+        if outer.transport is not None:
+            sent = 0 if outer.sender is None else outer.sender.send(data)
             if sent < len(data):
-                outer.write(data[sent:])
+                outer.transport.write(bytes(data[sent:]))

@@ -22,10 +22,12 @@ from viewport_relay.wire.tlsrecords import (
     PublicRecordLayer,
     RecordCount,
     RecordLayer,
+    SharedMemory,
     record_layer,
 )
 
 Layer = Callable[[SSL.Connection], RecordLayer]
+MEMORY = SharedMemory()
 Pair = tuple[SSL.Connection, SSL.Connection]
 
 
@@ -80,19 +82,19 @@ def handshaken(context: SSL.Context, version: int = SSL.TLS1_3_VERSION) -> Pair:
 
 @pytest.fixture(params=[DirectRecordLayer, PublicRecordLayer])
 def layer(request: pytest.FixtureRequest) -> Layer:
-    made: Layer = request.param
-    return made
+    kind = request.param
+    return lambda connection: kind(connection, MEMORY)
 
 
 def test_the_direct_layer_is_what_the_relay_uses_here(context: SSL.Context) -> None:
-    assert isinstance(record_layer(SSL.Connection(context, None)), DirectRecordLayer)
+    assert isinstance(record_layer(SSL.Connection(context, None), MEMORY), DirectRecordLayer)
 
 
 def test_a_connection_of_another_make_gets_the_public_layer() -> None:
     class Other:
         pass
 
-    assert isinstance(record_layer(Other()), PublicRecordLayer)  # type: ignore[arg-type]
+    assert isinstance(record_layer(Other(), MEMORY), PublicRecordLayer)  # type: ignore[arg-type]
 
 
 # -- counting ----------------------------------------------------------------------------------------------------
@@ -205,10 +207,10 @@ def test_a_closed_connection_seals_nothing(layer: Layer, pair: Pair, context: SS
 def test_connections_share_the_memory_of_sealed_records(context: SSL.Context) -> None:
     """What is sealed must be used up before the next: the test shows that the memory is shared, and the order safe."""
     (one, client), (two, peer) = handshaken(context), handshaken(context)
-    first, second = DirectRecordLayer(one), DirectRecordLayer(two)
+    first, second = DirectRecordLayer(one, MEMORY), DirectRecordLayer(two, MEMORY)
     for server, reader, text in ((first, client, b"one"), (second, peer, b"two"), (first, client, b"three")):
         sealed = server.seal(text)
-        assert isinstance(sealed, memoryview) and sealed.obj is DirectRecordLayer._sealed
+        assert isinstance(sealed, memoryview) and sealed.obj is MEMORY.sealed.obj
         reader.bio_write(sealed)
         assert read(reader) == text
 

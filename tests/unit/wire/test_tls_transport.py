@@ -97,7 +97,7 @@ class Secured:
         self.transport, self.behind, self.wire = made, behind, Wire()
         self.client = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
         self.client.set_connect_state()
-        made.makeConnection(self.wire)
+        made.makeConnection(self.wire)  # type: ignore[no-untyped-call]
         for _ in range(3):
             with_reply = self.wire.sent
             self.wire.sent = b""
@@ -123,7 +123,7 @@ class Secured:
     def read(self, data: bytes) -> None:
         """The socket is read until `data` has come, as a transport reads into its sink."""
         sink = self.wire.sink
-        assert sink is self.transport
+        assert sink is not None
         for at in range(0, len(data), len(sink.space)):
             piece = data[at : at + len(sink.space)]
             sink.space[: len(piece)] = piece
@@ -184,14 +184,14 @@ def test_bytes_that_another_layer_has_read_are_taken_too(secured: Secured) -> No
 def test_everything_is_sent_at_once(secured: Secured, size: int) -> None:
     secured.heard()
     data = bytes(range(256)) * (size // 256) + b"z" * (size % 256)
-    assert secured.transport.send(data) == size
+    assert secured.transport.sender.send(data) == size
     assert secured.heard() == data
 
 
 def test_a_full_socket_stops_the_encryption(secured: Secured) -> None:
     secured.heard()
     secured.wire.full = True
-    assert secured.transport.send(bytes(5 * PIECE)) == PIECE
+    assert secured.transport.sender.send(bytes(5 * PIECE)) == PIECE
     assert PIECE < len(secured.wire.sent) < PIECE + 1000
     assert not secured.transport.sent_everything
     assert secured.heard() == bytes(PIECE)
@@ -216,7 +216,49 @@ def test_a_damaged_record_ends_the_connection_behind_what_was_whole(secured: Sec
     assert secured.wire.disconnecting
 
 
+class Waits:
+    """An SSL.Connection that takes nothing to send before it has read something."""
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self._connection = connection
+
+    def send(self, data: bytes) -> int:
+        raise SSL.WantReadError
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+def test_what_openssl_does_not_take_at_once_is_sent_in_order_by_twisted(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secured.heard()
+    sender, transport = secured.transport.sender, secured.transport
+    with monkeypatch.context() as waiting:
+        waiting.setattr(transport, "_tlsConnection", Waits(transport.getHandle()))  # type: ignore[no-untyped-call]
+        transport.write(b"first")  # type: ignore[no-untyped-call]
+    assert sender.send(b"second") == 0 and not transport.sent_everything
+    secured.read(secured.say(b"from the client"))
+    assert secured.behind.got == [b"from the client"]
+    transport.write(b", second")  # type: ignore[no-untyped-call]
+    assert secured.heard() == b"first, second"
+
+
+def test_nothing_is_sent_past_twisted_once_the_connection_closes(secured: Secured) -> None:
+    sender = secured.transport.sender
+    secured.transport.loseConnection()
+    assert sender.send(b"x") == 0 and not secured.transport.sent_everything
+    assert secured.transport.sender.send(b"x") == 0
+
+
+def test_nothing_is_read_after_an_abort(secured: Secured) -> None:
+    data = secured.say(b"too late")
+    secured.transport.abortConnection()
+    secured.read(data)
+    assert secured.collector.got == secured.behind.got == []
+
+
 def test_a_lost_connection_is_neither_read_nor_written(secured: Secured) -> None:
     secured.transport.connectionLost(Failure(ConnectionResetError()))
-    assert secured.transport.send(b"x") == 0
+    assert secured.transport.sender.send(b"x") == 0
     assert not secured.transport.sent_everything
