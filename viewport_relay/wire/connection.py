@@ -208,11 +208,13 @@ class ConnectionFactory:
 
     def reader(self, connection: Connection, transport: StreamTransport) -> Reader:
         """The reader of a connection whose outbox is made."""
-        common = (self.clock, self._queue, transport, self._codecs, connection, connection.outbox.pong)
+        common = (
+            self.clock, self._queue, transport, self._codecs, connection, connection.outbox.pong, self.turn,
+        )  # fmt: skip
         if self._fast_path:
             observe = self.counters.forward_latency.observe
             reader = LinkReader if connection.info.link else FastReader
-            return reader(*common, self._frame_max_bytes, self.turn, observe)
+            return reader(*common, self._frame_max_bytes, observe)
         return Reader(*common)
 
     def open(self, transport: Any, response: bytes, info: ConnectionInfo) -> Connection:

@@ -81,7 +81,7 @@ class FastReader(Reader):
     """A reader that forwards common frames without the codec. It is the sink of a transport that reads into the arena."""
 
     __slots__ = (
-        "_arena", "_between", "_data", "_long", "_max", "_observe", "_receive", "_skip", "_stash", "_turn", "_unmask",
+        "_arena", "_between", "_data", "_long", "_max", "_observe", "_receive", "_skip", "_stash", "_unmask",
         "_unsampled", "_view", "space",
     )  # fmt: skip
 
@@ -96,14 +96,13 @@ class FastReader(Reader):
         codecs: CodecFactory,
         closing: Closing,
         pong: Callable[[bytes], None],
-        max_message: int,
         turn: Turn,
+        max_message: int,
         observe: Callable[[float], None],
     ) -> None:
         """`observe` is told how long one read in `SAMPLE_EVERY` took, from the socket to the receivers' sockets."""
-        super().__init__(clock, queue, transport, codecs, closing, pong)
+        super().__init__(clock, queue, transport, codecs, closing, pong, turn)
         self._max = max_message
-        self._turn = turn
         self._observe = observe
         self._arena = arena = turn.arena
         self._data = arena.data

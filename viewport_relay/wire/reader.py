@@ -15,9 +15,10 @@ from twisted.internet.interfaces import IReactorTime
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.codec import Codec, CodecFactory
-from viewport_relay.wire.framing import LONG
+from viewport_relay.wire.framing import COPIED, LONG, text_header
 from viewport_relay.wire.intake import Intake
 from viewport_relay.wire.interfaces import Closing, Count, Decide, Judge, LinkCipher, StreamTransport
+from viewport_relay.wire.turn import Turn
 from viewport_relay.wire.turnqueue import TurnQueue
 
 #: Bytes of the first slice that the codec is given at a time: tiny frames cost 20 µs each.
@@ -50,7 +51,7 @@ class Reader:
 
     __slots__ = (
         "_closing", "_codec", "_codecs", "_ended", "_gone", "_intake", "_paused_by", "_pong", "_postponed", "_queue",
-        "_seconds", "_transport", "_waiting", "count", "decide", "judge", "last_seen", "peer", "pinged_at", "receive",
+        "_seconds", "_transport", "_turn", "_waiting", "count", "decide", "judge", "last_seen", "peer", "pinged_at", "receive",
         "unanswered_since", "unwrap",
     )  # fmt: skip
 
@@ -62,6 +63,7 @@ class Reader:
         codecs: CodecFactory,
         closing: Closing,
         pong: Callable[[bytes], None],
+        turn: Turn,
     ) -> None:
         """`closing` hears how the peer ends the connection, `pong` sends the answer to a Ping frame."""
         self._queue = queue
@@ -71,6 +73,7 @@ class Reader:
         self._codec: Codec | None = None  # made for the first byte that needs it
         self._closing: Closing | None = closing  # until lost
         self._pong = pong
+        self._turn = turn
         self._paused_by: frozenset[object] = _BY_NONE
         self._intake: Intake | None = None
         self._waiting = False  # for a turn, or for the intake: then nothing is read
@@ -121,8 +124,13 @@ class Reader:
             self.decide(peer, verdict, message)
             if len(message) > LONG:
                 self._queue.end_turn()
-        elif receiver.outbox.send(message, self):
-            self.count(peer, 1, len(message), self.last_seen)
+            return
+        outbox, length = receiver.outbox, len(message)
+        if outbox.ready is not None and length <= COPIED:
+            outbox.hold(text_header(length) + message)
+        elif not outbox.send(message, self):
+            return
+        self.count(peer, 1, length, self.last_seen)
 
     def limit(self, size: int) -> None:
         """The longest message from now on, bytes (a link's records are longer than the frame in them)."""
@@ -182,6 +190,7 @@ class Reader:
         if end <= _SLICE:
             codec.feed(data)
             return
+        self._turn.hold_frames()
         until = self._seconds() + self._queue.share
         at, size = 0, _SLICE
         while at < end:

@@ -38,6 +38,10 @@ class Turn:
         self.disconnect = disconnect
         self.arena = Arena()
 
+    def hold_frames(self) -> None:
+        """Hold frames until the end of this turn: several may come of one read. Outside a turn nothing is held."""
+        self.running = self.within
+
     def send(self) -> None:
         """Send what is held, in the order in which receivers came."""
         outboxes, self.outboxes = self.outboxes, []
