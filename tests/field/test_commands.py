@@ -14,7 +14,7 @@ from viewport_relay.cli.platformchecks import PROBE_QUERY
 COMMAND = [sys.executable, "-m", "viewport_relay.cli.main"]
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
 
-#: (where it is met, command)
+#: (command line, arguments)
 PIPED = [
     ("doctor | head -1", [*COMMAND, "doctor", "--timeout", "1"]),
     ("doctor --json | head -1", [*COMMAND, "doctor", "--json", "--timeout", "1"]),
@@ -26,7 +26,7 @@ PIPED = [
 
 
 @pytest.mark.parametrize(("where", "command"), PIPED, ids=[case[0] for case in PIPED])
-def test_a_reader_that_goes_ends_the_output_without_a_traceback(where: str, command: list[str]) -> None:
+def test_a_closed_pipe_ends_the_output_without_a_traceback(where: str, command: list[str]) -> None:
     process = subprocess.Popen(
         command,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "SERVER_URL": "http://127.0.0.1:9"},
@@ -53,15 +53,17 @@ def doctor(environ: dict[str, str]) -> int:
     ).returncode
 
 
-def test_doctor_tells_settings_that_cannot_work_from_what_cannot_be_reached(platform: FaultyPlatform) -> None:
-    """A deployment script that retries what may pass and stops at what will not."""
+def test_doctors_status_distinguishes_bad_settings_from_unreachable_services(
+    platform: FaultyPlatform,
+) -> None:
+    """For deployment scripts: retry a temporary failure, stop at a permanent one."""
     good = platform.environment() | {"RELAY_LISTEN_PORT": "0"}
     assert doctor({**good, "RELAY_MODE": "nonsense"}) == 78
     assert doctor({"SERVER_URL": "http://127.0.0.1:9", "RELAY_LISTEN_PORT": "0"}) == 1
 
 
 def test_the_workspace_of_the_doctors_request_is_documented() -> None:
-    """Met by the platform's operator, in whose log the request for a workspace that does not exist appears."""
+    """For the platform's operator, whose log has a request for an unknown workspace."""
     said = subprocess.run(
         [*COMMAND, "doctor", "--help"],
         capture_output=True,

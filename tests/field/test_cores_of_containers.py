@@ -1,4 +1,4 @@
-"""RELAY_WORKERS=auto: the cores and memory that a machine, container or service really has."""
+"""RELAY_WORKERS=auto: the cores and memory that a machine, container or service allows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 
 from viewport_relay.config.cores import choose
 
-#: (where it is met, control group, files below sys/fs/cgroup, workers of 16 cores, words of the reason)
+#: (place, control group, files below sys/fs/cgroup, workers on 16 cores, words of the reason)
 PLACES: list[tuple[str, str, dict[str, str], int, str]] = [
     ("a machine without limits", "0::/user.slice", {"cpu.max": "max 100000", "memory.max": "max"}, 16, "16 cores"),
-    ("no control groups at all", "", {}, 16, "16 cores"),
+    ("no control groups", "", {}, 16, "16 cores"),
     ("docker run --cpus 0.5", "0::/", {"cpu.max": "50000 100000"}, 1, "a CPU quota of 0.5 of 16 cores"),
     ("docker run --cpus 2.5", "0::/", {"cpu.max": "250000 100000"}, 2, "a CPU quota of 2.5 of 16 cores"),
     ("a Kubernetes limit of 4 CPUs", "0::/", {"cpu.max": "400000 100000"}, 4, "a CPU quota of 4 of 16 cores"),
@@ -34,14 +34,14 @@ PLACES: list[tuple[str, str, dict[str, str], int, str]] = [
       "memory/memory.limit_in_bytes": "9223372036854771712"}, 16, "16 cores"),
     ("cgroup v1 with a link for one controller", "4:cpu,cpuacct:/",
      {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3, "a CPU quota of 3"),
-    ("files that make no sense", "0::/", {"cpu.max": "0 0", "memory.max": "-"}, 16, "16 cores"),
+    ("invalid files", "0::/", {"cpu.max": "0 0", "memory.max": "-"}, 16, "16 cores"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("where", "group", "files", "workers", "why"), PLACES, ids=[place[0] for place in PLACES]
 )
-def test_auto_is_what_the_place_gives(
+def test_workers_by_place(
     where: str, group: str, files: dict[str, str], workers: int, why: str, tmp_path: Path
 ) -> None:
     for name, content in {
@@ -56,5 +56,5 @@ def test_auto_is_what_the_place_gives(
     assert choice.why.startswith(f"RELAY_WORKERS=auto is {workers}: {why}")
 
 
-def test_this_machine_has_an_answer() -> None:
+def test_workers_of_this_machine() -> None:
     assert choose().workers >= 1

@@ -1,6 +1,6 @@
 """RELAY_LISTEN_ENDPOINT and socket activation as units and operators write them.
 
-Each row says where the kind of input is met.
+The first column of each row is the place where the input occurs.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import pytest
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running
 
-#: Where it is met, the endpoint, what the log says, the exit status.
+#: (place, endpoint, words of the log, exit status)
 UNUSABLE: list[tuple[str, str, str, int]] = [
     ("the service was started by hand, without its socket unit", "systemd:domain=INET:index=0", "no such socket was passed", 78),
     ("a name without the kind of socket", "systemd:name=viewport-relay.socket", "it lacks 'domain'", 78),
     ("an argument of another endpoint", "tcp:7781:domain=INET", "it takes no 'domain'", 78),
-    ("a kind that is none", "http:7781", "Unknown endpoint type: 'http'", 78),
+    ("an unknown type of endpoint", "http:7781", "Unknown endpoint type: 'http'", 78),
     ("a port with a digit too many", "tcp:77810", "port must be 0-65535", 1),
     ("a Unix socket in a folder that does not exist", "unix:/nonexistent/relay.sock", "No such file or directory", 1),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("where", "endpoint", "words", "status"), UNUSABLE, ids=[row[0] for row in UNUSABLE])
-def test_what_cannot_be_listened_on_is_named(
+def test_unusable_endpoints_are_named(
     platform: FaultyPlatform, where: str, endpoint: str, words: str, status: int
 ) -> None:
     with Relay(
@@ -39,7 +39,7 @@ def test_what_cannot_be_listened_on_is_named(
 
 @pytest.fixture
 def passed() -> socket.socket:
-    """A socket as systemd passes it, by the name of its unit."""
+    """A socket passed as systemd passes it, named after its unit."""
     made = socket.socket()
     made.bind(("127.0.0.1", 0))
     made.listen()
@@ -50,14 +50,14 @@ def passed() -> socket.socket:
 def test_a_passed_socket_is_found_by_number_and_by_name(
     platform: FaultyPlatform, passed: socket.socket, which: str
 ) -> None:
-    """Units with one socket count, units with several name them (FileDescriptorName=)."""
+    """Units with one socket use its number, units with several use names (FileDescriptorName=)."""
     endpoint = {"RELAY_LISTEN_ENDPOINT": f"systemd:domain=INET:{which}"}
     with running(platform.environment() | endpoint, listener=passed) as relay:
         assert relay.http("/health")[0] == 200
 
 
-def test_a_name_that_was_not_passed_is_said(platform: FaultyPlatform, passed: socket.socket) -> None:
-    """FileDescriptorName= and the endpoint were changed in one of the two files."""
+def test_an_unknown_socket_name_is_an_error(platform: FaultyPlatform, passed: socket.socket) -> None:
+    """FileDescriptorName= or the endpoint was changed without the other."""
     endpoint = {"RELAY_LISTEN_ENDPOINT": "systemd:domain=INET:name=relay"}
     with Relay(platform.environment() | endpoint, listener=passed) as relay:
         assert relay.process.wait(20) == 78

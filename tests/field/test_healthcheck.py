@@ -1,4 +1,5 @@
-"""`viewport-relay healthcheck` as images, units and orchestrators run it: beside the relay, with its own settings."""
+"""`viewport-relay healthcheck` as images, units and orchestrators run it: on the relay's host, with the relay's
+settings."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from viewport_relay.config import load
 
 BASE = {"SERVER_URL": "https://platform.example"}
 
-#: Environments of hosts whose own HTTP proxy cannot see this machine.
+#: Environments of hosts with an HTTP proxy that cannot reach this machine.
 PROXIED = {
     "http_proxy": "http://proxy.invalid:3128",
     "HTTP_PROXY": "http://proxy.invalid:3128",
@@ -51,7 +52,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
 
 
-#: (where it is met, settings of the relay, environment of the check besides)
+#: (place, settings of the relay, additional environment of the check)
 ROADS: list[tuple[str, dict[str, str], dict[str, str]]] = [
     ("docker run", {"RELAY_LISTEN_HOST": "0.0.0.0", "RELAY_MODE": "dev"}, {}),
     ("a company host with http_proxy and ALL_PROXY", {}, PROXIED),
@@ -68,7 +69,7 @@ ROADS: list[tuple[str, dict[str, str], dict[str, str]]] = [
 
 
 @pytest.mark.parametrize(("where", "settings", "around"), ROADS, ids=[road[0] for road in ROADS])
-def test_a_healthy_relay_is_healthy_however_it_listens(
+def test_a_healthy_relay_on_each_kind_of_listener(
     where: str,
     settings: dict[str, str],
     around: dict[str, str],
@@ -76,7 +77,7 @@ def test_a_healthy_relay_is_healthy_however_it_listens(
     platform: FaultyPlatform,
     free_port: int,
 ) -> None:
-    with TemporaryDirectory() as folder:  # a short path: that of a Unix socket is bounded
+    with TemporaryDirectory() as folder:  # a short path: the path of a Unix socket is limited to 107 bytes
         made = platform.environment() | {k: v for k, v in settings.items() if k.startswith("RELAY_")}
         made |= tls if "tls" in settings else {}
         if "endpoint" in settings:
@@ -98,16 +99,16 @@ def test_a_healthy_relay_is_healthy_however_it_listens(
         assert gone.stderr.startswith("unhealthy: ")
 
 
-def test_the_older_names_of_hosting_platforms_count(platform: FaultyPlatform, free_port: int) -> None:
-    """PORT, as Heroku and Cloud Run set it."""
+def test_port_variables_of_hosting_platforms(platform: FaultyPlatform, free_port: int) -> None:
+    """Heroku and Cloud Run set PORT."""
     with Relay(platform.environment() | {"RELAY_LISTEN_PORT": "", "PORT": str(free_port)}, port=free_port):
         environ = platform.environment() | {"PORT": str(free_port)}
         until(lambda: check(environ).returncode == 0, 30, "a healthy relay")
 
 
 @pytest.fixture
-def stranger() -> Iterator[tuple[int, list[bytes]]]:
-    """A port and what its program answers to every connection: (port, [answer])."""
+def other_server() -> Iterator[tuple[int, list[bytes]]]:
+    """A server with one response for every connection: (port, [response])."""
     answer = [b""]
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -131,8 +132,8 @@ def _http(status: str, body: str) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
-#: (where it is met, the answer, words)
-STRANGERS = [
+#: (place, response, words)
+OTHER_SERVERS = [
     ("another program has the port", _http("200 OK", "<html>"), "what answers is no relay"),
     (
         "another service with /health",
@@ -140,29 +141,29 @@ STRANGERS = [
         "what answers is no relay",
     ),
     ("a proxy in front whose relay is gone", _http("502 Bad Gateway", "{}"), "/health answers 502"),
-    ("a program that hangs up", b"", "Remote end closed connection"),
-    ("a program that speaks something else", b"SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0"),
+    ("a program that closes the connection", b"", "Remote end closed connection"),
+    ("a program with another protocol", b"SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0"),
 ]
 
 
-@pytest.mark.parametrize(("where", "answer", "words"), STRANGERS, ids=[case[0] for case in STRANGERS])
-def test_what_is_no_relay_is_unhealthy(
-    where: str, answer: bytes, words: str, stranger: tuple[int, list[bytes]]
+@pytest.mark.parametrize(("where", "answer", "words"), OTHER_SERVERS, ids=[case[0] for case in OTHER_SERVERS])
+def test_other_servers_are_unhealthy(
+    where: str, answer: bytes, words: str, other_server: tuple[int, list[bytes]]
 ) -> None:
-    port, answers = stranger
+    port, answers = other_server
     answers[0] = answer
     done = check({**BASE, "RELAY_LISTEN_PORT": str(port)})
     assert done.returncode == 1
     assert words in done.stderr
 
 
-def test_settings_that_cannot_work_are_unhealthy_and_said() -> None:
+def test_invalid_settings_are_unhealthy_and_named() -> None:
     done = check({"RELAY_LISTEN_PORT": "x"})
     assert done.returncode == 1
     assert "RELAY_LISTEN_PORT: got 'x'" in done.stderr
 
 
-#: (where it is met, settings, the listener)
+#: (place, settings, listener)
 DESCRIBED = [
     ("the unit's socket", {"RELAY_LISTEN_ENDPOINT": "systemd:domain=INET:index=0"}, Listener("127.0.0.1", 7781)),
     ("a port by name", {"RELAY_LISTEN_ENDPOINT": "tcp:port=7800"}, Listener("127.0.0.1", 7800)),
@@ -175,19 +176,17 @@ DESCRIBED = [
 
 
 @pytest.mark.parametrize(("where", "settings", "wanted"), DESCRIBED, ids=[case[0] for case in DESCRIBED])
-def test_the_listener_is_found_in_the_settings(
-    where: str, settings: dict[str, str], wanted: Listener
-) -> None:
+def test_the_listener_of_the_settings(where: str, settings: dict[str, str], wanted: Listener) -> None:
     assert listener(load({**BASE, "RELAY_MODE": "dev", **settings})) == wanted
 
 
-def test_a_port_that_is_chosen_at_start_cannot_be_known() -> None:
+def test_a_port_chosen_at_start_is_unknown() -> None:
     with pytest.raises(Unhealthy, match="--address"):
         listener(load({**BASE, "RELAY_LISTEN_PORT": "0"}))
 
 
-def test_an_address_can_be_given(platform: FaultyPlatform, free_port: int) -> None:
-    """A socket unit with an address of its own."""
+def test_the_address_option(platform: FaultyPlatform, free_port: int) -> None:
+    """A socket unit with its own address."""
     environ = platform.environment() | {
         "RELAY_LISTEN_ENDPOINT": "systemd:domain=INET:index=0",
         "RELAY_MODE": "dev",

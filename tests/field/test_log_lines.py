@@ -1,6 +1,6 @@
-"""Lines of the log as log shippers read them: Docker, containerd, journald, Promtail, Fluent Bit, Vector, Elasticsearch.
+"""Log lines as log shippers read them: Docker, containerd, journald, Promtail, Fluent Bit, Vector, Elasticsearch.
 
-Each test says which of them breaks on what.
+The docstring of each test names the programs that fail otherwise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from viewport_relay.reasons import Reason
 
 @pytest.fixture(scope="module")
 def lines() -> Iterator[list[str]]:
-    """What a relay writes from its start to its end, refusals and reload included, and a line of every reason."""
+    """All lines of a relay from start to end, with refusals and a reload, and one line of every reason."""
     with FaultyPlatform() as platform, running(platform.environment()) as relay:
         daemon = Peer.daemon(relay, platform, "ws-1", "t-1")
         client = Peer.client(relay, platform, "ws-1", "t-1")
@@ -40,7 +40,7 @@ def lines() -> Iterator[list[str]]:
 
 
 def test_each_line_is_one_json_object_without_a_name_twice(lines: list[str]) -> None:
-    """Fluent Bit and Elasticsearch take the first of two equal names, Loki the last, Vector refuses the line."""
+    """Of two equal names Fluent Bit and Elasticsearch use the first, Loki the last; Vector refuses the line."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -54,23 +54,23 @@ def test_each_line_is_one_json_object_without_a_name_twice(lines: list[str]) -> 
 
 
 def test_times_are_rfc_3339_with_milliseconds_and_z(lines: list[str]) -> None:
-    """Fluent Bit's `%Y-%m-%dT%H:%M:%S.%LZ` and Promtail's RFC3339Nano; a line without a fraction would not parse in the first."""
+    """Fluent Bit's `%Y-%m-%dT%H:%M:%S.%LZ` needs a fraction; Promtail's RFC3339Nano accepts one."""
     for line in lines:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", json.loads(line)["ts"])
 
 
-def test_levels_are_words_that_collectors_know(lines: list[str]) -> None:
-    """Grafana colours by `level`, Datadog by `level` or `status`: info, warn and error are known to both."""
+def test_levels_are_those_of_collectors(lines: list[str]) -> None:
+    """Grafana colours by `level`, Datadog by `level` or `status`; both support info, warn and error."""
     assert {json.loads(line)["level"] for line in lines} <= {"info", "warn", "error"}
 
 
 def test_lines_are_printable_ascii(lines: list[str]) -> None:
-    """U+2028, NUL and terminal escapes split lines for some readers and drive the terminals of others."""
+    """U+2028 and NUL split lines in some readers; escape sequences control terminals."""
     assert all(line.isascii() and line.isprintable() for line in lines)
 
 
 def test_a_member_has_one_type_in_all_lines(lines: list[str]) -> None:
-    """Elasticsearch and OpenSearch map a field by its first line, and refuse every later line of another type."""
+    """Elasticsearch and OpenSearch map a field by its first line, and refuse later lines with another type."""
     kinds: dict[str, set[str]] = defaultdict(set)
 
     def note(name: str, value: Any) -> None:
@@ -107,8 +107,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_line_fits_into_what_containers_keep_whole(name: str) -> None:
-    """Docker and containerd split lines at 16 KiB, the line end included; half a JSON object is no JSON."""
+def test_lines_are_below_the_limit_of_containers(name: str) -> None:
+    """Docker and containerd split lines at 16 KiB, line end included; half a JSON object is not valid JSON."""
     stream = io.StringIO()
     log = EventLog(stream, max_entries=9, relay_id="r" * 128)
     log.event(

@@ -1,4 +1,4 @@
-"""What standard output gets: words on a terminal, JSON for a log shipper, whatever the settings say instead."""
+"""Format of standard output: text on a terminal, JSON otherwise, unless a setting selects the format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = re.compile(r"\d{4}-\d\d-\d\dT\S+Z INFO +relay_started listening on 127\.
 
 
 def started_on_a_terminal(environ: dict[str, str]) -> str:
-    """The line that says that the relay has started, as a terminal shows it."""
+    """The line of a relay's start, read from a terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         RELAY,
@@ -49,19 +49,19 @@ def started_on_a_terminal(environ: dict[str, str]) -> str:
         os.close(ours)
 
 
-def test_a_terminal_gets_words(platform: FaultyPlatform) -> None:
-    """A person who tries the relay."""
+def test_text_on_a_terminal(platform: FaultyPlatform) -> None:
+    """A first try of the relay."""
     assert WORDS.match(started_on_a_terminal(platform.environment()))
 
 
-def test_json_can_be_asked_for_on_a_terminal(platform: FaultyPlatform) -> None:
-    """docker run -t, whose output is collected all the same."""
+def test_json_on_a_terminal_by_setting(platform: FaultyPlatform) -> None:
+    """docker run -t, with the output collected by a log shipper."""
     line = started_on_a_terminal(platform.environment() | {"RELAY_LOG_FORMAT": "json"})
     assert json.loads(line)["event"] == "relay_started"
 
 
 @pytest.mark.parametrize(("log_format", "words"), [("auto", False), ("json", False), ("text", True)])
-def test_a_file_gets_json_unless_words_are_asked_for(
+def test_json_in_a_file_and_text_by_setting(
     log_format: str, words: bool, platform: FaultyPlatform, tmp_path: Path
 ) -> None:
     """A log shipper that reads standard output."""

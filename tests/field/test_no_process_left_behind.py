@@ -1,6 +1,7 @@
-"""A relay that a demo has started never outlives it, whatever ends the demo.
+"""A relay that a demo started ends with the demo, whatever ends the demo.
 
-Met when: a terminal is closed under `make run`, the demo is killed for lack of memory, an IDE ends its terminal.
+Occurs when a terminal with `make run` is closed, the kernel kills the demo for lack of memory, or an IDE ends its
+terminal.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DEMO = [sys.executable, "-m", "viewport_relay.cli.main", "demo", "--port", "0", 
 
 
 def children(pid: int) -> set[int]:
-    """Processes below `pid`."""
+    """PIDs of the child processes of `pid`, at any depth."""
     found = set[int]()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
@@ -34,7 +35,7 @@ def children(pid: int) -> set[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs. A zombie does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -43,7 +44,7 @@ def alive(pid: int) -> bool:
 
 @contextmanager
 def gone_in_any_case(pids: set[int]) -> Iterator[None]:
-    """What a failing test would leave behind is killed."""
+    """Kill the processes, which a failed test would leave behind."""
     try:
         yield
     finally:
@@ -54,7 +55,7 @@ def gone_in_any_case(pids: set[int]) -> Iterator[None]:
 
 @contextmanager
 def on_a_terminal(command: list[str]) -> Iterator[tuple[int, int]]:
-    """(pid, terminal) of a command in a session of its own; closing the terminal hangs it up."""
+    """(pid, terminal) of a command in its own session; closing the terminal sends SIGHUP."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
@@ -79,8 +80,8 @@ def wait_until_it_serves(terminal: int) -> None:
 
 ENDS: list[tuple[str, Callable[[int, int], object]]] = [
     ("the terminal is closed", lambda pid, terminal: os.close(terminal)),
-    ("the demo is killed", lambda pid, terminal: os.kill(pid, signal.SIGKILL)),
-    ("the demo is told to end", lambda pid, terminal: os.kill(pid, signal.SIGTERM)),
+    ("SIGKILL to the demo", lambda pid, terminal: os.kill(pid, signal.SIGKILL)),
+    ("SIGTERM to the demo", lambda pid, terminal: os.kill(pid, signal.SIGTERM)),
     ("Ctrl-C at the terminal", lambda pid, terminal: os.write(terminal, b"\x03")),
 ]
 
@@ -96,7 +97,7 @@ def test_the_relay_ends_with_its_demo(how: str, end: Callable[[int, int], object
             until(lambda: not any(alive(one) for one in below | {pid}), 20, "the end of demo and relay")
 
 
-def test_a_relay_whose_demo_dies_while_it_starts_ends_too() -> None:
+def test_a_starting_relay_ends_with_its_demo() -> None:
     process = subprocess.Popen(
         DEMO, env=ENVIRON, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

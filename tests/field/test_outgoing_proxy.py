@@ -1,4 +1,4 @@
-"""Calls to the platform through a company's HTTP proxy. Met in: networks without a way out but squid or the like."""
+"""Requests to the platform through an HTTP proxy: networks whose only way out is squid or the like."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Proxied(Protocol):
 
 
 class CompanyProxy(Factory):
-    """Tunnels to the platform's port whatever host it is asked for: names are the proxy's to resolve."""
+    """HTTP proxy that opens tunnels to the platform's port for any host name, because the proxy resolves names."""
 
     protocol = Proxied
     noisy = False
@@ -146,7 +146,7 @@ async def test_a_tunnel_is_opened_once_and_kept(proxy: CompanyProxy, ask: Any) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_proxy_that_wants_a_user(proxy: CompanyProxy, ask: Any) -> None:
+async def test_a_proxy_that_requires_authentication(proxy: CompanyProxy, ask: Any) -> None:
     right = b"Proxy-Authorization: Basic " + base64.b64encode(b"relay:of the company")
     proxy.answer = lambda head: (
         b"HTTP/1.1 200 OK\r\n\r\n"
@@ -177,7 +177,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 @pytest_twisted.ensureDeferred
-async def test_a_proxy_that_opens_no_tunnel(proxy: CompanyProxy, ask: Any, name: str) -> None:
+async def test_a_proxy_that_refuses_connect(proxy: CompanyProxy, ask: Any, name: str) -> None:
     answer, words = REFUSALS[name]
     proxy.answer = lambda head: answer
     failure = await ask()
@@ -185,7 +185,7 @@ async def test_a_proxy_that_opens_no_tunnel(proxy: CompanyProxy, ask: Any, name:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_proxy_that_is_silent_is_given_up_within_the_limit(proxy: CompanyProxy, ask: Any) -> None:
+async def test_a_silent_proxy_is_a_time_out(proxy: CompanyProxy, ask: Any) -> None:
     proxy.answer = lambda head: b""
     failure = await ask(limit=0.3)
     assert isinstance(failure, TimedOut)
@@ -197,14 +197,14 @@ async def test_a_proxy_that_is_silent_is_given_up_within_the_limit(proxy: Compan
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_certificate_is_the_platforms_to_prove(proxy: CompanyProxy, ask: Any) -> None:
+async def test_the_certificate_is_checked_through_the_tunnel(proxy: CompanyProxy, ask: Any) -> None:
     failure = await ask("https://other.example/")
     assert failure.why == "TLS: the certificate is for another name than other.example"
     assert len(proxy.asked) == 1
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_proxy_that_is_not_there(ask: Any, ports: list[IListeningPort]) -> None:
+async def test_an_unreachable_proxy(ask: Any, ports: list[IListeningPort]) -> None:
     await ports.pop().stopListening()  # type: ignore[misc]
     failure = await ask()
     assert failure.why.startswith("proxy 127.0.0.1:") and failure.why.endswith(": connection refused")

@@ -1,6 +1,6 @@
-"""Key sets and validation answers as people's platforms, CDNs and proxies serve them, over real sockets.
+"""Key sets and validation responses as real platforms, CDNs and proxies serve them, over real sockets.
 
-Each row says where the kind of input is met.
+The first column of each row is the place where the input occurs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Serve = Callable[[Callable[[bytes], bytes]], int]
 
 @pytest.fixture
 def serve(ports: list[IListeningPort]) -> Serve:
-    """A server that answers each request by its head."""
+    """A server whose response to each request is `answer(head)`."""
 
     def start(answer: Callable[[bytes], bytes]) -> int:
         def script(connection: Any, head: bytes | None) -> None:
@@ -70,7 +70,7 @@ def strict(head: bytes) -> bytes:
 
 NULLS = {**KEY.jwk(), "use": None, "key_ops": [], "alg": "", "d": None, "x5u": None}
 
-#: Where it is met, the server, what `doctor` says of the keys.
+#: Place: (server, doctor's finding about the keys).
 KEY_SETS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a framework that negotiates strictly (406 for application/json)": (strict, "1 usable: k1 (ES256)"),
     "a serializer that writes every member of a key, null or not": (
@@ -125,7 +125,7 @@ async def test_key_sets(serve: Serve, name: str) -> None:
     assert (finding.outcome, finding.found) == ("ok", words)
 
 
-#: Where it is met, the server, why `doctor` finds no keys.
+#: Place: (server, doctor's reason why there are no keys).
 NO_KEY_SETS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a single-page app that answers every path": (
         lambda _: wire(b"<!doctype html><title>app</title>", b"Content-Type: text/html"), "the answer is not JSON",
@@ -156,7 +156,7 @@ NO_KEY_SETS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 @pytest.mark.parametrize("name", NO_KEY_SETS)
 @pytest_twisted.ensureDeferred
-async def test_what_is_no_key_set(serve: Serve, name: str) -> None:
+async def test_responses_without_a_key_set(serve: Serve, name: str) -> None:
     server, words = NO_KEY_SETS[name]
     config = config_for(serve(server))
     client = HttpClient.from_config(reactor, config)
@@ -168,7 +168,7 @@ async def test_what_is_no_key_set(serve: Serve, name: str) -> None:
 OK = b'{"ok":true,"claims":{"workspaceId":"ws-1"}}'
 HTML = b"Content-Type: text/html; charset=utf-8"
 
-#: Where it is met, the answer, the reason (None: admitted), what the detail says.
+#: Place: (response, reason or None if admitted, words of the detail).
 ANSWERS: dict[str, tuple[bytes, Reason | None, str]] = {
     "JSON with a charset": (wire(OK, b"Content-Type: application/json; charset=utf-8"), None, ""),
     "201 of a framework that creates something": (wire(OK, status=b"201 Created"), None, ""),
@@ -280,7 +280,7 @@ ANSWERS: dict[str, tuple[bytes, Reason | None, str]] = {
 
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest_twisted.ensureDeferred
-async def test_validation_answers(serve: Serve, name: str) -> None:
+async def test_validation_responses(serve: Serve, name: str) -> None:
     answer, reason, words = ANSWERS[name]
     url = f"http://127.0.0.1:{serve(lambda _: answer)}/validate"
     client = HttpClient.from_config(reactor, config_for(1))
@@ -300,7 +300,7 @@ async def test_validation_answers(serve: Serve, name: str) -> None:
         assert isinstance(verdict, Claims)
         return
     assert verdict.reason is reason and words in verdict.detail
-    if reason is Reason.VALIDATION_DENIED:  # a peer's fault: the platform's word is what counts
+    if reason is Reason.VALIDATION_DENIED:  # the peer's fault: the details are the platform's reason and text
         assert verdict.details["platformWord"] == words
         return
     assert verdict.details["url"] == url

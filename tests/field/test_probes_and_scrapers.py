@@ -1,6 +1,6 @@
-"""Requests as probes, load balancers, scrapers and lost clients send them, byte for byte, to a real relay.
+"""Requests of probes, load balancers, scrapers and misdirected clients, byte for byte, to a real relay.
 
-Each row says where the kind of input is met.
+The first column of each row is the place where the input occurs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def relay() -> Iterator[Relay]:
 
 
 def ask(port: int, data: bytes, seconds: float = 5.0) -> Answer:
-    """The whole answer; `closed`: the relay ended the connection within `seconds`."""
+    """The complete response; `closed`: the relay closed the connection within `seconds`."""
     received, closed = b"", False
     with dial(port, timeout=seconds) as sock:
         sock.sendall(data)
@@ -70,7 +70,7 @@ def lines(*words: str) -> bytes:
 
 POD = ("Host: 10.244.1.7:7781", "Connection: close")
 
-#: Where it is met, the request, the status.
+#: (place, request, status)
 PROBES: list[tuple[str, bytes, int]] = [
     ("kubelet, liveness: the pod's address as Host",
      lines("GET /health HTTP/1.1", *POD, "User-Agent: kube-probe/1.30", "Accept: */*"), 200),
@@ -127,7 +127,7 @@ def test_a_probe_that_only_connects_leaves_nothing_in_the_log(relay: Relay) -> N
 
 
 def said(relay: Relay, words: str) -> bool:
-    """Wait for the entry that says why a request could not be read."""
+    """Wait for the log entry of an unreadable request."""
     return bool(
         until(
             lambda: [e for e in relay.entries() if e["event"] == "http_unreadable" and words in e["message"]],
@@ -136,15 +136,15 @@ def said(relay: Relay, words: str) -> bool:
     )
 
 
-def test_tls_to_a_port_without_tls_is_closed_and_said(relay: Relay) -> None:
-    """A daemon that was given wss:// instead of ws://; a balancer whose probe is HTTPS."""
+def test_tls_to_a_port_without_tls_is_closed_and_logged(relay: Relay) -> None:
+    """A daemon with wss:// instead of ws://; a load balancer with an HTTPS probe."""
     with dial(relay.port, timeout=5) as sock, pytest.raises((ssl.SSLError, ConnectionError)):
         ssl._create_unverified_context().wrap_socket(sock, server_hostname="localhost")
     assert said(relay, "speaks TLS to a port without TLS")
 
 
-def test_plain_http_to_a_port_with_tls_is_closed_and_said(platform: FaultyPlatform, tmp_path: Path) -> None:
-    """The opposite: ws:// where the relay has a certificate."""
+def test_plain_http_to_a_port_with_tls_is_closed_and_logged(platform: FaultyPlatform, tmp_path: Path) -> None:
+    """A client with ws:// where the relay has a certificate."""
     own = Identity.self_signed("relay", "localhost")
     files = own.write(tmp_path, "relay")
     tls = {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
@@ -153,8 +153,8 @@ def test_plain_http_to_a_port_with_tls_is_closed_and_said(platform: FaultyPlatfo
         assert said(relay, "speaks plain HTTP to a port with TLS")
 
 
-def test_a_cookie_of_another_application_is_431_and_said(relay: Relay) -> None:
-    """Single sign-on under the same domain: browsers send its cookies along with the upgrade."""
+def test_a_cookie_of_another_application_is_431_and_logged(relay: Relay) -> None:
+    """Single sign-on on the same domain: browsers send its cookies with the upgrade."""
     answer = ask(relay.port, lines("GET /ws HTTP/1.1", *POD, "Cookie: sso=" + "x" * 20_000))
     assert answer.status == 431 and answer.closed
     assert said(relay, "a line of more than 16 KiB")
@@ -164,7 +164,7 @@ def test_a_cookie_of_another_application_is_431_and_said(relay: Relay) -> None:
 
 OPENMETRICS, TEXT = "application/openmetrics-text; version=1.0.0", "text/plain; version=0.0.4"
 
-#: Where it is met, its headers, the format of the answer.
+#: (place, headers, format of the response)
 SCRAPERS: list[tuple[str, tuple[str, ...], str]] = [
     ("Prometheus 2", ("Accept: application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
      "text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "Accept-Encoding: gzip", "X-Prometheus-Scrape-Timeout-Seconds: 10"), OPENMETRICS),
@@ -195,7 +195,7 @@ def test_scrapers(relay: Relay, where: str, headers: tuple[str, ...], form: str)
     assert {"relay_connections", "relay_ready", "relay_refusals"} <= families
 
 
-#: Where it is met, the header, the status.
+#: (place, header, status)
 CREDENTIALS: list[tuple[str, str, int]] = [
     ("Prometheus' credentials_file", f"Bearer {SCRAPER}", 200),
     ("a scheme in lower case", f"bearer {SCRAPER}", 200),
@@ -217,7 +217,7 @@ def test_credentials_of_scrapers(relay: Relay, where: str, value: str, status: i
 
 
 def test_a_parameter_of_another_exporter_is_named(relay: Relay) -> None:
-    """`params: {collect[]: …}` copied from node_exporter's job."""
+    """`params: {collect[]: …}` copied from the job of node_exporter."""
     answer = ask(
         relay.port, lines("GET /metrics?collect[]=cpu HTTP/1.1", *POD, f"Authorization: Bearer {SCRAPER}")
     )

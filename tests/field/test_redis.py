@@ -1,6 +1,6 @@
-"""Redis servers as they are in the field: refusing commands, full, replicas, loading, with passwords everywhere.
+"""Redis servers as they occur in the field: refused commands, full, replicas, loading, passwords.
 
-Each case is one server, with a line on where it is met, and what the relay must say.
+Each case is one server, with the place where it occurs, and what the relay must log.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REFUSED = {"ok": True, "reason": "BACKPLANE_REFUSED"}
 UNREACHABLE = {"ok": True, "reason": "BACKPLANE_UNREACHABLE"}
 UP = {"ok": True}
 SETTINGS = {"RELAY_PRESENCE_SYNC_INTERVAL_MS": "500", "RELAY_CLIENT_REDIRECT_ENABLED": "0"}
-#: Longest that a relay waits between two attempts, and some time for a loaded machine.
+#: The longest wait between two attempts, and a margin for a busy machine.
 A_RETRY = 15.0
 
 Start = Callable[..., RedisServer]
@@ -74,7 +74,7 @@ async def told(fleet: Fleet, relay: Any, event: str) -> list[str]:
 
 
 async def doctor(redis: RedisServer, **settings: str) -> list[str]:
-    """What `doctor` finds about Redis."""
+    """doctor's findings about Redis."""
     environ = {
         "SERVER_URL": "http://127.0.0.1:1",
         "RELAY_BACKPLANE_MODE": "redis",
@@ -87,7 +87,7 @@ async def doctor(redis: RedisServer, **settings: str) -> list[str]:
 
 @frozen
 class Refusing:
-    """A server that refuses one command. `by` are its arguments, `words` what must be said."""
+    """A server that refuses one command. `by` are its arguments, `words` are expected in the finding."""
 
     met: str
     by: tuple[str, ...]
@@ -152,7 +152,7 @@ async def test_a_command_is_refused(start: Start, signing_key: SigningKey, name:
 
 
 @pytest_twisted.ensureDeferred
-async def test_doctor_says_the_version_and_the_commands(start: Start) -> None:
+async def test_doctor_reports_the_version_and_the_commands(start: Start) -> None:
     [line] = await doctor(start())
     for word in ("answers PING", "Redis ", "SET", "GET", "EVAL", "LPOP", "BLPOP"):
         assert word in line
@@ -160,8 +160,8 @@ async def test_doctor_says_the_version_and_the_commands(start: Start) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_doctor_without_a_right_to_ask_for_the_version(start: Start) -> None:
-    """Met where INFO counts as dangerous."""
+async def test_doctor_without_permission_for_the_version(start: Start) -> None:
+    """Occurs where an ACL denies INFO as dangerous."""
     [line] = await doctor(start(*f"{USER} -info".split()))
     assert line.startswith("✓") and "does not tell its version" in line
 
@@ -170,7 +170,7 @@ async def test_doctor_without_a_right_to_ask_for_the_version(start: Start) -> No
 async def test_no_popped_frame_is_lost_when_the_second_command_is_refused(
     start: Start, signing_key: SigningKey
 ) -> None:
-    """Met when an operator changes the ACL of a running relay."""
+    """Occurs when an operator changes the ACL of a running relay."""
     redis = start()
     async with fleet_on(redis, signing_key) as fleet:
         a, b = await fleet.relays("a", "b")
@@ -180,7 +180,7 @@ async def test_no_popped_frame_is_lost_when_the_second_command_is_refused(
         await session(client, daemon)
         redis.ask("ACL", "SETUSER", "default", "-lpop")
         said = client.say(e2ee())
-        assert await daemon.hear() == said  # what BLPOP has popped is delivered
+        assert await daemon.hear() == said  # the frame that BLPOP has removed is delivered
         await fleet.until_ready(a, REFUSED)
         [line] = await told(fleet, a, "backplane_refused")
         assert "LPOP" in line and "NOPERM" in line
@@ -194,7 +194,7 @@ async def seated(fleet: Fleet, redis: RedisServer, relay: str) -> None:
 
 
 def connects(redis: RedisServer) -> int:
-    """How many connections Redis has accepted so far, this question's own included."""
+    """Number of connections that Redis has accepted so far, the one of this query included."""
     lines = redis.ask("INFO", "stats").decode().splitlines()
     return int(
         next(line for line in lines if line.startswith("total_connections_received:")).partition(":")[2]
@@ -204,11 +204,11 @@ def connects(redis: RedisServer) -> int:
 async def stays_refused(
     fleet: Fleet, relay: Any, redis: RedisServer, ready: dict[str, Any], event: str, word: str
 ) -> None:
-    """For some seconds: few connections, one line, and no recovery."""
+    """For some seconds: few connections, one log line, no recovery."""
     await fleet.until_ready(relay, ready)
     before = connects(redis)
     await deferLater(reactor, 6.0)
-    # Two connections (commands, bus), each at most at 0.2, 0.4, 0.8, 1.6, 3 s …, and our own questions.
+    # Two connections (commands, bus), each at most at 0.2, 0.4, 0.8, 1.6, 3 s …, and those of this test's queries.
     assert connects(redis) - before <= 14
     lines = await told(fleet, relay, event)
     assert len(lines) == 1 and word in lines[0], lines
@@ -217,8 +217,8 @@ async def stays_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_replica_is_no_place_to_write(start: Start, signing_key: SigningKey) -> None:
-    """Met where RELAY_REDIS_URL names the reader endpoint of a managed Redis."""
+async def test_a_replica_refuses_writes(start: Start, signing_key: SigningKey) -> None:
+    """Occurs where RELAY_REDIS_URL names the reader endpoint of a managed Redis."""
     primary = start()
     replica = start("--replicaof", "127.0.0.1", str(primary.port))
     async with fleet_on(replica, signing_key) as fleet:
@@ -234,7 +234,7 @@ async def test_a_replica_is_no_place_to_write(start: Start, signing_key: Signing
 
 @pytest_twisted.ensureDeferred
 async def test_a_full_redis(start: Start, signing_key: SigningKey) -> None:
-    """Met where a cache is shared and maxmemory-policy is noeviction: reads go on, writes do not."""
+    """Occurs where a cache is shared and maxmemory-policy is noeviction: reads succeed, writes fail."""
     redis = start()
     async with fleet_on(redis, signing_key) as fleet:
         relay = await fleet.relay("a")
@@ -249,10 +249,10 @@ async def test_a_full_redis(start: Start, signing_key: SigningKey) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_redis_that_cannot_save(start: Start, signing_key: SigningKey, tmp_path: Path) -> None:
-    """Met when the disk of a Redis with snapshots is full or read-only: it answers MISCONF to each write."""
+    """Occurs when the disk of a Redis with snapshots is full or read-only: Redis answers MISCONF to each write."""
     redis = start()
     redis.ask("CONFIG", "SET", "save", "3600 1")
-    (Path(redis._folder) / "dump.rdb").mkdir()  # it cannot be replaced by a file
+    (Path(redis._folder) / "dump.rdb").mkdir()  # a folder, which the snapshot's file cannot replace
     redis.ask("SET", "one", "1")
     redis.ask("BGSAVE")
 
@@ -269,13 +269,11 @@ async def test_a_redis_that_cannot_save(start: Start, signing_key: SigningKey, t
     ("user", "word"), [("", "NOAUTH"), (":wrong-password-of-a-test@", "WRONGPASS")], ids=["none", "wrong"]
 )
 @pytest_twisted.ensureDeferred
-async def test_a_password_that_does_not_fit(
-    start: Start, signing_key: SigningKey, user: str, word: str
-) -> None:
-    """Met after a rotation of the password."""
+async def test_a_wrong_password(start: Start, signing_key: SigningKey, user: str, word: str) -> None:
+    """Occurs after a rotation of the password."""
     redis = start()
     url = redis.url.replace("//", f"//{user}")
-    # The server takes no password from its own questions: set for a user that the relay is, not for us.
+    # A user without password for the queries of this test.
     redis.ask("ACL", "SETUSER", "observer", "on", "nopass", "~*", "+@all")
     async with fleet_on(redis, signing_key, RELAY_REDIS_URL=url) as fleet:
         redis.ask("CONFIG", "SET", "requirepass", "the-right-password")
@@ -289,7 +287,7 @@ async def test_a_password_that_does_not_fit(
 
 @pytest_twisted.ensureDeferred
 async def test_a_cluster(start: Start, signing_key: SigningKey) -> None:
-    """Met where a managed Redis is a cluster: it answers MOVED or CLUSTERDOWN."""
+    """Occurs where a managed Redis is a cluster: Redis answers MOVED or CLUSTERDOWN."""
     redis = start("--cluster-enabled", "yes")
     async with fleet_on(redis, signing_key) as fleet:
         relay = await fleet.relay("a")
@@ -302,8 +300,8 @@ async def test_a_cluster(start: Start, signing_key: SigningKey) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_answers_is_no_redis(start: Start, signing_key: SigningKey) -> None:
-    """Met when the port is that of a web server: it answers HTTP/1.1 400."""
+async def test_a_server_that_is_not_redis(start: Start, signing_key: SigningKey) -> None:
+    """Occurs when the port belongs to a web server, which answers HTTP/1.1 400."""
     fleet = await Fleet(reactor, signing_key, SETTINGS).start()
     try:
         url = f"redis://127.0.0.1:{fleet.platform.port}"
@@ -348,7 +346,7 @@ SIGNED_IN = {
 async def test_sentinels_with_a_password(
     start: Start, signing_key: SigningKey, tmp_path: Path, name: str
 ) -> None:
-    """Met with charts that give Sentinels and servers passwords of their own."""
+    """Occurs with charts that give Sentinels and servers separate passwords."""
     lines, settings = SIGNED_IN[name]
     redis = start()
     found = sentinel(start, tmp_path, redis, *lines)
@@ -371,7 +369,7 @@ async def test_sentinels_with_a_password(
 async def test_tls_for_sentinels_apart_from_redis(
     start: Start, signing_key: SigningKey, tmp_path: Path, tls_there: str
 ) -> None:
-    """Met where a mesh encrypts one of the two, or each has a CA of its own."""
+    """Occurs where a mesh encrypts one of the two, or each has its own CA."""
     ca = Identity.self_signed("a CA of its own")
     path = ca.write(tmp_path, "ca").cert
     files = ca.issue("server", "localhost", "127.0.0.1").write(tmp_path, "server")
@@ -411,7 +409,7 @@ async def test_tls_for_sentinels_apart_from_redis(
 async def test_the_queue_of_a_relay_that_does_not_read_keeps_the_newest(
     start: Start, signing_key: SigningKey
 ) -> None:
-    """Met when a relay hangs, or is gone and its presence has not expired yet."""
+    """Occurs when a relay hangs, or is gone and its presence has not expired yet."""
     redis = start()
     async with fleet_on(redis, signing_key, RELAY_REDIS_QUEUE_MAX="10") as fleet:
         b = await fleet.relay("b")
@@ -440,10 +438,8 @@ async def test_the_queue_of_a_relay_that_does_not_read_keeps_the_newest(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_frame_that_goes_before_it_was_sent_is_answered(
-    start: Start, signing_key: SigningKey
-) -> None:
-    """Met when Redis is slow: more waits in the relay than it keeps, and the oldest goes."""
+async def test_a_frame_dropped_from_the_queue_is_answered(start: Start, signing_key: SigningKey) -> None:
+    """Occurs when Redis is slow: the queue exceeds its limit, and the oldest frame is dropped."""
     redis = start()
     async with fleet_on(redis, signing_key, RELAY_REDIS_QUEUE_MAX="10") as fleet:
         b = await fleet.relay("b")
@@ -451,7 +447,7 @@ async def test_a_frame_that_goes_before_it_was_sent_is_answered(
         redis.ask("SET", f"viewport:relay:presence:{fleet.workspace}:{fleet.target}", json.dumps(entry))
         client = await fleet.join(b, "client")
         client.say(e2ee("s", 1))
-        await deferLater(reactor, 0.3)  # the look-up is over
+        await deferLater(reactor, 0.3)  # the look-up has ended
         redis.freeze()
         for number in range(2, 42):
             client.say(e2ee("s", number))
@@ -463,7 +459,7 @@ async def test_a_frame_that_goes_before_it_was_sent_is_answered(
         assert dropped == len(codes) >= 20
         await deferLater(reactor, 0.5)
         frames = redis.ask("LRANGE", "viewport:relay:queue:gone", 0, -1)
-        assert json.loads(json.loads(frames[-1])["payload"])["seq"] == 41  # the newest is there
+        assert json.loads(json.loads(frames[-1])["payload"])["seq"] == 41  # the newest frame was sent
 
 
 DOCUMENTED_ACL = (
@@ -474,7 +470,7 @@ DOCUMENTED_ACL = (
 
 @pytest_twisted.ensureDeferred
 async def test_the_documented_acl_is_enough(start: Start, signing_key: SigningKey) -> None:
-    """Met where every program has a user with the least rights."""
+    """Occurs where every program has its own user with the fewest rights."""
     page = Path(__file__).parents[2] / "docs" / "topics" / "backplane.md"
     assert f"user relay on >PASSWORD {DOCUMENTED_ACL}\n" in page.read_text()
     redis = start(*f"--user relay on >of-the-relay {DOCUMENTED_ACL}".split())

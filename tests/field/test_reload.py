@@ -1,4 +1,4 @@
-"""SIGHUP and `systemctl reload`: a settings file is read again, and every connection stays."""
+"""SIGHUP and `systemctl reload`: the settings file is read again, and all connections stay open."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.drill.peer import PING, Peer, Refused, dial, e2ee, kex_init, kex_resp
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
 
-#: What the drill's own environment sets would win over the file.
+#: Variables of the drill's environment, which would take precedence over the file.
 FROM_FILE = {
     "RELAY_RATE_LIMIT_PER_IP": "",
     "RELAY_MAX_CONNECTIONS_PER_IP": "",
@@ -40,7 +40,7 @@ class Reloadable:
         self._file = file
 
     def reload(self, text: str, event: str = "reload") -> dict[str, Any]:
-        """Write the file, send SIGHUP, and give the log's answer."""
+        """Write the file, send SIGHUP, and return the log entry of the reload."""
         before = sum(entry["event"] == event for entry in self.relay.entries())
         self._file.write_text(text)
         self.relay.signal(signal.SIGHUP)
@@ -67,7 +67,7 @@ def reloadable(
 
 
 def refused(make: Any) -> int:
-    """The HTTP status of an upgrade that is refused; 0 if it is not."""
+    """HTTP status of a refused upgrade; 0 if it was not refused."""
     try:
         make().close()
     except Refused as error:
@@ -76,7 +76,7 @@ def refused(make: Any) -> int:
 
 
 def test_origins_and_connections(reloadable: Reloadable, platform: FaultyPlatform) -> None:
-    """A web app moves to another name; an office behind one address grows."""
+    """A web app moves to another origin; an office behind one address grows."""
     relay = reloadable.relay
 
     def client(origin: str) -> Peer:
@@ -91,14 +91,14 @@ def test_origins_and_connections(reloadable: Reloadable, platform: FaultyPlatfor
     assert refused(lambda: client("https://app.example")) == 403
     second = client("https://new.example")
     assert refused(lambda: client("https://new.example")) == 429
-    held.send("{}")  # who was there before is there still
+    held.send("{}")  # the old connection is still open
     assert "INVALID_FRAME" in held.text()
     second.close()
     held.close()
 
 
 def test_trusted_proxies(reloadable: Reloadable, platform: FaultyPlatform) -> None:
-    """A load balancer is put in front, or gets another address."""
+    """A load balancer is added, or its address changes."""
     relay = reloadable.relay
 
     def joined_as(workspace: str) -> str:
@@ -125,8 +125,8 @@ def test_trusted_proxies(reloadable: Reloadable, platform: FaultyPlatform) -> No
     assert joined_as("ws-after") == "198.51.100.7"
 
 
-def test_a_rate_counts_for_those_who_are_there(reloadable: Reloadable, platform: FaultyPlatform) -> None:
-    """A client that floods while an operator looks on."""
+def test_a_rate_applies_to_connected_peers(reloadable: Reloadable, platform: FaultyPlatform) -> None:
+    """A client floods the relay while an operator changes the limit."""
     daemon = Peer.daemon(reloadable.relay, platform, "ws-2", "t-2")
     client = Peer.client(reloadable.relay, platform, "ws-2", "t-2", headers={"Origin": "https://app.example"})
     client.send(kex_init("r-1"))
@@ -139,7 +139,7 @@ def test_a_rate_counts_for_those_who_are_there(reloadable: Reloadable, platform:
     entry = reloadable.reload(FIRST + "RELAY_RUNTIME_RATE_PER_MINUTE=4\n")
     assert entry["details"]["taken"] == ["RELAY_RUNTIME_RATE_PER_MINUTE"]
 
-    for number in range(5, 10):  # a worker takes it up a moment later
+    for number in range(5, 10):  # a worker process applies the setting a moment later
         with suppress(OSError):
             client.send(e2ee("s-1", number))
         time.sleep(0.1)
@@ -149,7 +149,7 @@ def test_a_rate_counts_for_those_who_are_there(reloadable: Reloadable, platform:
 
 
 def pinged(peer: Peer, within: float) -> bool:
-    """Whether a ping comes within so many seconds."""
+    """Whether a ping arrives within `within` seconds."""
     peer.sock.settimeout(within)
     try:
         return peer.frame()[0] == PING
@@ -158,7 +158,7 @@ def pinged(peer: Peer, within: float) -> bool:
 
 
 def test_times_between_pings(reloadable: Reloadable, platform: FaultyPlatform) -> None:
-    """A mobile network that forgets silent connections sooner than the relay pings."""
+    """A mobile network drops idle connections sooner than the relay pings."""
     client = Peer.client(reloadable.relay, platform, "ws-3", "t-3", headers={"Origin": "https://app.example"})
     assert not pinged(client, 1.5), "the default is 30 s"
     entry = reloadable.reload(FIRST + "RELAY_PING_INTERVAL_MS=300ms\n")
@@ -168,7 +168,7 @@ def test_times_between_pings(reloadable: Reloadable, platform: FaultyPlatform) -
 
 
 def test_the_expiry_of_tokens(reloadable: Reloadable, platform: FaultyPlatform) -> None:
-    """RELAY_TOKEN_EXPIRY=close is set by a reload, while peers are connected."""
+    """RELAY_TOKEN_EXPIRY=close is set while peers are connected."""
     relay = reloadable.relay
     client = Peer.client(
         relay, platform, "ws-4", "t-4", headers={"Origin": "https://app.example"}, exp=time.time() - 28
@@ -181,7 +181,7 @@ def test_the_expiry_of_tokens(reloadable: Reloadable, platform: FaultyPlatform) 
 
 
 def test_the_drain(platform: FaultyPlatform, tmp_path: Path) -> None:
-    """A deployment in which the orchestrator waits for less than the relay takes."""
+    """The orchestrator's grace period is shorter than the relay's drain."""
     file = tmp_path / "env"
     file.write_text("RELAY_DRAIN_SECONDS=600\n")
     own = {"RELAY_SETTINGS_FILE": str(file), "RELAY_DRAIN_SECONDS": ""}
@@ -197,7 +197,7 @@ def test_the_drain(platform: FaultyPlatform, tmp_path: Path) -> None:
 
 
 def test_a_scrapers_token_and_the_budget_of_plain_http(platform: FaultyPlatform, tmp_path: Path) -> None:
-    """The token of Prometheus is changed; a prober of the company asks more often than it was thought."""
+    """Prometheus gets another token; an internal prober sends more requests than expected."""
     file = tmp_path / "env"
     before, after = "scraper-token-before-0123456789", "scraper-token-after-0123456789"
     file.write_text(f"RELAY_METRICS_TOKEN={before}\nRELAY_HTTP_RATE_PER_IP=60\n")
@@ -217,7 +217,7 @@ def test_a_scrapers_token_and_the_budget_of_plain_http(platform: FaultyPlatform,
         assert [status("x") for _ in range(5)][-1] == 429
 
 
-def test_what_needs_a_restart_is_named_and_left(reloadable: Reloadable) -> None:
+def test_settings_that_need_a_restart_are_named_and_unchanged(reloadable: Reloadable) -> None:
     entry = reloadable.reload(FIRST + "RELAY_FRAME_MAX_BYTES=2MiB\nRELAY_LOG_LEVEL=warn\n")
     assert entry["level"] == "warn"
     assert entry["details"]["left"] == ["RELAY_FRAME_MAX_BYTES"]
@@ -232,10 +232,10 @@ def test_what_needs_a_restart_is_named_and_left(reloadable: Reloadable) -> None:
         ("this is no line\n", "line 1 of"),
     ],
 )
-def test_settings_that_cannot_work_change_nothing(
+def test_invalid_settings_change_nothing(
     text: str, words: str, platform: FaultyPlatform, tmp_path: Path
 ) -> None:
-    """A slip of the editor in production."""
+    """A typing error in production."""
     file = tmp_path / "env"
     file.write_text(FIRST)
     with running(platform.environment() | FROM_FILE | {"RELAY_SETTINGS_FILE": str(file)}) as relay:
@@ -247,5 +247,5 @@ def test_settings_that_cannot_work_change_nothing(
         Peer.client(relay, platform, "ws-1", "t-1", headers={"Origin": "https://app.example"}).close()
 
 
-def test_a_reload_without_a_change_says_so(reloadable: Reloadable) -> None:
+def test_a_reload_without_a_change(reloadable: Reloadable) -> None:
     assert "no setting has changed" in reloadable.reload(FIRST)["message"]

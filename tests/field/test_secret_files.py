@@ -1,4 +1,4 @@
-"""Secret files as editors, shells, orchestrators and network mounts leave them."""
+"""Secret files as editors, shells, orchestrators and network mounts write them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from viewport_relay.config import ConfigError, load
 BASE = {"SERVER_URL": "https://platform.example"}
 KEY = "correct-horse-battery-staple-17"
 
-#: (where it is met, bytes of the file)
+#: (origin, bytes of the file)
 READ_ALIKE = [
     ("echo", KEY.encode() + b"\n"),
     ("an editor on Windows", KEY.encode() + b"\r\n"),
@@ -24,7 +24,7 @@ READ_ALIKE = [
     ("kubectl create secret --from-literal", KEY.encode()),
 ]
 
-#: (where it is met, bytes of the file, words of the refusal)
+#: (origin, bytes of the file, words of the refusal)
 REFUSED = [
     ("PowerShell's >", KEY.encode("utf-16"), "UTF-16"),
     ("a key in two lines", KEY[:16].encode() + b"\n" + KEY[16:].encode(), "no line end"),
@@ -38,7 +38,7 @@ REFUSED = [
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter; pytest's own are closed."""
+    """A folder that every user may enter; pytest's own folders are not."""
     with TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -47,7 +47,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.mark.parametrize(("where", "content"), READ_ALIKE, ids=[case[0] for case in READ_ALIKE])
 @pytest.mark.parametrize("name", ["RELAY_INTERNAL_KEY", "RELAY_ADMIN_TOKEN"])
-def test_marks_and_line_ends_are_no_part_of_a_secret(
+def test_byte_order_marks_and_line_ends_are_removed(
     name: str, where: str, content: bytes, tmp_path: Path
 ) -> None:
     file = tmp_path / "key"
@@ -58,7 +58,7 @@ def test_marks_and_line_ends_are_no_part_of_a_secret(
 
 @pytest.mark.parametrize(("where", "content", "words"), REFUSED, ids=[case[0] for case in REFUSED])
 @pytest.mark.parametrize("name", ["RELAY_INTERNAL_KEY", "RELAY_ADMIN_TOKEN"])
-def test_what_cannot_be_a_header_value_is_refused_at_start(
+def test_an_invalid_header_value_is_refused_at_start(
     name: str, where: str, content: bytes, words: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "key"
@@ -72,7 +72,7 @@ def test_what_cannot_be_a_header_value_is_refused_at_start(
 
 
 def test_quotes_around_a_secret_are_kept_with_a_warning() -> None:
-    """`docker run --env-file` keeps them; a secret may have them."""
+    """`docker run --env-file` keeps quotes; a secret may also contain them."""
     config = load({**BASE, "RELAY_INTERNAL_KEY": f'"{KEY}"'})
     assert config.internal_key == f'"{KEY}"'
     (warning,) = config.warnings
@@ -81,14 +81,14 @@ def test_quotes_around_a_secret_are_kept_with_a_warning() -> None:
 
 # -- modes -------------------------------------------------------------------------------------------------
 
-#: (where it is met, mode, what becomes of it)
+#: (origin, mode, result: None, warning or problem)
 MODES = [
     ("made by the relay or keygen", 0o600, None),
     ("read-only for its owner", 0o400, None),
     ("fsGroup of Kubernetes, or defaultMode 0440", 0o640, "warning"),
     ("fsGroup on a volume that can be written", 0o660, "warning"),
     ("the default of a Kubernetes Secret, and of most umasks", 0o644, "problem"),
-    ("a network mount that knows no modes", 0o777, "problem"),
+    ("a network mount without modes", 0o777, "problem"),
 ]
 
 
@@ -115,7 +115,7 @@ def _settings(name: str, folder: Path, mode: int) -> dict[str, str]:
         "RELAY_NOISE_PREVIOUS_KEY_FILE",
     ],
 )
-def test_a_private_key_is_judged_alike_wherever_it_is_named(
+def test_one_rule_for_the_modes_of_all_private_keys(
     name: str, where: str, mode: int, outcome: str | None, open_folder: Path
 ) -> None:
     environ = _settings(name, open_folder, mode)
@@ -132,8 +132,8 @@ def test_a_private_key_is_judged_alike_wherever_it_is_named(
     assert all(sentence.startswith(f"{name}: ") and "chmod 600" in sentence for sentence in about)
 
 
-def test_another_secret_that_every_user_can_read_is_a_warning(open_folder: Path) -> None:
-    """A file-based secret of Compose has the mode that it has on the host."""
+def test_a_world_readable_secret_is_a_warning(open_folder: Path) -> None:
+    """A file-based secret of Compose has the mode of the host's file."""
     file = open_folder / "key"
     file.write_text(KEY)
     file.chmod(0o644)
@@ -141,15 +141,15 @@ def test_another_secret_that_every_user_can_read_is_a_warning(open_folder: Path)
     assert "every user can read it" in warning
 
 
-def test_a_closed_folder_protects_what_is_in_it(tmp_path: Path, open_folder: Path) -> None:
-    """/etc/viewport-relay with mode 0750; /var/lib/private of systemd."""
+def test_a_closed_folder_protects_its_files(tmp_path: Path, open_folder: Path) -> None:
+    """/etc/viewport-relay with mode 0750; systemd's /var/lib/private."""
     folder = open_folder / "closed"
     folder.mkdir(mode=0o700)
     assert load(_settings("RELAY_TLS_KEY_PATH", folder, 0o644)).warnings == ()
 
 
-def test_access_lists_of_systemd_credentials_are_no_group(open_folder: Path) -> None:
-    """systemd grants a dynamic user its credentials by access list, which shows as group bits."""
+def test_access_lists_of_systemd_credentials_are_accepted(open_folder: Path) -> None:
+    """systemd gives a dynamic user its credentials by an access list, which `stat` shows as group bits."""
     environ = _settings("RELAY_TLS_KEY_PATH", open_folder, 0o440)
     assert load({**environ, "CREDENTIALS_DIRECTORY": str(open_folder)}).warnings == ()
     assert len(load(environ).warnings) == 1

@@ -1,4 +1,4 @@
-"""Signals that come while a relay ends: a supervisor and a terminal that both send one, an impatient operator."""
+"""Repeated signals during shutdown: from a supervisor and a terminal at once, or from an impatient operator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.drill.relay import Relay
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_exit_status_is_0_however_many_come(number: signal.Signals, platform: FaultyPlatform) -> None:
+def test_repeated_signals_keep_the_exit_status_0(number: signal.Signals, platform: FaultyPlatform) -> None:
     with Relay(platform.environment()) as relay:
         relay.wait()
         relay.signal(signal.SIGTERM)

@@ -1,6 +1,6 @@
-"""Upgrade requests as browsers, libraries, proxies and CDNs write them, byte for byte, to a real relay.
+"""Upgrade requests of browsers, libraries, proxies and CDNs, byte for byte, to a real relay.
 
-Each row says where the kind of input is met.
+The first column of each row is the place where the input occurs.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ USUAL = {
 
 
 def request(*more: str, target: str = f"/ws?{QUERY}", version: str = "HTTP/1.1", **changed: str) -> str:
-    """An upgrade request; `changed` replaces one of the usual lines ("": leaves it out), TOKEN stands for the token."""
+    """An upgrade request; `changed` replaces a default header ("" removes it); TOKEN stands for the token."""
     lines = {**USUAL, **changed}
     return "\r\n".join((f"GET {target} {version}", *(line for line in lines.values() if line), *more, "", ""))
 
 
 def answer(site: Site, token: str, text: str) -> tuple[int, dict[str, str], bytes]:
-    """Status, fields and body."""
+    """Status, headers and body of the response."""
     with dial(site.relay.port, timeout=5) as sock:
         sock.sendall(text.replace("TOKEN", token).encode("latin-1"))
         received = b""
@@ -71,7 +71,7 @@ def answer(site: Site, token: str, text: str) -> tuple[int, dict[str, str], byte
 
 MANY = "\r\n".join(f"X-Trace-{n}: {n}" for n in range(60))
 
-#: Where it is met, the request, the sub-protocol that the answer selects.
+#: (place, request, sub-protocol that the relay selects)
 ADMITTED: list[tuple[str, str, str | None]] = [
     ("Chrome", request("Origin: https://app.example", "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
      "Pragma: no-cache", "Cache-Control: no-cache", "Accept-Encoding: gzip, deflate, br, zstd",
@@ -125,7 +125,7 @@ def test_admitted(site: Site, token: str, where: str, text: str, selected: str |
     assert "sec-websocket-extensions" not in fields, "frames are forwarded as they are: nothing is compressed"
 
 
-#: Where it is met, the request, status and reason, what the body says to the peer.
+#: (place, request, status, reason, words of the body)
 REFUSED: list[tuple[str, str, int, str, str]] = [
     ("nginx without proxy_http_version 1.1", request(version="HTTP/1.0"), 400, "UPGRADE_MALFORMED", "not HTTP/1.1"),
     ("nginx without the two headers", request(Upgrade="", Connection="Connection: close"), 426, "UPGRADE_REQUIRED", "upgrade required"),

@@ -1,6 +1,6 @@
-"""Values as operators and their tools write them: each is read as it was meant, or refused with the right form.
+"""Values of settings as operators and their tools write them: read as meant, or refused with the right form.
 
-A case says where its kind of input is met.
+The first column of each row is the place where the input occurs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from viewport_relay.reasons import Reason
 
 BASE = {"SERVER_URL": "https://platform.example"}
 
-#: (where it is met, variable, text, attribute, value)
+#: (place, variable, text, attribute, value)
 TAKEN: list[tuple[str, str, str, str, Any]] = [
     ("an origin copied from the address bar", "RELAY_ALLOWED_ORIGINS", "https://app.example/", "allowed_origins",
      ("https://app.example",)),
@@ -73,7 +73,7 @@ TAKEN: list[tuple[str, str, str, str, Any]] = [
      "redirect_allowed_hosts", ("relay-a.example", "relay-b.example")),
 ]  # fmt: skip
 
-#: (where it is met, variable, text, words of the refusal)
+#: (place, variable, text, words of the refusal)
 REFUSED = [
     (
         "a CORS habit",
@@ -139,16 +139,14 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("where", "name", "text", "attribute", "value"), TAKEN, ids=[case[0] for case in TAKEN]
 )
-def test_a_value_is_read_as_it_was_meant(
-    where: str, name: str, text: str, attribute: str, value: Any
-) -> None:
+def test_accepted_values(where: str, name: str, text: str, attribute: str, value: Any) -> None:
     config = load({**BASE, name: text})
     assert getattr(config, attribute) == value
     assert config.warnings == ()
 
 
 @pytest.mark.parametrize(("where", "name", "text", "words"), REFUSED, ids=[case[0] for case in REFUSED])
-def test_a_value_is_refused_with_the_right_form(where: str, name: str, text: str, words: str) -> None:
+def test_refused_values(where: str, name: str, text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load({**BASE, name: text})
     (problem,) = caught.value.problems
@@ -158,7 +156,7 @@ def test_a_value_is_refused_with_the_right_form(where: str, name: str, text: str
 
 # -- names -------------------------------------------------------------------------------------------------
 
-#: (where it is met, name, the name that is recommended)
+#: (place, name, suggested name)
 UNKNOWN = [
     ("a letter too few", "RELAY_TRUSTED_PROXY", "RELAY_TRUSTED_PROXIES"),
     ("the older name misspelled", "RELAY_MAX_FRAMES_BYTES", "RELAY_FRAME_MAX_BYTES"),
@@ -168,13 +166,13 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize(("where", "name", "nearest"), UNKNOWN, ids=[case[0] for case in UNKNOWN])
-def test_an_unknown_name_is_answered_with_the_nearest(where: str, name: str, nearest: str) -> None:
+def test_an_unknown_name_gets_the_nearest_suggestion(where: str, name: str, nearest: str) -> None:
     (warning,) = load({**BASE, name: "1"}).warnings
     assert warning == f"{name} is set, but there is no such setting, did you mean {nearest}?"
 
 
-def test_variables_of_kubernetes_services_are_no_settings() -> None:
-    """Kubernetes sets them in every pod beside a Service named relay or relay-admin."""
+def test_variables_of_kubernetes_services_are_ignored() -> None:
+    """Kubernetes sets these variables in each pod next to a Service named relay or relay-admin."""
     links = {
         "RELAY_SERVICE_HOST": "10.96.0.7",
         "RELAY_SERVICE_PORT": "7781",
@@ -190,15 +188,15 @@ def test_variables_of_kubernetes_services_are_no_settings() -> None:
     assert load({**BASE, **links}).warnings == ()
 
 
-def test_older_names_are_read_with_one_line_each_but_for_those_that_hosts_set() -> None:
-    """HOST and PORT are set by Heroku, Cloud Run and others for every program."""
+def test_older_names_are_warnings_except_those_that_hosts_set() -> None:
+    """Heroku, Cloud Run and others set HOST and PORT for every program."""
     config = load({**BASE, "PORT": "8080", "HOST": "127.0.0.1", "MAX_LOGS": "7"})
     assert (config.listen_port, config.max_logs) == (8080, 7)
     (warning,) = config.warnings
     assert warning == "MAX_LOGS is the older name of RELAY_MAX_LOGS: it is still read"
 
 
-def test_settings_that_are_no_longer_listed_are_read_with_one_line_for_all() -> None:
+def test_unlisted_settings_are_read_with_one_warning_for_all() -> None:
     """Deployments of version 0.1."""
     config = load({**BASE, "RELAY_FAST_PATH": "0", "RELAY_NOISE_TIMEOUT_MS": "5s"})
     assert (config.fast_path, config.noise_timeout_ms) == (False, 5000)
@@ -211,8 +209,8 @@ def test_the_reference_lists_sixty_settings_at_most() -> None:
     assert len([variable for variable in VARIABLES if variable.listed]) <= 60
 
 
-def test_no_fix_asks_for_a_setting_that_is_no_longer_listed() -> None:
-    """Operators do what the log line says, and the next start must not warn of that."""
+def test_no_fix_names_an_unlisted_setting() -> None:
+    """Operators follow the log line, and the next start must not warn about that setting."""
     unlisted = {variable.name for variable in VARIABLES if not variable.listed}
     for code, fix in [*((r.code, r.entry.fix) for r in Reason), *((n, e.fix) for n, e in EVENTS.items())]:
         assert not unlisted & set(re.findall(r"RELAY_[A-Z_]+", fix)), code
@@ -223,7 +221,7 @@ def test_no_fix_asks_for_a_setting_that_is_no_longer_listed() -> None:
 PROD = {**BASE, "RELAY_LISTEN_HOST": "0.0.0.0"}
 STRONG = "correct-horse-battery-staple-17"
 
-#: (where it is met, settings, words of the warning)
+#: (place, settings, words of the warning)
 RISKY = [
     ("a first deployment without the key", {}, "RELAY_INTERNAL_KEY is not set"),
     ("a platform in the cluster over http", {"SERVER_URL": "http://platform.svc", "RELAY_INTERNAL_KEY": STRONG},
@@ -234,7 +232,7 @@ RISKY = [
 
 
 @pytest.mark.parametrize(("where", "more", "words"), RISKY, ids=[case[0] for case in RISKY])
-def test_what_is_risky_in_production_is_warned_about(where: str, more: dict[str, str], words: str) -> None:
+def test_risky_settings_in_production_are_warnings(where: str, more: dict[str, str], words: str) -> None:
     assert any(warning.startswith(words) for warning in load({**PROD, **more}).warnings)
     assert not any(
         warning.startswith(words) for warning in load({**PROD, **more, "RELAY_MODE": "staging"}).warnings

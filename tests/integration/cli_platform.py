@@ -1,4 +1,4 @@
-"""What the tests of the command share: the doctor's findings by name."""
+"""Shared by the tests of the command: the doctor's findings by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INTERNAL_KEY = "an-internal-key-for-these-tests-only"
 
 
 async def findings_of(reactor: Any, environ: dict[str, str], timeout: float = 5.0) -> dict[str, Finding]:
-    """What the doctor says, by the name of the check; the worst one of each name counts."""
+    """The doctor's findings by the name of the check; the worst finding of each name."""
     order = ["ok", "warn", "fail"]
     found: dict[str, Finding] = {}
     async for finding in examine(reactor, environ, timeout):

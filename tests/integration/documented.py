@@ -1,7 +1,8 @@
-"""The examples of the reference pages, carried out against a real relay.
+"""Runs the examples of the reference pages against a real relay.
 
-An `http` block is a request, a blank line, and the answer: its status line, the headers that it names, its JSON body. An
-`exchange` block is a conversation of WebSocket peers, a line a step (`Exchange`). `…` in an answer fits any text.
+An `http` block is a request, a blank line, and the response: status line, the headers that the block names, JSON
+body. An `exchange` block is a dialogue of WebSocket peers, one step a line (`Exchange`). `…` in a response matches
+any text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ROLES = ("workspace-daemon", "client", "worker")
 
 
 def fits(expected: Any, got: Any) -> bool:
-    """Whether `got` is `expected`, where `…` stands for any text and, as a member's name, for further members."""
+    """Whether `got` matches `expected`; `…` stands for any text and, as a member's name, for further members."""
     if expected == "…":
         return True
     if isinstance(expected, str) and isinstance(got, str) and "…" in expected:
@@ -38,7 +39,7 @@ def fits(expected: Any, got: Any) -> bool:
 
 
 def ask(port: int, request: str) -> tuple[str, str]:
-    """The head and body of one answer; `request` is the block's text."""
+    """Head and body of one response; `request` is the block's text."""
     lines = request.splitlines()
     head, _, body = "\n".join(lines).partition("\n\n")
     fields = head.splitlines()
@@ -57,7 +58,7 @@ def ask(port: int, request: str) -> tuple[str, str]:
 
 
 def check_http(text: str, port: int) -> None:
-    """Send the request of an `http` block; fail unless the answer is the block's."""
+    """Send the request of an `http` block; fail unless the response matches the block's."""
     request, answer = re.split(r"\n\n(?=HTTP/1\.1 )", text, maxsplit=1)
     expected_head, _, expected_body = answer.strip().partition("\n\n")
     head, body = ask(port, request)
@@ -137,7 +138,7 @@ class Exchange:
         self._peers.pop(name).close()
 
     def _settle(self) -> None:
-        """Wait until the relay has handled all that was sent: every peer has an answer to a ping, twice."""
+        """Wait until the relay has handled everything sent: each peer's ping is answered, twice."""
         for _ in range(2):
             for name, peer in self._peers.items():
                 peer.send(b"settled", PING)

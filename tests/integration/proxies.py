@@ -2,7 +2,7 @@
 
     proxy = Proxy("nginx", folder, files, relay.port)
 
-A piece of the text that is to be replaced must be there.
+Replacing a piece of text that is missing is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TITLE = "# Put it behind a proxy"
 
 @frozen
 class Sample:
-    """Where a proxy's configuration stands on the page, and the program that takes it (a marker of programs.py)."""
+    """Place of a proxy's configuration on the page, and the program that uses it (a marker of programs.py)."""
 
     heading: str
     language: str
@@ -55,12 +55,12 @@ PROXIES = {
 
 
 def block(heading: str, language: str) -> str:
-    """The first block of a section in a language; the title's section is what stands before all others."""
+    """First block of a section in a language; the title's section is the text before all others."""
     return next(one.text for one in blocks(PAGE, language) if one.heading == (heading or TITLE))
 
 
 def settings(heading: str) -> dict[str, str]:
-    """The variables that a section sets."""
+    """Variables that a section sets."""
     return dict(re.findall(r"^(RELAY_\w+)=(\S+)", block(heading, "sh"), re.MULTILINE))
 
 
@@ -72,7 +72,7 @@ def put_in(text: str, replacements: Mapping[str, str]) -> str:
 
 
 def knows_close_delay(name: str) -> bool:
-    """Whether a Caddy is 2.7 or newer, which knows `stream_close_delay`."""
+    """Whether a Caddy is 2.7 or newer, which supports `stream_close_delay`."""
     said = subprocess.run([PROXIES[name].program, "version"], capture_output=True, text=True).stdout
     found = re.match(r"v?(\d+)\.(\d+)", said)
     assert found
@@ -80,7 +80,7 @@ def knows_close_delay(name: str) -> bool:
 
 
 def nginx_main(folder: Path, text: str) -> str:
-    """A whole configuration of nginx around what a page shows of it."""
+    """A complete nginx configuration around the part that a page shows."""
     user = "user root;" if os.geteuid() == 0 else ""
     paths = "".join(
         f"{kind}_temp_path {folder}/{kind};\n"
@@ -95,7 +95,7 @@ def nginx_main(folder: Path, text: str) -> str:
 
 
 class Proxy:
-    """One of the programs in front of a relay; `faster` lowers times in its configuration."""
+    """A running proxy in front of a relay; `faster` lowers times in its configuration."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Proxy:
         port: int = 0,
         host: str = "localhost",
     ) -> None:
-        """`relay` is the relay's port on 127.0.0.1, or what the proxy calls another address of the relay.
+        """`relay` is the relay's port on 127.0.0.1, or another address in the proxy's syntax.
 
         `port` is the proxy's own (0: a free one), `host` the name or address that peers use for the proxy.
         """
@@ -164,7 +164,7 @@ class Proxy:
         text = put_in(
             text,
             {
-                # Its own way to certificates needs a name that the world knows.
+                # Caddy's automatic certificates need a public name.
                 "relay.example {": f"{self.host}:{self.port} {{\n    tls {self.files.cert} {self.files.key}",
                 "127.0.0.1:7781": relay,
             },
@@ -180,7 +180,7 @@ class Proxy:
         return put_in(text, pieces | ({} if tcp else {"/etc/haproxy/relay.pem": str(pem)}))
 
     def _traefik(self, text: str, relay: str) -> str:
-        """The dynamic configuration; the static one goes to a file beside it."""
+        """The dynamic configuration; the static one goes to a second file."""
         (static,) = [b.text for b in blocks(PAGE, "yaml") if "providers:" in b.text]
         pieces = {'":443"': f'"127.0.0.1:{self.port}"', "/etc/traefik/relay.yaml": str(self.configuration)}
         quiet = "global:\n  checkNewVersion: false\n  sendAnonymousUsage: false\nlog:\n  level: DEBUG\n"
@@ -204,7 +204,7 @@ class Proxy:
         return os.pread(self.log.fileno(), os.fstat(self.log.fileno()).st_size, 0).decode("utf-8", "replace")
 
     def reload(self) -> None:
-        """As its operator does it after a change of its configuration."""
+        """Reload the configuration with the command of the page."""
         changed = self.folder / "changed"
         text = self.configuration.read_text()
         changed.write_text(text.replace("interval: 5s", "interval: 6s") + "# changed\n")

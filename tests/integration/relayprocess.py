@@ -1,8 +1,8 @@
-"""A relay as a process of its own, beside a dev platform in this one.
+"""A relay as a twistd process, and a development platform in the test's process.
 
     platform, relay = await start_pair(reactor, {"RELAY_ADMIN_TOKEN": …})
 
-The relay is started as an operator starts it, with twistd; what it writes is kept.
+The output of the relay is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @frozen
 class Reply:
-    """An HTTP answer."""
+    """An HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -43,7 +43,7 @@ class Reply:
 
 
 class RelayProcess:
-    """Starts at once; `wait` until it answers. Everything here blocks: call it in a thread."""
+    """A relay process, started by the constructor; `wait` until it responds. All methods block: call them in a thread."""
 
     def __init__(self, settings: dict[str, str]) -> None:
         self.port = free_port()
@@ -76,7 +76,7 @@ class RelayProcess:
         return f"ws://127.0.0.1:{self.port}"
 
     def output(self) -> str:
-        """What it wrote to standard output and standard error so far."""
+        """Standard output and standard error so far."""
         return bytes(self._output).decode("utf-8", "replace")
 
     def wait(self, path: str = "/ready", seconds: float = 20.0) -> RelayProcess:
@@ -103,7 +103,7 @@ class RelayProcess:
             return Reply(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
 
     def stop(self) -> int:
-        """SIGTERM, and the exit status."""
+        """Send SIGTERM; returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:

@@ -1,4 +1,4 @@
-"""The operator's admin of a real relay process: what an operator sees, how soon, and that no secret is in it."""
+"""The admin API of a real relay process: content, delay, and a search for secrets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def signing_key() -> SigningKey:
 
 
 class Scene:
-    """A dev platform here, relays as processes, and peers."""
+    """The development platform, relays as processes, and peers."""
 
     def __init__(self, platform: DevPlatform) -> None:
         self.platform = platform
@@ -94,7 +94,7 @@ async def eventually(what: Callable[[], Any], seconds: float = 8.0) -> Any:
 
 
 class Follower:
-    """`curl -N /logs?follow=1`: lines and when they came."""
+    """`curl -N /logs?follow=1`: lines and their times of arrival."""
 
     def __init__(self, relay: RelayProcess, query: str = "follow=1&limit=1") -> None:
         self.socket = socket.create_connection(("127.0.0.1", relay.port), 5)
@@ -111,7 +111,7 @@ class Follower:
 
 
 @pytest_twisted.ensureDeferred
-async def test_from_a_provoked_failure_to_its_line_in_a_followed_log_passes_no_time(scene):
+async def test_a_followed_log_shows_a_failure_at_once(scene):
     relay = await scene.relay()
     follower = await deferToThread(Follower, relay)
     await deferToThread(follower.until, "details")
@@ -158,7 +158,7 @@ async def test_an_operator_sees_a_daemon_and_closes_it(scene):
 
 
 @pytest_twisted.ensureDeferred
-async def test_flushing_the_caches_asks_the_platform_again(scene):
+async def test_flushing_the_caches_causes_new_requests_to_the_platform(scene):
     relay = await scene.relay({"RELAY_VALIDATE_CACHE_TTL": "600"})
     token = scene.platform.issue("client", "dev-workspace", TARGET, scope="runtime")
     for _ in range(3):
@@ -244,7 +244,7 @@ async def test_everything_that_dashboard_and_alerts_name_is_in_a_real_scrape(sce
 
 @pytest_twisted.ensureDeferred
 async def test_no_secret_of_a_run_is_in_any_output(scene):
-    """Every secret is sent in every field of a request, and then searched for in every output."""
+    """Every secret is sent in every field of a request, then all outputs are searched for it."""
     values = {
         "bus": 'bus key+with/odd "quotes" ' + secrets.token_hex(12),
         "redis": secrets.token_urlsafe(18),
@@ -275,7 +275,7 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
             "client", "dev-secret", TARGET, answer={"workspaceId": values["pairing"][:20]}
         ),
     }
-    # a platform that says the secrets back
+    # a platform whose responses contain the secrets
     for name, rule in {
         "said-401": Rule(401, {"ok": False, "reason": f"the internal key {INTERNAL} is wrong"}),
         "said-denied": Rule(
@@ -304,7 +304,7 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
             peer.close()
             await peer.closed
 
-    # A workspace whose name equals a key is a name: the relay cannot tell them apart.
+    # A workspace name that equals a key is shown: the relay cannot distinguish them.
     everything = [value for name, value in (values | tokens).items() if name not in ("pairing", "payload")]
 
     def abuse() -> None:
@@ -330,7 +330,7 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
                 {"Content-Type": "application/json"},
                 json.dumps({"token": value + "x"}).encode(),
             )
-            with socket.create_connection(("127.0.0.1", relay.port), 5) as raw:  # not HTTP at all
+            with socket.create_connection(("127.0.0.1", relay.port), 5) as raw:  # not HTTP
                 raw.sendall(f"{value}\r\nHost: {value}\r\n\r\n".encode())
                 raw.settimeout(1)
                 with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""The examples of docs/how-to/behind-a-proxy.md, in real proxies with TLS in front of real relays (see proxies.py).
+"""The examples of docs/how-to/behind-a-proxy.md: real proxies with TLS in front of real relays (see proxies.py).
 
-Peers come from addresses of loopback other than the proxy's, which is 127.0.0.1.
+Peers use loopback addresses other than the proxy's 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tests.ports import free_port
 from tests.programs import installed
 
 PER_IP = 3
-IDLE = 7.0  # seconds without a message, over times of the proxies that are lowered to less
+IDLE = 7.0  # seconds without a message, longer than the proxies' lowered times
 
-#: What only operators and load balancers may ask, in spellings that a proxy or the relay might take for the same.
+#: Operators' paths, in spellings that a proxy or the relay might normalize.
 OPERATORS = (
     "/admin/", "/admin/app.js", "/admin/api/overview", "/logs", "/logs?follow=1", "/state", "/metrics", "/ready",
     "/disconnect", "/cache/flush", "//state", "/ws/../state", "/ws/%2e%2e/state", "/STATE", "/%73tate", "/ws/state",
@@ -38,7 +38,7 @@ OPERATORS = (
 
 
 def proxies(*names: str) -> pytest.MarkDecorator:
-    """A parameter `name` for these proxies, marked with the program that each needs."""
+    """Parametrize `name` by these proxies, each marked with the program that it needs."""
     marked = [pytest.param(name, marks=getattr(pytest.mark, PROXIES[name].marker)) for name in names]
     return pytest.mark.parametrize("name", marked)
 
@@ -47,12 +47,12 @@ EACH = proxies(*PROXIES)
 
 
 def peers_of(name: str, case: int, number: int = 1) -> str:
-    """An address of loopback that no other test's peers at no other proxy have: what a relay counts is per address."""
+    """A loopback address for one case at one proxy, because the relay counts by address."""
     return f"127.{case}.{list(PROXIES).index(name)}.{number}"
 
 
 class Idle:
-    """A peer that says nothing for a while but answers pings, in a thread of its own."""
+    """A peer in a thread that sends no message for a while, but answers pings."""
 
     def __init__(self, peer: Peer, seconds: float) -> None:
         self.peer = peer
@@ -81,8 +81,8 @@ class Idle:
 
 
 class World:
-    """Two relays (plain HTTP; TLS and the PROXY protocol), each proxy that is installed, and one more of each with
-    lowered times that has idle peers since the start."""
+    """Two relays (plain HTTP; TLS and the PROXY protocol), each installed proxy, and a second one of each with
+    lowered times, which has idle peers since the start."""
 
     def __init__(self, folder: Path, platform: FaultyPlatform, exits: ExitStack) -> None:
         self.folder, self.platform = folder, platform
@@ -120,9 +120,7 @@ class World:
             }
             given |= {"RELAY_TLS_CERT_PATH": self.files.cert, "RELAY_TLS_KEY_PATH": self.files.key}
         else:
-            given |= settings("") | {
-                "RELAY_ADMIN_LISTEN": ""
-            }  # so that only the proxy stands in front of those paths
+            given |= settings("") | {"RELAY_ADMIN_LISTEN": ""}  # so that only the proxy protects those paths
         return self.exits.enter_context(Relay(given, port=self.ports[tcp]))
 
     def wait(self, tcp: bool) -> None:
@@ -144,21 +142,21 @@ class World:
         return Peer.join(entry, self.platform, role, workspace, "t", source=source, **more)
 
     def status(self, name: str, path: str) -> int:
-        """The status of an operator's request through a proxy, sent as it is written."""
+        """Status of an operator's request through a proxy, with the path unchanged."""
         request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {ADMIN}\r\nConnection: close\r\n\r\n"
         with dial(self.proxies[name].port, self.tls, source=peers_of(name, 8)) as sock:
             sock.sendall(request.encode())
             return int(sock.recv(4096).split()[1])
 
     def pair(self, proxy: Proxy, source: str) -> tuple[Peer, Peer]:
-        """They have a workspace of their own."""
+        """A daemon and a client in their own workspace."""
         daemon = self.join(proxy, "workspace-daemon", source, source)
         client = self.join(proxy, "client", source, source)
         client.converse(daemon)
         return daemon, client
 
     def joined(self, name: str, workspace: str) -> list[str]:
-        """The addresses that the relay has logged for the peers of a workspace."""
+        """Addresses that the relay logged for the peers of a workspace."""
         return [
             entry["details"]["ip"]
             for entry in self.relay(name).entries()
@@ -173,13 +171,13 @@ def world(tmp_path_factory: pytest.TempPathFactory, platform: FaultyPlatform) ->
 
 
 @EACH
-def test_the_proxy_has_no_doubts_about_its_configuration(world: World, name: str) -> None:
+def test_the_proxy_accepts_its_configuration_without_warnings(world: World, name: str) -> None:
     doubts = r"\[(warn|alert|emerg)|\"level\":\"error| (WRN|ERR|FTL) "
     assert not re.search(doubts, world.proxies[name].output(), re.IGNORECASE)
 
 
 @EACH
-def test_frames_of_every_size_pass_both_ways(world: World, name: str) -> None:
+def test_frames_of_every_size_in_both_directions(world: World, name: str) -> None:
     daemon, client = world.pair(world.proxies[name], peers_of(name, 1))
     for size in (1, 125, 126, 65_536, 900_000):
         text = e2ee(client.session, size, "x" * size)
@@ -223,7 +221,7 @@ def test_a_token_in_the_query_is_not_in_the_access_log(world: World) -> None:
 
 @EACH
 def test_the_check_of_the_page(world: World, name: str) -> None:
-    """Its commands as they are written, but for the names of the host and of the CA."""
+    """The commands of the page, with the test's names of host and CA."""
     proxy = world.proxies[name]
     ca = world.folder / "ca.pem"
     ca.write_bytes(world.ca.cert_pem)
@@ -251,17 +249,17 @@ def test_the_paths_of_peers_are_published(world: World, name: str, path: str) ->
 
 @EACH
 @pytest.mark.parametrize("path", OPERATORS)
-def test_the_paths_of_operators_are_not(world: World, name: str, path: str) -> None:
-    """With the right token, too."""
+def test_the_paths_of_operators_are_not_published(world: World, name: str, path: str) -> None:
+    """Also with a valid token."""
     if name == "haproxy-tcp" and path == "/ready":
-        assert world.status(name, path) == 200  # as the page says: such a balancer sees no paths
+        assert world.status(name, path) == 200  # as the page says: a TCP balancer does not see paths
     else:
         assert world.status(name, path) == 404
 
 
 @pytest.mark.nginx
-def test_without_the_upgrade_the_relay_says_so(world: World) -> None:
-    """As the page has it about UPGRADE_REQUIRED."""
+def test_a_missing_upgrade_header_is_logged(world: World) -> None:
+    """The page's paragraph about UPGRADE_REQUIRED."""
     dropped = {
         "proxy_set_header Upgrade $http_upgrade;": "",
         "proxy_set_header Connection $connection_upgrade;": "",
@@ -277,13 +275,14 @@ def test_without_the_upgrade_the_relay_says_so(world: World) -> None:
 
 @proxies("nginx", "caddy", "caddy-new", "traefik")
 def test_a_reload_of_the_proxy_keeps_the_peers(world: World, name: str) -> None:
-    """But without `stream_close_delay`, as the page has it."""
+    """Except without `stream_close_delay`, as the page says."""
     proxy = world.proxies[name]
     daemon, client = world.pair(proxy, peers_of(name, 5))
     proxy.reload()
     time.sleep(1)
     if name == "caddy" and not knows_close_delay(name):
-        # Such a Caddy sends a Close to both sides, to the relay without a mask. Either Close may reach the peer first.
+        # Such a Caddy sends a Close to both sides, to the relay without a mask. Either Close may reach the peer
+        # first.
         assert {daemon.how_it_ends().code, client.how_it_ends().code} <= {1001, 1002}
         entry = world.relays[False].logged("close")
         assert entry["reason"] == "PROTOCOL_ERROR" and "unmasked" in entry["details"]["detail"]
@@ -295,8 +294,8 @@ def test_a_reload_of_the_proxy_keeps_the_peers(world: World, name: str) -> None:
 
 
 @EACH
-def test_silence_is_no_reason_to_close(world: World, name: str) -> None:
-    """Pings come in time, and in HAProxy it is `timeout tunnel` that counts."""
+def test_idle_peers_stay_connected(world: World, name: str) -> None:
+    """Pings arrive in time; in HAProxy `timeout tunnel` applies."""
     daemon, client = world.idle[name]
     for one in (daemon, client):
         one.thread.join(IDLE + 20)
@@ -308,8 +307,8 @@ def test_silence_is_no_reason_to_close(world: World, name: str) -> None:
         one.peer.close()
 
 
-def test_a_restart_is_seen_and_survived(world: World) -> None:
-    """The last, since the relays are others then."""
+def test_peers_reconnect_after_a_restart_of_the_relay(world: World) -> None:
+    """Last test, because it replaces the relays."""
     pairs = {name: world.pair(proxy, peers_of(name, 6)) for name, proxy in world.proxies.items()}
     assert pairs, "no proxy is installed"
     ends: list[tuple[str, int]] = []

@@ -1,4 +1,4 @@
-"""deploy/compose*.yaml and haproxy.cfg: they fit together, the relay takes their settings, and the one to try works."""
+"""deploy/compose*.yaml and haproxy.cfg: consistent, accepted by the relay, and the one to try runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEPLOY = ROOT / "deploy"
 NAMES = {v.name for v in VARIABLES} | {f"{v.name}_FILE" for v in VARIABLES if v.secret} | {"DEV_CREDENTIAL"}
 SECRET = "a-long-enough-random-value-0123456789"
 GIVEN = {"SERVER_URL": "https://platform.example", "RELAY_PUBLIC_WS_BASE_URL": "wss://relay.example"}
-IMAGE = {"RELAY_LISTEN_HOST": "0.0.0.0"}  # what the image sets itself
+IMAGE = {"RELAY_LISTEN_HOST": "0.0.0.0"}  # variables of the image
 DRAIN_SECONDS = load({"SERVER_URL": "http://a"}).drain_seconds
 FILES = ("compose.yaml", "compose-try.yaml", "compose-fleet.yaml")
 
@@ -32,7 +32,7 @@ def read(file: str) -> Any:
 
 
 def interpolated(value: str) -> str:
-    """A value as compose hands it over, with what an operator has exported."""
+    """A value as compose substitutes it, with the operator's exported variables."""
     return re.sub(r"\$\{([A-Z_]+):\?[^}]*\}", lambda match: GIVEN.get(match[1], SECRET), value)
 
 
@@ -44,7 +44,7 @@ def environment(service: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_settings_exist_and_secrets_must_be_given(file: str) -> None:
+def test_settings_exist_and_secrets_are_required(file: str) -> None:
     secret = {v.name for v in VARIABLES if v.secret} - {"RELAY_REDIS_URL"} | {"DEV_CREDENTIAL"}
     for service in read(file)["services"].values():
         for name, value in service.get("environment", {}).items():
@@ -54,7 +54,7 @@ def test_settings_exist_and_secrets_must_be_given(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_relay_is_confined_and_has_time_to_drain(file: str) -> None:
+def test_every_relay_is_restricted_and_has_time_to_drain(file: str) -> None:
     relays = {n: s for n, s in read(file)["services"].items() if n.startswith("relay")}
     assert relays
     for service in relays.values():
@@ -71,7 +71,7 @@ def test_ports_are_published_on_loopback_only(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_first_lines_export_what_must_be_given(file: str) -> None:
+def test_the_first_lines_export_the_required_variables(file: str) -> None:
     text = (DEPLOY / file).read_text("utf-8")
     head = text.partition("\nname:")[0]
     for name in re.findall(r"\$\{([A-Z_]+):\?", text):
@@ -118,7 +118,7 @@ def test_ports_secrets_and_network_fit_its_settings(one: Any) -> None:
     assert environ["RELAY_TRUSTED_PROXIES"] == str(gateway)
 
 
-def test_it_is_started_again_and_its_health_is_checked(one: Any) -> None:
+def test_restart_policy_and_health_check(one: Any) -> None:
     assert one["restart"] == "unless-stopped"
     assert one["healthcheck"]["test"] == ["CMD", "viewport-relay", "healthcheck"]
     assert one["image"] == f"viewport-relay:{version()}"
@@ -127,8 +127,8 @@ def test_it_is_started_again_and_its_health_is_checked(one: Any) -> None:
 # -- the one to try ------------------------------------------------------------------------------------------------
 
 
-def test_the_one_to_try_works_as_its_first_lines_say(free_port: int) -> None:
-    """Its command with its environment, then the demo that `exec` runs; with ports of the test."""
+def test_the_commands_of_the_first_lines(free_port: int) -> None:
+    """The command and environment of the file, then the demo that `exec` runs; with the test's ports."""
     service = read("compose-try.yaml")["services"]["relay"]
     platform = ports.free_port()
     moved = {"7781": str(free_port), "7790": str(platform)}
@@ -166,7 +166,7 @@ def compose() -> Any:
 
 
 def relays(compose: Any) -> dict[str, dict[str, str]]:
-    """The environment of each relay, as compose hands it over."""
+    """The environment of each relay after substitution."""
     found = {}
     for name, service in compose["services"].items():
         if name.startswith("relay-"):
@@ -174,7 +174,7 @@ def relays(compose: Any) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_the_fleet_has_two_relays_whose_settings_are_taken(compose: Any) -> None:
+def test_the_fleet_has_two_relays_with_valid_settings(compose: Any) -> None:
     loaded = {name: load(environ) for name, environ in relays(compose).items()}
     assert len(loaded) == 2
     for name, config in loaded.items():
@@ -183,7 +183,7 @@ def test_the_fleet_has_two_relays_whose_settings_are_taken(compose: Any) -> None
     assert len({config.listen_port for config in loaded.values()}) == 2
 
 
-def test_everything_that_the_fleet_names_is_there(compose: Any) -> None:
+def test_all_files_and_services_of_the_fleet_exist(compose: Any) -> None:
     services = compose["services"]
     for name, service in services.items():
         assert set(service.get("depends_on", ())) <= set(services)
@@ -208,7 +208,7 @@ def sections() -> dict[str, list[str]]:
     return found
 
 
-def test_the_balancer_knows_the_relays_and_keeps_a_workspace_together(compose: Any) -> None:
+def test_the_balancer_has_the_relays_and_hashes_by_workspace(compose: Any) -> None:
     backend = sections()["backend relays"]
     servers = {word[1]: word[2] for line in backend if (word := line.split())[0] == "server"}
     assert servers == {
@@ -224,7 +224,7 @@ def test_the_balancer_knows_the_relays_and_keeps_a_workspace_together(compose: A
     assert any(port.endswith(f":{bound}") for port in compose["services"]["platform"]["ports"])
 
 
-def test_the_balancer_is_more_patient_than_the_pings(compose: Any) -> None:
+def test_the_balancers_time_outs_are_longer_than_the_ping_interval(compose: Any) -> None:
     (tunnel,) = (line.split()[2] for line in sections()["defaults"] if line.startswith("timeout tunnel"))
     for environ in relays(compose).values():
         assert int(tunnel.rstrip("m")) * 60_000 > 2 * load(environ).ping_interval_ms

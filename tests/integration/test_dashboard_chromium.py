@@ -1,4 +1,4 @@
-"""The dashboard in a real headless Chromium, over a admin on a real port."""
+"""The dashboard in a real headless Chromium, served by an admin site on a real port."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def browser(admin: OpenAdmin) -> Iterator[Browser]:
 
 
 async def act(function: Any, *arguments: Any) -> Any:
-    """Blocking browser work, while the reactor serves the page."""
+    """Run blocking browser work in a thread, while the reactor serves the page."""
     return await deferToThread(function, *arguments)
 
 
@@ -49,7 +49,7 @@ def signed_in(browser: Browser, admin: OpenAdmin) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_token_stays_out(browser, admin):
+async def test_a_wrong_token_is_refused(browser, admin):
     def go():
         browser.open(admin.base + "/admin/")
         browser.wait(lambda: browser.text("#gate h2") == "Sign in")
@@ -72,7 +72,7 @@ async def test_a_wrong_token_stays_out(browser, admin):
 async def test_sign_in_reload_and_sign_out(browser, admin):
     def go():
         browser.open("about:blank")
-        browser.requested()  # the browser's own start page is not ours
+        browser.requested()  # skip the browser's start page
         signed_in(browser, admin)
         assert browser.text("#headline") == "Daemons can connect."
         assert "relay-under-test" in browser.text("#who")
@@ -100,7 +100,7 @@ async def test_sign_in_reload_and_sign_out(browser, admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_daemon_is_seen_coming_and_going(browser, admin):
+async def test_a_daemon_joins_and_leaves(browser, admin):
     await act(signed_in, browser, admin)
     assert await act(browser.text, "#n-daemons") == "0"
     admin.state.views = [
@@ -194,7 +194,7 @@ async def test_a_refusal_is_seen_at_once_with_its_cause_and_fix(browser, admin):
             )
         )
         assert "set RELAY_INTERNAL_KEY to the platform's value" in browser.text("#checks")
-        # with the keyboard only: open the entry
+        # open the entry with the keyboard only
         browser.run("document.querySelector('#log summary').focus()")
         browser.keys(ENTER)
         browser.wait(lambda: "Fix: set RELAY_INTERNAL_KEY" in browser.text("#log .more"))
@@ -222,7 +222,7 @@ async def test_hostile_names_and_messages_are_shown_inert(browser, admin):
         browser.click("#spaces tbody button")
         browser.wait(lambda: "<img" in browser.text("#confirm-text"))
         assert browser.run("return window.pwned ?? null") is None
-        browser.keys("\ue00c")  # Escape: nothing was done
+        browser.keys("\ue00c")  # Escape: cancels
         browser.wait(lambda: not browser.run("return document.querySelector('#confirm').open"))
 
     await act(go)
@@ -230,7 +230,7 @@ async def test_hostile_names_and_messages_are_shown_inert(browser, admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_disconnect_and_flush_carry_the_proof_against_forgery(browser, admin):
+async def test_disconnect_and_flush_need_the_csrf_token(browser, admin):
     admin.state.views = [target("w-1", "t-1", daemon=peer("workspace-daemon"))]
     admin.state.closed = 2
 
@@ -245,7 +245,7 @@ async def test_disconnect_and_flush_carry_the_proof_against_forgery(browser, adm
         browser.wait(lambda: browser.text("#confirm-text").startswith("Forget the platform's answers"))
         browser.click("#confirm .danger")
         browser.wait(lambda: browser.text("#toast").startswith("Forgotten"))
-        # the same without the proof, as another page of this browser would do it
+        # the same request without the token, as a page of another origin would send it
         status = browser.run(
             "const r = new XMLHttpRequest(); r.open('POST', '/cache/flush', false);"
             "r.setRequestHeader('Content-Type', 'application/json'); r.send('{}'); return r.status"
@@ -292,7 +292,7 @@ async def test_the_log_is_filtered_and_paused(browser, admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_stays_readable_under_attack(browser, admin):
+async def test_the_page_under_a_flood_of_refusals(browser, admin):
     await act(signed_in, browser, admin)
     admin.log.event("refuse", reason=Reason.JWT_EXPIRED, workspaceId="w-real", ip="198.51.100.7")
     for n in range(30_000):
@@ -319,7 +319,7 @@ async def test_it_stays_readable_under_attack(browser, admin):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 768, 1400])
 @pytest_twisted.ensureDeferred
-async def test_nothing_sticks_out_and_text_has_contrast(browser, admin, width, scheme):
+async def test_no_overflow_and_enough_contrast(browser, admin, width, scheme):
     admin.state.views = [target("w" * 128, "t" * 128, daemon=peer("workspace-daemon", version="v" * 64))]
     for reason in (Reason.NOISE_INVALID_PSK, Reason.INTERNAL_KEY_MISMATCH, Reason.JWT_EXPIRED):
         admin.counters.closes[reason] += 123_456
@@ -342,7 +342,7 @@ async def test_nothing_sticks_out_and_text_has_contrast(browser, admin, width, s
     await act(go)
 
 
-#: The lowest contrast (WCAG 2) between text and what is behind it, over every element that shows text.
+#: The lowest contrast (WCAG 2) between text and background, over all elements that show text.
 CONTRAST = """
 const parse = (c) => c.match(/[\\d.]+/g).map(Number);
 const light = ([r, g, b]) => {
@@ -428,7 +428,7 @@ async def test_connections_are_listed_and_one_is_closed(browser, admin):
 
     def go():
         signed_in(browser, admin)
-        browser.wait(lambda: "w-2" in browser.text("#spaces tbody tr:first-child"))  # clients wait there
+        browser.wait(lambda: "w-2" in browser.text("#spaces tbody tr:first-child"))
         assert "none: clients wait" in browser.text("#spaces tbody tr:first-child")
         browser.run("document.querySelector('#peers-card').open = true")
         browser.wait(lambda: "waits for its daemon" in browser.text("#peers tbody tr:first-child"))
@@ -437,7 +437,7 @@ async def test_connections_are_listed_and_one_is_closed(browser, admin):
         browser.run("document.querySelector('#peers tbody button').focus()")
         browser.run(
             "return new Promise((done) => setTimeout(done, 5000))"
-        )  # it is drawn anew, and keeps the focus
+        )  # the table is redrawn and keeps the focus
         assert browser.run("return document.activeElement.dataset.key") == "conn-viewer"
         browser.click("#peers tbody button")
         browser.wait(lambda: "client viewer from 192.0.2.7" in browser.text("#confirm-text"))
@@ -497,7 +497,7 @@ async def test_headroom_and_settings(browser, admin):
 
 @pytest.mark.parametrize("width", [1440, 1024, 390])
 @pytest_twisted.ensureDeferred
-async def test_nothing_is_wider_than_the_screen(browser, admin, width):
+async def test_no_element_is_wider_than_the_screen(browser, admin, width):
     admin.state.views = [
         target("w-" + "x" * 40, "t-" + "y" * 40, daemon=peer("workspace-daemon", "m" * 60), clients=(peer(),))
     ]

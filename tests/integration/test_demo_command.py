@@ -1,4 +1,4 @@
-"""`viewport-relay demo` as a person runs it: a relay of its own, an exchange, an end; or a relay that runs already."""
+"""`viewport-relay demo`: with its own relay, and with a relay that runs already."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def environ(**more: str) -> dict[str, str]:
 
 
 class Demo:
-    """The command as a process whose lines can be waited for."""
+    """The command as a process; `wait` for lines of its output."""
 
     def __init__(self, *arguments: str, **more: str) -> None:
         self.process = subprocess.Popen(
@@ -75,7 +75,7 @@ def serving() -> Iterator[Demo]:
 def test_once() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "viewport_relay.cli.main", "demo", "--once"],
-        env=environ(RELAY_MODE="prod", RELAY_LISTEN_PORT="x"),  # settings of another relay do not count
+        env=environ(RELAY_MODE="prod", RELAY_LISTEN_PORT="x"),  # settings of another relay have no effect
         capture_output=True,
         text=True,
         timeout=120,
@@ -91,7 +91,7 @@ def test_once() -> None:
     assert json.loads(refusal[0].partition("log: ")[2])["reason"] == "NOISE_INVALID_PSK"
 
 
-def test_serves_on_and_another_demo_uses_it(serving: Demo) -> None:
+def test_a_second_demo_uses_the_relay_of_the_first(serving: Demo) -> None:
     about = serving.wait_for(r"explained: curl -H '([^']+)' '([^']+)'")
     explained = subprocess.run(
         ["curl", "-sf", "-H", about[1], about[2]], capture_output=True, text=True, timeout=20, check=True
@@ -120,7 +120,7 @@ def test_serves_on_and_another_demo_uses_it(serving: Demo) -> None:
 
 
 def _cookie_of(link: str) -> str:
-    """The session cookie that a link gives, or nothing; redirects are not followed."""
+    """The session cookie of a sign-in link, or an empty string; redirects are not followed."""
     head = subprocess.run(
         ["curl", "-si", link], capture_output=True, text=True, timeout=20, check=True
     ).stdout.lower()
@@ -142,7 +142,7 @@ def test_its_link_signs_in_once(serving: Demo) -> None:
     assert _cookie_of(f"{origin}/admin/api/once?key=guessed") == ""
 
 
-def test_a_port_that_is_busy_is_said() -> None:
+def test_a_busy_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         demo = Demo("--port", str(port), "--turns", "5")
@@ -154,7 +154,7 @@ def test_a_port_that_is_busy_is_said() -> None:
             demo.process.wait(30)
 
 
-def test_a_relay_that_is_not_there(free_port: int) -> None:
+def test_an_unreachable_relay(free_port: int) -> None:
     url = f"127.0.0.1:{free_port}"
     done = subprocess.run(
         [
@@ -186,7 +186,7 @@ def test_a_relay_that_is_not_there(free_port: int) -> None:
         (["--relay", "ws://127.0.0.1:1", "--platform", "http://127.0.0.1:1"], "DEV_CREDENTIAL"),
     ],
 )
-def test_what_is_missing_is_said(arguments: list[str], words: str) -> None:
+def test_missing_arguments_are_named(arguments: list[str], words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "viewport_relay.cli.main", "demo", *arguments],
         env={**environ(), "HOME": os.environ.get("HOME", "/")},

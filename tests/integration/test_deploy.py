@@ -1,4 +1,4 @@
-"""What is shipped for operators: the units as systemd reads them, socket activation for real, the image's recipe."""
+"""Files for operators: systemd units checked by systemd, socket activation, the image's Dockerfile."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units, with the program of this environment in place of the one that an installation has."""
+    """The units, with the program of this environment instead of an installation's."""
     for unit in ("viewport-relay.service", "viewport-relay.socket", "viewport-relay-doctor.service"):
         text = (UNITS / unit).read_text("utf-8")
         (tmp_path / unit).write_text(re.sub(r"/opt/viewport-relay/bin/[a-z-]+", sys.executable, text))
@@ -61,13 +61,13 @@ def test_the_service_takes_its_secrets_as_credentials() -> None:
 
 
 def lines_of(unit: str, *names: str) -> list[str]:
-    """The lines of a unit that set one of `names`."""
+    """Lines of a unit that set one of `names`."""
     return [
         line for line in (UNITS / unit).read_text("utf-8").splitlines() if line.partition("=")[0] in names
     ]
 
 
-def test_the_doctor_has_the_relays_own_settings_user_and_credentials() -> None:
+def test_the_doctors_unit_has_the_relays_settings_user_and_credentials() -> None:
     names = ("Environment", "LoadCredential", "DynamicUser", "User", "StateDirectory", "LimitNOFILE")
     relay = [line for line in lines_of("viewport-relay.service", *names) if "PYTHON" not in line]
     assert lines_of("viewport-relay-doctor.service", *names) == relay
@@ -91,7 +91,7 @@ def test_programs_and_pages_of_the_units_are_those_that_an_installation_has() ->
 
 @pytest.fixture
 def activated(free_port: int) -> Iterator[int]:
-    """A relay that gets its listening socket as systemd hands it over; its port."""
+    """A relay with a listening socket passed as systemd passes it; returns its port."""
     text = (UNITS / "viewport-relay.service").read_text("utf-8")
     (endpoint,) = re.findall(r"^Environment=(RELAY_LISTEN_ENDPOINT=.*)$", text, re.MULTILINE)
     command = [
@@ -147,7 +147,7 @@ def instructions() -> list[tuple[str, str]]:
     return found
 
 
-def test_what_the_image_copies_is_there_and_not_ignored() -> None:
+def test_the_sources_of_copy_exist_and_are_not_ignored() -> None:
     ignore = (ROOT / ".dockerignore").read_text("utf-8").split()
     for word, rest in instructions():
         if word != "COPY" or rest.startswith("--from"):
@@ -195,7 +195,7 @@ def test_locks_have_hashes_and_no_addresses(lock: str) -> None:
 
 
 def test_the_lock_fits_setup_cfg() -> None:
-    """Every direct dependency is locked, at a version that setup.cfg takes."""
+    """Every direct dependency is locked, at a version that setup.cfg allows."""
     locked = dict(
         re.findall(
             r"^([a-z0-9._-]+)==([0-9.]+)", (ROOT / "requirements.lock").read_text("utf-8"), re.MULTILINE

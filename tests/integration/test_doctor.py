@@ -1,4 +1,4 @@
-"""`viewport-relay doctor` against a real platform on loopback, and against what is wrong with one."""
+"""`viewport-relay doctor` against a real platform on loopback, right and faulty."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def environ_of(platform: DevPlatform, **more: str) -> dict[str, str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_is_well(platform: DevPlatform) -> None:
+async def test_no_problem(platform: DevPlatform) -> None:
     found = await findings_of(reactor, environ_of(platform))
     assert {name: finding.outcome for name, finding in found.items()} == {
         "settings": "ok",
@@ -103,7 +103,7 @@ VALIDATE_ANSWERS: list[tuple[Rule, str, str]] = [
 
 @pytest.mark.parametrize(("rule", "outcome", "words"), VALIDATE_ANSWERS, ids=lambda value: str(value)[:40])
 @pytest_twisted.ensureDeferred
-async def test_answers_of_the_validate_endpoint(
+async def test_responses_of_the_validate_endpoint(
     platform: DevPlatform, rule: Rule, outcome: str, words: str
 ) -> None:
     platform.rules[VALIDATE_PATH] = rule
@@ -127,7 +127,7 @@ JWKS_ANSWERS: list[tuple[Rule, str]] = [
 
 @pytest.mark.parametrize(("rule", "words"), JWKS_ANSWERS, ids=lambda value: str(value)[:40])
 @pytest_twisted.ensureDeferred
-async def test_answers_of_the_key_endpoint(platform: DevPlatform, rule: Rule, words: str) -> None:
+async def test_responses_of_the_key_endpoint(platform: DevPlatform, rule: Rule, words: str) -> None:
     platform.rules[JWKS_PATH] = rule
     found = (await findings_of(reactor, environ_of(platform)))["JWKS"]
     assert found.outcome == "fail"
@@ -138,7 +138,7 @@ async def test_answers_of_the_key_endpoint(platform: DevPlatform, rule: Rule, wo
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_slow_platform_does_not_hold_it_up(platform: DevPlatform) -> None:
+async def test_a_slow_platform_is_a_time_out(platform: DevPlatform) -> None:
     platform.rules[JWKS_PATH] = platform.rules[VALIDATE_PATH] = Rule(delay=30)
     began = time.monotonic()
     found = await findings_of(reactor, environ_of(platform, RELAY_ADMISSION_TIMEOUT_MS="300"))
@@ -148,7 +148,7 @@ async def test_a_slow_platform_does_not_hold_it_up(platform: DevPlatform) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_listens_and_a_name_that_is_none(free_port: int) -> None:
+async def test_connection_refused_and_unknown_host(free_port: int) -> None:
     found = await findings_of(
         reactor,
         {
@@ -165,7 +165,7 @@ async def test_nobody_listens_and_a_name_that_is_none(free_port: int) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_settings_that_cannot_work_are_all_named() -> None:
+async def test_all_invalid_settings_are_named() -> None:
     found = await findings_of(reactor, {"RELAY_LISTEN_PORT": "x", "SERVER_URL": "y"})
     assert found["RELAY_LISTEN_PORT"].outcome == "fail"
     assert found["SERVER_URL"].outcome == "fail"
@@ -250,7 +250,7 @@ async def test_own_certificate_with_anothers_key(platform: DevPlatform, tmp_path
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_port_that_another_program_has(platform: DevPlatform) -> None:
+async def test_a_port_of_another_program(platform: DevPlatform) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -263,7 +263,7 @@ async def test_a_port_that_another_program_has(platform: DevPlatform) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_address_that_is_not_this_machines(platform: DevPlatform) -> None:
+async def test_an_address_of_another_machine(platform: DevPlatform) -> None:
     environ = environ_of(platform, RELAY_LISTEN_HOST="192.0.2.1", RELAY_MODE="dev")
     found = (await findings_of(reactor, environ))["port"]
     assert found.outcome == "fail"
@@ -301,7 +301,7 @@ def redis_environ(platform: DevPlatform, url: str, **more: str) -> dict[str, str
 
 @pytest.fixture
 def redis_server(tmp_path: Path, free_port: int) -> Iterator[int]:
-    """A Redis with a password; its port."""
+    """A Redis with a password; returns its port."""
     where = ["--port", str(free_port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
     command = ["redis-server", *where, "--save", "", "--requirepass", PASSWORD]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -345,7 +345,7 @@ async def test_no_redis(platform: DevPlatform, free_port: int) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_something_that_is_no_redis(platform: DevPlatform) -> None:
+async def test_a_server_that_is_not_redis(platform: DevPlatform) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         environ = redis_environ(platform, f"redis://127.0.0.1:{silent.getsockname()[1]}")
         found = (await findings_of(reactor, environ, timeout=0.5))["Redis"]
@@ -373,7 +373,7 @@ def test_clock(apart: float, outcome: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("date", [None, "", "yesterday", "Thu, 99 Jan 2026 00:00:00 GMT"])
-def test_no_date_to_compare_with(date: str | None) -> None:
+def test_clock_without_a_date(date: str | None) -> None:
     assert clock(date, 0.0, 30).outcome == "warn"
 
 
@@ -416,7 +416,7 @@ async def test_exit_status_and_json(platform: DevPlatform) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_token_inspect_as_an_operator_runs_it(platform: DevPlatform, tmp_path: Path) -> None:
+async def test_token_inspect(platform: DevPlatform, tmp_path: Path) -> None:
     token = platform.issue("client", "dev-workspace", "rt-1")
     file = tmp_path / "token"
     file.write_text(token)
@@ -447,7 +447,7 @@ async def test_token_inspect_as_an_operator_runs_it(platform: DevPlatform, tmp_p
     assert "JWKS_UNREACHABLE" in away.stdout
 
 
-def test_keygen_as_an_operator_runs_it(tmp_path: Path) -> None:
+def test_keygen(tmp_path: Path) -> None:
     file = tmp_path / "noise.key"
     made = run_command({}, "keygen", "--out", str(file))
     assert made.returncode == 0, made.stderr
@@ -460,7 +460,7 @@ def test_keygen_as_an_operator_runs_it(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_misspelt_variable_shows_beside_what_stops_the_relay() -> None:
+async def test_a_misspelt_variable_is_named_with_the_invalid_settings() -> None:
     environ = {"RELAY_LISTEN_PORT": "many", "RELAY_LISTN_HOST": "x", "SERVER_URL": "http://127.0.0.1:1"}
     found = [finding async for finding in examine(reactor, environ, 1.0)]
     assert [finding.outcome for finding in found] == ["fail", "warn"]

@@ -1,4 +1,4 @@
-"""docs/reference/admin-api.md: its examples, in their order, against a real relay that has one client."""
+"""The examples of docs/reference/admin-api.md, in order, against a real relay with one client."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def relay(platform: FaultyPlatform) -> Iterator[Relay]:
 
 
 def numbered(block: Block) -> str:
-    """The block with a workspace of its own."""
+    """The block with its own workspace."""
     return block.text.replace("acme", f"acme-{block.line}")
 
 
@@ -74,7 +74,7 @@ def test_fits(expected: object, got: object, fit: bool) -> None:
 # -- tables ------------------------------------------------------------------------------------------------------
 
 
-def test_every_close_code_and_text_is_there() -> None:
+def test_every_close_code_and_text_is_documented() -> None:
     codes = section(PAGE, "## 9. Close codes")
     for reason in Reason:
         if reason.entry.close:
@@ -82,9 +82,9 @@ def test_every_close_code_and_text_is_there() -> None:
             assert f"`{reason.entry.close_text}`" in text_of(PAGE), reason
 
 
-def test_every_refusal_of_an_upgrade_is_there() -> None:
+def test_every_refusal_of_an_upgrade_is_documented() -> None:
     page = text_of(PAGE)
-    local = {"JWT_"}  # one rule each in the table of the local check; the codes are in the list of reasons
+    local = {"JWT_"}  # the local check has one rule for each; the list of reasons has the codes
     operator = {"ADMIN_", "HTTP_", "RELAY_SHUTTING_DOWN", "UPGRADE_MALFORMED"}
     for reason in Reason:
         if reason.entry.status and not reason.code.startswith(tuple(local | operator)):
@@ -116,6 +116,6 @@ def test_every_frame_type_of_the_decoder_is_in_the_table() -> None:
     assert sorted(name for name in types if name not in table) == []
 
 
-def test_every_role_is_there() -> None:
+def test_every_role_is_documented() -> None:
     for role in ROLES:
         assert f"`{role}`" in text_of(PAGE)

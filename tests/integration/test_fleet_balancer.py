@@ -20,7 +20,7 @@ BALANCER = (Path(__file__).parents[2] / "deploy/haproxy.cfg").read_text("utf-8")
 
 
 class Fleet:
-    """The balancer of compose-fleet.yaml in front of two relays that do not know each other."""
+    """The load balancer of compose-fleet.yaml in front of two independent relays."""
 
     def __init__(self, folder: Path, platform: FaultyPlatform, exits: ExitStack) -> None:
         self.platform, self.port = platform, free_port()
@@ -28,7 +28,7 @@ class Fleet:
         self.relays = [exits.enter_context(Relay(trust)) for _ in range(2)]
         for relay in self.relays:
             relay.wait()
-        # So many would need more descriptors than a test may have.
+        # HAProxy's own maximum needs more descriptors than a test may use.
         pieces = {"bind :8080": f"bind 127.0.0.1:{self.port}", "maxconn 20000": "maxconn 200"}
         pieces |= {"check inter 2s": "check inter 500ms"}
         pieces |= {f"127.0.0.1:{7781 + n}": f"127.0.0.1:{relay.port}" for n, relay in enumerate(self.relays)}
@@ -65,7 +65,7 @@ def test_the_balancer_of_the_fleet(tmp_path: Path, platform: FaultyPlatform) -> 
         workspaces = [f"workspace-{n}" for n in range(12)]
         for workspace in workspaces:
             daemon, client = fleet.join("workspace-daemon", workspace), fleet.join("client", workspace)
-            client.converse(daemon)  # no bus: they are at the same relay
+            client.converse(daemon)  # both are at the same relay, because there is no bus
             client.close()
             daemon.close()
         seen = [[e["details"] for e in relay.entries() if e["event"] == "join"] for relay in fleet.relays]
@@ -74,7 +74,7 @@ def test_the_balancer_of_the_fleet(tmp_path: Path, platform: FaultyPlatform) -> 
         assert homes[0] and homes[1]
         assert {details["ip"] for joins in seen for details in joins} == {"127.8.0.1"}
 
-        # One drains: its workspaces go to the other.
+        # One relay drains: its workspaces move to the other.
         daemon = fleet.join("workspace-daemon", moved := min(homes[0]))
         fleet.relays[0].signal(signal.SIGTERM)
         assert daemon.how_it_ends().code == 1001

@@ -1,4 +1,4 @@
-"""deploy/kubernetes as `kubectl kustomize` builds it: it fits together, and the relay takes its settings."""
+"""deploy/kubernetes as `kubectl kustomize` builds it: consistent, and accepted by the relay."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.kubectl
 
 
 def build(folder: Path) -> Manifests:
-    """The manifests by kind and name (without its hash), with every resource that the kustomization leaves open."""
+    """Manifests by kind and name (without its hash), with every resource of the kustomization."""
     shutil.copytree(DEPLOY, folder, dirs_exist_ok=True)
     (folder / "secrets").mkdir()
     for name, value in SECRETS.items():
@@ -70,7 +70,7 @@ def container(pod: Any) -> Any:
 def environment(
     manifests: Manifests, container: Any, folder: Path, secrets: dict[str, str]
 ) -> dict[str, str]:
-    """As the container gets it, with its secret files in `folder`."""
+    """The container's environment, with its secret files in `folder`."""
     mount = container["volumeMounts"][0]["mountPath"]
     for name, value in secrets.items():
         (folder / name).write_text(value)
@@ -88,7 +88,7 @@ def config(manifests: Manifests, container: Any, tmp_path: Path) -> Config:
     return load(environment(manifests, container, tmp_path, SECRETS))
 
 
-def test_the_settings_are_taken(config: Config, manifests: Manifests, container: Any) -> None:
+def test_the_settings_are_valid(config: Config, manifests: Manifests, container: Any) -> None:
     assert config.warnings == ()
     assert (config.mode, config.backplane_mode, config.bus_enabled, config.relay_id) == (
         "prod",
@@ -120,7 +120,7 @@ def selectors(manifests: Manifests) -> Iterator[dict[str, str]]:
         yield spread["labelSelector"]["matchLabels"]
 
 
-def test_everything_selects_the_pods(manifests: Manifests, pod: Any) -> None:
+def test_all_selectors_match_the_pods(manifests: Manifests, pod: Any) -> None:
     found = list(selectors(manifests))
     assert len(found) == 6
     assert all(one == pod["metadata"]["labels"] for one in found)

@@ -1,4 +1,4 @@
-"""What libraries say through the standard library's `logging` is in the relay's log, in its parent and its workers."""
+"""Records of the standard library's `logging` become lines of the relay's log, in parent and workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.drill.platform import INTERNAL_KEY, FaultyPlatform
 from tests.drill.relay import ADMIN, ROOT, Relay, running, until
 
-#: On SIGUSR2 a library logs, in the reactor's thread and in one of its own.
+#: On SIGUSR2 a library logs, in the reactor's thread and in another.
 LIBRARY = """
 import logging, os, signal, threading
 
@@ -34,7 +34,7 @@ signal.signal(signal.SIGUSR2, speak)
 def test_a_librarys_record_is_one_line_of_the_log(
     platform: FaultyPlatform, tmp_path: Path, workers: int
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(LIBRARY)  # which every Python process imports
+    (tmp_path / "sitecustomize.py").write_text(LIBRARY)  # every Python process imports this module
     settings = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RELAY_WORKERS": str(workers)}
     with running(platform.environment() | settings) as relay:
         processes = [relay.pid]
@@ -59,7 +59,7 @@ def test_a_librarys_record_is_one_line_of_the_log(
         _, page = relay.http("/logs")
         assert b"some.library" in page
         assert relay.stop() == 0
-        assert "not json" not in {e["event"] for e in relay.entries()}  # nothing of it on standard error
+        assert "not json" not in {e["event"] for e in relay.entries()}  # standard error is empty
         for secret in (INTERNAL_KEY, ADMIN):
             assert secret not in relay.output()
 

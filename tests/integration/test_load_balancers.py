@@ -1,4 +1,4 @@
-"""docs/how-to/load-balancers.md: each configuration of the page, through the real proxy, with three relays and Redis."""
+"""The configurations of docs/how-to/load-balancers.md in the real proxies, with three relays and Redis."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_peers_of_a_workspace_meet_on_one_relay(
         ) as fleet,
         Swarm(platform) as swarm,
     ):  # fmt: skip
-        time.sleep(1.5)  # the balancer has seen that all are ready
+        time.sleep(1.5)  # until the balancer's checks have found all relays ready
         swarm.add(PAIRS, daemon=lambda n: [balancer.port], client=lambda n: [balancer.port])
         swarm.until_talking()
         homes = [[room for room in relay.state() if room["daemonConnected"]] for relay in fleet.relays]
@@ -57,8 +57,8 @@ def test_peers_of_a_workspace_meet_on_one_relay(
         share, _ = fleet.bus_share(before)
         assert swarm.followed == 0 and share < 0.01
 
-        # A relay goes and comes back. Its workspaces' daemons stay where they went; clients that are hashed to the
-        # relay that came back follow them by the other relay's own name.
+        # One relay stops and starts. Its workspaces' daemons stay at the relay that they moved to; clients that are
+        # hashed to the restarted relay are redirected to the daemon's relay.
         assert fleet[0].stop() == 0
         swarm.until_talking()
         fleet.restart(0).wait()
@@ -77,7 +77,7 @@ def test_peers_of_a_workspace_meet_on_one_relay(
         assert fleet.errors() == []
 
 
-def test_the_sample_balances_as_the_page_does() -> None:
+def test_the_sample_has_the_configuration_of_the_page() -> None:
     [block] = blocks(PAGE, "haproxy")
     sample = text_of("deploy/haproxy.cfg").partition("backend relays\n")[2]
     lines = [line for line in sample.splitlines() if line and not line.strip().startswith("server ")]

@@ -1,7 +1,7 @@
-"""The built sdist and wheel: what they hold, and that twistd and pip know the relay where the wheel is installed.
+"""The built sdist and wheel: content, and installation for twistd and pip.
 
-The wheel is built from the sdist. Dependencies come from the environment that runs the tests, by a .pth file: the test is about
-the relay's own wheel.
+The wheel is built from the sdist. Dependencies come from the test environment by a .pth file, because the test is
+about the relay's own wheel.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def shipped() -> set[str]:
-    """What operators read and use beside the code."""
+    """Files for operators, besides the code."""
     files = {"CHANGELOG.md", "SECURITY.md", *(path.name for path in ROOT.glob("requirements*.lock"))}
     for folder in ("docs", "deploy"):
         for path in (ROOT / folder).rglob("*"):
@@ -51,7 +51,7 @@ def shipped() -> set[str]:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist, built from a copy, so that the source tree keeps no build folder."""
+    """The sdist, built from a copy, so that the source tree gets no build folder."""
     folder = tmp_path_factory.mktemp("sdist")
     source = folder / "source"
     ignore = shutil.ignore_patterns(
@@ -78,13 +78,13 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel in it."""
+    """A fresh virtual environment with the wheel."""
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=False, symlinks=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", folder / "bin/python")
     run(*pip, "install", "--quiet", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
-    # Last in the path and as bare folder: .pth files in it (an editable install of the source) do not count.
+    # Last in the path and as a plain folder: its .pth files (an editable install of the source) have no effect.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
 
@@ -92,7 +92,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_package_and_its_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "twisted/plugins/viewport_relay_plugin.py" in names
-    assert "twisted/plugins/__init__.py" not in names  # it would hide Twisted's own plugins
+    assert "twisted/plugins/__init__.py" not in names  # this file would hide Twisted's own plugins
     assert "twisted/__init__.py" not in names
     wanted = {
         str(path.relative_to(ROOT))
@@ -106,7 +106,7 @@ def test_wheel_holds_every_package_and_its_data(wheel: Path) -> None:
 def test_sdist_and_wheel_carry_documents_and_deployments(sdist: Path, wheel: Path) -> None:
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    # The image is built from an unpacked sdist too.
+    # The image can also be built from an unpacked sdist.
     assert (shipped() | {"Dockerfile", ".dockerignore", "Makefile", "tools/setup-venv"}) - inside == set()
     data = {name.partition("/share/doc/viewport-relay/")[2] for name in zipfile.ZipFile(wheel).namelist()}
     assert shipped() - data == set()

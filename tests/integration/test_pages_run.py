@@ -1,8 +1,8 @@
-"""Every command block of README, tutorial and how-to pages is run as it is written, or another test or a reason is named.
+"""Runs every command block of README, tutorial and how-to pages as written, or names another test or a reason.
 
-A block is known by its page, its heading and its number below the heading. What a reader puts in for an example's names (`relay.example`,
-a port, a folder), the tests put in as well, and nothing else. Blocks that need a container engine, a cluster or root are parsed, and the
-commands and files of the project in them must exist.
+A block is identified by page, heading and number below the heading. The tests replace only the names that a reader
+replaces (`relay.example`, a port, a folder). Blocks that need a container engine, a cluster or root are parsed, and
+the project's commands and files in them must exist.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _how(page: str) -> str:
 
 TUTORIAL = "docs/tutorial/first-relay.md"
 
-#: Run with `relay`: a relay with the platform of the drills, an admin token, and the shell's working folder for everything else.
+#: Run with `relay`: a relay with the platform of the drills, an admin token, and a working folder for the shell.
 RUN: set[Place] = {
     ("README.md", "## When something is wrong", 0),
     (_how("noise-link"), "## Turn it on", 1),
@@ -55,7 +55,7 @@ RUN: set[Place] = {
     (_how("troubleshooting"), "# Troubleshooting", 0),
 }
 
-#: Lines of the form VARIABLE=value, each of which is parsed.
+#: Lines of the form VARIABLE=value; each is parsed.
 SETTINGS: set[Place] = {
     (_how("behind-a-proxy"), "# Put it behind a proxy", 0),
     (_how("behind-a-proxy"), "## HAProxy, with the PROXY protocol", 0),
@@ -66,7 +66,7 @@ SETTINGS: set[Place] = {
     (_how("tls"), "# Let TLS end in the relay", 0),
 }
 
-#: Run here, each by a test of its own.
+#: Run by a separate test of this file.
 OWN: set[Place] = {
     ("README.md", "## Run it for real", 0),
     (TUTORIAL, "## 3. Be refused", 0),
@@ -91,7 +91,7 @@ ELSEWHERE: dict[Place, str] = {
     ): "tests/field/test_outgoing_proxy.py",
 }
 
-#: Checked as far as it goes here, and why not further.
+#: Parsed only, with the reason.
 PARSED: dict[Place, str] = {
     (_how("docker"), "# Run the image", 0): "needs a container engine",
     (_how("docker"), "## Look into it", 0): "needs a container engine",
@@ -132,7 +132,7 @@ def text_of(place: Place) -> str:
 
 
 def put_in(text: str, **names: str) -> str:
-    """The text with the test's names; each must be there."""
+    """Substitute the test's names; each must occur in the text."""
     for old, new in names.items():
         assert old in text
         text = text.replace(old, new)
@@ -140,7 +140,7 @@ def put_in(text: str, **names: str) -> str:
 
 
 def bash(commands: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run commands in a folder, with this environment's programs first in the path and none of the caller's settings."""
+    """Run commands in a folder, with this environment's programs first in the path and without the caller's settings."""
     plain = {
         name: value
         for name, value in os.environ.items()
@@ -166,7 +166,7 @@ def relay(platform: FaultyPlatform) -> Iterator[Relay]:
 
 
 def prepared(text: str, relay: Relay, folder: Path) -> str:
-    """A block for this relay: its port, its address, folders of the test's own; lines of an engine or a pager are left out."""
+    """A block for this relay: port, address, folders of the test; lines for an engine or a pager are removed."""
     lines = [line for line in text.splitlines() if not line.startswith(("docker ", "journalctl "))]
     text = "\n".join(lines) + "\n"
     for old, new in {
@@ -183,11 +183,11 @@ def prepared(text: str, relay: Relay, folder: Path) -> str:
 @pytest.mark.parametrize(
     "place", sorted(RUN), ids=lambda place: f"{Path(place[0]).stem}:{place[1].lstrip('# ')}:{place[2]}"
 )
-def test_it_runs(place: Place, relay: Relay, platform: FaultyPlatform, tmp_path: Path) -> None:
+def test_block_runs(place: Place, relay: Relay, platform: FaultyPlatform, tmp_path: Path) -> None:
     text = prepared(text_of(place), relay, tmp_path)
     if place[0] == _how("observe"):
         defined = prepared(text_of((place[0], "# See what the relay does", 0)), relay, tmp_path)
-        # Errors of HTTP count, and a follower is left after three seconds.
+        # HTTP errors are failures; following a log ends after three seconds.
         text = defined.replace("curl -sS", "curl -sS --fail -m 3") + re.sub(
             r"^(relay '/logs\?follow=1[^#\n]*)", r"\1 || [ $? = 28 ] ", text, flags=re.MULTILINE
         )
@@ -218,7 +218,7 @@ def test_the_settings_parse(place: Place) -> None:
     sorted({*PARSED, *ELSEWHERE}),
     ids=lambda place: f"{Path(place[0]).stem}:{place[1].lstrip('# ')}:{place[2]}",
 )
-def test_what_cannot_be_run_here_is_at_least_sound(place: Place) -> None:
+def test_other_blocks_name_existing_commands_and_files(place: Place) -> None:
     text = text_of(place)
     done = subprocess.run(["bash", "-n", "-c", text], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -233,7 +233,7 @@ def test_what_cannot_be_run_here_is_at_least_sound(place: Place) -> None:
 # -- one by one ------------------------------------------------------------------------------------------------
 
 
-def test_the_readme_runs_it_for_real(platform: FaultyPlatform, tmp_path: Path, free_port: int) -> None:
+def test_the_readme_against_a_real_platform(platform: FaultyPlatform, tmp_path: Path, free_port: int) -> None:
     (tmp_path / "internal-key").write_text(INTERNAL_KEY)
     (tmp_path / "internal-key").chmod(0o600)
     text = put_in(
@@ -253,7 +253,7 @@ def test_the_readme_runs_it_for_real(platform: FaultyPlatform, tmp_path: Path, f
 
 @pytest.fixture
 def tried(free_port: int) -> Iterator[tuple[int, str]]:
-    """A relay with its dev platform, as the tutorial's first step leaves it: port, and the platform's address."""
+    """A relay with its dev platform after the tutorial's first step: port, and the platform's address."""
     platform = ports.free_port()
     environ = {n: v for n, v in os.environ.items() if not n.startswith("RELAY_") and n != "SERVER_URL"}
     environ |= {"PYTHONPATH": str(ROOT), "DEV_CREDENTIAL": "credential-of-the-tutorial-0123456789"}
@@ -298,7 +298,7 @@ def test_the_tutorial(tried: tuple[int, str], tmp_path: Path) -> None:
     assert broken.returncode == 1 and "✗" in broken.stdout
 
 
-def test_the_tls_page_checks_it(platform: FaultyPlatform, tmp_path: Path) -> None:
+def test_the_checks_of_the_tls_page(platform: FaultyPlatform, tmp_path: Path) -> None:
     ca = Identity.self_signed("test CA")
     files = ca.issue("relay", "localhost").write(tmp_path, "relay")
     (tmp_path / "ca.pem").write_bytes(ca.cert_pem)

@@ -1,7 +1,7 @@
-"""A peer that says it goes is out of routing at once, and its socket is gone within 10 s: every way, state and road.
+"""A peer that closes leaves routing at once, and its socket is closed within 10 s: every way, state and road.
 
-Ways: a Close frame, TLS close_notify with and without FIN, FIN, RST. States: its queue is full, it waits in a contest
-or an admission or a link handshake, it is paused, its HTTP answer is not read.
+Ways: a Close frame, TLS close_notify with and without FIN, FIN, RST. States: its queue is full, it waits in a
+contest, an admission or a link handshake, it is paused, its HTTP response is not read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.drill.peer import CLOSE, Closed, Peer, dial, e2ee, frame, upgrade_req
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import ADMIN, Relay, running, until
 
-#: Seconds until routing has forgotten the peer, and until its descriptor is closed.
+#: Seconds until the peer has left routing, and until its descriptor is closed.
 AT_ONCE: Final = 2.0
 CLOSED: Final = 13.0
 
@@ -29,7 +29,7 @@ WAYS: Final = ("Close frame", "close_notify", "close_notify and FIN", "FIN", "RS
 _numbers = itertools.count(1)
 
 
-# With workers in the long tests alone: in CI the acceptance cases take that road (`make roads`).
+# Workers only in the slow tests: in CI the acceptance cases cover them (`make roads`).
 @pytest.fixture(
     scope="module", params=["plain", "tls", pytest.param("tls with workers", marks=pytest.mark.slow)]
 )
@@ -57,10 +57,10 @@ def relay(
 
 @pytest.fixture(params=WAYS)
 def goes(request: pytest.FixtureRequest, relay: Relay) -> Callable[[socket.socket], None]:
-    """Makes the peer at this socket go; the descriptor stays open here, and nothing more is read."""
+    """Closes the peer of this socket; the test keeps the descriptor open and reads no more."""
     way: str = request.param
     if relay.tls is None and way.startswith("close_notify"):
-        way = "FIN"  # what a plain peer says instead
+        way = "FIN"  # the equivalent without TLS
 
     def go(sock: socket.socket) -> None:
         if way == "Close frame":
@@ -81,7 +81,7 @@ def goes(request: pytest.FixtureRequest, relay: Relay) -> Callable[[socket.socke
 
 
 class Watch:
-    """What the relay holds for one workspace, and how many connections there are."""
+    """The relay's state of one workspace, and the number of connections."""
 
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
@@ -97,7 +97,7 @@ class Watch:
         until(lambda: self.target()["daemonConnected"] is connected, AT_ONCE, f"daemonConnected {connected}")
 
     def until_connections(self, count: int) -> None:
-        """`/state` takes a connection of its own, which must be over by now."""
+        """Wait for this many; the connection of the previous `/state` request must have ended too."""
         until(lambda: self.relay.accepted() == count, CLOSED, f"{count} connections")
 
     def says(self, event: str) -> bool:
@@ -135,7 +135,7 @@ def test_a_client_whose_queue_is_full(
 def test_a_daemon_whose_queue_is_full(
     watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
 ) -> None:
-    """Its clients, which are paused for it, are read again."""
+    """The clients that were paused for the daemon are read again."""
     daemon = Peer.daemon(watch.relay, platform, watch.workspace, "t", receive_buffer=8192)
     client = Peer.client(watch.relay, platform, watch.workspace, "t")
     client.converse(daemon)
@@ -154,7 +154,7 @@ def test_a_daemon_whose_queue_is_full(
 def test_a_daemon_that_waits_in_a_contest(
     watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
 ) -> None:
-    holder = Peer.daemon(watch.relay, platform, watch.workspace, "t")  # which answers no ping
+    holder = Peer.daemon(watch.relay, platform, watch.workspace, "t")  # answers no ping
     challenger = Peer.daemon(watch.relay, platform, watch.workspace, "t")
     goes(challenger.sock)
     watch.until_connections(1)
@@ -166,7 +166,7 @@ def test_a_daemon_that_waits_in_a_contest(
 def test_a_daemon_that_is_contested(
     watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
 ) -> None:
-    """The one that waits has the seat at once."""
+    """The waiting daemon gets the seat at once."""
     holder = Peer.daemon(watch.relay, platform, watch.workspace, "t")
     challenger = Peer.daemon(watch.relay, platform, watch.workspace, "t")
     client = Peer.client(watch.relay, platform, watch.workspace, "t")
@@ -183,7 +183,7 @@ def test_a_daemon_that_is_contested(
 def test_a_peer_that_waits_for_its_admission(
     watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
 ) -> None:
-    """A Close frame before the 101 is read after it."""
+    """A Close frame sent before the 101 is read after it."""
     platform.mode = "hang"
     try:
         sock = dial(watch.relay.port, watch.relay.tls)
@@ -221,7 +221,7 @@ def test_an_answer_over_http_that_is_not_read(watch: Watch, goes: Callable[[sock
 
 
 def flooded(watch: Watch, platform: FaultyPlatform) -> tuple[Peer, Peer]:
-    """A daemon that does not read, and a client that has sent until it was not read either."""
+    """A daemon that does not read, and a client that sends until back-pressure stops the relay's reading."""
     daemon = Peer.daemon(watch.relay, platform, watch.workspace, "t", receive_buffer=8192)
     flood = Peer.client(watch.relay, platform, watch.workspace, "t")
     flood.converse(daemon)
@@ -236,13 +236,13 @@ def flooded(watch: Watch, platform: FaultyPlatform) -> tuple[Peer, Peer]:
 def test_a_client_that_is_paused_for_a_slow_daemon(
     watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
 ) -> None:
-    """What it sent before its FIN still goes to the daemon."""
+    """Frames sent before the FIN still reach the daemon."""
     daemon, flood = flooded(watch, platform)
     client = Peer.client(watch.relay, platform, watch.workspace, "t")
     sent = [e2ee("of nobody", n, "y" * 1000) for n in range(1, 30)]
     for text in sent:
         client.send(text)
-        time.sleep(0.005)  # a read each: the first one pauses it
+        time.sleep(0.005)  # separate reads: the first one pauses the client
     watch.until_clients(2)
     goes(client.sock)
     watch.until_clients(1)

@@ -1,4 +1,4 @@
-"""`viewport-relay serve` is `twistd -n viewport-relay` with a version and an error text of its own."""
+"""`viewport-relay serve`: `twistd -n viewport-relay` with its own version and error text."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*SERVE, *options], capture_output=True, text=True, timeout=60, env=ENVIRON)
 
 
-def test_it_tells_its_own_version() -> None:
+def test_version() -> None:
     assert run("--version").stdout == f"viewport-relay, version {__version__}\n"
 
 
-def test_its_help_lists_options_and_settings() -> None:
+def test_help_lists_options_and_settings() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert done.stdout.startswith(
@@ -46,14 +46,14 @@ def test_an_unknown_option_is_named() -> None:
     assert "option --lisen-port not recognized" in done.stderr
 
 
-def test_settings_that_cannot_work_end_it() -> None:
+def test_invalid_settings_end_the_command() -> None:
     done = run("--listen-port", "0")
     assert done.returncode == 78
     assert "RELAY_JWKS_URL" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_until_it_is_stopped(free_port: int, number: signal.Signals) -> None:
+def test_serves_until_a_signal(free_port: int, number: signal.Signals) -> None:
     command = [*SERVE, "--dev", "--listen-port", str(free_port)]
     with subprocess.Popen(
         command, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,4 +1,4 @@
-"""The relay under a service manager: what it tells, the socket it is given, signals, and a stuck event loop."""
+"""The relay under a service manager: notifications, the passed socket, signals, and a stuck event loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_ready_alive_reloading_stopping(manager: Manager, platform: FaultyPlatfo
             lambda: any("1 workspace-daemons" in text for _, text in manager.heard), 10, "the number of peers"
         )
         until(lambda: len(manager.times("WATCHDOG=1")) > 4, 20, "signs of life")
-        relay.signal(signal.SIGHUP)  # without TLS there is no file to read again, and the process goes on
+        relay.signal(signal.SIGHUP)  # without TLS there is no certificate to reload, and the process goes on
         until(lambda: len(manager.times("READY=1")) == 2, 10, "READY after the reload")
         assert manager.wait("RELOADING=1") < manager.times("READY=1")[1]
         daemon.send("{}")
@@ -44,7 +44,9 @@ def test_ready_alive_reloading_stopping(manager: Manager, platform: FaultyPlatfo
     assert relay.process.returncode == 0
 
 
-def test_a_stuck_event_loop_gives_no_sign_of_life(manager: Manager, platform: FaultyPlatform) -> None:
+def test_a_stuck_event_loop_sends_no_watchdog_notification(
+    manager: Manager, platform: FaultyPlatform
+) -> None:
     stick = "import signal, time\nsignal.signal(signal.SIGUSR2, lambda *_: time.sleep(3))"
     watch = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "600000"}
     with running(platform.environment() | watch, before=stick) as relay:
@@ -57,7 +59,7 @@ def test_a_stuck_event_loop_gives_no_sign_of_life(manager: Manager, platform: Fa
         until(lambda: manager.times("WATCHDOG=1")[-1] > began + 2.9, 10, "life after it")
 
 
-def test_the_socket_comes_from_systemd_and_a_restart_refuses_nobody(platform: FaultyPlatform) -> None:
+def test_the_socket_comes_from_systemd_and_a_restart_refuses_no_connection(platform: FaultyPlatform) -> None:
     with listening() as sock:
         settings = platform.environment() | {"RELAY_LISTEN_ENDPOINT": "systemd:domain=INET:index=0"}
         first = Relay(settings, listener=sock).wait()
@@ -67,7 +69,7 @@ def test_the_socket_comes_from_systemd_and_a_restart_refuses_nobody(platform: Fa
         peer.send(b"\x03\xe9", CLOSE)
         assert first.process.wait(20) == 0
 
-        # While no process accepts, connections wait in the socket's queue.
+        # While no process accepts, connections wait in the socket's backlog.
         joined: list[Peer] = []
         waiting = [
             threading.Thread(target=lambda n=n: joined.append(Peer.daemon(first, platform, f"w{n}", "t")))
@@ -98,18 +100,18 @@ def test_the_socket_by_its_name(platform: FaultyPlatform) -> None:
 @pytest.mark.parametrize(
     "endpoint", ["systemd:domain=INET:index=0", "systemd:domain=INET:name=other", "nonsense:1"]
 )
-def test_a_socket_that_was_not_passed_is_said_in_one_line(endpoint: str, platform: FaultyPlatform) -> None:
+def test_a_missing_socket_is_one_line(endpoint: str, platform: FaultyPlatform) -> None:
     with Relay(platform.environment() | {"RELAY_LISTEN_ENDPOINT": endpoint}) as relay:
         assert relay.process.wait(30) in (1, 78)
         (said,) = [line for line in relay.output().splitlines() if "RELAY_LISTEN_ENDPOINT" in line]
         assert "Traceback" not in relay.output(), said
 
 
-def test_a_second_signal_does_not_wait_for_anybody(platform: FaultyPlatform) -> None:
+def test_a_second_signal_ends_the_drain(platform: FaultyPlatform) -> None:
     with running(platform.environment() | {"RELAY_DRAIN_SECONDS": "60"}) as relay:
         peers = [Peer.daemon(relay, platform, f"w{n}", "t") for n in range(3)]
         relay.signal(signal.SIGTERM)
-        assert peers[0].how_it_ends().code == 1001  # and does not answer
+        assert peers[0].how_it_ends().code == 1001  # the peer does not answer the Close
         time.sleep(0.5)
         assert relay.process.poll() is None
         began = time.monotonic()
@@ -118,16 +120,16 @@ def test_a_second_signal_does_not_wait_for_anybody(platform: FaultyPlatform) -> 
         assert time.monotonic() - began < 8
 
 
-def test_what_is_queued_goes_out_before_the_close(platform: FaultyPlatform) -> None:
+def test_queued_frames_are_sent_before_the_close(platform: FaultyPlatform) -> None:
     with running(platform.environment() | {"RELAY_DRAIN_SECONDS": "15"}) as relay:
         daemon = Peer.daemon(relay, platform, "w", "t")
         client = Peer.client(relay, platform, "w", "t")
         client.converse(daemon)
-        sent = [e2ee(client.session, n, "x" * 200_000) for n in range(1, 16)]  # more than the kernel takes
+        sent = [e2ee(client.session, n, "x" * 200_000) for n in range(1, 16)]  # more than kernel buffers hold
         for text in sent:
             daemon.send(text)
         daemon.send("", 9)
-        assert daemon.frame()[0] == 10  # all of it has been read by the relay
+        assert daemon.frame()[0] == 10  # the relay has read all frames
         relay.signal(signal.SIGTERM)
         time.sleep(0.3)
         received = []
@@ -140,11 +142,11 @@ def test_what_is_queued_goes_out_before_the_close(platform: FaultyPlatform) -> N
         daemon.close()
 
 
-def test_an_upgrade_that_is_under_way_is_told_to_come_back(platform: FaultyPlatform) -> None:
+def test_an_upgrade_during_the_drain_is_refused_with_retry_after(platform: FaultyPlatform) -> None:
     from tests.drill.peer import Refused
 
     with running(platform.environment() | {"RELAY_DRAIN_SECONDS": "10"}) as relay:
-        holder = Peer.daemon(relay, platform, "w", "t")  # so that the drain lasts
+        holder = Peer.daemon(relay, platform, "w", "t")  # keeps the drain from ending
         platform.mode, platform.delay = "slow", 1.0
         result: list[BaseException] = []
 
@@ -166,7 +168,7 @@ def test_an_upgrade_that_is_under_way_is_told_to_come_back(platform: FaultyPlatf
         holder.close()
 
 
-def test_ready_says_503_on_the_operators_listener_while_it_drains(platform: FaultyPlatform) -> None:
+def test_ready_is_503_on_the_admin_listener_during_the_drain(platform: FaultyPlatform) -> None:
     from tests.ports import free_port
 
     port = free_port()
@@ -183,15 +185,15 @@ def test_ready_says_503_on_the_operators_listener_while_it_drains(platform: Faul
         peer.close()
 
 
-def test_sigint_is_a_clean_end_too(platform: FaultyPlatform) -> None:
+def test_sigint_is_a_clean_stop(platform: FaultyPlatform) -> None:
     with Relay(platform.environment()) as relay:
         relay.wait()
         os.kill(relay.pid, signal.SIGINT)
         assert relay.process.wait(20) == 0
 
 
-def test_a_socket_of_the_file_system(platform: FaultyPlatform, tmp_path: Path) -> None:
-    """As proxies on the same machine use it. Options of TCP do not exist there."""
+def test_a_unix_socket(platform: FaultyPlatform, tmp_path: Path) -> None:
+    """Proxies on the same machine use it. TCP socket options do not exist on it."""
     path = tmp_path / "relay.sock"
     with Relay(platform.environment() | {"RELAY_LISTEN_ENDPOINT": f"unix:{path}"}) as relay:
         relay.logged("relay_started", 30)

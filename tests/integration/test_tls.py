@@ -1,4 +1,4 @@
-"""TLS that ends in the relay: versions, keys, renewal without closing a connection, and frames of every size over it."""
+"""TLS in the relay: versions, keys, certificate renewal without closing connections, frames of every size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.drill.peer import CLOSE, PING, PONG, Closed, Peer, Refused, dial, e2e
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
 
-#: In the relay's process, before anything: look at the certificate more often, and wait less for requests.
+#: Loaded by the relay's Python at start: a shorter interval of certificate checks, a shorter request time-out.
 HASTE = (
     "import viewport_relay.wire.channel as channel\nchannel.REQUEST_TIMEOUT = 2\nchannel.LINGER = 1\n"
     "import viewport_relay.wire.tls as tls\ntls.CertificateWatch.__init__.__defaults__ = (0.2,)"
@@ -27,7 +27,7 @@ HASTE = (
 
 
 class Secure:
-    """A relay with a certificate, the CA that signed it, and the folder where its files are (`relay.crt`, `relay.key`)."""
+    """A relay with a certificate, its CA, and the folder of its files (`relay.crt`, `relay.key`)."""
 
     def __init__(self, relay: Relay, ca: Identity, folder: Path, platform: FaultyPlatform) -> None:
         self.relay, self.ca, self.folder, self.platform = relay, ca, folder, platform
@@ -62,7 +62,7 @@ def pair(secure: Secure, workspace: str, **more: Any) -> tuple[Peer, Peer]:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_versions_and_ciphers_of_today(secure: Secure, version: ssl.TLSVersion) -> None:
+def test_supported_versions_and_ciphers(secure: Secure, version: ssl.TLSVersion) -> None:
     context = secure.ca.context()
     context.minimum_version = context.maximum_version = version
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -106,14 +106,14 @@ def test_frames_of_every_size_both_ways(secure: Secure) -> None:
         assert daemon.text() == text
         daemon.send(text)
         assert client.text() == text
-    # Cut at every place that matters: the frame arrives in pieces of one TLS record each.
+    # A frame cut at each header boundary: one TLS record for each piece.
     data = frame(1, e2ee(client.session, 1, "y" * 300).encode())
     for at in (1, 2, 3, 4, 7, 8, 9, 60):
         client.raw(data[:at])
         time.sleep(0.02)
         client.raw(data[at:])
         assert json.loads(daemon.text())["ciphertext"] == "y" * 300
-    # Many in one record, a fragmented one and a ping between.
+    # Many frames in one record, a fragmented message and a ping between.
     many = [e2ee(client.session, n) for n in range(1, 31)]
     client.raw(b"".join(frame(1, text.encode()) for text in many))
     assert [daemon.text() for _ in many] == many
@@ -126,7 +126,7 @@ def test_frames_of_every_size_both_ways(secure: Secure) -> None:
     daemon.close()
 
 
-def test_a_frame_over_the_limit_is_told(secure: Secure) -> None:
+def test_a_frame_over_the_limit(secure: Secure) -> None:
     daemon, client = pair(secure, "large")
     client.raw(frame(1, b"x" * 4_000_001)[:100_000])
     closed = client.how_it_ends()
@@ -135,13 +135,11 @@ def test_a_frame_over_the_limit_is_told(secure: Secure) -> None:
     daemon.close()
 
 
-def test_a_client_that_does_not_read_slows_nobody_and_loses_nothing(secure: Secure) -> None:
+def test_a_client_that_does_not_read_delays_no_other_and_loses_no_frame(secure: Secure) -> None:
     daemon, client = pair(secure, "slow")
     other = Peer.client(secure.relay, secure.platform, "slow", "t")
     other.converse(daemon)
-    sent = [
-        e2ee(client.session, n, "x" * 150_000) for n in range(1, 21)
-    ]  # 3 MB, below RELAY_MAX_PENDING_BYTES
+    sent = [e2ee(client.session, n, "x" * 150_000) for n in range(1, 21)]  # below RELAY_MAX_PENDING_BYTES
     for text in sent:
         daemon.send(text)
     began = time.monotonic()
@@ -155,7 +153,7 @@ def test_a_client_that_does_not_read_slows_nobody_and_loses_nothing(secure: Secu
 
 
 def test_queued_frames_go_out_before_a_close(secure: Secure) -> None:
-    """4 MiB are queued to a client that does not read; then it is closed for it, and gets all of that first."""
+    """A client that does not read has 4 MiB queued when the relay closes it, and still gets all of that first."""
     daemon, client = pair(secure, "overflow")
     number = 0
     while not any(entry.get("reason") == "BUFFER_OVERFLOW" for entry in secure.relay.entries()):
@@ -178,7 +176,7 @@ def test_queued_frames_go_out_before_a_close(secure: Secure) -> None:
 
 @pytest.mark.parametrize("how", ["poll", "SIGHUP"])
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
-def test_a_new_certificate_drops_nobody(secure: Secure, how: str, kind: Kind) -> None:
+def test_a_new_certificate_closes_no_connection(secure: Secure, how: str, kind: Kind) -> None:
     daemon, client = pair(secure, f"renewal-{how}")
     before = secure.serial()
     renewed = secure.ca.issue("relay", "localhost", kind=kind)
@@ -197,7 +195,7 @@ def failures(secure: Secure) -> int:
     return sum(entry["event"] == "tls_reload_failed" for entry in secure.relay.entries())
 
 
-def test_files_that_cannot_be_used_leave_the_old_ones(secure: Secure) -> None:
+def test_unusable_files_leave_the_old_certificate(secure: Secure) -> None:
     before = secure.serial()
     certificate, key = secure.folder / "relay.crt", secure.folder / "relay.key"
     good = certificate.read_bytes(), key.read_bytes()
@@ -215,13 +213,13 @@ def test_files_that_cannot_be_used_leave_the_old_ones(secure: Secure) -> None:
     key.write_bytes(good[1])
     time.sleep(1)
     said = [entry for entry in secure.relay.entries() if entry["event"] == "tls_reload_failed"]
-    assert len(said) == refusals  # once for each change, not at every look
+    assert len(said) == refusals  # one entry for each change of the files, not for each check
     assert all(entry["level"] == "error" for entry in said)
     assert secure.serial() == before
 
 
-def test_a_link_that_is_switched_to_another_folder(tmp_path: Path, platform: FaultyPlatform) -> None:
-    """As certbot and mounted secrets do it."""
+def test_a_symbolic_link_that_changes_its_target(tmp_path: Path, platform: FaultyPlatform) -> None:
+    """certbot and mounted secrets do so."""
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
     old, ca = Identity.self_signed("old CA"), Identity.self_signed("test CA")
@@ -247,7 +245,7 @@ def test_a_link_that_is_switched_to_another_folder(tmp_path: Path, platform: Fau
         until(shown, 15, "the other folder's certificate")
 
 
-def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(
+def test_a_key_with_a_passphrase_is_refused_without_a_prompt(
     tmp_path: Path, platform: FaultyPlatform
 ) -> None:
     files = Identity.self_signed("relay", "localhost").write(tmp_path, "relay", b"a long enough passphrase")
@@ -291,8 +289,8 @@ def test_a_handshake_that_never_begins_is_ended(secure: Secure) -> None:
         assert 1.5 < silence(sock) < 10
 
 
-def test_a_good_bye_that_is_not_answered_is_not_waited_for(secure: Secure) -> None:
-    """TLS waits for the peer's close_notify; a hostile peer sends none and would keep the descriptor."""
+def test_an_unanswered_close_notify_is_cut_off(secure: Secure) -> None:
+    """Twisted waits for the peer's close_notify; a hostile peer sends none and would keep the descriptor."""
     before = secure.relay.descriptors()
     held = []
     for _ in range(10):

@@ -14,7 +14,7 @@ from tests.drill.relay import Relay, until
 
 
 class At:
-    """Where peers find the relay."""
+    """Address of the relay, for peers."""
 
     tls = None
 

@@ -1,9 +1,9 @@
-"""Take the acceptance suite over every road, and print the matrix of roads and cases.
+"""Runs the acceptance suite over every road, and prints the matrix of roads and cases.
 
     python -m tests.roads SUITE [--ci] [ROAD ...]
 
-SUITE is the folder of the black-box cases of the wire protocol. With `--ci` the roads that CI does not run whole are
-taken with their stated part. The status is 0 when every case of every road has passed.
+SUITE is the folder with the black-box cases of the wire protocol. With `--ci`, roads that CI does not run whole run
+only their part (`Road.ci`). Exit status 0 if every case of every road passed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.roads.matrix import Road, roads
 
 ROOT = Path(__file__).parents[2]
 
-#: A relay is started for many cases: more of them at once than cores only make clocks run late.
+#: Each case starts relays: more processes than cores only delay clocks.
 PROCESSES = "2"
 
 
@@ -55,9 +55,9 @@ def main() -> int:
 
 
 def take(road: Road, suite: Path, part: str) -> tuple[str, int, int, int, float, int]:
-    """Run the suite, or the `part` of it that a pytest expression names, over one road.
+    """Run the suite, or the `part` that a pytest expression selects, over one road.
 
-    Returns the road's name, how many cases passed, failed and were left out, seconds, and pytest's status.
+    Returns the road's name, numbers of cases passed, failed and left out, seconds, and pytest's status.
     """
     print(f"\n-- {road.name}{f': {part}' if part else ''}", flush=True)
     environ = {
@@ -96,7 +96,7 @@ def take(road: Road, suite: Path, part: str) -> tuple[str, int, int, int, float,
 
 
 def _closing(output: str) -> str:
-    """What the plugin says of the road, and pytest's last line."""
+    """The plugin's summary of the road, and pytest's last line."""
     lines = output.splitlines()
     start = next((at for at, line in enumerate(lines) if line.startswith("road ")), len(lines) - 1)
     return "\n".join(lines[start:]) + "\n"

@@ -1,8 +1,7 @@
-"""The Noise link under the connections of the acceptance suite, by the reference peers' own initiator.
+"""The Noise link under the connections of the acceptance suite, with the reference peers' initiator.
 
-A connection opens as before, offers the link's sub-protocol besides, and runs the handshake when the relay has selected
-it. After that the case sends and receives frames as if there were no link. The pattern is IKpsk2 where the grant demands
-it, else IK.
+A connection offers the link's sub-protocol too, and runs the handshake if the relay selects it. The case then sends
+and receives frames as without a link. The pattern is IKpsk2 where the grant requires it, else IK.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from websockets.exceptions import ConnectionClosed
 
 from viewport_relay.peer.link import SUBPROTOCOL, LinkInitiator, LinkSettings, generate_static
 
-#: Bytes of a frame that a case may try to send.
+#: Upper limit of the bytes of a frame that a case may try to send.
 UNBOUNDED = 1 << 40
 
-#: The pairing secret of every grant that demands IKpsk2: 32 bytes.
+#: Pairing secret of every grant that requires IKpsk2: 32 bytes.
 SECRET = hashlib.sha256(b"pairing secret of the acceptance suite").digest()
 SECRET_TEXT = base64.urlsafe_b64encode(SECRET).decode().rstrip("=")
 
 
 def with_secret(issue: Any) -> Any:
-    """The platform's `issue`, which gives grants that demand IKpsk2 the secret for it."""
+    """Wrap the platform's `issue`: grants that require IKpsk2 get the pairing secret."""
 
     @functools.wraps(issue)
     def issued(*arguments: Any, **claims: Any) -> Any:
@@ -43,31 +42,31 @@ def with_secret(issue: Any) -> Any:
 
 @functools.cache
 def relay_key(origin: str, context: ssl.SSLContext | None) -> bytes:
-    """The relay's static key, as `/.well-known/viewport-relay.json` gives it: 32 bytes."""
+    """The relay's static key of 32 bytes, from `/.well-known/viewport-relay.json`."""
     with urllib.request.urlopen(f"{origin}/.well-known/viewport-relay.json", context=context) as answer:
         text = json.load(answer)["noisePublicKey"]
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 class LinkSocket:
-    """A `websockets` connection whose messages travel in the records of a link."""
+    """A `websockets` connection whose messages are records of a link."""
 
     def __init__(self, ws: Any, initiator: LinkInitiator) -> None:
         self._ws = ws
         self._initiator = initiator
 
     async def handshake(self) -> None:
-        """Run the handshake. A relay that closes instead is found out by the next `recv`."""
+        """Run the handshake. If the relay closes instead, the next `recv` raises."""
         try:
             await self._ws.send(self._initiator.message_1())
             self._initiator.read_message_2(await self._ws.recv())
-            self._initiator.frame_max_bytes = UNBOUNDED  # the relay's limit is for the relay to enforce
+            self._initiator.frame_max_bytes = UNBOUNDED  # the relay enforces its own limit
             await self._ws.send(self._initiator.confirm())
         except ConnectionClosed:
             pass
 
     async def send(self, message: str | bytes) -> None:
-        if not self._initiator.established:  # the relay has closed, and says so here
+        if not self._initiator.established:  # the relay has closed; this raises
             await self._ws.wait_closed()
             await self._ws.send(message)
         await self._ws.send(self._initiator.seal(message.encode() if isinstance(message, str) else message))
@@ -88,7 +87,7 @@ class LinkSockets:
         self._taken = taken
 
     async def connect(self, url: str, *, subprotocols: Any = None, **options: Any) -> Any:
-        """Cases that offer sub-protocols of their own are about those: they get no link."""
+        """Cases that offer sub-protocols test those, and get no link."""
         if subprotocols:
             return await self._connect(url, subprotocols=subprotocols, **options)
         ws = await self._connect(url, subprotocols=[SUBPROTOCOL], **options)

@@ -1,7 +1,8 @@
-"""The roads that peers take to a relay, as a table: what each sets up, and which acceptance cases a road leaves out and why.
+"""Table of the roads from peers to a relay: the set-up of each, and the acceptance cases that it leaves out, with
+reasons.
 
-A road is a way to run the same black-box suite. Three kinds exist: settings of the relay alone, a proxy in front of the
-relay (configured by the text of docs/how-to/behind-a-proxy.md), and the Noise link under the frames.
+A road is a way to run the same black-box suite. Three kinds exist: settings of the relay alone, a proxy in front of
+the relay (configured by the text of docs/how-to/behind-a-proxy.md), and the Noise link under the frames.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from attrs import Factory, frozen
 
 @frozen
 class Road:
-    """One road. `without` maps a part of a case's name to the reason why the case says nothing about this road.
+    """One road. `without` maps a part of a case's name to the reason why the case does not apply to the road.
 
-    `tls` runs the suite over TLS. `settings` are variables of the relay. `proxy` is a key of `proxies.PROXIES`, with
-    `unix` the proxy speaks to the relay over a Unix socket. `link` puts the Noise link under every connection.
-    `ci` is a pytest expression (-k) for the part that CI runs; an empty one is the whole suite.
+    `tls` runs the suite over TLS. `settings` are variables of the relay. `proxy` is a key of `proxies.PROXIES`; with
+    `unix` the proxy connects to the relay by a Unix socket. `link` puts the Noise link under every connection. `ci`
+    is a pytest expression (-k) for the part that CI runs; an empty one is the whole suite.
     """
 
     name: str
@@ -31,17 +32,17 @@ class Road:
     ci: str = ""
 
 
-#: What CI runs of the roads that it does not run whole: claims, the daemon's seat, addresses, the ends of peers.
+#: The part of CI for roads that it does not run whole: claims, the daemon's seat, addresses, ends of connections.
 _CI_PART: Final = "test_claims or test_daemon or test_tls_gone or forwarded"
 
-#: What CI runs over a link besides: all of routing, whose frames are what a link changes.
+#: CI's additional part for a link: all of routing, because a link changes frames.
 _CI_LINK: Final = "test_claims or test_daemon or test_routing or test_pairing"
 
 _TRUSTED: Final = {
     "test_forwarded_for_is_ignored_from_strangers": "the proxy is no stranger: its page has the relay trust it",
 }
 
-#: What Caddy and Traefik do of themselves.
+#: Default behaviour of Caddy and Traefik.
 _OF_ITS_OWN: Final = {
     "test_forwarded_for_counts_from_trusted_proxies": "the proxy drops X-Forwarded-For of peers by itself",
     "test_forwarded_address_shows_in_logs": "the proxy drops X-Forwarded-For of peers by itself",
@@ -56,7 +57,7 @@ _OVER_A_LINK: Final = {
 
 
 def roads() -> tuple[Road, ...]:
-    """All roads, in the order in which they are run."""
+    """All roads, in the order of their runs."""
     return (
         Road("plain"),
         Road("no-fast-path", settings={"RELAY_FAST_PATH": "0"}, ci=_CI_PART),

@@ -1,10 +1,10 @@
-"""A pytest plugin that takes the acceptance suite over one road of `matrix`, named by ROAD in the environment.
+"""A pytest plugin that runs the acceptance suite over one road of `matrix`, named by the variable ROAD.
 
     ROAD=nginx ROAD_SUITE=SUITE WIRE_TLS=1 PYTHONPATH=. python -m pytest -p tests.roads.plugin SUITE
 
-The suite is not changed: the plugin puts a subclass in place of the class that starts its relays, and for the links
-another way to open a WebSocket. Cases that a road leaves out are not collected, each for the reason in `matrix`. A run in which
-nothing took the road fails.
+The suite is unchanged: the plugin replaces the class that starts relays by a subclass, and for links the function
+that opens a WebSocket. Cases that a road leaves out are not collected, with the reasons in `matrix`. A run in which
+nothing used the road fails.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tests.ports import free_port
 from tests.roads.link import LinkSockets, with_secret
 from tests.roads.matrix import Road, roads
 
-#: Paths of the operator, which the proxies' pages keep from the public: cases ask for them at RELAY_ADMIN_LISTEN.
+#: Operators' paths, which the proxies' pages do not publish: cases request them at RELAY_ADMIN_LISTEN.
 OPERATORS = ("/logs", "/state", "/metrics", "/ready", "/disconnect", "/cache", "/admin")
 
 
 class Taken:
-    """Counts what took the road: relays behind the proxy, or connections over a link."""
+    """Counts relays behind the proxy, or connections over a link."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -44,11 +44,11 @@ def _road() -> Road:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Before the suite's conftest has imported what is replaced here."""
+    """Replace the classes before the suite's conftest imports them."""
     sys.path.insert(0, os.environ["ROAD_SUITE"])
     road = _road()
     taken = early_config.stash[TAKEN] = Taken()
-    import relayproc  # of the suite
+    import relayproc  # a module of the suite
     import wire
 
     if road.proxy:
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run that left the road; under pytest-xdist each process says how much it has taken."""
+    """Fail a run that did not use the road; under pytest-xdist each worker reports its count."""
     config = session.config
     taken = config.stash[TAKEN]
     if hasattr(config, "workeroutput"):
@@ -81,14 +81,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Add what a process of pytest-xdist has taken."""
+    """Add the count of a pytest-xdist worker."""
     said = getattr(node, "workeroutput", {})
     node.config.stash[TAKEN].count += said.get("taken", 0)
-    node.config.stash[LEFT_OUT] = said.get("left out", 0)  # all collect the same
+    node.config.stash[LEFT_OUT] = said.get("left out", 0)  # equal in all workers
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say what the road was, how often it was taken, and what it leaves out."""
+    """Report the road, the count of its uses, and the cases that it leaves out."""
     road, taken = _road(), config.stash[TAKEN].count
     terminalreporter.write_line(
         f"road {road.name}: taken {taken} times" if taken else f"road {road.name}: NOT TAKEN"
@@ -112,7 +112,7 @@ def with_settings(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
 
 
 def behind(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
-    """The suite's relay behind a proxy, which has the port that the cases know."""
+    """The suite's relay behind a proxy; the proxy listens on the port that the cases use."""
     from tests.drill.certificates import Files
     from tests.integration.proxies import PROXIES, Proxy, settings
 
@@ -147,13 +147,15 @@ def behind(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
                 upstream = f"unix:{folder}/relay.sock"
                 self.env["RELAY_LISTEN_ENDPOINT"] = f"{upstream}:mode=666"
                 self.env["RELAY_TRUSTED_PROXIES"] = f"unix:,{self.env['RELAY_TRUSTED_PROXIES']}"
-                self.env.setdefault("RELAY_MODE", "dev")  # as on the loopback address that the suite names
+                self.env.setdefault(
+                    "RELAY_MODE", "dev"
+                )  # the default for the loopback address that the suite sets
             cert, key = relayproc.certificate()
             if not passes_tls_on:
                 self.env["RELAY_TLS"] = "0"
                 for name in ("RELAY_TLS_CERT_PATH", "RELAY_TLS_KEY_PATH"):
                     self.env.pop(name, None)
-            # Relays come and go with the cases: two seconds between checks would be most of the run.
+            # Each case starts its own relay: two seconds between checks would be most of the run.
             often = {"defaults\n": "defaults\n    default-server inter 200ms\n"}
             faster = often if road.proxy.startswith("haproxy") else {}
             self.proxy = Proxy(
