@@ -1,7 +1,7 @@
-"""Floods over one connection, each in a function (road, token) that goes on until the connection or the process ends.
+"""Floods over one connection: functions of (road, token) that run until the connection or the process ends.
 
-`swarm.py` runs them. `python -m tests.hostile.attack PORT NUMBER TOKEN` asks so many times to be let in, and prints how often
-the answer was which status (JSON).
+`swarm.py` runs them. `python -m tests.hostile.attack PORT NUMBER TOKEN` makes NUMBER upgrade attempts, and prints the
+number of responses by status (JSON).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.drill.peer import CLOSE, PING, TEXT, Closed, Peer, Refused, dial, fra
 WORKSPACE: Final = "hostile"
 TARGET: Final = "t"
 
-#: Counts what was done.
+#: Count of the attack's actions.
 done = itertools.count()
 
 
@@ -50,7 +50,7 @@ class Road:
 
 
 def flood(peer: Peer, data: bytes, events: int) -> None:
-    """Send the same bytes again and again; whatever comes back is read and forgotten."""
+    """Send the same bytes repeatedly; received bytes are read and dropped."""
     peer.sock.settimeout(1.0)
     while True:
         peer.raw(data)
@@ -66,7 +66,7 @@ def ping_flood(road: Road, token: str) -> None:
 
 
 def ping_flood_unread(road: Road, token: str) -> None:
-    """Pings whose pongs are never read."""
+    """Pings with unread pongs."""
     peer = road.join(token)
     peer.sock.settimeout(0.5)
     while True:
@@ -101,7 +101,7 @@ def large_frames(road: Road, token: str) -> None:
 
 
 def close_storm(road: Road, token: str) -> None:
-    """In and out again, in order or not."""
+    """Connect and leave at once, with or without a Close."""
     while True:
         with contextlib.suppress(Refused, Closed, OSError):
             peer = road.join(token)
@@ -136,7 +136,7 @@ def bad_tokens(road: Road, token: str) -> None:
 
 
 def connects(road: Road, token: str) -> None:
-    """TCP connections that say nothing and go, some of them with a reset."""
+    """TCP connections without a byte, some of them ended by a reset."""
     while True:
         with contextlib.suppress(OSError):
             sock = dial(road.port, source=road.source)
@@ -147,7 +147,7 @@ def connects(road: Road, token: str) -> None:
 
 
 def compression(road: Road, token: str) -> None:
-    """Offers of every kind, and then frames that say they are compressed: a bomb would be one of them."""
+    """Compression offers of every kind, then frames with the compression bit: one could be a decompression bomb."""
     offers = [
         "permessage-deflate",
         "permessage-deflate; client_max_window_bits, permessage-deflate; server_no_context_takeover",
@@ -183,7 +183,7 @@ KINDS: Final[dict[str, Callable[[Road, str], None]]] = {
 
 
 def attempt(port: int, token: str) -> int:
-    """The status of one upgrade; a peer that is let in leaves at once. 0: no answer."""
+    """Status of one upgrade attempt; an admitted peer leaves at once. 0: no response."""
     try:
         Road(port, None, "127.0.0.1").join(token).close()
     except Refused as refused:

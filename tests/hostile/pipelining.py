@@ -1,8 +1,8 @@
-"""Attackers who pipeline plain HTTP: `python -m tests.hostile.pipelining PORT SECONDS CONNECTIONS ADDRESSES [CA]`.
+"""Attackers that pipeline plain HTTP: `python -m tests.hostile.pipelining PORT SECONDS CONNECTIONS ADDRESSES [CA]`.
 
-Each connection sends requests back to back, reads the answers, and comes back when it is closed. Connections are spread
-over so many addresses of loopback, from 127.0.1.1 on. With a CA's certificate (a file) they speak TLS. Says at the end
-how many bytes were answered, and with which statuses (JSON).
+Each connection sends requests back to back, reads the responses, and reconnects when it is closed. Connections are
+spread over ADDRESSES loopback addresses, from 127.0.1.1 on. With a CA's certificate (a file) they use TLS. At the end
+the process prints the bytes received, and the number of responses by status (JSON).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def attack(port: int, source: str, tls: ssl.SSLContext | None) -> None:
 
 
 async def one(port: int, source: str, tls: ssl.SSLContext | None) -> None:
-    """One connection, until it is closed."""
+    """One connection, until the relay closes it."""
     name = "localhost" if tls is not None else None
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", port, local_addr=(source, 0), ssl=tls, server_hostname=name
@@ -38,7 +38,7 @@ async def one(port: int, source: str, tls: ssl.SSLContext | None) -> None:
         while True:
             writer.write(REQUESTS)
             await writer.drain()
-            # asyncio drops what is written to a TLS socket that is gone, and drain() does not wait then.
+            # asyncio drops data written to a closed TLS socket, and drain() then returns at once.
             await asyncio.sleep(0)
 
     sending = asyncio.ensure_future(send())
@@ -56,7 +56,7 @@ async def one(port: int, source: str, tls: ssl.SSLContext | None) -> None:
 async def main() -> None:
     port, seconds, connections, addresses, *files = sys.argv[1:]
     tls = ssl.create_default_context(cafile=files[0]) if files else None
-    # A signal, since the loop may be too busy to look at a clock.
+    # A signal, because the loop may be too busy to run a timer.
     signal.signal(signal.SIGALRM, lambda *_: finish())
     signal.alarm(round(float(seconds)))
     await asyncio.gather(
@@ -65,7 +65,7 @@ async def main() -> None:
 
 
 def finish() -> None:
-    """Say what was answered, and end without waiting for closes."""
+    """Print the responses, and exit without waiting for closes."""
     print(json.dumps(_statuses), flush=True)
     os._exit(0)
 

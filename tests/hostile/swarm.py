@@ -1,7 +1,7 @@
-"""Attacks with many connections, in a process of their own: `python -m tests.hostile.swarm KIND PORT SECONDS CA [TOKEN…]`.
+"""Attacks with many connections, in a separate process: `python -m tests.hostile.swarm KIND PORT SECONDS CA [TOKEN…]`.
 
-CA is the file of a CA's certificate, for a relay that speaks TLS; "-" is plain TCP. The attackers come from 127.0.1.1 on.
-At the end the process prints how often it did its hostile thing. It always ends after SECONDS.
+CA is the file of a CA's certificate, for a relay with TLS; "-" is plain TCP. The attackers' addresses start at
+127.0.1.1. The process always ends after SECONDS, and prints the number of its attacking actions.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CHANNEL: Final = "agent-session:hostile"
 MEGABYTE: Final = 1_048_576
 VIEWERS: Final = 45
 
-#: Attackers of a flood.
+#: Number of attackers of a flood.
 FLOODING: Final = 4
 
 
 def again(attack: Callable[[], None], pause: float = 0.02) -> None:
-    """Attack until the process ends; a refusal or a close is followed by the next try."""
+    """Repeat an attack until the process ends, also after a refusal or a close."""
     while True:
         with contextlib.suppress(OSError, Refused, Closed):
             attack()
@@ -43,7 +43,7 @@ def everywhere(number: int, attack: Callable[[], None], pause: float = 0.02) -> 
 
 
 def hard_frames() -> list[bytes]:
-    """Frames of 1 MiB that cost much to read: numbers, objects in objects, characters of four bytes."""
+    """Frames of 1 MiB that are expensive to parse: numbers, nested objects, characters of four bytes."""
     numbers = b"[" + b"1," * (MEGABYTE // 2 - 2) + b"1]"
     nested = b'{"type":"e2ee","x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001
     start = b'{"type":"e2ee","iv":"'
@@ -52,7 +52,7 @@ def hard_frames() -> list[bytes]:
 
 
 def json_frames(road: Road, tokens: list[str], connections: int) -> None:
-    """Such frames by so many connections, which share the tokens. They do not read, so that they see no Close."""
+    """Such frames on `connections` connections that share the tokens. They do not read, so that they get no Close."""
     wires, number = hard_frames(), itertools.count()
 
     def attack() -> None:
@@ -75,12 +75,12 @@ def json_50(road: Road, tokens: list[str]) -> None:
 
 
 def json_tokens(road: Road, tokens: list[str]) -> None:
-    """The same by forty clients, with a token each."""
+    """The same from forty clients with a token each."""
     json_frames(road, tokens[:40], 40)
 
 
 def fragments(road: Road, tokens: list[str]) -> None:
-    """Messages of 1 MiB in fragments, which the fast path does not take, by 50 connections with one token."""
+    """Messages of 1 MiB in fragments, which the fast path does not handle, on 50 connections with one token."""
     piece = b"[" * 65_000
     wire = frame(TEXT, piece, fin=False) + frame(0, piece, fin=False) * 14 + frame(0, b"", fin=True)
 
@@ -94,7 +94,7 @@ def fragments(road: Road, tokens: list[str]) -> None:
 
 
 def half_frames(road: Road, tokens: list[str]) -> None:
-    """Frames of 1 MiB of which the end never comes, on 50 connections with one token."""
+    """Incomplete frames of 1 MiB, on 50 connections with one token."""
     wire = hard_frames()[0][:-1]
 
     def attack() -> None:
@@ -107,7 +107,7 @@ def half_frames(road: Road, tokens: list[str]) -> None:
 
 
 def other_target(road: Road, tokens: list[str]) -> None:
-    """Frames for a target without a daemon, in the bystander's workspace: they must not use up its budget."""
+    """Frames for a target without a daemon, in the bystander's workspace: they must not use up its rate."""
 
     def attack() -> None:
         with contextlib.closing(
@@ -122,7 +122,7 @@ def other_target(road: Road, tokens: list[str]) -> None:
 
 
 def presence(road: Road, tokens: list[str]) -> None:
-    """Presence of 1 MiB to viewers that subscribe and do not read."""
+    """Presence frames of 1 MiB to viewers that subscribe and do not read."""
     subscribe = f'{{"type":"viewport.session_events.subscribe/v1","channel":"{CHANNEL}"}}'
     kept = []
     for token in tokens[:VIEWERS]:
@@ -143,7 +143,7 @@ def presence(road: Road, tokens: list[str]) -> None:
 
 
 def ring(road: Road, tokens: list[str]) -> None:
-    """Two kinds of refused upgrades, half each, from 200 addresses: entries that push others out."""
+    """Two kinds of refused upgrades, half each, from 200 addresses: their entries evict others from the log."""
     forged = tokens[0].rpartition(".")[0] + ".AAAA"
 
     def attack() -> None:
@@ -175,7 +175,7 @@ def admin_tokens(road: Road, tokens: list[str]) -> None:
 
 
 def slow_peers(road: Road, tokens: list[str]) -> None:
-    """Heads that drip, a byte at a time, on as many connections as one address may have."""
+    """Request heads sent one byte at a time, on as many connections as one address may have."""
 
     def attack() -> None:
         with contextlib.closing(road.dial()) as sock:
@@ -188,7 +188,7 @@ def slow_peers(road: Road, tokens: list[str]) -> None:
 
 
 def forged_tokens(road: Road, tokens: list[str]) -> None:
-    """Tokens of the right form and a wrong signature, from 14 addresses."""
+    """Well-formed tokens with a wrong signature, from 14 addresses."""
     head, body, signature = tokens[0].split(".")
 
     def attack() -> None:
@@ -218,7 +218,7 @@ KINDS: Final[dict[str, Callable[[Road, list[str]], None]]] = {
 
 
 def finish() -> None:
-    """Print the count and end, without waiting for threads."""
+    """Print the count and exit without waiting for threads."""
     print(next(done), flush=True)
     os._exit(0)
 

@@ -1,9 +1,9 @@
-"""The table of attacks: what each does to a bystander, to the relay's memory and to its log.
+"""The table of attacks: effects of each on a bystander, on the relay's memory and on its log.
 
     python -m tests.hostile.table [--seconds 3] [--road plain] [--attack json_20] [--code DIRECTORY]
 
-`--code`, which may be given more than once, is a tree of the relay to measure beside this one, in the same run. Limits are those
-of production. Attackers come from 127.0.1.1 on, the bystander from 127.0.0.1.
+`--code` (repeatable) is another source tree of the relay to measure in the same run. Limits are those of production.
+Attackers' addresses start at 127.0.1.1; the bystander's is 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from tests.hostile.attack import TARGET, WORKSPACE
 
 ROOT: Final = Path(__file__).parents[2]
 
-#: Road -> settings; "codec" leaves every frame to Autobahn.
+#: Road -> settings; "codec" turns the fast path off.
 ROADS: Final[dict[str, dict[str, str]]] = {
     "plain": {}, "tls": {}, "workers": {"RELAY_WORKERS": "2"}, "codec": {"RELAY_FAST_PATH": "0"},
 }  # fmt: skip
 
-#: Attack -> its module and what follows PORT and SECONDS; the others are kinds of swarm.py.
+#: Attack -> its module and its arguments after PORT and SECONDS; other attacks are kinds of swarm.py.
 PIPELINED: Final = {"pipelined_100": ("100", "1"), "pipelined_500": ("500", "6")}
 ATTACKS: Final = (*PIPELINED, *swarm.KINDS)
 
-#: The defaults of the relay, where drills turn limits off.
+#: The relay's default limits, which drills turn off.
 PRODUCTION: Final = {
     "RELAY_RATE_LIMIT_PER_IP": "120",
     "RELAY_MAX_CONNECTIONS_PER_IP": "50",
@@ -55,7 +55,8 @@ PRODUCTION: Final = {
 }
 
 
-#: Python that runs in the relay first: it writes the most CPU time between two looks at the sockets into a file, in seconds.
+#: Loaded by the relay's Python at start: writes the longest CPU time between two polls of the sockets to a file, in
+#: seconds.
 PROBE: Final = """
 import mmap, struct, time
 import twisted.internet.epollreactor as reactor
@@ -88,13 +89,13 @@ class Row:
     quiet: list[float]
     taken: list[float]
     memory: int
-    longest: float  # the most CPU between two looks of the (parent) process at its sockets
-    cpu: float  # seconds of CPU of all its processes, for each second of the attack
-    logs_ms: float  # time of GET /logs during the attack; infinite when it was not answered
-    lines: int  # written to the log
+    longest: float  # longest CPU time between two polls of the (parent) process
+    cpu: float  # CPU seconds of all its processes, per second of the attack
+    logs_ms: float  # time of GET /logs during the attack; infinite without a response
+    lines: int  # lines of the log
     logged: Counter[str]  # reason or event -> entries, folded ones counted
-    kept: bool  # the bystander's entries of before the attack are still in /logs
-    alive: bool  # the bystander's connections and the process are still there
+    kept: bool  # /logs still has the bystander's entries from before the attack
+    alive: bool  # the bystander's connections and the process still exist
     errors: list[dict[str, Any]]
 
     def __str__(self) -> str:
@@ -109,12 +110,12 @@ class Row:
 
 
 def at(taken: list[float], part: float) -> float:
-    """The quantile of sorted times; infinite when there are none."""
+    """The quantile of sorted times; infinite for an empty list."""
     return taken[min(len(taken) - 1, int(len(taken) * part))] if taken else float("inf")
 
 
 def round_trips(daemon: Peer, client: Peer, seconds: float, first: int) -> tuple[list[float], bool]:
-    """Ask and answer, 30 times a second at most: within the client's rate. False: a connection has ended."""
+    """Round trips, at most 30 a second: within the client's rate. False: a connection has ended."""
     taken: list[float] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -133,7 +134,7 @@ def round_trips(daemon: Peer, client: Peer, seconds: float, first: int) -> tuple
 
 
 def tree(pid: int) -> Iterator[int]:
-    """A process and its descendants."""
+    """PIDs of a process and its descendants."""
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -141,7 +142,7 @@ def tree(pid: int) -> Iterator[int]:
 
 
 def resident(pid: int) -> int:
-    """Resident bytes of a process and its descendants; one that ends meanwhile counts as none."""
+    """Resident bytes of a process and its descendants; a process that ended counts as 0."""
     size = 0
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for each in tree(pid):
@@ -150,7 +151,7 @@ def resident(pid: int) -> int:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU of a process and its descendants."""
+    """CPU seconds of a process and its descendants."""
     ticks = 0
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for each in tree(pid):
@@ -185,7 +186,7 @@ def time_of_logs(relay: Relay, found: list[float]) -> None:
 
 
 def measure(platform: FaultyPlatform, attack: str, road: str, seconds: float, code: Path = ROOT) -> Row:
-    """Start a relay, attack it for `seconds`, and see what a pair of another workspace and address notices."""
+    """Start a relay, attack it for `seconds`, and measure a pair of another workspace and address."""
     with tempfile.TemporaryDirectory() as folder:
         settings = PRODUCTION | ROADS[road] | platform.environment()
         ca, context = "-", None
@@ -203,7 +204,7 @@ def measure(platform: FaultyPlatform, attack: str, road: str, seconds: float, co
 
 
 def _whose(code: Path) -> str:
-    """Python that ends the relay at once where it would run another tree's code."""
+    """Python code that ends the relay at once if it would run another tree's code."""
     return f"import viewport_relay\nassert viewport_relay.__file__.startswith({str(code.resolve()) + '/'!r}), viewport_relay.__file__"
 
 
@@ -289,7 +290,7 @@ def main() -> None:
                     )
                     try:
                         print(name + str(measure(platform, attack, road, options.seconds, code)), flush=True)
-                    except Exception as error:  # a tree that does not survive an attack has a row too
+                    except Exception as error:  # a tree that does not survive an attack also gets a row
                         print(
                             f"{name}{attack:14} {road:8} failed: {type(error).__name__}: {str(error)[:200]}",
                             flush=True,

@@ -1,4 +1,4 @@
-"""The attackers themselves: an attack that stands still shows nothing."""
+"""Tests of the attackers: an attack that stalls would show nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.drill.certificates import Identity
 from tests.hostile import pipelining
 
 
-def test_a_tls_connection_that_ends_one_way_does_not_stop_the_other_attackers(tmp_path: Path) -> None:
-    """asyncio drops what is written for a TLS socket that is gone, and drain() does not wait then."""
+def test_a_half_closed_tls_connection_does_not_stop_the_other_attackers(tmp_path: Path) -> None:
+    """asyncio drops data written to a closed TLS socket, and drain() then returns at once."""
     authority = Identity.self_signed("test CA")
     files = authority.issue("server", "localhost").write(tmp_path, "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -32,7 +32,7 @@ def test_a_tls_connection_that_ends_one_way_does_not_stop_the_other_attackers(tm
             sock.unwrap()
 
     async def attack(port: int) -> int:
-        """How often the loop turned within a second."""
+        """Number of turns of the loop within a second."""
         turns = 0
 
         async def count() -> None:
@@ -54,7 +54,7 @@ def test_a_tls_connection_that_ends_one_way_does_not_stop_the_other_attackers(tm
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
-        # In a thread of its own: a loop that stands still would not end.
+        # In a thread, because a stalled loop would not end.
         attacking = threading.Thread(target=lambda: found.append(asyncio.run(attack(port))), daemon=True)
         attacking.start()
         attacking.join(10)

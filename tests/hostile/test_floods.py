@@ -1,6 +1,6 @@
-"""Ten thousand attempts to be let in: a pair that behaves keeps talking, memory stays in bounds, nothing breaks.
+"""Ten thousand upgrade attempts: round trips of another pair, memory, and errors.
 
-The attackers run in another process (`attack.py`). Times depend on the machine; the bound here says "not stuck".
+The attackers run in another process (`attack.py`). Times depend on the machine; the bound only means "not stalled".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ATTEMPTS = 10_000
 
 
 def round_trips(relay: Relay, daemon: Peer, client: Peer, seconds: float) -> list[float]:
-    """A client that asks and is answered, fifty times a second at most. Times in milliseconds, sorted."""
+    """Round trips of a client, at most fifty a second. Times in milliseconds, sorted."""
     taken: list[float] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -41,7 +41,7 @@ def at(taken: list[float], part: float) -> float:
     return taken[min(len(taken) - 1, int(len(taken) * part))]
 
 
-#: Attempts on end: with the limits of production nearly all are refused, without limits all are let in and leave.
+#: Attempts one after the other: production limits refuse nearly all; without limits all are admitted and leave.
 LIMITS = {
     "refused": {"RELAY_RATE_LIMIT_PER_IP": "120", "RELAY_MAX_CONNECTIONS_PER_IP": "50"},
     "admitted": {"RELAY_RATE_LIMIT_PER_IP": "0", "RELAY_MAX_CONNECTIONS_PER_IP": "0"},
@@ -51,7 +51,7 @@ LIMITS = {
 @pytest.mark.parametrize("path", ["1", pytest.param("0", marks=pytest.mark.slow)], ids=["fast path", "plain"])
 @pytest.mark.parametrize("fate", ["refused", pytest.param("admitted", marks=pytest.mark.slow)])
 def test_ten_thousand_attempts(platform: FaultyPlatform, path: str, fate: str) -> None:
-    """Each is cheap, whatever becomes of it, and the pair notices little."""
+    """Each attempt is cheap, admitted or refused, and the pair is hardly affected."""
     settings = LIMITS[fate] | {"RELAY_FAST_PATH": path}
     with running(platform.environment() | settings) as relay:
         daemon = Peer.daemon(relay, platform, "steady", "t")

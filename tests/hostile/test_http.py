@@ -1,4 +1,4 @@
-"""HTTP that is slow, endless, oversized or too much of it: it ends, costs little, and peers notice nothing."""
+"""HTTP that is slow, endless, oversized or excessive: the relay ends it at little cost, and peers are not affected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def talk(daemon: Peer, client: Peer, times: int = 5) -> None:
 
 
 def answer(sock: socket.socket) -> bytes:
-    """Everything up to the end of the connection."""
+    """All bytes up to the end of the connection."""
     data = b""
     try:
         while piece := sock.recv(65_536):
@@ -65,13 +65,13 @@ def test_a_request_that_drips_is_ended_after_its_time(relay: Relay, parts: list[
         assert time.monotonic() - began < 12
 
 
-def test_a_late_request_is_told_so(relay: Relay) -> None:
+def test_a_late_request_is_408(relay: Relay) -> None:
     with dial(relay.port) as sock:
         sock.sendall(b"GET /health HTTP/1.1\r\nHo")
         assert answer(sock).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_connection_that_says_nothing_is_closed_without_a_word(relay: Relay) -> None:
+def test_an_idle_connection_is_closed_without_a_response(relay: Relay) -> None:
     with dial(relay.port) as sock:
         assert answer(sock) == b""
 
@@ -115,7 +115,7 @@ def test_oversized_and_broken_requests(relay: Relay, request_head: bytes, status
             sock.sendall(request_head)
             got = answer(sock)
         except ConnectionError:
-            got = b""  # reset while it was still being sent: as good
+            got = b""  # a reset during the sending is as good
         assert got == b"" or got.split()[1] == status
     assert got.count(b"HTTP/1.1") <= 1
     assert relay.http("/health")[0] == 200
@@ -157,7 +157,7 @@ def test_idle_connections_of_one_address_are_bounded(platform: FaultyPlatform) -
         assert relay.http("/health")[0] == 200
         newcomer = Peer.client(relay, platform, "w", "t")
         newcomer.converse(daemon)
-        # Whoever has waited longest went first: the last ones are still there.
+        # The longest idle connections were closed first: the newest are still open.
         idle[-1].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle[-1].recv(1000).startswith(b"HTTP/1.1 200")
         idle[0].settimeout(5)
@@ -171,7 +171,7 @@ def test_idle_connections_of_one_address_are_bounded(platform: FaultyPlatform) -
 
 
 def test_idle_connections_cannot_use_up_the_descriptors(platform: FaultyPlatform) -> None:
-    """160 descriptors in all, 64 of them kept back; 400 connections that say nothing."""
+    """160 descriptors in all, 64 of them reserved; 400 idle connections."""
     with running(platform.environment(), nofile=160) as relay:
         daemon = Peer.daemon(relay, platform, "w", "t")
         client = Peer.client(relay, platform, "w", "t")
@@ -179,7 +179,7 @@ def test_idle_connections_cannot_use_up_the_descriptors(platform: FaultyPlatform
         idle = [dial(relay.port) for _ in range(400)]
         until(lambda: relay.descriptors() < 130, 10, "fewer descriptors")
         talk(daemon, client)
-        # The platform can still be asked, and a newcomer still gets in.
+        # The relay still reaches the platform and admits a new peer.
         newcomer = Peer.client(relay, platform, "w", "t")
         newcomer.converse(daemon)
         cpu = relay.cpu()
@@ -224,7 +224,7 @@ def test_more_upgrades_than_descriptors(platform: FaultyPlatform) -> None:
 
 
 def test_early_frames_are_kept_within_bounds(relay: Relay, platform: FaultyPlatform) -> None:
-    """What a peer sends before the 101 is kept, and then handled; a flood of it is not read."""
+    """Frames sent before the 101 are kept, then handled; back-pressure stops a flood of them."""
     platform.mode, platform.delay = "slow", 0.5
     try:
         daemon = Peer.daemon(relay, platform, "early", "t")

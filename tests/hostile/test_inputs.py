@@ -1,8 +1,9 @@
-"""Generated input for every parser of foreign bytes: the only outcomes are an answer and a refusal.
+"""Generated input for all parsers of untrusted bytes: each input is accepted or refused, without another exception.
 
     make fuzz           # many more examples
 
-Raw bytes and mutated good input: tokens, key sets, validation answers, frames, bus frames, settings, request heads.
+Raw bytes and mutated valid input: tokens, key sets, validation responses, frames, bus frames, settings, request
+heads.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ nonsense = st.one_of(
 
 @st.composite
 def mutated(draw: st.DrawFn, good: bytes) -> bytes:
-    """Good input with a few bytes changed, cut, repeated or put in."""
+    """Valid input with a few bytes changed, removed, repeated or inserted."""
     data = bytearray(good)
     for _ in range(draw(st.integers(1, 5))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
@@ -87,7 +88,7 @@ def mutated(draw: st.DrawFn, good: bytes) -> bytes:
 
 
 def replaced(good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """A good object with some members of any kind."""
+    """A valid object with some members replaced by any value."""
     return st.dictionaries(st.sampled_from(sorted(good)), json_values, max_size=4).map(
         lambda wrong: {**good, **wrong}
     )
@@ -153,7 +154,7 @@ def test_token_headers_and_payloads(header: dict[str, Any], payload: bytes) -> N
 @relaxed
 @given(replaced({"exp": 2e9, "nbf": 1, "iat": 1, "iss": "viewport-server", "aud": "viewport-relay", "role": "client",
                  "workspaceId": "w", "runtimeTargetId": "t"}))  # fmt: skip
-def test_payloads_that_are_signed(payload: dict[str, Any]) -> None:
+def test_signed_payloads(payload: dict[str, Any]) -> None:
     try:
         check_payload(payload, QUERY, RULES, 1e9)
     except Refusal:
@@ -166,7 +167,7 @@ def test_payloads_that_are_signed(payload: dict[str, Any]) -> None:
     st.lists(st.text(max_size=60), max_size=4),
     st.none() | st.text(),
 )
-def test_where_a_token_comes_from(authorization: list[str], offered: list[str], in_query: str | None) -> None:
+def test_the_places_of_a_token(authorization: list[str], offered: list[str], in_query: str | None) -> None:
     source = token_from(authorization, offered, in_query, "prod")
     assert source is None or 10 <= len(source.token) <= 4096
 
@@ -286,7 +287,7 @@ HEAD = upgrade_request(
     st.integers(1, 400),
 )
 def test_request_heads(requests: list[bytes], step: int) -> None:
-    """Through the relay's own channel, upgrade resource and, when it gets so far, connection."""
+    """Through the relay's channel, upgrade resource and, after an upgrade, connection."""
     clock = Clock()
     factory = site(clock, RELAY_LISTEN_HOST="127.0.0.1")
     transport = StringTransport()
@@ -313,8 +314,8 @@ def _gone() -> Any:
     return Failure(ConnectionLost())
 
 
-def test_the_good_ones_are_good() -> None:
-    """Or what is above would be about nothing."""
+def test_unmutated_inputs_are_valid() -> None:
+    """The unmutated inputs are valid; otherwise the tests above would test nothing."""
     header = read_header(good_token())
     payload = payload_signed_by(good_token(), header, KEYS)
     assert check_payload(payload, QUERY, RULES, time.time())

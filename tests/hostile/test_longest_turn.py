@@ -1,7 +1,8 @@
-"""How long one input holds the event loop: the longest of each kind, in CPU time, printed as a table.
+"""The longest time for which one input blocks the event loop: CPU time by kind of input, printed as a table.
 
-Each input is as long as its kind allows and the worst that we know. What counts is the least of several tries: the machine may
-do other work meanwhile. The bound is generous for the same reason; on a machine without other work each takes under 10 ms.
+Each input has the maximal length of its kind and the most expensive known content. The figure is the least of several
+tries, because the machine may do other work. The bound is generous for the same reason; on an idle machine each input
+takes under 10 ms.
 
     pytest -m "slow or not slow" tests/hostile/test_longest_turn.py -s
 """
@@ -39,17 +40,17 @@ ANSWER: Final = 262_144
 TOKEN: Final = 4_096
 HEAD: Final = 16_384
 
-#: Seconds of CPU that no input may take, with room for a slow and busy machine: on a quiet one each takes under 0.010.
+#: Limit of CPU seconds for each input, for a slow and busy machine; an idle machine needs under 0.010.
 BOUND: Final = 0.030
 
 
 def filled(start: str, unit: str, end: str, size: int) -> bytes:
-    """A text of this many bytes at most: `unit` repeated between the two."""
+    """A text of at most `size` bytes: `unit` repeated between `start` and `end`."""
     return (start + unit * ((size - len(start) - len(end)) // len(unit)) + end).encode()
 
 
 def documents(start: str, size: int) -> Iterator[tuple[str, bytes]]:
-    """JSON objects that begin with `start` (a member and a comma) and are hard to read."""
+    """JSON objects that begin with `start` (a member and a comma) and are expensive to parse."""
     yield "array of numbers", filled("{" + start + '"x":[', "1,", "1]}", size)
     yield "array of objects", filled("{" + start + '"x":[', '{"a":[]},', "1]}", size)
     yield "no object", filled("[", "1,", "1]", size)
@@ -97,7 +98,7 @@ def log_values() -> Iterator[tuple[str, Any]]:
 
 
 def read_message(message: bytes) -> None:
-    """What a client's message goes through, in the memory that it was received in."""
+    """Process a client's message, in the buffer that received it."""
     received = memoryview(bytearray(message))
     if fast_e2ee(received) is None and is_utf8(received):
         decode_client(received, fast=False)
@@ -120,7 +121,7 @@ def write_log(value: Any) -> None:
 
 
 def read_head(head: bytes) -> None:
-    """One read of a new connection, through the channel and the upgrade, up to the refusal."""
+    """One read of a new connection, through channel and upgrade, up to the refusal."""
     clock = Clock()
     transport = StringTransport()
     channel = site(clock, RELAY_LISTEN_HOST="127.0.0.1").buildProtocol(None)
@@ -147,7 +148,7 @@ KINDS: Final[dict[str, tuple[Callable[[Any], object], Callable[[], Iterator[tupl
 
 
 def longest(read: Callable[[Any], object], value: Any) -> float:
-    """Seconds of CPU for one input: the least of several tries."""
+    """CPU seconds for one input: the least of several tries."""
     best = float("inf")
     for _ in range(5):
         began = time.process_time()
@@ -158,7 +159,7 @@ def longest(read: Callable[[Any], object], value: Any) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_input_holds_the_loop(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_input_blocks_the_loop(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     read, inputs = KINDS[kind]
     rows = sorted(((longest(read, value), name) for name, value in inputs()), reverse=True)
     with capsys.disabled():

@@ -1,9 +1,9 @@
-"""Plain HTTP as a weapon: pipelined requests without credentials, and what a pair that behaves notices of them.
+"""Pipelined plain HTTP without credentials, and the round trips of another pair meanwhile.
 
     HOSTILE_SECONDS=10 .venv/bin/python -m pytest -s tests/hostile/test_pipelining.py -m "slow or not slow"
 
-prints one line for each attack. The attackers run in another process. Times depend on the machine; the bound here says
-"not stuck", and lies a factor of five below what one turn for all of a read's requests took.
+prints one line for each attack. The attackers run in another process. Times depend on the machine; the bound only
+means "not stalled", and is a fifth of the time that one turn took when it handled all requests of a read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.hostile.test_floods import at, round_trips
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("HOSTILE_SECONDS", "3"))
 
-#: Requests of an address within a minute: so few that the attack meets the limit within its time on a busy machine.
+#: Requests of an address in a minute: few, so that the attack meets the limit also on a busy machine.
 BUDGET = int(os.environ.get("HOSTILE_BUDGET", "60"))
 
 

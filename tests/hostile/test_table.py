@@ -1,8 +1,9 @@
-"""Every attack of the table in short: the bystander stays connected and is answered, memory and log stay in bounds.
+"""A short run of the table's attacks: the bystander stays connected and gets replies; memory and log stay bounded.
 
     make hostile        # all attacks over plain TCP, TLS and with workers, with figures
 
-Times depend on the machine. The bound says "not stuck": an unprotected relay stood still for six seconds and more.
+Times depend on the machine. The bound only means "not stalled": an unprotected relay stalled for six seconds and
+more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tests.hostile.table import ATTACKS, ROADS, at, measure
 
 SECONDS = min(4.0, float(os.environ.get("HOSTILE_SECONDS", "1.5")))
 
-#: What the default run does, over plain TCP; `make hostile` does all.
+#: Attacks of the default run, over plain TCP; `make hostile` runs all.
 QUICK = {
     "pipelined_100",
     "json_50",

@@ -1,4 +1,4 @@
-"""Bus frames made by hand, with our own signature: what an attacker with access to the bus could send."""
+"""Bus frames made by hand with the fleet's signing key: what an attacker with access to the bus could send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fleet for each test: Redis, dev platform and relays of its own."""
+"""Fixtures: a fleet for each test, with its own Redis, development platform and relays."""
 
 from __future__ import annotations
 

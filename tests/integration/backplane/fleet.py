@@ -1,4 +1,4 @@
-"""Several relays as processes, their Redis, the dev platform in this process, and bare peers for them.
+"""Several relays as processes, their Redis, the dev platform in this process, and bare peers.
 
 async with Fleet(reactor, signing_key) as fleet:
     a, b = await fleet.relays("a", "b")
@@ -26,12 +26,12 @@ from viewport_relay.peer.upgrade import Closed, Destination
 ADMIN_TOKEN = "backplane-test-admin-token"
 BUS_KEY = "backplane-test-bus-key-0123456789"
 WAIT = 10.0
-#: Seconds of silence that count as silence.
+#: Seconds without a frame after which a peer counts as silent.
 QUIET = 0.4
 
 
 class BarePeer:
-    """A connection and the frames that came, in order."""
+    """A connection, and its received frames in order."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -75,7 +75,7 @@ async def until(reactor: Any, true: Callable[[], bool], seconds: float = WAIT) -
 
 
 class Fleet:
-    """Relays of one platform. `settings` are those of every relay."""
+    """Relays of one platform. `settings` apply to every relay."""
 
     def __init__(self, reactor: Any, signing_key: SigningKey, settings: dict[str, str]) -> None:
         self.reactor = reactor
@@ -142,7 +142,7 @@ class Fleet:
         return peer
 
     async def announced(self, seen: Callable[[], Any], relay: str) -> None:
-        """Wait until presence names this relay; `seen` gives the entry as JSON text or None."""
+        """Wait until presence names this relay; `seen` returns the entry as JSON text or None."""
 
         def there() -> bool:
             entry = seen()
@@ -194,7 +194,7 @@ def e2ee(session_id: str = "session-1", seq: int = 1, **members: Any) -> dict[st
 async def session(
     client: BarePeer, daemon: BarePeer, session_id: str = "session-1", *, redirects: int = 0
 ) -> None:
-    """A key exchange between the two, wherever they are; the client hears `redirects` redirects before the answer."""
+    """A key exchange between the two, on any relays; the client gets `redirects` redirects before the response."""
     request_id = f"request-{secrets.token_hex(4)}"
     asked = client.say(init(request_id))
     assert await daemon.hear() == asked

@@ -1,4 +1,4 @@
-"""The two forms of bus frames between real relays, replays across a restart, and signed presence."""
+"""Single and batched bus frames between real relays, replays across a restart, and signed presence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def presence_key(fleet: Fleet) -> str:
 
 
 def names_elsewhere(fleet: Fleet, redis: RedisServer) -> None:
-    """Presence that names a relay which does not run."""
+    """Write presence that names a relay which does not run."""
     entry = {"relayId": "elsewhere", "relayWsBaseUrl": "ws://elsewhere.example", "daemonConnected": True}
     redis.ask("SET", presence_key(fleet), json.dumps(entry))
 
@@ -54,7 +54,7 @@ async def test_a_batch_is_sent_only_to_a_relay_that_announces_it(fleet: Fleet, r
     async def send(expected: bool) -> None:
         redis.ask("DEL", QUEUE)
         await deferLater(fleet.reactor, RECORD_TTL)
-        for wait in (0.3, 0.3):  # the first makes the relay look
+        for wait in (0.3, 0.3):  # the first frame causes the look-up
             client.say(e2ee("s", 1))
             await deferLater(fleet.reactor, wait)
         await until(fleet.reactor, lambda: forms(redis)[-1:] == [expected])
@@ -89,7 +89,7 @@ async def test_order_and_bytes_hold_while_the_form_changes(fleet: Fleet, redis: 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 @pytest_twisted.ensureDeferred
-async def test_what_was_read_before_a_restart_is_not_read_again(
+async def test_frames_read_before_a_restart_are_refused_after_it(
     fleet: Fleet, redis: RedisServer, how: str
 ) -> None:
     relay = await fleet.relay("a", **NO_REDIRECT)
@@ -111,11 +111,11 @@ async def test_what_was_read_before_a_restart_is_not_read_again(
     assert (await daemon.hear_json())["requestId"] == "new"
     await daemon.quiet()
     assert await fleet.metric(again, "relay_bus_pull_stale_signature_total") == 1
-    assert not [e for e in await fleet.logs(again) if e["event"] == "bus_drop"]  # every restart has some
+    assert not [e for e in await fleet.logs(again) if e["event"] == "bus_drop"]  # usual after a restart
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_state_folder_remembers_a_process_before_when_redis_does_not(
+async def test_the_state_folder_names_the_previous_process_when_redis_does_not(
     fleet: Fleet, redis: RedisServer, tmp_path: Any
 ) -> None:
     settings = NO_REDIRECT | {"RELAY_STATE_DIR": str(tmp_path)}
@@ -134,7 +134,7 @@ async def test_the_state_folder_remembers_a_process_before_when_redis_does_not(
 
 
 async def code_of_a_frame(fleet: Fleet, relay: Any) -> str | None:
-    """What a client of this relay is told at once about a frame for a remote daemon; None: nothing."""
+    """Code of the relay's immediate reply to a frame for a remote daemon, or None."""
     client = await fleet.join(relay, "client")
     client.say(init())
     await deferLater(fleet.reactor, 0.5)
@@ -156,8 +156,8 @@ async def test_presence_is_signed_beside_the_entry(fleet: Fleet, redis: RedisSer
     daemon.connection.close()
     await until(fleet.reactor, lambda: redis.ask("EXISTS", signature, presence_key(fleet)) == 0)
 
-    names_elsewhere(fleet, redis)  # as a relay of today would
-    await deferLater(fleet.reactor, 2.2)  # what was looked up before is forgotten
+    names_elsewhere(fleet, redis)  # an unsigned entry, as older relays write it
+    await deferLater(fleet.reactor, 2.2)  # looked up entries expire
     assert await code_of_a_frame(fleet, open_minded) is None
     assert await fleet.metric(open_minded, "relay_presence_unsigned_total") >= 1
     assert await code_of_a_frame(fleet, strict) == "DAEMON_UNAVAILABLE"

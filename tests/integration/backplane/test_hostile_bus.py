@@ -1,4 +1,4 @@
-"""Bus frames of an attacker with access to Redis: they have no effect and are counted."""
+"""Bus frames of an attacker with access to Redis have no effect and are counted."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_bad_frames_are_refused_and_counted(fleet: Fleet, redis: RedisServ
         before = await fleet.metric(b, metric)
         frame = make(fleet)
         redis.ask("RPUSH", "viewport:relay:queue:b", frame if isinstance(frame, str) else json.dumps(frame))
-        # A good one behind it: when that has come, the bad one was judged.
+        # A valid frame follows: when it arrives, the bad frame has been processed.
         marker = bus_frame(fleet, "client_to_daemon", json.dumps(init(f"behind {name}")))
         redis.ask("RPUSH", "viewport:relay:queue:b", json.dumps(marker))
         assert (await daemon.hear_json())["requestId"] == f"behind {name}", name
@@ -91,11 +91,11 @@ async def test_bad_frames_are_refused_and_counted(fleet: Fleet, redis: RedisServ
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_frame_is_good_once(fleet: Fleet, redis: RedisServer) -> None:
+async def test_a_replayed_frame_is_refused(fleet: Fleet, redis: RedisServer) -> None:
     b = await fleet.relay("b")
     daemon = await fleet.join(b, "workspace-daemon")
     frames = [bus_frame(fleet, "client_to_daemon", json.dumps(e2ee("s", n)), age=n) for n in range(1, 6)]
-    for frame in [*frames, *frames]:  # the older ones later: reordering is no replay
+    for frame in [*frames, *frames]:  # the older frames follow: reordering is not a replay
         redis.ask("RPUSH", "viewport:relay:queue:b", json.dumps(frame))
     assert [(await daemon.hear_json())["seq"] for _ in range(5)] == [1, 2, 3, 4, 5]
     await daemon.quiet()
@@ -107,7 +107,7 @@ async def test_a_full_daemon_queue_drops_bus_frames(fleet: Fleet, redis: RedisSe
     b = await fleet.relay("b", RELAY_MAX_PENDING_BYTES="65536")
     daemon = await fleet.join(b, "workspace-daemon")
     transport = daemon.connection._protocol.transport
-    transport.pauseProducing()  # it does not read
+    transport.pauseProducing()  # stop reading
     for number in range(1, 401):
         text = json.dumps(e2ee("s", number, ciphertext="x" * 60_000))
         frame = bus_frame(fleet, "client_to_daemon", text)

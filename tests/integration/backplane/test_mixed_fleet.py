@@ -1,7 +1,7 @@
-"""A relay of ours and one that speaks only what section 12 of the wire protocol says, over a real Redis.
+"""This relay and one that implements only section 12 of the wire protocol, over a real Redis.
 
-`PlainRelay` stands for the relays of today: JSON bus frames signed with HMAC-SHA256, unsigned presence, no batches. It reads and
-writes Redis directly, with a signature of its own making.
+`PlainRelay` stands for existing relays: JSON bus frames signed with HMAC-SHA256, unsigned presence, no batches. It
+reads and writes Redis directly, with its own implementation of the signature.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tests.integration.backplane.fleet import Fleet, e2ee, init, response, until
 
 pytestmark = pytest.mark.redis
 
-#: The balancer reaches every relay, so clients are not redirected; presence is looked at twice a second.
+#: The load balancer reaches every relay, so clients are not redirected; presence is looked up twice a second.
 SETTINGS = {"RELAY_CLIENT_REDIRECT_ENABLED": "0", "RELAY_PRESENCE_SYNC_INTERVAL_MS": "500"}
 
-#: The instance record that is there of the other relay: none, that of version 0.1, that of one which reads no batches.
+#: The other relay's instance record: none, that of version 0.1, or of one without batches.
 RECORDS = {"no record": None, "of 0.1": "4f1d0c6a9be2735d08aa11bb", "without batches": '{"instance":"x"}'}
 
 MEMBERS = {
@@ -32,7 +32,7 @@ MEMBERS = {
 
 
 class PlainRelay:
-    """The other relay. `say` queues a frame for ours, `hear` takes the next one that ours queued for it."""
+    """The other relay. `say` queues a frame for this relay, `hear` takes the next frame that this relay queued for it."""
 
     def __init__(self, fleet: Fleet, redis: RedisServer, record: str | None = None) -> None:
         self._fleet, self._redis = fleet, redis
@@ -45,7 +45,7 @@ class PlainRelay:
         self._redis.ask("RPUSH", f"viewport:relay:queue:{to}", json.dumps(frame))
 
     async def hear(self) -> dict[str, Any]:
-        """A frame as section 12 has it: its members, signature and age are checked."""
+        """The next bus frame; checks members, signature and age by section 12."""
         queue = "viewport:relay:queue:plain"
         await until(self._fleet.reactor, lambda: self._redis.ask("LLEN", queue) > 0)
         frame: dict[str, Any] = json.loads(self._redis.ask("LPOP", queue))
@@ -57,7 +57,7 @@ class PlainRelay:
         return frame
 
     def announce(self) -> None:
-        """Its daemon has joined."""
+        """Write presence of a daemon that joined this relay."""
         entry = {
             "relayId": "plain", "relayWsBaseUrl": "ws://plain.example", "daemonConnected": True,
             "runtimeTargetId": self._fleet.target, "updatedAtMs": int(time.time() * 1000),
@@ -68,12 +68,12 @@ class PlainRelay:
         self._redis.ask("DEL", self._presence)
 
     def resolve(self) -> dict[str, Any] | None:
-        """Where the daemon is."""
+        """Look up the daemon's relay."""
         text = self._redis.ask("GET", self._presence)
         return None if text is None else dict(json.loads(text))
 
     def presence_ttl(self) -> int:
-        """Milliseconds."""
+        """In milliseconds."""
         return int(self._redis.ask("PTTL", self._presence))
 
 
@@ -83,7 +83,7 @@ def plain(request: pytest.FixtureRequest, fleet: Fleet, redis: RedisServer) -> P
 
 
 @pytest_twisted.ensureDeferred
-async def test_its_client_and_our_daemon(fleet: Fleet, plain: PlainRelay) -> None:
+async def test_client_on_the_other_relay_and_daemon_here(fleet: Fleet, plain: PlainRelay) -> None:
     ours = await fleet.relay("ours", **SETTINGS)
     daemon = await fleet.join(ours, "workspace-daemon", machineId="machine-1")
     await until(fleet.reactor, lambda: plain.resolve() is not None)
@@ -111,7 +111,7 @@ async def test_its_client_and_our_daemon(fleet: Fleet, plain: PlainRelay) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_our_client_and_its_daemon(fleet: Fleet, plain: PlainRelay) -> None:
+async def test_client_here_and_daemon_on_the_other_relay(fleet: Fleet, plain: PlainRelay) -> None:
     ours = await fleet.relay("ours", **SETTINGS)
     plain.announce()
     client = await fleet.join(ours, "client")
@@ -128,13 +128,13 @@ async def test_our_client_and_its_daemon(fleet: Fleet, plain: PlainRelay) -> Non
     assert [json.loads(await client.hear())["seq"] for _ in range(100)] == list(range(1, 101))
 
     plain.withdraw()
-    await deferLater(fleet.reactor, 2.2)  # resolved entries are remembered for 2 s
+    await deferLater(fleet.reactor, 2.2)  # resolved entries are cached for 2 s
     client.say(e2ee("s-1", 101))
     assert (await client.hear_json())["code"] == "DAEMON_UNAVAILABLE"
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_client_is_redirected_to_it(fleet: Fleet, redis: RedisServer) -> None:
+async def test_a_client_is_redirected_to_the_other_relay(fleet: Fleet, redis: RedisServer) -> None:
     ours = await fleet.relay("ours", RELAY_PRESENCE_SYNC_INTERVAL_MS="500")
     PlainRelay(fleet, redis).announce()
     client = await fleet.join(ours, "client")
@@ -157,8 +157,10 @@ async def test_a_daemon_that_moves_there_and_back(fleet: Fleet, plain: PlainRela
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_it_signs_with_another_key_is_refused_and_said(fleet: Fleet, redis: RedisServer) -> None:
-    """The most frequent mistake of a move: the new relay has another RELAY_BUS_HMAC_KEY."""
+async def test_frames_signed_with_another_key_are_refused_and_logged(
+    fleet: Fleet, redis: RedisServer
+) -> None:
+    """The most frequent mistake of a migration: the new relay has another RELAY_BUS_HMAC_KEY."""
     ours = await fleet.relay("ours", **SETTINGS)
     daemon = await fleet.join(ours, "workspace-daemon")
     frame = bus_frame(

@@ -1,4 +1,4 @@
-"""Two relays with one RELAY_ID on one Redis, and settings with which other relays could not reach this one."""
+"""Two relays with one RELAY_ID on one Redis, and settings that other relays cannot reach."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OFTEN = {"RELAY_PRESENCE_SYNC_INTERVAL_MS": "100"}
 
 
 @pytest_twisted.ensureDeferred
-async def test_two_relays_of_one_name_say_so(fleet: Fleet, redis: RedisServer) -> None:
+async def test_two_relays_with_one_id_are_logged(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays("same", "same", **OFTEN)
     await until(fleet.reactor, lambda: all("relay_id_shared" in relay.output() for relay in (a, b)))
     (entry, *_) = (e for e in await fleet.logs(a) if e["event"] == "relay_id_shared")
@@ -28,7 +28,7 @@ async def test_two_relays_of_one_name_say_so(fleet: Fleet, redis: RedisServer) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_restart_and_other_names_are_no_matter(fleet: Fleet, redis: RedisServer) -> None:
+async def test_a_restart_and_other_ids_are_not_logged(fleet: Fleet, redis: RedisServer) -> None:
     first = await fleet.relay("one", **OFTEN)
     await deferToThread(first.process.kill)
     again, other = await fleet.relays("one", "other", **OFTEN)
@@ -58,7 +58,7 @@ async def test_operators_see_every_relay_before_the_first_frame(fleet: Fleet) ->
 
 
 @pytest.mark.parametrize("mode", ["redis", "server"])
-def test_any_free_port_needs_a_url_for_the_others(mode: str) -> None:
+def test_port_0_needs_a_public_url(mode: str) -> None:
     environ = {
         "SERVER_URL": "http://127.0.0.1:9",
         "RELAY_INTERNAL_KEY": "some-internal-key-0123",

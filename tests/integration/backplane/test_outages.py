@@ -1,4 +1,4 @@
-"""Redis goes away and comes back: what peers see meanwhile, what the operator is told, and that it heals."""
+"""Outages of Redis: effects on peers, log entries, and recovery."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def on(redis: RedisServer, signing_key: SigningKey, **settings: str) -> As
 
 
 async def heard_again(fleet: Fleet, client: Any, daemon: Any) -> None:
-    """Key exchanges until one gets through."""
+    """Key exchanges until one succeeds."""
     for attempt in range(100):
         client.say(init(f"again-{attempt}"))
         await deferLater(fleet.reactor, 0.1)
@@ -70,7 +70,7 @@ async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: Red
     daemon.heard_so_far()
     remote.heard_so_far()
 
-    said = local.say(e2ee("s-local", 1))  # local peers go on
+    said = local.say(e2ee("s-local", 1))  # frames between local peers still arrive
     assert await daemon.hear() == said
     answered = daemon.say(e2ee("s-local", 1))
     assert await local.hear() == answered
@@ -82,9 +82,7 @@ async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: Red
     redis.start()
     await fleet.until_ready(a, UP)
     await fleet.until_ready(b, UP)
-    await fleet.announced(
-        lambda: presence(fleet, redis), "a"
-    )  # the client is told again although no daemon joined
+    await fleet.announced(lambda: presence(fleet, redis), "a")  # announced again, though no daemon joined
     await heard_again(fleet, remote, daemon)
     for relay in (a, b):
         events = [entry["event"] for entry in await fleet.logs(relay)]
@@ -137,7 +135,9 @@ async def test_a_relay_that_starts_without_redis_serves_and_joins_later(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_password_is_said_and_can_be_put_right(signing_key: SigningKey, tmp_path: Path) -> None:
+async def test_a_wrong_password_is_logged_and_can_be_corrected(
+    signing_key: SigningKey, tmp_path: Path
+) -> None:
     redis = RedisServer(tmp_path, "--requirepass", "first-password").start()
     url = redis.url.replace("//", "//:right%20password@")
     async with on(redis, signing_key, RELAY_REDIS_URL=url) as fleet:
@@ -153,7 +153,7 @@ async def test_a_wrong_password_is_said_and_can_be_put_right(signing_key: Signin
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_missing_password_is_said(signing_key: SigningKey, tmp_path: Path) -> None:
+async def test_a_missing_password_is_logged(signing_key: SigningKey, tmp_path: Path) -> None:
     redis = RedisServer(tmp_path, "--requirepass", "first-password").start()
     async with on(redis, signing_key) as fleet:
         a = await fleet.relay("a")
@@ -163,7 +163,7 @@ async def test_a_missing_password_is_said(signing_key: SigningKey, tmp_path: Pat
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_database_and_a_user_of_its_own(signing_key: SigningKey, tmp_path: Path) -> None:
+async def test_a_database_number_and_a_user(signing_key: SigningKey, tmp_path: Path) -> None:
     redis = RedisServer(tmp_path, *"--user relay on >its-password ~relays:* +@all".split()).start()
     settings = {
         "RELAY_REDIS_URL": redis.url.replace("//", "//relay:its-password@") + "/3",
@@ -196,9 +196,9 @@ async def test_redis_over_tls(signing_key: SigningKey, tmp_path: Path) -> None:
         daemon = await fleet.join(a, "workspace-daemon")
         await deferLater(fleet.reactor, 0.5)
         await session(await fleet.join(b, "client"), daemon)
-        stranger = await fleet.relay("c")  # the system trusts no such certificate
-        await fleet.until_ready(stranger, DOWN)
-        told = [e for e in await fleet.logs(stranger) if e["event"] == "backplane_unreachable"]
+        untrusting = await fleet.relay("c")  # the system's CAs do not include the test's CA
+        await fleet.until_ready(untrusting, DOWN)
+        told = [e for e in await fleet.logs(untrusting) if e["event"] == "backplane_unreachable"]
         assert "certificate" in told[0]["details"]["detail"]
 
 
@@ -228,7 +228,7 @@ async def test_sentinels_name_the_master_also_after_a_failover(
         await fleet.announced(lambda: presence(fleet, first), "a")
         client = await fleet.join(b, "client")
         await session(client, daemon)
-        await deferLater(reactor, 2.5)  # the sentinel finds the replica
+        await deferLater(reactor, 2.5)  # the Sentinel finds the replica
         first.kill()
         await fleet.until_ready(a, DOWN)
         await fleet.until_ready(a, UP, 30)

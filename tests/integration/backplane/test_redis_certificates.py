@@ -1,4 +1,4 @@
-"""A TLS Redis whose certificate does not fit: refused before a command is sent, with the reason in words."""
+"""A TLS Redis with an unacceptable certificate: refused before a command is sent, with the reason in the log."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def ping(server: RedisServer, folder: Path) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_certificate_that_fits(start: Start, tmp_path: Path) -> None:
+async def test_an_accepted_certificate(start: Start, tmp_path: Path) -> None:
     server = start(CA.issue("redis", "localhost"))
     assert await ping(server, tmp_path) in ("PONG", b"PONG")
 
@@ -82,7 +82,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_a_certificate_that_does_not_fit(start: Start, tmp_path: Path, name: str) -> None:
+async def test_a_refused_certificate(start: Start, tmp_path: Path, name: str) -> None:
     identity, words = REFUSED[name]
     server = start(identity)
     with pytest.raises(CarrierFailed) as failed:

@@ -1,4 +1,4 @@
-"""Two and three relays on one Redis: what a peer sees when the other one is elsewhere."""
+"""Two and three relays on one Redis: peers of one session on different relays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def there(fleet: Fleet, redis: RedisServer, relay: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_presence_entry_is_as_relays_of_today_write_it(fleet: Fleet, redis: RedisServer) -> None:
+async def test_the_presence_entry_has_the_form_of_the_wire_protocol(fleet: Fleet, redis: RedisServer) -> None:
     relay = await fleet.relay("a", RELAY_PUBLIC_WS_BASE_URL="ws://relay-a.example")
     daemon = await fleet.join(relay, "workspace-daemon", machineId="machine-1")
     await there(fleet, redis, "a")
@@ -77,7 +77,7 @@ async def test_pairing_goes_over_the_bus(fleet: Fleet, redis: RedisServer) -> No
     assert await daemon.hear() == said
     answered = daemon.say(example("offer response"))
     assert await client.hear() == answered
-    daemon.say(example("offer response"))  # it is spent
+    daemon.say(example("offer response"))  # spent: the second one is dropped
     await client.quiet()
 
 
@@ -98,7 +98,7 @@ async def test_order_is_kept_over_ten_thousand_frames_each_way(fleet: Fleet, red
 
 @pytest_twisted.ensureDeferred
 async def test_order_is_kept_from_the_first_frame_on(fleet: Fleet, redis: RedisServer) -> None:
-    """The first frames of a client meet a look-up; those that came meanwhile wait behind them."""
+    """The client's first frames cause a look-up; frames during the look-up wait behind them."""
     a, b = await fleet.relays("a", "b")
     daemon = await fleet.join(a, "workspace-daemon")
     await there(fleet, redis, "a")
@@ -128,7 +128,7 @@ async def test_a_client_is_redirected_and_its_early_frames_arrive(fleet: Fleet, 
     daemon.say(response("early"))
     assert (await client.hear_json())["type"] == "relay_key_exchange_response"
     assert await fleet.metric(b, "relay_client_redirect_total") == 2
-    # Sent and gone: it does not wait for anything.
+    # A client that leaves right after its frame.
     hasty = await fleet.join(b, "client")
     said = hasty.say(init("hasty"))
     hasty.connection.close()
@@ -183,7 +183,7 @@ async def test_session_events_off_the_bus_reach_subscribers(fleet: Fleet, redis:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_daemon_that_moves_is_let_go_by_the_older_relay(fleet: Fleet, redis: RedisServer) -> None:
+async def test_a_daemon_that_moves_is_closed_by_the_older_relay(fleet: Fleet, redis: RedisServer) -> None:
     a, b, c = await fleet.relays("a", "b", "c", RELAY_PRESENCE_SYNC_INTERVAL_MS="500", **NO_REDIRECT)
     first = await fleet.join(a, "workspace-daemon")
     await there(fleet, redis, "a")
@@ -194,14 +194,14 @@ async def test_a_daemon_that_moves_is_let_go_by_the_older_relay(fleet: Fleet, re
     closed = await first.ended()
     assert (closed.code, closed.reason) == (4008, "replaced by newer daemon")
     entry = json.loads(presence(fleet, redis))
-    assert entry["relayId"] == "b"  # leaving a has not withdrawn it
+    assert entry["relayId"] == "b"  # leaving a has not withdrawn the entry
     await until(fleet.reactor, lambda: second.closed is None, 0.1)
     await session_after_move(fleet, client, second)
     assert second.closed is None
 
 
 async def session_after_move(fleet: Fleet, client: Any, daemon: Any) -> None:
-    """What c remembers of the old place is forgotten within two seconds."""
+    """c's cached presence expires within two seconds."""
     for attempt in range(40):
         said = client.say(init(f"again-{attempt}"))
         try:
@@ -215,7 +215,7 @@ async def session_after_move(fleet: Fleet, client: Any, daemon: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_relay_that_dies_is_forgotten(fleet: Fleet, redis: RedisServer) -> None:
+async def test_presence_of_a_killed_relay_expires(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays(
         "a", "b", RELAY_REDIS_PRESENCE_TTL_MS="1500", RELAY_PRESENCE_SYNC_INTERVAL_MS="500", **NO_REDIRECT
     )
@@ -238,10 +238,10 @@ async def test_requests_and_sessions_of_other_relays_are_kept_apart(fleet: Fleet
     await there(fleet, redis, "a")
     here, there_ = await fleet.join(a, "client"), await fleet.join(b, "client")
     await session(here, daemon, "s-here")
-    there_.say(e2ee("s-here", 7))  # not its session
+    there_.say(e2ee("s-here", 7))  # a session of the other client
     here.say(init("same"))
     await daemon.hear()
-    there_.say(init("same"))  # another client waits for it
+    there_.say(init("same"))  # a request id of the other client
     await daemon.quiet()
     dropped = await fleet.metric(a, 'relay_frames_dropped_total{reason="SESSION_NOT_OWNED"}')
     conflicts = await fleet.metric(a, 'relay_frames_dropped_total{reason="REQUEST_ID_CONFLICT"}')
@@ -257,7 +257,7 @@ async def test_rates_and_profiles_hold_for_bus_frames(fleet: Fleet, redis: Redis
     client = await fleet.join(b, "client", e2eeProfile=..., answer={"e2eeProfile": ...})
     client.say(
         e2ee("s", 1, profile="noise-ikpsk2")
-    )  # not what the daemon's grant says: dropped, and not charged
+    )  # not the profile of the daemon's grant: dropped, and not counted
     await session(client, daemon)  # the first
     client.say(e2ee(seq=1))
     await daemon.hear()
@@ -282,7 +282,7 @@ async def test_a_relay_that_stops_withdraws_its_daemons(fleet: Fleet, redis: Red
 
 
 @pytest_twisted.ensureDeferred
-async def test_clients_of_a_relay_that_was_killed_are_told_before_its_presence_expires(
+async def test_clients_of_a_killed_relays_daemons_get_a_status_before_its_presence_expires(
     fleet: Fleet, redis: RedisServer
 ) -> None:
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
@@ -306,5 +306,5 @@ async def test_clients_of_a_relay_that_was_killed_are_told_before_its_presence_e
     assert await fleet.metric(b, "relay_bus_publish_failed_total") >= 1
     messages = [entry["message"] for entry in await fleet.logs(b) if entry["event"] == "bus_queue_unread"]
     assert messages == ["the relay a does not read its queue"]
-    await fleet.join(b, "workspace-daemon")  # it comes back elsewhere: nothing is in its way
+    await fleet.join(b, "workspace-daemon")  # the daemon reconnects to another relay: nothing prevents it
     await there(fleet, redis, "b")

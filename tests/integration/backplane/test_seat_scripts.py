@@ -1,4 +1,4 @@
-"""The scripts that decide between two relays of one seat, on a real Redis, against their model in Python."""
+"""The Redis scripts that assign a seat between two relays, on a real Redis, compared with their Python model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMES = (1_800_000_000_000, 1_800_000_000_001)
 
 
 def test_the_scripts_decide_as_the_model_does(redis: RedisServer) -> None:
-    """All pairs of claims, each relay first announcing, then renewing: who has the seat, and who is told."""
+    """All pairs of claims; each relay announces, then renews: the owner of the seat, and the notified relay."""
     commands = {name: Commands("p", name, 45_000, 10) for name in "ab"}
     claims = [SeatClaim(generation, since) for generation in GENERATIONS for since in TIMES]
     cases = 0
@@ -50,8 +50,8 @@ def test_the_scripts_decide_as_the_model_does(redis: RedisServer) -> None:
     assert redis.ask("DBSIZE") == len(model.entries) == 0
 
 
-def test_an_entry_of_a_relay_of_today_stands_against_a_renewal_only(redis: RedisServer) -> None:
-    """Such a relay writes no generation: a daemon that has just come overwrites it, as it always did."""
+def test_an_entry_without_generation_yields_only_to_an_announcement(redis: RedisServer) -> None:
+    """An older relay writes no generation: an announcement overwrites its entry, a renewal does not."""
     ours = Commands("p", "a", 45_000, 10)
     entry = json.dumps({"relayId": "old", "relayWsBaseUrl": "ws://x", "daemonConnected": True})
     redis.ask("SET", ours.presence_key(TARGET), entry)

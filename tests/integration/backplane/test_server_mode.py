@@ -30,7 +30,7 @@ def last(record: Any) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_the_platform_is_asked(http_fleet: Fleet) -> None:
+async def test_requests_to_the_platform(http_fleet: Fleet) -> None:
     fleet = http_fleet
     settings = {"RELAY_PUBLIC_WS_BASE_URL": "ws://a.example", "RELAY_PRESENCE_SYNC_INTERVAL_MS": "400"}
     a = await fleet.relay("a", **settings, **NO_REDIRECT)
@@ -49,7 +49,7 @@ async def test_what_the_platform_is_asked(http_fleet: Fleet) -> None:
     }
     assert last(records.presence_upserts) == report
     assert records.presence_upserts[-1].headers["x-relay-internal-key"] == fleet.platform.internal_key
-    await until(fleet.reactor, lambda: records.presence_upserts.total >= 3)  # it is said again and again
+    await until(fleet.reactor, lambda: records.presence_upserts.total >= 3)  # renewed repeatedly
     await until(fleet.reactor, lambda: records.pulls.total >= 2)
     assert last(records.pulls) == {"relayId": "a", "sinceId": 0, "limit": 200, "waitMs": 1000}
     daemon.connection.close()
@@ -98,7 +98,7 @@ async def test_a_frame_for_any_relay_is_taken_by_the_one_with_the_daemon(http_fl
 
 
 @pytest_twisted.ensureDeferred
-async def test_with_a_daemon_here_nobody_is_asked(http_fleet: Fleet) -> None:
+async def test_a_local_daemon_needs_no_request(http_fleet: Fleet) -> None:
     fleet = http_fleet
     a = await fleet.relay("a")
     daemon = await fleet.join(a, "workspace-daemon")
@@ -110,7 +110,7 @@ async def test_with_a_daemon_here_nobody_is_asked(http_fleet: Fleet) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_look_up_is_remembered_for_two_seconds(http_fleet: Fleet) -> None:
+async def test_a_look_up_is_cached_for_two_seconds(http_fleet: Fleet) -> None:
     fleet = http_fleet
     b = await fleet.relay("b")
     fleet.platform.presence.announce(fleet.workspace, fleet.target, "a", "ws://a.example")
@@ -135,7 +135,7 @@ async def test_a_slow_look_up_keeps_the_order(http_fleet: Fleet) -> None:
     client = await fleet.join(b, "client")
     for number in range(1, 301):
         client.say(e2ee("s", number))
-    client.say("{not a frame")  # answered by this relay, and yet not before the others
+    client.say("{not a frame")  # the relay answers this frame itself, but after the frames before
     assert (await client.hear_json())["code"] == "INVALID_FRAME"
     await until(fleet.reactor, lambda: fleet.platform.records.published.total == 300)
     published = [json.loads(call.raw)["payload"] for call in fleet.platform.records.published]
@@ -143,7 +143,7 @@ async def test_a_slow_look_up_keeps_the_order(http_fleet: Fleet) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_publishing_that_fails_is_told_the_client(http_fleet: Fleet) -> None:
+async def test_a_failed_publish_is_reported_to_the_client(http_fleet: Fleet) -> None:
     fleet = http_fleet
     b = await fleet.relay("b")
     fleet.platform.rules[PREFIX + "bus/publish"] = Rule(status=400)
@@ -153,11 +153,11 @@ async def test_publishing_that_fails_is_told_the_client(http_fleet: Fleet) -> No
     codes = [(await client.hear_json())["code"] for _ in range(3)]
     assert codes == ["RELAY_REDIRECT", "RELAY_REDIRECT", "DAEMON_UNAVAILABLE"]
     assert await fleet.metric(b, "relay_bus_publish_failed_total") == 1
-    assert await fleet.ready(b) == {"ok": True}  # one frame that was refused is no outage
+    assert await fleet.ready(b) == {"ok": True}  # one refused frame is not an outage
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_platform_goes_and_comes(http_fleet: Fleet) -> None:
+async def test_an_outage_of_the_platform(http_fleet: Fleet) -> None:
     fleet = http_fleet
     a, b = await fleet.relays("a", "b", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
     daemon, local = await fleet.join(a, "workspace-daemon"), await fleet.join(a, "client")
@@ -173,7 +173,7 @@ async def test_the_platform_goes_and_comes(http_fleet: Fleet) -> None:
     assert await daemon.hear() == said
     remote.say(e2ee("s-remote", 1))
     assert (await remote.hear_json(1))["code"] == "DAEMON_UNAVAILABLE"
-    # The platform forgets everything while it is away.
+    # The platform loses all records in between.
     fleet.platform.presence.withdraw(fleet.workspace, fleet.target, "a")
     await fleet.platform.up()
     await fleet.until_ready(a, {"ok": True})
@@ -187,7 +187,7 @@ async def test_the_platform_goes_and_comes(http_fleet: Fleet) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_moved_daemon_is_let_go(http_fleet: Fleet) -> None:
+async def test_a_moved_daemon_is_closed(http_fleet: Fleet) -> None:
     fleet = http_fleet
     a, b = await fleet.relays("a", "b", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
     first = await fleet.join(a, "workspace-daemon")
@@ -200,8 +200,8 @@ async def test_a_moved_daemon_is_let_go(http_fleet: Fleet) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_frames_larger_than_an_answer_may_be_come_through(http_fleet: Fleet) -> None:
-    """Frames may be 1 MiB, answers 256 KiB: fewer at a time, and one alone may be larger."""
+async def test_frames_above_the_response_limit_arrive(http_fleet: Fleet) -> None:
+    """Frames may have 1 MiB, responses 256 KiB: a pull returns fewer frames, and a single one may be larger."""
     fleet = http_fleet
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
@@ -224,7 +224,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 @pytest_twisted.ensureDeferred
-async def test_a_pull_that_is_refused_is_said(http_fleet: Fleet, name: str) -> None:
+async def test_a_refused_pull_is_logged(http_fleet: Fleet, name: str) -> None:
     fleet = http_fleet
     rule, words = REFUSALS[name]
     a = await fleet.relay("a", **NO_REDIRECT)
@@ -246,7 +246,7 @@ async def test_a_pull_that_is_refused_is_said(http_fleet: Fleet, name: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_outage_ends_without_a_bus_and_without_a_made_up_question(http_fleet: Fleet) -> None:
+async def test_an_outage_ends_without_a_bus_or_a_probe(http_fleet: Fleet) -> None:
     fleet = http_fleet
     a = await fleet.relay("a", RELAY_BUS_ENABLED="0", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
     await fleet.join(a, "workspace-daemon")

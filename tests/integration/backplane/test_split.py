@@ -1,4 +1,4 @@
-"""Relays that are split from Redis and healed: one daemon has the seat within two seconds, and clients reach it."""
+"""Relays that lose Redis and get it back: one daemon has the seat within two seconds, and clients reach it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.redis
 
 DOWN = {"ok": True, "reason": "BACKPLANE_UNREACHABLE"}
 UP = {"ok": True}
-#: Seconds after the healing within which one relay has the seat, and clients reach the daemon.
+#: Seconds after the reconnection within which one relay has the seat, and clients reach the daemon.
 HEALED = 2.0
 
 
@@ -27,7 +27,7 @@ def presence(fleet: Fleet, redis: RedisServer) -> Any:
 
 
 async def reaches(fleet: Fleet, client: BarePeer, daemon: BarePeer, name: str, seconds: float) -> None:
-    """Key exchanges until the daemon gets one and its answer comes back."""
+    """Key exchanges until the daemon gets one and its response comes back."""
     deadline = fleet.reactor.seconds() + seconds
     for attempt in range(1000):
         request = f"{name}-{attempt}"
@@ -65,18 +65,18 @@ async def test_a_daemon_moves_while_its_relay_is_split_from_redis(
         await deferToThread(network.partition)
         await fleet.until_ready(a, DOWN, 20)
         if winner == "a":
-            redis.ask("FLUSHALL")  # else the lower generation would not even get the seat for now
+            redis.ask("FLUSHALL")  # otherwise the lower generation would not get the seat even temporarily
         new = await fleet.join(b, "workspace-daemon", **generations[1])
         await fleet.announced(lambda: presence(fleet, redis), "b")
         await reaches(fleet, at_b, new, "b-split", 2)
-        await reaches(fleet, at_a, old, "a-split", 2)  # its relay cannot know better
+        await reaches(fleet, at_a, old, "a-split", 2)  # its relay cannot see the newer daemon
         assert (old.closed, new.closed) == (None, None)
 
         await deferToThread(network.heal)
         healed = fleet.reactor.seconds()
         stays, goes = (new, old) if winner == "b" else (old, new)
         await fleet.announced(lambda: presence(fleet, redis), winner)
-        # The relay that has lost the seat gives it up at once, and says so a second later.
+        # The relay that lost the seat gives it up at once, and closes the daemon a second later.
         for name, client in (("a-healed", at_a), ("b-healed", at_b)):
             await reaches(fleet, client, stays, name, healed + HEALED - fleet.reactor.seconds())
         closed = await goes.ended(2)

@@ -1,4 +1,4 @@
-"""Relays for the tests of the wire: processes, each shared by the tests of one kind of settings."""
+"""Fixtures of the wire tests: relay processes, each shared by the tests with the same settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def platform() -> Iterator[ControlPlane]:
 
 
 def checked(relay: Relay) -> Iterator[Relay]:
-    """The relay; at its end nothing must have gone wrong inside it."""
+    """Yields the relay; after the test its standard error must be empty and its log without errors."""
     yield relay.ready()
     assert relay.stop() == 0
     assert relay.complained == []
@@ -45,7 +45,7 @@ def checked(relay: Relay) -> Iterator[Relay]:
 
 @pytest.fixture(scope="package")
 def make_relay(platform: ControlPlane) -> Callable[..., Relay]:
-    """A relay with these settings and no rates; whoever makes it ends it (`checked`)."""
+    """Factory of relays with these settings and without rates; the caller stops them (`checked`)."""
 
     def make(**settings: str) -> Relay:
         return Relay({**platform.settings(), **NO_RATES, "RELAY_MAX_LOGS": "5000", **settings})
@@ -55,13 +55,13 @@ def make_relay(platform: ControlPlane) -> Callable[..., Relay]:
 
 @pytest.fixture(scope="package")
 def relay(make_relay: Callable[..., Relay]) -> Iterator[Relay]:
-    """The relay of the tests that need no settings."""
+    """The relay of all tests that need no settings."""
     yield from checked(make_relay())
 
 
 @pytest.fixture
 def sites(platform: ControlPlane) -> Iterator[Callable[..., Site]]:
-    """Makes sites, each in a workspace of its own; their peers leave with the test."""
+    """Factory of sites, each in its own workspace; their peers are closed with the test."""
     made: list[Site] = []
 
     def make(relay: Relay, workspace: str = "", target: str | None = "t") -> Site:
@@ -75,6 +75,6 @@ def sites(platform: ControlPlane) -> Iterator[Callable[..., Site]]:
 
 @pytest.fixture
 def site(relay: Relay, sites: Callable[..., Site]) -> Site:
-    """A site on the relay of the tests that need no settings."""
+    """A site on the relay of all tests that need no settings."""
     made: Any = sites(relay)
     return made  # type: ignore[no-any-return]

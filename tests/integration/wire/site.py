@@ -1,13 +1,13 @@
-"""Peers of a real relay over real sockets, and the workspace they meet in.
+"""Blocking peers of a real relay over real sockets, and their workspace.
 
     site = Site(relay, platform, "w1")
     daemon, client = site.daemon(), site.client()
     client.say(encoded("init v3"))
     assert daemon.hear() == encoded("init v3")
-    settle(client, daemon)          # whatever client said has arrived wherever it goes
+    settle(client, daemon)          # all messages of client have arrived
 
-Everything blocks, with a time limit. A peer only reads when it is asked for something, so one that is left alone
-does not read at all, and answers neither pings nor a Close.
+All calls block, with a time limit. A peer reads only during a call that reads; between calls it reads nothing, and
+answers neither pings nor a Close.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Gone(AssertionError):
 
 
 class Peer:
-    """One WebSocket. Reads when asked; then it answers pings and the relay's Close, unless told otherwise."""
+    """One WebSocket client. During calls that read it answers pings and the relay's Close, unless configured otherwise."""
 
     def __init__(self, upgrade: Upgrade) -> None:
         self.socket = upgrade.connection
         self._frames: FrameReader = upgrade._reader
-        self.inbox: list[bytes] = []  # messages that were read and not asked for yet
+        self.inbox: list[bytes] = []  # messages that were read but not yet returned
         self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
-        self.closed: tuple[int | None, str] | None = None  # the relay's Close
-        self.ended = False  # the connection is gone
+        self.closed: tuple[int | None, str] | None = None  # the relay's Close frame
+        self.ended = False  # the TCP connection has ended
         self.answers_pings = True
         self.answers_close = True
         self.binary = False
@@ -55,14 +55,14 @@ class Peer:
     # -- sending -----------------------------------------------------------------------------------------------
 
     def say(self, *messages: bytes) -> None:
-        """Text messages, in one write."""
+        """Send text messages, in one write."""
         self.raw(b"".join(masked_frame(TEXT, message) for message in messages))
 
     def raw(self, data: bytes) -> None:
         self.socket.sendall(data)
 
     def try_raw(self, data: bytes) -> bool:
-        """Send without minding that the relay has hung up or does not read; whether all of it went."""
+        """Send bytes, ignoring a closed or full connection; whether all bytes were sent."""
         try:
             self.socket.sendall(data)
         except OSError:
@@ -70,7 +70,7 @@ class Peer:
         return True
 
     def try_frame(self, message: bytes) -> bool:
-        """Send a text message; False when it did not all go within the socket's time limit."""
+        """Send a text message; False if not all of it was sent within the socket's time limit."""
         return self.try_raw(masked_frame(TEXT, message))
 
     # -- reading -----------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class Peer:
                     self.try_raw(masked_frame(CLOSE, payload[:2]))
 
     def read_once(self, seconds: float = TIMEOUT, size: int = 1 << 20) -> bool:
-        """Read what is there, or wait for something; False when nothing came."""
+        """Read once, waiting up to `seconds`; False if no bytes came."""
         self.socket.settimeout(max(seconds, 0.001))
         try:
             data = self.socket.recv(size)
@@ -136,21 +136,21 @@ class Peer:
         return [self.hear() for _ in range(number)]
 
     def heard(self) -> list[bytes]:
-        """What was read and not asked for yet."""
+        """Messages that were read but not yet returned."""
         messages, self.inbox = self.inbox, []
         return messages
 
     def end(self) -> tuple[int | None, str] | None:
-        """Read to the end of the connection: the relay's Close, or None when there was none."""
+        """Read to the end of the connection: the relay's Close, or None without one."""
         self.read_until(lambda: self.ended, "the end")
         return self.closed
 
     def close_frame(self) -> tuple[int | None, str]:
-        """The relay's Close; the connection may go on for a while."""
+        """The relay's Close; the TCP connection may stay open for a while."""
         return self.read_until(lambda: self.closed, "a Close") or (None, "")
 
     def read_for(self, seconds: float) -> None:
-        """Keep reading, as a living peer does."""
+        """Keep reading, and answering pings."""
         deadline = time.monotonic() + seconds
         while not self.ended and time.monotonic() < deadline:
             self.read_once(deadline - time.monotonic())
@@ -158,13 +158,13 @@ class Peer:
     # -- going -------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Close in order, up to the end of the connection."""
+        """Closing handshake, up to the end of the TCP connection."""
         self.answers_close = False
         self.raw(masked_frame(CLOSE, struct.pack("!H", 1000)))
         assert self.end() == (1000, "")
 
     def vanish(self) -> None:
-        """Reset the connection; twice is once."""
+        """Reset the connection; a second call has no effect."""
         if self.socket.fileno() < 0:
             return
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -175,10 +175,10 @@ _marks = iter(range(1 << 60))
 
 
 def settle(*peers: Peer) -> None:
-    """Until the relay has read everything these peers have said, and they have read what came of it.
+    """Wait until the relay has handled all messages of these peers, and the peers have read the results.
 
-    A pong comes behind everything that was on its way before the ping. The second round is for what the others of
-    them caused in the first.
+    A pong follows everything that was under way before the ping. The second round covers what the first one caused
+    between the peers.
     """
     for _ in range(2):
         for peer in peers:
@@ -208,7 +208,7 @@ class Site:
         query_target: str | None = ...,
         **claims: Any,  # type: ignore[assignment]
     ) -> Peer:
-        """An upgraded peer. `early` goes out behind the request, before its answer."""
+        """An upgraded peer. `early` is sent right after the request, before the response."""
         target = claims.pop("target", self.target)
         token = self.platform.token(role, self.workspace, target, **claims)
         connection = socket.socket()
@@ -231,7 +231,7 @@ class Site:
         return peer
 
     def client(self, scope: str | None = "runtime", **claims: Any) -> Peer:
-        """By default each is a client of its own."""
+        """A client; each call makes a client with its own id."""
         peer = self.join(CLIENT, **{"scope": scope, "clientId": f"client-{next(_marks)}", **claims})
         settle(peer)
         return peer
@@ -243,13 +243,13 @@ class Site:
         return self.join(WORKER, **{"managedExecutorId": "x", **claims})
 
     def session_strong(self, daemon: Peer, client: Peer, session: str = "session-1") -> str:
-        """The same, the daemon naming the stronger profile."""
+        """A key exchange in which the daemon names the stronger profile."""
         return self.session(daemon, client, session, profile="noise-ikpsk2")
 
     def session(
         self, daemon: Peer, client: Peer, session: str = "session-1", profile: str = "noise-ik"
     ) -> str:
-        """A key exchange through the relay; the client owns the session then."""
+        """A key exchange through the relay; afterwards the client owns the session."""
         init = encoded("init v3", requestId=f"for-{session}")
         client.say(init)
         assert daemon.hear() == init
@@ -259,7 +259,7 @@ class Site:
         return session
 
     def state(self) -> dict[str, Any] | None:
-        """What `/state` says of this target."""
+        """Entry of `/state` about this target."""
         status, body = self.relay.get("/state")
         assert status == 200
         found = [
@@ -270,7 +270,7 @@ class Site:
         return found[0] if found else None
 
     def logged(self, reason: str) -> list[dict[str, Any]]:
-        """Entries of this workspace with this reason, as soon as there is one."""
+        """Log entries of this workspace with this reason; waits for the first."""
         deadline = time.monotonic() + TIMEOUT
         while True:
             found = [
@@ -284,7 +284,7 @@ class Site:
             time.sleep(0.02)
 
     def metric(self, name: str) -> float:
-        """The sum over a metric's labels."""
+        """Sum over a metric's labels."""
         return sum(value for key, value in self.relay.metrics().items() if key.partition("{")[0] == name)
 
     def everybody_leaves(self) -> None:
@@ -294,6 +294,6 @@ class Site:
 
 
 def resident_kib(relay: Relay) -> int:
-    """The relay process' resident memory."""
+    """Resident memory of the relay process."""
     status = Path(f"/proc/{relay.process.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0])

@@ -1,4 +1,4 @@
-"""Heartbeats, idle peers and shutdown in real time, with short clocks."""
+"""Heartbeats, idle peers and shutdown in real time, with short intervals."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def test_a_peer_that_answers_pings_stays(site: Site) -> None:
     settle(client)
 
 
-def test_a_peer_that_does_not_is_dropped_without_a_close(site: Site) -> None:
+def test_a_peer_without_pongs_is_dropped_without_a_close(site: Site) -> None:
     before = site.metric("relay_ws_stale_terminated_total")
     client = site.client()
     client.answers_pings = False
     began = time.monotonic()
     assert client.end() is None
     assert time.monotonic() - began + PING_EVERY >= PONG_WITHIN
-    assert len(client.pings) >= 2  # the time runs from the first of them
+    assert len(client.pings) >= 2  # the time limit starts at the first of them
     site.logged("PONG_TIMEOUT")
     assert site.metric("relay_ws_stale_terminated_total") == before + 1
 
 
-def test_anything_else_counts_as_life(site: Site) -> None:
+def test_any_frame_counts_as_a_sign_of_life(site: Site) -> None:
     client = site.client()
     client.answers_pings = False
     for _ in range(12):
@@ -57,7 +57,7 @@ def test_anything_else_counts_as_life(site: Site) -> None:
 
 
 def test_a_half_open_daemon_is_found_by_the_heartbeat(site: Site) -> None:
-    """It is not read here, so it answers nothing."""
+    """The test does not read the daemon's socket, so the daemon sends no pong."""
     site.daemon()
     client = site.client()
     eventually(
@@ -69,8 +69,8 @@ def test_a_half_open_daemon_is_found_by_the_heartbeat(site: Site) -> None:
     assert b"DAEMON_UNAVAILABLE" in client.hear()
 
 
-def test_no_clock_runs_against_a_client_that_is_not_read(site: Site) -> None:
-    """Its daemon is slow, so the relay pauses it; it could not deliver a pong if it wanted to."""
+def test_no_time_out_while_the_relay_does_not_read_a_client(site: Site) -> None:
+    """The relay has paused the client, because the daemon is slow; the client's pongs cannot arrive."""
     daemon, client = site.daemon(receive_buffer=4096), site.client()
     client.answers_pings = False
     client.socket.settimeout(0.3)
@@ -104,7 +104,7 @@ def test_an_idle_peer_is_dropped(make_relay: Callable[..., Relay], sites: Callab
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_everybody_is_told_and_the_relay_ends_with_status_0(
+def test_a_drain_closes_every_peer_and_ends_with_status_0(
     number: signal.Signals, make_relay: Callable[..., Relay], sites: Callable[..., Site]
 ) -> None:
     relay = make_relay(RELAY_DRAIN_SECONDS="10").ready()
@@ -118,13 +118,13 @@ def test_everybody_is_told_and_the_relay_ends_with_status_0(
     relay.process.send_signal(number)
     for peer in (daemon, viewer, worker, client):
         assert peer.end() == (1001, "relay shutting down")
-    assert client.heard() == frames  # what was queued came first
+    assert client.heard() == frames  # queued frames came first
     assert relay.ended() == 0
-    assert time.monotonic() - began < 8  # as soon as the last peer is gone
+    assert time.monotonic() - began < 8  # the drain ends with the last peer
     assert relay.complained == []
 
 
-def test_a_peer_that_does_not_answer_is_waited_for_until_the_drain_is_over(
+def test_a_drain_waits_for_an_unanswered_close_until_its_end(
     make_relay: Callable[..., Relay], sites: Callable[..., Site]
 ) -> None:
     relay = make_relay(RELAY_DRAIN_SECONDS="1").ready()
@@ -135,4 +135,4 @@ def test_a_peer_that_does_not_answer_is_waited_for_until_the_drain_is_over(
     assert good.end() == (1001, "relay shutting down")
     assert relay.ended() == 0
     assert 0.9 <= time.monotonic() - began < 8
-    assert deaf.end() == (1001, "relay shutting down")  # it was sent, and not read
+    assert deaf.end() == (1001, "relay shutting down")  # sent, though not read

@@ -1,4 +1,4 @@
-"""Session events over real sockets: subscribe, deny, unsubscribe, fan-out, presence that is never echoed."""
+"""Session events over real sockets: subscribe, deny, unsubscribe, fan-out, viewer presence."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_channel_that_the_grant_lacks_is_denied(site: Site) -> None:
     assert viewer.heard() == []
 
 
-def test_events_go_byte_for_byte_to_every_subscriber_and_nobody_else(site: Site) -> None:
+def test_events_go_byte_for_byte_to_every_subscriber_and_no_other_client(site: Site) -> None:
     daemon, client = site.daemon(), site.client()
     one, two, three, silent = site.viewer(), site.viewer(), site.viewer(CHANNEL, OTHER), site.viewer()
     for viewer, channel in ((one, CHANNEL), (two, f"  {CHANNEL}\t"), (three, OTHER), (three, CHANNEL)):
@@ -89,7 +89,7 @@ def test_presence_reaches_the_other_subscribers_and_is_never_echoed(site: Site) 
     joined = encoded("presence", displayName="\u00c9lodie", sentAt="now", extra=[1])
     from_silent = encoded("presence", action="heartbeat", userId="user-2")
     one.say(joined)
-    silent.say(from_silent)  # authorization suffices
+    silent.say(from_silent)  # needs only the grant, no subscription
     settle(one, silent, two, daemon)
     assert sorted(two.heard()) == sorted([joined, from_silent])
     assert one.heard() == [from_silent]
@@ -105,7 +105,7 @@ def test_subscriptions_outlive_the_daemon(site: Site) -> None:
     assert viewer.hear() == encoded("session event")
 
 
-def test_another_scope_is_closed_and_a_session_events_client_stays(site: Site) -> None:
+def test_frames_of_another_scope(site: Site) -> None:
     daemon = site.daemon()
     for scope in ("runtime", "pairing"):
         for frame in ("subscribe", "unsubscribe", "presence"):

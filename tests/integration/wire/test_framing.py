@@ -1,4 +1,4 @@
-"""RFC 6455 as a real relay keeps it, with its fast path and without: fragments, control frames, limits, closes."""
+"""RFC 6455 on a real relay, with and without its fast path: fragments, control frames, limits, closes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def relay(request: pytest.FixtureRequest, make_relay: Callable[..., Relay]) -> I
 
 
 def sized(size: int) -> bytes:
-    """A frame of exactly so many bytes."""
+    """A frame of exactly `size` bytes."""
     empty = len(encoded("e2ee", ciphertext=""))
     return encoded("e2ee", ciphertext="c" * (size - empty))
 
@@ -52,7 +52,7 @@ def test_the_limit_is_the_sum_of_the_fragments(site: Site, opcode: int) -> None:
         client.raw(masked_frame(opcode, head, fin=False) + masked_frame(PING, b"p") + masked_frame(0, rest))
         assert daemon.hear() == message
     client.raw(masked_frame(opcode, message, fin=False) + masked_frame(0, b"", fin=False))
-    settle(client)  # exactly the limit so far
+    settle(client)  # exactly at the limit
     client.raw(masked_frame(0, b"x"))
     assert client.end() == (1009, "frame too large")
     settle(daemon)
@@ -68,7 +68,7 @@ def test_a_length_over_the_limit_is_refused_before_its_payload(site: Site) -> No
     assert site.metric("relay_ws_frame_too_large_total") == before + 3
 
 
-def test_what_follows_an_oversized_frame_is_read_so_that_the_close_is_seen(site: Site) -> None:
+def test_bytes_after_an_oversized_frame_are_read_so_that_the_close_arrives(site: Site) -> None:
     client = site.client()
     payload = b"x" * 5_000_000
     client.raw(b"\x81\xff" + struct.pack("!Q", len(payload)) + b"mask")
@@ -88,7 +88,7 @@ def test_an_oversized_frame_of_a_daemon(site: Site) -> None:
     site.logged("FRAME_TOO_LARGE")
 
 
-def test_binary_is_taken_as_text_and_text_is_forwarded(site: Site) -> None:
+def test_binary_messages_are_forwarded_as_text(site: Site) -> None:
     daemon, client = site.daemon(), site.client()
     message = encoded("e2ee", note="\u00e9\U0001f600")
     client.raw(masked_frame(BINARY, message))
@@ -137,7 +137,7 @@ def test_protocol_errors_close_1002(site: Site, name: str, wire: bytes) -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 3999, 4999, None])
-def test_a_close_is_answered_and_the_relay_hangs_up(site: Site, code: int | None) -> None:
+def test_a_close_is_answered_and_the_relay_ends_the_connection(site: Site, code: int | None) -> None:
     client = site.client()
     client.answers_close = False
     client.raw(
@@ -169,7 +169,7 @@ def test_after_its_close_the_relay_ignores_the_peer(site: Site) -> None:
     assert not client.ended
     settle(daemon)
     assert daemon.heard() == []
-    assert client.pongs[2:] == []  # but for those of its beginning
+    assert client.pongs[2:] == []  # the first two belong to the join
     client.vanish()
     settle(daemon)
 

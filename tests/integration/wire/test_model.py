@@ -1,8 +1,8 @@
-"""Random daemons, clients, workers and faults against a model of the wire protocol (sections 3 to 8).
+"""Random daemons, clients, executors and faults against a model of the wire protocol (sections 3 to 8).
 
-The real hub, router, protocol and queues run over transports in memory (tests/memorywire.py); the model is written
-from the contract. After every step each peer must have heard exactly what the model says, byte for byte and in
-order, and been closed when it says so. At the end everybody leaves, and nothing may be left.
+The real registry, router, protocol and queues run over in-memory transports (tests/memorywire.py); the model is
+written from the specification. After every step each peer must have received exactly the messages of the model, byte
+for byte and in order, and the model's Close. At the end all peers leave, and no state may be left.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from viewport_relay.protocol.grant import Profile, Role, Scope
 
 MOST_REQUESTS, MOST_SESSIONS, FRAME_MAX = 3, 4, 2000
 REQUEST_TTL, SESSION_TTL, PONG_TIMEOUT, EMPTY_TTL = 120.0, 1800.0, 0.4, 120.0
-#: So little may wait in a transport here, that queues, lanes and pauses come about with few frames.
+#: A small limit, so that few frames suffice to fill queues and lanes and to cause pauses.
 TRANSPORT_MARK = 700
 
 PLACES = [("w", "t"), ("w", "u"), ("v", "t")]
 places = st.sampled_from([PLACES[0]] * 4 + PLACES[1:])
-#: For what shall happen now and then only.
+#: For events that are to be rare.
 seldom = st.sampled_from([True, False, False, False])
 ONE, TWO = "agent-session:one", "agent-session:two"
 LONG_ID = "i" * 600
@@ -57,7 +57,7 @@ BAD = [
 
 @define(eq=False)
 class Member:
-    """A peer as the model knows it."""
+    """The model of a peer."""
 
     peer: MemoryPeer = field(repr=False)
     role: Role
@@ -66,17 +66,17 @@ class Member:
     required: str | None = None
     generation: int | None = None
     channels: frozenset[str] = frozenset()
-    expected: list[bytes] = Factory(list)  # messages that it is to hear
+    expected: list[bytes] = Factory(list)  # messages that the peer must receive
     heard: list[bytes] = Factory(list)
-    closed: tuple[int, str] | None = None  # the Close that it is to get
-    reading: bool = True  # else it is as good as half open: it gets no ping and answers none
-    broken: bool = False  # its connection was cut: what it did not take by then is lost
-    unread: list[Any] = Factory(list)  # what it said while the relay does not read it
-    has_stopped: bool = False  # reading, at any time
+    closed: tuple[int, str] | None = None  # the Close that the peer must receive
+    reading: bool = True  # a peer that does not read counts as half open: it gets no ping and sends no pong
+    broken: bool = False  # the connection was cut: messages that the peer has not received are lost
+    unread: list[Any] = Factory(list)  # messages of the peer that the relay has not read yet
+    has_stopped: bool = False  # whether it ever stopped reading
 
     @property
     def is_cut(self) -> bool:
-        """Whether it may lack the end of what it was to hear. The relay aborts only who does not take it."""
+        """Whether the last messages may be missing. The relay aborts only connections that do not read."""
         assert not self.peer.transport.aborted or self.has_stopped
         return self.broken or self.peer.transport.aborted
 
@@ -87,7 +87,7 @@ class Member:
 
 @define
 class Place:
-    """One target: who sits, who asked, who owns. Times are the clock's."""
+    """The model of a target: its daemon, and the owners of requests and sessions. Times are the clock's."""
 
     holder: Member | None = None
     holder_generation: int | None = None
@@ -100,7 +100,7 @@ class Place:
 
 
 class Platform:
-    """In place of the HTTP client: every request of a worker waits until the test answers it."""
+    """Replaces the HTTP client: every request of an executor waits until the test responds to it."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[str, Deferred[Answer]]] = []
@@ -125,7 +125,7 @@ class Relay(RuleBasedStateMachine):
         )
         self.places = {place: Place() for place in PLACES}
         self.members: list[Member] = []
-        self.asked: dict[str, Member] = {}  # a worker's request -> the worker
+        self.asked: dict[str, Member] = {}  # request of an executor -> the executor
         self.count = 0
 
     # -- helpers of the rules ------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class Relay(RuleBasedStateMachine):
         return members[number % len(members)] if members else None
 
     def message(self, member: Member, name: str, **changes: Any) -> bytes:
-        """A frame that no other is equal to, and that says who sent it."""
+        """A unique frame that identifies its sender."""
         self.count += 1
         return encoded(name, n=self.count, by=member.peer.connection.info.connection_id, **changes)
 
@@ -150,7 +150,7 @@ class Relay(RuleBasedStateMachine):
         self.members.append(member)
 
     def gone(self, member: Member) -> None:
-        """It is no part of the routing any more; what it is to hear it still hears."""
+        """Remove a member from routing; messages that were sent to it before still arrive."""
         self.members.remove(member)
         place = self.places.get(member.place)  # type: ignore[arg-type]
         if place is None:
@@ -178,7 +178,7 @@ class Relay(RuleBasedStateMachine):
         self.gone(member)
 
     def say(self, member: Member, message: bytes, meaning: Any) -> None:
-        """The member sends it; `meaning()` is what the model makes of it once the relay reads it."""
+        """Send a message; `meaning()` updates the model when the relay reads the message."""
         if member.peer.connection.reader.paused:
             member.unread.append(meaning)
         else:
@@ -187,7 +187,7 @@ class Relay(RuleBasedStateMachine):
         self.settle()
 
     def settle(self) -> None:
-        """Let the relay work, and let the model read the peers that the relay reads again."""
+        """Let the relay work, and update the model for peers that the relay reads again."""
         self.relay.clock.advance(0.001)
         self.relay.pump()
         for member in list(self.members):
@@ -246,7 +246,7 @@ class Relay(RuleBasedStateMachine):
             place.replaced_at.append(self.now)
             self.close(holder, "replaced by newer daemon")
         elif holder is not None:
-            # A contest; it is over within the time for a pong.
+            # A contest; it ends within the time limit of a pong.
             silent = not holder.reading
             self.relay.wait(PONG_TIMEOUT + 0.2)
             if not silent:
@@ -375,7 +375,7 @@ class Relay(RuleBasedStateMachine):
         member.expected.append(json.dumps(members, separators=(",", ":")).encode())
 
     def client_says(self, member: Member, name: str, **changes: Any) -> None:
-        """What scope and profile say comes first; then the frame's own rule."""
+        """Check scope and profile first, then apply the frame's own rule."""
         message = self.message(member, name, **changes)
 
         def meaning() -> None:
@@ -412,7 +412,7 @@ class Relay(RuleBasedStateMachine):
         table = place.requests[kind]
         asked = table.get(key)
         if asked is not None and asked[0] is not member and self.now < asked[1]:
-            return  # another one's: dropped
+            return  # another client's: dropped
         table.pop(key, None)
         table[key] = (member, self.now + REQUEST_TTL)
         if len(table) > MOST_REQUESTS:
@@ -460,7 +460,7 @@ class Relay(RuleBasedStateMachine):
         else:
             for other in subscribers:
                 if other is not member and not other.peer.connection.outbox.blocked:
-                    other.expected.append(message)  # who cannot take it now misses it
+                    other.expected.append(message)  # a paused peer misses it
 
     @precondition(lambda self: self.alive(Role.CLIENT, Scope.RUNTIME))
     @rule(number=picks, request_id=request_ids, profile=profiles, version=st.sampled_from(["v2", "v3"]))
@@ -468,7 +468,7 @@ class Relay(RuleBasedStateMachine):
         member = self.pick(self.alive(Role.CLIENT, Scope.RUNTIME), number)
         assert member is not None
         if member.required is not None and number % 8:
-            profile = member.required  # mostly the right one
+            profile = member.required  # usually the right one
         self.client_says(member, f"init {version}", requestId=request_id, profile=profile, pairingPeerId="p")
 
     @precondition(lambda self: self.alive(Role.CLIENT, Scope.RUNTIME))
@@ -613,7 +613,7 @@ class Relay(RuleBasedStateMachine):
         stop=st.sampled_from(["", "", "client", "daemon"]),
     )
     def conversation(self, number: int, session_id: str, burst: int, stop: str) -> None:
-        """A session as peers of today have it; one of the two may stop reading within it."""
+        """A session as real peers have it; one of the two may stop reading during it."""
         client = self.pick(self.alive(Role.CLIENT, Scope.RUNTIME), number)
         assert client is not None
         place = self.places[client.place]  # type: ignore[index]
@@ -628,7 +628,7 @@ class Relay(RuleBasedStateMachine):
             sessionId=session_id,
             profile="noise-ikpsk2",
         )
-        if number % 4 == 0 and place.holder is not None:  # spent: goes nowhere
+        if number % 4 == 0 and place.holder is not None:  # spent: dropped
             self.says(
                 place.holder,
                 "response v3",
@@ -648,10 +648,10 @@ class Relay(RuleBasedStateMachine):
 
     @rule(number=picks)
     def answer_that_fits(self, number: int) -> None:
-        """A daemon's frame: the answer to a client's request."""
+        """A daemon's frame: the response to a client's request."""
         member = self.sitting(number)
         if member is not None and (asked := list(self.places[member.place].requests["pairing"])):  # type: ignore[index]
-            for _ in range(2):  # the second goes nowhere
+            for _ in range(2):  # the second one is dropped
                 self.daemon_says("redeem response", number, requestId=asked[number % len(asked)])
         if member is not None and (asked := list(self.places[member.place].requests["kex"])):  # type: ignore[index]
             request_id = asked[number % len(asked)]
@@ -722,7 +722,7 @@ class Relay(RuleBasedStateMachine):
         url, waiting = self.platform.waiting.pop(number % len(self.platform.waiting))
         member = self.asked.pop(url)
         if waiting.called:
-            assert member not in self.members  # its worker has gone, and so it was cancelled
+            assert member not in self.members  # its executor has gone, which cancelled the request
             return
         if member in self.members:
             self.answer(member, url.rsplit("/", 1)[1], 200, "{}")
@@ -756,7 +756,7 @@ class Relay(RuleBasedStateMachine):
             member.reading = True
             member.peer.transport.window = 1 << 62
         self.settle()
-        self.relay.wait(1.5)  # the seat's closes come a second late
+        self.relay.wait(1.5)  # closes of the seat are sent a second later
         self.settle()
         for member in self.leaving:
             assert_same(member)
@@ -771,7 +771,7 @@ class Relay(RuleBasedStateMachine):
         assert not self.relay.factory.connections
         assert all(
             waiting.called for _, waiting in self.platform.waiting
-        )  # a worker takes its requests with it
+        )  # an executor's end cancels its requests
         assert not self.relay.clock.getDelayedCalls()
         assert not +self.relay.registry.joined
         for target in self.relay.registry:
@@ -786,7 +786,8 @@ class Relay(RuleBasedStateMachine):
 
 
 def assert_same(member: Member) -> None:
-    """What it heard is what it was to hear. A daemon hears several: there the order is each client's own."""
+    """Compare received with expected messages. A daemon receives those of several clients: the order is kept per
+    client."""
     if member.role is not Role.DAEMON:
         expected = member.expected[: len(member.heard)] if member.is_cut else member.expected
         assert member.heard == expected

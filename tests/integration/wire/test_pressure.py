@@ -1,6 +1,6 @@
-"""Back-pressure: peers that read slowly or not at all, and peers that flood; which wait, which are closed, and the memory used.
+"""Back-pressure: slow readers, stopped readers and flooding senders; which are paused or closed, and the memory used.
 
-The kernel takes megabytes for a connection before the relay sees that nobody reads, so sizes here are generous.
+The kernel buffers megabytes per connection before the relay notices a stopped reader, so sizes here are large.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.wireframes import encoded
 
 MIB = 1_048_576
 PENDING = 2 * MIB
-#: Small, so that little of what a peer does not read is out of the relay's sight.
+#: Small socket buffers, so that the relay notices a stopped reader early.
 BUFFER = 16_384
 
 
@@ -30,9 +30,9 @@ def relay(make_relay: Callable[..., Relay]) -> Iterator[Relay]:
 
 
 def flood(peer: Peer, message: bytes, most: int) -> int:
-    """Send until the relay does not take any more (or `most` are sent); how many went out whole.
+    """Send until the relay reads no more (or `most` are sent); returns the number of complete messages.
 
-    What is left of a frame is sent by `finish`.
+    `finish` sends the rest of an incomplete frame.
     """
     data = masked_frame(1, message, mask=b"mask") * 16
     peer.socket.setblocking(False)
@@ -63,9 +63,9 @@ def test_a_client_that_stops_reading_gets_what_was_queued_and_then_the_close(sit
             message = encoded("e2ee", sessionId=session, seq=len(sent) + 1, ciphertext="c" * 50_000)
             daemon.say(message, encoded("e2ee", sessionId=quick, seq=len(sent) + 1))
             sent.append(message)
-            assert json.loads(other.hear())["seq"] == len(sent)  # the others never wait
+            assert json.loads(other.hear())["seq"] == len(sent)  # other clients never wait
         assert len(sent) < 1000
-    assert (site.state() or {})["clientCount"] == 1  # it is out at once; its Close comes behind the queue
+    assert (site.state() or {})["clientCount"] == 1  # it has left routing; its Close follows the queue
     assert slow.end() == (4008, "buffer overflow")
     got = slow.heard()
     assert got == sent[: len(got)]
@@ -76,13 +76,15 @@ def test_a_client_that_stops_reading_gets_what_was_queued_and_then_the_close(sit
     site.session(daemon, again, session)
 
 
-def test_a_flood_of_one_neither_starves_the_others_nor_closes_anybody(site: Site, relay: Relay) -> None:
+def test_a_flood_of_one_client_neither_starves_the_others_nor_closes_a_connection(
+    site: Site, relay: Relay
+) -> None:
     daemon = site.daemon(receive_buffer=BUFFER)
     flooder, quiet = site.client(), [site.client() for _ in range(5)]
     before = resident_kib(relay)
     message = encoded("e2ee", sessionId="flood", ciphertext="f" * 20_000)
     sent = flood(flooder, message, 5000)
-    assert sent < 5000  # the relay does not read it any more
+    assert sent < 5000  # the relay has stopped reading
     assert site.metric("relay_peers_paused") >= 1
     assert resident_kib(relay) - before < 12 * 1024
     for number, client in enumerate(quiet):
@@ -92,7 +94,7 @@ def test_a_flood_of_one_neither_starves_the_others_nor_closes_anybody(site: Site
     while waiting:
         waiting.discard(json.loads(daemon.hear())["sessionId"])
         heard += 1
-    # Ahead of them were what is on its way, a bit in the kernel, and a turn of the flood's: not megabytes.
+    # Before them came frames under way, kernel buffers, and one turn of the flood: less than a megabyte.
     assert heard * len(message) < MIB
     rest = threading.Thread(target=flooder.raw, args=(flooder.rest,), daemon=True)  # type: ignore[attr-defined]
     rest.start()
@@ -126,7 +128,7 @@ def test_memory_is_bounded_with_many_floods(site: Site, relay: Relay) -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    # A read and a frame for each of them; not the 600 MB that they would send.
+    # One read and one frame for each of them; the flood is 600 MB.
     assert resident_kib(relay) - before < 24 * 1024
     daemon.vanish()
     witness = site.client()
@@ -136,13 +138,13 @@ def test_memory_is_bounded_with_many_floods(site: Site, relay: Relay) -> None:
     settle(witness)
 
 
-def test_a_ping_flood_to_a_relay_whose_answers_nobody_reads(site: Site, relay: Relay) -> None:
+def test_a_ping_flood_with_unread_pongs(site: Site, relay: Relay) -> None:
     client, other = site.client(receive_buffer=BUFFER), site.client()
     before = resident_kib(relay)
     pings = b"".join(masked_frame(PING, b"%0120d" % number, mask=b"mask") for number in range(2000))
     for _ in range(20):
         client.raw(pings)
-        settle(other)  # the others are served meanwhile
+        settle(other)  # other clients are served meanwhile
     assert resident_kib(relay) - before < 8 * 1024
     assert client.closed is None
     client.read_until(lambda: b"%0120d" % 1999 in client.pongs, "the last pong")

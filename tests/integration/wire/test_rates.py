@@ -1,4 +1,4 @@
-"""Every rate over real sockets: what is within the limit arrives, then RATE_LIMITED once, then the close."""
+"""All rates over real sockets: frames within the limit arrive, then one RATE_LIMITED frame, then the close."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def relay(make_relay: Callable[..., Relay]) -> Iterator[Relay]:
 
 
 def limited(peer: Peer, site: Site, text: str) -> None:
-    """The peer is told once, and closed."""
+    """The peer gets one RATE_LIMITED frame and the Close."""
     status: dict[str, Any] = json.loads(peer.hear())
     assert 1 <= status.pop("retryAfterMs") <= 60_000
     assert status == {
@@ -42,7 +42,7 @@ def limited(peer: Peer, site: Site, text: str) -> None:
     site.logged(text.upper().replace(" ", "_"))
 
 
-#: scope, frame, how many pass, the close
+#: scope, frame, number of frames within the limit, text of the close
 CLIENTS: list[tuple[str, str, int, str]] = [
     ("runtime", "init v3", 3, "key exchange rate limit exceeded"),
     ("runtime", "e2ee", 4, "runtime rate limit exceeded"),
@@ -57,7 +57,7 @@ def test_a_clients_rate_and_its_reconnect(site: Site, scope: str, name: str, mos
     client.say(*frames)
     limited(client, site, text)
     assert daemon.hear_all(most) == frames[:most]
-    again = site.client(scope, clientId="c")  # a reconnect does not reset it
+    again = site.client(scope, clientId="c")  # a reconnect does not reset the rate
     again.say(encoded(name))
     limited(again, site, text)
     other = site.client(scope, clientId="d")
@@ -74,21 +74,21 @@ def test_presence_is_charged_to_the_runtime_rate(site: Site) -> None:
     limited(viewer, site, "presence rate limit exceeded")
     assert watcher.hear_all(4) == frames[:4]
     again = site.viewer(CHANNEL, "agent-session:b", clientId="c")
-    again.say(encoded("presence", channel="agent-session:elsewhere"))  # denied ones count too
+    again.say(encoded("presence", channel="agent-session:elsewhere"))  # denied frames count too
     limited(again, site, "presence rate limit exceeded")
 
 
 @pytest.mark.parametrize(
     "frame", [b"not a frame", b'{"type":"unknown"}', encoded("subscribe"), encoded("e2ee")], ids=str
 )
-def test_what_is_answered_instead_of_forwarded_counts_too(site: Site, frame: bytes) -> None:
+def test_frames_that_the_relay_answers_count_too(site: Site, frame: bytes) -> None:
     viewer = site.viewer(clientId="c")
     viewer.say(*[frame] * 6)
     viewer.hear_all(4)
     limited(viewer, site, "runtime rate limit exceeded")
 
 
-def test_megabytes_of_nonsense_are_cut_short(site: Site) -> None:
+def test_a_flood_of_invalid_frames_is_closed(site: Site) -> None:
     client = site.client(clientId="c")
     client.say(*[b"[" + b"1," * 520_000 + b"1]"] * 3, b"x" * 1_000_000, encoded("e2ee", x="y" * 100_000))
     client.hear_all(4)
@@ -101,7 +101,7 @@ def test_all_clients_of_a_workspace_share_one_rate(site: Site, sites: Callable[.
     daemon = site.daemon()
     elsewhere = sites(site.relay, site.workspace, "u")
     far = elsewhere.client()
-    far.say(*[encoded("e2ee")] * 4)  # no daemon is there: charged to the sender, not to the workspace
+    far.say(*[encoded("e2ee")] * 4)  # without a daemon, frames count for the sender's rate only
     far.hear_all(4)
     one, two, three = site.client(), site.client(), site.client()
     for client, name in ((one, "one"), (two, "two")):
@@ -130,7 +130,7 @@ def test_a_daemons_rate(site: Site) -> None:
     daemon.say(b"not a frame, but charged", *frames)
     assert daemon.end() == (4008, "daemon rate limit exceeded")
     assert daemon.heard() == []
-    assert client.hear_all(10) == frames[:10]  # one went for the session, one for the nonsense
+    assert client.hear_all(10) == frames[:10]  # the session's response and the invalid frame count too
     settle(client)
     assert client.heard() == []
     site.logged("DAEMON_RATE_LIMIT_EXCEEDED")
@@ -148,13 +148,13 @@ def test_a_workers_rate(sites: Callable[..., Site], relay: Relay) -> None:
     assert [json.loads(answer)["requestId"] for answer in worker.hear_all(12)] == [str(n) for n in range(12)]
     assert worker.end() == (4008, "worker rate limit exceeded")
     site.logged("WORKER_RATE_LIMIT_EXCEEDED")
-    daemon = site.daemon()  # a daemon's is another one
+    daemon = site.daemon()  # a daemon has its own rate
     daemon.say(*[encoded("e2ee")] * 12)
     settle(daemon)
 
 
-def test_a_client_without_a_client_id_goes_by_its_token(site: Site) -> None:
-    """A reconnect with the same token keeps its budget, another token has one of its own."""
+def test_a_client_without_a_client_id_is_counted_by_its_token(site: Site) -> None:
+    """A reconnect with the same token keeps the budget; another token has its own."""
     daemon = site.daemon()
 
     def client(token_id: str) -> Peer:

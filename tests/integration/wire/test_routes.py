@@ -1,4 +1,4 @@
-"""Routing over real sockets: owners of sessions, hijacks, late answers, separate workspaces."""
+"""Routing over real sockets: owners of sessions, hijacks, late responses, separate workspaces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def code_of(message: bytes) -> str:
 
 
 def test_two_workspaces_at_once_and_no_frame_crosses(site: Site, sites: Callable[..., Site]) -> None:
-    """The same ids everywhere, many frames at once, three targets: each peer hears its own, in order."""
+    """Equal ids in two workspaces, many frames at once, three targets: each peer gets its own frames, in order."""
     places = [site, sites(site.relay), sites(site.relay, site.workspace, "u")]
     rooms: list[tuple[Site, Peer, list[Peer]]] = []
     for place in places:
@@ -83,7 +83,7 @@ def test_a_session_cannot_be_hijacked(site: Site) -> None:
     settle(thief, daemon)
     assert daemon.heard() == []
     site.logged("SESSION_NOT_OWNED")
-    # Neither can a daemon be talked into giving it away.
+    # Nor does a daemon's frame give the session away.
     thief.say(encoded("init v3", requestId="theft"))
     daemon.hear()
     daemon.say(
@@ -92,11 +92,11 @@ def test_a_session_cannot_be_hijacked(site: Site) -> None:
     assert owner.hear() == encoded("e2ee", sessionId=session)
     settle(daemon, thief, owner)
     assert thief.heard() == owner.heard() == []
-    settle(thief)  # no connection is closed for it
+    settle(thief)  # no connection is closed
 
 
 @pytest.mark.parametrize("how", ["leave", "vanish"])
-def test_answers_to_a_client_that_has_left_reach_nobody(site: Site, how: str) -> None:
+def test_responses_to_a_client_that_has_left_are_dropped(site: Site, how: str) -> None:
     daemon, client, other = site.daemon(), site.client(clientId="c"), site.client()
     session = site.session(daemon, client)
     client.say(encoded("init v3", requestId="pending"))
@@ -112,7 +112,7 @@ def test_answers_to_a_client_that_has_left_reach_nobody(site: Site, how: str) ->
     )
     settle(daemon, again, other)
     assert again.heard() == other.heard() == daemon.heard() == []
-    site.session(daemon, again, session)  # and it may be had anew
+    site.session(daemon, again, session)  # and the session id can be used anew
 
 
 def test_without_a_daemon(site: Site) -> None:
@@ -146,13 +146,13 @@ def test_pairing_without_a_target(site: Site, sites: Callable[..., Site]) -> Non
         "workspaceId": site.workspace,
         "retryable": False,
     }
-    # A target may come from the claim alone.
+    # The claim alone may name the target.
     daemon, placed = site.daemon(), site.client("pairing", query_target=None)
     placed.say(encoded("offer request"))
     assert daemon.hear() == encoded("offer request")
 
 
-def test_a_daemon_or_runtime_client_without_a_target_is_told_and_closed(
+def test_a_daemon_or_runtime_client_without_a_target_is_closed(
     site: Site, sites: Callable[..., Site]
 ) -> None:
     nowhere = sites(site.relay, site.workspace, None)

@@ -26,7 +26,9 @@ def relay(make_relay: Callable[..., Relay]) -> Iterator[Relay]:
     )
 
 
-def test_a_newer_generation_sits_at_once_and_the_old_one_hears_of_it_after_a_second(site: Site) -> None:
+def test_a_newer_generation_gets_the_seat_at_once_and_the_old_one_is_closed_after_a_second(
+    site: Site,
+) -> None:
     old, client = site.daemon(1), site.client()
     began = time.monotonic()
     new = site.daemon(2)
@@ -48,19 +50,19 @@ def test_an_older_generation_is_stale(site: Site) -> None:
     began = time.monotonic()
     stale = site.daemon(4)
     assert stale.end() == (4008, "stale daemon generation")
-    assert time.monotonic() - began >= 0.95  # daemons of today reconnect without delay
+    assert time.monotonic() - began >= 0.95  # real daemons reconnect without delay
     holder.leave()
     assert site.daemon(4).end() == (4008, "stale daemon generation")
     settle(site.daemon(5))
     site.logged("STALE_DAEMON_GENERATION")
 
 
-def test_after_three_replacements_within_a_minute_a_higher_one_waits(site: Site) -> None:
+def test_after_three_replacements_within_a_minute_a_higher_generation_waits(site: Site) -> None:
     site.daemon(1)
     for generation in (2, 3, 4):
         holder = site.daemon(generation)
     fifth = site.daemon(5)
-    holder.read_for(0.1)  # it lives
+    holder.read_for(0.1)  # answers the ping
     assert fifth.end() == (4008, "daemon already connected")
     settle(holder)
     site.client().say(encoded("init v3"))
@@ -68,7 +70,7 @@ def test_after_three_replacements_within_a_minute_a_higher_one_waits(site: Site)
 
 
 @pytest.mark.parametrize(("first", "second"), [(None, None), (3, 3), (3, None), (None, 3)])
-def test_an_equal_one_is_turned_away_while_the_daemon_lives(
+def test_an_equal_generation_is_refused_while_the_daemon_answers_pings(
     site: Site, first: int | None, second: int | None
 ) -> None:
     holder, client = site.daemon(first), site.client()
@@ -95,7 +97,7 @@ def test_a_half_open_daemon_loses_its_seat_within_the_time_for_a_pong(site: Site
     assert time.monotonic() - began < PONG_TIMEOUT + 5
     client.say(encoded("init v3", requestId="once more"))
     assert new.hear() == encoded("init v3", requestId="once more")
-    new.say(encoded("e2ee", sessionId=session))  # the old one's sessions are forgotten
+    new.say(encoded("e2ee", sessionId=session))  # the former daemon's sessions are removed
     new.say(encoded("response v3", requestId="once more", sessionId="s2"))
     assert client.hear() == encoded("response v3", requestId="once more", sessionId="s2")
     old.answers_pings = False
@@ -112,7 +114,7 @@ def test_a_waiting_daemon_gets_the_seat_when_the_other_leaves(site: Site) -> Non
     assert new.hear() == encoded("init v3")
 
 
-def test_targets_have_seats_of_their_own(site: Site, sites: Callable[..., Site]) -> None:
+def test_each_target_has_its_own_seat(site: Site, sites: Callable[..., Site]) -> None:
     one = site.daemon(9)
     two = sites(site.relay, site.workspace, "u").daemon(1)
     three = sites(site.relay).daemon(1)

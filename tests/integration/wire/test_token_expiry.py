@@ -1,4 +1,4 @@
-"""RELAY_TOKEN_EXPIRY over real sockets: what becomes of a connection whose token expires, and what reference peers make of it."""
+"""RELAY_TOKEN_EXPIRY over real sockets: the connection's end, and the reaction of reference peers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.wireframes import encoded
 from viewport_relay.peer.reconnect import BackOff, PersistentConnection
 from viewport_relay.peer.upgrade import Destination
 
-#: Seconds that a token of these tests lives; `exp` has whole seconds.
+#: Lifetime of these tests' tokens in seconds; `exp` has whole seconds.
 LIFE = 2
 
 
@@ -79,7 +79,7 @@ def test_an_operator_ends_the_connections_of_one_token(site: Site, relay: Relay)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reference_peer_comes_back_with_a_new_token(relay: Relay, platform: ControlPlane) -> None:
+async def test_a_reference_peer_reconnects_with_a_new_token(relay: Relay, platform: ControlPlane) -> None:
     given: list[str] = []
     losses: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""A worker's requests through a real relay to a real HTTP server."""
+"""Requests of executors through a real relay to a real HTTP server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRAME_MAX = 20_000
 
 @define(eq=False)
 class Api:
-    """The platform's API: remembers what it was asked; a path's last part says how it answers."""
+    """The platform's API: records requests; the last part of the path selects the response."""
 
     asked: list[tuple[str, str, dict[str, str], bytes]] = Factory(list)
     held: dict[str, threading.Event] = Factory(dict)
@@ -49,7 +49,7 @@ class Api:
             daemon_threads = True
 
             def handle_error(self, *_: object) -> None:
-                """The relay hung up, as it may."""
+                """The relay may close the connection."""
 
         server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -165,7 +165,7 @@ def test_each_method(site: Site, api: Api, method: str) -> None:
     "rest",
     ["?a=1", "/../y", "/%2e%2e/y", "/a/..%2f..%2fy", "/..%5cy", "y", "/%zz", "/a b", "/\u00e9", "/\r\nX: y"],
 )
-def test_a_path_that_leads_out_is_denied_without_asking(site: Site, api: Api, rest: str) -> None:
+def test_a_path_outside_of_the_api_is_denied_without_a_request(site: Site, api: Api, rest: str) -> None:
     worker = site.worker()
     ask(worker, own(site, rest))
     assert answer(worker) == {
@@ -201,7 +201,7 @@ def test_the_answer_as_text_and_its_headers(site: Site) -> None:
     assert (got["status"], got["body"]) == (500, "it broke")
 
 
-def test_redirects_are_handed_on(site: Site, api: Api) -> None:
+def test_redirects_are_passed_on(site: Site, api: Api) -> None:
     worker = site.worker()
     ask(worker, own(site, "/redirect"), method="POST", body="x")
     got = answer(worker)
@@ -209,14 +209,14 @@ def test_redirects_are_handed_on(site: Site, api: Api) -> None:
     assert len(api.asked) == 1
 
 
-def test_an_answer_of_exactly_the_frame_limit_fits(site: Site) -> None:
+def test_a_response_of_exactly_the_frame_limit(site: Site) -> None:
     worker = site.worker()
     ask(worker, own(site, "/fits"))
     assert answer(worker)["body"] == "x" * FRAME_MAX
 
 
 @pytest.mark.parametrize("how", ["long", "hangup"])
-def test_what_cannot_be_answered_is_502_and_logged(site: Site, api: Api, how: str) -> None:
+def test_a_failed_request_is_502_and_logged(site: Site, api: Api, how: str) -> None:
     worker = site.worker()
     ask(worker, own(site, f"/{how}"), method="POST", body="once")
     assert answer(worker) == {
@@ -227,12 +227,12 @@ def test_what_cannot_be_answered_is_502_and_logged(site: Site, api: Api, how: st
     }
     [entry] = site.logged("WORKER_TRANSPORT_FORWARD_FAILED")
     assert entry["level"] == "error"
-    assert len(api.asked) == 1  # a request that may have been carried out is never sent twice
+    assert len(api.asked) == 1  # a request that may have been processed is never sent twice
     ask(worker, own(site))
     assert answer(worker)["status"] == 200
 
 
-def test_requests_run_side_by_side_and_are_answered_as_they_finish(site: Site, api: Api) -> None:
+def test_concurrent_requests_are_answered_in_the_order_of_completion(site: Site, api: Api) -> None:
     worker = site.worker()
     api.held = {"slow": threading.Event(), "slower": threading.Event()}
     ask(worker, own(site, "/slow"), "1")
@@ -262,7 +262,7 @@ def test_hundreds_at_once_are_all_answered(site: Site, api: Api) -> None:
     settle(worker)
 
 
-def test_a_worker_that_leaves_takes_its_requests_with_it(site: Site, api: Api) -> None:
+def test_the_end_of_an_executor_cancels_its_requests(site: Site, api: Api) -> None:
     worker, other = site.worker(), site.worker()
     api.held = {"slow": threading.Event()}
     ask(worker, own(site, "/slow"))
@@ -275,7 +275,7 @@ def test_a_worker_that_leaves_takes_its_requests_with_it(site: Site, api: Api) -
     assert other.heard() == []
 
 
-def test_what_is_no_request_is_dropped_and_logged(site: Site) -> None:
+def test_invalid_requests_are_dropped_and_logged(site: Site) -> None:
     worker = site.worker()
     for bad in (b"x", b"[]", encoded("e2ee"), encoded("worker request", method="PUT")):
         worker.say(bad)

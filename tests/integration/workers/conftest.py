@@ -1,4 +1,4 @@
-"""A relay with several workers for each test, and workspaces of which it is known who has them."""
+"""Fixtures: a relay with several workers for each test, and workspaces of a known worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A relay with workers as processes, seen from outside and through its log."""
+"""Relays with several workers as processes, observed over the network and through the log."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from viewport_relay.workers.slots import slot
 
 
 class Crewed(Fleet):
-    """A fleet of relays that have workers; peers join a workspace of their choice."""
+    """A fleet of relays with workers; peers join a workspace of the test's choice."""
 
     def workspace_of(self, worker: int, workers: int = 2) -> str:
-        """A new workspace that belongs to this worker."""
+        """A new workspace that this worker serves."""
         while True:
             name = f"ws-{secrets.token_hex(4)}"
             if slot(name, workers) == worker:
@@ -37,7 +37,7 @@ class Crewed(Fleet):
         headers: dict[str, str] | None = None,
         **claims: object,
     ) -> BarePeer:
-        """A peer in this workspace; with `in_query=False` the target comes from its claims alone."""
+        """A peer in this workspace; with `in_query=False` only the claims name the target."""
         if role == "client":
             claims = {"scope": "runtime", "clientId": f"cl-{secrets.token_hex(4)}", **claims}
         token = self.platform.issue(role, workspace, self.target, **claims)
@@ -49,7 +49,7 @@ class Crewed(Fleet):
         return peer
 
     async def pids(self, relay: RelayProcess, more_than: int = 1) -> dict[int, int]:
-        """Worker's number -> its latest process."""
+        """Worker's number -> PID of its latest process."""
         deadline = self.reactor.seconds() + 3 * WAIT
         while True:
             told = [

@@ -1,4 +1,4 @@
-"""What reaches the parent first and a worker then: proxies' words, early bytes, several requests, the link, the bus."""
+"""From the parent to a worker: proxies' headers, early bytes, several requests, the link, the bus."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MASK = b"\x00\x00\x00\x00"
 
 
 def exchange(port: int, *pieces: bytes, until: bytes = b"\r\n\r\n") -> bytes:
-    """Send bytes on one connection, and read until `until` has come or the relay closes. Blocks."""
+    """Send bytes on one connection, and read until `until` arrives or the relay closes. Blocks."""
     with socket.create_connection(("127.0.0.1", port), 10) as sock:
         for piece in pieces:
             sock.sendall(piece)
@@ -53,7 +53,7 @@ async def joined_from(crewed: Crewed, relay: RelayProcess) -> list[str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_frame_in_the_upgrades_own_segment_is_handled(crewed: Crewed) -> None:
+async def test_a_frame_in_the_upgrades_tcp_segment_is_handled(crewed: Crewed) -> None:
     relay = await crewed.relay("a")
     for worker in (0, 1):
         workspace = crewed.workspace_of(worker)
@@ -77,7 +77,7 @@ async def test_an_upgrade_in_pieces_and_behind_another_request(crewed: Crewed) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_address_is_the_one_that_the_proxy_tells(crewed: Crewed) -> None:
+async def test_the_address_is_that_of_the_forwarded_header(crewed: Crewed) -> None:
     relay = await crewed.relay("a", RELAY_TRUSTED_PROXIES="127.0.0.1", RELAY_MAX_CONNECTIONS_PER_IP="1")
     asked = upgrade(crewed, crewed.workspace_of(1), "X-Forwarded-For: 198.51.100.9, 192.0.2.7")
     with socket.create_connection(("127.0.0.1", relay.port), 10) as sock:
@@ -104,7 +104,7 @@ async def test_proxy_protocol_ends_in_the_parent(crewed: Crewed) -> None:
     assert got.startswith(b"HTTP/1.1 101"), got
     refused = await deferToThread(exchange, relay.port, line + upgrade(crewed, "other", token="x" * 20))
     assert b"JWT_MALFORMED" in refused
-    # The worker has answered before the parent has read what it logged.
+    # The worker can respond before the parent has read the worker's log line.
     await until(crewed.reactor, lambda: '"ip":"192.0.2.99"' in relay.output())
     assert (await deferToThread(exchange, relay.port, asked)) == b""
 
@@ -117,7 +117,7 @@ def _until_listening(relay: RelayProcess) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_worker_has_the_key_that_the_relay_shows(crewed: Crewed) -> None:
+async def test_every_worker_has_the_published_key(crewed: Crewed) -> None:
     relay = await crewed.relay("a")
     shown = (await deferToThread(relay.ask, "GET", "/.well-known/viewport-relay.json")).json()
     key = decode(shown["noisePublicKey"], "the relay's key")
@@ -132,7 +132,7 @@ async def test_every_worker_has_the_key_that_the_relay_shows(crewed: Crewed) -> 
 
 @pytest.mark.redis
 @pytest_twisted.ensureDeferred
-async def test_workers_are_relays_of_their_own_on_the_bus(crewed: Crewed, tmp_path: Any) -> None:
+async def test_each_worker_is_a_relay_on_the_bus(crewed: Crewed, tmp_path: Any) -> None:
     redis = RedisServer(tmp_path).start()
     try:
         bus = {

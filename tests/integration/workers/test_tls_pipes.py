@@ -1,4 +1,4 @@
-"""TLS with several workers: which process ends TLS, the client's address, and what a lost worker and a stop do."""
+"""TLS with several workers: the process that ends TLS, the client's address, the loss of a worker, a stop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pair(relay: Relay, platform: FaultyPlatform, workspace: str) -> tuple[Peer, 
 
 
 def accepted_by(relay: Relay) -> list[int]:
-    """The number of TCP connections to the relay's port that each worker holds."""
+    """Number of TCP connections to the relay's port in each worker."""
     inodes = {
         f"socket:[{line.split()[9]}]"
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
@@ -68,7 +68,7 @@ def test_the_workers_end_tls_in_turn(relay: Relay, platform: FaultyPlatform) -> 
 
 
 def test_the_clients_address(relay: Relay, platform: FaultyPlatform) -> None:
-    """The parent reads the request from a socket pair, and counts the peer of the TCP connection."""
+    """The parent reads the request from a socket pair, but counts the address of the TCP connection."""
     forwarded = {"X-Forwarded-For": "203.0.113.7"}
     peers = [
         Peer.daemon(relay, platform, "w0", "t", headers=forwarded, source="127.0.0.9"),
@@ -83,7 +83,7 @@ def test_the_clients_address(relay: Relay, platform: FaultyPlatform) -> None:
         peer.close()
 
 
-def test_a_worker_that_is_lost_takes_the_connections_whose_tls_it_ends(
+def test_a_lost_worker_ends_the_connections_whose_tls_it_carries(
     relay: Relay, platform: FaultyPlatform
 ) -> None:
     pairs = [pair(relay, platform, WORKSPACES[index]) for index in (0, 1)]
@@ -96,7 +96,7 @@ def test_a_worker_that_is_lost_takes_the_connections_whose_tls_it_ends(
             peer.frame()
         except (Closed, OSError) as error:
             ended += not isinstance(error, TimeoutError)
-    assert ended >= 2  # half of them by TLS, and those of its workspace
+    assert ended >= 2  # half of them by TLS, and those of the worker's workspace
     until(lambda: kept in relay.workers() and len(relay.workers()) == 2, 20, "another worker")
 
     def again() -> bool:
@@ -117,7 +117,7 @@ def test_a_worker_that_is_lost_takes_the_connections_whose_tls_it_ends(
 
 def test_a_stop_closes_every_peer_1001(relay: Relay, platform: FaultyPlatform) -> None:
     peers = [peer for index in (0, 1) for peer in pair(relay, platform, WORKSPACES[index])]
-    silent = dial(relay.port)  # which never begins TLS
+    silent = dial(relay.port)  # never starts TLS
     relay.signal(signal.SIGTERM)
     for peer in peers:
         assert peer.how_it_ends().code == 1001

@@ -1,4 +1,4 @@
-"""RELAY_WORKERS=2 over the years: drains, reloads, service managers, workers that stand still, with real processes."""
+"""RELAY_WORKERS=2 in operation: drains, reloads, service managers, workers that hang; with real processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 
 def workspace_of(worker: int) -> str:
-    """A new name that belongs to this one of two workers."""
+    """A new workspace that this one of two workers serves."""
     return next(name for number in _numbers if slot(name := f"ws-{number}", 2) == worker)
 
 
@@ -57,7 +57,7 @@ class Pair:
 
 @contextmanager
 def crewed(platform: FaultyPlatform, **settings: str) -> Iterator[tuple[Relay, list[Pair]]]:
-    """A relay with two workers, a pair on each; at the end it must stop with status 0."""
+    """A relay with two workers and a pair on each; at the end it must stop with status 0."""
     with running(platform.environment() | {"RELAY_WORKERS": "2"} | settings) as relay:
         until(lambda: len(pids(relay)) == 2, 30, "both workers")
         pairs = [Pair(relay, platform, worker) for worker in (0, 1)]
@@ -67,13 +67,13 @@ def crewed(platform: FaultyPlatform, **settings: str) -> Iterator[tuple[Relay, l
 
 
 def pids(relay: Relay) -> dict[int, int]:
-    """Worker's number -> its latest process."""
+    """Worker's number -> PID of its latest process."""
     started = (entry for entry in relay.entries() if entry["event"] == "worker_started")
     return {entry["details"]["worker"]: entry["details"]["pid"] for entry in started}
 
 
 def said(relay: Relay, *events: str) -> list[tuple[str, int]]:
-    """Event and worker of these entries."""
+    """Event and worker of these log entries."""
     return [(e["event"], e["details"]["worker"]) for e in relay.entries() if e["event"] in events]
 
 
@@ -129,7 +129,7 @@ def test_sigterm_drains_both_workers_in_waves(platform: FaultyPlatform) -> None:
                 closed = peer.how_it_ends()
                 assert (closed.code, closed.reason) == (1001, "relay shutting down")
                 ended[crowd[peer]].append(time.monotonic() - began)
-                if holder is None:  # it answers last, so that there is a drain to be looked at
+                if holder is None:  # answers last, so that the test can observe the drain
                     holder = peer
                 else:
                     peer.send(b"\x03\xe9", CLOSE)
@@ -142,13 +142,13 @@ def test_sigterm_drains_both_workers_in_waves(platform: FaultyPlatform) -> None:
         assert holder is not None
         holder.send(b"\x03\xe9", CLOSE)
         assert relay.process.wait(20) == 0
-        assert time.monotonic() - began < 10  # no wait for the deadline when all have gone
+        assert time.monotonic() - began < 10  # the drain ends with the last peer, before the deadline
         for peer in crowd:
             peer.close()
         assert relay.errors() == []
 
 
-def test_what_is_queued_on_either_worker_goes_out_before_the_close(platform: FaultyPlatform) -> None:
+def test_queued_frames_of_both_workers_are_sent_before_the_close(platform: FaultyPlatform) -> None:
     with crewed(platform, RELAY_DRAIN_SECONDS="15") as (relay, pairs):
         sent = {}
         for pair in pairs:
@@ -156,7 +156,7 @@ def test_what_is_queued_on_either_worker_goes_out_before_the_close(platform: Fau
             for text in sent[pair]:
                 pair.daemon.send(text)
             pair.daemon.send("", 9)
-            assert pair.daemon.frame()[0] == 10  # all of it has been read by the relay
+            assert pair.daemon.frame()[0] == 10  # the relay has read all frames
         relay.signal(signal.SIGTERM)
         time.sleep(0.3)
         for pair in pairs:
@@ -168,13 +168,13 @@ def test_what_is_queued_on_either_worker_goes_out_before_the_close(platform: Fau
             assert (closed.value.code, closed.value.reason) == (1001, "relay shutting down")
 
 
-@pytest.mark.parametrize("stuck", [False, True], ids=["peers do not answer", "and a worker stands still"])
-def test_a_second_signal_ends_it_at_once(platform: FaultyPlatform, stuck: bool) -> None:
+@pytest.mark.parametrize("stuck", [False, True], ids=["peers do not answer", "a worker hangs"])
+def test_a_second_signal_ends_the_drain(platform: FaultyPlatform, stuck: bool) -> None:
     with crewed(platform, RELAY_DRAIN_SECONDS="60") as (relay, pairs):
         before = pids(relay)
         with standing_still(before[1]) if stuck else nullcontext():
             relay.signal(signal.SIGTERM)
-            assert pairs[0].daemon.how_it_ends().code == 1001  # and does not answer
+            assert pairs[0].daemon.how_it_ends().code == 1001  # the peer does not answer the Close
             time.sleep(0.5)
             assert relay.process.poll() is None
             began = time.monotonic()
@@ -189,7 +189,7 @@ def test_a_second_signal_ends_it_at_once(platform: FaultyPlatform, stuck: bool) 
 
 
 @pytest.mark.slow
-def test_a_worker_that_stands_still_does_not_hold_up_a_drain_for_ever(platform: FaultyPlatform) -> None:
+def test_a_worker_that_hangs_does_not_prolong_the_drain(platform: FaultyPlatform) -> None:
     with crewed(platform, RELAY_DRAIN_SECONDS="1") as (relay, pairs), standing_still(pids(relay)[1]):
         began = time.monotonic()
         relay.signal(signal.SIGTERM)
@@ -213,7 +213,7 @@ def test_a_signal_to_all_processes_at_once_is_no_error(platform: FaultyPlatform)
 # -- reload and service manager ------------------------------------------------------------------------------
 
 
-def test_a_reload_drops_nobody(manager: Manager, platform: FaultyPlatform) -> None:
+def test_a_reload_closes_no_connection(manager: Manager, platform: FaultyPlatform) -> None:
     with crewed(platform, NOTIFY_SOCKET=manager.path) as (relay, pairs):
         manager.wait("READY=1")
         before = pids(relay)
@@ -223,7 +223,7 @@ def test_a_reload_drops_nobody(manager: Manager, platform: FaultyPlatform) -> No
             for pair in pairs:
                 pair.talk()
         assert len(manager.times("RELOADING=1")) == 2
-        for pid in before.values():  # one that comes to a worker, from `pkill -HUP`, is no end either
+        for pid in before.values():  # a SIGHUP to a worker, as from `pkill -HUP`, does not end it
             os.kill(pid, signal.SIGHUP)
         time.sleep(0.5)
         for pair in pairs:
@@ -232,8 +232,8 @@ def test_a_reload_drops_nobody(manager: Manager, platform: FaultyPlatform) -> No
         assert "leave" not in [entry["event"] for entry in relay.entries()]
 
 
-def test_a_parent_that_stands_still(manager: Manager, platform: FaultyPlatform) -> None:
-    """The service manager gets no message, peers notice nothing, and a worker that was not polled is not killed."""
+def test_a_parent_that_hangs(manager: Manager, platform: FaultyPlatform) -> None:
+    """No message reaches the service manager, peers are not affected, and a worker that was not polled is not killed."""
     watch = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "600000", "RELAY_WORKER_TIMEOUT_MS": "1500"}
     with crewed(platform, **watch) as (relay, pairs):
         before = pids(relay)
@@ -248,15 +248,15 @@ def test_a_parent_that_stands_still(manager: Manager, platform: FaultyPlatform) 
             over = time.monotonic()
             assert [at for at in manager.times("WATCHDOG=1") if at > stopped + 0.3] == []
         until(lambda: manager.times("WATCHDOG=1")[-1] > over, 10, "signs of life after it")
-        time.sleep(2.5)  # two more looks
+        time.sleep(2.5)  # two more polls
         for worker, pair in enumerate(pairs):
             pair.talk()
             Pair(relay, platform, worker).close()
         assert pids(relay) == before and said(relay, "worker_killed", "worker_lost") == []
 
 
-def test_a_parent_that_the_service_manager_gives_up(platform: FaultyPlatform) -> None:
-    """systemd's watchdog sends SIGABRT to the main process: the workers drain and are gone."""
+def test_a_parent_that_the_service_manager_aborts(platform: FaultyPlatform) -> None:
+    """systemd's watchdog sends SIGABRT to the main process: the workers drain and end."""
     with Relay(platform.environment() | {"RELAY_WORKERS": "2", "RELAY_DRAIN_SECONDS": "5"}) as relay:
         relay.wait()
         until(lambda: len(pids(relay)) == 2, 30, "both workers")
@@ -274,7 +274,7 @@ def test_a_parent_that_the_service_manager_gives_up(platform: FaultyPlatform) ->
 # -- a worker that stands still ------------------------------------------------------------------------------
 
 
-def test_a_worker_that_stands_still_is_replaced_and_nobody_else_waits(
+def test_a_worker_that_hangs_is_replaced_and_the_others_do_not_wait(
     manager: Manager, platform: FaultyPlatform
 ) -> None:
     seconds = 2 * PATIENCE
@@ -291,7 +291,7 @@ def test_a_worker_that_stands_still_is_replaced_and_nobody_else_waits(
         assert frames == 12
         with standing_still(before[1]):
             stopped = time.monotonic()
-            # What operators ask is answered within the patience, with what the worker told last.
+            # The admin API responds within the time limit, with the worker's last report.
             took, status, body = timed(relay, "/metrics")
             assert status == 200 and took < PATIENCE + 1.5
             assert b"relay_frames_client_to_daemon_total 12" in body
@@ -314,14 +314,14 @@ def test_a_worker_that_stands_still_is_replaced_and_nobody_else_waits(
         (lost,) = [entry for entry in relay.entries() if entry["event"] == "worker_lost"]
         assert f"has not answered for {seconds:g} s; its peers reconnect, a new one starts" in lost["message"]
         assert pids(relay)[0] == before[0] and pids(relay)[1] != before[1]
-        # What the lost one had counted when it was last asked is not lost: 3 pairs' exchanges, and what they said.
+        # Counts of the lost worker's last report are kept: key exchanges of 3 pairs, and their frames.
         assert metric(relay, "relay_frames_client_to_daemon_total") == 12 + 1 + 1 + 10
         gaps = [b - a for a, b in itertools.pairwise(manager.times("WATCHDOG=1"))]
-        assert max(gaps) < 1.0  # the parent itself is alive all the time
+        assert max(gaps) < 1.0  # the parent was responsive all the time
 
 
 def test_workers_that_are_killed_over_and_over(platform: FaultyPlatform) -> None:
-    """Each loss is said, nothing is left behind in the parent, and the other worker's peers notice nothing."""
+    """Each loss is logged, the parent keeps no state of it, and the other worker's peers are not affected."""
     with crewed(platform) as (relay, pairs):
         most = relay.descriptors()
         for round_ in range(4):

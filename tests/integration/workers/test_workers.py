@@ -1,4 +1,4 @@
-"""RELAY_WORKERS=2 with real processes: one relay to everybody who looks from outside."""
+"""RELAY_WORKERS=2 with real processes: one relay as seen from the network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPERATOR = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "applicati
 
 
 async def both(crewed: Crewed, relay: RelayProcess) -> dict[int, tuple[str, BarePeer, BarePeer]]:
-    """A workspace with daemon, client and session on each worker."""
+    """On each worker a workspace with daemon, client and session."""
     made = {}
     for worker in (0, 1):
         workspace = crewed.workspace_of(worker)
@@ -40,7 +40,7 @@ async def post(relay: RelayProcess, path: str, body: dict[str, Any]) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_targets_peers_meet_wherever_its_name_comes_from(crewed: Crewed) -> None:
+async def test_a_targets_peers_are_on_one_worker_whether_query_or_claims_name_it(crewed: Crewed) -> None:
     relay = await crewed.relay("a")
     for worker in (0, 1):
         workspace = crewed.workspace_of(worker)
@@ -60,7 +60,7 @@ async def _to_and_fro(client: BarePeer, daemon: BarePeer, name: str, seq: int = 
 
 
 @pytest_twisted.ensureDeferred
-async def test_workspaces_are_served_by_different_processes_and_shown_as_one_relay(crewed: Crewed) -> None:
+async def test_workspaces_of_different_processes_appear_as_one_relay(crewed: Crewed) -> None:
     relay = await crewed.relay("a")
     there = await both(crewed, relay)
     for _, daemon, client in there.values():
@@ -78,18 +78,18 @@ async def test_workspaces_are_served_by_different_processes_and_shown_as_one_rel
     assert sorted(entry["workspaceId"] for entry in joined) == sorted(2 * [w for w, _, _ in there.values()])
     assert len(set((await crewed.pids(relay)).values())) == 2
     for line in relay.output().splitlines():
-        json.loads(line)  # whole lines, whoever wrote them
+        json.loads(line)  # whole lines, from every process
 
 
 @pytest_twisted.ensureDeferred
 async def test_refusals_of_all_processes_are_counted_and_logged(crewed: Crewed) -> None:
     relay = await crewed.relay("a")
     for worker in (0, 1):
-        with pytest.raises(UpgradeRefused):  # by the worker: the token is for another workspace
+        with pytest.raises(UpgradeRefused):  # refused by the worker: the token is for another workspace
             token_workspace, asked = crewed.workspace_of(worker), crewed.workspace_of(worker)
             token = crewed.platform.issue("client", token_workspace, crewed.target, scope="runtime")
             await _connect(crewed, relay, asked, token)
-    with pytest.raises(UpgradeRefused):  # by the parent: no such form
+    with pytest.raises(UpgradeRefused):  # refused by the parent: not a token's form
         await _connect(crewed, relay, crewed.workspace_of(0), "short")
     assert await crewed.metric(relay, "relay_ws_connections_rejected_total") == 3
     assert await crewed.metric(relay, 'relay_refusals_total{reason="JWT_CLAIM_MISMATCH"}') == 2
@@ -145,7 +145,7 @@ async def test_an_operator_ends_the_connections_of_one_token_in_every_process(cr
 
 
 @pytest_twisted.ensureDeferred
-async def test_cached_admissions_are_forgotten_in_every_process(crewed: Crewed) -> None:
+async def test_flushing_the_cache_reaches_every_process(crewed: Crewed) -> None:
     relay = await crewed.relay("a", RELAY_VALIDATE_CACHE_TTL="600")
     kinds = {}
     for worker in (0, 1):
@@ -164,7 +164,7 @@ async def test_cached_admissions_are_forgotten_in_every_process(crewed: Crewed) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_worker_that_is_killed_is_replaced_and_nobody_else_notices(crewed: Crewed) -> None:
+async def test_a_killed_worker_is_replaced_without_effect_on_the_other(crewed: Crewed) -> None:
     relay = await crewed.relay("a")
     there = await both(crewed, relay)
     pids = await crewed.pids(relay)
@@ -174,7 +174,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_nobody_else_notices(crewe
     for peer in (daemon, client):
         await peer.ended()
     assert await _to_and_fro(there[0][2], there[0][1], "session-1")
-    # At once, while the new process starts: the connection waits for it.
+    # The new process is still starting: the connection waits for it.
     again = await gatherResults(
         [
             Deferred.fromCoroutine(crewed.enter(relay, role, workspace))
@@ -189,12 +189,12 @@ async def test_a_worker_that_is_killed_is_replaced_and_nobody_else_notices(crewe
     assert [(e["level"], e["details"]["worker"]) for e in lost] == [("error", 1)]
     state = await crewed.state(relay)
     assert state["connections"] == {"workspace-daemon": 2, "client": 2, "worker": 0}
-    # What the lost one had counted when it was last asked is not lost.
+    # Counts of the lost worker's last report are kept.
     assert await crewed.metric(relay, "relay_frames_client_to_daemon_total") == frames + 2
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_worker_that_is_killed_gives_its_places_back(crewed: Crewed) -> None:
+async def test_a_killed_worker_frees_its_places(crewed: Crewed) -> None:
     relay = await crewed.relay("a", RELAY_MAX_TOTAL_CONNECTIONS="4")
     there = await both(crewed, relay)
     with pytest.raises(UpgradeRefused):
@@ -209,7 +209,7 @@ async def test_a_worker_that_is_killed_gives_its_places_back(crewed: Crewed) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_sigterm_drains_all_with_1001_and_status_0(crewed: Crewed) -> None:
+async def test_sigterm_closes_every_peer_with_1001_and_ends_with_status_0(crewed: Crewed) -> None:
     relay = await crewed.relay("a", RELAY_DRAIN_SECONDS="5")
     there = await both(crewed, relay)
     pids = await crewed.pids(relay)
