@@ -1,17 +1,17 @@
-"""Frames through the bus against direct ones, and one worker against two.
+"""CPU and latency of frames over the bus against direct ones, and of one worker against two.
 
     python benchmarks/bus.py                          about five minutes; JSON on standard output
     python benchmarks/bus.py --seconds 2 --repetitions 1 --only direct,bus
-    python benchmarks/bus.py --only direct,bus --checkout before=../before    this checkout and another one in turns
+    python benchmarks/bus.py --only direct,bus --checkout before=../before    interleaves this checkout and another
 
-Needs redis-server. Layouts are measured in turns, started anew for each batch of cells:
+Needs redis-server. Layouts run interleaved, started anew for each batch of cells:
 
     direct      one relay
     bus         daemons on one relay, clients on another, Redis in between
     workers-2   one relay with RELAY_WORKERS=2
-    forwarded   one relay behind a process that copies bytes (what a parent would cost that keeps the connections)
+    forwarded   one relay behind a process that copies bytes (the cost of a parent that keeps the connections)
 
-CPU is that of all processes of a layout. Latency is of a round trip, two frames.
+CPU is the sum over all processes of a layout. Latency is of a round trip, two frames.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ reactor.run()
 
 @frozen
 class Layout:
-    """Where daemons and clients go, and all processes that the frames cost."""
+    """The relays of daemons and clients, and all processes whose CPU counts."""
 
     port: int
     client_port: int
@@ -121,7 +121,7 @@ def layout(
     kind: Kind,
     more: Callable[[str], dict[str, str]] = _none,
 ) -> Iterator[Layout]:
-    """Everything that this layout needs, running. `more` gives further settings of the relay of an id."""
+    """All running processes of this layout. `more` returns further settings for a relay's id."""
     remember = {"RELAY_VALIDATE_CACHE_TTL": "3600"}
     with ExitStack() as stack:
 
@@ -174,7 +174,7 @@ def layout(
 
 
 def run(cell: str, where: Layout, platform: Platform, seconds: float) -> dict[str, float]:
-    """One run; its figures."""
+    """Figures of one run."""
     mode, options = CELLS[cell]
     given: dict[str, object] = {
         "port": where.port,
@@ -255,7 +255,8 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over the repetitions. `times_direct` is the CPU of a frame against the direct layout of the same relay."""
+    """Medians over the repetitions. `times_direct` is the CPU per frame divided by that of the same relay's direct
+    layout."""
     lines = []
     direct: dict[tuple[str, str], float] = {}
     for cell, relay, kind in dict.fromkeys((row["cell"], row["relay"], row["layout"]) for row in rows):

@@ -1,8 +1,8 @@
-"""The tables of docs/topics/capacity.md, from the newest results that have the figures needed.
+"""The tables of docs/topics/capacity.md, from the newest results that have the needed figures.
 
     make docs          writes them into the page
 
-Everything is per core of the machine that the results name.
+All figures are per core of the machine that the results name.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from benchmarks.fleetload import FULL, PERIOD, SLICES, Load, Simulated, cost, si
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-#: Part of a core that a relay is planned to use.
+#: Planned load of a relay, as a part of a core.
 HALF = 0.5
-#: Clients of a daemon, and frames that reach a peer per second, of a daemon and its clients together.
+#: Clients of a daemon, and frames per second that reach a peer, of a daemon and its clients together.
 CLIENTS, FRAMES = 2, 5.0
 FLEETS = (10, 100, 1000)
-#: How clients come to their daemon's relay -> the share of frames over the bus; None: that of chance.
+#: Way of clients to their daemon's relay -> share of frames over the bus; None: random balancing.
 WAYS: tuple[tuple[str, float | None], ...] = (
     ("hashed by workspace, or redirects followed", 0.001),
     ("the goal for steady state", 0.01),
@@ -32,7 +32,7 @@ WAYS: tuple[tuple[str, float | None], ...] = (
 
 @cache
 def cell(name: str) -> Mapping[str, Any]:
-    """This relay's line of a cell, in the newest full results that have it."""
+    """This relay's line of a cell, in the newest full results that have the cell."""
     for path in sorted(RESULTS.glob("*.json"), reverse=True):
         if not path.stem.endswith("-quick"):
             for line in json.loads(path.read_text())["summary"]:
@@ -64,40 +64,40 @@ def median(line: Mapping[str, Any], figure: str) -> float:
 
 
 def frame_us(name: str) -> float:
-    """Microseconds of the relay's CPU for one frame in this cell."""
+    """Microseconds of the relay's CPU per frame in this cell."""
     return median(cell(name), "cpu_s_per_100k") * 10
 
 
 # -- one core --------------------------------------------------------------------------------------------------------
 
 SIZES = ("128 B", "1 KB", "16 KB", "256 KB", "900 KB")
-#: Many connections of which ten send frames: nearest to a relay in use.
+#: Many connections of which ten send frames: the cell that is most similar to production.
 USUAL = "5000 connections"
 IDLE = "idle, 5000 connections"
-#: Seconds between two pings while memory and idle CPU are measured, and RELAY_PING_INTERVAL_MS.
+#: Seconds between two pings, while memory and idle CPU are measured, and by default (RELAY_PING_INTERVAL_MS).
 MEASURED_PING, PING = 3.0, 30.0
 
 
 def idle_us() -> float:
-    """Microseconds of CPU per second for a peer that says nothing."""
+    """Microseconds of CPU per second for an idle peer."""
     return median(cell(IDLE), "cpu_share") / 5000 * MEASURED_PING / PING * 1e6
 
 
 def daemons_per_relay() -> int:
-    """Daemons, with their clients and frames, that fit into HALF a core; to the hundred below."""
+    """Daemons, with their clients and frames, that fit into HALF a core; rounded down to hundreds."""
     each = FRAMES * frame_us(USUAL) + (1 + CLIENTS) * idle_us()
     return int(HALF * 1e6 / each) // 100 * 100
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Markdown; the first column is text, the others are numbers."""
+    """A Markdown table; the first column is text, the others are numbers."""
     titles = list(head)
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
     return "".join("| " + " | ".join(str(one) for one in line) + " |\n" for line in lines)
 
 
 def round_(value: float) -> str:
-    """Two digits that count."""
+    """A number rounded to two significant digits."""
     if value == 0:
         return "0"
     digits = max(0, 1 - int(f"{abs(value):e}".partition("e")[2]))
@@ -139,7 +139,7 @@ def share_of(way: float | None, relays: int) -> float:
 
 
 def bus_us() -> float:
-    """Microseconds of CPU for one frame over the bus: both relays and Redis."""
+    """Microseconds of CPU per frame over the bus: both relays and Redis."""
     return median(bus("frames, 50 pairs, 1 KB, 1 in flight", "bus"), "cpu_s_per_100k") * 10
 
 
@@ -165,7 +165,7 @@ def fleets() -> str:
 
 
 def limits() -> str:
-    """Where one Redis is full, for each way, with the costs of commands alone and in pipelines."""
+    """Capacity of one Redis, for each way, with the costs of single and pipelined commands."""
     daemons = daemons_per_relay()
     rows = []
     for name, way in WAYS:
@@ -187,7 +187,7 @@ def limits() -> str:
 
 
 def several() -> str:
-    """The largest fleet on several Redis: the load of each, and the connections that each relay has to them."""
+    """The largest fleet on several Redis: load of each, and the connections of each relay to them."""
     costs = redis()["us_of_redis"]["alone"]
     load = Load(max(FLEETS), daemons_per_relay(), 0.001, FRAMES)
     rows = [
@@ -201,7 +201,7 @@ def several() -> str:
 
 # -- the simulation --------------------------------------------------------------------------------------------------
 
-#: name, load, relays that die in the first second
+#: name, load, relays that fail in the first second
 SCENES: tuple[tuple[str, int, float, int], ...] = (
     ("10 relays, hashed", 10, 0.001, 0),
     ("50 relays, hashed", 50, 0.001, 0),
@@ -238,7 +238,7 @@ def simulated() -> str:
 
 
 def sources() -> str:
-    """Which files the figures come from."""
+    """The result files that the figures come from."""
     names = {cell(name)["from"] for name in (USUAL, IDLE, "upgrades, cold, 32 at a time")}
     names |= {
         cell(f"frames, {which}, {size}, 1 in flight")["from"]

@@ -1,4 +1,4 @@
-"""What is measured, and the goals that the figures are held against. A table; nothing runs here."""
+"""Table of the cells to measure, and of the goals for their figures. This module runs nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SIZES: Final = {"128 B": 128, "1 KB": 1024, "16 KB": 16_384, "256 KB": 262_144, 
 PAIRS: Final = (1, 50)
 WINDOWS: Final = (1, 16)
 CONNECTIONS: Final = (10, 100, 1000, 5000)
-#: Daemons and clients of each, always 1,000 connections.
+#: Numbers of daemons and of clients for each; always 1,000 connections.
 WORKSPACES: Final = ((1, 999), (10, 99), (100, 9), (500, 1))
-#: Frames in flight when the number of connections or workspaces is what changes.
+#: Frames in flight where the number of connections or workspaces varies.
 SPREAD: Final = 5
-#: Connections of a crowd that talk; the others only answer pings.
+#: Connections of a crowd that send frames; the others only answer pings.
 TALKING: Final = 10
 #: Tokens that cached upgrades use in turn.
 CACHED_TOKENS: Final = 50
@@ -23,7 +23,7 @@ CACHED_TOKENS: Final = 50
 
 @frozen
 class Cell:
-    """One thing to measure. `cost` names the figure that stands for its price."""
+    """One measurement. `cost` names the figure that the goal limits."""
 
     name: str
     group: str  # frames | tls | links | upgrades | handshakes | idle | connections | crowd | workspaces
@@ -33,8 +33,10 @@ class Cell:
     quick: bool = False
     cold: bool = False  # upgrades: every token is new to the relay
     environment: Mapping[str, str] = field(factory=dict)
-    base: str = ""  # a cell before this one that the same relay's figures are compared with
-    tls: str = ""  # TLS towards the relay: "resumed" lets sessions be resumed, "full" makes a full handshake each time
+    base: str = ""  # an earlier cell; this cell's figures are divided by that cell's
+    tls: str = (
+        ""  # TLS to the relay: "resumed" uses session resumption, "full" makes a full handshake each time
+    )
 
 
 def _frames() -> list[Cell]:
@@ -85,7 +87,7 @@ def _upgrades() -> list[Cell]:
     return cells
 
 
-#: Frames over TLS: pairs, size, in flight, and the goal, of the Node peer's CPU per frame.
+#: Frames over TLS: pairs, size, in flight, and the goal as a multiple of the Node peer's CPU per frame.
 TLS_FRAMES: Final = (
     (1, "1 KB", 1, 0.9),
     (50, "1 KB", 1, 0.7),
@@ -127,7 +129,8 @@ def _tls() -> list[Cell]:
     return frames + handshakes
 
 
-#: Frames over two Noise links: size of a whole frame, and the goal, of the same relay's CPU per frame without links.
+#: Frames over two Noise links: size of a frame, and the goal as a multiple of this relay's CPU per frame without
+#: links.
 LINK_FRAMES: Final = (("1 KB", 1024, 2.0), ("64 KB", 65_536, 1.8))
 
 
@@ -154,7 +157,7 @@ def _links() -> list[Cell]:
 
 
 def _idle() -> list[Cell]:
-    # Pings often enough that several rounds of them are in what is measured.
+    # A short ping interval, so that the measurement covers several rounds.
     environment = {"RELAY_PING_INTERVAL_MS": "3000"}
     return [
         Cell(
@@ -218,15 +221,15 @@ def _scale() -> list[Cell]:
 
 CELLS: Final = (*_frames(), *_tls(), *_links(), *_upgrades(), *_idle(), *_scale())
 
-#: Groups whose cells are compared with one another: all of them are measured within each repetition.
+#: Groups whose cells are compared with one another: each repetition measures all of them.
 TOGETHER: Final = frozenset({"connections", "crowd", "workspaces"})
 
 
 @frozen
 class Goal:
-    """`figure` of our relay over that of the base (or over the group's first cell) must be at most `most`.
+    """Upper limit `most` for `figure` of this relay, divided by that of the base (or of the group's first cell).
 
-    With `absolute` the figure itself must be.
+    `absolute` limits the figure itself.
     """
 
     cell: str
@@ -237,7 +240,7 @@ class Goal:
 
 
 def _cost_goal(cell: Cell) -> float:
-    """Of the Node peer's CPU per frame."""
+    """Limit as a multiple of the Node peer's CPU per frame."""
     size, window, pairs = (int(cell.options[name]) for name in ("size", "window", "daemons"))
     if size >= SIZES["256 KB"]:
         return 0.12
@@ -249,7 +252,7 @@ def _cost_goal(cell: Cell) -> float:
 
 
 def goals(cell: Cell) -> list[Goal]:
-    """What a cell must reach; empty for what is only reported."""
+    """Goals of a cell; empty for a cell that is only reported."""
     if cell.group == "frames":
         return [
             Goal(cell.name, cell.cost, _cost_goal(cell), "CPU per frame, of Node's"),
@@ -268,7 +271,7 @@ def goals(cell: Cell) -> list[Goal]:
     if cell.group == "handshakes":
         return [Goal(cell.name, cell.cost, 1.0, "CPU per upgrade with its TLS handshake, of Node's")]
     if cell.group == "upgrades":
-        if cell.cold:  # libraries alone read what strangers and the platform send, which may cost something
+        if cell.cold:  # only libraries parse unauthenticated bytes and the platform's, which may cost more
             return [Goal(cell.name, cell.cost, 1.0, "CPU ms per upgrade", absolute=True)]
         most = 1.0 if cell.options["at-once"] == 1 else 0.8
         return [Goal(cell.name, cell.cost, most, "CPU per upgrade, of Node's")]

@@ -1,8 +1,8 @@
-"""Show that the load generator notices what a relay does wrong: relays that damage every thousandth frame.
+"""Test of the load generator with relays that damage every thousandth frame.
 
     python benchmarks/check_loadgen.py
 
-The good one must pass (status 0) and each bad one must be noticed (status 1). Nothing is measured.
+The correct relay must pass (status 0), each damaging one must fail (status 1). Nothing is measured.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CHANGES: dict[str, Change] = {
 
 
 class Damaging(PlainRelay):
-    """Does `change` to every thousandth frame."""
+    """Applies `change` to every thousandth frame."""
 
     change: ClassVar[Change] = CHANGES["good"]
     seen = 0

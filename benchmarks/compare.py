@@ -1,7 +1,7 @@
-"""From the figures of single runs to medians, ratios and verdicts. Pure: rows in, lines out.
+"""Medians, ratios and verdicts from the figures of single runs. Pure functions.
 
-A row is what the load generator printed, with `cell`, `relay` and `repetition`, or with `failed`. Ratios are taken
-within a repetition, where the relays ran right after one another.
+A row is the load generator's output, with `cell`, `relay` and `repetition`, or with `failed`. Ratios are taken within
+a repetition, where the relays ran one right after the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Figures = dict[str, Any]
 def ratios(
     rows: Sequence[Figures], cell: str, relay: str, figure: str, base: str, base_cell: str = ""
 ) -> list[float]:
-    """`figure` over the base's, within each repetition that has both."""
+    """`figure` divided by the base's, in each repetition that has both."""
 
     def by_repetition(cell: str, relay: str) -> dict[int, float]:
         return {
@@ -83,7 +83,7 @@ def summary(rows: Sequence[Figures], cell: Cell, kinds: Sequence[Kind]) -> list[
 
 
 def judge(rows: Sequence[Figures], cell: Cell, first: str) -> list[Figures]:
-    """Each goal of a cell that could be measured, and whether our relay meets it."""
+    """Each goal of a cell whose figures exist, and whether this relay meets it."""
     verdicts = []
     for goal in goals(cell):
         if goal.absolute:

@@ -1,11 +1,11 @@
-"""A restart under load, with the socket held as systemd holds it: how peers come back, and what is lost.
+"""A restart under load, with the socket held as systemd holds it: reconnects and lost frames.
 
     python benchmarks/drain.py [--pairs 200] [--drain 5] [--json FILE]
 
-Peers are pairs of daemon and client; every client asks ten times a second and its daemon answers. In the middle the relay
-gets SIGTERM, and a new one starts on the same listening socket as soon as the old one has ended. Peers that are closed
-come back at once, as daemons of today do. Reported: reconnects per tenth of a second from SIGTERM on (the shape of the
-storm), how long a pair was without its relay, and frames that were sent into an open connection and never arrived.
+Peers are pairs of daemon and client; each client sends ten frames a second and its daemon answers. In the middle the
+relay gets SIGTERM, and a new one starts on the same listening socket as soon as the old one has ended. Closed peers
+reconnect at once, as real daemons do. Reported: reconnects per tenth of a second from SIGTERM on, the time that a
+pair had no relay, and frames that were sent on an open connection and never arrived.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.drill.relay import Relay
 
 
 class Fleet:
-    """All pairs, and what happened to them."""
+    """All pairs and their counts."""
 
     def __init__(self, port: int, platform: FaultyPlatform) -> None:
         self.port = port
@@ -86,7 +86,7 @@ class Fleet:
                 while not session:
                     line.send(kex_init(f"{number}-{rounds}"))
                     told = json.loads(await asyncio.wait_for(line.receive(), 10))
-                    session = told.get("sessionId", "")  # else the daemon is not back yet
+                    session = told.get("sessionId", "")  # empty: the daemon is not back yet
                     await asyncio.sleep(0 if session else 0.1)
                 if last:
                     self.gaps.append(time.monotonic() - last)
@@ -98,9 +98,7 @@ class Fleet:
                     await asyncio.wait_for(line.receive(), 10)
                     self.answered += 1
                     last = time.monotonic()
-                    await line.quiet(
-                        0.1
-                    )  # a Close that comes meanwhile is seen before the next frame is sent
+                    await line.quiet(0.1)  # read a Close before the next frame is sent
             except (TimeoutError, OSError, asyncio.IncompleteReadError):
                 if self.stopped_at:
                     self.closed_at.append(time.monotonic() - self.stopped_at)
@@ -108,7 +106,7 @@ class Fleet:
 
 
 def tenths(times: list[float]) -> list[int]:
-    """How many fall into each tenth of a second."""
+    """Counts per tenth of a second."""
     found = [0] * (int(max(times) * 10) + 1) if times else []
     for at in times:
         found[int(at * 10)] += 1

@@ -1,11 +1,11 @@
-"""What 49 clients of a daemon feel of a 50th that floods it, or that stops reading, and the relay's memory meanwhile.
+"""Round trips of 49 clients of a daemon while a 50th floods it or stops reading, and the relay's memory.
 
     python benchmarks/fairness.py [--seconds 8] [--daemon-mb-per-s 20]
 
-Starts a relay with its dev platform, a daemon that takes so many MB a second and no more, 49 clients that each send a
-small frame ten times a second and wait for its echo, and then the 50th. One JSON object on standard output, round
-trips in milliseconds, memory in MiB. Linux only (/proc). The peers are Python processes of their own: their share of
-the round trip is in the run alone too.
+Starts a relay with its dev platform, a daemon that reads at the given rate, 49 clients that each send a small frame
+ten times a second and wait for its echo, and then the 50th. Prints one JSON object: round trips in milliseconds,
+memory in MiB. Linux only (/proc). The peers are Python processes; the run without the 50th shows their share of a
+round trip.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CREDENTIAL = secrets.token_hex(16)
 
 
 def masked(message: bytes) -> bytes:
-    """A client's text frame. The mask is zero: what it hides is of no interest here."""
+    """A client's text frame, with a mask of zeros for speed."""
     length = len(message)
     if length < 126:
         head = struct.pack("!BB", 0x81, 0x80 | length)
@@ -54,7 +54,7 @@ def masked(message: bytes) -> bytes:
 
 
 class Stream:
-    """Messages out of a server's bytes; pings are answered."""
+    """Parser of a server's frames: returns messages, answers pings."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -124,7 +124,7 @@ def e2ee(session: str, seq: int, size: int) -> bytes:
 
 
 def daemon(port: int, token: str, bytes_per_second: float, to_slow: Any) -> None:
-    """Answers key exchanges, echoes the frames of sessions `q…`; with `to_slow` set it fills that session too."""
+    """Answers key exchanges and echoes frames of sessions `q…`; `to_slow` makes it flood the slow session too."""
     connection = join(port, "workspace-daemon", token, 65_536)
     stream = Stream(connection)
     allowance, last = 0.0, time.monotonic()
@@ -171,7 +171,7 @@ def init(request: str) -> bytes:
 
 
 def answer(request: str) -> bytes:
-    """The session is named as the request was."""
+    """Response to a key exchange; the session is named after the request."""
     return json.dumps(
         {
             "type": "relay_key_exchange_response",
@@ -197,7 +197,7 @@ def flooder(port: int, token: str, go: Any) -> None:
 
 
 def deaf(port: int, token: str, ready: Any) -> None:
-    """Owns the session `slow` and then does not read."""
+    """A client that owns the session `slow` and stops reading."""
     connection = join(port, "client", token, 16_384)
     connection.sendall(masked(init("slow")))
     connection.recv(10_000)
@@ -206,7 +206,7 @@ def deaf(port: int, token: str, ready: Any) -> None:
 
 
 class Quiet:
-    """The 49: each sends a frame every tenth of a second, not all at once, and waits for its echo."""
+    """The 49 clients: each sends a frame every tenth of a second, at its own phase, and waits for the echo."""
 
     def __init__(self, port: int, tokens: list[str]) -> None:
         self._ready = selectors.DefaultSelector()

@@ -1,8 +1,7 @@
-"""What a fleet asks of its Redis: formulas, and a simulation that they are held against. Pure; times are in seconds.
+"""Load of a fleet on its Redis: formulas, and a simulation to check them. Pure functions; times are in seconds.
 
-load = Load(relays=100, daemons=5000, share=0.001)
-load.commands()          # per second, by kind
-simulate(load, costs, seconds=22, seed=1)
+load = Load(relays=100, daemons=5000, share=0.001) load.commands()          # per second, by kind simulate(load,
+costs, seconds=22, seed=1)
 """
 
 from __future__ import annotations
@@ -13,22 +12,22 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
-#: Of the relay's settings and constants: a presence entry is renewed every PERIOD seconds, which are looked for in SLICES
-#: parts of it (and a renewal's time is over just after a look: one slice later); a look-up is remembered for LOOKED_UP, an
-#: instance record for RECORD, and a pull waits for PULL.
+#: The relay's settings and constants. A presence entry is renewed every PERIOD seconds, checked in SLICES parts of it
+#: (in the worst case one slice later); a look-up is cached for LOOKED_UP, an instance record for RECORD; a pull waits
+#: for PULL.
 PERIOD = 20.0
 SLICES = 10
 LOOKED_UP = 2.0
 RECORD = 5.0
 PULL = 1.0
-#: Part of a core that Redis is planned to use at most.
+#: Planned load of Redis, as a part of a core.
 FULL = 0.6
 
 
 @frozen
 class Load:
-    """A fleet in steady state. `daemons` are those of each relay, `frames` those that reach a peer per second, of each daemon
-    and its clients; `share` is the part of them that crosses the bus."""
+    """A fleet in steady state. `daemons` counts those of each relay, `frames` those that reach a peer per second, of
+    each daemon and its clients; `share` is the part of them that crosses the bus."""
 
     relays: int
     daemons: int
@@ -37,7 +36,7 @@ class Load:
 
     @property
     def split(self) -> float:
-        """Daemons with a client on another relay that talks: their frames are the bus's."""
+        """Daemons with an active client on another relay: their frames use the bus."""
         return self.relays * self.daemons * self.share
 
     @property
@@ -46,18 +45,18 @@ class Load:
         return self.relays * self.daemons * self.frames * self.share
 
     def batches(self, turn: float = 0.001) -> float:
-        """Pushes per second: what one turn brings for one relay leaves together."""
+        """Pushes per second: all frames of one turn for one relay are pushed together."""
         return self._batched(self.bus_frames * turn) / turn
 
     def _batched(self, frames: float) -> float:
-        """Of so many frames at the same time, how many pairs of relays there are on average."""
+        """Mean number of relay pairs among this number of simultaneous frames."""
         ways = self.relays * (self.relays - 1)
         return ways * -math.expm1(frames * math.log1p(-1 / ways)) if ways > 1 else min(frames, ways)
 
     def commands(self) -> dict[str, float]:
-        """Commands per second, by kind. A push counts with the pull that takes it off the queue."""
+        """Commands per second, by kind. A push includes the pull that reads it from the queue."""
         relays, batches = self.relays, self.batches()
-        # Frames of a client ask where the daemon is, once in LOOKED_UP for each target and relay.
+        # A client's frame causes one look-up per LOOKED_UP, for each target and relay.
         asking = self.split * min(self.frames / 2, 1 / LOOKED_UP)
         return {
             "renew": relays * self.daemons / (PERIOD * (1 + 1 / SLICES)),
@@ -69,7 +68,7 @@ class Load:
         }
 
     def cores(self, costs: Mapping[str, float]) -> float:
-        """Of Redis, with the microseconds that each command costs it."""
+        """Cores of Redis, from the microseconds of each command."""
         return sum(rate * cost(kind, costs) for kind, rate in self.commands().items()) / 1e6
 
 
@@ -82,8 +81,8 @@ def cost(kind: str, costs: Mapping[str, float]) -> float:
 
 @frozen
 class Simulated:
-    """What a simulated Redis had to do. `commands` per second by kind; `waits` are the p50, p99 and longest wait of a
-    command in front of Redis, in seconds; `longest` is the most commands that waited."""
+    """Result of a simulation. `commands` per second by kind; `waits` are the median, p99 and longest wait of a
+    command for Redis, in seconds; `longest` is the largest number of waiting commands."""
 
     commands: dict[str, float]
     waits: tuple[float, float, float]
@@ -94,11 +93,11 @@ class Simulated:
 def simulate(
     load: Load, costs: Mapping[str, float], *, seconds: float, seed: int, lost: int = 0
 ) -> Simulated:
-    """Redis in ticks of a millisecond. Each relay looks for entries to renew in PERIOD / SLICES, at a time of its own, and
-    all that are due then are sent at once (the relay sends 64 at a time: the queue stands in its memory instead).
+    """Simulate Redis in ticks of a millisecond.
 
-    With `lost` so many relays die in the first second, and the others announce their daemons as they come back, one each
-    millisecond for each relay that is left.
+    Each relay checks its entries for renewal every PERIOD / SLICES, at its own phase, and sends all that are due at
+    once (a real relay sends 64 at a time and queues the others in its memory). With `lost`, that many relays fail in
+    the first second, and the others announce the daemons that reconnect, one per millisecond and remaining relay.
     """
     draw = random.Random(seed)
     tick = 0.001
@@ -108,7 +107,7 @@ def simulate(
     due: dict[int, int] = {}
     for begin in begins:
         sizes = [0] * groups
-        for _ in range(min(load.daemons, 200)):  # drawn for 200, and scaled
+        for _ in range(min(load.daemons, 200)):  # at most 200 are drawn, then scaled
             sizes[draw.randrange(groups)] += 1
         scale = load.daemons / max(1, min(load.daemons, 200))
         for turn in range(math.ceil(seconds / slot)):
@@ -152,8 +151,8 @@ def simulate(
 
 
 def _poisson(draw: random.Random, mean: float) -> int:
-    """A number of events, of which `mean` come on average."""
-    if mean > 30:  # near enough a normal distribution
+    """A Poisson random number with this mean."""
+    if mean > 30:  # approximately a normal distribution
         return max(0, round(draw.gauss(mean, math.sqrt(mean))))
     number, left = 0, draw.random()
     chance = math.exp(-mean)

@@ -1,11 +1,11 @@
-"""Load over Noise links: what one frame from a client to a daemon costs the relay. `run.py` calls this for the `links` cells.
+"""Load over Noise links: the relay's CPU per frame from a client to a daemon. `run.py` uses it for the `links` cells.
 
     python benchmarks/link_frames.py --port N --pid N --tokens FILE --size BYTES [--window N] [--links both] [--count N]
 
-The generator is Python with noiseprotocol: the one in C speaks no Noise. Everything that the client sends is encrypted and
-masked before the clock starts, and what the daemon gets is decrypted and compared after it has stopped. Counted is the
-relay's CPU alone, all its threads, by the scheduler's own nanoseconds (/proc/PID/task/TID/schedstat). With a relay that ends
-TLS, `--port` is that of a TLS client in front of it.
+The generator is Python with noiseprotocol, because the one in C has no Noise. All frames are encrypted and masked
+before the clock starts, and decrypted and compared after it has stopped. Only the relay's CPU counts, of all its
+threads, in nanoseconds of the scheduler (/proc/PID/task/TID/schedstat). With a relay that ends TLS, `--port` is that
+of a TLS client in front of it.
 
 | --links | client | daemon | what the relay does |
 | --- | --- | --- | --- |
@@ -43,13 +43,13 @@ FRAMES_MOST = 25_000
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU that all threads of a process have used."""
+    """CPU seconds of all threads of a process."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def relay_key(port: int) -> bytes:
-    """The static key that the relay publishes."""
+    """The relay's published static key."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://{HOST}:{port}/.well-known/viewport-relay.json", timeout=PATIENCE) as answer:
         return base64.urlsafe_b64decode(json.load(answer)["noisePublicKey"] + "=")
@@ -59,7 +59,7 @@ def relay_key(port: int) -> bytes:
 
 
 def masked(opcode: int, payload: bytes) -> bytes:
-    """A client's frame (RFC 6455 section 5.2)."""
+    """A client's WebSocket frame (RFC 6455 section 5.2)."""
     length, key = len(payload), os.urandom(4)
     if length < 126:
         head = bytes((0x80 | opcode, 0x80 | length))
@@ -72,7 +72,7 @@ def masked(opcode: int, payload: bytes) -> bytes:
 
 
 def unframed(data: memoryview) -> Iterator[memoryview]:
-    """The payloads of a server's frames."""
+    """Payloads of a server's WebSocket frames."""
     at = 0
     while at < len(data):
         length, head = data[at + 1], 2
@@ -85,14 +85,14 @@ def unframed(data: memoryview) -> Iterator[memoryview]:
 
 @define
 class Peer:
-    """One connection, with a link or without."""
+    """One connection, with or without a link."""
 
     sock: socket.socket
     link: LinkInitiator | None
 
     @classmethod
     def join(cls, port: int, entry: list[str], public: bytes | None) -> Peer:
-        """`entry` is role, workspace, target and token; without `public` there is no link."""
+        """`entry` is role, workspace, target and token; `public` is the relay's key, None for no link."""
         role, workspace, target, token = entry
         sock = socket.create_connection((HOST, port), PATIENCE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -110,7 +110,7 @@ class Peer:
         sock.sendall("\r\n".join([*lines, "", ""]).encode())
         head = b""
         while b"\r\n\r\n" not in head:
-            head += sock.recv(1)  # nothing comes behind it before we speak
+            head += sock.recv(1)  # byte by byte: the frame parser must get the bytes behind the head
         if b" 101 " not in head:
             raise SystemExit(f"not admitted: {head.decode()}")
         if public is None:
@@ -155,7 +155,7 @@ def delivered_length(size: int, linked: bool) -> int:
 
 
 def measure(daemon: Peer, client: Peer, pid: int, size: int, window: int, count: int) -> dict[str, float]:
-    """The relay's CPU for `count` frames of `size` bytes, never more than `window` on their way."""
+    """The relay's CPU for `count` frames of `size` bytes, with at most `window` in flight."""
     chunks = [
         b"".join(client.prepared(frame_of(size, seq)) for seq in range(at, min(at + window, count)))
         for at in range(0, count, window)
@@ -181,7 +181,7 @@ def measure(daemon: Peer, client: Peer, pid: int, size: int, window: int, count:
 
 
 def move(sender: socket.socket, data: bytes, receiver: socket.socket, got: bytearray, due: int) -> None:
-    """Send `data` and receive until `got` has `due` bytes."""
+    """Send `data`, and receive until `got` has `due` bytes."""
     rest = memoryview(data)
     while rest or len(got) < due:
         readable, writable, _ = select.select([receiver], [sender] if rest else [], [], PATIENCE)

@@ -1,4 +1,4 @@
-"""What a measurement ran on and with: the machine, and the versions of what was measured."""
+"""Description of a measurement's environment: the machine, and the versions of the measured programs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from relays import HERE, NODE_RELAY
 
 
 def machine() -> dict[str, object]:
-    """CPU, cores, memory and kernel; nothing that names the host."""
+    """CPU, cores, memory and kernel, without a host name."""
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "cpu": cpu[1] if cpu else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        # Major and minor only: builders write their own names behind.
+        # Major and minor only: builders append their own names.
         "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "architecture": platform.machine(),
     }
 
 
 def versions() -> dict[str, str]:
-    """Of everything whose speed is in the figures."""
+    """Versions of all programs and libraries that influence the figures."""
     found = {
         name: version(name) for name in ("Twisted", "autobahn", "msgspec", "treq", "PyJWT", "cryptography")
     }

@@ -1,10 +1,10 @@
-"""Keys and relay tokens for a benchmark: RS256, one key, all good for one day.
+"""Keys and relay tokens for a benchmark: RS256, one key, valid for one day.
 
     python benchmarks/mint.py FOLDER PAIRS [--fresh N]
 
-writes `jwks.json`, `tokens.tsv` (for each pair a daemon's line, then a client's) and `fresh.tsv` (clients, each
-with a workspace of its own, meant to be used once). A line is role, workspace, target and token, with tabs
-between. The private key is forgotten.
+writes `jwks.json`, `tokens.tsv` (for each pair a daemon's line, then a client's) and `fresh.tsv` (clients for single
+use, each with its own workspace). A line has role, workspace, target and token, separated by tabs. The private key is
+not stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LIFE = 86_400
 
 
 def token(key: RSAPrivateKey, role: str, workspace: str, target: str, now: int) -> str:
-    """A token with the claims that a platform usually puts into one."""
+    """A token with the usual claims of a platform."""
     claims = {
         "iss": "viewport-server",
         "aud": "viewport-relay",

@@ -1,9 +1,9 @@
-"""What the link costs the relay: handshakes per CPU-second and CPU per record, as JSON on standard output.
+"""Cost of the link's cryptography: handshakes per CPU-second and CPU per record, as JSON on standard output.
 
     python benchmarks/noise_link.py [--handshakes 1000] [--records 20000]
 
-Only the responder's side is timed, in CPU time of this process (`time.process_time`), one core, no sockets. Run it
-on an otherwise idle machine; the numbers of two machines do not compare.
+Only the responder is timed, in CPU time of this process (`time.process_time`), on one core, without sockets. Run it
+on an otherwise idle machine; figures of two machines are not comparable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GRANT = Grant(
 
 
 class Silent:
-    """A connection that keeps what it was last told to send."""
+    """A connection that stores the last message sent."""
 
     sent = b""
 
@@ -67,7 +67,7 @@ def initiator(pattern: Pattern, keys: RelayKeys) -> LinkInitiator:
 
 
 def handshake(pattern: Pattern, keys: RelayKeys) -> tuple[float, NoiseLink, LinkInitiator]:
-    """One whole handshake; the seconds are the relay's alone."""
+    """One complete handshake; the seconds are the relay's alone."""
     peer, other = Silent(), initiator(pattern, keys)
     message_1 = other.message_1()
     connections: list[NoiseLink] = []
@@ -104,7 +104,7 @@ def refused(keys: RelayKeys, message: bytes) -> None:
 
 
 def records(noise: NoiseLink, other: LinkInitiator, size: int, count: int) -> dict[str, float]:
-    """Microseconds to take in and to seal one frame of `size` bytes."""
+    """Microseconds to decrypt and to encrypt one frame of `size` bytes."""
     frame = os.urandom(size)
     sealed = [other.seal(frame) for _ in range(count)]
 

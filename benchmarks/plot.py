@@ -1,4 +1,4 @@
-"""Two kinds of plots as SVG: bars of ratios and curves, both on logarithmic axes. Nothing else is needed for them."""
+"""Bar charts of ratios and curves as SVG, on logarithmic axes, without a plotting library."""
 
 from __future__ import annotations
 

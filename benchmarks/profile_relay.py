@@ -1,12 +1,12 @@
-"""Where the relay's CPU time goes while the load generator drives it: a ranking of Python functions.
+"""CPU profile of the relay under the load generator: a ranking of Python functions.
 
     python benchmarks/profile_relay.py '50 pairs, 1 KB, 1 in flight' [--checkout FOLDER] [--top N]
     python benchmarks/profile_relay.py --bus '50 pairs, 1 KB, 1 in flight'
 
-The relay looks at its own stack each time it has used another few milliseconds of CPU (SIGPROF), system calls
-included; what other processes take does not count. *self* is a function with the C code and system calls that it
-calls itself, *all* with everything. Python handles a signal only between some instructions, so a function may get a
-little of what ran just before it was called. For CPU per frame use run.py: this costs a few per cent.
+The relay samples its own stack every few milliseconds of its CPU time (SIGPROF), system calls included; other
+processes do not count. *self* is a function with the C code and system calls that it calls itself, *all* includes its
+callees. Python handles a signal only between some instructions, so a function may get samples of the code just before
+its call. For CPU per frame use run.py: the profiler costs a few per cent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _place(frame: FrameType) -> str:
 
 
 def inside() -> None:
-    """In the relay's process: sample until the end, then write what was seen."""
+    """Runs in the relay's process: sample until the end, then write the profile."""
     own: Counter[str] = Counter()
     lines: Counter[str] = Counter()
     total: Counter[str] = Counter()
@@ -50,7 +50,7 @@ def inside() -> None:
         total.update(seen)
 
     def toggle(number: int, frame: FrameType | None) -> None:
-        # Once to begin when the load is there, once to end and write.
+        # The first signal starts the sampling under load, the second ends it and writes.
         if signal.getitimer(signal.ITIMER_PROF)[1]:
             signal.setitimer(signal.ITIMER_PROF, 0)
             seen = {"self": own.most_common(), "lines": lines.most_common(), "all": total.most_common()}
@@ -125,7 +125,7 @@ def _output(relay: str) -> Path:
 
 
 def _outputs(relay: str) -> dict[str, str]:
-    """Settings that tell a relay where its profile goes."""
+    """Settings with the file of a relay's profile."""
     _output(relay).unlink(missing_ok=True)
     return {OUTPUT: str(_output(relay))}
 
@@ -133,7 +133,7 @@ def _outputs(relay: str) -> dict[str, str]:
 def _drive(
     mode: str, words: Mapping[str, object], pids: Sequence[int], seconds: float, others: Mapping[int, str]
 ) -> None:
-    """Profile the relays under this load; of the `others` the CPU is told."""
+    """Profile the relays under this load; report the CPU of the `others`."""
     from relays import BUILD
 
     words = {**words, "pid": pids[0]}
@@ -157,7 +157,7 @@ def _drive(
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU that a process has used, seconds (proc(5): fields 14 and 15 of stat)."""
+    """CPU seconds of a process (proc(5): fields 14 and 15 of stat)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,10 +1,10 @@
-"""What each command of the backplane costs a Redis: its CPU, measured with a redis-server of its own.
+"""CPU time of Redis for each command of the backplane, measured with a separate redis-server.
 
     python benchmarks/rediscost.py > benchmarks/results/redis/DATE.json
 
-The commands are the relay's own (viewport_relay/backplane/rediscommands.py). Each figure is Redis's CPU time (user and
-system, INFO cpu) divided by the number of calls, in microseconds: `alone`, one command for each read of Redis, as from many
-relays that each send little; and `pipelined`, a hundred for each read, as from few that send much.
+The commands are the relay's own (viewport_relay/backplane/rediscommands.py). Each figure is Redis's CPU time (user
+and system, INFO cpu) divided by the number of calls, in microseconds: `alone`, with one command per read of Redis, as
+from many relays with little traffic; and `pipelined`, with a hundred per read, as from few relays with much traffic.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIGNATURE = "s" * 60
 
 
 class Redis:
-    """One connection that writes pipelines and reads their answers."""
+    """A connection that writes pipelines and reads their replies."""
 
     def __init__(self, port: int) -> None:
         self._sock = socket.create_connection(("127.0.0.1", port), 10)
@@ -71,7 +71,7 @@ def target(number: int) -> tuple[str, str]:
 
 
 def measured(redis: Redis, commands: Sequence[Sequence[Any]], pipeline: int, seconds: float) -> float:
-    """Microseconds of Redis's CPU for one call of the commands, in turn."""
+    """Microseconds of Redis's CPU per call of the commands, used in turn."""
     calls = 0
     before = redis.cpu()
     until = time.monotonic() + seconds
@@ -82,7 +82,7 @@ def measured(redis: Redis, commands: Sequence[Sequence[Any]], pipeline: int, sec
 
 
 def kinds() -> dict[str, list[Sequence[Any]]]:
-    """What is measured: a name, and the commands that are sent in turn."""
+    """Name -> commands that are sent in turn."""
     daemons = [target(n) for n in range(DAEMONS)]
     found: dict[str, list[Sequence[Any]]] = {
         "announce": [COMMANDS.announce(one, ENTRY, SIGNATURE) for one in daemons],

@@ -1,11 +1,11 @@
-"""How many upgrades one CPU-second of a relay process refuses, and what one refusal costs, by what is wrong.
+"""Refused upgrades per CPU-second of a relay process, and the cost of one refusal, by reason.
 
     python benchmarks/refusals.py [--upgrades 2000] [--rounds 3] [--checkout FOLDER]
 
-A refusal by rate, count, path, query or missing token may cost no signature and no request, one of a garbage token no
-request to the platform: both are counted while it is measured. The client opens a connection for each attempt and
-reads the whole answer, as a flood does; it has no part in the figures, which are the relay's own time on a CPU
-(user and system). Prints JSON.
+A refusal by rate, count, path, query or missing token must cost no signature check and no request, that of a
+malformed token no request to the platform: both are counted during the measurement. The client opens a connection for
+each attempt and reads the whole response, as a flood does; only the relay's CPU time counts (user and system). Prints
+JSON.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _FEW = "1000000"
 
 @frozen
 class Case:
-    """One way to be refused: the request, the answer that must come, and the settings of the relay."""
+    """One kind of refusal: the request, the expected response, and the settings of the relay."""
 
     request: bytes
     status: int
     code: str
     settings: Mapping[str, str]
-    holds: int = 0  # connections that are open meanwhile
+    holds: int = 0  # connections that are open in the meantime
 
 
 def upgrade(target: str, *headers: str) -> bytes:
@@ -47,7 +47,7 @@ def upgrade(target: str, *headers: str) -> bytes:
 
 
 def cases(tokens: Path) -> dict[str, Case]:
-    """All cases; the tokens are good ones of the platform, and spoilt here."""
+    """All cases; their tokens are altered tokens of the platform."""
     role, workspace, target, good = tokens.read_text().splitlines()[0].split("\t")[:4]
     ws = f"/ws?role={role}&workspaceId={workspace}&runtimeTargetId={target}"
     last = good[-6:-1]  # within the signature
@@ -87,20 +87,20 @@ def _with_kid(token: str) -> str:
 
 
 def on_cpu(pid: int) -> float:
-    """Seconds that a process, all of its threads, has been on a CPU."""
+    """CPU seconds of a process, with all its threads."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def ask(port: int, request: bytes) -> bytes:
-    """One attempt, from connecting to the relay's end of it."""
+    """One attempt, from the connect to the relay's close."""
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
 def counted(port: int, key: str) -> dict[str, float]:
-    """The relay's own count of what it asked others."""
+    """The relay's own count of its outbound requests."""
     text = ask(
         port,
         f"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Relay-Admin-Token: {key}\r\n\r\n".encode(),
@@ -117,7 +117,7 @@ def measure(kind: Kind, platform: Platform, case: Case, upgrades: int, rounds: i
             held.append(socket.create_connection(("127.0.0.1", relay.port), 10))
             held[-1].sendall(good)
             assert held[-1].recv(4096).startswith(b"HTTP/1.1 101 ")
-        for _ in range(200):  # what is imported, cached or folded on first use is not what a flood costs
+        for _ in range(200):  # warm-up: imports, caches and folding on first use are not the cost of a flood
             answer = ask(relay.port, case.request)
         head = answer.partition(b"\r\n\r\n")[0]
         assert head.startswith(b"HTTP/1.1 %d " % case.status) and case.code.encode() in head, answer
@@ -143,7 +143,7 @@ def measure(kind: Kind, platform: Platform, case: Case, upgrades: int, rounds: i
 
 
 def upgrade_of(platform: Platform) -> bytes:
-    """A right upgrade with the platform's second token."""
+    """A valid upgrade with the platform's second token."""
     role, workspace, target, good = platform.tokens.read_text().splitlines()[1].split("\t")[:4]
     return upgrade(
         f"/ws?role={role}&workspaceId={workspace}&runtimeTargetId={target}", f"Authorization: Bearer {good}"

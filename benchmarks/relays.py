@@ -1,7 +1,7 @@
-"""The relays that are measured, the platform beside them, and how their processes are started and ended.
+"""The measured relays, the platform, and start and end of their processes.
 
-Everybody gets the same environment. Rate limits are set far away, not off, so that they are counted like in
-earnest. Nothing is measured here.
+All relays get the same environment. Rate limits are very high, not off, so that the relays count as in production.
+Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LIMITS: Mapping[str, str] = {
     "RELAY_RUNTIME_RATE_PER_MINUTE": _FAR,
     "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE": _FAR,
     "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE": _FAR,
-    # Above 16 frames of 900 KB to one client, else it is the limit that is measured.
+    # Above 16 frames of 900 KB to one client; otherwise this limit would be measured.
     "RELAY_MAX_PENDING_BYTES": "268435456",
     "RELAY_SESSION_OWNER_TRACK_MAX": "8192",
     "RELAY_PAIRING_REQUEST_TRACK_MAX": "8192",
@@ -46,15 +46,15 @@ LIMITS: Mapping[str, str] = {
 
 @frozen
 class Kind:
-    """A relay to measure. `admits` says that it checks tokens, and so has something to measure in an upgrade."""
+    """A relay to measure. `admits`: it checks tokens, so that its upgrades can be measured."""
 
     name: str
     about: str
-    command: tuple[str, ...]  # the port comes as RELAY_LISTEN_PORT, and for PORT in here
+    command: tuple[str, ...]  # the port is RELAY_LISTEN_PORT, and replaces PORT here
     environment: Mapping[str, str]
     admits: bool = True
-    tls: bool = True  # speaks TLS, told by RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH
-    links: bool = False  # speaks the Noise link
+    tls: bool = True  # supports TLS by RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH
+    links: bool = False  # supports the Noise link
 
 
 _OURS = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "viewport-relay")
@@ -94,7 +94,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 def checkout(name: str, folder: str) -> Kind:
-    """This relay as the code in `folder` has it, with the dependencies that are installed here."""
+    """This relay with the code in `folder` and the dependencies of this environment."""
     environment = {"PYTHONPATH": str(Path(folder).resolve())}
     return Kind(name, "this relay, another checkout", _OURS, environment, links=True)
 
@@ -105,11 +105,11 @@ BASE = "node"
 
 @frozen
 class Running:
-    """A relay that listens."""
+    """A listening relay."""
 
     kind: Kind
     process: subprocess.Popen[bytes]
-    port: int  # where the load generator finds it: over TLS, that of the HAProxy in front
+    port: int  # port for the load generator; over TLS that of the HAProxy in front
 
     @property
     def pid(self) -> int:
@@ -118,7 +118,7 @@ class Running:
 
 @frozen
 class Platform:
-    """The fake platform and what it signs with."""
+    """The fake platform and its signing key."""
 
     port: int
     internal_key: str
@@ -126,7 +126,7 @@ class Platform:
     fresh: Path
 
     def environment(self) -> dict[str, str]:
-        """What tells a relay to ask it."""
+        """Settings of a relay that uses this platform."""
         return {
             "RELAY_JWKS_URL": f"http://127.0.0.1:{self.port}/jwks.json",
             "RELAY_VALIDATE_URL": f"http://127.0.0.1:{self.port}/relay/validate",
@@ -136,7 +136,7 @@ class Platform:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that is free now."""
+    """A free TCP port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -144,7 +144,7 @@ def free_port() -> int:
 
 
 def build() -> None:
-    """Compile the C programs, and install what the Node relay needs, unless they are there and up to date."""
+    """Compile the C programs, and install the Node relay's packages, where missing or out of date."""
     BUILD.mkdir(exist_ok=True)
     for source in (HERE / "loadgen.c", HERE / "platform.c", HERE / "peers" / "reframe.c"):
         program = BUILD / source.stem
@@ -196,7 +196,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def running_platform(folder: Path, cores: set[int] | None = None) -> Iterator[Platform]:
-    """The platform, over what `mint.mint` has put into `folder`."""
+    """The platform, with the files that `mint.mint` has written to `folder`."""
     port, key = free_port(), secrets.token_urlsafe(24)
     command = (str(BUILD / "platform"), str(port), str(folder / "jwks.json"), key)
     process = _start(command, {}, port, cores)
@@ -216,10 +216,10 @@ def running(
     tls: str = "",
     other_cores: set[int] | None = None,
 ) -> Iterator[Running]:
-    """A relay of this kind on a free port, until the block is left. `more` is added to its environment.
+    """A relay of this kind on a free port, for the duration of the block. `more` extends its environment.
 
     With `tls` ("resumed" or "full", see `cells.Cell`) the relay ends TLS, and an HAProxy on `other_cores` is the TLS
-    client: the load generator speaks plain TCP with the HAProxy.
+    client: the load generator sends plain TCP to the HAProxy.
     """
     port = free_port()
     environment = {
@@ -256,7 +256,7 @@ def _tls_settings() -> dict[str, str]:
 
 @contextmanager
 def _tls_client(relay: int, *, resumes: bool, cores: set[int] | None) -> Iterator[int]:
-    """An HAProxy that carries plain TCP of a port, which it gives, to the relay over TLS."""
+    """An HAProxy that forwards plain TCP of a port to the relay over TLS; yields the port."""
     port = free_port()
     reuse = "" if resumes else " no-ssl-reuse"
     configuration = BUILD / f"haproxy-{port}.cfg"

@@ -1,10 +1,10 @@
-"""Make tables and plots from a results file, and put them into the page about performance.
+"""Tables and plots of a results file, written into the page about performance.
 
     make bench-report                         the newest full results, else the newest ones
     make bench-report ARGS=benchmarks/results/NAME.json
 
-Writes `docs/topics/performance-*.svg`, and what stands between the marks in docs/topics/performance.md. Without marks the text
-is printed.
+Writes `docs/topics/performance-*.svg`, and the text between the marks of docs/topics/performance.md. Without marks
+the text is printed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HEADINGS = {
 
 
 def newest() -> Path | None:
-    """The results file to report: a full one if there is any."""
+    """The results file to report: the newest full one, or else the newest."""
     found = sorted(RESULTS.glob("*.json"))
     full = [path for path in found if not path.stem.endswith("-quick")]
     best = full or found
@@ -54,7 +54,7 @@ def newest() -> Path | None:
 
 
 def of(results: Results, group: str, relay: str) -> list[Line]:
-    """The lines of one relay in one group, in the order of the cells."""
+    """Lines of one relay in one group, in the order of the cells."""
     return [line for line in results["summary"] if (line["group"], line["relay"]) == (group, relay)]
 
 
@@ -72,7 +72,7 @@ def _ratio(line: Line, figure: str) -> str:
 
 
 def table(results: Results, group: str) -> list[str]:
-    """Everything about a group, as Markdown."""
+    """Tables of a group in Markdown."""
     lines = [line for line in results["summary"] if line["group"] == group and line["cost"] in line]
     if not lines:
         return []
@@ -115,7 +115,7 @@ def goals(results: Results) -> list[str]:
 
 
 def about(results: Results) -> list[str]:
-    """What it was measured on."""
+    """The environment of the measurement."""
     machine, versions = results["machine"], results["versions"]
     parts = [
         f"{name} {versions[name]}"
@@ -130,7 +130,7 @@ def about(results: Results) -> list[str]:
 
 
 def full(results: Results) -> str:
-    """For the page about performance."""
+    """The text for the page about performance."""
     made = about(results)
     for group in _HEADINGS:
         made += table(results, group)

@@ -1,11 +1,11 @@
-"""Measure this relay beside others, interleaved, and hold the figures against the goals.
+"""Measures this relay and others, interleaved, and compares the figures with the goals.
 
     make bench                        everything: about an hour
     make bench ARGS=--quick           a part of the cells, short: about ten minutes
     make bench ARGS="--cells '50 pairs, 1 KB' --only relay,node"
 
-Relays are started anew for each cell. One run in a cell is thrown away; then in each repetition every relay
-gets its turn, in an order that is turned round each time. What is compared are ratios within a repetition.
+Relays are started anew for each cell. The first run of a cell is discarded; then in each repetition every relay runs
+once, in an order that is reversed each time. Ratios are taken within a repetition.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from relays import (
 )
 
 DEFAULT_KINDS = "relay,relay-plain,node,autobahn"
-#: Above this share of a core the load generator may have been what limited the rate (not the CPU per frame).
+#: Above this share of a core the load generator may have limited the rate (not the CPU per frame).
 LOADGEN_LIMIT = 0.9
 
 
 @frozen
 class Pace:
-    """How long things are measured: seconds, except `upgrades` and `repetitions`."""
+    """Durations in seconds, except `upgrades` and `repetitions`."""
 
     repetitions: int
     seconds: float
@@ -59,11 +59,11 @@ class Pace:
 
 
 class BadRun(Exception):
-    """The load generator saw something wrong; its words."""
+    """The load generator found an error; the message is its own."""
 
 
 def loadgen(cell: Cell, relay: Running, platform: Platform, pace: Pace, turn: int) -> Figures:
-    """One run. `turn` counts from 0, the one that is thrown away. Raises BadRun."""
+    """One run. `turn` counts from 0, the discarded run. Raises BadRun."""
     options: dict[str, object] = {
         "port": relay.port,
         "pid": relay.pid,
@@ -102,13 +102,13 @@ def loadgen(cell: Cell, relay: Running, platform: Platform, pace: Pace, turn: in
 
 
 def validations(platform: Platform) -> int:
-    """How often the platform was asked so far."""
+    """Number of requests to the platform so far."""
     with urllib.request.urlopen(f"http://127.0.0.1:{platform.port}/counts", timeout=5) as answer:
         return int(json.load(answer)["validate"])
 
 
 def _cores(pace: Pace, *, last: bool) -> set[int] | None:
-    """With --pin the relays have the last core to themselves, and everything else the others."""
+    """With --pin the relays use only the last core, and all other processes the other cores."""
     have = sorted(os.sched_getaffinity(0))
     if not pace.pinned or len(have) < 2:
         return None
@@ -124,7 +124,7 @@ def measure(batch: Sequence[Cell], kinds: Sequence[Kind], platform: Platform, pa
     """All repetitions of a batch of cells that share their relays."""
     rows: list[Figures] = []
     relay_cores = _cores(pace, last=True)
-    # A heap that has been used before would hide what connections take, so these start anew each time.
+    # A used heap would hide the memory of connections, so these relays start anew each time.
     anew = batch[0].mode == "idle"
     with ExitStack() as stack:
 
@@ -154,7 +154,7 @@ def measure(batch: Sequence[Cell], kinds: Sequence[Kind], platform: Platform, pa
 
 
 def show(lines: Sequence[Figures], verdicts: Sequence[Figures]) -> None:
-    """What a person wants to see while it runs."""
+    """Print progress."""
     print(f"\n{lines[0]['cell']}")
     for line in lines:
         cost = line.get(line["cost"])
@@ -247,7 +247,7 @@ def main() -> int:
 
 
 def bench(chosen: Sequence[Cell], kinds: Sequence[Kind], pace: Pace, options: argparse.Namespace) -> int:
-    """Build, measure, judge, and write the results file. Gives the exit status."""
+    """Build, measure, judge, and write the results file. Returns the exit status."""
     build()
     pairs = max([500, *(int(cell.options.get("daemons", 0)) for cell in chosen)])
     pairs = max([pairs, *(int(cell.options.get("steps", 0)) // 2 for cell in chosen)])

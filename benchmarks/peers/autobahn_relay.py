@@ -1,9 +1,9 @@
-"""The relay that one would write first with Autobahn: `onMessage`, `json.loads`, `sendMessage`. To be measured, not used.
+"""The most straightforward relay with Autobahn (`onMessage`, `json.loads`, `sendMessage`), for comparison only.
 
     python benchmarks/peers/autobahn_relay.py PORT
 
-Everybody is let in and nothing is limited; a frame goes to the target's daemon, or by requestId or sessionId to a
-client. What it costs is what Autobahn costs as it comes.
+Every peer is admitted and nothing is limited; a frame goes to the target's daemon, or by requestId or sessionId to a
+client. The figures show the cost of unmodified Autobahn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FRAME_MAX = 1_048_576
 
 
 class Room:
-    """One target: its daemon, who asked, who owns which session."""
+    """One target: its daemon, and the owners of requests and sessions."""
 
     def __init__(self) -> None:
         self.daemon: PlainRelay | None = None
@@ -83,7 +83,7 @@ class PlainFactory(WebSocketServerFactory):  # type: ignore[misc]  # Autobahn is
 
 
 def serve(port: int, factory: WebSocketServerFactory) -> None:
-    """Listen on loopback until a signal comes."""
+    """Listen on loopback until a signal."""
     reactor: Any = default_reactor
     reactor.listenTCP(port, factory, backlog=1024, interface="127.0.0.1")
     reactor.run()
