@@ -34,9 +34,7 @@ class Cell:
     cold: bool = False  # upgrades: every token is new to the relay
     environment: Mapping[str, str] = field(factory=dict)
     base: str = ""  # an earlier cell; this cell's figures are divided by that cell's
-    tls: str = (
-        ""  # TLS to the relay: "resumed" uses session resumption, "full" makes a full handshake each time
-    )
+    tls: str = ""  # TLS to the relay: "resumed" (session resumption) or "full" (full handshakes)
 
 
 def _frames() -> list[Cell]:

@@ -1,7 +1,8 @@
 """Load of a fleet on its Redis: formulas, and a simulation to check them. Pure functions; times are in seconds.
 
-load = Load(relays=100, daemons=5000, share=0.001) load.commands()          # per second, by kind simulate(load,
-costs, seconds=22, seed=1)
+load = Load(relays=100, daemons=5000, share=0.001)
+load.commands()          # per second, by kind
+simulate(load, costs, seconds=22, seed=1)
 """
 
 from __future__ import annotations
