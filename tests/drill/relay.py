@@ -220,14 +220,14 @@ class Relay:
         self._log.close()
 
 
-def until(check: Callable[[], Any], seconds: float = 10.0, what: str = "it") -> Any:
-    """Wait until `check` gives something true; gives that."""
+def until(check: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
+    """Poll `check`; returns its first true result."""
     deadline = time.monotonic() + seconds
     while True:
         found = check()
         if found:
             return found
-        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.03)
 
 

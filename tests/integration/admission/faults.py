@@ -17,8 +17,9 @@ from typing import Any
 from attrs import define, frozen
 
 from tests.drill.certificates import Identity
+from tests.drill.relay import until
 from tests.integration.admission.controlplane import ControlPlane, Reply, SigningKey
-from tests.integration.admission.relays import Relay, eventually
+from tests.integration.admission.relays import Relay
 
 
 @define(eq=False)
@@ -264,7 +265,7 @@ def worker_restarts(bench: Bench) -> Relay:
         return [entry["details"]["pid"] for entry in started]
 
     for n in range(2, 4):
-        eventually(lambda n=n: len(workers()) >= n, "the workers", 40)  # type: ignore[misc]
+        until(lambda n=n: len(workers()) >= n, what="the workers", seconds=40)  # type: ignore[misc]
         os.kill(workers()[-1], signal.SIGKILL)
     return relay
 

@@ -10,19 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from tests.drill.relay import until
 from tests.integration.admission.peers import Upgrade, dial, upgrade
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 ADMIN_TOKEN = "an-operator-knows-this-one"
 _RUN = [sys.executable, "-B", "-c", "from twisted.scripts.twistd import run; run()", "--nodaemon"]
-
-T = TypeVar("T")
 
 
 def environment(settings: dict[str, str]) -> dict[str, str]:
@@ -43,17 +40,6 @@ def run(
         [*_RUN, "viewport-relay", *arguments],
         env=environment(settings), cwd=cwd, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-
-
-def eventually(look: Callable[[], T | None], what: str, seconds: float = 10.0) -> T:
-    """Poll `look`; returns its first true result."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"it did not come: {what}"
-        time.sleep(0.02)
 
 
 class Relay:
@@ -109,7 +95,7 @@ class Relay:
             except OSError:
                 return False
 
-        eventually(look, f"{path} answers: {self.written}", 30)
+        until(look, what=f"{path} answers: {self.written}", seconds=30)
         return self
 
     def stop(self) -> int:
@@ -163,8 +149,8 @@ class Relay:
             kept, written = matching(self.logs()), matching(self.lines())
             return kept[0] if len(kept) == 1 and kept == written else None
 
-        return eventually(
-            look, f"one entry with {wanted} in the log and on standard output: {self.written[-5:]}"
+        return until(
+            look, what=f"one entry with {wanted} in the log and on standard output: {self.written[-5:]}"
         )
 
     def metrics(self) -> dict[str, float]:

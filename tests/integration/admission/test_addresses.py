@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.drill.certificates import Identity
+from tests.drill.relay import until
 from tests.integration.admission.controlplane import ControlPlane
 from tests.integration.admission.peers import Upgrade, answer_on, dial, head, target_of
-from tests.integration.admission.relays import Relay, eventually
+from tests.integration.admission.relays import Relay
 
 Start = Callable[..., Relay]
 
@@ -215,4 +216,4 @@ def test_many_preambles_leave_nothing_open(balanced: Relay, platform: ControlPla
     for number in range(3):
         through(balanced, platform, f"{workspace}-{number}", v2(f"203.0.113.{number}")).close()
     name = 'relay_connections_total{role="client"}'
-    eventually(lambda: balanced.metrics()[name] == 0, "every connection is gone")
+    until(lambda: balanced.metrics()[name] == 0, what="every connection is gone")

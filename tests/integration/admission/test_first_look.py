@@ -16,9 +16,10 @@ import pytest
 from attrs import frozen
 
 from tests.drill.redisserver import RedisServer
+from tests.drill.relay import until
 from tests.integration.admission.controlplane import ControlPlane
 from tests.integration.admission.faults import FAULTS, Bench
-from tests.integration.admission.relays import Relay, eventually
+from tests.integration.admission.relays import Relay
 
 GOLDEN = Path(__file__).with_name("golden")
 LOG_LINES, SCREEN_LINES = 20, 24
@@ -84,8 +85,10 @@ def told(relay: Relay, code: str) -> dict[str, Any] | None:
 def test_the_first_screen_has_the_cause_and_the_fix(bench: Bench, name: str) -> None:
     fault = FAULTS[name]
     relay = fault.plant(bench)
-    status = eventually(
-        lambda: told(relay, fault.code), f"a status line that names {fault.code}: {relay.written}", 15
+    status = until(
+        lambda: told(relay, fault.code),
+        what=f"a status line that names {fault.code}: {relay.written}",
+        seconds=15,
     )
     for label in ("Cause: ", "Fix: ", "Example: "):
         assert label in status["message"], status["message"]

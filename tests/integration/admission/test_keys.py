@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.drill.relay import until
 from tests.integration.admission.controlplane import ControlPlane, Reply, SigningKey
-from tests.integration.admission.relays import Relay, eventually
+from tests.integration.admission.relays import Relay
 
 Start = Callable[..., Relay]
 Make = Callable[..., ControlPlane]
@@ -84,7 +85,7 @@ def test_an_unreachable_or_malformed_key_set(own_platform: Make, start: Start, w
         assert why in (first, refused()), (why, first)
     platform.jwks = None
     # The next upgrade succeeds (or the one after a fetch that is still under way).
-    eventually(lambda: admitted(relay, platform, workspace), "an upgrade that is admitted", 2.0)
+    until(lambda: admitted(relay, platform, workspace), what="an upgrade that is admitted", seconds=2.0)
     assert relay.get("/ready")[0] == 200
     assert relay.entry(event="jwks_fetched")["details"]["kids"] == ["first"]
 
@@ -147,7 +148,7 @@ def test_fetched_keys_are_used_during_an_outage(own_platform: Make, start: Start
     settings = {**platform.settings(), "RELAY_JWKS_URL": keys.settings()["RELAY_JWKS_URL"]}
     with keys.down():
         relay = start({**settings, **QUICK, "RELAY_JWKS_CACHE_TTL": "1"}).listening()
-        eventually(lambda: any(e["event"] == "jwks_fetch_failed" for e in relay.logs()), "a failed fetch")
+        until(lambda: any(e["event"] == "jwks_fetch_failed" for e in relay.logs()), what="a failed fetch")
     relay.ready()
     with keys.down():
 
@@ -155,7 +156,7 @@ def test_fetched_keys_are_used_during_an_outage(own_platform: Make, start: Start
             assert admitted(relay, platform, workspace), "the stale set serves"
             return any(entry["event"] == "jwks_refetch_failed" for entry in relay.logs())
 
-        eventually(warned, "a warning about keys that could not be fetched again")
+        until(warned, what="a warning about keys that could not be fetched again")
         warning = next(entry for entry in relay.lines() if entry["event"] == "jwks_refetch_failed")
         assert (warning["level"], warning["details"]["why"]) == ("warn", "connection refused")
         assert warning["message"] == "JWKS could not be fetched again; the keys fetched before serve on"

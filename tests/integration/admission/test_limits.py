@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.drill.relay import until
 from tests.integration.admission.controlplane import ControlPlane
 from tests.integration.admission.peers import Upgrade, answer_on, dial, head, target_of
-from tests.integration.admission.relays import Relay, eventually
+from tests.integration.admission.relays import Relay
 
 RATE, PER_IP, CLIENTS, TOTAL = 8, 4, 3, 7
 _addresses = itertools.count(1)
@@ -43,7 +44,7 @@ def tight(platform: ControlPlane) -> Iterator[Relay]:
 def no_connection_left(tight: Relay) -> Iterator[None]:
     """Wait until no connection is left: it would count against the caps of the next test."""
     yield
-    eventually(lambda: open_connections(tight) == 0, "every connection is gone")
+    until(lambda: open_connections(tight) == 0, what="every connection is gone")
 
 
 def open_connections(relay: Relay) -> float:
@@ -109,7 +110,7 @@ def test_connections_of_one_address(tight: Relay, platform: ControlPlane, worksp
     with platform.holding():
         token = platform.token("worker", workspace)
         waiting.sendall(head(target_of("worker", workspace), {"Authorization": f"Bearer {token}"}))
-        eventually(lambda: platform.asked_about(token), "the platform is asked")
+        until(lambda: platform.asked_about(token), what="the platform is asked")
         refused = attempt(tight, platform, workspace, source)
         check(tight, refused, 429, "TOO_MANY_CONNECTIONS_PER_IP", "too many connections from this address")
     assert answer_on(waiting).admitted
@@ -117,7 +118,7 @@ def test_connections_of_one_address(tight: Relay, platform: ControlPlane, worksp
     for peer in held:
         peer.close()
 
-    eventually(lambda: open_connections(tight) == 0, "the places are free again")
+    until(lambda: open_connections(tight) == 0, what="the places are free again")
     with attempt(tight, platform, workspace, source) as peer:
         assert peer.admitted
 
@@ -131,7 +132,7 @@ def test_clients_of_one_target(tight: Relay, platform: ControlPlane, workspace: 
     with platform.holding():
         token = platform.token("client", workspace)
         waiting.sendall(head(target_of("client", workspace), {"Authorization": f"Bearer {token}"}))
-        eventually(lambda: platform.asked_about(token), "the platform is asked")
+        until(lambda: platform.asked_about(token), what="the platform is asked")
         asked = len(platform.questions)
         refused = attempt(tight, platform, workspace, address(), "client")
         check(tight, refused, 429, "TOO_MANY_CLIENTS", "too many clients for this runtime target")
@@ -160,7 +161,7 @@ def test_total_connections(tight: Relay, platform: ControlPlane, workspace: str)
         for connection, token in zip(waiting, tokens, strict=True):
             lines: dict[str, str | None] = {"Authorization": f"Bearer {token}"}
             connection.sendall(head(target_of("client", workspace), lines))
-            eventually(lambda token=token: platform.asked_about(token), "the platform is asked")
+            until(lambda token=token: platform.asked_about(token), what="the platform is asked")
         refused = attempt(tight, platform, workspace, address())
         check(tight, refused, 503, "TOO_MANY_CONNECTIONS", "too many connections", "error")
         for connection in waiting:  # the peers give up
@@ -172,7 +173,7 @@ def test_total_connections(tight: Relay, platform: ControlPlane, workspace: str)
                 connection.sendall(head(target_of("worker", workspace), lines))
                 return answer_on(connection).reason == "JWT_MALFORMED"  # not TOO_MANY_CONNECTIONS
 
-        eventually(room, "a peer that leaves while it waits gives its place back")
+        until(room, what="a peer that leaves while it waits gives its place back")
     for peer in held:
         peer.close()
 
@@ -187,19 +188,19 @@ def test_a_peer_that_leaves_during_admission_frees_its_place(
         for token in tokens:
             connection = dial(tight.port, source=address())
             connection.sendall(head(target_of("client", workspace), {"Authorization": f"Bearer {token}"}))
-            eventually(lambda token=token: platform.asked_about(token), "the platform is asked")
+            until(lambda token=token: platform.asked_about(token), what="the platform is asked")
             connection.close()
         # All three places of the target are free again, before the platform has responded.
         token = platform.token("client", workspace)
         last = dial(tight.port, source=address())
         last.sendall(head(target_of("client", workspace), {"Authorization": f"Bearer {token}"}))
-        eventually(lambda: platform.asked_about(token), "the platform is asked about the one who stays")
+        until(lambda: platform.asked_about(token), what="the platform is asked about the one who stays")
     with answer_on(last) as peer:
         assert peer.admitted
         status, body = tight.get("/state")
         rooms = [room for room in json.loads(body)["workspaces"] if room["workspaceId"] == workspace]
         assert [room["clientCount"] for room in rooms] == [1]
-    eventually(lambda: open_connections(tight) == 0, "nobody is left")
+    until(lambda: open_connections(tight) == 0, what="no connection is left")
     assert [e for e in tight.logs() if e["event"] == "refuse"] == refusals
     after = tight.metrics()
     for name in ("opened", "closed"):

@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from tests.drill.relay import until
 from tests.integration.admission.controlplane import ControlPlane, Reply
 from tests.integration.admission.peers import answer_on, dial, head, target_of
-from tests.integration.admission.relays import Relay, eventually
+from tests.integration.admission.relays import Relay
 
 Start = Callable[..., Relay]
 Make = Callable[..., ControlPlane]
@@ -72,11 +73,11 @@ def test_equal_validations_share_one_request(relay: Relay, platform: ControlPlan
             connection.sendall(
                 head(target_of("client", workspace, None), {"Authorization": f"Bearer {token}"})
             )
-        eventually(lambda: platform.asked_about(token), "the platform is asked")
+        until(lambda: platform.asked_about(token), what="the platform is asked")
         waiting.pop(0).close()  # the one that started the request
         elsewhere = dial(relay.port)
         elsewhere.sendall(head(target_of("client", workspace, "t"), {"Authorization": f"Bearer {token}"}))
-        eventually(lambda: platform.asked_about(token) == 2, "the platform is asked about another target")
+        until(lambda: platform.asked_about(token) == 2, what="the platform is asked about another target")
     peers = [answer_on(connection) for connection in [*waiting, elsewhere]]
     assert all(peer.admitted for peer in peers)
     assert peers[-1].closed_with() == (4008, "runtime target claim mismatch")
@@ -99,7 +100,7 @@ def test_a_grant_is_cached_and_a_denial_shortly(relay: Relay, platform: ControlP
             return peer.admitted
 
     began = time.monotonic()
-    eventually(admitted, "a denial is forgotten")
+    until(admitted, what="a denial is forgotten")
     assert time.monotonic() - began < 4, "2 s at most"
     assert platform.asked_about(bad) == 2
 
@@ -132,7 +133,7 @@ def test_cache_off(own_platform: Make, start: Start, workspace: str) -> None:
         waiting = [dial(relay.port) for _ in range(4)]
         for connection in waiting:
             connection.sendall(head(target_of("client", workspace), {"Authorization": f"Bearer {token}"}))
-        eventually(lambda: platform.asked_about(token) == 7, "each asks for itself")
+        until(lambda: platform.asked_about(token) == 7, what="each asks for itself")
     for connection in waiting:
         answer_on(connection).close()
 
@@ -152,7 +153,7 @@ def test_frames_before_the_101_are_handled_after_it(
         connection.sendall(
             head(target_of("client", workspace), {"Authorization": f"Bearer {token}"}) + text[:3]
         )
-        eventually(lambda: platform.asked_about(token), "the platform is asked")
+        until(lambda: platform.asked_about(token), what="the platform is asked")
         connection.sendall(text[3:])
         time.sleep(0.05)
     with answer_on(connection) as peer:
@@ -195,7 +196,7 @@ def test_refusals_are_counted_once_in_either_form(own_platform: Make, start: Sta
     relay.upgrade("client", workspace, None)
     relay.upgrade("client", workspace, platform.token("client", workspace)).close()
     name = "relay_ws_connections_{}_total"
-    eventually(lambda: relay.metrics()[name.format("closed")] >= 1, "the one that was open is closed")
+    until(lambda: relay.metrics()[name.format("closed")] >= 1, what="the one that was open is closed")
     seen = relay.metrics()
     counted = {what: seen[name.format(what)] for what in ("opened", "closed", "rejected")}
     assert counted == {"opened": 1, "closed": 1, "rejected": 3}
@@ -222,4 +223,4 @@ def test_a_burst_of_upgrades(relay: Relay, platform: ControlPlane, workspace: st
     for thread in threads:
         thread.join(30)
     assert peers == [True] * 80
-    eventually(lambda: relay.metrics()['relay_connections_total{role="client"}'] == 0, "all have left")
+    until(lambda: relay.metrics()['relay_connections_total{role="client"}'] == 0, what="all have left")

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.integration.admission.relays import Relay, eventually
+from tests.drill.relay import until
+from tests.integration.admission.relays import Relay
 from tests.integration.wire.conftest import checked
 from tests.integration.wire.site import Site, settle
 from tests.memorywire import PONG, masked_frame
@@ -60,9 +61,9 @@ def test_a_half_open_daemon_is_found_by_the_heartbeat(site: Site) -> None:
     """The test does not read the daemon's socket, so the daemon sends no pong."""
     site.daemon()
     client = site.client()
-    eventually(
+    until(
         lambda: (site.state() or {}).get("daemonConnected") is False or client.read_for(0.05),
-        "its seat is free",
+        what="its seat is free",
     )
     client.read_for(0.05)
     client.say(encoded("e2ee"))

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.integration.admission.relays import Relay, eventually
+from tests.drill.relay import until
+from tests.integration.admission.relays import Relay
 from tests.integration.wire.conftest import checked
 from tests.integration.wire.site import Gone, Peer, Site, resident_kib, settle
 from tests.memorywire import PING, masked_frame
@@ -132,7 +133,7 @@ def test_memory_is_bounded_with_many_floods(site: Site, relay: Relay) -> None:
     assert resident_kib(relay) - before < 24 * 1024
     daemon.vanish()
     witness = site.client()
-    eventually(lambda: site.metric("relay_peers_paused") == 0, "they are read again")
+    until(lambda: site.metric("relay_peers_paused") == 0, what="they are read again")
     for peer in flooders:
         peer.vanish()
     settle(witness)
@@ -156,7 +157,7 @@ def test_a_flood_of_refused_frames_by_a_client_that_does_not_read(site: Site, re
     slow = "relay_ws_slow_client_terminated_total"
     before, closed_before = resident_kib(relay), site.metric(slow)
     client.raw(masked_frame(1, b"?", mask=b"mask") * 60_000)  # each is answered with 150 bytes
-    eventually(lambda: site.metric(slow) > closed_before, "it is given up", 30)
+    until(lambda: site.metric(slow) > closed_before, what="it is given up", seconds=30)
     settle(other)
     assert resident_kib(relay) - before < 12 * 1024
     answers = 0

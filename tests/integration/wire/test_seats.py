@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.integration.admission.relays import Relay, eventually
+from tests.drill.relay import until
+from tests.integration.admission.relays import Relay
 from tests.integration.wire.conftest import checked
 from tests.integration.wire.site import Site, settle
 from tests.wireframes import encoded
@@ -93,7 +94,7 @@ def test_a_half_open_daemon_loses_its_seat_within_the_time_for_a_pong(site: Site
     began = time.monotonic()
     new = site.daemon(3)
     client.say(encoded("init v3", requestId="again"))
-    eventually(lambda: site.metric("relay_ws_stale_terminated_total") >= 1, "the old one is given up")
+    until(lambda: site.metric("relay_ws_stale_terminated_total") >= 1, what="the old one is given up")
     assert time.monotonic() - began < PONG_TIMEOUT + 5
     client.say(encoded("init v3", requestId="once more"))
     assert new.hear() == encoded("init v3", requestId="once more")
@@ -125,5 +126,5 @@ def test_an_empty_target_is_forgotten_after_its_time(site: Site) -> None:
     daemon = site.daemon(7)
     assert site.state() is not None
     daemon.leave()
-    eventually(lambda: site.state() is None, "it is listed no longer")
+    until(lambda: site.state() is None, what="it is listed no longer")
     settle(site.daemon(1))

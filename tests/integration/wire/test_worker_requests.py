@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from attrs import Factory, define
 
+from tests.drill.relay import until
 from tests.integration.admission.controlplane import ControlPlane
-from tests.integration.admission.relays import Relay, eventually
+from tests.integration.admission.relays import Relay
 from tests.integration.wire.conftest import checked
 from tests.integration.wire.site import Peer, Site, settle
 from tests.wireframes import encoded
@@ -250,7 +251,7 @@ def test_hundreds_at_once_are_all_answered(site: Site, api: Api) -> None:
     api.held = {"slow": threading.Event()}
     for number in range(16):
         ask(worker, own(site, "/slow"), f"slow-{number}")
-    eventually(lambda: len(api.asked) == 16, "16 at once")
+    until(lambda: len(api.asked) == 16, what="16 at once")
     for number in range(300):
         ask(worker, own(site, "/../y" if number % 2 else "/quick"), f"{number}")
     api.held["slow"].set()
@@ -266,7 +267,7 @@ def test_the_end_of_an_executor_cancels_its_requests(site: Site, api: Api) -> No
     worker, other = site.worker(), site.worker()
     api.held = {"slow": threading.Event()}
     ask(worker, own(site, "/slow"))
-    eventually(lambda: len(api.asked) == 1, "it is asked")
+    until(lambda: len(api.asked) == 1, what="it is asked")
     worker.vanish()
     api.held["slow"].set()
     ask(other, own(site))
