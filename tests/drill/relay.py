@@ -33,18 +33,24 @@ ROOT = Path(__file__).parents[2]
 ADMIN = "drill-admin-token-0123456789abcdefABCDEF"
 TWISTD = "from twisted.scripts.twistd import run; run()"
 
-#: Settings under which no rate and no cap ends what is not about them.
-GENEROUS = {
+#: Settings without rates and without the cap of an address.
+NO_RATES = dict.fromkeys(
+    [
+        "RELAY_RATE_LIMIT_PER_IP",
+        "RELAY_MAX_CONNECTIONS_PER_IP",
+        "RELAY_KEX_INIT_RATE_PER_MINUTE",
+        "RELAY_PAIRING_RATE_PER_MINUTE",
+        "RELAY_RUNTIME_RATE_PER_MINUTE",
+        "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE",
+        "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE",
+    ],
+    "0",
+)
+#: Settings of a drill's relay: no limit that a drill does not test.
+GENEROUS = NO_RATES | {
     "RELAY_LISTEN_HOST": "127.0.0.1",
     "RELAY_ADMIN_TOKEN": ADMIN,
-    "RELAY_RATE_LIMIT_PER_IP": "0",
-    "RELAY_MAX_CONNECTIONS_PER_IP": "0",
     "RELAY_MAX_TOTAL_CONNECTIONS": "5000",
-    "RELAY_RUNTIME_RATE_PER_MINUTE": "0",
-    "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE": "0",
-    "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE": "0",
-    "RELAY_KEX_INIT_RATE_PER_MINUTE": "0",
-    "RELAY_PAIRING_RATE_PER_MINUTE": "0",
     "RELAY_DRAIN_SECONDS": "1",
 }
 

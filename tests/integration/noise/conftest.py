@@ -13,6 +13,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
+from tests.drill.relay import NO_RATES
 from tests.integration.noise.linkpeers import LINK, PATIENCE, LinkPeer, RawPeer, raw_connect, reactor
 from tests.integration.relayprocess import RelayProcess
 from tests.unit.noise.peers import Initiator, b64
@@ -25,17 +26,6 @@ from viewport_relay.protocol.grant import Role, UpgradeQuery
 TARGET = "dev-machine"
 DAEMON, CLIENT = "workspace-daemon", "client"
 ADMIN = "noise-tests-admin-" + secrets.token_hex(12)
-NO_RATES = dict.fromkeys(
-    [
-        "RELAY_RATE_LIMIT_PER_IP",
-        "RELAY_KEX_INIT_RATE_PER_MINUTE",
-        "RELAY_PAIRING_RATE_PER_MINUTE",
-        "RELAY_RUNTIME_RATE_PER_MINUTE",
-        "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE",
-        "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE",
-    ],
-    "0",
-)
 
 
 class Relay:

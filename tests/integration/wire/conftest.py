@@ -8,22 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.drill.relay import NO_RATES
 from tests.integration.admission.controlplane import ControlPlane
 from tests.integration.admission.relays import Relay
 from tests.integration.wire.site import Site
-
-NO_RATES = dict.fromkeys(
-    [
-        "RELAY_RATE_LIMIT_PER_IP",
-        "RELAY_MAX_CONNECTIONS_PER_IP",
-        "RELAY_KEX_INIT_RATE_PER_MINUTE",
-        "RELAY_PAIRING_RATE_PER_MINUTE",
-        "RELAY_RUNTIME_RATE_PER_MINUTE",
-        "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE",
-        "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE",
-    ],
-    "0",
-)
 
 _numbers = itertools.count(1)
 
