@@ -38,7 +38,7 @@ FLOOD_FRAME = 32_768
 CREDENTIAL = secrets.token_hex(16)
 
 
-# -- the least of a WebSocket -----------------------------------------------------------------------------------
+# -- a minimal WebSocket ----------------------------------------------------------------------------------------
 
 
 def masked(message: bytes) -> bytes:

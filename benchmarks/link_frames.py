@@ -55,7 +55,7 @@ def relay_key(port: int) -> bytes:
         return base64.urlsafe_b64decode(json.load(answer)["noisePublicKey"] + "=")
 
 
-# -- a peer, as small as it gets -------------------------------------------------------------------------------
+# -- a minimal peer --------------------------------------------------------------------------------------------
 
 
 def masked(opcode: int, payload: bytes) -> bytes:

@@ -123,7 +123,7 @@ def test_a_probe_that_only_connects_leaves_nothing_in_the_log(relay: Relay) -> N
     assert [e for e in relay.entries()[before:] if e["event"] not in {"status"}] == []
 
 
-# -- what cannot be read is said ----------------------------------------------------------------------------
+# -- unreadable requests ------------------------------------------------------------------------------------
 
 
 def said(relay: Relay, words: str) -> bool:

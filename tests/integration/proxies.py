@@ -129,7 +129,7 @@ class Proxy:
             "haproxy": ["-db", "-f", path],
             "traefik": [f"--configFile={folder}/traefik.yaml"],
         }[kind]
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # open until the process ends
         self.environment = os.environ | {
             name: str(folder) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME")
         }

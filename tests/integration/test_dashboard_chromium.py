@@ -396,7 +396,7 @@ async def test_the_whole_page_is_reached_with_the_keyboard(browser, admin):
     await act(go)
 
 
-# -- when things hang, and views for a closer look ---------------------------------------------------------------------
+# -- an unreachable relay, and detailed views --------------------------------------------------------------------------
 
 
 @pytest_twisted.ensureDeferred

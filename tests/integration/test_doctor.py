@@ -377,7 +377,7 @@ def test_clock_without_a_date(date: str | None) -> None:
     assert clock(date, 0.0, 30).outcome == "warn"
 
 
-# -- the command itself ------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------------
 
 
 def run_command(

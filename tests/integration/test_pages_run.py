@@ -230,7 +230,7 @@ def test_other_blocks_name_existing_commands_and_files(place: Place) -> None:
         assert (ROOT / ELSEWHERE[place]).is_file()
 
 
-# -- one by one ------------------------------------------------------------------------------------------------
+# -- blocks with their own test --------------------------------------------------------------------------------
 
 
 def test_the_readme_against_a_real_platform(platform: FaultyPlatform, tmp_path: Path, free_port: int) -> None:

@@ -255,7 +255,7 @@ def test_a_key_with_a_passphrase_is_refused_without_a_prompt(
         assert "Traceback" not in relay.output() and "passphrase" in relay.output()
 
 
-# -- peers that take their time ----------------------------------------------------------------------------------
+# -- slow peers --------------------------------------------------------------------------------------------------
 
 
 def silence(sock: socket.socket, seconds: float = 15.0) -> float:

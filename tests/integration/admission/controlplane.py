@@ -128,13 +128,13 @@ class ControlPlane:
             self.claims(role, workspace, target, **more), signer.private, signer.algorithm, headers
         )
 
-    # -- what it counted -----------------------------------------------------------------------------------------
+    # -- counts --------------------------------------------------------------------------------------------------
 
     def asked_about(self, token: str) -> int:
         """Number of requests to `validate` with this token."""
         return sum(question.body.get("relayToken") == token for question in self.questions)
 
-    # -- answering -----------------------------------------------------------------------------------------------
+    # -- responses -----------------------------------------------------------------------------------------------
 
     def answer(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> Reply:
         if (method, path) == ("GET", JWKS_PATH):

@@ -157,7 +157,7 @@ def chain_incomplete(bench: Bench) -> Relay:
     return _tls(bench, between.issue("localhost", "localhost"), Identity.self_signed("our CA"))
 
 
-# -- the surroundings ------------------------------------------------------------------------------------------------
+# -- the environment -------------------------------------------------------------------------------------------------
 
 
 def untrusted_proxy(bench: Bench) -> Relay:

@@ -79,7 +79,7 @@ class Relay:
         for reader in self._readers:
             reader.start()
 
-    # -- its life ------------------------------------------------------------------------------------------------
+    # -- start and stop ------------------------------------------------------------------------------------------
 
     def listening(self) -> Relay:
         return self._answering("/health")

@@ -237,7 +237,7 @@ def test_the_request_to_the_platform(relay: Relay, platform: ControlPlane, works
         assert question.headers["content-type"] == "application/json"
 
 
-# -- refused before the platform is asked ------------------------------------------------------------------------------
+# -- refused without a request to the platform -------------------------------------------------------------------------
 
 EARLY: dict[str, tuple[Reason, str, dict[str, str | None], str]] = {
     "path": (Reason.NOT_FOUND, "/ws/x?role=client&workspaceId={w}", {}, "GET"),

@@ -150,7 +150,7 @@ class Fleet:
 
         await until(self.reactor, there)
 
-    # -- asking a relay --------------------------------------------------------------------------------------------
+    # -- admin API of a relay --------------------------------------------------------------------------------------
 
     async def admin(self, relay: RelayProcess, path: str) -> Any:
         headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}

@@ -94,7 +94,7 @@ async def test_redirects_are_not_followed_and_cookies_are_not_kept(
     assert other.requests == [] and all(b"cookie" not in head.lower() for _, head, _ in server.requests)
 
 
-# -- time ------------------------------------------------------------------------------------------------------
+# -- time-outs -------------------------------------------------------------------------------------------------
 
 
 SLOW: dict[str, tuple[bytes, bytes]] = {
@@ -172,7 +172,7 @@ async def test_a_request_cancelled_while_connecting(client: HttpClient) -> None:
     assert isinstance(await failure_of(waiting), CancelledError)
 
 
-# -- what is no answer -----------------------------------------------------------------------------------------
+# -- malformed responses ---------------------------------------------------------------------------------------
 
 
 @pytest_twisted.ensureDeferred

@@ -98,7 +98,7 @@ def packages_of(prefix: Path, version: str) -> list[str]:
     return sorted(packages)
 
 
-# -- what is carried in --------------------------------------------------------------------------------------------
+# -- settings of this machine --------------------------------------------------------------------------------------
 
 
 @frozen

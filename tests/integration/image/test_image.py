@@ -108,7 +108,7 @@ def writable(image: Image, network: Network) -> Iterator[Container]:
         yield started
 
 
-# -- what the image says about itself --------------------------------------------------------------------------------
+# -- metadata --------------------------------------------------------------------------------------------------------
 
 
 def test_labels_and_ports(image: Image) -> None:
@@ -130,7 +130,7 @@ def test_no_setting_but_the_address_and_no_secret(image: Image) -> None:
     assert not [name for name in image.stage.environment if re.search("KEY|TOKEN|SECRET|PASSWORD|PIP_", name)]
 
 
-# -- what is in it -----------------------------------------------------------------------------------------------------
+# -- content -----------------------------------------------------------------------------------------------------------
 
 
 def files(image: Image) -> Iterator[tuple[str, Path]]:
@@ -199,7 +199,7 @@ def test_the_health_check_fails_without_a_relay(writable: Container, image: Imag
     assert writable.execute(image.stage.health, RELAY_LISTEN_PORT="9").returncode != 0
 
 
-# -- what it does ------------------------------------------------------------------------------------------------------
+# -- the running container ---------------------------------------------------------------------------------------------
 
 
 def test_health_and_ready(container: Container, network: Network) -> None:

@@ -155,7 +155,7 @@ class Peer:
         while not self.ended and time.monotonic() < deadline:
             self.read_once(deadline - time.monotonic())
 
-    # -- going -------------------------------------------------------------------------------------------------
+    # -- closing -----------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
         """Closing handshake, up to the end of the TCP connection."""

@@ -101,7 +101,7 @@ def test_an_idle_peer_is_dropped(make_relay: Callable[..., Relay], sites: Callab
         site.everybody_leaves()
 
 
-# -- the end of the relay -----------------------------------------------------------------------------------------
+# -- shutdown -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -199,7 +199,7 @@ class Relay(RuleBasedStateMachine):
         for member in [*self.members, *self.leaving]:
             member.heard += member.peer.heard()
 
-    # -- coming and going ----------------------------------------------------------------------------------------
+    # -- joining and leaving -------------------------------------------------------------------------------------
 
     @initialize()
     def begin(self) -> None:
@@ -354,7 +354,7 @@ class Relay(RuleBasedStateMachine):
             if self.now - place.left_at >= EMPTY_TTL and all(m.place != where for m in self.members):
                 self.places[where] = Place()
 
-    # -- what clients say ----------------------------------------------------------------------------------------
+    # -- frames of clients ---------------------------------------------------------------------------------------
 
     def to_daemon(self, member: Member, message: bytes) -> None:
         holder = self.places[member.place].holder  # type: ignore[index]
@@ -543,7 +543,7 @@ class Relay(RuleBasedStateMachine):
 
         self.say(member, bad, meaning)
 
-    # -- what daemons say ------------------------------------------------------------------------------------------
+    # -- frames of daemons -----------------------------------------------------------------------------------------
 
     def sitting(self, number: int) -> Member | None:
         return self.pick([p.holder for p in self.places.values() if p.holder is not None], number)
@@ -687,7 +687,7 @@ class Relay(RuleBasedStateMachine):
     def session_event(self, number: int, channel: str) -> None:
         self.daemon_says("session event", number, channel=channel)
 
-    # -- what workers say --------------------------------------------------------------------------------------------
+    # -- frames of executors -----------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.alive(Role.WORKER))
     @rule(number=picks, inside=st.booleans())
@@ -729,7 +729,7 @@ class Relay(RuleBasedStateMachine):
         waiting.callback(Answer(200, Headers({"Content-Type": ["application/json"]}), b"{}"))
         self.settle()
 
-    # -- what must hold ------------------------------------------------------------------------------------------------
+    # -- invariants ----------------------------------------------------------------------------------------------------
 
     @invariant()
     def everybody_heard_exactly_what_was_for_them(self) -> None:

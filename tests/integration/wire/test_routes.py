@@ -192,7 +192,7 @@ def test_frames_before_the_answer_to_the_upgrade_are_kept(site: Site) -> None:
     assert daemon.hear_all(30) == [*frames, encoded("e2ee", seq=30, sessionId="early")]
 
 
-# -- profiles: what the connection's own grant demands ------------------------------------------------------------
+# -- profiles of the connection's grant ---------------------------------------------------------------------------
 
 STRICT: dict[str, Any] = {"policyMode": "crypto_pairing"}
 

@@ -99,7 +99,7 @@ def metric(relay: Relay, name: str) -> float:
     return float(line.rsplit(" ", 1)[1])
 
 
-# -- the end -------------------------------------------------------------------------------------------------
+# -- shutdown ------------------------------------------------------------------------------------------------
 
 
 def test_sigterm_drains_both_workers_in_waves(platform: FaultyPlatform) -> None:
@@ -271,7 +271,7 @@ def test_a_parent_that_the_service_manager_aborts(platform: FaultyPlatform) -> N
         )
 
 
-# -- a worker that stands still ------------------------------------------------------------------------------
+# -- a worker that hangs -------------------------------------------------------------------------------------
 
 
 def test_a_worker_that_hangs_is_replaced_and_the_others_do_not_wait(
