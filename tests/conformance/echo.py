@@ -25,8 +25,8 @@ from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.connection import Connection, ConnectionFactory
+from viewport_relay.wire.ending import Ending
 from viewport_relay.wire.framing import BINARY, frame_header
-from viewport_relay.wire.life import Ending
 from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.turn import turn_of

@@ -27,7 +27,7 @@ from viewport_relay.sessions.link import Links
 from viewport_relay.sessions.remote import RemoteRelays
 from viewport_relay.sessions.session import Session, session_of
 from viewport_relay.wire.connection import Connection
-from viewport_relay.wire.life import Ending
+from viewport_relay.wire.ending import Ending
 
 #: Null object for a rate that a role does not have.
 _NEVER_CHARGED: Final = Window()

@@ -25,7 +25,7 @@ from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Grant, UpgradeQuery
 from viewport_relay.reasons import Reason
 from viewport_relay.wire.connection import Connection
-from viewport_relay.wire.life import Ending
+from viewport_relay.wire.ending import Ending
 
 WELL_KNOWN_PATH: Final = b"/.well-known/viewport-relay.json"
 

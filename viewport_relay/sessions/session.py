@@ -7,7 +7,7 @@ from typing import Protocol
 from viewport_relay.noise.exchange import ExchangeWatch
 from viewport_relay.routing.model import Peer
 from viewport_relay.wire.connection import Connection
-from viewport_relay.wire.life import Ending
+from viewport_relay.wire.ending import Ending
 
 
 class LeaveListener(Protocol):

@@ -19,9 +19,10 @@ from twisted.python.failure import Failure
 from viewport_relay.observe.counters import Counters
 from viewport_relay.reasons import CloseCode, Reason, Refusal
 from viewport_relay.wire.codec import CodecFactory
+from viewport_relay.wire.ending import Ending
 from viewport_relay.wire.fastpath import FastReader
 from viewport_relay.wire.interfaces import Handler, LinkCipher, StreamTransport
-from viewport_relay.wire.life import Core, Ending, LifeInputs, begin
+from viewport_relay.wire.life import Core, LifeInputs, begin
 from viewport_relay.wire.linkoutbox import LinkOutbox
 from viewport_relay.wire.linkreader import LinkReader
 from viewport_relay.wire.outbox import Outbox

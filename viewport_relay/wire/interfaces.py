@@ -71,7 +71,7 @@ class Handler(Protocol):
     """What a connection is for: a role of the relay."""
 
     def closed(self, ending: Any) -> None:
-        """The connection is over (`life.Ending` says why): called exactly once, at the first sign."""
+        """The connection is over (`ending.Ending` says why): called exactly once, at the first sign."""
 
 
 class Closing(Protocol):

@@ -14,37 +14,18 @@ transport and the outbox are interfaces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
-from attrs import field, frozen
 from automat import TypeMachineBuilder
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from viewport_relay.reasons import Reason
+from viewport_relay.wire.ending import Ending
 from viewport_relay.wire.interfaces import StreamTransport
 from viewport_relay.wire.turn import Turn
 
 #: Seconds that a closing connection has to send what is queued and to answer the Close frame, and again to end.
 CLOSE_TIMEOUT: Final = 10.0
-
-
-@frozen
-class Ending:
-    """Why a connection ends. `reason` is the relay's; None: the peer went, `how` says in which way."""
-
-    reason: Reason | None
-    how: str = ""
-    code: int | None = None  # of the Close frame, either side's
-    text: str = ""
-    detail: str = ""
-    logged_as: Reason | None = None
-    details: Mapping[str, Any] = field(factory=dict)
-
-    @property
-    def payload(self) -> bytes:
-        """The payload of our Close frame (RFC 6455 section 5.5.1): a code, and at most 123 bytes of text."""
-        return (self.code or 0).to_bytes(2, "big") + self.text.encode()[:123]
 
 
 class Owner(Protocol):

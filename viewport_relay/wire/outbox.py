@@ -8,7 +8,6 @@ writes to (a client) has one lane, so that its order is kept.
 from __future__ import annotations
 
 import socket as sockets
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,35 +17,28 @@ from zope.interface import implementer
 from viewport_relay.protocol.json import Message
 from viewport_relay.wire.framing import BINARY, CLOSE, PING, PONG, frame_header, text_header
 from viewport_relay.wire.interfaces import Feeder, StreamTransport
-from viewport_relay.wire.transport import DirectAccess, Sender
+from viewport_relay.wire.lanes import Lanes
+from viewport_relay.wire.transport import DirectAccess, Sender, limit_kernel_queue
 from viewport_relay.wire.turn import MOST_HELD, Turn
 
 #: The transport's own buffer, bytes: small, so that a flooding feeder delays the others little.
 HIGH_WATER: Final = 65_536
 
-#: Most bytes that the kernel keeps for a daemon beyond what is already on its way to it.
-KERNEL_QUEUE: Final = 131_072
-
 #: For `send`: more will follow at once. Where the kernel does not know it, that costs a segment.
 _MORE: Final[int] = getattr(sockets, "MSG_MORE", 0)
 
 
-def _nothing() -> None:
-    """A no-op callback."""
+def _nothing() -> None: ...
 
 
 def _taken(pending: int) -> bool:
-    """A no-op limit: everything may wait."""
+    """No limit: everything may wait."""
     return True
 
 
-class _Lane:
-    __slots__ = ("chunks", "feeder", "size")
-
-    def __init__(self, feeder: Feeder | None) -> None:
-        self.feeder = feeder
-        self.chunks: deque[bytes] = deque()
-        self.size = 0
+def _resume(lanes: Lanes | None, cause: object) -> None:
+    for feeder in () if lanes is None else lanes.feeders:
+        feeder.resume_reading(cause)
 
 
 @implementer(IPushProducer)
@@ -55,8 +47,7 @@ class Outbox:
 
     __slots__ = (
         "_direct", "_free", "_held", "_in_transport", "_lanes", "_last", "_may_wait", "_plain", "_pong",
-        "_shut", "_socket", "_transport", "_turn", "_turns", "blocked", "on_backlog", "on_idle", "queued", "ready",
-        "sealed",
+        "_shut", "_socket", "_transport", "_turn", "blocked", "on_backlog", "on_idle", "ready", "sealed",
     )  # fmt: skip
 
     def __init__(
@@ -66,14 +57,14 @@ class Outbox:
         self._turn = turn
         self._transport = transport
         self._may_wait: Callable[[int], bool] | None = may_wait
-        self._direct: DirectAccess | None = None
-        self._socket: Sender | None = None
+        self._direct = transport if isinstance(transport, DirectAccess) else None
+        self._socket: Sender | None = None if self._direct is None else self._direct.sender
         self._free: Sender | None = None  # the same, while nothing waits and it may be written at once
         self._plain = True  # messages are taken, and leave unsealed
         self._shut = False
-        self._lanes: dict[Feeder | None, _Lane] = {}
-        # Lanes that hold something. None of them: no deque, which is 600 bytes even if it is empty.
-        self._turns: deque[_Lane] | None = None
+        self._lanes: Lanes | None = (
+            None  # made when something waits: they are 900 bytes even if they are empty
+        )
         self._last: bytes | None = None
         self._pong: bytes | None = None
         self._in_transport = 0  # at most so much was unsent in the transport when it blocked
@@ -83,15 +74,16 @@ class Outbox:
         #: Called whenever a message has met a full transport.
         self.on_backlog: Callable[[], None] = _nothing
         self.blocked = False
-        self.queued = 0
         #: Whether messages leave as a link's records (`linkoutbox`), so that they are given to `send_all`.
         self.sealed = False
         #: The socket, while a frame may be given to `hold` without asking anything else.
         self.ready: Sender | None = None
         transport.registerProducer(self, True)
-        if isinstance(transport, DirectAccess):
-            self._direct = transport
-            self._socket = transport.sender
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait here."""
+        return 0 if self._lanes is None else self._lanes.size
 
     @property
     def pending(self) -> int:
@@ -100,13 +92,13 @@ class Outbox:
 
     @property
     def drained(self) -> bool:
-        """Whether nothing waits anywhere, and a transport that sends at once has sent all that it was given."""
+        """Whether nothing waits anywhere: a transport that sends at once has sent everything."""
         return self._held is None and not self.blocked and self._emptied() is not None
 
     @property
     def idle(self) -> bool:
         """Whether everything has gone to the transport and its buffer is not full."""
-        return not self.blocked and not self._turns and self._held is None
+        return not self.blocked and not self._lanes and self._held is None
 
     # -- messages ----------------------------------------------------------------------------------------------
 
@@ -137,10 +129,7 @@ class Outbox:
     def feed_fairly(self) -> None:
         """Keep a lane for each feeder, without a limit: the feeders are paused instead (a daemon's outbox)."""
         self._may_wait = None
-        # What waits in the kernel is past our lanes: one client's flood would be megabytes ahead of all the others.
-        sock = getattr(self._transport, "socket", None)  # of TLS too
-        if sock is not None and sock.family != sockets.AF_UNIX and hasattr(sockets, "TCP_NOTSENT_LOWAT"):
-            sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NOTSENT_LOWAT, KERNEL_QUEUE)
+        limit_kernel_queue(self._transport)
 
     def shut(self) -> None:
         """Take no more messages: the connection has ended. What waits still leaves, and no feeder waits for it."""
@@ -170,13 +159,10 @@ class Outbox:
         self.write(frame_header(BINARY, len(payload)) + payload)
 
     def send_close(self, payload: bytes, *, ends: bool) -> None:
-        """Send a Close frame after everything that waits; nothing is sent after it.
-
-        `ends`: the connection is ended at once then, so that the kernel may put Close and FIN into one segment.
-        """
+        """Send a Close frame, the last of all. `ends`: the connection ends at once then, so Close and FIN may share a segment."""
         data = frame_header(CLOSE, len(payload)) + payload
         self._pong = None
-        if self.blocked or self._turns:
+        if self.blocked or self._lanes:
             self._last = data
             return
         self._last = b""
@@ -235,7 +221,7 @@ class Outbox:
             turn.send()
 
     def send_held(self) -> None:
-        """Send what is held: the turn is over, or something else is to be sent after it."""
+        """Send what is held: the turn is over, or something else is sent after it."""
         held, self._held = self._held, None
         if held is not None:
             self.write(b"".join(held) if isinstance(held, list) else held)
@@ -254,35 +240,21 @@ class Outbox:
         return self._free
 
     def _wait(self, feeder: Feeder | None, data: bytes) -> None:
-        lane = self._lanes.get(feeder)
-        if lane is None:
-            lane = self._lanes[feeder] = _Lane(feeder)
-            if feeder is not None:
-                feeder.pause_reading(self)
-        if not lane.chunks:
-            if self._turns is None:
-                self._turns = deque()
-            self._turns.append(lane)
-        lane.chunks.append(data)
-        lane.size += len(data)
-        self.queued += len(data)
+        if self._lanes is None:
+            self._lanes = Lanes()
+        if self._lanes.put(feeder, data) and feeder is not None:
+            feeder.pause_reading(self)
 
     # -- feeders -----------------------------------------------------------------------------------------------
 
     def forget(self, feeder: Feeder) -> None:
         """Drop what a feeder that has left brought."""
-        lane = self._lanes.pop(feeder, None)
-        if lane is not None:
-            self.queued -= lane.size
-            lane.chunks.clear()
-            assert self._turns is not None  # as long as there are lanes
-            self._turns.remove(lane)
+        if self._lanes is not None:
+            self._lanes.drop(feeder)
 
     def let_feeders_go(self) -> None:
         """Resume the feeders: what they brought still leaves, but the receiver takes part no longer."""
-        for feeder in tuple(self._lanes):
-            if feeder is not None:
-                feeder.resume_reading(self)
+        _resume(self._lanes, self)
 
     # -- IPushProducer, called by the transport ------------------------------------------------------------------
 
@@ -294,23 +266,16 @@ class Outbox:
     def resumeProducing(self) -> None:
         self.blocked = False
         self._in_transport = 0
-        while self._turns and not self.blocked:
-            lane = self._turns.popleft()
-            data = lane.chunks.popleft()
-            lane.size -= len(data)
-            self.queued -= len(data)
-            if lane.chunks:
-                self._turns.append(lane)
-            else:
-                del self._lanes[lane.feeder]
+        while self._lanes and not self.blocked:
+            data, feeder = self._lanes.take()
             data = self._as_sent(data)
             self._in_transport = len(data)
             self._transport.write(data)
-            if not lane.chunks and lane.feeder is not None:
-                lane.feeder.resume_reading(self)  # last: it may write at once
-        if self._turns or self.blocked:
+            if feeder is not None:
+                feeder.resume_reading(self)  # last: it may write at once
+        if self._lanes or self.blocked:
             return
-        self._turns = None
+        self._lanes = None
         if self._pong is not None:
             payload, self._pong = self._pong, None
             self._control(PONG, payload)
@@ -322,15 +287,12 @@ class Outbox:
     def stopProducing(self) -> None:
         """Drop everything and resume the feeders: nothing can be sent any more."""
         self.shut()
-        lanes, self._lanes = self._lanes, {}
-        self._held = self._turns = self._pong = None
+        lanes, self._lanes = self._lanes, None
+        self._held = self._pong = self._socket = self._direct = self._free = None
         self._last = b""
-        self._socket = self._direct = self._free = None
         self.on_idle = self.on_backlog = _nothing  # holds no reference to the connection
         self._may_wait = _taken
         self.sealed = False
-        self.queued = self._in_transport = 0
+        self._in_transport = 0
         self.blocked = True
-        for feeder in lanes:
-            if feeder is not None:
-                feeder.resume_reading(self)
+        _resume(lanes, self)

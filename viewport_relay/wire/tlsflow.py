@@ -78,7 +78,15 @@ class Decryption:
             data[3] << 8 | data[4]
         ):  # one whole record: nearly every read
             layer.put_read(size)
-            self._open(layer, 1)
+            sink = self._sink
+            if sink is None or len(sink.space) < RECORD:
+                self._open(layer, 1)
+                return
+            opened = layer.open_into(sink.space)
+            if opened:
+                sink.received(opened)
+            else:
+                self._rest()
         else:
             records = count.ended(self.space[:size])
             layer.put_read(size)

@@ -6,13 +6,27 @@ called they behave as Twisted's do.
 
 from __future__ import annotations
 
+import socket as sockets
 from collections.abc import Callable
 from socket import socket
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
+
+#: Most bytes that the kernel keeps for a daemon beyond what is already on its way to it.
+KERNEL_QUEUE: Final = 131_072
+
+
+def limit_kernel_queue(transport: Any) -> None:
+    """Let the kernel keep at most `KERNEL_QUEUE` bytes of what is sent.
+
+    What waits in the kernel is past our lanes: one client's flood would be megabytes ahead of all the others.
+    """
+    sock = getattr(transport, "socket", None)  # of TLS too
+    if sock is not None and sock.family != sockets.AF_UNIX and hasattr(sockets, "TCP_NOTSENT_LOWAT"):
+        sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NOTSENT_LOWAT, KERNEL_QUEUE)
 
 
 class Sink(Protocol):

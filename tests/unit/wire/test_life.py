@@ -9,7 +9,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from viewport_relay.reasons import Reason
-from viewport_relay.wire.life import CLOSE_TIMEOUT, LIFE, Core, Ending, LifeInputs, begin
+from viewport_relay.wire.ending import Ending
+from viewport_relay.wire.life import CLOSE_TIMEOUT, LIFE, Core, LifeInputs, begin
 from viewport_relay.wire.turn import Turn
 
 CLOSE = Ending(Reason.RELAY_SHUTTING_DOWN, code=1001, text="relay shutting down")
