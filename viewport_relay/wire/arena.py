@@ -10,17 +10,26 @@ from viewport_relay.wire.masking import unmasker
 ARENA_SIZE: Final = 262_144
 
 
-class Arena:
+class Buffer:
+    """Memory that messages are received, unmasked and decrypted in."""
+
+    __slots__ = ("data", "unmask", "view")
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(size)
+        self.view = memoryview(self.data)
+        self.unmask = unmasker(self.data)
+
+
+class Arena(Buffer):
     """One buffer for the frames of one read. `space` is for a read, the whole `view` for a long frame behind it."""
 
-    __slots__ = ("buffers", "data", "space", "unmask", "view")
+    __slots__ = ("buffers", "space")
 
     def __init__(self) -> None:
         # A long frame may stand behind what was read before it; pages that are not used take no memory.
-        self.data = bytearray(ARENA_SIZE + 1_048_576 + 4096)
-        self.view = memoryview(self.data)
+        super().__init__(ARENA_SIZE + 1_048_576 + 4096)
         self.space = self.view[:ARENA_SIZE]
-        self.unmask = unmasker(self.data)
         self.buffers = Buffers()
 
 
@@ -34,23 +43,24 @@ class Buffers:
     STEP: Final = 65_536
 
     def __init__(self) -> None:
-        self._kept: dict[int, list[bytearray]] = {}
+        self._kept: dict[int, list[Buffer]] = {}
         self._bytes = 0
 
-    def take(self, size: int) -> bytearray:
+    def take(self, size: int) -> Buffer:
         """A buffer of at least `size` bytes; what it holds is not cleared."""
         size = -(-size // self.STEP) * self.STEP
         kept = self._kept.get(size)
         if not kept:
-            return bytearray(size)
+            return Buffer(size)
         self._bytes -= size
         return kept.pop()
 
-    def give(self, buffer: bytearray) -> None:
+    def give(self, buffer: Buffer) -> None:
         """Take a buffer back."""
-        if self._bytes + len(buffer) <= self.KEPT_BYTES:
-            self._bytes += len(buffer)
-            self._kept.setdefault(len(buffer), []).append(buffer)
+        size = len(buffer.data)
+        if self._bytes + size <= self.KEPT_BYTES:
+            self._bytes += size
+            self._kept.setdefault(size, []).append(buffer)
 
     def clear(self) -> None:
         """Release the memory of buffers that are not in use; called now and then."""
@@ -61,18 +71,16 @@ class Buffers:
 class LongFrame:
     """A frame that is being received into a buffer of its own. `head` is its header's length, `total` header and payload."""
 
-    __slots__ = ("_buffers", "buffer", "have", "head", "total", "view")
+    __slots__ = ("buffer", "have", "head", "total")
 
-    def __init__(self, buffers: Buffers, head: int, total: int, first: memoryview) -> None:
-        self._buffers = buffers
-        self.buffer = buffers.take(total)
-        self.view = memoryview(self.buffer)
+    def __init__(self, buffer: Buffer, head: int, total: int, first: memoryview) -> None:
+        self.buffer = buffer
         self.head = head
         self.total = total
         self.have = len(first)
-        self.view[: self.have] = first
+        buffer.view[: self.have] = first
 
-    def release(self) -> None:
-        """Give the buffer back."""
-        self.view.release()
-        self._buffers.give(self.buffer)
+    @property
+    def space(self) -> memoryview:
+        """Where the rest of the frame goes."""
+        return self.buffer.view[self.have : self.total]

@@ -20,11 +20,11 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.protocol.json import Message
+from viewport_relay.reasons import Refusal
 from viewport_relay.wire.arena import ARENA_SIZE, LongFrame
 from viewport_relay.wire.codec import CodecFactory
-from viewport_relay.wire.framing import COPIED, LONG, TEXT_HEADERS, USUAL, text_header
-from viewport_relay.wire.interfaces import Closing, HasOutbox, Judge, StreamTransport
-from viewport_relay.wire.masking import unmasker
+from viewport_relay.wire.framing import COPIED, LONG, RECORD_LENGTH, TEXT_HEADERS, USUAL, text_header
+from viewport_relay.wire.interfaces import Closing, HasOutbox, Judge, LinkCipher, StreamTransport
 from viewport_relay.wire.reader import Reader
 from viewport_relay.wire.transport import DirectAccess, read_nothing
 from viewport_relay.wire.turn import Turn
@@ -77,11 +77,15 @@ def common_header(data: bytearray, at: int, left: int, first: int = 0x81) -> tup
     return (14, length) if length >= 65_536 else (0, 0)
 
 
+def accepted(refusal: Refusal) -> None:
+    """A no-op callback: without a link, and after the end."""
+
+
 class FastReader(Reader):
     """A reader that forwards common frames without the codec. It is the sink of a transport that reads into the arena."""
 
     __slots__ = (
-        "_arena", "_between", "_data", "_long", "_max", "_observe", "_receive", "_skip", "_stash", "_unmask",
+        "_arena", "_between", "_cipher", "_data", "_long", "_max", "_observe", "_receive", "_refuse", "_skip", "_stash", "_unmask",
         "_unsampled", "_view", "space",
     )  # fmt: skip
 
@@ -108,6 +112,8 @@ class FastReader(Reader):
         self._data = arena.data
         self._view = arena.view
         self._unmask = arena.unmask
+        self._cipher: LinkCipher | None = None  # of a Noise link that is up
+        self._refuse: Callable[[Refusal], None] = accepted
         self._between = True  # whether the codec has nothing begun, so that the next byte begins a message
         self._stash = b""  # the beginning of a short frame
         self._long: LongFrame | None = None
@@ -131,7 +137,7 @@ class FastReader(Reader):
             if long.have == long.total:
                 self._finish_long(long)
             else:
-                self.space = long.view[long.have : long.total]
+                self.space = long.space
             return
         if self._stash:
             kept = len(self._stash)
@@ -229,7 +235,7 @@ class FastReader(Reader):
             long = self._long
             if long is not None:
                 piece = data[at : at + long.total - long.have]
-                long.view[long.have : long.have + len(piece)] = piece
+                long.space[: len(piece)] = piece
                 long.have += len(piece)
                 if long.have == long.total:
                     self._finish_long(long)
@@ -248,7 +254,7 @@ class FastReader(Reader):
     def _set_space(self) -> None:
         long = self._long
         if long is not None and long.have < long.total:
-            self.space = long.view[long.have : long.total]
+            self.space = long.space
         else:
             self.space = self._view[len(self._stash) : ARENA_SIZE] if self._stash else self._arena.space
 
@@ -260,24 +266,24 @@ class FastReader(Reader):
     def _consume(self, end: int, again: bool = False) -> None:
         """Handle the first `end` bytes of the arena; `again`: they begin with what was not a whole frame before."""
         data, view, now, unmask, most = self._data, self._view, self.last_seen, self._unmask, self._max
-        peer = self.peer
+        first, cipher, peer = self.COMMON, self._cipher, self.peer
         at = 0
         receiver: Any = None  # a HasOutbox
         sealed = False  # whether it takes messages instead of frames
         batch: list[Message] = []
         size = 0
         decisions = 0
-        judge = self.judge if self._between else None  # None too after the end
+        judge = self.judge if self._between else None  # None too before the peer is routed, and after the end
         while at < end and judge is not None:
             left = end - at
             # Nearly every header first, without a call: a payload of 126 to 65,535 bytes.
-            if left >= 8 and data[at + 1] == 0xFE and data[at] == 0x81:
+            if left >= 8 and data[at + 1] == 0xFE and data[at] == first:
                 head = 8
                 length = data[at + 2] << 8 | data[at + 3]
                 if length < 126:
                     break
             else:
-                head, length = common_header(data, at, left)
+                head, length = common_header(data, at, left, first)
                 if not head:
                     break
             if length > most:
@@ -298,48 +304,55 @@ class FastReader(Reader):
                 at = end
                 break
             unmask(start, length)
-            message: Message
-            if length > COPIED:
-                message = view[start:stop]
-                if length > LONG:
-                    self._leave_intake()
-            else:
-                message = data[start:stop]
             at = stop
-            verdict = judge(peer, message, now)
-            to = None if verdict is None else verdict.outlet
-            if to is None:
+            if length <= COPIED and (
+                cipher is None or data[start] << 8 | data[start + 1] == length - RECORD_LENGTH
+            ):
+                message: Message
+                if cipher is None:
+                    message = data[start:stop]
+                else:
+                    try:
+                        message = cipher.decrypt_record(view[start + RECORD_LENGTH : stop])
+                    except Refusal as refusal:
+                        self._flush(peer, receiver, batch, size)
+                        receiver, batch, size = None, [], 0
+                        self._refuse(refusal)
+                        break
+                    length = len(message)
+                verdict = judge(peer, message, now)
+                to = None if verdict is None else verdict.outlet
+                if to is not None:
+                    if to is not receiver or size >= MOST_TOGETHER:
+                        self._flush(peer, receiver, batch, size)
+                        receiver, batch, size = to, [], 0
+                        sealed = to.outbox.sealed
+                    if sealed:
+                        batch.append(message)
+                    else:
+                        batch.append(
+                            (TEXT_HEADERS[length] if length <= USUAL else text_header(length)) + message
+                        )
+                    size += length
+                    continue
                 # A decision may write to the receiver of the frames before: they go first.
                 self._flush(peer, receiver, batch, size)
                 receiver, batch, size = None, [], 0
                 self._decide(peer, verdict, message)
-                judge = self.judge  # None if that was the end
-                decisions += 1 + length // DECISION_BYTES
-                if decisions >= (DECISIONS_BUSY if self._queue.busy else DECISIONS):
-                    self._queue.end_turn()
-                    if at < end:
-                        self._postpone(bytes(view[at:end]))
-                        return
-                continue
-            if to is not receiver or size >= MOST_TOGETHER:
-                self._flush(peer, receiver, batch, size)
-                receiver, batch, size = to, [], 0
-                sealed = to.outbox.sealed
-            if sealed:
-                batch.append(message)
-            elif length > COPIED:
-                # Not worth a copy: the server's header goes over the mask, and the frame leaves from the arena.
+            else:
                 self._flush(peer, receiver, batch, size)
                 receiver, batch, size = None, [], 0
-                header = text_header(length)
-                begin = start - len(header)
-                data[begin:start] = header
-                if to.outbox.take(view[begin:stop], self):
-                    self.count(peer, 1, length, now)
-                continue
-            else:
-                batch.append((TEXT_HEADERS[length] if length <= USUAL else text_header(length)) + message)
-            size += length
+                if length > LONG:
+                    self._leave_intake()
+                if self._forward_alone(view, start, stop, judge):
+                    continue
+            judge = self.judge  # None if that was the end
+            decisions += 1 + length // DECISION_BYTES
+            if decisions >= (DECISIONS_BUSY if self._queue.busy else DECISIONS):
+                self._queue.end_turn()
+                if at < end:
+                    self._postpone(bytes(view[at:end]))
+                    return
         self._flush(peer, receiver, batch, size)
         if at < end:
             self._leave(at, end)
@@ -349,8 +362,9 @@ class FastReader(Reader):
         if end - at < head or head + length <= LONG:
             self._keep(bytes(self._view[at:end]))
         elif self._may_receive(length):
-            self._long = long = LongFrame(self._arena.buffers, head, head + length, self._view[at:end])
-            self.space = long.view[long.have : long.total]
+            buffer = self._arena.buffers.take(head + length)
+            self._long = long = LongFrame(buffer, head, head + length, self._view[at:end])
+            self.space = long.space
         else:
             self._postponed = bytes(self._view[at:end])
 
@@ -416,40 +430,44 @@ class FastReader(Reader):
         self._leave_intake()
         judge = self.judge
         assert judge is not None  # `stop` has dropped the frame otherwise
-        head, total = long.head, long.total
-        unmasker(long.buffer)(head, total - head)
-        payload = long.view[head:total]
-        peer = self.peer
-        verdict = judge(peer, payload, self.last_seen)
-        receiver = None if verdict is None else verdict.outlet
-        if receiver is None:
-            self._decide(peer, verdict, payload)
+        buffer, head, total = long.buffer, long.head, long.total
+        buffer.unmask(head, total - head)
+        if not self._forward_alone(buffer.view, head, total, judge):
             self._queue.end_turn()
-        else:
-            self._send_long(peer, receiver, long, payload)
-        payload.release()
-        long.release()
+        self._arena.buffers.give(buffer)
 
-    def _send_long(self, peer: Any, receiver: HasOutbox, long: LongFrame, payload: memoryview) -> None:
-        length, outbox = len(payload), receiver.outbox
-        if outbox.sealed:
-            taken = outbox.send(bytes(payload), self)
-        else:
-            # The server's header is the client's without the mask: it fits before the payload.
-            header = text_header(length)
-            begin = long.head - len(header)
-            long.view[begin : long.head] = header
-            with long.view[begin : long.total] as data:
-                taken = outbox.take(data, self)
+    def _forward_alone(self, view: memoryview, start: int, stop: int, judge: Judge) -> bool:
+        """Judge a message, and send it from where it stands: a copy would be dear. False: it counts as a decision.
+
+        The server's header is never longer than the client's, over which it is written.
+        """
+        peer, size = self.peer, stop - start
+        with view[start:stop] as message:
+            verdict = judge(peer, message, self.last_seen)
+            receiver: HasOutbox | None = None if verdict is None else verdict.outlet
+            if receiver is None:
+                self._decide(peer, verdict, message)
+                return False
+            outbox = receiver.outbox
+            if outbox.sealed:
+                # A short one may be held, and the buffer is used again.
+                taken = outbox.send_all((bytes(message) if size <= COPIED else message,), size, self)
+            else:
+                header = text_header(size)
+                begin = start - len(header)
+                view[begin:start] = header
+                with view[begin:stop] as frame:
+                    taken = outbox.take(frame, self)
         if taken:
-            self.count(peer, 1, length, self.last_seen)
+            self.count(peer, 1, size, self.last_seen)
+        return True
 
     def stop(self) -> None:
         long, self._long = self._long, None
         if long is not None:
             self.space = self._arena.space
             self._skip = long.total - long.have
-            long.release()
+            self._arena.buffers.give(long.buffer)
         super().stop()
 
     def forget(self) -> None:

@@ -134,7 +134,7 @@ class LinkOutbox(Outbox):
         header = frame_header(BINARY, size)
         buffers = self._turn.arena.buffers
         buffer = buffers.take(len(header) + size)
-        with memoryview(buffer)[: len(header) + size] as frame:
+        with buffer.view[: len(header) + size] as frame:
             frame[: len(header)] = header
             cipher.encrypt_into(message, frame[len(header) :])
             self.write(frame, feeder)

@@ -45,6 +45,7 @@ class LinkOnTheWire:
         house: MemoryRelay,
         pattern: Pattern = Pattern.IK,
         role: Role = Role.CLIENT,
+        transport: type[MemoryTransport] = MemoryTransport,
         **initiator: Any,
     ) -> None:
         query = UpgradeQuery(role, "w", "t")
@@ -60,7 +61,7 @@ class LinkOnTheWire:
         self.messages: list[bytes] = []
         self.pongs: list[bytes] = []
         self.closed: tuple[int, str] | None = None
-        self.transport = MemoryTransport(house.clock, self._received)
+        self.transport = transport(house.clock, self._received)
         info = ConnectionInfo(f"link-{len(house.peers)}", "127.0.0.1", subprotocol=LINK, link=True)
         self.connection: Connection = house.factory.open(self.transport, b"", info)
         peers: list[Any] = house.peers

@@ -1,49 +1,83 @@
-"""Frames that one read brings leave in one write, through the codec as on the fast path, over a Noise link as without."""
+"""Frames that one read brings leave in one write, through the codec as on the fast path, over Noise links as without."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.memorywire import BINARY, TEXT, FrameReader, MemoryRelay, masked_frame
+from tests.memorywire import BINARY, TEXT, FrameReader, MemoryRelay, MemoryTransport, masked_frame
 from tests.unit.noise.wirelink import LinkOnTheWire, relay
-from tests.unit.wire.test_turn import Counted, DirectMemory, begin, end
 from tests.wireframes import encoded
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.wire.connection import ConnectionInfo
+from viewport_relay.wire.transport import DirectTransport
 
 
-class CountedWrites(Counted):
-    """A socket that counts its sends, and is never read."""
+class CountedWrites(DirectTransport, MemoryTransport):
+    """A transport in memory that is written at once, as one on a socket is, and counts the writes."""
+
+    family = socket.AF_UNIX
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.socket: Any = self
+        self.sends = 0
+
+    def send(self, data: bytes | memoryview) -> int:
+        self.sends += 1
+        return self.writeSomeData(bytes(data))
 
     def recv_into(self, space: memoryview) -> int:
         raise BlockingIOError
 
 
-class DaemonOnASocket:
-    """A daemon whose connection writes to a real socket, so that the writes can be counted."""
+class PlainDaemon:
+    """A daemon without a link."""
 
     def __init__(self, house: MemoryRelay) -> None:
-        ours, self.peer = socket.socketpair()
-        ours.setblocking(False)
-        self.peer.setblocking(False)
-        self.sock = CountedWrites(ours)
-        transport: Any = DirectMemory(house.clock, lambda data: None)
-        transport.socket = self.sock
-        connection = house.factory.open(transport, b"", ConnectionInfo("daemon", "127.0.0.1"))
+        self.got = bytearray()
+        self.transport = CountedWrites(house.clock, self.got.extend)
+        connection = house.factory.open(self.transport, b"", ConnectionInfo("daemon", "127.0.0.1"))
         claims = Claims(workspace_id="w", runtime_target_id="t")
         house.relaying.sessions.opened(connection, UpgradeQuery(Role.DAEMON, "w", "t"), claims)
-        self.reader = FrameReader()
 
-    def heard(self) -> list[bytes]:
-        return [payload for _, payload, _ in self.reader.feed(self.peer.recv(1 << 20))]
+    def frames(self) -> list[bytes]:
+        data, self.got[:] = bytes(self.got), b""
+        return [payload for _, payload, _ in FrameReader().feed(data)]
 
-    def close(self) -> None:
-        self.sock.real.close()
-        self.peer.close()
+
+def daemon_of(house: MemoryRelay, linked: bool) -> Any:
+    if not linked:
+        return PlainDaemon(house)
+    daemon = LinkOnTheWire(house, role=Role.DAEMON, transport=CountedWrites)
+    daemon.establish()
+    return daemon
+
+
+def client_of(house: MemoryRelay, linked: bool) -> Any:
+    if not linked:
+        return house.client()
+    client = LinkOnTheWire(house)
+    client.establish()
+    return client
+
+
+def as_sent(peer: Any, frame: bytes, record: int = 65_519) -> bytes:
+    """The frame as this peer sends it; on a link, in records of so many bytes."""
+    if isinstance(peer, LinkOnTheWire):
+        return masked_frame(BINARY, peer.initiator.seal(frame, record))
+    return masked_frame(TEXT, frame)
+
+
+def one_turn(house: MemoryRelay, peer: Any, data: bytes) -> None:
+    """The peer's bytes come in a turn of the reactor in which nothing else is to be read."""
+    turn = house.factory.turn
+    turn.within = True
+    peer.raw(data)
+    turn.within = turn.running = False
+    turn.send()
 
 
 @pytest.fixture(params=["1", "0"], ids=["fast path", "codec"])
@@ -51,36 +85,41 @@ def house(request: pytest.FixtureRequest) -> MemoryRelay:
     return relay(RELAY_FAST_PATH=request.param)
 
 
-@pytest.fixture
-def daemon(house: MemoryRelay) -> Iterator[DaemonOnASocket]:
-    daemon = DaemonOnASocket(house)
-    yield daemon
-    daemon.close()
-
-
-FRAMES = [encoded("e2ee", seq=number) for number in range(1, 33)]
-
-
-@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("to_a_link", [False, True])
+@pytest.mark.parametrize("over_a_link", [False, True])
 def test_frames_of_one_read_leave_in_one_write(
-    house: MemoryRelay, daemon: DaemonOnASocket, linked: bool
+    house: MemoryRelay, over_a_link: bool, to_a_link: bool
 ) -> None:
-    peer: Any = LinkOnTheWire(house) if linked else house.client()
-    if linked:
-        peer.establish()
-    peer.raw(
-        b"".join(sent(peer, frame) for frame in FRAMES[:1])
-    )  # the first write finds that the socket takes it
-    assert daemon.heard() == FRAMES[:1]
-    daemon.sock.sends = 0
-    begin(house.factory.turn, hold=False)  # one socket is to be read
-    peer.raw(b"".join(sent(peer, frame) for frame in FRAMES[1:]))
-    end(house.factory.turn)
-    assert daemon.heard() == FRAMES[1:] and daemon.sock.sends == 1
+    daemon, client = daemon_of(house, to_a_link), client_of(house, over_a_link)
+    frames = [encoded("e2ee", seq=number) for number in range(1, 33)]
+    one_turn(house, client, as_sent(client, frames[0]))  # finds that the socket takes what is written
+    assert daemon.frames() == frames[:1]
+    before = daemon.transport.sends
+    one_turn(house, client, b"".join(as_sent(client, frame) for frame in frames[1:]))
+    assert daemon.frames() == frames[1:] and daemon.transport.sends == before + 1
 
 
-def sent(peer: Any, frame: bytes) -> bytes:
-    """The frame as this peer sends it."""
-    if isinstance(peer, LinkOnTheWire):
-        return masked_frame(BINARY, peer.initiator.seal(frame))
-    return masked_frame(TEXT, frame)
+@pytest.mark.parametrize("to_a_link", [False, True])
+def test_short_frames_in_many_records_are_whole_when_they_leave(house: MemoryRelay, to_a_link: bool) -> None:
+    """The fast path decrypts them in a buffer that the next message takes again, and a turn holds short frames."""
+    daemon, client = daemon_of(house, to_a_link), client_of(house, True)
+    frames = [encoded("e2ee", seq=seq, ciphertext=chr(64 + seq) * 30_000) for seq in range(1, 6)]
+    turn = house.factory.turn
+    turn.within = turn.running = True
+    client.raw(b"".join(as_sent(client, frame, 100) for frame in frames))
+    turn.within = turn.running = False
+    turn.send()
+    house.wait(0.1)  # so many records take more than one turn
+    assert daemon.frames() == frames
+
+
+def test_messages_in_tiny_records_give_the_others_their_turn() -> None:
+    """Each record costs as much as a frame does."""
+    house = relay()
+    daemon, client = daemon_of(house, False), client_of(house, True)
+    frames = [encoded("e2ee", seq=seq, ciphertext="A" * 2000) for seq in range(1, 101)]
+    client.raw(b"".join(as_sent(client, frame, 1) for frame in frames))
+    first = daemon.frames()
+    assert 0 < len(first) < 10
+    house.wait(5)
+    assert first + daemon.frames() == frames
