@@ -9,10 +9,10 @@ codec. Both ways decrypt with the same cipher state, which counts the nonces.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from viewport_relay.reasons import Refusal
-from viewport_relay.wire.fastpath import FastReader, accepted
+from viewport_relay.wire.fastpath import FastReader
 from viewport_relay.wire.interfaces import Judge, LinkCipher
 
 #: The first byte of an unfragmented binary message.
@@ -22,12 +22,21 @@ _BINARY: Final = 0x82
 _HEAD: Final = 10
 
 
+def _ignored(refusal: Refusal) -> None:
+    """A no-op callback: before the link is up, and after the end."""
+
+
 class LinkReader(FastReader):
     """A reader that decrypts and forwards the common messages of a Noise link without the codec."""
 
-    __slots__ = ()
+    __slots__ = ("_cipher", "_refuse")
 
     COMMON = _BINARY
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._cipher: LinkCipher | None = None
+        self._refuse: Callable[[Refusal], None] = _ignored
 
     def limit(self, size: int) -> None:
         super().limit(size)
@@ -39,7 +48,7 @@ class LinkReader(FastReader):
 
     def stop(self) -> None:
         super().stop()
-        self._refuse = accepted  # holds no reference to the connection
+        self._refuse = _ignored  # holds no reference to the connection
 
     def _forward_one(self, got: int, judge: Judge, now: float) -> bool:
         """Leave even a single message to `_consume`, which costs little beside the cipher."""
