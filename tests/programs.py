@@ -20,6 +20,7 @@ PROGRAMS: Final = {
     "node": ("node", "apt-get install nodejs"),
     "systemd": ("systemd-analyze", "apt-get install systemd"),
     "image": ("mmdebstrap", "apt-get install mmdebstrap"),
+    "nspawn": ("systemd-nspawn", "apt-get install systemd-container"),
     "nginx": ("nginx", "apt-get install nginx-light"),
     "caddy": ("caddy", "apt-get install caddy"),
     "haproxy": ("haproxy", "apt-get install haproxy"),

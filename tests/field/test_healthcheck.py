@@ -197,5 +197,13 @@ def test_the_address_option(platform: FaultyPlatform, free_port: int) -> None:
         assert check(environ, "--address", "nonsense").returncode == 1
 
 
+def test_an_address_needs_no_settings(platform: FaultyPlatform, free_port: int) -> None:
+    """A shell beside a systemd unit."""
+    with Relay(platform.environment(), port=free_port) as relay:
+        relay.wait()
+        assert check({}, "--address", f"127.0.0.1:{free_port}").returncode == 0
+    assert check({}).returncode == 1
+
+
 def test_the_image_and_the_unit_use_it() -> None:
     assert 'CMD ["viewport-relay", "healthcheck"]' in Path(ROOT / "Dockerfile").read_text()

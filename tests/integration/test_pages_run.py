@@ -62,7 +62,6 @@ SETTINGS: set[Place] = {
     (_how("load-balancers"), "# Put a load balancer in front of several relays", 0),
     (_how("noise-link"), "## Turn it on", 0),
     (_how("noise-link"), "## Change the key", 0),
-    (_how("systemd"), "# Run it under systemd", 1),
     (_how("tls"), "# Let TLS end in the relay", 0),
 }
 
@@ -84,6 +83,10 @@ ELSEWHERE: dict[Place, str] = {
     ("README.md", "## Try it", 2): "tests/integration/test_demo_command.py",
     (TUTORIAL, "## 1. Start it", 0): "tests/integration/test_demo_command.py",
     (_how("behind-a-proxy"), "## Check it", 0): "tests/integration/test_behind_a_proxy.py",
+    **{
+        (_how("systemd"), "# Run it under systemd", number): "tests/integration/image/test_systemd_page.py"
+        for number in range(3)
+    },
     (
         _how("behind-a-proxy"),
         "## Calls to the platform through a company's proxy",
@@ -98,9 +101,7 @@ PARSED: dict[Place, str] = {
     (_how("kubernetes"), "## Fill it in", 0): "needs a cluster",
     (_how("kubernetes"), "## Apply it", 0): "needs a cluster; tests/integration/test_kubernetes.py builds the kustomization",
     (_how("kubernetes"), "## Operate it", 0): "needs a cluster",
-    (_how("systemd"), "# Run it under systemd", 0): "writes to /opt and /etc; tests/integration/test_deploy.py checks the units",
-    (_how("systemd"), "# Run it under systemd", 2): "needs a running systemd",
-    (_how("tls"), "## Renew the certificate", 0): "needs a running systemd; tests/integration/test_tls.py reloads",
+    (_how("tls"), "## Renew the certificate", 0): "needs a certificate of an authority; tests/integration/test_tls.py reloads",
 }  # fmt: skip
 
 

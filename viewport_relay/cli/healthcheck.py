@@ -147,13 +147,19 @@ def _get(sock: socket.socket) -> tuple[int, bytes]:
 
 
 def examine(environ: Mapping[str, str], address: str | None, timeout: float) -> Listener:
-    """Check the relay of these settings; returns the listener that answered. Raises Unhealthy."""
+    """Check the relay of these settings; returns the listener that answered. Raises Unhealthy.
+
+    An `address` needs no settings, as in a shell beside a systemd unit: without them the relay is asked over plain HTTP.
+    """
+    plain = Listener()
     try:
         config = load(environ)
+        plain = evolve(plain, tls=config.serves_tls, proxied=config.proxy_protocol)
+        found = listener(config) if address is None else given_address(address, plain)
     except ConfigError as error:
-        raise Unhealthy("\n".join(error.problems)) from None
-    plain = Listener(tls=config.serves_tls, proxied=config.proxy_protocol)
-    found = listener(config) if address is None else given_address(address, plain)
+        if address is None:
+            raise Unhealthy("\n".join(error.problems)) from None
+        found = given_address(address, plain)
     check(found, timeout)
     return found
 
