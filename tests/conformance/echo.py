@@ -126,7 +126,7 @@ def site(clock: IReactorTime, **environ: str) -> RelaySite:
         counts=ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0),
     )
     nothing: Any = SimpleNamespace(render=_nothing_else)
-    return RelaySite(Root(upgrade, nothing))
+    return RelaySite(Root(upgrade, nothing), clock)
 
 
 def _nothing_else(request: Request) -> bytes:

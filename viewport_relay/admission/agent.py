@@ -7,6 +7,7 @@ HTTP/1.1 (RFC 9112) is Twisted's. Time limits, the size of bodies and retries ar
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -29,6 +30,7 @@ from zope.interface import implementer
 
 from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.tls import ClientTls
+from viewport_relay.timelimit import TimeLimits
 
 #: Most bytes that may come before the head of a response is complete.
 HEAD_MAX: Final = 131_072
@@ -60,9 +62,18 @@ class Pool(HTTPConnectionPool):
         """A wrapper that sends one request, as the documentation of Twisted's pool allows."""
         return super().getConnection(key, endpoint).addCallback(_Exchange)
 
+    def __init__(self, clock: IReactorTime) -> None:
+        self._limits = TimeLimits(clock)
+        super().__init__(self._limits)  # type: ignore[no-untyped-call]  # asks it for nothing but callLater
+
     def drop_idle(self) -> None:
         """Close the connections that no request uses."""
         self.closeCachedConnections()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """The same at the end: a connection that is kept later has a delayed call for no longer than it is kept."""
+        self.drop_idle()
+        self._limits.stop()
 
 
 class _Exchange:
@@ -77,8 +88,9 @@ class _Exchange:
         if not isinstance(connection, _Connection):  # lost meanwhile, and Twisted says so
             return self._protocol.request(request)  # type: ignore[no-any-return]
         connection.head_left = HEAD_MAX
+        connection.gather()
         response: Deferred[IResponse] = self._protocol.request(request)
-        connection.flush()
+        connection.send_gathered()
         return response.addCallback(connection.head_complete)
 
 
@@ -90,6 +102,8 @@ class _Connection(ProtocolWrapper):
     _too_long = False
     _receiving = False
     _pauses = False
+    _gathered: list[bytes] | None = None
+    _at_once = True  # whether the transport holds nothing that is still to be sent
 
     def dataReceived(self, data: bytes) -> None:
         """Called by the transport."""
@@ -105,11 +119,35 @@ class _Connection(ProtocolWrapper):
                 self._too_long = True
                 self.stopProducing()
 
-    def flush(self) -> None:
-        """Send what was written, without another turn of the reactor; TLS sends at its own time."""
+    # Head and body of a request leave in one `send` without another turn of the reactor, and (plain TCP) without a change of what
+    # the kernel is asked to watch.
+
+    def gather(self) -> None:
+        """Keep what is written until `send_gathered`."""
+        self._gathered = []
+
+    def write(self, data: bytes) -> None:
+        """Called by Twisted's request."""
+        self.writeSequence([data])
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        """Called by Twisted's request."""
+        if self._gathered is not None:
+            self._gathered.extend(data)
+        else:
+            self._at_once = False
+            super().writeSequence(data)  # type: ignore[no-untyped-call]
+
+    def send_gathered(self) -> None:
+        """Send what was kept; what the socket does not take now is the transport's to send."""
+        data, self._gathered = b"".join(self._gathered or ()), None
         transport = self.transport
-        if isinstance(transport, TCPConnection) and transport.connected and not transport.disconnecting:
-            transport.doWrite()  # an error shows in the reactor's next turn, as it would without this
+        if self._at_once and isinstance(transport, TCPConnection) and transport.connected:
+            sent = transport.writeSomeData(data)
+            if isinstance(sent, int):  # else the transport finds out what is wrong
+                data = data[sent:]
+        if data:
+            self.writeSequence([data])
 
     # Twisted pauses a connection behind each head and resumes it when the body has a reader, which is at once: two system
     # calls that come to nothing.
@@ -246,6 +284,6 @@ def _undecoded(response: IResponse) -> IResponse:
 
 def pooled_agent(reactor: Any, tls: ClientTls, proxy: HttpProxy | None = None) -> tuple[Agent, Pool]:
     """The agent of the relay, and the connections that it keeps."""
-    pool = Pool(reactor)  # type: ignore[no-untyped-call]
+    pool = Pool(reactor)
     agent: Agent = Agent.usingEndpointFactory(reactor, Endpoints(reactor, tls, proxy), pool)
     return agent, pool

@@ -8,8 +8,8 @@ coding is refused. What an answer means is decided elsewhere.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
@@ -24,7 +24,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 
-from viewport_relay.admission.agent import PlainAgent, pooled_agent
+from viewport_relay.admission.agent import PlainAgent, Pool, pooled_agent
 from viewport_relay.admission.httpcall import (
     Answer,
     Call,
@@ -38,17 +38,17 @@ from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.httpwords import hint, why
 from viewport_relay.admission.tls import ClientTls
 from viewport_relay.config import Config
-from viewport_relay.timelimit import add_time_limit
+from viewport_relay.timelimit import TimeLimits
+
+_HINT: Final = "there was no whole answer within {:g} s: look at the load of the host and the network to it"
 
 
 class HttpClient:
-    """Asks calls through treq over `agent`. `clock` measures the time limits, `drop_idle` closes kept connections."""
+    """Asks calls through treq over `agent`. `clock` measures the time limits, `pool` has the agent's connections."""
 
-    def __init__(
-        self, clock: IReactorTime, agent: IAgent, drop_idle: Callable[[], None] = lambda: None
-    ) -> None:
-        self._clock = clock
-        self._drop_idle = drop_idle
+    def __init__(self, clock: IReactorTime, agent: IAgent, pool: Pool | None = None) -> None:
+        self._limits = TimeLimits(clock)
+        self._pool = pool
         self._cookies = _NoCookies()
         self._treq = HTTPClient(PlainAgent(agent), self._cookies, _Body)
 
@@ -56,11 +56,13 @@ class HttpClient:
     def from_config(cls, reactor: Any, config: Config) -> HttpClient:
         """The client for a platform reached as the settings say. Raises ConfigError for unusable TLS files."""
         agent, pool = pooled_agent(reactor, ClientTls.for_platform(config), HttpProxy.from_config(config))
-        return cls(reactor, agent, pool.drop_idle)
+        return cls(reactor, agent, pool)
 
     def close(self) -> None:
         """Close idle connections; a later call makes new ones."""
-        self._drop_idle()
+        if self._pool is not None:
+            self._pool.close()
+        self._limits.stop()
 
     async def ask(self, call: Call, body: bytes | None = None) -> Answer:
         """The answer. Raises Unreachable, TooLarge or Encoded; CancelledError when the asker cancels."""
@@ -76,23 +78,31 @@ class HttpClient:
 
     def _within_limit(self, call: Call, body: bytes | None) -> Deferred[Answer]:
         """The answer, or what went wrong; TimedOut when the call's limit is over."""
+        over = False  # whatever the request still gives is for no one
+
+        def give_up() -> None:
+            nonlocal over
+            over = True
+            asking.cancel()
+
+        def expire() -> None:
+            give_up()
+            answer.errback(TimedOut("time out", hint=_HINT.format(call.limit)))
+
+        def cancel(_: object) -> None:
+            limit.cancel()
+            give_up()
+
+        def pass_on(result: Answer | Failure) -> None:
+            if not over:
+                limit.cancel()
+                answer.callback(result)  # a Failure calls the errbacks
+
+        answer: Deferred[Answer] = Deferred(cancel)
+        limit = self._limits.callLater(call.limit, expire)
         asking = self._exchange(call, body)
         if call.retry:
             asking.addErrback(self._once_more, call, body)
-        add_time_limit(asking, call.limit, self._clock, _expired)
-        cancelled = False
-
-        def pass_on(result: Answer | Failure) -> None:
-            # A request that is cancelled fails in as many ways as one that goes wrong: the asker gets none of them.
-            if not cancelled:
-                answer.callback(result)  # a Failure calls the errbacks
-
-        def cancel(_: object) -> None:
-            nonlocal cancelled
-            cancelled = True
-            asking.cancel()
-
-        answer: Deferred[Answer] = Deferred(cancel)
         asking.addBoth(pass_on)
         return answer
 
@@ -103,7 +113,8 @@ class HttpClient:
             return lost
         if not all(reason.check(ConnectionClosed) for reason in error.reasons):
             return lost
-        self._drop_idle()
+        if self._pool is not None:
+            self._pool.drop_idle()
         return self._exchange(call, body)
 
     def _exchange(self, call: Call, body: bytes | None) -> Deferred[Answer]:
@@ -145,13 +156,6 @@ def _codings(headers: Headers) -> list[bytes]:
     if not codings:
         headers.removeHeader(b"content-encoding")
     return codings
-
-
-def _expired(result: object, limit: float) -> Answer:
-    raise TimedOut(
-        "time out",
-        hint=f"there was no whole answer within {limit:g} s: look at the load of the host and the network to it",
-    )
 
 
 def _too_large(max_bytes: int, status: int) -> TooLarge:

@@ -18,7 +18,10 @@ PER_TURN: Final = 16
 
 
 class Pace:
-    """Lets `PER_TURN` callers go on in each turn of the reactor, in the order in which they came."""
+    """Lets at most `PER_TURN` callers go on in each turn of the reactor, in the order in which they came.
+
+    Where few come at a time, one of `PER_TURN` waits for the next turn, and the others cost no timer.
+    """
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -29,8 +32,10 @@ class Pace:
     async def turn(self) -> None:
         """Return when the caller may go on: at once if it can. Cancelling gives up the place."""
         if self._left:
-            self._count()
+            self._left -= 1
             return
+        if self._next is None:
+            self._next = self._clock.callLater(0, self._next_turn)
         waiting: Deferred[None] = Deferred()
         self._waiting.append(waiting)
         await waiting
@@ -43,16 +48,13 @@ class Pace:
         while self._waiting:
             self._waiting.popleft().cancel()
 
-    def _count(self) -> None:
-        self._left -= 1
-        if self._next is None:
-            self._next = self._clock.callLater(0, self._next_turn)
-
     def _next_turn(self) -> None:
         self._next = None
         self._left = PER_TURN
         while self._waiting and self._left:
             waiting = self._waiting.popleft()
             if not waiting.called:  # else it was cancelled
-                self._count()
+                self._left -= 1
                 waiting.callback(None)
+        if self._waiting:
+            self._next = self._clock.callLater(0, self._next_turn)

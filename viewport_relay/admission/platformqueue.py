@@ -7,9 +7,9 @@ all at once, a platform answers none of them in time, and all of them come again
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.httpcall import TimedOut
@@ -34,43 +34,50 @@ class PlatformQueue:
     def __init__(self, clock: IReactorTime, limit: float) -> None:
         self._clock = clock
         self._limit = limit
-        self._slots = DeferredSemaphore(UNDER_WAY_MAX)
-        self._since: dict[Deferred[Any], float] = {}  # those that wait, the longest first
+        self._under_way = 0
+        self._waiting: dict[Deferred[None], float] = {}  # since when, the longest first
 
     async def run(self, request: Callable[[], Awaitable[T]]) -> T:
         """The result of `request`, called when it is its turn. Raises what that raises, and TimedOut.
 
         Cancelling it gives up the place in the queue, or the request.
         """
-        await self._turn()
+        if self._under_way < UNDER_WAY_MAX:
+            self._under_way += 1
+        else:
+            await self._turn()
         try:
             return await request()
         except TimedOut:
             self._give_up()
             raise
         finally:
-            self._slots.release()
+            self._done()
 
     async def _turn(self) -> None:
-        turn = self._slots.acquire()
-        if turn.called:
-            await turn
-            return
-        self._since[turn] = self._clock.seconds()
+        """Wait for the place of a request that is done."""
+        turn: Deferred[None] = Deferred()
+        self._waiting[turn] = self._clock.seconds()
         try:
             await turn
         except CancelledError:
-            if turn in self._since:  # the caller's own cancellation
+            if self._waiting.pop(turn, None) is not None:  # the caller's own cancellation
                 raise
             raise TimedOut("time out in the queue of requests", hint=_HINT) from None
-        finally:
-            self._since.pop(turn, None)
+
+    def _done(self) -> None:
+        """Give the place to the one that has waited longest."""
+        for turn in self._waiting:
+            del self._waiting[turn]
+            turn.callback(None)
+            return
+        self._under_way -= 1
 
     def _give_up(self) -> None:
         """Let those time out that have waited for `limit`."""
         now = self._clock.seconds()
-        for turn, since in tuple(self._since.items()):
+        for turn, since in tuple(self._waiting.items()):
             if now - since < self._limit:
                 break
-            del self._since[turn]
+            del self._waiting[turn]
             turn.cancel()

@@ -87,8 +87,9 @@ async def sign_in_link(reactor: Any, place: Place) -> str:
         limit=5.0,
         max_bytes=4096,
     )
-    answer = await HttpClient(reactor, agent, pool.drop_idle).ask(call, b"")
-    pool.drop_idle()
+    client = HttpClient(reactor, agent, pool)
+    answer = await client.ask(call, b"")
+    client.close()
     return f"{place.http_url}{json.loads(answer.body)['path']}"
 
 

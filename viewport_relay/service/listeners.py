@@ -224,7 +224,7 @@ class Listeners(MultiService):
     def _site(self, root: Root, per_address: int) -> RelaySite:
         connections = HttpConnections(self._http_room, per_address, self._address.trusts, self._log)
         self._http.append(connections)
-        return RelaySite(root, connections, self._config.http_keep_alive)
+        return RelaySite(root, self._reactor, connections, self._config.http_keep_alive)
 
     def _plain(self, pages: Resource) -> PlainHttp:
         """The HTTP budget of one listener, for all requests but upgrades."""

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http import Request as HttpRequest
 from twisted.web.http import datetimeToString
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from viewport_relay.timelimit import TimeLimits
 from viewport_relay.wire.channel import REQUEST_TIMEOUT, RelayChannel
 from viewport_relay.wire.handshake import is_upgrade
 from viewport_relay.wire.httpconnections import HttpConnections
@@ -69,10 +70,15 @@ class RelaySite(Site):
     displayTracebacks = False
 
     def __init__(
-        self, root: Root, connections: HttpConnections | None = None, keep_alive: float = REQUEST_TIMEOUT
+        self,
+        root: Root,
+        reactor: IReactorTime,
+        connections: HttpConnections | None = None,
+        keep_alive: float = REQUEST_TIMEOUT,
     ) -> None:
         """`keep_alive` is how long an idle connection is kept after an answer, seconds."""
-        Site.__init__(self, root, RelayRequest, timeout=REQUEST_TIMEOUT)
+        Site.__init__(self, root, RelayRequest, timeout=REQUEST_TIMEOUT, reactor=reactor)
+        self._limits = TimeLimits(reactor)
         self.connections = connections
         self._keep_alive = keep_alive
 
@@ -80,7 +86,13 @@ class RelaySite(Site):
         channel: Any = Site.buildProtocol(self, addr)
         channel.connections = self.connections
         channel.keep_alive = self._keep_alive
+        channel.callLater = self._limits.callLater
         return channel
+
+    def stopFactory(self) -> None:
+        """Called when the listener is closed; the time limits of connections that are still open stay."""
+        self._limits.stop()
+        Site.stopFactory(self)
 
     def log(self, request: HttpRequest) -> None:
         """Nothing: upgrades and refusals are logged where they are decided, without their query."""

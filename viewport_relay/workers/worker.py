@@ -120,7 +120,7 @@ class WorkerService(MultiService):
         every(self, reactor, 1.0, log.sweep)
         context = ServerContext.from_config(config)
         self._pipes = None if context is None else TLSPipes(reactor, context)
-        self._site = RelaySite(Root(self.relay.upgrade, _Nothing()))  # type: ignore[no-untyped-call]
+        self._site = RelaySite(Root(self.relay.upgrade, _Nothing()), reactor)  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
         self._site.startFactory()
@@ -138,6 +138,7 @@ class WorkerService(MultiService):
         if self._pipes is not None:
             await self._pipes.when_over(DRAIN_LIMIT)
         await MultiService.stopService(self)
+        self._site.stopFactory()
         self._log.close()
         late = self._reactor.callLater(_FINISH_LIMIT, self._reporter.transport.abortConnection)
         await self._reporter.finish()

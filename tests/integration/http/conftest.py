@@ -27,6 +27,6 @@ def listen(ports: list[IListeningPort]) -> Listen:
 @pytest.fixture
 def client() -> Iterator[HttpClient]:
     agent, pool = pooled_agent(reactor, ClientTls())
-    made = HttpClient(reactor, agent, pool.drop_idle)
+    made = HttpClient(reactor, agent, pool)
     yield made
     made.close()

@@ -132,7 +132,9 @@ def test_a_cancelled_request(memory: Fixture) -> None:
     asking, results = memory.start(call(), b"{}")
     asking.cancel()
     [failure] = results
-    assert failure.check(CancelledError) and not memory.clock.getDelayedCalls()
+    assert failure.check(CancelledError)
+    memory.client.close()
+    assert not memory.clock.getDelayedCalls()
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,7 @@ class Web:
             Told(self),
             lambda request: request.path == operator,
         )
-        self.site: Any = RelaySite(Root(None, plain), self.connections, KEEP_ALIVE)
-        self.site.reactor = self.clock
+        self.site: Any = RelaySite(Root(None, plain), self.clock, self.connections, KEEP_ALIVE)
 
     def connect(self) -> Line:
         return Line(self)

@@ -84,8 +84,9 @@ class UpgradeSite:
             attempts=WindowCounter(0),
             counts=self.counts,
         )
-        site: Any = RelaySite(Root(self.upgrade, Pages(OtherPages(), {b"/ws": self.upgrade.render})))
-        site.reactor = self.relay.clock
+        site: Any = RelaySite(
+            Root(self.upgrade, Pages(OtherPages(), {b"/ws": self.upgrade.render})), self.relay.clock
+        )
         self.sent = b""
         self.transport = MemoryTransport(self.relay.clock, self._take)
         self.transport.protocol = site.buildProtocol(None)
