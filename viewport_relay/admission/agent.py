@@ -63,17 +63,39 @@ class Pool(HTTPConnectionPool):
         return super().getConnection(key, endpoint).addCallback(_Exchange)
 
     def __init__(self, clock: IReactorTime) -> None:
+        self.clock = clock
         self._limits = TimeLimits(clock)
+        self._open: set[_Connection] = set()
+        self._closed: list[Deferred[None]] = []
         super().__init__(self._limits)  # type: ignore[no-untyped-call]  # asks it for nothing but callLater
 
     def drop_idle(self) -> None:
         """Close the connections that no request uses."""
         self.closeCachedConnections()  # type: ignore[no-untyped-call]
 
-    def close(self) -> None:
-        """The same at the end: a connection that is kept later has a delayed call for no longer than it is kept."""
+    def close(self) -> Deferred[None]:
+        """Close every connection; fires when none is left, after `CLOSE_LIMIT` at the latest. A later request makes a new one."""
         self.drop_idle()
         self._limits.stop()
+        for connection in tuple(self._open):
+            connection.loseConnection()
+        closed: Deferred[None] = Deferred()
+        self._closed.append(closed)
+        self._tell_closed()
+        return closed
+
+    def opened(self, connection: _Connection) -> None:
+        """Called when a connection is made."""
+        self._open.add(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        """Called when a connection is lost."""
+        self._open.discard(connection)
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        while self._closed and not self._open:
+            self._closed.pop().callback(None)
 
 
 class _Exchange:
@@ -176,7 +198,7 @@ class _Connection(ProtocolWrapper):
         super().loseConnection()  # type: ignore[no-untyped-call]
         if self._cut is None and self.wrappedProtocol is not None:
             assert isinstance(self.factory, _ConnectionFactory)
-            self._cut = self.factory.clock.callLater(CLOSE_LIMIT, self.stopProducing)
+            self._cut = self.factory.pool.clock.callLater(CLOSE_LIMIT, self.stopProducing)
 
     def stopProducing(self) -> None:
         """Abort: what still comes is not wanted."""
@@ -196,22 +218,30 @@ class _ConnectionFactory(WrappingFactory):
     protocol = _Connection
     noisy = False
 
-    def __init__(self, wrapped: IProtocolFactory, clock: IReactorTime) -> None:
+    def __init__(self, wrapped: IProtocolFactory, pool: Pool) -> None:
         super().__init__(wrapped)  # type: ignore[no-untyped-call]
-        self.clock = clock
+        self.pool = pool
+
+    def registerProtocol(self, p: Any) -> None:
+        """Called when a connection is made."""
+        self.pool.opened(p)
+
+    def unregisterProtocol(self, p: Any) -> None:
+        """Called when a connection is lost."""
+        self.pool.lost(p)
 
 
 @implementer(IStreamClientEndpoint)
 class _BoundedEndpoint:
     """An endpoint whose connections are `_Connection`s."""
 
-    def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint) -> None:
-        self._clock = clock
+    def __init__(self, pool: Pool, endpoint: IStreamClientEndpoint) -> None:
+        self._pool = pool
         self._endpoint = endpoint
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
         """The protocol of `protocolFactory`, connected."""
-        wrapper: Deferred[Any] = self._endpoint.connect(_ConnectionFactory(protocolFactory, self._clock))
+        wrapper: Deferred[Any] = self._endpoint.connect(_ConnectionFactory(protocolFactory, self._pool))
         return wrapper.addCallback(lambda connection: connection.wrappedProtocol)
 
 
@@ -219,8 +249,9 @@ class _BoundedEndpoint:
 class Endpoints:
     """How to connect to an origin: TCP, and for https TLS, through the proxy if that serves it. Each is made once."""
 
-    def __init__(self, reactor: Any, tls: ClientTls, proxy: HttpProxy | None) -> None:
+    def __init__(self, reactor: Any, tls: ClientTls, proxy: HttpProxy | None, pool: Pool) -> None:
         self._reactor = reactor
+        self._pool = pool
         self._tls = tls
         self._proxy = proxy
         self._known: dict[tuple[bytes, bytes, int], IStreamClientEndpoint] = {}
@@ -232,7 +263,7 @@ class Endpoints:
         if endpoint is None:
             if len(self._known) >= ORIGINS_MAX:
                 self._known.clear()
-            endpoint = self._known[origin] = _BoundedEndpoint(self._reactor, self._made(*origin))
+            endpoint = self._known[origin] = _BoundedEndpoint(self._pool, self._made(*origin))
         return endpoint
 
     def _made(self, scheme: bytes, host: bytes, port: int) -> IStreamClientEndpoint:
@@ -285,5 +316,5 @@ def _undecoded(response: IResponse) -> IResponse:
 def pooled_agent(reactor: Any, tls: ClientTls, proxy: HttpProxy | None = None) -> tuple[Agent, Pool]:
     """The agent of the relay, and the connections that it keeps."""
     pool = Pool(reactor)
-    agent: Agent = Agent.usingEndpointFactory(reactor, Endpoints(reactor, tls, proxy), pool)
+    agent: Agent = Agent.usingEndpointFactory(reactor, Endpoints(reactor, tls, proxy, pool), pool)
     return agent, pool

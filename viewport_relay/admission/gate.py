@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from attrs import evolve
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.http import HttpClient
@@ -172,12 +173,12 @@ class Gate:
         """Begin to fetch the keys."""
         self._jwks.start()
 
-    def stop(self) -> None:
-        """End everything on its way; upgrades that wait get CancelledError."""
+    def stop(self) -> Deferred[None]:
+        """End everything on its way; upgrades that wait get CancelledError. Fires when no connection is left."""
         self._pace.stop()
         self._jwks.stop()
         self._validator.stop()
-        self._http.close()
+        return self._http.close()
 
     def clean_up(self) -> None:
         """Forget what has run out."""

@@ -58,11 +58,10 @@ class HttpClient:
         agent, pool = pooled_agent(reactor, ClientTls.for_platform(config), HttpProxy.from_config(config))
         return cls(reactor, agent, pool)
 
-    def close(self) -> None:
-        """Close idle connections; a later call makes new ones."""
-        if self._pool is not None:
-            self._pool.close()
+    def close(self) -> Deferred[None]:
+        """Close every connection; fires when none is left. A later call makes a new one."""
         self._limits.stop()
+        return succeed(None) if self._pool is None else self._pool.close()
 
     async def ask(self, call: Call, body: bytes | None = None) -> Answer:
         """The answer. Raises Unreachable, TooLarge or Encoded; CancelledError when the asker cancels."""

@@ -208,8 +208,9 @@ class Fleet:
     async def _finish(self) -> None:
         if self._beginning is not None:
             self._beginning.cancel()
-        stopping: Deferred[Any] = self._services.stopService()
-        await stopping
+        if self._services.running:  # not before the carrier has answered once
+            stopping: Deferred[Any] = self._services.stopService()
+            await stopping
         if self._instance is not None:
             await self._instance.retire()
         if self._inbound is not None:

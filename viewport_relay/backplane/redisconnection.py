@@ -18,6 +18,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -157,7 +158,9 @@ class RedisConnection(MultiService):
     def stopService(self) -> Deferred[Any]:
         """Drop the connection and make no other; fires when nothing is under way."""
         redis, self._redis = self._redis, None
-        stopping: Deferred[Any] = MultiService.stopService(self)
+        # In a turn of its own: ClientService may be telling a waiter, who stops us then, that an attempt has failed, and its
+        # machine takes no stop meanwhile.
+        stopping: Deferred[Any] = deferLater(self._reactor, 0, MultiService.stopService, self)
         if redis is not None:
             redis.transport.abortConnection()  # a server that is silent would not close
         return stopping

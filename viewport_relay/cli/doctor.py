@@ -43,7 +43,7 @@ async def examine(reactor: Any, environ: Mapping[str, str], timeout: float) -> A
         async for finding in _platform(client, config, timeout):
             yield finding
     finally:
-        client.close()
+        await client.close()
     for finding in await checks.redis(reactor, config, timeout):
         yield finding
     for finding in await _in_thread(checks.port, config, timeout):

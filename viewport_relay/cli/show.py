@@ -89,7 +89,7 @@ async def sign_in_link(reactor: Any, place: Place) -> str:
     )
     client = HttpClient(reactor, agent, pool)
     answer = await client.ask(call, b"")
-    client.close()
+    await client.close()
     return f"{place.http_url}{json.loads(answer.body)['path']}"
 
 

@@ -193,7 +193,7 @@ async def keys_or_why(reactor: Any, config: Config) -> KeySet | str:
     except NoKeys as error:
         return str(error)
     finally:
-        client.close()
+        await client.close()
     return keys
 
 

@@ -22,6 +22,7 @@ from viewport_relay.admin.auth import AdminAuth
 from viewport_relay.config import EX_CONFIG, Config, bracketed, is_loopback
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.service.timers import WaitingService
 from viewport_relay.wire.attempts import UpgradeAttempts
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
@@ -98,7 +99,7 @@ class _NowOrNever:
         raise SystemExit(status)
 
 
-class Listeners(MultiService):
+class Listeners(WaitingService):
     """The listeners for peers and operators, with their sites.
 
     `upgrade` is the `/ws` resource, `own` holds further pages of the wire protocol by path, `pages(admin)` makes the
@@ -171,15 +172,12 @@ class Listeners(MultiService):
         """Stop listening for peers. The admin listener stays open, so that /ready says why."""
         await self._public.disownServiceParent()
 
-    async def _stop(self) -> None:
+    async def end(self) -> None:
+        """Stop listening, and close the HTTP connections that are left."""
         await MultiService.stopService(self)
         self._queue.stop()
         for connections in self._http:
-            connections.close()
-
-    def stopService(self) -> Deferred[None]:
-        """Stop listening, and close the HTTP connections that are left."""
-        return Deferred.fromCoroutine(self._stop())
+            await connections.close()
 
     # -- endpoints -----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 from twisted.web.resource import Resource
@@ -31,7 +32,7 @@ from viewport_relay.observe.status import StatusLine
 from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
 from viewport_relay.service.listeners import Listeners
 from viewport_relay.service.startup import log_started, start_warnings
-from viewport_relay.service.timers import every
+from viewport_relay.service.timers import WaitingService, every
 from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.signals import Signals
 from viewport_relay.wire.attempts import UpgradeAttempts
@@ -90,7 +91,7 @@ class Engine(Protocol):
         """Apply reloaded settings. Every connection stays."""
 
 
-class Process(MultiService):
+class Process(WaitingService):
     """The service tree of a relay process. Set it on an application, or start it alone.
 
     `counters`: those of this process. `now` returns seconds since the epoch. `open_files`: the limit on descriptors (0: not
@@ -139,6 +140,7 @@ class Process(MultiService):
             now=now,
             wrong_token=lambda client: wrong_tokens.hit(counted_as(client), reactor.seconds()),
         )
+        self._admin: list[AdminResource] = []
         self._listeners = Listeners(
             reactor,
             config,
@@ -181,6 +183,7 @@ class Process(MultiService):
             auth=self._auth,
             admin=admin,
         )
+        self._admin.append(resource)
         return self._engine.pages(resource)
 
     # -- start ---------------------------------------------------------------------------------------------
@@ -191,7 +194,7 @@ class Process(MultiService):
             self._log.event("config_warning", message=warning)
         for note in self._config.notes:
             self._log.event("config_note", message=note)
-        MultiService.startService(self)
+        super().startService()
         self._listeners.pause()
         if self._certificates is not None:
             self._certificates.start()
@@ -259,11 +262,8 @@ class Process(MultiService):
         self._log.event("relay_stopping", message="asked again: the connections that are left are cut")
         self._engine.cut()
 
-    def stopService(self) -> Deferred[None]:
+    async def end(self) -> None:
         """Stop listening, close every peer 1001, wait for them (at most RELAY_DRAIN_SECONDS), then stop the rest."""
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
         if self._certificates is not None:
             self._certificates.stop()
         await self._status_line.disownServiceParent()
@@ -274,6 +274,10 @@ class Process(MultiService):
         await self._listeners.close_public()
         await self._engine.drain()
         await MultiService.stopService(self)
+        # Connections report their end from within it, and what was aborted is lost in the next turn.
+        await deferLater(self._reactor, 0)
+        for resource in self._admin:
+            resource.stop()
         self._notifier.stop_watchdog()
         self._log.event("relay_stopped")
         self._stdlib_log.uninstall()

@@ -23,7 +23,7 @@ from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.state import RelayState
-from viewport_relay.service.timers import every
+from viewport_relay.service.timers import WaitingService, every
 from viewport_relay.sessions.build import build, frame_rates
 from viewport_relay.sessions.join import target_of
 from viewport_relay.wire.clientaddress import ClientAddress
@@ -58,7 +58,7 @@ def upgrade_limits(config: Config, open_files: int) -> dict[str, int]:
     }
 
 
-class Relay(MultiService):
+class Relay(WaitingService):
     """Admission, sessions and routing of one process.
 
     `counts`: its connections. `attempts`: upgrade attempts by address. `now` returns seconds since the epoch.
@@ -82,13 +82,11 @@ class Relay(MultiService):
         self._clock = reactor
         self._config = config
         self.counters = counters
-        self._client = HttpClient.from_config(reactor, config)
-        gate = self._gate = Gate.from_config(reactor, config, log, counters, now, self._client)
+        client = HttpClient.from_config(reactor, config)
+        gate = self._gate = Gate.from_config(reactor, config, log, counters, now, client)
         self._turn = turn_of(reactor)
-        self._backplane = backplane_for(
-            reactor, config, log, counters, self._client, now, self._turn.when_sent
-        )
-        self._relaying = build(config, reactor, now, log, counters, self._client, keys, self._backplane)
+        self._backplane = backplane_for(reactor, config, log, counters, client, now, self._turn.when_sent)
+        self._relaying = build(config, reactor, now, log, counters, client, keys, self._backplane)
         self.factory = ConnectionFactory(
             reactor,
             self._turn,
@@ -135,7 +133,7 @@ class Relay(MultiService):
         return len(self.factory.connections)
 
     def startService(self) -> None:
-        MultiService.startService(self)
+        super().startService()
         self._gate.start()
         self._backplane.start(self._relaying.remote)
         self._heartbeat.start()
@@ -149,16 +147,12 @@ class Relay(MultiService):
         """Abort the remaining connections."""
         self._drain.end_at_once()
 
-    async def _stop(self) -> None:
+    async def end(self) -> None:
+        """Stop what remains after `drain`."""
         await self._backplane.stop()
         self._heartbeat.stop()
-        self._gate.stop()
-        self._client.close()
+        await self._gate.stop()
         await MultiService.stopService(self)
-
-    def stopService(self) -> Deferred[None]:
-        """Stop what remains after `drain`."""
-        return Deferred.fromCoroutine(self._stop())
 
     def apply(self, config: Config, limits: Mapping[str, int]) -> None:
         """Apply reloaded limits, origins and times. Every connection stays."""

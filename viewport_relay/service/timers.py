@@ -1,12 +1,14 @@
-"""Periodic calls as Twisted services."""
+"""The kinds of Twisted services that the relay adds: periodic calls, and a stop that waits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from twisted.application.internet import TimerService
-from twisted.application.service import IServiceCollection
+from twisted.application.service import IServiceCollection, MultiService
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 
 def every(
@@ -17,3 +19,29 @@ def every(
     timer.clock = clock
     timer.setServiceParent(parent)
     return timer
+
+
+class WaitingService(MultiService):
+    """A service whose stop is a coroutine. It runs once, however often the service is stopped."""
+
+    _stopping: Deferred[None] | None = None
+
+    async def end(self) -> None:
+        """Stop the children and wait for all that is under way, within a time limit."""
+        raise NotImplementedError
+
+    def startService(self) -> None:
+        self._stopping = None
+        MultiService.startService(self)
+
+    def stopService(self) -> Deferred[None]:
+        """Fires when nothing of the service is left."""
+        if self._stopping is None:
+            self._stopping = Deferred.fromCoroutine(self.end())
+        waiting: Deferred[None] = Deferred()
+        self._stopping.addBoth(_tell, waiting)
+        return waiting
+
+
+def _tell(result: Failure | None, waiting: Deferred[None]) -> None:
+    waiting.callback(result)  # a Failure calls the errbacks

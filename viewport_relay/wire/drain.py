@@ -22,6 +22,9 @@ from viewport_relay.wire.connection import Connection
 WAVE_SECONDS: Final = 0.1
 LEAST_PER_WAVE: Final = 20
 
+#: Seconds that connections have to be gone after they were cut.
+CUT_SECONDS: Final = 1.0
+
 #: The part of the time in which waves begin; the rest is for the last one's answers.
 SPREAD: Final = 0.8
 
@@ -55,7 +58,7 @@ class Drain:
         self._done: Deferred[None] | None = None
 
     def start(self) -> Deferred[None]:
-        """Fires when the last connection is gone, after `seconds` at the latest."""
+        """Fires when the last connection is gone; what is left after `seconds` is cut."""
         # Sorted backwards, since waves are taken from the end.
         self._left = sorted(self._connections, key=self._key, reverse=True)
         if not self._left:
@@ -90,7 +93,8 @@ class Drain:
         self._left.clear()
         for connection in tuple(self._connections):
             connection.cut(Reason.RELAY_SHUTTING_DOWN)
-        self._finish()
+        if self._done is not None:
+            self._timers.append(self._clock.callLater(CUT_SECONDS, self._finish))
 
     def _finish(self) -> None:
         for timer in self._timers:

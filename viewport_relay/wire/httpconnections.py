@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from twisted.internet.defer import Deferred
+
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
@@ -50,6 +52,7 @@ class HttpConnections:
         self._hosts: dict[str, _Host] = {}
         # Connections that can be dropped, in the order in which they began to wait.
         self._waiting: dict[Droppable, None] = {}
+        self._closed: list[Deferred[None]] = []
 
     def __len__(self) -> int:
         return len(self._host)
@@ -88,6 +91,7 @@ class HttpConnections:
             host.number -= 1
             if not host.number:
                 del self._hosts[name]
+            self._tell_closed()
 
     def unreadable(self, address: str, message: str) -> None:
         """Log a connection whose request could not be read."""
@@ -99,10 +103,18 @@ class HttpConnections:
         if self._log is not None:
             self._log.event("http_dropped", reason=Reason.TOO_MANY_CONNECTIONS, message=message, ip=address)
 
-    def close(self) -> None:
-        """Drop every connection, when the relay stops."""
+    def close(self) -> Deferred[None]:
+        """Drop every connection, when the relay stops; fires when none is left."""
+        closed: Deferred[None] = Deferred()
+        self._closed.append(closed)
         for channel in tuple(self._host):
             channel.drop()
+        self._tell_closed()
+        return closed
+
+    def _tell_closed(self) -> None:
+        while self._closed and not self._host:
+            self._closed.pop().callback(None)
 
     def _drop(self, channel: Droppable, reason: Reason) -> None:
         name = self._host[channel]

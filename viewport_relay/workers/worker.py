@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from attrs import evolve
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IAddress
 from twisted.logger import globalLogBeginner
@@ -32,7 +31,7 @@ from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
 from viewport_relay.service.process import trusted_proxies
 from viewport_relay.service.relay import Relay, relay_keys
-from viewport_relay.service.timers import every
+from viewport_relay.service.timers import WaitingService, every
 from viewport_relay.signals import Signals
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.reactor import install
@@ -89,7 +88,7 @@ class ReportingCounts(ConnectionCounts):
         self._reporter.send(Left(ip))
 
 
-class WorkerService(MultiService):
+class WorkerService(WaitingService):
     """The service tree of a worker process: a relay whose connections come from the parent."""
 
     def __init__(
@@ -124,16 +123,13 @@ class WorkerService(MultiService):
 
     def startService(self) -> None:
         self._site.startFactory()
-        MultiService.startService(self)
+        super().startService()
         signals = Signals(self._reactor, lambda name: self.stop(), self._cut, lambda: None)
         self._reactor.callWhenRunning(signals.take)
         self._reactor.callWhenRunning(self._reporter.send, Up())
 
-    def stopService(self) -> Deferred[None]:
+    async def end(self) -> None:
         """Drain, stop, and wait until the parent has read the last messages."""
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
         await self.relay.drain()
         if self._pipes is not None:
             await self._pipes.when_over(DRAIN_LIMIT)
