@@ -171,11 +171,11 @@ HTML = b"Content-Type: text/html; charset=utf-8"
 #: Place: (response, reason or None if admitted, words of the detail).
 ANSWERS: dict[str, tuple[bytes, Reason | None, str]] = {
     "JSON with a charset": (wire(OK, b"Content-Type: application/json; charset=utf-8"), None, ""),
-    "201 of a framework that creates something": (wire(OK, status=b"201 Created"), None, ""),
+    "a framework that answers POST with 201": (wire(OK, status=b"201 Created"), None, ""),
     "a load balancer without backends": (
         wire(b"<html>", HTML, status=b"503 Service Unavailable"), Reason.PLATFORM_UNREACHABLE, "the answer is HTTP 503",
     ),
-    "a gateway that gave up waiting": (
+    "a time-out of a gateway": (
         wire(b"", status=b"504 Gateway Timeout"), Reason.PLATFORM_UNREACHABLE, "the answer is HTTP 504",
     ),
     "a single-page app that answers every path": (
@@ -261,10 +261,10 @@ ANSWERS: dict[str, tuple[bytes, Reason | None, str]] = {
     "2 MB of a debug page": (
         wire(b"<html>" + b" " * 2_000_000, HTML), Reason.ADMISSION_RESPONSE_TOO_LARGE, "the answer is longer than 262144 bytes",
     ),
-    "a length that promises more than comes": (
+    "a body shorter than Content-Length": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n" + OK, Reason.PLATFORM_UNREACHABLE, "",
     ),
-    "a backend that dies before it answers": (b"", Reason.PLATFORM_UNREACHABLE, ""),
+    "a backend that ends before its response": (b"", Reason.PLATFORM_UNREACHABLE, ""),
     "two lengths that differ: smuggling": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: %d\r\n\r\n" % len(OK) + OK, Reason.PLATFORM_UNREACHABLE, "",
     ),

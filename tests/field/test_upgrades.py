@@ -110,7 +110,7 @@ ADMITTED: list[tuple[str, str, str | None]] = [
     ("Basic credentials in front, the token as sub-protocol",
      request("Sec-WebSocket-Protocol: viewport.v1, auth.TOKEN", Token="Authorization: Basic eDp5"), "viewport.v1"),
     ("Proxy-Connection, of an old HTTP library", request("Proxy-Connection: keep-alive"), None),
-    ("an extension that is none, and a broken list", request("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=99, ;;"), None),
+    ("invalid parameters, and a broken list", request("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=99, ;;"), None),
 ]  # fmt: skip
 
 
@@ -136,7 +136,7 @@ REFUSED: list[tuple[str, str, int, str, str]] = [
     ("a key that is too short", request(Key="Sec-WebSocket-Key: abc"), 400, "UPGRADE_MALFORMED", "Sec-WebSocket-Key"),
     ("no Host, by hand", request(Host=""), 400, "UPGRADE_MALFORMED", "Host"),
     ("two Hosts: smuggling", request("Host: other"), 400, "UPGRADE_MALFORMED", "Host"),
-    ("a page that is not ours", request("Origin: https://app.example.evil"), 403, "ORIGIN_NOT_ALLOWED", "origin not allowed"),
+    ("a page of another site", request("Origin: https://app.example.evil"), 403, "ORIGIN_NOT_ALLOWED", "origin not allowed"),
     ("the same host over http", request("Origin: http://app.example"), 403, "ORIGIN_NOT_ALLOWED", "origin not allowed"),
     ("a page from disk", request("Origin: file://"), 403, "ORIGIN_NOT_ALLOWED", "origin not allowed"),
     ("HTML-escaped ampersands, from a template",

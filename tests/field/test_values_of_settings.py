@@ -104,7 +104,7 @@ REFUSED = [
     ("an IPv6 address without brackets", "RELAY_ADMIN_LISTEN", "::1:9093", "brackets"),
     ("a URL for an address", "RELAY_ADMIN_LISTEN", "http://127.0.0.1:9093", "leave out the scheme"),
     ("all interfaces as some write it", "RELAY_ADMIN_LISTEN", "*:9093", "0.0.0.0"),
-    ("a port that is none", "RELAY_ADMIN_LISTEN", "127.0.0.1:99999", "'99999' is no port"),
+    ("an invalid port", "RELAY_ADMIN_LISTEN", "127.0.0.1:99999", "'99999' is no port"),
     ("host and port in one", "RELAY_LISTEN_HOST", "0.0.0.0:7781", "the port is RELAY_LISTEN_PORT's"),
     ("all interfaces, in the host", "RELAY_LISTEN_HOST", "*", "0.0.0.0"),
     ("a Sentinel's URL", "RELAY_REDIS_SENTINELS", "redis://10.0.0.1:26379", "leave out the scheme"),
@@ -116,7 +116,7 @@ REFUSED = [
         "write it without separators: 10000",
     ),
     ("a unit where a count is meant", "RELAY_MAX_TOTAL_CONNECTIONS", "2k", "a whole number from 0"),
-    ("a unit that is none", "RELAY_PING_INTERVAL_MS", "10 parsecs", "500ms 10s 5m 1h"),
+    ("an unknown unit", "RELAY_PING_INTERVAL_MS", "10 parsecs", "500ms 10s 5m 1h"),
     ("a fraction of a second for whole seconds", "RELAY_DRAIN_SECONDS", "500ms", "10s 5m 1h"),
     ("too large a time", "RELAY_PING_INTERVAL_MS", "2d", "milliseconds from 1 to 86400000"),
     (
@@ -161,7 +161,7 @@ UNKNOWN = [
     ("a letter too few", "RELAY_TRUSTED_PROXY", "RELAY_TRUSTED_PROXIES"),
     ("the older name misspelled", "RELAY_MAX_FRAMES_BYTES", "RELAY_FRAME_MAX_BYTES"),
     ("an underscore too few", "RELAY_JWKSURL", "RELAY_JWKS_URL"),
-    ("a plural that is none", "RELAY_ALLOWED_ORIGIN", "RELAY_ALLOWED_ORIGINS"),
+    ("a singular", "RELAY_ALLOWED_ORIGIN", "RELAY_ALLOWED_ORIGINS"),
 ]
 
 

@@ -64,7 +64,7 @@ CASES: dict[str, tuple[str, Callable[[Fleet], Frame | str]]] = {
         'relay_frames_dropped_total{reason="INVALID_FRAME"}',
         lambda f: bus_frame(f, "client_to_daemon", "{}"),
     ),
-    "nobody's answer": (
+    "a response without a request": (
         'relay_frames_dropped_total{reason="NO_OWNER"}',
         lambda f: bus_frame(f, "daemon_to_clients", json.dumps(e2ee())),
     ),

@@ -98,7 +98,7 @@ async def test_redirects_are_not_followed_and_cookies_are_not_kept(
 
 
 SLOW: dict[str, tuple[bytes, bytes]] = {
-    "says nothing": (b"", b""),
+    "sends no byte": (b"", b""),
     "drips its head": (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
     "stops within its head": (b"HTTP/1.1 200 OK\r\nX-A", b""),
     "drips its body": (b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n", b" "),
@@ -299,7 +299,7 @@ GZIPPED = {
     "one byte more": (gzip.compress(b"x" * 4097), TooLarge),
     "a bomb": (gzip.compress(b"x" * 50_000_000), TooLarge),
     "cut short": (gzip.compress(b"hello")[:-3], Encoded),
-    "something else": (b"hello", Encoded),
+    "not compressed": (b"hello", Encoded),
     "empty": (b"", Encoded),
 }
 

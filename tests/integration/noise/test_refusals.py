@@ -342,12 +342,12 @@ async def test_a_peer_gone_before_message_1_is_no_failure(world: World, relay: R
 OWN = StaticKey(PEER_STATIC)
 P256 = b64(b"\4" + bytes(64))
 KEYS = [
-    ("its own", b64(OWN.public), DAEMON, True),
-    ("its own, padded", b64(OWN.public) + "=", DAEMON, True),
-    ("another", b64(StaticKey.generate().public), DAEMON, False),
+    ("the peer's key", b64(OWN.public), DAEMON, True),
+    ("the peer's key, padded", b64(OWN.public) + "=", DAEMON, True),
+    ("another key", b64(StaticKey.generate().public), DAEMON, False),
     ("a P-256 key", P256, DAEMON, True),
-    ("none", None, DAEMON, True),
-    ("another, for a client", b64(StaticKey.generate().public), CLIENT, True),
+    ("no key", None, DAEMON, True),
+    ("another key, for a client", b64(StaticKey.generate().public), CLIENT, True),
 ]
 
 
