@@ -1,14 +1,14 @@
-/* loadgen.c: many daemons and clients in one thread, and what serving them costs the relay.
+/* loadgen.c: load generator: many daemons and clients in one thread, and the relay's CPU and memory.
  *
  *   throughput   key exchange, then e2ee frames that every daemon answers; round trips and CPU per delivered frame
  *   connect      upgrades: time from connect() to the 101, CPU of a connection's whole life
- *   idle         open connections and look at the relay's memory
+ *   idle         open connections and measure the relay's memory
  *
  * Every frame that arrives is checked: length, order within its session, and each byte against what was sent.
  * The ciphertext of a frame is a slice of random text that depends on session, direction and sequence number,
- * so that no frame equals another. Every frame has a mask of its own, every connection flushes by itself.
+ * so that no frame equals another. Every frame has its own mask, every connection flushes by itself.
  * A frame counts when the relay delivered it; a round trip is two frames. One JSON object on standard output;
- * status 1 when anything was wrong with a connection or a frame, 2 when it could not run.
+ * status 1 after an error of a connection or a frame, 2 if it could not run.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -30,9 +30,9 @@
 #include <unistd.h>
 
 #define POOL_OFFSETS 65536u    /* slices of the random text that a ciphertext may be */
-#define SCRATCH (256u << 10)   /* bytes read at once when nothing incomplete is kept */
-#define OPENING_AT_ONCE 32     /* upgrades on their way in throughput and idle */
-#define FIRST_SEQ 1000000000u  /* sequence numbers count from here on, so that all have ten digits */
+#define SCRATCH (256u << 10)   /* bytes per read when no incomplete frame is kept */
+#define OPENING_AT_ONCE 32     /* concurrent upgrades in throughput and idle */
+#define FIRST_SEQ 1000000000u  /* first sequence number: all have ten digits */
 #define GIVE_UP 120            /* seconds for opening, or for one batch of upgrades */
 
 enum role { DAEMON, CLIENT };
@@ -48,7 +48,7 @@ struct peer {
     bool wants_write;
     uint32_t pair, slot, token;
     struct bytes in, out;
-    size_t out_from;       /* what of `out` has left already */
+    size_t out_from;       /* bytes of `out` that were sent */
     uint64_t opened_at;    /* ns */
     uint64_t sent, seen_by_daemon, answered; /* clients: sequence numbers of the session */
     uint64_t *sent_at;     /* clients: ns, a ring of `window` */
@@ -58,9 +58,9 @@ struct token { enum role role; char *workspace, *target, *text; };
 
 /* -- settings ------------------------------------------------------------------------------------------- */
 
-static struct sockaddr_in relay, clients_relay; /* the same one, but with --client-port */
+static struct sockaddr_in relay, clients_relay; /* equal, except with --client-port */
 static char host_header[64];
-static long relay_pid[8]; /* whose CPU and memory is looked at, with their children */
+static long relay_pid[8]; /* processes to measure, with their children */
 static size_t relay_pids;
 static struct token *tokens;
 static uint32_t token_count;
@@ -70,7 +70,7 @@ static double seconds = 2, warm_up = 0.5, settle = 2;
 static bool prime;
 static char *steps = "1000";
 
-/* -- what was seen ---------------------------------------------------------------------------------------- */
+/* -- results ---------------------------------------------------------------------------------------- */
 
 static int epoll;
 static struct peer *peers;
@@ -123,7 +123,7 @@ static void sample(uint64_t since) {
     samples[sample_count++] = (float)(now() - since) / 1e3f;
 }
 
-/* -- the relay's accounts in /proc -------------------------------------------------------------------------- */
+/* -- the relay's CPU and memory in /proc -------------------------------------------------------------------------- */
 
 struct usage { double cpu, system; long rss_kb; };
 
@@ -136,7 +136,7 @@ static void add_usage(long pid, struct usage *sum) {
     size_t n = fread(text, 1, sizeof text - 1, file);
     fclose(file);
     text[n] = 0;
-    char *rest = strrchr(text, ')'); /* the name before it may hold anything */
+    char *rest = strrchr(text, ')'); /* the name before it may contain any byte */
     unsigned long long user, system, child_user, child_system;
     long rss_pages;
     if (rest && sscanf(rest + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu %llu %llu %*d %*d %*d %*d %*u %*u %ld",
@@ -331,7 +331,7 @@ static void delivered_frame(size_t n) {
     }
 }
 
-/* A client's frame has reached its daemon, which answers it. */
+/* A client's frame has reached its daemon: send the response. */
 static void at_daemon(struct peer *p, const char *text, size_t n) {
     if (n < head_length) {
         wrong(p, "short frame: %.*s", (int)n, text);
@@ -353,7 +353,7 @@ static void at_daemon(struct peer *p, const char *text, size_t n) {
     put_e2ee(p, DAEMON, p->pair, (uint32_t)slot, seq);
 }
 
-/* With `spread` the frames in flight wander over all clients, or the first `active` ones; else each client keeps its own. */
+/* With `spread` the frames in flight rotate over all clients, or the first `active` ones; else each client has its own. */
 static struct peer *whose_turn(struct peer *p) {
     static uint32_t turn;
     if (!spread) return p;
@@ -470,7 +470,7 @@ static void on_frame(struct peer *p, int first, const uint8_t *payload, size_t n
     }
 }
 
-/* Handles what is complete; gives the bytes used, and in `needed` the length of the frame that is not. */
+/* Handles complete frames; returns the bytes used, and in `needed` the length of the incomplete frame. */
 static size_t handle(struct peer *p, const uint8_t *at, size_t n, size_t *needed) {
     size_t used = 0;
     *needed = 0;
@@ -589,7 +589,7 @@ static void turn(int wait_ms) {
     }
 }
 
-/* With `rate` clients send in turn at fixed times, whatever has been answered; one whose window is full is left out. */
+/* With `rate` clients send in turn at fixed times, without waiting for responses; a client with a full window is skipped. */
 static void send_due(uint64_t t) {
     static uint64_t due;
     static uint32_t next;
@@ -621,7 +621,7 @@ static void too_late(uint64_t since, double limit, const char *what) {
     exit(2);
 }
 
-/* -- what is printed --------------------------------------------------------------------------------------------------- */
+/* -- output --------------------------------------------------------------------------------------------------- */
 
 static int by_size(const void *a, const void *b) {
     float x = *(const float *)a, y = *(const float *)b;
@@ -647,7 +647,7 @@ static void throughput(void) {
     peers = calloc(peer_count, sizeof *peers);
     uint64_t began = now();
     for (uint32_t i = 0; i < peer_count || opening;) {
-        /* All daemons first: a client that comes before its daemon would be told so. */
+        /* All daemons first: a client without a daemon would get a status frame. */
         bool gate = i == daemons && opening;
         while (!gate && i < peer_count && opening < OPENING_AT_ONCE && !(i == daemons && opening)) {
             uint32_t pair = i < daemons ? i : (i - daemons) / clients_each;
@@ -693,7 +693,7 @@ static void throughput(void) {
     own = own_cpu() - own;
     sending = false;
     uint64_t last = UINT64_MAX;
-    for (since = now(); now() - since < 3000000000u; turn(50)) { /* what is in flight must still arrive, at its own pace */
+    for (since = now(); now() - since < 3000000000u; turn(50)) { /* frames in flight must still arrive */
         uint64_t waiting = 0;
         for (uint32_t i = daemons; i < peer_count; i++) waiting += peers[i].sent - peers[i].answered;
         if (!waiting) break;
@@ -712,7 +712,7 @@ static void throughput(void) {
            delivered ? (after.system - before.system) * 1e5 / (double)delivered : 0, cpu / passed, own / passed, after.rss_kb, (unsigned long long)errors);
 }
 
-/* `n` upgrades with the tokens of the span in turn, `k` on their way at a time; returns when all are closed again. */
+/* `n` upgrades with the tokens of the span in turn, `k` at a time; returns when all are closed again. */
 static void upgrades(uint32_t n, uint32_t k) {
     uint32_t started = 0, closed_before = closed;
     uint64_t began = now();
@@ -738,7 +738,7 @@ static void connect_mode(void) {
     counting = true;
     upgrades(count, at_once);
     double passed = (double)(now() - since) / 1e9;
-    usleep(20000); /* the relay's own clearing away after the last one */
+    usleep(20000); /* the relay's clean-up after the last one */
     struct usage after = relay_usage();
     printf("{\"count\":%u,\"at_once\":%u,\"tokens\":%u,\"seconds\":%.3f,\"ok\":%zu,\"upgrades_per_s\":%.1f,", count, at_once, token_span,
            passed, sample_count, (double)sample_count / passed);
@@ -754,7 +754,7 @@ static void idle(void) {
     peers = calloc(most + 1, sizeof *peers);
     token_span = 50;
     closes_when_open = true;
-    upgrades(50, 8); /* so that what is loaded and allocated once is not counted */
+    upgrades(50, 8); /* warm-up: one-time loading and allocation do not count */
     closes_when_open = false;
     opened = closed = 0;
     run_for(settle);
@@ -785,7 +785,7 @@ static void idle(void) {
 
 /* -- the command line ------------------------------------------------------------------------------------------------------- */
 
-/* One line each: role, workspace, target, token, with tabs between. */
+/* A line has role, workspace, target and token, separated by tabs. */
 static void read_tokens(const char *path) {
     FILE *file = fopen(path, "r");
     if (!file) fatal(path);

@@ -1,11 +1,11 @@
-/* platform.c: the control plane of a benchmark: one thread, HTTP/1.1 with kept-alive connections.
+/* platform.c: control plane for benchmarks: one thread, HTTP/1.1 with kept-alive connections.
  *
- *   POST …/relay/validate   {"ok":true,"claims":{…}}, the claims being those that the token carries; 401 without the
+ *   POST …/relay/validate   {"ok":true,"claims":{…}}, with the claims of the token; 401 without the
  *                           internal key in x-relay-internal-key
  *   GET  …/jwks.json        the key set
- *   GET  /counts            {"validate":N,"jwks":N}: how often it was asked
+ *   GET  /counts            {"validate":N,"jwks":N}: numbers of requests
  *
- * It admits whatever token it is shown: to check the signature is the relay's part of what is measured.
+ * It admits every token, without a check of the signature: that is the relay's task.
  *
  * usage: platform PORT JWKS_FILE INTERNAL_KEY
  */
@@ -97,7 +97,7 @@ static void serve(struct connection *c, char *head, const char *body) {
     }
 }
 
-/* 0 when the connection is to be given up. */
+/* 0: close the connection. */
 static int take(struct connection *c) {
     ssize_t n = recv(c->fd, c->text + c->have, REQUEST_MAX - c->have, 0);
     if (n < 0 && errno == EAGAIN) return 1;

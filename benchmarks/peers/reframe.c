@@ -1,6 +1,6 @@
-/* reframe.c: the least that a relay can do, as a floor for the others: unmask, write a new header, send on.
+/* reframe.c: a minimal relay, as the lower limit of the cost: unmask, write a new header, forward.
  *
- * It checks nothing, admits everybody, and knows one client for each daemon (paired by workspaceId). Its queues have
+ * It checks nothing, admits every peer, and has one client for each daemon (paired by workspaceId). Its queues have
  * no bounds. Only for throughput with one client per daemon.
  *
  * usage: reframe PORT
@@ -55,7 +55,7 @@ static void push_kept(struct peer *p) {
     watch(p, EPOLLIN, EPOLL_CTL_MOD);
 }
 
-/* Consecutive frames of one read leave in one write: the new header ends where the old one did. */
+/* Consecutive frames of one read are sent in one write: the new header ends where the old one did. */
 static size_t forward(struct peer *p, uint8_t *at, size_t n) {
     struct peer *to = rooms[p->room].ends[!p->daemon];
     size_t used = 0, out = 0;

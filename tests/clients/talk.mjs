@@ -1,4 +1,4 @@
-// One peer on the `ws` library, told what to do by lines of JSON on standard input, telling what it sees by others.
+// A peer on the `ws` library: reads commands as lines of JSON on standard input, and writes events as lines of JSON.
 //
 //   {"open": URL, "protocols": […], "options": {…}}   {"send": TEXT}   {"ping": TEXT}   {"close": CODE, "reason": TEXT}
 //   → {"opened": PROTOCOL, "extensions": …}  {"got": TEXT, "binary": false}  {"pong": TEXT}  {"pinged": true}

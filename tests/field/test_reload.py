@@ -173,7 +173,7 @@ def test_the_expiry_of_tokens(reloadable: Reloadable, platform: FaultyPlatform) 
     client = Peer.client(
         relay, platform, "ws-4", "t-4", headers={"Origin": "https://app.example"}, exp=time.time() - 28
     )
-    assert not pinged(client, 4), "30 s after exp it is still there"
+    assert not pinged(client, 4), "still connected 30 s after exp"
     entry = reloadable.reload(FIRST + "RELAY_TOKEN_EXPIRY=close\n")
     assert entry["details"]["taken"] == ["RELAY_TOKEN_EXPIRY"]
     end = client.how_it_ends()

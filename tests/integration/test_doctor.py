@@ -160,7 +160,7 @@ async def test_connection_refused_and_unknown_host(free_port: int) -> None:
     assert found["TCP for RELAY_JWKS_URL"].outcome == "fail"
     assert "Connection refused" in found["TCP for RELAY_JWKS_URL"].found
     assert found["DNS for RELAY_VALIDATE_URL"].outcome == "fail"
-    assert "JWKS" not in found, "what cannot be reached is said once"
+    assert "JWKS" not in found, "one finding for each unreachable service"
     assert "validate" not in found
 
 

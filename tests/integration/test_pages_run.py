@@ -121,7 +121,7 @@ BLOCKS = numbered()
 
 def test_every_command_block_has_one_treatment() -> None:
     treated = Counter([*RUN, *SETTINGS, *OWN, *ELSEWHERE, *PARSED])
-    assert set(BLOCKS) - set(treated) == set(), "say how these are run"
+    assert set(BLOCKS) - set(treated) == set(), "blocks without a treatment"
     assert set(treated) - set(BLOCKS) == set(), "these are on no page"
     assert [place for place, number in treated.items() if number > 1] == []
 

@@ -1,6 +1,6 @@
-"""A headless Chromium for tests, driven through chromedriver's HTTP interface (W3C WebDriver).
+"""A headless Chromium for tests, controlled by chromedriver's HTTP interface (W3C WebDriver).
 
-Only what the dashboard's tests need. Everything blocks: an asynchronous test calls it in a thread.
+It has only the functions of the dashboard's tests. All calls block: an asynchronous test makes them in a thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 def _driver() -> tuple[subprocess.Popen[str], int]:
-    """A chromedriver and its port. It takes its IPv4 port for IPv6 too, where another process may listen."""
+    """A chromedriver and its port. It needs the port on IPv4 and on IPv6, where another process may listen."""
     command = shutil.which("chromedriver")
     assert command
     said: list[str] = []
@@ -105,7 +105,7 @@ class Browser:
         return str(self._ask("GET", f"{self.session}/url"))
 
     def run(self, script: str, *arguments: object) -> Any:
-        """Run JavaScript in the page; what it returns."""
+        """Run JavaScript in the page, and return its result."""
         return self._ask("POST", f"{self.session}/execute/sync", {"script": script, "args": list(arguments)})
 
     def cookies(self) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ class Browser:
         return [f"{entry['level']}: {entry['message']}" for entry in entries]
 
     def requested(self) -> list[str]:
-        """Every URL that the pages asked for since the last call."""
+        """Every URL that the pages requested since the last call."""
         entries = self._ask("POST", f"{self.session}/se/log", {"type": "performance"})
         events = [json.loads(entry["message"])["message"] for entry in entries]
         return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
@@ -152,7 +152,7 @@ class Browser:
         self._ask("POST", f"{self.session}/element/{self.find(css)}/value", {"text": text})
 
     def keys(self, text: str) -> None:
-        """Press keys wherever the focus is."""
+        """Press keys on the focused element."""
         actions = [{"type": kind, "value": key} for key in text for kind in ("keyDown", "keyUp")]
         self._ask(
             "POST", f"{self.session}/actions", {"actions": [{"type": "key", "id": "k", "actions": actions}]}
@@ -166,11 +166,11 @@ class Browser:
         return str(self.run("return document.querySelector(arguments[0])?.innerText ?? ''", css))
 
     def wait(self, what: Callable[[], Any], seconds: float = 10) -> Any:
-        """Until `what` gives something true."""
+        """Poll `what`; returns its first true result."""
         deadline = time.monotonic() + seconds
         while True:
             got = what()
             if got:
                 return got
-            assert time.monotonic() < deadline, f"waited {seconds} s in vain; console: {self.console()}"
+            assert time.monotonic() < deadline, f"not within {seconds} s; console: {self.console()}"
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-// Who may come in: the token's signature against the JWKS, then the platform's word, remembered for a while.
+// Admission: the token's signature by the JWKS, then the platform's validation, with a cache.
 
 import { createHash, createPublicKey, verify } from "node:crypto";
 import http from "node:http";
@@ -140,7 +140,7 @@ export class Gate {
     this.validations = 0;
   }
 
-  /** The platform's claims about a good token; throws a Refusal. */
+  /** The platform's claims about a valid token; throws a Refusal. */
   async admit(token, query) {
     const expires = await checkToken(token, query, this.keys, this.settings);
     if (this.settings.cacheTtl === 0) return this.validate(token, query);

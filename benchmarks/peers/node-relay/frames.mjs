@@ -1,4 +1,4 @@
-// Which frames a client and a daemon may send, read with one JSON.parse. The same rules as the relay's own.
+// Frames that a client and a daemon may send, parsed with one JSON.parse, by the rules of Viewport relay.
 
 const PROFILES = new Set(["noise-ik", "noise-ikpsk2"]);
 const CHANNEL = "agent-session:";
@@ -87,7 +87,7 @@ const DAEMON = {
 
 const RULES = { client: new Map(Object.entries(CLIENT)), "workspace-daemon": new Map(Object.entries(DAEMON)) };
 
-/** The frame of a message (a Buffer that is UTF-8), or null when it is none of the role's. */
+/** The frame of a message (a Buffer in UTF-8), or null if the role may not send it. */
 export function decode(role, message) {
   let frame;
   try {

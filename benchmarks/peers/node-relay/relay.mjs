@@ -1,8 +1,8 @@
-// A relay for the same wire on Node and ws, as plain as one would write it: what Viewport relay is measured against.
+// A straightforward relay for the same wire protocol on Node and ws, for comparison with Viewport relay.
 //
 // It does the same work for a connection and for a frame (limits, JWT, validation with a cache, one JSON.parse,
-// profile, session and request tables, bounded queues, heartbeat, counters, a log line for who comes and goes). It
-// has no worker transport, no session events, no Noise link, no backplane and no operator's pages.
+// profile, session and request tables, bounded queues, heartbeat, counters, a log line for each join and leave). It
+// has no worker transport, no session events, no Noise link, no backplane and no admin API.
 //
 //     node relay.mjs        with the RELAY_… variables that Viewport relay takes
 
@@ -153,7 +153,7 @@ function toClient(peer, message) {
   return true;
 }
 
-/** A daemon that does not take more makes the client wait that feeds it. */
+/** Back-pressure: a daemon with a full queue pauses the client that sends to it. */
 function toDaemon(daemon, feeder, message) {
   daemon.ws.send(message, TEXT);
   if (daemon.ws.bufferedAmount > HIGH_WATER) {

@@ -70,7 +70,7 @@ class BarePeer:
 async def until(reactor: Any, true: Callable[[], bool], seconds: float = WAIT) -> None:
     deadline = reactor.seconds() + seconds
     while not true():
-        assert reactor.seconds() < deadline, "it did not come true in time"
+        assert reactor.seconds() < deadline, "the condition did not become true in time"
         await deferLater(reactor, 0.02)
 
 

@@ -23,7 +23,7 @@ async def until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
     """Wait until a condition holds; fails after `seconds`."""
     deadline = reactor.seconds() + seconds
     while not condition():
-        assert reactor.seconds() < deadline, "it did not come"
+        assert reactor.seconds() < deadline, "the condition did not become true in time"
         await pause(0.01)
 
 

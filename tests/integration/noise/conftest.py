@@ -101,7 +101,7 @@ async def eventually(condition: Any) -> None:
     """Wait until an async condition holds."""
     deadline = reactor.seconds() + PATIENCE
     while not await condition():
-        assert reactor.seconds() < deadline, "it did not come"
+        assert reactor.seconds() < deadline, "the condition did not become true in time"
         await deferLater(reactor, 0.02, lambda: None)
 
 

@@ -78,7 +78,7 @@ class Peer:
     def _take(self, frames: list[tuple[int, bytes, bool]]) -> None:
         for opcode, payload, fin in frames:
             assert fin, "the relay does not fragment"
-            assert self.closed is None, "something came behind the Close"
+            assert self.closed is None, "bytes after the Close frame"
             if opcode in (TEXT, BINARY):
                 assert opcode == TEXT
                 self.inbox.append(payload)
@@ -117,7 +117,7 @@ class Peer:
         while not (found := there()):
             if self.ended:
                 raise Gone(f"{what}: the connection ended, closed {self.closed}")
-            assert time.monotonic() < deadline, f"it did not come: {what}"
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
             self.read_once(deadline - time.monotonic())
         return found
 

@@ -122,7 +122,7 @@ def test_sigterm_drains_both_workers_in_waves(platform: FaultyPlatform) -> None:
         holder: Peer | None = None
         while selector.get_map():
             ready = selector.select(20)
-            assert ready, "nobody is closed any more"
+            assert ready, "no further peer is closed"
             for key, _ in ready:
                 peer = key.data
                 selector.unregister(peer.sock)
