@@ -71,6 +71,15 @@ def masked_frame(opcode: int, payload: bytes, *, fin: bool = True, mask: bytes |
     return head + key + whole.to_bytes(length, "big")
 
 
+def timed_calls(clock: Clock) -> None:
+    """One turn of the reactor: make the calls that are due now. Those that they add for now come in the next turn."""
+    due = [call for call in clock.calls if call.getTime() <= clock.seconds()]
+    clock.calls = [call for call in clock.calls if call not in due]
+    for call in due:
+        call.called = 1
+        call.func(*call.args, **call.kw)
+
+
 class FrameReader:
     """Cuts a server's bytes into frames (opcode, payload, fin)."""
 

@@ -87,6 +87,14 @@ class Reason(Enum):
         "find who asks so often (the IP is in the details); let scrapers send an admin token, which is not counted; "
         "behind a proxy set RELAY_TRUSTED_PROXIES, or all clients share one address",
     )  # fmt: skip
+    CONNECTION_RATE_LIMIT_EXCEEDED = _drop(
+        "connection rate limit exceeded",
+        "one address opened more connections within a minute than RELAY_RATE_LIMIT_PER_IP and RELAY_HTTP_RATE_PER_IP "
+        "allow together (1320), or went on after many answers 429; its new connections are closed before TLS and HTTP",
+        "find the peer that comes back in a loop (its IP is in the details); the address may connect again when its minute "
+        "is over; many peers behind one address need a higher RELAY_RATE_LIMIT_PER_IP; behind a proxy set "
+        "RELAY_TRUSTED_PROXIES, or all peers share one address",
+    )  # fmt: skip
     TOO_MANY_CONNECTIONS = _upgrade(
         "too many connections", 503,
         "the relay holds RELAY_MAX_TOTAL_CONNECTIONS connections",

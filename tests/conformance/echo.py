@@ -26,6 +26,7 @@ from viewport_relay.reasons import Reason
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.connection import Connection, ConnectionFactory
 from viewport_relay.wire.ending import Ending
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.framing import BINARY, frame_header
 from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
@@ -126,7 +127,7 @@ def site(clock: IReactorTime, **environ: str) -> RelaySite:
         counts=ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0),
     )
     nothing: Any = SimpleNamespace(render=_nothing_else)
-    return RelaySite(Root(upgrade, nothing), clock)
+    return RelaySite(Root(upgrade, nothing), clock, FairQueue(clock))
 
 
 def _nothing_else(request: Request) -> bytes:

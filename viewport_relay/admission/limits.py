@@ -82,6 +82,10 @@ class WindowTable:
         """Number of keys that are kept."""
         return len(self._kept)
 
+    def find(self, key: Hashable) -> Window | None:
+        """The window of this key, if the table keeps one."""
+        return self._kept.get(key)
+
     def window(self, key: Hashable, now: float) -> Window:
         """The window of this key: the same object as long as a connection holds it or the table keeps it."""
         window = self._kept.get(key)
@@ -131,6 +135,11 @@ class WindowCounter:
         if window.hit(now, self.limit):
             return 0
         return max(1, math.ceil(window.retry_after_ms(now) / 1000))
+
+    def refused(self, key: Hashable, now: float) -> int:
+        """How many events of the key were over the limit since its window began."""
+        window = self._table.find(key)
+        return 0 if window is None or window.is_over(now) else window.over
 
     def tried(self, key: Hashable, now: float) -> tuple[int, int]:
         """How many events of the key there were since its window began, over the limit or not, and in how many whole seconds."""

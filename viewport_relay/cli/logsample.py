@@ -21,6 +21,7 @@ NAMELESS: Final = frozenset(
     {
         Reason.RATE_LIMIT_EXCEEDED,
         Reason.HTTP_RATE_LIMIT_EXCEEDED,
+        Reason.CONNECTION_RATE_LIMIT_EXCEEDED,
         Reason.TOO_MANY_CONNECTIONS,
         Reason.TOO_MANY_CONNECTIONS_PER_IP,
         Reason.NOT_FOUND,
@@ -45,6 +46,9 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     },
     Reason.HTTP_RATE_LIMIT_EXCEEDED: {
         "detail": "1201 requests within 5 s, RELAY_HTTP_RATE_PER_IP=1200 (the default) a minute"
+    },
+    Reason.CONNECTION_RATE_LIMIT_EXCEEDED: {
+        "detail": "requests went on after 20 answers 429 HTTP_RATE_LIMIT_EXCEEDED"
     },
     Reason.TOO_MANY_CONNECTIONS: {
         "detail": "2000 connections, RELAY_MAX_TOTAL_CONNECTIONS or the limit on open files allows 2000"
@@ -168,7 +172,7 @@ def event_of(reason: Reason) -> str:
         return "flapping"
     for prefix, event in (
         ("ADMIN_", "admin_refused"), ("WORKER_TRANSPORT_", "worker_request"), ("BUS_", "bus_drop"),
-        ("HTTP_", "http_refused"),
+        ("HTTP_", "http_refused"), ("CONNECTION_", "connection_refused"),
     ):  # fmt: skip
         if code.startswith(prefix):
             return event
@@ -182,7 +186,7 @@ def sample_line(reason: Reason) -> str:
     event = event_of(reason)
     about: dict[str, object] = {}
     connection_id = None
-    if event == "http_refused":
+    if event in ("http_refused", "connection_refused"):
         about = {**_IP}
     elif event == "admin_refused":
         about = {**_IP, "path": "/logs"}

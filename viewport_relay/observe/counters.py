@@ -57,6 +57,7 @@ class Counters:
     admission_denied: int = 0
     upgrade_rate_limited: int = 0
     http_rate_limited: int = 0
+    connections_refused: int = 0  # closed as soon as they were accepted
     ws_connections_opened: int = 0
     ws_connections_closed: int = 0
     ws_connections_rejected: int = 0

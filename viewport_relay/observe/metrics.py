@@ -22,6 +22,7 @@ COUNTERS: Mapping[str, str] = {
     "admission_denied": "Peers refused after their token was looked at.",
     "upgrade_rate_limited": "Upgrade attempts over RELAY_RATE_LIMIT_PER_IP.",
     "http_rate_limited": "Plain HTTP requests over RELAY_HTTP_RATE_PER_IP.",
+    "connections_refused": "TCP connections closed at accept, of addresses over their budget.",
     "ws_connections_opened": "WebSocket connections opened.",
     "ws_connections_closed": "WebSocket connections closed.",
     "ws_connections_rejected": "Upgrades refused, for whatever reason.",

@@ -23,6 +23,7 @@ from viewport_relay.config import EX_CONFIG, Config, bracketed, is_loopback
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.timers import WaitingService
+from viewport_relay.wire.acceptlimit import AcceptLimit, LimitedFactory
 from viewport_relay.wire.attempts import UpgradeAttempts
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
@@ -139,6 +140,9 @@ class Listeners(WaitingService):
         self._open_files = open_files
         self._http: list[HttpConnections] = []
         self._budget = HttpBudget(reactor, config.http_rate_per_ip, log, counters)
+        self._accepts = AcceptLimit(
+            reactor, config, log, counters, http_refusals=self._budget.refusals, exempt=address.trusts
+        )
         self._queue = FairQueue(reactor)
         self._endpoint = _NowOrNever(
             "RELAY_LISTEN_ENDPOINT" if config.listen_endpoint else "RELAY_LISTEN_PORT", self._for_peers, log
@@ -157,8 +161,9 @@ class Listeners(WaitingService):
         return None if port is None else getattr(port.getHost(), "port", None)
 
     def apply(self, config: Config) -> None:
-        """Take up a reloaded budget of plain HTTP."""
+        """Take up reloaded budgets of addresses."""
         self._budget.limit = config.http_rate_per_ip
+        self._accepts.apply(config)
 
     def pause(self) -> None:
         """Stop accepting peers for now. New connections wait in the kernel's backlog."""
@@ -203,8 +208,8 @@ class Listeners(WaitingService):
         plain_site = self._site(Root(self._upgrade, plain), per_address)
         site = plain_site if self._tls is None else self._over_tls(plain_site, self._tls)
         if not config.proxy_protocol:
-            return site
-        return ProxyFactory(site, self._is_balancer, self._log)
+            return LimitedFactory(site, self._accepts)
+        return ProxyFactory(site, self._is_balancer, self._accepts.refuses, self._log)
 
     def _is_balancer(self, peer: str) -> bool:
         """Whether a PROXY header from this address is accepted: from every address when RELAY_TRUSTED_PROXIES is empty."""
@@ -212,17 +217,15 @@ class Listeners(WaitingService):
 
     def _site_for_operators(self, host: str) -> IProtocolFactory:
         """The admin listener's site factory; with the relay's TLS unless `host` is loopback."""
-        site = self._site(Root(None, self._plain(Pages(self._pages(True), {}))), 0)
-        return (
-            site
-            if self._tls is None or is_loopback(host)
-            else TLSFactory(self._tls, False, site, self._reactor)
-        )
+        site: Any = self._site(Root(None, self._plain(Pages(self._pages(True), {}))), 0)
+        if self._tls is not None and not is_loopback(host):
+            site = TLSFactory(self._tls, False, site, self._reactor, self._queue)
+        return LimitedFactory(site, self._accepts)
 
     def _site(self, root: Root, per_address: int) -> RelaySite:
         connections = HttpConnections(self._http_room, per_address, self._address.trusts, self._log)
         self._http.append(connections)
-        return RelaySite(root, self._reactor, connections, self._config.http_keep_alive)
+        return RelaySite(root, self._reactor, self._queue, connections, self._config.http_keep_alive)
 
     def _plain(self, pages: Resource) -> PlainHttp:
         """The HTTP budget of one listener, for all requests but upgrades."""

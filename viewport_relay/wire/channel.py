@@ -3,8 +3,8 @@
     accepted -> (TLS) -> head and body of a request -> answered -> the next request | handed over to `Connection`
 
 Twisted reads every request. This class adds: one time limit for a whole request, its TLS handshake included (bytes that
-drip do not renew it); short bodies only; one request for each connection and reactor turn, however many are pipelined;
-a bound on what is kept behind a request; a time limit for closing. Only public names of `HTTPChannel` and
+drip do not renew it); short bodies only; requests of all connections in turn, in a `FairQueue`, however many are
+pipelined; a bound on what is kept behind a request; a time limit for closing. Only public names of `HTTPChannel` and
 `LineReceiver` are used.
 """
 
@@ -19,7 +19,8 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 
-from viewport_relay.admission.addresses import peer_host
+from viewport_relay.admission.addresses import counted_as, peer_host
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.httpconnections import HttpConnections
 
 #: Seconds for a request to be complete, from the connection or from its first byte on.
@@ -46,6 +47,7 @@ def _is_plain_http(reason: Failure) -> bool:
 class RelayChannel(HTTPChannel):
     """One HTTP connection. Its factory is `RelaySite`, which sets the attributes below."""
 
+    queue: FairQueue
     connections: HttpConnections | None = None
     #: seconds that an idle connection is kept after an answer
     keep_alive: float = REQUEST_TIMEOUT
@@ -59,7 +61,7 @@ class RelayChannel(HTTPChannel):
     def __init__(self) -> None:
         HTTPChannel.__init__(self)
         self._linger: IDelayedCall | None = None
-        self._next_turn: IDelayedCall | None = None
+        self._waits = False  # for its turn in the queue
         self._closing = False
         self._answering = False
         self._begun = False  # a part of a request was received
@@ -113,9 +115,8 @@ class RelayChannel(HTTPChannel):
 
     def _stop_timers(self) -> None:
         self.setTimeout(None)  # type: ignore[no-untyped-call]
-        for timer in (self._linger, self._next_turn):
-            if timer is not None and timer.active():
-                timer.cancel()
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
 
     # -- the hand-over -----------------------------------------------------------------------------------------
 
@@ -143,11 +144,11 @@ class RelayChannel(HTTPChannel):
     # -- receiving -----------------------------------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        if self._closing:
-            return
-        if self._answering or self._kept:
+        if not self._closing:
             self._keep(data)
-            return
+            self._go_on()
+
+    def _read(self, data: bytes) -> None:
         if not self._begun and data[:1] == TLS_HANDSHAKE:
             self._unreadable(
                 "a peer speaks TLS to a port without TLS: let it use ws:// or http://, or set RELAY_TLS_CERT_PATH and "
@@ -209,7 +210,7 @@ class RelayChannel(HTTPChannel):
     def _say(self, status: bytes) -> None:
         self.transport.write(b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
 
-    # -- one request in each turn --------------------------------------------------------------------------------
+    # -- one request at a time ---------------------------------------------------------------------------------
 
     def allContentReceived(self) -> None:
         self._answering = True
@@ -219,7 +220,7 @@ class RelayChannel(HTTPChannel):
         HTTPChannel.allContentReceived(self)
 
     def requestDone(self, request: Request) -> None:
-        """Called by the request when its answer is written. What is kept behind it waits for the next turn."""
+        """Called by the request when its answer is written. What is kept behind it waits for its turn."""
         if self._closing:
             return
         later, self._kept = self._kept, b""
@@ -242,18 +243,19 @@ class RelayChannel(HTTPChannel):
             self.transport.pauseProducing()
 
     def _go_on(self) -> None:
-        """Take the next request in a later turn, and read from the transport as long as there is room."""
-        if self._kept and not self._answering and not self._unread and self._next_turn is None:
-            self._next_turn = self.callLater(0, self._take_kept)
+        """Take the next request in its turn, and read from the transport as long as there is room."""
+        if self._kept and not self._answering and not self._unread and not self._waits:
+            self._waits = True
+            self.queue.run(counted_as(self.peer_host()), self._take_kept)
         if len(self._kept) > MAX_KEPT or (self._unread and not self._answering):
             self.transport.pauseProducing()
 
     def _take_kept(self) -> None:
-        self._next_turn = None
+        self._waits = False
         if self._closing:
             return
         data, self._kept = self._kept, b""
-        self.dataReceived(data)
+        self._read(data)
         if not self._closing and len(self._kept) <= MAX_KEPT and not self._unread:
             self.transport.resumeProducing()
 

@@ -1,9 +1,6 @@
 """Plain HTTP beside upgrades: a budget for each address, and answers that do not crowd out frames.
 
-    request -> budget of its address (429, then closed) -> fair queue -> the pages
-
-Parsing and answering one request takes about a third of a millisecond, so an address that pipelines requests could
-otherwise hold the event loop for as long as it likes.
+request -> budget of its address (429, then closed) -> fair queue -> the pages
 """
 
 from __future__ import annotations
@@ -51,6 +48,10 @@ class HttpBudget:
     @limit.setter
     def limit(self, limit: int) -> None:
         self._requests.limit = limit
+
+    def refusals(self, counted: str) -> int:
+        """How often requests of an address, as limits count it, were over the budget in its minute."""
+        return self._requests.refused(counted, self._clock.seconds())
 
     def charge(self, address: str, details: Mapping[str, Any]) -> int:
         """Count one request; `details` are for the log entry. Returns 0, or the seconds to wait when the address is over its budget."""

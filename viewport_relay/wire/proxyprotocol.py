@@ -105,6 +105,10 @@ class ProxiedConnection(DirectAccess, _wrapper.HAProxyProtocolWrapper):
         if length is None or not self._is_taken(data[:length]):
             self._refused = True
             self.loseConnection()  # type: ignore[no-untyped-call]
+        elif self.factory.refuses(peer_host(self)):
+            self._refused = True
+            transport: Any = self.transport
+            transport.abortConnection()
         elif data[length:]:
             self.wrappedProtocol.dataReceived(data[length:])
 
@@ -128,10 +132,15 @@ class ProxyFactory(WrappingFactory[ProxiedConnection]):
         self,
         behind: IProtocolFactory,
         accepts: Callable[[str], bool] | None = None,
+        refuses: Callable[[str], bool] = lambda address: False,
         log: EventSink | None = None,
     ) -> None:
-        """`accepts` tells by the address of the socket's peer whether its header is believed; None believes everybody."""
+        """`accepts` tells by the address of the socket's peer whether its header is believed; None believes everybody.
+
+        `refuses` tells whether the connection of an address that a header names is dropped, before TLS.
+        """
         super().__init__(behind)  # type: ignore[no-untyped-call]
+        self.refuses = refuses
         self._accepts = accepts
         self._log = log
 

@@ -15,6 +15,7 @@ from twisted.web.server import Request, Site
 
 from viewport_relay.timelimit import TimeLimits
 from viewport_relay.wire.channel import REQUEST_TIMEOUT, RelayChannel
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.handshake import is_upgrade
 from viewport_relay.wire.httpconnections import HttpConnections
 
@@ -73,17 +74,20 @@ class RelaySite(Site):
         self,
         root: Root,
         reactor: IReactorTime,
+        queue: FairQueue,
         connections: HttpConnections | None = None,
         keep_alive: float = REQUEST_TIMEOUT,
     ) -> None:
-        """`keep_alive` is how long an idle connection is kept after an answer, seconds."""
+        """Requests are read in turn, in `queue`. `keep_alive`: seconds that an idle connection is kept after an answer."""
         Site.__init__(self, root, RelayRequest, timeout=REQUEST_TIMEOUT, reactor=reactor)
         self._limits = TimeLimits(reactor)
+        self.queue = queue
         self.connections = connections
         self._keep_alive = keep_alive
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         channel: Any = Site.buildProtocol(self, addr)
+        channel.queue = self.queue
         channel.connections = self.connections
         channel.keep_alive = self._keep_alive
         channel.callLater = self._limits.callLater

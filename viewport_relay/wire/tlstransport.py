@@ -14,12 +14,17 @@ from twisted.protocols.policies import WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
+from viewport_relay.admission.addresses import counted_as, peer_host
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.tlsflow import Decryption, Encryption
 from viewport_relay.wire.tlsrecords import RecordLayer, SharedMemory, record_layer
 from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothing
 
 #: Seconds that the TCP connection has to send what it holds once TLS is over.
 FLUSH_TIMEOUT: Final = 10.0
+
+#: Bytes of a handshake that are kept until its turn; then the transport is paused. One read comes on top.
+_EARLY_MAX: Final = 16_384
 
 
 class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
@@ -35,6 +40,7 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
     factory: TLSFactory
     transport: Any  # a DirectTransport, or a wrapper of one, or another reactor's
     _flush: IDelayedCall | None = None
+    _early = b""  # received while the handshake waits for its turn
 
     def __init__(self, factory: TLSFactory, wrappedProtocol: Any, _connectWrapped: bool = True) -> None:
         super().__init__(factory, wrappedProtocol, _connectWrapped)  # type: ignore[no-untyped-call]
@@ -68,6 +74,23 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
         return read_nothing
 
     def dataReceived(self, data: bytes) -> None:
+        if self._handshakeDone:
+            self._decryption.take(data)
+            return
+        waits = bool(self._early)
+        self._early += data
+        if not waits:
+            self.factory.queue.run(counted_as(peer_host(self.transport)), self._handshake)
+        if len(self._early) > _EARLY_MAX:
+            self.transport.pauseProducing()
+
+    def _handshake(self) -> None:
+        """Go on with the handshake, and with what the peer has sent behind it."""
+        if self._tlsConnection is None or self._aborted:  # lost meanwhile
+            return
+        data, self._early = self._early, b""
+        if len(data) > _EARLY_MAX:
+            self.transport.resumeProducing()
         self._decryption.take(data)
 
     def _read_rest(self) -> None:
@@ -123,7 +146,10 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
 
 class TLSFactory(TLSMemoryBIOFactory):
-    """TLS around another factory's connections, which share the memory that ciphertext goes through."""
+    """TLS around another factory's connections, which share the memory that ciphertext goes through.
+
+    Handshakes take their turn in `queue`, by address.
+    """
 
     protocol = TLSTransport
 
@@ -133,6 +159,8 @@ class TLSFactory(TLSMemoryBIOFactory):
         isClient: bool,
         wrappedFactory: WrappingFactory[Any] | Any,
         clock: IReactorTime,
+        queue: FairQueue,
     ) -> None:
         super().__init__(contextFactory, isClient, wrappedFactory, clock)
+        self.queue = queue
         self.memory = SharedMemory()

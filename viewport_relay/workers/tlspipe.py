@@ -19,6 +19,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlstransport import FLUSH_TIMEOUT, TLSFactory
 from viewport_relay.wire.transport import Sender
@@ -35,8 +36,10 @@ _LEAST_FLUSH: Final = 1.0
 class TLSPipes:
     """The connections for which this worker ends TLS."""
 
-    def __init__(self, reactor: Any, context: ServerContext) -> None:
+    def __init__(self, reactor: Any, context: ServerContext, queue: FairQueue) -> None:
+        """Handshakes take their turn in `queue`."""
         self._reactor = reactor
+        self._queue = queue
         self.context = context
         self._pipes: set[TLSPipe] = set()
         self._over: Deferred[None] | None = None
@@ -52,7 +55,7 @@ class TLSPipes:
             for descriptor in (tcp, pair):
                 os.set_blocking(descriptor, False)
             self._reactor.adoptStreamConnection(pair, socket.AF_UNIX, OneProtocol(pipe.inner))
-            factory = TLSFactory(self.context, False, OneProtocol(pipe.outer), self._reactor)
+            factory = TLSFactory(self.context, False, OneProtocol(pipe.outer), self._reactor, self._queue)
             transport = self._reactor.adoptStreamConnection(tcp, family, factory)
         except OSError:  # the peer has disconnected already, or there is no descriptor
             pipe.abort()

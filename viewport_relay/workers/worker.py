@@ -34,6 +34,7 @@ from viewport_relay.service.relay import Relay, relay_keys
 from viewport_relay.service.timers import WaitingService, every
 from viewport_relay.signals import Signals
 from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
@@ -118,8 +119,9 @@ class WorkerService(WaitingService):
         self.relay.setServiceParent(self)  # type: ignore[no-untyped-call]
         every(self, reactor, 1.0, log.sweep)
         context = ServerContext.from_config(config)
-        self._pipes = None if context is None else TLSPipes(reactor, context)
-        self._site = RelaySite(Root(self.relay.upgrade, _Nothing()), reactor)  # type: ignore[no-untyped-call]
+        queue = FairQueue(reactor)
+        self._pipes = None if context is None else TLSPipes(reactor, context, queue)
+        self._site = RelaySite(Root(self.relay.upgrade, _Nothing()), reactor, queue)  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
         self._site.startFactory()

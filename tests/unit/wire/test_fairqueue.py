@@ -1,69 +1,117 @@
-"""The fair queue: at once when idle, one at a time when not, in turn by key."""
+"""The fair queue: at once when idle, a bounded time in each turn of the reactor when not, in turn by key."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from viewport_relay.wire.fairqueue import INTERVAL, FairQueue
+from tests.memorywire import timed_calls
+from viewport_relay.wire.fairqueue import SHARE_SECONDS, FairQueue
 
 
-def asked(queue: FairQueue, served: list[str], key: str, name: str) -> Deferred[None]:
-    turn = queue.turn(key)
-    turn.addCallback(lambda _: served.append(name))
-    turn.addErrback(lambda failure: failure.trap(CancelledError))
-    return turn
+class Work:
+    """A queue, and the names of the work that it has run. Each piece takes `seconds`."""
+
+    def __init__(self, seconds: float = SHARE_SECONDS) -> None:
+        self.clock = Clock()
+        self.queue = FairQueue(self.clock)
+        self.done: list[str] = []
+        self._seconds = seconds
+
+    def piece(self, name: str, also: Callable[[], object] = lambda: None) -> Callable[[], None]:
+        def work() -> None:
+            self.done.append(name)
+            self.clock.rightNow += self._seconds
+            also()
+
+        return work
+
+    def add(self, key: str, name: str) -> None:
+        self.queue.run(key, self.piece(name))
+
+    def waiter(self, key: str, name: str) -> Deferred[None]:
+        turn = self.queue.turn(key).addCallback(lambda _: self.done.append(name))
+        return turn.addErrback(lambda failure: failure.trap(CancelledError))
+
+    def turns(self, number: int = 1) -> None:
+        for _ in range(number):
+            timed_calls(self.clock)
 
 
-def test_who_comes_when_nothing_waits_is_served_at_once() -> None:
-    clock, served = Clock(), []  # type: ignore[var-annotated]
-    queue = FairQueue(clock)
+def test_work_that_comes_when_nothing_waits_is_run_at_once() -> None:
+    work = Work()
     for n in range(3):
-        asked(queue, served, "a", f"a{n}")
-        assert served[-1] == f"a{n}"
-        clock.advance(INTERVAL)
-    assert clock.getDelayedCalls() == []
+        work.add("a", f"a{n}")
+        assert work.done[-1] == f"a{n}"
+        work.turns()
+    assert work.clock.getDelayedCalls() == []
 
 
-def test_keys_take_turns_at_the_interval() -> None:
-    clock, served = Clock(), []  # type: ignore[var-annotated]
-    queue = FairQueue(clock)
+def test_keys_take_turns() -> None:
+    work = Work()
     for n in range(4):
-        asked(queue, served, "greedy", f"greedy{n}")
-    asked(queue, served, "modest", "modest0")
-    assert served == ["greedy0"]
-    for _ in range(3):
-        clock.advance(INTERVAL)
-    assert served == ["greedy0", "greedy1", "modest0", "greedy2"]
-    for _ in range(3):
-        clock.advance(INTERVAL)
-    assert served[4:] == ["greedy3"] and clock.getDelayedCalls() == []
+        work.add("greedy", f"greedy{n}")
+    work.add("modest", "modest0")
+    assert work.done == ["greedy0"]
+    work.turns(3)
+    assert work.done == ["greedy0", "greedy1", "modest0", "greedy2"]
+    work.turns(2)
+    assert work.done[4:] == ["greedy3"] and work.clock.getDelayedCalls() == []
+
+
+def test_one_turn_takes_a_bounded_time_however_much_waits() -> None:
+    work = Work(seconds=SHARE_SECONDS / 4)
+    for n in range(50):
+        work.add(f"key{n}", f"{n}")
+    assert len(work.done) == 1
+    work.turns()
+    assert len(work.done) == 5
+    work.turns(12)
+    assert work.done == [f"{n}" for n in range(50)]
+
+
+def test_work_that_is_added_while_work_runs_has_a_later_place() -> None:
+    work = Work(seconds=0.0)
+    work.queue.run("a", work.piece("first", lambda: work.add("a", "second")))
+    assert work.done == ["first"]
+    work.turns()
+    assert work.done == ["first", "second"]
+
+
+def test_a_turn_within_work_of_the_same_key_is_at_once() -> None:
+    work = Work(seconds=0.0)
+    work.queue.run("a", work.piece("read", lambda: (work.waiter("a", "answered"), work.waiter("b", "other"))))
+    assert work.done == ["read", "answered"]
+    work.turns()
+    assert work.done == ["read", "answered", "other"]
 
 
 def test_a_cancelled_waiter_takes_no_turn() -> None:
-    clock, served = Clock(), []  # type: ignore[var-annotated]
-    queue = FairQueue(clock)
-    asked(queue, served, "a", "first")
-    asked(queue, served, "a", "left").cancel()
-    asked(queue, served, "a", "next")
-    clock.advance(INTERVAL)
-    assert served == ["first", "next"]
+    work = Work()
+    work.add("a", "first")
+    work.waiter("a", "left").cancel()
+    work.waiter("a", "next")
+    work.turns()
+    assert work.done == ["first", "next"]
 
 
-def test_a_stopped_queue_cancels_its_waiters() -> None:
-    clock, served = Clock(), []  # type: ignore[var-annotated]
-    queue = FairQueue(clock)
-    asked(queue, served, "a", "first")
-    asked(queue, served, "a", "late")
-    queue.stop()
-    assert served == ["first"] and clock.getDelayedCalls() == []
+def test_a_stopped_queue_drops_what_waits() -> None:
+    work = Work()
+    work.add("a", "first")
+    work.add("a", "late")
+    work.queue.stop()
+    assert work.done == ["first"] and work.clock.getDelayedCalls() == []
 
 
-def test_a_clock_that_was_set_back_stops_no_one() -> None:
-    clock, served = Clock(), []  # type: ignore[var-annotated]
-    queue = FairQueue(clock)
-    clock.rightNow = 100.0
-    asked(queue, served, "a", "first")
-    clock.rightNow = 50.0
-    asked(queue, served, "a", "second")
-    assert served == ["first", "second"]
+def test_work_that_fails_holds_up_no_other() -> None:
+    work = Work()
+    work.add("a", "first")
+    work.queue.run("a", lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    work.add("b", "other")
+    with pytest.raises(ZeroDivisionError):
+        work.turns()
+    work.turns(2)
+    assert work.done == ["first", "other"]

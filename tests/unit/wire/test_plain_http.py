@@ -9,13 +9,13 @@ from twisted.internet.task import Clock
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from tests.memorywire import MemoryTransport
+from tests.memorywire import MemoryTransport, timed_calls
 from tests.unit.admission.conftest import Log
 from viewport_relay.admission.addresses import TrustedProxies
 from viewport_relay.observe.counters import Counters
 from viewport_relay.wire.channel import MAX_KEPT, REQUEST_TIMEOUT
 from viewport_relay.wire.clientaddress import ClientAddress
-from viewport_relay.wire.fairqueue import INTERVAL, FairQueue
+from viewport_relay.wire.fairqueue import SHARE_SECONDS, FairQueue
 from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.wire.plainhttp import HOLD, HttpBudget, PlainHttp
 from viewport_relay.wire.site import Pages, RelaySite, Root
@@ -24,17 +24,19 @@ KEEP_ALIVE = 75.0
 
 
 class Page(Resource):
-    """Says what was asked. `/late` is answered when the test says so, `/broken` raises."""
+    """Says what was asked. `/late` is answered when the test says so, `/broken` raises. An answer takes a turn's time."""
 
     isLeaf = True
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         Resource.__init__(self)
+        self._clock = clock
         self.asked: list[bytes] = []
         self.late: list[Request] = []
 
     def render(self, request: Request) -> bytes | int:
         assert request.content is not None
+        self._clock.rightNow += SHARE_SECONDS
         self.asked.append(request.path + request.content.read())
         if request.path == b"/late":
             self.late.append(request)
@@ -61,7 +63,7 @@ class Web:
     def __init__(self, rate: int = 0, operator: bytes = b"/operator") -> None:
         self.clock = Clock()
         self.log = Log()
-        self.page = Page()
+        self.page = Page(self.clock)
         self.counters = Counters()
         self.queue = FairQueue(self.clock)
         self.connections = HttpConnections(lambda: 10)
@@ -74,7 +76,7 @@ class Web:
             Told(self),
             lambda request: request.path == operator,
         )
-        self.site: Any = RelaySite(Root(None, plain), self.clock, self.connections, KEEP_ALIVE)
+        self.site: Any = RelaySite(Root(None, plain), self.clock, self.queue, self.connections, KEEP_ALIVE)
 
     def connect(self) -> Line:
         return Line(self)
@@ -95,8 +97,8 @@ class Line:
 
     def say(self, data: bytes) -> None:
         self.transport.arrive(data)
-        while self.transport.turn():
-            pass
+        self.flush()
+        self.turns(1)
 
     def flush(self) -> None:
         while self.transport.turn():
@@ -104,7 +106,7 @@ class Line:
 
     def turns(self, number: int) -> None:
         for _ in range(number):
-            self.web.clock.advance(INTERVAL)
+            timed_calls(self.web.clock)
             self.flush()
 
     @property
@@ -200,8 +202,9 @@ def test_an_idle_connection_ends_without_a_word() -> None:
 def test_a_peer_that_leaves_while_its_request_waits_leaves_nothing_behind() -> None:
     web = Web()
     first, second = web.connect(), web.connect()
-    first.say(get(b"/0"))
-    second.say(get(b"/1"))  # waits for its turn
+    for line, path in ((first, b"/0"), (second, b"/1")):  # the second waits for its turn
+        line.transport.arrive(get(path))
+        line.flush()
     second.transport.vanish()
     first.turns(3)
     assert web.page.asked == [b"/0"] and len(web.connections) == 1

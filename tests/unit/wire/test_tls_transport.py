@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from OpenSSL import SSL
+from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tests.drill.certificates import Identity
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlsrecords import PIECE, RECORD
 from viewport_relay.wire.tlstransport import TLSFactory, TLSTransport
@@ -27,6 +29,9 @@ class Wire(DirectAccess):
         self.sent = b""
         self.full = False  # whether the socket takes no more after the next write
         self.sink: Sink | None = None
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "192.0.2.1", 1)
 
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
         self.sink = sink
@@ -91,7 +96,8 @@ class Secured:
             def buildProtocol(self, addr: Any) -> Protocol:
                 return behind
 
-        self.factory = TLSFactory(context, False, Behinds(), Clock())
+        clock = Clock()
+        self.factory = TLSFactory(context, False, Behinds(), clock, FairQueue(clock))
         made = self.factory.buildProtocol(None)
         assert isinstance(made, TLSTransport)
         self.transport, self.behind, self.wire = made, behind, Wire()
@@ -111,6 +117,7 @@ class Secured:
                 made.dataReceived(self.client.bio_read(100_000))
             except SSL.WantReadError:
                 pass
+            clock.advance(0)
         self.collector = behind.collector = Collector(room)
         made.read_into(self.collector)
 

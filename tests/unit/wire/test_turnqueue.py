@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
+from tests.memorywire import timed_calls
 from viewport_relay.wire.turnqueue import SHARE_SECONDS, TICK_SECONDS, TURN_SECONDS, TurnQueue
 
 
@@ -30,10 +31,7 @@ class Turns:
     def turn(self) -> list[str]:
         """What is done in one turn."""
         self.done.clear()
-        due, self.clock.calls = self.clock.calls, []
-        for call in due:
-            call.called = 1
-            call.func(*call.args, **call.kw)
+        timed_calls(self.clock)
         return list(self.done)
 
 

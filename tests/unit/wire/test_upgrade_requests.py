@@ -28,6 +28,7 @@ from viewport_relay.admission.token import TokenSource
 from viewport_relay.protocol.grant import Claims, Scope, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.handshake import MAX_PARAMETERS, parse_query
 from viewport_relay.wire.site import Pages, RelaySite, Root
 from viewport_relay.wire.upgrade import UpgradeResource
@@ -84,9 +85,8 @@ class UpgradeSite:
             attempts=WindowCounter(0),
             counts=self.counts,
         )
-        site: Any = RelaySite(
-            Root(self.upgrade, Pages(OtherPages(), {b"/ws": self.upgrade.render})), self.relay.clock
-        )
+        root = Root(self.upgrade, Pages(OtherPages(), {b"/ws": self.upgrade.render}))
+        site: Any = RelaySite(root, self.relay.clock, FairQueue(self.relay.clock))
         self.sent = b""
         self.transport = MemoryTransport(self.relay.clock, self._take)
         self.transport.protocol = site.buildProtocol(None)
@@ -100,6 +100,7 @@ class UpgradeSite:
             self.transport.arrive(piece)
             while self.transport.turn():
                 pass
+            self.relay.clock.advance(0)
 
     def upgraded(self) -> bool:
         return self.sent.startswith(b"HTTP/1.1 101 ")
