@@ -2,14 +2,17 @@
 
     python -m tests.hostile.table [--seconds 3] [--road plain] [--attack json_20] [--code DIRECTORY]
 
-`--code` (repeatable) is another source tree of the relay to measure in the same run. Limits are those of production.
-Attackers' addresses start at 127.0.1.1; the bystander's is 127.0.0.1.
+A bystander is measured three times in the same run: without the attack; while the same attack hits another relay of the same code on
+this machine, which is what the machine's load alone does; and while it hits the bystander's own relay. `--code`, which may be given
+more than once, is a tree of the relay to measure beside this one, in the same run. Limits are those of production. Attackers come from
+127.0.1.1 on, with a lower priority, for they stand for other machines; the bystander comes from 127.0.0.1.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import struct
 import subprocess
@@ -40,6 +43,13 @@ ROADS: Final[dict[str, dict[str, str]]] = {
 
 #: Attack -> its module and its arguments after PORT and SECONDS; other attacks are kinds of swarm.py.
 PIPELINED: Final = {"pipelined_100": ("100", "1"), "pipelined_500": ("500", "6")}
+
+#: Round trips of the bystander in a second.
+PER_SECOND: Final = 100
+
+#: Round trips of one pair within a minute: fewer than RELAY_RUNTIME_RATE_PER_MINUTE.
+PER_PAIR: Final = 200
+
 ATTACKS: Final = (*PIPELINED, *swarm.KINDS)
 
 #: The relay's default limits, which drills turn off.
@@ -87,6 +97,7 @@ class Row:
     road: str
     events: str
     quiet: list[float]
+    beside: list[float]  # while the attack hits another relay
     taken: list[float]
     memory: int
     longest: float  # longest CPU time between two polls of the (parent) process
@@ -101,12 +112,16 @@ class Row:
     def __str__(self) -> str:
         told = ", ".join(f"{name} {number:,}" for name, number in self.logged.most_common(4)) or "nothing"
         return (
-            f"{self.attack:14} {self.road:8} {self.events:>9} | p50 {at(self.quiet, 0.5):6.1f} -> {at(self.taken, 0.5):7.1f} ms, "
-            f"p99 {at(self.quiet, 0.99):6.1f} -> {at(self.taken, 0.99):7.1f} ms | turn {self.longest:6.1f} ms, "
+            f"{self.attack:14} {self.road:8} {self.events:>9} | p50 {_three(self, 0.5)} ms, "
+            f"p99 {_three(self, 0.99)} ms | turn {self.longest:6.1f} ms, "
             f"CPU {self.cpu * 100:3.0f} % | +{self.memory / 1e6:6.1f} MB | "
             f"/logs {self.logs_ms:6.0f} ms | {self.lines:,} lines: {told}"
             f"{'' if self.kept else ' | EARLIER ENTRIES GONE'}{'' if self.alive else ' | BYSTANDER CLOSED'}"
         )
+
+
+def _three(row: Row, part: float) -> str:
+    return " -> ".join(f"{at(taken, part):5.1f}" for taken in (row.quiet, row.beside, row.taken))
 
 
 def at(taken: list[float], part: float) -> float:
@@ -114,23 +129,37 @@ def at(taken: list[float], part: float) -> float:
     return taken[min(len(taken) - 1, int(len(taken) * part))] if taken else float("inf")
 
 
-def round_trips(daemon: Peer, client: Peer, seconds: float, first: int) -> tuple[list[float], bool]:
-    """Round trips, at most 30 a second: within the client's rate. False: a connection has ended."""
-    taken: list[float] = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        text = e2ee(client.session, first + len(taken), "x" * 500)
-        began = time.perf_counter()
-        try:
-            client.send(text)
-            daemon.text()
-            daemon.send(text)
-            client.text()
-        except (OSError, Closed):
-            return sorted([*taken, (time.perf_counter() - began) * 1000]), False
-        taken.append((time.perf_counter() - began) * 1000)
-        time.sleep(0.033)
-    return sorted(taken), True
+class Bystander:
+    """Pairs of a daemon and a client, which ask one after the other: so many that each stays within its client's rate."""
+
+    def __init__(self, relay: Relay, platform: FaultyPlatform, number: int) -> None:
+        self._pairs = []
+        self._asked = itertools.count(1)
+        for n in range(number):
+            workspace = f"steady{n}" if n else "steady"
+            pair = Peer.daemon(relay, platform, workspace, "t"), Peer.client(relay, platform, workspace, "t")
+            pair[1].converse(pair[0])
+            self._pairs.append(pair)
+
+    def round_trips(self, seconds: float) -> tuple[list[float], bool]:
+        """Milliseconds of each question and its answer, sorted; `PER_SECOND` of them at most. False: a connection has ended."""
+        taken: list[float] = []
+        began = time.monotonic()
+        for number, (daemon, client) in enumerate(itertools.cycle(self._pairs)):
+            time.sleep(max(0.0, began + number / PER_SECOND - time.monotonic()))
+            if time.monotonic() >= began + seconds:
+                return sorted(taken), True
+            text = e2ee(client.session, next(self._asked), "x" * 500)
+            sent = time.perf_counter()
+            try:
+                client.send(text)
+                daemon.text()
+                daemon.send(text)
+                client.text()
+            except (OSError, Closed):
+                return sorted([*taken, (time.perf_counter() - sent) * 1000]), False
+            taken.append((time.perf_counter() - sent) * 1000)
+        raise AssertionError("no pairs")
 
 
 def tree(pid: int) -> Iterator[int]:
@@ -197,10 +226,19 @@ def measure(platform: FaultyPlatform, attack: str, road: str, seconds: float, co
             ca, context = authority.write(Path(folder), "ca").cert, authority.context()
         longest = Path(folder) / "longest"
         longest.write_bytes(bytes(8))
-        probe = PROBE.format(path=str(longest))
-        with Relay(settings, tls=context, code=code, before=probe + _whose(code)) as relay:
+        probe = PROBE.format(path=str(longest)) + _whose(code)
+        with (
+            Relay(settings, tls=context, code=code, before=probe) as relay,
+            Relay(settings, tls=context, code=code, before=_whose(code)) as other,
+        ):
             relay.wait()
-            return _attacked(relay, platform, attack, road, seconds, ca, longest)
+            other.wait()
+            bystander = Bystander(relay, platform, 1 + int(3 * PER_SECOND * seconds / PER_PAIR))
+            quiet, _ = bystander.round_trips(seconds)
+            with attackers(other, platform, attack, seconds, ca) as running:
+                beside, _ = bystander.round_trips(seconds)
+                running.communicate(timeout=seconds + 20)
+            return _attacked(relay, platform, bystander, (quiet, beside), attack, road, seconds, ca, longest)
 
 
 def _whose(code: Path) -> str:
@@ -208,15 +246,12 @@ def _whose(code: Path) -> str:
     return f"import viewport_relay\nassert viewport_relay.__file__.startswith({str(code.resolve()) + '/'!r}), viewport_relay.__file__"
 
 
-def _attacked(
-    relay: Relay, platform: FaultyPlatform, attack: str, road: str, seconds: float, ca: str, longest: Path
-) -> Row:
-    daemon = Peer.daemon(relay, platform, "steady", "t")
-    client = Peer.client(relay, platform, "steady", "t")
-    client.converse(daemon)
-    quiet, _ = round_trips(daemon, client, 1.0, 1)
-    before, known = resident(relay.pid), len(relay.entries())
-    command = [sys.executable, "-B", "-m"]
+@contextmanager
+def attackers(
+    relay: Relay, platform: FaultyPlatform, attack: str, seconds: float, ca: str
+) -> Iterator[subprocess.Popen[str]]:
+    """The process of an attack that goes on for `seconds` and a little more. It has been at work for a while when the block begins."""
+    command = ["nice", "-n", "10", sys.executable, "-B", "-m"]
     if attack in PIPELINED:
         files = [] if ca == "-" else [ca]
         command += [
@@ -229,23 +264,40 @@ def _attacked(
     else:
         command += ["tests.hostile.swarm", attack, str(relay.port), str(seconds + 1), ca]
         command += [_token(platform, attack) for _ in range(46)]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        time.sleep(0.7)
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+def _attacked(
+    relay: Relay,
+    platform: FaultyPlatform,
+    bystander: Bystander,
+    before: tuple[list[float], list[float]],
+    attack: str,
+    road: str,
+    seconds: float,
+    ca: str,
+    longest: Path,
+) -> Row:
+    """`before`: the bystander's round trips without the attack, and while it hit another relay."""
+    size, known = resident(relay.pid), len(relay.entries())
     logs: list[float] = []
     with longest.open("r+b") as file:
         file.write(bytes(8))
     used, began = cpu(relay.pid), time.monotonic()
-    with peak_of(relay.pid) as most:
-        attackers = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        try:
-            time.sleep(0.7)
-            asking = threading.Thread(target=time_of_logs, args=(relay, logs))
-            asking.start()
-            taken, alive = round_trips(daemon, client, seconds, 1000)
-            used, began = cpu(relay.pid) - used, time.monotonic() - began
-            said, _ = attackers.communicate(timeout=seconds + 20)
-            asking.join(30)
-        finally:
-            attackers.kill()
-            attackers.wait()
+    with peak_of(relay.pid) as most, attackers(relay, platform, attack, seconds, ca) as running:
+        taken, alive = bystander.round_trips(seconds)
+        used, began = cpu(relay.pid) - used, time.monotonic() - began
+        turn = struct.unpack("d", longest.read_bytes())[0] * 1000
+        asking = threading.Thread(target=time_of_logs, args=(relay, logs))
+        asking.start()
+        said, _ = running.communicate(timeout=seconds + 20)
+        asking.join(30)
     entries = [entry for entry in relay.entries()[known:] if entry["event"] not in ("join", "leave")]
     logged: Counter[str] = Counter()
     for entry in entries:
@@ -255,8 +307,8 @@ def _attacked(
     kept = b"join" in relay.http("/logs?workspaceId=steady")[1]
     alive = alive and relay.process.poll() is None
     return Row(
-        attack, road, said.strip() if attack not in PIPELINED else _answers(said), quiet, taken, max(0, most[0] - before),
-        struct.unpack("d", longest.read_bytes())[0] * 1000, used / began, logs[0] if logs else float("inf"), len(entries), logged, kept, alive, relay.errors(),
+        attack, road, said.strip() if attack not in PIPELINED else _answers(said), *before, taken, max(0, most[0] - size),
+        turn, used / began, logs[0] if logs else float("inf"), len(entries), logged, kept, alive, relay.errors(),
     )  # fmt: skip
 
 

@@ -82,7 +82,9 @@ def test_ten_thousand_attempts(platform: FaultyPlatform, path: str, fate: str) -
         )
         assert sum(statuses.values()) == ATTEMPTS
         if fate == "refused":
-            assert statuses[429] > ATTEMPTS * 0.95 and set(statuses) == {101, 429}
+            # 0: closed at accept. As many connections are taken as upgrade attempts and plain HTTP are allowed together.
+            assert set(statuses) == {0, 101, 429}
+            assert statuses[101] + statuses[429] <= 1320
             assert len(relay.entries()) < 1000  # folded
         else:
             assert statuses == {101: ATTEMPTS}
