@@ -29,6 +29,9 @@ REQUEST_TIMEOUT: Final = 15
 #: Seconds that a closing connection has for its unsent bytes and the peer's FIN.
 LINGER: Final = 15
 
+#: Seconds between two reads of a closing connection, whose input is thrown away.
+REST: Final = 0.05
+
 #: Longest body of a request, bytes. Operators' requests are far shorter.
 MAX_BODY: Final = 65_536
 
@@ -61,6 +64,7 @@ class RelayChannel(HTTPChannel):
     def __init__(self) -> None:
         HTTPChannel.__init__(self)
         self._linger: IDelayedCall | None = None
+        self._resting: IDelayedCall | None = None
         self._waits = False  # for its turn in the queue
         self._closing = False
         self._answering = False
@@ -115,8 +119,9 @@ class RelayChannel(HTTPChannel):
 
     def _stop_timers(self) -> None:
         self.setTimeout(None)  # type: ignore[no-untyped-call]
-        if self._linger is not None and self._linger.active():
-            self._linger.cancel()
+        for timer in (self._linger, self._resting):
+            if timer is not None and timer.active():
+                timer.cancel()
 
     # -- the hand-over -----------------------------------------------------------------------------------------
 
@@ -144,9 +149,21 @@ class RelayChannel(HTTPChannel):
     # -- receiving -----------------------------------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        if not self._closing:
+        if self._closing:
+            self._rest()
+        else:
             self._keep(data)
             self._go_on()
+
+    def _rest(self) -> None:
+        """Read a closing connection slowly: a peer that sends on over TLS would cost a decryption for each read."""
+        if self._resting is None and not self.gone and self.transport is not None:
+            self.transport.pauseProducing()
+            self._resting = self.callLater(REST, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self.transport.resumeProducing()
 
     def _read(self, data: bytes) -> None:
         if not self._begun and data[:1] == TLS_HANDSHAKE:
