@@ -86,7 +86,7 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
     def _handshake(self) -> None:
         """Go on with the handshake, and with what the peer has sent behind it."""
-        if self._tlsConnection is None or self._aborted:  # lost meanwhile
+        if self._tlsConnection is None:  # lost meanwhile
             return
         data, self._early = self._early, b""
         if len(data) > _EARLY_MAX:
