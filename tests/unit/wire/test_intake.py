@@ -219,3 +219,17 @@ def test_a_flood_after_the_close_is_read_slowly() -> None:
     relay.wait(1.0, 0.01)
     assert 50_000 < sent - client.transport.unread < 8 * MIB
     assert client.transport.unread
+
+
+def test_long_reads_behind_a_costly_one_wait_for_the_next_turn() -> None:
+    """On the codec's way too, or fifty connections would make one long turn. Short frames go on."""
+    relay = MemoryRelay(RELAY_FAST_PATH="0")
+    daemon = relay.daemon()
+    costly, behind, short = (client_of(relay, f"client-{n}") for n in range(3))
+    long_frame, short_frame = encoded("e2ee", ciphertext="A" * 5000), encoded("e2ee", sessionId="s-2")
+    costly.raw(masked_frame(1, b"[" * 100_000))
+    behind.raw(masked_frame(1, long_frame))
+    short.raw(masked_frame(1, short_frame))
+    assert daemon.heard() == [short_frame]
+    relay.wait(0.01)
+    assert daemon.heard() == [long_frame]
