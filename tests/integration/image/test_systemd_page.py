@@ -1,7 +1,6 @@
 """docs/how-to/systemd.md on a fresh Debian whose systemd is started in namespaces: every command of the page, as it is written.
 
-The container has a network of its own after the installation. SYSTEMD_ROOT names a prepared root of another release; the page was
-run in this way on Ubuntu 24.04 too.
+The machine has a network of its own after the installation. SYSTEMD_ROOT names the root folder of another release with PACKAGES in it.
 """
 
 from __future__ import annotations
@@ -10,19 +9,20 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.image.base import apt_options, carried, sources
-from tests.integration.image.namespaces import why_not
+from tests.integration.image.base import carried, make_debian
+from tests.integration.image.namespaces import Place, why_not
 from tests.pages import ROOT, blocks
 
 PAGE = "docs/how-to/systemd.md"
 KEY = "internal-key-of-the-systemd-page-0123456789"
 PLATFORM = "http://127.0.0.1:7790"
-PACKAGES = "systemd,systemd-sysv,dbus,ca-certificates,python3-venv,openssl,curl"
+PACKAGES = ["systemd", "systemd-sysv", "dbus", "ca-certificates", "python3-venv", "openssl", "curl"]
 
 pytestmark = [pytest.mark.image, pytest.mark.nspawn]
 
@@ -37,7 +37,7 @@ curl -s http://127.0.0.1:7781/ready >/root/ready
 viewport-relay demo --relay ws://127.0.0.1:7781 --platform {platform} >/root/demo 2>&1
 systemctl show -p MainPID viewport-relay >/root/before; echo RELAY_RATE_LIMIT_PER_IP=121 >>/etc/viewport-relay/env; systemctl reload viewport-relay; sleep 1
 systemctl show -p MainPID viewport-relay >/root/after
-systemctl restart viewport-relay & curl -s --retry 3 http://127.0.0.1:7781/health >/root/during; wait %2
+systemctl restart viewport-relay & sleep 0.05; curl -s http://127.0.0.1:7781/health >/root/during; wait %2
 journalctl -u viewport-relay -o cat >/root/log
 systemd-analyze verify viewport-relay.service viewport-relay.socket viewport-relay-doctor.service >/root/verified 2>&1
 systemctl stop viewport-relay.socket viewport-relay; systemctl is-failed viewport-relay >/root/stopped
@@ -48,26 +48,17 @@ touch /root/done
 class Machine:
     """A root folder, and what ran in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "root"
+    def __init__(self, place: Place, release: Path) -> None:
+        """`release` is the folder of a release, which the machine sees as /root/release."""
+        self._place = place
+        self._release = release
+        self._root = place.folder / "root"
+        self.root = place.outside(self._root)
         given = os.environ.get("SYSTEMD_ROOT")
         if given:
-            subprocess.run(["cp", "-a", given, self.root], check=True)
+            place.run("cp", "-a", given, self._root)
         else:
-            codename, lines = sources()
-            options = [f"--aptopt={option}" for option in ["Acquire::Languages none", *apt_options()]]
-            self._run(
-                "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory", *options,
-                f"--include={PACKAGES}", codename, self.root, "-", feed=lines,
-            )  # fmt: skip
-
-    def _run(self, *command: str | Path, feed: str = "", seconds: float = 200) -> str:
-        done = subprocess.run(
-            [str(word) for word in command], input=feed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=seconds, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}"
-        return done.stdout
+            make_debian(place, self._root, PACKAGES)
 
     def path(self, name: str) -> Path:
         return self.root / name.lstrip("/")
@@ -77,40 +68,13 @@ class Machine:
 
     def nspawn(self, *words: str | Path, seconds: float) -> str:
         """Run a command, or with --boot the machine, which ends when its own script has ended."""
-        # A killed test run takes the machine with it.
-        head = (
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "systemd-nspawn",
-            "--quiet",
-            "--register=no",
-            "--keep-unit",
-            "--pipe",
-        )
-        return self._run(
-            *head, f"--machine=systemd-page-{os.getpid()}", "-D", self.root, *words, seconds=seconds
-        )
+        return self._place.run(
+            "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "--machine=systemd-page",
+            f"--bind={self._release}:/root/release", "-D", self._root, *words, seconds=seconds,
+        ).stdout  # fmt: skip
 
     def install(self, commands: str) -> None:
         """Carry out the page's first block in the folder of a release."""
-        release = self.path("/root/release")
-        ignore = shutil.ignore_patterns(
-            ".*", "__pycache__", "build", "dist", "node_modules", "tests", "benchmarks"
-        )
-        shutil.copytree(ROOT, release, ignore=ignore)
-        self._run(
-            "python3",
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--quiet",
-            "--no-deps",
-            "-w",
-            release / "dist",
-            release,
-        )
         brought = carried()
         options = [f"--setenv={name}={value}" for name, value in brought.environment.items()]
         options += [
@@ -142,13 +106,25 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source, and its wheel in dist/."""
+    folder = tmp_path_factory.mktemp("release") / "source"
+    ignore = shutil.ignore_patterns(
+        ".*", "__pycache__", "build", "dist", "node_modules", "tests", "benchmarks"
+    )
+    shutil.copytree(ROOT, folder, ignore=ignore)
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*wheel, "-w", folder / "dist", folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machine(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     if reason := why_not():
         pytest.skip(reason)
     install, settings, start = (block.text for block in blocks(PAGE, "sh"))
-    folder = tmp_path_factory.mktemp("systemd-page")
-    try:
-        made = Machine(folder)
+    with Place(tmp_path_factory.mktemp("systemd-page")) as place:
+        made = Machine(place, release)
         made.install(install)
         made.path("/etc/viewport-relay/internal-key").write_text(KEY)
         env = settings.replace("https://platform.example", PLATFORM)
@@ -156,8 +132,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         made.path("/etc/viewport-relay/env").write_text(env)
         made.boot(start)
         yield made
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_the_page_works_as_it_is_written(machine: Machine) -> None:
