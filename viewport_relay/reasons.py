@@ -457,7 +457,7 @@ class Reason(Enum):
     ADMIN_UNAUTHORIZED = _upgrade(
         "admin token missing or wrong", 401,
         "an admin path was asked without the right RELAY_ADMIN_TOKEN",
-        "send Authorization: Bearer and the token; if no operator of yours did, close the admin paths to the outside",
+        "send the token in the header Authorization, as a bearer token; if no operator of yours did, close the admin paths to the outside",
     )  # fmt: skip
     ADMIN_RATE_LIMIT_EXCEEDED = _upgrade(
         "too many wrong admin tokens", 429, "one address sent more than 20 wrong admin tokens within a minute",
