@@ -258,3 +258,9 @@ def test_a_secret_is_never_cut_in_two(at):
     secret = "0123456789-a-secret-of-this-relay"
     shown = Redactor([secret]).text("y" * at + secret + " " + "z" * 100_000)
     assert not any(secret[:n] in shown for n in range(11, len(secret) + 1))
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_what_the_relay_says_of_a_reason_is_not_redacted(reason):
+    for text in (reason.text, reason.entry.cause, reason.entry.fix):
+        assert Redactor().text(text) == text
