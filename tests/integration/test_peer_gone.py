@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import socket
 import struct
 import time
@@ -17,9 +18,22 @@ from typing import Final
 import pytest
 
 from tests.drill.certificates import Identity
-from tests.drill.peer import CLOSE, Closed, Peer, dial, e2ee, frame, upgrade_request
+from tests.drill.peer import (
+    BINARY,
+    CLOSE,
+    Closed,
+    Peer,
+    dial,
+    e2ee,
+    frame,
+    kex_init,
+    kex_response,
+    upgrade_request,
+)  # fmt: skip
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import ADMIN, Relay, running, until
+from viewport_relay.noise.keys import decode_key
+from viewport_relay.peer.link import SUBPROTOCOL, LinkInitiator, LinkSettings, generate_static
 
 #: Seconds until the peer has left routing, and until its descriptor is closed.
 AT_ONCE: Final = 2.0
@@ -199,14 +213,37 @@ def test_a_peer_that_waits_for_its_admission(
         platform.mode = "ok"
 
 
-def test_a_peer_in_its_link_handshake(
-    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None]
+@pytest.mark.parametrize("stage", ["before message 1", "after message 2", "its queue is full"])
+def test_a_peer_with_a_link(
+    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None], stage: str
 ) -> None:
-    headers = {"Sec-WebSocket-Protocol": "viewport.noise-link.v1"}
-    peer = Peer.client(watch.relay, platform, watch.workspace, "t", headers=headers)
+    daemon = Peer.daemon(watch.relay, platform, watch.workspace, "t")
+    headers = {"Sec-WebSocket-Protocol": SUBPROTOCOL}
+    peer = Peer.client(watch.relay, platform, watch.workspace, "t", headers=headers, receive_buffer=8192)
+    if stage != "before message 1":
+        key = decode_key(
+            json.loads(watch.relay.http("/.well-known/viewport-relay.json")[1])["noisePublicKey"]
+        )
+        assert key is not None
+        link = LinkInitiator(LinkSettings(key, generate_static(), "client", watch.workspace, "t"))
+        peer.send(link.message_1(), BINARY)
+        link.read_message_2(peer.message())
+        if stage != "after message 2":
+            peer.send(link.confirm(), BINARY)
+            peer.send(link.seal(kex_init("request-1").encode()), BINARY)
+            assert json.loads(daemon.text())["requestId"] == "request-1"
+            daemon.send(kex_response("request-1", peer.session))
+            assert json.loads(link.open(peer.message()))["sessionId"] == peer.session
+            watch.until_clients(1)
+    if stage == "its queue is full":
+        for n in range(1, 5):
+            daemon.send(e2ee(peer.session, n, "x" * 900_000))
+        time.sleep(0.3)
     goes(peer.sock)
-    watch.until_connections(0)
+    watch.until_clients(0)
+    watch.until_connections(1)
     peer.close()
+    daemon.close()
 
 
 @pytest.mark.parametrize("goes", [way for way in WAYS if way != "Close frame"], indirect=True)

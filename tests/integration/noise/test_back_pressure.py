@@ -11,10 +11,12 @@ from twisted.internet.task import deferLater
 
 from tests.integration.noise.conftest import CLIENT, DAEMON, Relay, World, eventually
 from tests.integration.noise.linkpeers import reactor
+from tests.memorywire import BINARY, masked_frame
 from tests.unit.noise.peers import SECRET, b64
 from tests.wireframes import encoded
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.upgrade import Closed
+from viewport_relay.wire.intake import PATIENCE
 
 PLAIN = None
 IK, IKPSK2 = Pattern.IK, Pattern.IKPSK2
@@ -150,3 +152,29 @@ async def test_the_relay_stops_while_a_link_is_full(world: World) -> None:
     assert await daemon.raw.ended() == Closed(1001, "relay shutting down")
     got = [json.loads(frame)["seq"] for frame in daemon.frames]
     assert got == list(range(1, len(got) + 1)) and got
+
+
+@pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
+async def test_long_messages_of_one_client_are_received_a_few_at_a_time(world: World, relay: Relay) -> None:
+    """The third message waits until one of the two that are being received is complete."""
+    workspace = world.workspace()
+    daemon = await world.join(relay, DAEMON, workspace, IK)
+    claims = {"clientId": "client-1"}
+    clients = [await world.join(relay, CLIENT, workspace, IK, claims=claims) for _ in range(3)]
+    frames = [numbered(f"s-{number}", 1, 1_000_000) for number in range(3)]
+    wires = [
+        masked_frame(BINARY, client.initiator.seal(frame))
+        for client, frame in zip(clients, frames, strict=True)
+    ]
+    for client, wire in zip(clients[:2], wires, strict=False):
+        client.raw.transport.write(wire[:-10])
+    await pause(0.2)
+    clients[2].raw.transport.write(wires[2])
+    await pause(0.4)
+    assert daemon.frames == []
+    clients[0].raw.transport.write(wires[0][-10:])
+    began = reactor.seconds()
+    assert sorted(await daemon.hears(2)) == sorted([frames[0], frames[2]])
+    assert reactor.seconds() - began < PATIENCE - 0.6
+    clients[1].raw.transport.write(wires[1][-10:])
+    assert (await daemon.hears(3))[-1] == frames[1]
