@@ -1,6 +1,6 @@
 """A peer that closes leaves routing at once, and its socket is closed within 10 s: every way, state and road.
 
-Ways: a Close frame, TLS close_notify with and without FIN, FIN, RST. States: its queue is full, it waits in a
+Ways: a Close frame, TLS close_notify with and without FIN, FIN, RST. States: it is idle, its queue is full, it waits in a
 contest, an admission or a link handshake, it is paused, its HTTP response is not read.
 """
 
@@ -45,7 +45,13 @@ _numbers = itertools.count(1)
 
 # Workers only in the slow tests: in CI the acceptance cases cover them (`make roads`).
 @pytest.fixture(
-    scope="module", params=["plain", "tls", pytest.param("tls with workers", marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        "plain",
+        "tls",
+        pytest.param("workers", marks=pytest.mark.slow),
+        pytest.param("tls with workers", marks=pytest.mark.slow),
+    ],
 )
 def relay(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, platform: FaultyPlatform
@@ -57,12 +63,12 @@ def relay(
         "RELAY_ADMISSION_TIMEOUT_MS": "30000",
     }
     context = None
-    if request.param != "plain":
+    if request.param.startswith("tls"):
         ca = Identity.self_signed("test CA")
         files = ca.issue("relay", "localhost").write(tmp_path_factory.mktemp("tls"), "relay")
         settings |= {"RELAY_TLS_CERT_PATH": files.cert, "RELAY_TLS_KEY_PATH": files.key}
         context = ca.context()
-    if request.param == "tls with workers":
+    if request.param.endswith("workers"):
         settings |= {"RELAY_WORKERS": "2"}
     with running(settings, tls=context) as made:
         yield made
@@ -126,6 +132,23 @@ class Watch:
 def watch(relay: Relay) -> Watch:
     until(lambda: relay.accepted() == 0, CLOSED, "the end of earlier connections")
     return Watch(relay)
+
+
+@pytest.mark.parametrize("role", ["client", "daemon"])
+def test_an_idle_peer(
+    watch: Watch, platform: FaultyPlatform, goes: Callable[[socket.socket], None], role: str
+) -> None:
+    daemon = Peer.daemon(watch.relay, platform, watch.workspace, "t")
+    client = Peer.client(watch.relay, platform, watch.workspace, "t")
+    client.converse(daemon)
+    goes(client.sock if role == "client" else daemon.sock)
+    if role == "client":
+        watch.until_clients(0)
+    else:
+        watch.until_daemon(False)
+    watch.until_connections(1)
+    client.close()
+    daemon.close()
 
 
 @pytest.mark.parametrize(("frames", "size"), [(1, 900_000), (3, 900_000), (4, 900_000), (12, 200_000)])

@@ -28,6 +28,8 @@ async def test_the_well_known_page(relay: Relay) -> None:
     reply = await deferToThread(relay.process.ask, "GET", "/.well-known/viewport-relay.json")
     assert reply.status == 200 and reply.headers["content-type"] == "application/json"
     assert reply.headers["access-control-allow-origin"] == "*"  # web apps of any origin read the page
+    head = await deferToThread(relay.process.ask, "HEAD", "/.well-known/viewport-relay.json")
+    assert (head.status, head.text) == (200, "")
     document = reply.json()
     assert len(document.pop("noisePublicKey")) == 43
     assert document == {"relayId": "relay-noise", "version": __version__, "subprotocols": [LINK]}
