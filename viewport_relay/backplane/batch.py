@@ -1,22 +1,22 @@
 """The batched form of bus frames, which two relays speak when both announce it in their instance records.
 
-    bytes 0-3    b"VRB2"
+    bytes 0-3    b"VRB3"
     bytes 4-19   the tag: AES-256-GCM (NIST SP 800-38D) of nothing, with all that follows as additional data
     bytes 20-31  a random value of the sending process
     bytes 32-39  number of the batch, from 1 on; all numbers here are big-endian
     bytes 40-43  number of frames
     bytes 44-47  length of the head
-    the head     msgpack array: sourceRelayId, targetRelayId, instance of the target, issuedAtMs,
-                 routes: arrays of workspaceId, runtimeTargetId, machineId or nil, to the daemon?
-                 frames: arrays of index of the route, length of the payload, profile or nil, sessionId or nil
+    the head     msgpack array: sourceRelayId, targetRelayId, instance of the target, issuedAtMs, runs; each run an array:
+                 workspaceId, runtimeTargetId, to the daemon?, profile or nil, sessionId or nil, lengths of its payloads
     the rest     the payloads, one behind the other
 
-The key is HMAC-SHA256 (RFC 2104) keyed RELAY_BUS_HMAC_KEY over "viewport-relay-bus-batch-v2", a newline, and the random
+The key is HMAC-SHA256 (RFC 2104) keyed RELAY_BUS_HMAC_KEY over "viewport-relay-bus-batch-v3", a newline, and the random
 value; the nonce is four zero bytes and the number of the batch, which a process uses once. One tag and one head cover
 all frames of one turn for one relay. A GCM tag costs a tenth of an HMAC of the same bytes.
 
-Profile and sessionId are those of an e2ee frame that the sender has decoded and checked: such a payload is delivered
-without being decoded again. The tag vouches for both. Frames of the contract begin with "{". Nothing here does I/O.
+A run is what one sender sent to one receiver in a row. Profile and sessionId are those of e2ee frames that the sending relay
+has decoded and checked: they are delivered without being decoded again. The tag vouches for both. A frame of any other kind
+is a run of its own. Frames of the contract begin with "{". Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -34,38 +34,31 @@ from viewport_relay.backplane.interface import (
     CLIENT_TO_DAEMON,
     DAEMON_TO_CLIENTS,
     Arrival,
-    Direction,
     Parcel,
-    TargetKey,
 )
 from viewport_relay.backplane.replay import BadFrame, Freshness
 from viewport_relay.protocol.frames import E2ee
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason
 
-MAGIC: Final = b"VRB2"
+MAGIC: Final = b"VRB3"
 #: What an instance record says of a relay that reads this form.
-VERSION: Final = 2
+VERSION: Final = 3
 #: Where the parts begin: the tag, what it covers, the number of the batch, of the frames, the length of the head, the head.
 _TAG, _COVERED, _NUMBER, _FRAMES, _LENGTH, _HEAD = 4, 20, 32, 40, 44, 48
-_DOMAIN: Final = b"viewport-relay-bus-batch-v2\n"
+_DOMAIN: Final = b"viewport-relay-bus-batch-v3\n"
 _PROFILES: Final = frozenset({"noise-ik", "noise-ikpsk2"})
 #: Keys of other processes that are remembered.
 _MOST_KEYS: Final = 1024
 
 
-class _Route(msgspec.Struct, array_like=True, gc=False):
+class _Run(msgspec.Struct, array_like=True, gc=False):
     workspace_id: str
     runtime_target_id: str
-    machine_id: str | None
     to_daemon: bool
-
-
-class _Frame(msgspec.Struct, array_like=True, gc=False):
-    route: int
-    size: int
     profile: str | None
     session_id: str | None
+    sizes: list[Annotated[int, msgspec.Meta(ge=0)]]
 
 
 class _Head(msgspec.Struct, array_like=True, gc=False):
@@ -73,8 +66,7 @@ class _Head(msgspec.Struct, array_like=True, gc=False):
     target: str
     instance: str
     issued_at_ms: int
-    routes: list[_Route]
-    frames: list[_Frame]
+    runs: list[_Run]
 
 
 def _key_of(key: bytes, process: bytes) -> AESGCM:
@@ -98,41 +90,28 @@ class BatchSigner:
 
     def sign(self, parcels: Sequence[Parcel], instance: str) -> memoryview:
         """A batch of parcels for one relay, whose present process is `instance`."""
-        routes, frames = _tables(parcels)
+        runs = [_run_of(parcel) for parcel in parcels]
         issued = int(self._now() * 1000)
-        head = self._encode(_Head(self._relay_id, parcels[0].to_relay, instance, issued, routes, frames))
+        head = self._encode(_Head(self._relay_id, parcels[0].to_relay, instance, issued, runs))
         self._number += 1
         number = self._number.to_bytes(8, "big")
-        fixed = (
-            bytes(_COVERED),
-            self._process,
-            number,
-            len(frames).to_bytes(4, "big"),
-            len(head).to_bytes(4, "big"),
+        payloads = [payload for parcel in parcels for payload in parcel.payloads]
+        counts = len(payloads).to_bytes(4, "big") + len(head).to_bytes(4, "big")
+        batch = memoryview(
+            bytearray().join((bytes(_COVERED), self._process, number, counts, head, *payloads))
         )
-        batch = memoryview(bytearray().join((*fixed, head, *[parcel.payload for parcel in parcels])))
         batch[:_TAG] = MAGIC
         batch[_TAG:_COVERED] = self._key.encrypt(_nonce(number), b"", batch[_COVERED:])
         return batch
 
 
-def _tables(parcels: Sequence[Parcel]) -> tuple[list[_Route], list[_Frame]]:
-    indices: dict[tuple[TargetKey, str | None, Direction], int] = {}
-    routes: list[_Route] = []
-    frames: list[_Frame] = []
-    for parcel in parcels:
-        key = parcel.target, parcel.machine_id, parcel.direction
-        route = indices.get(key)
-        if route is None:
-            route = indices[key] = len(routes)
-            routes.append(_Route(*parcel.target, parcel.machine_id, parcel.direction == CLIENT_TO_DAEMON))
-        frame = parcel.frame
-        # A text that is not ASCII may hold a lone surrogate, which has no UTF-8.
-        if type(frame) is E2ee and frame.session_id.isascii():
-            frames.append(_Frame(route, len(parcel.payload), frame.profile, frame.session_id))
-        else:
-            frames.append(_Frame(route, len(parcel.payload), None, None))
-    return routes, frames
+def _run_of(parcel: Parcel) -> _Run:
+    frame, sizes = parcel.frame, [len(payload) for payload in parcel.payloads]
+    to_daemon = parcel.direction == CLIENT_TO_DAEMON
+    # A text that is not ASCII may hold a lone surrogate, which has no UTF-8.
+    if type(frame) is E2ee and frame.session_id.isascii():
+        return _Run(*parcel.target, to_daemon, frame.profile, frame.session_id, sizes)
+    return _Run(*parcel.target, to_daemon, None, None, sizes)
 
 
 class BatchVerifier:
@@ -157,12 +136,12 @@ class BatchVerifier:
         try:
             head = self._decode(raw[_HEAD:at])
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return [BadFrame(Reason.BUS_FRAME_REFUSED, "a batch of an unknown form")]
+            return [_refused("a batch of an unknown form", "")]
         source = head.source[:128]
         if head.target != self._relay_id:
             return [BadFrame(Reason.BUS_FRAME_REFUSED, "it is for another relay", source, usual=True)]
-        if not _is_whole(head, len(raw) - at):
-            return [BadFrame(Reason.BUS_FRAME_REFUSED, "a batch whose parts do not fit together", source)]
+        if sum([sum(run.sizes) for run in head.runs]) != len(raw) - at:
+            return [_refused("a batch whose parts do not fit together", source)]
         stale = self._freshness.judge(
             raw[_TAG:_COVERED],
             head.issued_at_ms,
@@ -187,42 +166,38 @@ class BatchVerifier:
         return True
 
     def _arrivals(self, head: _Head, raw: bytes, at: int) -> list[Arrival | BadFrame]:
-        source = head.source
-        routes = [
-            (
-                (route.workspace_id, route.runtime_target_id),
-                CLIENT_TO_DAEMON if route.to_daemon else DAEMON_TO_CLIENTS,
-            )
-            for route in head.routes
-        ]
+        source, most = head.source, self._frame_max_bytes
         found: list[Arrival | BadFrame] = []
-        for frame in head.frames:
-            begin, at = at, at + frame.size
-            target, direction = routes[frame.route]
-            payload, e2ee, problem = raw[begin:at], None, ""
-            if frame.size > self._frame_max_bytes:
-                problem = f"a payload of {frame.size} bytes"
-            elif not target[0] or not target[1]:
-                problem = "no workspaceId or runtimeTargetId"
-            elif frame.session_id:
-                if frame.profile in _PROFILES:
-                    e2ee = E2ee(frame.profile, frame.session_id)
+        for run in head.runs:
+            payloads = []
+            for size in run.sizes:
+                if size <= most:
+                    payloads.append(raw[at : at + size])
                 else:
-                    problem = "an unknown profile"
-            elif not is_utf8(payload):
-                problem = "a payload that is not UTF-8"
-            if problem:
-                found.append(BadFrame(Reason.BUS_FRAME_REFUSED, problem, source[:128]))
-            else:
-                found.append(Arrival(target, direction, source, payload, e2ee))
+                    found.append(_refused(f"a payload of {size} bytes", source))
+                at += size
+            if payloads:
+                found += _arrived(run, source, payloads)
         return found
 
 
-def _is_whole(head: _Head, payloads: int) -> bool:
-    """Whether every frame has a route, and the lengths add up to the bytes of the payloads."""
-    total, routes = 0, len(head.routes)
-    for frame in head.frames:
-        if frame.size < 0 or not 0 <= frame.route < routes:
-            return False
-        total += frame.size
-    return total == payloads
+def _arrived(run: _Run, source: str, payloads: list[bytes]) -> Sequence[Arrival | BadFrame]:
+    target = run.workspace_id, run.runtime_target_id
+    direction = CLIENT_TO_DAEMON if run.to_daemon else DAEMON_TO_CLIENTS
+    profile, session_id = run.profile, run.session_id
+    if not all(target):
+        return [_refused("no workspaceId or runtimeTargetId", source)] * len(payloads)
+    if not session_id:
+        return [
+            Arrival(target, direction, source, (payload,))
+            if is_utf8(payload)
+            else _refused("a payload that is not UTF-8", source)
+            for payload in payloads
+        ]
+    if profile not in _PROFILES:
+        return [_refused("an unknown profile", source)] * len(payloads)
+    return (Arrival(target, direction, source, payloads, E2ee(profile, session_id)),)
+
+
+def _refused(detail: str, source: str) -> BadFrame:
+    return BadFrame(Reason.BUS_FRAME_REFUSED, detail, source[:128])

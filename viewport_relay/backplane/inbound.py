@@ -18,7 +18,7 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
 
-#: Incoming frames that are handled before the reactor gets its turn.
+#: Arrivals that are handled before the reactor gets its turn.
 SLICE: Final = 256
 #: Seconds between two pulls that fail: the first, and the longest.
 _RETRY_FIRST: Final = 0.25
@@ -90,12 +90,13 @@ class Inbound:
         return (BadFrame(Reason.BUS_FRAME_REFUSED, "not a JSON object"),)
 
     def _take(self, frames: Sequence[Arrival | BadFrame]) -> None:
-        self._counters.bus_pull_frames += len(frames)
         arrivals = []
         for frame in frames:
-            if isinstance(frame, Arrival):
+            if type(frame) is Arrival:
+                self._counters.bus_pull_frames += len(frame.payloads)
                 arrivals.append(frame)
-            else:
+            elif isinstance(frame, BadFrame):
+                self._counters.bus_pull_frames += 1
                 self._refuse(frame)
         if arrivals:
             self._arrived(arrivals)

@@ -68,30 +68,32 @@ class SeatClaim:
 
 
 class Parcel(msgspec.Struct, gc=False):
-    """One message for a peer on another relay. `payload` is the message as it came, UTF-8.
+    """Messages of one sender for a peer on another relay, in order. `payloads` are the messages as they came, UTF-8.
 
-    `frame` is what the message was decoded to, where it was. `sender` is for the `Receiver` alone, in `lost`.
+    `frame` is what the messages were decoded to, where they were; several have the same. `sender` is for the
+    `Receiver` alone, in `lost`.
     """
 
     target: TargetKey
     direction: Direction
     to_relay: str
     machine_id: str | None  # the sending peer's claim
-    payload: bytes
+    payloads: Sequence[bytes | bytearray]
+    size: int  # bytes of all payloads
     frame: Frame | None = None
     sender: object = None
 
 
 class Arrival(msgspec.Struct, gc=False):
-    """One message off the bus: its signature is right, it is fresh, new and meant for this relay.
+    """Messages off the bus for one receiver, in order: authentic, fresh, new and meant for this relay.
 
-    `frame` is the e2ee frame that the sending relay has decoded and checked; None: to be decoded here.
+    `frame` is what the sending relay decoded each of them to and checked; None: one message, to be decoded here.
     """
 
     target: TargetKey
     direction: Direction
     from_relay: str
-    payload: bytes
+    payloads: Sequence[bytes]
     frame: E2ee | None = None
 
 

@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
 from attrs import Factory, define
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from viewport_relay.backplane.batch import BatchSigner
@@ -91,8 +92,9 @@ class Outbound:
         self._most_bytes = most_bytes
         self._most_frames = most_frames
         self._relays: dict[str, _Relay] = {}
-        self._beginning: list[_Lane] = []  # at the end of this turn
-        self._calls = DeferredSemaphore(carrier.lanes)
+        self._ready: deque[_Lane] = deque()  # lanes whose next call can be made
+        self._begins = False  # whether it is, at the end of this turn
+        self._calls = 0  # under way
         self._flushed: list[Deferred[None]] = []
 
     @property
@@ -106,8 +108,14 @@ class Outbound:
         Over the bounds the oldest message of the relay's longest lane goes, unless it is on its way already.
         """
         if self._outage.is_down:
-            self._counters.bus_publish_failed += 1
+            self._counters.bus_publish_failed += len(parcel.payloads)
             self._lost((parcel,))
+            return
+        if self._batch_signer is None and len(parcel.payloads) > 1:
+            for payload in parcel.payloads:  # each succeeds or fails by itself
+                self.publish(
+                    msgspec.structs.replace(parcel, payloads=(payload,), size=len(payload)), publisher
+                )
             return
         relay = self._relays.get(parcel.to_relay)
         if relay is None:
@@ -116,12 +124,11 @@ class Outbound:
         lane = relay.lanes.get(key)
         if lane is None:
             lane = relay.lanes[key] = _Lane(relay, key)
-            if not self._beginning:
-                self._at_end_of_turn(self._begin)
-            self._beginning.append(lane)
+            self._ready.append(lane)
+            self._send_ready()
         lane.queue.append(parcel)
-        relay.bytes += len(parcel.payload)
-        relay.frames += 1
+        relay.bytes += parcel.size
+        relay.frames += len(parcel.payloads)
         if publisher is not None and relay.bytes >= PAUSE_AT and publisher not in relay.paused:
             relay.paused[publisher] = None
             publisher.pause_reading(relay)
@@ -135,12 +142,13 @@ class Outbound:
             if lane.queue[0] is newest:
                 break
             oldest = lane.queue.popleft()
-            relay.bytes -= len(oldest.payload)
-            relay.frames -= 1
+            relay.bytes -= oldest.size
+            relay.frames -= len(oldest.payloads)
             dropped.append(oldest)
         if dropped:
-            self._counters.bus_queue_dropped += len(dropped)
-            self._counters.bus_publish_failed += len(dropped)
+            frames = sum([len(parcel.payloads) for parcel in dropped])
+            self._counters.bus_queue_dropped += frames
+            self._counters.bus_publish_failed += frames
             self._lost(dropped)
 
     async def flush(self) -> None:
@@ -150,44 +158,58 @@ class Outbound:
             self._flushed.append(waiting)
             await waiting
 
+    def _send_ready(self) -> None:
+        """Send at the end of the turn: with what the turn still brings."""
+        if self._ready and not self._begins:
+            self._begins = True
+            self._at_end_of_turn(self._begin)
+
     def _begin(self) -> None:
-        lanes, self._beginning = self._beginning, []
-        for lane in lanes:
-            Deferred.fromCoroutine(self._send(lane)).addErrback(self._broken)
+        self._begins = False
+        while self._ready and self._calls < self._carrier.lanes:
+            self._calls += 1
+            Deferred.fromCoroutine(self._send(self._ready.popleft())).addErrback(self._broken)
 
     def _broken(self, failure: Failure) -> None:
         self._log.event("internal_error", message=failure.getTraceback())
 
     async def _send(self, lane: _Lane) -> None:
+        """Publish one batch: lanes that always have something take turns."""
         relay = lane.relay
-        while lane.queue:
-            await self._calls.acquire()  # for one batch: lanes that always have something take turns
-            try:
-                batch = self._next_batch(lane)
-                if batch:
-                    await self._publish(relay, batch)
-            finally:
-                self._calls.release()
-        del relay.lanes[lane.key]
-        if not relay.lanes:
-            del self._relays[relay.relay_id]
+        try:
+            if lane.queue:  # else what waited was dropped
+                await self._publish(relay, *self._next_batch(lane))
+        finally:
+            self._calls -= 1
+            if lane.queue:
+                self._ready.append(lane)
+            else:
+                del relay.lanes[lane.key]
+                if not relay.lanes:
+                    del self._relays[relay.relay_id]
+            self._send_ready()
         if not self._relays:
             flushed, self._flushed = self._flushed, []
             for waiting in flushed:
                 waiting.callback(None)
 
-    async def _publish(self, relay: _Relay, batch: list[Parcel]) -> None:
+    async def _publish(self, relay: _Relay, batch: list[Parcel], size: int, frames: int) -> None:
         try:
             if self._outage.is_down:
                 raise self._outage.failed
             # Signed now, not when they were queued: they have to be fresh when they arrive.
             await self._carrier.publish(relay.relay_id, self._signed(relay.relay_id, batch))
         except CarrierFailed as error:
-            self._failed(batch, error)
+            self._failed(batch, frames, error)
         else:
-            self._counters.bus_publish_ok += len(batch)
+            self._counters.bus_publish_ok += frames
         finally:
-            self._gone(relay, batch)
+            relay.bytes -= size
+            relay.frames -= frames
+            if relay.paused and relay.bytes <= RESUME_AT:
+                paused, relay.paused = relay.paused, {}
+                for publisher in paused:
+                    publisher.resume_reading(relay)
 
     def _signed(self, relay_id: str, parcels: list[Parcel]) -> list[BusFrame]:
         """Bus frames in the form that this relay reads, in order."""
@@ -195,20 +217,22 @@ class Outbound:
             instance = self._reads_batches(relay_id)
             if instance is not None:
                 return [self._batch_signer.sign(parcels, instance)]
-        return [self._signer.sign(parcel) for parcel in parcels]
+        return [frame for parcel in parcels for frame in self._signer.sign(parcel)]
 
-    def _next_batch(self, lane: _Lane) -> list[Parcel]:
+    def _next_batch(self, lane: _Lane) -> tuple[list[Parcel], int, int]:
+        """What leaves next, the bytes of its payloads, and their number."""
         queue, most = lane.queue, self._carrier.batch
         batch: list[Parcel] = []
-        size = 0
-        while queue and len(batch) < most and size < CALL_BYTES:
+        size = frames = 0
+        while queue and frames < most and size < CALL_BYTES:
             parcel = queue.popleft()
             batch.append(parcel)
-            size += len(parcel.payload)
-        return batch
+            size += parcel.size
+            frames += len(parcel.payloads)
+        return batch, size, frames
 
-    def _failed(self, batch: list[Parcel], error: CarrierFailed) -> None:
-        self._counters.bus_publish_failed += len(batch)
+    def _failed(self, batch: list[Parcel], frames: int, error: CarrierFailed) -> None:
+        self._counters.bus_publish_failed += frames
         if error.outage:
             pass  # it was logged when it began
         elif isinstance(error, QueueUnread):
@@ -217,17 +241,9 @@ class Outbound:
             self._log.event(
                 "bus_publish_failed",
                 message=error.why,
-                frames=len(batch),
+                frames=frames,
                 workspaceId=batch[0].target[0],
                 runtimeTargetId=batch[0].target[1],
                 targetRelayId=batch[0].to_relay,
             )
         self._lost(batch)
-
-    def _gone(self, relay: _Relay, batch: list[Parcel]) -> None:
-        relay.bytes -= sum([len(parcel.payload) for parcel in batch])
-        relay.frames -= len(batch)
-        if relay.paused and relay.bytes <= RESUME_AT:
-            paused, relay.paused = relay.paused, {}
-            for publisher in paused:
-                publisher.resume_reading(relay)

@@ -53,6 +53,8 @@ class Announcement:
 
 
 _NO_CLAIM: Final = SeatClaim(None, 0)
+#: In the place of the holder that the others were told, where it is not known whether they were.
+_PERHAPS: Final = object()
 
 
 @define(eq=False)
@@ -229,7 +231,12 @@ class Presence:
         # A daemon that could not be announced when it came may have moved on since: it is not the newest.
         new = seat.told is not holder and now - seat.changed_at <= NEW
         take = self._carrier.announce if new else self._carrier.renew
-        other = await self._call(partial(take, target, entry, seat.claim))
+        try:
+            other = await self._call(partial(take, target, entry, seat.claim))
+        except CarrierFailed:
+            # Only the answer may be lost: a daemon that leaves now has to be withdrawn.
+            seat.told, seat.told_machine = seat.told or _PERHAPS, machine_id
+            raise
         if other is None:
             seat.told, seat.told_machine = holder, machine_id
         elif seat.holder is holder:

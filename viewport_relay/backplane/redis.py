@@ -12,8 +12,7 @@ from typing import Any, Final
 import msgspec
 from attrs import frozen
 from twisted.application.service import MultiService
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
 
 from viewport_relay.backplane.interface import (
     BusFrame,
@@ -78,13 +77,12 @@ class RedisCarrier:
         )
         self._only_signed = config.presence_signatures == "require"
         self._counters = counters
-        self._pull_limit = config.bus_pull_limit
         # BLPOP with 0 would wait for ever.
         self._pull_wait = max(config.bus_pull_wait_ms, 10) / 1000
+        self._pull = make.pull(self._pull_wait, config.bus_pull_limit)
         self._queue_max = config.redis_queue_max
         self._unread = UnreadQueues(reactor)
         self._silent: set[str] = set()  # relays that do not read, as was logged
-        self._pulling: Deferred[list[Any]] | None = None
         address = RedisAddress.from_config(config)
         connect_limit = config.redis_connect_timeout_ms / 1000
         self._service = MultiService()
@@ -110,8 +108,6 @@ class RedisCarrier:
         self._service.startService()
 
     async def stop(self) -> None:
-        if self._pulling is not None:
-            self._pulling.addErrback(_given_up).cancel()
         stopping: Deferred[Any] = self._service.stopService()
         await stopping
 
@@ -209,27 +205,16 @@ class RedisCarrier:
         return QueueUnread(relay_id, logged=logged)
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
-        pulling, self._pulling = self._pulling or self._pull(), None
-        answers = await pulling
-        # What was popped is handed on, whatever became of the other command.
-        found = popped(*answers)
-        if found:
-            self._pulling = self._pull()  # Redis looks while these are handled
-            return found
-        for answer in answers:
-            if isinstance(answer, CarrierFailed):
-                raise answer
-        return []
-
-    def _pull(self) -> Deferred[list[Any]]:
         assert self._reader is not None
         # Both leave at once: what has gathered behind the first frame comes in the same round trip.
-        commands = self._make.pull(self._pull_wait, self._pull_limit)
-        return Deferred.fromCoroutine(self._reader.answers(*commands, limit=self._pull_wait + COMMAND_LIMIT))
-
-
-def _given_up(failure: Failure) -> None:
-    failure.trap(CancelledError, CarrierFailed)
+        answers = await self._reader.answers(*self._pull, limit=self._pull_wait + COMMAND_LIMIT)
+        # What was popped is handed on, whatever became of the other command.
+        found = popped(*answers)
+        if not found:
+            for answer in answers:
+                if isinstance(answer, CarrierFailed):
+                    raise answer
+        return found
 
 
 @frozen

@@ -59,7 +59,7 @@ def signature_of(
     target: str | None,
     direction: str,
     issued_at_ms: int,
-    payload: bytes,
+    payload: bytes | bytearray,
 ) -> bytes:
     """The 32 bytes of a frame's signature. Raises UnicodeEncodeError for a lone surrogate."""
     head = "\n".join(
@@ -92,17 +92,20 @@ class FrameSigner:
         #: signatures with a time of issue from the millisecond of `_latest` on
         self._issued: set[bytes] = set()
 
-    def sign(self, parcel: Parcel) -> bytes:
-        """The parcel as a signed bus frame. Raises ValueError for a payload that is not UTF-8."""
+    def sign(self, parcel: Parcel) -> list[bytes]:
+        """Each of the parcel's messages as a signed bus frame. Raises ValueError for a payload that is not UTF-8."""
+        return [self._frame(parcel, payload) for payload in parcel.payloads]
+
+    def _frame(self, parcel: Parcel, payload: bytes | bytearray) -> bytes:
         now = int(self._now() * 1000)
         if now > self._latest or len(self._issued) >= _ISSUED_MAX:
             self._latest = now
             self._issued.clear()
-        signature = self._sign(parcel, now)
+        signature = self._sign(parcel, payload, now)
         if signature in self._issued:
             # The same message again would be taken for a replay. Nothing was issued for a later time than this.
             now = self._latest + 1
-            signature = self._sign(parcel, now)
+            signature = self._sign(parcel, payload, now)
         self._latest = max(self._latest, now)
         self._issued.add(signature)
         return msgspec.json.encode(
@@ -111,14 +114,14 @@ class FrameSigner:
                 self._relay_id,
                 parcel.to_relay,
                 parcel.direction,
-                parcel.payload.decode(),
+                payload.decode(),
                 now,
                 _text(signature),
                 parcel.machine_id,
             )
         )
 
-    def _sign(self, parcel: Parcel, issued_at_ms: int) -> bytes:
+    def _sign(self, parcel: Parcel, payload: bytes | bytearray, issued_at_ms: int) -> bytes:
         return signature_of(
             self._key,
             *parcel.target,
@@ -127,7 +130,7 @@ class FrameSigner:
             parcel.to_relay,
             parcel.direction,
             issued_at_ms,
-            parcel.payload,
+            payload,
         )
 
 
@@ -189,7 +192,7 @@ class FrameVerifier:
             return stale
         if len(body) > self._frame_max_bytes:
             return refused(f"a payload of {len(body)} bytes")
-        return Arrival((workspace, target), direction, source, body)
+        return Arrival((workspace, target), direction, source, (body,))
 
 
 def _direction(name: object) -> Direction | None:

@@ -43,12 +43,27 @@ class Outlet(Protocol):
     def end_to_end(self) -> str | None: ...
 
 
+class RemoteSession(Protocol):
+    """The e2ee frames of one session whose other end is on another relay: a receiver that puts them onto the bus.
+
+    It serves until `until` (monotonic seconds) and for frames of its `profile`, which `relay_id` is to get. Who sends others, or
+    later, has the frame decided about anew.
+    """
+
+    @property
+    def outlet(self) -> object: ...
+
+    until: float
+    profile: str
+    relay_id: str
+
+
 class Peer:
     """An admitted connection. Compared by identity: a client that comes back is another peer."""
 
     __slots__ = (
-        "channels", "connection_id", "grant", "ip", "outlet", "rates", "required_profile", "role", "scope", "since",
-        "target",
+        "channels", "connection_id", "grant", "ip", "outlet", "rates", "remote", "required_profile", "role", "scope",
+        "since", "target",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +87,7 @@ class Peer:
         self.rates = rates
         self.target = target
         self.channels: frozenset[str] = _NO_CHANNELS  # subscribed, trimmed
+        self.remote: dict[str, RemoteSession] | None = None  # by session id; None for most
 
     def describe(self) -> dict[str, Any]:
         """The details of a log entry about this peer."""

@@ -27,7 +27,7 @@ from viewport_relay.protocol.frames import (
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply
-from viewport_relay.routing.model import Owner, Peer, Target
+from viewport_relay.routing.model import Owner, Peer, RemoteSession, Target
 from viewport_relay.routing.profiles import profile_mismatch
 from viewport_relay.routing.rates import FrameRates, RateWindow
 
@@ -52,7 +52,7 @@ class Router:
 
     def client_e2ee(
         self, peer: Peer, profile: str, session_id: str, message: Sized, now: float
-    ) -> Peer | Decision:
+    ) -> Peer | RemoteSession | Decision:
         """Where a client's e2ee frame goes."""
         if peer.scope is not Scope.RUNTIME:
             return self._client_rare(peer, E2ee(profile, session_id), message, now)
@@ -65,13 +65,16 @@ class Router:
         if owner is not None and owner is not peer:
             return self._dropped(peer, message, now, Reason.SESSION_NOT_OWNED, _FOREIGN_SESSION)
         daemon = target.seat.holder
-        if daemon is None:
-            return NoDaemon(E2ee(profile, session_id))
-        return self._runtime_limited(peer, now) or daemon
+        if daemon is not None:
+            return self._runtime_limited(peer, now) or daemon
+        remote = None if peer.remote is None else peer.remote.get(session_id)
+        if remote is not None and now < remote.until and profile == remote.profile:
+            return self._runtime_limited(peer, now) or remote
+        return NoDaemon(E2ee(profile, session_id))
 
     def client_frame(
         self, peer: Peer, frame: ClientFrame | None, message: Sized, now: float
-    ) -> Peer | Decision:
+    ) -> Peer | RemoteSession | Decision:
         """Where a client's frame goes. A frame of None was not valid; `message` is charged by its length."""
         if type(frame) is E2ee:
             return self.client_e2ee(peer, frame.profile, frame.session_id, message, now)
@@ -272,6 +275,9 @@ class Router:
             return Drop(Reason.DAEMON_RATE_LIMIT_EXCEEDED)
         if frame is None:
             return Drop(Reason.INVALID_FRAME)
+        if type(frame) is E2ee:
+            owner = target.sessions.owner(frame.session_id, now)
+            return owner if type(owner) is Peer else Drop(Reason.NO_OWNER)
         verdict = self._answer(target, frame, now)
         return Drop(Reason.NO_OWNER) if isinstance(verdict, Publish) else verdict
 
@@ -289,16 +295,30 @@ class Router:
             return None
         return Close(Reason.WORKER_RATE_LIMIT_EXCEEDED)
 
-    def daemon_e2ee(self, peer: Peer, profile: str, session_id: str, now: float) -> Peer | Decision:
+    def daemon_e2ee(
+        self, peer: Peer, profile: str, session_id: str, now: float
+    ) -> Peer | RemoteSession | Decision:
         """Where a daemon's e2ee frame goes: to the client that owns the session."""
         if peer.required_profile is not None and profile != peer.required_profile:
             mismatch = profile_mismatch(peer.role, peer.grant.required_profile, profile)
             if mismatch is not None:
                 return mismatch
         owner = peer.target.sessions.owner(session_id, now)
-        return owner if type(owner) is Peer else self._to_owner(owner, E2ee(profile, session_id))
+        if type(owner) is Peer:
+            return owner
+        remote = None if peer.remote is None else peer.remote.get(session_id)
+        if (
+            remote is not None
+            and owner == remote.relay_id
+            and now < remote.until
+            and profile == remote.profile
+        ):
+            return remote
+        return self._to_owner(owner, E2ee(profile, session_id))
 
-    def daemon_frame(self, peer: Peer, frame: DaemonFrame | None, now: float) -> Peer | Decision:
+    def daemon_frame(
+        self, peer: Peer, frame: DaemonFrame | None, now: float
+    ) -> Peer | RemoteSession | Decision:
         """Where the daemon's frame goes: to one client, never to all. A frame of None was not valid."""
         if frame is None:
             return Drop(Reason.INVALID_FRAME)

@@ -18,6 +18,7 @@ from viewport_relay.protocol.grant import Role
 from viewport_relay.routing.rates import FrameRates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
+from viewport_relay.sessions.arrivals import Arrivals, BusFeeder
 from viewport_relay.sessions.client import ClientRole
 from viewport_relay.sessions.contest import Contests
 from viewport_relay.sessions.daemon import DaemonRole
@@ -66,9 +67,9 @@ def build(
     registry = Registry(most_requests=config.request_track_max, most_sessions=config.session_owner_track_max)
     router, windows = Router(frame_rates(config)), WindowTable()
     outcomes = Outcomes(router, log, counters)
-    remote = RemoteRelays(
-        clock, backplane, registry, router, windows, outcomes, config.max_pending_bytes, turn_of(clock)
-    )
+    feeder, turn = BusFeeder(), turn_of(clock)
+    arrivals = Arrivals(clock, registry, router, windows, outcomes, config.max_pending_bytes, turn, feeder)
+    remote = RemoteRelays(clock, backplane, registry, router, outcomes, arrivals.arrived, feeder)
     requests = PlatformRequests(client, config.server_url, config.frame_max_bytes, outcomes)
     sessions = Sessions(
         clock,

@@ -10,7 +10,7 @@ from viewport_relay.protocol.frames import KeyExchangeInit
 from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Reply
-from viewport_relay.routing.model import Peer
+from viewport_relay.routing.model import Peer, RemoteSession
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.outcomes import Outcomes
 from viewport_relay.sessions.remote import RemoteRelays
@@ -80,7 +80,7 @@ class ClientRole:
 def _judge(router: Router) -> Judge:
     client_e2ee, client_frame = router.client_e2ee, router.client_frame
 
-    def judge(peer: Peer, message: Message, now: float) -> Peer | Decision | None:
+    def judge(peer: Peer, message: Message, now: float) -> Peer | RemoteSession | Decision | None:
         envelope = fast_e2ee(message)
         if envelope is not None:
             return client_e2ee(peer, envelope.profile, envelope.session_id, message, now)

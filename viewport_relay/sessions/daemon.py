@@ -5,7 +5,7 @@ from __future__ import annotations
 from viewport_relay.protocol.decoding import decode_daemon, fast_e2ee
 from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, Publish
-from viewport_relay.routing.model import Peer
+from viewport_relay.routing.model import Peer, RemoteSession
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.outcomes import Outcomes
 from viewport_relay.sessions.remote import RemoteRelays
@@ -49,7 +49,7 @@ class DaemonRole:
 def _judge(router: Router, outcomes: Outcomes) -> Judge:
     daemon_rate, daemon_e2ee = router.daemon_rate, router.daemon_e2ee
 
-    def judge(peer: Peer, message: Message, now: float) -> Peer | Decision | None:
+    def judge(peer: Peer, message: Message, now: float) -> Peer | RemoteSession | Decision | None:
         envelope = fast_e2ee(message)
         if envelope is None and not is_utf8(message):
             return None

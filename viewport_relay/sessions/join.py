@@ -154,6 +154,7 @@ class Sessions:
         """End a session: take it out of routing first, then inform the others."""
         peer, session.peer = session.peer, None
         assert peer is not None
+        peer.remote = None  # what is in it holds the peer
         self.note_close(session.connection, ending, peer.describe())
         successor = self._registry.leave(peer, self._clock.seconds())
         self._remote.peers_changed()

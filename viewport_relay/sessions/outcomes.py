@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any, Final
 
 from viewport_relay.observe.counters import Counters
@@ -56,7 +57,7 @@ class Outcomes:
                 copies += outbox.send(message) if outbox.sealed else outbox.take(frame)
         return copies
 
-    def no_daemon(self, peer: Peer, message: bytes, now: float, *, counted: bool = False) -> None:
+    def no_daemon(self, peer: Peer, message: Sized, now: float, *, counted: bool = False) -> None:
         """A client's frame reaches no daemon anywhere. `counted`: its rate is charged already."""
         limited = self._router.charge(peer, message, now, counted=counted)
         if limited is not None:

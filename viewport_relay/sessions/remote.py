@@ -1,7 +1,6 @@
-"""Clients whose daemon is on another relay, and frames of peers on other relays.
+"""Clients whose daemon is on another relay, and daemons whose clients are.
 
     client here -> look-up -> RELAY_REDIRECT -> bus           daemon here -> bus (to the relay that owns the session)
-    bus -> daemon here                                        bus -> client here
 
 While a look-up is under way the client is not read and what it has sent already waits in order. With a daemon here
 nothing of this is on a frame's way.
@@ -11,12 +10,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from attrs import Factory, define
 from twisted.internet.interfaces import IReactorTime
 
-from viewport_relay.admission.limits import WindowTable
 from viewport_relay.backplane.interface import (
     CLIENT_TO_DAEMON,
     DAEMON_TO_CLIENTS,
@@ -27,20 +24,18 @@ from viewport_relay.backplane.interface import (
     Whereabouts,
 )
 from viewport_relay.protocol import status
-from viewport_relay.protocol.decoding import decode_client, decode_daemon
+from viewport_relay.protocol.decoding import decode_client
 from viewport_relay.protocol.frames import ClientFrame, DaemonFrame, E2ee, KeyExchangeInit, PairingRequest
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.decisions import Drop, FanOut, NoDaemon
+from viewport_relay.routing.decisions import NoDaemon
 from viewport_relay.routing.model import Peer, Target
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.contest import SEAT_CLOSE_DELAY
-from viewport_relay.sessions.outcomes import COUNTED_ONLY, Outcomes
+from viewport_relay.sessions.outcomes import Outcomes
+from viewport_relay.sessions.remotesession import remember
 from viewport_relay.sessions.session import Session, session_of
-from viewport_relay.wire.framing import text_header
-from viewport_relay.wire.interfaces import Judge
-from viewport_relay.wire.outbox import Outbox
-from viewport_relay.wire.turn import Turn
+from viewport_relay.wire.interfaces import Feeder, Judge
 
 
 @define(eq=False)
@@ -55,15 +50,8 @@ class _Inbox:
     waiting: bool = True
 
 
-class _Bus:
-    """The feeder of frames that came over the bus: a lane of its own in the queues of daemons here. It is not paused."""
-
-    def pause_reading(self, cause: object) -> None: ...
-    def resume_reading(self, cause: object) -> None: ...
-
-
 class RemoteRelays:
-    """The sessions' side of the backplane."""
+    """The sessions' side of the backplane (`backplane.interface.Receiver`)."""
 
     def __init__(
         self,
@@ -71,22 +59,19 @@ class RemoteRelays:
         backplane: Backplane,
         registry: Registry,
         router: Router,
-        windows: WindowTable,
         outcomes: Outcomes,
-        max_pending: int,
-        turn: Turn,
+        arrived: Callable[[Sequence[Arrival]], None],
+        feeder: Feeder,
     ) -> None:
-        """`max_pending`: bytes that may wait for a daemon here before frames off the bus are dropped."""
-        self._turn = turn
+        """`arrived` delivers what comes over the bus. `feeder` stands for clients that have left."""
+        self.arrived = arrived
         self._clock = clock
         self._backplane = backplane
         self._registry = registry
         self._router = router
-        self._windows = windows
         self._outcomes = outcomes
-        self._max_pending = max_pending
+        self._feeder = feeder
         self._inboxes: dict[Session, _Inbox] = {}
-        self._bus = _Bus()
 
     # -- what the backplane wants to know ------------------------------------------------------------------------
 
@@ -182,7 +167,7 @@ class RemoteRelays:
         now = self._clock.seconds()
         verdict = self._router.client_frame(peer, decode_client(message), message, now)
         if isinstance(verdict, Peer):
-            if session_of(verdict).outbox.send(message, self._bus):
+            if session_of(verdict).outbox.send(message, self._feeder):
                 self._outcomes.count_to_daemon(peer, 1, len(message), now)
             peer.target.forget_owner(peer)
         elif isinstance(verdict, NoDaemon):
@@ -202,7 +187,7 @@ class RemoteRelays:
     def _to_daemon_here(self, daemon: Peer, peer: Peer, frame: ClientFrame, message: bytes) -> None:
         now, here = self._clock.seconds(), _is_here(peer)
         if self._accepted(peer, frame, now, here=here):
-            feeder = session_of(peer).connection.reader if here else self._bus
+            feeder = session_of(peer).connection.reader if here else self._feeder
             if session_of(daemon).outbox.send(message, feeder):
                 self._outcomes.count_to_daemon(peer, 1, len(message), now)
 
@@ -216,8 +201,14 @@ class RemoteRelays:
             self._redirect(peer, place, peer.grant.runtime_target_id)
         target.active_at = now
         machine_id = peer.grant.claims.machine_id
-        parcel = Parcel(target.key, CLIENT_TO_DAEMON, place.relay_id, machine_id, message, frame, peer)
-        self._backplane.publish(parcel, session_of(peer).connection.reader if here else None)
+        parcel = Parcel(
+            target.key, CLIENT_TO_DAEMON, place.relay_id, machine_id, (message,), len(message), frame, peer
+        )
+        publish = self._backplane.publish
+        publish(parcel, session_of(peer).connection.reader if here else None)
+        # Where each frame is answered with a redirect, each is decided about.
+        if type(frame) is E2ee and here and not self._backplane.redirects:
+            remember(publish, peer, CLIENT_TO_DAEMON, frame, place.relay_id, now)
 
     def _accepted(self, peer: Peer, frame: ClientFrame, now: float, *, here: bool) -> bool:
         """Charge a frame that is forwarded, and note who waits for its answer; False: it goes nowhere."""
@@ -245,98 +236,22 @@ class RemoteRelays:
             peer, frame = parcel.sender, parcel.frame
             if isinstance(peer, Peer) and isinstance(frame, E2ee | KeyExchangeInit | PairingRequest):
                 self._router.forget_asker(peer.target, frame, peer, now)
-                if _is_here(peer):
-                    self._outcomes.no_daemon(peer, parcel.payload, now, counted=type(frame) is E2ee)
+                for payload in parcel.payloads:
+                    if _is_here(peer):  # the answers may exceed its rate
+                        self._outcomes.no_daemon(peer, payload, now, counted=type(frame) is E2ee)
 
     # -- a daemon here, a client elsewhere -------------------------------------------------------------------------
 
     def daemon_frame(self, peer: Peer, relay_id: str, frame: DaemonFrame, message: bytes) -> None:
         """A daemon's answer to what came from another relay."""
         machine_id = peer.grant.claims.machine_id
-        self._backplane.publish(
-            Parcel(peer.target.key, DAEMON_TO_CLIENTS, relay_id, machine_id, message, frame)
+        publish = self._backplane.publish
+        publish(
+            Parcel(peer.target.key, DAEMON_TO_CLIENTS, relay_id, machine_id, (message,), len(message), frame),
+            None,
         )
-
-    # -- off the bus -------------------------------------------------------------------------------------------------
-
-    def arrived(self, arrivals: Sequence[Arrival]) -> None:
-        """Messages from other relays; their signatures are right. What one peer gets of them leaves in one write."""
-        turn = self._turn
-        within, turn.running = turn.within, True
-        now, find = self._clock.seconds(), self._registry.find
-        for arrival in arrivals:
-            target = find(*arrival.target)
-            if arrival.direction == CLIENT_TO_DAEMON:
-                self._to_daemon(target, arrival, now)
-            else:
-                self._to_clients(target, arrival, now)
-        if not within:  # else the reactor sends at the end of its turn
-            turn.running = False
-            turn.send()
-
-    def _to_daemon(self, target: Target | None, arrival: Arrival, now: float) -> None:
-        daemon = None if target is None else target.daemon
-        if daemon is None:
-            self._refuse(arrival, Drop(Reason.DAEMON_UNAVAILABLE, "it has left, or never was here"))
-            return
-        outbox = session_of(daemon).outbox
-        if outbox.blocked and outbox.pending >= self._max_pending:
-            self._refuse(arrival, Drop(Reason.BUFFER_OVERFLOW, "the daemon's queue is full"))
-            return
-        window = self._windows.window(("workspace", arrival.target[0]), now)
-        payload = arrival.payload
-        frame = arrival.frame or decode_client(payload)
-        refused = self._router.client_frame_of_relay(arrival.from_relay, daemon, frame, window, now)
-        if refused is not None:
-            self._refuse(arrival, refused)
-        elif self._send(outbox, payload):
-            self._outcomes.count_to_daemon(daemon, 1, len(payload), now)
-
-    def _to_clients(self, target: Target | None, arrival: Arrival, now: float) -> None:
-        if target is None:
-            self._refuse(arrival, Drop(Reason.NO_OWNER))
-            return
-        payload = arrival.payload
-        frame = arrival.frame or decode_daemon(payload)
-        window = self._windows.window(("workspace-daemon", *arrival.target), now)
-        verdict = self._router.daemon_frame_of_relay(target, frame, window, now)
-        if isinstance(verdict, Peer):
-            if arrival.frame is None:
-                self._outcomes.watch_answer(verdict, frame)
-            if self._send(session_of(verdict).outbox, payload):
-                self._outcomes.count_to_clients(verdict, 1, len(payload), now)
-        elif isinstance(verdict, Drop):
-            self._refuse(arrival, verdict)
-        else:
-            assert isinstance(verdict, FanOut)
-            copies = self._outcomes.fan_out(verdict, payload)
-            if copies:
-                self._outcomes.count_to_clients(verdict.receivers[0], copies, copies * len(payload), now)
-
-    def _send(self, outbox: Outbox, payload: bytes) -> bool:
-        """Send at the end of the turn, with what else came for this receiver, or let it wait."""
-        if outbox.ready is None:
-            return outbox.send(payload, self._bus)
-        outbox.hold(text_header(len(payload)) + payload)
-        return True
-
-    def _refuse(self, arrival: Arrival, drop: Drop) -> None:
-        counters = self._outcomes.counters
-        if arrival.direction == CLIENT_TO_DAEMON:
-            counters.frames_client_rejected += 1
-        else:
-            counters.frames_daemon_rejected += 1
-        counters.drops[drop.reason] += 1
-        if drop.reason not in COUNTED_ONLY:
-            detail: dict[str, Any] = {"detail": drop.detail} if drop.detail else {}
-            self._outcomes.log.event(
-                "bus_drop",
-                reason=drop.reason,
-                sourceRelayId=arrival.from_relay,
-                workspaceId=arrival.target[0],
-                runtimeTargetId=arrival.target[1],
-                **detail,
-            )
+        if type(frame) is E2ee and _is_here(peer):
+            remember(publish, peer, DAEMON_TO_CLIENTS, frame, relay_id, self._clock.seconds())
 
 
 def _is_here(peer: Peer) -> bool:

@@ -167,7 +167,7 @@ async def test_presence_is_signed_beside_the_entry(fleet: Fleet, redis: RedisSer
 
 
 def test_each_frame_of_a_trimmed_batch_is_counted(redis: RedisServer) -> None:
-    parcels = [Parcel(("w", "t"), CLIENT_TO_DAEMON, "elsewhere", None, b"{}")] * 7
+    parcels = [Parcel(("w", "t"), CLIENT_TO_DAEMON, "elsewhere", None, (b"{}",), 2)] * 7
     batch = bytes(BatchSigner("a-bus-key-of-some-length", "b", time.time).sign(parcels, "x"))
     commands = Commands("viewport:relay", "b", 45_000, queue_max=2)
     for element, answer in (

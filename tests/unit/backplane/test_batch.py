@@ -35,7 +35,7 @@ def signed(parcels: list[Parcel], instance: str = INSTANCE, now: float = NOW) ->
 
 
 def parcel(payload: bytes, direction: Direction = CLIENT_TO_DAEMON, machine: str | None = None) -> Parcel:
-    return Parcel(("w", "t"), direction, "b", machine, payload)
+    return Parcel(("w", "t"), direction, "b", machine, (payload,), len(payload))
 
 
 def reasons(found: list[Arrival | BadFrame]) -> list[Reason]:
@@ -57,7 +57,7 @@ PARCELS = st.lists(
 @given(PARCELS)
 def test_what_is_signed_comes_out_in_order(parcels: list[Parcel]) -> None:
     found = verifier().verify(signed(parcels))
-    assert found == [Arrival(p.target, p.direction, "a", p.payload) for p in parcels]
+    assert found == [Arrival(p.target, p.direction, "a", p.payloads) for p in parcels]
 
 
 @given(st.data())
@@ -76,7 +76,7 @@ def test_whatever_follows_the_magic_is_refused(rest: bytes) -> None:
 def authentic(head: bytes, payloads: bytes = b"", frames: int = 1) -> bytes:
     """A batch with the right tag around a head of any form, made as the module's docstring says."""
     process, number = b"p" * 12, (7).to_bytes(8, "big")
-    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v2\n" + process, "sha256")
+    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v3\n" + process, "sha256")
     covered = process + number + frames.to_bytes(4, "big") + len(head).to_bytes(4, "big") + head + payloads
     return MAGIC + AESGCM(key).encrypt(bytes(4) + number, b"", covered) + covered
 
@@ -87,18 +87,18 @@ def test_an_authentic_head_of_an_unknown_form(head: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "frames",
-    [
-        [[1, 2, None, None]],
-        [[-1, 2, None, None]],
-        [[0, 3, None, None]],
-        [[0, -1, None, None], [0, 3, None, None]],
-    ],
-    ids=["no such route", "a route before the first", "too long", "a negative length"],
+    "sizes", [[3], [1], [], [-1, 3]], ids=["too long", "too short", "none", "a negative length"]
 )
-def test_a_batch_whose_parts_do_not_fit_together(frames: list[list[object]]) -> None:
-    head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), [["w", "t", None, True]], frames])
+def test_a_batch_whose_parts_do_not_fit_together(sizes: list[int]) -> None:
+    runs = [["w", "t", True, None, None, sizes]]
+    head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), runs])
     assert reasons(verifier().verify(authentic(head, b"{}"))) == [Reason.BUS_FRAME_REFUSED]
+
+
+def test_a_run_without_messages_brings_nothing() -> None:
+    runs = [["w", "t", True, "noise-ik", "session-1", []]]
+    head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), runs])
+    assert verifier().verify(authentic(head)) == []
 
 
 @pytest.mark.parametrize(
@@ -128,38 +128,39 @@ def test_a_batch_for_the_process_before_is_stale_after_a_restart() -> None:
 
 
 def test_one_bad_frame_harms_no_other() -> None:
-    bad = [parcel(b"x" * 1001), parcel(b"\xff"), Parcel(("w", ""), CLIENT_TO_DAEMON, "b", None, b"{}")]
+    bad = [parcel(b"x" * 1001), parcel(b"\xff"), Parcel(("w", ""), CLIENT_TO_DAEMON, "b", None, (b"{}",), 2)]
     found = verifier().verify(signed([parcel(b"1"), *bad, parcel(b"2")]))
-    assert [one.payload for one in found if isinstance(one, Arrival)] == [b"1", b"2"]
+    assert [one.payloads for one in found if isinstance(one, Arrival)] == [(b"1",), (b"2",)]
     assert reasons(found) == [Reason.BUS_FRAME_REFUSED] * 3
 
 
 def test_an_e2ee_frame_that_was_decoded_already_says_so() -> None:
     frame = E2ee("noise-ik", "session-1")
-    [found] = verifier().verify(signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, b"{}", frame)]))
-    assert isinstance(found, Arrival) and found.frame == frame
+    [found] = verifier().verify(
+        signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"{}", b"[]"), 4, frame)])
+    )
+    assert found == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", [b"{}", b"[]"], frame)
     odd = E2ee("noise-ik", "\ud800")  # has no UTF-8: the other relay decodes the message again
-    [found] = verifier().verify(signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, b"{}", odd)]))
+    [found] = verifier().verify(signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"{}",), 2, odd)]))
     assert isinstance(found, Arrival) and found.frame is None
 
 
 def test_an_unknown_profile_is_refused() -> None:
-    frames = [[0, 2, "noise-xx", "session-1"]]
-    head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), [["w", "t", None, True]], frames])
+    runs = [["w", "t", True, "noise-xx", "session-1", [2]]]
+    head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), runs])
     assert reasons(verifier().verify(authentic(head, b"{}"))) == [Reason.BUS_FRAME_REFUSED]
 
 
 def test_the_form_on_the_wire() -> None:
     """As the module's docstring gives it."""
     raw = signed([parcel(b"{}", DAEMON_TO_CLIENTS, "m"), parcel(b"[]", DAEMON_TO_CLIENTS, "m")])
-    assert raw[:4] == b"VRB2"
+    assert raw[:4] == b"VRB3"
     assert raw[32:44] == (1).to_bytes(8, "big") + (2).to_bytes(4, "big")
     head = 48 + int.from_bytes(raw[44:48], "big")
-    frames = [[0, 2, None, None]] * 2
-    routes = [["w", "t", "m", False]]
-    assert msgspec.msgpack.decode(raw[48:head]) == ["a", "b", INSTANCE, int(NOW * 1000), routes, frames]
+    runs = [["w", "t", False, None, None, [2]]] * 2
+    assert msgspec.msgpack.decode(raw[48:head]) == ["a", "b", INSTANCE, int(NOW * 1000), runs]
     assert raw[head:] == b"{}[]"
-    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v2\n" + raw[20:32], "sha256")
+    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v3\n" + raw[20:32], "sha256")
     assert AESGCM(key).encrypt(bytes(4) + raw[32:40], b"", raw[20:]) == raw[4:20]
 
 

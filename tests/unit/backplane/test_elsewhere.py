@@ -10,7 +10,9 @@ from tests.memorywire import MemoryRelay
 from tests.unit.backplane.parts import StubBackplane
 from tests.wireframes import encoded
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, DAEMON_TO_CLIENTS, Arrival, Whereabouts
+from viewport_relay.protocol.frames import E2ee
 from viewport_relay.protocol.grant import Scope
+from viewport_relay.sessions.remotesession import SERVES_FOR
 
 THERE = Whereabouts("b", "wss://b.example")
 
@@ -30,7 +32,7 @@ class House:
                     ("w", "t"),
                     DAEMON_TO_CLIENTS if direction != CLIENT_TO_DAEMON else CLIENT_TO_DAEMON,
                     source,
-                    payload,
+                    (payload,),
                 )
             ]
         )
@@ -41,7 +43,7 @@ class House:
         self.relay.pump()
 
     def sent(self) -> list[bytes]:
-        return [parcel.payload for parcel in self.backplane.published]
+        return [bytes(one) for parcel in self.backplane.published for one in parcel.payloads]
 
 
 def codes(messages: list[bytes]) -> list[str]:
@@ -69,7 +71,7 @@ def test_each_frame_has_its_own_look_up_and_order_stays() -> None:
     """Nothing is remembered here: every frame asks again."""
     house = House()
     client = house.relay.client()
-    frames = [encoded("e2ee", seq=n) for n in range(1, 6)]
+    frames = [encoded("e2ee", sessionId=f"session-{n}") for n in range(1, 6)]
     client.say(*frames)
     for _ in frames:
         assert len(house.backplane.lookups) == 1
@@ -246,3 +248,89 @@ def test_a_daemon_that_sits_down_here_ends_what_was_open_elsewhere() -> None:
     house.relay.daemon()
     house.arrive(encoded("e2ee"), DAEMON_TO_CLIENTS)
     assert client.heard() == []
+
+
+class Answered(House):
+    """A house whose look-ups are answered at once: the daemon is on relay b."""
+
+    def __init__(self, **environ: str) -> None:
+        super().__init__(**environ)
+        self.backplane.slow, self.backplane.known_place = False, THERE
+
+    def parcels(self) -> list[int]:
+        """The number of messages of each parcel."""
+        return [len(parcel.payloads) for parcel in self.backplane.published]
+
+
+def test_the_frames_of_one_read_and_session_are_one_parcel_for_a_moment() -> None:
+    house = Answered()
+    client = house.relay.client()
+    frames = [encoded("e2ee", seq=n) for n in range(1, 8)]
+    client.say(*frames[:1])
+    client.say(*frames[1:4])
+    other = encoded("e2ee", sessionId="session-2")
+    client.say(frames[4], other, frames[5])
+    assert house.sent() == [*frames[:5], other, frames[5]]
+    assert house.parcels() == [1, 3, 1, 1, 1]
+    house.relay.clock.advance(SERVES_FOR)
+    house.backplane.known_place = Whereabouts("c", "wss://c.example")
+    client.say(frames[6])
+    assert [parcel.to_relay for parcel in house.backplane.published] == ["b"] * 5 + ["c"]
+
+
+def test_frames_of_a_remote_session_are_charged_and_counted_as_all_others() -> None:
+    house = Answered(RELAY_RUNTIME_RATE_PER_MINUTE="3")
+    client = house.relay.client()
+    for n in range(1, 6):
+        client.say(encoded("e2ee", seq=n))
+    assert len(house.sent()) == 3
+    assert client.closed == (4008, "runtime rate limit exceeded")
+    assert house.relay.counters.frames_client_to_daemon == 0  # the relay that delivers them counts them
+    assert house.relay.counters.frames_client_rejected == 1
+
+
+def test_a_lost_parcel_is_answered_message_by_message() -> None:
+    house = Answered()
+    client = house.relay.client()
+    client.say(encoded("e2ee"))
+    house.backplane.broken = True
+    client.say(*[encoded("e2ee", seq=n) for n in (2, 3)])
+    assert codes(client.heard()) == ["DAEMON_UNAVAILABLE"] * 2
+
+
+def test_a_daemon_that_comes_here_gets_the_next_frame_of_a_remote_session() -> None:
+    house = Answered()
+    client = house.relay.client()
+    client.say(encoded("e2ee", seq=1))
+    daemon = house.relay.daemon()
+    client.say(encoded("e2ee", seq=2))
+    assert daemon.heard() == [encoded("e2ee", seq=2)]
+
+
+def test_a_daemon_answers_a_remote_session_on_the_bus_as_long_as_the_relay_owns_it() -> None:
+    house = Answered()
+    daemon = house.relay.daemon()
+    house.arrive(encoded("init v3"))
+    daemon.say(encoded("response v3"))
+    session = json.loads(encoded("response v3"))["sessionId"]
+    for n in range(1, 4):
+        daemon.say(encoded("e2ee", sessionId=session, seq=n))
+    assert house.parcels() == [1, 1, 1, 1]
+    assert {parcel.direction for parcel in house.backplane.published} == {DAEMON_TO_CLIENTS}
+    daemon.leave()
+    other = house.relay.daemon()
+    other.say(encoded("e2ee", sessionId=session, seq=4))
+    assert len(house.sent()) == 4
+
+
+def test_several_messages_of_an_arrival_are_charged_one_by_one_and_leave_in_order() -> None:
+    house = House(RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE="3")
+    daemon = house.relay.daemon()
+    frames = [encoded("e2ee", seq=n) for n in range(1, 6)]
+    envelope = E2ee("noise-ik", json.loads(frames[0])["sessionId"])
+    house.remote.arrived([Arrival(("w", "t"), CLIENT_TO_DAEMON, "b", frames, envelope)])
+    house.relay.pump()
+    assert daemon.heard() == frames[:3]
+    counters = house.relay.counters
+    assert (counters.frames_client_to_daemon, counters.frames_client_rejected) == (3, 2)
+    assert counters.bytes_client_to_daemon == sum(map(len, frames[:3]))

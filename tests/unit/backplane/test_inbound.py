@@ -37,7 +37,8 @@ class Incoming:
         self.inbound.start(self.arrived.extend)
 
     def frame(self, text: str) -> bytes:
-        return self.signer.sign(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, text.encode()))
+        payload = text.encode()
+        return self.signer.sign(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (payload,), len(payload)))[0]
 
 
 def test_frames_are_handed_on_in_order_and_in_slices() -> None:
@@ -45,7 +46,7 @@ def test_frames_are_handed_on_in_order_and_in_slices() -> None:
     parts.carrier.pulls[0].callback([parts.frame(str(number)) for number in range(600)])
     assert len(parts.arrived) == 256  # the reactor gets its turn in between
     parts.clock.pump([0, 0, 0])
-    assert [a.payload for a in parts.arrived] == [str(n).encode() for n in range(600)]
+    assert [a.payloads[0] for a in parts.arrived] == [str(n).encode() for n in range(600)]
     assert len(parts.carrier.pulls) == 2
     assert parts.counters.bus_pull_frames == 600
 
@@ -55,7 +56,7 @@ def test_bad_frames_are_counted_and_the_rest_goes_on() -> None:
     good = parts.frame("1")
     forged = good.replace(b'"payload":"1"', b'"payload":"2"')
     parts.carrier.pulls[0].callback([forged, good, good, b"[]", 7, None])
-    assert [a.payload for a in parts.arrived] == [b"1"]
+    assert [a.payloads[0] for a in parts.arrived] == [b"1"]
     assert parts.counters.bus_pull_invalid_signature == 1
     assert parts.counters.bus_pull_replayed_signature == 1
     assert parts.counters.drops[Reason.BUS_FRAME_REFUSED] == 3

@@ -95,6 +95,18 @@ def test_leaving_and_coming_back_is_told_in_order() -> None:
     assert parts.carrier.entries == {}
 
 
+def test_a_daemon_that_leaves_while_the_answer_to_its_announcement_is_lost_is_withdrawn() -> None:
+    parts = Parts(hold=True)
+    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.presence.changed(KEY, None, None)
+    parts.carrier.fail(CarrierFailed("the connection to Redis was lost", outage=False))
+    parts.presence.tell_again()
+    assert parts.calls() == ["announce", "withdraw"]
+    parts.carrier.answer()
+    parts.presence.tell_again()
+    assert parts.calls() == ["announce", "withdraw"]
+
+
 def test_another_relay_has_the_daemon_now() -> None:
     parts = Parts()
     parts.presence.changed(KEY, SOMEBODY, None)

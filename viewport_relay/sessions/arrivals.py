@@ -1,0 +1,157 @@
+"""Frames of peers on other relays that came over the bus: they go to the daemon or the clients here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from viewport_relay.admission.limits import Window, WindowTable
+from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival
+from viewport_relay.protocol.decoding import decode_client, decode_daemon
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.decisions import Drop, FanOut
+from viewport_relay.routing.model import Peer, Target
+from viewport_relay.routing.registry import Registry
+from viewport_relay.routing.router import Router
+from viewport_relay.sessions.outcomes import COUNTED_ONLY, Outcomes
+from viewport_relay.sessions.session import session_of
+from viewport_relay.wire.framing import text_header
+from viewport_relay.wire.outbox import Outbox
+from viewport_relay.wire.turn import Turn
+
+
+class BusFeeder:
+    """The feeder of frames that came over the bus: a lane of its own in the queues of daemons here. It is not paused."""
+
+    def pause_reading(self, cause: object) -> None: ...
+    def resume_reading(self, cause: object) -> None: ...
+
+
+class Arrivals:
+    """Delivers what the bus brings. Several messages of an arrival are e2ee frames of one session, decided about once."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        registry: Registry,
+        router: Router,
+        windows: WindowTable,
+        outcomes: Outcomes,
+        max_pending: int,
+        turn: Turn,
+        feeder: BusFeeder,
+    ) -> None:
+        """`max_pending`: bytes that may wait for a daemon here before frames off the bus are dropped."""
+        self._clock = clock
+        self._registry = registry
+        self._router = router
+        self._windows = windows
+        self._outcomes = outcomes
+        self._max_pending = max_pending
+        self._turn = turn
+        self._feeder = feeder
+
+    def arrived(self, arrivals: Sequence[Arrival]) -> None:
+        """Deliver messages of other relays; their signatures are right. What one peer gets of them leaves in one write."""
+        turn = self._turn
+        within, turn.running = turn.within, True
+        now, find = self._clock.seconds(), self._registry.find
+        for arrival in arrivals:
+            target = find(*arrival.target)
+            if arrival.direction == CLIENT_TO_DAEMON:
+                self._to_daemon(target, arrival, now)
+            else:
+                self._to_clients(target, arrival, now)
+        if not within:  # else the reactor sends at the end of its turn
+            turn.running = False
+            turn.send()
+
+    def _to_daemon(self, target: Target | None, arrival: Arrival, now: float) -> None:
+        daemon = None if target is None else target.seat.holder
+        if daemon is None:
+            self._refuse(arrival, Drop(Reason.DAEMON_UNAVAILABLE, "it has left, or never was here"))
+            return
+        outbox = session_of(daemon).outbox
+        if outbox.blocked and outbox.pending >= self._max_pending:
+            self._refuse(arrival, Drop(Reason.BUFFER_OVERFLOW, "the daemon's queue is full"))
+            return
+        window = self._windows.window(("workspace", arrival.target[0]), now)
+        payloads = arrival.payloads
+        frame = arrival.frame or decode_client(payloads[0])
+        refused = self._router.client_frame_of_relay(arrival.from_relay, daemon, frame, window, now)
+        if refused is not None:
+            self._refuse(arrival, refused)
+            return
+        if len(payloads) > 1:
+            over = Reason.RUNTIME_RATE_LIMIT_EXCEEDED
+            payloads = self._within_rate(arrival, window, self._router.rates.workspace, over, now)
+        if self._send(outbox, payloads):
+            self._outcomes.count_to_daemon(daemon, len(payloads), sum(map(len, payloads)), now)
+
+    def _to_clients(self, target: Target | None, arrival: Arrival, now: float) -> None:
+        if target is None:
+            self._refuse(arrival, Drop(Reason.NO_OWNER))
+            return
+        payloads = arrival.payloads
+        frame = arrival.frame or decode_daemon(payloads[0])
+        window = self._windows.window(("workspace-daemon", *arrival.target), now)
+        verdict = self._router.daemon_frame_of_relay(target, frame, window, now)
+        if type(verdict) is Peer:
+            if arrival.frame is None:
+                self._outcomes.watch_answer(verdict, frame)
+            if len(payloads) > 1:
+                over = Reason.DAEMON_RATE_LIMIT_EXCEEDED
+                payloads = self._within_rate(arrival, window, self._router.rates.daemon, over, now)
+            if self._send(session_of(verdict).outbox, payloads):
+                self._outcomes.count_to_clients(verdict, len(payloads), sum(map(len, payloads)), now)
+        elif isinstance(verdict, FanOut):  # of a message that was decoded here, which is one
+            copies = self._outcomes.fan_out(verdict, payloads[0])
+            if copies:
+                self._outcomes.count_to_clients(verdict.receivers[0], copies, copies * len(payloads[0]), now)
+        else:
+            assert isinstance(verdict, Drop)
+            self._refuse(arrival, verdict)
+
+    def _within_rate(
+        self, arrival: Arrival, window: Window, limit: int, over: Reason, now: float
+    ) -> Sequence[bytes]:
+        """The messages that are within the rate; the first is charged already."""
+        payloads = arrival.payloads
+        for taken in range(1, len(payloads)):
+            if not window.hit(now, limit):
+                self._refuse(arrival, Drop(over), len(payloads) - taken)
+                return payloads[:taken]
+        return payloads
+
+    def _send(self, outbox: Outbox, payloads: Sequence[bytes]) -> bool:
+        """Send at the end of the turn, with what else came for this receiver, or let it wait."""
+        if outbox.ready is None:
+            taken = [outbox.send(payload, self._feeder) for payload in payloads]
+            return any(taken)
+        if len(payloads) == 1:
+            outbox.hold(text_header(len(payloads[0])) + payloads[0])
+        else:
+            parts = [part for payload in payloads for part in (text_header(len(payload)), payload)]
+            outbox.hold(b"".join(parts))
+        return True
+
+    def _refuse(self, arrival: Arrival, drop: Drop, frames: int = 0) -> None:
+        """Count `frames` of the arrival, or all, as dropped."""
+        counters, frames = self._outcomes.counters, frames or len(arrival.payloads)
+        if arrival.direction == CLIENT_TO_DAEMON:
+            counters.frames_client_rejected += frames
+        else:
+            counters.frames_daemon_rejected += frames
+        counters.drops[drop.reason] += frames
+        if drop.reason not in COUNTED_ONLY:
+            detail: dict[str, Any] = {"detail": drop.detail} if drop.detail else {}
+            self._outcomes.log.event(
+                "bus_drop",
+                reason=drop.reason,
+                sourceRelayId=arrival.from_relay,
+                workspaceId=arrival.target[0],
+                runtimeTargetId=arrival.target[1],
+                **detail,
+            )
