@@ -7,7 +7,6 @@ The short forms run with all tests, the long ones with `make chaos`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,6 @@ from tests.drill.swarm import Swarm
 
 pytestmark = pytest.mark.redis
 slow = pytest.mark.slow
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path).start()
-    yield server
-    server.kill()
 
 
 def told(drill: str, **figures: Any) -> None:
@@ -102,6 +94,8 @@ def test_clients_that_follow_redirects_leave_nothing_for_the_bus(
         assert fleet.errors() == []
 
 
+#: Seconds more than promised that a machine full of other tests may take.
+MARGIN = 1.0
 #: One relay sees soon that an entry is gone, and says soon that it is still there.
 QUICK_PRESENCE = {"RELAY_REDIS_PRESENCE_TTL_MS": "3000", "RELAY_PRESENCE_SYNC_INTERVAL_MS": "1000"}
 
@@ -268,9 +262,12 @@ def test_a_relay_cannot_reach_redis_but_its_peers_can_reach_it(
         # Silent for as long as relay 0's entries live and are remembered (3 s + 2 s), told from then on.
         assert split["silent"] <= (5 + swarm.patience) / swarm.patience * len(halves.split)
         assert followers.total("cut") == 0 and followers.until_talking(late) < 5
-        # Attempts to reach Redis are up to 3 s apart by then, each waits 2 s for an answer; a look-up is remembered for 2 s.
-        assert healed < 8
-        assert (end.code, end.reason) == (4008, "replaced by newer daemon") and closed_after < 8
+        # Attempts to reach Redis are half a second apart, each ends after a second. A request on its way then has its patience.
+        assert healed < 2 + swarm.patience + MARGIN
+        assert (end.code, end.reason) == (
+            4008,
+            "replaced by newer daemon",
+        ) and closed_after < 2 + swarm.patience + MARGIN
         assert next(room for room in fleet[1].state() if room["workspaceId"] == "moving")["daemonConnected"]
         assert [
             room for room in fleet[0].state() if room["workspaceId"] == "moving" and room["daemonConnected"]

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IListeningPort
 
 from tests.drill.manager import Manager
 from tests.drill.platform import FaultyPlatform
+from tests.drill.redisserver import RedisServer
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,14 @@ def platform() -> Iterator[FaultyPlatform]:
     """One for all tests of a file: put its `mode` back."""
     with FaultyPlatform() as made:
         yield made
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A redis-server of one test's own."""
+    server = RedisServer(tmp_path).start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

@@ -35,8 +35,11 @@ from viewport_relay.backplane.redisprotocol import (
 #: Seconds until a lost connection is made again: about twice the first at first, the longest at last. A server that refuses
 #: commands is left alone for longer than one that cannot be reached.
 RETRY_FIRST: Final = 0.1
-RETRY_MOST: Final = 1.0
+RETRY_MOST: Final = 0.5
 RETRY_MOST_REFUSED: Final = 3.0
+#: Seconds for signing in to a new connection, and for its trials. An attempt that a partition has swallowed ends after that: with
+#: the pause behind it, a relay is back within 2 s of the healing.
+TRIAL_LIMIT: Final = 1.0
 #: Seconds that a connection must last for the back-off to start anew.
 LASTING: Final = 10.0
 #: Seconds between two PINGs, which find a server that has gone silent.
@@ -51,10 +54,9 @@ class _Lease(Protocol):
 
 @implementer(IStreamClientEndpoint)
 class TriedEndpoint:
-    """An endpoint whose connections are signed in and have carried out `trials`.
+    """An endpoint whose connections are signed in and have carried out `trials`, each within TRIAL_LIMIT.
 
-    `made` is called with the connection and `lost` with it later on; `failed` says why an attempt failed. `limit` is
-    seconds for signing in and for the trials.
+    `made` is called with the connection and `lost` with it later on; `failed` says why an attempt failed.
     """
 
     def __init__(
@@ -63,7 +65,6 @@ class TriedEndpoint:
         endpoint: IStreamClientEndpoint,
         credentials: Credentials,
         trials: tuple[Command, ...],
-        limit: float,
         made: Callable[[RedisProtocol], None],
         lost: Callable[[RedisProtocol], None],
         failed: Callable[[CarrierFailed], None],
@@ -72,7 +73,6 @@ class TriedEndpoint:
         self._endpoint = endpoint
         self._factory = RedisFactory(credentials)
         self._trials = trials
-        self._limit = limit
         self._made = made
         self._lost = lost
         self._failed = failed
@@ -101,8 +101,8 @@ class TriedEndpoint:
         connecting: Deferred[Any] = self._endpoint.connect(self._factory)
         redis: RedisProtocol = await connecting
         try:
-            gone = await redis.sign_in(self._clock, self._limit)
-            for answer in await redis.ask(self._trials, self._limit):
+            gone = await redis.sign_in(self._clock, TRIAL_LIMIT)
+            for answer in await redis.ask(self._trials, TRIAL_LIMIT):
                 if isinstance(answer, CarrierFailed):
                     raise answer
         except BaseException:
@@ -147,7 +147,7 @@ class RedisConnection(MultiService):
             RETRY_FIRST, RETRY_MOST_REFUSED, 2.0, lambda: random.uniform(0.0, RETRY_FIRST)
         )
         tried = TriedEndpoint(
-            reactor, endpoint, credentials, trials, limit, self._was_made, self._was_lost, self._was_refused
+            reactor, endpoint, credentials, trials, self._was_made, self._was_lost, self._was_refused
         )
         self._client = ClientService(tried, Factory.forProtocol(_Lease), self._retry_after, reactor)
         self._client.setServiceParent(self)
