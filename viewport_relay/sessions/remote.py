@@ -31,9 +31,9 @@ from viewport_relay.routing.decisions import NoDaemon
 from viewport_relay.routing.model import Peer, Target
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
+from viewport_relay.sessions.bussession import remember
 from viewport_relay.sessions.contest import SEAT_CLOSE_DELAY
 from viewport_relay.sessions.outcomes import Outcomes
-from viewport_relay.sessions.remotesession import remember
 from viewport_relay.sessions.session import Session, session_of
 from viewport_relay.wire.interfaces import Feeder, Judge
 

@@ -12,7 +12,7 @@ from tests.wireframes import encoded
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, DAEMON_TO_CLIENTS, Arrival, Whereabouts
 from viewport_relay.protocol.frames import E2ee
 from viewport_relay.protocol.grant import Scope
-from viewport_relay.sessions.remotesession import SERVES_FOR
+from viewport_relay.sessions.bussession import SERVES_FOR
 
 THERE = Whereabouts("b", "wss://b.example")
 

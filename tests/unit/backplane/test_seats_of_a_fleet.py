@@ -32,6 +32,7 @@ class SeatsOfAFleet(RuleBasedStateMachine):
         self.fleet = MemoryFleet(*RELAYS)
         self.clients = {name: self.fleet[name].relay.client(client_id=name) for name in RELAYS}
         self.daemons: dict[MemoryPeer, tuple[str, int | None]] = {}
+        self.highest = 0  # generation that ever came
         self.asked = 0
 
     # -- daemons -----------------------------------------------------------------------------------------------
@@ -39,6 +40,7 @@ class SeatsOfAFleet(RuleBasedStateMachine):
     @rule(name=relays, generation=st.sampled_from([None, 1, 1, 2, 3]))
     def a_daemon_comes(self, name: str, generation: int | None) -> None:
         self.daemons[self.fleet[name].relay.daemon(generation)] = name, generation
+        self.highest = max(self.highest, generation or 0)
 
     @precondition(lambda self: self.daemons)
     @rule(data=st.data(), how=st.sampled_from(["leave", "vanish", "half-open"]))
@@ -107,11 +109,13 @@ class SeatsOfAFleet(RuleBasedStateMachine):
         before = self.holders()
         self.fleet.wait(HEALED)
         after = self.holders()
-        assert len(after) == (1 if before else 0), (sorted(before), sorted(after))
         entry = self.fleet.redis.seats.entries.get(TARGET)
         if not after:
             assert entry is None
+            # A daemon that comes before a higher generation's leave is told everywhere is stale, as it would be at one relay.
+            assert all((self.daemons[peer][1] or self.highest) < self.highest for peer in before.values())
             return
+        assert before and len(after) == 1, (sorted(before), sorted(after))
         [(name, daemon)] = after.items()
         assert entry is not None and entry["relayId"] == name
         # A daemon without a generation follows any and is followed by any: it may have had the seat for a moment meanwhile.

@@ -1,6 +1,6 @@
 """The e2ee frames of one session whose other end is on another relay: a receiver that puts them onto the bus.
 
-The first frame of a session is decided about by `RemoteRelays`, which then gives the peer a `RemoteSession` for a moment. The
+The first frame of a session is decided about by `RemoteRelays`, which then gives the peer a `BusSession` for a moment. The
 frames that follow find it in routing as they would find a receiver here, and those of one read become one parcel.
 """
 
@@ -21,7 +21,7 @@ SERVES_FOR: Final = 0.25
 MOST_SESSIONS: Final = 256
 LONGEST_ID: Final = 128
 
-Publish = Callable[[Parcel, Publisher | None], None]
+_Publish = Callable[[Parcel, Publisher | None], None]
 
 
 class _BusOutbox:
@@ -38,7 +38,7 @@ class _BusOutbox:
     sealed: Final = True
 
     def __init__(
-        self, publish: Publish, peer: Peer, direction: Direction, frame: E2ee, relay_id: str
+        self, publish: _Publish, peer: Peer, direction: Direction, frame: E2ee, relay_id: str
     ) -> None:
         self._publish = publish
         self._target: TargetKey = peer.target.key
@@ -86,8 +86,8 @@ class _BusOutbox:
         raise NotImplementedError
 
 
-class RemoteSession:
-    """What routing keeps of a remote session (`routing.model.RemoteSession`)."""
+class BusSession:
+    """A `routing.model.RemoteSession`: what routing keeps of a session whose other end is on another relay."""
 
     __slots__ = ("outlet", "profile", "relay_id", "until")
 
@@ -100,7 +100,7 @@ class RemoteSession:
 
 
 def remember(
-    publish: Publish, peer: Peer, direction: Direction, frame: E2ee, relay_id: str, now: float
+    publish: _Publish, peer: Peer, direction: Direction, frame: E2ee, relay_id: str, now: float
 ) -> None:
     """Let the next frames of this session take the short way. `frame` is what each of them is decoded to."""
     if len(frame.session_id) > LONGEST_ID:
@@ -108,4 +108,4 @@ def remember(
     if peer.remote is None or len(peer.remote) >= MOST_SESSIONS:
         peer.remote = {}
     outlet = _BusOutbox(publish, peer, direction, frame, relay_id)
-    peer.remote[frame.session_id] = RemoteSession(outlet, frame.profile, relay_id, now + SERVES_FOR)
+    peer.remote[frame.session_id] = BusSession(outlet, frame.profile, relay_id, now + SERVES_FOR)
