@@ -1,10 +1,9 @@
-"""What every test can use: programs that a test needs, skips that are counted, free ports.
+"""Plugin hooks and fixtures for all tests: required programs, counted skips, time limits, free ports.
 
-A test says what it needs with a marker (`@pytest.mark.redis`, see programs.py). Where the program is missing the test
-is skipped, and the last line of the run names the program and the command that adds it. With FAIL_ON_SKIP=1 in the
-environment, which CI sets, any skip at all fails the run. An async test that waits for something that never comes
-fails after LIMIT seconds, or those of `@pytest.mark.limit(seconds)`; whatever else stands still is ended by
-faulthandler (pyproject.toml).
+A test names a required program with a marker (`@pytest.mark.redis`, see programs.py). Without the program the test is
+skipped, and the last line of the run names the program and the command that installs it. With FAIL_ON_SKIP=1 in the
+environment, as in CI, any skip fails the run. An async test fails after LIMIT seconds or those of
+`@pytest.mark.limit(seconds)`; faulthandler ends any other test that hangs (pyproject.toml).
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from twisted.python.failure import Failure
 from tests import ports
 from tests.programs import PROGRAMS, installed
 
-# A loaded machine is no reason to fail: what hangs is ended by LIMIT and by faulthandler.
+# No deadline: examples are slow on a loaded machine; LIMIT and faulthandler end what hangs.
 hypothesis_settings.register_profile("relay", deadline=None)
 hypothesis_settings.load_profile("relay")
 
 pytest_plugins = ["tests.drill.fixtures"]
 
-#: Seconds that an async test may take. Long: it is for what hangs, not for what is slow on a loaded machine.
+#: Seconds that an async test may take. Long, because it ends tests that hang, not tests that are slow.
 LIMIT = 120.0
 
 NEEDS = re.compile(r"needs ([\w-]+): (.+)")
 
-_skips = pytest.StashKey[list[str]]()  # one line each
+_skips = pytest.StashKey[list[str]]()  # one line for each skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts.
+    # A shell's background job ignores SIGINT, and child processes inherit that: tests that interrupt a process would hang.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_skips] = []
@@ -52,11 +51,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def _bounded(case: Callable[..., Any], seconds: float) -> Callable[..., Deferred[Any]]:
-    """The same test, cancelled after `seconds`; pytest-twisted waits for the Deferred."""
+    """Wrap an async test in a Deferred that is cancelled after `seconds`; pytest-twisted waits for the Deferred."""
 
     @functools.wraps(case)
     def bounded(*arguments: Any, **named: Any) -> Deferred[Any]:
-        from twisted.internet import reactor  # not before pytest-twisted has chosen it
+        from twisted.internet import reactor  # pytest-twisted installs the reactor before
 
         running: Deferred[Any] = Deferred.fromCoroutine(case(*arguments, **named))
         return running.addTimeout(seconds, reactor, _hangs)  # type: ignore[arg-type]
@@ -79,7 +78,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class _SkipCounter:
-    """Collects skips, of whole modules too."""
+    """Collects skips of tests and of whole modules."""
 
     def __init__(self, skips: list[str]) -> None:
         self.skips = skips
@@ -107,13 +106,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Say last of all what was skipped, after pytest's own closing line."""
+    """Print the skipped tests after pytest's own last line."""
     skips = config.stash.get(_skips, [])
-    if not skips or hasattr(
-        config, "workerinput"
-    ):  # pytest-xdist's workers: the one who started them says it
+    if not skips or hasattr(config, "workerinput"):  # a worker of pytest-xdist: its parent prints the skips
         return
-    # From the words of each skip, since only those come back from a worker.
+    # A pytest-xdist worker reports only the text of each skip.
     missing = dict(pair for skip in skips for pair in NEEDS.findall(skip))
     if os.environ.get("FAIL_ON_SKIP") == "1":
         print(f"FAIL_ON_SKIP=1 and {len(skips)} skipped, so this run failed:", *skips, sep="\n  ")
@@ -124,17 +121,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    """A free TCP port of the loopback address."""
+    """A free TCP port on loopback."""
     return ports.free_port()
 
 
 @pytest.fixture
 def clean_environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """The process environment without any setting of the relay's; returns the monkeypatch to set some."""
+    """The process environment without settings of the relay; yields the monkeypatch."""
     for name in list(os.environ):
         if name.startswith("RELAY_") or name in {"SERVER_URL", "HOST", "PORT", "MAX_LOGS"}:
             monkeypatch.delenv(name)
     yield monkeypatch
-
-
-# -- the real relay as a process: fixtures of the integration tests go below ------------------------------------

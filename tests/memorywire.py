@@ -1,4 +1,4 @@
-"""The relay's connections without sockets: real sessions, router and wire over transports in memory.
+"""A relay without sockets: real sessions, router and wire over in-memory transports.
 
     relay = MemoryRelay(RELAY_PONG_TIMEOUT_MS="400")
     daemon = relay.daemon(generation=1)
@@ -6,9 +6,9 @@
     client.say(encoded("init v3"))
     assert daemon.heard() == [encoded("init v3")]
 
-The transport is Twisted's own `FileDescriptor` (buffer, high-water mark, producers, orderly close) over a bytearray
-in place of a socket; time is a `Clock`. A peer that does not read leaves its bytes in the transport, as the kernel
-would once its buffers are full. No upgrade takes place: peers come in admitted.
+The transport is Twisted's `FileDescriptor` (buffer, high-water mark, producers, orderly close) over a bytearray in place
+of a socket; time is a `Clock`. The bytes for a peer that does not read stay in the transport, as with full kernel
+buffers. There is no upgrade: peers start admitted.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from viewport_relay.wire.turn import Turn
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
-#: Seconds between a ping and its answer.
+#: Seconds between a ping and its pong.
 ROUND_TRIP = 0.01
 
-#: Settings under which no rate ends a test that is not about rates.
+#: Settings without rate limits, for tests of other behaviour.
 GENEROUS = {
     "RELAY_MODE": "dev",
     "RELAY_LISTEN_HOST": "127.0.0.1",
@@ -57,7 +57,7 @@ GENEROUS = {
 
 
 def masked_frame(opcode: int, payload: bytes, *, fin: bool = True, mask: bytes | None = None) -> bytes:
-    """A frame as a client sends it (RFC 6455, section 5.2)."""
+    """A masked frame, as a client sends it (RFC 6455, section 5.2)."""
     key = os.urandom(4) if mask is None else mask
     length = len(payload)
     head = bytes([(0x80 if fin else 0) | opcode])
@@ -81,7 +81,7 @@ def timed_calls(clock: Clock) -> None:
 
 
 class FrameReader:
-    """Cuts a server's bytes into frames (opcode, payload, fin)."""
+    """Parses a server's bytes into frames (opcode, payload, fin)."""
 
     def __init__(self) -> None:
         self._kept = b""
@@ -106,7 +106,7 @@ class FrameReader:
 
 
 class Poll:
-    """What a transport asks of a reactor: who wants to read and write."""
+    """Test double of the reactor of a transport: the sets of readers and writers."""
 
     def __init__(self) -> None:
         self.reading: set[object] = set()
@@ -127,21 +127,21 @@ class Poll:
 
 @implementer(ITransport)
 class MemoryTransport(FileDescriptor):
-    """One end of a connection. `taken` gets what the other end takes; `window` is how much that still may be."""
+    """The relay's end of a connection. `taken` receives the bytes written; `window` is the receive window of the peer."""
 
     def __init__(self, clock: Clock, taken: Callable[[bytes], None]) -> None:
         self._poll = Poll()
         FileDescriptor.__init__(self, self._poll)  # type: ignore[arg-type]
         self._clock = clock
         self._taken = taken
-        self._waiting = bytearray()  # what the other end sent and is not read yet
+        self._waiting = bytearray()  # bytes from the peer that are unread
         self.protocol: Any = None
         self.window = 1 << 62
         self.aborted = False
         self.connected = 1
         self.startReading()
 
-    # -- what Twisted's TCP connection has on top ------------------------------------------------------------
+    # -- the rest of Twisted's TCP connection ----------------------------------------------------------------
 
     def writeSomeData(self, data: bytes) -> int:
         size = min(len(data), self.window)
@@ -172,10 +172,10 @@ class MemoryTransport(FileDescriptor):
     def setTcpNoDelay(self, enabled: bool) -> None:
         pass
 
-    # -- what the test does ------------------------------------------------------------------------------------
+    # -- for tests ---------------------------------------------------------------------------------------------
 
     def arrive(self, data: bytes) -> None:
-        """The other end sent this."""
+        """Receive bytes from the peer."""
         self._waiting += data
 
     @property
@@ -191,7 +191,7 @@ class MemoryTransport(FileDescriptor):
         return len(self.dataBuffer) - self.offset + self._tempDataLen
 
     def turn(self) -> bool:
-        """One turn of the reactor for this connection; whether anything happened."""
+        """Run one turn of the reactor for this connection; True if bytes moved."""
         moved = False
         if self._waiting and self.is_read and self.connected:
             piece, self._waiting = bytes(self._waiting[:65_536]), self._waiting[65_536:]
@@ -207,13 +207,13 @@ class MemoryTransport(FileDescriptor):
         return moved
 
     def vanish(self) -> None:
-        """The connection breaks."""
+        """Lose the connection without FIN."""
         if self.connected:
             self.connectionLost(Failure(ConnectionLost()))
 
 
 class Log:
-    """An event sink that remembers."""
+    """An event sink that records its calls."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -222,12 +222,12 @@ class Log:
         self.events.append({"event": event, **rest})
 
     def reasons(self) -> list[str]:
-        """Codes of all entries that have one."""
+        """Reason codes of all entries that have one."""
         return [entry["reason"].code for entry in self.events if entry.get("reason") is not None]
 
 
 class MemoryPeer:
-    """A peer at the other end: answers pings and Closes unless told otherwise."""
+    """The peer's end of a connection: answers pings and Close frames unless disabled."""
 
     def __init__(self, relay: MemoryRelay, info: ConnectionInfo) -> None:
         self._relay = relay
@@ -238,7 +238,7 @@ class MemoryPeer:
         self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
         self.closed: tuple[int | None, str] | None = None  # the relay's Close
-        self.after_close: list[object] = []  # there must be nothing
+        self.after_close: list[object] = []  # must stay empty
         self.answers_pings = True
         self.answers_close = True
 
@@ -253,7 +253,7 @@ class MemoryPeer:
             elif opcode == PING:
                 self.pings.append(payload)
                 if self.answers_pings:
-                    # On a network an answer takes a moment, and the relay's clock shows it.
+                    # A pong takes a round trip, and the relay's clock measures it.
                     pong = masked_frame(PONG, payload)
                     self._relay.clock.callLater(ROUND_TRIP, self.transport.arrive, pong)
             elif opcode == PONG:
@@ -265,7 +265,7 @@ class MemoryPeer:
                 if self.answers_close:
                     self.transport.arrive(masked_frame(CLOSE, payload[:2]))
 
-    # -- what it does ------------------------------------------------------------------------------------------
+    # -- for tests ---------------------------------------------------------------------------------------------
 
     def say(self, *messages: bytes, pump: bool = True) -> None:
         """Send text messages."""
@@ -277,7 +277,7 @@ class MemoryPeer:
             self._relay.pump()
 
     def heard(self) -> list[bytes]:
-        """What came since the last call."""
+        """The messages received since the last call."""
         messages, self.inbox = self.inbox, []
         return messages
 
@@ -289,7 +289,7 @@ class MemoryPeer:
         self._relay.pump()
 
     def leave(self) -> None:
-        """Close in order."""
+        """Send Close 1000."""
         self.answers_close = False
         self.raw(masked_frame(CLOSE, struct.pack("!H", 1000)))
 
@@ -299,23 +299,23 @@ class MemoryPeer:
 
     @property
     def is_open(self) -> bool:
-        """The relay has neither closed nor lost it."""
+        """True while the relay has neither closed nor lost the connection."""
         return self.closed is None and self.connection.ending is None
 
     @property
     def routed(self) -> Peer | None:
-        """What routing knows it as, while it takes part."""
+        """The peer as routing sees it, while it is joined."""
         return routed(self.connection)
 
 
 def routed(connection: Connection) -> Peer | None:
-    """What routing knows a connection as, while it takes part."""
+    """A connection's peer as routing sees it, while it is joined."""
     session = connection.handler
     return session.peer if isinstance(session, Session) else None
 
 
 class MemoryRelay:
-    """Sessions, factory and heartbeat of one relay, with a clock that the test turns."""
+    """Sessions, connection factory and heartbeat of one relay, with a clock that the test advances."""
 
     def __init__(
         self,
@@ -325,7 +325,7 @@ class MemoryRelay:
         clock: Clock | None = None,
         **environ: str,
     ) -> None:
-        """`client` is in place of the HTTP client that asks the platform; relays of a fleet share a `clock`."""
+        """`client` replaces the HTTP client of the platform; relays of a fleet share a `clock`."""
         if clock is None:
             clock = Clock()
             clock.advance(1000.0)
@@ -366,7 +366,7 @@ class MemoryRelay:
         pump: bool = True,
         **claims: Any,
     ) -> MemoryPeer:
-        """A peer that was admitted with these claims (attributes of `Claims`)."""
+        """Join a peer that was admitted with these claims (attributes of `Claims`)."""
         self._made += 1
         peer = MemoryPeer(self, ConnectionInfo(f"{role.value}-{self._made}", ip))
         self.peers.append(peer)
@@ -386,11 +386,11 @@ class MemoryRelay:
         return self.join(Role.WORKER, **{"managed_executor_id": "x", **rest})
 
     def clean_up(self) -> None:
-        """What the service does every RELAY_CLEANUP_INTERVAL_MS."""
+        """Run the clean-up that the service runs every RELAY_CLEANUP_INTERVAL_MS."""
         self.registry.clean_up(self.clock.seconds(), self.config.empty_workspace_ttl_ms / 1000)
 
     def pump(self) -> None:
-        """Turn the reactor until nothing moves any more. Time stands still."""
+        """Run turns of the reactor until no bytes move. The clock does not advance."""
         moved = True
         while moved:
             moved = False
@@ -398,7 +398,7 @@ class MemoryRelay:
                 moved = peer.transport.turn() or moved
 
     def wait(self, seconds: float, step: float = 0.05) -> None:
-        """Let time pass, in steps that the relay's timers can tell apart."""
+        """Advance the clock in steps smaller than the relay's timers."""
         end = self.clock.seconds() + seconds
         while self.clock.seconds() < end - 1e-9:
             self.clock.advance(min(step, end - self.clock.seconds()))

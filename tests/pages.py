@@ -1,4 +1,4 @@
-"""The Markdown pages of the project as tests read them: fenced blocks with where they stand.
+"""The project's Markdown pages for tests: fenced blocks with their place.
 
 for block in blocks("docs/reference/protocol.md", "exchange"):
     block.text
@@ -25,12 +25,12 @@ class Block:
 
     @property
     def id(self) -> str:
-        """Name for a test's parameter."""
+        """Id of the block as a test's parameter."""
         return f"{Path(self.page).name}:{self.line}"
 
 
 def pages() -> list[str]:
-    """Every page written for readers, as paths relative to the root."""
+    """All documentation pages, as paths relative to the root."""
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"]
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
@@ -40,7 +40,7 @@ def text_of(page: str) -> str:
 
 
 def blocks(page: str, *languages: str) -> list[Block]:
-    """The fenced blocks of a page in these languages; of all without any."""
+    """The fenced blocks of a page in these languages; without languages, all blocks."""
     found: list[Block] = []
     heading, fence, language, start, lines = "", "", "", 0, list[str]()
     for number, line in enumerate(text_of(page).splitlines(), 1):
@@ -59,7 +59,7 @@ def blocks(page: str, *languages: str) -> list[Block]:
 
 
 def section(page: str, heading: str) -> str:
-    """What stands under a heading, up to the next of the same or a higher level."""
+    """The text under a heading, up to the next heading of the same or a higher level."""
     _, found, rest = text_of(page).partition(f"\n{heading}\n")
     assert found, f"{page}: no {heading}"
     level = len(heading) - len(heading.lstrip("#"))
@@ -67,7 +67,7 @@ def section(page: str, heading: str) -> str:
 
 
 def version() -> str:
-    """The version of this source tree; what is installed may be another."""
+    """The version of this source tree; the installed one may differ."""
     match = re.search(r"^version = (\S+)$", text_of("setup.cfg"), re.MULTILINE)
     assert match
     return match[1]

@@ -1,14 +1,14 @@
-"""Ports for servers that a test starts: free, and of those that the kernel gives to no connection meanwhile."""
+"""Free ports for servers of tests, outside the kernel's range of outgoing connections."""
 
 from __future__ import annotations
 
 import random
 import socket
 
-#: Below the ports of outgoing connections (32768 and up, unless that was changed), of which floods take thousands.
+#: Below the range of outgoing connections (32768 and up by default), of which floods use thousands.
 PORTS = range(20_000, 32_000)
 
-_random = random.SystemRandom()  # not the one that property tests seed
+_random = random.SystemRandom()  # independent of the seed of property tests
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -1,6 +1,6 @@
-"""The programs that tests start beside the relay, by the marker of the tests that need them.
+"""External programs that tests start, by the marker of the tests.
 
-`make proxies` installs the proxies that Debian does not have, or has in an older version, from PyPI into .proxies.
+`make proxies` installs from PyPI into .proxies the proxies that Debian lacks or has in an older version.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ PROGRAMS: Final = {
 
 
 def installed(marker: str) -> bool:
-    """Whether the program of a marker is there."""
+    """True if the program of a marker is installed."""
     return shutil.which(PROGRAMS[marker][0]) is not None

@@ -1,6 +1,6 @@
-"""One good example of every frame of the wire protocol, section 4, and how to change it.
+"""One valid example of each frame of the wire protocol, section 4, and functions that change one.
 
-example("e2ee", sessionId="s-1", tag=...)      # a dict; `...` leaves a member out
+example("e2ee", sessionId="s-1", tag=...)      # a dict; `...` removes a member
 encoded("e2ee", seq=7)                         # the bytes of a message
 """
 
@@ -120,7 +120,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 
-#: Which role sends it.
+#: Names of examples, by sender.
 CLIENT_FRAMES: Final = (
     "e2ee",
     "init v3",
@@ -146,7 +146,7 @@ WORKER_FRAMES: Final = ("worker request",)
 
 
 def example(name: str, **changes: Any) -> dict[str, Any]:
-    """The example with members changed; `...` as a value leaves one out."""
+    """The example with members changed; the value `...` removes a member."""
     frame = {**EXAMPLES[name], **changes}
     return {member: value for member, value in frame.items() if value is not ...}
 

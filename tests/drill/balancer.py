@@ -1,9 +1,9 @@
-"""A load balancer in front of a fleet, configured by the text of docs/how-to/load-balancers.md.
+"""A load balancer in front of a fleet, with the configuration of docs/how-to/load-balancers.md.
 
     with Balancer("haproxy", folder, fleet.ports) as balancer:
         Line.open(balancer.port, …)
 
-Only addresses, and times that a test must not wait for, are replaced.
+Only addresses and long intervals of the page's text are replaced.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.programs import PROGRAMS
 
 PAGE = "docs/how-to/load-balancers.md"
 LANGUAGES = {"haproxy": "haproxy", "nginx": "nginx", "envoy": "yaml"}
-#: What the page calls the relays, in the order of `ports`.
+#: Host names of the relays on the page, in the order of `ports`.
 NAMES = ("relay-a.example", "relay-b.example", "relay-c.example")
-#: Seconds between two health checks of HAProxy and Envoy here; nginx has none.
+#: Seconds between two health checks of HAProxy and Envoy in tests; nginx has none.
 CHECK = 0.5
 
 
 class Balancer:
-    """`program` is haproxy, nginx or envoy; `ports` are those of the page's three relays."""
+    """The process of a balancer. `program` is haproxy, nginx or envoy; `ports` are those of the page's three relays."""
 
     def __init__(self, program: str, folder: Path, ports: Sequence[int]) -> None:
         self.port = free_port()
@@ -62,7 +62,7 @@ class Balancer:
     def _haproxy(self, text: str, folder: Path, ports: Sequence[int]) -> str:
         pieces = {f"10.0.0.{n}:7781": f"127.0.0.1:{port}" for n, port in enumerate(ports, 1)}
         times = {"check inter 2s": f"check inter {int(CHECK * 1000)}ms"}
-        # So many connections would need more descriptors than a test may have.
+        # The page's maximum needs more descriptors than a test may open.
         return "global\n    maxconn 4000\n" + put_in(
             text, pieces | times | {"bind :8080": f"bind 127.0.0.1:{self.port}"}
         )
@@ -104,5 +104,5 @@ class Balancer:
         return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
 
     def settings(self, number: int) -> dict[str, str]:
-        """What relay `number` says of itself behind this balancer."""
+        """Settings that relay `number` needs behind this balancer."""
         return {"RELAY_PUBLIC_WS_BASE_URL": f"ws://{NAMES[number]}:{self.port}"}

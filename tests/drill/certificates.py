@@ -1,4 +1,4 @@
-"""Certificates for tests: a private CA and what it issues, as objects, as PEM and as files.
+"""Certificates for tests: a private CA and its certificates, as objects, PEM and files.
 
 ca = Identity.self_signed("test CA")
 server = ca.issue("server", "localhost", "127.0.0.1")
@@ -35,8 +35,8 @@ Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 _twisted: Any = _twisted_ssl
 _DAY = datetime.timedelta(days=1)
 
-#: What strict verification (the default from Python 3.13 on) wants of a CA, RFC 5280 section 4.2.1.3; and for those that
-#: serve with it themselves, a signature.
+#: Key usage that strict verification (default since Python 3.13) requires of a CA (RFC 5280, section 4.2.1.3), and
+#: digitalSignature for a CA certificate that a server uses itself.
 _CA_USAGE = x509.KeyUsage(
     digital_signature=True,
     content_commitment=False,
@@ -60,20 +60,20 @@ class Files:
 
 @frozen
 class Identity:
-    """A certificate and its key."""
+    """A certificate and its private key."""
 
     certificate: x509.Certificate
     key: Key
 
     @classmethod
     def self_signed(cls, label: str, *names: str, days: float = 1) -> Identity:
-        """A CA; for these host names and addresses it can serve itself. It ends `days` from now (negative: has ended)."""
+        """A CA certificate, also valid as server for these host names and addresses. Expires in `days` (negative: has expired)."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(label, names, key, days).issuer_name(_name(label))
         return cls(_signed(builder, key, ca=True), key)
 
     def issue(self, label: str, *names: str, kind: Kind = "ecdsa", days: float = 1) -> Identity:
-        """A certificate of this CA for these host names and addresses, as server and as client."""
+        """A certificate issued by this CA for these host names and addresses, for servers and clients."""
         key: Key = (
             ec.generate_private_key(ec.SECP256R1())
             if kind == "ecdsa"
@@ -97,7 +97,7 @@ class Identity:
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, hidden)
 
     def write(self, folder: Path, name: str, passphrase: bytes | None = None) -> Files:
-        """Into `name.crt` and `name.key`, each of which is replaced in one step."""
+        """Write `name.crt` and `name.key`; each file is replaced atomically."""
         for part, pem in (("crt", self.cert_pem), ("key", self.key_pem(passphrase))):
             fresh = folder / f"{name}.{part}.new"
             fresh.write_bytes(pem)
@@ -105,16 +105,16 @@ class Identity:
         return Files(str(folder / f"{name}.crt"), str(folder / f"{name}.key"))
 
     def context(self) -> ssl.SSLContext:
-        """A client's, which trusts this CA alone."""
+        """A client's TLS context that trusts this CA only."""
         return ssl.create_default_context(cadata=self.cert_pem.decode())
 
     @property
     def trust_root(self) -> Any:
-        """The same for Twisted."""
+        """This CA as a trust root for Twisted."""
         return _twisted.trustRootFromCertificates([_twisted.Certificate.loadPEM(self.cert_pem)])
 
     def options(self, client_ca: Identity | None = None) -> Any:
-        """A Twisted server's, which asks for a certificate of `client_ca`."""
+        """TLS options of a Twisted server; with `client_ca` a client certificate is required."""
         return _twisted.CertificateOptions(
             privateKey=self.key,
             certificate=self.certificate,
@@ -162,7 +162,7 @@ def _signed(builder: x509.CertificateBuilder, key: Key, *, ca: bool) -> x509.Cer
 
 
 def serial_of(sock: ssl.SSLSocket) -> int:
-    """Serial number of the certificate that the other side showed."""
+    """Serial number of the other side's certificate."""
     shown = sock.getpeercert(binary_form=True)
     assert shown is not None
     return x509.load_der_x509_certificate(shown).serial_number

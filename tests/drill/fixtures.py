@@ -1,4 +1,4 @@
-"""Fixtures for every test; `tests/conftest.py` registers this module as a plugin.
+"""Fixtures for all tests; `tests/conftest.py` registers this module as a plugin.
 
 A test file or folder that needs another platform overrides the fixture.
 """
@@ -19,7 +19,7 @@ from tests.drill.redisserver import RedisServer
 
 @pytest.fixture(scope="module")
 def platform() -> Iterator[FaultyPlatform]:
-    """One for all tests of a file: put its `mode` back."""
+    """One platform for all tests of a file: tests restore its `mode`."""
     with FaultyPlatform() as made:
         yield made
 
@@ -41,7 +41,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 @pytest_twisted.async_yield_fixture
 async def ports() -> AsyncIterator[list[IListeningPort]]:
-    """Listening ports of a test, closed after it."""
+    """A list of listening ports that are closed after the test."""
     listening: list[IListeningPort] = []
     yield listening
     for port in listening:

@@ -1,4 +1,4 @@
-"""Several relays as processes on one Redis, for drills: each can be killed, stopped and started again on its port.
+"""Several relay processes on one Redis: each can be killed, stopped and restarted on its port.
 
 with DrillFleet(platform, redis.url, 5) as fleet:
     swarm.add(20, daemon=fleet.from_home, client=fleet.from_anywhere)
@@ -19,12 +19,12 @@ from tests.ports import free_port
 
 BUS_KEY = "drill-bus-key-0123456789abcdefABCDEF"
 
-#: Reasons that a relay logs at level error while its Redis is at fault.
+#: Reasons at level error in the log of a relay whose Redis is at fault.
 OF_REDIS = ("BACKPLANE_UNREACHABLE", "BACKPLANE_REFUSED")
 
 
 class DrillFleet:
-    """`settings` are those of every relay, `own` those of single ones by number, `ports` theirs if a test knows them."""
+    """A fleet of relays: `settings` for all, `own` for single ones by number, `ports` if the test chooses them."""
 
     def __init__(
         self,
@@ -68,30 +68,30 @@ class DrillFleet:
         return self.relays[number]
 
     def restart(self, number: int) -> Relay:
-        """A new process on the same port, which need not be ready yet."""
+        """Start a new process on the same port; returns before the relay is ready."""
         self.relays[number] = self._start(number)
         return self.relays[number]
 
-    # -- where peers go ----------------------------------------------------------------------------------------
+    # -- routes of peers -------------------------------------------------------------------------------------
 
     def from_home(self, pair: int) -> list[int]:
-        """All ports: pair n begins at relay n, and goes on to the next."""
+        """All ports, rotated: pair n starts at relay n and continues with the next."""
         first = pair % len(self.ports)
         return self.ports[first:] + self.ports[:first]
 
     def from_anywhere(self, pair: int) -> list[int]:
-        """The same, begun somewhere else for most pairs: as behind a balancer that knows no workspaces."""
+        """All ports, rotated so that most clients start at another relay than their daemon, as behind a balancer without affinity."""
         count = len(self.ports)
         return self.from_home(pair + pair // count)
 
-    # -- what the relays say -----------------------------------------------------------------------------------
+    # -- metrics and log -------------------------------------------------------------------------------------
 
     def metric(self, name: str) -> int:
-        """One metric, all series of it, of all relays that answer."""
+        """The sum of a metric over all its series and all running relays."""
         return sum(metric(relay, name) for relay in self.relays if relay.process.poll() is None)
 
     def bus_share(self, before: tuple[int, int] = (0, 0)) -> tuple[float, tuple[int, int]]:
-        """Frames over the bus for each frame that reached its peer since `before`; and what to give next time."""
+        """Frames over the bus per delivered frame since `before`, and the totals for the next call."""
         bus = self.metric("relay_bus_publish_ok_total")
         all_ = self.metric("relay_frames_client_to_daemon_total") + self.metric(
             "relay_frames_daemon_to_clients_total"
@@ -99,7 +99,7 @@ class DrillFleet:
         return (bus - before[0]) / max(1, all_ - before[1]), (bus, all_)
 
     def errors(self, *expected: str) -> list[object]:
-        """Entries of level error, of the relays that run now, but those of the reasons or events expected."""
+        """Log entries of level error of the current processes, except the expected reasons or events."""
         return [entry for relay in self.relays for entry in relay.errors(*expected)]
 
     def cpu(self) -> float:
@@ -107,7 +107,7 @@ class DrillFleet:
 
 
 def metric(relay: Relay, name: str) -> int:
-    """One metric of one relay, the sum of its series."""
+    """The sum of a metric of one relay over all its series."""
     text = relay.http("/metrics")[1].decode()
     return sum(
         int(float(value)) for value in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)

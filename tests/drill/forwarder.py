@@ -1,12 +1,12 @@
-"""A TCP forwarder in a thread of its own: the network between two processes, which a test can partition.
+"""A TCP forwarder in its own thread: a network between two processes that a test can partition.
 
     with Forwarder(redis.port) as network:
         relay = Relay({"RELAY_REDIS_URL": f"redis://127.0.0.1:{network.port}", …})
-        network.partition()      # no byte passes, and no end says so: packets are lost
+        network.partition()      # bytes are dropped without RST or FIN
         network.heal()
 
-A partition keeps open connections open and accepts new ones, which then hear nothing, as a firewall that drops packets
-looks to a process before TCP gives up. Bytes of a partition are lost, and so their connections are reset at `heal`.
+During a partition open connections stay open and new ones are accepted, but no byte passes: a process behind a firewall
+that drops packets sees the same until TCP times out. `heal` resets these connections, because their bytes are lost.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Forwarder:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     def partition(self) -> None:
-        """From now on no byte passes."""
+        """Drop all bytes from now on."""
         self._cut = True
 
     def heal(self) -> None:
-        """Bytes pass again, over new connections: those of the partition are reset."""
+        """Forward again; reset the connections that lost bytes."""
 
         async def reset() -> None:
             self._cut = False
@@ -84,7 +84,7 @@ class Forwarder:
             writer.transport.abort()
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        """Forward until the source ends; that end takes the other direction with it."""
+        """Forward until the source ends, then raise ConnectionResetError, which ends the other direction."""
         while data := await source.read(65_536):
             if self._cut:
                 self._lost.add(target)

@@ -1,4 +1,4 @@
-"""One WebSocket connection of a peer in asyncio, for tools that hold hundreds of them."""
+"""A peer's WebSocket connection in asyncio, for tools that hold hundreds of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tests.drill.peer import CLOSE, PING, PONG, TEXT, frame, upgrade_request
 
 
 class Line:
-    """Pings and Closes are answered while something is awaited; else nothing happens by itself."""
+    """One WebSocket connection. Pings and Close frames are answered only while a method is awaited."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
     @classmethod
     async def open(cls, port: int, role: str, workspace: str, token: str, host: str = "localhost") -> Line:
-        """Connect to `port` of loopback, as if `host` had led there. Raises ConnectionError for an answer other than 101."""
+        """Connect to `port` of loopback with `host` as Host header. Raises ConnectionError for any response other than 101."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         query = urlencode({"role": role, "workspaceId": workspace, "runtimeTargetId": "t"})
         writer.write(upgrade_request(f"/ws?{query}", {"Authorization": f"Bearer {token}"}, host))
@@ -31,7 +31,7 @@ class Line:
         self.writer.write(frame(TEXT, text.encode()))
 
     async def receive(self) -> str:
-        """The next message. Raises ConnectionError at the end; a Close is answered."""
+        """The next message. Raises ConnectionError at the end of the connection; a Close frame is answered first."""
         while True:
             first, second = await self.reader.readexactly(2)
             size = second & 0x7F
@@ -50,9 +50,9 @@ class Line:
                 raise ConnectionError(payload[2:].decode())
 
     async def quiet(self, seconds: float) -> None:
-        """Wait; raises ConnectionError when the connection is closed meanwhile."""
+        """Wait `seconds`; raises ConnectionError if the connection ends earlier."""
         try:
-            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 may swallow a cancellation
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 can lose a cancellation
                 await self.receive()
         except TimeoutError:
             pass

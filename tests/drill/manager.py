@@ -1,4 +1,4 @@
-"""A service manager's end of sd_notify(3): a socket in `folder`, read as it comes."""
+"""A service manager's end of sd_notify(3): a datagram socket in `folder`, read by a thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.drill.relay import until
 
 
 class Manager:
-    """NOTIFY_SOCKET is `path`; `heard` has each message and when it came (monotonic, seconds)."""
+    """NOTIFY_SOCKET is `path`; `heard` has each message with its time of arrival (monotonic, seconds)."""
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "notify")
@@ -26,7 +26,7 @@ class Manager:
             self.heard.append((time.monotonic(), text))
 
     def close(self) -> None:
-        self.sock.shutdown(socket.SHUT_RDWR)  # ends the listening
+        self.sock.shutdown(socket.SHUT_RDWR)  # ends the thread
         self._thread.join(10)
         self.sock.close()
 

@@ -1,12 +1,12 @@
-"""A WebSocket peer over a blocking socket, with the manners that a test wants it to have.
+"""A WebSocket peer over a blocking socket, controlled step by step by a test.
 
     daemon = Peer.daemon(relay, platform, "ws-1", "target-1")
     client = Peer.client(relay, platform, "ws-1", "target-1")
-    client.converse(daemon)                     # key exchange, so that the session is the client's
+    client.converse(daemon)                     # key exchange: the client owns the session
     client.send(e2ee(client.session))
     assert daemon.text() == …
 
-Nothing is answered that the test does not answer: pings are left to it, and so is a Close.
+A Close frame is never answered; a ping only within `message`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _numbers = itertools.count(1)
 
 
 class Refused(Exception):
-    """The upgrade was not answered with 101."""
+    """The upgrade had a response other than 101; status 0 without a response."""
 
     def __init__(self, status: int, head: str) -> None:
         super().__init__(f"{status}: {head[:300]}")
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 class Closed(Exception):
-    """The relay closed: code 1006 when there was no Close frame."""
+    """The connection ended: the Close code, or 1006 without a Close frame."""
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(f"{code} {reason}")
@@ -94,7 +94,7 @@ def dial(
     source: str = "127.0.0.1",
     receive_buffer: int = 0,
 ) -> socket.socket:
-    """`source` is the address of loopback that it comes from; `receive_buffer` is in bytes, 0 for the kernel's."""
+    """Connect from `source`, an address of loopback. `receive_buffer` is in bytes, 0 for the kernel's default."""
     sock = socket.socket()
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -128,8 +128,9 @@ class Peer:
         source: str = "127.0.0.1",
         receive_buffer: int = 0,
     ) -> None:
-        """`port` of loopback (`source`, `receive_buffer`: see `dial`), or the path of a socket. `before` is sent first (a
-        PROXY header), `early` in one piece with the request. Raises Refused."""
+        """Upgrade at a loopback `port` or the path of a socket. `before` is sent ahead of TLS (a PROXY header), `early` in one
+        piece with the request; for `source` and `receive_buffer` see `dial`. Raises Refused.
+        """
         self.session = f"session-{next(_numbers)}"
         self._buffer = b""
         if isinstance(port, Path):
@@ -157,7 +158,7 @@ class Peer:
     def join(
         cls, relay: Any, platform: FaultyPlatform, role: str, workspace: str, target: str | None, **more: Any
     ) -> Self:
-        """`relay` has a `port`, and `tls` when it speaks TLS."""
+        """Connect to `relay`, an object with `port` and, for TLS, `tls`."""
         options = {
             name: more.pop(name)
             for name in ("timeout", "before", "early", "tls", "source", "receive_buffer")
@@ -177,7 +178,7 @@ class Peer:
     def client(cls, relay: Any, platform: FaultyPlatform, workspace: str, target: str, **more: Any) -> Self:
         return cls.join(relay, platform, "client", workspace, target, **more)
 
-    # -- talking ---------------------------------------------------------------------------------------------
+    # -- messages --------------------------------------------------------------------------------------------
 
     def raw(self, data: bytes) -> None:
         self.sock.sendall(data)
@@ -186,7 +187,7 @@ class Peer:
         self.sock.sendall(frame(opcode, text.encode() if isinstance(text, str) else text))
 
     def converse(self, daemon: Peer) -> None:
-        """The key exchange after which `self.session` is this client's."""
+        """Run a key exchange; after it this client owns `self.session`."""
         request = f"request-{next(_numbers)}"
         self.send(kex_init(request))
         assert json.loads(daemon.text())["requestId"] == request
@@ -207,7 +208,7 @@ class Peer:
         return data
 
     def frame(self) -> tuple[int, bytes]:
-        """The next frame of any kind. Raises Closed at the end of the stream, TimeoutError when nothing comes."""
+        """The next frame of any kind. Raises Closed at the end of the stream, TimeoutError without data."""
         try:
             first, second = self._take(2)
             size = second & 0x7F
@@ -220,7 +221,7 @@ class Peer:
             raise Closed(1006) from None
 
     def message(self) -> bytes:
-        """The next message; pings are answered on the way. Raises Closed, and TimeoutError also among pings."""
+        """The next message; pings are answered. Raises Closed, or TimeoutError, also while only pings arrive."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             opcode, payload = self.frame()
@@ -237,7 +238,7 @@ class Peer:
         return self.message().decode()
 
     def how_it_ends(self) -> Closed:
-        """Read on until the relay closes."""
+        """Read until the connection ends; returns how."""
         while True:
             try:
                 self.message()

@@ -1,10 +1,10 @@
-"""A platform that misbehaves on request: it hangs, drips, breaks off, answers nonsense.
+"""A platform with faults on request: it hangs, drips, truncates or sends invalid responses.
 
     with FaultyPlatform() as platform:
         token = platform.token("client", "ws-1", "target-1")
         platform.mode = "hang"
 
-It runs in threads of its own, so that tests without a reactor can use it beside a relay process.
+It runs in its own threads, for tests without a reactor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NONSENSE = [
 
 
 class FaultyPlatform:
-    """Key set and validation; both follow `mode`, the key set only while `keys_follow` is set."""
+    """JWKS and validation endpoints with faults by `mode`; the JWKS only if `keys_follow` is set."""
 
     def __init__(self) -> None:
         self.key = SigningKey.generate("ES256")
@@ -61,7 +61,7 @@ class FaultyPlatform:
             request_queue_size = 512
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """Peers that go away are what this is for."""
+                """Clients that disconnect are expected; nothing is printed."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.port = int(self._server.server_address[1])
@@ -80,7 +80,7 @@ class FaultyPlatform:
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """What points a relay here."""
+        """Settings for a relay that uses this platform."""
         return {
             "SERVER_URL": self.url,
             "RELAY_JWKS_URL": self.url + JWKS_PATH,
@@ -89,7 +89,7 @@ class FaultyPlatform:
         }
 
     def token(self, role: str, workspace: str, target: str | None = None, **claims: Any) -> str:
-        """A signed token; what it carries is what validation answers."""
+        """A signed token; validation returns its claims."""
         now = time.time()
         payload: dict[str, Any] = {
             "iss": "viewport-server", "aud": "viewport-relay", "iat": now - 5, "exp": now + 3600, "role": role,
@@ -117,7 +117,7 @@ class FaultyPlatform:
         self._claims[token] = {name: payload[name] for name in kept if name in payload}
         return token
 
-    # -- answering -------------------------------------------------------------------------------------------
+    # -- responses -------------------------------------------------------------------------------------------
 
     def _serve(self, sock: socket.socket) -> None:
         sock.settimeout(120)
@@ -136,7 +136,7 @@ class FaultyPlatform:
                     return
 
     def _answer(self, sock: socket.socket, path: str, body: bytes) -> bool:
-        """False: the connection is over."""
+        """Send the response; False ends the connection."""
         keys = path == JWKS_PATH
         mode: Mode = self.mode if self.keys_follow or not keys else "ok"
         if mode == "flap":

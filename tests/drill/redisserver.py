@@ -1,4 +1,4 @@
-"""A redis-server of a test's own: started, killed, stopped and started again on its port, asked."""
+"""A redis-server process for one test: start, kill, stop, continue, command."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from tests.ports import free_port
 
-#: Seconds until it listens.
+#: Seconds until the server listens.
 WAIT = 10.0
 
 
 class RedisServer:
-    """A redis-server of our own, without persistence. `kill` and `start` leave the port as it is."""
+    """A redis-server without persistence. The port stays the same over `kill` and `start`."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.port = free_port()
@@ -53,7 +53,7 @@ class RedisServer:
             self._process = None
 
     def freeze(self) -> None:
-        """It neither answers nor closes."""
+        """Stop the process: commands get no answer, connections stay open."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -62,7 +62,7 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def ask(self, *words: str | bytes | int) -> Any:
-        """One command; blocks."""
+        """Send one command and return the reply; blocks."""
         parts = [w if isinstance(w, bytes) else str(w).encode() for w in words]
         with socket.create_connection(("127.0.0.1", self.port), 5) as sock:
             sock.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(p), p) for p in parts))

@@ -1,11 +1,11 @@
-"""A relay process under conditions of the test's choosing: limits, sockets, streams, a patched clock.
+"""A relay process under conditions set by a test: limits, sockets, streams, a patched clock.
 
     relay = Relay(platform.environment(), nofile=128)
     relay.wait()
     …
     assert relay.stop() == 0 and relay.errors() == []
 
-It is started with twistd, as an operator starts it. Everything here blocks.
+twistd starts the process, as in production. All methods block.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ GENEROUS = NO_RATES | {
 
 
 class Relay:
-    """Starts at once. `before` is Python that runs in the process first (a patched clock)."""
+    """The process, started at once. `before` is Python code that runs first (a patched clock)."""
 
     def __init__(
         self,
@@ -71,8 +71,9 @@ class Relay:
         tls: ssl.SSLContext | None = None,
         code: Path = ROOT,
     ) -> None:
-        """`code` is the tree of the relay that runs. `nofile` and `memory` are hard limits (open files; bytes of address
-        space). `listener` is passed as systemd passes it. `stdout` is a path to write to instead of being read."""
+        """`code` is the source tree that runs. `nofile` and `memory` are hard limits (open files; bytes of address space).
+        `listener` is passed as by systemd. `stdout` is a path that receives the output.
+        """
         self.port = listener.getsockname()[1] if listener else port or free_port()
         self.tls = tls
         environ = {
@@ -86,7 +87,7 @@ class Relay:
         command = [sys.executable, "-B", "-c", program, "--nodaemon", "--pidfile=", "viewport-relay"]
         keep: tuple[int, ...] = ()
         if listener is not None:
-            # systemd sets LISTEN_PID after its fork; a shell in between does it here.
+            # systemd sets LISTEN_PID after its fork; here a shell does.
             environ |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "viewport-relay.socket"}
             environ.setdefault("RELAY_LISTEN_ENDPOINT", "systemd:domain=INET:index=0")
             keep = (listener.fileno(),)
@@ -112,14 +113,14 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    # -- what it says ------------------------------------------------------------------------------------------
+    # -- log and admin endpoints -------------------------------------------------------------------------------
 
     def output(self) -> str:
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
 
     def entries(self) -> list[dict[str, Any]]:
-        """The log's entries so far; a line that is no JSON object becomes one with event "not json"."""
+        """The log's entries so far; a line without a JSON object becomes an entry with event "not json"."""
         found = []
         for line in self.output().splitlines():
             try:
@@ -129,7 +130,7 @@ class Relay:
         return found
 
     def errors(self, *expected: str) -> list[dict[str, Any]]:
-        """Entries of level error, but those whose event or reason is expected; unhandled errors are among them."""
+        """Log entries of level error, unhandled errors included, except the expected events or reasons."""
         return [
             entry
             for entry in self.entries()
@@ -137,13 +138,13 @@ class Relay:
         ]
 
     def logged(self, event: str, seconds: float = 10.0) -> dict[str, Any]:
-        """The first entry of this event, waiting for it."""
+        """Wait for the first log entry of this event."""
         return until(
             lambda: next((entry for entry in self.entries() if entry["event"] == event), None), seconds, event
         )
 
     def http(self, path: str, method: str = "GET", port: int | None = None) -> tuple[int, bytes]:
-        """Status and body of an operator's request; 0 when it broke off."""
+        """Status and body of an admin request; status 0 if the connection ended without a response."""
         with dial(port or self.port, self.tls if port is None else None) as sock:
             sock.sendall(
                 f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Relay-Admin-Token: {ADMIN}\r\n"
@@ -170,27 +171,27 @@ class Relay:
         until(answers, seconds, path)
         return self
 
-    # -- what it uses ------------------------------------------------------------------------------------------
+    # -- resources ---------------------------------------------------------------------------------------------
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
     def workers(self) -> list[int]:
-        """Process ids of its workers (RELAY_WORKERS)."""
+        """Process ids of the workers (RELAY_WORKERS)."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def rss(self) -> int:
-        """Resident bytes."""
+        """Resident memory, bytes."""
         pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def descriptors(self) -> int:
-        """Open descriptors of the process and its workers."""
+        """Number of open descriptors of the process and its workers."""
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.workers()))
 
     def accepted(self) -> int:
-        """Connections to its port that the process, or one of its workers, holds a descriptor of."""
+        """Number of connections to the relay's port whose descriptor the process or a worker holds."""
         held = set()
         for pid in (self.pid, *self.workers()):
             for descriptor in os.listdir(f"/proc/{pid}/fd"):
@@ -204,17 +205,17 @@ class Relay:
         return count
 
     def cpu(self) -> float:
-        """Seconds of CPU used so far."""
+        """CPU time used, seconds."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    # -- the end -----------------------------------------------------------------------------------------------
+    # -- end ---------------------------------------------------------------------------------------------------
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
     def stop(self, seconds: float = 30.0) -> int:
-        """SIGTERM, and the exit status."""
+        """Send SIGTERM and return the exit status."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
         return self.process.wait(seconds)
@@ -239,7 +240,7 @@ def until(check: Callable[[], Any], seconds: float = 10.0, what: str = "the cond
 
 @contextmanager
 def running(settings: dict[str, str], **options: Any) -> Iterator[Relay]:
-    """A relay that answers; at the end it must stop with status 0."""
+    """A relay that is ready; at the end it must stop with status 0."""
     with Relay(settings, **options) as relay:
         relay.wait()
         yield relay

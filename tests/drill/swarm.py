@@ -1,4 +1,4 @@
-"""Pairs of daemon and client that talk all the time and come back at once, in a thread of their own.
+"""Load for drills: pairs of daemon and client that exchange messages all the time and reconnect at once, in their own thread.
 
     with Swarm(platform) as swarm:
         swarm.add(20, daemon=lambda n: ports[n % 5:] + ports[: n % 5], client=lambda n: ports)
@@ -7,11 +7,10 @@
         …
         swarm.figures()
 
-A peer has a list of ports, which it tries in turn: the first again after a connection that worked, the next one after an
-attempt that did not. A client makes a key exchange, then asks every `every` seconds and waits for the daemon's answer. Each
-request has one outcome: answered, told (DAEMON_UNAVAILABLE), cut (the connection ended) or silent (no word for `patience`
-seconds). After any but the first the client makes a new key exchange, as clients do. With `follow` it goes where
-RELAY_REDIRECT says.
+A peer tries a list of ports in turn: the same port again after a lost connection, the next one after a failed attempt. A
+client runs a key exchange, then sends a request every `every` seconds and awaits the daemon's answer. Each request has one
+outcome: answered, told (DAEMON_UNAVAILABLE), cut (the connection ended) or silent (no answer for `patience` seconds). After
+any other outcome than answered the client runs a new key exchange. With `follow` the client follows RELAY_REDIRECT.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from tests.drill.peer import e2ee, kex_init, kex_response
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import until
 
-#: The ports of pair n, in the order in which they are tried.
+#: The ports of pair n, in the order of attempts.
 Route = Callable[[int], Sequence[int]]
 
 OUTCOMES = ("answered", "told", "cut", "silent")
@@ -40,12 +39,12 @@ _numbers = itertools.count(1)
 
 
 class Pair:
-    """One workspace's daemon and client, and how they fare. Times are of the monotonic clock, in seconds."""
+    """The daemon and client of one workspace, with their figures. Times are of the monotonic clock, in seconds."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.workspace = f"swarm-{next(_numbers)}"
-        self.daemon_port = self.client_port = 0  # where they are; 0: nowhere
+        self.daemon_port = self.client_port = 0  # ports of the current connections; 0: not connected
         self.answered_at = 0.0
         self.gap = 0.0  # the longest time without an answer
         self.outcomes: Counter[str] = Counter()
@@ -61,7 +60,7 @@ class Pair:
 
 
 class Swarm:
-    """`refused` has the ends of attempts that failed, `seated` the times at which daemons got in (monotonic)."""
+    """Runs the pairs. `refused` lists failed attempts, `seated` the times at which daemons were admitted (monotonic)."""
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class Swarm:
         self.seated: list[float] = []
         self.closes: Counter[str] = Counter()
         self.followed = 0  # redirects
-        self.disorder = 0  # requests that reached a daemon twice or out of order
+        self.disorder = 0  # requests that a daemon received twice or out of order
         self._cipher = "x" * size
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -105,10 +104,10 @@ class Swarm:
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
-    # -- what a test does --------------------------------------------------------------------------------------
+    # -- for tests ---------------------------------------------------------------------------------------------
 
     def add(self, count: int, daemon: Route, client: Route | None) -> list[Pair]:
-        """More pairs; `client` None: daemons alone."""
+        """Add pairs; with `client` None, daemons only."""
         added = [Pair(len(self.pairs) + n) for n in range(count)]
         self.pairs += added
         tokens = [
@@ -139,7 +138,7 @@ class Swarm:
             self.refused.append(f"the drill's own error: {error!r}")
 
     def mark(self) -> None:
-        """Count from now on."""
+        """Reset the figures."""
         for pair in self.pairs:
             pair.mark()
         self.refused.clear()
@@ -147,7 +146,7 @@ class Swarm:
         self.closes.clear()
 
     def reconnect_clients(self) -> None:
-        """Every client drops its connection and comes back, as a page that is loaded again does."""
+        """Close the connection of every client; each reconnects, as after a reload of its page."""
 
         async def drop() -> None:
             for pair in self.pairs:
@@ -160,7 +159,7 @@ class Swarm:
         until(lambda: all(pair.daemon_port for pair in self.pairs), seconds, "a seat for each daemon")
 
     def until_talking(self, pairs: Iterable[Pair] = (), seconds: float = 30.0) -> float:
-        """Wait until each pair had an answer that came after this call; gives the seconds that it took."""
+        """Wait until each pair has an answer newer than this call; returns the seconds until the last one."""
         began = time.monotonic()
         wanted = tuple(pairs) or tuple(self.pairs)
         until(
@@ -174,7 +173,7 @@ class Swarm:
         return sum(pair.outcomes[outcome] for pair in tuple(pairs) or self.pairs)
 
     def figures(self, pairs: Iterable[Pair] = ()) -> dict[str, float]:
-        """Outcomes since `mark`, and the longest time that any pair was without an answer."""
+        """Outcomes since `mark`, and the longest time of any pair without an answer."""
         wanted = tuple(pairs) or tuple(self.pairs)
         found: dict[str, float] = {outcome: self.total(outcome, wanted) for outcome in OUTCOMES}
         now = time.monotonic()
@@ -183,7 +182,7 @@ class Swarm:
     # -- peers -------------------------------------------------------------------------------------------------
 
     async def _connect(self, role: str, workspace: str, token: str, ports: list[int]) -> tuple[Line, int]:
-        """A connection to the first port that takes one; `ports` is turned so that it stands first."""
+        """Connect to the first port that accepts; `ports` is rotated to start with that port."""
         while True:
             try:
                 async with asyncio.timeout(10):
@@ -240,7 +239,7 @@ class Swarm:
                 try:
                     async with asyncio.timeout(2):
                         moved = await Line.open(port, "client", pair.workspace, token, elsewhere.netloc)
-                except (*_BROKEN, TimeoutError):  # the relay that it was sent to is not there
+                except (*_BROKEN, TimeoutError):  # the relay of the redirect is not reachable
                     await asyncio.sleep(self.pause)
                     continue
                 line.close()
@@ -250,7 +249,7 @@ class Swarm:
                 pair.client_line.close()
 
     async def _talk(self, pair: Pair, line: Line) -> str:
-        """Sessions one after the other; gives the URL of a relay to go to. Raises what `Line.receive` raises."""
+        """Run sessions one after the other; returns the URL of a redirect. Raises the exceptions of `Line.receive`."""
         while True:
             request = f"r-{next(_numbers)}"
             outcome, said = await self._ask(pair, line, kex_init(request), request)
@@ -267,7 +266,7 @@ class Swarm:
             await asyncio.sleep(self.pause)
 
     async def _ask(self, pair: Pair, line: Line, text: str, wanted: str) -> tuple[str, str]:
-        """Send and wait: the outcome, and the answer or the URL that a redirect names."""
+        """Send a request; returns its outcome, and the answer or the URL of a redirect."""
         outcome, said = "cut", ""
         try:
             line.send(text)
@@ -278,7 +277,7 @@ class Swarm:
         finally:
             if (
                 outcome != "redirected"
-            ):  # the request goes on over the bus, but this client does not wait for it
+            ):  # the bus delivers the request, but this client does not await the answer
                 pair.outcomes[outcome] += 1
         if outcome == "answered":
             pair.answered(time.monotonic())
@@ -299,6 +298,6 @@ class Swarm:
 
 
 def tenths(times: Iterable[float], began: float) -> list[int]:
-    """How many fall into each tenth of a second from `began` on."""
+    """Number of times in each tenth of a second after `began`."""
     found: Counter[int] = Counter(int((at - began) * 10) for at in times)
     return [found[n] for n in range(max(found, default=-1) + 1)]

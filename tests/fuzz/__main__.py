@@ -2,8 +2,8 @@
 
     python -m tests.fuzz [TARGET ...] [--runs N] [--seconds N]      needs atheris
 
-Each target runs in a process of its own, for N inputs or seconds. A finding ends it, and its input is left in the current
-folder as `crash-…`. What reached new code is added to the corpus.
+Each target runs in its own process, for N inputs or seconds. A finding ends the process and leaves its input in the current
+folder as `crash-…`. Inputs that reach new code are added to the corpus.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def _fuzz(name: str, options: list[str]) -> int:
-    """One target, in this process: libFuzzer takes over, and ends it."""
+    """Run one target in this process. libFuzzer ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["viewport_relay", "jwt", "twisted.web", "autobahn"]):

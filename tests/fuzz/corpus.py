@@ -1,7 +1,7 @@
-"""The corpus in the repository: for each target a text file with one input a line, in base64.
+"""The corpus in the repository: a text file for each target, one input a line, in base64.
 
-A line is an input that reached code which no input before it had reached. `python -m tests.fuzz` reads the files and writes
-them again when it has found more.
+Each input covers code that no earlier input covers. `python -m tests.fuzz` reads the files and writes them again after
+a run with new inputs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "corpus"
 
-#: Longest input that is kept, bytes: long ones say little and make the files large.
+#: Longest input that is kept, bytes: longer ones cover little more and make the files large.
 LONGEST = 2_048
 
 #: Most inputs of one target.
@@ -19,13 +19,13 @@ MOST = 300
 
 
 def read(target: str) -> list[bytes]:
-    """The inputs kept for a target."""
+    """The inputs of a target."""
     path = FOLDER / f"{target}.txt"
     return [base64.b64decode(line) for line in path.read_text("ascii").split()] if path.exists() else []
 
 
 def write(target: str, inputs: list[bytes]) -> int:
-    """Keep these inputs, the shortest first; gives how many are kept."""
+    """Write the inputs, shortest first; returns their number after the limits."""
     kept = sorted({data for data in inputs if len(data) <= LONGEST}, key=lambda data: (len(data), data))[
         :MOST
     ]

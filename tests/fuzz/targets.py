@@ -1,7 +1,7 @@
-"""What the coverage-guided fuzzer feeds: one function for each kind of input that a stranger or a neighbour writes.
+"""Fuzzing targets: one function for each kind of untrusted input.
 
-Each takes bytes, hands them to the code that reads such input in the relay, and asserts what must hold for every input. The only
-ways out are an answer and a refusal; any other exception is a finding.
+Each target passes bytes to the relay's reader of such input and asserts invariants. A result or a refusal is expected; any
+other exception is a finding.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ _CLAIMS: Final = {
 
 
 def frames(data: bytes) -> None:
-    """Frames of all three roles. The short cut for e2ee frames must say what the full decoder says."""
+    """Frames of all three roles. The fast decode of e2ee frames equals the full decode."""
     try:
         data.decode()
     except UnicodeDecodeError:
-        return  # the connection is closed 1007 before anything reads the frame
+        return  # the codec closes with 1007 before the frame is decoded
     for decode in (decode_client, decode_daemon):
         assert decode(data) == decode(data, fast=False)
         assert decode(memoryview(data)) == decode(data)
@@ -81,7 +81,7 @@ def frames(data: bytes) -> None:
 
 
 def tokens(data: bytes) -> None:
-    """A token where peers put it, and then through the local check."""
+    """A token in each place of the upgrade, and through the local check."""
     text = data.decode("latin-1")
     source = token_from([f"Bearer {text}"], [f"auth.{text}"], text, "dev")
     assert source is None or 10 <= len(source.token) <= 4096
@@ -93,7 +93,7 @@ def tokens(data: bytes) -> None:
 
 
 def payloads(data: bytes) -> None:
-    """The payload of a token whose signature is right."""
+    """The payload of a correctly signed token."""
     try:
         members = json.loads(data)
     except (ValueError, RecursionError):
@@ -106,7 +106,7 @@ def payloads(data: bytes) -> None:
 
 
 def key_sets(data: bytes) -> None:
-    """The body of a JWKS answer."""
+    """The body of a JWKS response."""
     try:
         KeySet.parse(data)
     except KeySetError:
@@ -114,7 +114,7 @@ def key_sets(data: bytes) -> None:
 
 
 def answers(data: bytes) -> None:
-    """The platform's answer about a token: one byte for the status, then the body."""
+    """The platform's response about a token: one byte for the status, then the body."""
     status = _STATUSES[data[0] % len(_STATUSES)] if data else 200
     verdict = judge(Answer(status, Headers(), data[1:]), _QUERY, "http://platform.example/validate")
     assert isinstance(verdict, (Claims, Refusal))
@@ -123,12 +123,12 @@ def answers(data: bytes) -> None:
 
 
 def bus_frames(data: bytes) -> None:
-    """A frame off the bus. Nothing here has a signature that is right."""
+    """A frame from the bus, never with a valid signature."""
     _BUS.verify(data)
 
 
 def heads(data: bytes) -> None:
-    """Bytes of a new connection, in pieces: through the channel, the upgrade and, when it gets so far, the connection.
+    """Bytes of a new connection, in pieces: HTTP channel, upgrade, connection.
 
     The first byte is the size of the pieces.
     """
@@ -153,7 +153,7 @@ def heads(data: bytes) -> None:
     assert clock.getDelayedCalls() == [], "a timer is left behind"
 
 
-#: Every target, with inputs to begin with that are right.
+#: Every target with valid seed inputs.
 TARGETS: Final[Mapping[str, tuple[Target, tuple[bytes, ...]]]] = {
     "frames": (frames, tuple(json.dumps(example).encode() for example in EXAMPLES.values())),
     "tokens": (

@@ -1,4 +1,4 @@
-"""Every input that the fuzzer has kept still ends in an answer or a refusal."""
+"""Every input of the corpus ends in a result or a refusal."""
 
 from __future__ import annotations
 

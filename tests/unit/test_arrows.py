@@ -1,4 +1,4 @@
-"""The import rules of the rooms (`tools/arrows.py`), and the rules for I/O and the global reactor."""
+"""Import rules between packages (`tools/arrows.py`), and rules for I/O and the global reactor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools import arrows
 PURE = ("routing", "noise", "protocol", "reasons")
 IO = ("twisted.internet.reactor", "twisted.web", "autobahn", "treq", "txredisapi", "socket", "ssl")
 
-#: Where a process begins, and where the twistd plugin's options may install a reactor.
+#: Entry points of processes, and the twistd plugin's options, which may install a reactor.
 EDGES = {"tap", "cli", "devplatform", "workers.worker"}
 
 
@@ -23,7 +23,7 @@ def test_no_import_breaks_a_rule() -> None:
     assert arrows.violations() == set()
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_no_import_cycles() -> None:
     assert arrows.circle() == []
 
 
@@ -57,7 +57,7 @@ def test_the_rule(here: str, there: str, allowed: bool) -> None:
 
 @pytest.fixture
 def relay_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty `viewport_relay` that `arrows` looks at in place of the real one."""
+    """An empty `viewport_relay` package that `arrows` reads in place of the real one."""
     monkeypatch.setattr(arrows, "PACKAGE", tmp_path)
     for cached in (arrows.modules, arrows.graph):
         cached.cache_clear()
@@ -65,7 +65,7 @@ def relay_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_form_of_import_counts(relay_of: Path) -> None:
+def test_every_form_of_import_is_checked(relay_of: Path) -> None:
     for name in ("wire", "sessions", "routing"):
         (relay_of / name).mkdir()
         (relay_of / name / "__init__.py").touch()
@@ -84,7 +84,7 @@ def test_every_form_of_import_counts(relay_of: Path) -> None:
     }
 
 
-def test_a_circle_is_found_over_several_modules(relay_of: Path) -> None:
+def test_a_cycle_over_several_modules_is_found(relay_of: Path) -> None:
     (relay_of / "wire").mkdir()
     for here, there in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")):
         (relay_of / f"wire/{here}.py").write_text(f"from viewport_relay.wire import {there}\n")
@@ -103,7 +103,7 @@ def test_pure_rooms_do_no_io() -> None:
     assert wrong == []
 
 
-def test_only_the_edges_import_the_global_reactor() -> None:
+def test_only_entry_points_import_the_global_reactor() -> None:
     wrong = [
         name
         for name, path in arrows.modules().items()

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks: ratios within a repetition, verdicts, and what the report writes where."""
+"""Arithmetic of the benchmarks: ratios within a repetition, verdicts, the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The modules, which import one another as scripts beside each other do."""
+    """The benchmark modules, imported like scripts in one folder."""
     names = ("cells", "compare", "plot", "relays", "report")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield SimpleNamespace(**{name: __import__(name) for name in names})
@@ -32,7 +32,7 @@ def rows(cell: str, **costs: list[float]) -> list[dict[str, Any]]:
 
 
 def test_ratios_are_taken_within_a_repetition(bench: Any) -> None:
-    # Both relays cost twice as much in the second repetition: the ratio must not see it.
+    # Both relays cost twice as much in the second repetition: the ratio stays equal.
     found = bench.compare.ratios(rows("c", relay=[1, 2], node=[2, 4]), "c", "relay", "cpu_s_per_100k", "node")
     assert found == [0.5, 0.5]
 
@@ -71,7 +71,7 @@ def test_a_goal_is_met_up_to_its_limit(bench: Any, cost: float, met: bool) -> No
 
 @pytest.mark.parametrize(("size", "goal"), [("1 KB", 2.0), ("64 KB", 1.8)])
 @pytest.mark.parametrize("tls", ["", "tls, "])
-def test_links_are_held_against_the_same_relay_without_them(
+def test_links_are_compared_with_the_same_relay_without_links(
     bench: Any, size: str, goal: float, tls: str
 ) -> None:
     name = f"links, {tls}{size}, 16 in flight"
@@ -88,7 +88,7 @@ def test_links_are_held_against_the_same_relay_without_them(
     assert verdict["most"] == goal and verdict["got"]["min"] == goal and not verdict["met"]
 
 
-def test_scale_is_held_against_the_relays_own_first_cell(bench: Any) -> None:
+def test_scale_is_compared_with_the_relays_own_first_cell(bench: Any) -> None:
     first, last = (c for c in bench.cells.CELLS if c.name in ("10 connections", "5000 connections"))
     measured = rows(first.name, relay=[1, 1], node=[9, 9]) + rows(last.name, relay=[1.3, 1.3], node=[9, 9])
     assert bench.compare.judge(measured, first, first.name) == []
@@ -96,7 +96,7 @@ def test_scale_is_held_against_the_relays_own_first_cell(bench: Any) -> None:
     assert (verdict["got"]["median"], verdict["met"]) == (1.3, False)
 
 
-def test_the_report_writes_between_its_marks_only(bench: Any, tmp_path: Path) -> None:
+def test_the_report_replaces_the_text_between_its_marks_only(bench: Any, tmp_path: Path) -> None:
     page, plain = tmp_path / "page.md", tmp_path / "plain.md"
     page.write_text(f"before\n{bench.report.BEGIN}\nold \\1\n{bench.report.END}\nafter\n")
     plain.write_text("no marks\n")
@@ -106,7 +106,7 @@ def test_the_report_writes_between_its_marks_only(bench: Any, tmp_path: Path) ->
     assert plain.read_text() == "no marks\n"
 
 
-def test_a_cold_upgrade_is_held_against_milliseconds_and_a_cached_one_against_node(bench: Any) -> None:
+def test_cold_upgrades_have_a_goal_in_milliseconds_and_cached_ones_a_ratio(bench: Any) -> None:
     names = {cell.name: cell for cell in bench.cells.CELLS}
     rows = [
         {"cell": cell, "relay": relay, "repetition": turn, "cpu_ms_per_upgrade": cost}
@@ -123,12 +123,14 @@ def test_a_cold_upgrade_is_held_against_milliseconds_and_a_cached_one_against_no
     for name, (limit, met) in most.items():
         [verdict] = bench.compare.judge(rows, names[name], "")
         assert (verdict["most"], verdict["got"]["median"], verdict["met"]) == (limit, 0.9, met)
-    slow = [{**row, "cpu_ms_per_upgrade": 1.1} for row in rows]  # as slow as Node, and yet too slow
+    slow = [
+        {**row, "cpu_ms_per_upgrade": 1.1} for row in rows
+    ]  # as slow as Node, and over the limit in milliseconds
     [verdict] = bench.compare.judge(slow, names["upgrades, cold, one by one"], "")
     assert verdict["met"] is False
 
 
-def test_the_report_copes_with_cells_without_figures(bench: Any) -> None:
+def test_the_report_accepts_cells_without_figures(bench: Any) -> None:
     cell = next(c for c in bench.cells.CELLS if c.group == "frames")
     kinds = [bench.relays.KINDS[name] for name in ("relay", "node")]
     failed = [{"cell": cell.name, "relay": kind.name, "repetition": 1, "failed": "lost"} for kind in kinds]

@@ -1,4 +1,4 @@
-"""The arithmetic of docs/topics/capacity.md: the formulas against the simulation, and both against what is known."""
+"""Arithmetic of docs/topics/capacity.md: formulas against the simulation and against known values."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ COSTS = {
 }  # fmt: skip
 
 
-def test_rates_of_a_fleet_worked_out_by_hand() -> None:
+def test_rates_of_a_fleet_calculated_by_hand() -> None:
     commands = Load(relays=10, daemons=1100, share=0.0).commands()
     assert commands["renew"] == pytest.approx(10 * 1100 / 22)
     assert commands["idle pulls"] == 20 and commands["mark"] == 0.5
     assert commands["push and pull"] == commands["resolve"] == commands["record_of"] == 0
 
 
-def test_frames_gather_only_where_many_take_one_way() -> None:
+def test_frames_form_batches_only_at_high_rates_per_direction() -> None:
     few, many = Load(100, 5000, 0.001), Load(2, 5000, 0.5)
     assert few.batches() == pytest.approx(few.bus_frames, rel=0.01)
-    assert many.bus_frames == 25_000 and many.batches() < 2_000.1  # two ways, a thousand turns a second
+    assert many.bus_frames == 25_000 and many.batches() < 2_000.1  # two directions, a thousand turns a second
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01])
@@ -47,14 +47,14 @@ def test_an_overloaded_redis_has_a_queue_that_grows() -> None:
     assert long.waits[2] > 2 * short.waits[2] and long.busy > 0.95
 
 
-def test_relays_that_die_are_announced_anew_once() -> None:
+def test_daemons_of_lost_relays_are_announced_once() -> None:
     load = Load(20, 1000, 0.001)
     found = simulate(load, COSTS, seconds=22.0, seed=3, lost=2)
     assert found.commands["announce"] * 22 == pytest.approx(2000)
     assert found.busy > simulate(load, COSTS, seconds=22.0, seed=3).busy
 
 
-def test_the_results_are_there_and_a_relay_is_planned_for_half_a_core() -> None:
+def test_the_results_plan_half_a_core_for_a_relay() -> None:
     daemons = capacity.daemons_per_relay()
     used = daemons * (
         capacity.FRAMES * capacity.frame_us(capacity.USUAL) + (1 + capacity.CLIENTS) * capacity.idle_us()

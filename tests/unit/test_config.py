@@ -1,4 +1,4 @@
-"""The settings' table and its loader: values, older names, files, all problems at once, rules between settings."""
+"""The table of settings and its loader: values, older names, files, errors, rules between settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_table_and_config_have_the_same_fields() -> None:
     assert {variable.attribute for variable in VARIABLES} == {f.name for f in attrs.fields(Config)} - derived
 
 
-def test_names_are_unique_older_ones_included() -> None:
+def test_names_and_older_names_are_unique() -> None:
     names = [name for variable in VARIABLES for name in (variable.name, *variable.older)]
     assert len(set(names)) == len(names)
     assert len(BY_ATTRIBUTE) == len(VARIABLES)
@@ -113,8 +113,8 @@ def test_default_of_the_contract(name: str, default: object) -> None:
     assert getattr(load(BASE), variable.attribute) == default
 
 
-def test_the_queue_to_a_client_holds_some_of_the_longest_messages() -> None:
-    """A queue shorter than one message would close every client that the message goes to."""
+def test_the_queue_limit_exceeds_the_longest_message() -> None:
+    """A queue shorter than one message would close each receiver of that message."""
     assert load({**BASE, "RELAY_FRAME_MAX_BYTES": "16MiB"}).max_pending_bytes == 64 << 20
     assert load({**BASE, "RELAY_FRAME_MAX_BYTES": "4096"}).max_pending_bytes == 4 << 20
     given = {"RELAY_FRAME_MAX_BYTES": "16MiB", "RELAY_MAX_PENDING_BYTES": "1MiB"}
@@ -124,7 +124,7 @@ def test_the_queue_to_a_client_holds_some_of_the_longest_messages() -> None:
 # -- reading -----------------------------------------------------------------------------------------------
 
 
-def test_the_deployment_of_four_variables() -> None:
+def test_a_deployment_with_four_variables() -> None:
     config = load(
         {
             "RELAY_LISTEN_PORT": "9000",
@@ -161,7 +161,7 @@ def test_older_name_works_and_the_documented_one_wins(variable: Any, older: str)
     assert config.sources[variable.attribute] == variable.name
 
 
-def test_options_win() -> None:
+def test_options_override_the_environment() -> None:
     config = load({**BASE, "RELAY_LISTEN_PORT": "1"}, {"listen_port": "2"})
     assert config.listen_port == 2
     assert config.sources["listen_port"] == "option --listen-port"
@@ -191,7 +191,7 @@ def test_booleans(text: str, value: bool) -> None:
 
 
 @pytest.mark.parametrize("text", ["2", "y", "tru e", "maybe", "-1"])
-def test_no_booleans(text: str) -> None:
+def test_invalid_booleans(text: str) -> None:
     (problem,) = problems({**BASE, "RELAY_PROXY_PROTOCOL": text})
     assert problem == f"RELAY_PROXY_PROTOCOL: got {text!r}, takes one of 0 1 false true no yes off on"
 
@@ -291,7 +291,7 @@ def test_a_secret_given_twice_is_a_problem(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", SECRETS, ids=lambda variable: variable.name)
 def test_no_secret_in_problems_warnings_or_repr(variable: Any) -> None:
-    text = "hunter2\x01hunter2"  # refused by every parser of text, and by those of URLs
+    text = "hunter2\x01hunter2"  # invalid for all parsers of text and of URLs
     found = problems({**BASE, variable.name: text})
     assert "hunter2" not in "".join(found)
     urls = {"redis_url": "redis://:hunter2@h", "http_proxy": "http://relay:hunter2@h"}
@@ -347,7 +347,7 @@ def test_mode(more: dict[str, str], mode: str) -> None:
     assert config.state_include_client_ids is (mode == "dev")
 
 
-def test_the_dev_platform_is_never_for_prod() -> None:
+def test_the_dev_platform_is_refused_in_prod() -> None:
     assert any("RELAY_MODE=prod" in problem for problem in problems(PROD, dev_platform=True))
     config = load({}, dev_platform=True)
     assert config.dev_platform
@@ -410,7 +410,7 @@ def test_state_directory_of_systemd() -> None:
     assert load(BASE).state_dir is None
 
 
-def test_public_url_from_where_it_listens() -> None:
+def test_public_url_from_the_listening_address() -> None:
     assert load({**BASE, "RELAY_LISTEN_HOST": "::1"}).public_ws_base_url == "ws://[::1]:7781"
 
 
@@ -450,8 +450,8 @@ NAMES = sorted({name for variable in VARIABLES for name in (variable.name, *vari
         max_size=8,
     )
 )
-def test_any_environment_is_read_or_refused_with_words(environ: dict[str, str]) -> None:
-    """Never another exception, whatever the values are."""
+def test_any_environment_is_read_or_refused_with_problems(environ: dict[str, str]) -> None:
+    """No other exception, for any values."""
     try:
         config = load(environ)
     except ConfigError as error:
@@ -461,7 +461,7 @@ def test_any_environment_is_read_or_refused_with_words(environ: dict[str, str]) 
         assert config.jwks_url.startswith("http")
 
 
-def test_peers_on_a_unix_socket_are_trusted_by_name_and_missed_by_a_warning() -> None:
+def test_unix_socket_peers_are_trusted_if_configured_else_a_warning() -> None:
     unix = {**BASE, "RELAY_LISTEN_ENDPOINT": "unix:/run/relay.sock", "RELAY_MODE": "dev"}
     named = load({**unix, "RELAY_TRUSTED_PROXIES": "unix:, 10.0.0.0/8"})
     assert named.trusted_proxies.unix and len(named.trusted_proxies.networks) == 1 and named.warnings == ()
@@ -469,7 +469,7 @@ def test_peers_on_a_unix_socket_are_trusted_by_name_and_missed_by_a_warning() ->
     assert "RELAY_TRUSTED_PROXIES=unix:" in warning
 
 
-def test_admin_tokens_do_not_travel_in_clear_text_in_prod(tmp_path: Path) -> None:
+def test_admin_tokens_need_tls_in_prod(tmp_path: Path) -> None:
     open_listener = {**PROD, "RELAY_ADMIN_TOKEN": STRONG, "RELAY_ADMIN_LISTEN": "0.0.0.0:7782"}
     with pytest.raises(ConfigError) as refused:
         load(open_listener)

@@ -1,4 +1,4 @@
-"""One call for many, remembered for its own time, forgotten when it failed."""
+"""DeferredCache: one call for concurrent callers, a time to live per value, no caching of failures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from viewport_relay.deferredcache import DeferredCache, Fetched
 
 
 class Calls:
-    """Calls that the test answers; each is a Deferred in `open`."""
+    """A callable with pending calls; the test fires the Deferreds in `open`."""
 
     def __init__(self) -> None:
         self.open: list[Deferred[Any]] = []
@@ -31,7 +31,7 @@ class Calls:
 
 
 class Outcome:
-    """What a waiter got."""
+    """The value or the error of one waiter."""
 
     def __init__(self, waiter: Deferred[Any]) -> None:
         self.deferred = waiter
@@ -61,7 +61,7 @@ def cache(clock: Clock) -> DeferredCache[str, Any]:
     return DeferredCache(clock, 3)
 
 
-def test_concurrent_askers_share_one_call(cache: DeferredCache[str, Any], calls: Calls) -> None:
+def test_concurrent_callers_share_one_call(cache: DeferredCache[str, Any], calls: Calls) -> None:
     outcomes = [Outcome(cache.get("k", calls)) for _ in range(5)]
     assert len(calls.open) == 1 and cache.in_flight == 1
     calls.open[0].callback(Fetched("v", 10))
@@ -75,7 +75,7 @@ def test_other_keys_have_other_calls(cache: DeferredCache[str, Any], calls: Call
     assert (a.value, b.value) == (None, "B")
 
 
-def test_a_value_lives_as_long_as_its_call_says(
+def test_a_value_is_kept_for_its_time_to_live(
     cache: DeferredCache[str, Any], calls: Calls, clock: Clock
 ) -> None:
     cache.get("k", calls)
@@ -86,7 +86,7 @@ def test_a_value_lives_as_long_as_its_call_says(
     assert Outcome(cache.get("k", calls)).value is None and len(calls.open) == 2
 
 
-def test_a_peek_starts_nothing(cache: DeferredCache[str, Any], calls: Calls, clock: Clock) -> None:
+def test_peek_starts_no_call(cache: DeferredCache[str, Any], calls: Calls, clock: Clock) -> None:
     assert cache.peek("k") is None and calls.open == []
     cache.get("k", calls)
     assert cache.peek("k") is None
@@ -97,7 +97,7 @@ def test_a_peek_starts_nothing(cache: DeferredCache[str, Any], calls: Calls, clo
 
 
 @pytest.mark.parametrize("ttl", [0, -1])
-def test_no_time_to_live_means_not_remembered(
+def test_without_time_to_live_a_value_is_not_cached(
     cache: DeferredCache[str, Any], calls: Calls, ttl: float
 ) -> None:
     outcome = Outcome(cache.get("k", calls))
@@ -107,7 +107,7 @@ def test_no_time_to_live_means_not_remembered(
     assert len(calls.open) == 2
 
 
-def test_a_failure_reaches_every_waiter_and_is_forgotten(
+def test_a_failure_reaches_every_waiter_and_is_not_cached(
     cache: DeferredCache[str, Any], calls: Calls
 ) -> None:
     outcomes = [Outcome(cache.get("k", calls)) for _ in range(3)]
@@ -118,7 +118,7 @@ def test_a_failure_reaches_every_waiter_and_is_forgotten(
     assert again.value == "v"
 
 
-def test_a_call_that_is_answered_at_once(cache: DeferredCache[str, Any]) -> None:
+def test_a_call_that_fires_at_once(cache: DeferredCache[str, Any]) -> None:
     async def fetch() -> Fetched[str]:
         return Fetched("v", 5)
 
@@ -130,7 +130,9 @@ def test_a_call_that_is_answered_at_once(cache: DeferredCache[str, Any]) -> None
     assert cache.in_flight == 0 and len(cache) == 1
 
 
-def test_cancelling_one_waiter_harms_no_other(cache: DeferredCache[str, Any], calls: Calls) -> None:
+def test_cancelling_one_waiter_leaves_the_others_pending(
+    cache: DeferredCache[str, Any], calls: Calls
+) -> None:
     one, two = Outcome(cache.get("k", calls)), Outcome(cache.get("k", calls))
     one.deferred.cancel()
     assert isinstance(one.error, CancelledError) and calls.cancelled == 0
@@ -138,9 +140,7 @@ def test_cancelling_one_waiter_harms_no_other(cache: DeferredCache[str, Any], ca
     assert two.value == "v"
 
 
-def test_the_call_is_cancelled_when_all_waiters_are_gone(
-    cache: DeferredCache[str, Any], calls: Calls
-) -> None:
+def test_the_call_is_cancelled_with_its_last_waiter(cache: DeferredCache[str, Any], calls: Calls) -> None:
     outcomes = [Outcome(cache.get("k", calls)) for _ in range(3)]
     for outcome in outcomes:
         outcome.deferred.cancel()
@@ -151,7 +151,7 @@ def test_the_call_is_cancelled_when_all_waiters_are_gone(
     assert again.value == "v"
 
 
-def test_without_abandon_the_call_goes_on_alone(clock: Clock, calls: Calls) -> None:
+def test_without_abandon_the_call_continues_without_waiters(clock: Clock, calls: Calls) -> None:
     cache: DeferredCache[str, Any] = DeferredCache(clock, 3, abandon=False)
     Outcome(cache.get("k", calls)).deferred.cancel()
     assert calls.cancelled == 0 and cache.in_flight == 1
@@ -159,9 +159,7 @@ def test_without_abandon_the_call_goes_on_alone(clock: Clock, calls: Calls) -> N
     assert Outcome(cache.get("k", calls)).value == "v" and len(calls.open) == 1
 
 
-def test_a_waiter_that_cancels_another_while_the_answer_is_given(
-    cache: DeferredCache[str, Any], calls: Calls
-) -> None:
+def test_a_callback_that_cancels_another_waiter(cache: DeferredCache[str, Any], calls: Calls) -> None:
     first = cache.get("k", calls)
     second = Outcome(cache.get("k", calls))
     first.addCallback(lambda _: second.deferred.cancel())
@@ -170,16 +168,14 @@ def test_a_waiter_that_cancels_another_while_the_answer_is_given(
     assert isinstance(second.error, CancelledError) and third.value == "v"
 
 
-def test_a_waiter_that_asks_again_while_the_answer_is_given(
-    cache: DeferredCache[str, Any], calls: Calls
-) -> None:
+def test_a_callback_that_calls_get_again(cache: DeferredCache[str, Any], calls: Calls) -> None:
     inner: list[Outcome] = []
     cache.get("k", calls).addCallback(lambda _: inner.append(Outcome(cache.get("k", calls))))
     calls.open[0].callback(Fetched("v", 5))
     assert inner[0].value == "v" and len(calls.open) == 1
 
 
-def test_flush_forgets_values_and_what_is_on_its_way(cache: DeferredCache[str, Any], calls: Calls) -> None:
+def test_flush_drops_values_and_pending_calls(cache: DeferredCache[str, Any], calls: Calls) -> None:
     cache.get("old", calls)
     calls.open[0].callback(Fetched("v", 100))
     pending = Outcome(cache.get("k", calls))
@@ -192,7 +188,7 @@ def test_flush_forgets_values_and_what_is_on_its_way(cache: DeferredCache[str, A
     assert newer.value == "after" and Outcome(cache.get("k", calls)).value == "after"
 
 
-def test_a_flushed_call_is_still_cancelled_when_its_waiters_go(
+def test_a_flushed_call_is_cancelled_with_its_last_waiter(
     cache: DeferredCache[str, Any], calls: Calls
 ) -> None:
     pending = Outcome(cache.get("k", calls))
@@ -204,14 +200,16 @@ def test_a_flushed_call_is_still_cancelled_when_its_waiters_go(
     assert newer.value == "v"
 
 
-def test_cancel_ends_every_call(cache: DeferredCache[str, Any], calls: Calls) -> None:
+def test_cancel_cancels_every_call(cache: DeferredCache[str, Any], calls: Calls) -> None:
     outcomes = [Outcome(cache.get(key, calls)) for key in "aab"]
     cache.cancel()
     assert calls.cancelled == 2 and cache.in_flight == 0
     assert all(isinstance(o.error, CancelledError) for o in outcomes)
 
 
-def test_the_oldest_goes_when_it_is_full(cache: DeferredCache[str, Any], calls: Calls) -> None:
+def test_the_oldest_value_is_dropped_when_the_cache_is_full(
+    cache: DeferredCache[str, Any], calls: Calls
+) -> None:
     for index, key in enumerate("abcd"):
         cache.get(key, calls)
         calls.open[index].callback(Fetched(key, 100))
@@ -220,7 +218,7 @@ def test_the_oldest_goes_when_it_is_full(cache: DeferredCache[str, Any], calls: 
     assert Outcome(cache.get("a", calls)).value is None
 
 
-def test_what_has_run_out_is_dropped_when_something_is_stored(
+def test_expired_values_are_dropped_when_a_value_is_stored(
     cache: DeferredCache[str, Any], calls: Calls, clock: Clock
 ) -> None:
     for index, key in enumerate("ab"):
@@ -236,7 +234,7 @@ def test_what_has_run_out_is_dropped_when_something_is_stored(
     size=st.integers(0, 4),
     steps=st.lists(st.tuples(st.integers(0, 9), st.floats(0, 5), st.floats(0, 3)), max_size=60),
 )
-def test_never_more_than_its_bound_and_never_too_old(
+def test_the_cache_is_bounded_and_returns_no_expired_value(
     size: int, steps: list[tuple[int, float, float]]
 ) -> None:
     clock = Clock()
@@ -256,7 +254,7 @@ def test_never_more_than_its_bound_and_never_too_old(
         assert len(cache) <= size
 
 
-def test_what_has_run_out_is_forgotten_without_being_asked_for() -> None:
+def test_expire_drops_expired_values_only() -> None:
     clock = Clock()
     cache: DeferredCache[str, str] = DeferredCache(clock, 8)
 

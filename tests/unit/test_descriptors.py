@@ -1,4 +1,4 @@
-"""The limit on open files, in processes of their own: it cannot be raised again."""
+"""The limit of open files, tested in child processes because a lowered limit cannot be raised again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages made from tables equal the tables: `make docs` after changing one."""
+"""Generated pages equal their tables: run `make docs` after a change of a table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_groups_of_reasons_are_in_the_order_of_the_catalogue() -> None:
     assert len(list(make_docs.grouped_reasons())) == len(make_docs.GROUPS)
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_have_a_target() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     broken = []
     for page in pages:
@@ -77,7 +77,7 @@ def test_the_migration_page_names_every_older_and_retired_setting() -> None:
     for variable in VARIABLES:
         for older in variable.older:
             assert f"| `{older}` | `{variable.name}` |" in page
-        # Of the settings that the reference no longer lists, two came with this relay.
+        # The reference lists neither the settings of the previous relay nor these, which are new.
         if not variable.listed and variable.name not in {
             "RELAY_WORKER_TIMEOUT_MS", "RELAY_NOISE_TIMEOUT_MS", "RELAY_FAST_PATH"
         }:  # fmt: skip

@@ -1,4 +1,4 @@
-"""docs/topics/glossary.md: words that it forbids are nowhere, and one class name stands for one thing."""
+"""docs/topics/glossary.md: forbidden words are not used, and each class name has one meaning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tools import arrows
 
 PAGE = "docs/topics/glossary.md"
 
-#: Rooms that share no code with the relay may use its names for their own things.
+#: Packages that share no code with the relay; equal class names there are no conflict.
 BESIDE = {"peer", "devplatform", "cli"}
 
 
@@ -23,7 +23,7 @@ def forbidden() -> list[str]:
 
 
 def sources() -> dict[str, str]:
-    """Every text of the project, without the page itself and inputs of tests."""
+    """All sources and pages of the project, except the glossary and the tests."""
     found = [str(path.relative_to(ROOT)) for path in arrows.modules().values()]
     found += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tools").glob("*.py"))]
     found += [page for page in pages() if page != PAGE]
@@ -42,7 +42,7 @@ def test_the_word_is_not_used(word: str) -> None:
     assert found == []
 
 
-def test_a_class_name_stands_for_one_thing() -> None:
+def test_each_class_name_is_defined_once() -> None:
     places = defaultdict(set)
     for module, path in arrows.modules().items():
         if arrows.room(module) not in BESIDE:
@@ -64,7 +64,7 @@ def test_every_term_is_explained_once() -> None:
 
 
 def test_sections_of_the_wire_protocol_exist() -> None:
-    """Docstrings name them by number."""
+    """Docstrings refer to sections by number."""
     page = text_of("docs/reference/protocol.md")
     for name, text in sources().items():
         for number in re.findall(r"wire protocol(?:'s)?,? \(?sections? (\d+)", text):

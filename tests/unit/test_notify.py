@@ -1,4 +1,4 @@
-"""What the service manager is told, read from a socket as systemd reads it."""
+"""sd_notify(3) messages to the service manager, read from a socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from viewport_relay.notify import Notifier
 
 
 class Manager:
-    """The other end of NOTIFY_SOCKET."""
+    """The receiving end of NOTIFY_SOCKET."""
 
     def __init__(self, address: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -41,19 +41,19 @@ def manager(request: pytest.FixtureRequest) -> Iterator[tuple[Manager, str]]:
         listening.sock.close()
 
 
-def test_the_messages_of_a_life(manager: tuple[Manager, str]) -> None:
+def test_messages_from_start_to_stop(manager: tuple[Manager, str]) -> None:
     heard, address = manager
     notifier = Notifier({"NOTIFY_SOCKET": address})
     assert notifier.ready("2 clients\nREADY=0")
     assert notifier.reloading()
     assert notifier.stopping("draining", 12.5)
     ready, reloading, stopping = heard.heard()
-    assert ready == "READY=1\nSTATUS=2 clients READY=0"  # a status cannot smuggle in an assignment
+    assert ready == "READY=1\nSTATUS=2 clients READY=0"  # a status cannot add an assignment
     assert reloading.startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert stopping == "STOPPING=1\nEXTEND_TIMEOUT_USEC=12500000\nSTATUS=draining"
 
 
-def test_signs_of_life_at_half_the_time(manager: tuple[Manager, str]) -> None:
+def test_watchdog_messages_at_half_the_interval(manager: tuple[Manager, str]) -> None:
     heard, address = manager
     clock = Clock()
     notifier = Notifier(
@@ -77,10 +77,10 @@ def test_signs_of_life_at_half_the_time(manager: tuple[Manager, str]) -> None:
         {"WATCHDOG_USEC": "-5"},
         {"WATCHDOG_USEC": "²"},
         {"WATCHDOG_USEC": "9" * 40},
-        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},  # meant for another process
+        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},  # for another process
     ],
 )
-def test_no_watchdog_is_wanted(environ: dict[str, str], manager: tuple[Manager, str]) -> None:
+def test_environments_without_a_watchdog(environ: dict[str, str], manager: tuple[Manager, str]) -> None:
     heard, address = manager
     clock = Clock()
     notifier = Notifier(environ | {"NOTIFY_SOCKET": address}, pid=4711)
@@ -92,7 +92,7 @@ def test_no_watchdog_is_wanted(environ: dict[str, str], manager: tuple[Manager, 
 @pytest.mark.parametrize(
     "address", ["", "relative", "/does/not/exist", "@nobody-listens-here", "/" + "x" * 300]
 )
-def test_nobody_listens(address: str) -> None:
+def test_addresses_without_a_receiver(address: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"})
     assert not notifier.ready() and not notifier.stopping() and not notifier.reloading()
     clock = Clock()
@@ -101,7 +101,7 @@ def test_nobody_listens(address: str) -> None:
     notifier.stop_watchdog()
 
 
-def test_a_full_socket_is_not_waited_for(manager: tuple[Manager, str]) -> None:
+def test_a_full_socket_does_not_block(manager: tuple[Manager, str]) -> None:
     _, address = manager
     notifier = Notifier({"NOTIFY_SOCKET": address})
     sent = sum(notifier.ready() for _ in range(5000))

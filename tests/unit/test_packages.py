@@ -1,4 +1,4 @@
-"""setup.cfg names each package one by one; here the list is held against the tree."""
+"""setup.cfg lists each package by name; the list equals the tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of private names in docs/topics/architecture.md: complete, exact, and true of the installed dependencies."""
+"""The table of private names in docs/topics/architecture.md: complete, and equal to the installed dependencies."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_the_table_is_complete_and_exact() -> None:
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
 def test_the_dependency_still_has_the_name(row: Row) -> None:
-    if row.name.startswith(row.of):  # a module, or a name in one
+    if row.name.startswith(row.of):  # a module, or a name in a module
         module, _, name = row.name.rpartition(".")
         assert hasattr(importlib.import_module(module), name)
-    elif row.of == "autobahn":  # a module that autobahn installs beside itself
+    elif row.of == "autobahn":  # a top-level module that autobahn installs
         importlib.import_module(row.name)
     else:
         source = inspect.getsource(importlib.import_module(row.of))
@@ -64,7 +64,7 @@ def test_the_row_has_a_reason_and_a_test(row: Row) -> None:
     assert (ROOT / row.test).is_file()
 
 
-def test_a_use_is_found_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_forms_of_use_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     used = private_names.used()
     assert "wire.reactor" in used["_poller"]  # self._poller of a base class
     assert "workers.passing" in used["_tempDataBuffer"]  # an attribute of another object

@@ -1,4 +1,4 @@
-"""The catalogue of reasons: the documented texts word for word, and what must hold for every entry."""
+"""The catalogue of reasons: documented texts, and rules for every entry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DOCUMENTED = {
     "NOISE_PSK_UNAVAILABLE": "Noise handshake failed: psk unavailable",
 }
 
-#: Close texts of the wire protocol whose code in the log is the text in upper snake case.
+#: Close texts of the wire protocol; the reason's code is the text in upper snake case.
 CLOSE_TEXTS_4008 = [
     "missing workspace claim",
     "workspace claim mismatch",
@@ -75,7 +75,7 @@ def test_documented_text(code: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", CLOSE_TEXTS_4008)
-def test_close_text_and_code_are_one(text: str) -> None:
+def test_close_text_and_code_are_equal(text: str) -> None:
     reason = Reason[re.sub(r"[ -]", "_", text).upper()]
     assert reason.entry.close == CloseCode.POLICY == 4008
     assert reason.entry.close_text == text
@@ -102,7 +102,7 @@ def test_token_reasons_are_bad_credentials(reason: Reason) -> None:
         "ADMISSION_RESPONSE_TOO_LARGE",
     ],
 )
-def test_an_outage_of_the_platform_never_looks_like_a_bad_credential(code: str) -> None:
+def test_an_outage_of_the_platform_is_no_bad_credential(code: str) -> None:
     entry = Reason[code].entry
     assert entry.status >= 500
     assert (entry.close, entry.close_text) == (1013, "try again later")
@@ -122,14 +122,14 @@ def test_other_closes() -> None:
 
 
 def test_no_two_reasons_are_equal() -> None:
-    """Equal values would make one member an alias of the other, and its code would vanish from the log."""
+    """Equal values would make one member an alias of the other, and the log would lose its code."""
     assert list(Reason.__members__) == [reason.name for reason in Reason]
     texts = [reason.text for reason in Reason]
     assert len(set(texts)) == len(texts)
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_every_entry_is_whole(reason: Reason) -> None:
+def test_every_entry_is_complete(reason: Reason) -> None:
     entry = reason.entry
     assert re.fullmatch(r"[A-Z][A-Z0-9_]+", reason.code)
     assert entry.text
@@ -156,7 +156,7 @@ def test_refusal_names_reason_and_detail() -> None:
     assert caught.value.details == {"parameter": "role"}
 
 
-#: Faults of the relay, of its surroundings and of the platform, which no peer can help.
+#: Faults of the relay, its environment or the platform: level error.
 OURS = {
     "TOO_MANY_CONNECTIONS", "JWKS_UNREACHABLE", "PLATFORM_UNREACHABLE", "INTERNAL_KEY_MISMATCH",
     "ADMISSION_RESPONSE_TOO_LARGE", "VALIDATION_RESPONSE_INVALID", "MISSING_WORKSPACE_CLAIM", "INVALID_SCOPE_CLAIM",
@@ -165,13 +165,13 @@ OURS = {
     "BUS_SIGNATURE_REPLAYED", "BUS_FRAME_REFUSED",
 }  # fmt: skip
 
-#: What happens in every healthy deployment. The others are a peer's fault.
-LIFE = {
+#: Events of every healthy deployment: level info. All other reasons are faults of a peer.
+NORMAL = {
     "REPLACED_BY_NEWER_DAEMON", "NO_OWNER", "PONG_TIMEOUT", "IDLE_TIMEOUT", "NOISE_NONCE_EXHAUSTED", "RELAY_SHUTTING_DOWN",
     "DISCONNECTED_BY_OPERATOR", "ADMIN_ENDPOINTS_DISABLED",
 }  # fmt: skip
 
 
-def test_one_rule_of_severity():
+def test_severity_by_responsibility():
     assert {reason.name for reason in Reason if reason.entry.level == "error"} == OURS
-    assert {reason.name for reason in Reason if reason.entry.level == "info"} == LIFE
+    assert {reason.name for reason in Reason if reason.entry.level == "info"} == NORMAL

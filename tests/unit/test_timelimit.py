@@ -1,4 +1,4 @@
-"""Time limits on answers: what has arrived counts, however late this process reads it."""
+"""Time limits on Deferreds: an answer that arrived in time counts, even if a long turn delays its read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from viewport_relay.timelimit import TimeLimits, add_time_limit
 
 
 class _Reader(Protocol):
-    """Calls `read` with what comes."""
+    """Calls `read` with received bytes."""
 
     def __init__(self, read: Callable[[bytes], None]) -> None:
         self._read = read
@@ -31,7 +31,7 @@ class _Reader(Protocol):
 
 @contextmanager
 def reading(read: Callable[[bytes], None]) -> Iterator[socket.socket]:
-    """The other end of a connection that the reactor reads from."""
+    """The other end of a connection that the reactor reads."""
     reactor: Any = _reactor
     protocol = _Reader(read)
     factory = Factory()
@@ -50,14 +50,14 @@ def _expired(result: object, seconds: float) -> bytes:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_answer_that_came_during_a_long_turn_is_taken() -> None:
+async def test_an_answer_that_arrived_during_a_long_turn_is_accepted() -> None:
     reactor: Any = _reactor
     answer: Deferred[bytes] = Deferred()
     with reading(answer.callback) as server:
 
         def long_turn(_: bytes) -> None:
             server.send(b"answer")
-            time.sleep(0.3)  # the limit is over before anything is read again
+            time.sleep(0.3)  # the limit expires before the next read
 
         with reading(long_turn) as other:
             waiting = add_time_limit(answer, 0.1, reactor, _expired)
@@ -65,7 +65,7 @@ async def test_an_answer_that_came_during_a_long_turn_is_taken() -> None:
             assert await waiting == b"answer"
 
 
-def test_without_an_answer_the_time_is_over() -> None:
+def test_without_an_answer_the_limit_expires() -> None:
     clock = Clock()
     waiting: Deferred[bytes] = Deferred()
     results: list[Any] = []
@@ -78,7 +78,7 @@ def test_without_an_answer_the_time_is_over() -> None:
 
 
 @pytest.mark.parametrize("after", [0.5, 2.0])
-def test_nothing_is_left_behind_after_an_answer(after: float) -> None:
+def test_no_timer_is_left_after_an_answer(after: float) -> None:
     clock = Clock()
     waiting: Deferred[bytes] = Deferred()
     results: list[Any] = []

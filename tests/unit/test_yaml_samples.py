@@ -1,4 +1,4 @@
-"""Every YAML block of the pages and every YAML file of deploy/: each parses, without a key that is there twice."""
+"""YAML blocks of the pages and YAML files of deploy/: each parses, without duplicate keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCKS = {
 
 
 class Strict(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys; Traefik, Kubernetes and Compose refuse them."""
+    """PyYAML accepts duplicate keys; Traefik, Kubernetes and Compose refuse them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
@@ -38,7 +38,7 @@ def read(text: str) -> list[Any]:
     return list(yaml.load_all(text, Strict))
 
 
-def test_a_key_that_is_there_twice_is_found() -> None:
+def test_a_duplicate_key_is_found() -> None:
     with pytest.raises(yaml.constructor.ConstructorError, match="twice"):
         read("a: 1\nb:\n  c: 1\n  c: 2\n")
 

@@ -1,4 +1,4 @@
-"""A admin on a real loopback port, over a relay that is made up."""
+"""The admin resource on a real loopback port, with a fake relay state."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def target(workspace: str = "w-1", name: str | None = "t-1", **changes: Any) -> 
 
 @define
 class FakeState:
-    """A `StateSource` whose answers a test sets."""
+    """A `StateSource` with values that a test sets."""
 
     views: list[TargetView] = field(factory=list)
     ready: tuple[bool, str] = (True, "")
@@ -111,7 +111,7 @@ class Answer:
 
 
 class OpenAdmin:
-    """A listening admin and everything behind it."""
+    """A listening admin resource with its config, log, counters, state and clock."""
 
     def __init__(self, environ: dict[str, str], **build_options: Any) -> None:
         self.stream = io.StringIO()
@@ -178,7 +178,7 @@ class OpenAdmin:
 
 @pytest.fixture
 def open_admin() -> Iterator[Callable[..., OpenAdmin]]:
-    """Opens admins with an environment of the test's own."""
+    """Factory: open an admin resource with a given environment."""
     admins: list[OpenAdmin] = []
 
     def make(environ: dict[str, str] | None = None, **build_options: Any) -> OpenAdmin:
@@ -194,7 +194,7 @@ def open_admin() -> Iterator[Callable[..., OpenAdmin]]:
 
 @pytest.fixture
 def admin(open_admin: Callable[..., OpenAdmin]) -> OpenAdmin:
-    """A admin with the token TOKEN, in dev mode."""
+    """An admin resource in dev mode with the token TOKEN."""
     return open_admin()
 
 

@@ -1,4 +1,4 @@
-"""Headroom: quantiles of histograms, the certificate's end, and what the page shows of it."""
+"""Capacity: quantiles of histograms, expiry of the certificate, the dashboard's lists."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_quantiles_are_of_the_last_minutes(admin):
     assert capacity.quantiles()["forward"]["p50"] is None
 
 
-def test_the_end_of_a_certificate(tmp_path):
+def test_the_expiry_of_a_certificate(tmp_path):
     files = Identity.self_signed("relay", "localhost", days=3).write(tmp_path, "relay")
 
     ends = certificate_end(files.cert)
@@ -70,7 +70,7 @@ def test_the_end_of_a_certificate(tmp_path):
 
 
 @pytest_twisted.ensureDeferred
-async def test_connections_that_need_a_look_come_first(admin, make_target, make_peer):
+async def test_connections_with_problems_come_first(admin, make_target, make_peer):
     admin.state.views = [
         make_target(
             "w-1",

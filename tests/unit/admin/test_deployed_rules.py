@@ -1,4 +1,4 @@
-"""The Grafana dashboard and the alert rules in `deploy/`: every metric they name is in a scrape, and promtool agrees."""
+"""Grafana dashboard and alert rules of `deploy/`: every metric exists in a scrape, promtool accepts the rules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME = re.compile(r"\b(?:relay|process|python)_[a-z0-9_]+\b")
 
 
 def expressions() -> dict[str, str]:
-    """Every query of both files, by where it stands."""
+    """All queries of both files, by their place."""
     found = {}
     dashboard = json.loads(GRAFANA.read_text())
     for panel in dashboard["panels"]:
@@ -37,7 +37,7 @@ def expressions() -> dict[str, str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_metric_that_they_name_is_in_a_scrape(admin):
+async def test_every_metric_of_a_query_is_in_a_scrape(admin):
     families = list(text_string_to_metric_families((await admin.get("/metrics")).text))
     samples = {sample.name for family in families for sample in family.samples}
     named = {name for text in expressions().values() for name in _NAME.findall(text)}
@@ -46,7 +46,7 @@ async def test_every_metric_that_they_name_is_in_a_scrape(admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_label_value_that_they_name_is_in_a_scrape(admin):
+async def test_every_label_value_of_a_query_is_in_a_scrape(admin):
     text = (await admin.get("/metrics")).text
     for where, expression in expressions().items():
         for label, operator, value in re.findall(
@@ -57,7 +57,7 @@ async def test_every_label_value_that_they_name_is_in_a_scrape(admin):
                 assert label != "reason" or one in Reason.__members__
 
 
-def test_the_dashboard_is_one_that_grafana_takes():
+def test_the_dashboard_has_the_structure_that_grafana_requires():
     dashboard = json.loads(GRAFANA.read_text())
     assert dashboard["uid"] == "viewport-relay" and dashboard["title"]
     ids = [panel["id"] for panel in dashboard["panels"]]
@@ -76,7 +76,7 @@ def test_the_dashboard_is_one_that_grafana_takes():
 
 
 @pytest.mark.promtool
-def test_promtool_takes_the_rules():
+def test_promtool_accepts_the_rules():
     ran = subprocess.run(
         ["promtool", "check", "rules", str(ALERTS)], capture_output=True, text=True, timeout=60
     )
@@ -86,16 +86,16 @@ def test_promtool_takes_the_rules():
 
 @pytest.mark.promtool
 @pytest_twisted.ensureDeferred
-async def test_promtool_finds_nothing_wrong_with_the_names_and_the_exposition(admin):
+async def test_promtool_accepts_the_names_and_the_exposition(admin):
     text = (await admin.get("/metrics")).body
     ran = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60)
-    # names that dashboards of today know, and prometheus_client's own
+    # deprecated names, and prometheus_client's own
     known = ("relay_connections_total", "relay_workspaces_total", "python_gc_", "python_info", "process_")
     complaints = [line for line in ran.stderr.decode().splitlines() if line and not line.startswith(known)]
     assert complaints == []
 
 
-#: alert -> series over ten minutes at one sample a minute, and whether it fires at the end of them
+#: alert, series over ten minutes at one sample a minute, whether the alert fires at the end
 CASES = [
     ("RelayDown", 'up{job="viewport-relay", instance="a"}', "1x4 0x10", True),
     ("RelayDown", 'up{job="viewport-relay", instance="a"}', "1x10", False),
@@ -118,11 +118,11 @@ CASES = [
 
 
 @pytest.mark.promtool
-def test_alerts_fire_when_they_should_and_only_then(tmp_path):
+def test_alerts_fire_in_their_cases_only(tmp_path):
     tests = []
     for alert, series, values, fires in CASES:
         given = [{"series": series, "values": values}]
-        if alert == "RelayBusForged":  # it adds three counters
+        if alert == "RelayBusForged":  # the alert adds three counters
             for kind in ("stale", "replayed"):
                 name = f'relay_bus_pull_{kind}_signature_total{{instance="a"}}'
                 given.append({"series": name, "values": "0x10"})
@@ -139,7 +139,7 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path):
                 ],
             }
         )
-    file = tmp_path / "tests.yaml"  # JSON is YAML
+    file = tmp_path / "tests.yaml"  # JSON is valid YAML
     file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": tests}))
     ran = subprocess.run(
         ["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=120

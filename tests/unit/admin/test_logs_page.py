@@ -1,4 +1,4 @@
-"""`GET /logs`: filters, counts, text for people, and following on a real socket."""
+"""`GET /logs`: filters, counts, plain text, following over a real socket."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ async def test_bad_filters_name_the_parameter_and_what_it_takes(filled, query, p
         assert body["known"] == known[parameter]
 
 
-def test_since_takes_times_back():
+def test_since_takes_durations():
     assert parse_filter({"since": "2m"}, 1000.0)[0].since == 880.0
     with pytest.raises(BadRequest):
         parse_filter({"since": "٣m"}, 1000.0)
 
 
 @pytest_twisted.ensureDeferred
-async def test_summary_counts_folded_entries_as_often_as_they_came(filled):
+async def test_the_summary_counts_folded_entries(filled):
     for _ in range(50):
         filled.log.event(
             "refuse", reason=Reason.TOKEN_MISSING, ip="192.0.2.9", workspaceId="w-9", detail="why"
@@ -108,7 +108,7 @@ async def test_summary_counts_folded_entries_as_often_as_they_came(filled):
         numbers = (await filled.get("/logs?summary=1")).json()
         about = numbers.pop("reasons")
         assert numbers == want
-        filled.log.close()  # now the summary is an entry of its own
+        filled.log.close()  # the summary is now an entry of its own
     assert list(about) == ["TOKEN_MISSING", "JWT_EXPIRED", "INTERNAL_KEY_MISMATCH"]
     row = about["TOKEN_MISSING"]
     assert (
@@ -123,7 +123,7 @@ async def test_summary_counts_folded_entries_as_often_as_they_came(filled):
 
 
 @pytest_twisted.ensureDeferred
-async def test_summary_counts_one_failure_once(admin):
+async def test_the_summary_counts_each_failure_once(admin):
     for _ in range(3):
         admin.log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why="x")
     assert (await admin.get("/logs?summary=1")).json()["byReason"] == {"JWKS_UNREACHABLE": 3}
@@ -132,7 +132,7 @@ async def test_summary_counts_one_failure_once(admin):
     assert numbers["byReason"] == {"JWKS_UNREACHABLE": 1} and numbers["byEvent"]["jwks_fetch_failed"] == 3
 
 
-# -- the verdict first ------------------------------------------------------------------------------------------------
+# -- verdict ----------------------------------------------------------------------------------------------------------
 
 
 @pytest_twisted.ensureDeferred
@@ -180,7 +180,7 @@ async def test_text_begins_with_verdict_cause_fix_and_example(admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_gets_in_is_said_first(admin):
+async def test_the_first_line_reports_that_no_peer_is_admitted(admin):
     for _ in range(5):
         admin.log.event("refuse", reason=Reason.JWT_EXPIRED, ip="192.0.2.1")
     first = (await admin.get("/logs/text")).text.splitlines()[0]
@@ -201,7 +201,7 @@ def test_accept(accept, text):
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_gets_text(filled):
+async def test_content_negotiation(filled):
     for path, headers, kind in (
         ("/logs", {}, "application/json"),
         ("/logs", {"Accept": "*/*"}, "application/json"),
@@ -218,7 +218,7 @@ async def test_who_gets_text(filled):
 
 
 @pytest_twisted.ensureDeferred
-async def test_explain_says_cause_and_fix_and_what_happened_here(filled):
+async def test_explain_has_cause_fix_and_the_last_occurrence(filled):
     text = (await filled.get("/logs/explain/jwt_expired")).text
     entry = Reason.JWT_EXPIRED.entry
     assert text.startswith("JWT_EXPIRED\n") and entry.cause[:50] in text and "here, the last time:" in text
@@ -234,7 +234,7 @@ async def test_explain_says_cause_and_fix_and_what_happened_here(filled):
 
 
 @pytest_twisted.ensureDeferred
-async def test_about_a_connection_of_which_only_the_answer_is_known(admin):
+async def test_about_a_connection_id_of_a_folded_refusal(admin):
     for n in range(20):
         admin.log.event(
             "refuse", reason=Reason.JWT_EXPIRED, connection_id=f"c-{n}", workspaceId="acme", role="client", ip="192.0.2.1",
@@ -257,7 +257,7 @@ async def test_about_a_connection_of_which_only_the_answer_is_known(admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_about_somebody_who_is_there_and_somebody_unheard_of(admin, make_target, make_peer):
+async def test_about_a_connected_peer_and_an_unknown_one(admin, make_target, make_peer):
     admin.state.views = [make_target("w-1", "t-1", daemon=make_peer("workspace-daemon", "machine-1"))]
     text = " ".join((await admin.get("/logs?about=t-1", {"Accept": "text/plain"})).text.split())
     assert (
@@ -271,7 +271,7 @@ async def test_about_somebody_who_is_there_and_somebody_unheard_of(admin, make_t
 
 
 @pytest_twisted.ensureDeferred
-async def test_text_for_people_is_inert(admin):
+async def test_text_has_no_control_characters(admin):
     admin.log.event(
         "drop", reason=Reason.INVALID_FRAME, connection_id="c-1", workspaceId="\x1b]0;pwned\x07\x1b[2J", clientId="a\nb",
         note="\u202egnp.exe \x9b31m \u200b \ud800", number=7,
@@ -287,14 +287,14 @@ async def test_text_for_people_is_inert(admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_json_is_inert_in_html(admin):
+async def test_json_is_not_sniffed_as_html(admin):
     admin.log.event("drop", workspaceId="</script><img src=x onerror=alert(1)>")
     answer = await admin.get("/logs")
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "<img" in answer.json()["logs"][-1]["details"]["workspaceId"]
 
 
-def test_inert_keeps_ordinary_letters():
+def test_inert_keeps_printable_unicode():
     assert inert("Grüße, 日本 🙂 - ok") == "Grüße, 日本 🙂 - ok"
 
 
@@ -302,7 +302,7 @@ def test_inert_keeps_ordinary_letters():
 
 
 class Reader:
-    """A raw HTTP reader, so that a test decides when it reads."""
+    """A raw HTTP client that reads only when a test calls `until`."""
 
     def __init__(self, admin, token, path="/logs?follow=1", headers="", receive_buffer=None):
         self.socket = socket.socket()
@@ -400,7 +400,7 @@ async def test_follow_as_text(filled, token):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reader_that_does_not_read_costs_nobody_anything(admin, token):
+async def test_a_follower_without_reads_does_not_delay_the_log(admin, token):
     reader = await Reader(admin, token, receive_buffer=4096).start()
     page = page_of(admin)
     await eventually(lambda: page.followers)
@@ -424,7 +424,7 @@ async def test_a_reader_that_does_not_read_costs_nobody_anything(admin, token):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reader_that_stands_still_is_let_go_and_beats_keep_the_others(admin, token, monkeypatch):
+async def test_a_stalled_follower_is_disconnected_and_heartbeats_keep_the_others(admin, token, monkeypatch):
     monkeypatch.setattr(follow, "HEARTBEAT", 0.05)
     monkeypatch.setattr(follow, "STALLED", 0.2)
     still = await Reader(admin, token, receive_buffer=4096).start()

@@ -1,4 +1,4 @@
-"""`/state`, `/metrics`, the dashboard's session, files and JSON, and the banner's verdict."""
+"""`/state`, `/metrics`, the dashboard's session, files and JSON, the verdict."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_state_leaves_client_ids_out_unless_they_are_included(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_metrics_in_the_format_that_is_asked_for(admin, make_peer, make_target, accept, kind):
+async def test_metrics_in_the_requested_format(admin, make_peer, make_target, accept, kind):
     admin.state.views = [
         make_target(daemon=make_peer("workspace-daemon"), clients=(make_peer(), make_peer(paused=True)))
     ]
@@ -115,7 +115,7 @@ async def sign_in(admin, token):
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_token_buys_a_cookie_that_scripts_and_other_sites_cannot_use(admin, token):
+async def test_sign_in_sets_an_http_only_same_site_cookie(admin, token):
     cookie, csrf, whole = await sign_in(admin, token)
     assert "HttpOnly" in whole and "SameSite=Strict" in whole and "Path=/" in whole and "Secure" not in whole
     assert token not in whole
@@ -152,13 +152,13 @@ async def test_behind_a_tls_proxy_the_cookie_is_secure(open_admin, token):
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_token_buys_nothing(admin, body, status):
+async def test_a_wrong_token_sets_no_cookie(admin, body, status):
     answer = await admin.post("/admin/api/session", body, token=None)
     assert answer.status == status and "set-cookie" not in answer.headers
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_form_of_another_site_cannot_sign_anybody_in(admin, token):
+async def test_a_form_of_another_site_cannot_sign_in(admin, token):
     for kind in ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data"):
         answer = await admin.ask(
             "POST", "/admin/api/session", {"Content-Type": kind}, json.dumps({"token": token}).encode(), None
@@ -168,7 +168,7 @@ async def test_a_form_of_another_site_cannot_sign_anybody_in(admin, token):
 
 @pytest.mark.parametrize("proof", [None, "", "wrong", "0" * 64, "é"])
 @pytest_twisted.ensureDeferred
-async def test_a_cookie_alone_changes_nothing(admin, token, proof):
+async def test_a_cookie_without_csrf_token_is_refused(admin, token, proof):
     cookie, csrf, _ = await sign_in(admin, token)
     headers = {"Cookie": cookie} | ({} if proof is None else {"X-Relay-CSRF": proof.encode()})
     for path in ("/disconnect", "/cache/flush"):
@@ -180,7 +180,7 @@ async def test_a_cookie_alone_changes_nothing(admin, token, proof):
     assert (await admin.post("/disconnect", {"workspaceId": "w"}, good, token=None)).status == 200
     gone = await admin.ask("DELETE", "/admin/api/session", good, token=None)
     assert gone.status == 200 and "Max-Age=0" in gone.headers["set-cookie"]
-    # The server has ended it: whoever kept the cookie has nothing.
+    # The session has ended on the server: a kept cookie is invalid.
     for path in ("/state", "/admin/api/overview"):
         assert (await admin.get(path, {"Cookie": cookie}, token=None)).status == 401
     assert (await admin.post("/cache/flush", {}, good, token=None)).status == 401
@@ -189,7 +189,7 @@ async def test_a_cookie_alone_changes_nothing(admin, token, proof):
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_proof_of_one_session_is_none_for_another(admin, token):
+async def test_a_csrf_token_is_valid_for_its_session_only(admin, token):
     cookie, _, _ = await sign_in(admin, token)
     _, other, _ = await sign_in(admin, token)
     answer = await admin.post("/cache/flush", {}, {"Cookie": cookie, "X-Relay-CSRF": other}, token=None)
@@ -272,7 +272,7 @@ async def test_the_workers_of_this_relay_are_not_other_relays(admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_reason_comes_with_cause_and_fix(admin):
+async def test_every_reason_has_cause_and_fix(admin):
     reasons = (await admin.get("/admin/api/reasons")).json()["reasons"]
     assert set(reasons) == {reason.code for reason in Reason}
     assert all(row["text"] and row["cause"] and row["fix"] for row in reasons.values())
@@ -289,7 +289,7 @@ async def test_workspaces_are_searched_bounded_and_latest_first(admin, make_targ
     assert (await admin.get("/admin/api/workspaces?search=" + "x" * 200)).status == 400
 
 
-def test_history_keeps_an_hour(admin, make_target, make_peer):
+def test_history_spans_an_hour(admin, make_target, make_peer):
     clock = Clock()
     counters = Counters()
     history = History(
@@ -357,7 +357,7 @@ def test_the_banner(changes, state, words):
         (3600.0, 120.0, "off", "last success 2 min ago, untested since"),
     ],
 )
-def test_a_platform_that_was_not_asked_lately_is_no_green_tick(joined, answered, state, words):
+def test_a_platform_without_recent_requests_is_untested(joined, answered, state, words):
     seen = {} if joined is None else {("join", None): NOW - joined}
     verdict = judge(attrs.evolve(WELL, last_seen=seen, platform_age=answered))
     (check,) = [check for check in verdict.checks if check.name == "Platform"]
@@ -372,11 +372,11 @@ def test_clocks_are_compared(offset, state):
 
 
 @pytest.mark.parametrize("seconds,words", [(-3, "0 s"), (89, "89 s"), (120, "2 min"), (7200, "2 h")])
-def test_spans_in_words(seconds, words):
+def test_durations_in_words(seconds, words):
     assert ago(seconds) == words
 
 
-def test_a_one_time_key_opens_one_session_within_its_time() -> None:
+def test_a_one_time_key_opens_one_session_before_it_expires() -> None:
     now = [1_000.0]
     auth = AdminAuth(["an-admin-token-0123456789abcdef"], now=lambda: now[0])
     key, late = auth.one_time_key(), auth.one_time_key()

@@ -1,4 +1,4 @@
-"""Paths, methods and the gate of the operator's admin, on a real port."""
+"""Routing, methods and authentication of the admin resource, over a real port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ADMIN_PATHS = ["/state", "/logs", "/logs?summary=1", "/metrics"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_health_tells_only_that_it_is_well_when_not_verbose(open_admin):
+async def test_health_without_verbose_names_no_relay(open_admin):
     admin = open_admin({"RELAY_HEALTH_VERBOSE": "0"})
     answer = await admin.get("/health", token=None)
     assert answer.status == 200 and answer.headers["content-type"].startswith("application/json")
@@ -47,27 +47,27 @@ async def test_any_other_path_or_method_is_not_found(admin, method, path):
 @pytest.mark.parametrize(
     "path", ["/health", "/ready", "/nope", "/state", "/logs", "/metrics", "/admin/", "/", "/admin"]
 )
-@pytest.mark.parametrize("given", [True, False], ids=["operator", "stranger"])
+@pytest.mark.parametrize("given", [True, False], ids=["with token", "without token"])
 @pytest_twisted.ensureDeferred
-async def test_head_answers_as_get_does_without_a_body(admin, token, path, given):
+async def test_head_equals_get_without_the_body(admin, token, path, given):
     sent = token if given else None
     got, head = await admin.get(path, token=sent), await admin.ask("HEAD", path, token=sent)
     assert head.status == got.status and head.body == b""
-    volatile = {"date", "content-length"}  # the client sets the latter to the length of what it has read
+    volatile = {"date", "content-length"}  # the client overwrites content-length with the size of the body
     assert {k: v for k, v in head.headers.items() if k not in volatile} == {
         k: v for k, v in got.headers.items() if k not in volatile
     }
 
 
 @pytest_twisted.ensureDeferred
-async def test_head_of_a_stream_ends_at_once(admin):
+async def test_head_of_a_stream_completes_at_once(admin):
     answer = await admin.ask("HEAD", "/logs?follow=1")
     assert answer.status == 200 and answer.body == b""
 
 
 @pytest.mark.parametrize("path", ["/", "/admin"])
 @pytest_twisted.ensureDeferred
-async def test_the_short_paths_lead_to_the_dashboard_where_there_is_one(open_admin, token, path):
+async def test_short_paths_redirect_to_the_dashboard_if_it_is_enabled(open_admin, token, path):
     answer = await open_admin().get(path, token=None)
     assert answer.status == 302 and answer.headers["location"] == "/admin/"
     for environ, options in (({}, {}), ({"RELAY_ADMIN_TOKEN": token}, {"admin": False})):
@@ -98,7 +98,7 @@ async def test_the_short_paths_lead_to_the_dashboard_where_there_is_one(open_adm
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_or_missing_token_stays_out(admin, token, path, headers):
+async def test_a_wrong_or_missing_token_is_refused(admin, token, path, headers):
     def fill(text):
         return text.replace("{token}", token).encode("utf-8")
 
@@ -120,7 +120,7 @@ async def test_a_wrong_or_missing_token_stays_out(admin, token, path, headers):
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_the_right_token_comes_in(admin, token, path, headers):
+async def test_the_right_token_is_accepted(admin, token, path, headers):
     sent = {name: value.format(token) for name, value in headers.items()}
     answer = await admin.get(path, sent, token=None)
     assert answer.status == 200 and answer.headers["cache-control"] == "no-store"
@@ -141,7 +141,7 @@ async def test_without_a_token_configured_every_admin_path_is_refused(open_admin
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_public_listener_has_no_admin_path_beside_an_admin_listener(open_admin, token):
+async def test_with_an_admin_listener_the_public_one_has_no_admin_path(open_admin, token):
     admin = open_admin({"RELAY_ADMIN_TOKEN": token}, admin=False)
     for path in (*ADMIN_PATHS, "/admin/", "/admin/api/session"):
         answer = await admin.get(path)
@@ -150,7 +150,7 @@ async def test_the_public_listener_has_no_admin_path_beside_an_admin_listener(op
 
 
 @pytest_twisted.ensureDeferred
-async def test_ready_says_why_not(admin):
+async def test_ready_names_the_cause(admin):
     assert (await admin.get("/ready", token=None)).json() == {
         "ok": True, "message": "Peers with a valid token can be admitted.",
     }  # fmt: skip
@@ -164,7 +164,7 @@ async def test_ready_says_why_not(admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_refused_operator_is_logged_with_address_and_without_the_guess(admin):
+async def test_a_wrong_token_is_logged_with_the_address_and_without_the_token(admin):
     await admin.get("/state", {"Authorization": "Bearer a-wrong-guess-of-somebody"}, token=None)
     entry = admin.log.entries()[-1]
     assert entry["reason"] == "ADMIN_UNAUTHORIZED" and entry["level"] == "warn"
@@ -205,7 +205,7 @@ async def test_disconnect(admin, body, selection):
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_disconnect_refuses_what_it_does_not_understand(admin, body):
+async def test_disconnect_refuses_invalid_bodies(admin, body):
     answer = await admin.post("/disconnect", body)
     assert answer.status == 400 and answer.json()["reason"] == "ADMIN_REQUEST_INVALID"
     assert "takes" in answer.json()["message"] and admin.state.calls == []
@@ -224,7 +224,7 @@ async def test_disconnect_refuses_what_it_does_not_understand(admin, body):
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_bodies_of_a_wrong_kind(admin, kind, body, status):
+async def test_bodies_of_a_wrong_content_type(admin, kind, body, status):
     answer = await admin.ask("POST", "/disconnect", {"Content-Type": kind}, body)
     assert answer.status == status and answer.json()["ok"] is False and admin.state.calls == []
 
@@ -256,7 +256,7 @@ async def test_a_metrics_token_reads_metrics_and_nothing_else(open_admin, token)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_metrics_token_alone_opens_metrics_alone(open_admin):
+async def test_a_metrics_token_alone_enables_metrics_only(open_admin):
     admin = open_admin({"RELAY_METRICS_TOKEN": METRICS})
     assert (await admin.get("/metrics", token=METRICS)).status == 200
     assert (await admin.get("/metrics", token="")).status == 401
@@ -264,7 +264,7 @@ async def test_a_metrics_token_alone_opens_metrics_alone(open_admin):
 
 
 @pytest_twisted.ensureDeferred
-async def test_several_tokens_are_as_good_as_one(open_admin, token):
+async def test_each_of_several_tokens_is_accepted(open_admin, token):
     admin = open_admin({"RELAY_ADMIN_TOKEN": f"{ROTATED}, {token}"})
     for given in (token, ROTATED):
         assert (await admin.get("/state", token=given)).status == 200

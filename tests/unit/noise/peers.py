@@ -1,7 +1,7 @@
-"""What the link's tests share: a grant, keys, a recording connection, and two initiators.
+"""Fixtures of the link's tests: grants, keys, a recording connection, two initiators.
 
-`Initiator` uses noiseprotocol. `PlainInitiator` is written from the Noise specification (rev 34, section 5) over
-bare primitives, so that a fault of the library on both sides does not go unseen.
+`Initiator` uses noiseprotocol. `PlainInitiator` follows the Noise specification (rev 34, section 5) over bare primitives: a fault
+of the library would show as a difference.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def grant(
 
 @define
 class Recorder:
-    """A connection that only remembers what the machine wanted of it."""
+    """Null connection that records every call of the machine."""
 
     sent: list[bytes] = Factory(list)
     admitted: list[Pattern | None] = Factory(list)
@@ -84,7 +84,7 @@ class Recorder:
 
     @property
     def reason(self) -> Reason | None:
-        """Why it was failed; at most once, ever."""
+        """The reason of the failure; asserts that there was at most one."""
         assert len(self.failed) <= 1
         return self.failed[0][0] if self.failed else None
 
@@ -95,7 +95,7 @@ def connection(
     query: UpgradeQuery = QUERY,
     frame_max: int = FRAME_MAX,
 ) -> tuple[Recorder, NoiseLink]:
-    """A connection that offered the link, ready for message 1."""
+    """A connection with an offered link, before message 1."""
     peer = Recorder()
     responder = LinkResponder(query, granted or grant(), keys, "relay-1", frame_max)
     noise = NoiseLink(peer, responder)
@@ -103,13 +103,13 @@ def connection(
 
 
 def prologue(query: UpgradeQuery) -> bytes:
-    """Written out here once more: the relay's own must not be its own judge."""
+    """The prologue, computed independently of the relay's code."""
     words = [b"viewport-relay-link-v1", query.role.value.encode(), query.workspace_id.encode()]
     return b"\x00".join([*words, (query.runtime_target_id or "").encode()])
 
 
 def hkdf(key: bytes, data: bytes, count: int) -> list[bytes]:
-    """Noise's HKDF (section 4.3)."""
+    """Noise's HKDF (rev 34, section 4.3)."""
     temporary = hmac.digest(key, data, "sha256")
     outputs, last = [], b""
     for number in range(1, count + 1):
@@ -119,12 +119,12 @@ def hkdf(key: bytes, data: bytes, count: int) -> list[bytes]:
 
 
 def psk_of(secret: bytes) -> bytes:
-    """The link's PSK, from RFC 5869's two steps."""
+    """The link's PSK by the two steps of RFC 5869."""
     return hmac.digest(hmac.digest(bytes(32), secret, "sha256"), b"viewport-relay-link-psk-v1\x01", "sha256")
 
 
 class Initiator:
-    """A peer's side of the link over noiseprotocol; everything about it can be wrong on purpose."""
+    """The initiator's side of the link over noiseprotocol; each part can be made wrong."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Initiator:
         return payload
 
     def seal(self, frame: bytes, record: int = 65_519) -> bytes:
-        """One binary message, cut into records of at most `record` bytes of plaintext."""
+        """Seal one binary message, split into records of at most `record` bytes of plaintext."""
         message = b""
         for start in range(0, len(frame) or 1, record):
             sealed = self.noise.encrypt(frame[start : start + record])
@@ -171,7 +171,7 @@ class Initiator:
 
 
 class PlainInitiator:
-    """The same, from the specification."""
+    """The initiator's side of the link, written from the specification."""
 
     def __init__(self, pattern: Pattern, secret: bytes = SECRET) -> None:
         name = f"Noise_{pattern.label}_25519_ChaChaPoly_SHA256".encode()
@@ -233,7 +233,7 @@ class PlainInitiator:
 
 
 def seal(noise: NoiseLink, frame: bytes) -> bytes | None:
-    """The binary message that the relay sends for one frame; None: its link cannot carry it, and is closed."""
+    """The relay's binary message for one frame; None if the records refuse the frame, which closes the link."""
     try:
         return noise.records.encrypt_frame(frame)
     except Refusal as refusal:
@@ -242,7 +242,7 @@ def seal(noise: NoiseLink, frame: bytes) -> bytes | None:
 
 
 def establish(noise: NoiseLink, peer: Recorder, pattern: Pattern = Pattern.IK, **wrong: Any) -> Initiator:
-    """The whole handshake, up to an established link."""
+    """Run the whole handshake."""
     initiator = Initiator(pattern, **wrong)
     noise.receive(initiator.message_1())
     initiator.read_message_2(peer.sent[-1])

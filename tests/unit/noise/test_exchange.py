@@ -1,4 +1,4 @@
-"""The watch over end-to-end exchanges: what it sees, and that it stays small."""
+"""ExchangeWatch: end-to-end exchanges that the relay observes, in bounded tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_init_response_rekey() -> None:
     watch.init_seen("r2", "noise-ik", "s1")
     renewed = watch.response_seen("r2", "s2", "noise-ik", 2)
     assert renewed == EndToEndSession("s2", "noise-ik", 2, rekeyed=True)
-    assert watch.sessions == (renewed,)  # the one before is over
+    assert watch.sessions == (renewed,)  # replaces the first session
 
 
 def test_rekey_under_the_same_session_id() -> None:
@@ -30,7 +30,7 @@ def test_rekey_under_the_same_session_id() -> None:
     assert len(watch.sessions) == 1
 
 
-def test_what_a_peer_should_not_accept_is_named() -> None:
+def test_unexpected_profiles_and_epochs_are_flagged() -> None:
     watch = ExchangeWatch()
     watch.init_seen("r1", "noise-ikpsk2")
     weaker = watch.response_seen("r1", "s1", "noise-ik", 1)
@@ -47,7 +47,7 @@ def test_what_a_peer_should_not_accept_is_named() -> None:
     assert session is not None and session.rekeyed and not session.oddity
 
 
-def test_what_was_not_seen_is_nothing() -> None:
+def test_responses_without_an_init_are_ignored() -> None:
     watch = ExchangeWatch()
     assert watch.response_seen("r1", "s1", "noise-ik", 1) is None
     assert watch.key_update_seen("s1", 2) is None
@@ -55,10 +55,10 @@ def test_what_was_not_seen_is_nothing() -> None:
     assert watch.response_seen("", "s1", "noise-ik", 1) is None
     watch.init_seen("r1", "noise-ik")
     assert watch.response_seen("r1", "s1", "noise-ik", 1) is not None
-    assert watch.response_seen("r1", "s2", "noise-ik", 1) is None  # answered once
+    assert watch.response_seen("r1", "s2", "noise-ik", 1) is None  # each request has one response
 
 
-def test_it_stays_small() -> None:
+def test_the_tables_are_bounded() -> None:
     watch = ExchangeWatch()
     for number in range(1000):
         watch.init_seen(f"r{number}", "noise-ik")

@@ -1,4 +1,4 @@
-"""The link's handshake, row by row of the wire protocol's table, against peers that are right or wrong."""
+"""The link's handshake: the wire protocol's table, row by row, with valid and invalid initiators."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ MISMATCH = Reason.NOISE_STATIC_KEY_MISMATCH
 BAD_CONFIRM = {Pattern.IK: MALFORMED, Pattern.IKPSK2: INVALID_PSK}
 
 
-# -- what works --------------------------------------------------------------------------------------------------
+# -- valid handshakes ----------------------------------------------------------------------------------------------
 
 
 @BOTH
-def test_a_right_peer_is_admitted_after_its_confirm_and_not_before(pattern: Pattern) -> None:
+def test_a_valid_peer_is_admitted_after_its_confirm_only(pattern: Pattern) -> None:
     peer, noise = connection()
     initiator = Initiator(pattern)
     assert noise.receive(initiator.message_1()) is None
@@ -60,7 +60,7 @@ def test_a_right_peer_is_admitted_after_its_confirm_and_not_before(pattern: Patt
 
 
 @BOTH
-def test_message_2_carries_exactly_the_two_members(pattern: Pattern) -> None:
+def test_the_payload_of_message_2_has_exactly_two_members(pattern: Pattern) -> None:
     peer, noise = connection(frame_max=65_536)
     initiator = PlainInitiator(pattern)
     noise.receive(initiator.message_1())
@@ -94,7 +94,7 @@ def test_the_prologue_is_the_query(query: UpgradeQuery) -> None:
 
 
 @BOTH
-def test_ikpsk2_is_welcome_where_nothing_requires_it_and_ik_where_noise_ik_is_required(
+def test_both_patterns_are_accepted_unless_ikpsk2_is_required(
     pattern: Pattern,
 ) -> None:
     peer, noise = connection(grant(required=Profile.IK))
@@ -108,7 +108,7 @@ def test_ikpsk2_where_it_is_required() -> None:
 
 @BOTH
 @pytest.mark.parametrize(("used", "word"), [(CURRENT, "current"), (PREVIOUS, "previous")])
-def test_both_keys_work_and_which_one_is_known(used: StaticKey, word: str, pattern: Pattern) -> None:
+def test_both_relay_keys_are_accepted_and_reported(used: StaticKey, word: str, pattern: Pattern) -> None:
     peer, noise = connection()
     assert noise.key_used is None
     establish(noise, peer, pattern, relay=used)
@@ -129,7 +129,7 @@ def test_the_previous_key_is_refused_once_it_is_dropped() -> None:
     b'{"type":"link_confirm","long":' + b"9" * 6000 + b"}",
 ])  # fmt: skip
 @BOTH
-def test_a_confirm_may_say_more(pattern: Pattern, confirm: bytes) -> None:
+def test_a_confirm_may_have_more_members(pattern: Pattern, confirm: bytes) -> None:
     peer, noise = connection()
     initiator = Initiator(pattern)
     noise.receive(initiator.message_1())
@@ -138,8 +138,8 @@ def test_a_confirm_may_say_more(pattern: Pattern, confirm: bytes) -> None:
     assert peer.admitted == [pattern]
 
 
-def test_a_connection_that_answers_at_once_from_within_send() -> None:
-    """The machine keeps the order when a peer's answer comes before `send` has returned."""
+def test_an_answer_from_within_send() -> None:
+    """Inputs keep their order when the peer's answer arrives before `send` has returned."""
     initiator = Initiator(Pattern.IKPSK2)
     _, noise = connection()
 
@@ -158,7 +158,7 @@ def test_a_connection_that_answers_at_once_from_within_send() -> None:
 
 
 def failed(peer: Recorder, noise: NoiseLink) -> tuple[Reason, str]:
-    """Reason and detail of a link that failed; afterwards it is deaf and mute."""
+    """Reason and detail of a failed link; asserts that the link ignores all further input."""
     reason, detail, _ = peer.failed[0]
     noted, sent = len(peer.noted), len(peer.sent)
     assert noise.receive(Initiator().message_1()) is None
@@ -182,13 +182,13 @@ def test_plain_ik_where_ikpsk2_is_required(secret: str | None) -> None:
     )
 
 
-def test_another_pairing_secret_sees_message_2_fail_and_its_confirm_is_refused() -> None:
+def test_another_pairing_secret_fails_at_message_2_and_at_the_confirm() -> None:
     peer, noise = connection(grant(required=Profile.IKPSK2))
     initiator = Initiator(Pattern.IKPSK2, secret=OTHER_SECRET)
     noise.receive(initiator.message_1())
     with pytest.raises(Exception):  # noqa: B017 - InvalidTag, as the library passes it on
         initiator.read_message_2(peer.sent[0])
-    noise.receive(Initiator(Pattern.IKPSK2).message_1())  # any bytes in the confirm's place
+    noise.receive(Initiator(Pattern.IKPSK2).message_1())  # any bytes in place of the confirm
     reason, detail = failed(peer, noise)
     assert reason is INVALID_PSK and "another pairing secret" in detail
 
@@ -202,7 +202,7 @@ def test_an_ikpsk2_peer_that_leaves_after_message_2_is_only_logged() -> None:
 
 
 @pytest.mark.parametrize("leave", ["peer_gone", "relay_closes"])
-def test_leaving_is_quiet_under_ik_and_when_the_relay_closes(leave: str) -> None:
+def test_a_disconnect_under_ik_and_a_close_by_the_relay_are_not_logged(leave: str) -> None:
     for pattern in Pattern:
         for steps in (0, 1, 2):
             if pattern is Pattern.IKPSK2 and steps == 1 and leave == "peer_gone":
@@ -239,7 +239,7 @@ def test_leaving_is_quiet_under_ik_and_when_the_relay_closes(leave: str) -> None
     b'{"version":2,"type":"e2ee"}',
 ])  # fmt: skip
 @BOTH
-def test_something_else_in_the_confirms_place(pattern: Pattern, confirm: bytes) -> None:
+def test_invalid_confirms(pattern: Pattern, confirm: bytes) -> None:
     peer, noise = connection()
     initiator = Initiator(pattern)
     noise.receive(initiator.message_1())
@@ -248,7 +248,7 @@ def test_something_else_in_the_confirms_place(pattern: Pattern, confirm: bytes) 
     assert failed(peer, noise)[0] is BAD_CONFIRM[pattern]
 
 
-def test_a_confirm_over_the_frame_limit_is_no_confirm() -> None:
+def test_a_confirm_over_the_frame_limit_is_refused() -> None:
     for pattern in Pattern:
         peer, noise = connection(frame_max=100)
         initiator = Initiator(pattern)
@@ -290,7 +290,7 @@ def test_message_1_of_a_wrong_length(size: int) -> None:
 @BOTH
 @pytest.mark.parametrize("payload", [b"x", b"{}", bytes(1000)])
 def test_message_1_with_a_payload(pattern: Pattern, payload: bytes) -> None:
-    """Sealed as it should be, but the contract has none there."""
+    """A payload is correctly encrypted, but message 1 has none."""
     peer, noise = connection()
     noise.receive(bytes([1, pattern.value]) + bytes(Initiator(pattern).noise.write_message(payload)))
     assert failed(peer, noise)[0] is MALFORMED and peer.sent == []
@@ -316,13 +316,13 @@ def test_message_1_of_a_wrong_version_or_pattern_byte(pattern: Pattern, at: int,
     {"query": evolve(QUERY, runtime_target_id="rt-2")},
     {"query": evolve(QUERY, runtime_target_id=None)},
 ])  # fmt: skip
-def test_message_1_for_another_relay_or_another_place(pattern: Pattern, wrong: dict[str, object]) -> None:
+def test_message_1_for_another_relay_or_query(pattern: Pattern, wrong: dict[str, object]) -> None:
     peer, noise = connection()
     noise.receive(Initiator(pattern, **wrong).message_1())  # type: ignore[arg-type]
     assert failed(peer, noise)[0] is MALFORMED and peer.sent == []
 
 
-def test_the_pattern_byte_must_be_the_pattern() -> None:
+def test_the_pattern_byte_must_match_the_pattern() -> None:
     for claimed, made in ((Pattern.IK, Pattern.IKPSK2), (Pattern.IKPSK2, Pattern.IK)):
         peer, noise = connection()
         message = Initiator(made).message_1()
@@ -341,7 +341,7 @@ def test_a_low_order_ephemeral_point(pattern: Pattern, point: bytes) -> None:
 @BOTH
 @pytest.mark.parametrize("point", LOW_ORDER)
 def test_a_low_order_static_point(pattern: Pattern, point: bytes) -> None:
-    """A peer that encrypts such a point correctly, so that only the next DH can notice."""
+    """The point is correctly encrypted; only the next DH detects it."""
     peer, noise = connection()
     initiator = PlainInitiator(pattern)
     e = initiator.e.public_key().public_bytes_raw()
@@ -366,7 +366,7 @@ def test_a_text_message_during_the_handshake() -> None:
         assert failed(peer, noise)[0] is BAD_CONFIRM[pattern]
 
 
-# -- the other rows ----------------------------------------------------------------------------------------------
+# -- the other reasons --------------------------------------------------------------------------------------------
 
 STATIC = StaticKey(PEER_STATIC)
 OTHER = StaticKey(SECRET)
@@ -414,14 +414,14 @@ def test_timeout(steps: int) -> None:
         assert failed(peer, noise)[0] is Reason.NOISE_TIMEOUT
 
 
-def test_a_late_timeout_does_no_harm() -> None:
+def test_a_late_timeout_has_no_effect() -> None:
     peer, noise = connection()
     initiator = establish(noise, peer)
     noise.timeout()
     assert noise.established and noise.receive(initiator.seal(b"x")) == b"x"
 
 
-def test_after_it_is_up_bad_records_and_text_close_it() -> None:
+def test_bad_records_and_text_close_an_established_link() -> None:
     for spoil in (
         lambda noise, sealed: noise.receive(sealed[:-1] + bytes([sealed[-1] ^ 1])),
         lambda noise, sealed: noise.receive(sealed[1:]),
@@ -438,7 +438,7 @@ def test_after_it_is_up_bad_records_and_text_close_it() -> None:
         assert len(peer.failed) == 1 and peer.noted == []
 
 
-def test_the_close_texts_are_the_contracts() -> None:
+def test_the_documented_close_texts() -> None:
     texts = {
         INVALID_PSK: "Noise handshake failed: invalid psk",
         MALFORMED: "Noise handshake failed: malformed message",
@@ -452,7 +452,7 @@ def test_the_close_texts_are_the_contracts() -> None:
         assert (reason.value.close, reason.value.close_text) == (CloseCode.POLICY, text)
 
 
-def test_wrong_pattern_and_wrong_secret_look_alike_to_the_peer() -> None:
+def test_wrong_pattern_and_wrong_secret_have_the_same_close() -> None:
     seen = set()
     for initiator in (Initiator(Pattern.IK), Initiator(Pattern.IKPSK2, secret=OTHER_SECRET)):
         peer, noise = connection(grant(required=Profile.IKPSK2))
@@ -464,8 +464,8 @@ def test_wrong_pattern_and_wrong_secret_look_alike_to_the_peer() -> None:
     assert len(seen) == 1
 
 
-def test_no_secret_shows() -> None:
-    """Neither in what is logged nor in the repr of anything that a traceback might print."""
+def test_no_secret_in_details_and_reprs() -> None:
+    """Checked in log details and in the repr of each object that a traceback can print."""
     peer, noise = connection(grant(required=Profile.IKPSK2, daemon_public_key=OTHER.public_text))
     noise.receive(Initiator(Pattern.IKPSK2).message_1())
     told = repr(peer.failed) + repr(KEYS) + repr(CURRENT) + repr(noise) + repr(noise._core) + repr(grant())
@@ -474,7 +474,7 @@ def test_no_secret_shows() -> None:
     assert set(peer.failed[0][2]) == {"peerKeySha256", "grantKeySha256"}
 
 
-def test_a_confirm_before_message_2_is_none() -> None:
+def test_a_confirm_before_message_2_is_refused() -> None:
     responder = LinkResponder(QUERY, grant(), KEYS, "relay-1", FRAME_MAX)
     with pytest.raises(Refusal) as refused:
         responder.read_confirm(CONFIRM)

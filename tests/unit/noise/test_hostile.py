@@ -1,5 +1,6 @@
-"""Hypothesis plays the peer, or sits between peer and relay. Whatever it does: nothing is established that should
-not be, nothing is raised, and there is always one reason.
+"""Property tests: hypothesis acts as the peer, or modifies messages in transit.
+
+Invariants: no link is wrongly established, no exception is raised, exactly one reason is given.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from viewport_relay.reasons import Reason
 
 HANDSHAKE = {Reason.NOISE_INVALID_PSK, Reason.NOISE_HANDSHAKE_MALFORMED}
 PATTERNS = st.sampled_from(Pattern)
-# A busy machine makes drawing slow; that is no fault of what is tested.
+# Drawing is slow on a busy machine; that is no failure of the code.
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def never_up(peer: Recorder, noise: NoiseLink) -> None:
-    """Failed once and for a documented reason, or still waiting, which the time-out ends."""
+def never_established(peer: Recorder, noise: NoiseLink) -> None:
+    """Assert one documented failure, or a pending handshake that ends by time-out."""
     if peer.reason is None:
         noise.timeout()
         assert peer.reason is Reason.NOISE_TIMEOUT
     assert peer.reason in {*HANDSHAKE, Reason.NOISE_TIMEOUT, Reason.NOISE_PSK_UNAVAILABLE}
     assert not noise.established and peer.admitted == []
-    assert peer.failed[0][1]  # it says what exactly was wrong
+    assert peer.failed[0][1]  # the detail is not empty
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, message: bytes) -> bytes:
-    """`message` with bits flipped, cut short, made longer, or with a part doubled or moved; never itself.
+def mutated(draw: st.DrawFn, message: bytes) -> bytes:
+    """A mutation of `message`: bits flipped, truncated, extended, a part repeated, moved or replaced.
 
-    What is drawn never depends on what the message says, as keys are other ones at each run of an example.
+    Draws do not depend on the message's content, because keys differ in each run of an example.
     """
     data = bytearray(message)
     kind = draw(st.sampled_from(["flip", "cut", "grow", "double", "swap", "replace"]))
@@ -59,43 +60,43 @@ def spoilt(draw: st.DrawFn, message: bytes) -> bytes:
 
 @QUICK
 @given(data=st.data(), pattern=PATTERNS)
-def test_spoilt_message_1(data: st.DataObject, pattern: Pattern) -> None:
+def test_mutated_message_1(data: st.DataObject, pattern: Pattern) -> None:
     peer, noise = connection()
-    noise.receive(data.draw(spoilt(Initiator(pattern).message_1())))
+    noise.receive(data.draw(mutated(Initiator(pattern).message_1())))
     assert peer.sent == [] and peer.reason in HANDSHAKE
-    never_up(peer, noise)
+    never_established(peer, noise)
 
 
 @QUICK
 @given(data=st.data(), pattern=PATTERNS)
-def test_spoilt_confirm(data: st.DataObject, pattern: Pattern) -> None:
+def test_mutated_confirm(data: st.DataObject, pattern: Pattern) -> None:
     peer, noise = connection()
     initiator = Initiator(pattern)
     noise.receive(initiator.message_1())
     initiator.read_message_2(peer.sent[0])
-    noise.receive(data.draw(spoilt(initiator.seal(CONFIRM))))
+    noise.receive(data.draw(mutated(initiator.seal(CONFIRM))))
     assert peer.reason is (
         Reason.NOISE_INVALID_PSK if pattern is Pattern.IKPSK2 else Reason.NOISE_HANDSHAKE_MALFORMED
     )
-    never_up(peer, noise)
+    never_established(peer, noise)
 
 
 @QUICK
 @given(messages=st.lists(st.binary(max_size=300), max_size=6), pattern=PATTERNS, required=st.booleans())
-def test_garbage(messages: list[bytes], pattern: Pattern, required: bool) -> None:
+def test_random_messages(messages: list[bytes], pattern: Pattern, required: bool) -> None:
     peer, noise = connection(grant(required=Profile.IKPSK2 if required else None))
     for message in messages:
         assert noise.receive(message) is None
-    never_up(peer, noise)
+    never_established(peer, noise)
 
 
 @QUICK
 @given(body=st.binary(min_size=96, max_size=96), pattern=PATTERNS)
-def test_garbage_in_the_form_of_message_1(body: bytes, pattern: Pattern) -> None:
+def test_random_bodies_of_message_1(body: bytes, pattern: Pattern) -> None:
     peer, noise = connection()
     noise.receive(bytes([1, pattern.value]) + body)
     assert peer.reason is Reason.NOISE_HANDSHAKE_MALFORMED
-    never_up(peer, noise)
+    never_established(peer, noise)
 
 
 @QUICK
@@ -110,7 +111,7 @@ def test_garbage_in_the_form_of_message_1(body: bytes, pattern: Pattern) -> None
 def test_messages_reordered_and_replayed_from_another_link(
     first: Pattern, second: Pattern, order: list[str], length: int
 ) -> None:
-    """Only the one right order of one link's own messages opens it."""
+    """Only a link's own messages in their order establish it."""
     recorded_peer, recorded = connection()
     messages = {}
     for suffix, pattern in (("", first), (" of another link", second)):
@@ -121,11 +122,11 @@ def test_messages_reordered_and_replayed_from_another_link(
         initiator.read_message_2(recorded_peer.sent[0])
         messages["confirm" + suffix] = initiator.seal(CONFIRM)
         messages.setdefault("frame", initiator.seal(b'{"type":"e2ee"}'))
-    # Every one of them was recorded elsewhere, where the relay used other ephemeral keys.
+    # All messages were recorded on other links, with other ephemeral keys of the relay.
     peer, noise = connection()
     for name in order[:length]:
         assert noise.receive(messages[name]) is None
-    never_up(peer, noise)
+    never_established(peer, noise)
 
 
 @QUICK
@@ -137,7 +138,7 @@ def test_messages_reordered_and_replayed_from_another_link(
     ),
 )
 def test_any_order_of_events(pattern: Pattern, events: list[str]) -> None:
-    """The peer itself is right; what happens around it comes in any order."""
+    """A valid peer, with the link's events in any order."""
     peer, noise = connection()
     initiator = Initiator(pattern)
     message_1 = initiator.message_1()
@@ -165,13 +166,13 @@ def test_any_order_of_events(pattern: Pattern, events: list[str]) -> None:
 
 @QUICK
 @given(data=st.data(), pattern=PATTERNS, frames=st.lists(st.binary(max_size=100), min_size=1, max_size=4))
-def test_spoilt_records(data: st.DataObject, pattern: Pattern, frames: list[bytes]) -> None:
-    """Frames before the spoilt one arrive; it and all after it never do."""
+def test_mutated_records(data: st.DataObject, pattern: Pattern, frames: list[bytes]) -> None:
+    """Frames before the modified record are delivered; the record and all later ones are not."""
     peer, noise = connection()
     initiator = establish(noise, peer, pattern)
     messages = [initiator.seal(frame) for frame in frames]
     victim = data.draw(st.integers(0, len(messages) - 1))
-    messages[victim] = data.draw(spoilt(messages[victim]))
+    messages[victim] = data.draw(mutated(messages[victim]))
     got = [noise.receive(message) for message in messages]
     assert got == [*frames[:victim], *([None] * (len(frames) - victim))]
     assert peer.reason in (Reason.NOISE_DECRYPT_FAILED, Reason.FRAME_TOO_LARGE) and not noise.established

@@ -1,4 +1,4 @@
-"""`viewport-relay keygen`: a usable pair, and the private half only where it was asked for."""
+"""`viewport-relay keygen`: a valid key pair; the private half goes only to the requested place."""
 
 from __future__ import annotations
 

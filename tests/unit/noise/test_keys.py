@@ -1,4 +1,4 @@
-"""The relay's static keys: what is taken, and how the key file is made and guarded."""
+"""The relay's static keys: accepted forms, and creation and permissions of the key file."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_the_public_half_is_derived() -> None:
 
 
 def test_the_vector_of_rfc_7748() -> None:
-    """Section 6.1, Bob's pair."""
+    """RFC 7748, section 6.1, Bob's key pair."""
     bob = StaticKey(bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
     assert bob.public.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
 
 
 @pytest.mark.parametrize("text", [PRIVATE, PRIVATE + "=", f" {PRIVATE}\n"])
-def test_forms_that_are_taken(text: str) -> None:
+def test_accepted_forms(text: str) -> None:
     assert StaticKey.parse(text, "X").public_text == PUBLIC
 
 
@@ -51,7 +51,7 @@ def test_forms_that_are_taken(text: str) -> None:
     base64.b64encode(b"\xff" * 32).decode(),
     "a" * 10_000,
 ])  # fmt: skip
-def test_other_forms_are_refused_and_never_shown(text: str) -> None:
+def test_other_forms_are_refused_and_not_printed(text: str) -> None:
     with pytest.raises(NoiseKeyError) as refused:
         StaticKey.parse(text, "RELAY_NOISE_PRIVATE_KEY")
     told = str(refused.value)
@@ -78,7 +78,7 @@ def test_without_a_state_folder_the_key_is_ephemeral() -> None:
     assert one.source == "ephemeral" and one.public_text != two.public_text
 
 
-def test_made_at_the_first_start_and_kept(tmp_path: Path) -> None:
+def test_the_key_is_created_at_the_first_start_and_kept(tmp_path: Path) -> None:
     folder = tmp_path / "state" / "relay"
     old = os.umask(0)
     try:
@@ -89,7 +89,7 @@ def test_made_at_the_first_start_and_kept(tmp_path: Path) -> None:
     assert first.source == "created"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert path.read_text() == first.current.private_text() + "\n"
-    assert os.listdir(folder) == ["noise.key"]  # no draft is left
+    assert os.listdir(folder) == ["noise.key"]  # no temporary file is left
     again = RelayKeys.load(None, PRIVATE, str(folder))
     assert (again.source, again.public_text, again.previous_public_text) == (
         "state",
@@ -98,7 +98,7 @@ def test_made_at_the_first_start_and_kept(tmp_path: Path) -> None:
     )
 
 
-def test_a_strict_umask_does_not_lock_the_relay_out(tmp_path: Path) -> None:
+def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
     old = os.umask(0o777)
     try:
         keys.write_private(tmp_path / "noise.key", "x\n")
@@ -109,14 +109,14 @@ def test_a_strict_umask_does_not_lock_the_relay_out(tmp_path: Path) -> None:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter; pytest's own are closed."""
+    """A folder that every user may enter; pytest's temporary folders are private."""
     with TemporaryDirectory(dir="/tmp") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o644, 0o666, 0o777, 0o602])
-def test_a_file_that_every_user_can_read_or_change_is_refused(open_folder: Path, mode: int) -> None:
+def test_a_file_that_other_users_can_read_or_write_is_refused(open_folder: Path, mode: int) -> None:
     path = open_folder / "noise.key"
     path.write_text(PRIVATE)
     path.chmod(mode)
@@ -126,8 +126,8 @@ def test_a_file_that_every_user_can_read_or_change_is_refused(open_folder: Path,
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o660, 0o620])
-def test_a_file_that_its_group_can_read_is_taken_with_a_warning(open_folder: Path, mode: int) -> None:
-    """As fsGroup of Kubernetes changes it between two starts."""
+def test_a_file_that_its_group_can_read_causes_a_warning(open_folder: Path, mode: int) -> None:
+    """Kubernetes' fsGroup makes this change between two starts."""
     path = open_folder / "noise.key"
     path.write_text(PRIVATE)
     path.chmod(mode)
@@ -139,8 +139,8 @@ def test_a_file_that_its_group_can_read_is_taken_with_a_warning(open_folder: Pat
     assert RelayKeys.load(None, None, str(open_folder)).warnings == ()
 
 
-def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
-    """As Notepad writes it."""
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    """Windows Notepad writes a byte order mark."""
     path = tmp_path / "noise.key"
     path.write_bytes(codecs.BOM_UTF8 + PRIVATE.encode() + b"\r\n")
     path.chmod(0o600)
@@ -153,7 +153,7 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
     path.chmod(0o600)
     fstat = os.fstat
 
-    def given_away(descriptor: int) -> os.stat_result:  # really giving it away takes root
+    def given_away(descriptor: int) -> os.stat_result:  # changing the owner itself needs root
         fields = list(fstat(descriptor)[:10])
         fields[4] = os.geteuid() + 12345
         return os.stat_result(fields)
@@ -167,7 +167,7 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "content", [b"", b"x", PRIVATE.encode()[:-1], b"\xff" * 43, b"A" * 100_000, b"\0" * 43]
 )
-def test_a_file_that_is_no_key_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_key_file_is_refused_and_not_changed(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "noise.key"
     path.write_bytes(content)
     path.chmod(0o600)
@@ -176,7 +176,7 @@ def test_a_file_that_is_no_key_is_refused_and_left_alone(tmp_path: Path, content
     assert path.read_bytes() == content
 
 
-def test_things_that_are_no_plain_file(tmp_path: Path) -> None:
+def test_symbolic_links_folders_and_fifos_are_refused(tmp_path: Path) -> None:
     (tmp_path / "good").write_text(PRIVATE)
     (tmp_path / "good").chmod(0o600)
     for name, make in {
@@ -199,7 +199,7 @@ def test_a_state_folder_that_is_a_file(tmp_path: Path) -> None:
         load_or_create(tmp_path / "file")
 
 
-def test_two_starts_at_once_agree_on_one_key(tmp_path: Path) -> None:
+def test_concurrent_starts_agree_on_one_key(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: load_or_create(tmp_path), range(32)))
     assert len({key.public for key, _ in found}) == 1
@@ -207,7 +207,7 @@ def test_two_starts_at_once_agree_on_one_key(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["noise.key"]
 
 
-def test_a_taken_name_is_never_written_over(tmp_path: Path) -> None:
+def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "noise.key"
     path.write_text("mine")
     with pytest.raises(FileExistsError):
@@ -215,7 +215,7 @@ def test_a_taken_name_is_never_written_over(tmp_path: Path) -> None:
     assert path.read_text() == "mine" and os.listdir(tmp_path) == ["noise.key"]
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""Every pair of state and input of the machine, with a responder that always answers as told."""
+"""Transition table of the link's machine: each state with each input, over a scripted responder."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MALFORMED, INVALID_PSK = Reason.NOISE_HANDSHAKE_MALFORMED, Reason.NOISE_INVALID_
 TIMEOUT, DECRYPT = Reason.NOISE_TIMEOUT, Reason.NOISE_DECRYPT_FAILED
 GIVEN = Refusal(
     Reason.NOISE_STATIC_KEY_MISMATCH, "given", details={"a": 1}
-)  # fed to inputs that take a refusal
+)  # passed to inputs that take a refusal
 TAKES_REFUSAL = {"refused"}
 
 STATES = ("awaiting", "answered", "established", "closed")
-INPUTS = tuple(name for name in vars(LinkInputs) if not name.startswith("_"))  # in the order of the source
+INPUTS = tuple(name for name in vars(LinkInputs) if not name.startswith("_"))  # in source order
 
 
 class Scripted:
-    """Stands for the responder: each step does nothing, or raises the refusal that was put in `refuse`."""
+    """Test double of the responder: each step does nothing or raises its refusal from `refuse`."""
 
     def __init__(self, pattern: Pattern = Pattern.IKPSK2) -> None:
         self.pattern = pattern
@@ -61,7 +61,7 @@ def fails(reason: Reason) -> tuple[str, list[tuple[str, Any]]]:
 
 QUIET: list[tuple[str, Any]] = []
 GIVEN_FAILS = fails(GIVEN.reason)
-#: (state, input) -> where it ends once all that it sets off is over, and what the connection was told
+#: (state, input) -> end state and the calls on the connection
 EXPECTED: dict[tuple[str, str], tuple[str, list[tuple[str, Any]]]] = {
     ("awaiting", "message"): ("answered", [("send", b"message 2")]),
     ("awaiting", "text_message"): fails(MALFORMED),
@@ -111,7 +111,7 @@ def feed(running: Any, symbol: str) -> None:
         getattr(running, symbol)()
 
 
-def told(peer: Recorder) -> list[tuple[str, Any]]:
+def calls_on(peer: Recorder) -> list[tuple[str, Any]]:
     return [
         *(("send", data) for data in peer.sent),
         *(("established", pattern) for pattern in peer.admitted),
@@ -120,13 +120,13 @@ def told(peer: Recorder) -> list[tuple[str, Any]]:
     ]
 
 
-def test_the_table_names_every_transition_of_the_machine_and_no_other() -> None:
+def test_the_table_equals_the_transitions_of_the_machine() -> None:
     drawn = re.findall(r">(\w+)</font></td></tr>.*\n\t(\w+) -> t\d+:", drawing(LINK_MACHINE))
     assert {(state, symbol) for symbol, state in drawn} == set(EXPECTED)
     assert len(drawn) == len(EXPECTED)
 
 
-def test_the_page_about_the_machine_has_every_input_and_every_transition() -> None:
+def test_the_documentation_has_every_input_and_transition() -> None:
     text = (ROOT / "docs" / "topics" / "noise-machine.md").read_text("utf-8")
     for name in INPUTS:
         meaning = " ".join((inspect.getdoc(getattr(LinkInputs, name)) or "").split())
@@ -146,19 +146,19 @@ def test_the_page_about_the_machine_has_every_input_and_every_transition() -> No
 def test_every_state_with_every_input(state: str, symbol: str) -> None:
     running, peer, core = start(state)
     if (state, symbol) not in EXPECTED:
-        with pytest.raises(NoTransition):  # nothing can cause it; a fault in the code would be loud
+        with pytest.raises(NoTransition):  # unreachable; a programming error would raise NoTransition
             feed(running, symbol)
-        assert told(peer) == []
+        assert calls_on(peer) == []
         return
     feed(running, symbol)
     end, telling = EXPECTED[state, symbol]
-    assert (now(running), told(peer)) == (end, telling)
+    assert (now(running), calls_on(peer)) == (end, telling)
     assert core.closed is (end == "closed" and state != "closed")
     assert core.established is any(word == "established" for word, _ in telling)
 
 
-def test_what_cannot_happen_is_only_what_the_machine_tells_itself() -> None:
-    """Whatever comes from outside has a place in every state; a handshake message has none once records flow."""
+def test_every_external_input_has_a_transition() -> None:
+    """External inputs have a transition in every state, except `message` in "established": its messages go to the records."""
     outside = ["message", "text_message", "timeout", "peer_gone", "relay_closes"]
     missing = {(s, i) for s in STATES for i in outside if (s, i) not in EXPECTED}
     assert missing == {("established", "message")}
@@ -184,17 +184,17 @@ def test_a_message_that_the_responder_refuses(state: str, step: str, refusal: Re
     )
 
 
-def test_under_ik_leaving_is_quiet_and_text_for_the_confirm_is_malformed() -> None:
+def test_under_ik_a_disconnect_is_not_logged_and_a_text_confirm_is_malformed() -> None:
     running, peer, _ = start("answered", Scripted(Pattern.IK))
     running.peer_gone()
-    assert now(running) == "closed" and told(peer) == []
+    assert now(running) == "closed" and calls_on(peer) == []
     running, peer, _ = start("answered", Scripted(Pattern.IK))
     running.text_message()
-    assert told(peer) == [("fail", MALFORMED)]
+    assert calls_on(peer) == [("fail", MALFORMED)]
 
 
 @pytest.mark.parametrize("inside", ["peer_gone", "relay_closes", "text_message"])
-def test_a_connection_may_end_from_within_established(inside: str) -> None:
+def test_a_connection_that_ends_within_its_established_callback(inside: str) -> None:
     running, peer, core = start("answered")
 
     class Leaving(Recorder):
@@ -205,4 +205,4 @@ def test_a_connection_may_end_from_within_established(inside: str) -> None:
     core.peer = leaving = Leaving()
     running.message(b"confirm")
     assert now(running) == "closed" and leaving.admitted == [Pattern.IKPSK2] and core.closed
-    assert leaving.reason is (DECRYPT if inside == "text_message" else None) and told(peer) == []
+    assert leaving.reason is (DECRYPT if inside == "text_message" else None) and calls_on(peer) == []

@@ -1,7 +1,6 @@
-"""Hypothesis against the real connection: truncated, reordered, replayed and bit-flipped handshakes and records.
+"""Property tests over the real connection: truncated, reordered, replayed and modified handshakes and records.
 
-Whatever comes: the peer is never in routing, nothing is raised or logged as an error, and there is one reason, the same
-in the log and in the Close.
+Invariants: the peer never takes part in routing, no exception is raised or logged, log and Close name the same single reason.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from zope.interface import implementer
 
 from tests.memorywire import BINARY, MemoryPeer, MemoryRelay, masked_frame
 from tests.unit.noise.peers import CONFIRM, OTHER_SECRET, Initiator
-from tests.unit.noise.test_hostile import PATTERNS, spoilt
+from tests.unit.noise.test_hostile import PATTERNS, mutated
 from tests.unit.noise.wirelink import LinkOnTheWire, relay
 from tests.wireframes import encoded
 from viewport_relay.noise.policy import Pattern
@@ -27,7 +26,7 @@ from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason
 from viewport_relay.wire.heartbeat import ping
 
-# The fixture below only listens; a busy machine makes drawing slow.
+# The fixture below only observes; drawing is slow on a busy machine.
 QUICK = settings(
     max_examples=60,
     deadline=None,
@@ -40,7 +39,7 @@ QUERY = UpgradeQuery(Role.CLIENT, "w", "t")
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Neither Twisted nor Autobahn has anything to complain of: an exception that they catch would show here."""
+    """Assert that Twisted and Autobahn log no failure: exceptions that they catch would be logged."""
     complaints: list[Any] = []
 
     @implementer(ILogObserver)
@@ -54,8 +53,8 @@ def quiet() -> Iterator[None]:
     assert complaints == []
 
 
-def never_up(house: MemoryRelay, peer: LinkOnTheWire) -> Reason:
-    """Closed for the one reason that the log has; by the time limit if by nothing else."""
+def never_established(house: MemoryRelay, peer: LinkOnTheWire) -> Reason:
+    """Assert that the connection is closed for the one reason in the log, at the latest by the time limit."""
     house.wait(11.0, step=1.0)
     assert peer.routed is None and peer.connection.info.noise == "none"
     assert sum(house.registry.joined.values()) == 0 and house.counters.handshakes == {}
@@ -66,7 +65,7 @@ def never_up(house: MemoryRelay, peer: LinkOnTheWire) -> Reason:
     assert house.log.events[-1]["detail"] and house.log.events[-1]["workspaceId"] == "w"
     house.wait(11.0, step=1.0)
     assert peer.connection.is_lost and not house.factory.connections
-    assert house.clock.getDelayedCalls() == []  # no timer is left behind
+    assert house.clock.getDelayedCalls() == []  # no timer remains
     return reason
 
 
@@ -80,22 +79,22 @@ def link(pattern: Pattern, role: Role = Role.CLIENT, **wrong: Any) -> tuple[Memo
 
 @QUICK
 @given(data=st.data(), pattern=PATTERNS, role=ROLES, cuts=CUTS)
-def test_spoilt_message_1(data: st.DataObject, pattern: Pattern, role: Role, cuts: tuple[int, ...]) -> None:
+def test_mutated_message_1(data: st.DataObject, pattern: Pattern, role: Role, cuts: tuple[int, ...]) -> None:
     house, peer = link(pattern, role)
-    peer.say(data.draw(spoilt(peer.initiator.message_1())), cuts=cuts)
+    peer.say(data.draw(mutated(peer.initiator.message_1())), cuts=cuts)
     assert peer.messages == []
-    assert never_up(house, peer) is Reason.NOISE_HANDSHAKE_MALFORMED
+    assert never_established(house, peer) is Reason.NOISE_HANDSHAKE_MALFORMED
 
 
 @QUICK
 @given(data=st.data(), pattern=PATTERNS, role=ROLES, cuts=CUTS)
-def test_spoilt_confirm(data: st.DataObject, pattern: Pattern, role: Role, cuts: tuple[int, ...]) -> None:
+def test_mutated_confirm(data: st.DataObject, pattern: Pattern, role: Role, cuts: tuple[int, ...]) -> None:
     house, peer = link(pattern, role)
     peer.say(peer.initiator.message_1())
     peer.initiator.read_message_2(peer.messages[0])
-    peer.say(data.draw(spoilt(peer.initiator.seal(CONFIRM))), cuts=cuts)
+    peer.say(data.draw(mutated(peer.initiator.seal(CONFIRM))), cuts=cuts)
     expected = Reason.NOISE_INVALID_PSK if pattern is Pattern.IKPSK2 else Reason.NOISE_HANDSHAKE_MALFORMED
-    assert never_up(house, peer) is expected
+    assert never_established(house, peer) is expected
 
 
 @QUICK
@@ -109,7 +108,7 @@ def test_spoilt_confirm(data: st.DataObject, pattern: Pattern, role: Role, cuts:
     ),
 )
 def test_reordered_and_replayed_handshakes(pattern: Pattern, order: list[str]) -> None:
-    """What was recorded of a link that worked opens no other; this one's own messages work in one order only."""
+    """Messages recorded on another link do not establish this one; its own do in their order only."""
     _, recorded = link(pattern)
     messages = {"recorded 1": recorded.initiator.message_1()}
     recorded.say(messages["recorded 1"])
@@ -122,7 +121,9 @@ def test_reordered_and_replayed_handshakes(pattern: Pattern, order: list[str]) -
         if peer.messages and not peer.initiator.noise.handshake_finished:
             try:
                 peer.initiator.read_message_2(peer.messages[0])
-            except Exception:  # it answers the recorded message 1: what the library raises for that is open
+            except (
+                Exception
+            ):  # the answer belongs to the recorded message 1: the library's exception is unspecified
                 peer.initiator = Initiator(pattern, query=QUERY)
         ready = peer.initiator.noise.handshake_finished
         if name == "message 1":
@@ -135,11 +136,11 @@ def test_reordered_and_replayed_handshakes(pattern: Pattern, order: list[str]) -
     if order[:2] == ["message 1", "confirm"]:
         assert any(
             entry["event"] == "join" for entry in house.log.events
-        )  # the one right order; then only its own next frames are taken
-        good = set(order[2:]) <= {"frame", "confirm"}  # a second confirm is a record like any, and no frame
+        )  # the valid order; after it only this link's frames are accepted
+        good = set(order[2:]) <= {"frame", "confirm"}  # a second confirm is a record without a valid frame
         assert (peer.connection.ending is None) is good
     else:
-        never_up(house, peer)
+        never_established(house, peer)
 
 
 @QUICK
@@ -151,7 +152,7 @@ def test_reordered_and_replayed_handshakes(pattern: Pattern, order: list[str]) -
     stays=st.booleans(),
 )
 def test_truncated_streams(pattern: Pattern, role: Role, step: str, at: int, stays: bool) -> None:
-    """The TCP stream ends, or goes silent, at any byte of the handshake's WebSocket frames."""
+    """The TCP stream ends or stalls at any byte of the handshake's WebSocket frames."""
     house, peer = link(pattern, role)
     message_1 = masked_frame(BINARY, peer.initiator.message_1())
     if step == "message 1":
@@ -162,7 +163,7 @@ def test_truncated_streams(pattern: Pattern, role: Role, step: str, at: int, sta
         confirm = masked_frame(BINARY, peer.initiator.seal(CONFIRM))
         peer.raw(confirm[: min(at, len(confirm) - 1)])
     if stays:
-        assert never_up(house, peer) is Reason.NOISE_TIMEOUT
+        assert never_established(house, peer) is Reason.NOISE_TIMEOUT
         return
     peer.vanish()
     expected = ["NOISE_INVALID_PSK"] if step == "confirm" and pattern is Pattern.IKPSK2 else []
@@ -178,7 +179,7 @@ def test_truncated_streams(pattern: Pattern, role: Role, step: str, at: int, sta
     role=ROLES,
     after_message_1=st.booleans(),
 )
-def test_garbage(
+def test_random_messages(
     messages: list[tuple[bytes, bool]], pattern: Pattern, role: Role, after_message_1: bool
 ) -> None:
     house, peer = link(pattern, role, secret=OTHER_SECRET)
@@ -186,8 +187,8 @@ def test_garbage(
         peer.say(peer.initiator.message_1())
     for message, text in messages:
         peer.say(message, text=text)
-    reason = never_up(house, peer)
-    if reason is not Reason.FRAME_NOT_UTF8:  # a text message that is none
+    reason = never_established(house, peer)
+    if reason is not Reason.FRAME_NOT_UTF8:  # an invalid text message
         psk = after_message_1 and pattern is Pattern.IKPSK2
         assert reason is (Reason.NOISE_INVALID_PSK if psk else Reason.NOISE_HANDSHAKE_MALFORMED)
 
@@ -201,7 +202,7 @@ def test_any_bytes_as_the_stream(stream: bytes, pattern: Pattern) -> None:
         house.wait(11.0, step=1.0)
     assert sum(house.registry.joined.values()) == 0 and house.counters.handshakes == {}
     assert len(house.log.reasons()) <= 1
-    # Without a reason only when the stream held the peer's own Close.
+    # No reason is logged only if the stream begins with the peer's own Close.
     assert house.log.reasons() or stream[:1] == b"\x88"
 
 
@@ -209,7 +210,7 @@ def test_any_bytes_as_the_stream(stream: bytes, pattern: Pattern) -> None:
 
 
 def routed(pattern: Pattern, fast: bool) -> tuple[MemoryRelay, MemoryPeer, LinkOnTheWire]:
-    """A linked client, up, and a plain daemon that hears what it says."""
+    """An established linked client and an unlinked daemon that receives its frames."""
     house = relay(RELAY_FAST_PATH="1" if fast else "0")
     daemon = house.daemon()
     client = LinkOnTheWire(house, pattern)
@@ -226,15 +227,15 @@ def broken(house: MemoryRelay, client: LinkOnTheWire, *allowed: Reason) -> None:
 
 @QUICK
 @given(data=st.data(), pattern=PATTERNS, count=st.integers(1, 4), fast=st.booleans(), cuts=CUTS)
-def test_spoilt_records(
+def test_mutated_records(
     data: st.DataObject, pattern: Pattern, count: int, fast: bool, cuts: tuple[int, ...]
 ) -> None:
-    """Frames before the spoilt one arrive byte for byte; it and all after it never do."""
+    """Frames before the modified record arrive unchanged; the record and all later ones do not."""
     house, daemon, client = routed(pattern, fast)
     frames = [encoded("e2ee", seq=seq) for seq in range(1, count + 1)]
     messages = [client.initiator.seal(frame) for frame in frames]
     victim = data.draw(st.integers(0, count - 1))
-    messages[victim] = data.draw(spoilt(messages[victim]))
+    messages[victim] = data.draw(mutated(messages[victim]))
     for message in messages:
         client.say(message, cuts=cuts)
     assert daemon.heard() == frames[:victim]
@@ -265,10 +266,10 @@ def test_records_reordered_dropped_and_replayed(pattern: Pattern, order: list[in
     sizes=st.lists(st.integers(1, 40_000), min_size=1, max_size=12),
     windows=st.lists(st.integers(0, 60_000), max_size=12),
 )
-def test_what_the_relay_sends_opens_in_order_however_the_peer_reads(
+def test_the_relays_records_are_in_order_for_any_receive_window(
     pattern: Pattern, fast: bool, sizes: list[int], windows: list[int]
 ) -> None:
-    """Sealing happens when a frame leaves: queues, lanes and pings do not disturb the numbers of records."""
+    """Frames are sealed when they are sent: queues and pings do not change the order of nonces."""
     house = relay(RELAY_FAST_PATH="1" if fast else "0")
     daemon = LinkOnTheWire(house, pattern, Role.DAEMON)
     daemon.establish()
@@ -297,7 +298,7 @@ def test_what_the_relay_sends_opens_in_order_however_the_peer_reads(
 @pytest.mark.parametrize("how", ["vanish", "close"])
 @pytest.mark.parametrize("up", [False, True])
 def test_a_lost_connection_with_a_link_is_freed_at_once(up: bool, how: str) -> None:
-    """Without the collector, like any other."""
+    """Freed by reference counting, without the garbage collector."""
     gc.collect()
     gc.disable()
     try:

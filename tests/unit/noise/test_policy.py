@@ -1,4 +1,4 @@
-"""What a grant demands: tables of the contract's sections 2 ("Profile") and 5 ("Link")."""
+"""The handshake policy of a grant: tables of the wire protocol's sections 2 ("Profile") and 5 ("Link")."""
 
 from __future__ import annotations
 

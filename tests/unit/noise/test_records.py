@@ -1,4 +1,4 @@
-"""The records of an established link: limits, bad lengths, nonces, and frames of every size there and back."""
+"""Records of an established link: limits, invalid lengths, nonces, frames of all sizes in both directions."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def up(frame_max: int = FRAME_MAX, pattern: Pattern = Pattern.IK) -> tuple[Recor
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_frames_at_the_edges(size: int) -> None:
+def test_frames_at_the_size_limits(size: int) -> None:
     _, noise, initiator = up()
     frame = bytes(index % 251 for index in range(size))
     sealed = seal(noise, frame)
     assert sealed is not None and initiator.open(sealed) == frame
     count = max(1, -(-size // RECORD_PLAINTEXT_MAX))
-    assert len(sealed) == size + 18 * count  # no record more than needed
+    assert len(sealed) == size + 18 * count  # no more records than needed
     assert noise.receive(initiator.seal(frame)) == frame
 
 
@@ -54,7 +54,7 @@ FRAMES = st.one_of(
 @given(frames=st.lists(st.tuples(FRAMES, st.integers(300, RECORD_PLAINTEXT_MAX)), min_size=1, max_size=4),
        pattern=st.sampled_from(Pattern))  # fmt: skip
 @example(frames=[(b"", 300), (b"x" * FRAME_MAX, 65_519), (b"", 300)], pattern=Pattern.IKPSK2)
-def test_random_frames_go_both_ways(frames: list[tuple[bytes, int]], pattern: Pattern) -> None:
+def test_random_frames_in_both_directions(frames: list[tuple[bytes, int]], pattern: Pattern) -> None:
     peer, noise, initiator = up(pattern=pattern)
     for frame, record in frames:
         assert noise.receive(initiator.seal(frame, record)) == frame
@@ -80,7 +80,7 @@ def test_the_frame_limit_counts_plaintext_over_all_records() -> None:
 
 
 def test_a_frame_over_the_limit_is_refused_before_anything_is_decrypted() -> None:
-    """What does not decrypt is too large first; and no nonce is spent on it."""
+    """The size is checked before decryption, and no nonce is used."""
     _, noise, _ = up(frame_max=100)
     records, received = noise.records, noise.records.received
     for lengths in ([117], [80, 69], [65_535] * 3):
@@ -93,7 +93,7 @@ def test_a_frame_over_the_limit_is_refused_before_anything_is_decrypted() -> Non
     assert refused.value.reason is Reason.FRAME_TOO_LARGE and records.received == received
 
 
-def test_a_frame_may_be_cut_up_only_so_far() -> None:
+def test_the_number_of_records_of_a_frame_is_bounded() -> None:
     limit = records_max(1000)
     _, noise, initiator = up(frame_max=1000)
     assert noise.receive(initiator.seal(b"a" * limit, 1)) == b"a" * limit
@@ -103,7 +103,7 @@ def test_a_frame_may_be_cut_up_only_so_far() -> None:
     assert message_max_bytes(1000) == 1000 + 18 * limit
 
 
-def test_empty_records_beside_others_are_nothing_special() -> None:
+def test_empty_records_within_a_frame_are_accepted() -> None:
     _, noise, initiator = up()
     message = initiator.seal(b"") + initiator.seal(b"abc") + initiator.seal(b"")
     assert noise.receive(message) == b"abc"
@@ -140,7 +140,7 @@ def test_bad_records(size: int, spoil: Callable[[bytes], bytes]) -> None:
     good = initiator.seal(b"a" * size)
     assert noise.receive(spoil(good)) is None
     assert peer.reason is DECRYPT and not noise.established
-    assert noise.receive(good) is None  # closed is closed, also for what would decrypt
+    assert noise.receive(good) is None  # a closed link accepts no record, even a valid one
 
 
 def test_replayed_reordered_and_reflected_records() -> None:
@@ -155,7 +155,7 @@ def test_replayed_reordered_and_reflected_records() -> None:
         assert got[-1] is None and peer.reason is DECRYPT
 
 
-def test_nonces_run_out_towards_the_peer() -> None:
+def test_sending_nonces_are_exhausted() -> None:
     peer, noise, initiator = up()
     noise.records.sent = MAX_NONCE - 1
     initiator.noise.noise_protocol.cipher_state_decrypt.set_nonce(MAX_NONCE - 1)
@@ -165,7 +165,7 @@ def test_nonces_run_out_towards_the_peer() -> None:
     assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED and not noise.established
 
 
-def test_nonces_run_out_within_a_batch() -> None:
+def test_sending_nonces_are_exhausted_within_a_batch() -> None:
     _, noise, _ = up()
     records, parts = noise.records, list[bytes]()
     records.sent = MAX_NONCE - 2
@@ -176,21 +176,21 @@ def test_nonces_run_out_within_a_batch() -> None:
     assert records.sent == MAX_NONCE
 
 
-def test_a_batch_is_record_after_record() -> None:
+def test_a_batch_is_a_sequence_of_records() -> None:
     _, noise, initiator = up()
     parts: list[bytes] = []
     noise.records.encrypt_records([b"one", b"three"], [b"?", b"", b"", b"\0\x13", b"", b"\0\x15"], parts)
     assert initiator.open(b"".join(parts)) == b"onethree" and noise.records.sent == 2
 
 
-def test_nonces_run_out_within_a_frame() -> None:
+def test_sending_nonces_are_exhausted_within_a_frame() -> None:
     peer, noise, _ = up()
     noise.records.sent = MAX_NONCE - 1
     assert seal(noise, bytes(70_000)) is None
     assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED
 
 
-def test_nonces_run_out_from_the_peer() -> None:
+def test_receiving_nonces_are_exhausted() -> None:
     peer, noise, initiator = up()
     noise.records.received = MAX_NONCE
     assert noise.receive(initiator.seal(b"x")) is None
@@ -198,7 +198,7 @@ def test_nonces_run_out_from_the_peer() -> None:
     assert Reason.NOISE_NONCE_EXHAUSTED.value.close == CloseCode.POLICY
 
 
-def test_what_is_queued_can_still_be_sealed_while_the_relay_closes() -> None:
+def test_queued_frames_can_be_sealed_while_the_relay_closes() -> None:
     peer, noise, initiator = up()
     noise.relay_closes()
     sealed = seal(noise, b"queued")
@@ -206,19 +206,19 @@ def test_what_is_queued_can_still_be_sealed_while_the_relay_closes() -> None:
     assert noise.receive(initiator.seal(b"late")) is None and peer.failed == []
 
 
-def test_the_tag_is_what_a_record_costs() -> None:
+def test_plaintext_and_tag_fill_the_record() -> None:
     assert RECORD_PLAINTEXT_MAX + TAG_BYTES == 65_535
 
 
 @pytest.mark.parametrize("length", [0, 1, 15])
-def test_a_record_without_room_for_its_tag_is_not_tried(length: int) -> None:
+def test_a_record_shorter_than_its_tag_is_refused(length: int) -> None:
     peer, noise, initiator = up()
     noise.receive(initiator.seal(b"a") + length.to_bytes(2, "big") + bytes(length))
     assert peer.failed[0][:2] == (DECRYPT, "record 2 has a bad length")
 
 
-def test_records_are_the_librarys_own_byte_for_byte() -> None:
-    """Nonces, keys and cipher are those that noiseprotocol's cipher states use, at any count."""
+def test_records_equal_the_librarys_byte_for_byte() -> None:
+    """Same nonces, keys and cipher as noiseprotocol's cipher states, at any count."""
     peer, noise = connection()
     states: list[Any] = []
     write = LinkResponder.write_message_2

@@ -1,10 +1,10 @@
-"""A link on the relay's real connection: sessions, wire and outbox over a transport in memory, and a clock.
+"""A peer with a Noise link over the relay's real connection: in-memory transport, fake clock.
 
     peer = LinkOnTheWire(MemoryRelay(), Role.CLIENT)
     peer.say(peer.initiator.message_1())
     peer.closed, peer.messages
 
-Nothing here judges: the tests look at what the peer saw, what the log says and what routing knows.
+The class asserts nothing about results; tests compare received messages, log and routing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def relay(**environ: Any) -> MemoryRelay:
 
 
 class LinkOnTheWire:
-    """One peer that chose the link, and the connection that the relay has for it."""
+    """A peer with a link, and the relay's connection for it."""
 
     def __init__(
         self,
@@ -83,13 +83,13 @@ class LinkOnTheWire:
 
     @property
     def routed(self) -> Peer | None:
-        """What routing knows it as, while it takes part."""
+        """The peer as routing sees it, while it is joined."""
         return routed(self.connection)
 
     # -- what it does ------------------------------------------------------------------------------------
 
     def say(self, message: bytes, *, text: bool = False, cuts: tuple[int, ...] = ()) -> None:
-        """One message, in WebSocket fragments that end at `cuts`."""
+        """Send one message in WebSocket fragments that end at `cuts`."""
         edges = sorted({min(cut, len(message)) for cut in cuts})
         pieces = [message[a:b] for a, b in zip([0, *edges], [*edges, len(message)], strict=True)]
         for number, piece in enumerate(pieces):
@@ -97,7 +97,7 @@ class LinkOnTheWire:
             self.raw(masked_frame(opcode, piece, fin=number == len(pieces) - 1))
 
     def raw(self, data: bytes) -> None:
-        """Bytes of the TCP stream."""
+        """Send raw bytes of the TCP stream."""
         self.transport.arrive(data)
         self._house.pump()
 
@@ -112,7 +112,7 @@ class LinkOnTheWire:
         assert self.routed is not None
 
     def frames(self) -> list[bytes]:
-        """What came over the established link."""
+        """The frames that were received over the established link."""
         opened = [self.initiator.open(message) for message in self.messages[1:]]
         self.messages[1:] = []
         return opened

@@ -1,4 +1,4 @@
-"""Section 3's table of frames, row by row, and JSON as JavaScript reads it."""
+"""Frames: the table of section 3 of the wire protocol, row by row, with JavaScript's JSON rules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
 }
 SENDERS = {"client": CLIENT_FRAMES, "daemon": DAEMON_FRAMES, "worker": WORKER_FRAMES}
 
-#: frame -> what it is decoded to: the type, and the members that routing goes by
+#: frame -> decoded type and the members that routing reads
 DECODED: dict[str, tuple[type, dict[str, object]]] = {
     "e2ee": (E2ee, {"profile": "noise-ik", "session_id": "session-1"}),
     "init v3": (KeyExchangeInit, {"profile": "noise-ik", "request_id": "request-1", "version": 3}),
@@ -69,7 +69,7 @@ DECODED: dict[str, tuple[type, dict[str, object]]] = {
 
 
 def is_decoded(frame: object, kind: type, **members: object) -> bool:
-    """Whether the frame is of this type and has these members."""
+    """True if the frame has this type and these members."""
     return type(frame) is kind and {name: getattr(frame, name) for name in members} == members
 
 
@@ -83,7 +83,7 @@ def roles_of(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("role", DECODERS)
-def test_each_frame_is_its_senders_alone(role: str, name: str) -> None:
+def test_each_frame_is_valid_for_its_sender_only(role: str, name: str) -> None:
     frame = decode(role, name)
     if name not in SENDERS[role]:
         assert frame is None
@@ -94,7 +94,7 @@ def test_each_frame_is_its_senders_alone(role: str, name: str) -> None:
         assert DECODERS[role](memoryview(encoded(name))) == frame  # type: ignore[arg-type]
 
 
-# -- each member: missing, null, of another type, blank -----------------------------------------------------
+# -- each member: missing, null, of a wrong type, blank -----------------------------------------------------
 
 FILLED = "a string that is not blank"
 TEXT = "a string"
@@ -102,7 +102,7 @@ POSITIVE = "an integer from 1"
 NUMBER = "a number"
 EXACT = "one value only"
 
-#: frame -> member -> what it must be
+#: frame -> member -> rule for its value
 MEMBERS: dict[str, dict[str, str]] = {
     "e2ee": {
         **dict.fromkeys(("type", "version", "profile"), EXACT),
@@ -175,7 +175,7 @@ def wrong_members() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "member", "value"), list(wrong_members()))
-def test_a_wrong_member_makes_it_no_frame(name: str, member: str, value: Any) -> None:
+def test_a_wrong_member_is_refused(name: str, member: str, value: Any) -> None:
     for role in roles_of(name):
         assert decode(role, name, **{member: value}) is None
 
@@ -193,7 +193,7 @@ def test_other_key_exchange_strings_may_be_blank(name: str, member: str, value: 
 
 
 MORE: list[tuple[str, dict[str, Any], bool]] = [
-    # name, changes, whether it is a frame
+    # name, changes, valid
     ("e2ee", {"profile": "noise-ikpsk2"}, True),
     ("e2ee", {"profile": "noise-xx"}, False),
     ("e2ee", {"profile": "NOISE-IK"}, False),
@@ -212,7 +212,7 @@ MORE: list[tuple[str, dict[str, Any], bool]] = [
     ("init v3", {"profile": "noise-ikpsk2", "pairingPeerId": None}, False),
     ("init v2", {"profile": "noise-ikpsk2"}, False),
     ("init v2", {"profile": "noise-ikpsk2", "pairingPeerId": "peer"}, True),
-    ("init v3", {"pairingPeerId": None}, True),  # an extra member with noise-ik
+    ("init v3", {"pairingPeerId": None}, True),  # an extra member under noise-ik
     ("init v3", {"previousSessionId": "session-0"}, True),
     ("init v3", {"previousSessionId": ""}, True),
     ("init v3", {"previousSessionId": None}, False),
@@ -221,7 +221,7 @@ MORE: list[tuple[str, dict[str, Any], bool]] = [
     ("response v3", {"epoch": 1.5}, False),
     ("response v2", {"epoch": 1.5}, True),
     ("response v2", {"epoch": -3}, True),
-    ("response v2", {"daemonPublicKey": 7}, True),  # not one of version 2's members
+    ("response v2", {"daemonPublicKey": 7}, True),  # not a member of version 2
     ("key update", {"nextEpoch": 2.5}, True),
     ("key update", {"nextEpoch": 0}, True),
     ("offer request", {"ttlSeconds": 30}, True),
@@ -235,9 +235,9 @@ MORE: list[tuple[str, dict[str, Any], bool]] = [
     ("offer request", {"ttlSeconds": True}, False),
     ("offer response", {"ok": 1}, False),
     ("offer response", {"ok": "true"}, False),
-    ("offer response", {"ok": False}, False),  # then errorCode is missing
+    ("offer response", {"ok": False}, False),  # without ok, errorCode is required
     ("offer response", {"ok": False, "errorCode": "X"}, True),
-    ("offer failure", {"ok": True}, False),  # then the offer is missing
+    ("offer failure", {"ok": True}, False),  # with ok, the offer is required
     ("redeem failure", {"ok": True}, True),
     ("redeem response", {"errorCode": None}, True),
     ("subscribe", {"afterSequence": 0}, True),
@@ -289,7 +289,7 @@ MORE: list[tuple[str, dict[str, Any], bool]] = [
 
 
 @pytest.mark.parametrize(("name", "changes", "good"), MORE, ids=lambda value: str(value)[:60])
-def test_more_of_the_rows(name: str, changes: dict[str, Any], good: bool) -> None:
+def test_further_rows_of_the_table(name: str, changes: dict[str, Any], good: bool) -> None:
     assert (decode(roles_of(name)[0], name, **changes) is not None) is good
 
 
@@ -302,7 +302,7 @@ def test_more_of_the_rows(name: str, changes: dict[str, Any], good: bool) -> Non
         ("client", "offer request", " r ", "r"),
         ("daemon", "redeem response", "r\t", "r"),
         ("daemon", "response v3", "r ", "r"),
-        # What Python strips and JavaScript does not.
+        # stripped by Python, not by JavaScript
         ("client", "offer request", "\x85r\x1f", "\x85r\x1f"),
         ("client", "offer request", "\x85", "\x85"),
     ],
@@ -333,7 +333,7 @@ def test_headers_of_a_worker_are_at_most_64_kib() -> None:
     assert decode("worker", "worker request", headers={"a": "x" * 65_536}) is None
 
 
-def test_session_ids_are_compared_as_they_are() -> None:
+def test_session_ids_are_not_trimmed() -> None:
     for role, name in (
         ("client", "e2ee"),
         ("daemon", "e2ee"),
@@ -343,7 +343,7 @@ def test_session_ids_are_compared_as_they_are() -> None:
         assert decode(role, name, sessionId=" s ").session_id == " s "
 
 
-def test_headers_of_a_worker_whose_value_is_no_string_are_left_out() -> None:
+def test_header_values_that_are_no_strings_are_left_out() -> None:
     headers = {"Accept": "a/b", "x-n": 5, "x-o": None, "x-l": ["a"], "x-e": ""}
     assert decode("worker", "worker request", headers=headers, method="POST", body="b") == WorkerRequest(
         "request-1",
@@ -363,7 +363,7 @@ WITH_SEQ = json.dumps(example("e2ee", seq="@")).replace('"@"', "{}").replace("{"
 @pytest.mark.parametrize(
     "digits", ["1", "1.0", "1e0", "1E+0", "10e-1", "9007199254740993", "1" + "0" * 308], ids=lambda d: d[:20]
 )
-def test_an_integer_may_be_spelt_as_it_likes(digits: str) -> None:
+def test_notations_of_an_integer(digits: str) -> None:
     assert is_decoded(decode_client(WITH_SEQ.format(digits).encode()), E2ee, session_id="session-1")
 
 
@@ -386,7 +386,7 @@ def test_an_integer_may_be_spelt_as_it_likes(digits: str) -> None:
     ],
     ids=lambda d: f"{d[:8]}-{len(d)}",
 )
-def test_what_is_no_positive_integer(digits: str) -> None:
+def test_notations_that_are_no_positive_integer(digits: str) -> None:
     assert decode_client(WITH_SEQ.format(digits).encode()) is None
 
 
@@ -408,7 +408,7 @@ GOOD_JSON = {
 
 
 @pytest.mark.parametrize("name", GOOD_JSON)
-def test_unusual_json_that_is_fine(name: str) -> None:
+def test_unusual_json_that_is_valid(name: str) -> None:
     for decoder in (decode_client, decode_daemon):
         assert isinstance(decoder(GOOD_JSON[name].encode()), E2ee)
 
@@ -446,7 +446,7 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize("name", BAD_JSON)
-def test_what_is_not_json_or_no_frame(name: str) -> None:
+def test_invalid_json_and_invalid_frames(name: str) -> None:
     for decoder in DECODERS.values():
         assert decoder(BAD_JSON[name].encode()) is None
 
@@ -454,7 +454,7 @@ def test_what_is_not_json_or_no_frame(name: str) -> None:
 @pytest.mark.parametrize(
     "opening", ["[", '{"a":', '{"type":"e2ee","ciphertext":[', '{"type":"e2ee","x":{"y":[']
 )
-def test_deep_nesting_is_survived(opening: str) -> None:
+def test_deep_nesting_is_refused(opening: str) -> None:
     for decoder in DECODERS.values():
         assert decoder((opening * 200_000).encode()) is None
 

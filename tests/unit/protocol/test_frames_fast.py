@@ -1,4 +1,4 @@
-"""The fast decode of e2ee frames may only ever say "yes" or "ask": it agrees with the full rules over mutated frames."""
+"""The fast decode of e2ee frames returns the result of the full rules, or None; checked with mutated frames."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ blanks = st.sampled_from(["", " ", "\n", "\t \r", "\f", "\ufeff", "\u00a0"])
 
 @st.composite
 def members(draw: Any) -> str:
-    """The text of an object like an e2ee frame's: members changed, doubled, left out, moved, oddly spelt."""
+    """JSON text similar to an e2ee frame: members changed, duplicated, dropped, added, moved, escaped."""
     pairs = list(example("e2ee").items())
     for _ in range(draw(st.integers(0, 3))):
         what = draw(st.sampled_from(["change", "double", "drop", "add", "move"]))
@@ -80,7 +80,7 @@ def members(draw: Any) -> str:
 
 @st.composite
 def near(draw: Any) -> str:
-    """A frame of the usual form with one or two members at the edge of what is right, one perhaps doubled."""
+    """A frame in the usual form with one or two members near a rule's limit, one perhaps duplicated."""
     frame = example("e2ee")
     for name in draw(st.lists(st.sampled_from(MEMBERS), min_size=1, max_size=2)):
         if name in ("epoch", "seq"):
@@ -98,7 +98,7 @@ def near(draw: Any) -> str:
 
 @st.composite
 def damaged(draw: Any) -> bytes:
-    """The bytes of such a text with a few of them changed."""
+    """The bytes of such a text with up to three mutations."""
     raw = bytearray(as_bytes(draw(members())))
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.integers(0, len(raw) - 1))
@@ -120,8 +120,8 @@ def as_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def slowly(message: bytes) -> object:
-    """What the rules alone say, without the fast decode."""
+def by_the_rules(message: bytes) -> object:
+    """The result of the full rules, without the fast decode."""
     return decode_client(message, fast=False)
 
 
@@ -135,22 +135,22 @@ def is_utf8(message: bytes) -> bool:
 
 @settings(max_examples=800, deadline=None)
 @given(st.one_of(st.one_of(near(), near(), members()).map(as_bytes), damaged()))
-def test_yes_is_what_the_rules_say(message: bytes) -> None:
+def test_a_fast_result_equals_the_rules(message: bytes) -> None:
     fast = fast_e2ee(message)
     if fast is not None:
         assert is_utf8(message)
-        assert slowly(message) == E2ee(fast.profile, fast.session_id)
+        assert by_the_rules(message) == E2ee(fast.profile, fast.session_id)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(damaged(), st.binary(max_size=80)))
-def test_no_bytes_raise(message: bytes) -> None:
+def test_no_bytes_raise_an_exception(message: bytes) -> None:
     for decode in (decode_client, decode_daemon, decode_worker):
         decode(message)
 
 
-def test_the_usual_form_takes_the_fast_way() -> None:
-    """What today's peers send: any order of members, no blanks or some, any base64."""
+def test_the_usual_form_is_decoded_fast() -> None:
+    """Frames as today's peers send them: members in any order, with or without white space, any base64."""
     for frame in (example("e2ee"), example("e2ee", ciphertext="-_09AZaz+/="), example("e2ee", seq=2**53)):
         backwards = dict(reversed(list(frame.items())))
         for text in (
@@ -179,8 +179,8 @@ NOT_UTF8 = [
 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("wrong", NOT_UTF8, ids=bytes.hex)
-def test_what_is_not_utf8_is_never_fast(name: str, wrong: bytes) -> None:
-    """Invalid UTF-8 at either end of a string or within: no other code checks the encoding of a fast frame."""
+def test_invalid_utf8_is_never_decoded_fast(name: str, wrong: bytes) -> None:
+    """Invalid UTF-8 at each position of a string: no other code checks the encoding of a fast frame."""
     value = PLACES[name]
     message = json.dumps(example("e2ee")).encode()
     assert fast_e2ee(message) is not None
@@ -191,8 +191,8 @@ def test_what_is_not_utf8_is_never_fast(name: str, wrong: bytes) -> None:
         assert fast_e2ee(message.replace(value, padded, 1)) is None
 
 
-def test_a_long_envelope_beyond_ascii_is_left_to_the_rules() -> None:
-    """To decode it twice would take milliseconds."""
+def test_a_long_non_ascii_envelope_is_left_to_the_rules() -> None:
+    """Decoding it a second time would take milliseconds."""
     message = json.dumps(example("e2ee", ciphertext="\U0001f600" * 30_000), ensure_ascii=False).encode()
     assert fast_e2ee(message) is None
     assert type(decode_client(message)) is E2ee and type(decode_daemon(message)) is E2ee

@@ -1,4 +1,4 @@
-"""JSON as JavaScript reads it: integers, whole values, and the members that are read without building the rest."""
+"""JSON with JavaScript's rules: integers, whole values, and `Members`, which reads members without parsing the rest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from viewport_relay.protocol.json import (
         (1.0, 1),
         (-0.0, 0),
         (2**1023, 2**1023),
-        (2**1024 - 2**970 - 1, 2**1024 - 2**970 - 1),  # a double rounds it down, to its greatest value
+        (2**1024 - 2**970 - 1, 2**1024 - 2**970 - 1),  # rounds down to the largest double
         (2**1024 - 2**970, None),
         (-(10**309), None),
         (float("inf"), None),
@@ -46,7 +46,7 @@ def test_as_integer(value: object, integer: int | None) -> None:
     assert type(as_integer(value)) is type(integer)
 
 
-def test_many_digits_cost_nothing() -> None:
+def test_many_digits_are_read_without_arithmetic() -> None:
     assert parse_json("1" + "0" * 1_000_000) == float("inf")
     assert parse_json("-" + "9" * 1_000_000) in (float("inf"), float("-inf"))
 
@@ -82,7 +82,7 @@ def test_whole_values(text: str, value: Any) -> None:
         assert type(found) is type(value)
 
 
-# -- members against the standard library's reader ---------------------------------------------------------------
+# -- Members, compared with the standard library -----------------------------------------------------------------
 
 NAMES = ("a", "b", "type")
 READER = Members(*NAMES)
@@ -93,7 +93,7 @@ numbers = st.sampled_from(["0", "-0", "1", "1.0", "1e0", "1e999", "-1.5", "9" * 
 
 @st.composite
 def written(draw: Any, text: str) -> str:
-    """A JSON string literal of this text: each character plain, where that may be, or escaped."""
+    """A JSON string literal of this text, each character literal or escaped."""
     units = []
     for ch in text:
         plain = ch not in '"\\' and ch >= " " and not "\ud800" <= ch <= "\udfff"
@@ -123,7 +123,7 @@ values = st.recursive(
 
 @st.composite
 def objects(draw: Any) -> bytes:
-    """The text of an object with known and unknown names, duplicates among them; now and then damaged."""
+    """JSON text of an object with known, unknown and duplicate names, sometimes damaged."""
     pairs = []
     for _ in range(draw(st.integers(0, 6))):
         name = draw(st.one_of(st.sampled_from(NAMES), st.sampled_from(NAMES), strings).flatmap(written))
@@ -136,7 +136,7 @@ def objects(draw: Any) -> bytes:
 
 
 def shown(value: Any) -> Any:
-    """A value without its insides, as `Members` gives it."""
+    """A value in the form of `Members`: objects and arrays without their content."""
     if isinstance(value, Composite):
         return "object" if value.is_object else "array"
     if isinstance(value, dict | list):
@@ -145,7 +145,7 @@ def shown(value: Any) -> Any:
 
 
 def by_the_library(message: bytes) -> dict[str, Any] | None:
-    """The same by parsing everything; `parse_json` is held against tables above."""
+    """The expected members from a whole parse; the tables above cover `parse_json`."""
     try:
         found = json.loads(
             message.decode(),
@@ -159,20 +159,20 @@ def by_the_library(message: bytes) -> dict[str, Any] | None:
 
 @settings(max_examples=1500, deadline=None)
 @given(objects())
-def test_members_are_what_a_whole_parse_finds(message: bytes) -> None:
+def test_members_equal_those_of_a_whole_parse(message: bytes) -> None:
     try:
         message.decode()
     except UnicodeDecodeError:
-        return  # a message that is not text never comes here
+        return  # callers pass valid UTF-8 only
     found = READER.of(Text(message))
     expected = by_the_library(message)
     if found is None and expected is not None and b"\\ue8" in message.lower():
-        return  # made to be ambiguous, see below
+        return  # ambiguous on purpose, see the next test
     assert (None if found is None else {name: shown(value) for name, value in found.items()}) == expected
 
 
-def test_a_string_that_could_be_mistaken_for_another_is_no_member() -> None:
-    """The one text that JSON.parse takes and `Members` does not: only an attacker writes it."""
+def test_an_ambiguous_surrogate_is_refused() -> None:
+    """The one kind of text that JSON.parse accepts and `Members` refuses; only an attacker writes it."""
     assert READER.of(Text(b'{"a":"\\ud800","x":"\\ue800"}')) is None
     assert READER.of(Text(b'{"a":"\\ud800","x":"\\ud800"}')) == {"a": "\ud800"}
     assert READER.of(Text(b'{"a":"\\ue800","x":"\\ue800"}')) == {"a": "\ue800"}
@@ -195,7 +195,7 @@ def test_strings_of_an_object() -> None:
     st.sampled_from([bytes, bytearray, memoryview]),
 )
 @settings(deadline=None, max_examples=300)
-def test_utf8_is_what_python_says_wherever_the_pieces_are_cut(
+def test_utf8_check_equals_python_at_any_chunk_boundary(
     parts: list[bytes], size: int, kind: type[Any]
 ) -> None:
     message = b"a" * size + b"".join(parts) + "\u00e9\U0001f600".encode() * 5000
@@ -209,7 +209,7 @@ def test_utf8_is_what_python_says_wherever_the_pieces_are_cut(
 
 
 def blanks() -> list[str]:
-    """Beginnings of JSON strings: white space and what looks like it."""
+    """Beginnings of JSON strings: white space and similar characters."""
     plain = [char for char in JS_WHITE_SPACE if char >= " "]
     escaped = [f"\\u{ord(char):04x}" for char in JS_WHITE_SPACE] + ["\\t", "\\n", "\\r", "\\f"]
     return [
@@ -229,7 +229,7 @@ def blanks() -> list[str]:
 
 
 @pytest.mark.parametrize("start", blanks())
-def test_an_opaque_member_is_blank_exactly_if_its_string_is(start: str) -> None:
+def test_an_opaque_member_is_blank_if_and_only_if_its_string_is(start: str) -> None:
     for times in (1, 63, 64, 65, 3000):
         for rest in ("", " ", "x", "\U0001f600", "\\u0020", '\\"'):
             text = f'{{"a":"{start * times}{rest * 4100}"}}'
@@ -242,7 +242,7 @@ def test_an_opaque_member_is_blank_exactly_if_its_string_is(start: str) -> None:
 @pytest.mark.parametrize(
     "value", ["7" * 5000, "[" + "1," * 3000 + "1]", "{" + '"a":1,' * 900 + '"b":2}', "null"]
 )
-def test_an_opaque_member_that_is_no_string_is_what_it_is(value: str) -> None:
+def test_an_opaque_member_that_is_no_string_keeps_its_type(value: str) -> None:
     text = Text(f'{{"a":{value}}}'.encode())
     opaque, plain = Members(opaque=("a",)).of(text), Members("a").of(text)
     assert opaque is not None and plain is not None

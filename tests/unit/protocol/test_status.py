@@ -1,4 +1,4 @@
-"""The relay's own frames have exactly the members that the wire protocol names."""
+"""The relay's own frames: exactly the members of the wire protocol."""
 
 from __future__ import annotations
 
@@ -140,4 +140,4 @@ FRAMES: list[tuple[str, dict[str, object]]] = [
 @pytest.mark.parametrize(("text", "members"), FRAMES, ids=lambda value: str(value)[:50])
 def test_exactly_these_members(text: str, members: dict[str, object]) -> None:
     assert json.loads(text) == members
-    assert text.encode("ascii")  # whatever a peer put into an id, it is UTF-8 on the wire
+    assert text.encode("ascii")  # ASCII, even with surrogates in an id of a peer

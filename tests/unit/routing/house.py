@@ -1,4 +1,4 @@
-"""A target and its peers without a wire: what the tests of routing share."""
+"""Fixtures of the routing tests: a target and its peers, without connections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_LIMIT = FrameRates(key_exchange=0, pairing=0, runtime=0, workspace=0, daemon=
 
 
 class Outlet:
-    """Where a peer's messages would leave."""
+    """Null object in place of a peer's connection."""
 
     queued_bytes = 0
     backlog = 0
@@ -62,7 +62,7 @@ class House:
         workspace: str | None = None,
         **claims: Any,
     ) -> Peer:
-        """A peer that is admitted and has not joined."""
+        """An admitted peer that has not joined."""
         self._made += 1
         where = self.target_id if target is ... else target
         said = Claims(

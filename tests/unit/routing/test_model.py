@@ -10,7 +10,7 @@ from viewport_relay.routing.model import Contested, Peer, Seat, Seated, SeatOutc
 
 
 class Bench:
-    """A seat and daemons that come to it."""
+    """A seat and a factory of daemons."""
 
     def __init__(self) -> None:
         self.house = House()
@@ -29,7 +29,7 @@ def bench() -> Bench:
     return Bench()
 
 
-#: generations that came (and stay), the next one, what happens to it
+#: generations that arrived before, the next generation, its outcome
 ARRIVALS: list[tuple[list[int | None], int | None, str]] = [
     ([], None, "seated"),
     ([], 0, "seated"),
@@ -41,7 +41,7 @@ ARRIVALS: list[tuple[list[int | None], int | None, str]] = [
     ([5], 6, "replaces"),
     ([0], 1, "replaces"),
     ([None], None, "contested"),
-    ([None], 0, "contested"),  # an absent one counts as equal to whatever is there
+    ([None], 0, "contested"),  # an absent generation equals any other
     ([None], 7, "contested"),
     ([5, 6], 5, "stale"),
     ([5, 6], 6, "contested"),
@@ -72,7 +72,7 @@ def test_arrivals(bench: Bench, before: list[int | None], generation: int | None
             assert bench.seat.holder is peer
 
 
-def test_the_highest_generation_is_remembered_while_nobody_sits(bench: Bench) -> None:
+def test_the_highest_generation_is_kept_while_the_seat_is_empty(bench: Bench) -> None:
     first, _ = bench.arrive(5)
     bench.seat.leave(first)
     assert bench.arrive(4)[1] == Stale()
@@ -90,19 +90,19 @@ def test_an_absent_generation_counts_as_the_highest_seen(bench: Bench) -> None:
     assert bench.arrive(6)[1] == Seated(replaced=absent)
 
 
-def test_after_three_replacements_within_a_minute_a_higher_one_is_an_equal_one(bench: Bench) -> None:
+def test_after_three_replacements_within_a_minute_a_higher_generation_contests(bench: Bench) -> None:
     bench.arrive(1, now=0.0)
     for generation, now in ((2, 10.0), (3, 20.0), (4, 30.0)):
         assert isinstance(bench.arrive(generation, now)[1], Seated)
     holder = bench.seat.holder
     assert bench.arrive(5, now=69.9)[1] == Contested(holder)
-    # A minute after the first of the three it is as before.
+    # one minute after the first of the three replacements
     sixth, arrival = bench.arrive(6, now=70.0)
     assert arrival == Seated(replaced=holder)
-    assert bench.arrive(7, now=75.0)[1] == Contested(sixth)  # at 20, 30 and 70
+    assert bench.arrive(7, now=75.0)[1] == Contested(sixth)  # replacements at 20, 30 and 70 s
 
 
-def test_a_challenger_that_leaves_does_not_come_back(bench: Bench) -> None:
+def test_a_challenger_that_leaves_never_gets_the_seat(bench: Bench) -> None:
     holder, _ = bench.arrive(1)
     challenger, _ = bench.arrive(1)
     assert bench.seat.leave(challenger) is None
@@ -111,7 +111,7 @@ def test_a_challenger_that_leaves_does_not_come_back(bench: Bench) -> None:
     assert bench.seat.holder is None
 
 
-def test_when_the_holder_leaves_the_first_challenger_sits(bench: Bench) -> None:
+def test_when_the_holder_leaves_the_first_challenger_gets_the_seat(bench: Bench) -> None:
     holder, _ = bench.arrive(1)
     first, _ = bench.arrive(1)
     second, _ = bench.arrive(None)
@@ -121,7 +121,7 @@ def test_when_the_holder_leaves_the_first_challenger_sits(bench: Bench) -> None:
     assert bench.seat.leave(second) is None
 
 
-def test_a_challenger_of_a_generation_that_became_stale_never_sits(bench: Bench) -> None:
+def test_a_challenger_with_a_stale_generation_never_gets_the_seat(bench: Bench) -> None:
     bench.arrive(1)
     for generation in (2, 3, 4):
         bench.arrive(generation)
@@ -129,13 +129,13 @@ def test_a_challenger_of_a_generation_that_became_stale_never_sits(bench: Bench)
     assert holder is not None
     equal, _ = bench.arrive(4)
     higher, arrival = bench.arrive(5)
-    assert arrival == Contested(holder)  # the seat changed hands too often
+    assert arrival == Contested(holder)  # more than three replacements within a minute
     assert bench.seat.leave(holder) is higher
     assert equal not in bench.seat.challengers
     assert bench.arrive(5)[1] == Contested(higher)
 
 
-def test_a_stranger_that_leaves_changes_nothing(bench: Bench) -> None:
+def test_a_daemon_without_the_seat_leaves_without_effect(bench: Bench) -> None:
     holder, _ = bench.arrive(1)
     assert bench.seat.leave(bench.daemon(1)) is None
     assert bench.seat.holder is holder

@@ -1,4 +1,4 @@
-"""Profiles that frames name, against the grant: a table of section 3 of the wire protocol ("Profile")."""
+"""Profiles named in frames against the grant: section 3 of the wire protocol ("Profile")."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_profiles_of_frames(required: Profile | None, named: str, client: bool, 
             assert (named in found.detail and bool(named)) or "unknown" in found.detail
 
 
-def test_the_close_text_of_a_key_exchange_without_psk_stays() -> None:
+def test_the_close_text_of_a_key_exchange_without_psk() -> None:
     found = profile_mismatch(Role.CLIENT, IKPSK2, "noise-ik", key_exchange=True)
     assert found is not None and found.logged_as is not None
     assert found.reason.entry.close_text == "client frame profile mismatch"

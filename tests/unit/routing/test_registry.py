@@ -1,4 +1,4 @@
-"""Targets come, are listed, and are forgotten; who joins and leaves."""
+"""Registry: targets are created, listed and removed; peers join and leave."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from viewport_relay.routing.model import Contested, Seated, Stale
 TTL = 120.0
 
 
-def test_rooms_are_by_workspace_and_target() -> None:
+def test_each_workspace_and_target_has_its_own_entry() -> None:
     house = House()
     registry = house.registry
     rooms = {
@@ -21,7 +21,7 @@ def test_rooms_are_by_workspace_and_target() -> None:
     assert registry.find("w", "nobody") is None
 
 
-def test_counts_of_who_is_there() -> None:
+def test_counts_of_joined_peers() -> None:
     house = House()
     client, daemon = house.client(), house.daemon()
     worker = house.peer(Role.WORKER, managed_executor_id="x")
@@ -44,7 +44,7 @@ def test_peers_whose_token_has_expired() -> None:
     house = House()
     holder, challenger = house.daemon(expires_at=50.0), house.daemon(expires_at=60.0)
     client, worker = house.client(expires_at=70.0), house.peer(Role.WORKER, expires_at=55.0)
-    house.client()  # no exp: never
+    house.client()  # without exp: never expires
     house.registry.join(worker, house.now)
     assert house.registry.expired(49.9) == []
     assert house.registry.expired(60.0) == [holder, challenger, worker]
@@ -52,11 +52,11 @@ def test_peers_whose_token_has_expired() -> None:
     assert len(list(house.registry.peers())) == 5
 
 
-def test_an_empty_target_is_listed_until_its_time_is_over() -> None:
+def test_an_empty_target_is_listed_until_its_ttl() -> None:
     house = House()
     client = house.client()
     house.now += 10 * TTL
-    assert house.registry.clean_up(house.now, TTL) == 0  # a daemon is there
+    assert house.registry.clean_up(house.now, TTL) == 0  # the target has a daemon
     house.leave(client)
     house.now += TTL - 1
     assert house.registry.clean_up(house.now, TTL) == 0
@@ -65,7 +65,7 @@ def test_an_empty_target_is_listed_until_its_time_is_over() -> None:
     assert len(house.registry) == 0
 
 
-def test_cleaning_up_drops_what_has_aged_out() -> None:
+def test_clean_up_drops_expired_requests_and_sessions() -> None:
     house = House()
     client = house.client()
     house.daemon()
@@ -87,7 +87,7 @@ def test_a_target_with_a_challenger_is_not_empty() -> None:
     assert not house.target.empty
 
 
-def test_a_daemon_that_leaves_or_is_replaced_takes_the_targets_memory_with_it() -> None:
+def test_a_leave_or_replacement_of_the_daemon_clears_requests_and_sessions() -> None:
     house = House()
     for end in ("leaves", "is replaced"):
         daemon, client = house.daemon(1), house.client()
@@ -103,12 +103,12 @@ def test_a_daemon_that_leaves_or_is_replaced_takes_the_targets_memory_with_it() 
             )
             assert arrival == Seated(replaced=daemon)
             house.leave(daemon)
-            assert target.daemon is newer  # the old one's end changes nothing any more
+            assert target.daemon is newer  # the old daemon's leave has no effect
         assert (len(target.key_exchanges), len(target.pairings), len(target.sessions)) == (0, 0, 0)
         assert client in target.clients
 
 
-def test_a_refused_or_waiting_daemon_changes_nothing_when_it_leaves() -> None:
+def test_a_refused_or_waiting_daemon_leaves_without_effect() -> None:
     house = House()
     holder, client = house.daemon(5), house.client()
     house.target.sessions.record("s", client, house.now)
@@ -123,7 +123,7 @@ def test_a_refused_or_waiting_daemon_changes_nothing_when_it_leaves() -> None:
     assert house.registry.joined[Role.DAEMON] == 1
 
 
-def test_a_client_that_leaves_is_forgotten_everywhere() -> None:
+def test_a_client_that_leaves_is_removed_from_all_tables() -> None:
     house = House()
     house.daemon()
     channel = "agent-session:a"

@@ -1,4 +1,4 @@
-"""Every rule of section 2, as tables: who sent what, and where it goes."""
+"""Router: every rule of section 2 of the wire protocol, as tables of frames and decisions."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from viewport_relay.routing.rates import FrameRates
 CHANNEL = "agent-session:alpha"
 
 
-def said(house: House, peer: Peer, name: str | None, **changes: Any) -> Peer | Decision:
-    """What the router decides about a client's example frame; None stands for one that is not valid."""
+def from_client(house: House, peer: Peer, name: str | None, **changes: Any) -> Peer | Decision:
+    """The router's decision on a client's example frame; None stands for an invalid frame."""
     message = b"no frame" if name is None else encoded(name, **changes)
     frame = decode_client(message)
     assert (frame is None) == (name is None)
     return house.router.client_frame(peer, frame, message, house.now)
 
 
-def answered(house: House, peer: Peer, name: str | None, **changes: Any) -> Peer | Decision:
-    """The same of a daemon's."""
+def from_daemon(house: House, peer: Peer, name: str | None, **changes: Any) -> Peer | Decision:
+    """The router's decision on a daemon's example frame."""
     frame = None if name is None else decode_daemon(encoded(name, **changes))
     assert (frame is None) == (name is None)
     return house.router.daemon_frame(peer, frame, house.now)
@@ -87,7 +87,7 @@ SCOPES: dict[tuple[Scope, str | None], object] = {
 def test_what_each_scope_may_send(scope: Scope, name: str | None) -> None:
     house = House()
     daemon, client = house.daemon(), house.client(scope, session_channels=frozenset({CHANNEL}))
-    verdict, expected = said(house, client, name), SCOPES[scope, name]
+    verdict, expected = from_client(house, client, name), SCOPES[scope, name]
     if expected == FORWARDED:
         assert verdict is daemon
     elif isinstance(expected, Reason):
@@ -99,33 +99,35 @@ def test_what_each_scope_may_send(scope: Scope, name: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["e2ee", "init v3", "init v2"])
-def test_without_a_daemon_a_runtime_frame_finds_nobody(name: str) -> None:
+def test_a_runtime_frame_without_daemon(name: str) -> None:
     house = House()
     client = house.client()
-    assert isinstance(said(house, client, name), NoDaemon)
+    assert isinstance(from_client(house, client, name), NoDaemon)
     assert (len(house.target.key_exchanges), len(house.target.sessions)) == (0, 0)
 
 
 def test_pairing_without_daemon_or_without_target() -> None:
     house = House()
-    assert said(house, house.client(Scope.PAIRING), "offer request") == NoDaemon(PairingRequest("request-1"))
+    assert from_client(house, house.client(Scope.PAIRING), "offer request") == NoDaemon(
+        PairingRequest("request-1")
+    )
     house.daemon()
     homeless = house.client(Scope.PAIRING, target=None)
-    assert reply_code(said(house, homeless, "offer request")) == "RUNTIME_TARGET_REQUIRED"
-    assert reply_code(said(house, homeless, "redeem request")) == "RUNTIME_TARGET_REQUIRED"
+    assert reply_code(from_client(house, homeless, "offer request")) == "RUNTIME_TARGET_REQUIRED"
+    assert reply_code(from_client(house, homeless, "redeem request")) == "RUNTIME_TARGET_REQUIRED"
 
 
 # -- requests -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["v3", "v2"])
-def test_a_key_exchange_and_its_one_answer(version: str) -> None:
+def test_a_key_exchange_has_one_response(version: str) -> None:
     house = House()
     daemon, asker, other = house.daemon(), house.client(), house.client()
-    assert said(house, asker, f"init {version}") is daemon
-    assert answered(house, daemon, f"response {version}", requestId=" request-1 ") is asker
+    assert from_client(house, asker, f"init {version}") is daemon
+    assert from_daemon(house, daemon, f"response {version}", requestId=" request-1 ") is asker
     assert house.target.sessions.owner("session-1", house.now) is asker
-    again = answered(house, daemon, f"response {version}", sessionId="session-2")
+    again = from_daemon(house, daemon, f"response {version}", sessionId="session-2")
     assert again == Drop(Reason.NO_OWNER, "key exchange response")
     assert house.target.sessions.owner("session-2", house.now) is None
     assert other in house.target.clients
@@ -137,35 +139,35 @@ def test_within_pairing_the_types_need_not_match(request_name: str, response: st
     house = House()
     daemon, asker = house.daemon(), house.client(Scope.PAIRING)
     house.client(Scope.PAIRING)
-    assert said(house, asker, request_name) is daemon
-    assert answered(house, daemon, response) is asker
-    assert answered(house, daemon, response) == Drop(Reason.NO_OWNER)
+    assert from_client(house, asker, request_name) is daemon
+    assert from_daemon(house, daemon, response) is asker
+    assert from_daemon(house, daemon, response) == Drop(Reason.NO_OWNER)
 
 
-def test_the_two_tables_of_requests_are_apart() -> None:
+def test_key_exchanges_and_pairings_have_separate_tables() -> None:
     house = House()
     daemon, runtime, pairing = house.daemon(), house.client(), house.client(Scope.PAIRING)
-    assert said(house, runtime, "init v3") is daemon
-    assert said(house, pairing, "offer request") is daemon
-    assert answered(house, daemon, "offer response") is pairing
-    assert answered(house, daemon, "response v3") is runtime
+    assert from_client(house, runtime, "init v3") is daemon
+    assert from_client(house, pairing, "offer request") is daemon
+    assert from_daemon(house, daemon, "offer response") is pairing
+    assert from_daemon(house, daemon, "response v3") is runtime
 
 
 def test_a_pending_request_id_cannot_be_taken_over() -> None:
     house = House()
     daemon, first, thief = house.daemon(), house.client(), house.client()
-    assert said(house, first, "init v3") is daemon
-    assert said(house, thief, "init v3", requestId=" request-1") == Drop(
+    assert from_client(house, first, "init v3") is daemon
+    assert from_client(house, thief, "init v3", requestId=" request-1") == Drop(
         Reason.REQUEST_ID_CONFLICT, "key exchange"
     )
-    assert said(house, first, "init v3") is daemon  # the first may ask again
-    assert answered(house, daemon, "response v3") is first
-    assert said(house, thief, "init v3") is daemon  # free again
+    assert from_client(house, first, "init v3") is daemon  # the owner may repeat the request
+    assert from_daemon(house, daemon, "response v3") is first
+    assert from_client(house, thief, "init v3") is daemon  # the id is free after the response
 
     pairing, thief = house.client(Scope.PAIRING), house.client(Scope.PAIRING)
-    assert said(house, pairing, "redeem request") is daemon
-    assert said(house, thief, "offer request") == Drop(Reason.REQUEST_ID_CONFLICT, "pairing")
-    assert answered(house, daemon, "redeem response") is pairing
+    assert from_client(house, pairing, "redeem request") is daemon
+    assert from_client(house, thief, "offer request") == Drop(Reason.REQUEST_ID_CONFLICT, "pairing")
+    assert from_daemon(house, daemon, "redeem response") is pairing
 
 
 def test_an_empty_request_id_is_forwarded_and_not_recorded() -> None:
@@ -173,46 +175,47 @@ def test_an_empty_request_id_is_forwarded_and_not_recorded() -> None:
     daemon, first, second = house.daemon(), house.client(), house.client()
     for client in (first, second):
         for blank in ("", " \u00a0"):
-            assert said(house, client, "init v3", requestId=blank) is daemon
+            assert from_client(house, client, "init v3", requestId=blank) is daemon
     assert len(house.target.key_exchanges) == 0
 
 
-def test_requests_and_sessions_end_after_their_time() -> None:
+def test_requests_and_sessions_expire() -> None:
     house = House()
     daemon, client = house.daemon(), house.client()
-    said(house, client, "init v3")
+    from_client(house, client, "init v3")
     house.now += 120
-    assert answered(house, daemon, "response v3") == Drop(Reason.NO_OWNER, "key exchange response")
-    said(house, client, "init v3")
-    assert answered(house, daemon, "response v3") is client
-    for seconds in (1799, 1799):  # each use begins the half hour anew
+    assert from_daemon(house, daemon, "response v3") == Drop(Reason.NO_OWNER, "key exchange response")
+    from_client(house, client, "init v3")
+    assert from_daemon(house, daemon, "response v3") is client
+    for seconds in (1799, 1799):  # each use restarts the half hour
         house.now += seconds
-        assert answered(house, daemon, "e2ee") is client
+        assert from_daemon(house, daemon, "e2ee") is client
     house.now += 1799
-    assert said(house, client, "e2ee") is daemon
+    assert from_client(house, client, "e2ee") is daemon
     house.now += 1800
-    assert answered(house, daemon, "e2ee") == Drop(Reason.NO_OWNER)
+    assert from_daemon(house, daemon, "e2ee") == Drop(Reason.NO_OWNER)
 
 
 def test_the_tables_are_bounded() -> None:
     house = House(most_requests=3, most_sessions=2)
     daemon, client, pairing = house.daemon(), house.client(), house.client(Scope.PAIRING)
     for number in range(10):
-        said(house, client, "init v3", requestId=f"r{number}")
-        said(house, pairing, "offer request", requestId=f"r{number}")
+        from_client(house, client, "init v3", requestId=f"r{number}")
+        from_client(house, pairing, "offer request", requestId=f"r{number}")
         assert len(house.target.key_exchanges) <= 3
         assert len(house.target.pairings) <= 3
-    assert answered(house, daemon, "response v3", requestId="r6") == Drop(
+    assert from_daemon(house, daemon, "response v3", requestId="r6") == Drop(
         Reason.NO_OWNER, "key exchange response"
     )
     for number in (7, 8, 9):
         house.now += 1
         assert (
-            answered(house, daemon, "response v3", requestId=f"r{number}", sessionId=f"s{number}") is client
+            from_daemon(house, daemon, "response v3", requestId=f"r{number}", sessionId=f"s{number}")
+            is client
         )
         assert len(house.target.sessions) <= 2
-    assert answered(house, daemon, "e2ee", sessionId="s7") == Drop(Reason.NO_OWNER)
-    assert answered(house, daemon, "e2ee", sessionId="s8") is client
+    assert from_daemon(house, daemon, "e2ee", sessionId="s7") == Drop(Reason.NO_OWNER)
+    assert from_daemon(house, daemon, "e2ee", sessionId="s8") is client
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
@@ -222,62 +225,64 @@ def with_session(house: House, session: str = "session-1", **claims: Any) -> tup
     """A daemon and a client that owns a session."""
     daemon = house.target.daemon or house.daemon()
     client = house.client(**claims)
-    assert said(house, client, "init v3", requestId=session) is daemon
-    assert answered(house, daemon, "response v3", requestId=session, sessionId=session) is client
+    assert from_client(house, client, "init v3", requestId=session) is daemon
+    assert from_daemon(house, daemon, "response v3", requestId=session, sessionId=session) is client
     return daemon, client
 
 
 @pytest.mark.parametrize("name", ["e2ee", "key update"])
-def test_what_a_daemon_says_reaches_the_owner_only(name: str) -> None:
+def test_a_daemons_frame_reaches_the_owner_only(name: str) -> None:
     house = House()
     daemon, one = with_session(house, "one")
     _, two = with_session(house, "two")
-    assert answered(house, daemon, name, sessionId="one") is one
-    assert answered(house, daemon, name, sessionId="two") is two
+    assert from_daemon(house, daemon, name, sessionId="one") is one
+    assert from_daemon(house, daemon, name, sessionId="two") is two
     for unknown in ("three", " one", "ONE"):
-        assert answered(house, daemon, name, sessionId=unknown) == Drop(Reason.NO_OWNER)
+        assert from_daemon(house, daemon, name, sessionId=unknown) == Drop(Reason.NO_OWNER)
 
 
-def test_a_session_of_another_client_cannot_be_spoken_into() -> None:
+def test_a_frame_for_a_session_of_another_client_is_dropped() -> None:
     house = House()
     daemon, owner = with_session(house)
     thief = house.client()
-    assert said(house, owner, "e2ee") is daemon
-    verdict = said(house, thief, "e2ee")
+    assert from_client(house, owner, "e2ee") is daemon
+    verdict = from_client(house, thief, "e2ee")
     assert isinstance(verdict, Drop)
     assert verdict.reason is Reason.SESSION_NOT_OWNED
-    assert said(house, thief, "e2ee", sessionId="nobody's") is daemon  # the daemon decides
-    assert answered(house, daemon, "e2ee", sessionId="nobody's") == Drop(Reason.NO_OWNER)
+    assert (
+        from_client(house, thief, "e2ee", sessionId="nobody's") is daemon
+    )  # an unknown session is forwarded; the daemon refuses it
+    assert from_daemon(house, daemon, "e2ee", sessionId="nobody's") == Drop(Reason.NO_OWNER)
 
 
-def test_a_daemon_cannot_give_away_a_session_that_another_client_owns() -> None:
+def test_a_daemon_cannot_reassign_an_owned_session() -> None:
     house = House()
     daemon, owner = with_session(house)
     other = house.client()
-    said(house, other, "init v3", requestId="r")
-    verdict = answered(house, daemon, "response v3", requestId="r")
+    from_client(house, other, "init v3", requestId="r")
+    verdict = from_daemon(house, daemon, "response v3", requestId="r")
     assert isinstance(verdict, Drop)
     assert verdict.reason is Reason.SESSION_NOT_OWNED
-    assert answered(house, daemon, "e2ee") is owner
-    # The same client may get its session once more, under another request.
-    said(house, owner, "init v3", requestId="again")
-    assert answered(house, daemon, "response v3", requestId="again") is owner
+    assert from_daemon(house, daemon, "e2ee") is owner
+    # The owner may get the session again under another request.
+    from_client(house, owner, "init v3", requestId="again")
+    assert from_daemon(house, daemon, "response v3", requestId="again") is owner
 
 
-def test_answers_to_a_client_that_has_left_reach_nobody() -> None:
+def test_answers_to_a_client_that_has_left_are_dropped() -> None:
     house = House()
     daemon, client = with_session(house, client_id="c")
-    said(house, client, "init v3", requestId="pending")
+    from_client(house, client, "init v3", requestId="pending")
     house.leave(client)
     house.client(client_id="c")
-    assert answered(house, daemon, "e2ee") == Drop(Reason.NO_OWNER)
-    assert answered(house, daemon, "key update") == Drop(Reason.NO_OWNER)
-    assert answered(house, daemon, "response v3", requestId="pending", sessionId="x") == Drop(
+    assert from_daemon(house, daemon, "e2ee") == Drop(Reason.NO_OWNER)
+    assert from_daemon(house, daemon, "key update") == Drop(Reason.NO_OWNER)
+    assert from_daemon(house, daemon, "response v3", requestId="pending", sessionId="x") == Drop(
         Reason.NO_OWNER, "key exchange response"
     )
 
 
-def test_answers_for_another_relays_client_are_addressed_to_it() -> None:
+def test_answers_for_a_client_of_another_relay_are_published() -> None:
     house = House()
     daemon = house.daemon()
     target = house.target
@@ -285,37 +290,37 @@ def test_answers_for_another_relays_client_are_addressed_to_it() -> None:
     target.pairings.record("request-1", "relay-3", house.now)
     expected = (("offer response", "relay-3"), ("response v3", "relay-2"), ("e2ee", "relay-2"))
     for name, relay_id in expected:
-        verdict = answered(house, daemon, name)
+        verdict = from_daemon(house, daemon, name)
         assert isinstance(verdict, Publish)
         assert (verdict.relay_id, verdict.frame) == (relay_id, decode_daemon(encoded(name)))
     local = house.client()
-    verdict = said(house, local, "e2ee")
+    verdict = from_client(house, local, "e2ee")
     assert isinstance(verdict, Drop)
     assert verdict.reason is Reason.SESSION_NOT_OWNED
 
 
-def test_targets_and_workspaces_never_mix() -> None:
+def test_targets_and_workspaces_are_isolated() -> None:
     house = House()
     daemon, _ = with_session(house)
     for where in ({"target": "other"}, {"workspace": "v"}, {"workspace": "v", "target": "other"}):
         stranger = house.client(**where)
-        assert said(house, stranger, "e2ee") == NoDaemon(E2ee("noise-ik", "session-1"))
+        assert from_client(house, stranger, "e2ee") == NoDaemon(E2ee("noise-ik", "session-1"))
         foreign = house.daemon(**where)
-        assert said(house, stranger, "e2ee") is foreign
-        assert answered(house, foreign, "e2ee") == Drop(Reason.NO_OWNER)
+        assert from_client(house, stranger, "e2ee") is foreign
+        assert from_daemon(house, foreign, "e2ee") == Drop(Reason.NO_OWNER)
         assert foreign is not daemon
 
 
 @pytest.mark.parametrize("name", [None])
 def test_a_daemons_invalid_frame_is_dropped(name: None) -> None:
     house = House()
-    assert answered(house, house.daemon(), name) == Drop(Reason.INVALID_FRAME)
+    assert from_daemon(house, house.daemon(), name) == Drop(Reason.INVALID_FRAME)
 
 
 # -- profiles -----------------------------------------------------------------------------------------------------------
 
 IK, PSK2 = Profile.IK, Profile.IKPSK2
-#: policyMode, e2eeProfile, what is required
+#: policyMode, e2eeProfile, required profile
 REQUIRED: list[tuple[str | None, Profile | None, str | None]] = [
     (None, None, None),
     ("standard", None, None),
@@ -340,7 +345,7 @@ def test_a_clients_profile(
     house = House()
     daemon = house.daemon()
     client = house.client(policy_mode=policy, e2ee_profile=profile)
-    verdict = said(house, client, name, profile=named, pairingPeerId="p")
+    verdict = from_client(house, client, name, profile=named, pairingPeerId="p")
     if required in (None, named):
         assert verdict is daemon
         return
@@ -359,12 +364,12 @@ def test_a_daemons_profile(
     house = House()
     daemon = house.daemon(policy_mode=policy, e2ee_profile=profile)
     client = house.client()
-    said(house, client, "init v3")
-    said(house, client, "init v3", requestId="first")
+    from_client(house, client, "init v3")
+    from_client(house, client, "init v3", requestId="first")
     if name == "e2ee":
         house.target.sessions.record("session-1", client, house.now)
-    verdict = answered(house, daemon, name, profile=named)
-    if required != "noise-ikpsk2" or named == "noise-ikpsk2":  # a stronger one is welcome
+    verdict = from_daemon(house, daemon, name, profile=named)
+    if required != "noise-ikpsk2" or named == "noise-ikpsk2":  # a stronger profile is accepted
         assert verdict is client
         return
     assert isinstance(verdict, Close)
@@ -373,12 +378,12 @@ def test_a_daemons_profile(
     assert (verdict.logged_as or verdict.reason) is (Reason.NOISE_INVALID_PSK if psk else verdict.reason)
 
 
-def test_each_connection_is_judged_by_its_own_grant() -> None:
+def test_each_connection_has_its_own_required_profile() -> None:
     house = House()
     daemon = house.daemon(e2ee_profile=IK)
     strict, free = house.client(e2ee_profile=PSK2), house.client()
-    assert isinstance(said(house, strict, "e2ee"), Close)
-    assert said(house, free, "e2ee") is daemon
+    assert isinstance(from_client(house, strict, "e2ee"), Close)
+    assert from_client(house, free, "e2ee") is daemon
 
 
 # -- session events -------------------------------------------------------------------------------------------------------
@@ -392,30 +397,30 @@ def test_subscribing_and_fan_out() -> None:
     house = House()
     daemon = house.daemon()
     one, two, three = viewer(house), viewer(house), viewer(house, CHANNEL, "agent-session:beta")
-    assert answered(house, daemon, "session event") == FanOut(())
+    assert from_daemon(house, daemon, "session event") == FanOut(())
     for peer in (one, two):
-        assert json.loads(said_text(house, peer, "subscribe", afterSequence=4)) == {
+        assert json.loads(reply_text(house, peer, "subscribe", afterSequence=4)) == {
             "type": "viewport.session_events.subscribed/v1",
             "channel": CHANNEL,
             "afterSequence": 4,
             "authoritativeSource": "session_events",
             "websocketRequiredForBackfill": False,
         }
-    said(house, three, "subscribe", channel=f" {CHANNEL}\t")
-    said(house, three, "subscribe", channel="agent-session:beta")
-    said(house, one, "subscribe")  # twice is once
-    assert answered(house, daemon, "session event") == FanOut((one, two, three))
-    assert answered(house, daemon, "session event", channel=f"{CHANNEL} ") == FanOut((one, two, three))
-    assert answered(house, daemon, "session event", channel="agent-session:beta") == FanOut((three,))
-    said(house, two, "unsubscribe", channel=f" {CHANNEL}")
+    from_client(house, three, "subscribe", channel=f" {CHANNEL}\t")
+    from_client(house, three, "subscribe", channel="agent-session:beta")
+    from_client(house, one, "subscribe")  # a second subscription has no effect
+    assert from_daemon(house, daemon, "session event") == FanOut((one, two, three))
+    assert from_daemon(house, daemon, "session event", channel=f"{CHANNEL} ") == FanOut((one, two, three))
+    assert from_daemon(house, daemon, "session event", channel="agent-session:beta") == FanOut((three,))
+    from_client(house, two, "unsubscribe", channel=f" {CHANNEL}")
     house.leave(one)
-    assert answered(house, daemon, "session event") == FanOut((three,))
+    assert from_daemon(house, daemon, "session event") == FanOut((three,))
     house.leave(three)
     assert house.target.channels == {}
 
 
-def said_text(house: House, peer: Peer, name: str, **changes: Any) -> str:
-    verdict = said(house, peer, name, **changes)
+def reply_text(house: House, peer: Peer, name: str, **changes: Any) -> str:
+    verdict = from_client(house, peer, name, **changes)
     assert isinstance(verdict, Reply)
     return verdict.text
 
@@ -423,29 +428,29 @@ def said_text(house: House, peer: Peer, name: str, **changes: Any) -> str:
 def test_channels_that_the_grant_lacks() -> None:
     house = House()
     daemon, peer, other = house.daemon(), viewer(house), viewer(house, "agent-session:beta")
-    said(house, other, "subscribe", channel="agent-session:beta")
-    denied = json.loads(said_text(house, peer, "subscribe", channel="agent-session:beta"))
+    from_client(house, other, "subscribe", channel="agent-session:beta")
+    denied = json.loads(reply_text(house, peer, "subscribe", channel="agent-session:beta"))
     assert (denied["type"], denied["reason"]) == (
         "viewport.session_events.subscribe_denied/v1",
         "CHANNEL_NOT_AUTHORIZED",
     )
-    assert json.loads(said_text(house, peer, "unsubscribe", channel=" agent-session:beta ")) == denied
-    denied = json.loads(said_text(house, peer, "presence", channel="agent-session:beta"))
+    assert json.loads(reply_text(house, peer, "unsubscribe", channel=" agent-session:beta ")) == denied
+    denied = json.loads(reply_text(house, peer, "presence", channel="agent-session:beta"))
     assert denied["type"] == "viewport.session_viewer_presence_denied/v1"
-    assert answered(house, daemon, "session event", channel="agent-session:beta") == FanOut((other,))
+    assert from_daemon(house, daemon, "session event", channel="agent-session:beta") == FanOut((other,))
 
 
-def test_presence_goes_to_the_others_and_never_back() -> None:
+def test_presence_reaches_all_subscribers_except_the_sender() -> None:
     house = House()
     house.daemon()
     one, two, silent = viewer(house), viewer(house), viewer(house)
-    assert said(house, one, "presence") == FanOut((), lossy=True)
-    said(house, one, "subscribe")
-    said(house, two, "subscribe")
-    assert said(house, one, "presence") == FanOut((two,), lossy=True)
-    assert said(house, silent, "presence", channel=f"{CHANNEL} ") == FanOut(
+    assert from_client(house, one, "presence") == FanOut((), lossy=True)
+    from_client(house, one, "subscribe")
+    from_client(house, two, "subscribe")
+    assert from_client(house, one, "presence") == FanOut((two,), lossy=True)
+    assert from_client(house, silent, "presence", channel=f"{CHANNEL} ") == FanOut(
         (one, two), lossy=True
-    )  # need not subscribe
+    )  # the sender needs no subscription
 
 
 def test_presence_names_the_user_of_the_token() -> None:
@@ -453,10 +458,10 @@ def test_presence_names_the_user_of_the_token() -> None:
     channels = frozenset({CHANNEL})
     alice = house.client(Scope.SESSION_EVENTS, session_channels=channels, user_id="alice")
     unnamed = viewer(house)
-    assert said(house, alice, "presence", userId="alice") == FanOut((), lossy=True)
-    assert said(house, unnamed, "presence", userId="alice") == FanOut((), lossy=True)
+    assert from_client(house, alice, "presence", userId="alice") == FanOut((), lossy=True)
+    assert from_client(house, unnamed, "presence", userId="alice") == FanOut((), lossy=True)
     for other in ("bob", "Alice", " alice"):
-        assert said(house, alice, "presence", userId=other) == Drop(Reason.PRESENCE_USER_MISMATCH)
+        assert from_client(house, alice, "presence", userId=other) == Drop(Reason.PRESENCE_USER_MISMATCH)
 
 
 def test_the_longest_backlog_of_a_target() -> None:
@@ -472,12 +477,12 @@ def test_the_longest_backlog_of_a_target() -> None:
     assert house.target.heaviest(299) is one
 
 
-def test_session_events_survive_the_daemon() -> None:
+def test_subscriptions_outlive_the_daemon() -> None:
     house = House()
     daemon, peer = house.daemon(), viewer(house)
-    said(house, peer, "subscribe")
+    from_client(house, peer, "subscribe")
     house.leave(daemon)
-    assert answered(house, house.daemon(), "session event") == FanOut((peer,))
+    assert from_daemon(house, house.daemon(), "session event") == FanOut((peer,))
 
 
 # -- rates ----------------------------------------------------------------------------------------------------------------------
@@ -512,9 +517,9 @@ def test_each_client_rate(rates: FrameRates, scope: Scope, name: str | None, rea
     house.daemon()
     client = house.client(scope, session_channels=frozenset({CHANNEL}))
     for _ in range(2):
-        assert not isinstance(said(house, client, name), Close)
+        assert not isinstance(from_client(house, client, name), Close)
     house.now += 20.5
-    verdict = said(house, client, name)
+    verdict = from_client(house, client, name)
     assert isinstance(verdict, Close)
     assert verdict.reason is reason
     assert verdict.reply is not None
@@ -526,31 +531,36 @@ def test_each_client_rate(rates: FrameRates, scope: Scope, name: str | None, rea
         "retryAfterMs": 39_500,
     }
     house.now += 39.5
-    assert not isinstance(said(house, client, name), Close)
+    assert not isinstance(from_client(house, client, name), Close)
 
 
 @pytest.mark.parametrize(("rates", "scope", "name", "reason"), RATES)
 def test_a_limit_of_zero_is_off(rates: FrameRates, scope: Scope, name: str | None, reason: Reason) -> None:
     house = House(NO_LIMIT)
     client = house.client(scope, session_channels=frozenset({CHANNEL}))
-    assert not any(isinstance(said(house, client, name), Close) for _ in range(1000))
+    assert not any(isinstance(from_client(house, client, name), Close) for _ in range(1000))
 
 
 def test_the_workspaces_rate_is_shared_and_a_clients_is_not() -> None:
     house = House(limits(runtime=3, workspace=4))
     house.daemon()
     one, two = house.client(), house.client()
-    assert [isinstance(said(house, one, "e2ee"), Close) for _ in range(4)] == [False, False, False, True]
-    assert [isinstance(said(house, two, "e2ee"), Close) for _ in range(2)] == [False, True]
+    assert [isinstance(from_client(house, one, "e2ee"), Close) for _ in range(4)] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert [isinstance(from_client(house, two, "e2ee"), Close) for _ in range(2)] == [False, True]
 
 
 def test_forwarded_key_exchanges_and_pairings_are_not_charged_to_the_runtime_rate() -> None:
     house = House(limits(runtime=1, workspace=1))
     daemon, client, pairing = house.daemon(), house.client(), house.client(Scope.PAIRING)
     for number in range(5):
-        assert said(house, client, "init v3") is daemon
-        assert said(house, pairing, "offer request", requestId=f"r{number}") is daemon
-    assert said(house, client, "e2ee") is daemon
+        assert from_client(house, client, "init v3") is daemon
+        assert from_client(house, pairing, "offer request", requestId=f"r{number}") is daemon
+    assert from_client(house, client, "e2ee") is daemon
 
 
 def test_what_goes_nowhere_is_charged_to_its_sender_and_never_to_the_workspace() -> None:
@@ -558,28 +568,28 @@ def test_what_goes_nowhere_is_charged_to_its_sender_and_never_to_the_workspace()
     daemon, owner = with_session(house)
     thief, events = house.client(), viewer(house)
     for _ in range(30):
-        assert isinstance(said(house, thief, "e2ee"), Drop)
-        assert isinstance(said(house, thief, None), Reply)
-        assert isinstance(said(house, events, "presence"), FanOut)
-        assert isinstance(said(house, events, "subscribe", channel="agent-session:x"), Reply)
+        assert isinstance(from_client(house, thief, "e2ee"), Drop)
+        assert isinstance(from_client(house, thief, None), Reply)
+        assert isinstance(from_client(house, events, "presence"), FanOut)
+        assert isinstance(from_client(house, events, "subscribe", channel="agent-session:x"), Reply)
     away = house.client(target="elsewhere")
     for _ in range(30):
-        verdict = said(house, away, "e2ee")
+        verdict = from_client(house, away, "e2ee")
         assert isinstance(verdict, NoDaemon)
         assert house.router.charge(away, b"frame", house.now) is None
     assert (thief.rates.runtime.count, events.rates.runtime.count, away.rates.runtime.count) == (60, 60, 30)
     assert house.workspace_window.count == 0
-    assert said(house, owner, "e2ee") is daemon
-    assert isinstance(said(house, owner, "e2ee"), Close)  # the workspace's one is spent
+    assert from_client(house, owner, "e2ee") is daemon
+    assert isinstance(from_client(house, owner, "e2ee"), Close)  # the workspace's only frame is used
 
 
-def test_bytes_of_what_goes_nowhere() -> None:
+def test_dropped_frames_are_charged_by_bytes() -> None:
     house = House(limits(runtime=1000, workspace=1000))
     daemon, client = house.daemon(), house.client()
     mebibyte = bytes(1 << 20)
     for _ in range(4):
         assert isinstance(house.router.client_frame(client, None, mebibyte, house.now), Reply)
-    for _ in range(5):  # forwarded: its bytes cost nothing
+    for _ in range(5):  # forwarded frames are not charged by bytes
         assert house.router.client_e2ee(client, "noise-ik", "s", mebibyte, house.now) is daemon
     house.now += 10
     verdict = house.router.client_frame(client, None, b"x", house.now)
@@ -602,7 +612,7 @@ def test_a_frame_that_the_bus_carries_is_charged_as_a_forwarded_one() -> None:
         False,
     ]
     assert house.workspace_window.count == 2
-    # What could not be carried after all is charged by its bytes alone.
+    # A frame that the bus refuses after all is charged by its bytes only.
     assert house.router.charge(client, b"frame", house.now, counted=True) is None
 
 

@@ -10,7 +10,7 @@ from viewport_relay.routing.tables import REQUEST_TTL, SESSION_TTL, RequestTable
 LONG = "x" * 1_000_000
 
 
-def test_a_request_waits_for_its_owner_until_it_is_spent_or_too_old() -> None:
+def test_a_request_has_an_owner_until_it_is_spent_or_expires() -> None:
     table: RequestTable[str] = RequestTable(8)
     assert table.record("r", "a", 0.0)
     assert table.owner("r", REQUEST_TTL - 0.001) == "a"
@@ -25,23 +25,23 @@ def test_a_pending_request_never_changes_owner() -> None:
     assert table.record("r", "a", 0.0)
     assert not table.record("r", "b", 1.0)
     assert table.owner("r", 1.0) == "a"
-    assert table.record("r", "a", 100.0)  # its own may be renewed
+    assert table.record("r", "a", 100.0)  # the owner may renew it
     assert table.owner("r", REQUEST_TTL + 50.0) == "a"
-    assert table.record("r", "b", 100.0 + REQUEST_TTL)  # too old: free
+    assert table.record("r", "b", 100.0 + REQUEST_TTL)  # expired: the id is free
     assert table.owner("r", 100.0 + REQUEST_TTL) == "b"
 
 
-def test_the_oldest_request_goes_first() -> None:
+def test_the_oldest_request_is_dropped_first() -> None:
     table: RequestTable[str] = RequestTable(3)
     for name in ("1", "2", "3"):
         table.record(name, "a", 0.0)
-    table.record("1", "a", 1.0)  # now the youngest
+    table.record("1", "a", 1.0)  # now the newest
     table.record("4", "b", 2.0)
     assert [table.owner(name, 2.0) for name in "1234"] == ["a", None, "a", "b"]
     assert len(table) == 3
 
 
-def test_forgetting_and_ageing_of_requests() -> None:
+def test_requests_of_an_owner_are_removed_and_requests_expire() -> None:
     table: RequestTable[str] = RequestTable(8)
     table.record("1", "a", 0.0)
     table.record("2", "b", 50.0)
@@ -54,7 +54,7 @@ def test_forgetting_and_ageing_of_requests() -> None:
     assert len(table) == 0
 
 
-def test_a_session_lives_half_an_hour_after_its_last_use() -> None:
+def test_a_session_expires_half_an_hour_after_its_last_use() -> None:
     table: SessionTable[str] = SessionTable(8)
     assert SESSION_TTL == 1800.0
     assert table.record("s", "a", 0.0)
@@ -75,7 +75,7 @@ def test_an_owned_session_never_changes_owner() -> None:
     assert table.record("s", "b", 3.0)
 
 
-def test_the_session_that_was_not_used_longest_goes_first() -> None:
+def test_the_least_recently_used_session_is_dropped_first() -> None:
     table: SessionTable[str] = SessionTable(3)
     for at, name in enumerate(("1", "2", "3")):
         table.record(name, "a", float(at))
@@ -85,7 +85,7 @@ def test_the_session_that_was_not_used_longest_goes_first() -> None:
     assert len(table) == 3
 
 
-def test_ageing_of_sessions() -> None:
+def test_sessions_expire() -> None:
     table: SessionTable[str] = SessionTable(8)
     table.record("1", "a", 0.0)
     table.record("2", "a", 100.0)
@@ -127,7 +127,7 @@ steps = st.lists(
 @given(steps, st.integers(1, 3))
 def test_requests_against_a_model(moves: list[tuple[str, str, str, float]], most: int) -> None:
     table: RequestTable[str] = RequestTable(most)
-    model: list[tuple[str, str, float]] = []  # oldest first: id, owner, until
+    model: list[tuple[str, str, float]] = []  # oldest first: id, owner, expiry
     now = 0.0
     for what, name, owner, seconds in moves:
         now += seconds

@@ -1,4 +1,4 @@
-"""A contested seat when the relay could not hear the daemon that has it: the daemon keeps it."""
+"""A contested seat after the relay's event loop was blocked: a daemon that answered its ping keeps the seat."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ def run(relay: MemoryRelay, seconds: float) -> None:
         relay.pump()
 
 
-def stand_still(relay: MemoryRelay, seconds: float) -> None:
-    """The clock goes on, nothing else does; then what is due runs before anything is read."""
+def block(relay: MemoryRelay, seconds: float) -> None:
+    """Advance the clock alone, as a blocked event loop does; due timers run before any read."""
     relay.clock.rightNow += seconds
     relay.clock.advance(0)
     relay.pump()
 
 
-def contested(relay: MemoryRelay, *, holder_lives: bool) -> tuple[MemoryPeer, MemoryPeer]:
-    """The one that sits, and the one that waits: the first has been pinged and its answer is not read yet."""
+def contested(relay: MemoryRelay, *, holder_answers: bool) -> tuple[MemoryPeer, MemoryPeer]:
+    """The seat's holder and a challenger; the holder has been pinged and its pong is unread."""
     holder = relay.daemon(generation=1)
     run(relay, 1)
-    holder.answers_pings = holder_lives
+    holder.answers_pings = holder_answers
     challenger = relay.daemon(generation=1)
     return holder, challenger
 
 
-def test_a_daemon_that_lives_keeps_its_seat_after_a_standstill() -> None:
+def test_a_daemon_that_answers_keeps_its_seat_after_a_blocked_loop() -> None:
     relay = relay_with_heartbeat()
-    holder, challenger = contested(relay, holder_lives=True)
-    stand_still(relay, 60)
+    holder, challenger = contested(relay, holder_answers=True)
+    block(relay, 60)
     assert holder.is_open and relay.counters.ws_stale_terminated == 0
     run(relay, 3)
     assert holder.is_open and challenger.closed == (4008, "daemon already connected")
 
 
-def test_a_daemon_that_is_gone_loses_it_in_its_time_after_a_standstill() -> None:
+def test_a_daemon_without_pong_loses_its_seat_after_a_full_time_out() -> None:
     relay = relay_with_heartbeat()
-    holder, challenger = contested(relay, holder_lives=False)
-    stand_still(relay, 60)
+    holder, challenger = contested(relay, holder_answers=False)
+    block(relay, 60)
     run(relay, PONG_TIMEOUT - 0.5)
-    assert holder.is_open and challenger.is_open  # a whole time-out again, since no daemon answered
+    assert holder.is_open and challenger.is_open  # a full time-out again: no daemon has answered
     run(relay, 1)
     assert not holder.is_open and challenger.is_open
     assert relay.counters.ws_stale_terminated == 1
 
 
-def test_a_daemon_that_is_not_read_is_not_judged() -> None:
-    """Its answer waits where the relay has stopped reading (wire protocol, section 8)."""
+def test_no_time_out_while_reading_is_paused() -> None:
+    """The pong stays unread while the relay has paused reading (wire protocol, section 8)."""
     relay = relay_with_heartbeat()
-    holder, challenger = contested(relay, holder_lives=True)
+    holder, challenger = contested(relay, holder_answers=True)
     holder.connection.reader.pause_reading(relay)
     run(relay, 3 * PONG_TIMEOUT)
     assert holder.is_open and challenger.is_open

@@ -1,4 +1,4 @@
-"""The executor's requests: which paths and headers pass, and how many requests run at once."""
+"""The executor's requests: allowed paths and headers, concurrency limit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALLOWED = [
     OWN + "/a//b",
     OWN + "/...",
     OWN + "/a..b/.c/d.",
-    OWN + "/%252e%252e/x",  # decoded once it is %2e%2e, which is no dot
+    OWN + "/%252e%252e/x",  # decoded once: %2e%2e, which is no dot segment
     OWN + "/%41",
     OWN + "/a%20b",
     OWN + "/%C3%A9",
@@ -69,7 +69,7 @@ DENIED = [
     "/api/runtime/workspaces/../workspaces/w/managed-executors/x",
     "http://elsewhere.example" + OWN,
     OWN[1:],
-    OWN + "?a=1",  # itself: without a query
+    OWN + "?a=1",  # the executor's own path, without a query
     OWN + "?",
     OWN + "#a",
     OWN + "/a#b",
@@ -90,7 +90,7 @@ DENIED = [
     OWN + "/a\\..\\b",
     OWN + "/a%5c.%5cb",
     "/api/runtime/workspaces/w/managed-executors/x%2f..%2fy",
-    "/api/runtime/workspaces/w/managed-executors/x%2fclaims",  # the segment is then x/claims
+    "/api/runtime/workspaces/w/managed-executors/x%2fclaims",  # the segment decodes to x/claims
     "/api/runtime/workspaces/w%2fmanaged-executors/x",
     "/api/runtime/workspaces/w/managed-executors/%2578",
     OWN + "/%",
@@ -124,12 +124,12 @@ def test_without_an_executor_nothing_is_allowed() -> None:
     assert not path_allowed("/api/runtime/workspaces/w/managed-executors/None", "w", None)
 
 
-def test_ids_with_odd_characters_are_compared_decoded() -> None:
+def test_ids_are_compared_decoded() -> None:
     assert path_allowed("/api/runtime/workspaces/w:1/managed-executors/a%20b%2Fc/d", "w:1", "a b/c")
     assert not path_allowed("/api/runtime/workspaces/w:1/managed-executors/a b/c", "w:1", "a b/c")
 
 
-#: Pieces out of which a hostile path is made.
+#: Parts of a hostile path.
 parts = st.sampled_from(
     [
         "/",
@@ -157,8 +157,8 @@ parts = st.sampled_from(
 
 
 @given(st.lists(parts, max_size=12).map("".join), st.sampled_from(["", "/", OWN, OWN + "/", OWN[:-1]]))
-def test_no_path_leads_out(tail: str, start: str) -> None:
-    """Whatever is let through, a server that decodes it once and resolves its dots stays below the executor."""
+def test_allowed_paths_stay_below_the_executor(tail: str, start: str) -> None:
+    """A server that decodes an allowed path once and resolves dot segments stays below the executor's path."""
     path = start + tail
     if not path_allowed(path, "w", "x"):
         return
@@ -172,7 +172,7 @@ def test_no_path_leads_out(tail: str, start: str) -> None:
     assert resolved[:6] == ["api", "runtime", "workspaces", "w", "managed-executors", "x"]
 
 
-def test_request_headers_that_pass() -> None:
+def test_allowed_request_headers() -> None:
     sent = {
         "Authorization": "Bearer a",
         "ACCEPT": "*/*",
@@ -209,7 +209,7 @@ def test_request_headers_that_pass() -> None:
     assert request_headers(split) == {}
 
 
-def test_response_headers_that_are_shown() -> None:
+def test_allowed_response_headers() -> None:
     headers = Headers(
         {
             "Content-Type": ["text/plain"],
@@ -222,11 +222,11 @@ def test_response_headers_that_are_shown() -> None:
     assert response_headers(Answer(200, headers, b"")) == {"content-type": "text/plain", "x-many": "a, b"}
 
 
-# -- requests side by side -------------------------------------------------------------------------------------------
+# -- concurrent requests ---------------------------------------------------------------------------------------------
 
 
 class Client:
-    """In place of HttpClient: every request waits until the test answers it."""
+    """Test double of HttpClient: each request waits until the test answers it."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Call, bytes | None, Deferred[Answer]]] = []
@@ -241,7 +241,7 @@ class Client:
 
 
 class Executor:
-    """In place of an executor's session, its connection and its reader."""
+    """Test double of an executor's session, its connection and its reader."""
 
     def __init__(self) -> None:
         self.connection = self.reader = self
@@ -310,7 +310,7 @@ def test_a_request_and_its_answer(bench: Bench) -> None:
     assert (bench.counters.worker_requests, bench.counters.worker_requests_failed) == (1, 0)
 
 
-def test_answers_go_out_as_they_come(bench: Bench) -> None:
+def test_responses_are_sent_in_order_of_arrival(bench: Bench) -> None:
     for name in "abc":
         bench.ask(name)
     for number in (2, 0, 1):
@@ -319,7 +319,7 @@ def test_answers_go_out_as_they_come(bench: Bench) -> None:
 
 
 def failed(status: int, reason: str) -> dict[str, Any]:
-    """The relay's own answer to the request "r"."""
+    """The relay's own response to the request "r"."""
     return {
         "type": "viewport.worker_transport.response/v1",
         "requestId": "r",
@@ -329,7 +329,7 @@ def failed(status: int, reason: str) -> dict[str, Any]:
     }
 
 
-def test_a_denied_path_is_answered_and_never_asked(bench: Bench) -> None:
+def test_a_denied_path_is_answered_without_a_request(bench: Bench) -> None:
     bench.ask("r", OWN + "/../y")
     assert bench.client.calls == []
     assert bench.executor.heard == [failed(403, "WORKER_TRANSPORT_PATH_DENIED")]
@@ -347,7 +347,7 @@ def test_a_failure_is_answered_502(bench: Bench, failure: Exception) -> None:
     assert bench.counters.worker_requests_failed == 1
 
 
-def test_only_so_many_run_at_once_and_the_executor_is_not_read_meanwhile(bench: Bench) -> None:
+def test_over_the_concurrency_limit_the_executors_reading_is_paused(bench: Bench) -> None:
     for number in range(MOST_RUNNING + 5):
         bench.ask(str(number))
     assert len(bench.client.calls) == MOST_RUNNING
@@ -362,7 +362,7 @@ def test_only_so_many_run_at_once_and_the_executor_is_not_read_meanwhile(bench: 
     assert {answer["requestId"] for answer in bench.executor.heard} == set(map(str, range(MOST_RUNNING + 5)))
 
 
-def test_denied_ones_among_those_that_wait_take_no_place(bench: Bench) -> None:
+def test_denied_requests_in_the_queue_take_no_place(bench: Bench) -> None:
     for number in range(MOST_RUNNING):
         bench.ask(f"running-{number}")
     for number in range(MOST_RUNNING):
@@ -371,14 +371,14 @@ def test_denied_ones_among_those_that_wait_take_no_place(bench: Bench) -> None:
     assert bench.executor.paused
     for number in range(MOST_RUNNING):
         bench.client.answer(number)
-    assert len(bench.client.calls) == MOST_RUNNING + 1  # the good one was not forgotten
+    assert len(bench.client.calls) == MOST_RUNNING + 1  # the pending request is sent
     assert not bench.executor.paused
     bench.client.answer(MOST_RUNNING)
     assert bench.executor.heard[-1]["requestId"] == "good"
     assert len(bench.executor.heard) == 2 * MOST_RUNNING + 1
 
 
-def test_an_executor_that_leaves_cancels_what_runs(bench: Bench) -> None:
+def test_an_executor_that_leaves_cancels_its_requests(bench: Bench) -> None:
     for number in range(MOST_RUNNING + 2):
         bench.ask(str(number))
     bench.executor.lose()
@@ -389,7 +389,7 @@ def test_an_executor_that_leaves_cancels_what_runs(bench: Bench) -> None:
 
 
 @given(st.text(st.characters(codec=None, max_codepoint=0x2FF), max_size=30))
-def test_no_path_or_header_breaks_the_call(text: str) -> None:
+def test_any_path_or_header_is_sent_or_refused(text: str) -> None:
     bench = Bench()
     bench.ask("r", f"{OWN}/{text}", headers={"accept": text, "x-viewport-server-id": text})
     assert len(bench.client.calls) + len(bench.executor.heard) == 1

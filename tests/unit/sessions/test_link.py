@@ -1,4 +1,4 @@
-"""Connections with and without a Noise link, as the settings want them."""
+"""Connections with and without a Noise link, by setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presence for viewers that do not read: it is missed, not queued, and counted; others get it."""
+"""Viewer presence with slow consumers: dropped and counted, not queued."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_viewer_that_does_not_read_misses_presence_and_stays() -> None:
 
 
 def test_what_waits_for_all_viewers_of_a_target_is_bounded() -> None:
-    """The viewer for which most waits is closed, although each is within its own bound."""
+    """Over the target's bound, the viewer with the longest queue is closed, although each queue is within its own bound."""
     relay = MemoryRelay(RELAY_MAX_PENDING_BYTES="1048576")
     daemon = relay.daemon()
     slow = [viewer(relay) for _ in range(20)]

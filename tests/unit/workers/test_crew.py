@@ -1,4 +1,4 @@
-"""The parent's watch over its workers, with a clock in hand: who stands still, who cannot be started, who is waited for."""
+"""The parent's supervision of its workers, with a fake clock: unresponsive workers, failed starts, waits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMEOUT = 20.0
 
 
 class Process:
-    """What `spawnProcess` gives: ends when it is killed."""
+    """Test double of the result of `spawnProcess`: ends when it is killed."""
 
     def __init__(self, reactor: Reactor, protocol: Any) -> None:
         self.pid: int | None = 1000 + len(reactor.started)
@@ -49,7 +49,7 @@ class Line:
 
 
 class Reactor(Clock):
-    """A clock that starts processes which say only what the test says for them."""
+    """A clock with test doubles for processes and channels."""
 
     def __init__(self) -> None:
         Clock.__init__(self)
@@ -73,7 +73,7 @@ class Reactor(Clock):
 
 
 class Parent:
-    """Two workers; those in `alive` answer every question that is put."""
+    """A parent with two workers; the workers in `alive` answer every question."""
 
     def __init__(self) -> None:
         self.reactor = Reactor()
@@ -87,16 +87,16 @@ class Parent:
         self.alive = {0, 1}
         self.crew.start()
         for worker in self.crew.workers:
-            self.says(worker, messages.Up())
+            self.deliver(worker, messages.Up())
         self.answer()
 
-    def says(self, worker: supervision.Worker, report: messages.Report) -> None:
+    def deliver(self, worker: supervision.Worker, report: messages.Report) -> None:
         worker.received(worker.life, report)
 
     def answer(self) -> None:
         for worker in self.crew.workers:
             for number in [*worker._pending] if worker.index in self.alive else ():
-                self.says(
+                self.deliver(
                     worker,
                     messages.Picture(
                         number, True, "", None, {}, {"client": 1}, [], written(Counters()), [], []
@@ -125,7 +125,7 @@ def parent() -> Iterator[Parent]:
     made.crew.close()
 
 
-def test_a_worker_that_stands_still_is_said_then_killed_and_replaced(parent: Parent) -> None:
+def test_an_unresponsive_worker_is_logged_then_killed_and_replaced(parent: Parent) -> None:
     parent.run(5)
     parent.alive = {0}
     parent.run(int(supervision.PATIENCE) + 2)
@@ -138,12 +138,12 @@ def test_a_worker_that_stands_still_is_said_then_killed_and_replaced(parent: Par
     assert lost == "worker_lost" and "was killed: it has not answered for 20 s; its peers reconnect" in what
     assert len(parent.reactor.started) == 3
     parent.alive = {0, 1}
-    parent.says(parent.crew.workers[1], messages.Up())
+    parent.deliver(parent.crew.workers[1], messages.Up())
     parent.run(60)
     assert len(parent.reactor.started) == 3 and parent.state.readiness() == (True, "")
 
 
-def test_a_worker_that_answers_again_is_left_alone(parent: Parent) -> None:
+def test_a_worker_that_answers_again_is_not_killed(parent: Parent) -> None:
     parent.alive = {0}
     parent.run(int(TIMEOUT) - 2)
     parent.alive = {0, 1}
@@ -154,7 +154,7 @@ def test_a_worker_that_answers_again_is_left_alone(parent: Parent) -> None:
     ]
 
 
-def test_a_worker_that_starts_has_longer(parent: Parent) -> None:
+def test_a_starting_worker_has_a_longer_limit(parent: Parent) -> None:
     parent.reactor.started[1].die(signal=11)
     parent.run(int(supervision.STARTING) - 2)
     assert parent.events("worker_killed") == []
@@ -162,25 +162,25 @@ def test_a_worker_that_starts_has_longer(parent: Parent) -> None:
     assert parent.events("worker_killed") == [("worker_killed", "worker 1: it has not answered for 60 s")]
 
 
-def test_a_parent_that_stood_still_kills_nobody(parent: Parent) -> None:
-    """A stopped process, a suspended machine: the workers have not been asked, so they have not failed to answer."""
+def test_a_parent_that_was_stopped_kills_no_worker(parent: Parent) -> None:
+    """After SIGSTOP or a suspend the workers were not asked, so no answer is missing."""
     parent.run(5)
     parent.reactor.advance(1000)
     parent.crew.look()
     assert parent.events("worker_killed", "worker_lost") == []
     parent.run(60)
     assert len(parent.reactor.started) == 2
-    parent.alive = {0}  # and one that stands still for itself is found as ever
+    parent.alive = {0}  # a worker that stops later is still detected
     parent.run(int(TIMEOUT) + 4)
     assert len(parent.events("worker_killed")) == 1
 
 
-def test_nobody_waits_long_for_a_worker_that_is_silent(parent: Parent) -> None:
+def test_an_unresponsive_worker_does_not_delay_answers(parent: Parent) -> None:
     parent.run(3)
     parent.alive = {0}
     parent.run(int(supervision.PATIENCE) + 2)
     for _ in range(3):
-        waits = parent.crew.refresh()  # may have to wait for a round that is under way
+        waits = parent.crew.refresh()  # a round in progress ends first
         for _ in range(2):
             parent.answer()
             assert not waits.called
@@ -188,7 +188,9 @@ def test_nobody_waits_long_for_a_worker_that_is_silent(parent: Parent) -> None:
             if waits.called:
                 break
         assert waits.called
-    assert parent.state.connections()["client"] == 2  # what it told last still counts: its peers are there
+    assert (
+        parent.state.connections()["client"] == 2
+    )  # the last report still counts: the worker's peers are connected
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_nobody_waits_long_for_a_worker_that_is_silent(parent: Parent) -> None:
         (0, None, "ended with status 0"),
     ],
 )
-def test_how_a_worker_was_lost_is_said(
+def test_the_log_entry_of_a_lost_worker(
     parent: Parent, status: int | None, number: int | None, said: str
 ) -> None:
     parent.reactor.started[0].die(status=status, signal=number)
@@ -208,8 +210,8 @@ def test_how_a_worker_was_lost_is_said(
     assert message.startswith(f"worker 0 {said}") and parent.counters.worker_processes_lost == 1
 
 
-def test_a_worker_that_cannot_be_started_is_tried_again(parent: Parent) -> None:
-    """No process to be had (pids.max, memory): the worker is started again later."""
+def test_a_failed_start_is_repeated(parent: Parent) -> None:
+    """fork fails (pids.max, memory): the start is repeated later."""
     parent.reactor.failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) for _ in range(3)]
     counts = ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0)
     parent.crew.workers[1]._held["192.0.2.1"] = [counts.take("192.0.2.1")]
@@ -239,7 +241,7 @@ def test_no_descriptors_for_a_new_workers_channel(parent: Parent, monkeypatch: p
     assert len(parent.reactor.started) == 3 and not failing
 
 
-def test_a_worker_that_stands_still_does_not_hold_up_a_second_signal(parent: Parent) -> None:
+def test_an_unresponsive_worker_does_not_delay_a_second_signal(parent: Parent) -> None:
     stopped = parent.crew.stop()
     parent.reactor.started[0].die(status=0)
     parent.crew.end_at_once()

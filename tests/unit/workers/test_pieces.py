@@ -1,4 +1,4 @@
-"""Parent and workers without processes: where a workspace goes, what they tell each other, what a worker is told."""
+"""Parent and workers without processes: assignment of workspaces, counters, messages, packets, settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_workspace_has_one_worker(workspace: str, workers: int) -> None:
     assert slot(workspace, workers) == slot(workspace, workers)
 
 
-def test_workspaces_are_spread() -> None:
+def test_workspaces_are_spread_evenly() -> None:
     counts = Counter(slot(f"workspace-{number}", 4) for number in range(4000))
     assert all(850 < counts[worker] < 1150 for worker in range(4))
 
@@ -62,10 +62,10 @@ def some(factor: int) -> Counters:
     return made
 
 
-def test_counters_are_added_up_whatever_they_are() -> None:
-    total = some(7)  # what was there before does not count
+def test_counters_of_all_kinds_are_added_up() -> None:
+    total = some(7)  # earlier values are overwritten
     parts = [messages.encode(written(some(factor))) for factor in (1, 2)]
-    for _ in range(2):  # again: the same
+    for _ in range(2):  # the second time gives the same result
         add_up(total, [decode(part) for part in parts])
         for place, field in enumerate(fields(Counters), 1):
             value = getattr(total, field.name)
@@ -83,7 +83,7 @@ def test_counters_are_added_up_whatever_they_are() -> None:
 # -- messages --------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_arrives_as_it_was() -> None:
+def test_a_picture_is_decoded_unchanged() -> None:
     peer = PeerView("c-1", "client", "me", "192.0.2.1", 1.5, 3, "IK", None, "ua", False, None)
     target = TargetView("ws", None, None, (peer,), (), 1, 2, 3, 4, 5.0, 6.0)
     picture = messages.Picture(
@@ -101,7 +101,7 @@ def test_a_picture_arrives_as_it_was() -> None:
     assert messages.decode_report(messages.encode(picture)) == picture
 
 
-def test_a_log_entry_arrives_as_it_was() -> None:
+def test_a_log_entry_is_decoded_unchanged() -> None:
     record = Record(1, 2.0, "warn", "refuse", "JWT_EXPIRED", "ws", "c", '{"ts":"…"}', 3, "refuse")
     assert messages.decode_report(messages.encode(messages.Logged(record))) == messages.Logged(record)
 
@@ -110,7 +110,7 @@ def test_a_log_entry_arrives_as_it_was() -> None:
 
 
 class Reactor:
-    """Takes readers and writers, and does nothing."""
+    """Test double of a reactor that only records writers."""
 
     def __init__(self) -> None:
         self.writers: list[Any] = []
@@ -146,12 +146,12 @@ def ends() -> tuple[Any, packets.PacketSender, packets.PacketReader, Taker]:
     return reactor, sender, packets.PacketReader(theirs, reactor, taker.take, taker.gone), taker
 
 
-def test_a_connection_is_handed_over_with_what_was_read() -> None:
+def test_a_connection_is_passed_with_the_bytes_read() -> None:
     _, sender, reader, taker = ends()
     one, other = socket.socketpair()
     data = b"GET /ws\r\nline two\n\x00\xff"
     assert sender.send(messages.Adopt(socket.AF_UNIX, "192.0.2.1"), [one], data)
-    assert one.fileno() == -1  # ours is closed
+    assert one.fileno() == -1  # the sender's copy is closed
     reader.doRead()
     ((order, [descriptor], got),) = taker.taken
     assert (order, got) == (messages.Adopt(socket.AF_UNIX, "192.0.2.1"), data)
@@ -164,7 +164,7 @@ def test_a_connection_is_handed_over_with_what_was_read() -> None:
     assert taker.ended
 
 
-def test_what_the_socket_does_not_take_waits_in_order_and_is_bounded() -> None:
+def test_packets_are_queued_in_order_and_bounded() -> None:
     reactor, sender, reader, taker = ends()
     big = b"x" * 60_000
     pairs = [socket.socketpair() for _ in range(12)]
@@ -183,18 +183,18 @@ def test_what_the_socket_does_not_take_waits_in_order_and_is_bounded() -> None:
         (descriptor,) = descriptors
         socket.close(descriptor)
     for _, other in pairs:
-        assert other.recv(1) == b""  # no other process holds it
+        assert other.recv(1) == b""  # no other process holds a copy
         other.close()
     one, other = socket.socketpair()
     assert not sender.send(messages.Adopt(0, "ip"), [one], b"x" * packets.MAX_PACKET)
-    assert one.fileno() >= 0  # still ours
+    assert one.fileno() >= 0  # the sender still owns it
     one.close()
     other.close()
     sender.close()
     reader.close()
 
 
-def test_a_connection_for_tls_is_handed_over_with_its_end_of_a_pair() -> None:
+def test_a_tls_connection_is_passed_with_its_end_of_the_pair() -> None:
     _, sender, reader, taker = ends()
     tcp, peer = socket.socketpair()
     pair, other = socket.socketpair()
@@ -211,7 +211,7 @@ def test_a_connection_for_tls_is_handed_over_with_its_end_of_a_pair() -> None:
     reader.close()
 
 
-def test_connections_that_wait_for_a_worker_that_dies_are_cut() -> None:
+def test_connections_queued_for_a_dead_worker_are_closed() -> None:
     reactor, sender, reader, _ = ends()
     pairs = [socket.socketpair() for _ in range(12)]
     for one, _ in pairs:
@@ -225,8 +225,8 @@ def test_connections_that_wait_for_a_worker_that_dies_are_cut() -> None:
         other.close()
 
 
-def test_a_connection_that_comes_without_its_descriptor_gives_its_place_back() -> None:
-    """The kernel drops a descriptor for which this process has no room (unix(7), MSG_CTRUNC)."""
+def test_a_connection_without_its_descriptor_releases_its_place() -> None:
+    """The kernel drops a descriptor if the process has reached its limit (unix(7), MSG_CTRUNC)."""
     said: list[messages.Report] = []
     worker: Any = SimpleNamespace(_reporter=SimpleNamespace(send=said.append))
     WorkerService.execute(worker, messages.Adopt(socket.AF_INET, "192.0.2.1"), [], b"GET /ws")
@@ -262,7 +262,7 @@ def test_a_worker_loads_the_same_settings() -> None:
     assert "NOTIFY_SOCKET" not in told
 
 
-def test_to_other_relays_each_worker_is_a_relay_of_its_own() -> None:
+def test_each_worker_has_its_own_relay_id() -> None:
     environ = ENVIRON | {
         "RELAY_BACKPLANE_MODE": "redis", "RELAY_INTERNAL_KEY": "some-internal-key-0123", "RELAY_ID": "x" * 128,
     }  # fmt: skip
@@ -270,7 +270,7 @@ def test_to_other_relays_each_worker_is_a_relay_of_its_own() -> None:
     assert names == {"x" * 125 + f"-w{i}" for i in range(3)}
 
 
-def test_an_endpoint_of_kind_ssl_and_workers_cannot_be() -> None:
+def test_ssl_endpoints_and_workers_exclude_each_other() -> None:
     for kind in ("ssl", "tls"):
         endpoint = {"RELAY_LISTEN_ENDPOINT": f"{kind}:7781:privateKey=x"}
         with pytest.raises(ConfigError) as error:

@@ -1,4 +1,4 @@
-"""The parent's side of TLS with workers: a connection that cannot be passed on is refused, logged, and leaks nothing."""
+"""The parent's side of TLS with workers: a connection that cannot be passed is refused and logged, without leaks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from viewport_relay.workers.tlsincoming import IncomingTLS
 
 
 class Transport:
-    """The TCP transport of a connection that has just sent its first bytes."""
+    """Test double of a TCP transport that has received its first bytes."""
 
     def __init__(self, sock: Any) -> None:
         self.socket = sock
@@ -31,14 +31,14 @@ class Transport:
 
 
 class Full:
-    """A socket of a process that has no descriptor left."""
+    """A socket of a process at its descriptor limit."""
 
     def dup(self) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 class Pairs:
-    """A reactor that adopts the parent's end of the pair, or has no descriptor for it."""
+    """A reactor that adopts the parent's end of the pair, or is at the descriptor limit."""
 
     def __init__(self, error: OSError | None = None) -> None:
         self.error = error
