@@ -13,7 +13,6 @@ buffers. There is no upgrade: peers start admitted.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +24,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tests.wireframes import masked_frame as masked_frame  # re-exported
 from viewport_relay.backplane.interface import Backplane
 from viewport_relay.backplane.single import Single
 from viewport_relay.config import load
@@ -54,21 +54,6 @@ GENEROUS = {
     "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE": "0",
     "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE": "0",
 }
-
-
-def masked_frame(opcode: int, payload: bytes, *, fin: bool = True, mask: bytes | None = None) -> bytes:
-    """A masked frame, as a client sends it (RFC 6455, section 5.2)."""
-    key = os.urandom(4) if mask is None else mask
-    length = len(payload)
-    head = bytes([(0x80 if fin else 0) | opcode])
-    if length < 126:
-        head += bytes([0x80 | length])
-    elif length < 65_536:
-        head += b"\xfe" + struct.pack("!H", length)
-    else:
-        head += b"\xff" + struct.pack("!Q", length)
-    whole = int.from_bytes(payload, "big") ^ int.from_bytes((key * (length // 4 + 1))[:length], "big")
-    return head + key + whole.to_bytes(length, "big")
 
 
 def timed_calls(clock: Clock) -> None:
@@ -220,6 +205,12 @@ class Log:
 
     def event(self, event: str, **rest: Any) -> None:
         self.events.append({"event": event, **rest})
+
+    def names(self) -> list[str]:
+        return [entry["event"] for entry in self.events]
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.events if entry["event"] == event]
 
     def reasons(self) -> list[str]:
         """Reason codes of all entries that have one."""

@@ -7,6 +7,8 @@ encoded("e2ee", seq=7)                         # the bytes of a message
 from __future__ import annotations
 
 import json
+import os
+import struct
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -154,3 +156,18 @@ def example(name: str, **changes: Any) -> dict[str, Any]:
 def encoded(name: str, **changes: Any) -> bytes:
     """The example as the bytes of a message."""
     return json.dumps(example(name, **changes), ensure_ascii=False).encode()
+
+
+def masked_frame(opcode: int, payload: bytes, *, fin: bool = True, mask: bytes | None = None) -> bytes:
+    """A masked frame, as a client sends it (RFC 6455, section 5.2)."""
+    key = os.urandom(4) if mask is None else mask
+    length = len(payload)
+    head = bytes([(0x80 if fin else 0) | opcode])
+    if length < 126:
+        head += bytes([0x80 | length])
+    elif length < 65_536:
+        head += b"\xfe" + struct.pack("!H", length)
+    else:
+        head += b"\xff" + struct.pack("!Q", length)
+    whole = int.from_bytes(payload, "big") ^ int.from_bytes((key * (length // 4 + 1))[:length], "big")
+    return head + key + whole.to_bytes(length, "big")

@@ -1,7 +1,7 @@
-"""Faults around a relay process, one drill each: what docs/topics/resilience.md promises is what is asserted.
+"""Faults around one relay process, one drill each; the assertions are the promises of docs/topics/resilience.md.
 
-The same in all of them: whoever is in keeps talking, newcomers are told what is wrong, nothing unhandled is in the log,
-and when the fault is over everything works again without a restart.
+Invariants: connected peers keep communicating, new peers get the cause of their refusal, the log has no unhandled error, and
+after the fault the relay works again without a restart.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.drill.relay import Relay, running, until
 
 FAST = {"RELAY_ADMISSION_TIMEOUT_MS": "700", "RELAY_VALIDATE_CACHE_TTL": "0", "RELAY_JWKS_COOLDOWN": "1"}
 
-#: What is said at level error while the platform is at fault; everything else would be a mistake of ours.
+#: Expected at level error while the platform is at fault; any other error is a bug of the relay.
 OF_THE_PLATFORM = ("PLATFORM_UNREACHABLE", "VALIDATION_RESPONSE_INVALID", "ADMISSION_RESPONSE_TOO_LARGE",
                    "JWKS_UNREACHABLE")  # fmt: skip
 
@@ -38,7 +38,7 @@ def platform() -> Iterator[FaultyPlatform]:
 
 
 class Pair:
-    """A daemon and a client that are in, and how they fare."""
+    """A connected daemon and client."""
 
     def __init__(self, relay: Relay, platform: FaultyPlatform, workspace: str = "steady") -> None:
         self.daemon = Peer.daemon(relay, platform, workspace, "t")
@@ -47,7 +47,7 @@ class Pair:
         self.number = 0
 
     def talk(self, times: int = 10) -> float:
-        """The longest round trip, seconds."""
+        """Exchange messages; returns the longest round trip in seconds."""
         longest = 0.0
         for _ in range(times):
             self.number += 1
@@ -66,7 +66,7 @@ class Pair:
 
 
 def refusal(relay: Relay, platform: FaultyPlatform, **more: Any) -> int:
-    """Status of one more upgrade; 101 when it gets in."""
+    """Status of one more upgrade; 101 if it succeeds."""
     try:
         Peer.client(relay, platform, "steady", "t", **more).close()
     except Refused as refused:
@@ -82,7 +82,7 @@ def refusal(relay: Relay, platform: FaultyPlatform, **more: Any) -> int:
         pytest.param("cut", {503}, marks=slow),
         pytest.param("error", {503}, marks=slow),
         pytest.param("nonsense", {502}, marks=slow),
-        # Claims that are nested deeply and unknown are ignored, once they can be read.
+        # A deeply nested, unknown claim is ignored if the JSON can be parsed.
         pytest.param("deep", {502, 101}, marks=slow),
         pytest.param("huge", {502}, marks=slow),
         ("flap", {101, 502, 503}),
@@ -104,7 +104,7 @@ def test_the_platform_is_at_fault(platform: FaultyPlatform, mode: Any, statuses:
 
 
 @slow
-def test_a_slow_platform_delays_only_who_asks_it(platform: FaultyPlatform) -> None:
+def test_a_slow_platform_delays_new_peers_only(platform: FaultyPlatform) -> None:
     with running(platform.environment() | FAST | {"RELAY_ADMISSION_TIMEOUT_MS": "5000"}) as relay:
         pair = Pair(relay, platform)
         platform.mode, platform.delay = "slow", 1.0
@@ -113,18 +113,18 @@ def test_a_slow_platform_delays_only_who_asks_it(platform: FaultyPlatform) -> No
             asked = [many.submit(refusal, relay, platform) for _ in range(20)]
             assert pair.talk(30) < 2.0
             assert {one.result() for one in asked} == {101}
-            assert time.monotonic() - began < 10  # side by side
+            assert time.monotonic() - began < 10  # concurrently
         pair.close()
         assert relay.errors() == []
 
 
 @slow
-def test_the_key_set_is_gone_after_it_was_fetched(platform: FaultyPlatform) -> None:
+def test_the_key_set_is_unavailable_after_its_first_fetch(platform: FaultyPlatform) -> None:
     with running(platform.environment() | FAST | {"RELAY_JWKS_CACHE_TTL": "1"}) as relay:
         pair = Pair(relay, platform)
         platform.keys_follow, platform.mode = True, "error"
-        time.sleep(2.5)  # expired, and its refetch fails
-        assert refusal(relay, platform) == 503  # the platform's validation is what fails
+        time.sleep(2.5)  # expired, and the refetch fails
+        assert refusal(relay, platform) == 503  # the platform's validation fails
         assert "PLATFORM_UNREACHABLE" in relay.output()
         platform.mode = "ok"
         platform.keys_follow = False
@@ -149,7 +149,7 @@ def test_the_relay_starts_before_its_platform(platform: FaultyPlatform) -> None:
 
 @slow
 def test_names_cannot_be_resolved(platform: FaultyPlatform) -> None:
-    """DNS gone after the start: `platform.test` is known at first, then every look-up fails, then it is back."""
+    """DNS fails after the start: `platform.test` resolves at first, then every look-up fails, then it resolves again."""
     before = (
         "import socket, os\nreal = socket.getaddrinfo\n"
         "def look_up(host, *rest, **more):\n"
@@ -168,7 +168,7 @@ def test_names_cannot_be_resolved(platform: FaultyPlatform) -> None:
         with running(environment | FAST | {"DNS_DOWN": str(flag)}, before=before) as relay:
             pair = Pair(relay, platform)
             flag.touch()
-            platform.mode = "cut"  # kept-alive connections are of no use
+            platform.mode = "cut"  # kept-alive connections end: the next request needs a look-up
             assert refusal(relay, platform) == 503
             platform.mode = "ok"
             assert refusal(relay, platform) == 503
@@ -183,7 +183,7 @@ def test_names_cannot_be_resolved(platform: FaultyPlatform) -> None:
 
 @pytest.mark.parametrize("jump", [7200.0, pytest.param(-7200.0, marks=slow)])
 def test_the_wall_clock_jumps(platform: FaultyPlatform, jump: float) -> None:
-    """Time-outs, pings and rates follow the monotonic clock; only tokens follow the wall clock."""
+    """Time-outs, pings and rates use the monotonic clock; only tokens use the wall clock."""
     before = (
         "import time, os\nreal = time.time\n"
         "time.time = lambda: real() + (float(os.environ['JUMP']) if os.path.exists(os.environ['JUMPED']) else 0.0)"
@@ -205,7 +205,7 @@ def test_the_wall_clock_jumps(platform: FaultyPlatform, jump: float) -> None:
                 pair.talk(2)
                 time.sleep(0.05)
             assert relay.http("/health")[0] == 200
-            # Two hours ahead its tokens have expired; two hours back they are of the future. Both are said, not crashed on.
+            # Two hours ahead the token has expired; two hours back it is not yet valid. Each is refused with its reason.
             assert refusal(relay, platform) == 401
             flag.unlink()
             assert refusal(relay, platform) == 101
@@ -223,15 +223,15 @@ def test_the_disk_for_logs_is_full(platform: FaultyPlatform) -> None:
         assert refusal(relay, platform, token="x" * 40) == 401
         pair.talk()
         status, page = relay.http("/logs")
-        assert status == 200 and b"JWT_MALFORMED" in page  # /logs still has them
+        assert status == 200 and b"JWT_MALFORMED" in page  # /logs still has the entries
         pair.close()
         assert relay.stop() == 0
         assert "Traceback" not in relay.output()
 
 
 @slow
-def test_whoever_reads_the_log_goes_away(platform: FaultyPlatform, tmp_path: Path) -> None:
-    """A pipe whose reader has ended."""
+def test_the_reader_of_the_log_closes_its_pipe(platform: FaultyPlatform, tmp_path: Path) -> None:
+    """The log is a pipe, and its reader closes it."""
     import os
 
     pipe = tmp_path / "log"
@@ -247,8 +247,8 @@ def test_whoever_reads_the_log_goes_away(platform: FaultyPlatform, tmp_path: Pat
         assert "Traceback" not in relay.output()
 
 
-def test_descriptors_are_taken_away_while_it_runs(platform: FaultyPlatform) -> None:
-    """The limit falls below what is in use: nothing new can be opened at all, not even to the platform."""
+def test_the_descriptor_limit_is_lowered_at_run_time(platform: FaultyPlatform) -> None:
+    """The limit is below the number of open descriptors: nothing can be opened, not even a connection to the platform."""
     with running(platform.environment() | FAST) as relay:
         pair = Pair(relay, platform)
         soft, hard = resource.prlimit(relay.pid, resource.RLIMIT_NOFILE)
@@ -259,17 +259,17 @@ def test_descriptors_are_taken_away_while_it_runs(platform: FaultyPlatform) -> N
         for _ in range(30):
             waiting.append(socket.create_connection(("127.0.0.1", relay.port), 5))
             pair.talk(2)
-        for sock in waiting:  # closed at once, or still in the kernel's queue: the relay holds no connection
+        for sock in waiting:  # closed at once or in the kernel's accept queue: the relay holds no connection
             sock.close()
         assert pair.talk(20) < 2.0
         time.sleep(1.0)
-        assert relay.cpu() - cpu < 0.7 * (time.monotonic() - began)  # it does not spin
+        assert relay.cpu() - cpu < 0.7 * (time.monotonic() - began)  # the relay does not busy-loop
         resource.prlimit(relay.pid, resource.RLIMIT_NOFILE, (soft, hard))
         assert until(lambda: _comes_in(relay, platform), 15, "a newcomer")
         pair.talk()
         pair.close()
         assert relay.errors(*OF_THE_PLATFORM) == []
-        assert len(relay.entries()) < 400  # each failed accept is not worth a line for ever
+        assert len(relay.entries()) < 400  # failed accepts are folded in the log
 
 
 def _comes_in(relay: Relay, platform: FaultyPlatform) -> bool:
@@ -281,7 +281,7 @@ def _comes_in(relay: Relay, platform: FaultyPlatform) -> bool:
 
 @slow
 def test_memory_runs_out(platform: FaultyPlatform) -> None:
-    """Twenty clients that read nothing, in a process with little room: each is held to its bound, and all fits."""
+    """Twenty clients that read nothing, in a process with little memory: each queue is bounded, and the sum fits."""
     settings = {"RELAY_MAX_PENDING_BYTES": "1000000"}
     with running(platform.environment() | FAST | settings, memory=700_000_000) as relay:
         pair = Pair(relay, platform)
@@ -305,7 +305,7 @@ def test_memory_runs_out(platform: FaultyPlatform) -> None:
 
 
 def test_the_process_is_stopped_for_a_while(platform: FaultyPlatform) -> None:
-    """A suspended machine: no clock of ours ran against peers that could not be heard."""
+    """A suspended machine: time-outs do not count the time in which the relay could not read."""
     quick = {
         "RELAY_PING_INTERVAL_MS": "500",
         "RELAY_PONG_TIMEOUT_MS": "1500",
@@ -325,7 +325,7 @@ def test_the_process_is_stopped_for_a_while(platform: FaultyPlatform) -> None:
 
 
 @slow
-def test_a_daemon_vanishes_without_a_word(platform: FaultyPlatform) -> None:
+def test_a_daemon_disappears_without_fin(platform: FaultyPlatform) -> None:
     quick = {"RELAY_PING_INTERVAL_MS": "300", "RELAY_PONG_TIMEOUT_MS": "1000"}
     with running(platform.environment() | FAST | quick) as relay:
         gone = Peer.daemon(relay, platform, "w", "t")
@@ -333,7 +333,7 @@ def test_a_daemon_vanishes_without_a_word(platform: FaultyPlatform) -> None:
         with pytest.raises(ConnectionError):
             while True:
                 assert time.monotonic() - began < 20
-                if not gone.sock.recv(1000):  # reads, but answers nothing
+                if not gone.sock.recv(1000):  # reads, but sends no pong
                     raise ConnectionResetError
         successor = Pair(relay, platform, "w")
         successor.talk()

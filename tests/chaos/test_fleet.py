@@ -1,4 +1,4 @@
-"""Faults of a fleet, one drill each, with real processes and figures: docs/topics/resilience.md has what is promised.
+"""Faults of a fleet of relay processes, one drill each; the assertions are the promises of docs/topics/resilience.md.
 
 Every request of the load has one outcome: answered, told (DAEMON_UNAVAILABLE), cut (the connection ended) or silent.
 The short forms run with all tests, the long ones with `make chaos`.
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.redis
 slow = pytest.mark.slow
 
 
-def told(drill: str, **figures: Any) -> None:
+def print_figures(drill: str, **figures: Any) -> None:
     """Print the figures of a drill (pytest -s)."""
     print(f"\n{drill}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
 
@@ -49,14 +49,14 @@ def test_one_of_five_relays_is_killed(
         _, before = fleet.bus_share()
         time.sleep(seconds)
         share, _ = fleet.bus_share(before)
-        told(
+        print_figures(
             "kill -9 of one of five", pairs=pairs, hit=len(hit), back_after=f"{back:.2f} s", spared=others, theirs=theirs,
             bus_share_afterwards=f"{share:.2%}",
         )  # fmt: skip
-        # Who was elsewhere has noticed nothing.
+        # Pairs on other relays are not affected.
         assert others["told"] == others["cut"] == others["silent"] == 0
-        # What was on the way when the relay died, one request of each client; what waits for a daemon that is not
-        # back yet is told or silent, a request or two.
+        # Cut: one pending request of each client. Told or silent: a request or two of each client whose daemon has not
+        # reconnected.
         assert theirs["cut"] <= len(hit)
         assert theirs["silent"] + theirs["told"] <= 4 * len(hit)
         assert back < 10
@@ -67,10 +67,10 @@ def test_one_of_five_relays_is_killed(
 
 
 @pytest.mark.parametrize("pairs", [15, pytest.param(90, marks=slow)])
-def test_clients_that_follow_redirects_leave_nothing_for_the_bus(
+def test_clients_that_follow_redirects_do_not_use_the_bus(
     platform: FaultyPlatform, redis: RedisServer, pairs: int
 ) -> None:
-    """Three relays, and a balancer that knows no workspaces: most clients come to another relay than their daemon."""
+    """Three relays behind a balancer without affinity: most clients start at another relay than their daemon."""
     shares = {}
     with DrillFleet(platform, redis.url, 3) as fleet:
         for follow in (False, True):
@@ -82,7 +82,7 @@ def test_clients_that_follow_redirects_leave_nothing_for_the_bus(
                 time.sleep(2.0)
                 shares[follow], _ = fleet.bus_share(before)
                 redirects = swarm.followed
-        told(
+        print_figures(
             "redirects",
             pairs=pairs,
             not_followed=f"{shares[False]:.1%}",
@@ -96,12 +96,12 @@ def test_clients_that_follow_redirects_leave_nothing_for_the_bus(
 
 #: Seconds more than promised that a machine full of other tests may take.
 MARGIN = 1.0
-#: One relay sees soon that an entry is gone, and says soon that it is still there.
+#: Presence entries expire soon and are renewed soon.
 QUICK_PRESENCE = {"RELAY_REDIS_PRESENCE_TTL_MS": "3000", "RELAY_PRESENCE_SYNC_INTERVAL_MS": "1000"}
 
 
 class Halves:
-    """Pairs whose two peers are at one relay, and pairs that need the bus: their clients follow no redirect."""
+    """Pairs with both peers on one relay, and pairs whose frames need the bus; no client follows a redirect."""
 
     def __init__(self, fleet: DrillFleet, swarm: Swarm, each: int) -> None:
         self.swarm = swarm
@@ -113,14 +113,16 @@ class Halves:
         swarm.mark()
 
     def local_unharmed(self) -> dict[str, float]:
-        """Figures of the local pairs, in which every request was answered."""
+        """Figures of the local pairs; asserts that every request was answered."""
         found = self.swarm.figures(self.local)
         assert found["told"] == found["cut"] == found["silent"] == 0, found
         return found
 
 
 @pytest.mark.parametrize(("pairs", "seconds"), [(6, 4.0), pytest.param(40, 10.0, marks=slow)])
-def test_redis_stands_still(platform: FaultyPlatform, redis: RedisServer, pairs: int, seconds: float) -> None:
+def test_redis_stops_answering(
+    platform: FaultyPlatform, redis: RedisServer, pairs: int, seconds: float
+) -> None:
     with DrillFleet(platform, redis.url, 2) as fleet, Swarm(platform, follow=False) as swarm:
         halves = Halves(fleet, swarm, pairs)
         redis.freeze()
@@ -128,7 +130,7 @@ def test_redis_stands_still(platform: FaultyPlatform, redis: RedisServer, pairs:
         try:
             noticed = _outage_seen(fleet[0], began)
             newcomers = swarm.add(2, daemon=fleet.from_home, client=fleet.from_home)
-            swarm.until_talking(newcomers)  # peers that meet at one relay need no Redis, not even to come in
+            swarm.until_talking(newcomers)  # peers of one relay need no Redis, not even to join
             assert (
                 fleet[0].http("/ready")[0] == 200 and b"BACKPLANE_UNREACHABLE" in fleet[0].http("/ready")[1]
             )
@@ -140,12 +142,12 @@ def test_redis_stands_still(platform: FaultyPlatform, redis: RedisServer, pairs:
         time.sleep(0.5)
         swarm.mark()
         time.sleep(1.0)
-        told(
+        print_figures(
             f"Redis stands still for {seconds:g} s", noticed_after=f"{noticed:.2f} s", local=local, split=split,
             healed_after=f"{healed:.2f} s",
         )  # fmt: skip
         assert split["cut"] == 0 and split["told"] > 0
-        # Silent until the outage is noticed, told from then on.
+        # Silent until the outage is noticed, told afterwards.
         assert split["silent"] <= (noticed + swarm.patience) / swarm.patience * len(halves.split)
         assert noticed < 8 and healed < 5
         after = swarm.figures()
@@ -155,13 +157,13 @@ def test_redis_stands_still(platform: FaultyPlatform, redis: RedisServer, pairs:
 
 
 def _outage_seen(relay: Relay, began: float) -> float:
-    """Seconds from `began` until the relay said that its backplane cannot be used."""
+    """Seconds from `began` until the relay logged that its backplane is unavailable."""
     relay.logged("backplane_unreachable", 15)
     return time.monotonic() - began
 
 
 @pytest.mark.parametrize("pairs", [6, pytest.param(40, marks=slow)])
-def test_sentinel_makes_another_redis_the_primary(
+def test_sentinel_promotes_another_primary(
     platform: FaultyPlatform, redis: RedisServer, tmp_path: Path, pairs: int
 ) -> None:
     second = RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(redis.port)).start()
@@ -180,7 +182,7 @@ def test_sentinel_makes_another_redis_the_primary(
         }
         with DrillFleet(platform, redis.url, 2, settings) as fleet, Swarm(platform, follow=False) as swarm:
             halves = Halves(fleet, swarm, pairs)
-            for server in sentinels:  # each knows the replica and the two others
+            for server in sentinels:  # each knows the replica and the two other sentinels
                 until(lambda server=server: len(server.ask("SENTINEL", "SENTINELS", "main")) == 2, 15)
                 until(lambda server=server: len(server.ask("SENTINEL", "REPLICAS", "main")) == 1, 15)
             swarm.mark()
@@ -196,14 +198,14 @@ def test_sentinel_makes_another_redis_the_primary(
             swarm.mark()
             time.sleep(1.0)
             after = swarm.figures()
-            told(
+            print_figures(
                 "the primary is killed, Sentinels name another", promoted_after=f"{promoted:.2f} s",
                 healed_after=f"{healed:.2f} s", local=local, split=split, presence_keys=keys,
             )  # fmt: skip
             assert healed - promoted < 10
             assert split["cut"] == 0
-            # A killed Redis is noticed at once. Silent are requests on the way, and those that wait in the new primary until the
-            # other relay has found it too: their attempts are up to 3 s apart.
+            # A killed Redis is noticed at once. Silent: requests in progress, and those queued in the new primary until the other
+            # relay connects to it; its attempts are at most 3 s apart.
             assert split["silent"] <= (3 + swarm.patience) / swarm.patience * len(halves.split)
             assert keys == len(swarm.pairs)
             assert after["told"] == after["cut"] == after["silent"] == 0, after
@@ -215,10 +217,10 @@ def test_sentinel_makes_another_redis_the_primary(
 
 
 @pytest.mark.parametrize(("pairs", "seconds"), [(6, 5.0), pytest.param(40, 20.0, marks=slow)])
-def test_a_relay_cannot_reach_redis_but_its_peers_can_reach_it(
+def test_one_relay_is_partitioned_from_redis(
     platform: FaultyPlatform, redis: RedisServer, pairs: int, seconds: float
 ) -> None:
-    """No packet passes between relay 0 and Redis; relay 1 and all peers are well."""
+    """No packet passes between relay 0 and Redis; relay 1 and all peers are not affected."""
     with (
         Forwarder(redis.port) as network,
         DrillFleet(
@@ -239,12 +241,10 @@ def test_a_relay_cannot_reach_redis_but_its_peers_can_reach_it(
         swarm.mark()
         network.partition()
         began = time.monotonic()
-        # A client that comes to relay 1 for a daemon of relay 0 is sent there while the entry lives.
+        # A client of relay 1 for a daemon of relay 0 is redirected while the presence entry exists.
         late = followers.add(2, daemon=lambda n: fleet.ports[:1], client=lambda n: fleet.ports[::-1])
         noticed = _outage_seen(fleet[0], began)
-        moved = Peer.daemon(
-            fleet[1], platform, "moving", "t"
-        )  # the one at relay 0 is half-open, or forgotten
+        moved = Peer.daemon(fleet[1], platform, "moving", "t")  # its older connection to relay 0 stays open
         time.sleep(max(0.0, seconds - (time.monotonic() - began)))
         split = swarm.figures(halves.split)
         network.heal()
@@ -252,27 +252,25 @@ def test_a_relay_cannot_reach_redis_but_its_peers_can_reach_it(
         healed = swarm.until_talking(halves.split)
         end = moving.how_it_ends()
         closed_after = time.monotonic() - began
-        told(
+        print_figures(
             f"one relay without Redis for {seconds:g} s", noticed_after=f"{noticed:.2f} s",
             local=swarm.figures(halves.local), split=split, healed_after=f"{healed:.2f} s",
             older_daemon_closed_after=f"{closed_after:.2f} s",
         )  # fmt: skip
         halves.local_unharmed()
         assert split["cut"] == 0 and split["told"] > 0
-        # Silent for as long as relay 0's entries live and are remembered (3 s + 2 s), told from then on.
+        # Silent while relay 0's presence entries exist and are cached (3 s + 2 s), told afterwards.
         assert split["silent"] <= (5 + swarm.patience) / swarm.patience * len(halves.split)
         assert followers.total("cut") == 0 and followers.until_talking(late) < 5
-        # Attempts to reach Redis are half a second apart, each ends after a second. A request on its way then has its patience.
+        # Attempts to reach Redis are half a second apart, each ends after a second. A pending request then has its patience.
         assert healed < 2 + swarm.patience + MARGIN
-        assert (end.code, end.reason) == (
-            4008,
-            "replaced by newer daemon",
-        ) and closed_after < 2 + swarm.patience + MARGIN
+        assert (end.code, end.reason) == (4008, "replaced by newer daemon")
+        assert closed_after < 2 + swarm.patience + MARGIN
         assert next(room for room in fleet[1].state() if room["workspaceId"] == "moving")["daemonConnected"]
         assert [
             room for room in fleet[0].state() if room["workspaceId"] == "moving" and room["daemonConnected"]
         ] == []
         moved.close()
         moving.close()
-        # What lay in the relay's queue for more than 15 s is refused.
+        # Frames that stayed in the relay's queue for more than 15 s are refused.
         assert fleet.errors(*OF_REDIS, "BUS_SIGNATURE_STALE") == []

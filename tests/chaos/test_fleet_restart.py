@@ -1,4 +1,4 @@
-"""A fleet whose relays are restarted one after the other, and one whose daemons all come back at once."""
+"""A rolling restart of a fleet, and the reconnect of all daemons at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.test_fleet import told
+from tests.chaos.test_fleet import print_figures
 from tests.drill.balancer import CHECK, Balancer
 from tests.drill.fleet import DrillFleet, metric
 from tests.drill.platform import FaultyPlatform
@@ -29,7 +29,7 @@ slow = pytest.mark.slow
         pytest.param("nginx", 150, marks=[pytest.mark.nginx, slow]),
     ],
 )
-def test_every_relay_is_restarted(
+def test_a_rolling_restart(
     program: str, pairs: int, platform: FaultyPlatform, redis: RedisServer, tmp_path: Path
 ) -> None:
     """Behind the balancer of docs/how-to/load-balancers.md no upgrade is refused, and no request is silent."""
@@ -42,7 +42,7 @@ def test_every_relay_is_restarted(
         ) as fleet,
         Swarm(platform, pause=0.0) as swarm,
     ):  # fmt: skip
-        time.sleep(3 * CHECK)  # the balancer has seen that all are ready
+        time.sleep(3 * CHECK)  # health checks have passed for all relays
         swarm.add(pairs, daemon=lambda n: [balancer.port], client=lambda n: [balancer.port])
         swarm.until_talking()
         swarm.mark()
@@ -52,7 +52,7 @@ def test_every_relay_is_restarted(
             assert relay.stop() == 0
             errors += relay.errors()
             fleet.restart(number).wait()
-            time.sleep(3 * CHECK)  # the pause of an orchestrator: the balancer has seen that it is ready
+            time.sleep(3 * CHECK)  # an orchestrator waits likewise until the health check passes
         took = time.monotonic() - began
         swarm.until_talking()
         time.sleep(0.5)
@@ -60,27 +60,27 @@ def test_every_relay_is_restarted(
         _, before = fleet.bus_share()
         time.sleep(1.5)
         share, _ = fleet.bus_share(before)
-        told(
+        print_figures(
             f"rolling restart of three behind {program}", pairs=pairs, took=f"{took:.1f} s", **figures,
             refused=len(swarm.refused), reconnects=swarm.closes.total(), redirects=swarm.followed,
             bus_share_afterwards=f"{share:.2%}",
         )  # fmt: skip
         assert swarm.refused == []
-        # Closed with 1001 in waves, and nothing else; each peer once or twice, as it may come to a relay whose turn is next.
+        # Closed with 1001 in waves, and no other close; each peer once or twice, because its next relay may restart later.
         assert all("relay shutting down" in why for why in swarm.closes), swarm.closes
         assert figures["cut"] <= swarm.closes.total()
         assert figures["silent"] == 0
         assert figures["longest_gap"] < 10
         assert share < 0.01
-        # What was queued for a relay's process before is refused by the next one.
+        # Frames queued for the relay's previous process are refused by the new one.
         assert [e for e in errors + fleet.errors() if e.get("reason") != "BUS_SIGNATURE_STALE"] == []
         assert swarm.disorder == 0
 
 
 @pytest.mark.parametrize("wanted", [150, pytest.param(2000, marks=slow)])
-def test_all_daemons_come_back_at_once(platform: FaultyPlatform, redis: RedisServer, wanted: int) -> None:
-    """Their relay is killed, and all of them come to the other one, where pairs are talking."""
-    # The drill holds one descriptor for each daemon, a relay two where the platform is asked.
+def test_all_daemons_reconnect_at_once(platform: FaultyPlatform, redis: RedisServer, wanted: int) -> None:
+    """One relay is killed, and its daemons reconnect to the other relay, where pairs exchange messages."""
+    # The drill needs one descriptor for each daemon, a relay two for an upgrade with a request to the platform.
     count = min(wanted, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1000) // 3)
     settings = {"RELAY_MAX_TOTAL_CONNECTIONS": str(count + 1000)}
     with (
@@ -105,8 +105,10 @@ def test_all_daemons_come_back_at_once(platform: FaultyPlatform, redis: RedisSer
         announced = time.monotonic() - began
         cpu, commands = fleet[1].cpu() - cpu, _commands(redis) - commands
         figures = steady.figures()
-        refused = [why for why in swarm.refused if f" at {fleet.ports[0]}:" not in why]  # by the living relay
-        told(
+        refused = [
+            why for why in swarm.refused if f" at {fleet.ports[0]}:" not in why
+        ]  # by the remaining relay
+        print_figures(
             f"{count} daemons come back at once", wanted=wanted, seated_after=f"{seated:.2f} s",
             announced_after=f"{announced:.2f} s", relay_cpu=f"{cpu:.2f} s",
             cpu_each=f"{cpu / count * 1000:.2f} ms", platform_requests=platform.validated - asked,
@@ -115,7 +117,7 @@ def test_all_daemons_come_back_at_once(platform: FaultyPlatform, redis: RedisSer
         )  # fmt: skip
         assert sum(room["daemonConnected"] for room in fleet[1].state()) == count + 3
         assert refused == []
-        # Each token is asked about once: the relay that they come to has not seen it.
+        # One validation for each token: the other relay has not cached them.
         assert platform.validated - asked == count
         assert figures["told"] == figures["cut"] == figures["silent"] == 0, figures
         assert metric(fleet[1], "relay_admission_denied_total") == 0

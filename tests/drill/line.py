@@ -6,7 +6,8 @@ import asyncio
 import struct
 from urllib.parse import urlencode
 
-from tests.drill.peer import CLOSE, PING, PONG, TEXT, frame, upgrade_request
+from tests.drill.peer import CLOSE, PING, PONG, TEXT, upgrade_request
+from tests.wireframes import masked_frame
 
 
 class Line:
@@ -28,7 +29,7 @@ class Line:
         return cls(reader, writer)
 
     def send(self, text: str) -> None:
-        self.writer.write(frame(TEXT, text.encode()))
+        self.writer.write(masked_frame(TEXT, text.encode()))
 
     async def receive(self) -> str:
         """The next message. Raises ConnectionError at the end of the connection; a Close frame is answered first."""
@@ -44,9 +45,9 @@ class Line:
             if opcode == TEXT:
                 return payload.decode()
             if opcode == PING:
-                self.writer.write(frame(PONG, payload))
+                self.writer.write(masked_frame(PONG, payload))
             elif opcode == CLOSE:
-                self.writer.write(frame(CLOSE, payload[:2]))
+                self.writer.write(masked_frame(CLOSE, payload[:2]))
                 raise ConnectionError(payload[2:].decode())
 
     async def quiet(self, seconds: float) -> None:

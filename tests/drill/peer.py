@@ -17,13 +17,13 @@ import json
 import os
 import socket
 import ssl
-import struct
 import time
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
 
 from tests.drill.platform import FaultyPlatform
+from tests.wireframes import masked_frame
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 PATIENCE = 30.0  # seconds
@@ -46,23 +46,6 @@ class Closed(Exception):
         super().__init__(f"{code} {reason}")
         self.code = code
         self.reason = reason
-
-
-def frame(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True) -> bytes:
-    """One frame as a client sends it (RFC 6455, section 5.2)."""
-    head = bytes([(0x80 if fin else 0) | opcode])
-    bit, size = (0x80 if masked else 0), len(payload)
-    if size < 126:
-        head += bytes([bit | size])
-    elif size < 65_536:
-        head += bytes([bit | 126]) + struct.pack("!H", size)
-    else:
-        head += bytes([bit | 127]) + struct.pack("!Q", size)
-    if not masked:
-        return head + payload
-    key = os.urandom(4)
-    mask = int.from_bytes((key * (size // 4 + 1))[:size], "big")
-    return head + key + (int.from_bytes(payload, "big") ^ mask).to_bytes(size, "big")
 
 
 def e2ee(session: str, seq: int = 1, ciphertext: str = "Y2lwaGVy") -> str:
@@ -184,7 +167,7 @@ class Peer:
         self.sock.sendall(data)
 
     def send(self, text: str | bytes, opcode: int = TEXT) -> None:
-        self.sock.sendall(frame(opcode, text.encode() if isinstance(text, str) else text))
+        self.sock.sendall(masked_frame(opcode, text.encode() if isinstance(text, str) else text))
 
     def converse(self, daemon: Peer) -> None:
         """Run a key exchange; after it this client owns `self.session`."""

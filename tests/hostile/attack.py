@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 from urllib.parse import urlencode
 
-from tests.drill.peer import CLOSE, PING, TEXT, Closed, Peer, Refused, dial, frame, upgrade_request
+from tests.drill.peer import CLOSE, PING, TEXT, Closed, Peer, Refused, dial, upgrade_request
+from tests.wireframes import masked_frame
 
 WORKSPACE: Final = "hostile"
 TARGET: Final = "t"
@@ -62,7 +63,7 @@ def flood(peer: Peer, data: bytes, events: int) -> None:
 
 
 def ping_flood(road: Road, token: str) -> None:
-    flood(road.join(token), frame(PING, b"x" * 125) * 200, 200)
+    flood(road.join(token), masked_frame(PING, b"x" * 125) * 200, 200)
 
 
 def ping_flood_unread(road: Road, token: str) -> None:
@@ -71,33 +72,33 @@ def ping_flood_unread(road: Road, token: str) -> None:
     peer.sock.settimeout(0.5)
     while True:
         with contextlib.suppress(TimeoutError):
-            peer.raw(frame(PING, b"x" * 125) * 50)
+            peer.raw(masked_frame(PING, b"x" * 125) * 50)
             for _ in range(50):
                 next(done)
 
 
 def fragment_flood(road: Road, token: str) -> None:
     peer = road.join(token)
-    peer.raw(frame(TEXT, b"{", fin=False))
-    flood(peer, frame(0, b"", fin=False) * 300, 300)
+    peer.raw(masked_frame(TEXT, b"{", fin=False))
+    flood(peer, masked_frame(0, b"", fin=False) * 300, 300)
 
 
 def small_fragments(road: Road, token: str) -> None:
     peer = road.join(token)
-    peer.raw(frame(TEXT, b"{", fin=False))
-    flood(peer, frame(0, b"y", fin=False) * 300, 300)
+    peer.raw(masked_frame(TEXT, b"{", fin=False))
+    flood(peer, masked_frame(0, b"y", fin=False) * 300, 300)
 
 
 def garbage_frames(road: Road, token: str) -> None:
-    flood(road.join(token), frame(TEXT, b'{"type":"e2ee","version":3' + b"[" * 900) * 60, 60)
+    flood(road.join(token), masked_frame(TEXT, b'{"type":"e2ee","version":3' + b"[" * 900) * 60, 60)
 
 
 def deep_frames(road: Road, token: str) -> None:
-    flood(road.join(token), frame(TEXT, b'{"type":' + b"[" * 50_000 + b"]" * 50_000 + b"}") * 2, 2)
+    flood(road.join(token), masked_frame(TEXT, b'{"type":' + b"[" * 50_000 + b"]" * 50_000 + b"}") * 2, 2)
 
 
 def large_frames(road: Road, token: str) -> None:
-    flood(road.join(token), frame(TEXT, b'{"type":"none","x":"' + b"x" * 1_000_000 + b'"}'), 1)
+    flood(road.join(token), masked_frame(TEXT, b'{"type":"none","x":"' + b"x" * 1_000_000 + b'"}'), 1)
 
 
 def close_storm(road: Road, token: str) -> None:
@@ -107,7 +108,7 @@ def close_storm(road: Road, token: str) -> None:
             peer = road.join(token)
             if random.random() < 0.5:
                 peer.raw(
-                    frame(CLOSE, random.choice([b"\x03\xe8", b"\x03\xe7", b"", b"x"]))
+                    masked_frame(CLOSE, random.choice([b"\x03\xe8", b"\x03\xe7", b"", b"x"]))
                     * random.randrange(1, 4)
                 )
             peer.close()
@@ -164,7 +165,7 @@ def compression(road: Road, token: str) -> None:
             sock.sendall(upgrade_request(f"/ws?{query}", headers))
             head = sock.recv(4000)
             assert b"xtensions" not in head, head
-            sock.sendall(b"\xc1" + frame(TEXT, b"\x00" * 500)[1:])
+            sock.sendall(b"\xc1" + masked_frame(TEXT, b"\x00" * 500)[1:])
             data = head
             while piece := sock.recv(4000):
                 data += piece

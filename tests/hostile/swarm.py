@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tests.drill.peer import TEXT, Closed, Refused, e2ee, frame, upgrade_request
+from tests.drill.peer import TEXT, Closed, Refused, e2ee, upgrade_request
 from tests.hostile.attack import KINDS as FLOODS
 from tests.hostile.attack import Road, done
+from tests.wireframes import masked_frame
 
 CHANNEL: Final = "agent-session:hostile"
 MEGABYTE: Final = 1_048_576
@@ -48,7 +49,7 @@ def hard_frames() -> list[bytes]:
     nested = b'{"type":"e2ee","x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001
     start = b'{"type":"e2ee","iv":"'
     wide = start + "\U0001f600".encode() * ((MEGABYTE - len(start) - 2) // 4) + b'"}'
-    return [frame(TEXT, message) for message in (numbers, nested, wide)]
+    return [masked_frame(TEXT, message) for message in (numbers, nested, wide)]
 
 
 def json_frames(road: Road, tokens: list[str], connections: int) -> None:
@@ -82,7 +83,11 @@ def json_tokens(road: Road, tokens: list[str]) -> None:
 def fragments(road: Road, tokens: list[str]) -> None:
     """Messages of 1 MiB in fragments, which the fast path does not handle, on 50 connections with one token."""
     piece = b"[" * 65_000
-    wire = frame(TEXT, piece, fin=False) + frame(0, piece, fin=False) * 14 + frame(0, b"", fin=True)
+    wire = (
+        masked_frame(TEXT, piece, fin=False)
+        + masked_frame(0, piece, fin=False) * 14
+        + masked_frame(0, b"", fin=True)
+    )
 
     def attack() -> None:
         with contextlib.closing(road.join(tokens[0])) as peer:
@@ -130,7 +135,7 @@ def presence(road: Road, tokens: list[str]) -> None:
         viewer.send(subscribe)
         kept.append(viewer)
     start = f'{{"type":"viewport.session_viewer_presence/v1","channel":"{CHANNEL}","action":"joined","userId":"u","x":"'
-    wire = frame(TEXT, (start + "x" * (MEGABYTE - len(start) - 2) + '"}').encode())
+    wire = masked_frame(TEXT, (start + "x" * (MEGABYTE - len(start) - 2) + '"}').encode())
 
     def attack() -> None:
         with contextlib.closing(road.join(tokens[-1])) as peer:

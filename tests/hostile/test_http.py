@@ -228,10 +228,11 @@ def test_early_frames_are_kept_within_bounds(relay: Relay, platform: FaultyPlatf
     platform.mode, platform.delay = "slow", 0.5
     try:
         daemon = Peer.daemon(relay, platform, "early", "t")
-        from tests.drill.peer import frame, kex_init
+        from tests.drill.peer import kex_init
+        from tests.wireframes import masked_frame
 
         init = kex_init("early-1")
-        client = Peer.client(relay, platform, "early", "t", early=frame(1, init.encode()))
+        client = Peer.client(relay, platform, "early", "t", early=masked_frame(1, init.encode()))
         assert daemon.text() == init
         client.close()
         daemon.close()

@@ -18,20 +18,10 @@ from typing import Final
 import pytest
 
 from tests.drill.certificates import Identity
-from tests.drill.peer import (
-    BINARY,
-    CLOSE,
-    Closed,
-    Peer,
-    dial,
-    e2ee,
-    frame,
-    kex_init,
-    kex_response,
-    upgrade_request,
-)  # fmt: skip
+from tests.drill.peer import BINARY, CLOSE, Closed, Peer, dial, e2ee, kex_init, kex_response, upgrade_request
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import ADMIN, Relay, running, until
+from tests.wireframes import masked_frame
 from viewport_relay.noise.keys import decode_key
 from viewport_relay.peer.link import SUBPROTOCOL, LinkInitiator, LinkSettings, generate_static
 
@@ -84,7 +74,7 @@ def goes(request: pytest.FixtureRequest, relay: Relay) -> Callable[[socket.socke
 
     def go(sock: socket.socket) -> None:
         if way == "Close frame":
-            sock.sendall(frame(CLOSE, b"\x03\xe8"))
+            sock.sendall(masked_frame(CLOSE, b"\x03\xe8"))
             return
         if way.startswith("close_notify"):
             sock.settimeout(0.1)

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from tests.drill.certificates import Identity, Kind, serial_of
-from tests.drill.peer import CLOSE, PING, PONG, Closed, Peer, Refused, dial, e2ee, frame
+from tests.drill.peer import CLOSE, PING, PONG, Closed, Peer, Refused, dial, e2ee
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
+from tests.wireframes import masked_frame
 
 #: Loaded by the relay's Python at start: a shorter interval of certificate checks, a shorter request time-out.
 HASTE = (
@@ -107,7 +108,7 @@ def test_frames_of_every_size_both_ways(secure: Secure) -> None:
         daemon.send(text)
         assert client.text() == text
     # A frame cut at each header boundary: one TLS record for each piece.
-    data = frame(1, e2ee(client.session, 1, "y" * 300).encode())
+    data = masked_frame(1, e2ee(client.session, 1, "y" * 300).encode())
     for at in (1, 2, 3, 4, 7, 8, 9, 60):
         client.raw(data[:at])
         time.sleep(0.02)
@@ -115,10 +116,12 @@ def test_frames_of_every_size_both_ways(secure: Secure) -> None:
         assert json.loads(daemon.text())["ciphertext"] == "y" * 300
     # Many frames in one record, a fragmented message and a ping between.
     many = [e2ee(client.session, n) for n in range(1, 31)]
-    client.raw(b"".join(frame(1, text.encode()) for text in many))
+    client.raw(b"".join(masked_frame(1, text.encode()) for text in many))
     assert [daemon.text() for _ in many] == many
     text = e2ee(client.session, 99).encode()
-    client.raw(frame(1, text[:40], fin=False) + frame(PING, b"hello") + frame(0, text[40:]))
+    client.raw(
+        masked_frame(1, text[:40], fin=False) + masked_frame(PING, b"hello") + masked_frame(0, text[40:])
+    )
     assert client.frame() == (PONG, b"hello")
     assert daemon.message() == text
     client.send(b"\x03\xe8", CLOSE)
@@ -128,7 +131,7 @@ def test_frames_of_every_size_both_ways(secure: Secure) -> None:
 
 def test_a_frame_over_the_limit(secure: Secure) -> None:
     daemon, client = pair(secure, "large")
-    client.raw(frame(1, b"x" * 4_000_001)[:100_000])
+    client.raw(masked_frame(1, b"x" * 4_000_001)[:100_000])
     closed = client.how_it_ends()
     assert (closed.code, closed.reason) == (1009, "frame too large")
     client.close()

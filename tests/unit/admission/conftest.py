@@ -10,25 +10,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
+from tests.memorywire import Log
 from viewport_relay.admission.httpcall import Answer, Call
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.grant import Role, UpgradeQuery
 
 NOW = 1_800_000_000.0
-
-
-class Log:
-    """An event sink that records its calls."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def event(self, event: str, **rest: Any) -> None:
-        self.events.append({"event": event, **rest})
-
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [entry for entry in self.events if entry["event"] == event]
 
 
 class FakeHttp:

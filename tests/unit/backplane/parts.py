@@ -20,17 +20,6 @@ from viewport_relay.backplane.interface import (
 )
 
 
-class Log:
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def event(self, event: str, **rest: Any) -> None:
-        self.events.append({"event": event, **rest})
-
-    def names(self) -> list[str]:
-        return [entry["event"] for entry in self.events]
-
-
 class StubCarrier:
     """Notes every call and answers when told: `held` calls wait until `answer` or `fail`."""
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from tests.unit.backplane.parts import Log, StubCarrier
+from tests.memorywire import Log
+from tests.unit.backplane.parts import StubCarrier
 from viewport_relay.backplane.inbound import Inbound
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival, CarrierFailed, Parcel
 from viewport_relay.backplane.replay import Freshness

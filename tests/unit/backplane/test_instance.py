@@ -7,7 +7,7 @@ import json
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from tests.unit.backplane.parts import Log
+from tests.memorywire import Log
 from viewport_relay.backplane.batch import VERSION
 from viewport_relay.backplane.instance import (
     FORGOTTEN,

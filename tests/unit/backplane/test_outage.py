@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from tests.unit.backplane.parts import Log
+from tests.memorywire import Log
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.observe.counters import Counters

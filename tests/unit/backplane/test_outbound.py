@@ -9,7 +9,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from tests.unit.backplane.parts import Log, StubCarrier
+from tests.memorywire import Log
+from tests.unit.backplane.parts import StubCarrier
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, CarrierFailed, Parcel
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.outbound import PAUSE_AT, Outbound

@@ -10,18 +10,6 @@ from viewport_relay.observe import flapping
 from viewport_relay.observe.logs import EventLog
 
 
-class Clock:
-    at = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.at
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def log(clock):
     return EventLog(io.StringIO(), max_entries=5000, now=clock)

@@ -18,14 +18,6 @@ from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.at = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.at
-
-
 class Broken(io.StringIO):
     """A stream that raises `error` on write while it is set."""
 
@@ -35,11 +27,6 @@ class Broken(io.StringIO):
         if self.error is not None:
             raise self.error
         return super().write(text)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

@@ -12,18 +12,6 @@ from viewport_relay.observe.redaction import Redactor
 from viewport_relay.reasons import Reason
 
 
-class Clock:
-    at = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.at
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def log(clock):
     return EventLog(io.StringIO(), max_entries=50, now=clock, secrets=["the-internal-key"])

@@ -9,8 +9,7 @@ from twisted.internet.task import Clock
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from tests.memorywire import MemoryTransport, timed_calls
-from tests.unit.admission.conftest import Log
+from tests.memorywire import Log, MemoryTransport, timed_calls
 from viewport_relay.admission.addresses import TrustedProxies
 from viewport_relay.observe.counters import Counters
 from viewport_relay.wire.channel import MAX_KEPT, REQUEST_TIMEOUT

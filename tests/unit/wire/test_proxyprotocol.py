@@ -13,7 +13,7 @@ from twisted.internet.testing import StringTransport
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.python.failure import Failure
 
-from tests.unit.admission.conftest import Log
+from tests.memorywire import Log
 from viewport_relay.wire.proxyprotocol import V2_MAX, ProxyFactory
 
 PREFIX = b"\r\n\r\n\x00\r\nQUIT\n"

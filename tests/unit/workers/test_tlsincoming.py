@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.admission.conftest import Log
+from tests.memorywire import Log
 from viewport_relay.reasons import Reason
 from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.workers.tlsincoming import IncomingTLS
