@@ -26,9 +26,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.drill.line import Line
-from tests.drill.peer import BINARY, CLOSE, PING, TEXT, e2ee, frame, kex_init, kex_response
+from tests.drill.peer import BINARY, CLOSE, PING, TEXT, e2ee, kex_init, kex_response
 from tests.drill.platform import FaultyPlatform, Mode
 from tests.drill.relay import Relay
+from tests.wireframes import masked_frame
 from viewport_relay.devplatform.tokens import SigningKey
 
 SETTINGS = {
@@ -140,12 +141,12 @@ class Soak:
             if fate < 0.01:
                 line.send("garbage")
             elif fate < 0.02:
-                line.writer.write(frame(TEXT, b'{"type":', fin=False))  # no answer: the client waits
+                line.writer.write(masked_frame(TEXT, b'{"type":', fin=False))  # no answer: the client waits
                 return
             elif fate < 0.03:
-                line.writer.write(frame(PING, b"p") * 50)
+                line.writer.write(masked_frame(PING, b"p") * 50)
             elif fate < 0.035:
-                line.writer.write(frame(BINARY, os.urandom(100)))
+                line.writer.write(masked_frame(BINARY, os.urandom(100)))
             elif fate < 0.04:
                 for more in range(40):  # sends requests and reads nothing
                     line.send(e2ee(session, seq + more, "y" * 60_000))
@@ -159,7 +160,7 @@ class Soak:
         fate = random.random()
         try:
             if fate < 0.5:
-                line.writer.write(frame(CLOSE, b"\x03\xe8"))
+                line.writer.write(masked_frame(CLOSE, b"\x03\xe8"))
             elif fate < 0.7:
                 line.writer.transport.abort()
             elif fate < 0.75:
