@@ -1,11 +1,11 @@
-"""Relays of a fleet in memory: the relay's own presence, bus, sessions and wire over a Redis that fails as it is told.
+"""A fleet in memory: each relay's own presence, bus, sessions and connections, over a fake Redis with faults on request.
 
     fleet = MemoryFleet("a", "b", "c")
     fleet["a"].cut()                     # commands hang, and fail after two seconds
     daemon = fleet["b"].relay.daemon(5)
     fleet.wait(1.0)
 
-All relays share one clock, which only `wait` turns.
+All relays share one clock, which only `wait` advances.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from viewport_relay.observe.counters import Counters
 T = TypeVar("T")
 
 KEY = "a-bus-key-of-some-length"
-#: Seconds until a command that is not answered fails, and until a lost connection is noticed to be back.
+#: Time-out of a command, and interval of reconnect attempts, in seconds.
 LIMIT = 2.0
 AGAIN = 0.1
 
 
 class MemoryRedis:
-    """Seats and queues."""
+    """The content of Redis: seats and queues."""
 
     def __init__(self) -> None:
         self.seats = SeatStore()
@@ -55,7 +55,7 @@ class MemoryRedis:
 
 
 class MemoryCarrier:
-    """One relay's connection to the Redis."""
+    """One relay's connection to Redis."""
 
     batch = 512
     lanes = 1024
@@ -70,8 +70,8 @@ class MemoryCarrier:
         self._down = down
         self.connected = True
         self.refuses = False
-        self.delay = 0.0  # of each command on its way
-        self.loses_answers = 0  # commands that are carried out and not answered
+        self.delay = 0.0  # delay of each command
+        self.loses_answers = 0  # number of commands that succeed without an answer
         self._hanging: list[Deferred[None]] = []
 
     async def _run(self, command: Callable[[], T]) -> T:
@@ -92,7 +92,7 @@ class MemoryCarrier:
         return found
 
     def heal(self) -> None:
-        """Everything works again; connections of before are reset, as those of a partition are."""
+        """End all faults; pending commands fail, as after the reset of a partitioned connection."""
         self.connected, self.refuses, self.delay, self.loses_answers = True, False, 0.0, 0
         hanging, self._hanging = self._hanging, []
         for one in hanging:
@@ -142,7 +142,7 @@ class MemoryCarrier:
 
 
 class MemoryBackplane:
-    """The backplane of one relay in memory, put together as `backplane.fleet` does."""
+    """One relay's backplane, assembled as by `backplane.fleet`."""
 
     redirects = False
 
@@ -221,7 +221,7 @@ class MemoryBackplane:
 
 
 class Member:
-    """One relay of the fleet, and the network between it and the Redis."""
+    """One relay of the fleet, and its network to Redis."""
 
     def __init__(self, clock: Clock, redis: MemoryRedis, relay_id: str) -> None:
         self.relay_id = relay_id
@@ -230,11 +230,11 @@ class Member:
         self.backplane.start(self.relay.relaying.remote)
 
     def cut(self) -> None:
-        """Commands hang."""
+        """Partition the network: commands hang."""
         self.backplane.carrier.connected = False
 
     def refuse(self) -> None:
-        """Commands are refused at once."""
+        """Refuse commands at once."""
         self.backplane.carrier.refuses = True
 
     def heal(self) -> None:
@@ -258,14 +258,14 @@ class MemoryFleet:
             member.relay.pump()
 
     def wait(self, seconds: float, step: float = 0.02) -> None:
-        """Let time pass for all relays."""
+        """Advance the clock, with turns of the reactor for all relays."""
         end = self.clock.seconds() + seconds
         while self.clock.seconds() < end - 1e-9:
             self.clock.advance(min(step, end - self.clock.seconds()))
             self.pump()
 
     def restart_redis(self) -> None:
-        """Everything in Redis is lost, and every connection to it."""
+        """Drop all data of Redis and every connection to it."""
         self.redis.seats.lose_everything()
         self.redis.queues.clear()
         for member in self.members.values():

@@ -1,4 +1,4 @@
-"""A carrier and a backplane that do what a test says, and a log."""
+"""Test doubles of a carrier and a backplane."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from viewport_relay.backplane.interface import (
 
 
 class StubCarrier:
-    """Notes every call and answers when told: `held` calls wait until `answer` or `fail`."""
+    """Records each call; with `hold` a call stays pending until `answer` or `fail`."""
 
     batch = 4
     lanes = 2
@@ -93,7 +93,7 @@ class StubCarrier:
 
 
 class StubBackplane:
-    """Look-ups that the test answers; everything published is kept, and fails when told."""
+    """Look-ups are answered by the test; published parcels are kept, or lost while `broken`."""
 
     redirects = True
 
@@ -138,7 +138,7 @@ class StubBackplane:
         self.publishers.append(publisher)
 
     def lose(self, *parcels: Parcel) -> None:
-        """These could not be carried."""
+        """Report these parcels as lost."""
         assert self.receiver is not None
         self.receiver.lost(parcels)
 

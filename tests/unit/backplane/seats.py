@@ -1,6 +1,6 @@
-"""What Redis keeps about seats and the rules of the relay's scripts, in Python: the model for carriers in memory.
+"""Python model of the relay's Redis scripts and of their data about seats, for carriers in memory.
 
-`tests/integration/backplane/test_seat_scripts.py` holds the scripts against it.
+`tests/integration/backplane/test_seat_scripts.py` compares the scripts with this model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from viewport_relay.backplane.interface import SeatClaim, TargetKey
 
 
 class SeatStore:
-    """Entries of presence, the claims behind them, and seats that were taken from a relay."""
+    """Presence entries, their claims, and the seats taken from each relay."""
 
     def __init__(self) -> None:
         self.entries: dict[TargetKey, Mapping[str, Any]] = {}
@@ -21,7 +21,7 @@ class SeatStore:
         self.taken: defaultdict[str, list[TargetKey]] = defaultdict(list)
 
     def take(self, target: TargetKey, entry: Mapping[str, Any], claim: SeatClaim, *, new: bool) -> str | None:
-        """The relay whose claim stands against this one, or None: the entry is written."""
+        """Write the entry and return None, or return the relay whose claim has precedence."""
         ours, since = str(entry["relayId"]), claim.since_ms
         owner, known = self.claims.get(target, ("", None))
         there = self.entries.get(target)
@@ -40,7 +40,7 @@ class SeatStore:
         return None
 
     def withdraw(self, target: TargetKey, relay_id: str) -> None:
-        """Delete the entry unless it is another relay's."""
+        """Delete the entry unless another relay owns it."""
         if self.entries.get(target, {"relayId": relay_id})["relayId"] == relay_id:
             self.entries.pop(target, None)
             self.claims.pop(target, None)
@@ -50,7 +50,7 @@ class SeatStore:
         return self.taken.pop(relay_id, [])
 
     def lose_everything(self) -> None:
-        """Redis is started anew without its data."""
+        """Drop all data, as a restart of Redis without persistence."""
         self.entries.clear()
         self.claims.clear()
         self.taken.clear()

@@ -1,4 +1,4 @@
-"""Clients whose daemon is elsewhere: order, redirects and refusals, over connections in memory."""
+"""Clients whose daemon is on another relay: order, redirects and refusals, over in-memory connections."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def codes(messages: list[bytes]) -> list[str]:
     return [json.loads(message).get("code", "?") for message in messages]
 
 
-def test_frames_behind_a_look_up_wait_and_the_client_is_not_read() -> None:
+def test_frames_wait_for_a_look_up_and_reading_is_paused() -> None:
     house = House()
     client = house.relay.client()
     first = [encoded("e2ee", seq=n) for n in (1, 2, 3)]
@@ -67,8 +67,8 @@ def test_frames_behind_a_look_up_wait_and_the_client_is_not_read() -> None:
     assert client.heard() == []
 
 
-def test_each_frame_has_its_own_look_up_and_order_stays() -> None:
-    """Nothing is remembered here: every frame asks again."""
+def test_each_frame_has_its_own_look_up_in_order() -> None:
+    """This layer has no cache: every frame causes a look-up."""
     house = House()
     client = house.relay.client()
     frames = [encoded("e2ee", sessionId=f"session-{n}") for n in range(1, 6)]
@@ -79,7 +79,7 @@ def test_each_frame_has_its_own_look_up_and_order_stays() -> None:
     assert house.sent() == frames
 
 
-def test_nobody_has_it() -> None:
+def test_no_relay_has_the_daemon() -> None:
     house = House()
     client = house.relay.client()
     client.say(encoded("init v3"), b"{", encoded("e2ee"))
@@ -88,11 +88,11 @@ def test_nobody_has_it() -> None:
     assert codes(client.heard()) == ["DAEMON_UNAVAILABLE", "INVALID_FRAME", "DAEMON_UNAVAILABLE"]
     other = house.relay.client()
     daemon = house.relay.daemon()
-    other.say(encoded("init v3"))  # the same requestId: no client waits for it
+    other.say(encoded("init v3"))  # the same requestId: it is free again
     assert daemon.heard() == [encoded("init v3")]
 
 
-def test_a_daemon_that_comes_during_the_look_up_gets_the_frames() -> None:
+def test_a_daemon_that_joins_during_the_look_up_gets_the_frames() -> None:
     house = House()
     client = house.relay.client()
     frames = [encoded("init v3"), encoded("e2ee", seq=1), encoded("e2ee", seq=2)]
@@ -105,7 +105,7 @@ def test_a_daemon_that_comes_during_the_look_up_gets_the_frames() -> None:
     assert client.heard() == [encoded("response v3")]
 
 
-def test_with_a_daemon_here_nobody_is_asked() -> None:
+def test_a_local_daemon_needs_no_look_up() -> None:
     house = House(redirects=True)
     daemon, client = house.relay.daemon(), house.relay.client()
     client.say(encoded("init v3"))
@@ -113,7 +113,7 @@ def test_with_a_daemon_here_nobody_is_asked() -> None:
     assert house.backplane.lookups == []
 
 
-def test_redirects_come_once_at_the_upgrade_and_before_each_fate() -> None:
+def test_a_redirect_follows_the_upgrade_and_each_frame() -> None:
     house = House(redirects=True)
     client = house.relay.client()
     client.say(encoded("init v3"), encoded("e2ee"))
@@ -140,7 +140,7 @@ def test_a_pairing_client_without_a_target_is_not_looked_up(target: str | None) 
         assert codes(client.heard()) == ["RUNTIME_TARGET_REQUIRED"]
 
 
-def test_what_a_client_sent_before_it_left_still_goes() -> None:
+def test_frames_of_a_client_that_left_are_forwarded() -> None:
     house = House()
     client = house.relay.client()
     frames = [encoded("init v3"), encoded("e2ee", seq=1)]
@@ -150,11 +150,11 @@ def test_what_a_client_sent_before_it_left_still_goes() -> None:
     house.found(THERE)
     assert house.sent() == frames
     assert client.heard() == []
-    house.arrive(encoded("response v3"), DAEMON_TO_CLIENTS)  # a late answer goes nowhere
+    house.arrive(encoded("response v3"), DAEMON_TO_CLIENTS)  # a late answer is dropped
     assert client.heard() == []
 
 
-def test_a_broken_connection_leaves_nothing_behind() -> None:
+def test_a_lost_connection_leaves_no_pending_frames() -> None:
     house = House()
     client = house.relay.client()
     client.say(encoded("e2ee"), encoded("e2ee", seq=2))
@@ -164,7 +164,7 @@ def test_a_broken_connection_leaves_nothing_behind() -> None:
     assert house.remote._inboxes == {}
 
 
-def test_a_frame_that_is_not_the_scopes_is_judged_also_when_its_sender_left() -> None:
+def test_the_scope_is_checked_for_frames_of_a_client_that_left() -> None:
     house = House()
     client = house.relay.client()
     client.say(encoded("e2ee"), encoded("offer request"))
@@ -173,35 +173,35 @@ def test_a_frame_that_is_not_the_scopes_is_judged_also_when_its_sender_left() ->
     assert house.sent() == [encoded("e2ee")]
 
 
-def test_answers_come_back_to_who_asked() -> None:
+def test_answers_reach_the_requesting_client_only() -> None:
     house = House()
     house.backplane.slow, house.backplane.known_place = False, THERE
     one, two = house.relay.client(), house.relay.client()
     one.say(encoded("init v3", requestId="r1"))
     two.say(encoded("init v3", requestId="r2"))
-    two.say(encoded("init v3", requestId="r1"))  # a client waits for it
+    two.say(encoded("init v3", requestId="r1"))  # the id is in use by another client
     assert len(house.sent()) == 2
     house.arrive(encoded("response v3", requestId="r2", sessionId="s2"), DAEMON_TO_CLIENTS)
     house.arrive(encoded("e2ee", sessionId="s2"), DAEMON_TO_CLIENTS)
     assert (len(one.heard()), len(two.heard())) == (0, 2)
-    one.say(encoded("e2ee", sessionId="s2"))  # not its session
+    one.say(encoded("e2ee", sessionId="s2"))  # the session belongs to another client
     assert len(house.sent()) == 2
 
 
-def test_a_request_that_was_not_carried_is_nobodys() -> None:
+def test_a_lost_request_frees_its_id() -> None:
     house = House()
     house.backplane.slow, house.backplane.known_place = False, THERE
     one, two = house.relay.client(), house.relay.client()
     one.say(encoded("init v3"))
     house.backplane.lose(house.backplane.published[0])
-    assert codes(one.heard()) == []  # written, but not pumped yet
+    assert codes(one.heard()) == []  # queued, not yet delivered
     house.relay.pump()
     assert codes(one.heard()) == ["DAEMON_UNAVAILABLE"]
     two.say(encoded("init v3"))
     assert len(house.sent()) == 2
 
 
-def test_a_relay_owns_what_its_clients_ask_and_open() -> None:
+def test_requests_and_sessions_of_another_relay_are_owned_by_that_relay() -> None:
     house = House()
     daemon = house.relay.daemon(machine_id="m")
     house.arrive(encoded("init v3"))
@@ -216,7 +216,7 @@ def test_a_relay_owns_what_its_clients_ask_and_open() -> None:
     assert daemon.heard() == []
 
 
-def test_seats_are_told() -> None:
+def test_changes_of_the_seat_are_announced() -> None:
     house = House()
     daemon = house.relay.daemon(1)
     holder = house.backplane.seats[-1][1]
@@ -228,7 +228,7 @@ def test_seats_are_told() -> None:
     assert house.backplane.peers == 0
 
 
-def test_a_moved_daemon_is_closed_and_only_that_one() -> None:
+def test_only_the_moved_daemon_is_closed() -> None:
     house = House()
     daemon = house.relay.daemon()
     house.remote.moved(("w", "t"), object())
@@ -238,7 +238,7 @@ def test_a_moved_daemon_is_closed_and_only_that_one() -> None:
     assert daemon.closed == (4008, "replaced by newer daemon")
 
 
-def test_a_daemon_that_sits_down_here_ends_what_was_open_elsewhere() -> None:
+def test_a_local_daemon_ends_sessions_with_the_remote_one() -> None:
     house = House()
     house.backplane.slow, house.backplane.known_place = False, THERE
     client = house.relay.client()

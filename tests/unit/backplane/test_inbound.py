@@ -1,4 +1,4 @@
-"""The incoming side of the bus: what is handed on, what is refused, and pulls that fail."""
+"""Inbound side of the bus: delivery, refused frames, failed pulls."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Incoming:
         return self.signer.sign(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (payload,), len(payload)))[0]
 
 
-def test_frames_are_handed_on_in_order_and_in_slices() -> None:
+def test_frames_are_delivered_in_order_and_in_slices() -> None:
     parts = Incoming()
     parts.carrier.pulls[0].callback([parts.frame(str(number)) for number in range(600)])
-    assert len(parts.arrived) == 256  # the reactor gets its turn in between
+    assert len(parts.arrived) == 256  # one slice; the reactor runs other events before the next
     parts.clock.pump([0, 0, 0])
     assert [a.payloads[0] for a in parts.arrived] == [str(n).encode() for n in range(600)]
     assert len(parts.carrier.pulls) == 2
     assert parts.counters.bus_pull_frames == 600
 
 
-def test_bad_frames_are_counted_and_the_rest_goes_on() -> None:
+def test_invalid_frames_are_counted_and_the_others_delivered() -> None:
     parts = Incoming()
     good = parts.frame("1")
     forged = good.replace(b'"payload":"1"', b'"payload":"2"')
@@ -64,7 +64,7 @@ def test_bad_frames_are_counted_and_the_rest_goes_on() -> None:
     assert parts.log.names() == ["bus_drop"] * 5
 
 
-def test_own_frames_and_those_of_others_are_no_news() -> None:
+def test_own_and_misdirected_frames_are_dropped_without_a_log_entry() -> None:
     parts = Incoming()
     own = json.loads(parts.frame("1")) | {"sourceRelayId": "b"}
     others = json.loads(parts.frame("1")) | {"targetRelayId": "c"}
@@ -73,7 +73,7 @@ def test_own_frames_and_those_of_others_are_no_news() -> None:
     assert parts.counters.drops[Reason.BUS_FRAME_REFUSED] == 2
 
 
-def test_a_pull_that_fails_is_tried_again_less_and_less_often() -> None:
+def test_failed_pulls_are_retried_with_back_off() -> None:
     parts = Incoming()
     for seconds in (0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0):
         tried = len(parts.carrier.pulls)

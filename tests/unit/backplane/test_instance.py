@@ -1,4 +1,4 @@
-"""Instance records: who runs, who has run before, and who reads batches."""
+"""Instance records: the running process, an earlier process, other relays that read batches."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Parts:
         return found
 
 
-def test_the_first_look_tells_whether_there_was_a_process_before() -> None:
+def test_begin_tells_whether_an_earlier_process_existed() -> None:
     parts = Parts()
     first = parts.watch("one")
     assert parts.begin(first) == [False]
@@ -74,16 +74,16 @@ def test_the_first_look_tells_whether_there_was_a_process_before() -> None:
     parts.begin(third)
     Deferred.fromCoroutine(third.retire())
     assert json.loads(parts.kept.records["a"]) == {"instance": "three", "stopped": True}
-    assert parts.begin(parts.watch("four")) == [True]  # and so does a stop
+    assert parts.begin(parts.watch("four")) == [True]  # a stop leaves a record, too
 
 
-def test_a_record_of_an_older_version_is_a_process_before() -> None:
+def test_a_record_of_an_older_version_is_an_earlier_process() -> None:
     parts = Parts()
     parts.kept.records["a"] = b"4f1d0c6a9be2735d08aa11bb"
     assert parts.begin(parts.watch("one")) == [True]
 
 
-def test_the_first_record_is_tried_until_it_is_written() -> None:
+def test_the_first_record_is_retried_until_it_is_written() -> None:
     parts = Parts()
     parts.kept.broken = True
     found = parts.begin(parts.watch("one"))
@@ -94,7 +94,7 @@ def test_the_first_record_is_tried_until_it_is_written() -> None:
     assert found == [False]
 
 
-def test_two_processes_that_write_in_turn_are_told() -> None:
+def test_two_processes_with_one_relay_id_are_logged() -> None:
     parts = Parts()
     one, two = parts.watch("one"), parts.watch("two")
     parts.begin(one)
@@ -107,7 +107,7 @@ def test_two_processes_that_write_in_turn_are_told() -> None:
     two.stopService()
 
 
-def test_other_relays_are_looked_up_in_the_background_and_remembered() -> None:
+def test_records_of_other_relays_are_fetched_in_the_background_and_cached() -> None:
     parts = Parts()
     others = OtherInstances(parts.clock, parts.kept)
     parts.kept.records["b"] = json.dumps({"instance": "of-b", "batches": VERSION}).encode()
@@ -118,7 +118,7 @@ def test_other_relays_are_looked_up_in_the_background_and_remembered() -> None:
     assert parts.kept.asked == 3
     parts.kept.broken = True
     parts.clock.advance(RECORD_TTL)
-    assert others.reads_batches("b") == "of-b"  # what was last seen holds while Redis is away
+    assert others.reads_batches("b") == "of-b"  # the last record is used while Redis is unavailable
     assert others.reads_batches("b") == "of-b"
     parts.kept.broken = False
     parts.kept.records["b"] = json.dumps({"instance": "of-b"}).encode()
@@ -132,7 +132,7 @@ def test_other_relays_are_described_for_the_operator() -> None:
     others = OtherInstances(parts.clock, parts.kept)
     assert others.described([]) == []
     parts.begin(parts.watch("one"))
-    parts.kept.records["b"] = parts.kept.records["a"]  # as the watch writes it
+    parts.kept.records["b"] = parts.kept.records["a"]  # as the watch writes a record
     parts.kept.records["c"] = json.dumps({"instance": "of-c", "version": 7, "url": "u" * 9999}).encode()
     for relay_id in ("c", "b", "node"):
         others.reads_batches(relay_id)
@@ -147,7 +147,7 @@ def test_other_relays_are_described_for_the_operator() -> None:
     assert others.described([]) == []
 
 
-def test_relays_are_described_that_no_frame_went_to() -> None:
+def test_relays_without_frames_are_described() -> None:
     parts = Parts()
     watch = parts.watch("one")
     parts.begin(watch)
@@ -162,7 +162,7 @@ def test_relays_are_described_that_no_frame_went_to() -> None:
     watch.stopService()
 
 
-def test_looking_at_the_dashboard_reads_few_records() -> None:
+def test_the_dashboard_reads_a_bounded_number_of_records() -> None:
     parts = Parts()
     others = OtherInstances(parts.clock, parts.kept)
     listed = [f"relay-{n:03}" for n in range(2000)]

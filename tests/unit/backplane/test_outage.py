@@ -1,4 +1,4 @@
-"""One log line when the backplane fails, and one when it works again."""
+"""Outages of the backplane: one log entry at the beginning, one at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Parts:
         return self.outage.is_up, self.outage.is_down
 
 
-def test_logged_once_each_way() -> None:
+def test_an_outage_and_its_end_are_logged_once() -> None:
     parts = Parts(*PARTS)
     outage = parts.outage
     assert parts.is_now() == (False, False)  # still connecting
@@ -51,11 +51,11 @@ def test_logged_once_each_way() -> None:
     assert parts.log.events[1]["seconds"] == 3
 
 
-def test_down_before_it_was_ever_up() -> None:
+def test_an_outage_before_the_first_connection() -> None:
     parts = Parts(*PARTS)
     parts.outage.down("commands", CarrierFailed("refused"))
     parts.outage.up("commands")
-    assert not parts.outage.is_up  # the other part has reported nothing
+    assert not parts.outage.is_up  # the other part has not reported yet
     parts.outage.up("bus")
     assert parts.outage.is_up
 

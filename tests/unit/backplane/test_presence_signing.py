@@ -26,7 +26,7 @@ def is_signed(
     return signer(key).is_signed(target, raw, json.loads(raw), signature)
 
 
-def test_a_signature_is_for_one_entry_of_one_target() -> None:
+def test_a_signature_covers_the_entry_and_its_target() -> None:
     raw = entry()
     signature = signer().sign(TARGET, raw).encode()
     assert is_signed(raw, signature)
@@ -39,7 +39,7 @@ def test_a_signature_is_for_one_entry_of_one_target() -> None:
 
 
 @pytest.mark.parametrize(("age", "good"), [(0, True), (59, True), (61, False), (-59, True), (-61, False)])
-def test_an_old_entry_that_is_put_back_counts_as_unsigned(age: float, good: bool) -> None:
+def test_a_replayed_old_entry_counts_as_unsigned(age: float, good: bool) -> None:
     raw = entry(age)
     assert is_signed(raw, signer().sign(TARGET, raw).encode()) is good
 

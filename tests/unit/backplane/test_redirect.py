@@ -1,4 +1,4 @@
-"""Which addresses a client may be sent to."""
+"""Redirect rule: URLs of other relays that a client may be sent to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEV = {**PROD, "RELAY_MODE": "dev"}
 @pytest.mark.parametrize(
     "url", ["ws://h", "wss://h:8443", "ws://[::1]:7781", "wss://relay.example/path", "WSS://H"]
 )
-def test_any_host(url: str) -> None:
+def test_in_dev_any_host_is_allowed(url: str) -> None:
     assert RedirectRule.from_config(load(DEV)).allows(url)
 
 
@@ -31,7 +31,7 @@ def test_any_host(url: str) -> None:
         "ws://h h", "ws://h\n", "\tws://h", "ws://hä", "ws://h\\@evil", "ws://" + "h" * 600,
     ],
 )  # fmt: skip
-def test_never(url: str) -> None:
+def test_invalid_urls(url: str) -> None:
     assert not RedirectRule.from_config(load(DEV)).allows(url)
 
 
@@ -45,7 +45,7 @@ def test_never(url: str) -> None:
         ("wss://relay-a.example.evil.example", False),
     ],
 )
-def test_in_prod_only_our_own_host_and_only_wss(url: str, allowed: bool) -> None:
+def test_in_prod_only_the_relays_own_host_over_wss(url: str, allowed: bool) -> None:
     assert RedirectRule.from_config(load(PROD)).allows(url) is allowed
 
 
@@ -61,7 +61,7 @@ def test_in_prod_only_our_own_host_and_only_wss(url: str, allowed: bool) -> None
     ],
 )
 @pytest.mark.parametrize("settings", [DEV, PROD])
-def test_a_list(settings: dict[str, str], url: str, allowed: bool) -> None:
+def test_the_setting_lists_allowed_hosts(settings: dict[str, str], url: str, allowed: bool) -> None:
     rule = RedirectRule.from_config(
         load({**settings, "RELAY_REDIRECT_ALLOWED_HOSTS": " RELAY-b.example, 10.0.0.7:7781 "})
     )

@@ -1,4 +1,4 @@
-"""Redis URLs."""
+"""Redis URLs: valid, invalid, printed without password."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from viewport_relay.config import ConfigError
         ("redis://user:p%3Aw@[::1]:7000/", RedisAddress("::1", 7000, False, Credentials("user", "p:w"))),
     ],
 )
-def test_read(url: str, expected: RedisAddress) -> None:
+def test_valid_urls(url: str, expected: RedisAddress) -> None:
     assert RedisAddress.from_url(url) == expected
 
 
 @pytest.mark.parametrize(
     "url", ["redis://h/x", "redis://h/-1", "redis://h/1/2", "redis://h?db=1", "redis://h/1#x"]
 )
-def test_refused(url: str) -> None:
+def test_invalid_urls(url: str) -> None:
     with pytest.raises(ConfigError, match="RELAY_REDIS_URL"):
         RedisAddress.from_url(url)
 
 
-def test_a_password_is_not_shown() -> None:
+def test_the_password_is_not_printed() -> None:
     assert "hunter2" not in repr(RedisAddress.from_url("redis://:hunter2@h"))

@@ -1,4 +1,4 @@
-"""Bus frames across a restart: what the process before has read is not accepted again, and no honest frame is lost."""
+"""Bus frames across a restart: frames of the previous process are stale, all others are accepted once."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Parts:
         return self.epoch + self.clock.seconds()
 
     def judge(self, age: float, *, for_this_process: bool | None = None) -> BadFrame | None:
-        """A frame that was issued `age` seconds ago."""
+        """Judge a frame that was issued `age` seconds ago."""
         self.number += 1
         issued = round((self.now() - age) * 1000)
         signature = self.number.to_bytes(32, "little")
         return self.freshness.judge(signature, issued, "a", for_this_process=for_this_process)
 
 
-def test_after_a_restart_what_was_issued_before_it_is_stale() -> None:
+def test_after_a_restart_frames_issued_before_it_are_stale() -> None:
     parts = Parts(restarted=True)
     parts.clock.advance(3.0)
     for age in (3.0 + START_MARGIN + 0.01, 10.0, 14.9):
@@ -43,23 +43,23 @@ def test_after_a_restart_what_was_issued_before_it_is_stale() -> None:
         assert parts.judge(age) is None
 
 
-def test_without_a_process_before_the_skew_alone_counts() -> None:
+def test_without_an_earlier_process_only_the_skew_counts() -> None:
     parts = Parts(restarted=False)
     assert [parts.judge(age) for age in (0.0, 5.0, 14.9)] == [None, None, None]
     assert parts.judge(15.1) is not None
 
 
 @pytest.mark.parametrize("restarted", [True, False])
-def test_a_batch_names_the_process_that_it_is_for(restarted: bool) -> None:
+def test_a_batch_names_its_receiving_process(restarted: bool) -> None:
     parts = Parts(restarted=restarted)
-    # The sender's clock is behind: it has seen this process all the same.
+    # The sender's clock is slow, but the frame names this process.
     assert parts.judge(10.0, for_this_process=True) is None
     assert parts.judge(10.0, for_this_process=False) is not None
     parts.clock.advance(1.0)
-    assert parts.judge(0.5, for_this_process=False) is None  # the sender has not heard of the restart
+    assert parts.judge(0.5, for_this_process=False) is None  # the sender does not know of the restart yet
 
 
-def test_a_clock_that_is_set_back_later_costs_nothing() -> None:
+def test_a_clock_that_is_set_back_refuses_no_frame() -> None:
     parts = Parts(restarted=True)
     parts.clock.advance(SKEW + START_MARGIN)
     parts.epoch -= 3600.0

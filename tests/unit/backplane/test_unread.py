@@ -1,4 +1,4 @@
-"""Queues that only grow: when their relay counts as one that does not read, and when no longer."""
+"""Queues that only grow: their relay counts as not reading until it pulls again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_queue_that_only_grows_is_not_read() -> None:
     assert parts.unread.takes("b")
 
 
-def test_a_full_queue_that_is_trimmed_is_not_read_either() -> None:
+def test_a_trimmed_queue_is_not_read() -> None:
     parts = Parts()
     read = []
     for _ in range(6):
@@ -37,25 +37,25 @@ def test_a_full_queue_that_is_trimmed_is_not_read_either() -> None:
     assert read == [True, True, True, True, False, False]
 
 
-def test_a_burst_is_no_silence() -> None:
+def test_a_burst_does_not_count_as_unread() -> None:
     parts = Parts()
     assert all(parts.push(after=0.01) for _ in range(int(SILENT_AFTER / 0.01) - 10))
 
 
-def test_pushes_long_after_the_last_one_are_no_silence() -> None:
-    """Redis stood still, and the other relay needs a moment to come back too."""
+def test_pushes_after_a_long_pause_do_not_count_as_unread() -> None:
+    """After an outage of Redis the other relay needs time to reconnect, too."""
     parts = Parts()
     parts.push()
     parts.clock.advance(60.0)
     assert all(parts.push(after=0.1) for _ in range(20))
 
 
-def test_a_relay_that_takes_anything_reads() -> None:
+def test_a_queue_that_is_partly_pulled_is_read() -> None:
     parts = Parts()
     assert all(parts.push(5, taken=1) for _ in range(20))
 
 
-def test_it_reads_again() -> None:
+def test_an_unread_queue_that_is_pulled_is_read_again() -> None:
     parts = Parts()
     while parts.push():
         pass
@@ -63,7 +63,7 @@ def test_it_reads_again() -> None:
     assert parts.unread.takes("b")
 
 
-def test_relays_that_are_remembered_are_bounded() -> None:
+def test_the_table_of_relays_is_bounded() -> None:
     parts = Parts()
     for number in range(5000):
         parts.unread.pushed(f"relay-{number}", 1, 1)

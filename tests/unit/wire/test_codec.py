@@ -1,4 +1,4 @@
-"""Autobahn as a codec: what the end of a connection tells."""
+"""Autobahn as a codec: events of the closing handshake."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from viewport_relay.wire.framing import BINARY, CLOSE
 
 
 class Told:
-    """Notes what a codec tells. A violation is answered with a Close frame at once, as a connection does."""
+    """Records the codec's events. Sends a Close frame after a violation, as a connection does."""
 
     codec: Codec
 
@@ -41,21 +41,21 @@ def codec() -> tuple[Codec, Told]:
     return told.codec, told
 
 
-def test_a_close_of_the_peer_is_told_once() -> None:
-    """Autobahn calls `dropConnection` behind its own answer too: that is no answer to a Close of ours."""
+def test_a_close_of_the_peer_is_one_event() -> None:
+    """Autobahn calls `dropConnection` after its own answer, too; that is no answer to the relay's Close."""
     made, told = codec()
     made.feed(frame(CLOSE, b"\x03\xe8bye"))
     assert told.events == [("close", 1000, b"\x03\xe8bye")]
 
 
-def test_the_answer_to_our_close_is_told_once() -> None:
+def test_the_answer_to_the_relays_close_is_one_event() -> None:
     made, told = codec()
     made.closing()
     made.feed(frame(CLOSE, b"\x03\xe8") + frame(CLOSE, b"\x03\xe8"))
     assert told.events == [("answered",)]
 
 
-def test_after_a_violation_the_peers_close_answers_ours() -> None:
+def test_after_a_violation_the_peers_close_is_the_answer() -> None:
     made, told = codec()
     made.feed(frame(BINARY, b"x", fin=False) + frame(BINARY, b"x"))
     assert told.events == [("violated", Reason.PROTOCOL_ERROR)]

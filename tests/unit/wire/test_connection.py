@@ -1,4 +1,4 @@
-"""One connection: what a hostile or unlucky peer may do to it, and how it ends. No sockets, see tests/memorywire.py."""
+"""Connections with hostile or slow peers, and how they end; over in-memory transports (tests/memorywire.py)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_session(relay: MemoryRelay, session: str = "session-1") -> tuple[Memory
 
 
 def bytes_kept(work: object) -> int:
-    """How much more memory is held after `work` than before."""
+    """Bytes of memory that `work` allocates and keeps."""
     assert callable(work)
     tracemalloc.start()
     try:
@@ -46,7 +46,7 @@ def bytes_kept(work: object) -> int:
 
 
 def pour(relay: MemoryRelay, client: MemoryPeer) -> None:
-    """4 MiB, as fast as the relay reads what it throws away."""
+    """Send 4 MiB, at the rate at which a closed connection is read."""
     for _ in range(64):
         client.raw(b"x" * KIB * 64)
         relay.wait(0.05)
@@ -55,7 +55,7 @@ def pour(relay: MemoryRelay, client: MemoryPeer) -> None:
 # -- memory -------------------------------------------------------------------------------------------------------
 
 
-def test_empty_fragments_without_end_are_not_collected() -> None:
+def test_endless_empty_fragments_use_no_memory() -> None:
     relay = MemoryRelay()
     client = relay.client()
     client.raw(masked_frame(TEXT, b"", fin=False))
@@ -65,7 +65,7 @@ def test_empty_fragments_without_end_are_not_collected() -> None:
     assert b"DAEMON_UNAVAILABLE" in client.heard()[0]
 
 
-def test_a_message_of_tiny_fragments_takes_about_its_own_size() -> None:
+def test_a_message_of_tiny_fragments_uses_about_its_own_size() -> None:
     relay = MemoryRelay(RELAY_FRAME_MAX_BYTES=str(64 * KIB))
     client = relay.client()
     client.raw(masked_frame(TEXT, b"xx", fin=False))
@@ -75,7 +75,7 @@ def test_a_message_of_tiny_fragments_takes_about_its_own_size() -> None:
     assert b"INVALID_FRAME" in client.heard()[0]
 
 
-def test_fragments_make_the_message_they_are_parts_of() -> None:
+def test_fragments_are_joined_to_their_message() -> None:
     relay = MemoryRelay()
     daemon, client = relay.daemon(), relay.client()
     message = encoded("init v3", extra="\u00e9" * 500)
@@ -91,7 +91,7 @@ def test_fragments_make_the_message_they_are_parts_of() -> None:
     assert b"between" in client.pongs
 
 
-def test_a_control_frame_that_is_too_long_is_not_collected() -> None:
+def test_an_oversized_control_frame_uses_no_memory() -> None:
     relay = MemoryRelay()
     client = relay.client()
     client.answers_close = False
@@ -100,14 +100,14 @@ def test_a_control_frame_that_is_too_long_is_not_collected() -> None:
     assert bytes_kept(lambda: pour(relay, client)) < 400 * KIB
 
 
-def test_what_comes_behind_a_close_is_not_collected() -> None:
+def test_bytes_after_a_close_use_no_memory() -> None:
     relay = MemoryRelay()
     daemon, client = with_session(relay)
     client.stop_reading()
     for _ in range(20):
         daemon.say(encoded("e2ee", ciphertext="c" * 10_000))
     client.raw(masked_frame(CLOSE, b""))
-    assert not client.connection.is_lost  # what is queued still goes out
+    assert not client.connection.is_lost  # queued messages are still sent
     assert bytes_kept(lambda: pour(relay, client)) < 400 * KIB
     client.transport._waiting.clear()
     client.read_on()
@@ -115,7 +115,7 @@ def test_what_comes_behind_a_close_is_not_collected() -> None:
     assert client.connection.is_lost
 
 
-def test_what_comes_behind_an_oversized_frame_is_not_collected() -> None:
+def test_bytes_after_an_oversized_frame_use_no_memory() -> None:
     relay = MemoryRelay(RELAY_FRAME_MAX_BYTES="1000")
     client = relay.client()
     client.answers_close = False
@@ -138,7 +138,7 @@ def test_a_ping_flood_of_a_peer_that_does_not_read_is_answered_once() -> None:
     assert client.is_open
 
 
-# -- any bytes at all ---------------------------------------------------------------------------------------------------
+# -- arbitrary bytes ----------------------------------------------------------------------------------------------------
 
 headers = st.builds(
     lambda first, second, more: bytes([first, second]) + more,
@@ -166,7 +166,7 @@ pieces = st.one_of(
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(pieces, max_size=12), st.booleans(), st.booleans())
-def test_no_bytes_raise_or_disturb_another(
+def test_arbitrary_bytes_do_not_affect_other_connections(
     wire: list[bytes], daemon_sends: bool, answers_close: bool
 ) -> None:
     relay = MemoryRelay(RELAY_FRAME_MAX_BYTES="70000")
@@ -235,7 +235,7 @@ def test_protocol_errors_close_1002(name: str, wire: bytes) -> None:
     ],
     ids=["text", "within a character", "surrogate", "binary", "fragments", "close reason"],
 )
-def test_what_is_not_utf8_closes_1007(wire: bytes) -> None:
+def test_invalid_utf8_closes_1007(wire: bytes) -> None:
     relay = MemoryRelay()
     client = relay.client()
     client.raw(wire)
@@ -255,7 +255,7 @@ def test_a_close_is_answered_with_its_own_code(code: int | None) -> None:
     assert [event["event"] for event in relay.log.events] == ["join", "leave"]
 
 
-# -- the end ------------------------------------------------------------------------------------------------------------------
+# -- closing ------------------------------------------------------------------------------------------------------------------
 
 
 def test_after_its_close_the_relay_reads_and_ignores_for_ten_seconds() -> None:
@@ -272,11 +272,11 @@ def test_after_its_close_the_relay_reads_and_ignores_for_ten_seconds() -> None:
     assert not client.connection.is_lost
     relay.wait(0.2)
     assert client.connection.is_lost
-    assert not client.transport.aborted  # everything had left: an orderly end
+    assert not client.transport.aborted  # everything was sent: FIN, no RST
     assert client.after_close == []
 
 
-def test_a_peer_that_takes_nothing_is_dropped_after_ten_seconds() -> None:
+def test_a_peer_that_reads_nothing_is_dropped_after_ten_seconds() -> None:
     relay = MemoryRelay()
     client = relay.client()
     client.stop_reading()
@@ -305,7 +305,7 @@ def test_a_refused_daemon_is_ignored_at_once_and_closed_after_a_second() -> None
     assert daemon.is_open
 
 
-def test_a_newer_daemon_has_the_seat_at_once_and_the_old_one_a_second() -> None:
+def test_a_newer_daemon_gets_the_seat_at_once_and_the_old_one_is_closed_after_a_second() -> None:
     relay = MemoryRelay()
     old, client = relay.daemon(generation=1), relay.client()
     new = relay.daemon(generation=2)
@@ -339,7 +339,7 @@ def test_a_half_open_daemon_loses_its_seat_to_an_equal_one() -> None:
     assert new.is_open
 
 
-def test_a_daemon_that_shows_any_life_keeps_its_seat() -> None:
+def test_a_daemon_that_sends_anything_keeps_its_seat() -> None:
     relay = MemoryRelay(RELAY_PONG_TIMEOUT_MS="400", RELAY_PING_INTERVAL_MS="60000")
     old = relay.daemon()
     old.answers_pings = False
@@ -351,7 +351,7 @@ def test_a_daemon_that_shows_any_life_keeps_its_seat() -> None:
     assert new.closed == (4008, "daemon already connected")
 
 
-def test_a_challenger_sits_when_the_holder_leaves_meanwhile() -> None:
+def test_a_challenger_gets_the_seat_when_the_holder_leaves() -> None:
     relay = MemoryRelay()
     old, client = relay.daemon(), relay.client()
     old.answers_pings = False
@@ -370,7 +370,9 @@ def test_a_challenger_whose_generation_became_stale_is_closed() -> None:
         holder = relay.daemon(generation=generation)
     holder.answers_pings = False
     equal = relay.daemon(generation=4)
-    higher = relay.daemon(generation=5)  # the seat changed hands too often: it waits too
+    higher = relay.daemon(
+        generation=5
+    )  # too many replacements within a minute: the higher generation waits, too
     relay.wait(0.5)
     assert holder.connection.is_lost
     relay.wait(1.5)
@@ -391,7 +393,7 @@ def test_many_challengers_get_one_seat() -> None:
     assert {peer.closed for peer in waiting[1:]} == {(4008, "daemon already connected")}
 
 
-# -- clocks ---------------------------------------------------------------------------------------------------------------------
+# -- timers ---------------------------------------------------------------------------------------------------------------------
 
 
 CLOCKS = {"RELAY_PING_INTERVAL_MS": "1000", "RELAY_PONG_TIMEOUT_MS": "2500", "RELAY_IDLE_TIMEOUT_MS": "60000"}
@@ -403,7 +405,7 @@ def started(**environ: str) -> MemoryRelay:
     return relay
 
 
-def test_pings_come_at_their_interval_and_keep_a_peer_that_answers() -> None:
+def test_pings_are_sent_at_their_interval_and_answered() -> None:
     relay = started()
     client = relay.client()
     relay.wait(10.5)
@@ -411,7 +413,7 @@ def test_pings_come_at_their_interval_and_keep_a_peer_that_answers() -> None:
     assert client.is_open
 
 
-def test_the_time_for_an_answer_runs_from_the_first_unanswered_ping() -> None:
+def test_the_pong_timeout_runs_from_the_first_unanswered_ping() -> None:
     relay = started()
     client = relay.client()
     client.answers_pings = False
@@ -420,12 +422,12 @@ def test_the_time_for_an_answer_runs_from_the_first_unanswered_ping() -> None:
     assert client.is_open
     relay.wait(0.6)
     assert client.connection.is_lost
-    assert client.closed is None  # dropped without waiting for an answer to a Close
+    assert client.closed is None  # aborted, without a closing handshake
     assert relay.counters.ws_stale_terminated == 1
     assert "PONG_TIMEOUT" in relay.log.reasons()
 
 
-def test_anything_received_counts_as_life() -> None:
+def test_anything_received_counts_as_an_answer() -> None:
     relay = started()
     client = relay.client()
     client.answers_pings = False
@@ -447,7 +449,7 @@ def test_an_idle_peer_is_dropped() -> None:
     assert "IDLE_TIMEOUT" in relay.log.reasons()
 
 
-def test_no_clock_runs_against_a_client_that_the_relay_does_not_read() -> None:
+def test_no_time_out_for_a_client_whose_reading_is_paused() -> None:
     relay = started(RELAY_IDLE_TIMEOUT_MS="5000")
     daemon, client = relay.daemon(), relay.client()
     daemon.stop_reading()
@@ -456,7 +458,7 @@ def test_no_clock_runs_against_a_client_that_the_relay_does_not_read() -> None:
         client.say(encoded("e2ee", ciphertext="c" * 20_000))
     for _ in range(20):
         relay.wait(1.0)
-        daemon.raw(masked_frame(PONG, b""))  # the daemon lives, it is only slow
+        daemon.raw(masked_frame(PONG, b""))  # the daemon answers, but reads slowly
     assert client.is_open
     assert client.connection.reader.paused
     daemon.read_on()
@@ -464,10 +466,10 @@ def test_no_clock_runs_against_a_client_that_the_relay_does_not_read() -> None:
     relay.wait(2.0)
     assert client.is_open
     relay.wait(2.5)
-    assert client.connection.is_lost  # now it is read, and silent
+    assert client.connection.is_lost  # reading has resumed, and the client is silent
 
 
-def test_a_daemon_that_takes_nothing_and_says_nothing_is_dropped_and_its_clients_are_read_again() -> None:
+def test_a_stalled_daemon_is_dropped_and_its_clients_reading_resumes() -> None:
     relay = started()
     daemon, client = relay.daemon(), relay.client()
     daemon.stop_reading()
@@ -500,8 +502,8 @@ def test_a_client_that_stops_reading_gets_what_was_queued_and_then_the_close() -
         daemon.say(message, encoded("e2ee", sessionId="other", seq=seq))
         sent.append(message)
         assert client.connection.outbox.pending <= 300_000 + 11_000
-        assert len(other.heard()) == 1  # no other connection waits for the slow one
-    assert relay.counters.ws_slow_client_terminated == 1  # when it is decided
+        assert len(other.heard()) == 1  # the slow client does not delay other connections
+    assert relay.counters.ws_slow_client_terminated == 1  # counted when the close is decided
     assert client.closed is None
     assert len(sent) >= 29
     client.read_on()
@@ -522,14 +524,14 @@ def test_one_frame_past_an_empty_queue_is_never_an_overflow() -> None:
     assert client.is_open
 
 
-def test_a_flood_pauses_its_sender_alone_and_the_others_come_through() -> None:
+def test_a_flood_pauses_its_sender_only() -> None:
     relay = MemoryRelay()
     daemon, flood, quiet = relay.daemon(), relay.client(), relay.client()
     daemon.stop_reading()
     sent = [encoded("e2ee", seq=seq, ciphertext="f" * 5000) for seq in range(1, 2001)]
     flood.say(*sent)
     assert flood.connection.reader.paused
-    assert flood.transport.unread > 8 * MIB  # it stays with the sender
+    assert flood.transport.unread > 8 * MIB  # the rest stays in the kernel's buffers
     assert daemon.connection.outbox.pending < 600_000
     quiet.say(encoded("e2ee", sessionId="quiet"))
     daemon.read_on(2 * MIB)
@@ -543,8 +545,8 @@ def test_a_flood_pauses_its_sender_alone_and_the_others_come_through() -> None:
 
 
 @pytest.mark.parametrize("end", ["replaced", "closes"])
-def test_a_daemon_that_has_lost_its_seat_holds_nobody_up(end: str) -> None:
-    """Its machine sleeps, so it takes nothing; the clients that fed it talk to the next one at once."""
+def test_a_replaced_daemon_does_not_delay_its_clients(end: str) -> None:
+    """A suspended machine reads nothing; its clients reach the next daemon at once."""
     relay = MemoryRelay()
     old, client = relay.daemon(generation=1), relay.client()
     old.stop_reading()
@@ -558,14 +560,14 @@ def test_a_daemon_that_has_lost_its_seat_holds_nobody_up(end: str) -> None:
     client.say(encoded("e2ee", seq=seq + 1))
     assert new.heard() == [encoded("e2ee", seq=seq + 1)]
     assert not client.connection.reader.paused
-    # What the old one was to get it still gets, if it wakes up in time.
+    # The old daemon still gets its queued messages if it reads in time.
     old.read_on()
     assert [encoded("e2ee", seq=n, ciphertext="f" * 20_000) for n in range(1, seq + 1)] == old.heard()
     relay.wait(1.1)
     assert old.closed == ((1000, "") if end == "closes" else (4008, "replaced by newer daemon"))
 
 
-def test_what_a_client_sent_before_it_left_still_arrives_in_order() -> None:
+def test_messages_of_a_client_that_left_arrive_in_order() -> None:
     relay = MemoryRelay()
     daemon, client = relay.daemon(), relay.client()
     daemon.stop_reading()
@@ -579,7 +581,7 @@ def test_what_a_client_sent_before_it_left_still_arrives_in_order() -> None:
     assert daemon.heard() == sent
 
 
-def test_clients_that_come_and_go_do_not_fill_the_memory_before_a_daemon_that_does_not_read() -> None:
+def test_the_queue_to_a_stalled_daemon_is_bounded_over_many_clients() -> None:
     relay = MemoryRelay(RELAY_MAX_PENDING_BYTES=str(MIB))
     daemon = relay.daemon()
     daemon.stop_reading()
@@ -591,7 +593,7 @@ def test_clients_that_come_and_go_do_not_fill_the_memory_before_a_daemon_that_do
     assert daemon.is_open
 
 
-def test_a_session_events_client_that_asks_and_does_not_read_is_closed() -> None:
+def test_a_session_events_client_that_does_not_read_its_answers_is_closed() -> None:
     relay = MemoryRelay(RELAY_MAX_PENDING_BYTES="100000")
     client = relay.client(Scope.SESSION_EVENTS)
     client.stop_reading()
@@ -601,18 +603,18 @@ def test_a_session_events_client_that_asks_and_does_not_read_is_closed() -> None
     assert client.connection.outbox.pending < 250_000
 
 
-def test_what_autobahn_gives_a_connection_is_what_ours_has() -> None:
-    """`_AsOpened` stands in for `_connectionMade` of the Autobahn that is installed."""
+def test_the_codec_has_the_attributes_that_autobahn_sets() -> None:
+    """`_AsOpened` replaces `_connectionMade` of the installed Autobahn."""
     stock = WebSocketServerProtocol()
     stock.factory, stock.openHandshakeTimeout = WebSocketServerFactory(), 0
     before = set(vars(stock))
     WebSocketProtocol._connectionMade(stock)
     given = {name: value for name, value in vars(stock).items() if name not in before}
     for name in stock.CONFIG_ATTRS:
-        given.pop(name, None)  # options: the factory's
+        given.pop(name, None)  # options: set by the factory
     events: Any = None
     ours = CodecFactory(Clock(), 1000).codec(events)
-    given.pop("state")  # which is open from the beginning
+    given.pop("state")  # open from the beginning
     assert ours.state == WebSocketProtocol.STATE_OPEN
     assert {"utf8validator", "trafficStats", "closedByMe"} <= set(given)
     for name, value in given.items():
@@ -625,7 +627,7 @@ def test_what_autobahn_gives_a_connection_is_what_ours_has() -> None:
 @pytest.mark.parametrize("how", ["vanish", "close", "cut"])
 @pytest.mark.parametrize("role", ["daemon", "client"])
 def test_a_lost_connection_is_freed_at_once(role: str, how: str) -> None:
-    """Without the collector: what is freed while it is in the caches costs the next connection less."""
+    """Freed by reference counting, without the garbage collector: memory still in the CPU's caches is reused."""
     relay = MemoryRelay()
     gc.collect()
     gc.disable()

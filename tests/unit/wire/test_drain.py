@@ -1,4 +1,4 @@
-"""The waves in which a relay that stops closes its connections."""
+"""Drain: the waves in which a stopping relay closes its connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from viewport_relay.wire.drain import Drain, per_wave
 
 
 class FakeConnection:
-    """What the drain needs of a connection."""
+    """Test double with the methods of a connection that the drain calls."""
 
     def __init__(self, clock: Clock, live: set[Any], workspace: str, answers: bool = True) -> None:
         self.info = SimpleNamespace(connection_id=f"{id(self):x}")
@@ -83,7 +83,7 @@ def test_the_size_of_a_wave(peers: int, seconds: float, size: int) -> None:
     assert per_wave(peers, seconds) == size
 
 
-def test_few_peers_go_at_once() -> None:
+def test_few_peers_are_closed_at_once() -> None:
     fleet = Fleet(5, 15)
     fleet.run(0.2)
     assert fleet.waves() == {0.0: 15}
@@ -91,17 +91,17 @@ def test_few_peers_go_at_once() -> None:
     assert fleet.clock.getDelayedCalls() == []
 
 
-def test_many_are_spread_and_the_last_wave_has_time_to_answer() -> None:
+def test_many_peers_are_closed_in_waves_and_the_last_can_answer() -> None:
     fleet = Fleet(5, 2000)
     fleet.run(5)
     waves = fleet.waves()
     assert max(waves.values()) == 50 and len(waves) == 40
-    assert max(waves) <= 4.2  # of 5, the steps of the clock included
+    assert max(waves) <= 4.2  # of 5 s, including the clock's steps
     assert fleet.done_at is not None and fleet.done_at < 4.3
     assert all(c.cut_at is None and c.reason is Reason.RELAY_SHUTTING_DOWN for c in fleet.all)
 
 
-def test_a_daemon_and_its_clients_go_together() -> None:
+def test_a_daemon_and_its_clients_are_closed_in_one_wave() -> None:
     fleet = Fleet(1, 400, per_workspace=5)
     fleet.run(1)
     by_workspace: dict[str, set[float]] = {}
@@ -111,7 +111,7 @@ def test_a_daemon_and_its_clients_go_together() -> None:
     assert all(len(times) == 1 for times in by_workspace.values())  # 50 in a wave, 5 in a workspace
 
 
-def test_who_does_not_answer_is_cut_at_the_deadline() -> None:
+def test_peers_without_answer_are_aborted_at_the_deadline() -> None:
     fleet = Fleet(2, 10, mute=3)
     fleet.run(1.95)
     assert fleet.done_at is None
@@ -120,7 +120,7 @@ def test_who_does_not_answer_is_cut_at_the_deadline() -> None:
     assert sum(c.cut_at is not None for c in fleet.all) == 3
 
 
-def test_a_second_signal_ends_it_at_once() -> None:
+def test_a_second_signal_ends_the_drain_at_once() -> None:
     fleet = Fleet(60, 500)
     fleet.run(0.3)
     assert fleet.done_at is None
@@ -132,7 +132,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
     assert fleet.clock.getDelayedCalls() == [] and not fleet.live
 
 
-def test_peers_that_leave_meanwhile_are_not_waited_for() -> None:
+def test_peers_that_leave_meanwhile_need_no_wave() -> None:
     fleet = Fleet(10, 300)
     for connection in fleet.all[100:]:
         connection.lose()
@@ -140,12 +140,12 @@ def test_peers_that_leave_meanwhile_are_not_waited_for() -> None:
     assert fleet.done_at is not None and fleet.done_at < 0.6
 
 
-def test_nobody_is_there() -> None:
+def test_no_connections() -> None:
     fleet = Fleet(5, 0)
     assert fleet.done_at == 0.0 and fleet.clock.getDelayedCalls() == []
 
 
-def test_no_time_at_all() -> None:
+def test_no_drain_time() -> None:
     fleet = Fleet(0, 30)
     assert fleet.waves() == {0.0: 30}
     fleet.run(0.02)

@@ -1,4 +1,4 @@
-"""The fair queue: at once when idle, a bounded time in each turn of the reactor when not, in turn by key."""
+"""FairQueue: no delay when idle, otherwise a time budget per turn of the reactor, round-robin by key."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Work:
             timed_calls(self.clock)
 
 
-def test_work_that_comes_when_nothing_waits_is_run_at_once() -> None:
+def test_an_idle_queue_runs_work_at_once() -> None:
     work = Work()
     for n in range(3):
         work.add("a", f"a{n}")
@@ -62,7 +62,7 @@ def test_keys_take_turns() -> None:
     assert work.done[4:] == ["greedy3"] and work.clock.getDelayedCalls() == []
 
 
-def test_one_turn_takes_a_bounded_time_however_much_waits() -> None:
+def test_the_time_of_a_turn_is_bounded() -> None:
     work = Work(seconds=SHARE_SECONDS / 4)
     for n in range(50):
         work.add(f"key{n}", f"{n}")
@@ -106,7 +106,7 @@ def test_a_stopped_queue_drops_what_waits() -> None:
     assert work.done == ["first"] and work.clock.getDelayedCalls() == []
 
 
-def test_work_that_fails_holds_up_no_other() -> None:
+def test_an_exception_does_not_stop_the_queue() -> None:
     work = Work()
     work.add("a", "first")
     work.queue.run("a", lambda: 1 // 0)  # type: ignore[arg-type, return-value]

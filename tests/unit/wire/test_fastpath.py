@@ -1,4 +1,4 @@
-"""The fast path and plain Autobahn are the same relay: whatever a peer sends, cut as the network likes."""
+"""The fast path and plain Autobahn have the same visible result for any stream in any chunks."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ LAST = st.sampled_from(
 
 
 def outcome(stream: bytes, cuts: list[int], *, fast: bool) -> dict[str, Any]:
-    """What everybody sees of a client that sends `stream` in pieces."""
+    """The visible result of a client that sends `stream` in chunks."""
     relay = MemoryRelay(RELAY_FAST_PATH="1" if fast else "0", RELAY_FRAME_MAX_BYTES=str(LIMIT))
     daemon, client, other = relay.daemon(), relay.client(), relay.client()
     for begin, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         if not client.connection.is_lost:
             client.raw(stream[begin:end])
-    relay.wait(11)  # longer than a close may take
+    relay.wait(11)  # longer than the closing handshake
     other.say(e2ee(1, sessionId="other"))
     return {
         "daemon": daemon.heard(),
@@ -111,7 +111,7 @@ def outcome(stream: bytes, cuts: list[int], *, fast: bool) -> dict[str, Any]:
 
 @settings(max_examples=120, deadline=None)
 @given(st.data())
-def test_both_ways_are_the_same_relay(data: st.DataObject) -> None:
+def test_both_paths_have_the_same_result(data: st.DataObject) -> None:
     stream = b"".join(data.draw(st.lists(GOOD, max_size=8))) + data.draw(LAST)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     assert outcome(stream, cuts, fast=True) == outcome(stream, cuts, fast=False)
@@ -120,20 +120,20 @@ def test_both_ways_are_the_same_relay(data: st.DataObject) -> None:
 def test_every_cut_of_a_short_stream() -> None:
     stream = masked_frame(TEXT, e2ee(4)) + masked_frame(PING, b"p") + masked_frame(TEXT, encoded("init v3"))
     expected = outcome(stream, [], fast=False)
-    assert len(expected["daemon"]) == 3  # and the other client's
+    assert len(expected["daemon"]) == 3  # the two frames, and one of the other client
     for cut in range(len(stream) + 1):
         assert outcome(stream, [cut], fast=True) == expected
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 65_537, 262_144, 390_000])
-def test_sizes_around_every_length_field(size: int) -> None:
+def test_sizes_at_the_limits_of_each_length_field(size: int) -> None:
     message = b'{"a":"' + b"x" * (size - 8) + b'"}' if size >= 8 else b"1"[:size]
     for at in (1, 5, 7, 13, 20):
         stream = masked_frame(TEXT, message) + masked_frame(TEXT, e2ee(4))
         assert outcome(stream, [at], fast=True) == outcome(stream, [at], fast=False)
 
 
-def test_frames_of_one_read_leave_in_order_and_in_one_piece() -> None:
+def test_frames_of_one_read_are_forwarded_in_order() -> None:
     relay = MemoryRelay()
     daemon, client = relay.daemon(), relay.client()
     messages = [e2ee(20, seq=n) for n in range(1, 200)]
@@ -141,7 +141,7 @@ def test_frames_of_one_read_leave_in_order_and_in_one_piece() -> None:
     assert daemon.heard() == messages
 
 
-def test_long_buffers_are_used_again_and_carry_nothing_over() -> None:
+def test_reused_buffers_carry_nothing_over() -> None:
     relay = MemoryRelay()
     daemon, client = relay.daemon(), relay.client()
     snow = e2ee(120_000)[:-1] + ',"note":"snow☃"}'.encode()
@@ -154,7 +154,7 @@ def test_long_buffers_are_used_again_and_carry_nothing_over() -> None:
 
 
 def test_a_daemons_replies_and_events_keep_their_order() -> None:
-    """A fan-out is a decision; what was forwarded before it in the same read has left before it."""
+    """The response is a decision of the router; frames forwarded earlier in the same read keep their place."""
     relay = MemoryRelay()
     daemon, client = relay.daemon(), relay.client()
     client.say(encoded("init v3"))
@@ -164,7 +164,7 @@ def test_a_daemons_replies_and_events_keep_their_order() -> None:
     assert client.heard() == answers
 
 
-def test_both_maskers_do_the_same() -> None:
+def test_both_unmaskers_have_the_same_result() -> None:
     for start in (4, 6, 8, 14, 33):
         for length in (0, 1, 2, 3, 4, 5, 15, 16, 17, 1000):
             native, plain = bytearray(range(256)) * 8, bytearray(range(256)) * 8

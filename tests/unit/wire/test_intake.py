@@ -1,4 +1,4 @@
-"""The intake of one client: how many bytes of long messages are received at the same time, and who waits."""
+"""Intake: a limit for the bytes of long messages that one client may send at once, over all its connections."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class Waiting:
         self.times += 1
 
 
-def test_messages_are_let_in_up_to_the_bound_and_then_in_order() -> None:
+def test_messages_are_admitted_up_to_the_limit_then_in_order() -> None:
     intake = Intake(Clock())
     readers = [Waiting() for _ in range(5)]
     assert [intake.enter(reader, MOST_BYTES // 2) for reader in readers] == [True, True, False, False, False]
-    assert intake.enter(readers[0], MOST_BYTES // 2)  # still
+    assert intake.enter(readers[0], MOST_BYTES // 2)  # the reader has its place already
     assert not intake.leave(readers[1])
     assert [reader.times for reader in readers] == [0, 0, 1, 0, 0]
     assert intake.enter(readers[2], MOST_BYTES // 2)
-    assert intake.leave(readers[3])  # it waited
+    assert intake.leave(readers[3])  # the reader was waiting
     intake.leave(readers[0])
     assert [reader.times for reader in readers] == [0, 0, 1, 0, 1]
 
 
-def test_a_short_one_does_not_overtake_one_that_waits() -> None:
+def test_a_short_message_does_not_overtake_a_waiting_one() -> None:
     intake = Intake(Clock())
     first, large, small = Waiting(), Waiting(), Waiting()
     assert intake.enter(first, MOST_BYTES - 10)
@@ -49,7 +49,7 @@ def test_a_short_one_does_not_overtake_one_that_waits() -> None:
     assert not intake.enter(small, 10)
 
 
-def test_one_message_may_be_longer_than_the_bound() -> None:
+def test_one_message_may_exceed_the_limit() -> None:
     intake = Intake(Clock())
     first, second = Waiting(), Waiting()
     assert intake.enter(first, 4 * MOST_BYTES)
@@ -58,8 +58,8 @@ def test_one_message_may_be_longer_than_the_bound() -> None:
     assert second.times == 1
 
 
-def test_who_waits_long_is_let_in_all_the_same() -> None:
-    """The connection whose message is under way may have lost its network."""
+def test_a_long_wait_ends_with_admission() -> None:
+    """The network of the connection in progress may be lost."""
     clock = Clock()
     intake = Intake(clock)
     readers = [Waiting() for _ in range(3)]
@@ -82,7 +82,7 @@ def test_no_timer_runs_when_no_reader_waits() -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_an_intake_lives_as_long_as_a_connection_holds_it() -> None:
+def test_an_intake_is_freed_with_its_last_connection() -> None:
     intakes = Intakes(Clock())
     held = intakes.of(("w", "c"))
     assert intakes.of(("w", "c")) is held and intakes.of(("w", "d")) is not held
@@ -111,7 +111,7 @@ def test_many_connections_of_one_client_hold_few_long_messages(path: str) -> Non
         for client in clients:
             client.raw(wire[:-1000])
 
-    # What is not read stays with the transports, which stand for the kernel.
+    # Unread bytes stay in the transports, which represent the kernel.
     kept = bytes_kept(begin) - sum(client.transport.unread for client in clients)
     assert kept < MOST_BYTES + 50 * 140_000
     assert sum(client.transport.unread > 800_000 for client in clients) == 48
@@ -133,7 +133,7 @@ def test_long_frames_of_many_connections_all_arrive(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["1", "0"])
-def test_a_connection_that_goes_makes_room(path: str) -> None:
+def test_a_lost_connection_frees_its_place(path: str) -> None:
     relay = MemoryRelay(RELAY_FAST_PATH=path)
     daemon = relay.daemon()
     clients = [client_of(relay) for _ in range(5)]
@@ -160,7 +160,7 @@ def test_another_client_does_not_wait() -> None:
     assert daemon.heard() == [frame]
 
 
-def test_a_client_whose_other_connections_stand_still_waits_a_second() -> None:
+def test_a_client_with_stalled_connections_waits_a_second() -> None:
     relay = MemoryRelay()
     daemon = relay.daemon()
     frame = encoded("e2ee", ciphertext="A" * 900_000)
@@ -173,7 +173,7 @@ def test_a_client_whose_other_connections_stand_still_waits_a_second() -> None:
     assert daemon.heard() == [frame]
 
 
-def test_a_relay_that_closes_a_client_that_waits_is_answered() -> None:
+def test_a_waiting_client_answers_the_relays_close() -> None:
     relay = MemoryRelay()
     relay.daemon()
     wire = masked_frame(1, encoded("e2ee", ciphertext="A" * 900_000))
@@ -187,7 +187,7 @@ def test_a_relay_that_closes_a_client_that_waits_is_answered() -> None:
     assert all(client.connection.is_lost for client in clients)
 
 
-# -- after the end ---------------------------------------------------------------------------------------------------
+# -- after the close -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 65_536])

@@ -1,4 +1,4 @@
-"""The life of a connection, transition by transition, without a socket."""
+"""The state machine of a connection: transition table, without a socket."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOST = Ending(None, "connection lost")
 
 
 class Bench:
-    """A machine whose transport, outbox and owner write down what is asked of them."""
+    """A machine with test doubles that record the calls on transport, outbox and owner."""
 
     def __init__(self, *, idle: bool = True) -> None:
         self.clock = Clock()
@@ -32,7 +32,7 @@ class Bench:
         self.core = Core(self.clock, Turn(), anything, anything, anything)
         self.life: LifeInputs = begin(self.core)
 
-    # the owner
+    # owner
     def ended(self, ending: Ending) -> None:
         self.endings.append(ending)
 
@@ -42,14 +42,14 @@ class Bench:
     def lost(self) -> None:
         self.did.append("lost")
 
-    # the outbox
+    # outbox
     def send_close(self, payload: bytes, *, ends: bool) -> None:
         self.did.append(f"close {payload!r} {ends}")
 
     def stopProducing(self) -> None:
         self.did.append("nothing more")
 
-    # the transport
+    # transport
     def unregisterProducer(self) -> None: ...
 
     def loseConnection(self) -> None:
@@ -83,7 +83,7 @@ DO: dict[str, Callable[[Bench], None]] = {
     "lost": lambda bench: bench.life.connection_lost(LOST),
 }
 
-#: (state, input) -> what is done; the rest does nothing.
+#: (state, input) -> calls; other pairs cause none
 DOES: dict[tuple[str, str], list[str]] = {
     ("open", "close"): [SAID, "close_sent"],
     ("open", "cut"): ["RST"],
@@ -115,14 +115,14 @@ def test_every_input_in_every_state(state: str, happens: str) -> None:
     bench.did.clear()
     DO[happens](bench)
     assert bench.did == DOES.get((state, happens), [])
-    assert len(bench.endings) <= 1  # the owner is told once, and the first reason stands
+    assert len(bench.endings) <= 1  # the owner is called once, with the first reason
     if (state, happens) not in {("open", "answered"), ("open", "time")}:
         assert len(bench.endings) == 1
-    assert len(bench.timers()) <= 1  # the one timer
+    assert len(bench.timers()) <= 1  # at most one timer
 
 
 @pytest.mark.parametrize("state", TO)
-def test_a_lost_connection_leaves_no_timer_and_says_nothing_more(state: str) -> None:
+def test_a_lost_connection_leaves_no_timer_and_makes_no_call(state: str) -> None:
     bench = Bench()
     TO[state](bench)
     bench.life.connection_lost(LOST)
@@ -132,7 +132,7 @@ def test_a_lost_connection_leaves_no_timer_and_says_nothing_more(state: str) -> 
     assert (bench.did, bench.timers()) == ([], [])
 
 
-def test_what_is_queued_leaves_first_and_has_ten_seconds() -> None:
+def test_queued_bytes_are_sent_first_within_ten_seconds() -> None:
     bench = Bench(idle=False)
     bench.life.peer_closed(BY_PEER, b"bye")
     assert bench.did == [ANSWERED] and bench.timers() == [CLOSE_TIMEOUT]
@@ -141,19 +141,19 @@ def test_what_is_queued_leaves_first_and_has_ten_seconds() -> None:
     assert bench.did == [ANSWERED, "FIN"]
 
 
-def test_without_an_answer_and_with_a_full_queue_it_is_cut() -> None:
+def test_without_an_answer_and_with_a_full_queue_the_connection_is_aborted() -> None:
     bench = Bench(idle=False)
     bench.life.close(CLOSE)
     bench.clock.advance(CLOSE_TIMEOUT)
     assert bench.did == [SAID, "close_sent", "RST"]
 
 
-def test_the_text_of_a_close_is_cut_at_123_bytes() -> None:
+def test_the_text_of_a_close_is_truncated_to_123_bytes() -> None:
     assert Ending(Reason.RELAY_SHUTTING_DOWN, code=1001, text="é" * 100).payload[:4] == b"\x03\xe9\xc3\xa9"
     assert len(Ending(Reason.RELAY_SHUTTING_DOWN, code=1001, text="é" * 100).payload) <= 125
 
 
-def test_the_machine_draws_itself() -> None:
+def test_the_machine_has_the_documented_states() -> None:
     names = {
         transition[0].name
         for transition in LIFE.__automat_automaton__.allTransitions()  # type: ignore[attr-defined]

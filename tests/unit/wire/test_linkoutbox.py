@@ -1,4 +1,4 @@
-"""The way out on a Noise link: records are counted in the order in which they leave, whatever holds or waits in between."""
+"""Outbox of a Noise link: nonces follow the order in which records are sent, with held and queued messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FEEDERS = ("", "a", "b")
 
 
 class Numbering:
-    """A cipher that writes the count where the tag would be: 16 digits behind the plaintext."""
+    """A cipher that appends the nonce as 16 digits in place of the tag."""
 
     def __init__(self, most: int = 1 << 60) -> None:
         self.count = 0
@@ -62,11 +62,11 @@ class Numbering:
 
 
 class LinkLine(Line):
-    """A link's outbox on a real socket, whose reader may stop."""
+    """A link's outbox on a real socket, whose peer reads on request."""
 
     def __init__(self, cipher: Numbering | None = None) -> None:
         super().__init__()
-        self.transport.unregisterProducer()  # the plain outbox
+        self.transport.unregisterProducer()  # of the plain outbox
         self.outbox = LinkOutbox(self.turn, self.transport, lambda pending: True)
         self.refused: list[Refusal] = []
         self.frames = FrameReader()
@@ -74,7 +74,7 @@ class LinkLine(Line):
         self.outbox.link_up(self.cipher, self.refused.append)
 
     def heard(self) -> list[Any]:
-        """What the peer has got since the last call: (count, message) of records, opcodes of other frames."""
+        """Items received since the last call: (nonce, message) of records, opcodes of other frames."""
         found: list[Any] = []
         self.transport.window = 1 << 60
         while True:
@@ -105,7 +105,7 @@ def line() -> Iterator[LinkLine]:
     line.close()
 
 
-def test_a_message_of_a_usual_length_has_its_header_ready() -> None:
+def test_headers_of_usual_lengths_are_precomputed() -> None:
     for length in (0, 1, 107, 108, 1024, USUAL):
         sealed = length + RECORD_TAG
         assert RECORD_HEADERS[length] == frame_header(BINARY, sealed + 2) + sealed.to_bytes(2, "big")
@@ -120,7 +120,7 @@ def test_before_the_link_is_up_a_message_is_text() -> None:
     line.close()
 
 
-def test_messages_of_one_read_leave_in_one_write(line: LinkLine) -> None:
+def test_messages_of_one_read_are_sent_in_one_write(line: LinkLine) -> None:
     assert line.outbox.sealed and line.outbox.ready is None
     messages = [b"%d" % number * number for number in (1, 5, 1000, 1500, 5000)]
     assert line.outbox.send_all(messages, sum(map(len, messages)))
@@ -128,7 +128,7 @@ def test_messages_of_one_read_leave_in_one_write(line: LinkLine) -> None:
     assert line.heard() == list(enumerate(messages, 1))
 
 
-def test_messages_of_a_turn_are_held_and_leave_together(line: LinkLine) -> None:
+def test_messages_of_a_turn_are_held_and_sent_together(line: LinkLine) -> None:
     begin(line.turn, hold=True)
     line.outbox.send(b"one")
     line.outbox.send_all([b"two", bytearray(b"three")], 8, Feeder("a"))
@@ -138,19 +138,19 @@ def test_messages_of_a_turn_are_held_and_leave_together(line: LinkLine) -> None:
     assert line.outbox.idle
 
 
-def test_what_comes_after_held_messages_leaves_after_them(line: LinkLine) -> None:
+def test_later_messages_follow_held_ones(line: LinkLine) -> None:
     begin(line.turn, hold=True)
     line.outbox.send(b"one")
     line.outbox.ping()
     line.outbox.send(b"two")
-    line.outbox.send_all([b"x" * 40_000], 40_000)  # much of one feeder is not held
+    line.outbox.send_all([b"x" * 40_000], 40_000)  # long messages of one feeder are not held
     line.outbox.send(b"last")
     line.outbox.send_close(b"", ends=False)
     end(line.turn)
     assert line.heard() == [(1, b"one"), PING, (2, b"two"), (3, b"x" * 40_000), (4, b"last"), CLOSE]
 
 
-def test_not_more_than_so_much_is_held(line: LinkLine) -> None:
+def test_held_bytes_are_bounded(line: LinkLine) -> None:
     begin(line.turn, hold=True)
     for _ in range(MOST_HELD // 1000 + 1):
         line.outbox.send(b"x" * 1000)
@@ -165,19 +165,19 @@ def test_a_lost_connection_drops_what_is_held(line: LinkLine) -> None:
     assert line.heard() == [] and not line.outbox.send(b"two") and line.cipher.count == 0
 
 
-def test_what_waits_is_numbered_when_it_leaves(line: LinkLine) -> None:
+def test_queued_messages_get_their_nonce_when_sent(line: LinkLine) -> None:
     line.outbox.feed_fairly()
     one, two = Feeder("a"), Feeder("b")
     big = b"b" * 3_000_000
     assert line.outbox.send(big) and line.outbox.blocked
     assert line.outbox.send_all([b"1", b"2"], 2, one) and line.outbox.send(b"3", two)
     assert line.cipher.count == 1 and one.paused and two.paused
-    assert line.heard() == [(1, big), (2, b"1"), (3, b"3"), (4, b"2")]  # lanes take turns
+    assert line.heard() == [(1, big), (2, b"1"), (3, b"3"), (4, b"2")]  # round-robin over the lanes
     assert not one.paused and not two.paused
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_what_was_encrypted_before_the_last_nonce_still_leaves(waits: bool) -> None:
+def test_records_sealed_before_the_last_nonce_are_sent(waits: bool) -> None:
     line = LinkLine(Numbering(most=2))
     big = b"b" * (3_000_000 if waits else 10)
     line.outbox.send(big)
@@ -199,7 +199,7 @@ STEPS = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(STEPS, st.booleans())
-def test_counts_follow_the_order_of_leaving(steps: list[tuple[str, str, int]], fair: bool) -> None:
+def test_nonces_follow_the_order_of_sending(steps: list[tuple[str, str, int]], fair: bool) -> None:
     line = LinkLine()
     if fair:
         line.outbox.feed_fairly()

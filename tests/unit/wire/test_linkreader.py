@@ -1,4 +1,4 @@
-"""The fast path of a link and plain Autobahn are the same relay: whatever a linked peer sends, cut as the network likes."""
+"""The fast path of a link and plain Autobahn have the same visible result for any stream in any chunks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from viewport_relay.protocol.grant import Role
 
 LIMIT = 400_000
 
-#: Makes a part of the peer's stream.
+#: Builds a part of the peer's stream.
 Part = Callable[[Initiator], bytes]
 
 
@@ -125,7 +125,7 @@ LAST: list[Part] = [
 
 
 def outcome(parts: list[Part], cuts: list[float], *, fast: bool, linked: bool) -> dict[str, Any]:
-    """What everybody sees of a linked client that sends these parts; a cut is a place between 0 and 1."""
+    """The visible result of a linked client that sends these parts; a cut is a position between 0 and 1."""
     house = relay(RELAY_FAST_PATH="1" if fast else "0", RELAY_FRAME_MAX_BYTES=str(LIMIT))
     daemon: Any = LinkOnTheWire(house, role=Role.DAEMON) if linked else house.daemon()
     if linked:
@@ -137,7 +137,7 @@ def outcome(parts: list[Part], cuts: list[float], *, fast: bool, linked: bool) -
     for begin, end in pairwise(edges):
         if not client.connection.is_lost:
             client.raw(stream[begin:end])
-    house.wait(11)  # longer than a close may take
+    house.wait(11)  # longer than the closing handshake
     seen = {
         "daemon": daemon.frames() if linked else daemon.heard(),
         "client": client.frames(),
@@ -162,14 +162,16 @@ def outcome(parts: list[Part], cuts: list[float], *, fast: bool, linked: bool) -
     cuts=st.lists(st.floats(0, 1), max_size=6),
     linked=st.booleans(),
 )
-def test_both_ways_are_the_same_relay(parts: list[Part], last: Part, cuts: list[float], linked: bool) -> None:
+def test_both_paths_have_the_same_result(
+    parts: list[Part], last: Part, cuts: list[float], linked: bool
+) -> None:
     whole = [*parts, last]
     assert outcome(whole, cuts, fast=True, linked=linked) == outcome(whole, cuts, fast=False, linked=linked)
 
 
 @pytest.mark.parametrize("number", range(len(LAST)))
-def test_each_ending_behind_a_frame_and_before_one(number: int) -> None:
-    """What came before it is delivered, it and what comes behind it is not, on either way."""
+def test_each_ending_after_valid_frames(number: int) -> None:
+    """Earlier frames are delivered, the invalid part and all later ones are not, on both paths."""
     whole = [message(e2ee(300)), message(e2ee(301, seq=2)), LAST[number]]
     for cuts in ([], [0.9]):
         fast = outcome(whole, cuts, fast=True, linked=True)
@@ -198,7 +200,7 @@ def test_every_cut_of_a_short_stream() -> None:
     "size", [200, 65_517, 65_518, 65_519, 65_520, 131_037, 131_038, 131_039, LIMIT - 1, LIMIT]
 )
 @pytest.mark.parametrize("linked", [False, True])
-def test_frames_around_every_border_of_records(size: int, linked: bool) -> None:
+def test_frames_at_the_limits_of_record_sizes(size: int, linked: bool) -> None:
     frame = e2ee(size)
     for record in (65_519, max(1, size // 2), size):
         parts = [message(frame, min(record, 65_519)), message(e2ee(250, seq=2))]
@@ -208,11 +210,11 @@ def test_frames_around_every_border_of_records(size: int, linked: bool) -> None:
             assert (seen["frames"], seen["bytes"]) == (2, size + 250)
 
 
-def test_a_flood_of_answered_messages_gives_the_others_their_turn() -> None:
+def test_a_flood_of_answered_messages_is_processed_over_several_turns() -> None:
     house = relay()
     client = LinkOnTheWire(house)
     client.establish()
-    count = 300  # more than one turn takes
+    count = 300  # more than one turn processes
     client.raw(b"".join(masked_frame(BINARY, client.initiator.seal(b"no json")) for _ in range(count)))
     house.wait(1)
     assert len(client.frames()) == count

@@ -1,7 +1,6 @@
-"""The way out of one connection: order, fairness, pausing, and what happens at the end.
+"""Outbox of a connection: order, fairness, back-pressure, closing.
 
-The transport is Twisted's own `FileDescriptor` over memory (tests/memorywire.py), so that its pausing and resuming
-are the real ones.
+The transport is Twisted's `FileDescriptor` over memory (tests/memorywire.py), with its real pausing and resuming.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ BYE = b"\x88\x03bye"  # a Close frame
 
 
 class Feeder:
-    """A source that is not read while its lane is not empty."""
+    """A source whose reading is paused while its lane holds messages."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -44,7 +43,7 @@ class Feeder:
 
 
 class Line:
-    """An outbox on a transport whose other end takes nothing until `take` is called."""
+    """An outbox on a transport whose peer reads only in `take`."""
 
     def __init__(self) -> None:
         self.got = bytearray()
@@ -62,7 +61,7 @@ class Line:
         self.outbox.stopProducing()
 
     def take(self, size: int = 1 << 60) -> bytes:
-        """The other end takes so much; what it was."""
+        """Let the peer read up to `size` bytes; returns these bytes."""
         begin = len(self.got)
         self.transport.window = size
         while self.transport.turn():
@@ -71,16 +70,16 @@ class Line:
         return bytes(self.got[begin:])
 
     def fill(self) -> None:
-        """Write what makes the transport say that it has enough."""
+        """Write more than the transport's high-water mark."""
         self.outbox.write(BIG)
         assert self.outbox.blocked
 
     def drain_filling(self) -> bytes:
-        """Take all; gives what came behind the filling."""
+        """Read everything; returns the bytes after those of `fill`."""
         return self.take()[len(BIG) :]
 
 
-def test_what_is_written_goes_out_in_order() -> None:
+def test_messages_are_sent_in_order() -> None:
     line = Line()
     for number in range(100):
         line.outbox.write(b"%03d" % number)
@@ -89,7 +88,7 @@ def test_what_is_written_goes_out_in_order() -> None:
     assert line.outbox.pending <= HIGH_WATER
 
 
-def test_the_transport_blocks_past_its_mark_and_the_rest_waits_here() -> None:
+def test_past_the_high_water_mark_messages_are_queued() -> None:
     line = Line()
     while not line.outbox.blocked:
         line.outbox.write(b"a" * 1000)
@@ -105,7 +104,7 @@ def test_the_transport_blocks_past_its_mark_and_the_rest_waits_here() -> None:
     assert line.resumed == 1
 
 
-def test_a_feeder_is_paused_while_its_lane_holds_something_and_only_then() -> None:
+def test_a_feeder_is_paused_exactly_while_its_lane_holds_messages() -> None:
     line, one, two = Line(), Feeder("one"), Feeder("two")
     line.outbox.write(b"x", one)
     assert one.log == []
@@ -122,32 +121,32 @@ def test_a_feeder_is_paused_while_its_lane_holds_something_and_only_then() -> No
     assert not two.paused
 
 
-def test_lanes_take_turns_so_that_a_flood_delays_the_others_by_one_message() -> None:
+def test_round_robin_a_flood_delays_other_lanes_by_one_message() -> None:
     line, flood, quiet = Line(), Feeder("flood"), Feeder("quiet")
     line.fill()
     for _ in range(1000):
         line.outbox.write(b"F" * 100, flood)
     line.outbox.write(b"q", quiet)
     line.outbox.write(b"Q", quiet)
-    line.outbox.write(b"p")  # the connection's own, a pong
+    line.outbox.write(b"p")  # a frame of the connection itself, a pong
     after = line.drain_filling()
     assert after.startswith(b"F" * 100 + b"q" + b"p" + b"F" * 100 + b"Q" + b"F" * 100)
     assert after.count(b"F") == 100_000
 
 
-def test_a_lane_that_came_late_gets_its_turn_while_the_flood_goes_on() -> None:
+def test_a_new_lane_gets_its_turn_during_a_flood() -> None:
     line, flood, late = Line(), Feeder("flood"), Feeder("late")
     line.fill()
     for _ in range(10):
         line.outbox.write(b"F" * HIGH_WATER, flood)
-    line.take(len(BIG))  # the transport resumes and takes two of the flood's
+    line.take(len(BIG))  # the transport resumes and takes two of the flood's messages
     line.outbox.write(b"late", late)
     rest = line.take()
     assert rest.index(b"late") <= 3 * HIGH_WATER
     assert rest.count(b"F") == 10 * HIGH_WATER
 
 
-def test_a_resumed_feeder_that_writes_at_once_keeps_its_order() -> None:
+def test_a_feeder_that_writes_in_its_resume_callback_keeps_its_order() -> None:
     line, feeder = Line(), Feeder("feeder")
     line.fill()
     line.outbox.write(b"1", feeder)
@@ -168,7 +167,7 @@ def test_forgetting_a_feeder_drops_its_lane_only() -> None:
     assert line.outbox.idle
 
 
-def test_the_last_word_comes_after_everything_that_waits() -> None:
+def test_the_close_frame_follows_all_queued_messages() -> None:
     line, feeder = Line(), Feeder("feeder")
     line.fill()
     line.outbox.write(b"1", feeder)
@@ -183,7 +182,7 @@ def test_the_last_word_comes_after_everything_that_waits() -> None:
     assert line.take() == b"1" + BYE
 
 
-def test_a_lost_connection_drops_everything_and_lets_the_feeders_go() -> None:
+def test_a_lost_connection_drops_its_queue_and_resumes_the_feeders() -> None:
     line, feeder = Line(), Feeder("feeder")
     line.fill()
     line.outbox.write(b"1", feeder)
@@ -208,7 +207,7 @@ moves = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(moves)
-def test_each_feeders_order_is_kept_and_nothing_is_lost_or_doubled(steps: list[tuple[str, str, int]]) -> None:
+def test_each_feeders_order_is_kept_without_loss_or_duplicates(steps: list[tuple[str, str, int]]) -> None:
     line = Line()
     known = {name: Feeder(name) for name in "abc"}
     written: dict[str, list[bytes]] = {name: [] for name in ("", *known)}

@@ -1,4 +1,4 @@
-"""Plain HTTP over a transport in memory: one request for each turn, the budget of an address, what is kept and for how long."""
+"""Plain HTTP over in-memory transports: one request per turn, the budget of an address, bounded buffers, time-outs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEEP_ALIVE = 75.0
 
 
 class Page(Resource):
-    """Says what was asked. `/late` is answered when the test says so, `/broken` raises. An answer takes a turn's time."""
+    """Answers with the path, in the time of a turn. `/late` is answered later by the test, `/broken` raises."""
 
     isLeaf = True
 
@@ -46,7 +46,7 @@ class Page(Resource):
 
 
 class Told(ClientAddress):
-    """The address that the test says."""
+    """A client address that the test sets."""
 
     def __init__(self, web: Web) -> None:
         ClientAddress.__init__(self, TrustedProxies())
@@ -82,7 +82,7 @@ class Web:
 
 
 class Line:
-    """One connection."""
+    """One HTTP connection."""
 
     def __init__(self, web: Web) -> None:
         self.web = web
@@ -117,7 +117,7 @@ def get(path: bytes) -> bytes:
     return b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def test_pipelined_requests_are_answered_one_for_each_turn_in_order() -> None:
+def test_pipelined_requests_are_answered_one_per_turn_in_order() -> None:
     web = Web()
     line = web.connect()
     line.say(b"".join(get(b"/%d" % n) for n in range(5)) + b"GET /5 HTTP/1.1\r\nHo")
@@ -130,7 +130,7 @@ def test_pipelined_requests_are_answered_one_for_each_turn_in_order() -> None:
     assert web.page.asked == [b"/%d" % n for n in range(6)] and line.statuses == [200] * 6
 
 
-def test_what_follows_a_body_stays_in_order() -> None:
+def test_requests_after_a_body_keep_their_order() -> None:
     web = Web()
     line = web.connect()
     line.say(b"POST /late HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc" + get(b"/1") + b"GET /2 ")
@@ -141,7 +141,7 @@ def test_what_follows_a_body_stays_in_order() -> None:
     assert web.page.asked == [b"/lateabc", b"/1", b"/2", b"/3"] and line.statuses == [200] * 4
 
 
-def test_what_is_kept_behind_a_request_is_bounded_and_all_of_it_is_answered() -> None:
+def test_buffered_pipelined_requests_are_bounded_and_answered() -> None:
     web = Web()
     line = web.connect()
     number = 3000
@@ -156,7 +156,7 @@ def test_what_is_kept_behind_a_request_is_bounded_and_all_of_it_is_answered() ->
     assert line.statuses == [200] * (number + 1) and line.transport.is_read
 
 
-def test_answers_that_are_not_read_stop_the_reading_of_requests() -> None:
+def test_unread_responses_pause_the_reading_of_requests() -> None:
     web = Web()
     line = web.connect()
     line.transport.window = 0
@@ -170,7 +170,7 @@ def test_answers_that_are_not_read_stop_the_reading_of_requests() -> None:
     assert len(web.page.asked) > asked
 
 
-def test_a_request_has_its_time_and_an_idle_connection_another() -> None:
+def test_request_time_out_and_keep_alive_time_out() -> None:
     web = Web()
     line = web.connect()
     web.clock.advance(REQUEST_TIMEOUT - 1)
@@ -178,7 +178,7 @@ def test_a_request_has_its_time_and_an_idle_connection_another() -> None:
     assert line.statuses == [200]
     web.clock.advance(KEEP_ALIVE - 1)
     assert not line.transport.disconnecting
-    line.say(b"GET /1 HT")  # the next one drips
+    line.say(b"GET /1 HT")  # the next request arrives byte by byte
     for _ in range(REQUEST_TIMEOUT - 1):
         web.clock.advance(1)
         line.say(b"x")
@@ -188,7 +188,7 @@ def test_a_request_has_its_time_and_an_idle_connection_another() -> None:
     assert line.statuses == [200, 408] and line.transport.disconnecting
 
 
-def test_an_idle_connection_ends_without_a_word() -> None:
+def test_an_idle_connection_is_closed_without_a_response() -> None:
     web = Web()
     line = web.connect()
     line.say(get(b"/0"))
@@ -198,7 +198,7 @@ def test_an_idle_connection_ends_without_a_word() -> None:
     assert len(web.connections) == 0
 
 
-def test_a_peer_that_leaves_while_its_request_waits_leaves_nothing_behind() -> None:
+def test_a_peer_that_leaves_is_removed_from_the_queue() -> None:
     web = Web()
     first, second = web.connect(), web.connect()
     for line, path in ((first, b"/0"), (second, b"/1")):  # the second waits for its turn
@@ -209,7 +209,7 @@ def test_a_peer_that_leaves_while_its_request_waits_leaves_nothing_behind() -> N
     assert web.page.asked == [b"/0"] and len(web.connections) == 1
 
 
-def test_over_its_budget_an_address_is_told_and_closed_and_the_log_says_so_once() -> None:
+def test_over_its_budget_an_address_gets_429_and_one_log_entry() -> None:
     web = Web(rate=3)
     lines = [web.connect() for _ in range(6)]
     for line in lines:
@@ -247,7 +247,7 @@ def test_an_ipv6_subscriber_has_one_budget() -> None:
     assert (first.statuses, second.statuses) == ([200], [429])
 
 
-def test_an_operators_requests_are_not_counted() -> None:
+def test_requests_of_an_operator_are_not_counted() -> None:
     web = Web(rate=1)
     line = web.connect()
     for n in range(1, 6):
@@ -256,7 +256,7 @@ def test_an_operators_requests_are_not_counted() -> None:
         assert line.statuses == [200] * n
 
 
-def test_those_who_are_held_make_room_for_newcomers() -> None:
+def test_held_connections_are_closed_for_new_ones() -> None:
     web = Web(rate=1)
     lines = [web.connect() for _ in range(10)]
     for line in lines:
@@ -266,7 +266,7 @@ def test_those_who_are_held_make_room_for_newcomers() -> None:
     assert len(web.connections) == 10 and newcomer.transport.connected and not newcomer.transport.aborted
 
 
-def test_a_bug_in_a_page_ends_one_answer() -> None:
+def test_an_exception_in_a_page_gives_500() -> None:
     web = Web()
     first, second = web.connect(), web.connect()
     first.say(get(b"/x"))

@@ -1,4 +1,4 @@
-"""PROXY headers: whole, in pieces, wrong; nothing is ever raised, and nothing behind a wrong one is let through."""
+"""PROXY headers: whole, in pieces, invalid. No exception is raised, and no byte after an invalid header is passed on."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ IPV6 = (
 TAKEN = {
     b"PROXY TCP4 203.0.113.7 192.0.2.1 40000 443\r\n": "203.0.113.7",
     b"PROXY TCP6 2001:db8::7 2001:db8::1 40000 443\r\n": "2001:db8::7",
-    b"PROXY UNKNOWN\r\n": "192.168.1.1",  # the test transport's own
+    b"PROXY UNKNOWN\r\n": "192.168.1.1",  # the test transport's own address
     b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n": "192.168.1.1",
     IPV4: "203.0.113.7",
-    IPV4[:15] + b"\x10" + IPV4[16:] + b"more": "203.0.113.7",  # with a TLV that is not read
+    IPV4[:15] + b"\x10" + IPV4[16:] + b"more": "203.0.113.7",  # with a TLV, which is ignored
     IPV6: "0:0:0:0:0:0:0:7",
-    PREFIX + b"\x20\x00\x00\x00": "192.168.1.1",  # LOCAL: the balancer's own check
+    PREFIX + b"\x20\x00\x00\x00": "192.168.1.1",  # LOCAL: a health check of the balancer
     PREFIX + b"\x21\x00\x00\x00": "192.168.1.1",
 }
 REFUSED = [
@@ -53,15 +53,15 @@ REFUSED = [
     b"PROXY " + b"x" * 101,
     b"proxy TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
     PREFIX + b"\x31\x11\x00\x0c" + bytes(12),  # version 3
-    PREFIX + b"\x2f\x11\x00\x0c" + bytes(12),  # no such command
-    PREFIX + b"\x21\x41\x00\x0c" + bytes(12),  # no such family
+    PREFIX + b"\x2f\x11\x00\x0c" + bytes(12),  # unknown command
+    PREFIX + b"\x21\x41\x00\x0c" + bytes(12),  # unknown family
     PREFIX + b"\x21\x11\x00\x04" + bytes(4),  # too short for its addresses
     PREFIX + b"\x21\x11" + struct.pack("!H", V2_MAX) + bytes(12),
 ]  # fmt: skip
 
 
 class Behind(Protocol):
-    """What comes behind the header."""
+    """The protocol behind the header."""
 
     def __init__(self) -> None:
         self.got = b""
@@ -81,7 +81,7 @@ def feed(*pieces: bytes) -> tuple[Behind, StringTransport]:
 
 @pytest.mark.parametrize("header", TAKEN)
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_a_header_is_taken_off(header: bytes, size: int) -> None:
+def test_a_valid_header_is_removed(header: bytes, size: int) -> None:
     data = header + b"behind\r\n\r\nit"
     behind, transport = feed(*(data[n : n + size] for n in range(0, len(data), size)))
     assert behind.got == b"behind\r\n\r\nit"
@@ -91,7 +91,7 @@ def test_a_header_is_taken_off(header: bytes, size: int) -> None:
 
 @pytest.mark.parametrize("data", REFUSED)
 @pytest.mark.parametrize("size", [1, 1000])
-def test_what_is_none_ends_the_connection(data: bytes, size: int) -> None:
+def test_an_invalid_header_ends_the_connection(data: bytes, size: int) -> None:
     data += b"behind"
     behind, transport = feed(*(data[n : n + size] for n in range(0, len(data), size)))
     assert transport.disconnecting
@@ -108,7 +108,7 @@ def test_what_is_none_ends_the_connection(data: bytes, size: int) -> None:
     st.integers(1, 50),
 )
 @example(b"PROXY TCP4 1.2.3.4 5.6.7.8 " + b"9" * 5000 + b" 1\r\n", 6000)
-def test_nothing_is_ever_raised(data: bytes, size: int) -> None:
+def test_no_input_raises_an_exception(data: bytes, size: int) -> None:
     behind, transport = feed(*(data[n : n + size] for n in range(0, len(data), size)))
     if transport.disconnecting:
         assert behind.got == b""
@@ -124,7 +124,7 @@ def by_twisted_alone(*pieces: bytes) -> tuple[bytes, StringTransport]:
 
 
 def test_what_twisteds_own_wrapper_lacks() -> None:
-    """When one of these fails, look whether `twisted.internet.endpoints`' haproxy wrapper has come to do."""
+    """If a check fails, `twisted.internet.endpoints`' haproxy wrapper may have become sufficient."""
     whole = b"PROXY TCP4 203.0.113.7 192.0.2.1 40000 443\r\n"
     assert by_twisted_alone(whole + b"it")[0] == b"it"
     assert by_twisted_alone(whole[:7], whole[7:] + b"it")[0] == b""  # in pieces
@@ -134,7 +134,7 @@ def test_what_twisteds_own_wrapper_lacks() -> None:
         by_twisted_alone(b"PROXY TCP4 1.2.3.4 5.6.7.8 x y\r\nit")
 
 
-def test_a_header_is_taken_from_trusted_peers_only() -> None:
+def test_a_header_is_accepted_from_trusted_peers_only() -> None:
     log = Log()
     for accepts, taken in ((lambda peer: peer == "192.168.1.1", True), (lambda peer: False, False)):
         factory = ProxyFactory(Factory.forProtocol(Behind), accepts, log=log)

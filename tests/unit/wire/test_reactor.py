@@ -1,4 +1,4 @@
-"""The shorter way from the kernel's events to the handlers: what it does by itself, and when it gives the reactor its turn."""
+"""RelayReactor: direct dispatch of socket events, and when control returns to Twisted's main loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from viewport_relay.wire.turn import Turn, turn_of
 
 
 class Selectable:
-    """Something that the reactor reads: one byte at a time."""
+    """A selectable that reads one byte at a time."""
 
     def __init__(self, turn: Turn, handler: Callable[[], object] = lambda: None) -> None:
         self.turn = turn
@@ -46,7 +46,7 @@ class Selectable:
 
 
 class Bench:
-    """A reactor that runs, as far as it can tell, and what it reads."""
+    """A reactor that is marked as running, and its readers."""
 
     def __init__(self) -> None:
         self.reactor: Any = RelayReactor()
@@ -61,7 +61,7 @@ class Bench:
         return reader
 
     def iterate(self, seconds: float) -> float:
-        """One iteration; how long it took."""
+        """Run one iteration; returns its duration in seconds."""
         began = time.monotonic()
         self.reactor.doIteration(seconds)
         return time.monotonic() - began
@@ -87,7 +87,7 @@ def test_the_turn_of_another_reactor_never_runs() -> None:
     assert turn.disconnect is None and turn_of(Clock()) is not turn
 
 
-def test_its_clock_is_monotonic(bench: Bench) -> None:
+def test_the_clock_is_monotonic(bench: Bench) -> None:
     assert abs(bench.reactor.seconds() - time.monotonic()) < 1
 
 
@@ -100,19 +100,19 @@ def test_several_sockets_make_a_turn_and_one_makes_none(bench: Bench) -> None:
     assert readers[0].turns == [True, False]
 
 
-def test_it_can_end_a_connection_at_once(bench: Bench) -> None:
+def test_end_closes_a_connection_at_once(bench: Bench) -> None:
     reader = bench.reader(b"")
     bench.reactor.end(reader)
     assert reader.lost.check(ConnectionDone) and reader not in bench.reactor.getReaders()
 
 
-def test_it_looks_again_while_nobody_asks_for_anything_else(bench: Bench) -> None:
+def test_polling_repeats_while_only_sockets_have_events(bench: Bench) -> None:
     reader = bench.reader(b"12345")
     took = bench.iterate(0.05)
     assert reader.read == 5 and 0.04 < took < 1
 
 
-def test_without_time_it_looks_once(bench: Bench) -> None:
+def test_without_time_one_poll(bench: Bench) -> None:
     reader = bench.reader(b"12345")
     bench.iterate(0)
     assert reader.read == 1
@@ -127,7 +127,7 @@ ASKS: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("name", ASKS)
-def test_who_asks_for_the_reactor_gets_it_at_once(bench: Bench, name: str) -> None:
+def test_a_request_to_the_reactor_ends_the_iteration(bench: Bench, name: str) -> None:
     reader = bench.reader(b"123", lambda: ASKS[name](bench.reactor) and None)
     assert bench.iterate(30) < 5
     assert reader.read == 1
@@ -135,7 +135,7 @@ def test_who_asks_for_the_reactor_gets_it_at_once(bench: Bench, name: str) -> No
 
 
 def test_a_timer_is_not_missed(bench: Bench) -> None:
-    """Also one that was moved forward meanwhile."""
+    """A timer that is moved forward during the iteration counts, too."""
     far = bench.reactor.callLater(60, lambda: None)
     bench.reactor.runUntilCurrent()
     bench.reader(b"1", lambda: far.reset(0.05))
@@ -145,7 +145,7 @@ def test_a_timer_is_not_missed(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("fault", [ValueError("of a handler"), KeyboardInterrupt()], ids=type)
-def test_a_handler_s_fault_ends_its_connection_alone(bench: Bench, fault: BaseException) -> None:
+def test_an_exception_of_a_handler_ends_its_connection_only(bench: Bench, fault: BaseException) -> None:
     def fail() -> None:
         raise fault
 
@@ -160,7 +160,7 @@ def test_a_handler_s_fault_ends_its_connection_alone(bench: Bench, fault: BaseEx
     assert any(event.get("isError") for event in seen)
 
 
-def test_a_handler_s_answer_ends_its_connection(bench: Bench) -> None:
+def test_a_reason_returned_by_a_handler_ends_its_connection(bench: Bench) -> None:
     why = ValueError("over")
     reader = bench.reader(b"1", lambda: why)
     bench.iterate(0)
@@ -168,7 +168,7 @@ def test_a_handler_s_answer_ends_its_connection(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_a_crowd_is_accepted_a_few_at_a_time(family: str, tmp_path: Path) -> None:
+def test_the_number_of_accepts_per_turn_is_bounded(family: str, tmp_path: Path) -> None:
     reactor = RelayReactor()
     factory = Factory()
     made: list[Protocol] = []

@@ -1,4 +1,4 @@
-"""Frames that one read brings leave in one write, through the codec as on the fast path, over Noise links as without."""
+"""Frames of one read are sent in one write: on the fast path and through the codec, with and without Noise links."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from viewport_relay.wire.transport import DirectTransport
 
 
 class CountedWrites(DirectTransport, MemoryTransport):
-    """A transport in memory that is written at once, as one on a socket is, and counts the writes."""
+    """An in-memory transport with direct writes, as on a socket, that counts the writes."""
 
     family = socket.AF_UNIX
 
@@ -65,14 +65,14 @@ def client_of(house: MemoryRelay, linked: bool) -> Any:
 
 
 def as_sent(peer: Any, frame: bytes, record: int = 65_519) -> bytes:
-    """The frame as this peer sends it; on a link, in records of so many bytes."""
+    """The frame as this peer sends it; on a link in records of at most `record` bytes of plaintext."""
     if isinstance(peer, LinkOnTheWire):
         return masked_frame(BINARY, peer.initiator.seal(frame, record))
     return masked_frame(TEXT, frame)
 
 
 def one_turn(house: MemoryRelay, peer: Any, data: bytes) -> None:
-    """The peer's bytes come in a turn of the reactor in which nothing else is to be read."""
+    """Receive the peer's bytes in a turn of the reactor with a single readable socket."""
     turn = house.factory.turn
     turn.within = True
     peer.raw(data)
@@ -87,12 +87,12 @@ def house(request: pytest.FixtureRequest) -> MemoryRelay:
 
 @pytest.mark.parametrize("to_a_link", [False, True])
 @pytest.mark.parametrize("over_a_link", [False, True])
-def test_frames_of_one_read_leave_in_one_write(
+def test_frames_of_one_read_are_sent_in_one_write(
     house: MemoryRelay, over_a_link: bool, to_a_link: bool
 ) -> None:
     daemon, client = daemon_of(house, to_a_link), client_of(house, over_a_link)
     frames = [encoded("e2ee", seq=number) for number in range(1, 33)]
-    one_turn(house, client, as_sent(client, frames[0]))  # finds that the socket takes what is written
+    one_turn(house, client, as_sent(client, frames[0]))  # enables direct writes to the socket
     assert daemon.frames() == frames[:1]
     before = daemon.transport.sends
     one_turn(house, client, b"".join(as_sent(client, frame) for frame in frames[1:]))
@@ -100,8 +100,8 @@ def test_frames_of_one_read_leave_in_one_write(
 
 
 @pytest.mark.parametrize("to_a_link", [False, True])
-def test_short_frames_in_many_records_are_whole_when_they_leave(house: MemoryRelay, to_a_link: bool) -> None:
-    """The fast path decrypts them in a buffer that the next message takes again, and a turn holds short frames."""
+def test_short_frames_in_many_records_are_sent_complete(house: MemoryRelay, to_a_link: bool) -> None:
+    """The fast path decrypts into a buffer that the next message reuses, while a turn holds short frames."""
     daemon, client = daemon_of(house, to_a_link), client_of(house, True)
     frames = [encoded("e2ee", seq=seq, ciphertext=chr(64 + seq) * 30_000) for seq in range(1, 6)]
     turn = house.factory.turn
@@ -109,12 +109,12 @@ def test_short_frames_in_many_records_are_whole_when_they_leave(house: MemoryRel
     client.raw(b"".join(as_sent(client, frame, 100) for frame in frames))
     turn.within = turn.running = False
     turn.send()
-    house.wait(0.1)  # so many records take more than one turn
+    house.wait(0.1)  # more records than one turn processes
     assert daemon.frames() == frames
 
 
-def test_messages_in_tiny_records_give_the_others_their_turn() -> None:
-    """Each record costs as much as a frame does."""
+def test_messages_in_tiny_records_are_processed_over_several_turns() -> None:
+    """Each record costs as much as a frame."""
     house = relay()
     daemon, client = daemon_of(house, False), client_of(house, True)
     frames = [encoded("e2ee", seq=seq, ciphertext="A" * 2000) for seq in range(1, 101)]

@@ -1,4 +1,4 @@
-"""TLS records: counted as OpenSSL sees them, however the stream is cut; opened and sealed alike by both record layers."""
+"""TLS records: counted like OpenSSL for any chunks; both record layers open and seal alike."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Pair = tuple[SSL.Connection, SSL.Connection]
 
 
 def moved(source: SSL.Connection, target: SSL.Connection) -> bytes:
-    """What one side has to send, given to the other."""
+    """Move all pending ciphertext from one side to the other."""
     try:
         data = source.bio_read(1_000_000)
     except SSL.WantReadError:
@@ -42,7 +42,7 @@ def moved(source: SSL.Connection, target: SSL.Connection) -> bytes:
 
 
 def read(connection: SSL.Connection) -> bytes:
-    """All plaintext that has come."""
+    """All plaintext that has arrived."""
     found = b""
     try:
         while True:
@@ -86,11 +86,11 @@ def layer(request: pytest.FixtureRequest) -> Layer:
     return lambda connection: kind(connection, MEMORY)
 
 
-def test_the_direct_layer_is_what_the_relay_uses_here(context: SSL.Context) -> None:
+def test_the_relay_uses_the_direct_layer(context: SSL.Context) -> None:
     assert isinstance(record_layer(SSL.Connection(context, None), MEMORY), DirectRecordLayer)
 
 
-def test_a_connection_of_another_make_gets_the_public_layer() -> None:
+def test_another_connection_class_gets_the_public_layer() -> None:
     class Other:
         pass
 
@@ -101,18 +101,18 @@ def test_a_connection_of_another_make_gets_the_public_layer() -> None:
 
 
 @given(st.lists(st.integers(0, 700), max_size=8), st.lists(st.integers(0, 6000), max_size=12))
-def test_records_are_counted_however_the_stream_is_cut(sizes: list[int], cuts: list[int]) -> None:
+def test_records_are_counted_for_any_chunks(sizes: list[int], cuts: list[int]) -> None:
     stream, ends = b"", []
     for size in sizes:
         stream += b"\x17\x03\x03" + size.to_bytes(2, "big") + bytes(size)
         ends.append(len(stream))
-    stream += b"\x17\x03\x03"  # the beginning of another
+    stream += b"\x17\x03\x03"  # the beginning of another record
     count = RecordCount()
     for begin, end in pairwise([0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]):
         assert count.ended(memoryview(stream)[begin:end]) == sum(begin < at <= end for at in ends)
 
 
-def test_records_are_counted_as_openssl_makes_them(context: SSL.Context) -> None:
+def test_records_of_openssl_are_counted(context: SSL.Context) -> None:
     server, client = handshaken(context)
     for size in (1, RECORD, RECORD + 1, 3 * RECORD):
         for at in range(0, size, RECORD):
@@ -135,7 +135,7 @@ def opened(layer: RecordLayer, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 1000, RECORD, RECORD + 1, PIECE])
-def test_what_is_sealed_is_opened(layer: Layer, pair: Pair, size: int) -> None:
+def test_sealed_data_is_opened(layer: Layer, pair: Pair, size: int) -> None:
     server, client = pair
     data = os.urandom(size)
     sealed = layer(server).seal(memoryview(data))
@@ -149,7 +149,7 @@ def test_what_is_sealed_is_opened(layer: Layer, pair: Pair, size: int) -> None:
     assert opened(receiver, size) == data
 
 
-def test_a_record_is_opened_in_parts_when_there_is_little_space(layer: Layer, pair: Pair) -> None:
+def test_a_record_is_opened_in_parts_if_the_space_is_small(layer: Layer, pair: Pair) -> None:
     server, client = pair
     receiver = layer(server)
     client.send(b"abcdefgh")
@@ -159,7 +159,7 @@ def test_a_record_is_opened_in_parts_when_there_is_little_space(layer: Layer, pa
     assert (receiver.open_into(space), receiver.pending(), bytes(space[:3])) == (3, 0, b"fgh")
 
 
-def test_there_is_nothing_to_open_and_nothing_to_seal(layer: Layer, pair: Pair) -> None:
+def test_nothing_to_open_and_nothing_to_seal(layer: Layer, pair: Pair) -> None:
     server, client = pair
     assert layer(server).open_into(memoryview(bytearray(100))) == 0
     assert not layer(server).seal(b"")
@@ -183,14 +183,16 @@ def broken(pair: Pair) -> Iterator[SSL.Connection]:
     yield server
 
 
-def test_an_error_is_no_other_connections(layer: Layer, broken: SSL.Connection, context: SSL.Context) -> None:
-    """OpenSSL has one queue of errors: one that is left there would end the next connection that waits for input."""
+def test_an_error_does_not_affect_other_connections(
+    layer: Layer, broken: SSL.Connection, context: SSL.Context
+) -> None:
+    """OpenSSL has one error queue per thread: an error left there would end another connection at its next WantRead."""
     assert layer(broken).open_into(memoryview(bytearray(100))) == 0
     assert layer(broken).seal(b"more") is None
     other, _ = handshaken(context)
     with pytest.raises(SSL.WantReadError):
         other.recv(100)
-    with pytest.raises(SSL.Error) as error:  # and the connection itself still tells that it is over
+    with pytest.raises(SSL.Error) as error:  # the damaged connection still reports its own error
         broken.recv(100)
     assert not isinstance(error.value, SSL.WantReadError)
 
@@ -204,8 +206,8 @@ def test_a_closed_connection_seals_nothing(layer: Layer, pair: Pair, context: SS
         other.recv(100)
 
 
-def test_connections_share_the_memory_of_sealed_records(context: SSL.Context) -> None:
-    """What is sealed must be used up before the next: the test shows that the memory is shared, and the order safe."""
+def test_connections_share_the_buffer_of_sealed_records(context: SSL.Context) -> None:
+    """A sealed record must be used before the next: the layers share one buffer."""
     (one, client), (two, peer) = handshaken(context), handshaken(context)
     first, second = DirectRecordLayer(one, MEMORY), DirectRecordLayer(two, MEMORY)
     for server, reader, text in ((first, client, b"one"), (second, peer, b"two"), (first, client, b"three")):
@@ -215,8 +217,8 @@ def test_connections_share_the_memory_of_sealed_records(context: SSL.Context) ->
         assert read(reader) == text
 
 
-def test_a_context_with_partial_writes_is_not_taken(layer: Layer, tmp_path: Path) -> None:
-    """A part of a piece would be lost without a word; the relay's own context has no partial writes."""
+def test_a_context_with_partial_writes_is_refused(layer: Layer, tmp_path: Path) -> None:
+    """Partial writes would lose data; the relay's own context does not enable them."""
     files = Identity.self_signed("localhost").write(tmp_path, "relay")
     context = ServerContext(files.cert, files.key).getContext()
     context.set_mode(1)  # SSL_MODE_ENABLE_PARTIAL_WRITE

@@ -1,4 +1,4 @@
-"""`TLSTransport` without sockets: records reach the sink together, sending stops at a full socket, the end comes last."""
+"""`TLSTransport` without sockets: records of a read reach the sink together, a full socket stops encryption, the end comes last."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothi
 
 
 class Wire(DirectAccess):
-    """A TCP transport: what is written waits in `sent` for the peer."""
+    """A TCP transport; written bytes collect in `sent` for the peer."""
 
     disconnecting = False
 
     def __init__(self) -> None:
         self.sent = b""
-        self.full = False  # whether the socket takes no more after the next write
+        self.full = False  # whether the socket is full after the next write
         self.sink: Sink | None = None
 
     def getPeer(self) -> IPv4Address:
@@ -72,7 +72,7 @@ class Collector:
 
 
 class Behind(Protocol):
-    """The protocol behind TLS: what it gets without a sink, and whether it heard of the end."""
+    """The protocol above TLS: bytes received without a sink, and the time of `peer_gone`."""
 
     def __init__(self) -> None:
         self.got: list[bytes] = []
@@ -122,13 +122,13 @@ class Secured:
         made.read_into(self.collector)
 
     def say(self, *texts: bytes) -> bytes:
-        """The ciphertext of texts, a record each."""
+        """The ciphertext of texts, one record each."""
         for text in texts:
             self.client.send(text)
         return self.client.bio_read(1_000_000)
 
     def read(self, data: bytes) -> None:
-        """The socket is read until `data` has come, as a transport reads into its sink."""
+        """Deliver `data` as a transport reads into its sink."""
         sink = self.wire.sink
         assert sink is not None
         for at in range(0, len(data), len(sink.space)):
@@ -137,7 +137,7 @@ class Secured:
             sink.received(len(piece))
 
     def heard(self) -> bytes:
-        """What the client has been sent."""
+        """Plaintext that the client has received."""
         data, self.wire.sent = self.wire.sent, b""
         if data:
             self.client.bio_write(data)
@@ -166,7 +166,7 @@ def test_the_records_of_a_read_reach_the_sink_together(secured: Secured) -> None
     assert secured.behind.got == []
 
 
-def test_a_record_in_pieces_is_given_when_it_is_whole(secured: Secured) -> None:
+def test_a_record_in_pieces_is_delivered_when_complete(secured: Secured) -> None:
     data = secured.say(b"x" * 1000, b"y" * 1000)
     for at in range(0, len(data), 300):
         secured.read(data[at : at + 300])
@@ -175,14 +175,14 @@ def test_a_record_in_pieces_is_given_when_it_is_whole(secured: Secured) -> None:
 
 
 @pytest.mark.parametrize("room", [10, RECORD - 1, RECORD, RECORD + 1])
-def test_nothing_is_left_when_the_sink_has_little_space(context: ServerContext, room: int) -> None:
+def test_a_small_sink_receives_everything(context: ServerContext, room: int) -> None:
     secured = Secured(context, room)
     text = bytes(range(256)) * 200
     secured.read(secured.say(*(text[at : at + RECORD] for at in range(0, len(text), RECORD))))
     assert b"".join(secured.collector.got) == text
 
 
-def test_bytes_that_another_layer_has_read_are_taken_too(secured: Secured) -> None:
+def test_bytes_read_by_another_layer_are_accepted(secured: Secured) -> None:
     secured.transport.dataReceived(secured.say(b"behind a PROXY header"))
     assert secured.collector.got == [b"behind a PROXY header"]
 
@@ -204,7 +204,7 @@ def test_a_full_socket_stops_the_encryption(secured: Secured) -> None:
     assert secured.heard() == bytes(PIECE)
 
 
-def test_what_came_before_a_close_notify_is_handled_first(secured: Secured) -> None:
+def test_data_before_a_close_notify_is_delivered_first(secured: Secured) -> None:
     secured.client.send(b"last words")
     secured.client.shutdown()
     secured.read(secured.client.bio_read(10_000))
@@ -214,7 +214,7 @@ def test_what_came_before_a_close_notify_is_handled_first(secured: Secured) -> N
     assert not secured.transport.sent_everything
 
 
-def test_a_damaged_record_ends_the_connection_behind_what_was_whole(secured: Secured) -> None:
+def test_a_damaged_record_ends_the_connection_after_the_valid_ones(secured: Secured) -> None:
     data = bytearray(secured.say(b"good", b"bad"))
     data[-1] ^= 1
     secured.read(bytes(data))
@@ -224,7 +224,7 @@ def test_a_damaged_record_ends_the_connection_behind_what_was_whole(secured: Sec
 
 
 class Waits:
-    """An SSL.Connection that takes nothing to send before it has read something."""
+    """An SSL.Connection that raises WantReadError on send."""
 
     def __init__(self, connection: SSL.Connection) -> None:
         self._connection = connection
@@ -236,7 +236,7 @@ class Waits:
         return getattr(self._connection, name)
 
 
-def test_what_openssl_does_not_take_at_once_is_sent_in_order_by_twisted(
+def test_data_that_openssl_does_not_accept_is_sent_in_order_by_twisted(
     secured: Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secured.heard()
@@ -251,7 +251,7 @@ def test_what_openssl_does_not_take_at_once_is_sent_in_order_by_twisted(
     assert secured.heard() == b"first, second"
 
 
-def test_nothing_is_sent_past_twisted_once_the_connection_closes(secured: Secured) -> None:
+def test_no_direct_send_while_the_connection_closes(secured: Secured) -> None:
     sender = secured.transport.sender
     secured.transport.loseConnection()
     assert sender.send(b"x") == 0 and not secured.transport.sent_everything

@@ -1,4 +1,4 @@
-"""What is held back until the end of a reactor's turn: it leaves together, in order, and before whatever comes after it."""
+"""Bytes held until the end of the reactor's turn: sent together, in order, ahead of later writes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Counted:
     def __init__(self, real: socket.socket) -> None:
         self.real = real
         self.sends = 0
-        self.flags = 0  # of the last
-        self.most: int | None = None  # bytes that one takes
+        self.flags = 0  # of the last send
+        self.most: int | None = None  # limit of bytes per send
 
     def send(self, data: bytes, flags: int = 0) -> int:
         self.sends += 1
@@ -36,11 +36,11 @@ class Counted:
 
 
 class DirectMemory(DirectTransport, MemoryTransport):
-    """A transport with a socket of its own, and memory for what that does not take."""
+    """A transport with a real socket, and memory for the bytes that the socket does not accept."""
 
 
 class Line:
-    """An outbox that writes to a real socket while that takes it, and to Twisted's transport when it does not."""
+    """An outbox that writes to a real socket, and to Twisted's transport when the socket is full."""
 
     def __init__(self) -> None:
         self.turn = Turn()
@@ -48,7 +48,7 @@ class Line:
         ours.setblocking(False)
         self.peer.setblocking(False)
         self.sock: Any = Counted(ours)
-        self.kept = bytearray()  # what went to the transport
+        self.kept = bytearray()  # bytes written through the transport
         self.transport: Any = DirectMemory(Clock(), self.kept.extend)
         self.transport.socket = self.sock
         self.transport.protocol = self
@@ -59,7 +59,7 @@ class Line:
         self.outbox.stopProducing()
 
     def got(self) -> bytes:
-        """What the other end has received so far."""
+        """Bytes that the peer has received so far."""
         received = b""
         while select.select([self.peer], [], [], 0)[0]:
             received += self.peer.recv(1 << 20)
@@ -76,7 +76,7 @@ def close(payload: bytes) -> bytes:
 
 
 def begin(turn: Turn, hold: bool) -> None:
-    """As the reactor does."""
+    """Begin a turn as the reactor does."""
     turn.within, turn.running = True, hold
 
 
@@ -88,7 +88,7 @@ def end(turn: Turn) -> None:
 @pytest.fixture
 def line() -> Iterator[Line]:
     line = Line()
-    line.outbox.write(b"hello")  # ready from now on
+    line.outbox.write(b"hello")  # ready for direct writes
     assert line.outbox.ready is line.sock and line.got() == b"hello"
     line.sock.sends = 0
     yield line
@@ -96,13 +96,13 @@ def line() -> Iterator[Line]:
     line.close()
 
 
-def test_without_a_turn_everything_leaves_at_once(line: Line) -> None:
+def test_without_a_turn_bytes_are_sent_at_once(line: Line) -> None:
     line.outbox.hold(b"a")
     line.outbox.hold(b"b")
     assert line.got() == b"ab" and line.sock.sends == 2
 
 
-def test_within_a_turn_it_leaves_together_at_the_end(line: Line) -> None:
+def test_within_a_turn_bytes_are_sent_together_at_its_end(line: Line) -> None:
     begin(line.turn, hold=True)
     for piece in (b"a", b"b", b"c"):
         line.outbox.hold(piece)
@@ -111,23 +111,23 @@ def test_within_a_turn_it_leaves_together_at_the_end(line: Line) -> None:
     assert line.got() == b"abc" and line.sock.sends == 1 and line.outbox.idle
 
 
-def test_whatever_is_written_otherwise_comes_after_it(line: Line) -> None:
+def test_direct_writes_follow_held_bytes(line: Line) -> None:
     begin(line.turn, hold=True)
     line.outbox.hold(b"a")
     line.outbox.write(b"b")
     assert line.got() == b"ab"
     line.outbox.hold(b"c")
-    line.outbox.send_close(b"d", ends=False)  # a Close is held too
+    line.outbox.send_close(b"d", ends=False)  # a Close frame is held, too
     assert line.got() == b"" and not line.outbox.drained
     line.turn.send()
     assert line.got() == b"c" + close(b"d") and line.outbox.drained
 
 
-def test_what_the_transport_still_has_comes_first(line: Line) -> None:
+def test_held_bytes_follow_those_in_the_transport(line: Line) -> None:
     begin(line.turn, hold=True)
     while line.outbox.ready is not None:
         line.outbox.write(b"x" * 60_000)
-    line.outbox.hold(b"after")  # the transport has bytes of the write before
+    line.outbox.hold(b"after")  # the transport still has bytes of the last write
     line.turn.send()
     line.transport.window = 1 << 30
     while line.transport.turn():
@@ -135,7 +135,7 @@ def test_what_the_transport_still_has_comes_first(line: Line) -> None:
     assert line.kept.endswith(b"xafter") and line.outbox.idle
 
 
-def test_what_is_held_is_bounded(line: Line) -> None:
+def test_held_bytes_are_bounded(line: Line) -> None:
     begin(line.turn, hold=True)
     line.outbox.hold(b"x" * (MOST_HELD - 1))
     assert line.sock.sends == 0
@@ -143,7 +143,7 @@ def test_what_is_held_is_bounded(line: Line) -> None:
     assert line.sock.sends == 1 and line.turn.held == 0
 
 
-def test_who_waits_for_the_end_of_the_turn_is_told_when_all_has_left(line: Line) -> None:
+def test_when_sent_callbacks_run_after_the_send(line: Line) -> None:
     seen: list[bytes] = []
     line.turn.when_sent(lambda: seen.append(line.got()))
     assert seen == [b""]
@@ -156,7 +156,7 @@ def test_who_waits_for_the_end_of_the_turn_is_told_when_all_has_left(line: Line)
     assert seen == [b"", b"a"]
 
 
-def test_the_last_words_before_the_end_are_said_at_once_and_may_share_its_segment(line: Line) -> None:
+def test_a_last_close_frame_is_sent_at_once_with_msg_more(line: Line) -> None:
     begin(line.turn, hold=True)
     line.outbox.send_close(b"bye", ends=True)
     assert line.got() == close(b"bye") and line.sock.flags == socket.MSG_MORE and line.outbox.drained
@@ -164,7 +164,7 @@ def test_the_last_words_before_the_end_are_said_at_once_and_may_share_its_segmen
     assert line.sock.sends == 1
 
 
-def test_last_words_keep_their_place_and_are_never_cut(line: Line) -> None:
+def test_a_last_close_frame_keeps_its_place_and_is_never_truncated(line: Line) -> None:
     begin(line.turn, hold=True)
     line.outbox.hold(b"a")
     line.outbox.send_close(b"bye", ends=True)
@@ -178,7 +178,7 @@ def test_last_words_keep_their_place_and_are_never_cut(line: Line) -> None:
     assert line.got() + line.kept == close(b"bye") and line.outbox.idle
 
 
-def test_a_turn_that_holds_nothing_still_has_an_end(line: Line) -> None:
+def test_a_turn_without_held_bytes_runs_its_callbacks(line: Line) -> None:
     seen: list[int] = []
     begin(line.turn, hold=False)
     line.turn.when_sent(lambda: seen.append(1))
@@ -187,8 +187,10 @@ def test_a_turn_that_holds_nothing_still_has_an_end(line: Line) -> None:
     assert seen == [1]
 
 
-def test_a_connection_ends_at_once_only_outside_a_turn(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within one, whoever reads it may be on the stack."""
+def test_a_connection_is_closed_at_once_only_outside_a_turn(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a turn the connection's own read may be on the stack."""
     ended: list[object] = []
     monkeypatch.setattr(line.turn, "disconnect", ended.append)
     begin(line.turn, hold=False)
@@ -199,7 +201,7 @@ def test_a_connection_ends_at_once_only_outside_a_turn(line: Line, monkeypatch: 
     assert ended == [line.transport]
 
 
-def test_without_a_way_to_end_a_connection_at_once_it_is_asked_to_end(
+def test_without_disconnect_a_connection_loses_its_transport(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line.turn, "disconnect", None)
@@ -207,7 +209,7 @@ def test_without_a_way_to_end_a_connection_at_once_it_is_asked_to_end(
     assert line.transport.disconnecting
 
 
-def test_a_lost_connection_takes_it_along(line: Line) -> None:
+def test_a_lost_connection_drops_held_bytes(line: Line) -> None:
     begin(line.turn, hold=True)
     line.outbox.hold(b"a")
     line.outbox.stopProducing()
@@ -215,7 +217,7 @@ def test_a_lost_connection_takes_it_along(line: Line) -> None:
     assert line.got() == b""
 
 
-def test_what_the_socket_does_not_take_goes_to_the_transport(line: Line) -> None:
+def test_bytes_that_the_socket_does_not_accept_go_to_the_transport(line: Line) -> None:
     begin(line.turn, hold=True)
     line.outbox.hold(b"x" * (MOST_HELD - 1))
     line.outbox.write(b"")
@@ -233,7 +235,7 @@ Step = st.tuples(st.sampled_from(["hold", "write", "turn"]), st.integers(1, 3))
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(Step, max_size=30))
-def test_order_is_kept_whatever_is_mixed(steps: list[tuple[str, int]]) -> None:
+def test_any_mix_of_writes_keeps_the_order(steps: list[tuple[str, int]]) -> None:
     line = Line()
     line.outbox.write(b"")
     sent = b""

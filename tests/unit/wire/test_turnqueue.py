@@ -1,4 +1,4 @@
-"""The queue of connections that wait for a turn: how long they work, in which order, and what happens to errors."""
+"""TurnQueue: time budget per turn, order of connections, handling of exceptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from viewport_relay.wire.turnqueue import SHARE_SECONDS, TICK_SECONDS, TURN_SECO
 
 
 class Turns:
-    """A reactor whose clock moves while work is done."""
+    """A reactor whose clock advances with the work that is done."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -18,7 +18,7 @@ class Turns:
         self.done: list[str] = []
 
     def work(self, name: str, seconds: float = 0.0, *, again: int = 0) -> None:
-        """Add work that takes some time, and comes back so many times."""
+        """Add work that takes `seconds` and is added again `again` times."""
 
         def call() -> None:
             self.done.append(name)
@@ -29,7 +29,7 @@ class Turns:
         self.queue.add(call)
 
     def turn(self) -> list[str]:
-        """What is done in one turn."""
+        """Run one turn; returns the names of the work done."""
         self.done.clear()
         timed_calls(self.clock)
         return list(self.done)
@@ -45,7 +45,7 @@ def test_those_that_wait_work_in_turn_for_a_bounded_time() -> None:
     assert turns.turn() == []
 
 
-def test_who_comes_back_goes_behind_the_others_and_into_the_next_turn() -> None:
+def test_repeated_work_goes_to_the_end_of_the_next_turn() -> None:
     turns = Turns()
     turns.work("flood", again=2)
     turns.work("once")
@@ -55,7 +55,7 @@ def test_who_comes_back_goes_behind_the_others_and_into_the_next_turn() -> None:
     assert turns.turn() == []
 
 
-def test_one_costly_piece_ends_the_turn() -> None:
+def test_one_costly_call_ends_the_turn() -> None:
     turns = Turns()
     turns.work("costly", 1.0)
     turns.work("next")
@@ -63,7 +63,7 @@ def test_one_costly_piece_ends_the_turn() -> None:
     assert turns.turn() == ["next"]
 
 
-def test_busy_is_for_those_that_are_not_being_served() -> None:
+def test_busy_is_false_for_the_work_in_progress() -> None:
     turns = Turns()
     assert not turns.queue.busy and turns.queue.share == TURN_SECONDS
     seen: list[tuple[bool, float]] = []
@@ -83,7 +83,7 @@ def test_a_costly_input_makes_the_rest_of_its_turn_busy() -> None:
     assert not turns.queue.busy
 
 
-def test_what_is_added_for_later_is_done_together_after_the_tick() -> None:
+def test_later_work_is_done_together_after_the_tick() -> None:
     turns = Turns()
     for name in "ab":
         turns.queue.add_later(lambda name=name: turns.done.append(name))  # type: ignore[misc]
@@ -95,7 +95,7 @@ def test_what_is_added_for_later_is_done_together_after_the_tick() -> None:
     assert turns.clock.getDelayedCalls() == []
 
 
-def test_an_error_does_not_keep_the_others_from_their_turn() -> None:
+def test_an_exception_does_not_stop_the_queue() -> None:
     turns = Turns()
 
     def fail() -> None:

@@ -1,7 +1,7 @@
-"""Raw bytes sent to the relay's site, in process: the site, the `/ws` resource and the sessions over transports in memory.
+"""Raw bytes to the relay's site, in process: site, `/ws` resource and sessions over in-memory transports.
 
-Whatever a request looks like: it is upgraded only if it is right, it is answered in well-formed HTTP or cut off, and
-nothing is raised. The gate is a stand-in that admits what it is asked about and remembers it.
+Invariants: only a valid request is upgraded, any other gets well-formed HTTP or is closed, and no exception is raised. The gate
+is a test double that admits every request and records it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from viewport_relay.wire.handshake import MAX_PARAMETERS, parse_query
 from viewport_relay.wire.site import Pages, RelaySite, Root
 from viewport_relay.wire.upgrade import UpgradeResource
 
-KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # of RFC 6455 section 1.3, as is the answer to it
+KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # key of RFC 6455, section 1.3, and its answer
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 TOKEN = b"0123456789abcdef"
 TARGET = b"/ws?role=client&workspaceId=w&runtimeTargetId=t"
 
 
 class OpenGate:
-    """Admits everybody."""
+    """A gate that admits every request."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[TokenSource, UpgradeQuery]] = []
@@ -56,7 +56,7 @@ class OpenGate:
 
 
 class OtherPages(Resource):
-    """Everything that is not `/ws`."""
+    """The resource for all paths except `/ws`."""
 
     isLeaf = True
 
@@ -106,12 +106,12 @@ class UpgradeSite:
         return self.sent.startswith(b"HTTP/1.1 101 ")
 
     def leave(self) -> None:
-        """The peer goes away, and all that the relay had set for it passes."""
+        """Lose the connection and let all timers expire."""
         self.transport.vanish()
         self.relay.clock.advance(60)
 
     def replies(self, method: bytes = b"GET") -> list[tuple[int, dict[bytes, bytes], bytes]]:
-        """What was answered: every byte belongs to a whole response."""
+        """All responses; asserts that every byte belongs to a complete response."""
         found, rest = [], self.sent
         while rest:
             head, end, rest = rest.partition(b"\r\n\r\n")
@@ -135,7 +135,7 @@ class UpgradeSite:
 
 @pytest.fixture(autouse=True)
 def failures() -> Iterator[list[Any]]:
-    """What Twisted logged as an error; there must be nothing."""
+    """Failures that Twisted logs; asserts that there are none."""
     seen: list[Any] = []
 
     def observe(event: Any) -> None:
@@ -163,7 +163,7 @@ RIGHT: dict[bytes, list[bytes]] = {
     b"Sec-WebSocket-Key": [KEY],
     b"Authorization": [b"Bearer " + TOKEN],
 }
-#: For each header: values (one for each line) that are as good, and values that must not be upgraded.
+#: For each header: values (one per line) that are equivalent, and values that must not be upgraded.
 GOOD: dict[bytes, list[list[bytes]]] = {
     b"Host": [[b"h"], [b"[::1]:7781"], [b""]],
     b"Upgrade": [[b"WebSocket"], [b"h2c, websocket"], [b"h2c", b"WEBSOCKET"]],
@@ -193,7 +193,7 @@ GOOD_TARGETS = [
     TARGET,
     b"http://relay.example" + TARGET,
     b"HTTPS://[::1]:7781" + TARGET,
-    TARGET + b"&role=worker",  # the first counts
+    TARGET + b"&role=worker",  # the first value counts
     b"/ws?workspaceId=W.-_%3Ax&role=worker",
     b"/ws?role=workspace%2Ddaemon&workspaceId=w&runtimeTargetId=t&other=%00%ff",
 ]
@@ -209,7 +209,7 @@ BAD_TARGETS = [
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[bytes, bool]:
-    """A request made of good and bad parts, and whether all of them are good."""
+    """A request of valid and invalid parts, and whether all parts are valid."""
     wrong = draw(st.integers(0, 3)) == 0 or draw(st.booleans())
     lines = dict(RIGHT)
     for name in draw(st.lists(st.sampled_from(sorted(GOOD)), max_size=4, unique=True)):
@@ -227,7 +227,7 @@ def requests(draw: st.DrawFn) -> tuple[bytes, bool]:
         else:
             lines[place] = draw(st.sampled_from(BAD[place]))
             if place == b"Authorization":
-                lines.pop(b"Sec-WebSocket-Protocol", None)  # it may hold a token as well
+                lines.pop(b"Sec-WebSocket-Protocol", None)  # the sub-protocol can hold a token, too
     ordered = draw(st.permutations([(name, value) for name, values in lines.items() for value in values]))
     spelled = draw(st.sampled_from([bytes.lower, bytes.upper, bytes.title]))
     return request(method, target, [(spelled(name), value) for name, value in ordered], version), not wrong
@@ -241,7 +241,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 @settings(max_examples=300, deadline=None)
 @given(requests(), st.lists(st.integers(0, 4000), max_size=4))
-def test_only_a_right_request_is_upgraded(made: tuple[bytes, bool], places: list[int]) -> None:
+def test_only_a_valid_request_is_upgraded(made: tuple[bytes, bool], places: list[int]) -> None:
     data, right = made
     site = UpgradeSite()
     site.receive(*cut(data, places))
@@ -330,7 +330,7 @@ _names = st.one_of(
     [],
 )
 @example(b"GET", b"\xff\xfe", [(b"Host", b"\x00")], [], b"HTTP/1.1", b"", [])
-def test_junk_is_answered_or_cut_off(
+def test_invalid_requests_are_answered_or_closed(
     method: bytes,
     target: bytes,
     headers: list[tuple[bytes, bytes]],
@@ -339,7 +339,7 @@ def test_junk_is_answered_or_cut_off(
     behind: bytes,
     places: list[int],
 ) -> None:
-    """Anything but a right upgrade ends within a minute, and says nothing or whole responses until then."""
+    """Any other request than a valid upgrade is closed within a minute, with complete responses or none."""
     site = UpgradeSite()
     right = [(name, RIGHT[name][0]) for name in kept]
     site.receive(*cut(request(method, target, right + headers, version) + behind, places))
@@ -366,8 +366,8 @@ def test_junk_is_answered_or_cut_off(
     st.lists(requests().map(lambda made: made[0]), min_size=2, max_size=4),
     st.lists(st.integers(0, 4000), max_size=4),
 )
-def test_requests_in_one_go(made: list[bytes], places: list[int]) -> None:
-    """Pipelining: after a refusal the connection is closed, so that nothing behind it is taken for an answer."""
+def test_pipelined_requests(made: list[bytes], places: list[int]) -> None:
+    """Pipelining: a refusal closes the connection, so that later bytes are not read as a response."""
     site = UpgradeSite()
     site.receive(*cut(b"".join(made), places))
     upgrades = [reply for reply in site.replies(made[0].partition(b" ")[0]) if reply[0] == 101]
@@ -386,7 +386,7 @@ _FIELDS = st.lists(
 
 
 @given(_FIELDS)
-def test_a_query_is_read_as_the_library_reads_it(fields: list[str]) -> None:
+def test_a_query_is_read_like_the_standard_library(fields: list[str]) -> None:
     text = "&".join(fields)
     found: dict[str, str] = {}
     for name, value in parse_qsl(text, keep_blank_values=True):
@@ -405,7 +405,7 @@ def test_a_query_is_read_as_the_library_reads_it(fields: list[str]) -> None:
     assert outcome(lambda: parse_query(b"/ws?" + text.encode())) == outcome(by_the_book)
 
 
-def test_a_query_has_so_many_parameters_and_no_more() -> None:
+def test_the_number_of_query_parameters_is_bounded() -> None:
     usual = b"/ws?role=client&workspaceId=w"
     assert parse_query(usual + b"&x" * (MAX_PARAMETERS - 2))[0].workspace_id == "w"
     with pytest.raises(Refusal) as refused:
@@ -414,7 +414,7 @@ def test_a_query_has_so_many_parameters_and_no_more() -> None:
 
 
 class BrokenGate(OpenGate):
-    """One that has a bug, before or behind the wait."""
+    """A gate with a bug, before or after the first await."""
 
     def __init__(self, at_once: bool) -> None:
         super().__init__()
@@ -430,7 +430,7 @@ class BrokenGate(OpenGate):
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_bug_ends_one_upgrade_and_is_logged(at_once: bool) -> None:
+def test_an_exception_ends_one_upgrade_and_is_logged(at_once: bool) -> None:
     site = UpgradeSite()
     site.gate = BrokenGate(at_once)
     site.upgrade._gate = site.gate  # type: ignore[assignment]
@@ -442,7 +442,7 @@ def test_a_bug_ends_one_upgrade_and_is_logged(at_once: bool) -> None:
     assert site.transport.disconnected and site.counts.total == 0
 
 
-def test_who_is_remembered_comes_in_at_once() -> None:
+def test_cached_claims_are_admitted_at_once() -> None:
     site = UpgradeSite()
     claims = Claims(workspace_id="w", runtime_target_id="t", scope=Scope.PAIRING)
     site.gate.recall = lambda source, query: claims  # type: ignore[method-assign]
