@@ -294,7 +294,7 @@ def bench(chosen: Sequence[Cell], kinds: Sequence[Kind], pace: Pace, options: ar
     path = (
         HERE
         / "results"
-        / f"{time.strftime('%Y%m%d-%H%M', time.gmtime(began))}{'-quick' if options.quick else ''}.json"
+        / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(began))}{'-quick' if options.quick else ''}.json"
     )
     path.parent.mkdir(exist_ok=True)
     path.write_text(compact(results))
