@@ -1,4 +1,4 @@
-"""The batched form of bus frames: what is signed comes out, in order, and nothing else does."""
+"""Batches of bus frames: signed frames are read in order; any other input is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PARCELS = st.lists(
 
 
 @given(PARCELS)
-def test_what_is_signed_comes_out_in_order(parcels: list[Parcel]) -> None:
+def test_signed_frames_are_read_in_order(parcels: list[Parcel]) -> None:
     found = verifier().verify(signed(parcels))
     assert found == [Arrival(p.target, p.direction, "a", p.payloads) for p in parcels]
 
@@ -69,12 +69,12 @@ def test_no_changed_byte_is_accepted(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_whatever_follows_the_magic_is_refused(rest: bytes) -> None:
+def test_random_bytes_after_the_magic_are_refused(rest: bytes) -> None:
     assert reasons(verifier().verify(MAGIC + rest)) == [Reason.BUS_SIGNATURE_INVALID]
 
 
 def authentic(head: bytes, payloads: bytes = b"", frames: int = 1) -> bytes:
-    """A batch with the right tag around a head of any form, made as the module's docstring says."""
+    """A correctly signed batch around an arbitrary head, by the format in the module's docstring."""
     process, number = b"p" * 12, (7).to_bytes(8, "big")
     key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v3\n" + process, "sha256")
     covered = process + number + frames.to_bytes(4, "big") + len(head).to_bytes(4, "big") + head + payloads
@@ -89,7 +89,7 @@ def test_an_authentic_head_of_an_unknown_form(head: bytes) -> None:
 @pytest.mark.parametrize(
     "sizes", [[3], [1], [], [-1, 3]], ids=["too long", "too short", "none", "a negative length"]
 )
-def test_a_batch_whose_parts_do_not_fit_together(sizes: list[int]) -> None:
+def test_inconsistent_batches_are_refused(sizes: list[int]) -> None:
     runs = [["w", "t", True, None, None, sizes]]
     head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), runs])
     assert reasons(verifier().verify(authentic(head, b"{}"))) == [Reason.BUS_FRAME_REFUSED]
@@ -110,37 +110,37 @@ def test_a_run_without_messages_brings_nothing() -> None:
         ("b", KEY, NOW + 15.1, Reason.BUS_SIGNATURE_STALE),
     ],
 )
-def test_refused_as_a_whole(relay_id: str, key: str, now: float, reason: Reason) -> None:
+def test_batches_that_are_refused_as_a_whole(relay_id: str, key: str, now: float, reason: Reason) -> None:
     raw = signed([parcel(b"1"), parcel(b"2")], now=now)
     assert reasons(verifier(relay_id, key).verify(raw)) == [reason]
 
 
-def test_the_same_frames_twice_are_two_batches_and_one_batch_twice_is_a_replay() -> None:
+def test_a_repeated_batch_is_a_replay_and_repeated_frames_are_not() -> None:
     to, by = verifier(), signer()
     first, second = (bytes(by.sign([parcel(b"{}")], INSTANCE)) for _ in range(2))
     assert reasons(to.verify(first)) == reasons(to.verify(second)) == []
     assert reasons(to.verify(first)) == [Reason.BUS_SIGNATURE_REPLAYED]
 
 
-def test_a_batch_for_the_process_before_is_stale_after_a_restart() -> None:
+def test_a_batch_for_the_previous_process_is_stale() -> None:
     raw = signed([parcel(b"{}")], "instance-of-the-process-before", NOW - 3)
     assert reasons(verifier().verify(raw)) == [Reason.BUS_SIGNATURE_STALE]
 
 
-def test_one_bad_frame_harms_no_other() -> None:
+def test_invalid_frames_do_not_affect_the_others() -> None:
     bad = [parcel(b"x" * 1001), parcel(b"\xff"), Parcel(("w", ""), CLIENT_TO_DAEMON, "b", None, (b"{}",), 2)]
     found = verifier().verify(signed([parcel(b"1"), *bad, parcel(b"2")]))
     assert [one.payloads for one in found if isinstance(one, Arrival)] == [(b"1",), (b"2",)]
     assert reasons(found) == [Reason.BUS_FRAME_REFUSED] * 3
 
 
-def test_an_e2ee_frame_that_was_decoded_already_says_so() -> None:
+def test_a_decoded_e2ee_frame_carries_its_profile_and_session() -> None:
     frame = E2ee("noise-ik", "session-1")
     [found] = verifier().verify(
         signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"{}", b"[]"), 4, frame)])
     )
     assert found == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", [b"{}", b"[]"], frame)
-    odd = E2ee("noise-ik", "\ud800")  # has no UTF-8: the other relay decodes the message again
+    odd = E2ee("noise-ik", "\ud800")  # has no UTF-8 encoding: the receiver decodes the message again
     [found] = verifier().verify(signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"{}",), 2, odd)]))
     assert isinstance(found, Arrival) and found.frame is None
 
@@ -151,8 +151,8 @@ def test_an_unknown_profile_is_refused() -> None:
     assert reasons(verifier().verify(authentic(head, b"{}"))) == [Reason.BUS_FRAME_REFUSED]
 
 
-def test_the_form_on_the_wire() -> None:
-    """As the module's docstring gives it."""
+def test_the_wire_format() -> None:
+    """The format in the module's docstring."""
     raw = signed([parcel(b"{}", DAEMON_TO_CLIENTS, "m"), parcel(b"[]", DAEMON_TO_CLIENTS, "m")])
     assert raw[:4] == b"VRB3"
     assert raw[32:44] == (1).to_bytes(8, "big") + (2).to_bytes(4, "big")

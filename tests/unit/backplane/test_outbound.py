@@ -1,4 +1,4 @@
-"""The outgoing side of the bus: order, batches, bounds, and what happens to what cannot be carried."""
+"""Outbound side of the bus: order, batches, limits, lost frames."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ class Parts:
         return [call[1] for call in self.carrier.seen]
 
 
-def test_one_call_carries_what_one_turn_brought_in_order() -> None:
+def test_one_call_carries_the_frames_of_a_turn_in_order() -> None:
     parts = Parts()
     for number in range(6):
         parts.publish(str(number))
     assert parts.batches() == []
     parts.clock.advance(0)
-    assert parts.batches() == [4]  # the carrier's most
+    assert parts.batches() == [4]  # the carrier's limit for one batch
     parts.publish("6")
     parts.answer()
     assert parts.batches() == [4, 3]
@@ -93,7 +93,7 @@ def test_one_call_carries_what_one_turn_brought_in_order() -> None:
     assert (parts.counters.bus_publish_ok, parts.bus.queued, parts.bus._relays) == (7, 0, {})
 
 
-def test_messages_of_one_parcel_are_frames_of_their_own_where_no_batches_are_read() -> None:
+def test_without_batches_each_message_of_a_parcel_is_a_frame() -> None:
     parts = Parts()
     parts.bus.publish(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"1", b"2", b"3"), 3))
     parts.clock.advance(0)
@@ -102,7 +102,7 @@ def test_messages_of_one_parcel_are_frames_of_their_own_where_no_batches_are_rea
     assert parts.payloads() == ["1", "2", "3"]
 
 
-def test_lanes_go_side_by_side_as_many_as_the_carrier_takes() -> None:
+def test_lanes_run_concurrently_up_to_the_carriers_limit() -> None:
     parts = Parts()
     parts.carrier.one_lane = False
     for target in ("t1", "t2", "t3"):
@@ -113,7 +113,7 @@ def test_lanes_go_side_by_side_as_many_as_the_carrier_takes() -> None:
     assert parts.batches() == [1, 1, 1]
 
 
-def test_a_failed_call_fails_its_messages_and_the_next_goes_on() -> None:
+def test_a_failed_call_loses_its_own_frames_only() -> None:
     parts = Parts()
     for number in range(6):
         parts.publish(str(number))
@@ -126,7 +126,7 @@ def test_a_failed_call_fails_its_messages_and_the_next_goes_on() -> None:
     assert (parts.counters.bus_publish_ok, parts.counters.bus_publish_failed) == (2, 4)
 
 
-def test_in_an_outage_everything_fails_at_once() -> None:
+def test_in_an_outage_frames_are_lost_at_once() -> None:
     parts = Parts()
     for number in range(6):
         parts.publish(str(number))
@@ -137,7 +137,7 @@ def test_in_an_outage_everything_fails_at_once() -> None:
     parts.publish("6")
     assert parts.failed[-1] == "6"
     assert parts.batches() == [4]
-    assert parts.log.names() == ["backplane_unreachable"]  # once, not for every frame
+    assert parts.log.names() == ["backplane_unreachable"]  # one entry for the outage, none for each frame
     parts.outage.up("p")
     parts.publish("7")
     parts.clock.advance(0)
@@ -146,7 +146,7 @@ def test_in_an_outage_everything_fails_at_once() -> None:
 
 
 @pytest.mark.parametrize("bounds", [{"most_frames": 3}, {"most_bytes": 30}])
-def test_when_too_much_waits_for_one_relay_its_oldest_goes(bounds: dict[str, int]) -> None:
+def test_over_the_limit_of_a_relay_its_oldest_frames_are_dropped(bounds: dict[str, int]) -> None:
     parts = Parts(**bounds)
     for number in range(5):
         parts.publish(f"{number:010}")
@@ -160,7 +160,7 @@ def test_when_too_much_waits_for_one_relay_its_oldest_goes(bounds: dict[str, int
     assert parts.bus.queued == 0
 
 
-def test_what_is_on_its_way_does_not_go_for_what_is_newer() -> None:
+def test_frames_in_flight_are_not_dropped_for_newer_ones() -> None:
     parts = Parts(most_frames=4)
     for number in range(4):
         parts.publish(str(number))
@@ -173,13 +173,13 @@ def test_what_is_on_its_way_does_not_go_for_what_is_newer() -> None:
     assert parts.payloads() == ["0", "1", "2", "3", "6"]
 
 
-def test_a_single_message_larger_than_the_bound_still_goes() -> None:
+def test_a_single_frame_over_the_limit_is_sent() -> None:
     parts = Parts(most_bytes=10)
     parts.publish("x" * 50)
     assert parts.failed == []
 
 
-def test_who_brings_too_much_is_not_read_meanwhile() -> None:
+def test_over_the_high_water_mark_the_publishers_reading_is_paused() -> None:
     parts = Parts(most_bytes=1 << 22)
     publisher = Publisher()
     half = "x" * (PAUSE_AT // 2)
@@ -192,7 +192,7 @@ def test_who_brings_too_much_is_not_read_meanwhile() -> None:
     assert not publisher.causes
 
 
-def test_a_failure_lets_the_publisher_go_on_too() -> None:
+def test_a_failure_resumes_the_publisher() -> None:
     parts = Parts(most_bytes=1 << 22)
     publisher = Publisher()
     parts.publish("x" * PAUSE_AT, publisher=publisher)
@@ -202,7 +202,7 @@ def test_a_failure_lets_the_publisher_go_on_too() -> None:
     assert not publisher.causes
 
 
-def test_flushing_waits_for_all_lanes() -> None:
+def test_flush_waits_for_all_lanes() -> None:
     parts = Parts()
     parts.carrier.one_lane = False
     parts.publish("1", target="t1")

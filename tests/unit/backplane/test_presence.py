@@ -1,4 +1,4 @@
-"""Presence: what is told when, in which order, and what is remembered."""
+"""Presence: announcements, their order, and the cache of look-ups."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_announced_renewed_withdrawn() -> None:
     assert len(parts.calls()) == 4
 
 
-def test_nothing_is_told_when_it_is_off() -> None:
+def test_an_interval_of_zero_disables_announcements() -> None:
     parts = Parts(interval=0.0)
     parts.presence.changed(KEY, SOMEBODY, None)
     parts.presence.changed(KEY, None, None)
@@ -80,7 +80,7 @@ def test_nothing_is_told_when_it_is_off() -> None:
     assert parts.calls() == []
 
 
-def test_leaving_and_coming_back_is_told_in_order() -> None:
+def test_leave_and_join_are_announced_in_order() -> None:
     parts = Parts(hold=True)
     parts.presence.changed(KEY, SOMEBODY, "m1")
     parts.presence.changed(KEY, None, None)
@@ -108,17 +108,17 @@ def test_a_daemon_that_leaves_while_the_answer_to_its_announcement_is_lost_is_wi
     assert parts.calls() == ["announce", "withdraw"]
 
 
-def test_another_relay_has_the_daemon_now() -> None:
+def test_a_daemon_that_moved_to_another_relay() -> None:
     parts = Parts()
     parts.presence.changed(KEY, SOMEBODY, None)
     parts.carrier.entries[KEY] = THERE
     parts.clock.pump([1.0] * 25)
     assert parts.moved == [(KEY, SOMEBODY)]
-    assert parts.carrier.entries[KEY] == THERE  # and it stays announced
+    assert parts.carrier.entries[KEY] == THERE  # the other relay's entry stays
     assert "withdraw" not in parts.calls()
 
 
-def test_who_came_during_the_refresh_is_not_sent_away() -> None:
+def test_a_daemon_that_joins_during_a_renewal_stays() -> None:
     parts = Parts(hold=True)
     parts.presence.changed(KEY, SOMEBODY, "m1")
     parts.carrier.answer()
@@ -129,17 +129,19 @@ def test_who_came_during_the_refresh_is_not_sent_away() -> None:
     parts.carrier.answer()
     assert parts.moved == []
     parts.carrier.answer()
-    assert parts.carrier.entries[KEY]["machineId"] == "m2"  # the newer announcement wins
+    assert (
+        parts.carrier.entries[KEY]["machineId"] == "m2"
+    )  # the newer announcement replaces the other relay's
 
 
-def test_what_could_not_be_told_is_told_at_the_recovery() -> None:
+def test_missed_announcements_are_sent_after_the_outage() -> None:
     parts = Parts()
     parts.outage.down("p", CarrierFailed("gone"))
     parts.presence.changed(KEY, SOMEBODY, None)
     parts.clock.pump([1.0] * 30)
-    assert parts.calls() == []  # a relay that does not answer is not asked
+    assert parts.calls() == []  # no command is sent in an outage
     parts.outage.up("p")
-    assert parts.calls() == ["renew"]  # it may have moved on meanwhile
+    assert parts.calls() == ["renew"]  # renew, since the daemon may have moved in the outage
     parts.outage.down("p", CarrierFailed("gone"))
     parts.carrier.entries.clear()
     parts.outage.up("p")
@@ -147,7 +149,7 @@ def test_what_could_not_be_told_is_told_at_the_recovery() -> None:
     assert KEY in parts.carrier.entries
 
 
-def test_a_refusal_that_is_no_outage_is_logged_and_tried_again() -> None:
+def test_a_refused_command_is_logged_and_repeated() -> None:
     parts = Parts()
     parts.carrier.failing = CarrierFailed("Redis says: NOPERM", outage=False)
     parts.presence.changed(KEY, SOMEBODY, None)
@@ -157,7 +159,7 @@ def test_a_refusal_that_is_no_outage_is_logged_and_tried_again() -> None:
     assert parts.calls() == ["announce", "renew"]
 
 
-def test_a_withdrawal_that_cannot_be_told_is_given_up() -> None:
+def test_a_withdrawal_that_keeps_failing_is_dropped() -> None:
     parts = Parts()
     parts.presence.changed(KEY, SOMEBODY, None)
     parts.carrier.failing = CarrierFailed("down")
@@ -166,7 +168,7 @@ def test_a_withdrawal_that_cannot_be_told_is_given_up() -> None:
     assert parts.presence._seats == {}
 
 
-def test_settling_waits_for_the_withdrawal() -> None:
+def test_settle_waits_for_the_withdrawal() -> None:
     parts = Parts(hold=True)
     parts.presence.changed(KEY, SOMEBODY, None)
     parts.carrier.answer()
@@ -183,7 +185,7 @@ def test_settling_waits_for_the_withdrawal() -> None:
         (THERE, Whereabouts("b", "ws://b")),
         ({**THERE, "machineId": "m", "more": [1]}, Whereabouts("b", "ws://b")),
         (None, None),
-        ({**THERE, "relayId": "a"}, None),  # ours: it is not here any more
+        ({**THERE, "relayId": "a"}, None),  # the own entry: the daemon has left
         ({**THERE, "relayId": ""}, None),
         ({**THERE, "relayId": 7}, None),
         ({**THERE, "relayId": "x" * 129}, None),
@@ -194,14 +196,14 @@ def test_settling_waits_for_the_withdrawal() -> None:
         ({}, None),
     ],
 )
-def test_what_an_entry_says(entry: dict[str, object] | None, found: Whereabouts | None) -> None:
+def test_valid_and_invalid_entries(entry: dict[str, object] | None, found: Whereabouts | None) -> None:
     parts = Parts()
     if entry is not None:
         parts.carrier.entries[KEY] = entry
     assert value(parts.presence.resolve(KEY)) == found
 
 
-def test_an_entry_is_remembered_for_two_seconds_and_an_absent_one_shortly() -> None:
+def test_an_entry_is_cached_for_two_seconds_and_a_missing_one_briefly() -> None:
     parts = Parts()
     for seconds, asked in ((0.0, 1), (0.2, 1), (0.1, 2)):
         parts.clock.advance(seconds)
@@ -215,7 +217,7 @@ def test_an_entry_is_remembered_for_two_seconds_and_an_absent_one_shortly() -> N
         assert parts.calls().count("resolve") == asked
 
 
-def test_look_ups_at_the_same_time_are_one_and_a_failure_is_nobody() -> None:
+def test_concurrent_look_ups_are_shared_and_a_failure_finds_no_relay() -> None:
     parts = Parts(hold=True)
     waiting = [parts.presence.resolve(KEY) for _ in range(5)]
     assert parts.calls() == ["resolve"]
@@ -227,11 +229,11 @@ def test_look_ups_at_the_same_time_are_one_and_a_failure_is_nobody() -> None:
 
 
 def take_by_b(parts: Parts, generation: int | None) -> str | None:
-    """Relay b announces a daemon that has just come there."""
+    """Relay b announces a newly joined daemon."""
     return parts.carrier.seats.take(KEY, THERE, SeatClaim(generation, 1_800_000_000_000), new=True)
 
 
-def test_a_seat_that_another_relay_takes_is_given_up_within_a_second() -> None:
+def test_a_seat_taken_by_another_relay_is_released_within_a_second() -> None:
     parts = Parts()
     parts.presence.changed(KEY, SOMEBODY, None, 5)
     assert take_by_b(parts, 5) is None
@@ -240,7 +242,7 @@ def test_a_seat_that_another_relay_takes_is_given_up_within_a_second() -> None:
     assert parts.carrier.entries[KEY] == THERE
 
 
-def test_a_higher_generation_keeps_its_seat_against_whoever_comes_later() -> None:
+def test_a_higher_generation_keeps_its_seat() -> None:
     parts = Parts()
     parts.presence.changed(KEY, SOMEBODY, None, 5)
     assert take_by_b(parts, 4) == "a"
@@ -248,7 +250,7 @@ def test_a_higher_generation_keeps_its_seat_against_whoever_comes_later() -> Non
     assert parts.moved == []
 
 
-def test_a_lower_generation_is_let_go_at_once() -> None:
+def test_a_lower_generation_is_closed_at_once() -> None:
     parts = Parts()
     take_by_b(parts, 6)
     parts.presence.changed(KEY, SOMEBODY, None, 5)
@@ -256,7 +258,7 @@ def test_a_lower_generation_is_let_go_at_once() -> None:
     assert parts.carrier.entries[KEY] == THERE
 
 
-def test_who_came_in_an_outage_takes_no_seat_from_who_came_later() -> None:
+def test_a_daemon_from_an_outage_does_not_replace_a_later_one() -> None:
     parts = Parts()
     parts.outage.down("p", CarrierFailed("gone"))
     parts.presence.changed(KEY, SOMEBODY, None, 5)
@@ -266,7 +268,7 @@ def test_who_came_in_an_outage_takes_no_seat_from_who_came_later() -> None:
     assert parts.moved == [(KEY, SOMEBODY)]
 
 
-def test_the_higher_generation_takes_its_seat_back_after_an_outage() -> None:
+def test_a_higher_generation_regains_its_seat_after_an_outage() -> None:
     parts = Parts()
     parts.presence.changed(KEY, SOMEBODY, None, 6)
     parts.outage.down("p", CarrierFailed("gone"))
@@ -278,7 +280,7 @@ def test_the_higher_generation_takes_its_seat_back_after_an_outage() -> None:
     assert parts.carrier.seats.moved("b") == [KEY]
 
 
-def test_a_known_place_is_asked_again_before_it_is_forgotten() -> None:
+def test_a_cached_entry_is_refreshed_before_it_expires() -> None:
     parts = Parts()
     assert parts.presence.known(KEY) is None
     parts.carrier.entries[KEY] = THERE

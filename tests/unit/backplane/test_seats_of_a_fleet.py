@@ -1,7 +1,7 @@
-"""One target, three relays and a Redis that fails: after the healing one relay has the seat, and every client reaches it.
+"""Model test (Hypothesis) of one target on three relays: after all faults exactly one relay has the seat and serves every client.
 
-Daemons move, flap, are half-open on one relay and alive on another; relays are cut off from Redis, refused, slow, lose
-answers, and Redis loses everything. A stateful model (Hypothesis) over the relay's own presence, bus, sessions and wire.
+Faults: daemons that move, flap or are half-open on one relay and connected to another; relays without Redis, with refused, slow
+or unanswered commands; Redis that loses its data. Presence, bus, sessions and connections are the relay's own.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tests.wireframes import encoded
 
 RELAYS = ("a", "b", "c")
 TARGET = ("w", "t")
-#: Seconds after the healing within which one relay has the seat, and within which clients follow.
+#: Seconds after the last fault until one relay has the seat, and again until clients are routed to that relay.
 HEALED = 2.0
 
 relays = st.sampled_from(RELAYS)
 
 
 class SeatsOfAFleet(RuleBasedStateMachine):
-    """`daemons`: the connections of daemons that are open, with their generations."""
+    """`daemons` maps open connections of daemons to relay and generation."""
 
     @initialize()
     def begin(self) -> None:
@@ -56,7 +56,7 @@ class SeatsOfAFleet(RuleBasedStateMachine):
 
     @rule(before=relays, after=relays, generation=st.sampled_from([None, 1, 2]))
     def a_daemon_moves(self, before: str, after: str, generation: int | None) -> None:
-        """The connection that it had stays open at the relay that it left."""
+        """The daemon's older connection stays open at its former relay."""
         self.a_daemon_comes(before, generation)
         old = next(reversed(self.daemons))
         self.fleet.wait(0.1)
@@ -92,7 +92,7 @@ class SeatsOfAFleet(RuleBasedStateMachine):
         self.asked += 1
         self.clients[name].say(encoded("init v3", requestId=f"request-{self.asked}"))
 
-    # -- what must be true ---------------------------------------------------------------------------------------
+    # -- invariants ----------------------------------------------------------------------------------------------
 
     def holders(self) -> dict[str, MemoryPeer]:
         found = {}
@@ -122,7 +122,7 @@ class SeatsOfAFleet(RuleBasedStateMachine):
         if all(generation is not None for _, generation in self.daemons.values()):
             generations = [self.daemons[peer][1] or 0 for peer in (*before.values(), daemon)]
             assert self.daemons[daemon][1] == max(generations)
-        self.fleet.wait(HEALED)  # what relays remember of the place before
+        self.fleet.wait(HEALED)  # until cached look-ups expire
         for client in self.clients.values():
             client.heard()
         daemon.heard()

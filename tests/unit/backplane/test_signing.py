@@ -1,4 +1,4 @@
-"""Bus frames: the signature, what is refused, and how replays are known."""
+"""Bus frames: signature, refusals, detection of replays."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def verifier(time: Time, relay_id: str = "b") -> FrameVerifier:
 
 
 def fresh(time: Time) -> Freshness:
-    """What a relay without a process before accepts."""
+    """The freshness check of a relay without an earlier process."""
     freshness = Freshness(Clock(), time, 15.0)
     freshness.restarted = False
     return freshness
@@ -56,7 +56,7 @@ def parcel(payload: bytes = b'{"x":1}', **rest: Any) -> Parcel:
 
 
 def test_the_signature_of_a_known_frame() -> None:
-    """HMAC-SHA256 of the lines, as openssl computes it:
+    """HMAC-SHA256 over the lines, equal to the output of openssl:
 
     printf 'w\\nt\\nm\\na\\nb\\nclient_to_daemon\\n1700000000000\\n{}' | openssl dgst -sha256 -hmac key
     """
@@ -64,7 +64,7 @@ def test_the_signature_of_a_known_frame() -> None:
     assert made.hex() == "92a21a61b736aa253fed0262dfaf337922e02cf24d63c6c2c48f55fb004eb4ec"
 
 
-def test_what_is_written(time: Time) -> None:
+def test_the_members_of_a_signed_frame(time: Time) -> None:
     frame = json.loads(signed(time, parcel(machine_id="m")))
     assert {name: frame[name] for name in frame if name != "signature"} == {
         "workspaceId": "w",
@@ -80,14 +80,14 @@ def test_what_is_written(time: Time) -> None:
     assert "machineId" not in json.loads(signed(time, parcel()))
 
 
-def test_written_and_read(time: Time) -> None:
+def test_a_signed_frame_is_verified(time: Time) -> None:
     payload = 'äöü 🙂 \u2028 "'.encode()
     raw = signed(time, parcel(payload, machine_id="m"))
     assert verifier(time).verify(raw) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", (payload,))
     assert verifier(time).verify(json.loads(raw)) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", (payload,))
 
 
-def test_equal_messages_are_not_taken_for_replays(time: Time) -> None:
+def test_equal_messages_are_no_replays(time: Time) -> None:
     signer, there = FrameSigner(KEY, "a", time), verifier(time)
     for step in (0, 0, 0, 0.001, 0, 0.002, -0.001, 0):
         time.now += step
@@ -98,7 +98,7 @@ def test_equal_messages_are_not_taken_for_replays(time: Time) -> None:
     st.text(alphabet=st.characters(exclude_categories=["Cs"])),
     st.none() | st.text("ab\u00e4", min_size=1, max_size=5),
 )
-def test_whatever_is_written_is_read(text: str, machine_id: str | None) -> None:
+def test_any_text_is_signed_and_verified(text: str, machine_id: str | None) -> None:
     time = Time()
     raw = signed(time, parcel(text.encode(), machine_id=machine_id))
     read = FrameVerifier(KEY, "b", fresh(time), 100_000).verify(raw)
@@ -114,12 +114,12 @@ def test_whatever_is_written_is_read(text: str, machine_id: str | None) -> None:
     ("workspaceId", "runtimeTargetId", "machineId", "sourceRelayId", "targetRelayId", "direction", "payload",
      "issuedAtMs", "signature"), st.just(value) | st.text(max_size=3),
 ))))  # fmt: skip
-def test_nothing_made_up_gets_in(frame: dict[str, Any]) -> None:
+def test_unsigned_frames_are_refused(frame: dict[str, Any]) -> None:
     assert isinstance(verifier(Time()).verify(frame), BadFrame)
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_break_it(raw: bytes) -> None:
+def test_any_bytes_are_refused(raw: bytes) -> None:
     assert isinstance(verifier(Time()).verify(raw), BadFrame)
 
 
@@ -139,7 +139,7 @@ def test_beyond_the_skew(time: Time, age: float) -> None:
     assert read.reason is Reason.BUS_SIGNATURE_STALE
 
 
-def test_a_replay_is_known_as_long_as_it_is_fresh(time: Time) -> None:
+def test_a_replay_is_detected_while_the_frame_is_fresh(time: Time) -> None:
     there = verifier(time)
     time.now += 14.9  # the source's clock is ahead
     raw = signed(time, parcel())
@@ -158,20 +158,20 @@ def test_newlines_in_ids_cannot_shift_the_fields(time: Time) -> None:
     assert isinstance(verifier(time).verify(frame), BadFrame)
 
 
-def test_the_guard_is_bounded_and_lets_nothing_in_that_it_forgot() -> None:
+def test_the_guard_is_bounded_and_refuses_signatures_older_than_its_floor() -> None:
     guard = ReplayGuard(30.0, most=10)
     signatures = [bytes([n]) * 32 for n in range(100)]
     for number, signature in enumerate(signatures):
         assert guard.is_new(signature, 1000.0 + number)
         assert len(guard) <= 20
-    # What it has forgotten was issued before the floor.
+    # Signatures that were dropped are older than the floor.
     for number, signature in enumerate(signatures):
         now = 1000.0 + number
         known = signature[:16] in guard._new or signature[:16] in guard._old
         assert known or now < guard.floor
 
 
-def test_the_guard_forgets_what_is_too_old_to_be_let_in() -> None:
+def test_the_guard_drops_signatures_that_are_stale() -> None:
     guard = ReplayGuard(30.0)
     assert guard.is_new(b"a" * 32, 0.0)
     assert not guard.is_new(b"a" * 32, 29.0)
@@ -182,7 +182,7 @@ def test_the_guard_forgets_what_is_too_old_to_be_let_in() -> None:
     assert guard.floor == float("-inf")
 
 
-def test_a_clock_that_is_set_back_stops_nothing() -> None:
+def test_a_clock_that_is_set_back_refuses_no_new_signature() -> None:
     guard = ReplayGuard(30.0)
     assert guard.is_new(b"a" * 32, 5000.0)
     assert not guard.is_new(b"a" * 32, 1000.0)
