@@ -39,7 +39,7 @@ proxies: $(PROXIES)/.ready ## install a newer Caddy, Traefik and Envoy for tests
 
 test: $(READY) $(PROXIES)/.ready ## lint, then every test (ARGS="-k name" goes to pytest); goes on after lint has failed
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS) || status=1; exit $$status
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS) || status=1; exit $$status
 
 # The black-box cases of the wire protocol, and what they need besides.
 ACCEPTANCE ?= ../shared/acceptance

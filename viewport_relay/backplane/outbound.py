@@ -145,11 +145,27 @@ class Outbound:
             relay.bytes -= oldest.size
             relay.frames -= len(oldest.payloads)
             dropped.append(oldest)
+        if len(newest.payloads) > 1 and (relay.bytes > self._most_bytes or relay.frames > self._most_frames):
+            dropped.append(self._cut(relay, newest))
         if dropped:
             frames = sum([len(parcel.payloads) for parcel in dropped])
             self._counters.bus_queue_dropped += frames
             self._counters.bus_publish_failed += frames
             self._lost(dropped)
+
+    def _cut(self, relay: _Relay, newest: Parcel) -> Parcel:
+        """Take the oldest messages out of a parcel that exceeds the bounds by itself; the last message stays."""
+        payloads, count, size = newest.payloads, 0, 0
+        while count < len(payloads) - 1 and (
+            relay.bytes - size > self._most_bytes or relay.frames - count > self._most_frames
+        ):
+            size += len(payloads[count])
+            count += 1
+        kept = msgspec.structs.replace(newest, payloads=payloads[count:], size=newest.size - size)
+        relay.lanes[self._lane_of(newest)].queue[-1] = kept
+        relay.bytes -= size
+        relay.frames -= count
+        return msgspec.structs.replace(newest, payloads=payloads[:count], size=size)
 
     async def flush(self) -> None:
         """Wait until nothing is queued any more."""

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 
 from tests.memorywire import Log
 from tests.unit.backplane.parts import StubCarrier
+from viewport_relay.backplane.batch import BatchSigner
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, CarrierFailed, Parcel
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.outbound import PAUSE_AT, Outbound
@@ -32,7 +33,7 @@ class Publisher:
 
 
 class Parts:
-    def __init__(self, **bounds: int) -> None:
+    def __init__(self, *, batches: bool = False, **bounds: int) -> None:
         self.clock = Clock()
         self.carrier = StubCarrier(hold=True)
         self.log = Log()
@@ -49,6 +50,7 @@ class Parts:
             self._lost,
             most_bytes=bounds.get("most_bytes", 1 << 20),
             most_frames=bounds.get("most_frames", 1000),
+            batch_signer=BatchSigner(KEY, "a", lambda: 1_800_000_000.0) if batches else None,
         )
 
     def publish(
@@ -158,6 +160,19 @@ def test_over_the_limit_of_a_relay_its_oldest_frames_are_dropped(bounds: dict[st
     parts.answer()
     assert parts.payloads() == ["0000000002", "0000000003", "0000000004", "other"]
     assert parts.bus.queued == 0
+
+
+@pytest.mark.parametrize("bounds", [{"most_frames": 3}, {"most_bytes": 3}], ids=["frames", "bytes"])
+def test_a_parcel_over_the_limit_loses_its_oldest_messages(bounds: dict[str, int]) -> None:
+    parts = Parts(batches=True, **bounds)
+    parts.publish("0")
+    parts.bus.publish(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"1", b"2", b"3", b"4"), 4))
+    assert parts.failed == ["0", "1"]
+    assert (parts.counters.bus_queue_dropped, parts.bus.queued) == (2, 3)
+    parts.clock.advance(0)
+    parts.answer()
+    assert parts.payloads() == ["2", "3", "4"]
+    assert (parts.counters.bus_publish_ok, parts.bus.queued, parts.bus._relays) == (3, 0, {})
 
 
 def test_frames_in_flight_are_not_dropped_for_newer_ones() -> None:
