@@ -23,6 +23,7 @@ import hiredis
 from machine import machine
 from relays import free_port
 
+from viewport_relay.backplane.interface import SeatClaim
 from viewport_relay.backplane.rediscommands import Commands
 
 PIPELINES = {"alone": 1, "pipelined": 100}
@@ -36,6 +37,7 @@ ENTRY = json.dumps({
     "machineId": "machine-1", "updatedAtMs": 1_700_000_000_000,
 }).encode()  # fmt: skip
 SIGNATURE = "s" * 60
+CLAIM = SeatClaim(1, 1_700_000_000_000)
 
 
 class Redis:
@@ -85,15 +87,15 @@ def kinds() -> dict[str, list[Sequence[Any]]]:
     """Name -> commands that are sent in turn."""
     daemons = [target(n) for n in range(DAEMONS)]
     found: dict[str, list[Sequence[Any]]] = {
-        "announce": [COMMANDS.announce(one, ENTRY, SIGNATURE) for one in daemons],
-        "renew": [COMMANDS.renew(one, ENTRY, SIGNATURE) for one in daemons],
+        "announce": [COMMANDS.announce(one, ENTRY, SIGNATURE, CLAIM) for one in daemons],
+        "renew": [COMMANDS.renew(one, ENTRY, SIGNATURE, CLAIM) for one in daemons],
         "resolve": [COMMANDS.resolve(one) for one in daemons],
         "mark": [COMMANDS.mark(b'{"instance":"0123456789","batches":1}')],
         "record_of": [COMMANDS.record_of("relay-a")],
     }
     for frames in (1, 10, 50):
         push = COMMANDS.push("relay-a", [b"x" * (frames * (1024 + 200))])  # one element for a batch
-        found[f"push and pull, {frames} of 1 KB"] = [push, *COMMANDS.pull(1.0, 200)]
+        found[f"push and pull, {frames} of 1 KB"] = [*push, *COMMANDS.pull(1.0, 200)]
     return found
 
 
