@@ -106,7 +106,12 @@ class World:
         self.hasty = {name: self._proxy(name, faster.get(name, {})) for name in self.proxies}
         self.idle: dict[str, tuple[Idle, Idle]] = {}
         for proxy in self.hasty.values():
-            daemon, client = self.pair(proxy, peers_of(proxy.name, 7))
+            try:
+                daemon, client = self.pair(proxy, peers_of(proxy.name, 7))
+            except (OSError, Refused, Closed) as error:
+                raise AssertionError(
+                    f"{proxy.name}: {proxy.output()}\n{self.relay(proxy.name).entries()}"
+                ) from error
             self.idle[proxy.name] = Idle(daemon, IDLE), Idle(client, IDLE)
 
     def start(self, tcp: bool) -> Relay:

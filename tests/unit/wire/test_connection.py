@@ -40,6 +40,7 @@ def bytes_kept(work: object) -> int:
     try:
         before = tracemalloc.get_traced_memory()[0]
         work()
+        gc.collect()
         return tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
@@ -60,8 +61,8 @@ def test_endless_empty_fragments_use_no_memory() -> None:
     client = relay.client()
     client.raw(masked_frame(TEXT, b"", fin=False))
     piece = masked_frame(0, b"", fin=False) * 5000
-    client.raw(piece)  # buffers that are kept for the next read are made once
-    assert bytes_kept(lambda: client.raw(piece)) < 20_000
+    # Memory that fragments used would be kept by each read; another thread's, or a buffer made once, is not.
+    assert min(bytes_kept(lambda: client.raw(piece)) for _ in range(3)) < 20_000
     client.raw(masked_frame(0, encoded("init v3")))
     assert b"DAEMON_UNAVAILABLE" in client.heard()[0]
 
