@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLContextFactory, IReactorTime
 from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
@@ -42,9 +49,18 @@ def _version(path: str) -> _Version:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _no_passphrase(length: int, verify: bool, _: object) -> bytes:
-    """OpenSSL's own would ask at the terminal, and wait."""
-    return b""
+_PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey
+
+
+def _private_key(path: str) -> _PrivateKey:
+    """Raises OSError, ValueError, UnsupportedAlgorithm, and TypeError for a key of another kind or with a passphrase.
+
+    OpenSSL's own reader would ask for the passphrase at the terminal.
+    """
+    key = load_pem_private_key(Path(path).read_bytes(), password=None)
+    if not isinstance(key, _PrivateKey):
+        raise TypeError(f"not a key for TLS: {type(key).__name__}")
+    return key
 
 
 @implementer(IOpenSSLContextFactory)
@@ -92,12 +108,11 @@ class ServerContext:
         context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
         # One call encrypts all that it is given; memory takes it all, so no write is ever partial.
         context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
-        context.set_passwd_cb(_no_passphrase)
         try:
             context.use_certificate_chain_file(self._cert_path)
-            context.use_privatekey_file(self._key_path)
+            context.use_privatekey(_private_key(self._key_path))
             context.check_privatekey()
-        except SSL.Error:
+        except (SSL.Error, OSError, ValueError, TypeError, UnsupportedAlgorithm):
             raise ConfigError(
                 [
                     f"RELAY_TLS_CERT_PATH, RELAY_TLS_KEY_PATH: {self._cert_path!r} and its key are not a PEM pair"

@@ -1,0 +1,70 @@
+"""Which files `ServerContext` takes as a certificate with its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tests.drill.certificates import Identity
+from viewport_relay.config import ConfigError
+from viewport_relay.wire.tls import ServerContext
+
+CA = Identity.self_signed("CA")
+EC, RSA = CA.issue("relay", "localhost"), CA.issue("relay", "localhost", kind="rsa")
+
+#: What `openssl ecparam -genkey` writes in front of a P-256 key.
+PARAMETERS = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+
+
+def traditional(identity: Identity) -> bytes:
+    """The key as `BEGIN EC PRIVATE KEY` or `BEGIN RSA PRIVATE KEY`."""
+    return identity.key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+
+def context(folder: Path, certificate: bytes, key: bytes) -> ServerContext:
+    (folder / "crt").write_bytes(certificate)
+    (folder / "key").write_bytes(key)
+    return ServerContext(str(folder / "crt"), str(folder / "key"))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("certificate", "key"),
+    [
+        pytest.param(EC.cert_pem, EC.key_pem(), id="PKCS 8"),
+        pytest.param(EC.cert_pem, PARAMETERS + traditional(EC), id="EC with parameters"),
+        pytest.param(RSA.cert_pem, traditional(RSA), id="traditional RSA"),
+        pytest.param(RSA.cert_pem + CA.cert_pem, RSA.cert_pem + RSA.key_pem(), id="certificate and key in one file"),
+    ],
+)  # fmt: skip
+def test_a_pair_is_taken(tmp_path: Path, certificate: bytes, key: bytes) -> None:
+    assert context(tmp_path, certificate, key).getContext()
+
+
+X25519_KEY = X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key"),
+    [
+        pytest.param(EC.cert_pem, RSA.key_pem(), id="another's key"),
+        pytest.param(EC.cert_pem, EC.key_pem(b"a long enough passphrase"), id="a passphrase"),
+        pytest.param(EC.cert_pem, X25519_KEY, id="a key that signs nothing"),
+        pytest.param(EC.cert_pem, EC.cert_pem, id="no key"),
+        pytest.param(EC.cert_pem, b"", id="an empty key file"),
+        pytest.param(b"", EC.key_pem(), id="an empty certificate file"),
+        pytest.param(EC.key_pem(), EC.cert_pem, id="exchanged"),
+    ],
+)
+def test_what_is_no_pair_is_refused(tmp_path: Path, certificate: bytes, key: bytes) -> None:
+    with pytest.raises(ConfigError, match="RELAY_TLS_KEY_PATH"):
+        context(tmp_path, certificate, key)
+
+
+def test_a_missing_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "crt").write_bytes(EC.cert_pem)
+    with pytest.raises(ConfigError, match="RELAY_TLS_KEY_PATH"):
+        ServerContext(str(tmp_path / "crt"), str(tmp_path / "key"))
