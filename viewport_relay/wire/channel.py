@@ -30,7 +30,7 @@ REQUEST_TIMEOUT: Final = 15
 LINGER: Final = 15
 
 #: Seconds between two reads of a closing connection, whose input is thrown away.
-REST: Final = 0.05
+REST: Final = 0.25
 
 #: Longest body of a request, bytes. Operators' requests are far shorter.
 MAX_BODY: Final = 65_536

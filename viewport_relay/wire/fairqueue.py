@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 #: Seconds of queued work in one turn of the reactor; the piece that passes this bound is the last. A request takes about
 #: 0.1 ms of CPU, a TLS handshake 0.4 ms.
-SHARE_SECONDS: Final = 0.0005
+SHARE_SECONDS: Final = 0.0002
 
 _Work = Callable[[], None]
 

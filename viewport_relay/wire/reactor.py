@@ -5,6 +5,7 @@
 * The reactor knows where a turn ends, in which frames may be held back (`turn.Turn`), and looks at the sockets again by
   itself while no timer is due and no other work is queued.
 * Listeners make transports that read straight into the arena and notice a peer that hangs up while it is paused.
+* Connections that are not admitted yet are served after the others, for a bounded time in each turn (`lowpriority`).
 * The clock is monotonic: set back or forward, the wall clock would hold up or fire every time-out at once.
 """
 
@@ -23,43 +24,51 @@ from twisted.internet.main import CONNECTION_DONE, installReactor
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python import log
 
+from viewport_relay.wire.lowpriority import LowPrioritySet
 from viewport_relay.wire.transport import DirectTransport, TCPTransport, UnixTransport
 from viewport_relay.wire.turn import Turn
 
 #: Most sockets of one turn. The kernel's list is made anew each time: for as many as there are, thousands, it is large.
 MOST_EVENTS: Final = 256
 
+#: Most connections that a listener accepts in one turn; Twisted's own takes a hundred and more. Each costs 50 µs, and 20 µs
+#: if it is closed at once.
+MOST_ACCEPTS: Final = 2
 
-#: Most connections that a listener accepts in one turn; Twisted's own takes a hundred and more. With TLS each costs
-#: half a millisecond.
-MOST_ACCEPTS: Final = 8
 
+class _FewAccepts(tcp.Port):
+    """A listener that accepts few connections in a turn, and gives them low priority until they are admitted."""
 
-class _AcceptsFew(tcp.Port):
-    """A listener that lets the connections that are open already have their turn between a few accepts."""
+    reactor: RelayReactor
+    made: Any  # class of the transports
 
     def doRead(self) -> None:
         self.numberAccepts = min(self.numberAccepts, MOST_ACCEPTS)
         super().doRead()  # type: ignore[no-untyped-call]
 
+    def transport(self, *arguments: Any) -> DirectTransport:  # type: ignore[override]
+        """Called for each accepted connection; the last argument is the listener's reactor."""
+        made: DirectTransport = self.made(*arguments[:-1], self.reactor.low_priority)
+        return made
 
-class _TCPPort(_AcceptsFew):
-    transport = TCPTransport
+
+class _TCPPort(_FewAccepts):
+    made = TCPTransport
 
 
-class _UnixPort(_AcceptsFew, unix.Port):
-    transport = UnixTransport
+class _UnixPort(_FewAccepts, unix.Port):  # type: ignore[misc]  # Twisted has a class where `transport` is a method
+    made = UnixTransport
 
 
 class RelayReactor(EPollReactor):
-    """The relay's reactor. `turn` is what its connections share."""
+    """The relay's reactor. `turn` is what its connections share, `low_priority` the reactor of those that are not admitted."""
 
     seconds = staticmethod(time.monotonic)
 
     def __init__(self) -> None:
         self.turn = Turn(self.end)
-        self._hang_ups: _HangUps | None = None
         EPollReactor.__init__(self)
+        self.low_priority = LowPrioritySet(self)
 
     def end(self, transport: Any) -> None:
         """End a connection that has nothing to send now, in order; TLS has to say so first."""
@@ -80,7 +89,7 @@ class RelayReactor(EPollReactor):
                 if error.errno == errno.EINTR:
                     return
                 raise
-            self._handle(events)
+            self._serve(events)
             if (
                 not events
                 or self._newTimedCalls
@@ -96,7 +105,7 @@ class RelayReactor(EPollReactor):
 
     doIteration = doPoll
 
-    def _handle(self, events: list[tuple[int, int]]) -> None:
+    def _serve(self, events: list[tuple[int, int]]) -> None:
         # Attributes and no calls: where each turn brings one frame, this is done for each frame.
         turn, selectables = self.turn, self._selectables
         turn.within = True
@@ -124,6 +133,10 @@ class RelayReactor(EPollReactor):
             if turn.outboxes or turn.calls:
                 turn.send()
 
+    def handle(self, selectable: Any, descriptor: int, event: int) -> None:
+        """Read or write a socket that is in another set than the reactor's."""
+        self._doReadOrWrite(selectable, descriptor, event)  # type: ignore[no-untyped-call]
+
     # -- transports --------------------------------------------------------------------------------------------
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
@@ -147,60 +160,40 @@ class RelayReactor(EPollReactor):
         return listener
 
     def adoptStreamConnection(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
-        if addressFamily == socket.AF_UNIX:
-            return UnixTransport._fromConnectedSocket(fileDescriptor, factory, self)  # type: ignore[no-untyped-call]
-        return TCPTransport._fromConnectedSocket(fileDescriptor, addressFamily, factory, self)  # type: ignore[no-untyped-call]
+        return _adopted(fileDescriptor, addressFamily, factory, self)
 
     def watch_hang_up(self, transport: DirectTransport) -> None:
         """Call `transport.hung_up()` when its peer sends FIN or RST, although it is not read."""
-        if self._hang_ups is None:
-            self._hang_ups = _HangUps(self)
-        self._hang_ups.watch(transport)
+        self.low_priority.watch_hang_up(transport)
 
     def unwatch_hang_up(self, transport: DirectTransport) -> None:
         """Stop watching."""
-        if self._hang_ups is not None:
-            self._hang_ups.unwatch(transport)
+        self.low_priority.unwatch_hang_up(transport)
+
+    # -- IReactorFDSet, for all sockets ------------------------------------------------------------------------
+
+    def getReaders(self) -> list[Any]:
+        return [*super().getReaders(), *self.low_priority.getReaders()]  # type: ignore[no-untyped-call]
+
+    def getWriters(self) -> list[Any]:
+        return [*super().getWriters(), *self.low_priority.getWriters()]  # type: ignore[no-untyped-call]
+
+    def removeAll(self) -> list[Any]:
+        return [*self.low_priority.removeAll(), *super().removeAll()]  # type: ignore[no-untyped-call]
 
 
-class _HangUps:
-    """An epoll set within the reactor's, of sockets that are not read, for nothing but hang-ups."""
+def _adopted(descriptor: int, family: int, factory: Any, reactor: Any) -> Any:
+    """A transport in `reactor` for a connection that another process has accepted."""
+    if family == socket.AF_UNIX:
+        return UnixTransport._fromConnectedSocket(descriptor, factory, reactor)  # type: ignore[no-untyped-call]
+    return TCPTransport._fromConnectedSocket(descriptor, family, factory, reactor)  # type: ignore[no-untyped-call]
 
-    def __init__(self, reactor: RelayReactor) -> None:
-        self._set = select.epoll()
-        self._transports: dict[int, DirectTransport] = {}
-        self._reactor = reactor
 
-    def fileno(self) -> int:
-        return self._set.fileno()
-
-    def logPrefix(self) -> str:
-        return "hang-ups"
-
-    def watch(self, transport: DirectTransport) -> None:
-        descriptor = transport.socket.fileno()
-        if descriptor not in self._transports:
-            if not self._transports:
-                self._reactor.addReader(self)  # type: ignore[no-untyped-call]
-            self._set.register(descriptor, select.EPOLLRDHUP)
-            self._transports[descriptor] = transport
-
-    def unwatch(self, transport: DirectTransport) -> None:
-        descriptor = transport.socket.fileno()
-        if self._transports.pop(descriptor, None) is not None:
-            self._set.unregister(descriptor)
-            if not self._transports:
-                self._reactor.removeReader(self)  # type: ignore[no-untyped-call]
-
-    def doRead(self) -> None:
-        for descriptor, _ in self._set.poll(0):
-            transport = self._transports.get(descriptor)
-            if transport is not None:
-                transport.hung_up()
-
-    def connectionLost(self, reason: object) -> None:
-        """The reactor has stopped."""
-        self._set.close()
+def adopt_stranger(reactor: Any, descriptor: int, family: int, factory: Any) -> Any:
+    """As `reactor.adoptStreamConnection`, for a connection that is not admitted yet."""
+    if not isinstance(reactor, RelayReactor):
+        return reactor.adoptStreamConnection(descriptor, family, factory)
+    return _adopted(descriptor, family, factory, reactor.low_priority)
 
 
 def install() -> RelayReactor:

@@ -13,7 +13,10 @@ from typing import Any, Final, Protocol
 
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
+
+from viewport_relay.wire.lowpriority import LowPrioritySet
 
 #: Most bytes that the kernel keeps for a daemon beyond what is already on its way to it.
 KERNEL_QUEUE: Final = 131_072
@@ -65,6 +68,14 @@ class DirectAccess:
         raise NotImplementedError
 
 
+def promote(transport: Any) -> None:
+    """Serve the socket of a peer that was admitted before the sockets of those that are not (`LowPrioritySet`)."""
+    while isinstance(transport, ProtocolWrapper):  # TLS, PROXY protocol
+        transport = transport.transport
+    if isinstance(transport, DirectTransport):
+        transport.promote()
+
+
 class DirectTransport(DirectAccess):
     """A transport whose socket may be read and written without it. It is mixed into Twisted's server transports."""
 
@@ -77,6 +88,11 @@ class DirectTransport(DirectAccess):
     _sink: Sink | None = None
     _watched = False
     _hung_up = False
+
+    def promote(self) -> None:
+        """Leave the `LowPrioritySet`, if it is there."""
+        if isinstance(self.reactor, LowPrioritySet):
+            self.reactor = self.reactor.promote(self)
 
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
         self._sink = sink

@@ -24,6 +24,7 @@ from viewport_relay.wire.attempts import Attempt, UpgradeAttempts
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.connection import Connection, ConnectionFactory, ConnectionInfo
 from viewport_relay.wire.handshake import header, switching_protocols
+from viewport_relay.wire.transport import promote
 
 #: Takes over an open connection, with the query of its upgrade and the platform's claims.
 Opened = Callable[[Connection, UpgradeQuery, Claims], None]
@@ -74,6 +75,7 @@ class UpgradeResource(UpgradeAttempts):
             counters.admission_latency.observe(clock.seconds() - began)
         counters.admission_ok += 1
         connection, early = self._open(attempt)
+        promote(attempt.transport)
         self._opened(connection, attempt.query, claims)
         connection.start(early)
 

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from viewport_relay.admission.addresses import peer_host
 from viewport_relay.wire.channel import REQUEST_TIMEOUT
+from viewport_relay.wire.reactor import adopt_stranger
 from viewport_relay.wire.site import RelaySite
 from viewport_relay.workers.oneprotocol import OneProtocol
 from viewport_relay.workers.passing import let_go, tcp_transport
@@ -81,9 +82,7 @@ class _Incoming(Protocol, TimeoutMixin):
             ours, theirs = map(unused.enter_context, socket.socketpair())
             copy = unused.enter_context(inner.socket.dup())
             ours.setblocking(False)
-            pair = self._factory.reactor.adoptStreamConnection(
-                ours.fileno(), socket.AF_UNIX, OneProtocol(channel)
-            )
+            pair = adopt_stranger(self._factory.reactor, ours.fileno(), socket.AF_UNIX, OneProtocol(channel))
             ours.close()
             if not self._factory.pass_tls(copy, theirs, data):
                 pair.abortConnection()

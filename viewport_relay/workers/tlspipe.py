@@ -20,14 +20,18 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from viewport_relay.wire.fairqueue import FairQueue
+from viewport_relay.wire.reactor import adopt_stranger
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlstransport import FLUSH_TIMEOUT, TLSFactory
-from viewport_relay.wire.transport import Sender
+from viewport_relay.wire.transport import Sender, promote
 from viewport_relay.wire.turn import turn_of
 from viewport_relay.workers.oneprotocol import OneProtocol
 
 #: Seconds that pipes may take to end after the relay of their worker has drained.
 DRAIN_LIMIT: Final = 2.0
+
+#: How the answer to an upgrade begins: the peer is admitted.
+SWITCHING: Final = b"HTTP/1.1 101 "
 
 #: Seconds that a peer has at least for what is left, when its connection is closed.
 _LEAST_FLUSH: Final = 1.0
@@ -56,7 +60,7 @@ class TLSPipes:
                 os.set_blocking(descriptor, False)
             self._reactor.adoptStreamConnection(pair, socket.AF_UNIX, OneProtocol(pipe.inner))
             factory = TLSFactory(self.context, False, OneProtocol(pipe.outer), self._reactor, self._queue)
-            transport = self._reactor.adoptStreamConnection(tcp, family, factory)
+            transport = adopt_stranger(self._reactor, tcp, family, factory)
         except OSError:  # the peer has disconnected already, or there is no descriptor
             pipe.abort()
         else:
@@ -232,12 +236,17 @@ class _Outer(_End):
 class _Inner(_End):
     """The end towards the parent, later the workspace's worker."""
 
+    _admitted = False
+
     def connectionMade(self) -> None:
         self.transport.read_into(self)
         super().connectionMade()
 
     def _take(self, data: bytes | memoryview) -> None:
         outer = self._pipe.outer
+        if not self._admitted and SWITCHING in bytes(data):
+            self._admitted = True
+            promote(outer.transport)
         if outer.transport is not None:
             sent = 0 if outer.sender is None else outer.sender.send(data)
             if sent < len(data):

@@ -35,7 +35,7 @@ from viewport_relay.service.timers import WaitingService, every
 from viewport_relay.signals import Signals
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
-from viewport_relay.wire.reactor import install
+from viewport_relay.wire.reactor import adopt_stranger, install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers.messages import (
@@ -197,7 +197,7 @@ class WorkerService(WaitingService):
         adoption = _Adoption(self._site, order.ip)
         try:
             os.set_blocking(descriptor, False)
-            self._reactor.adoptStreamConnection(descriptor, order.family, adoption)
+            adopt_stranger(self._reactor, descriptor, order.family, adoption)
         except OSError:  # the peer has disconnected already
             pass
         finally:
