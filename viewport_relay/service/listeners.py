@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -35,6 +36,9 @@ from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlstransport import TLSFactory
 
 _BACKLOG: Final = 1024
+
+#: Seconds that accepted connections have for their request and its answer when the relay stops.
+GRACE: Final = 0.5
 
 
 def cannot_listen(error: BaseException) -> str:
@@ -174,15 +178,31 @@ class Listeners(WaitingService):
         self._endpoint.port.startReading()
 
     async def close_public(self) -> None:
-        """Stop listening for peers. The admin listener stays open, so that /ready says why."""
+        """Stop listening for peers. The admin listener stays open, so that /ready says why.
+
+        Connections in the kernel's backlog are accepted first: closing the socket would reset them.
+        """
+        port, waiting = self._endpoint.port, select.poll()
+        waiting.register(port, select.POLLIN)
+        for _ in range(_BACKLOG):
+            if not waiting.poll(0):
+                break
+            port.doRead()
         await self._public.disownServiceParent()
 
     async def end(self) -> None:
-        """Stop listening, and close the HTTP connections that are left."""
+        """Stop listening. HTTP connections end with the answer to their request, at most `GRACE` seconds from now."""
         await MultiService.stopService(self)
+        late = self._reactor.callLater(GRACE, self._drop)
+        for closed in [connections.close() for connections in self._http]:
+            await closed
+        if late.active():
+            late.cancel()
         self._queue.stop()
+
+    def _drop(self) -> None:
         for connections in self._http:
-            await connections.close()
+            connections.drop()
 
     # -- endpoints -----------------------------------------------------------------------------------------
 

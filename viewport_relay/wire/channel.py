@@ -252,6 +252,8 @@ class RelayChannel(HTTPChannel):
         if not self._kept and not self._unread:
             self._idle = True
             self.setTimeout(self.keep_alive)  # type: ignore[no-untyped-call]
+            if self.connections is not None:
+                self.connections.settled(self)
         self._go_on()
 
     def _keep(self, data: bytes) -> None:
@@ -293,6 +295,7 @@ class RelayChannel(HTTPChannel):
         """Let this connection make room for a newer one although its request is not answered yet."""
         if self.connections is not None:
             self.connections.waits(self)
+            self.connections.settled(self)
 
     def close_after_answer(self) -> None:
         """End the connection when the request that is being answered is done."""

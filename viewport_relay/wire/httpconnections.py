@@ -22,6 +22,9 @@ class Droppable(Protocol):
     def drop(self) -> None:
         """Abort the connection."""
 
+    def loseConnection(self) -> None:
+        """Close the connection when its answers are sent."""
+
 
 class _Host:
     """The connections of one address."""
@@ -52,7 +55,8 @@ class HttpConnections:
         self._hosts: dict[str, _Host] = {}
         # Connections that can be dropped, in the order in which they began to wait.
         self._waiting: dict[Droppable, None] = {}
-        self._closed: list[Deferred[None]] = []
+        self._owing: set[Droppable] = set()  # without an answer to their request, which may be yet to come
+        self._closed: Deferred[None] | None = None  # the listener stops
 
     def __len__(self) -> int:
         return len(self._host)
@@ -66,6 +70,7 @@ class HttpConnections:
         host.number += 1
         self._host[channel] = name
         self.waits(channel)
+        self._owing.add(channel)
         if 0 < self._most_per_address < host.number and not self._exempt(address):
             self._drop(next(iter(host.waiting)), Reason.TOO_MANY_CONNECTIONS_PER_IP)
         elif len(self._host) > self._most():
@@ -73,6 +78,7 @@ class HttpConnections:
 
     def busy(self, channel: Droppable) -> None:
         """A request is being answered: the connection is not dropped."""
+        self._owing.add(channel)
         if self._waiting.pop(channel, self) is None:
             del self._hosts[self._host[channel]].waiting[channel]
 
@@ -82,9 +88,16 @@ class HttpConnections:
         if name is not None and channel not in self._waiting:
             self._waiting[channel] = self._hosts[name].waiting[channel] = None
 
+    def settled(self, channel: Droppable) -> None:
+        """Every request of the connection is answered, or its answer has no end."""
+        self._owing.discard(channel)
+        if self._closed is not None:
+            channel.loseConnection()
+
     def leave(self, channel: Droppable) -> None:
         """The connection is lost, or is not HTTP any more."""
         self.busy(channel)
+        self._owing.discard(channel)
         name = self._host.pop(channel, None)
         if name is not None:
             host = self._hosts[name]
@@ -104,17 +117,21 @@ class HttpConnections:
             self._log.event("http_dropped", reason=Reason.TOO_MANY_CONNECTIONS, message=message, ip=address)
 
     def close(self) -> Deferred[None]:
-        """Drop every connection, when the relay stops; fires when none is left."""
-        closed: Deferred[None] = Deferred()
-        self._closed.append(closed)
+        """Close each connection as soon as its request is answered; fires when none is left. For the listener's stop."""
+        self._closed = Deferred()
+        for channel in self._host.keys() - self._owing:
+            channel.loseConnection()
+        self._tell_closed()
+        return self._closed
+
+    def drop(self) -> None:
+        """Abort every connection."""
         for channel in tuple(self._host):
             channel.drop()
-        self._tell_closed()
-        return closed
 
     def _tell_closed(self) -> None:
-        while self._closed and not self._host:
-            self._closed.pop().callback(None)
+        if self._closed is not None and not self._closed.called and not self._host:
+            self._closed.callback(None)
 
     def _drop(self, channel: Droppable, reason: Reason) -> None:
         name = self._host[channel]

@@ -105,3 +105,7 @@ class _Incoming(Protocol, TimeoutMixin):
     def drop(self) -> None:
         """Abort the connection (`HttpConnections`)."""
         self.transport.abortConnection()
+
+    def loseConnection(self) -> None:
+        """Close the connection (`HttpConnections`)."""
+        self.transport.loseConnection()
