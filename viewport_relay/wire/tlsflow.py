@@ -21,7 +21,7 @@ from viewport_relay.wire.tlsrecords import (
     RecordLayer,
     SharedMemory,
 )
-from viewport_relay.wire.transport import Sink
+from viewport_relay.wire.transport import DirectAccess, Sink, read_nothing
 
 
 def _nothing() -> None:
@@ -38,7 +38,18 @@ class Decryption:
     Before `begin` and after `end` ciphertext goes Twisted's way.
     """
 
-    __slots__ = ("_ciphertext", "_count", "_layer", "_memory", "_rest", "_sink", "_twisted", "space")
+    __slots__ = (
+        "_ciphertext",
+        "_count",
+        "_layer",
+        "_memory",
+        "_receive",
+        "_records",
+        "_rest",
+        "_sink",
+        "_twisted",
+        "space",
+    )
 
     def __init__(
         self, memory: SharedMemory, twisted: Callable[[bytes], None], rest: Callable[[], None]
@@ -49,20 +60,28 @@ class Decryption:
         self._twisted = twisted
         self._rest = rest
         self._count = RecordCount()
+        self._records = 0  # whole records that OpenSSL has and that are not read yet
+        self._receive: Callable[[memoryview], int] = read_nothing
         self._layer: RecordLayer | None = None
         self._sink: Sink | None = None
         #: Where the TCP transport reads to.
         self.space = memory.space
 
-    def begin(self, layer: RecordLayer, sink: Sink) -> None:
-        """Decrypt into the sink from now on."""
+    def begin(self, layer: RecordLayer, sink: Sink, transport: object) -> Callable[[memoryview], int]:
+        """Decrypt into the sink from now on. What is returned reads more, if there is more at once."""
         self._layer = layer
         self._sink = sink
         self._memory.learn(sink.space)
+        if not isinstance(transport, DirectAccess):
+            return read_nothing
+        self._receive = transport.read_into(self)
+        return self._read_more
 
     def end(self) -> None:
         """Leave the rest to Twisted."""
         self._layer = self._sink = None
+        self._records = 0
+        self._receive = read_nothing
 
     def forget(self) -> None:
         """Drop every reference: the connection is lost."""
@@ -80,17 +99,19 @@ class Decryption:
             layer.put_read(size)
             sink = self._sink
             if sink is None or len(sink.space) < RECORD:
-                self._open(layer, 1)
-                return
-            opened = layer.open_into(sink.space)
-            if opened:
-                sink.received(opened)
+                self._records = 1
             else:
-                self._rest()
+                opened = layer.open_into(sink.space)
+                if opened:
+                    sink.received(opened)
+                else:
+                    self._rest()
+            if self._records:
+                self._open(layer)
         else:
-            records = count.ended(self.space[:size])
+            self._records += count.ended(self.space[:size])
             layer.put_read(size)
-            self._open(layer, records)
+            self._open(layer)
 
     def take(self, data: bytes) -> None:
         """Handle ciphertext that was read elsewhere."""
@@ -99,31 +120,50 @@ class Decryption:
             self._twisted(data)
         else:
             layer.put(data)
-            self._open(layer, records)
+            self._records += records
+            self._open(layer)
 
-    def _open(self, layer: RecordLayer, records: int) -> None:
-        sink = self._sink
-        assert sink is not None
-        space, have, rest = sink.space, 0, False
-        while records:
-            room = len(space) - have
+    def _open(self, layer: RecordLayer) -> None:
+        while self._records and self._sink is not None:
+            size = self._fill(layer, self._sink.space)
+            if size:
+                self._sink.received(size)
+            else:
+                # A record without data (an alert, a new key), or the end: Twisted meets it again, and acts on it.
+                self._records = 0
+                self._rest()
+
+    def _fill(self, layer: RecordLayer, space: memoryview) -> int:
+        """Decrypt whole records into `space` until it is full, or the next record has no data; how many bytes."""
+        have, end = 0, len(space)
+        while self._records and have < end:
             size = layer.open_into(space[have:] if have else space)
             if not size:
-                # A record without data (an alert, a new key), or the end: Twisted meets it again, and acts on it.
-                rest = True
                 break
+            if end - have >= RECORD or not layer.pending():
+                self._records -= 1
             have += size
-            if room >= RECORD or not layer.pending():
-                records -= 1
-            if size == room:
-                sink.received(have)
-                if self._layer is None:
-                    return
-                space, have = sink.space, 0
-        if have:
-            sink.received(have)
-        if rest:
-            self._rest()
+        return have
+
+    def _read_more(self, space: memoryview) -> int:
+        """Read and decrypt what has come meanwhile, as far as `space` goes; how many bytes."""
+        layer, most, have = self._layer, len(self.space), 0
+        size = most  # of the last read; a shorter one has emptied the socket
+        while layer is not None and have < len(space):
+            if not self._records:
+                if size < most:
+                    break
+                try:
+                    size = self._receive(self.space)
+                except OSError:  # nothing there, or broken: the next read event tells
+                    break
+                self._records = self._count.ended(self.space[:size])
+                layer.put_read(size)
+            opened = self._fill(layer, space[have:])
+            if not opened:
+                break
+            have += opened
+        return have
 
 
 class Encryption:

@@ -68,9 +68,7 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
         self._begin_flow()
         if self._layer is not None and self._encryption.open:
-            self._decryption.begin(self._layer, sink)
-            if isinstance(self.transport, DirectAccess):
-                self.transport.read_into(self._decryption)
+            return self._decryption.begin(self._layer, sink, self.transport)
         return read_nothing
 
     def dataReceived(self, data: bytes) -> None:

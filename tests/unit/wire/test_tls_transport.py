@@ -29,13 +29,21 @@ class Wire(DirectAccess):
         self.sent = b""
         self.full = False  # whether the socket is full after the next write
         self.sink: Sink | None = None
+        self.waiting: list[bytes] = []  # what the next reads of the socket give
 
     def getPeer(self) -> IPv4Address:
         return IPv4Address("TCP", "192.0.2.1", 1)
 
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
         self.sink = sink
-        return read_nothing
+        return self._receive
+
+    def _receive(self, space: memoryview) -> int:
+        if not self.waiting:
+            raise BlockingIOError
+        data = self.waiting.pop(0)
+        space[: len(data)] = data
+        return len(data)
 
     @property
     def sender(self) -> Sender:
@@ -61,13 +69,17 @@ class Wire(DirectAccess):
 
 
 class Collector:
-    """A sink with `room` bytes of space."""
+    """A sink with `room` bytes of space, which reads on at once when it has less than `wants` bytes."""
 
     def __init__(self, room: int) -> None:
         self.space = memoryview(bytearray(room))
         self.got: list[bytes] = []
+        self.wants = 0
+        self.receive: Callable[[memoryview], int] = read_nothing
 
     def received(self, size: int) -> None:
+        if size < self.wants:
+            size += self.receive(self.space[size : self.wants])
         self.got.append(bytes(self.space[:size]))
 
 
@@ -119,7 +131,7 @@ class Secured:
                 pass
             clock.advance(0)
         self.collector = behind.collector = Collector(room)
-        made.read_into(self.collector)
+        self.collector.receive = made.read_into(self.collector)
 
     def say(self, *texts: bytes) -> bytes:
         """The ciphertext of texts, one record each."""
@@ -180,6 +192,49 @@ def test_a_small_sink_receives_everything(context: ServerContext, room: int) -> 
     text = bytes(range(256)) * 200
     secured.read(secured.say(*(text[at : at + RECORD] for at in range(0, len(text), RECORD))))
     assert b"".join(secured.collector.got) == text
+
+
+@pytest.mark.parametrize("first", [1, 100, RECORD])
+def test_the_rest_of_a_frame_is_read_in_the_same_event(secured: Secured, first: int) -> None:
+    frame, following = bytes(range(256)) * 1024, b"f" * RECORD
+    pieces = [frame[:first]] + [frame[at : at + RECORD] for at in range(first, len(frame), RECORD)]
+    begins, rest = secured.say(pieces[0]), secured.say(*pieces[1:], following)
+    most = len(secured.factory.memory.space)
+    secured.wire.waiting = [rest[at : at + most] for at in range(0, len(rest), most)]
+    secured.collector.wants = len(frame)
+    secured.read(begins)
+    assert secured.collector.got[0] == frame
+    secured.read(b"".join(secured.wire.waiting))
+    assert secured.collector.got[1:] == [following]
+
+
+def test_a_short_read_is_the_last_one_of_an_event(secured: Secured) -> None:
+    begins, rest = secured.say(b"a" * 10), secured.say(b"b" * 10)
+    secured.wire.waiting = [rest[:20], rest[20:]]
+    secured.collector.wants = 30
+    secured.read(begins)
+    assert secured.collector.got == [b"a" * 10]
+    secured.collector.wants = 0
+    secured.read(secured.wire.waiting.pop())
+    assert secured.collector.got[1:] == [b"b" * 10]
+
+
+@pytest.mark.parametrize("ends", ["close_notify", "damaged"])
+def test_the_end_within_what_is_read_on(secured: Secured, ends: str) -> None:
+    begins = secured.say(b"first, ")
+    secured.client.send(b"last")
+    if ends == "close_notify":
+        secured.client.shutdown()
+        rest = secured.client.bio_read(10_000)
+    else:
+        rest = secured.say(b"bad")
+        rest = rest[:-1] + bytes([rest[-1] ^ 1])
+    secured.wire.waiting = [rest]
+    secured.collector.wants = 100
+    secured.read(begins)
+    assert secured.collector.got == [b"first, last"]
+    assert secured.behind.gone_after == len(b"first, last")
+    assert secured.wire.disconnecting
 
 
 def test_bytes_read_by_another_layer_are_accepted(secured: Secured) -> None:
