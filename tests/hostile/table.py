@@ -1,11 +1,12 @@
 """The table of attacks: effects of each on a bystander, on the relay's memory and on its log.
 
-    python -m tests.hostile.table [--seconds 3] [--road plain] [--attack json_20] [--code DIRECTORY]
+    python -m tests.hostile.table [--seconds 3] [--road plain] [--attack json_20] [--code DIRECTORY] [--realtime]
 
 A bystander is measured three times in the same run: without the attack; while the same attack hits another relay of the same code on
 this machine, which is what the machine's load alone does; and while it hits the bystander's own relay. `--code`, which may be given
 more than once, is a tree of the relay to measure beside this one, in the same run. Limits are those of production. Attackers come from
-127.0.1.1 on, with a lower priority, for they stand for other machines; the bystander comes from 127.0.0.1.
+127.0.1.1 on, with a lower priority, for they stand for other machines; the bystander comes from 127.0.0.1. With `--realtime` (as
+root) relays and bystander run before everything else on this machine (SCHED_FIFO), so that a time has no wait for a processor in it.
 """
 
 from __future__ import annotations
@@ -251,7 +252,7 @@ def attackers(
     relay: Relay, platform: FaultyPlatform, attack: str, seconds: float, ca: str
 ) -> Iterator[subprocess.Popen[str]]:
     """The process of an attack that goes on for `seconds` and a little more. It has been at work for a while when the block begins."""
-    command = ["nice", "-n", "10", sys.executable, "-B", "-m"]
+    command = ["chrt", "--other", "0", "nice", "-n", "10", sys.executable, "-B", "-m"]
     if attack in PIPELINED:
         files = [] if ca == "-" else [ca]
         command += [
@@ -332,7 +333,10 @@ def main() -> None:
     parser.add_argument("--road", action="append", choices=ROADS)
     parser.add_argument("--attack", action="append", choices=ATTACKS)
     parser.add_argument("--code", action="append", type=Path, default=[])
+    parser.add_argument("--realtime", action="store_true")
     options = parser.parse_args()
+    if options.realtime:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     with FaultyPlatform() as platform:
         for road in options.road or ROADS:
             for attack in options.attack or ATTACKS:

@@ -1,7 +1,7 @@
 """A fair queue for the input of peers that are not admitted yet: bounded work in each turn of the reactor, in turn by address.
 
 TLS handshakes, request heads and plain HTTP answers go through one queue for each process. So a burst of them delays the
-frames of admitted peers by `SHARE_SECONDS` and one piece of work at most.
+frames of admitted peers by one piece of work at most.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Final
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from viewport_relay.wire.turn import turn_of
 
 #: Seconds of queued work in one turn of the reactor; the piece that passes this bound is the last. A request takes about
 #: 0.1 ms of CPU, a TLS handshake 0.4 ms.
@@ -30,6 +32,7 @@ class FairQueue:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
+        self._turn = turn_of(clock)
         self._waiting: dict[str, deque[_Work]] = {}  # the key that is served next is the first
         self._running: str | None = None
         self._next_turn: IDelayedCall | None = None
@@ -75,6 +78,7 @@ class FairQueue:
             if works:
                 self._waiting[key] = works  # behind every other key
             self._run(key, work)
+            self._turn.look()
             if self._clock.seconds() >= until:
                 break
 

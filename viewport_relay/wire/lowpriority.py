@@ -2,7 +2,7 @@
 
 In the set are the connections that are not admitted yet, and paused ones of peers, which are watched for a hang-up. The set's
 own descriptor is one member of the reactor's set. Hundreds of its sockets that become readable at once delay the frames of
-admitted peers by `SHARE_SECONDS` and one event at most; what is left waits in the kernel, in turn by socket.
+admitted peers by one event at most; what is left after `SHARE_SECONDS` waits in the kernel, in turn by socket.
 """
 
 from __future__ import annotations
@@ -129,17 +129,21 @@ class LowPrioritySet:
         """Handle one event after the other. Each is polled for alone: the kernel names the ready sockets in turn."""
         reactor, turn = self._reactor, self._reactor.turn
         until = reactor.seconds() + SHARE_SECONDS
-        turn.within = True
-        try:
-            while events := self._set.poll(0, 1):
-                ((descriptor, event),) = events
-                member = self._members[descriptor]
-                if event & _HANG_UP and self._interests[descriptor] & select.EPOLLRDHUP:
-                    member.hung_up()
-                else:
-                    reactor.handle(member, descriptor, event)
-                if reactor.seconds() >= until:
-                    break
-        finally:
-            turn.within = turn.running = False
-            turn.send()
+        while events := self._set.poll(0, 1):
+            ((descriptor, event),) = events
+            turn.within = True
+            try:
+                self._handle(descriptor, event)
+            finally:
+                turn.within = turn.running = False
+                turn.send()
+            turn.look()
+            if reactor.seconds() >= until:
+                break
+
+    def _handle(self, descriptor: int, event: int) -> None:
+        member = self._members[descriptor]
+        if event & _HANG_UP and self._interests[descriptor] & select.EPOLLRDHUP:
+            member.hung_up()
+        else:
+            self._reactor.handle(member, descriptor, event)

@@ -25,10 +25,17 @@ class Turn:
     ends: under another reactor the turn never runs, and everything is sent at once.
     """
 
-    __slots__ = ("arena", "calls", "disconnect", "held", "outboxes", "running", "within")
+    __slots__ = ("arena", "calls", "disconnect", "held", "look", "outboxes", "running", "within")
 
-    def __init__(self, disconnect: Callable[[Any], None] | None = None) -> None:
-        """`disconnect` is the reactor's way to end a TCP connection at once, where that is known."""
+    def __init__(
+        self, disconnect: Callable[[Any], None] | None = None, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """`disconnect` is the reactor's way to end a TCP connection at once, where that is known.
+
+        `look` serves the admitted peers that have sent something meanwhile. It is called outside a turn, between two pieces of
+        work of low priority.
+        """
+        self.look = look
         # Set by the reactor, which then calls `send` if there is anything in `outboxes` or `calls`:
         self.within = False  # whether a turn is under way
         self.running = False  # whether frames are held until its end

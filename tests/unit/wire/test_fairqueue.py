@@ -115,3 +115,12 @@ def test_an_exception_does_not_stop_the_queue() -> None:
         work.turns()
     work.turns(2)
     assert work.done == ["first", "other"]
+
+
+def test_admitted_peers_are_served_between_two_pieces_of_work() -> None:
+    work = Work(SHARE_SECONDS / 3)
+    work.queue._turn.look = lambda: work.done.append("peers")  # type: ignore[method-assign]
+    for n in range(3):
+        work.add("a", f"a{n}")
+    work.turns()
+    assert work.done == ["a0", "a1", "peers", "a2", "peers"]

@@ -129,12 +129,13 @@ def test_a_turn_has_a_bounded_time_for_them_and_they_are_served_in_turn(
     names = [f"stranger {n}" for n in range(6)]
     for name in names:
         bench.member(name, b"123456", lasts=lasts)
-    peer = bench.member("peer", b"1" * 6, where=bench.reactor)
+    peer = bench.member("peer", b"1" * 20, where=bench.reactor)
     served = []
     for _ in range(6 // each):
         turn = list(bench.turn())
-        assert turn[0] == "peer" and len(turn) == 1 + each
-        served += turn[1:]
+        assert turn[::2] == ["peer"] * (each + 1)  # it has something to read before and after each stranger
+        assert len(turn[1::2]) == each
+        served += turn[1::2]
     assert sorted(served) == names
     assert peer.lost is None
 
@@ -203,7 +204,11 @@ def test_connections_of_a_listener_have_low_priority_and_an_adopted_one_where_it
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     with contextlib.ExitStack() as open_sockets:
         open_sockets.enter_context(socket.create_connection(("127.0.0.1", port.getHost().port)))
+        reactor.turn.within = True
         port.doRead()
+        assert not made  # the frames of this turn leave first
+        reactor.turn.within = False
+        reactor.turn.send()
         for adopt in (reactor.adoptStreamConnection, lambda *args: adopt_stranger(reactor, *args)):
             ours, _ = map(open_sockets.enter_context, socket.socketpair())
             ours.setblocking(False)
