@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from viewport_relay.admin.state import StateSource
 from viewport_relay.config import Config
+from viewport_relay.observe.checks import Facts
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.verdict import Facts
 
 #: Reads the facts of this moment.
 ReadFacts = Callable[[], Facts]

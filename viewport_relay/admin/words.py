@@ -8,10 +8,11 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from viewport_relay.observe.checks import Facts, ago
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.problems import SPAN, Problem
 from viewport_relay.observe.ring import Record
-from viewport_relay.observe.verdict import Facts, Verdict, ago, cause_of, example_of, fix_of
+from viewport_relay.observe.verdict import Verdict, cause_of, example_of, fix_of
 
 #: Columns of text.
 WIDTH: Final = 110

@@ -12,9 +12,10 @@ from typing import Final
 
 from attrs import frozen
 
+from viewport_relay.observe.checks import Facts, ago
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.observe.verdict import Facts, Verdict, ago, cause_of, example_of, fix_of, judge
+from viewport_relay.observe.verdict import Verdict, cause_of, example_of, fix_of, judge
 
 #: Seconds between two status lines that only carry new numbers.
 EVERY: Final = 60.0

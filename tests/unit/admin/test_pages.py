@@ -15,8 +15,9 @@ from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SE
 from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.history import KEPT, STEP, History
 from viewport_relay.admin.overview import MAX_TARGETS
+from viewport_relay.observe.checks import FRESH, Facts, ago
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.verdict import FRESH, Facts, ago, judge
+from viewport_relay.observe.verdict import judge
 from viewport_relay.reasons import Reason
 
 
