@@ -9,54 +9,27 @@ from __future__ import annotations
 import secrets
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import CancelledError, TimeoutError, ensureDeferred
 from twisted.internet.error import ConnectError, DNSLookupError
 
+from viewport_relay.cli.stage import CLIENT, DAEMON, DemoFailed, Stage, Where
 from viewport_relay.peer.client import ClientPeer, Pairing
-from viewport_relay.peer.connection import Connection, connect
+from viewport_relay.peer.connection import Connection
 from viewport_relay.peer.daemon import DaemonPeer
 from viewport_relay.peer.errors import PeerError
-from viewport_relay.peer.link import LinkSettings, generate_static
-from viewport_relay.peer.platform_api import JsonHttp, PlatformApi, PlatformError, fetch_relay_identity
+from viewport_relay.peer.platform_api import PlatformError
 from viewport_relay.peer.symmetric import KeyPair
-from viewport_relay.peer.transcript import LARGE_FRAME_BYTES, Transcript, make_transcript
+from viewport_relay.peer.transcript import Transcript, make_transcript
 from viewport_relay.peer.transcript_run import TranscriptRun
-from viewport_relay.peer.upgrade import Closed, ClosedEarly, Destination, UpgradeRefused
+from viewport_relay.peer.upgrade import Closed, ClosedEarly, UpgradeRefused
 
-DAEMON = "workspace-daemon"
-CLIENT = "client"
 PAIRING_PEER = "demo-peer"
 INVALID_PSK = Closed(4008, "Noise handshake failed: invalid psk")
 
 Out = Callable[[str], None]
-
-
-class DemoFailed(Exception):
-    """The demonstration failed; the text says what an operator should check."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Where:
-    """URLs and credentials for a demonstration. No repr: it holds a credential.
-
-    `ws_url` is the relay's base (`ws://host:port`), `platform_url` the control plane's. `trust_root` is for
-    https and wss. `turns` >= 2 messages go each way; the relay's default of 240 a minute is the ceiling for
-    one client. `pairing_secret` is that of the paired workspace, for platforms that do not put it into the
-    token's claims.
-    """
-
-    ws_url: str
-    platform_url: str
-    credential: str
-    target_id: str = "dev-machine"
-    trust_root: Any = None
-    turns: int = 200
-    large_frame_bytes: int = LARGE_FRAME_BYTES
-    pairing_secret: bytes | None = None
-    timeout: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +39,16 @@ class ExchangeResult:
     `median_seconds`: median round trip of messages sent one at a time.
     """
 
-    scene: str
     messages: int
     size: int
     median_seconds: float
     rekeys: int
     epoch: int
 
-    @property
-    def line(self) -> str:
-        """The summary, as the command prints it."""
-        return (
-            f"EXCHANGE OK {self.messages} messages, {self.size / 1e6:.1f} MB, "
-            f"median round trip {self.median_seconds * 1e3:.1f} ms"
-        )
+
+def summary(messages: int, size: int, median_seconds: float) -> str:
+    """The result in one line, as the command prints it."""
+    return f"EXCHANGE OK {messages} messages, {size / 1e6:.1f} MB, median round trip {median_seconds * 1e3:.1f} ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,125 +66,37 @@ LINKED = Scene("over the link", "dev-link", link=True)
 PAIRED = Scene("paired workspace", "dev-paired", link=True, paired=True)
 
 
-@dataclass(frozen=True, slots=True)
-class RefusalResult:
-    """Result of the scene that provokes a refusal."""
-
-    scene: str
-    closed: Closed
-
-
-class _Stage:
-    """Tokens, keys and connections of one scene, released together."""
-
-    def __init__(self, reactor: Any, where: Where, workspace_id: str) -> None:
-        self._reactor = reactor
-        self._where = where
-        self._workspace = workspace_id
-        self._http = JsonHttp(reactor, where.trust_root)
-        self._platform = PlatformApi(self._http, where.platform_url)
-        self._open: list[Connection] = []
-
-    async def join(
-        self, role: str, on_frame: Callable[[str], None], *, link: bool, with_secret: bool
-    ) -> Connection:
-        """Get a token for `role` and connect.
-
-        Over the link when asked, and then with IKpsk2 `with_secret`.
-        """
-        where = self._where
-        if role == DAEMON:
-            key = await self._platform.daemon_key(
-                self._workspace, runtimeTargetId=where.target_id, credential=where.credential
-            )
-            credential = key.issue_token
-        else:
-            credential = where.credential
-        token = await self._platform.relay_token(role, self._workspace, where.target_id, credential)
-        destination = Destination(
-            where.ws_url, role, self._workspace, where.target_id, trust_root=where.trust_root
-        )
-        if link:
-            try:
-                identity = await fetch_relay_identity(self._http, where.ws_url)
-            except PlatformError as error:
-                raise DemoFailed(f"the relay ({where.ws_url}) does not tell its link key: {error}") from error
-            if identity.noise_public is None:
-                raise DemoFailed("the relay offers no link: is RELAY_NOISE_LINK off?")
-            secret = token.pairing_secret or where.pairing_secret
-            if with_secret and secret is None:
-                raise DemoFailed(f"no pairing secret is known for workspace {self._workspace}")
-            settings = LinkSettings(
-                identity.noise_public,
-                generate_static(),
-                role,
-                self._workspace,
-                where.target_id,
-                secret if with_secret else None,
-            )
-            destination = replace(destination, link=settings)
-        connection = await connect(self._reactor, destination, token.token, on_frame)
-        self._open.append(connection)
-        return connection
-
-    async def leave(self) -> None:
-        """Close all connections and wait until they are closed."""
-        for connection in self._open:
-            connection.close(1000, "done")
-        for connection in self._open:
-            await connection.closed
-        await self._http.close()
-
-
-async def plain_exchange(reactor: Any, where: Where, out: Out) -> ExchangeResult:
-    """Plain WebSocket, noise-ik end to end. Raises DemoFailed."""
-    return await exchange_in(reactor, where, out, PLAIN)
-
-
-async def linked_exchange(reactor: Any, where: Where, out: Out) -> ExchangeResult:
-    """Both peers on an IK link, noise-ik end to end. Raises DemoFailed."""
-    return await exchange_in(reactor, where, out, LINKED)
-
-
-async def paired_exchange(reactor: Any, where: Where, out: Out) -> ExchangeResult:
-    """Both peers on an IKpsk2 link, noise-ikpsk2 end to end. Raises DemoFailed."""
-    return await exchange_in(reactor, where, out, PAIRED)
-
-
-async def exchange_in(reactor: Any, where: Where, out: Out, scene: Scene) -> ExchangeResult:
+async def exchange(reactor: Any, where: Where, out: Out, scene: Scene) -> ExchangeResult:
     """Stream one session through the relay and check it at both ends.
 
     `out` gets progress lines; the last begins with EXCHANGE OK. Raises DemoFailed.
     """
     transcript = make_transcript(where.turns, large_frame_bytes=where.large_frame_bytes)
-    exchange = TranscriptRun(reactor, transcript)
-    stage = _Stage(reactor, where, scene.workspace_id)
-    playing = ensureDeferred(_play(reactor, stage, exchange, transcript, scene, out))
-    exchange.stop = playing.cancel
+    run = TranscriptRun(reactor, transcript)
+    stage = Stage(reactor, where, scene.workspace_id)
+    playing = ensureDeferred(_play(reactor, stage, run, transcript, scene, out))
+    run.stop = playing.cancel
     playing.addTimeout(where.timeout, reactor)
     try:
         client = await playing
     except TimeoutError:
         raise DemoFailed(f"{scene.name}: not through after {where.timeout:.0f} s") from None
     except CancelledError:
-        if exchange.failure is None:
+        if run.failure is None:
             raise
-        raise DemoFailed(f"{scene.name}: {exchange.failure}") from None
+        raise DemoFailed(f"{scene.name}: {run.failure}") from None
     except _EXPECTED as error:
         raise DemoFailed(f"{scene.name}: {_explain(error, where)}") from error
     finally:
-        exchange.stop = lambda: None
+        run.stop = lambda: None
         await stage.leave()
-    median = statistics.median(exchange.round_trips)
-    result = ExchangeResult(
-        scene.name, transcript.messages, transcript.size, median, client.rekeys, client.epoch
-    )
-    out(result.line)
-    return result
+    median = statistics.median(run.round_trips)
+    out(summary(transcript.messages, transcript.size, median))
+    return ExchangeResult(transcript.messages, transcript.size, median, client.rekeys, client.epoch)
 
 
 async def _play(
-    reactor: Any, stage: _Stage, exchange: TranscriptRun, transcript: Transcript, scene: Scene, out: Out
+    reactor: Any, stage: Stage, run: TranscriptRun, transcript: Transcript, scene: Scene, out: Out
 ) -> ClientPeer:
     # End to end, the pre-shared key is known to the two peers alone; the link uses the grant's.
     pairing = Pairing(PAIRING_PEER, secrets.token_bytes(32)) if scene.paired else None
@@ -223,7 +104,7 @@ async def _play(
     daemon = DaemonPeer(
         identity,
         lambda frame: daemon_end.send(frame),
-        exchange.at_daemon,
+        run.at_daemon,
         pairing_secrets={} if pairing is None else {pairing.peer_id: pairing.secret},
         rekey_after=transcript.messages // 2 + 1,
     )
@@ -232,20 +113,20 @@ async def _play(
         KeyPair.generate(),
         identity.public,
         lambda frame: client_end.send(frame),
-        exchange.at_client,
+        run.at_client,
         pairing=pairing,
     )
     daemon_end = await stage.join(DAEMON, daemon.frame_received, link=scene.link, with_secret=scene.paired)
-    _watch(daemon_end, "daemon", exchange)
+    _watch(daemon_end, "daemon", run)
     client_end = await stage.join(CLIENT, client.frame_received, link=scene.link, with_secret=scene.paired)
-    _watch(client_end, "client", exchange)
+    _watch(client_end, "client", run)
     way = (
         "over plain WebSocket" if not scene.link else "over the link, " + ("IKpsk2" if scene.paired else "IK")
     )
     out(f"{scene.name}: daemon and client joined {scene.workspace_id} {way}")
     await client.exchange_keys(attempts=8)
     out(f"{scene.name}: keys exchanged end to end, {client.profile.value}")
-    await exchange.run(client)
+    await run.run(client)
     if client.rekeys < 1 or daemon.rekeys < 1:
         raise DemoFailed("the keys were not renewed on the way")
     refused = client.refused + daemon.refused
@@ -255,16 +136,16 @@ async def _play(
     return client
 
 
-def _watch(connection: Connection, who: str, exchange: TranscriptRun) -> None:
+def _watch(connection: Connection, who: str, run: TranscriptRun) -> None:
     def gone(closed: Closed) -> None:
-        exchange.fail(f"the {who}'s connection ended: {closed.code} {closed.reason}".rstrip())
+        run.fail(f"the {who}'s connection ended: {closed.code} {closed.reason}".rstrip())
 
     connection.closed.addCallback(gone)
 
 
-async def refused_link(reactor: Any, where: Where, out: Out) -> RefusalResult:
+async def refused_link(reactor: Any, where: Where, out: Out) -> Closed:
     """Offer plain IK where IKpsk2 is required; the relay must refuse. Raises DemoFailed when it does not."""
-    stage = _Stage(reactor, where, PAIRED.workspace_id)
+    stage = Stage(reactor, where, PAIRED.workspace_id)
     name = "link without the pairing"
     try:
         await stage.join(CLIENT, lambda _: None, link=True, with_secret=False)
@@ -273,20 +154,11 @@ async def refused_link(reactor: Any, where: Where, out: Out) -> RefusalResult:
         if early.closed != INVALID_PSK:
             raise DemoFailed(f"{name}: refused otherwise than promised: {early}") from early
         out(f"{name}: refused as it must be, {early.closed.code} {early.closed.reason}")
-        return RefusalResult(name, early.closed)
+        return early.closed
     except _EXPECTED as error:
         raise DemoFailed(f"{name}: {_explain(error, where)}") from error
     finally:
         await stage.leave()
-
-
-async def run_all(reactor: Any, where: Where, out: Out) -> list[ExchangeResult | RefusalResult]:
-    """Run the four scenes in order. Raises DemoFailed for the first that fails."""
-    done: list[ExchangeResult | RefusalResult] = []
-    for play in (plain_exchange, linked_exchange, paired_exchange):
-        done.append(await play(reactor, where, out))
-    done.append(await refused_link(reactor, where, out))
-    return done
 
 
 _EXPECTED = (PlatformError, UpgradeRefused, ClosedEarly, PeerError, ConnectError, DNSLookupError)

@@ -16,17 +16,10 @@ from viewport_relay.admission.agent import pooled_agent
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.httpcall import Call
 from viewport_relay.admission.tls import ClientTls
-from viewport_relay.cli.demo import (
-    DemoFailed,
-    ExchangeResult,
-    Where,
-    linked_exchange,
-    paired_exchange,
-    plain_exchange,
-    refused_link,
-)
+from viewport_relay.cli.demo import LINKED, PAIRED, PLAIN, exchange, refused_link, summary
 from viewport_relay.cli.output import say as print_line
 from viewport_relay.cli.ownrelay import OwnRelay, Place, RelayDidNotStart
+from viewport_relay.cli.stage import DemoFailed, Where
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_relay_identity
 from viewport_relay.reasons import Reason
@@ -56,17 +49,17 @@ async def offers_link(reactor: Any, ws_url: str) -> bool:
 
 async def run_scenes(reactor: Any, where: Where) -> str:
     """Run all scenes that the relay supports; returns the last line. Raises DemoFailed."""
-    results: list[ExchangeResult] = [await plain_exchange(reactor, where, say)]
+    results = [await exchange(reactor, where, say, PLAIN)]
     if await offers_link(reactor, where.ws_url):
-        for play in (linked_exchange, paired_exchange):
-            results.append(await play(reactor, where, say))
+        results += [await exchange(reactor, where, say, scene) for scene in (LINKED, PAIRED)]
         await refused_link(reactor, where, say)
     else:
         say("the relay offers no Noise link: its scenes are left out")
-    messages = sum(result.messages for result in results)
-    size = sum(result.size for result in results)
-    median = statistics.median(result.median_seconds for result in results)
-    return f"EXCHANGE OK {messages} messages, {size / 1e6:.1f} MB, median round trip {median * 1e3:.1f} ms"
+    return summary(
+        sum(result.messages for result in results),
+        sum(result.size for result in results),
+        statistics.median(result.median_seconds for result in results),
+    )
 
 
 async def _first(reactor: Any, lines: list[str]) -> None:

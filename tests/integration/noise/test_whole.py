@@ -17,7 +17,8 @@ from tests.integration.noise.linkpeers import reactor
 from tests.unit.noise.peers import OTHER_SECRET, PEER_STATIC, SECRET, b64, psk_of
 from tests.unit.peer.loopback import Inbox
 from tests.wireframes import encoded
-from viewport_relay.cli.demo import ExchangeResult, RefusalResult, Where, run_all
+from viewport_relay.cli.demo import LINKED, PAIRED, PLAIN, exchange, refused_link
+from viewport_relay.cli.stage import Where
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.connection import connect
 from viewport_relay.peer.link import LinkSettings, generate_static
@@ -31,12 +32,11 @@ async def test_the_demonstration(world: World, relay: Relay) -> None:
     lines: list[str] = []
     where = Where(relay.ws, world.platform.url, world.platform.credential, turns=24, large_frame_bytes=400_000,
                   pairing_secret=world.platform.workspaces["dev-paired"].pairing_secret_bytes())  # fmt: skip
-    plain, linked, paired, refused = await run_all(reactor, where, lines.append)
-    for result in (plain, linked, paired):
-        assert isinstance(result, ExchangeResult)
+    for scene in (PLAIN, LINKED, PAIRED):
+        result = await exchange(reactor, where, lines.append, scene)
         assert result.messages == 48 and result.rekeys >= 1 and result.epoch >= 2
-    assert isinstance(refused, RefusalResult)
-    assert refused.closed == Closed(4008, "Noise handshake failed: invalid psk")
+    refused = await refused_link(reactor, where, lines.append)
+    assert refused == Closed(4008, "Noise handshake failed: invalid psk")
     assert sum(line.startswith("EXCHANGE OK 48 messages") for line in lines) == 3
     for workspace, noise in (("dev-workspace", "none"), ("dev-link", "IK"), ("dev-paired", "IKpsk2")):
         joins = [e["details"] for e in await relay.entries(workspace) if e["event"] == "join"]

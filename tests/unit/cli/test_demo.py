@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.unit.peer.loopback import Canned, Echo, Session, http, listening, on_reactor, reactor, serving
-from viewport_relay.cli import demo
-from viewport_relay.cli.demo import DemoFailed, ExchangeResult, Where, plain_exchange, refused_link
+from viewport_relay.cli.demo import PLAIN, Scene, exchange, refused_link, summary
+from viewport_relay.cli.stage import DemoFailed, Where
 from viewport_relay.devplatform.platform import DevPlatform
+
+plain = partial(exchange, scene=PLAIN)
 
 
 @asynccontextmanager
@@ -38,32 +41,27 @@ async def _fails(play: Any, ws_url: str, platform: DevPlatform, **options: Any) 
 
 
 def test_the_summary_line() -> None:
-    result = ExchangeResult("x", 400, 2_140_000, 0.00126, 1, 2)
-    assert result.line == "EXCHANGE OK 400 messages, 2.1 MB, median round trip 1.3 ms"
+    assert summary(400, 2_140_000, 0.00126) == "EXCHANGE OK 400 messages, 2.1 MB, median round trip 1.3 ms"
 
 
 @on_reactor
 async def test_no_platform(free_port: int) -> None:
     where = Where("ws://localhost:1", f"http://127.0.0.1:{free_port}", "c")
     with pytest.raises(DemoFailed, match=rf"platform \(http://127.0.0.1:{free_port}\).*UNREACHABLE"):
-        await plain_exchange(reactor, where, lambda _: None)
+        await plain(reactor, where, lambda _: None)
 
 
 @on_reactor
 async def test_no_relay(free_port: int) -> None:
     async with _platform() as platform:
-        why = await _fails(plain_exchange, f"ws://127.0.0.1:{free_port}", platform)
+        why = await _fails(plain, f"ws://127.0.0.1:{free_port}", platform)
         assert f"the relay (ws://127.0.0.1:{free_port}) cannot be reached" in why
 
 
 @on_reactor
 async def test_unknown_workspace() -> None:
     async with _platform() as platform:
-        scene = demo.Scene("missing", "dev-missing")
-
-        async def play(reactor: Any, where: Where, out: demo.Out) -> None:
-            await demo.exchange_in(reactor, where, out, scene)
-
+        play = partial(exchange, scene=Scene("missing", "dev-missing"))
         assert "WORKSPACE_NOT_FOUND" in await _fails(play, "ws://127.0.0.1:1", platform)
 
 
@@ -72,14 +70,14 @@ async def test_a_relay_that_refuses() -> None:
     body = b'{"ok":false,"reason":"JWKS_UNREACHABLE","message":"no key set"}'
     answer = http("503 Service Unavailable", body, "X-Relay-Reason: JWKS_UNREACHABLE")
     async with _platform() as platform, listening(Canned(answer)) as port:
-        why = await _fails(plain_exchange, f"ws://127.0.0.1:{port}", platform)
+        why = await _fails(plain, f"ws://127.0.0.1:{port}", platform)
         assert "HTTP 503 JWKS_UNREACHABLE no key set" in why
 
 
 @on_reactor
 async def test_a_relay_that_delivers_nothing() -> None:
     async with _platform() as platform, serving(Echo()) as base:
-        assert "not through after 1 s" in await _fails(plain_exchange, base, platform, timeout=0.6)
+        assert "not through after 1 s" in await _fails(plain, base, platform, timeout=0.6)
 
 
 @on_reactor
@@ -91,7 +89,7 @@ async def test_a_relay_that_closes() -> None:
     echo = Echo()
     echo.on_open = close
     async with _platform() as platform, serving(echo) as base:
-        why = await _fails(plain_exchange, base, platform)
+        why = await _fails(plain, base, platform)
         assert "the client's connection ended: 4008 runtime rate limit exceeded" in why
 
 
