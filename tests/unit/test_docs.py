@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.pages import pages, text_of
-from tools import make_docs
+from tools import make_docs, reference
 from viewport_relay.config import VARIABLES
 from viewport_relay.reasons import Reason
 
@@ -22,7 +22,7 @@ def test_page_is_up_to_date(path: Path) -> None:
 
 
 def test_every_variable_is_on_the_environment_page() -> None:
-    page = make_docs.environment_page()
+    page = reference.environment_page()
     for variable in VARIABLES:
         assert (f"| `{variable.name}`" in page) is variable.listed, variable.name
         for older in variable.older:
@@ -30,7 +30,7 @@ def test_every_variable_is_on_the_environment_page() -> None:
 
 
 def test_every_reason_has_a_section_with_a_line_that_is_json() -> None:
-    page = make_docs.troubleshooting_page()
+    page = reference.troubleshooting_page()
     sections = dict(re.findall(r"### ([A-Z0-9_]+)\n(.*?)(?=\n##|\Z)", page, re.DOTALL))
     assert set(sections) == {reason.code for reason in Reason}
     for code, section in sections.items():
@@ -43,9 +43,9 @@ def test_every_reason_has_a_section_with_a_line_that_is_json() -> None:
 
 
 def test_groups_of_reasons_are_in_the_order_of_the_catalogue() -> None:
-    seen = [reason for _, reasons in make_docs.grouped_reasons() for reason in reasons]
+    seen = [reason for _, reasons in reference.grouped_reasons() for reason in reasons]
     assert seen == list(Reason)
-    assert len(list(make_docs.grouped_reasons())) == len(make_docs.GROUPS)
+    assert len(list(reference.grouped_reasons())) == len(reference.GROUPS)
 
 
 def test_links_between_pages_have_a_target() -> None:
