@@ -1,4 +1,4 @@
-"""A reader that receives into the arena, and keeps what is not whole yet: a short frame's beginning, a long frame, the rest.
+"""A reader that receives into the arena, and keeps frames that are not whole yet until their rest comes.
 
     socket -> arena, or a long frame's own buffer -> `_consume`, `_finish_long` of `fastpath`
 
@@ -12,18 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from twisted.internet.interfaces import IReactorTime
-
 from viewport_relay.wire.arena import ARENA_SIZE, LongFrame
-from viewport_relay.wire.codec import CodecFactory
 from viewport_relay.wire.framing import LONG
-from viewport_relay.wire.interfaces import Closing, Judge, StreamTransport
-from viewport_relay.wire.reader import Reader
+from viewport_relay.wire.interfaces import Closing, Judge, Pong, StreamTransport
+from viewport_relay.wire.reader import Reader, Shared
 from viewport_relay.wire.transport import DirectAccess, read_nothing
-from viewport_relay.wire.turn import Turn
-from viewport_relay.wire.turnqueue import TurnQueue
 
-#: One read of so many is timed for `relay_forward_latency_seconds`.
+#: One read in so many is timed for `relay_forward_latency_seconds`.
 SAMPLE_EVERY: Final = 64
 
 #: Frames of one read that are thrown away, before the others get their turn.
@@ -68,23 +63,11 @@ class ArenaReader(Reader):
     #: The first byte of a common frame.
     COMMON = 0x81
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        queue: TurnQueue,
-        transport: StreamTransport,
-        codecs: CodecFactory,
-        closing: Closing,
-        pong: Callable[[bytes], None],
-        turn: Turn,
-        max_message: int,
-        observe: Callable[[float], None],
-    ) -> None:
-        """`observe` is told how long one read in `SAMPLE_EVERY` took, from the socket to the receivers' sockets."""
-        super().__init__(clock, queue, transport, codecs, closing, pong, turn)
-        self._max = max_message
-        self._observe = observe
-        self._arena = arena = turn.arena
+    def __init__(self, shared: Shared, transport: StreamTransport, closing: Closing, pong: Pong) -> None:
+        super().__init__(shared, transport, closing, pong)
+        self._max = shared.max_message
+        self._observe = shared.observe
+        self._arena = arena = shared.turn.arena
         self._data = arena.data
         self._view = arena.view
         self._unmask = arena.unmask

@@ -26,7 +26,7 @@ from viewport_relay.wire.life import Core, LifeInputs, begin
 from viewport_relay.wire.linkoutbox import LinkOutbox
 from viewport_relay.wire.linkreader import LinkReader
 from viewport_relay.wire.outbox import Outbox
-from viewport_relay.wire.reader import Reader
+from viewport_relay.wire.reader import Reader, Shared
 from viewport_relay.wire.turn import Turn
 from viewport_relay.wire.turnqueue import TurnQueue
 
@@ -202,21 +202,17 @@ class ConnectionFactory:
         self.counters = counters
         self.max_pending = max_pending
         self.connections: set[Connection] = set()
-        self._frame_max_bytes = frame_max_bytes
         self._fast_path = fast_path
-        self._codecs = CodecFactory(clock, frame_max_bytes)
-        self._queue = TurnQueue(clock)
+        self._shared = Shared(
+            clock.seconds, TurnQueue(clock), CodecFactory(clock, frame_max_bytes), turn, frame_max_bytes,
+            counters.forward_latency.observe,
+        )  # fmt: skip
 
     def reader(self, connection: Connection, transport: StreamTransport) -> Reader:
         """The reader of a connection whose outbox is made."""
-        common = (
-            self.clock, self._queue, transport, self._codecs, connection, connection.outbox.pong, self.turn,
-        )  # fmt: skip
-        if self._fast_path:
-            observe = self.counters.forward_latency.observe
-            reader = LinkReader if connection.info.link else FastReader
-            return reader(*common, self._frame_max_bytes, observe)
-        return Reader(*common)
+        fast = LinkReader if connection.info.link else FastReader
+        reader = fast if self._fast_path else Reader
+        return reader(self._shared, transport, connection, connection.outbox.pong)
 
     def open(self, transport: Any, response: bytes, info: ConnectionInfo) -> Connection:
         """Take a transport over after the upgrade was admitted: send the 101 and be open (RFC 6455 section 4.2.2).

@@ -19,6 +19,9 @@ Decide: TypeAlias = Callable[[Any, Any, bytes], None]
 #: Counts messages of a peer that were forwarded: (peer, messages, their bytes, monotonic seconds).
 Count: TypeAlias = Callable[[Any, int, int, float], None]
 
+#: Sends a Pong frame with this payload (RFC 6455 section 5.5.3).
+Pong: TypeAlias = Callable[[bytes], None]
+
 
 class Feeder(Protocol):
     """Whoever brings messages for a connection; it is paused while what it brought waits. `cause` names the receiver."""

@@ -9,11 +9,12 @@ codec. Both ways decrypt with the same cipher state, which counts the nonces.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from viewport_relay.reasons import Refusal
 from viewport_relay.wire.fastpath import FastReader
-from viewport_relay.wire.interfaces import Judge, LinkCipher
+from viewport_relay.wire.interfaces import Closing, Judge, LinkCipher, Pong, StreamTransport
+from viewport_relay.wire.reader import Shared
 
 #: The first byte of an unfragmented binary message.
 _BINARY: Final = 0x82
@@ -33,8 +34,8 @@ class LinkReader(FastReader):
 
     COMMON = _BINARY
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, shared: Shared, transport: StreamTransport, closing: Closing, pong: Pong) -> None:
+        super().__init__(shared, transport, closing, pong)
         self._cipher: LinkCipher | None = None
         self._refuse: Callable[[Refusal], None] = _ignored
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.interfaces import IReactorTime
+from attrs import frozen
 
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.codec import Codec, CodecFactory
 from viewport_relay.wire.framing import COPIED, LONG, text_header
 from viewport_relay.wire.intake import Intake
-from viewport_relay.wire.interfaces import Closing, Count, Decide, Judge, LinkCipher, StreamTransport
+from viewport_relay.wire.interfaces import Closing, Count, Decide, Judge, LinkCipher, Pong, StreamTransport
 from viewport_relay.wire.turn import Turn
 from viewport_relay.wire.turnqueue import TurnQueue
 
@@ -49,6 +49,21 @@ def _uncounted(peer: Any, messages: int, size: int, now: float) -> None:
     raise AssertionError("nothing is forwarded without a judge")
 
 
+@frozen
+class Shared:
+    """What the readers of one reactor share. `seconds` is a monotonic clock, `max_message` the longest message in bytes.
+
+    `observe` is told how long some reads took, in seconds from the socket to the receivers' sockets.
+    """
+
+    seconds: Callable[[], float]
+    queue: TurnQueue
+    codecs: CodecFactory
+    turn: Turn
+    max_message: int
+    observe: Callable[[float], None]
+
+
 class Reader:
     """Reads one connection through its codec. Times are monotonic seconds."""
 
@@ -58,25 +73,16 @@ class Reader:
         "unanswered_since", "unwrap",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        queue: TurnQueue,
-        transport: StreamTransport,
-        codecs: CodecFactory,
-        closing: Closing,
-        pong: Callable[[bytes], None],
-        turn: Turn,
-    ) -> None:
+    def __init__(self, shared: Shared, transport: StreamTransport, closing: Closing, pong: Pong) -> None:
         """`closing` hears how the peer ends the connection, `pong` sends the answer to a Ping frame."""
-        self._queue = queue
-        self._seconds: Callable[[], float] = clock.seconds
+        self._queue = shared.queue
+        self._seconds = shared.seconds
         self._transport = transport
-        self._codecs = codecs
+        self._codecs = shared.codecs
         self._codec: Codec | None = None  # made for the first byte that needs it
         self._closing: Closing | None = closing  # until lost
         self._pong = pong
-        self._turn = turn
+        self._turn = shared.turn
         self._paused_by: frozenset[object] = _BY_NONE
         self._intake: Intake | None = None
         self._waiting = False  # for a turn, or for the intake: then nothing is read
