@@ -23,7 +23,7 @@ _ALL_REFUSED: Final = 5
 _MOST_REFUSED: Final = 3
 
 #: Refusals that any scanner of the internet causes.
-_STRANGERS: Final = frozenset(
+_SCANNERS: Final = frozenset(
     {
         Reason.NOT_FOUND, Reason.UPGRADE_REQUIRED, Reason.UPGRADE_MALFORMED, Reason.QUERY_INVALID, Reason.TOKEN_MISSING,
         Reason.RELAY_SHUTTING_DOWN,
@@ -50,7 +50,7 @@ def judge(facts: Facts) -> Verdict:
     counted = counts(facts)
     bad = [check for check in found if check.state == "bad"]
     warned = [check for check in found if check.state == "warn"]
-    everybody = _everybody_refused(facts)
+    main = _all_refused_for(facts)
     if not facts.ready:
         keys = found[0]
         about_keys = "JWKS" in facts.why and facts.why not in Reason.__members__
@@ -58,9 +58,9 @@ def judge(facts: Facts) -> Verdict:
         return Verdict("bad", f"Daemons cannot connect: {why}", found, counted)
     if bad:
         return Verdict("bad", f"Daemons cannot connect: {bad[0].text}", found, counted)
-    if everybody is not None:
+    if main is not None:
         headline = (
-            f"No peer gets in: {facts.refused} were refused, mostly {everybody.code} ({everybody.text})."
+            f"No peer gets in: {facts.refused} were refused, mostly {main.code} ({main.text})."
         )
         return Verdict("bad", headline, found, counted)
     if warned:
@@ -143,7 +143,7 @@ def _sentence(why: str) -> str:
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-def _everybody_refused(facts: Facts) -> Problem | None:
+def _all_refused_for(facts: Facts) -> Problem | None:
     """The main reason when no peer was admitted lately and tokens of several attempts were refused."""
     if facts.admitted:
         return None
@@ -157,8 +157,8 @@ def _everybody_refused(facts: Facts) -> Problem | None:
 
 
 def _most_refused(facts: Facts) -> Problem | None:
-    """The main reason when lately more attempts were refused than admitted. Strangers' attempts do not count."""
-    refused = [row for row in facts.problems if row.sample.event == "refuse" and row.reason not in _STRANGERS]
+    """The main reason when lately more attempts were refused than admitted. Refusals that scanners cause do not count."""
+    refused = [row for row in facts.problems if row.sample.event == "refuse" and row.reason not in _SCANNERS]
     number = sum(row.lately for row in refused)
     if number < _MOST_REFUSED or number <= facts.admitted:
         return None
