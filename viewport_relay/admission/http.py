@@ -24,7 +24,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 
-from viewport_relay.admission.agent import PlainAgent, Pool, pooled_agent
+from viewport_relay.admission.agent import PlainAgent, pooled_agent
 from viewport_relay.admission.httpcall import (
     Answer,
     Call,
@@ -36,6 +36,7 @@ from viewport_relay.admission.httpcall import (
 )
 from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.httpwords import hint, why
+from viewport_relay.admission.pool import Pool
 from viewport_relay.admission.tls import ClientTls
 from viewport_relay.config import Config
 from viewport_relay.timelimit import TimeLimits

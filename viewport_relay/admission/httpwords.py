@@ -13,8 +13,8 @@ from twisted.internet.error import (
 )
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
-from viewport_relay.admission.agent import HEAD_MAX, HeadTooLong
 from viewport_relay.admission.httpproxy import ProxyFailed
+from viewport_relay.admission.pool import HEAD_MAX, HeadTooLong
 from viewport_relay.admission.requesturl import RequestUrl
 from viewport_relay.admission.tls import CertificateRefused
 

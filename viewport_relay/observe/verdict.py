@@ -59,9 +59,7 @@ def judge(facts: Facts) -> Verdict:
     if bad:
         return Verdict("bad", f"Daemons cannot connect: {bad[0].text}", found, counted)
     if main is not None:
-        headline = (
-            f"No peer gets in: {facts.refused} were refused, mostly {main.code} ({main.text})."
-        )
+        headline = f"No peer gets in: {facts.refused} were refused, mostly {main.code} ({main.text})."
         return Verdict("bad", headline, found, counted)
     if warned:
         return Verdict("warn", f"Daemons can connect, but {warned[0].text}", found, counted)
