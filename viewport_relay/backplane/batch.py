@@ -46,6 +46,8 @@ MAGIC: Final = b"VRB3"
 VERSION: Final = 3
 #: Where the parts begin: the tag, what it covers, the number of the batch, of the frames, the length of the head, the head.
 _TAG, _COVERED, _NUMBER, _FRAMES, _LENGTH, _HEAD = 4, 20, 32, 40, 44, 48
+#: The bytes that tell one batch from another.
+MARK: Final = slice(_TAG, _COVERED)
 _DOMAIN: Final = b"viewport-relay-bus-batch-v3\n"
 _PROFILES: Final = frozenset({"noise-ik", "noise-ikpsk2"})
 #: Keys of other processes that are remembered.

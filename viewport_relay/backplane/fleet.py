@@ -122,6 +122,7 @@ class Fleet:
             key, relay_id = config.bus_hmac_key, config.relay_id
             others = self._others
             self._outbound = Outbound(
+                reactor,
                 at_end_of_turn,
                 self._carrier,
                 self.outage,
@@ -221,6 +222,8 @@ class Fleet:
 
     def _end(self, _: object) -> Deferred[None]:
         self._presence.stop()
+        if self._outbound is not None:
+            self._outbound.stop()
         return Deferred.fromCoroutine(self._carrier.stop())
 
     def _recovered(self) -> None:

@@ -44,13 +44,6 @@ class CarrierFailed(Exception):
         self.outage = outage
 
 
-class QueueUnread(CarrierFailed):
-    """The other relay does not read its queue. `outage` says that this was logged already."""
-
-    def __init__(self, relay_id: str, *, logged: bool) -> None:
-        super().__init__(f"the relay {relay_id} does not read its queue", outage=logged)
-
-
 @frozen
 class Whereabouts:
     """Which relay holds a target's daemon, and where peers reach that relay."""
@@ -82,6 +75,13 @@ class Parcel(msgspec.Struct, gc=False):
     size: int  # bytes of all payloads
     frame: Frame | None = None
     sender: object = None
+
+    def singles(self) -> Sequence[Parcel]:
+        """Parcels of one message each."""
+        if len(self.payloads) == 1:
+            return (self,)
+        replace = msgspec.structs.replace
+        return [replace(self, payloads=(payload,), size=len(payload)) for payload in self.payloads]
 
 
 class Arrival(msgspec.Struct, gc=False):
@@ -194,8 +194,11 @@ class Carrier(Protocol):
     async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
         """The entry as it was written by whichever relay, unchecked; None if there is none."""
 
-    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
-        """Queue bus frames for a relay, in order."""
+    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
+        """Queue bus frames for a relay, in order; the length of its queue then, None where the carrier does not tell."""
+
+    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
+        """Take frames out of a relay's queue (see `unread.mark_of`); the marks of those that were in it."""
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         """The next bus frames for this relay, waiting for some time if there are none."""

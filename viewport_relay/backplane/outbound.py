@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 from attrs import Factory, define
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from viewport_relay.backplane.batch import BatchSigner
@@ -23,10 +24,10 @@ from viewport_relay.backplane.interface import (
     CarrierFailed,
     Parcel,
     Publisher,
-    QueueUnread,
 )
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.signing import FrameSigner
+from viewport_relay.backplane.unread import Pushed, UnreadQueues, mark_of
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 
@@ -58,7 +59,7 @@ class _Relay:
 
 
 class Outbound:
-    """What leaves. `most_bytes` and `most_frames` bound what waits for one relay.
+    """What leaves. `most_bytes` and `most_frames` bound what waits for one relay, `most_bytes` also what it may not have read.
 
     `at_end_of_turn` calls back when the reactor has handled all input of this turn. `lost` is told what could not be carried.
     `reads_batches` gives the instance of a relay that reads what `batch_signer` signs, None for all others.
@@ -66,6 +67,7 @@ class Outbound:
 
     def __init__(
         self,
+        clock: IReactorTime,
         at_end_of_turn: Callable[[Callable[[], None]], object],
         carrier: Carrier,
         outage: Outage,
@@ -91,6 +93,7 @@ class Outbound:
         self._lost = lost
         self._most_bytes = most_bytes
         self._most_frames = most_frames
+        self._unread = UnreadQueues(clock, carrier, self._taken_back, most_bytes)
         self._relays: dict[str, _Relay] = {}
         self._ready: deque[_Lane] = deque()  # lanes whose next call can be made
         self._begins = False  # whether it is, at the end of this turn
@@ -112,10 +115,8 @@ class Outbound:
             self._lost((parcel,))
             return
         if self._batch_signer is None and len(parcel.payloads) > 1:
-            for payload in parcel.payloads:  # each succeeds or fails by itself
-                self.publish(
-                    msgspec.structs.replace(parcel, payloads=(payload,), size=len(payload)), publisher
-                )
+            for single in parcel.singles():  # each succeeds or fails by itself
+                self.publish(single, publisher)
             return
         relay = self._relays.get(parcel.to_relay)
         if relay is None:
@@ -132,12 +133,15 @@ class Outbound:
         if publisher is not None and relay.bytes >= PAUSE_AT and publisher not in relay.paused:
             relay.paused[publisher] = None
             publisher.pause_reading(relay)
-        if relay.bytes > self._most_bytes or relay.frames > self._most_frames:
+        if self._exceeds(relay.bytes, relay.frames):
             self._drop_oldest(relay, parcel)
+
+    def _exceeds(self, size: int, frames: int) -> bool:
+        return size > self._most_bytes or frames > self._most_frames
 
     def _drop_oldest(self, relay: _Relay, newest: Parcel) -> None:
         dropped = []
-        while relay.bytes > self._most_bytes or relay.frames > self._most_frames:
+        while self._exceeds(relay.bytes, relay.frames):
             lane = max(relay.lanes.values(), key=lambda lane: len(lane.queue))
             if lane.queue[0] is newest:
                 break
@@ -145,7 +149,7 @@ class Outbound:
             relay.bytes -= oldest.size
             relay.frames -= len(oldest.payloads)
             dropped.append(oldest)
-        if len(newest.payloads) > 1 and (relay.bytes > self._most_bytes or relay.frames > self._most_frames):
+        if len(newest.payloads) > 1 and self._exceeds(relay.bytes, relay.frames):
             dropped.append(self._cut(relay, newest))
         if dropped:
             frames = sum([len(parcel.payloads) for parcel in dropped])
@@ -156,9 +160,7 @@ class Outbound:
     def _cut(self, relay: _Relay, newest: Parcel) -> Parcel:
         """Take the oldest messages out of a parcel that exceeds the bounds by itself; the last message stays."""
         payloads, count, size = newest.payloads, 0, 0
-        while count < len(payloads) - 1 and (
-            relay.bytes - size > self._most_bytes or relay.frames - count > self._most_frames
-        ):
+        while count < len(payloads) - 1 and self._exceeds(relay.bytes - size, relay.frames - count):
             size += len(payloads[count])
             count += 1
         kept = msgspec.structs.replace(newest, payloads=payloads[count:], size=newest.size - size)
@@ -213,8 +215,14 @@ class Outbound:
         try:
             if self._outage.is_down:
                 raise self._outage.failed
+            relay_id = relay.relay_id
+            if not self._unread.takes(relay_id):
+                raise CarrierFailed(f"the relay {relay_id} does not read its queue")
             # Signed now, not when they were queued: they have to be fresh when they arrive.
-            await self._carrier.publish(relay.relay_id, self._signed(relay.relay_id, batch))
+            signed = self._signed(relay_id, batch)
+            length = await self._carrier.publish(relay_id, [frame for frame, _ in signed])
+            if length is not None:
+                self._unread.pushed(relay_id, [_pushed(*element) for element in signed], length)
         except CarrierFailed as error:
             self._failed(batch, frames, error)
         else:
@@ -227,13 +235,16 @@ class Outbound:
                 for publisher in paused:
                     publisher.resume_reading(relay)
 
-    def _signed(self, relay_id: str, parcels: list[Parcel]) -> list[BusFrame]:
-        """Bus frames in the form that this relay reads, in order."""
+    def _signed(
+        self, relay_id: str, parcels: Sequence[Parcel]
+    ) -> Sequence[tuple[BusFrame, Sequence[Parcel]]]:
+        """Bus frames in the form that this relay reads, in order, with the messages in each."""
         if self._batch_signer is not None:
             instance = self._reads_batches(relay_id)
             if instance is not None:
-                return [self._batch_signer.sign(parcels, instance)]
-        return [frame for parcel in parcels for frame in self._signer.sign(parcel)]
+                return ((self._batch_signer.sign(parcels, instance), parcels),)
+        singles = (single for parcel in parcels for single in parcel.singles())
+        return [(self._signer.sign(single), (single,)) for single in singles]
 
     def _next_batch(self, lane: _Lane) -> tuple[list[Parcel], int, int]:
         """What leaves next, the bytes of its payloads, and their number."""
@@ -249,11 +260,7 @@ class Outbound:
 
     def _failed(self, batch: list[Parcel], frames: int, error: CarrierFailed) -> None:
         self._counters.bus_publish_failed += frames
-        if error.outage:
-            pass  # it was logged when it began
-        elif isinstance(error, QueueUnread):
-            self._log.event("bus_queue_unread", message=error.why, targetRelayId=batch[0].to_relay)
-        else:
+        if not error.outage:  # else it was logged when it began
             self._log.event(
                 "bus_publish_failed",
                 message=error.why,
@@ -263,3 +270,21 @@ class Outbound:
                 targetRelayId=batch[0].to_relay,
             )
         self._lost(batch)
+
+    def _taken_back(self, relay_id: str, parcels: Sequence[Parcel], was_read: bool) -> None:
+        self._counters.bus_queue_unread += sum([len(parcel.payloads) for parcel in parcels])
+        if was_read:
+            self._log.event(
+                "bus_queue_unread",
+                message=f"the relay {relay_id} does not read its queue",
+                targetRelayId=relay_id,
+            )
+        self._lost(parcels)
+
+    def stop(self) -> None:
+        """Forget what other relays may not have read."""
+        self._unread.stop()
+
+
+def _pushed(frame: BusFrame, parcels: Sequence[Parcel]) -> Pushed:
+    return Pushed(mark_of(frame), parcels, sum([parcel.size for parcel in parcels]))

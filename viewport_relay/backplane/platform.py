@@ -143,6 +143,9 @@ class PlatformCarrier:
         for frame in frames:
             await self._ask(self._publish, bytes(frame))
 
+    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
+        return ()  # the platform does not tell what was read
+
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         if not self._peers:
             self._wanted = Deferred()

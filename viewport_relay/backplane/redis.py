@@ -18,7 +18,6 @@ from viewport_relay.backplane.interface import (
     BusFrame,
     CarrierFailed,
     Parcel,
-    QueueUnread,
     SeatClaim,
     TargetKey,
 )
@@ -28,16 +27,14 @@ from viewport_relay.backplane.rediscommands import Commands, popped
 from viewport_relay.backplane.redisconnection import RedisConnection
 from viewport_relay.backplane.redisendpoint import RedisAddress, ask_once, redis_endpoint
 from viewport_relay.backplane.redisprotocol import Command
-from viewport_relay.backplane.unread import UnreadQueues
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.reasons import Reason
 
 #: Seconds for one command.
 COMMAND_LIMIT: Final = 2.0
-
-#: Relays that do not read of which that is remembered.
-_MOST_SILENT: Final = 1024
+#: Relays whose queues' lengths are remembered.
+_MOST_LENGTHS: Final = 1024
 
 _COMMANDS: Final = "commands"
 _READER: Final = "bus"
@@ -81,8 +78,7 @@ class RedisCarrier:
         self._pull_wait = max(config.bus_pull_wait_ms, 10) / 1000
         self._pull = make.pull(self._pull_wait, config.bus_pull_limit)
         self._queue_max = config.redis_queue_max
-        self._unread = UnreadQueues(reactor)
-        self._silent: set[str] = set()  # relays that do not read, as was logged
+        self._lengths: dict[str, int] = {}  # of other relays' queues, as the latest pushes left them
         address = RedisAddress.from_config(config)
         connect_limit = config.redis_connect_timeout_ms / 1000
         self._service = MultiService()
@@ -183,26 +179,20 @@ class RedisCarrier:
 
     # -- bus ---------------------------------------------------------------------------------------------------------
 
-    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
-        unread = self._unread
-        if not unread.takes(relay_id):
-            raise self._not_read(relay_id)
-        if unread.length(relay_id) + len(frames) > self._queue_max // 2:
+    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
+        if self._lengths.get(relay_id, 0) + len(frames) > self._queue_max // 2:
             [[length, gone]] = await self._commands.run(self._make.push_and_trim(relay_id, frames))
             self._counters.bus_queue_trimmed += gone
         else:
             length, _ = await self._commands.run(*self._make.push(relay_id, frames))
-            gone = 0
-        if not unread.pushed(relay_id, len(frames), length, trimmed=gone > 0):
-            raise self._not_read(relay_id)
-        self._silent.discard(relay_id)
+        if len(self._lengths) >= _MOST_LENGTHS:
+            self._lengths.clear()
+        self._lengths[relay_id] = length
+        return int(length)
 
-    def _not_read(self, relay_id: str) -> QueueUnread:
-        logged = relay_id in self._silent
-        if len(self._silent) >= _MOST_SILENT:
-            self._silent.clear()  # each is logged once more
-        self._silent.add(relay_id)
-        return QueueUnread(relay_id, logged=logged)
+    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
+        [found] = await self._commands.run(self._make.take_back(relay_id, marks))
+        return found if isinstance(found, list) else ()
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         assert self._reader is not None

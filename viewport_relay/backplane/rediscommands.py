@@ -129,6 +129,20 @@ for _, gone in ipairs(redis.call('LPOP', KEYS[1], over)) do
 end
 return {length - over, frames}
 """
+# KEYS[1] the queue, ARGV: its TTL in ms, marks of elements (see unread.py). Gives the marks that it had; all others keep their
+# order. RPUSH of an element that goes again at the end tells the length: the relay's user needs no further command.
+_TAKE_BACK: Final = """
+local wanted, found = {}, {}
+for i = 2, #ARGV do wanted[ARGV[i]] = true end
+for _ = 2, redis.call('RPUSH', KEYS[1], '') do
+  local element = redis.call('LPOP', KEYS[1])
+  local mark = string.sub(element, 1, 3) == 'VRB' and string.sub(element, 5, 20) or redis.sha1hex(element)
+  if wanted[mark] then found[#found + 1] = mark else redis.call('RPUSH', KEYS[1], element) end
+end
+redis.call('LPOP', KEYS[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return found
+"""
 
 
 @frozen
@@ -206,6 +220,10 @@ class Commands:
         key = self.queue_key(relay_id)
         return "EVAL", _PUSH_AND_TRIM, 1, key, self.queue_max, QUEUE_TTL_MS, *elements
 
+    def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Command:
+        """Take elements out of a relay's queue; the answer is the marks of those that were in it."""
+        return "EVAL", _TAKE_BACK, 1, self.queue_key(relay_id), QUEUE_TTL_MS, *marks
+
     def pull(self, wait: float, limit: int) -> tuple[Command, Command]:
         """Wait for one frame of this relay's queue, at most `wait` seconds, and take up to `limit` more."""
         key = self.queue_key(self.relay_id)
@@ -239,6 +257,7 @@ class Commands:
             ("PEXPIRE", key, _TRIAL_TTL_MS),
             ("LPOP", key, 1),
             ("EVAL", _PUSH_AND_TRIM, 1, key, 1, _TRIAL_TTL_MS, "trial"),
+            ("EVAL", _TAKE_BACK, 1, key, _TRIAL_TTL_MS, "trial"),
         )
 
     def pull_trials(self) -> tuple[Command, ...]:

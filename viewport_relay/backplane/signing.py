@@ -92,11 +92,9 @@ class FrameSigner:
         #: signatures with a time of issue from the millisecond of `_latest` on
         self._issued: set[bytes] = set()
 
-    def sign(self, parcel: Parcel) -> list[bytes]:
-        """Each of the parcel's messages as a signed bus frame. Raises ValueError for a payload that is not UTF-8."""
-        return [self._frame(parcel, payload) for payload in parcel.payloads]
-
-    def _frame(self, parcel: Parcel, payload: bytes | bytearray) -> bytes:
+    def sign(self, parcel: Parcel) -> bytes:
+        """A parcel of one message as a signed bus frame. Raises ValueError for a payload that is not UTF-8."""
+        [payload] = parcel.payloads
         now = int(self._now() * 1000)
         if now > self._latest or len(self._issued) >= _ISSUED_MAX:
             self._latest = now

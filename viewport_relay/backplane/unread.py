@@ -1,71 +1,155 @@
-"""Queues that are not read: told from the lengths that pushes give, without asking Redis anything more.
+"""Bus frames that another relay has not read: taken back out of its queue, so that their loss is counted and told.
 
-A relay that reads its queue shortens it between two pushes. One that was killed leaves presence entries that live on for up to
-45 s, and frames for it would go nowhere without a word.
+A relay that was killed leaves presence entries that live on for up to 45 s, and frames for it would go nowhere without a word.
+Each push tells the length of the queue then: of what this relay pushed, only that many elements can still be in it. What is in it
+for too long is taken back in one step, so that no frame is both told as lost and delivered.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Sequence
+from hashlib import sha1
+from typing import Final, Protocol
 
-from attrs import define
-from twisted.internet.interfaces import IReactorTime
+import msgspec
+from attrs import Factory, define
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-#: Seconds, and pushes, during which a queue only grows before its relay counts as one that does not read.
+from viewport_relay.backplane.batch import MAGIC, MARK
+from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel
+
+#: Seconds in a queue after which an element is taken back.
 SILENT_AFTER: Final = 3.0
-SILENT_PUSHES: Final = 4
-#: Seconds between two pushes to such a relay, which find out whether it reads again.
+#: Seconds between two pushes to a relay that does not read, which find out whether it reads again; each is taken back as late.
 PROBE_EVERY: Final = 1.0
-#: Relays that are remembered.
+#: Seconds between two looks at what was pushed.
+LOOK_EVERY: Final = 0.5
+#: Seconds after the last push at which a relay that does not read is forgotten.
+_FORGOTTEN: Final = 60.0
+#: Relays, and elements for each, that are remembered.
 _MOST_RELAYS: Final = 1024
+_MOST_ELEMENTS: Final = 4096
+
+
+class Pushed(msgspec.Struct, gc=False):
+    """One element of a relay's queue, and the messages in it."""
+
+    mark: bytes
+    parcels: Sequence[Parcel]
+    size: int  # bytes of the payloads
+    at: float = 0.0  # monotonic seconds
+
+
+def mark_of(frame: BusFrame) -> bytes:
+    """What names an element in a queue: a batch's tag, the SHA-1 of a signed frame, as Redis's Lua computes it too."""
+    if frame[: len(MAGIC)] == MAGIC:
+        return bytes(frame[MARK])
+    return sha1(frame, usedforsecurity=False).hexdigest().encode()
+
+
+class Queues(Protocol):
+    """Where the queues are."""
+
+    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
+        """Take these elements out of a relay's queue; the marks of those that were in it. Raises CarrierFailed."""
 
 
 @define(eq=False)
 class _Queue:
-    length: int
-    pushed_at: float
-    grows_since: float
-    grown: int = 0  # pushes in a row that found nothing taken
+    """What may still be in the queue of one relay."""
 
-    def is_unread(self, now: float) -> bool:
-        return self.grown >= SILENT_PUSHES and now - self.grows_since >= SILENT_AFTER
+    pushed_at: float = 0.0
+    pushed: deque[Pushed] = Factory(deque)
+    size: int = 0  # bytes of `pushed`
+    unread: bool = False
+    asking: bool = False
+
+    def forget_oldest(self) -> None:
+        self.size -= self.pushed.popleft().size
 
 
 class UnreadQueues:
-    """The queues of other relays as the latest pushes left them."""
+    """What this relay pushed to others and they may not have read.
 
-    def __init__(self, clock: IReactorTime) -> None:
+    `most_bytes` bounds the payloads that are remembered for one relay: of more, only what is trimmed is counted. `lost` gets what
+    was taken back, with the relay's id, and whether its queue counted as read until then.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        queues: Queues,
+        lost: Callable[[str, Sequence[Parcel], bool], None],
+        most_bytes: int,
+    ) -> None:
         self._clock = clock
+        self._carrier = queues
+        self._lost = lost
+        self._most_bytes = most_bytes
         self._queues: dict[str, _Queue] = {}
-
-    def pushed(self, relay_id: str, elements: int, length: int, *, trimmed: bool = False) -> bool:
-        """Note a push of so many elements and the length of the queue then; whether the queue is read, as far as is known.
-
-        `trimmed`: the queue was full, so that it did not grow.
-        """
-        now = self._clock.seconds()
-        queue = self._queues.get(relay_id)
-        if queue is None:
-            if len(self._queues) >= _MOST_RELAYS:
-                del self._queues[next(iter(self._queues))]
-            self._queues[relay_id] = _Queue(length, now, now)
-            return True
-        if trimmed or length >= queue.length + elements:
-            if not queue.grown:  # not before: between two pushes there may have been an outage
-                queue.grows_since = now
-            queue.grown += 1
-        else:
-            queue.grown = 0
-        queue.length, queue.pushed_at = length, now
-        return not queue.is_unread(now)
+        self._next_look: IDelayedCall | None = None
 
     def takes(self, relay_id: str) -> bool:
         """Whether to push to this relay: its queue is read, or it is time to find out."""
         queue = self._queues.get(relay_id)
-        now = self._clock.seconds()
-        return queue is None or not queue.is_unread(now) or now - queue.pushed_at >= PROBE_EVERY
+        if queue is None or not queue.unread:
+            return True
+        return self._clock.seconds() - queue.pushed_at >= PROBE_EVERY
 
-    def length(self, relay_id: str) -> int:
-        """The length that the latest push left; 0 for a relay that was not pushed to."""
+    def pushed(self, relay_id: str, elements: Sequence[Pushed], length: int) -> None:
+        """Note a push, and the length of the queue then."""
         queue = self._queues.get(relay_id)
-        return 0 if queue is None else queue.length
+        if queue is None:
+            if len(self._queues) >= _MOST_RELAYS:
+                del self._queues[next(iter(self._queues))]
+            queue = self._queues[relay_id] = _Queue()
+        queue.pushed_at = now = self._clock.seconds()
+        for element in elements:
+            element.at = now
+            queue.pushed.append(element)
+            queue.size += element.size
+        length = min(length, _MOST_ELEMENTS)
+        while len(queue.pushed) > length or (queue.size > self._most_bytes and len(queue.pushed) > 1):
+            queue.forget_oldest()
+        if self._next_look is None:
+            self._next_look = self._clock.callLater(LOOK_EVERY, self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        self._queues.clear()
+
+    def _look(self) -> None:
+        self._next_look = None
+        now = self._clock.seconds()
+        for relay_id, queue in list(self._queues.items()):
+            if not queue.pushed:
+                if not queue.unread or now - queue.pushed_at >= _FORGOTTEN:
+                    del self._queues[relay_id]
+                continue
+            until = now - (PROBE_EVERY if queue.unread else SILENT_AFTER)
+            if queue.pushed[0].at <= until and not queue.asking:
+                queue.asking = True
+                Deferred.fromCoroutine(self._take_back(relay_id, queue, until))
+        if self._queues:
+            self._next_look = self._clock.callLater(LOOK_EVERY, self._look)
+
+    async def _take_back(self, relay_id: str, queue: _Queue, until: float) -> None:
+        """Take back what was pushed before this time, where it is still in the queue."""
+        old = [element for element in queue.pushed if element.at <= until]
+        try:
+            found = frozenset(await self._carrier.take_back(relay_id, [element.mark for element in old]))
+        except CarrierFailed:
+            return  # logged as an outage; the next look tries again
+        finally:
+            queue.asking = False
+        while queue.pushed and queue.pushed[0].at <= until:
+            queue.forget_oldest()
+        was_read, queue.unread = not queue.unread, bool(found)
+        if found:
+            lost = [parcel for element in old if element.mark in found for parcel in element.parcels]
+            self._lost(relay_id, lost, was_read)

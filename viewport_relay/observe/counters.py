@@ -81,6 +81,7 @@ class Counters:
     bus_publish_failed: int = 0
     bus_queue_dropped: int = 0
     bus_queue_trimmed: int = 0
+    bus_queue_unread: int = 0
     bus_pull_frames: int = 0
     bus_pull_invalid_signature: int = 0
     bus_pull_stale_signature: int = 0

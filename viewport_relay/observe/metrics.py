@@ -46,6 +46,7 @@ COUNTERS: Mapping[str, str] = {
     "bus_publish_failed": "Bus frames that could not be published.",
     "bus_queue_dropped": "Bus frames that went before they were sent because too much waited, the oldest first.",
     "bus_queue_trimmed": "Bus frames that went because the queue of a relay was full, the oldest first.",
+    "bus_queue_unread": "Bus frames that were published, not read by the other relay, and taken back out of its queue after 3 s.",
     "bus_pull_frames": "Bus frames received.",
     "bus_pull_invalid_signature": "Bus frames with a missing or wrong signature.",
     "bus_pull_stale_signature": "Bus frames too old or from the future.",

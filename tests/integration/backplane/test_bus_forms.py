@@ -18,6 +18,7 @@ from viewport_relay.backplane.batch import MAGIC, VERSION, BatchSigner
 from viewport_relay.backplane.instance import RECORD_TTL
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Parcel
 from viewport_relay.backplane.rediscommands import Commands
+from viewport_relay.backplane.unread import mark_of
 
 pytestmark = pytest.mark.redis
 
@@ -176,3 +177,22 @@ def test_each_frame_of_a_trimmed_batch_is_counted(redis: RedisServer) -> None:
         assert redis.ask(*commands.push_and_trim("elsewhere", [element])) == answer
     assert forms(redis) == [True, True]
     assert 0 < redis.ask("PTTL", QUEUE) <= 120_000
+
+
+def test_elements_are_taken_back_from_among_others(redis: RedisServer) -> None:
+    """In a queue with elements of other relays, which keep their order."""
+    parcels = [Parcel(("w", "t"), CLIENT_TO_DAEMON, "elsewhere", None, (b"{}",), 2)]
+    signer = BatchSigner("a-bus-key-of-some-length", "b", time.time)
+    batches = [bytes(signer.sign(parcels, "x")) for _ in range(3)]
+    elements = [b"{1}", batches[0], b"{2}", batches[1], batches[2], b"{3}"]
+    commands = Commands("viewport:relay", "b", 45_000, queue_max=100)
+    for command in commands.push("elsewhere", elements):
+        redis.ask(*command)
+    ours = [mark_of(element) for element in (batches[0], b"{2}", batches[2], b"read already")]
+    assert redis.ask(*commands.take_back("elsewhere", ours)) == ours[:3]
+    assert redis.ask(*commands.pull(0.1, 9)[1]) is None  # relay b's own queue
+    queue = "viewport:relay:queue:elsewhere"
+    assert redis.ask("LRANGE", queue, 0, -1) == [b"{1}", batches[1], b"{3}"]
+    assert 0 < redis.ask("PTTL", queue) <= 120_000
+    assert redis.ask(*commands.take_back("nowhere", ours)) == []
+    assert redis.ask("EXISTS", "viewport:relay:queue:nowhere") == 0

@@ -36,6 +36,7 @@ from viewport_relay.backplane.outbound import Outbound
 from viewport_relay.backplane.presence import Announcement, Presence
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
+from viewport_relay.backplane.unread import mark_of
 from viewport_relay.observe.counters import Counters
 
 T = TypeVar("T")
@@ -128,8 +129,23 @@ class MemoryCarrier:
     async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
         return await self._run(lambda: self._redis.seats.entries.get(target))
 
-    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
-        await self._run(lambda: self._redis.queues[relay_id].extend(map(bytes, frames)))
+    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
+        def push() -> int:
+            queue = self._redis.queues[relay_id]
+            queue.extend(map(bytes, frames))
+            return len(queue)
+
+        return await self._run(push)
+
+    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
+        def take_back() -> Sequence[bytes]:
+            there = {mark_of(frame): frame for frame in self._redis.queues[relay_id]}
+            found = [mark for mark in marks if mark in there]
+            for mark in found:
+                self._redis.queues[relay_id].remove(there[mark])
+            return found
+
+        return await self._run(take_back)
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         await deferLater(self._clock, 0.01)
@@ -158,6 +174,7 @@ class MemoryBackplane:
         announcement = Announcement(relay_id, f"ws://{relay_id}", 20.0)
         self.presence = Presence(clock, carrier, self.outage, announcement, lambda url: True, self.log, now)
         self._outbound = Outbound(
+            clock,
             lambda call: clock.callLater(0, call),
             carrier,
             self.outage,

@@ -81,9 +81,13 @@ class StubCarrier:
         await self._call("resolve", target)
         return self.entries.get(target)
 
-    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> None:
+    async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
         await self._call("publish", len(frames))
         self.frames += [(relay_id, bytes(frame)) for frame in frames]
+        return None
+
+    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
+        return ()
 
     async def pull(self) -> Sequence[Any]:
         waiting: Deferred[Any] = Deferred()

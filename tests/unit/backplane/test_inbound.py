@@ -39,7 +39,7 @@ class Incoming:
 
     def frame(self, text: str) -> bytes:
         payload = text.encode()
-        return self.signer.sign(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (payload,), len(payload)))[0]
+        return self.signer.sign(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (payload,), len(payload)))
 
 
 def test_frames_are_delivered_in_order_and_in_slices() -> None:

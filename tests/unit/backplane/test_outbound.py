@@ -41,6 +41,7 @@ class Parts:
         self.outage = Outage(self.clock, self.log, self.counters, ("p",), lambda: None)
         self.failed: list[str] = []
         self.bus = Outbound(
+            self.clock,
             lambda call: self.clock.callLater(0, call),
             self.carrier,
             self.outage,

@@ -1,70 +1,143 @@
-"""Queues that only grow: their relay counts as not reading until it pulls again."""
+"""Bus frames that another relay does not read: taken back, told once, and tried again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from viewport_relay.backplane.unread import PROBE_EVERY, SILENT_AFTER, UnreadQueues
+from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, CarrierFailed, Parcel
+from viewport_relay.backplane.unread import LOOK_EVERY, PROBE_EVERY, SILENT_AFTER, Pushed, UnreadQueues
+
+
+def element(name: str) -> Pushed:
+    payload = name.encode()
+    return Pushed(
+        payload, (Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (payload,), len(payload)),), len(payload)
+    )
 
 
 class Parts:
-    def __init__(self) -> None:
+    """The queue of relay b, which the test reads or leaves."""
+
+    def __init__(self, most_bytes: int = 1 << 20) -> None:
         self.clock = Clock()
-        self.unread = UnreadQueues(self.clock)
-        self.length = 0
+        self.unread = UnreadQueues(self.clock, self, self._lost, most_bytes)
+        self.queue: list[bytes] = []
+        self.asked = 0
+        self.lost: list[str] = []
+        self.first: list[bool] = []
+        self.failing: CarrierFailed | None = None
+        self.answer: Deferred[None] | None = None
 
-    def push(self, elements: int = 1, *, taken: int = 0, after: float = 1.0) -> bool:
-        self.clock.advance(after)
-        self.length = max(0, self.length - taken) + elements
-        return self.unread.pushed("b", elements, self.length)
+    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
+        self.asked += 1
+        if self.failing is not None:
+            raise self.failing
+        found = [mark for mark in marks if mark in self.queue]
+        self.queue = [mark for mark in self.queue if mark not in found]
+        if self.answer is not None:
+            await self.answer
+        return found
+
+    def _lost(self, relay_id: str, parcels: Sequence[Parcel], was_read: bool) -> None:
+        self.lost += [bytes(payload).decode() for parcel in parcels for payload in parcel.payloads]
+        self.first.append(was_read)
+
+    def push(self, *names: str, read: bool = False) -> None:
+        """Push one element for each name; `read`: the relay has emptied its queue before."""
+        if read:
+            self.queue.clear()
+        self.queue += [name.encode() for name in names]
+        self.unread.pushed("b", [element(name) for name in names], len(self.queue))
+
+    def wait(self, seconds: float) -> None:
+        self.clock.pump([LOOK_EVERY] * round(seconds / LOOK_EVERY))
 
 
-def test_a_queue_that_only_grows_is_not_read() -> None:
+def test_what_is_not_read_is_taken_back_and_told() -> None:
     parts = Parts()
-    assert [parts.push() for _ in range(6)] == [True, True, True, True, False, False]
+    parts.queue = [b"another relay's"]
+    parts.push("1", "2")
+    parts.wait(SILENT_AFTER - LOOK_EVERY)
+    assert parts.asked == 0
+    parts.push("3")
+    parts.wait(LOOK_EVERY)
+    assert parts.lost == ["1", "2"]
+    assert not parts.unread.takes("b") and parts.unread.takes("c")
+    parts.wait(PROBE_EVERY)
+    assert (parts.lost, parts.first) == (["1", "2", "3"], [True, False])
+    assert parts.queue == [b"another relay's"]
+
+
+def test_what_is_read_is_not_told() -> None:
+    parts = Parts()
+    for number in range(20):
+        parts.push(str(number), read=True)
+        parts.wait(LOOK_EVERY)
+    assert parts.asked == 0  # each push tells that the one before was read
+    parts.queue.clear()
+    parts.wait(10.0)
+    assert (parts.asked, parts.lost) == (1, [])
+    assert parts.unread.takes("b")
+    assert parts.clock.getDelayedCalls() == []  # with nothing to look at there is no timer
+
+
+def test_a_relay_that_reads_again_is_found_by_a_probe() -> None:
+    parts = Parts()
+    parts.push("1")
+    parts.wait(SILENT_AFTER)
+    assert parts.unread.takes("b")  # the last push is long enough ago
+    parts.push("probe")
     assert not parts.unread.takes("b")
-    assert parts.unread.takes("c")
-    parts.clock.advance(PROBE_EVERY)
-    assert parts.unread.takes("b")
+    parts.queue.clear()
+    parts.wait(PROBE_EVERY)
+    assert parts.lost == ["1"] and parts.unread.takes("b")
 
 
-def test_a_trimmed_queue_is_not_read() -> None:
+def test_an_outage_tells_nothing_and_is_asked_again() -> None:
     parts = Parts()
-    read = []
-    for _ in range(6):
-        parts.clock.advance(1.0)
-        read.append(parts.unread.pushed("b", 1, 10, trimmed=True))
-    assert read == [True, True, True, True, False, False]
+    parts.push("1")
+    parts.failing = CarrierFailed("gone")
+    parts.wait(SILENT_AFTER + 1.0)
+    assert (parts.asked, parts.lost) == (3, [])
+    parts.failing = None
+    parts.wait(LOOK_EVERY)
+    assert parts.lost == ["1"]
 
 
-def test_a_burst_does_not_count_as_unread() -> None:
+def test_a_late_answer_is_for_what_was_asked() -> None:
     parts = Parts()
-    assert all(parts.push(after=0.01) for _ in range(int(SILENT_AFTER / 0.01) - 10))
+    parts.answer = Deferred()
+    parts.push("1")
+    parts.wait(SILENT_AFTER)
+    parts.push("2")
+    parts.wait(SILENT_AFTER)
+    assert parts.asked == 1
+    parts.answer.callback(None)
+    assert parts.lost == ["1"]
+    parts.wait(PROBE_EVERY)
+    assert parts.lost == ["1", "2"]
 
 
-def test_pushes_after_a_long_pause_do_not_count_as_unread() -> None:
-    """After an outage of Redis the other relay needs time to reconnect, too."""
+def test_a_relay_that_is_gone_is_forgotten() -> None:
     parts = Parts()
-    parts.push()
-    parts.clock.advance(60.0)
-    assert all(parts.push(after=0.1) for _ in range(20))
+    parts.push("1")
+    parts.wait(SILENT_AFTER)
+    assert parts.lost == ["1"] and parts.clock.getDelayedCalls()
+    parts.wait(70.0)
+    assert parts.clock.getDelayedCalls() == []
 
 
-def test_a_queue_that_is_partly_pulled_is_read() -> None:
-    parts = Parts()
-    assert all(parts.push(5, taken=1) for _ in range(20))
-
-
-def test_an_unread_queue_that_is_pulled_is_read_again() -> None:
-    parts = Parts()
-    while parts.push():
-        pass
-    assert parts.push(taken=10)
-    assert parts.unread.takes("b")
-
-
-def test_the_table_of_relays_is_bounded() -> None:
-    parts = Parts()
+def test_what_is_remembered_is_bounded() -> None:
+    parts = Parts(most_bytes=30)
+    for number in range(100):
+        parts.push(f"{number:010}")
+    parts.wait(SILENT_AFTER)
+    assert parts.lost == ["0000000097", "0000000098", "0000000099"]
     for number in range(5000):
-        parts.unread.pushed(f"relay-{number}", 1, 1)
+        parts.unread.pushed(f"relay-{number}", [element("x")], 1)
     assert len(parts.unread._queues) == 1024
+    parts.unread.stop()
+    assert parts.clock.getDelayedCalls() == []
