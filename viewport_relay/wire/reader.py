@@ -27,6 +27,9 @@ _SLICE: Final = 512
 #: A longer read, bytes, waits for its turn while others wait: fifty connections that each worked at theirs made a turn of 15 ms.
 _FEW: Final = 4096
 
+#: Seconds of work at one read from which on longer reads of other connections wait for the next turn.
+_COSTLY: Final = 0.0001
+
 #: A read of more bytes, on a connection that has ended, is followed by a pause.
 _PACED: Final = 4096
 
@@ -203,7 +206,8 @@ class Reader:
             self._postpone(data)
             return
         self._turn.hold_frames()
-        until = self._seconds() + self._queue.share
+        began = self._seconds()
+        until = began + self._queue.share
         at, size = 0, _SLICE
         while at < end:
             codec.feed(data[at : at + size])
@@ -215,6 +219,8 @@ class Reader:
             if at < end and self._seconds() >= until:
                 self._postpone(data[at:])
                 return
+        if self._seconds() - began > _COSTLY:
+            self._queue.end_turn()
 
     def _needed(self) -> Codec:
         if self._codec is None:

@@ -8,6 +8,8 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
+from viewport_relay.wire.turn import turn_of
+
 #: Seconds of waiting input that are worked at between two looks at the sockets, for all connections together.
 TURN_SECONDS: Final = 0.004
 
@@ -26,6 +28,7 @@ class TurnQueue:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
+        self._turn = turn_of(clock)
         self._waiting: deque[Callable[[], None]] = deque()
         self._ticking: list[Callable[[], None]] = []
         self._turn_comes = False
@@ -68,10 +71,19 @@ class TurnQueue:
                 waiting.popleft()()
                 if seconds() >= until:
                     break
+                self._look()
         finally:
             self._working = False
             if waiting:
                 self.end_turn()
+
+    def _look(self) -> None:
+        """Serve the sockets that became ready meanwhile. What they bring and takes long waits."""
+        self._working = False
+        if self._waiting:
+            self.end_turn()
+        self._turn.look()
+        self._working = True
 
     def _tick(self) -> None:
         ticking, self._ticking = self._ticking, []

@@ -13,6 +13,7 @@ from tests.unit.wire.test_connection import bytes_kept
 from tests.wireframes import encoded
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.routing.views import Selection
+from viewport_relay.wire.codec import Codec
 from viewport_relay.wire.intake import MOST_BYTES, PATIENCE, Intake, Intakes
 
 MIB = 1024 * 1024
@@ -231,5 +232,25 @@ def test_long_reads_behind_a_costly_one_wait_for_the_next_turn() -> None:
     behind.raw(masked_frame(1, long_frame))
     short.raw(masked_frame(1, short_frame))
     assert daemon.heard() == [short_frame]
+    relay.wait(0.01)
+    assert daemon.heard() == [long_frame]
+
+
+def test_a_long_read_that_ends_no_message_is_costly_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty connections that send fragments of 64 KiB made a turn of 19 ms."""
+    relay = MemoryRelay(RELAY_FAST_PATH="0")
+    daemon = relay.daemon()
+    fragments, behind = (client_of(relay, f"client-{n}") for n in range(2))
+    feed = Codec.feed
+
+    def slow(codec: Codec, data: bytes) -> None:
+        feed(codec, data)
+        relay.clock.rightNow += len(data) * 6e-9  # as measured
+
+    monkeypatch.setattr(Codec, "feed", slow)
+    fragments.raw(masked_frame(1, b"[" * 60_000, fin=False))
+    long_frame = encoded("e2ee", ciphertext="A" * 5000)
+    behind.raw(masked_frame(1, long_frame))
+    assert daemon.heard() == []
     relay.wait(0.01)
     assert daemon.heard() == [long_frame]

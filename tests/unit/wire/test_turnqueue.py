@@ -106,3 +106,17 @@ def test_an_exception_does_not_stop_the_queue() -> None:
     with pytest.raises(ZeroDivisionError):
         turns.turn()
     assert turns.turn() == ["next"]
+
+
+def test_sockets_are_served_between_two_pieces_of_work_and_what_they_bring_and_takes_long_waits() -> None:
+    turns = Turns()
+
+    def look() -> None:
+        turns.done.append("sockets")
+        assert turns.queue.busy  # so a long read is left to a later turn
+
+    turns.queue._turn.look = look  # type: ignore[method-assign]
+    for name in "ab":
+        turns.work(name, TURN_SECONDS / 2)
+    assert turns.turn() == ["a", "sockets", "b"]
+    assert not turns.queue.busy or turns.turn() == []
