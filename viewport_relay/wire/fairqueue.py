@@ -1,7 +1,7 @@
 """A fair queue for the input of peers that are not admitted yet: bounded work in each turn of the reactor, in turn by address.
 
 TLS handshakes, request heads and plain HTTP answers go through one queue for each process. So a burst of them delays the
-frames of admitted peers by one piece of work at most.
+frames of admitted peers by `reactor.LOOK_SECONDS` and one piece of work at most.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from viewport_relay.wire.turn import turn_of
 
 #: Seconds of queued work in one turn of the reactor; the piece that passes this bound is the last. A request takes about
 #: 0.1 ms of CPU, a TLS handshake 0.4 ms.
-SHARE_SECONDS: Final = 0.0002
+SHARE_SECONDS: Final = 0.002
 
 _Work = Callable[[], None]
 

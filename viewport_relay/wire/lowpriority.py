@@ -2,7 +2,8 @@
 
 In the set are the connections that are not admitted yet, and paused ones of peers, which are watched for a hang-up. The set's
 own descriptor is one member of the reactor's set. Hundreds of its sockets that become readable at once delay the frames of
-admitted peers by one event at most; what is left after `SHARE_SECONDS` waits in the kernel, in turn by socket.
+admitted peers by `reactor.LOOK_SECONDS` and one event at most; what is left after `SHARE_SECONDS` waits in the kernel, in turn by
+socket.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from zope.interface import implementer
 
 #: Seconds of work in one turn of the reactor; the event that passes this bound is the last. A read takes some 30 µs of CPU,
 #: over TLS 65 µs.
-SHARE_SECONDS: Final = 0.0001
+SHARE_SECONDS: Final = 0.002
 
 _HANG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 

@@ -15,7 +15,7 @@ from zope.interface.verify import verifyObject
 from tests.conformance import echo
 from tests.memorywire import TEXT, masked_frame
 from viewport_relay.wire.lowpriority import SHARE_SECONDS
-from viewport_relay.wire.reactor import RelayReactor, adopt_stranger
+from viewport_relay.wire.reactor import LOOK_SECONDS, RelayReactor, adopt_stranger
 
 
 class Member:
@@ -138,6 +138,15 @@ def test_a_turn_has_a_bounded_time_for_them_and_they_are_served_in_turn(
         served += turn[1::2]
     assert sorted(served) == names
     assert peer.lost is None
+
+
+def test_between_short_events_the_reactors_own_sockets_are_looked_at_every_now_and_then(bench: Bench) -> None:
+    for n in range(6):
+        bench.member(f"stranger {n}", b"1", lasts=LOOK_SECONDS * 0.4)
+    bench.member("peer", b"1" * 20, where=bench.reactor)
+    bench.time = 1.0  # the last look is long ago
+    served = bench.turn()
+    assert [n for n, name in enumerate(served) if name == "peer"] == [0, 2, 6]
 
 
 def test_members_are_written(bench: Bench) -> None:
