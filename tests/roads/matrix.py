@@ -38,8 +38,16 @@ _CI_PART: Final = "test_claims or test_daemon or test_tls_gone or forwarded"
 #: CI's additional part for a link: all of routing, because a link changes frames.
 _CI_LINK: Final = "test_claims or test_daemon or test_routing or test_pairing"
 
+_NOT_FOUND: Final = "the proxy answers 404 by itself, without JSON"
+
 _TRUSTED: Final = {
     "test_forwarded_for_is_ignored_from_strangers": "the proxy is no stranger: its page has the relay trust it",
+    "test_unknown_routes_are_404_json[GET-": _NOT_FOUND,
+}
+
+_PROXY_HEADER: Final = {
+    f"test_other_trusted_proxies_do_not_match[{other}]": "the relay takes a PROXY header from trusted proxies only"
+    for other in ("10.0.0.0/8", "127.0.0.2")
 }
 
 #: Default behaviour of Caddy and Traefik.
@@ -48,7 +56,7 @@ _OF_ITS_OWN: Final = {
     "test_forwarded_address_shows_in_logs": "the proxy drops X-Forwarded-For of peers by itself",
     "test_gone_while_its_queue_is_full": "the case names the host `x`, for which the proxy has no site",
     "test_frames_sent_before_the_upgrade_answer": "the proxy passes nothing on before the answer to the upgrade",
-    "test_unknown_routes_are_404_json": "the proxy answers 404 by itself, without JSON",
+    "test_unknown_routes_are_404_json": _NOT_FOUND,
 }
 
 _OVER_A_LINK: Final = {
@@ -71,6 +79,6 @@ def roads() -> tuple[Road, ...]:
         Road("caddy-new", tls=True, proxy="caddy-new", without=_OF_ITS_OWN, ci="test_daemon"),
         Road("traefik", tls=True, proxy="traefik", without=_OF_ITS_OWN, ci="test_daemon"),
         Road("haproxy", tls=True, proxy="haproxy", without=_TRUSTED, ci=_CI_PART),
-        Road("haproxy-proxy-v2", tls=True, proxy="haproxy-tcp", ci=_CI_PART),
+        Road("haproxy-proxy-v2", tls=True, proxy="haproxy-tcp", without=_PROXY_HEADER, ci=_CI_PART),
         Road("unix-socket", tls=True, proxy="nginx", unix=True, without=_TRUSTED, ci=_CI_PART),
     )
