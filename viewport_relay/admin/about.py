@@ -63,7 +63,7 @@ class About:
         return [
             f"{_who(target, peer)} is connected, since {timestamp(peer.since)}"
             for target in self._state.targets()
-            for peer in _peers(target)
+            for peer in target.peers
             if wanted
             in (target.workspace_id, target.runtime_target_id, peer.connection_id, peer.client_id, peer.ip)
         ]
@@ -76,7 +76,7 @@ class About:
             if wanted in (fold.source.ip, fold.source.workspace_id)
         ]
 
-    def text(self, wanted: str, now: float) -> str:
+    def text(self, wanted: str) -> str:
         """The answer as text."""
         entries = self.entries(wanted)
         present, counted = self.present(wanted), self.counted(wanted)
@@ -90,7 +90,7 @@ class About:
                 "attempts do not reach this relay: check address, DNS, firewall and the proxy in between",
             )  # fmt: skip
         for entry in entries:
-            lines += _story(entry, now)
+            lines += _story(entry)
         lines += [f"  counted  {inert(sentence)}" for sentence in counted]
         for reason in _last_reasons(entries):
             lines += ["", f"{reason.code}: {reason.text}"]
@@ -117,18 +117,12 @@ def _is_about(entry: dict[str, Any], wanted: str) -> bool:
     return entry.get("connectionId") == wanted or any(details.get(name) == wanted for name in _IDS)
 
 
-def _peers(target: TargetView) -> Iterator[PeerView]:
-    if target.daemon is not None:
-        yield target.daemon
-    yield from (*target.clients, *target.workers)
-
-
 def _who(target: TargetView, peer: PeerView) -> str:
     name = f"workspace {target.workspace_id}, target {target.runtime_target_id or 'none'}"
     return f"the {peer.role} {peer.client_id} of {name}, from {peer.ip}, connection {peer.connection_id},"
 
 
-def _story(entry: dict[str, Any], now: float) -> list[str]:
+def _story(entry: dict[str, Any]) -> list[str]:
     """One entry as a sentence."""
     details = entry["details"]
     who = " ".join(
@@ -142,7 +136,7 @@ def _story(entry: dict[str, Any], now: float) -> list[str]:
         if part
     )
     what = _WORDS.get(entry["event"])
-    said = f"{who} {what}" if what is not None else f"{entry['event']}"
+    said = f"{who} {what}" if what is not None else str(entry["event"])
     for part in (
         entry.get("message"),
         details.get("detail"),

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from twisted.web.server import Request
 
@@ -60,10 +60,10 @@ class AdminAuth:
         """
         self._now = now
         self._wrong_token = wrong_token
-        self._ended: dict[
-            str, int
-        ] = {}  # stem of a signed-out session -> second at which it would have ended
-        self._one_time: dict[bytes, float] = {}  # digest of a key -> second at which it ends
+        #: stem of a signed-out session -> second at which it would have ended
+        self._ended: dict[str, float] = {}
+        #: digest of a one-time key -> second at which it ends
+        self._one_time: dict[bytes, float] = {}
         self.set_tokens(tokens, metrics_tokens)
 
     def set_tokens(self, tokens: Sequence[str], metrics_tokens: Sequence[str]) -> None:
@@ -139,12 +139,9 @@ class AdminAuth:
 
     def one_time_key(self) -> str:
         """A key that opens one session, once, within ONE_TIME_SECONDS."""
-        now = self._now()
-        self._one_time = {digest: ends for digest, ends in self._one_time.items() if ends > now}
-        if len(self._one_time) >= ONE_TIME_MAX:
-            del self._one_time[next(iter(self._one_time))]
-        key = secrets.token_urlsafe(24)
-        self._one_time[hashlib.sha256(key.encode("ascii")).digest()] = now + ONE_TIME_SECONDS
+        key, now = secrets.token_urlsafe(24), self._now()
+        digest = hashlib.sha256(key.encode("ascii")).digest()
+        _remember(self._one_time, digest, now + ONE_TIME_SECONDS, now, ONE_TIME_MAX)
         return key
 
     def redeem(self, key: str) -> bool:
@@ -165,11 +162,8 @@ class AdminAuth:
 
     def end_session(self, session: str) -> None:
         """Sign a session out: its cookie is worth nothing from now on."""
-        stem, now = session.rpartition(".")[0], self._now()
-        self._ended = {other: ends for other, ends in self._ended.items() if ends > now}
-        if len(self._ended) >= ENDED_MAX:
-            del self._ended[next(iter(self._ended))]
-        self._ended[stem] = _end_of(stem)
+        stem = session.rpartition(".")[0]
+        _remember(self._ended, stem, _end_of(stem), self._now(), ENDED_MAX)
 
     def csrf(self, session: str) -> str:
         """What a POST or DELETE of this session must carry in X-Relay-CSRF."""
@@ -177,10 +171,15 @@ class AdminAuth:
 
     def set_cookie(self, request: Request, value: str, seconds: int, *, secure: bool) -> None:
         """Put the session cookie on the answer; 0 seconds takes the cookie away."""
-        parts = [f"{self.cookie}={value}", "Path=/", f"Max-Age={seconds}", "HttpOnly", "SameSite=Strict"]
-        if secure:
-            parts.append("Secure")
-        request.cookies.append("; ".join(parts).encode("ascii"))
+        request.addCookie(
+            self.cookie,
+            value,
+            path="/",
+            max_age=str(seconds),
+            secure=secure,
+            httpOnly=True,
+            sameSite="Strict",
+        )
 
     def _mac(self, purpose: str, text: str) -> str:
         message = f"{purpose}|{text}".encode("utf-8", "replace")
@@ -196,6 +195,15 @@ def _given_tokens(request: Request) -> list[bytes]:
         if (match := _BEARER.match(value.strip()))
     ]
     return bearers or list(headers.getRawHeaders(b"x-relay-admin-token", []))
+
+
+def _remember(table: dict[Any, float], key: Any, ends: float, now: float, most: int) -> None:
+    """Keep `key` until `ends`. What has ended goes first, and of more than `most` the oldest."""
+    for old in [old for old, end in table.items() if end <= now]:
+        del table[old]
+    if len(table) >= most:
+        del table[next(iter(table))]
+    table[key] = ends
 
 
 def _end_of(stem: str) -> int:

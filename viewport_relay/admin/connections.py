@@ -1,84 +1,90 @@
-"""`GET /admin/api/connections`: every peer, those that need a look first."""
+"""`GET /admin/api/connections` and `/admin/api/workspaces`: the tables of the dashboard, those that need a look first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 from twisted.web.server import Request
 
 from viewport_relay.admin.reply import BadRequest, put_json, query
-from viewport_relay.admin.state import StateSource
-from viewport_relay.observe.entry import timestamp
+from viewport_relay.admin.state import StateSource, peer_json, target_json
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.routing.views import PeerView, TargetView
 
-#: Most peers in one answer.
+#: Most peers in one answer, and most targets: `/state` has them all.
 MAX_PEERS: Final = 200
+MAX_TARGETS: Final = 100
+
+#: Longest `?search=`.
 MAX_SEARCH: Final = 128
 
 
-class Connections:
-    """The page. Ids that peers chose pass the `redactor`. `several`: another relay may have the daemon."""
+class Tables:
+    """The two pages. Ids that peers chose pass the `redactor`. `several`: another relay may have the daemon."""
 
     def __init__(self, state: StateSource, redactor: Redactor, *, several: bool) -> None:
-        self._several = several
         self._state = state
         self._redactor = redactor
+        self._several = several
 
-    def render(self, request: Request) -> bytes:
-        search = query(request).get("search", "")
-        if len(search) > MAX_SEARCH:
-            raise BadRequest("search", f"at most {MAX_SEARCH} characters")
+    def connections(self, request: Request) -> bytes:
+        """Clients without a daemon first, then paused peers, then long queues, then the newest."""
+        search = _search(request)
         found = [
             (target, peer)
-            for target, peer in _all(self._state)
-            if not search or _matches(target, peer, search)
+            for target in self._state.targets()
+            for peer in target.peers
+            if any(search in name for name in _names(target, peer))
         ]
         found.sort(key=_need_a_look)
-        rows = [self._row(target, peer) for target, peer in found[:MAX_PEERS]]
-        body = {"ok": True, "total": len(found), "severalRelays": self._several, "connections": rows}
-        return put_json(request, body)
+        rows = [self._connection(target, peer) for target, peer in found[:MAX_PEERS]]
+        return self._put(request, len(found), connections=rows)
 
-    def _row(self, target: TargetView, peer: PeerView) -> dict[str, Any]:
+    def workspaces(self, request: Request) -> bytes:
+        """Targets whose clients wait for a daemon first, then the latest active."""
+        search = _search(request)
+        found = [
+            target
+            for target in self._state.targets()
+            if search in target.workspace_id or search in (target.runtime_target_id or "")
+        ]
+        found.sort(key=lambda t: (t.daemon is None and bool(t.clients), t.last_activity_at), reverse=True)
+        rows = [target_json(target, self._redactor, with_ids=False) for target in found[:MAX_TARGETS]]
+        for row in rows:
+            row.pop("clients")
+            row.pop("workers", None)
+        return self._put(request, len(found), workspaces=rows)
+
+    def _put(self, request: Request, total: int, **rows: list[dict[str, Any]]) -> bytes:
+        return put_json(request, {"ok": True, "total": total, "severalRelays": self._several, **rows})
+
+    def _connection(self, target: TargetView, peer: PeerView) -> dict[str, Any]:
         return {
-            "connectionId": peer.connection_id,
+            **peer_json(peer, self._redactor, with_ids=True),
             "role": peer.role,
             "workspaceId": self._redactor.identifier(target.workspace_id),
             "runtimeTargetId": self._redactor.detail("runtimeTargetId", target.runtime_target_id),
-            "clientId": self._redactor.identifier(peer.client_id),
-            "ip": peer.ip,
-            "since": timestamp(peer.since),
-            "version": self._redactor.detail("version", peer.version),
-            "noise": peer.noise,
-            "queuedBytes": peer.queued_bytes,
-            "paused": peer.paused,
-            "waits": peer.role == "client" and target.daemon is None,
+            "waits": _waits(target, peer),
         }
 
 
-def _all(state: StateSource) -> Iterator[tuple[TargetView, PeerView]]:
-    for target in state.targets():
-        if target.daemon is not None:
-            yield target, target.daemon
-        for peer in (*target.clients, *target.workers):
-            yield target, peer
+def _search(request: Request) -> str:
+    """The text to search for; an empty one matches everything. Raises BadRequest."""
+    search = query(request).get("search", "")
+    if len(search) > MAX_SEARCH:
+        raise BadRequest("search", f"at most {MAX_SEARCH} characters")
+    return search
 
 
-def _matches(target: TargetView, peer: PeerView, search: str) -> bool:
-    names = (
-        target.workspace_id,
-        target.runtime_target_id or "",
-        peer.client_id,
-        peer.connection_id,
-        peer.ip,
-        peer.role,
-    )
-    return any(search in name for name in names)
+def _names(target: TargetView, peer: PeerView) -> tuple[str, ...]:
+    target_id = target.runtime_target_id or ""
+    return target.workspace_id, target_id, peer.client_id, peer.connection_id, peer.ip, peer.role
+
+
+def _waits(target: TargetView, peer: PeerView) -> bool:
+    return peer.role == "client" and target.daemon is None
 
 
 def _need_a_look(row: tuple[TargetView, PeerView]) -> tuple[bool, bool, int, float]:
-    """Sorts clients without a daemon first, then paused peers, then long queues, then the newest."""
     target, peer = row
-    waits = peer.role == "client" and target.daemon is None
-    return not waits, not peer.paused, -peer.queued_bytes, -peer.since
+    return not _waits(target, peer), not peer.paused, -peer.queued_bytes, -peer.since

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from attrs import frozen
+from attrs import fields_dict, frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
@@ -36,7 +36,7 @@ def take(counters: Counters, state: StateSource, at: float) -> Sample:
     """Read the numbers now."""
     connections = state.connections()
     return Sample(
-        at,
+        round(at, 3),
         connections.get("workspace-daemon", 0),
         connections.get("client", 0),
         connections.get("worker", 0),
@@ -87,13 +87,5 @@ class History:
 
     def as_json(self) -> dict[str, Any]:
         """Columns rather than rows: a third of the size."""
-        rows = list(self._samples)
-        return {
-            "ok": True,
-            "at": [round(s.at, 3) for s in rows],
-            "daemons": [s.daemons for s in rows],
-            "clients": [s.clients for s in rows],
-            "workers": [s.workers for s in rows],
-            "frames": [s.frames for s in rows],
-            "refused": [s.refused for s in rows],
-        }
+        columns = {name: [getattr(row, name) for row in self._samples] for name in fields_dict(Sample)}
+        return {"ok": True, **columns}

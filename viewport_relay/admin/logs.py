@@ -6,10 +6,9 @@ JSON is the answer unless the request asks for text: by `format=text`, by an Acc
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import NOT_DONE_YET, Request
@@ -22,6 +21,7 @@ from viewport_relay.admin.reply import (
     JSON_TYPE,
     BadRequest,
     boolean,
+    json_text,
     prefers_text,
     put,
     put_json,
@@ -30,13 +30,11 @@ from viewport_relay.admin.reply import (
     refuse,
 )  # fmt: skip
 from viewport_relay.admin.state import StateSource
-from viewport_relay.admin.summary import summary, summary_text
-from viewport_relay.admin.words import as_text, rate, report
-from viewport_relay.observe.entry import timestamp
+from viewport_relay.admin.summary import problem_json, summary, summary_text
+from viewport_relay.admin.words import as_text, report
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.ring import Record
-from viewport_relay.observe.verdict import cause_of, example_of, fix_of, judge
+from viewport_relay.observe.verdict import judge
 from viewport_relay.reasons import Reason
 
 #: Readers that may follow the log at once.
@@ -95,7 +93,7 @@ class LogsPage:
         if as_plain_text:
             if limit is None and wanted.is_open:
                 records = records[-TEXT_ENTRIES:]
-            return put_text(request, self._report(records, total))
+            return put_text(request, report(self._facts(), [as_text(record) for record in records], total))
         return put(request, 200, JSON_TYPE, self._document(records))
 
     def _wants_text(self, request: Request, given: dict[str, str]) -> bool:
@@ -108,15 +106,8 @@ class LogsPage:
 
     def _answer_about(self, request: Request, wanted: str, as_plain_text: bool) -> bytes:
         if as_plain_text:
-            return put_text(request, self._about.text(wanted, self._now()))
+            return put_text(request, self._about.text(wanted))
         return put_json(request, self._about.as_json(wanted))
-
-    def _report(self, records: list[Record], total: int) -> str:
-        facts = self._facts()
-        notes = [
-            "more: ?limit=100, ?since=15m, ?level=error,warn, ?reason=CODE, ?about=ID, ?summary=1, ?follow=1"
-        ]
-        return report(facts, judge(facts), [as_text(record) for record in records], total, notes)
 
     def _document(self, records: Iterable[Record]) -> bytes:
         facts = self._facts()
@@ -127,10 +118,10 @@ class LogsPage:
         }  # fmt: skip
         problems = sorted(facts.problems, key=lambda row: row.last, reverse=True)
         text = (
-            f'{{"ok":true,\n"verdict":{_inert_json(first)},\n"logs":['
+            f'{{"ok":true,\n"verdict":{json_text(first)},\n"logs":['
             + ",".join(f"\n{record.line}" for record in records)
             + '],\n"problems":['
-            + ",".join(f"\n{_inert_json(problem_json(row))}" for row in problems)
+            + ",".join(f"\n{json_text(problem_json(row))}" for row in problems)
             + "]}\n"
         )
         return text.encode("ascii")
@@ -153,25 +144,3 @@ class LogsPage:
         self.followers.add(follower)
         follower.start(records, lambda: self.followers.discard(follower))
         return NOT_DONE_YET
-
-
-def problem_json(row: Problem) -> dict[str, Any]:
-    """One open problem."""
-    return {
-        "code": row.code,
-        "level": row.level,
-        "text": row.text,
-        "count": row.count,
-        "perMinute": rate(row),
-        "firstSeen": timestamp(row.first),
-        "lastSeen": timestamp(row.last),
-        "workspaces": len(row.workspaces),
-        "addresses": len(row.addresses),
-        "cause": cause_of(row),
-        "fix": fix_of(row),
-        "example": example_of(row),
-    }
-
-
-def _inert_json(value: dict[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)

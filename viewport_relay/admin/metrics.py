@@ -21,32 +21,21 @@ from viewport_relay.observe.metrics import Gauges, RelayCollector, registry
 
 def gauges(state: StateSource, log: EventLog, uptime: float) -> Gauges:
     """A picture of the present for the collector."""
-    to_daemons = to_clients = most = paused = sessions = pending = workspaces = 0
-    for target in state.targets():
-        workspaces += 1
-        sessions += target.sessions
-        pending += target.pending_requests
-        if target.daemon is not None:
-            to_daemons += target.daemon.queued_bytes
-            most = max(most, target.daemon.queued_bytes)
-            paused += target.daemon.paused
-        for peer in (*target.clients, *target.workers):
-            to_clients += peer.queued_bytes
-            most = max(most, peer.queued_bytes)
-            paused += peer.paused
-    up = state.backplane().get("up")
+    targets = state.targets()
+    peers = [peer for target in targets for peer in target.peers]
+    to_daemons = sum(target.daemon.queued_bytes for target in targets if target.daemon is not None)
     return Gauges(
         connections=state.connections(),
-        workspaces=workspaces,
-        sessions=sessions,
-        pending_requests=pending,
+        workspaces=len(targets),
+        sessions=sum(target.sessions for target in targets),
+        pending_requests=sum(target.pending_requests for target in targets),
         queued_to_daemons=to_daemons,
-        queued_to_clients=to_clients,
-        queued_most=most,
-        paused=paused,
+        queued_to_clients=sum(peer.queued_bytes for peer in peers) - to_daemons,
+        queued_most=max((peer.queued_bytes for peer in peers), default=0),
+        paused=sum(peer.paused for peer in peers),
         ready=state.readiness()[0],
         jwks_age=state.jwks_age(),
-        backplane_up=up is not False,
+        backplane_up=state.backplane().get("up") is not False,
         uptime=uptime,
         log_write_failures=log.write_failures,
         processes=state.processes(),
@@ -62,11 +51,10 @@ class MetricsPage:
         counters: Counters,
         state: StateSource,
         log: EventLog,
-        started_at: float,
-        now: Callable[[], float],
+        uptime: Callable[[], float],
     ) -> None:
         def picture() -> Gauges:
-            return gauges(state, log, max(0.0, now() - started_at))
+            return gauges(state, log, uptime())
 
         self._registries = {
             deprecated: registry(
@@ -77,11 +65,8 @@ class MetricsPage:
 
     def render(self, request: Request) -> bytes:
         given = query(request)
-        for name in given:
-            if name != "deprecated":
-                raise BadRequest(
-                    name[:64], "nothing: the only parameter is deprecated", known=("deprecated",)
-                )
+        for name in given.keys() - {"deprecated"}:
+            raise BadRequest(name[:64], "nothing: the only parameter is deprecated", known=("deprecated",))
         deprecated = boolean("deprecated", given.get("deprecated", "1"))
         encode, kind = choose_encoder(request.getHeader("accept") or "")
         return put(request, 200, kind, encode(self._registries[deprecated]))

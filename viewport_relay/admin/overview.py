@@ -11,19 +11,16 @@ from viewport_relay import __version__
 from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.facts import ReadFacts
 from viewport_relay.admin.history import History, take
-from viewport_relay.admin.logs import problem_json
-from viewport_relay.admin.reply import BadRequest, put_json, query
+from viewport_relay.admin.reply import put_json
 from viewport_relay.admin.settings import settings_json, shown_url
-from viewport_relay.admin.state import StateSource, target_json
+from viewport_relay.admin.state import StateSource
+from viewport_relay.admin.summary import problem_json
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.verdict import example_of, fix_of, judge
 from viewport_relay.reasons import Reason
-
-#: Most targets in one answer to the dashboard; `/state` has them all.
-MAX_TARGETS = 100
 
 
 class Overview:
@@ -39,7 +36,7 @@ class Overview:
         facts: ReadFacts,
         capacity: Capacity,
         history: History,
-        started_at: float,
+        uptime: Callable[[], float],
         now: Callable[[], float],
     ) -> None:
         self._config = config
@@ -49,26 +46,21 @@ class Overview:
         self._facts = facts
         self._capacity = capacity
         self._history = history
-        self._started_at = started_at
+        self._uptime = uptime
         self._now = now
 
     def overview(self, request: Request) -> bytes:
         """`GET /admin/api/overview`."""
-        return put_json(request, self.picture())
-
-    def picture(self) -> dict[str, Any]:
-        """The body of the overview."""
         now, config, counters, state = self._now(), self._config, self._counters, self._state
         facts = self._facts()
         sample = take(counters, state, now)
-        targets = state.targets()
-        return {
+        body = {
             "ok": True,
             "now": round(now, 3),
             "relayId": config.relay_id,
             "relayMode": config.mode,
             "version": __version__,
-            "uptimeMs": max(0, round((now - self._started_at) * 1000)),
+            "uptimeMs": round(self._uptime() * 1000),
             "verdict": judge(facts).as_json(),
             "problems": [problem_json(row) for row in facts.problems],
             "daemons": sample.daemons,
@@ -79,7 +71,7 @@ class Overview:
             "bytes": counters.bytes_client_to_daemon + counters.bytes_daemon_to_clients,
             "admitted": counters.admission_ok,
             "rateLimited": counters.upgrade_rate_limited,
-            "targets": len(targets),
+            "targets": len(state.targets()),
             "logWriteFailures": self._log.write_failures,
             "capacity": self._capacity.as_json(),
             "relays": [
@@ -87,6 +79,7 @@ class Overview:
             ],
             "reasons": self._reasons(now),
         }
+        return put_json(request, body)
 
     def _is_own(self, told: Mapping[str, Any]) -> bool:
         """Whether it is a worker of this relay (`RELAY_ID-w0` and so on)."""
@@ -105,28 +98,25 @@ class Overview:
     def _reasons(self, now: float) -> list[dict[str, Any]]:
         """Reasons that were counted, the latest first."""
         here = {row.code: row for row in self._log.problems.rows(now)}
-        counted = self._counters
-        rows: dict[Reason, dict[str, Any]] = {}
-        for what, table in (
-            ("refused", counted.refusals),
-            ("closed", counted.closes),
-            ("dropped", counted.drops),
-        ):
-            for reason, count in table.items():
-                row = rows.setdefault(
-                    reason, {"reason": reason.code, "refused": 0, "closed": 0, "dropped": 0}
-                )
-                row[what] += count
-        for reason, row in rows.items():
+        refused, closed, dropped = self._counters.refusals, self._counters.closes, self._counters.drops
+        rows: list[dict[str, Any]] = []
+        for reason in dict.fromkeys([*refused, *closed, *dropped]):
+            row: dict[str, Any] = {
+                "reason": reason.code,
+                "level": reason.entry.level,
+                "refused": refused[reason],
+                "closed": closed[reason],
+                "dropped": dropped[reason],
+                "count": refused[reason] + closed[reason] + dropped[reason],
+            }
             known = here.get(reason.code)
             if known is not None:
                 row["fix"], row["example"] = fix_of(known), example_of(known)
                 row["workspaces"], row["addresses"] = len(known.workspaces), len(known.addresses)
             last = self._log.last_of(reason) or self._history.last_drop.get(reason)
             row["lastAt"] = timestamp(last) if last is not None else None
-            row["count"] = row["refused"] + row["closed"] + row["dropped"]
-            row["level"] = reason.entry.level
-        return sorted(rows.values(), key=lambda row: (row["lastAt"] or "", row["count"]), reverse=True)
+            rows.append(row)
+        return sorted(rows, key=lambda row: (row["lastAt"] or "", row["count"]), reverse=True)
 
     def reasons(self, request: Request) -> bytes:
         """`GET /admin/api/reasons`: text, cause and fix of every reason there is."""
@@ -145,26 +135,3 @@ class Overview:
         """`GET /admin/api/settings`: the settings in force, secrets hidden, and the warnings of the start."""
         body = {"ok": True, "settings": settings_json(self._config), "warnings": list(self._config.warnings)}
         return put_json(request, body)
-
-    def workspaces(self, request: Request) -> bytes:
-        """`GET /admin/api/workspaces?search=`: the most recently active targets."""
-        search = query(request).get("search", "")
-        if len(search) > 128:
-            raise BadRequest("search", "at most 128 characters")
-        targets = [
-            t
-            for t in self._state.targets()
-            if not search or search in t.workspace_id or search in (t.runtime_target_id or "")
-        ]
-        # clients that wait for a daemon first, then the latest
-        targets.sort(key=lambda t: (t.daemon is None and bool(t.clients), t.last_activity_at), reverse=True)
-        rows = []
-        for target in targets[:MAX_TARGETS]:
-            row = target_json(target, self._log.redactor, with_ids=False)
-            row.pop("clients")
-            row.pop("workers", None)
-            rows.append(row)
-        several = self._config.backplane_mode != "single"
-        return put_json(
-            request, {"ok": True, "total": len(targets), "severalRelays": several, "workspaces": rows}
-        )

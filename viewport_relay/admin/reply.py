@@ -57,10 +57,13 @@ def quiet(request: Request) -> None:
             request.responseHeaders.setRawHeaders(name, [value])
 
 
+def json_text(body: Mapping[str, Any]) -> str:
+    """JSON in ASCII without "<": no text that a peer chose is markup where the answer is shown."""
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
+
+
 def put_json(request: Request, body: Mapping[str, Any], status: int = 200) -> bytes:
-    # ASCII only, and no "<": inert wherever it is shown, whatever a peer called itself
-    text = json.dumps(body, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
-    return put(request, status, JSON_TYPE, text.encode("ascii"))
+    return put(request, status, JSON_TYPE, json_text(body).encode("ascii"))
 
 
 def put_text(request: Request, text: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from viewport_relay.config import VARIABLES, Config, Variable
+from viewport_relay.config import VARIABLES, Config, Variable, as_text
 
 #: What stands for the value of a secret that is set.
 SET: Final = "(set)"
@@ -27,16 +27,10 @@ def shown_url(url: str) -> str:
 
 def shown_value(variable: Variable, value: Any) -> str:
     """A value as text; of secrets only whether they are set."""
-    if value is None or value == ():
-        return "none"
-    if variable.secret:
+    if variable.secret and value is not None and value != ():
         return SET
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, tuple):
-        return ",".join(str(item) for item in value)
-    text = str(value)
-    return shown_url(text) if "://" in text else text
+    text = as_text(value)
+    return shown_url(text) if isinstance(value, str) and "://" in text else text
 
 
 def changed(config: Config) -> dict[str, str]:

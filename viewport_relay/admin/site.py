@@ -18,7 +18,7 @@ from viewport_relay import __version__
 from viewport_relay.admin.actions import Actions
 from viewport_relay.admin.auth import AdminAuth
 from viewport_relay.admin.capacity import Capacity
-from viewport_relay.admin.connections import Connections
+from viewport_relay.admin.connections import Tables
 from viewport_relay.admin.explain import PREFIX, ExplainPage
 from viewport_relay.admin.facts import facts_reader
 from viewport_relay.admin.history import History
@@ -46,12 +46,6 @@ class Route:
 
     page: Page
     access: Literal["open", "visitor", "scraper", "operator"] = "operator"
-
-
-def peer_address(request: Request) -> str:
-    """The socket's peer; the relay's own rule for trusted proxies is the service's."""
-    host = getattr(request.getClientAddress(), "host", None)
-    return str(host) if host else "unknown"
 
 
 class AdminResource(Resource):
@@ -143,7 +137,7 @@ def build(
     started_at: float,
     now: Callable[[], float],
     auth: AdminAuth,
-    client_ip: Callable[[Request], str] = peer_address,
+    client_ip: Callable[[Request], str],
     admin: bool = True,
 ) -> AdminResource:
     """The resource of one listener.
@@ -152,9 +146,13 @@ def build(
     admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
     From here on the resource keeps the numbers of the last hour, until its `stop`.
     """
+
+    def uptime() -> float:
+        return max(0.0, now() - started_at)
+
     facts = facts_reader(config, log, state, now)
     routes: dict[tuple[bytes, bytes], Route] = {
-        (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, started_at, now)), "open"),
+        (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, uptime())), "open"),
         (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "open"),
     }
     history: History | None = None
@@ -164,13 +162,13 @@ def build(
         history.start()
         logs = LogsPage(log, state, facts, reactor, now=now, client_ip=client_ip)
         explain = ExplainPage(log, facts)
-        metrics = MetricsPage(config, counters, state, log, started_at, now)
+        metrics = MetricsPage(config, counters, state, log, uptime)
         actions = Actions(state, log, client_ip)
         overview = Overview(
             config, log=log, counters=counters, state=state, facts=facts, capacity=capacity, history=history,
-            started_at=started_at, now=now,
+            uptime=uptime, now=now,
         )  # fmt: skip
-        connections = Connections(state, log.redactor, several=config.backplane_mode != "single")
+        tables = Tables(state, log.redactor, several=config.backplane_mode != "single")
         sign_in = SignIn(auth, log, client_ip, always_secure=config.tls_termination == "platform")
         kept = history
         routes |= {
@@ -187,8 +185,8 @@ def build(
             (b"DELETE", b"/admin/api/session"): Route(sign_in.sign_out),
             (b"GET", b"/admin/api/overview"): Route(overview.overview),
             (b"GET", b"/admin/api/reasons"): Route(overview.reasons),
-            (b"GET", b"/admin/api/workspaces"): Route(overview.workspaces),
-            (b"GET", b"/admin/api/connections"): Route(connections.render),
+            (b"GET", b"/admin/api/workspaces"): Route(tables.workspaces),
+            (b"GET", b"/admin/api/connections"): Route(tables.connections),
             (b"GET", b"/admin/api/settings"): Route(overview.settings),
             (b"GET", b"/admin/api/history"): Route(lambda r: put_json(r, kept.as_json())),
         }
@@ -203,17 +201,11 @@ def build(
     return AdminResource(routes, auth, log, client_ip, history)
 
 
-def health_json(config: Config, started_at: float, now: Callable[[], float]) -> dict[str, Any]:
-    """The body of `GET /health`."""
-    body: dict[str, Any] = {
-        "ok": True,
-        "service": "relay",
-        "uptimeMs": max(0, round((now() - started_at) * 1000)),
-    }
+def health_json(config: Config, uptime: float) -> dict[str, Any]:
+    """The body of `GET /health`; `uptime` in seconds."""
+    body: dict[str, Any] = {"ok": True, "service": "relay", "uptimeMs": round(uptime * 1000)}
     if config.health_verbose:
-        body["tlsEnabled"] = (
-            bool(config.tls_cert_path) and config.tls != "0" and config.tls_termination == "self"
-        )
+        body["tlsEnabled"] = config.serves_tls
         body["relayMode"] = config.mode
         body["relayId"] = config.relay_id
         body["version"] = __version__

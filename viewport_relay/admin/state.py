@@ -71,7 +71,6 @@ def state_json(config: Config, state: StateSource, redactor: Redactor) -> dict[s
 
 def target_json(target: TargetView, redactor: Redactor, *, with_ids: bool) -> dict[str, Any]:
     """One target. Client ids and addresses are shown only `with_ids`."""
-    peers = [*([target.daemon] if target.daemon else []), *target.clients, *target.workers]
     shown: dict[str, Any] = {
         "workspaceId": redactor.identifier(target.workspace_id),
         "runtimeTargetId": redactor.detail("runtimeTargetId", target.runtime_target_id),
@@ -84,19 +83,20 @@ def target_json(target: TargetView, redactor: Redactor, *, with_ids: bool) -> di
         "pendingRequests": target.pending_requests,
         "frames": target.frames,
         "bytes": target.bytes,
-        "queuedBytes": sum(peer.queued_bytes for peer in peers),
+        "queuedBytes": sum(peer.queued_bytes for peer in target.peers),
     }
     if with_ids:
         shown["clientIds"] = [redactor.identifier(peer.client_id) for peer in target.clients]
     if target.daemon is not None:
-        shown["daemon"] = _peer_json(target.daemon, redactor, with_ids=True)
-    shown["clients"] = [_peer_json(peer, redactor, with_ids=with_ids) for peer in target.clients]
+        shown["daemon"] = peer_json(target.daemon, redactor, with_ids=True)
+    shown["clients"] = [peer_json(peer, redactor, with_ids=with_ids) for peer in target.clients]
     if target.workers:
-        shown["workers"] = [_peer_json(peer, redactor, with_ids=with_ids) for peer in target.workers]
+        shown["workers"] = [peer_json(peer, redactor, with_ids=with_ids) for peer in target.workers]
     return shown
 
 
-def _peer_json(peer: PeerView, redactor: Redactor, *, with_ids: bool) -> dict[str, Any]:
+def peer_json(peer: PeerView, redactor: Redactor, *, with_ids: bool) -> dict[str, Any]:
+    """One peer. Client id and address are shown only `with_ids`."""
     shown: dict[str, Any] = {
         "connectionId": peer.connection_id,
         "since": timestamp(peer.since),

@@ -1,4 +1,4 @@
-"""`GET /logs?summary=1`: numbers by level, event and reason, and what each reason means here."""
+"""`GET /logs?summary=1`: numbers by level, event and reason, and what each reason means here; open problems as JSON."""
 
 from __future__ import annotations
 
@@ -66,7 +66,19 @@ def _about(code: str, row: Problem | None) -> dict[str, Any]:
     }
     if row is None:
         return told
-    told |= {
+    told |= {**_known(row), "open": row.open}
+    if row.sample.detail:
+        told["detail"] = row.sample.detail
+    return told
+
+
+def problem_json(row: Problem) -> dict[str, Any]:
+    """One open problem."""
+    return {"code": row.code, "level": row.level, "text": row.text, "count": row.count, **_known(row)}
+
+
+def _known(row: Problem) -> dict[str, Any]:
+    return {
         "cause": cause_of(row),
         "fix": fix_of(row),
         "firstSeen": timestamp(row.first),
@@ -74,12 +86,8 @@ def _about(code: str, row: Problem | None) -> dict[str, Any]:
         "perMinute": rate(row),
         "workspaces": len(row.workspaces),
         "addresses": len(row.addresses),
-        "open": row.open,
         "example": example_of(row),
     }
-    if row.sample.detail:
-        told["detail"] = row.sample.detail
-    return told
 
 
 def summary_text(numbers: dict[str, Any]) -> str:

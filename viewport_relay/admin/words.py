@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from viewport_relay.observe.checks import Facts, ago
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.problems import SPAN, Problem
 from viewport_relay.observe.ring import Record
-from viewport_relay.observe.verdict import Verdict, cause_of, example_of, fix_of
+from viewport_relay.observe.verdict import Verdict, cause_of, example_of, fix_of, judge
 
 #: Columns of text.
 WIDTH: Final = 110
@@ -57,7 +57,7 @@ def wrapped(label: str, text: str, indent: int = 2) -> list[str]:
     )  # fmt: skip
 
 
-def verdict_lines(facts: Facts, verdict: Verdict) -> list[str]:
+def _verdict_lines(verdict: Verdict) -> list[str]:
     """What is first read: the headline, the counts, and what is wrong with what admission depends on."""
     lines = [f"{verdict.state.upper()}: {inert(verdict.headline)}", f"  {inert(verdict.counts)}"]
     for check in verdict.checks:
@@ -70,10 +70,9 @@ def verdict_lines(facts: Facts, verdict: Verdict) -> list[str]:
 
 def problem_lines(facts: Facts, problem: Problem) -> list[str]:
     """One problem: number, beginning, workspaces and addresses, cause, fix, example."""
-    now = facts.now
     head = (
         f"{problem.level.upper():<5} {problem.code}: {problem.count} since {timestamp(problem.first)[11:19]} UTC, "
-        f"last {ago(now - problem.last)} ago, {rate(problem):g} a minute"
+        f"last {ago(facts.now - problem.last)} ago, {rate(problem):g} a minute"
     )
     if problem.workspaces or problem.addresses:
         head += f"; {_number(problem.workspaces, 'workspace')}, {_number(problem.addresses, 'address')}"
@@ -91,7 +90,7 @@ def rate(problem: Problem) -> float:
     return round(problem.lately / min(SPAN / 60, max(1.0, (problem.last - problem.first) / 60)), 1)
 
 
-def problems_lines(facts: Facts) -> list[str]:
+def _problems_lines(facts: Facts) -> list[str]:
     """The open problems: those of the relay and the platform first, then the newest."""
     if not facts.problems:
         return ["no open problems"]
@@ -104,19 +103,17 @@ def problems_lines(facts: Facts) -> list[str]:
     return lines[:-1] if not lines[-1] else lines
 
 
-def report(
-    facts: Facts, verdict: Verdict, entries: Sequence[str], total: int, notes: Iterable[str] = ()
-) -> str:
+def report(facts: Facts, entries: Sequence[str], total: int) -> str:
     """The page: verdict, problems, entries. `total` is how many entries there would be."""
     shown = f"{total} entries" if len(entries) == total else f"the last {len(entries)} of {total} entries"
     lines = [
-        *verdict_lines(facts, verdict),
+        *_verdict_lines(judge(facts)),
         "",
-        *problems_lines(facts),
+        *_problems_lines(facts),
         "",
         f"-- {shown} " + "-" * max(3, WIDTH - len(shown) - 4),
         *entries,
-        *(f"-- {note}" for note in notes),
+        "-- more: ?limit=100, ?since=15m, ?level=error,warn, ?reason=CODE, ?about=ID, ?summary=1, ?follow=1",
     ]
     return "\n".join(lines) + "\n"
 

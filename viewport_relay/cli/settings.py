@@ -10,22 +10,17 @@ from urllib.parse import urlsplit
 
 import click
 
-from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, Variable, load
+from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, Variable, as_text, load
 
 MASK = "********"
 
 
 def shown(variable: Variable, value: Any) -> str:
     """A value as text. Secrets are masked; of a URL only the user info is."""
-    if value is None or value == ():
-        return "none"
-    if variable.secret:
+    if variable.secret and value is not None and value != ():
         return masked_url(value) if "://" in value and variable.name.endswith("_URL") else MASK
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, tuple):
-        return ",".join(str(item) for item in value)
-    return without_user_info(str(value)) if variable.name.endswith("_URL") else str(value) or "none"
+    text = as_text(value)
+    return without_user_info(text) if variable.name.endswith("_URL") else text or "none"
 
 
 def masked_url(url: str) -> str:

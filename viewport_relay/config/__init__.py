@@ -13,7 +13,7 @@ from viewport_relay.config.network import Address, Network, bracketed, is_loopba
 from viewport_relay.config.reload import Reloaded, Reread, reread
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES, Config, configured_secrets
 from viewport_relay.config.settingsfile import merged
-from viewport_relay.config.table import Variable
+from viewport_relay.config.table import Variable, as_text
 from viewport_relay.config.values import Mode
 from viewport_relay.config.weak import MIN_SECRET_CHARS
 
@@ -31,6 +31,7 @@ __all__ = [
     "Reloaded",
     "Reread",
     "Variable",
+    "as_text",
     "bracketed",
     "configured_secrets",
     "exposure",

@@ -50,18 +50,21 @@ class Variable:
     @property
     def shown_default(self) -> str:
         """The default as the documentation writes it."""
-        if self.default_text:
-            return self.default_text
-        if self.default is None:
-            return "none"
-        if isinstance(self.default, bool):
-            return "1" if self.default else "0"
-        return ",".join(self.default) if isinstance(self.default, tuple) else str(self.default)
+        return self.default_text or as_text(self.default)
 
     def in_words(self, value: object) -> str:
         """A value in force beside the default, for log lines: `RELAY_RATE_LIMIT_PER_IP=60 (default 120)`."""
         default = "the default" if value == self.default else f"default {self.shown_default}"
         return f"{self.name}={value} ({default})"
+
+
+def as_text(value: object) -> str:
+    """A value as a setting is written."""
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return ",".join(str(item) for item in value) if isinstance(value, tuple) else str(value)
 
 
 def setting(

@@ -47,3 +47,8 @@ class TargetView:
     bytes: int
     created_at: float
     last_activity_at: float
+
+    @property
+    def peers(self) -> tuple[PeerView, ...]:
+        """Every connection: the daemon's, the clients', the workers'."""
+        return (*(() if self.daemon is None else (self.daemon,)), *self.clients, *self.workers)

@@ -131,7 +131,8 @@ class OpenAdmin:
         )
         self.admin = build(
             self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
-            started_at=time.time() - 1.0, now=time.time, auth=self.auth, **build_options,
+            started_at=time.time() - 1.0, now=time.time, auth=self.auth,
+            client_ip=lambda request: request.getClientAddress().host, **build_options,
         )  # fmt: skip
         site = Site(self.admin)
         site.displayTracebacks = False

@@ -13,8 +13,8 @@ from twisted.internet.task import Clock
 
 from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SECONDS, AdminAuth
 from viewport_relay.admin.capacity import Capacity
+from viewport_relay.admin.connections import MAX_TARGETS
 from viewport_relay.admin.history import KEPT, STEP, History
-from viewport_relay.admin.overview import MAX_TARGETS
 from viewport_relay.observe.checks import FRESH, Facts, ago
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.verdict import judge
@@ -118,7 +118,7 @@ async def sign_in(admin, token):
 @pytest_twisted.ensureDeferred
 async def test_sign_in_sets_an_http_only_same_site_cookie(admin, token):
     cookie, csrf, whole = await sign_in(admin, token)
-    assert "HttpOnly" in whole and "SameSite=Strict" in whole and "Path=/" in whole and "Secure" not in whole
+    assert "HttpOnly" in whole and "SameSite=strict" in whole and "Path=/" in whole and "Secure" not in whole
     assert token not in whole
     for path in (
         "/state",
