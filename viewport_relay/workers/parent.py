@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.interfaces import IDelayedCall, IProtocolFactory
 from twisted.web.resource import Resource
 
 from viewport_relay.admin.site import AdminResource
@@ -114,6 +114,7 @@ class Workers:
         self._environ = merged(environ)
         self._overrides = overrides
         self._ready: Callable[[], None] | None = None
+        self._first_start: IDelayedCall | None = None
         self._complete = False
         self.shown = Counters()
         self.crew = Crew(
@@ -157,9 +158,16 @@ class Workers:
 
     def _all_up(self) -> None:
         self._complete = True
-        call, self._ready = self._ready, None
+        call = self._ready
+        self._wait_no_longer()
         if call is not None:
             call()
+
+    def _wait_no_longer(self) -> None:
+        self._ready = None
+        timer, self._first_start = self._first_start, None
+        if timer is not None and timer.active():
+            timer.cancel()
 
     def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
         """The factory of TLS connections: the workers end TLS, with a context of the same files."""
@@ -177,7 +185,7 @@ class Workers:
             call()
             return
         self._ready = call
-        self._reactor.callLater(_FIRST_START, self._all_up)
+        self._first_start = self._reactor.callLater(_FIRST_START, self._all_up)
 
     def status(self) -> str:
         """Connected peers in one line, for the service manager (sd_notify STATUS=)."""
@@ -196,6 +204,7 @@ class Workers:
         return Deferred.fromCoroutine(self._drain())
 
     async def _drain(self) -> None:
+        self._wait_no_longer()
         late = self._reactor.callLater(self._config.drain_seconds + _MARGIN, self.crew.kill)
         await self.crew.stop()
         if late.active():
