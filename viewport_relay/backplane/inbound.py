@@ -20,9 +20,8 @@ from viewport_relay.reasons import Reason
 
 #: Arrivals that are handled before the reactor gets its turn.
 SLICE: Final = 256
-#: Seconds between two pulls that fail: the first, and the longest.
-_RETRY_FIRST: Final = 0.25
-_RETRY_MOST: Final = 5.0
+#: Seconds after a pull that failed. The carrier's own connection has the back-off: while it is down a pull fails without a call.
+_RETRY: Final = 0.25
 
 
 class Inbound:
@@ -67,15 +66,12 @@ class Inbound:
             self._log.event("internal_error", message=failure.getTraceback())
 
     async def _pull(self) -> None:
-        retry = _RETRY_FIRST
         while True:
             try:
                 frames = await self._carrier.pull()
             except CarrierFailed:
-                await deferLater(self._clock, retry)
-                retry = min(2 * retry, _RETRY_MOST)
+                await deferLater(self._clock, _RETRY)
                 continue
-            retry = _RETRY_FIRST
             waiting = [frame for raw in frames for frame in self._verified(raw)]
             for at in range(0, len(waiting), SLICE):
                 if at:

@@ -37,7 +37,7 @@ from viewport_relay.backplane.redisprotocol import (
 RETRY_FIRST: Final = 0.1
 RETRY_MOST: Final = 0.5
 RETRY_MOST_REFUSED: Final = 3.0
-#: Seconds for signing in to a new connection, and for its trials. An attempt that a partition has swallowed ends after that: with
+#: Seconds for signing in to a new connection and its trials together. An attempt that a partition has swallowed ends after that: with
 #: the pause behind it, a relay is back within 2 s of the healing.
 TRIAL_LIMIT: Final = 1.0
 #: Seconds that a connection must last for the back-off to start anew.
@@ -54,7 +54,7 @@ class _Lease(Protocol):
 
 @implementer(IStreamClientEndpoint)
 class TriedEndpoint:
-    """An endpoint whose connections are signed in and have carried out `trials`, each within TRIAL_LIMIT.
+    """An endpoint whose connections are signed in and have carried out `trials` within TRIAL_LIMIT.
 
     `made` is called with the connection and `lost` with it later on; `failed` says why an attempt failed.
     """
@@ -101,8 +101,9 @@ class TriedEndpoint:
         connecting: Deferred[Any] = self._endpoint.connect(self._factory)
         redis: RedisProtocol = await connecting
         try:
+            until = self._clock.seconds() + TRIAL_LIMIT
             gone = await redis.sign_in(self._clock, TRIAL_LIMIT)
-            for answer in await redis.ask(self._trials, TRIAL_LIMIT):
+            for answer in await redis.ask(self._trials, until - self._clock.seconds()):
                 if isinstance(answer, CarrierFailed):
                     raise answer
         except BaseException:

@@ -23,9 +23,9 @@ from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel
 #: Seconds in a queue after which an element is taken back.
 SILENT_AFTER: Final = 3.0
 #: Seconds between two pushes to a relay that does not read, which find out whether it reads again; each is taken back as late.
-PROBE_EVERY: Final = 1.0
+PROBE_EVERY: Final = 0.5
 #: Seconds between two looks at what was pushed.
-LOOK_EVERY: Final = 0.5
+LOOK_EVERY: Final = 0.25
 #: Seconds after the last push at which a relay that does not read is forgotten.
 _FORGOTTEN: Final = 60.0
 #: Relays, and elements for each, that are remembered.
@@ -110,6 +110,8 @@ class UnreadQueues:
             element.at = now
             queue.pushed.append(element)
             queue.size += element.size
+        if len(queue.pushed) > max(length, len(elements)):
+            queue.unread = False  # what was pushed before has been read meanwhile
         length = min(length, _MOST_ELEMENTS)
         while len(queue.pushed) > length or (queue.size > self._most_bytes and len(queue.pushed) > 1):
             queue.forget_oldest()

@@ -26,29 +26,19 @@ from viewport_relay.protocol.frames import (
 )
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.reasons import Reason
+from viewport_relay.routing.charging import Charging
 from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply
 from viewport_relay.routing.model import Owner, Peer, RemoteSession, Target
 from viewport_relay.routing.profiles import profile_mismatch
-from viewport_relay.routing.rates import FrameRates, RateWindow
-
-#: Bytes a minute of a client's messages that are answered or dropped instead of forwarded.
-UNFORWARDED_MAX_BYTES: Final = 4 * 1024 * 1024
+from viewport_relay.routing.rates import RateWindow
 
 _FOREIGN_SESSION: Final = "e2ee frame for a session of another client"
 
 
-class Router:
+class Router(Charging):
     """Decides about each frame by its sender's own grant alone."""
 
-    def __init__(self, rates: FrameRates) -> None:
-        #: limits of frames per minute; a reload may change them
-        self.rates = rates
-
     # -- from a client -----------------------------------------------------------------------------------
-
-    # Every frame of a client is charged to it. Where it is forwarded: an e2ee frame to the client's and the workspace's
-    # runtime rate, others to a rate of their own. Where it is answered or dropped instead: to the client's runtime rate, and
-    # its bytes to a budget. The sender's own limit comes first, and no frame that goes nowhere uses up the workspace's.
 
     def client_e2ee(
         self, peer: Peer, profile: str, session_id: str, message: Sized, now: float
@@ -178,57 +168,6 @@ class Router:
         others = tuple(other for other in target.channels.get(channel, ()) if other is not peer)
         return FanOut(others, lossy=True)
 
-    # -- charging ----------------------------------------------------------------------------------------
-
-    def _runtime_limited(self, peer: Peer, now: float) -> Close | None:
-        """Charge a forwarded e2ee frame: the client first, then the workspace."""
-        rates, limits = peer.rates, self.rates
-        if not rates.runtime.hit(now, limits.runtime):
-            return self._limited(
-                peer, Reason.RUNTIME_RATE_LIMIT_EXCEEDED, rates.runtime.retry_after_ms(now),
-                f"RELAY_RUNTIME_RATE_PER_MINUTE={limits.runtime}, of this client",
-            )  # fmt: skip
-        if not rates.workspace.hit(now, limits.workspace):
-            return self._limited(
-                peer, Reason.RUNTIME_RATE_LIMIT_EXCEEDED, rates.workspace.retry_after_ms(now),
-                f"RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={limits.workspace}, of the workspace's clients",
-            )  # fmt: skip
-        return None
-
-    def carried(self, peer: Peer, frame: ClientFrame, now: float) -> Close | None:
-        """Charge a client's frame that found no daemon here and is forwarded all the same."""
-        return self._runtime_limited(peer, now) if type(frame) is E2ee else None
-
-    def charge(
-        self,
-        peer: Peer,
-        message: Sized,
-        now: float,
-        over: Reason = Reason.RUNTIME_RATE_LIMIT_EXCEEDED,
-        *,
-        counted: bool = False,
-    ) -> Close | None:
-        """Charge a client's message that is not forwarded. `over` is the close's reason, `counted`: only its bytes."""
-        limit = self.rates.runtime
-        if limit <= 0:
-            return None
-        window = peer.rates.runtime
-        if not counted and not window.hit(now, limit):
-            detail = f"RELAY_RUNTIME_RATE_PER_MINUTE={limit}, of this client"
-            return self._limited(peer, over, window.retry_after_ms(now), detail)
-        window = peer.rates.unforwarded(now)
-        if not window.spend(now, len(message), UNFORWARDED_MAX_BYTES):
-            detail = f"{UNFORWARDED_MAX_BYTES} bytes of frames that went nowhere, of this client"
-            return self._limited(peer, over, window.retry_after_ms(now), detail)
-        return None
-
-    def _dropped(self, peer: Peer, message: Sized, now: float, reason: Reason, detail: str) -> Decision:
-        return self.charge(peer, message, now) or Drop(reason, detail)
-
-    @staticmethod
-    def _limited(peer: Peer, reason: Reason, retry_after_ms: int, detail: str = "") -> Close:
-        return Close(reason, detail, reply=status.rate_limited(peer.grant.workspace_id, retry_after_ms))
-
     # -- off the bus -----------------------------------------------------------------------------------------
 
     def client_frame_of_relay(
@@ -282,18 +221,6 @@ class Router:
         return Drop(Reason.NO_OWNER) if isinstance(verdict, Publish) else verdict
 
     # -- from a daemon -------------------------------------------------------------------------------------
-
-    def daemon_rate(self, peer: Peer, now: float) -> Close | None:
-        """Charge one message to the daemon, before it is decoded."""
-        if peer.rates.daemon.hit(now, self.rates.daemon):
-            return None
-        return Close(Reason.DAEMON_RATE_LIMIT_EXCEEDED)
-
-    def worker_rate(self, peer: Peer, now: float) -> Close | None:
-        """Charge one message to the worker, before it is decoded."""
-        if peer.rates.daemon.hit(now, self.rates.daemon):
-            return None
-        return Close(Reason.WORKER_RATE_LIMIT_EXCEEDED)
 
     def daemon_e2ee(
         self, peer: Peer, profile: str, session_id: str, now: float

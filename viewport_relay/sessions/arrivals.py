@@ -87,7 +87,8 @@ class Arrivals:
         if len(payloads) > 1:
             over = Reason.RUNTIME_RATE_LIMIT_EXCEEDED
             payloads = self._within_rate(arrival, window, self._router.rates.workspace, over, now)
-        if self._send(outbox, payloads):
+        payloads = self._send(outbox, payloads)
+        if payloads:
             self._outcomes.count_to_daemon(daemon, len(payloads), sum(map(len, payloads)), now)
 
     def _to_clients(self, target: Target | None, arrival: Arrival, now: float) -> None:
@@ -104,7 +105,8 @@ class Arrivals:
             if len(payloads) > 1:
                 over = Reason.DAEMON_RATE_LIMIT_EXCEEDED
                 payloads = self._within_rate(arrival, window, self._router.rates.daemon, over, now)
-            if self._send(session_of(verdict).outbox, payloads):
+            payloads = self._send(session_of(verdict).outbox, payloads)
+            if payloads:
                 self._outcomes.count_to_clients(verdict, len(payloads), sum(map(len, payloads)), now)
         elif isinstance(verdict, FanOut):  # of a message that was decoded here, which is one
             copies = self._outcomes.fan_out(verdict, payloads[0])
@@ -125,17 +127,16 @@ class Arrivals:
                 return payloads[:taken]
         return payloads
 
-    def _send(self, outbox: Outbox, payloads: Sequence[bytes]) -> bool:
-        """Send at the end of the turn, with what else came for this receiver, or let it wait."""
+    def _send(self, outbox: Outbox, payloads: Sequence[bytes]) -> Sequence[bytes]:
+        """Send at the end of the turn, with what else came for this receiver, or let it wait; what the receiver takes."""
         if outbox.ready is None:
-            taken = [outbox.send(payload, self._feeder) for payload in payloads]
-            return any(taken)
+            return [payload for payload in payloads if outbox.send(payload, self._feeder)]
         if len(payloads) == 1:
             outbox.hold(text_header(len(payloads[0])) + payloads[0])
         else:
             parts = [part for payload in payloads for part in (text_header(len(payload)), payload)]
             outbox.hold(b"".join(parts))
-        return True
+        return payloads
 
     def _refuse(self, arrival: Arrival, drop: Drop, frames: int = 0) -> None:
         """Count `frames` of the arrival, or all, as dropped."""

@@ -96,12 +96,23 @@ def test_a_relay_that_reads_again_is_found_by_a_probe() -> None:
     assert parts.lost == ["1"] and parts.unread.takes("b")
 
 
+def test_a_second_probe_finds_that_the_first_was_read() -> None:
+    """The probes of a busy relay follow so closely that none of them is ever late."""
+    parts = Parts()
+    parts.push("1", "2")
+    parts.wait(SILENT_AFTER)
+    parts.push("probe")
+    assert not parts.unread.takes("b")
+    parts.push("next probe", read=True)
+    assert parts.unread.takes("b")
+
+
 def test_an_outage_tells_nothing_and_is_asked_again() -> None:
     parts = Parts()
     parts.push("1")
     parts.failing = CarrierFailed("gone")
     parts.wait(SILENT_AFTER + 1.0)
-    assert (parts.asked, parts.lost) == (3, [])
+    assert (parts.asked, parts.lost) == (5, [])
     parts.failing = None
     parts.wait(LOOK_EVERY)
     assert parts.lost == ["1"]

@@ -1,0 +1,90 @@
+"""Charging: the rates that each message of a peer counts against, and the Close of a peer that exceeds one.
+
+Every frame of a client is charged to it. Where it is forwarded: an e2ee frame to the client's and the workspace's runtime rate,
+others to a rate of their own. Where it is answered or dropped instead: to the client's runtime rate, and its bytes to a budget.
+The sender's own limit comes first, and no frame that goes nowhere uses up the workspace's. `now` is monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Final
+
+from viewport_relay.protocol import status
+from viewport_relay.protocol.frames import ClientFrame, E2ee
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.decisions import Close, Decision, Drop
+from viewport_relay.routing.model import Peer
+from viewport_relay.routing.rates import FrameRates
+
+#: Bytes a minute of a client's messages that are answered or dropped instead of forwarded.
+UNFORWARDED_MAX_BYTES: Final = 4 * 1024 * 1024
+
+
+class Charging:
+    """Charges messages to their senders' windows. A base class of the router, which charges each frame."""
+
+    def __init__(self, rates: FrameRates) -> None:
+        #: limits of frames per minute; a reload may change them
+        self.rates = rates
+
+    def _runtime_limited(self, peer: Peer, now: float) -> Close | None:
+        """Charge a forwarded e2ee frame: the client first, then the workspace."""
+        rates, limits = peer.rates, self.rates
+        if not rates.runtime.hit(now, limits.runtime):
+            return self._limited(
+                peer, Reason.RUNTIME_RATE_LIMIT_EXCEEDED, rates.runtime.retry_after_ms(now),
+                f"RELAY_RUNTIME_RATE_PER_MINUTE={limits.runtime}, of this client",
+            )  # fmt: skip
+        if not rates.workspace.hit(now, limits.workspace):
+            return self._limited(
+                peer, Reason.RUNTIME_RATE_LIMIT_EXCEEDED, rates.workspace.retry_after_ms(now),
+                f"RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={limits.workspace}, of the workspace's clients",
+            )  # fmt: skip
+        return None
+
+    def carried(self, peer: Peer, frame: ClientFrame, now: float) -> Close | None:
+        """Charge a client's frame that found no daemon here and is forwarded all the same."""
+        return self._runtime_limited(peer, now) if type(frame) is E2ee else None
+
+    def charge(
+        self,
+        peer: Peer,
+        message: Sized,
+        now: float,
+        over: Reason = Reason.RUNTIME_RATE_LIMIT_EXCEEDED,
+        *,
+        counted: bool = False,
+    ) -> Close | None:
+        """Charge a client's message that is not forwarded. `over` is the close's reason, `counted`: only its bytes."""
+        limit = self.rates.runtime
+        if limit <= 0:
+            return None
+        window = peer.rates.runtime
+        if not counted and not window.hit(now, limit):
+            detail = f"RELAY_RUNTIME_RATE_PER_MINUTE={limit}, of this client"
+            return self._limited(peer, over, window.retry_after_ms(now), detail)
+        window = peer.rates.unforwarded(now)
+        if not window.spend(now, len(message), UNFORWARDED_MAX_BYTES):
+            detail = f"{UNFORWARDED_MAX_BYTES} bytes of frames that went nowhere, of this client"
+            return self._limited(peer, over, window.retry_after_ms(now), detail)
+        return None
+
+    def _dropped(self, peer: Peer, message: Sized, now: float, reason: Reason, detail: str) -> Decision:
+        return self.charge(peer, message, now) or Drop(reason, detail)
+
+    @staticmethod
+    def _limited(peer: Peer, reason: Reason, retry_after_ms: int, detail: str = "") -> Close:
+        return Close(reason, detail, reply=status.rate_limited(peer.grant.workspace_id, retry_after_ms))
+
+    def daemon_rate(self, peer: Peer, now: float) -> Close | None:
+        """Charge one message to the daemon, before it is decoded."""
+        if peer.rates.daemon.hit(now, self.rates.daemon):
+            return None
+        return Close(Reason.DAEMON_RATE_LIMIT_EXCEEDED)
+
+    def worker_rate(self, peer: Peer, now: float) -> Close | None:
+        """Charge one message to the worker, before it is decoded."""
+        if peer.rates.daemon.hit(now, self.rates.daemon):
+            return None
+        return Close(Reason.WORKER_RATE_LIMIT_EXCEEDED)
