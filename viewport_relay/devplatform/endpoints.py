@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import unquote
 
-from attrs import frozen
+from attrs import field, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.devplatform.bus import Bus
@@ -67,18 +67,13 @@ class TokenNotes:
 class Records:
     """The calls seen, by kind. A call is recorded before anything about it is checked."""
 
-    jwks: Record
-    validate: Record
-    presence_upserts: Record
-    presence_resolves: Record
-    published: Record
-    pulls: Record
-    worker: Record
-
-    @classmethod
-    def empty(cls) -> Records:
-        """Nothing seen yet."""
-        return cls(Record(), Record(), Record(), Record(), Record(), Record(), Record())
+    jwks: Record = field(factory=Record)
+    validate: Record = field(factory=Record)
+    presence_upserts: Record = field(factory=Record)
+    presence_resolves: Record = field(factory=Record)
+    published: Record = field(factory=Record)
+    pulls: Record = field(factory=Record)
+    worker: Record = field(factory=Record)
 
 
 class Endpoints:
@@ -100,7 +95,7 @@ class Endpoints:
         self.presence = PresenceTable(clock)
         self.bus = Bus(clock)
         self.notes = TokenNotes()
-        self.records = Records.empty()
+        self.records = Records()
         self.validate_rules: dict[str, Rule] = {}
         """Overrides of the validate answer by token (for callers who have the internal key)."""
 

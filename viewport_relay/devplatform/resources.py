@@ -44,11 +44,7 @@ class ControlPlane(Resource):
     def render(self, request: BoundedRequest) -> int:
         """Called by twisted.web for every request, of any method."""
         serving = Deferred.fromCoroutine(self._serve(request))
-
-        def gone(_: Failure) -> None:
-            serving.cancel()
-
-        request.notifyFinish().addErrback(gone)
+        request.notifyFinish().addErrback(lambda _: serving.cancel())
         serving.addErrback(self._failed, request)
         return NOT_DONE_YET
 

@@ -6,16 +6,14 @@ may have one (see `issue`).
 
 from __future__ import annotations
 
-import base64
 import json
 import secrets
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jwt
 from attrs import field, frozen
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.types import Options
 
 Algorithm: TypeAlias = Literal["RS256", "ES256", "EdDSA"]
@@ -45,11 +43,6 @@ class InvalidToken(Exception):
     """The text is no token of ours; the message says why and never contains the token."""
 
 
-def base64url(raw: bytes) -> str:
-    """Base64url without padding (RFC 7515, section 2)."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
-
-
 @frozen
 class SigningKey:
     """One private key with its `kid`; `jwk` is the public half only."""
@@ -76,26 +69,11 @@ class SigningKey:
         """The public half."""
         return self.private.public_key()
 
-    def jwk(self) -> dict[str, str]:
+    def jwk(self) -> dict[str, Any]:
         """The public key as a JWK (RFC 7517; RFC 8037 for Ed25519)."""
-        shared = {"kid": self.kid, "use": "sig", "alg": self.algorithm}
-        public = self.public
-        if isinstance(public, rsa.RSAPublicKey):
-            numbers = public.public_numbers()
-            modulus = numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8, "big")
-            exponent = numbers.e.to_bytes((numbers.e.bit_length() + 7) // 8, "big")
-            return {"kty": "RSA", **shared, "n": base64url(modulus), "e": base64url(exponent)}
-        if isinstance(public, ec.EllipticCurvePublicKey):
-            point = public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-            return {
-                "kty": "EC",
-                "crv": "P-256",
-                **shared,
-                "x": base64url(point[1:33]),
-                "y": base64url(point[33:]),
-            }
-        raw = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
-        return {"kty": "OKP", "crv": "Ed25519", **shared, "x": base64url(raw)}
+        members = jwt.get_algorithm_by_name(self.algorithm).to_jwk(self.public, as_dict=True)
+        members.pop("key_ops", None)  # `use` says the same (RFC 7517, section 4.3)
+        return {**members, "kid": self.kid, "use": "sig", "alg": self.algorithm}
 
     def sign(self, payload: Mapping[str, object], header: Mapping[str, object] | None = None) -> str:
         """A compact JWS over `payload`; `header` replaces single header members, a None removes one."""
