@@ -157,7 +157,7 @@ def test_fetched_keys_are_used_during_an_outage(own_platform: Make, start: Start
             return any(entry["event"] == "jwks_refetch_failed" for entry in relay.logs())
 
         until(warned, what="a warning about keys that could not be fetched again")
-        warning = next(entry for entry in relay.lines() if entry["event"] == "jwks_refetch_failed")
+        warning = next(entry for entry in relay.logs() if entry["event"] == "jwks_refetch_failed")
         assert (warning["level"], warning["details"]["why"]) == ("warn", "connection refused")
         assert warning["message"] == "JWKS could not be fetched again; the keys fetched before serve on"
         assert relay.get("/ready")[0] == 200
