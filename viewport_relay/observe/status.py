@@ -20,6 +20,9 @@ from viewport_relay.observe.verdict import Verdict, cause_of, example_of, fix_of
 #: Seconds between two status lines that only carry new numbers.
 EVERY: Final = 60.0
 
+#: New problems that one line explains at most, so that the line stays short.
+MOST_EXPLAINED: Final = 8
+
 #: Seconds after the start within which a relay that is not ready yet says nothing of it.
 PATIENCE: Final = 3.0
 
@@ -87,7 +90,7 @@ class StatusLine:
         worst = next(iter(facts.problems), None)
         self._log.event(
             "status",
-            message=" ".join(_sentences(facts, verdict, worst, over)),
+            message=" ".join(_sentences(facts, verdict, worst, new, over)),
             state=verdict.state,
             ready=facts.ready,
             admitted=facts.admitted,
@@ -100,7 +103,9 @@ class StatusLine:
         )
 
 
-def _sentences(facts: Facts, verdict: Verdict, worst: Problem | None, over: list[Problem]) -> list[str]:
+def _sentences(
+    facts: Facts, verdict: Verdict, worst: Problem | None, new: list[Problem], over: list[Problem]
+) -> list[str]:
     said = [verdict.headline, f"{verdict.counts}."]
     said += [f"Over: {row.code}, {row.count} in {ago(max(1.0, row.last - row.first))}." for row in over]
     if worst is not None:
@@ -114,4 +119,8 @@ def _sentences(facts: Facts, verdict: Verdict, worst: Problem | None, over: list
         ):
             if words:
                 said.append(f"{label}: {words.rstrip('.')}.")
+    for row in new[:MOST_EXPLAINED]:  # the only line of the log that says what to do about it
+        fix = fix_of(row)
+        if row is not worst:
+            said.append(f"New: {row.code}: {row.text}." + (f" Fix: {fix.rstrip('.')}." if fix else ""))
     return said

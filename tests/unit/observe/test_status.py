@@ -73,6 +73,31 @@ def test_the_first_refusal_of_a_reason_is_reported_with_cause_fix_and_example(wo
     assert line["details"]["worst"] == "INTERNAL_KEY_MISMATCH"
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_new_problem_is_reported_with_its_fix_beside_a_worse_one(world, together):
+    world.refuse(Reason.INTERNAL_KEY_MISMATCH)
+    if not together:
+        world.run(1)
+    world.refuse(Reason.WORKSPACE_NOT_FOUND)
+    (line,) = world.run(1)
+    said = line["message"]
+    assert (
+        line["details"]["worst"] == "INTERNAL_KEY_MISMATCH"
+        and "WORKSPACE_NOT_FOUND" in line["details"]["began"]
+    )
+    assert (
+        f"New: WORKSPACE_NOT_FOUND: Workspace not found. Fix: {Reason.WORKSPACE_NOT_FOUND.entry.fix}." in said
+    )
+    assert said.count("Fix:") == 2, "the worst problem and the new one, each once"
+
+
+def test_many_new_problems_make_no_long_line(world):
+    for reason in list(Reason):
+        world.refuse(reason)
+    (line,) = world.run(1)
+    assert len(line["message"]) < 8192
+
+
 def test_one_line_a_minute_while_numbers_change(world):
     lines = []
     for n in range(180):
