@@ -52,19 +52,19 @@ def backplane_for(
     counters: Counters,
     http: HttpClient,
     now: Callable[[], float],
-    at_end_of_turn: Callable[[Callable[[], None]], object],
+    when_quiet: Callable[[Callable[[], None]], object],
 ) -> Backplane:
     """The backplane that the settings ask for. Raises ConfigError for a Redis URL that cannot be used."""
     if config.backplane_mode == "single":
         return Single()
-    return Fleet(reactor, config, log, counters, http, now, at_end_of_turn)
+    return Fleet(reactor, config, log, counters, http, now, when_quiet)
 
 
 class Fleet:
     """Presence and bus of one relay.
 
-    `now` gives seconds since the epoch; the reactor's clock measures everything else. `at_end_of_turn` calls back when
-    all input of a turn of the reactor is handled.
+    `now` gives seconds since the epoch; the reactor's clock measures everything else. `when_quiet` calls back when
+    no socket has more to read, or soon.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Fleet:
         counters: Counters,
         http: HttpClient,
         now: Callable[[], float],
-        at_end_of_turn: Callable[[Callable[[], None]], object],
+        when_quiet: Callable[[Callable[[], None]], object],
     ) -> None:
         self._reactor = reactor
         self._receiver: Receiver | None = None
@@ -123,7 +123,7 @@ class Fleet:
             others = self._others
             self._outbound = Outbound(
                 reactor,
-                at_end_of_turn,
+                when_quiet,
                 self._carrier,
                 self.outage,
                 FrameSigner(key, relay_id, now),

@@ -1,6 +1,6 @@
 """The outgoing side of the bus: messages for peers on other relays leave in order, several in one call.
 
-What one turn of the reactor brings for one relay leaves together at its end. Messages of one lane (see `Carrier.lane`)
+What the sockets bring for one relay leaves together when they are quiet. Messages of one lane (see `Carrier.lane`)
 are published call after call, so that their order is kept from the first one on, also while the carrier is still
 connecting. What waits is bounded for each relay; a client that publishes too much is not read meanwhile.
 """
@@ -61,14 +61,14 @@ class _Relay:
 class Outbound:
     """What leaves. `most_bytes` and `most_frames` bound what waits for one relay, `most_bytes` also what it may not have read.
 
-    `at_end_of_turn` calls back when the reactor has handled all input of this turn. `lost` is told what could not be carried.
+    `when_quiet` calls back when no socket has more to read, or soon. `lost` is told what could not be carried.
     `reads_batches` gives the instance of a relay that reads what `batch_signer` signs, None for all others.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
-        at_end_of_turn: Callable[[Callable[[], None]], object],
+        when_quiet: Callable[[Callable[[], None]], object],
         carrier: Carrier,
         outage: Outage,
         signer: FrameSigner,
@@ -81,7 +81,7 @@ class Outbound:
         batch_signer: BatchSigner | None = None,
         reads_batches: Callable[[str], str | None] = lambda relay_id: None,
     ) -> None:
-        self._at_end_of_turn = at_end_of_turn
+        self._when_quiet = when_quiet
         self._carrier = carrier
         self._lane_of = carrier.lane
         self._outage = outage
@@ -177,10 +177,10 @@ class Outbound:
             await waiting
 
     def _send_ready(self) -> None:
-        """Send at the end of the turn: with what the turn still brings."""
+        """Send when the sockets are quiet: with what they still bring."""
         if self._ready and not self._begins:
             self._begins = True
-            self._at_end_of_turn(self._begin)
+            self._when_quiet(self._begin)
 
     def _begin(self) -> None:
         self._begins = False

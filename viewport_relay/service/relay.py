@@ -85,7 +85,7 @@ class Relay(WaitingService):
         client = HttpClient.from_config(reactor, config)
         gate = self._gate = Gate.from_config(reactor, config, log, counters, now, client)
         self._turn = turn_of(reactor)
-        self._backplane = backplane_for(reactor, config, log, counters, client, now, self._turn.when_sent)
+        self._backplane = backplane_for(reactor, config, log, counters, client, now, self._turn.when_quiet)
         self._relaying = build(config, reactor, now, log, counters, client, keys, self._backplane)
         self.factory = ConnectionFactory(
             reactor,

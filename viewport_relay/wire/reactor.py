@@ -4,6 +4,7 @@
   log has its own way to name connections.
 * The reactor knows where a turn ends, in which frames may be held back (`turn.Turn`), and looks at the sockets again by
   itself while no timer is due and no other work is queued.
+* What goes to other relays leaves when the sockets are quiet: an idle relay sends it at once, a busy one more of it together.
 * Listeners make transports that read straight into the arena and notice a peer that hangs up while it is paused.
 * Connections that are not admitted yet are served after the others, for a bounded time in each turn (`lowpriority`).
 * The clock is monotonic: set back or forward, the wall clock would hold up or fire every time-out at once.
@@ -70,6 +71,9 @@ class _UnixPort(_FewAccepts, unix.Port):  # type: ignore[misc]  # Twisted has a 
 #: upgrades a quarter more: the code of one step is not in the processor's caches when the next connection comes to it.
 LOOK_SECONDS: Final = 0.0005
 
+#: Seconds for which the sockets that are ready are served before what waits for quiet sockets (`Turn.when_quiet`) is called.
+GATHER_SECONDS: Final = 0.001
+
 #: Selectables that put their work off until the end of a turn.
 _LAST: Final = (_FewAccepts, LowPrioritySet)
 
@@ -105,6 +109,8 @@ class RelayReactor(EPollReactor):
                     return
                 raise
             self._serve(events)
+            if self.turn.quiet:
+                self._gather()
             if (
                 not events
                 or self._newTimedCalls
@@ -119,6 +125,15 @@ class RelayReactor(EPollReactor):
             timeout = None if until is None else until - self.seconds()
 
     doIteration = doPoll
+
+    def _gather(self) -> None:
+        """Serve the sockets that are ready, until none is or it is time, and then call what waits for that."""
+        until = self.seconds() + GATHER_SECONDS
+        while self.seconds() < until and (events := self._poller.poll(0, MOST_EVENTS)):
+            self._serve(events)
+        calls, self.turn.quiet = self.turn.quiet, []
+        for call in calls:
+            call()
 
     def _look(self) -> None:
         """Serve the sockets that are ready now, but accept nothing and leave those of low priority alone."""

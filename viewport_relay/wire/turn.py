@@ -25,7 +25,7 @@ class Turn:
     ends: under another reactor the turn never runs, and everything is sent at once.
     """
 
-    __slots__ = ("arena", "calls", "disconnect", "held", "look", "outboxes", "running", "within")
+    __slots__ = ("arena", "calls", "disconnect", "held", "look", "outboxes", "quiet", "running", "within")
 
     def __init__(
         self, disconnect: Callable[[Any], None] | None = None, look: Callable[[], None] = lambda: None
@@ -42,6 +42,7 @@ class Turn:
         self.outboxes: list[Held] = []
         self.held = 0  # bytes, at most MOST_HELD and a frame
         self.calls: list[Callable[[], None]] = []
+        self.quiet: list[Callable[[], None]] = []  # the reactor calls them when the sockets are quiet
         self.disconnect = disconnect
         self.arena = Arena()
 
@@ -64,6 +65,13 @@ class Turn:
         """Call this at the end of the turn, when what is held now has been sent: at once, outside a turn."""
         if self.within:
             self.calls.append(call)
+        else:
+            call()
+
+    def when_quiet(self, call: Callable[[], None]) -> None:
+        """Call this when no socket has more to read, or `reactor.GATHER_SECONDS` later: at once, outside a turn."""
+        if self.within:
+            self.quiet.append(call)
         else:
             call()
 

@@ -15,7 +15,7 @@ from zope.interface.verify import verifyObject
 from tests.conformance import echo
 from tests.memorywire import TEXT, masked_frame
 from viewport_relay.wire.lowpriority import SHARE_SECONDS
-from viewport_relay.wire.reactor import LOOK_SECONDS, RelayReactor, adopt_stranger
+from viewport_relay.wire.reactor import GATHER_SECONDS, LOOK_SECONDS, RelayReactor, adopt_stranger
 
 
 class Member:
@@ -138,6 +138,28 @@ def test_a_turn_has_a_bounded_time_for_them_and_they_are_served_in_turn(
         served += turn[1::2]
     assert sorted(served) == names
     assert peer.lost is None
+
+
+def test_what_waits_for_quiet_sockets_comes_after_what_they_brought_meanwhile(bench: Bench) -> None:
+    turn = bench.reactor.turn
+    first = bench.member("first", b"1", where=bench.reactor)
+    second = bench.member("second", where=bench.reactor)
+
+    def serve() -> None:
+        turn.when_quiet(lambda: bench.heard.append("quiet"))
+        second.theirs.send(b"1")
+
+    first.also = serve
+    assert bench.turn() == ["first", "second", "quiet"]
+    turn.when_quiet(lambda: bench.heard.append("at once"))
+    assert bench.heard[-1] == "at once"
+
+
+def test_sockets_that_are_never_quiet_hold_nothing_up(bench: Bench) -> None:
+    turn = bench.reactor.turn
+    flood = bench.member("flood", b"1" * 100, where=bench.reactor, lasts=GATHER_SECONDS / 4)
+    flood.also = lambda: None if turn.quiet else turn.when_quiet(lambda: bench.heard.append("sent"))
+    assert bench.turn() == ["flood"] * 5 + ["sent"]
 
 
 def test_between_short_events_the_reactors_own_sockets_are_looked_at_every_now_and_then(bench: Bench) -> None:
