@@ -16,7 +16,7 @@ from tests.drill.fleet import OF_REDIS, DrillFleet
 from tests.drill.forwarder import Forwarder
 from tests.drill.peer import Peer
 from tests.drill.platform import FaultyPlatform
-from tests.drill.redisserver import RedisServer
+from tests.drill.redisserver import RedisServer, start_sentinel
 from tests.drill.relay import Relay, until
 from tests.drill.swarm import Swarm
 
@@ -167,15 +167,8 @@ def test_sentinel_promotes_another_primary(
     platform: FaultyPlatform, redis: RedisServer, tmp_path: Path, pairs: int
 ) -> None:
     second = RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(redis.port)).start()
-    sentinels = []
+    sentinels = [start_sentinel(tmp_path, redis, 2) for _ in range(3)]
     try:
-        for number in range(3):
-            conf = tmp_path / f"sentinel-{number}.conf"
-            conf.write_text(
-                f"sentinel monitor main 127.0.0.1 {redis.port} 2\nsentinel down-after-milliseconds main 500\n"
-                "sentinel failover-timeout main 2000\n"
-            )
-            sentinels.append(RedisServer(tmp_path, "--sentinel").start(config=str(conf)))
         settings = {
             "RELAY_REDIS_SENTINELS": ",".join(f"127.0.0.1:{server.port}" for server in sentinels),
             "RELAY_REDIS_SENTINEL_MASTER": "main",

@@ -70,6 +70,17 @@ class RedisServer:
                 return _reply(stream)
 
 
+def start_sentinel(folder: Path, primary: RedisServer, quorum: int) -> RedisServer:
+    """A Sentinel that watches `primary` under the name "main" and takes it for failed after half a second of silence."""
+    sentinel = RedisServer(folder, "--sentinel")
+    configuration = folder / f"sentinel-{sentinel.port}.conf"
+    configuration.write_text(
+        f"sentinel monitor main 127.0.0.1 {primary.port} {quorum}\n"
+        "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
+    )
+    return sentinel.start(config=str(configuration))
+
+
 def _reply(stream: Any) -> Any:
     line = stream.readline().rstrip(b"\r\n")
     kind, rest = line[:1], line[1:]

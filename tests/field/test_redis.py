@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from twisted.internet.task import deferLater
 
 from tests.drill.certificates import Identity
 from tests.drill.redisserver import RedisServer
+from tests.integration.backplane import fleet as fleets
 from tests.integration.backplane.fleet import Fleet, e2ee, init, session, until
 from viewport_relay.cli import checks
 from viewport_relay.config import load
@@ -59,14 +60,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.kill()
 
 
-@asynccontextmanager
-async def fleet_on(redis: RedisServer, key: SigningKey, **settings: str) -> AsyncIterator[Fleet]:
-    mode = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url}
-    fleet = await Fleet(reactor, key, mode | SETTINGS | settings).start()
-    try:
-        yield fleet
-    finally:
-        await fleet.stop()
+def fleet_on(
+    redis: RedisServer | None, key: SigningKey, **settings: str
+) -> AbstractAsyncContextManager[Fleet]:
+    return fleets.fleet_on(reactor, key, redis, **SETTINGS | settings)
 
 
 async def told(fleet: Fleet, relay: Any, event: str) -> list[str]:
@@ -175,7 +172,7 @@ async def test_no_popped_frame_is_lost_when_the_second_command_is_refused(
     async with fleet_on(redis, signing_key) as fleet:
         a, b = await fleet.relays("a", "b")
         daemon = await fleet.join(a, "workspace-daemon")
-        await seated(fleet, redis, "a")
+        await fleet.announced("a")
         client = await fleet.join(b, "client")
         await session(client, daemon)
         redis.ask("ACL", "SETUSER", "default", "-lpop")
@@ -186,11 +183,6 @@ async def test_no_popped_frame_is_lost_when_the_second_command_is_refused(
         assert "LPOP" in line and "NOPERM" in line
         redis.ask("ACL", "SETUSER", "default", "+lpop")
         await fleet.until_ready(a, UP, A_RETRY)
-
-
-async def seated(fleet: Fleet, redis: RedisServer, relay: str) -> None:
-    key = f"viewport:relay:presence:{fleet.workspace}:{fleet.target}"
-    await fleet.announced(lambda: redis.ask("GET", key), relay)
 
 
 def connects(redis: RedisServer) -> int:
@@ -244,7 +236,7 @@ async def test_a_full_redis(start: Start, signing_key: SigningKey) -> None:
         await stays_refused(fleet, relay, redis, REFUSED, "backplane_refused", "OOM")
         redis.ask("CONFIG", "SET", "maxmemory", "0")
         await fleet.until_ready(relay, UP, A_RETRY)
-        await seated(fleet, redis, "a")
+        await fleet.announced("a")
 
 
 @pytest_twisted.ensureDeferred
@@ -302,8 +294,7 @@ async def test_a_cluster(start: Start, signing_key: SigningKey) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_is_not_redis(start: Start, signing_key: SigningKey) -> None:
     """Occurs when the port belongs to a web server, which answers HTTP/1.1 400."""
-    fleet = await Fleet(reactor, signing_key, SETTINGS).start()
-    try:
+    async with fleet_on(None, signing_key) as fleet:
         url = f"redis://127.0.0.1:{fleet.platform.port}"
         relay = await fleet.relay("a", RELAY_BACKPLANE_MODE="redis", RELAY_REDIS_URL=url)
         await fleet.until_ready(relay, UNREACHABLE)
@@ -311,8 +302,6 @@ async def test_a_server_that_is_not_redis(start: Start, signing_key: SigningKey)
         lines = await told(fleet, relay, "backplane_unreachable")
         assert len(lines) == 1 and "does not speak Redis's protocol" in lines[0], lines
         assert [e for e in await fleet.logs(relay) if e["event"] == "internal_error"] == []
-    finally:
-        await fleet.stop()
 
 
 # -- Sentinels ---------------------------------------------------------------------------------------------
@@ -478,7 +467,7 @@ async def test_the_documented_acl_is_enough(start: Start, signing_key: SigningKe
     async with fleet_on(redis, signing_key, RELAY_REDIS_URL=url) as fleet:
         a, b = await fleet.relays("a", "b")
         daemon = await fleet.join(a, "workspace-daemon")
-        await seated(fleet, redis, "a")
+        await fleet.announced("a")
         await session(await fleet.join(b, "client"), daemon)
         daemon.connection.close()
         await until(

@@ -10,7 +10,7 @@ import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet import reactor
 
 from tests.drill.redisserver import RedisServer
-from tests.integration.backplane.fleet import Fleet
+from tests.integration.backplane.fleet import Fleet, fleet_on
 from viewport_relay.devplatform import SigningKey
 
 _reactor: Any = reactor
@@ -22,16 +22,13 @@ def signing_key() -> SigningKey:
 
 
 async def _fleet(signing_key: SigningKey, redis: RedisServer) -> AsyncIterator[Fleet]:
-    settings = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url}
-    made = await Fleet(_reactor, signing_key, settings).start()
-    yield made
-    await made.stop()
+    async with fleet_on(_reactor, signing_key, redis) as made:
+        yield made
 
 
 async def _http_fleet(signing_key: SigningKey) -> AsyncIterator[Fleet]:
-    made = await Fleet(_reactor, signing_key, {"RELAY_BACKPLANE_MODE": "server"}).start()
-    yield made
-    await made.stop()
+    async with fleet_on(_reactor, signing_key, None) as made:
+        yield made
 
 
 fleet = pytest_twisted.async_yield_fixture(name="fleet")(_fleet)

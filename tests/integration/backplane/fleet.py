@@ -1,6 +1,6 @@
 """Several relays as processes, their Redis, the dev platform in this process, and bare peers.
 
-async with Fleet(reactor, signing_key) as fleet:
+async with fleet_on(reactor, signing_key, redis) as fleet:
     a, b = await fleet.relays("a", "b")
     daemon = await fleet.join(a, "workspace-daemon")
     client = await fleet.join(b, "client")
@@ -8,15 +8,18 @@ async with Fleet(reactor, signing_key) as fleet:
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredQueue, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
+from tests.drill.redisserver import RedisServer
 from tests.integration.relayprocess import RelayProcess
 from tests.wireframes import example
 from viewport_relay.devplatform import DevPlatform, SigningKey
@@ -75,10 +78,18 @@ async def until(reactor: Any, true: Callable[[], bool], seconds: float = WAIT) -
 
 
 class Fleet:
-    """Relays of one platform. `settings` apply to every relay."""
+    """Relays of one platform, on a Redis or on the platform's backplane. `settings` apply to every relay."""
 
-    def __init__(self, reactor: Any, signing_key: SigningKey, settings: dict[str, str]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        signing_key: SigningKey,
+        settings: dict[str, str],
+        redis: RedisServer | None = None,
+    ) -> None:
+        """`redis` is the server that carries presence; without one the platform does."""
         self.reactor = reactor
+        self.redis = redis
         self.platform = DevPlatform(
             reactor, internal_key="backplane-test-internal-key", signing_key=signing_key
         )
@@ -141,14 +152,36 @@ class Fleet:
         self.peers.append(peer)
         return peer
 
-    async def announced(self, seen: Callable[[], Any], relay: str) -> None:
-        """Wait until presence names this relay; `seen` returns the entry as JSON text or None."""
+    @property
+    def presence_key(self) -> str:
+        return f"viewport:relay:presence:{self.workspace}:{self.target}"
 
-        def there() -> bool:
-            entry = seen()
-            return entry is not None and json.loads(entry)["relayId"] == relay
+    def presence(self) -> Any:
+        """The presence entry of the fleet's target, or None."""
+        if self.redis is None:
+            found = self.platform.presence.resolve(self.workspace, self.target)
+            return {"relayId": found.relay_id} if found else None
+        text = self.redis.ask("GET", self.presence_key)
+        return None if text is None else json.loads(text)
 
-        await until(self.reactor, there)
+    async def announced(self, relay: str | None) -> None:
+        """Wait until presence names this relay; None: until there is no entry."""
+        await until(self.reactor, lambda: (self.presence() or {}).get("relayId") == relay)
+
+    async def reaches(self, client: BarePeer, daemon: BarePeer, name: str, seconds: float = WAIT) -> None:
+        """Repeat key exchanges until one succeeds, within `seconds`; request and session ids begin with `name`."""
+        deadline = self.reactor.seconds() + seconds
+        for attempt in itertools.count():
+            request = f"{name}-{attempt}"
+            client.say(init(request))
+            await deferLater(self.reactor, 0.1)
+            heard = [json.loads(text).get("requestId") for text in daemon.heard_so_far()]
+            if request in heard:
+                client.heard_so_far()
+                daemon.say(response(request, f"session-{name}"))
+                assert (await client.hear_json())["sessionId"] == f"session-{name}"
+                return
+            assert self.reactor.seconds() < deadline, (name, heard, client.heard_so_far())
 
     # -- admin API of a relay --------------------------------------------------------------------------------------
 
@@ -177,6 +210,21 @@ class Fleet:
         while (found := await self.ready(relay)) != body:
             assert self.reactor.seconds() < deadline, found
             await deferLater(self.reactor, 0.05)
+
+
+@asynccontextmanager
+async def fleet_on(
+    reactor: Any, signing_key: SigningKey, redis: RedisServer | None, **settings: str
+) -> AsyncIterator[Fleet]:
+    """A fleet on this Redis, or on the platform's backplane if that is None; all relays stop at the end."""
+    mode = {"RELAY_BACKPLANE_MODE": "server"}
+    if redis is not None:
+        mode = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url}
+    fleet = await Fleet(reactor, signing_key, mode | settings, redis).start()
+    try:
+        yield fleet
+    finally:
+        await fleet.stop()
 
 
 def init(request_id: str = "request-1", **members: Any) -> dict[str, Any]:

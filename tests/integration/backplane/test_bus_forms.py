@@ -15,7 +15,6 @@ from tests.drill.redisserver import RedisServer
 from tests.integration.backplane.busframes import bus_frame
 from tests.integration.backplane.fleet import Fleet, e2ee, init, session, until
 from viewport_relay.backplane.batch import MAGIC, VERSION, BatchSigner
-from viewport_relay.backplane.instance import RECORD_TTL
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Parcel
 from viewport_relay.backplane.rediscommands import Commands
 from viewport_relay.backplane.unread import mark_of
@@ -23,61 +22,50 @@ from viewport_relay.backplane.unread import mark_of
 pytestmark = pytest.mark.redis
 
 NO_REDIRECT = {"RELAY_CLIENT_REDIRECT_ENABLED": "0", "RELAY_PRESENCE_SYNC_INTERVAL_MS": "500"}
-QUEUE = "viewport:relay:queue:elsewhere"
+QUEUE = "viewport:relay:queue:"
 
 
-def presence_key(fleet: Fleet) -> str:
-    return f"viewport:relay:presence:{fleet.workspace}:{fleet.target}"
+def names_elsewhere(fleet: Fleet, redis: RedisServer, name: str) -> None:
+    """Write presence of the target `name` at a relay of that name, which does not run."""
+    entry = {"relayId": name, "relayWsBaseUrl": "ws://elsewhere.example", "daemonConnected": True}
+    redis.ask("SET", f"viewport:relay:presence:{fleet.workspace}:{name}", json.dumps(entry))
 
 
-def names_elsewhere(fleet: Fleet, redis: RedisServer) -> None:
-    """Write presence that names a relay which does not run."""
-    entry = {"relayId": "elsewhere", "relayWsBaseUrl": "ws://elsewhere.example", "daemonConnected": True}
-    redis.ask("SET", presence_key(fleet), json.dumps(entry))
-
-
-async def there(fleet: Fleet, redis: RedisServer, relay: str) -> None:
-    await fleet.announced(lambda: redis.ask("GET", presence_key(fleet)), relay)
-
-
-def forms(redis: RedisServer) -> list[bool]:
-    """For each element of the queue, oldest first: whether it is a batch."""
-    return [element.startswith(MAGIC) for element in redis.ask("LRANGE", QUEUE, 0, -1)]
+def forms(redis: RedisServer, relay_id: str) -> list[bool]:
+    """For each element of a relay's queue, oldest first: whether it is a batch."""
+    return [element.startswith(MAGIC) for element in redis.ask("LRANGE", QUEUE + relay_id, 0, -1)]
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_batch_is_sent_only_to_a_relay_that_announces_it(fleet: Fleet, redis: RedisServer) -> None:
     b = await fleet.relay("b", **NO_REDIRECT)
-    names_elsewhere(fleet, redis)
-    client = await fleet.join(b, "client")
-    record = "viewport:relay:instance:elsewhere"
-
-    async def send(expected: bool) -> None:
-        redis.ask("DEL", QUEUE)
-        await deferLater(fleet.reactor, RECORD_TTL)
-        for wait in (0.3, 0.3):  # the first frame causes the look-up
-            client.say(e2ee("s", 1))
-            await deferLater(fleet.reactor, wait)
-        await until(fleet.reactor, lambda: forms(redis)[-1:] == [expected])
-
-    client.say(e2ee("s", 1))
-    await until(fleet.reactor, lambda: forms(redis) == [False])
-    frame = json.loads(redis.ask("LRANGE", QUEUE, 0, -1)[0])
+    for name, record, batches in (
+        ("none", None, False),
+        ("ours", json.dumps({"instance": "x", "batches": VERSION}), True),
+        ("v0.1", "4f1d0c6a9be2735d08aa11bb", False),
+    ):
+        names_elsewhere(fleet, redis, name)
+        if record is not None:
+            redis.ask("SET", f"viewport:relay:instance:{name}", record)
+        client = await fleet.join(b, "client", target=name)
+        client.say(e2ee("s", 1))  # looks up presence and the record, and waits for the first only
+        await until(fleet.reactor, lambda name=name: forms(redis, name) != [])  # type: ignore[misc]
+        await deferLater(fleet.reactor, 0.2)
+        client.say(e2ee("s", 2))
+        await until(fleet.reactor, lambda name=name: len(forms(redis, name)) == 2)  # type: ignore[misc]
+        assert forms(redis, name)[1] == batches, name
+    frame = json.loads(redis.ask("LRANGE", QUEUE + "none", 0, -1)[0])
     assert set(frame) == {
         "workspaceId", "runtimeTargetId", "sourceRelayId", "targetRelayId", "direction", "payload", "issuedAtMs",
         "signature",
     }  # fmt: skip
-    redis.ask("SET", record, json.dumps({"instance": "x", "batches": VERSION}))
-    await send(True)
-    redis.ask("SET", record, "4f1d0c6a9be2735d08aa11bb")  # as version 0.1 writes it
-    await send(False)
 
 
 @pytest_twisted.ensureDeferred
 async def test_order_and_bytes_hold_while_the_form_changes(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client")
     await session(client, daemon)
     said = [client.say(e2ee(seq=number, ciphertext="äöü 🙂 \\u2028")) for number in range(1, 2001)]
@@ -96,7 +84,7 @@ async def test_frames_read_before_a_restart_are_refused_after_it(
     relay = await fleet.relay("a", **NO_REDIRECT)
     daemon = await fleet.join(relay, "workspace-daemon")
     frame = json.dumps(bus_frame(fleet, "client_to_daemon", json.dumps(init("once")), target_relay="a"))
-    queue = "viewport:relay:queue:a"
+    queue = QUEUE + "a"
     redis.ask("RPUSH", queue, frame)
     assert (await daemon.hear_json())["requestId"] == "once"
     if how == "kill":
@@ -126,7 +114,7 @@ async def test_the_state_folder_names_the_previous_process_when_redis_does_not(
     redis.ask("FLUSHALL")
     again = await fleet.relay("a", **settings)
     await fleet.join(again, "workspace-daemon")
-    redis.ask("RPUSH", "viewport:relay:queue:a", frame)
+    redis.ask("RPUSH", QUEUE + "a", frame)
     for _ in range(100):
         if await fleet.metric(again, "relay_bus_pull_stale_signature_total"):
             return
@@ -149,15 +137,15 @@ async def test_presence_is_signed_beside_the_entry(fleet: Fleet, redis: RedisSer
     open_minded = await fleet.relay("b", **NO_REDIRECT)
     strict = await fleet.relay("c", RELAY_PRESENCE_SIGNATURES="require", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     signature = f"viewport:relay:signature:{fleet.workspace}:{fleet.target}"
     assert 40_000 < redis.ask("PTTL", signature) <= 45_000
     assert [await code_of_a_frame(fleet, relay) for relay in (open_minded, strict)] == [None, None]
     assert await fleet.metric(strict, "relay_presence_unsigned_total") == 0
     daemon.connection.close()
-    await until(fleet.reactor, lambda: redis.ask("EXISTS", signature, presence_key(fleet)) == 0)
+    await until(fleet.reactor, lambda: redis.ask("EXISTS", signature, fleet.presence_key) == 0)
 
-    names_elsewhere(fleet, redis)  # an unsigned entry, as older relays write it
+    names_elsewhere(fleet, redis, fleet.target)  # an unsigned entry, as older relays write it
     await deferLater(fleet.reactor, 2.2)  # looked up entries expire
     assert await code_of_a_frame(fleet, open_minded) is None
     assert await fleet.metric(open_minded, "relay_presence_unsigned_total") >= 1
@@ -175,8 +163,8 @@ def test_each_frame_of_a_trimmed_batch_is_counted(redis: RedisServer) -> None:
         (batch, [1, 0]), (b'{"one":"frame"}', [2, 0]), (batch, [2, 7]), (batch, [2, 1]), (batch, [2, 7]),
     ):  # fmt: skip
         assert redis.ask(*commands.push_and_trim("elsewhere", [element])) == answer
-    assert forms(redis) == [True, True]
-    assert 0 < redis.ask("PTTL", QUEUE) <= 120_000
+    assert forms(redis, "elsewhere") == [True, True]
+    assert 0 < redis.ask("PTTL", QUEUE + "elsewhere") <= 120_000
 
 
 def test_elements_are_taken_back_from_among_others(redis: RedisServer) -> None:
@@ -191,8 +179,8 @@ def test_elements_are_taken_back_from_among_others(redis: RedisServer) -> None:
     ours = [mark_of(element) for element in (batches[0], b"{2}", batches[2], b"read already")]
     assert redis.ask(*commands.take_back("elsewhere", ours)) == ours[:3]
     assert redis.ask(*commands.pull(0.1, 9)[1]) is None  # relay b's own queue
-    queue = "viewport:relay:queue:elsewhere"
+    queue = QUEUE + "elsewhere"
     assert redis.ask("LRANGE", queue, 0, -1) == [b"{1}", batches[1], b"{3}"]
     assert 0 < redis.ask("PTTL", queue) <= 120_000
     assert redis.ask(*commands.take_back("nowhere", ours)) == []
-    assert redis.ask("EXISTS", "viewport:relay:queue:nowhere") == 0
+    assert redis.ask("EXISTS", QUEUE + "nowhere") == 0

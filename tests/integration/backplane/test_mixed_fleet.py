@@ -36,7 +36,6 @@ class PlainRelay:
 
     def __init__(self, fleet: Fleet, redis: RedisServer, record: str | None = None) -> None:
         self._fleet, self._redis = fleet, redis
-        self._presence = f"viewport:relay:presence:{fleet.workspace}:{fleet.target}"
         if record is not None:
             redis.ask("SET", "viewport:relay:instance:plain", record)
 
@@ -62,19 +61,19 @@ class PlainRelay:
             "relayId": "plain", "relayWsBaseUrl": "ws://plain.example", "daemonConnected": True,
             "runtimeTargetId": self._fleet.target, "updatedAtMs": int(time.time() * 1000),
         }  # fmt: skip
-        self._redis.ask("SET", self._presence, json.dumps(entry), "PX", 45_000)
+        self._redis.ask("SET", self._fleet.presence_key, json.dumps(entry), "PX", 45_000)
 
     def withdraw(self) -> None:
-        self._redis.ask("DEL", self._presence)
+        self._redis.ask("DEL", self._fleet.presence_key)
 
     def resolve(self) -> dict[str, Any] | None:
         """Look up the daemon's relay."""
-        text = self._redis.ask("GET", self._presence)
+        text = self._redis.ask("GET", self._fleet.presence_key)
         return None if text is None else dict(json.loads(text))
 
     def presence_ttl(self) -> int:
         """In milliseconds."""
-        return int(self._redis.ask("PTTL", self._presence))
+        return int(self._redis.ask("PTTL", self._fleet.presence_key))
 
 
 @pytest.fixture(params=RECORDS)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
@@ -14,8 +12,8 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.task import deferLater
 
 from tests.drill.certificates import Identity
-from tests.drill.redisserver import RedisServer
-from tests.integration.backplane.fleet import Fleet, e2ee, init, response, session
+from tests.drill.redisserver import RedisServer, start_sentinel
+from tests.integration.backplane.fleet import Fleet, e2ee, fleet_on, init, session, until
 from viewport_relay.devplatform import SigningKey
 
 pytestmark = pytest.mark.redis
@@ -25,40 +23,21 @@ UP = {"ok": True}
 QUICK = {"RELAY_PRESENCE_SYNC_INTERVAL_MS": "500", "RELAY_CLIENT_REDIRECT_ENABLED": "0"}
 
 
-def presence(fleet: Fleet, redis: RedisServer) -> Any:
-    return redis.ask("GET", f"viewport:relay:presence:{fleet.workspace}:{fleet.target}")
-
-
 @asynccontextmanager
 async def on(redis: RedisServer, signing_key: SigningKey, **settings: str) -> AsyncIterator[Fleet]:
     """A fleet with this Redis; both end with the block."""
-    mode = {"RELAY_BACKPLANE_MODE": "redis", "RELAY_REDIS_URL": redis.url}
-    fleet = await Fleet(_reactor, signing_key, mode | settings).start()
     try:
-        yield fleet
+        async with fleet_on(_reactor, signing_key, redis, **settings) as fleet:
+            yield fleet
     finally:
-        await fleet.stop()
         redis.kill()
-
-
-async def heard_again(fleet: Fleet, client: Any, daemon: Any) -> None:
-    """Key exchanges until one succeeds."""
-    for attempt in range(100):
-        client.say(init(f"again-{attempt}"))
-        await deferLater(fleet.reactor, 0.1)
-        if f"again-{attempt}" in [json.loads(text)["requestId"] for text in daemon.heard_so_far()]:
-            client.heard_so_far()
-            daemon.say(response(f"again-{attempt}", "s-healed"))
-            assert (await client.hear_json())["sessionId"] == "s-healed"
-            return
-    raise AssertionError("it did not heal")
 
 
 @pytest_twisted.ensureDeferred
 async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays("a", "b", **QUICK)
     daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced(lambda: presence(fleet, redis), "a")
+    await fleet.announced("a")
     remote, local = await fleet.join(b, "client"), await fleet.join(a, "client")
     await session(local, daemon, "s-local")
     await session(remote, daemon, "s-remote")
@@ -82,8 +61,8 @@ async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: Red
     redis.start()
     await fleet.until_ready(a, UP)
     await fleet.until_ready(b, UP)
-    await fleet.announced(lambda: presence(fleet, redis), "a")  # announced again, though no daemon joined
-    await heard_again(fleet, remote, daemon)
+    await fleet.announced("a")  # announced again, though no daemon joined
+    await fleet.reaches(remote, daemon, "healed")
     for relay in (a, b):
         events = [entry["event"] for entry in await fleet.logs(relay)]
         assert events.count("backplane_unreachable") == 1
@@ -96,7 +75,7 @@ async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: Red
 async def test_a_redis_that_does_not_answer_is_an_outage_too(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays("a", "b", **QUICK)
     daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced(lambda: presence(fleet, redis), "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client")
     await session(client, daemon)
     redis.freeze()
@@ -111,7 +90,7 @@ async def test_a_redis_that_does_not_answer_is_an_outage_too(fleet: Fleet, redis
     await fleet.until_ready(a, UP, 20)
     await fleet.until_ready(b, UP, 20)
     daemon.heard_so_far()
-    await heard_again(fleet, client, daemon)
+    await fleet.reaches(client, daemon, "healed")
 
 
 @pytest_twisted.ensureDeferred
@@ -129,9 +108,9 @@ async def test_a_relay_that_starts_without_redis_serves_and_joins_later(
         assert await fleet.ready(a) == DOWN
         redis.start()
         await fleet.until_ready(a, UP)
-        await fleet.announced(lambda: presence(fleet, redis), "a")
+        await fleet.announced("a")
         await fleet.until_ready(b, UP)
-        await heard_again(fleet, remote, daemon)
+        await fleet.reaches(remote, daemon, "healed")
 
 
 @pytest_twisted.ensureDeferred
@@ -208,36 +187,29 @@ async def test_sentinels_name_the_master_also_after_a_failover(
 ) -> None:
     first = RedisServer(tmp_path).start()
     second = RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(first.port)).start()
-    conf = tmp_path / "sentinel.conf"
-    conf.write_text(
-        f"sentinel monitor main 127.0.0.1 {first.port} 1\nsentinel down-after-milliseconds main 500\n"
-        "sentinel failover-timeout main 2000\n"
-    )
-    sentinel = RedisServer(tmp_path, "--sentinel").start(config=str(conf))
+    sentinel = start_sentinel(tmp_path, first, 1)
     settings = {
-        "RELAY_BACKPLANE_MODE": "redis",
         "RELAY_REDIS_SENTINELS": f"127.0.0.1:1, 127.0.0.1:{sentinel.port}",
         "RELAY_REDIS_SENTINEL_MASTER": "main",
         **QUICK,
     }
-    reactor: Any = _reactor
-    fleet = await Fleet(reactor, signing_key, settings).start()
     try:
-        a, b = await fleet.relays("a", "b")
-        daemon = await fleet.join(a, "workspace-daemon")
-        await fleet.announced(lambda: presence(fleet, first), "a")
-        client = await fleet.join(b, "client")
-        await session(client, daemon)
-        await deferLater(reactor, 2.5)  # the Sentinel finds the replica
-        first.kill()
-        await fleet.until_ready(a, DOWN)
-        await fleet.until_ready(a, UP, 30)
-        await fleet.until_ready(b, UP, 30)
-        await fleet.announced(lambda: presence(fleet, second), "a")
-        client.heard_so_far()
-        daemon.heard_so_far()
-        await heard_again(fleet, client, daemon)
+        async with fleet_on(_reactor, signing_key, first, **settings) as fleet:
+            a, b = await fleet.relays("a", "b")
+            daemon = await fleet.join(a, "workspace-daemon")
+            await fleet.announced("a")
+            client = await fleet.join(b, "client")
+            await session(client, daemon)
+            await until(fleet.reactor, lambda: bool(sentinel.ask("SENTINEL", "REPLICAS", "main")))
+            first.kill()
+            fleet.redis = second
+            await fleet.until_ready(a, DOWN)
+            await fleet.until_ready(a, UP, 30)
+            await fleet.until_ready(b, UP, 30)
+            await fleet.announced("a")
+            client.heard_so_far()
+            daemon.heard_so_far()
+            await fleet.reaches(client, daemon, "healed")
     finally:
-        await fleet.stop()
         for server in (sentinel, second, first):
             server.kill()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
-from twisted.internet.defer import TimeoutError
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
@@ -21,20 +19,12 @@ pytestmark = pytest.mark.redis
 NO_REDIRECT = {"RELAY_CLIENT_REDIRECT_ENABLED": "0"}
 
 
-def presence(fleet: Fleet, redis: RedisServer) -> Any:
-    return redis.ask("GET", f"viewport:relay:presence:{fleet.workspace}:{fleet.target}")
-
-
-async def there(fleet: Fleet, redis: RedisServer, relay: str) -> None:
-    await fleet.announced(lambda: presence(fleet, redis), relay)
-
-
 @pytest_twisted.ensureDeferred
 async def test_the_presence_entry_has_the_form_of_the_wire_protocol(fleet: Fleet, redis: RedisServer) -> None:
     relay = await fleet.relay("a", RELAY_PUBLIC_WS_BASE_URL="ws://relay-a.example")
     daemon = await fleet.join(relay, "workspace-daemon", machineId="machine-1")
-    await there(fleet, redis, "a")
-    entry = json.loads(presence(fleet, redis))
+    await fleet.announced("a")
+    entry = fleet.presence()
     updated = entry.pop("updatedAtMs")
     assert entry == {
         "relayId": "a",
@@ -44,17 +34,16 @@ async def test_the_presence_entry_has_the_form_of_the_wire_protocol(fleet: Fleet
         "machineId": "machine-1",
     }
     assert isinstance(updated, int)
-    key = f"viewport:relay:presence:{fleet.workspace}:{fleet.target}"
-    assert 40_000 < redis.ask("PTTL", key) <= 45_000
+    assert 40_000 < redis.ask("PTTL", fleet.presence_key) <= 45_000
     daemon.connection.close()
-    await until(fleet.reactor, lambda: presence(fleet, redis) is None)
+    await fleet.announced(None)
 
 
 @pytest_twisted.ensureDeferred
 async def test_client_on_b_and_daemon_on_a_talk_both_ways(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client, other = await fleet.join(b, "client"), await fleet.join(b, "client")
     await session(client, daemon, "s-1")
     await session(other, daemon, "s-2")
@@ -72,7 +61,7 @@ async def test_client_on_b_and_daemon_on_a_talk_both_ways(fleet: Fleet, redis: R
 async def test_pairing_goes_over_the_bus(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client", scope="pairing")
     said = client.say(example("offer request"))
     assert await daemon.hear() == said
@@ -86,7 +75,7 @@ async def test_pairing_goes_over_the_bus(fleet: Fleet, redis: RedisServer) -> No
 async def test_order_is_kept_over_ten_thousand_frames_each_way(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client")
     await session(client, daemon)
     for number in range(1, 10_001):
@@ -102,7 +91,7 @@ async def test_order_is_kept_from_the_first_frame_on(fleet: Fleet, redis: RedisS
     """The client's first frames cause a look-up; frames during the look-up wait behind them."""
     a, b = await fleet.relays("a", "b")
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client")
     said = [client.say(init("first"))] + [client.say(e2ee("s", n)) for n in range(1, 50)]
     assert [await daemon.hear() for _ in said] == said
@@ -113,7 +102,7 @@ async def test_a_client_is_redirected_and_its_early_frames_arrive(fleet: Fleet, 
     a = await fleet.relay("a", RELAY_PUBLIC_WS_BASE_URL="wss://relay-a.example")
     b = await fleet.relay("b")
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client")
     said = client.say(init("early"))
     redirect = {
@@ -142,7 +131,7 @@ async def test_a_client_is_redirected_and_its_early_frames_arrive(fleet: Fleet, 
 async def test_redirect_without_a_bus(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays("a", "b", RELAY_BUS_ENABLED="0")
     await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client")
     client.say(init())
     codes = [(await client.hear_json())["code"] for _ in range(3)]
@@ -156,7 +145,7 @@ async def test_an_entry_with_a_bad_url_counts_as_no_daemon(
 ) -> None:
     b = await fleet.relay("b")
     entry = {"relayId": "a", "relayWsBaseUrl": url, "daemonConnected": True}
-    redis.ask("SET", f"viewport:relay:presence:{fleet.workspace}:{fleet.target}", json.dumps(entry))
+    redis.ask("SET", fleet.presence_key, json.dumps(entry))
     client = await fleet.join(b, "client", machineId="m-1")
     client.say(init())
     assert await client.hear_json() == {
@@ -187,32 +176,18 @@ async def test_session_events_off_the_bus_reach_subscribers(fleet: Fleet, redis:
 async def test_a_daemon_that_moves_is_closed_by_the_older_relay(fleet: Fleet, redis: RedisServer) -> None:
     a, b, c = await fleet.relays("a", "b", "c", RELAY_PRESENCE_SYNC_INTERVAL_MS="500", **NO_REDIRECT)
     first = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(c, "client")
     await session(client, first)
     second = await fleet.join(b, "workspace-daemon")
-    await there(fleet, redis, "b")
+    await fleet.announced("b")
     closed = await first.ended()
     assert (closed.code, closed.reason) == (4008, "replaced by newer daemon")
-    entry = json.loads(presence(fleet, redis))
+    entry = fleet.presence()
     assert entry["relayId"] == "b"  # leaving a has not withdrawn the entry
     await until(fleet.reactor, lambda: second.closed is None, 0.1)
-    await session_after_move(fleet, client, second)
+    await fleet.reaches(client, second, "again", 5)  # cached presence expires within two seconds
     assert second.closed is None
-
-
-async def session_after_move(fleet: Fleet, client: Any, daemon: Any) -> None:
-    """c's cached presence expires within two seconds."""
-    for attempt in range(40):
-        said = client.say(init(f"again-{attempt}"))
-        try:
-            assert await daemon.hear(0.2) == said
-        except TimeoutError:
-            continue
-        daemon.say(response(f"again-{attempt}", "s-new"))
-        assert (await client.hear_json())["sessionId"] == "s-new"
-        return
-    raise AssertionError("the client never found the new relay")
 
 
 @pytest_twisted.ensureDeferred
@@ -221,14 +196,14 @@ async def test_presence_of_a_killed_relay_expires(fleet: Fleet, redis: RedisServ
         "a", "b", RELAY_REDIS_PRESENCE_TTL_MS="1500", RELAY_PRESENCE_SYNC_INTERVAL_MS="500", **NO_REDIRECT
     )
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client")
     await session(client, daemon)
     a.process.kill()
     await daemon.ended()
-    await until(fleet.reactor, lambda: presence(fleet, redis) is None)
+    await fleet.announced(None)
     again = await fleet.join(b, "workspace-daemon")
-    await there(fleet, redis, "b")
+    await fleet.announced("b")
     await session(client, again, "session-2")
 
 
@@ -236,7 +211,7 @@ async def test_presence_of_a_killed_relay_expires(fleet: Fleet, redis: RedisServ
 async def test_requests_and_sessions_of_other_relays_are_kept_apart(fleet: Fleet, redis: RedisServer) -> None:
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     here, there_ = await fleet.join(a, "client"), await fleet.join(b, "client")
     await session(here, daemon, "s-here")
     there_.say(e2ee("s-here", 7))  # a session of the other client
@@ -254,7 +229,7 @@ async def test_rates_and_profiles_hold_for_bus_frames(fleet: Fleet, redis: Redis
     a = await fleet.relay("a", RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE="2", **NO_REDIRECT)
     b = await fleet.relay("b", RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE="3", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon", e2eeProfile="noise-ik")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client", e2eeProfile=..., answer={"e2eeProfile": ...})
     client.say(
         e2ee("s", 1, profile="noise-ikpsk2")
@@ -277,9 +252,9 @@ async def test_rates_and_profiles_hold_for_bus_frames(fleet: Fleet, redis: Redis
 async def test_a_relay_that_stops_withdraws_its_daemons(fleet: Fleet, redis: RedisServer) -> None:
     a = await fleet.relay("a")
     await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     assert await deferToThread(a.stop) == 0
-    assert presence(fleet, redis) is None
+    assert fleet.presence() is None
 
 
 @pytest_twisted.ensureDeferred
@@ -289,7 +264,7 @@ async def test_each_frame_for_a_killed_relay_is_counted_and_answered(
     """Its presence entry stands meanwhile."""
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, redis, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client")
     await session(client, daemon)
     a.process.kill()
@@ -300,7 +275,7 @@ async def test_each_frame_for_a_killed_relay_is_counted_and_answered(
     for _ in range(40):
         assert (await client.hear_json(3.0))["code"] == "DAEMON_UNAVAILABLE"
     await client.quiet()
-    assert presence(fleet, redis) is not None
+    assert fleet.presence() is not None
     refused, unread = [
         await fleet.metric(b, f"relay_bus_{name}_total") for name in ("publish_failed", "queue_unread")
     ]
@@ -309,4 +284,4 @@ async def test_each_frame_for_a_killed_relay_is_counted_and_answered(
     messages = [entry["message"] for entry in await fleet.logs(b) if entry["event"] == "bus_queue_unread"]
     assert messages == ["the relay a does not read its queue"]
     await fleet.join(b, "workspace-daemon")  # the daemon reconnects to another relay: nothing prevents it
-    await there(fleet, redis, "b")
+    await fleet.announced("b")

@@ -17,14 +17,6 @@ NO_REDIRECT = {"RELAY_CLIENT_REDIRECT_ENABLED": "0"}
 PREFIX = "/api/runtime/internal/relay/"
 
 
-async def there(fleet: Fleet, relay: str | None) -> None:
-    def names_it() -> bool:
-        entry = fleet.platform.presence.resolve(fleet.workspace, fleet.target)
-        return (entry.relay_id if entry else None) == relay
-
-    await until(fleet.reactor, names_it)
-
-
 def last(record: Any) -> Any:
     return json.loads(record[-1].raw)
 
@@ -38,7 +30,7 @@ async def test_requests_to_the_platform(http_fleet: Fleet) -> None:
     await deferLater(fleet.reactor, 0.6)
     assert records.pulls.total == 0  # no peer is connected here
     daemon = await fleet.join(a, "workspace-daemon", machineId="m-1")
-    await there(fleet, "a")
+    await fleet.announced("a")
     report = {
         "workspaceId": fleet.workspace,
         "runtimeTargetId": fleet.target,
@@ -53,7 +45,7 @@ async def test_requests_to_the_platform(http_fleet: Fleet) -> None:
     await until(fleet.reactor, lambda: records.pulls.total >= 2)
     assert last(records.pulls) == {"relayId": "a", "sinceId": 0, "limit": 200, "waitMs": 1000}
     daemon.connection.close()
-    await there(fleet, None)
+    await fleet.announced(None)
     assert last(records.presence_upserts) == report | {"daemonConnected": False}
     await deferLater(fleet.reactor, 1.3)
     pulls = records.pulls.total
@@ -66,7 +58,7 @@ async def test_client_on_b_and_daemon_on_a_talk_in_order(http_fleet: Fleet) -> N
     fleet = http_fleet
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon", machineId="m-d")
-    await there(fleet, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client", machineId="m-c")
     await session(client, daemon)
     published = last(fleet.platform.records.published)
@@ -88,7 +80,7 @@ async def test_a_frame_for_any_relay_is_taken_by_the_one_with_the_daemon(http_fl
     fleet = http_fleet
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, "a")
+    await fleet.announced("a")
     fleet.platform.bus.publish(bus_frame(fleet, "client_to_daemon", json.dumps(init("r")), target_relay=None))
     assert (await daemon.hear_json())["requestId"] == "r"
     daemon.say(response("r"))
@@ -102,7 +94,7 @@ async def test_a_local_daemon_needs_no_request(http_fleet: Fleet) -> None:
     fleet = http_fleet
     a = await fleet.relay("a")
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, "a")
+    await fleet.announced("a")
     before = fleet.platform.records.presence_resolves.total
     client = await fleet.join(a, "client")
     await session(client, daemon)
@@ -161,7 +153,7 @@ async def test_an_outage_of_the_platform(http_fleet: Fleet) -> None:
     fleet = http_fleet
     a, b = await fleet.relays("a", "b", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
     daemon, local = await fleet.join(a, "workspace-daemon"), await fleet.join(a, "client")
-    await there(fleet, "a")
+    await fleet.announced("a")
     remote = await fleet.join(b, "client")
     await session(local, daemon, "s-local")
     await session(remote, daemon, "s-remote")
@@ -178,7 +170,7 @@ async def test_an_outage_of_the_platform(http_fleet: Fleet) -> None:
     await fleet.platform.up()
     await fleet.until_ready(a, {"ok": True})
     await fleet.until_ready(b, {"ok": True})
-    await there(fleet, "a")
+    await fleet.announced("a")
     await deferLater(fleet.reactor, 0.4)
     said = remote.say(e2ee("s-remote", 2))
     assert await daemon.hear() == said
@@ -191,12 +183,12 @@ async def test_a_moved_daemon_is_closed(http_fleet: Fleet) -> None:
     fleet = http_fleet
     a, b = await fleet.relays("a", "b", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
     first = await fleet.join(a, "workspace-daemon")
-    await there(fleet, "a")
+    await fleet.announced("a")
     await fleet.join(b, "workspace-daemon")
     closed = await first.ended()
     assert (closed.code, closed.reason) == (4008, "replaced by newer daemon")
     await deferLater(fleet.reactor, 1.0)
-    await there(fleet, "b")
+    await fleet.announced("b")
 
 
 @pytest_twisted.ensureDeferred
@@ -205,7 +197,7 @@ async def test_frames_above_the_response_limit_arrive(http_fleet: Fleet) -> None
     fleet = http_fleet
     a, b = await fleet.relays("a", "b", **NO_REDIRECT)
     daemon = await fleet.join(a, "workspace-daemon")
-    await there(fleet, "a")
+    await fleet.announced("a")
     client = await fleet.join(b, "client")
     said = [
         client.say(e2ee("s", n, ciphertext="x" * size)) for n, size in ((1, 900_000), (2, 1000), (3, 700_000))
@@ -250,7 +242,7 @@ async def test_an_outage_ends_without_a_bus_or_a_probe(http_fleet: Fleet) -> Non
     fleet = http_fleet
     a = await fleet.relay("a", RELAY_BUS_ENABLED="0", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
     await fleet.join(a, "workspace-daemon")
-    await there(fleet, "a")
+    await fleet.announced("a")
     await fleet.platform.down()
     await fleet.until_ready(a, {"ok": True, "reason": "BACKPLANE_UNREACHABLE"})
     await fleet.platform.up()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from tests.drill.forwarder import Forwarder
 from tests.drill.redisserver import RedisServer
-from tests.integration.backplane.fleet import BarePeer, Fleet, init, response, until
+from tests.integration.backplane.fleet import Fleet, until
 
 pytestmark = pytest.mark.redis
 
@@ -20,26 +16,6 @@ DOWN = {"ok": True, "reason": "BACKPLANE_UNREACHABLE"}
 UP = {"ok": True}
 #: Seconds after the reconnection within which one relay has the seat, and clients reach the daemon.
 HEALED = 2.0
-
-
-def presence(fleet: Fleet, redis: RedisServer) -> Any:
-    return redis.ask("GET", f"viewport:relay:presence:{fleet.workspace}:{fleet.target}")
-
-
-async def reaches(fleet: Fleet, client: BarePeer, daemon: BarePeer, name: str, seconds: float) -> None:
-    """Key exchanges until the daemon gets one and its response comes back."""
-    deadline = fleet.reactor.seconds() + seconds
-    for attempt in range(1000):
-        request = f"{name}-{attempt}"
-        client.say(init(request))
-        await deferLater(fleet.reactor, 0.1)
-        heard = [json.loads(text)["requestId"] for text in daemon.heard_so_far()]
-        if request in heard:
-            client.heard_so_far()
-            daemon.say(response(request, f"session-{name}"))
-            assert (await client.hear_json())["sessionId"] == f"session-{name}"
-            return
-        assert fleet.reactor.seconds() < deadline, (name, heard, client.heard_so_far())
 
 
 @pytest.mark.parametrize(
@@ -57,28 +33,28 @@ async def test_a_daemon_moves_while_its_relay_is_split_from_redis(
         b = await fleet.relay("b", **settings)
         generations = [{} if g is None else {"daemonIssueGeneration": g} for g in (before, after)]
         old = await fleet.join(a, "workspace-daemon", **generations[0])
-        await fleet.announced(lambda: presence(fleet, redis), "a")
+        await fleet.announced("a")
         at_a, at_b = await fleet.join(a, "client"), await fleet.join(b, "client")
-        await reaches(fleet, at_a, old, "a-before", 2)
-        await reaches(fleet, at_b, old, "b-before", 2)
+        await fleet.reaches(at_a, old, "a-before", 2)
+        await fleet.reaches(at_b, old, "b-before", 2)
 
         await deferToThread(network.partition)
         await fleet.until_ready(a, DOWN, 20)
         if winner == "a":
             redis.ask("FLUSHALL")  # otherwise the lower generation would not get the seat even temporarily
         new = await fleet.join(b, "workspace-daemon", **generations[1])
-        await fleet.announced(lambda: presence(fleet, redis), "b")
-        await reaches(fleet, at_b, new, "b-split", 2)
-        await reaches(fleet, at_a, old, "a-split", 2)  # its relay cannot see the newer daemon
+        await fleet.announced("b")
+        await fleet.reaches(at_b, new, "b-split", 2)
+        await fleet.reaches(at_a, old, "a-split", 2)  # its relay cannot see the newer daemon
         assert (old.closed, new.closed) == (None, None)
 
         await deferToThread(network.heal)
         healed = fleet.reactor.seconds()
         stays, goes = (new, old) if winner == "b" else (old, new)
-        await fleet.announced(lambda: presence(fleet, redis), winner)
+        await fleet.announced(winner)
         # The relay that lost the seat gives it up at once, and closes the daemon a second later.
         for name, client in (("a-healed", at_a), ("b-healed", at_b)):
-            await reaches(fleet, client, stays, name, healed + HEALED - fleet.reactor.seconds())
+            await fleet.reaches(client, stays, name, healed + HEALED - fleet.reactor.seconds())
         closed = await goes.ended(2)
         assert (closed.code, closed.reason) == (4008, "replaced by newer daemon")
         await until(fleet.reactor, lambda: stays.closed is None, 0.1)

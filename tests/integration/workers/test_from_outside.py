@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import time
-from typing import Any
 
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
@@ -132,25 +131,20 @@ async def test_every_worker_has_the_published_key(crewed: Crewed) -> None:
 
 @pytest.mark.redis
 @pytest_twisted.ensureDeferred
-async def test_each_worker_is_a_relay_on_the_bus(crewed: Crewed, tmp_path: Any) -> None:
-    redis = RedisServer(tmp_path).start()
-    try:
-        bus = {
-            "RELAY_BACKPLANE_MODE": "redis",
-            "RELAY_REDIS_URL": redis.url,
-            "RELAY_CLIENT_REDIRECT_ENABLED": "0",
-        }
-        a, b = await crewed.relay("a", **bus), await crewed.relay("b", **bus, RELAY_WORKERS="1")
-        for worker in (0, 1):
-            workspace = crewed.workspace_of(worker)
-            key = f"viewport:relay:presence:{workspace}:{crewed.target}"
-            daemon = await crewed.enter(a, "workspace-daemon", workspace)
-            await crewed.announced(lambda key=key: redis.ask("GET", key), f"a-w{worker}")  # type: ignore[misc]
-            entry = json.loads(redis.ask("GET", key))
-            assert entry["relayWsBaseUrl"] == a.ws
-            client = await crewed.enter(b, "client", workspace)
-            await session(client, daemon)
-            said = client.say(e2ee())
-            assert await daemon.hear() == said
-    finally:
-        redis.kill()
+async def test_each_worker_is_a_relay_on_the_bus(crewed: Crewed, redis: RedisServer) -> None:
+    crewed.redis = redis
+    bus = {
+        "RELAY_BACKPLANE_MODE": "redis",
+        "RELAY_REDIS_URL": redis.url,
+        "RELAY_CLIENT_REDIRECT_ENABLED": "0",
+    }
+    a, b = await crewed.relay("a", **bus), await crewed.relay("b", **bus, RELAY_WORKERS="1")
+    for worker in (0, 1):
+        crewed.workspace = crewed.workspace_of(worker)
+        daemon = await crewed.enter(a, "workspace-daemon", crewed.workspace)
+        await crewed.announced(f"a-w{worker}")
+        assert crewed.presence()["relayWsBaseUrl"] == a.ws
+        client = await crewed.enter(b, "client", crewed.workspace)
+        await session(client, daemon)
+        said = client.say(e2ee())
+        assert await daemon.hear() == said
