@@ -10,9 +10,10 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from attrs import frozen
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, race
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from viewport_relay.admission.tls import ClientTls
@@ -22,6 +23,8 @@ from viewport_relay.config import Config, ConfigError
 
 MakeEndpoint = Callable[[str, int], IStreamClientEndpoint]
 _DEFAULT_PORT: Final = 6379
+#: Seconds after which a second connection is attempted beside one that is not answered.
+SECOND_ATTEMPT: Final = 1.0
 
 
 @frozen
@@ -87,10 +90,34 @@ def _endpoints(reactor: Any, tls: bool, variable: str, ca_path: str | None, limi
     policy = ClientTls.trusting(variable, ca_path) if tls else None
 
     def make(host: str, port: int) -> IStreamClientEndpoint:
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=limit)
+        endpoint: IStreamClientEndpoint = TwiceEndpoint(
+            reactor, HostnameEndpoint(reactor, host, port, timeout=limit)
+        )
         return endpoint if policy is None else policy.over(endpoint, host)
 
     return make
+
+
+@implementer(IStreamClientEndpoint)
+class TwiceEndpoint:
+    """An endpoint that begins a second attempt SECOND_ATTEMPT after the first; the one that ends first decides.
+
+    Where a partition drops packets, Linux before 6.5 sends a SYN again after 1 and 3 s: two attempts together try every second, so
+    that the end of the partition is noticed within one.
+    """
+
+    def __init__(self, clock: Any, endpoint: IStreamClientEndpoint) -> None:
+        self._clock = clock
+        self._endpoint = endpoint
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        first: Deferred[Any] = self._endpoint.connect(protocolFactory)
+        second: Deferred[Any] = deferLater(
+            self._clock, SECOND_ATTEMPT, self._endpoint.connect, protocolFactory
+        )
+        # `race` waits for a success: a failure, in a list, is one too.
+        ended = race([attempt.addErrback(lambda failure: [failure]) for attempt in (first, second)])
+        return ended.addCallback(lambda won: won[1][0] if isinstance(won[1], list) else won[1])
 
 
 @implementer(IStreamClientEndpoint)

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred, DeferredQueue, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
+from tests.drill.forwarder import Forwarder
 from tests.drill.redisserver import RedisServer
 from tests.integration.relayprocess import RelayProcess
 from tests.wireframes import example
@@ -138,15 +139,22 @@ class Fleet:
         return list(await gatherResults(starting))
 
     async def join(
-        self, relay: RelayProcess, role: str, *, target: str | None = None, **claims: object
+        self,
+        relay: RelayProcess,
+        role: str,
+        *,
+        target: str | None = None,
+        network: Forwarder | None = None,
+        **claims: object,
     ) -> BarePeer:
-        """A peer of this role at this relay."""
+        """A peer of this role at this relay, which `network` leads to."""
         target = target or self.target
         if role == "client":
             claims = {"scope": "runtime", "clientId": f"cl-{secrets.token_hex(4)}", **claims}
         token = self.platform.issue(role, self.workspace, target, **claims)
         peer = BarePeer(self.reactor)
-        destination = Destination(relay.ws, role, self.workspace, target)
+        url = relay.ws if network is None else f"ws://127.0.0.1:{network.port}"
+        destination = Destination(url, role, self.workspace, target)
         peer.connection = await connect(self.reactor, destination, token, peer.take)
         peer.connection.closed.addCallback(lambda closed: setattr(peer, "closed", closed))
         self.peers.append(peer)
@@ -168,9 +176,9 @@ class Fleet:
         """Wait until presence names this relay; None: until there is no entry."""
         await until(self.reactor, lambda: (self.presence() or {}).get("relayId") == relay)
 
-    async def reaches(self, client: BarePeer, daemon: BarePeer, name: str, seconds: float = WAIT) -> None:
-        """Repeat key exchanges until one succeeds, within `seconds`; request and session ids begin with `name`."""
-        deadline = self.reactor.seconds() + seconds
+    async def reaches(self, client: BarePeer, daemon: BarePeer, seconds: float = WAIT) -> None:
+        """Repeat key exchanges until one succeeds, within `seconds`."""
+        deadline, name = self.reactor.seconds() + seconds, secrets.token_hex(4)
         for attempt in itertools.count():
             request = f"{name}-{attempt}"
             client.say(init(request))
@@ -178,10 +186,10 @@ class Fleet:
             heard = [json.loads(text).get("requestId") for text in daemon.heard_so_far()]
             if request in heard:
                 client.heard_so_far()
-                daemon.say(response(request, f"session-{name}"))
-                assert (await client.hear_json())["sessionId"] == f"session-{name}"
+                daemon.say(response(request, name))
+                assert (await client.hear_json())["sessionId"] == name
                 return
-            assert self.reactor.seconds() < deadline, (name, heard, client.heard_so_far())
+            assert self.reactor.seconds() < deadline, (request, heard, client.heard_so_far())
 
     # -- admin API of a relay --------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: Red
     await fleet.until_ready(a, UP)
     await fleet.until_ready(b, UP)
     await fleet.announced("a")  # announced again, though no daemon joined
-    await fleet.reaches(remote, daemon, "healed")
+    await fleet.reaches(remote, daemon)
     for relay in (a, b):
         events = [entry["event"] for entry in await fleet.logs(relay)]
         assert events.count("backplane_unreachable") == 1
@@ -90,7 +90,7 @@ async def test_a_redis_that_does_not_answer_is_an_outage_too(fleet: Fleet, redis
     await fleet.until_ready(a, UP, 20)
     await fleet.until_ready(b, UP, 20)
     daemon.heard_so_far()
-    await fleet.reaches(client, daemon, "healed")
+    await fleet.reaches(client, daemon)
 
 
 @pytest_twisted.ensureDeferred
@@ -110,7 +110,7 @@ async def test_a_relay_that_starts_without_redis_serves_and_joins_later(
         await fleet.until_ready(a, UP)
         await fleet.announced("a")
         await fleet.until_ready(b, UP)
-        await fleet.reaches(remote, daemon, "healed")
+        await fleet.reaches(remote, daemon)
 
 
 @pytest_twisted.ensureDeferred
@@ -209,7 +209,7 @@ async def test_sentinels_name_the_master_also_after_a_failover(
             await fleet.announced("a")
             client.heard_so_far()
             daemon.heard_so_far()
-            await fleet.reaches(client, daemon, "healed")
+            await fleet.reaches(client, daemon)
     finally:
         for server in (sentinel, second, first):
             server.kill()

@@ -186,7 +186,7 @@ async def test_a_daemon_that_moves_is_closed_by_the_older_relay(fleet: Fleet, re
     entry = fleet.presence()
     assert entry["relayId"] == "b"  # leaving a has not withdrawn the entry
     await until(fleet.reactor, lambda: second.closed is None, 0.1)
-    await fleet.reaches(client, second, "again", 5)  # cached presence expires within two seconds
+    await fleet.reaches(client, second, 5)  # cached presence expires within two seconds
     assert second.closed is None
 
 
