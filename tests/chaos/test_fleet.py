@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.drill.fleet import OF_REDIS, DrillFleet
+from tests.drill.fleet import OF_REDIS, DrillFleet, report
 from tests.drill.forwarder import Forwarder
 from tests.drill.peer import Peer
 from tests.drill.platform import FaultyPlatform
@@ -22,11 +21,6 @@ from tests.drill.swarm import Swarm
 
 pytestmark = pytest.mark.redis
 slow = pytest.mark.slow
-
-
-def print_figures(drill: str, **figures: Any) -> None:
-    """Print the figures of a drill (pytest -s)."""
-    print(f"\n{drill}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
 
 
 @pytest.mark.parametrize(("pairs", "seconds"), [(20, 1.5), pytest.param(100, 10.0, marks=slow)])
@@ -46,12 +40,10 @@ def test_one_of_five_relays_is_killed(
         back = swarm.until_talking(hit)
         time.sleep(seconds)
         others, theirs = swarm.figures(spared), swarm.figures(hit)
-        _, before = fleet.bus_share()
-        time.sleep(seconds)
-        share, _ = fleet.bus_share(before)
-        print_figures(
-            "kill -9 of one of five", pairs=pairs, hit=len(hit), back_after=f"{back:.2f} s", spared=others, theirs=theirs,
-            bus_share_afterwards=f"{share:.2%}",
+        share = fleet.bus_share(seconds)
+        report(
+            "kill -9 of one of five", pairs=pairs, hit=len(hit), back_after=back, spared=others, theirs=theirs,
+            bus_share_afterwards=share,
         )  # fmt: skip
         # Pairs on other relays are not affected.
         assert others["told"] == others["cut"] == others["silent"] == 0
@@ -78,15 +70,13 @@ def test_clients_that_follow_redirects_do_not_use_the_bus(
                 swarm.add(pairs, daemon=fleet.from_home, client=fleet.from_anywhere)
                 swarm.until_talking()
                 time.sleep(0.5)
-                _, before = fleet.bus_share()
-                time.sleep(2.0)
-                shares[follow], _ = fleet.bus_share(before)
+                shares[follow] = fleet.bus_share(2.0)
                 redirects = swarm.followed
-        print_figures(
+        report(
             "redirects",
             pairs=pairs,
-            not_followed=f"{shares[False]:.1%}",
-            followed=f"{shares[True]:.2%}",
+            not_followed=shares[False],
+            followed=shares[True],
             redirects=redirects,
         )
         assert shares[False] > 0.5 and redirects > pairs / 2
@@ -142,9 +132,9 @@ def test_redis_stops_answering(
         time.sleep(0.5)
         swarm.mark()
         time.sleep(1.0)
-        print_figures(
-            f"Redis stands still for {seconds:g} s", noticed_after=f"{noticed:.2f} s", local=local, split=split,
-            healed_after=f"{healed:.2f} s",
+        report(
+            f"Redis stands still for {seconds:g} s", noticed_after=noticed, local=local, split=split,
+            healed_after=healed,
         )  # fmt: skip
         assert split["cut"] == 0 and split["told"] > 0
         # Silent until the outage is noticed, told afterwards.
@@ -191,9 +181,9 @@ def test_sentinel_promotes_another_primary(
             swarm.mark()
             time.sleep(1.0)
             after = swarm.figures()
-            print_figures(
-                "the primary is killed, Sentinels name another", promoted_after=f"{promoted:.2f} s",
-                healed_after=f"{healed:.2f} s", local=local, split=split, presence_keys=keys,
+            report(
+                "the primary is killed, Sentinels name another", promoted_after=promoted,
+                healed_after=healed, local=local, split=split, presence_keys=keys,
             )  # fmt: skip
             assert healed - promoted < 10
             assert split["cut"] == 0
@@ -245,10 +235,10 @@ def test_one_relay_is_partitioned_from_redis(
         healed = swarm.until_talking(halves.split)
         end = moving.how_it_ends()
         closed_after = time.monotonic() - began
-        print_figures(
-            f"one relay without Redis for {seconds:g} s", noticed_after=f"{noticed:.2f} s",
-            local=swarm.figures(halves.local), split=split, healed_after=f"{healed:.2f} s",
-            older_daemon_closed_after=f"{closed_after:.2f} s",
+        report(
+            f"one relay without Redis for {seconds:g} s", noticed_after=noticed,
+            local=swarm.figures(halves.local), split=split, healed_after=healed,
+            older_daemon_closed_after=closed_after,
         )  # fmt: skip
         halves.local_unharmed()
         assert split["cut"] == 0 and split["told"] > 0

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.test_fleet import print_figures
-from tests.drill.balancer import CHECK, Balancer
-from tests.drill.fleet import DrillFleet, metric
+from tests.drill.balancer import CHECK, balanced
+from tests.drill.fleet import DrillFleet, metric, report
 from tests.drill.platform import FaultyPlatform
 from tests.drill.redisserver import RedisServer
 from tests.drill.relay import until
 from tests.drill.swarm import Swarm, tenths
-from tests.ports import free_port
 
 pytestmark = pytest.mark.redis
 slow = pytest.mark.slow
@@ -33,16 +31,7 @@ def test_a_rolling_restart(
     program: str, pairs: int, platform: FaultyPlatform, redis: RedisServer, tmp_path: Path
 ) -> None:
     """Behind the balancer of docs/how-to/load-balancers.md no upgrade is refused, and no request is silent."""
-    ports = [free_port() for _ in range(3)]
-    with (
-        Balancer(program, tmp_path / program, ports) as balancer,
-        DrillFleet(
-            platform, redis.url, 3, {"RELAY_TRUSTED_PROXIES": "127.0.0.1"},
-            {n: balancer.settings(n) for n in range(3)}, ports,
-        ) as fleet,
-        Swarm(platform, pause=0.0) as swarm,
-    ):  # fmt: skip
-        time.sleep(3 * CHECK)  # health checks have passed for all relays
+    with balanced(program, tmp_path, platform, redis.url, pause=0.0) as (balancer, fleet, swarm):
         swarm.add(pairs, daemon=lambda n: [balancer.port], client=lambda n: [balancer.port])
         swarm.until_talking()
         swarm.mark()
@@ -57,13 +46,11 @@ def test_a_rolling_restart(
         swarm.until_talking()
         time.sleep(0.5)
         figures = swarm.figures()
-        _, before = fleet.bus_share()
-        time.sleep(1.5)
-        share, _ = fleet.bus_share(before)
-        print_figures(
-            f"rolling restart of three behind {program}", pairs=pairs, took=f"{took:.1f} s", **figures,
+        share = fleet.bus_share(1.5)
+        report(
+            f"rolling restart of three behind {program}", pairs=pairs, took=took, **figures,
             refused=len(swarm.refused), reconnects=swarm.closes.total(), redirects=swarm.followed,
-            bus_share_afterwards=f"{share:.2%}",
+            bus_share_afterwards=share,
         )  # fmt: skip
         assert swarm.refused == []
         # Closed with 1001 in waves, and no other close; each peer once or twice, because its next relay may restart later.
@@ -108,12 +95,12 @@ def test_all_daemons_reconnect_at_once(platform: FaultyPlatform, redis: RedisSer
         refused = [
             why for why in swarm.refused if f" at {fleet.ports[0]}:" not in why
         ]  # by the remaining relay
-        print_figures(
-            f"{count} daemons come back at once", wanted=wanted, seated_after=f"{seated:.2f} s",
-            announced_after=f"{announced:.2f} s", relay_cpu=f"{cpu:.2f} s",
-            cpu_each=f"{cpu / count * 1000:.2f} ms", platform_requests=platform.validated - asked,
+        report(
+            f"{count} daemons come back at once", wanted=wanted, seated_after=seated,
+            announced_after=announced, relay_cpu=cpu,
+            cpu_each=cpu / count, platform_requests=platform.validated - asked,
             redis_commands=commands, refused=len(refused),
-            joins_per_tenth=tenths(swarm.seated, began), steady=figures, rss=f"{fleet[1].rss() / 1e6:.0f} MB",
+            joins_per_tenth=tenths(swarm.seated, began), steady=figures, rss=fleet[1].rss(),
         )  # fmt: skip
         assert sum(room["daemonConnected"] for room in fleet[1].state()) == count + 3
         assert refused == []

@@ -1,7 +1,7 @@
 """A load balancer in front of a fleet, with the configuration of docs/how-to/load-balancers.md.
 
-    with Balancer("haproxy", folder, fleet.ports) as balancer:
-        Line.open(balancer.port, …)
+    with balanced("haproxy", folder, platform, redis.url) as (balancer, fleet, swarm):
+        swarm.add(20, daemon=lambda n: [balancer.port], client=lambda n: [balancer.port])
 
 Only addresses and long intervals of the page's text are replaced.
 """
@@ -12,11 +12,16 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from tests.drill.fleet import DrillFleet
+from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import until
+from tests.drill.swarm import Swarm
 from tests.integration.proxies import nginx_main, put_in
 from tests.pages import blocks
 from tests.ports import free_port
@@ -106,3 +111,21 @@ class Balancer:
     def settings(self, number: int) -> dict[str, str]:
         """Settings that relay `number` needs behind this balancer."""
         return {"RELAY_PUBLIC_WS_BASE_URL": f"ws://{NAMES[number]}:{self.port}"}
+
+
+@contextmanager
+def balanced(
+    program: str, folder: Path, platform: FaultyPlatform, redis_url: str, pause: float = 0.05
+) -> Iterator[tuple[Balancer, DrillFleet, Swarm]]:
+    """The page's three relays behind a balancer whose health checks have passed, and a swarm; `pause` as for Swarm."""
+    ports = [free_port() for _ in NAMES]
+    with (
+        Balancer(program, folder / program, ports) as balancer,
+        DrillFleet(
+            platform, redis_url, len(ports), {"RELAY_TRUSTED_PROXIES": "127.0.0.1"},
+            {n: balancer.settings(n) for n in range(len(ports))}, ports,
+        ) as fleet,
+        Swarm(platform, pause=pause) as swarm,
+    ):  # fmt: skip
+        time.sleep(3 * CHECK)
+        yield balancer, fleet, swarm

@@ -8,16 +8,24 @@ with DrillFleet(platform, redis.url, 5) as fleet:
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 from tests.drill.platform import FaultyPlatform
-from tests.drill.relay import Relay
+from tests.drill.relay import ROOT, Relay
 from tests.ports import free_port
 
 BUS_KEY = "drill-bus-key-0123456789abcdefABCDEF"
+
+#: The relay's source tree (`benchmarks/drills.py` compares two), and the file that gets the figures as lines of JSON.
+CODE = Path(os.environ.get("DRILL_CODE", ROOT))
+FIGURES = os.environ.get("DRILL_FIGURES")
 
 #: Reasons at level error in the log of a relay whose Redis is at fault.
 OF_REDIS = ("BACKPLANE_UNREACHABLE", "BACKPLANE_REFUSED")
@@ -50,7 +58,7 @@ class DrillFleet:
         port = self.ports[number]
         names = {"RELAY_ID": f"relay-{number}", "RELAY_PUBLIC_WS_BASE_URL": f"ws://127.0.0.1:{port}"}
         settings = self._settings | names | dict(self._own.get(number, {}))
-        return self._exits.enter_context(Relay(settings, port=port))
+        return self._exits.enter_context(Relay(settings, port=port, code=CODE))
 
     def __enter__(self) -> Self:
         try:
@@ -90,20 +98,23 @@ class DrillFleet:
         """The sum of a metric over all its series and all running relays."""
         return sum(metric(relay, name) for relay in self.relays if relay.process.poll() is None)
 
-    def bus_share(self, before: tuple[int, int] = (0, 0)) -> tuple[float, tuple[int, int]]:
-        """Frames over the bus per delivered frame since `before`, and the totals for the next call."""
-        bus = self.metric("relay_bus_publish_ok_total")
-        all_ = self.metric("relay_frames_client_to_daemon_total") + self.metric(
-            "relay_frames_daemon_to_clients_total"
+    def bus_share(self, seconds: float) -> float:
+        """Frames over the bus per delivered frame, within the next `seconds`."""
+        before = self._frames()
+        time.sleep(seconds)
+        bus, all_ = (now - then for now, then in zip(self._frames(), before, strict=True))
+        return bus / max(1, all_)
+
+    def _frames(self) -> tuple[int, int]:
+        """Frames over the bus, and delivered frames."""
+        to_daemons, to_clients = (
+            self.metric(f"relay_frames_{way}_total") for way in ("client_to_daemon", "daemon_to_clients")
         )
-        return (bus - before[0]) / max(1, all_ - before[1]), (bus, all_)
+        return self.metric("relay_bus_publish_ok_total"), to_daemons + to_clients
 
     def errors(self, *expected: str) -> list[object]:
         """Log entries of level error of the current processes, except the expected reasons or events."""
         return [entry for relay in self.relays for entry in relay.errors(*expected)]
-
-    def cpu(self) -> float:
-        return sum(relay.cpu() for relay in self.relays if relay.process.poll() is None)
 
 
 def metric(relay: Relay, name: str) -> int:
@@ -112,3 +123,14 @@ def metric(relay: Relay, name: str) -> int:
     return sum(
         int(float(value)) for value in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
     )
+
+
+def report(drill: str, **figures: Any) -> None:
+    """Print the figures of a drill (pytest -s), and append them to FIGURES. Times are in seconds, shares in parts of 1."""
+    rounded = {
+        name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()
+    }
+    print(f"\n{drill}: " + ", ".join(f"{name} {value}" for name, value in rounded.items()))
+    if FIGURES:
+        with open(FIGURES, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(rounded) + "\n")

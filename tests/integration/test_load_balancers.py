@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.drill.balancer import PAGE, Balancer
-from tests.drill.fleet import DrillFleet
+from tests.drill.balancer import CHECK, PAGE, balanced
+from tests.drill.fleet import report
 from tests.drill.platform import FaultyPlatform
 from tests.drill.redisserver import RedisServer
-from tests.drill.swarm import Swarm
 from tests.pages import blocks, text_of
-from tests.ports import free_port
 
 PROGRAMS = [
     pytest.param("haproxy", marks=pytest.mark.haproxy),
@@ -28,25 +26,14 @@ PAIRS = 24
 def test_peers_of_a_workspace_meet_on_one_relay(
     program: str, platform: FaultyPlatform, redis: RedisServer, tmp_path: Path
 ) -> None:
-    ports = [free_port() for _ in range(3)]
-    with (
-        Balancer(program, tmp_path / program, ports) as balancer,
-        DrillFleet(
-            platform, redis.url, 3, {"RELAY_TRUSTED_PROXIES": "127.0.0.1"},
-            {n: balancer.settings(n) for n in range(3)}, ports,
-        ) as fleet,
-        Swarm(platform) as swarm,
-    ):  # fmt: skip
-        time.sleep(1.5)  # until the balancer's checks have found all relays ready
+    with balanced(program, tmp_path, platform, redis.url) as (balancer, fleet, swarm):
         swarm.add(PAIRS, daemon=lambda n: [balancer.port], client=lambda n: [balancer.port])
         swarm.until_talking()
         homes = [[room for room in relay.state() if room["daemonConnected"]] for relay in fleet.relays]
         assert all(homes) and sum(map(len, homes)) == PAIRS
         assert all(room["clientCount"] == 1 for rooms in homes for room in rooms)
         swarm.mark()
-        _, before = fleet.bus_share()
-        time.sleep(1.5)
-        share, _ = fleet.bus_share(before)
+        share = fleet.bus_share(1.5)
         assert swarm.followed == 0 and share < 0.01
 
         # One relay stops and starts. Its workspaces' daemons stay at the relay that they moved to; clients that are
@@ -54,16 +41,12 @@ def test_peers_of_a_workspace_meet_on_one_relay(
         assert fleet[0].stop() == 0
         swarm.until_talking()
         fleet.restart(0).wait()
-        time.sleep(1.5)
+        time.sleep(3 * CHECK)
         swarm.reconnect_clients()
         swarm.until_talking()
         time.sleep(0.5)
-        _, before = fleet.bus_share()
-        time.sleep(1.5)
-        after, _ = fleet.bus_share(before)
-        print(
-            f"\n{program}: {share:.2%} of the frames over the bus, {after:.2%} after a restart and {swarm.followed} redirects"
-        )
+        after = fleet.bus_share(1.5)
+        report(program, bus_share=share, after_a_restart=after, redirects=swarm.followed)
         assert swarm.refused == []
         assert swarm.followed >= 1 and after < 0.01
         assert fleet.errors() == []
