@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from types import SimpleNamespace
+from typing import Any
 
 import click
 from click.testing import CliRunner
 
+from viewport_relay.admin.metrics import RelayCollector
 from viewport_relay.cli.explain import seen_as
 from viewport_relay.cli.logsample import event_of, sample_line
 from viewport_relay.cli.main import main as command
 from viewport_relay.config import VARIABLES, Variable
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.events import EVENTS
-from viewport_relay.observe.metrics import Gauges, RelayCollector
 from viewport_relay.reasons import Reason
 
 MADE = "<!-- Made by `make docs`; change the table in the code instead. -->\n\n"
@@ -182,9 +184,13 @@ def metrics_page() -> str:
         "`/metrics?deprecated=0` leaves out the names that end in `_total` although they are gauges; they go with the next "
         "major version.\n\n",
     ]
-    present = Gauges(jwks_age=0.0, processes={"relay": os.getpid()})
+    state: Any = SimpleNamespace(
+        targets=list, connections=dict, readiness=lambda: (True, ""), jwks_age=float, backplane=dict,
+        processes=lambda: {"relay": os.getpid()},
+    )  # fmt: skip
+    log: Any = SimpleNamespace(write_failures=0)
     rows = []
-    for metric in RelayCollector(Counters(), lambda: present, "", "").collect():
+    for metric in RelayCollector(Counters(), state, log, float, "").collect():
         counter = "_total" if metric.type == "counter" else ""
         labels = sorted({name for sample in metric.samples for name in sample.labels} - {"le"})
         shown = ", ".join(f"`{name}`" for name in labels)

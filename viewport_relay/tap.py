@@ -19,8 +19,7 @@ from viewport_relay.admin.words import entry_text
 from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, configured_secrets, load, reread
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.stream import TextStream
-from viewport_relay.observe.textlog import TextLines
+from viewport_relay.observe.stream import TextLines, TextStream
 from viewport_relay.service.single import single_process
 from viewport_relay.workers.parent import parent_process
 

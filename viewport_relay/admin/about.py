@@ -71,7 +71,7 @@ class About:
     def counted(self, wanted: str) -> list[str]:
         """One sentence for each source whose entries are being counted instead of written."""
         return [
-            f"{fold.count} more of {fold.source.code or fold.source.event} since {timestamp(fold.first)}"
+            f"{fold.count} more of {fold.source.reason or fold.source.event} since {timestamp(fold.first)}"
             for fold in self._log.folds()
             if wanted in (fold.source.ip, fold.source.workspace_id)
         ]

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from cryptography import x509
 
+from viewport_relay.admin.metrics import process_numbers
 from viewport_relay.admin.state import StateSource
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.entry import timestamp
-from viewport_relay.observe.metrics import process_numbers
 
 #: Seconds between two samples of the latencies, and how many are kept: quantiles are of the last five minutes.
 SAMPLE: Final = 30.0

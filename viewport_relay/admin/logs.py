@@ -111,14 +111,9 @@ class LogsPage:
 
     def _document(self, records: Iterable[Record]) -> bytes:
         facts = self._facts()
-        verdict = judge(facts)
-        first = {
-            "state": verdict.state, "headline": verdict.headline, "counts": verdict.counts,
-            "checks": verdict.as_json()["checks"],
-        }  # fmt: skip
         problems = sorted(facts.problems, key=lambda row: row.last, reverse=True)
         text = (
-            f'{{"ok":true,\n"verdict":{json_text(first)},\n"logs":['
+            f'{{"ok":true,\n"verdict":{json_text(judge(facts).as_json())},\n"logs":['
             + ",".join(f"\n{record.line}" for record in records)
             + '],\n"problems":['
             + ",".join(f"\n{json_text(problem_json(row))}" for row in problems)

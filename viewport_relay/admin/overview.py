@@ -19,7 +19,7 @@ from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.verdict import example_of, fix_of, judge
+from viewport_relay.observe.verdict import judge
 from viewport_relay.reasons import Reason
 
 
@@ -111,7 +111,7 @@ class Overview:
             }
             known = here.get(reason.code)
             if known is not None:
-                row["fix"], row["example"] = fix_of(known), example_of(known)
+                row["fix"], row["example"] = known.fix, known.example
                 row["workspaces"], row["addresses"] = len(known.workspaces), len(known.addresses)
             last = self._log.last_of(reason) or self._history.last_drop.get(reason)
             row["lastAt"] = timestamp(last) if last is not None else None

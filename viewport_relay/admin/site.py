@@ -162,7 +162,7 @@ def build(
         history.start()
         logs = LogsPage(log, state, facts, reactor, now=now, client_ip=client_ip)
         explain = ExplainPage(log, facts)
-        metrics = MetricsPage(config, counters, state, log, uptime)
+        metrics = MetricsPage(counters, state, log, uptime, config.relay_id)
         actions = Actions(state, log, client_ip)
         overview = Overview(
             config, log=log, counters=counters, state=state, facts=facts, capacity=capacity, history=history,

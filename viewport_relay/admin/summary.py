@@ -11,7 +11,6 @@ from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import BACKGROUND, Problem
 from viewport_relay.observe.ring import Record
-from viewport_relay.observe.verdict import cause_of, example_of, fix_of
 from viewport_relay.reasons import Reason
 
 
@@ -39,9 +38,9 @@ def summary(log: EventLog, wanted: Filter, now: float) -> dict[str, Any]:
             add(record.level, record.of or record.event, record.reason, record.folded or 1)
     for fold in log.folds():
         source = fold.source
-        running = Record(0, fold.last, fold.level, source.event, source.code, source.workspace_id, None, "")
+        running = Record(0, fold.last, fold.level, source.event, source.reason, source.workspace_id, None, "")
         if wanted.accepts(running):
-            add(fold.level, source.event, source.code, fold.count)
+            add(fold.level, source.event, source.reason, fold.count)
     for code, count in causes.items():
         reasons.setdefault(code, count)
     here = {row.code: row for row in log.problems.rows(now)}
@@ -79,14 +78,14 @@ def problem_json(row: Problem) -> dict[str, Any]:
 
 def _known(row: Problem) -> dict[str, Any]:
     return {
-        "cause": cause_of(row),
-        "fix": fix_of(row),
+        "cause": row.cause,
+        "fix": row.fix,
         "firstSeen": timestamp(row.first),
         "lastSeen": timestamp(row.last),
         "perMinute": rate(row),
         "workspaces": len(row.workspaces),
         "addresses": len(row.addresses),
-        "example": example_of(row),
+        "example": row.example,
     }
 
 

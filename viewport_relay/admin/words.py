@@ -12,7 +12,7 @@ from viewport_relay.observe.checks import Facts, ago
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.problems import SPAN, Problem
 from viewport_relay.observe.ring import Record
-from viewport_relay.observe.verdict import Verdict, cause_of, example_of, fix_of, judge
+from viewport_relay.observe.verdict import Verdict, judge
 
 #: Columns of text.
 WIDTH: Final = 110
@@ -79,9 +79,9 @@ def problem_lines(facts: Facts, problem: Problem) -> list[str]:
     return [
         inert(head),
         *wrapped("what", problem.text),
-        *wrapped("cause", cause_of(problem)),
-        *wrapped("fix", fix_of(problem)),
-        *wrapped("example", example_of(problem)),
+        *wrapped("cause", problem.cause),
+        *wrapped("fix", problem.fix),
+        *wrapped("example", problem.example),
     ]
 
 

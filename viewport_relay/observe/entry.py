@@ -6,12 +6,12 @@ import json
 import time
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from viewport_relay.observe.redaction import Json, Redactor
-from viewport_relay.reasons import Level
+from viewport_relay.reasons import Level, Reason
 
 #: Longest line, characters, its end not counted: container engines split lines of more than 16 KiB, end included.
 MAX_LINE = 16_383
@@ -20,30 +20,33 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=
 _FAST_ENCODER = msgspec.json.Encoder()
 
 
-def entry(
-    redactor: Redactor,
-    relay_id: str | None,
-    at: float,
-    level: Level,
-    event: str,
-    code: str | None,
-    message: str | None,
-    connection_id: str | None,
-    details: Mapping[str, object],
-) -> dict[str, Any]:
-    """Make an entry, redacted. `at` is in seconds since the epoch; members and details that are None are left out."""
-    made: dict[str, Any] = {"ts": timestamp(at), "level": level, "event": event}
-    if code is not None:
-        made["reason"] = code
-    if message is not None:
-        made["message"] = redactor.message(message)
-    if connection_id is not None:
-        made["connectionId"] = redactor.identifier(connection_id)
-    if relay_id is not None:
-        made["relayId"] = relay_id
-    detail = redactor.detail
-    made["details"] = {key: detail(key, value) for key, value in details.items() if value is not None}
-    return made
+class LogEntry(NamedTuple):
+    """One entry before redaction. `at` is in seconds since the epoch; details that are None are left out of the JSON."""
+
+    at: float
+    level: Level
+    event: str
+    reason: Reason | None
+    message: str | None
+    connection_id: str | None
+    details: Mapping[str, Any]
+
+    def as_json(self, redactor: Redactor, relay_id: str | None) -> dict[str, Any]:
+        """The JSON object of the entry, redacted. Members that are None are left out."""
+        made: dict[str, Any] = {"ts": timestamp(self.at), "level": self.level, "event": self.event}
+        if self.reason is not None:
+            made["reason"] = self.reason.code
+        if self.message is not None:
+            made["message"] = redactor.message(self.message)
+        if self.connection_id is not None:
+            made["connectionId"] = redactor.identifier(self.connection_id)
+        if relay_id is not None:
+            made["relayId"] = relay_id
+        detail = redactor.detail
+        made["details"] = {
+            key: detail(key, value) for key, value in self.details.items() if value is not None
+        }
+        return made
 
 
 def bounded_line(made: dict[str, Any]) -> str:

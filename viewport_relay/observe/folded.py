@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-from viewport_relay.observe.entry import dump
-from viewport_relay.reasons import Level, Reason
+from viewport_relay.observe.entry import LogEntry, dump
 
 #: Most entries that are kept, of this process and of its workers each; the oldest is dropped first.
 MOST_KEPT = 4096
@@ -17,40 +16,29 @@ MOST_KEPT = 4096
 MOST_REPORTED = 64
 
 
-class Folded(NamedTuple):
-    """An entry that was counted instead of written."""
-
-    at: float
-    level: Level
-    event: str
-    reason: Reason | None
-    message: str | None
-    connection_id: str
-    details: dict[str, Any]
-
-
 class FoldedEntries:
-    """The latest folded entries. `as_entry` makes the JSON object of one, which most are never asked for."""
+    """The latest folded entries. `as_json` makes the JSON object of one, which most are never asked for."""
 
-    def __init__(self, as_entry: Callable[[Folded], dict[str, Any]]) -> None:
-        self._as_entry = as_entry
-        self._own: dict[str, Folded] = {}
+    def __init__(self, as_json: Callable[[LogEntry], dict[str, Any]]) -> None:
+        self._as_json = as_json
+        self._own: dict[str, LogEntry] = {}
         self._unreported: deque[str] = deque(maxlen=MOST_REPORTED)
         self._of_workers: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._own) + len(self._of_workers)
 
-    def keep(self, folded: Folded) -> None:
-        """Keep an entry of this process."""
-        _put(self._own, folded.connection_id, folded)
-        self._unreported.append(folded.connection_id)
+    def keep(self, entry: LogEntry) -> None:
+        """Keep an entry of this process, if it is about a connection."""
+        if entry.connection_id is not None:
+            _put(self._own, entry.connection_id, entry)
+            self._unreported.append(entry.connection_id)
 
     def get(self, connection_id: str) -> dict[str, Any] | None:
         """The entry of a connection as a JSON object, or None."""
-        folded = self._own.get(connection_id)
-        if folded is not None:
-            return self._as_entry(folded)
+        entry = self._own.get(connection_id)
+        if entry is not None:
+            return self._as_json(entry)
         line = self._of_workers.get(connection_id)
         return None if line is None else dict(json.loads(line))
 
@@ -58,7 +46,7 @@ class FoldedEntries:
         """The latest entries of this process since the last call: connection id, and the entry's JSON text."""
         names = list(self._unreported)
         self._unreported.clear()
-        return [(name, dump(self._as_entry(self._own[name]))) for name in names if name in self._own]
+        return [(name, dump(self._as_json(self._own[name]))) for name in names if name in self._own]
 
     def take_over(self, reported: Iterable[tuple[str, str]]) -> None:
         """Keep what a worker process has reported."""

@@ -10,30 +10,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import Any, Final, TypeVar
 
-from attrs import define, frozen
+import msgspec
 
+from viewport_relay.observe.entry import LogEntry, timestamp
 from viewport_relay.reasons import Level, Reason
 
+W = TypeVar("W", bound="FoldWindow")
 
-@frozen
-class Source:
+#: Length of a window, seconds, and entries of a window that are written as they are, at each of the three steps.
+WINDOW: Final = 60.0
+WRITTEN: Final = (5, 100, 600)
+
+#: Most sources that one step tells apart.
+MOST_SOURCES: Final = 4096
+
+
+class Source(msgspec.Struct, frozen=True):
     """What an entry is about, as far as known. `message` tells entries without a reason apart."""
 
     event: str
-    reason: Reason | None
+    reason: str | None
     ip: str | None = None
     workspace_id: str | None = None
     role: str | None = None
     message: str | None = None
 
-    @property
-    def code(self) -> str | None:
-        return None if self.reason is None else self.reason.code
+    @classmethod
+    def of(cls, entry: LogEntry) -> Source:
+        """The source of an entry, told apart as far as possible."""
+        details, role = entry.details, entry.details.get("role")
+        ip, workspace = details.get("ip"), details.get("workspaceId")
+        return cls(
+            entry.event,
+            None if entry.reason is None else entry.reason.code,
+            ip if isinstance(ip, str) else None,
+            workspace if isinstance(workspace, str) else None,
+            None if role is None else str(getattr(role, "value", role)),
+            None if entry.message is None or entry.reason is not None else entry.message[:200],
+        )
 
 
-@define(eq=False)
-class Fold:
+class FoldWindow(msgspec.Struct):
+    """WINDOW seconds in which entries are counted. `opened` is in seconds since the epoch."""
+
+    opened: float
+
+
+class Fold(FoldWindow):
     """One window of one source. Times are seconds since the epoch; `count` is what was not written.
 
     `detail` is what the last counted entry said was wrong.
@@ -41,88 +67,82 @@ class Fold:
 
     source: Source
     level: Level
-    opened: float
     written: int = 1
     count: int = 0
     first: float = 0.0
     last: float = 0.0
     detail: str | None = None
 
+    def summary(self, at: float) -> LogEntry:
+        """The entry that stands for what was counted."""
+        source = self.source
+        reason = None if source.reason is None else Reason[source.reason]
+        what = reason.text if reason is not None else source.message or source.event
+        details: dict[str, Any] = {
+            "of": source.event,
+            "count": self.count,
+            "first": timestamp(self.first),
+            "last": timestamp(self.last),
+            "ip": source.ip,
+            "workspaceId": source.workspace_id,
+            "role": source.role,
+            "detail": self.detail,
+        }
+        text = f"{what}: {self.count} more, not written one by one"
+        return LogEntry(at, self.level, "folded", reason, text, None, details)
 
-@frozen
-class Allowance:
-    """How many entries per window are written as they are, at each step."""
 
-    source: int = 5
-    address: int = 100
-    reason: int = 600
-    window: float = 60.0
-    rows: int = 4096  # most sources that one step tells apart
+def over(table: dict[Any, W], at: float, everything: bool) -> list[W]:
+    """Remove the windows that are over (or all of them), the oldest first. A wall clock that was set back ends them too."""
+    ended = takewhile(lambda key: everything or not 0 <= at - table[key].opened < WINDOW, table)
+    return [table.pop(key) for key in list(ended)]
 
 
 class Folding:
     """Decides for each entry whether it is written or counted."""
 
-    def __init__(self, allowance: Allowance | None = None) -> None:
-        self._allowed = allowance or Allowance()
+    def __init__(self) -> None:
         # in each table the oldest window is first: dicts keep the order of insertion
         self._tables: tuple[dict[Source, Fold], ...] = ({}, {}, {})
         # No window is over between these: nearly every question is answered by them.
         self._asked = -math.inf
         self._next_end = math.inf
 
-    def counts(self, source: Source, level: Level, at: float, detail: str | None = None) -> bool:
+    def counts(self, entry: LogEntry) -> bool:
         """True when the entry was counted and must not be written."""
-        steps = (
-            (source, self._allowed.source),
-            (Source(source.event, source.reason, source.ip), self._allowed.address),
-            (Source(source.event, source.reason), self._allowed.reason),
-        )
+        source, at = Source.of(entry), entry.at
+        steps = source, Source(source.event, source.reason, source.ip), Source(source.event, source.reason)
         charged: list[Fold] = []
-        for table, (key, allowed) in zip(self._tables, steps, strict=True):
+        for table, key, allowed in zip(self._tables, steps, WRITTEN, strict=True):
             fold = table.get(key)
             if fold is None:
-                if len(table) < self._allowed.rows:
-                    table[key] = Fold(key, level, at)
-                    self._next_end = min(self._next_end, at + self._allowed.window)
-                continue
-            if fold.written >= allowed:
+                if len(table) < MOST_SOURCES:
+                    table[key] = Fold(at, key, entry.level)
+                    self._next_end = min(self._next_end, at + WINDOW)
+            elif fold.written >= allowed:
+                detail = entry.details.get("detail")
                 fold.first = fold.first or at
-                fold.last, fold.detail = at, detail
+                fold.last, fold.detail = at, detail if isinstance(detail, str) else None
                 fold.count += 1
                 return True
-            charged.append(fold)
+            else:
+                charged.append(fold)
         for fold in charged:
             fold.written += 1
         return False
 
     def ended(self, at: float, *, everything: bool = False) -> Sequence[Fold]:
-        """Close the windows that are over (or all of them) and give those that counted something.
-
-        A wall clock that was set back ends them too.
-        """
+        """Close the windows that are over (or all of them) and give those that counted something."""
         if not everything and self._asked <= at < self._next_end:
             self._asked = at
             return ()
         self._asked = at
-        ended = []
-        for table in self._tables:
-            for key in list(_over(table, at, self._allowed.window, everything)):
-                fold = table.pop(key)
-                if fold.count:
-                    ended.append(fold)
+        ended = [fold for table in self._tables for fold in over(table, at, everything) if fold.count]
         oldest = [next(iter(table.values())).opened for table in self._tables if table]
-        self._next_end = min(oldest, default=math.inf) + self._allowed.window
+        self._next_end = min(oldest, default=math.inf) + WINDOW
         return ended
 
     def open(self) -> Iterator[Fold]:
         """What was counted so far in windows that still run."""
         for table in self._tables:
             yield from (fold for fold in table.values() if fold.count)
-
-
-def _over(table: dict[Source, Fold], at: float, window: float, everything: bool) -> Iterator[Source]:
-    for key, fold in table.items():
-        if not everything and 0 <= at - fold.opened < window:
-            return
-        yield key

@@ -11,24 +11,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from viewport_relay.observe.entry import bounded_line, entry, timestamp
+from viewport_relay.observe.entry import LogEntry, bounded_line
 from viewport_relay.observe.events import EVENTS
-from viewport_relay.observe.flapping import Flap, Flapping
-from viewport_relay.observe.folded import Folded, FoldedEntries
-from viewport_relay.observe.folding import Allowance, Fold, Folding, Source
+from viewport_relay.observe.flapping import Flapping
+from viewport_relay.observe.folded import FoldedEntries
+from viewport_relay.observe.folding import Fold, Folding
 from viewport_relay.observe.problems import Problems
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.observe.ring import Record, Ring
 from viewport_relay.observe.stream import LineStream, TextStream
 from viewport_relay.reasons import Level, Reason
 
-#: Events that are folded for flapping peers only, and events that are never folded.
+#: Events of peers' lives: folded for flapping peers only.
 LIFE = frozenset({"join", "leave"})
-NEVER_FOLDED = frozenset({"join", "leave", "status"})
 
 #: Events that are folded although they have no reason and the level info.
 ALWAYS_FOLDED = frozenset({"twisted"})
@@ -40,9 +39,8 @@ class EventLog:
     """The `EventSink` of the running relay.
 
     `stream` gets the lines of `level` and above; the ring keeps `max_entries` of every level. `now` returns seconds since
-    the epoch. `secrets` are exact values that are redacted everywhere. `allowance`: when repeated entries are folded.
-    `relay_id` becomes a member of every line. Call `sweep` about once a second, which ends windows of folding when nothing
-    else is logged, and `close` at the end.
+    the epoch. `secrets` are exact values that are redacted everywhere. `relay_id` becomes a member of every line. Call `sweep`
+    about once a second, which ends windows of folding when nothing else is logged, and `close` at the end.
     """
 
     def __init__(
@@ -53,19 +51,18 @@ class EventLog:
         level: Level = "info",
         now: Callable[[], float] = time.time,
         secrets: Iterable[str] = (),
-        allowance: Allowance | None = None,
         relay_id: str | None = None,
     ) -> None:
         self._relay_id = relay_id
-        self._stream = LineStream(stream, relay_id)
+        self.redactor = Redactor(secrets)
+        self._stream = LineStream(stream, self._as_json)
         self._least = _RANK[level]
         self._now = now
-        self.redactor = Redactor(secrets)
         self._ring = Ring(max_entries)
-        self._folding = Folding(allowance)
+        self._folding = Folding()
         self._flapping = Flapping()
         #: entries that were counted instead of written, by connection id
-        self.folded = FoldedEntries(self._folded_entry)
+        self.folded = FoldedEntries(self._as_json)
         #: what is wrong at present
         self.problems = Problems(self.redactor)
         self._followers: list[Callable[[Record], None]] = []
@@ -88,7 +85,7 @@ class EventLog:
         self,
         event: str,
         *,
-        level: Literal["info", "warn", "error"] | None = None,
+        level: Level | None = None,
         reason: Reason | None = None,
         message: str | None = None,
         connection_id: str | None = None,
@@ -102,19 +99,18 @@ class EventLog:
             level = level or reason.entry.level
             message = reason.text if message is None else message
         level = level or (EVENTS[event].level if event in EVENTS else "info")
-        self.problems.note(at, level, event, reason, message, connection_id, details)
+        entry = LogEntry(at, level, event, reason, message, connection_id, details)
+        self.problems.note(entry)
         if event in LIFE:
-            if self._flaps(at, event, connection_id, details):
-                return
-        elif event not in NEVER_FOLDED and (reason is not None or level != "info" or event in ALWAYS_FOLDED):
-            source = _source(event, reason, message if reason is None else None, details)
-            detail = details.get("detail")
-            if self._folding.counts(source, level, at, detail if isinstance(detail, str) else None):
-                if connection_id is not None:
-                    self.folded.keep(Folded(at, level, event, reason, message, connection_id, details))
-                return
-        code = reason.code if reason is not None else None
-        self._emit(at, level, event, code, message, connection_id, details)
+            counted = self._flaps(entry)
+        elif event == "status" or (reason is None and level == "info" and event not in ALWAYS_FOLDED):
+            counted = False
+        else:
+            counted = self._folding.counts(entry)
+            if counted:
+                self.folded.keep(entry)
+        if not counted:
+            self._emit(entry)
 
     def take_over(self, record: Record) -> None:
         """Log a record of a worker process, which has redacted and folded it already."""
@@ -168,85 +164,45 @@ class EventLog:
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _folded_entry(self, folded: Folded) -> dict[str, Any]:
-        at, level, event, reason, message, connection_id, details = folded
-        code = None if reason is None else reason.code
-        return entry(self.redactor, self._relay_id, at, level, event, code, message, connection_id, details)
+    def _as_json(self, entry: LogEntry) -> dict[str, Any]:
+        return entry.as_json(self.redactor, self._relay_id)
 
-    def _flaps(self, at: float, event: str, connection_id: str | None, details: dict[str, Any]) -> bool:
+    def _flaps(self, entry: LogEntry) -> bool:
         """Whether the join or leave is a flapping peer's and was counted."""
-        if event == "join":
-            return self._flapping.joined(at, connection_id, details)
-        flap = self._flapping.left(at, connection_id, details)
+        if entry.event == "join":
+            return self._flapping.joined(entry)
+        flap = self._flapping.left(entry)
         if flap is None:
             self._write_stayed()
             return False
-        reason = Reason.PEER_FLAPPING
-        about = {**details, "detail": flap.text}
-        self.problems.note(at, reason.entry.level, "flapping", reason, None, connection_id, about)
+        finding = flap.finding(entry.at)
+        about = {**entry.details, "detail": finding.message}
+        self.problems.note(finding._replace(message=None, connection_id=entry.connection_id, details=about))
         return True
 
     def _write_stayed(self) -> None:
         for join in self._flapping.stayed():
-            self._emit(join.at, "info", "join", None, None, join.connection_id, dict(join.details))
+            self._emit(join)
 
     def _end_windows(self, at: float, *, everything: bool = False) -> None:
         for flap in self._flapping.ended(at, everything=everything):
-            self._emit_flapping(at, flap)
+            self._emit(flap.finding(at), flap.count, "leave")
         self._write_stayed()
         for fold in self._folding.ended(at, everything=everything):
-            source = fold.source
-            details = {
-                "of": source.event,
-                "count": fold.count,
-                "first": timestamp(fold.first),
-                "last": timestamp(fold.last),
-                "ip": source.ip,
-                "workspaceId": source.workspace_id,
-                "role": source.role,
-                "detail": fold.detail,
-            }
-            what = source.reason.text if source.reason is not None else source.message or source.event
-            text = f"{what}: {fold.count} more, not written one by one"
-            self._emit(at, fold.level, "folded", source.code, text, None, details, fold.count, source.event)
+            self._emit(fold.summary(at), fold.count, fold.source.event)
 
-    def _emit_flapping(self, at: float, flap: Flap) -> None:
-        reason, about = Reason.PEER_FLAPPING, flap.details
-        details = {
-            "count": flap.count,
-            "first": timestamp(flap.first),
-            "last": timestamp(flap.last),
-            **{
-                name: about.get(name) for name in ("role", "workspaceId", "runtimeTargetId", "clientId", "ip")
-            },
-            "detail": about.get("detail"),
-        }
-        self._emit(
-            at, reason.entry.level, "flapping", reason.code, flap.text, None, details, flap.count, "leave"
-        )
-
-    def _emit(
-        self,
-        at: float,
-        level: Level,
-        event: str,
-        code: str | None,
-        message: str | None,
-        connection_id: str | None,
-        details: dict[str, Any],
-        folded: int = 0,
-        of: str = "",
-    ) -> None:
-        made = entry(self.redactor, self._relay_id, at, level, event, code, message, connection_id, details)
+    def _emit(self, entry: LogEntry, folded: int = 0, of: str = "") -> None:
+        """Write an entry. A summary stands for `folded` entries `of` an event."""
+        made = self._as_json(entry)
         line = bounded_line(made)
         workspace = made["details"].get("workspaceId")
         self._seq += 1
-        record = Record(
-            self._seq, at, level, event, code,
-            workspace if isinstance(workspace, str) else None,
-            connection_id, line, folded, of,
+        self._put(
+            Record(
+                self._seq, entry.at, entry.level, entry.event, made.get("reason"),
+                workspace if isinstance(workspace, str) else None, entry.connection_id, line, folded, of,
+            )
         )  # fmt: skip
-        self._put(record)
 
     def _put(self, record: Record) -> None:
         self._ring.append(record)
@@ -254,15 +210,3 @@ class EventLog:
             self._stream.write(record.at, record.line)
         for follower in tuple(self._followers):
             follower(record)
-
-
-def _source(event: str, reason: Reason | None, message: str | None, details: dict[str, Any]) -> Source:
-    ip, workspace, role = details.get("ip"), details.get("workspaceId"), details.get("role")
-    return Source(
-        event,
-        reason,
-        ip if isinstance(ip, str) else None,
-        workspace if isinstance(workspace, str) else None,
-        str(getattr(role, "value", role)) if role is not None else None,
-        None if message is None else message[:200],
-    )

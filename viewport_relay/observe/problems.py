@@ -10,12 +10,14 @@ begins a new one. Everything is bounded: rows by the tables of reasons and event
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 import msgspec
 from attrs import Factory, define
 
+from viewport_relay.observe.entry import LogEntry
+from viewport_relay.observe.events import EVENTS, Event
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.reasons import Level, Reason
 
@@ -110,21 +112,43 @@ class Problem(msgspec.Struct, frozen=True):
     sample: Example
     background: bool = False  # only events of BACKGROUND were counted
     open: bool = True
-    offsets: list[
-        float
-    ] = []  # by how many seconds the tokens of different peers were late, or early (negative)
+    #: by how many seconds the tokens of different peers were late, or early (negative)
+    offsets: list[float] = []
 
     @property
     def reason(self) -> Reason | None:
         return Reason.__members__.get(self.code)
 
     @property
+    def cause(self) -> str:
+        """The cause in the words of the reason, else what the event tells."""
+        return self._event.says if self.reason is None else self.reason.entry.cause
+
+    @property
     def fix(self) -> str:
-        """What to do about this case, else about the reason in general; "" where nothing is known."""
-        reason = self.reason
-        return (
-            self.sample.hint or _clock_hint(self.offsets) or (reason.entry.fix if reason is not None else "")
-        )
+        """What to do about this case, else what the reason or event calls for in general; "" where nothing is known."""
+        general = self._event.fix if self.reason is None else self.reason.entry.fix
+        return self.sample.hint or _clock_hint(self.offsets) or general
+
+    @property
+    def _event(self) -> Event:
+        return EVENTS.get(self.code, Event(""))
+
+    @property
+    def example(self) -> str:
+        """One event of the problem in words."""
+        sample = self.sample
+        named = {
+            "role": sample.role,
+            "workspace": sample.workspace_id,
+            "target": sample.runtime_target_id,
+            "ip": sample.ip,
+            "connection": sample.connection_id,
+        }
+        peer = " ".join(f"{name}={value}" for name, value in named.items() if value)
+        usual = self.reason is not None and self.text == self.reason.text
+        what = sample.detail or ("" if usual else self.text)
+        return ": ".join(part for part in (peer, what) if part) or self.text
 
     @property
     def weight(self) -> tuple[int, int, float]:
@@ -134,10 +158,9 @@ class Problem(msgspec.Struct, frozen=True):
 
 @define(eq=False)
 class _Row:
-    level: Level
-    text: str
+    sample: LogEntry  # the last event that was counted
     first: float
-    last: float
+    last: float = 0.0
     count: int = 0
     total: int = 0
     background: bool = False
@@ -147,7 +170,6 @@ class _Row:
     lately: Recent = Factory(Recent)
     workspaces: dict[str, None] = Factory(dict)
     addresses: dict[str, None] = Factory(dict)
-    sample: tuple[str, Mapping[str, Any], str | None] = ("", {}, None)
 
     def open(self, at: float) -> bool:
         return not self.over and (self.held or at - self.last < QUIET)
@@ -168,49 +190,39 @@ class Problems:
         #: admitted and refused lately in other processes
         self.recent_elsewhere: tuple[int, int] = (0, 0)
 
-    def note(
-        self,
-        at: float,
-        level: Level,
-        event: str,
-        reason: Reason | None,
-        message: str | None,
-        connection_id: str | None,
-        details: Mapping[str, Any],
-    ) -> None:
+    def note(self, entry: LogEntry) -> None:
         """Count one event."""
-        if event == "join":
+        at, reason, details = entry.at, entry.reason, entry.details
+        if entry.event == "join":
             self._admitted.add(at)
-        elif event == "refuse":
+        elif entry.event == "refuse":
             self._refused.add(at)
-        for ended in ENDS.get(event, ()):
+        for ended in ENDS.get(entry.event, ()):
             if ended in self._rows:
                 self._rows[ended].over, self._rows[ended].held = True, False
-        if event in _IGNORED or (reason is None and level == "info"):
+        if entry.event in _IGNORED or (reason is None and entry.level == "info"):
             return
-        code = event if reason is None else reason.name
+        code = entry.event if reason is None else reason.name
         row = self._rows.get(code)
         if row is None:
             if len(self._rows) >= MOST_ROWS:
                 return
-            row = self._rows[code] = _Row(level, "", at, at)
+            row = self._rows[code] = _Row(entry, at)
         if not row.open(at):
             row.first, row.count, row.over = at, 0, False
             row.workspaces.clear()
             row.addresses.clear()
             row.offsets.clear()
-        row.last, row.held = at, event in HELD
-        background = event in BACKGROUND
+        row.last, row.held = at, entry.event in HELD
+        background = entry.event in BACKGROUND
         if background and row.total and not row.background:
             return  # refused peers are counted already, and give the sample
         if row.background and not background:
             row.count, row.total, row.lately = 0, 0, Recent()
-        row.level, row.background = level, background
-        row.text = message or (reason.text if reason is not None else event)
+        row.sample, row.background = entry, background
         row.count += 1
         row.total += 1
         row.lately.add(at)
-        row.sample = (event, details, connection_id)
         _distinct(row.workspaces, details.get("workspaceId"))
         _distinct(row.addresses, details.get("ip"))
         late = details.get("secondsAgo") or -(details.get("secondsAhead") or 0)
@@ -233,22 +245,20 @@ class Problems:
         return self._admitted.total(at) + admitted, self._refused.total(at) + refused
 
     def _shown(self, code: str, row: _Row, at: float) -> Problem:
-        event, details, connection_id = row.sample
+        identifier, seen = self._redactor.identifier, row.sample
 
         def text(name: str) -> str:
-            value = details.get(name)
-            if value is None:
-                return ""
-            shown = self._redactor.detail(name, value)
+            value = seen.details.get(name)
+            shown = "" if value is None else self._redactor.detail(name, value)
             return shown[:_SAMPLE_CHARS] if isinstance(shown, str) else ""
 
         sample = Example(
-            row.last, event, text("detail") or text("why"), text("hint"), text("role"), text("workspaceId"),
-            text("runtimeTargetId"), text("ip"), self._redactor.identifier(connection_id or ""),
+            row.last, seen.event, text("detail") or text("why"), text("hint"), text("role"), text("workspaceId"),
+            text("runtimeTargetId"), text("ip"), identifier(seen.connection_id or ""),
         )  # fmt: skip
-        identifier = self._redactor.identifier
+        said = seen.message or (seen.event if seen.reason is None else seen.reason.text)
         return Problem(
-            code, row.level, self._redactor.text(row.text, _SAMPLE_CHARS), row.count, row.lately.total(at), row.total,
+            code, seen.level, self._redactor.text(said, _SAMPLE_CHARS), row.count, row.lately.total(at), row.total,
             row.first, row.last, [identifier(name) for name in row.workspaces], list(row.addresses), sample,
             row.background, row.open(at), list(row.offsets.values()),
         )  # fmt: skip
@@ -271,13 +281,13 @@ def _distinct(into: dict[str, None], value: object) -> None:
         into[value[:128]] = None
 
 
-def _merged(rows: Iterable[Problem]) -> Iterator[Problem]:
+def _merged(rows: Iterable[Problem]) -> Iterable[Problem]:
     """One row for each code."""
     by_code: dict[str, Problem] = {}
     for row in rows:
         have = by_code.get(row.code)
         by_code[row.code] = row if have is None else _sum(have, row)
-    yield from by_code.values()
+    return by_code.values()
 
 
 def _sum(one: Problem, other: Problem) -> Problem:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Level, Reason
 
 
 class EventSink(Protocol):
@@ -14,7 +14,7 @@ class EventSink(Protocol):
         self,
         event: str,
         *,
-        level: Literal["info", "warn", "error"] | None = None,
+        level: Level | None = None,
         reason: Reason | None = None,
         message: str | None = None,
         connection_id: str | None = None,

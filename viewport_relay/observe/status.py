@@ -7,15 +7,13 @@ the failure, and a failure counts once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
-
-from attrs import frozen
 
 from viewport_relay.observe.checks import Facts, ago
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.observe.verdict import Verdict, cause_of, example_of, fix_of, judge
+from viewport_relay.observe.verdict import Verdict, judge
 
 #: Seconds between two status lines that only carry new numbers.
 EVERY: Final = 60.0
@@ -27,27 +25,6 @@ MOST_EXPLAINED: Final = 8
 PATIENCE: Final = 3.0
 
 
-@frozen
-class _Told:
-    """What a status line said, as far as a change of it calls for another one."""
-
-    admitted: int
-    refused: int
-    ready: bool
-    connections: tuple[tuple[str, int], ...]
-    problems: tuple[tuple[str, int], ...]
-
-    @classmethod
-    def of(cls, facts: Facts, open_now: Mapping[str, Problem]) -> _Told:
-        return cls(
-            facts.admitted,
-            facts.refused,
-            facts.ready,
-            tuple(sorted(facts.connections.items())),
-            tuple(sorted((code, row.total) for code, row in open_now.items())),
-        )
-
-
 class StatusLine:
     """Writes events `status` to `log`. `facts` gives the present; call `tick` once a second."""
 
@@ -55,7 +32,8 @@ class StatusLine:
         self._log = log
         self._facts = facts
         self._open: dict[str, Problem] = {}
-        self._told: _Told | None = None
+        #: the numbers of the last status line
+        self._told: tuple[object, ...] | None = None
         self._ready: bool | None = None
         self._due = 0.0
         self._began = 0.0
@@ -66,7 +44,8 @@ class StatusLine:
         open_now = {row.code: row for row in facts.problems}
         new = [row for row in facts.problems if row.code not in self._open]
         over = [row for code, row in self._open.items() if code not in open_now]
-        told = _Told.of(facts, open_now)
+        totals = {row.code: row.total for row in facts.problems}
+        told = facts.admitted, facts.refused, facts.ready, dict(facts.connections), totals
         if self._told is None:
             self._told, self._due, self._began = told, facts.now + EVERY, facts.now
         # A relay that becomes ready soon after its start needs no line for that.
@@ -112,15 +91,12 @@ def _sentences(
         said.append(
             f"Worst: {worst.code}, {worst.count} since {ago(facts.now - worst.first)} ago: {worst.text}."
         )
-        for label, words in (
-            ("Cause", cause_of(worst)),
-            ("Fix", fix_of(worst)),
-            ("Example", example_of(worst)),
-        ):
+        parts = ("Cause", worst.cause), ("Fix", worst.fix), ("Example", worst.example)
+        for label, words in parts:
             if words:
                 said.append(f"{label}: {words.rstrip('.')}.")
     for row in new[:MOST_EXPLAINED]:  # the only line of the log that says what to do about it
-        fix = fix_of(row)
+        fix = row.fix
         if row is not worst:
             said.append(f"New: {row.code}: {row.text}." + (f" Fix: {fix.rstrip('.')}." if fix else ""))
     return said

@@ -1,10 +1,12 @@
-"""The stream that the log's lines go to, usually standard output."""
+"""The streams that the log's lines go to, usually standard output."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from viewport_relay.observe.entry import dump, timestamp
+from viewport_relay.observe.entry import LogEntry, dump
 from viewport_relay.observe.events import EVENTS
 
 
@@ -17,11 +19,14 @@ class TextStream(Protocol):
 
 
 class LineStream:
-    """Writes lines to a stream, and counts those that the stream did not take (full disk, closed pipe)."""
+    """Writes lines to a stream, and counts those that the stream did not take (full disk, closed pipe).
 
-    def __init__(self, stream: TextStream, relay_id: str | None) -> None:
+    `as_json` makes the JSON object of an entry.
+    """
+
+    def __init__(self, stream: TextStream, as_json: Callable[[LogEntry], dict[str, Any]]) -> None:
         self._stream = stream
-        self._relay_id = relay_id
+        self._as_json = as_json
         self._lost = 0
         #: lines that could not be written since the start
         self.failures = 0
@@ -39,13 +44,25 @@ class LineStream:
             self._lost = 0
 
     def _gap(self, at: float) -> str:
-        gap: dict[str, Any] = {
-            "ts": timestamp(at),
-            "level": EVENTS["log_lines_lost"].level,
-            "event": "log_lines_lost",
-        }
-        gap["message"] = "the log could not be written for a while"
-        if self._relay_id is not None:
-            gap["relayId"] = self._relay_id
-        gap["details"] = {"count": self._lost}
-        return dump(gap)
+        event, message = "log_lines_lost", "the log could not be written for a while"
+        gap = LogEntry(at, EVENTS[event].level, event, None, message, None, {"count": self._lost})
+        return dump(self._as_json(gap))
+
+
+class TextLines:
+    """A stream that turns the log's JSON lines into words and writes them to another stream (RELAY_LOG_FORMAT=text).
+
+    `in_words` makes one line of an entry; it must show control characters as codes.
+    """
+
+    def __init__(self, stream: TextStream, in_words: Callable[[dict[str, Any]], str]) -> None:
+        self._stream = stream
+        self._in_words = in_words
+
+    def write(self, text: str, /) -> None:
+        """Write whole lines."""
+        self._stream.write("".join(self._in_words(json.loads(line)) + "\n" for line in text.splitlines()))
+
+    def flush(self) -> None:
+        """Flush the stream behind."""
+        self._stream.flush()

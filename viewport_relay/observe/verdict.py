@@ -12,7 +12,6 @@ from typing import Any, Final
 from attrs import asdict, frozen
 
 from viewport_relay.observe.checks import Check, Facts, State, checks
-from viewport_relay.observe.events import EVENTS
 from viewport_relay.observe.problems import SPAN, Problem
 from viewport_relay.reasons import Reason
 
@@ -37,8 +36,8 @@ class Verdict:
 
     state: State
     headline: str
+    counts: str
     checks: tuple[Check, ...]
-    counts: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,30 +46,30 @@ class Verdict:
 def judge(facts: Facts) -> Verdict:
     """Work out the verdict."""
     found = checks(facts)
-    counted = counts(facts)
-    bad = [check for check in found if check.state == "bad"]
-    warned = [check for check in found if check.state == "warn"]
-    main = _all_refused_for(facts)
+    return Verdict(*_headline(facts, found), counts(facts), found)
+
+
+def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
+    """The state, and the first sentence that fits."""
+    bad = next((check for check in found if check.state == "bad"), None)
+    warned = next((check for check in found if check.state == "warn"), None)
+    main, most, worst = _all_refused_for(facts), _most_refused(facts), next(iter(facts.problems), None)
     if not facts.ready:
         keys = found[0]
         about_keys = "JWKS" in facts.why and facts.why not in Reason.__members__
         why = keys.text if keys.state == "bad" and about_keys else _sentence(facts.why)
-        return Verdict("bad", f"Daemons cannot connect: {why}", found, counted)
-    if bad:
-        return Verdict("bad", f"Daemons cannot connect: {bad[0].text}", found, counted)
+        return "bad", f"Daemons cannot connect: {why}"
+    if bad is not None:
+        return "bad", f"Daemons cannot connect: {bad.text}"
     if main is not None:
-        headline = f"No peer gets in: {facts.refused} were refused, mostly {main.code} ({main.text})."
-        return Verdict("bad", headline, found, counted)
-    if warned:
-        return Verdict("warn", f"Daemons can connect, but {warned[0].text}", found, counted)
-    worst = next(iter(facts.problems), None)
+        return "bad", f"No peer gets in: {facts.refused} were refused, mostly {main.code} ({main.text})."
+    if warned is not None:
+        return "warn", f"Daemons can connect, but {warned.text}"
     if worst is not None and worst.level == "error":
-        return Verdict("warn", f"Daemons can connect, but {worst.code}: {worst.text}.", found, counted)
-    most = _most_refused(facts)
+        return "warn", f"Daemons can connect, but {worst.code}: {worst.text}."
     if most is not None:
-        headline = f"Daemons can connect, but most attempts are refused: {most.code} ({most.text})."
-        return Verdict("warn", headline, found, counted)
-    return Verdict("good", "Daemons can connect.", found, counted)
+        return "warn", f"Daemons can connect, but most attempts are refused: {most.code} ({most.text})."
+    return "good", "Daemons can connect."
 
 
 def ready_in_words(ready: bool, why: str, *, has_keys: bool) -> str:
@@ -90,47 +89,11 @@ def counts(facts: Facts) -> str:
     refused = [row for row in facts.problems if row.sample.event == "refuse" and row.lately]
     codes = ", ".join(f"{row.code} {row.lately}" for row in refused[:4])
     connected = ", ".join(
-        f"{number} {_ROLES.get(role, role)}{'' if number == 1 else 's'}"
+        f"{number} {role.removeprefix('workspace-')}{'' if number == 1 else 's'}"
         for role, number in facts.connections.items()
     )
     said = f"{facts.admitted} admitted, {facts.refused} refused in {round(SPAN / 60)} min"
     return said + (f" ({codes})" if codes else "") + (f"; connected: {connected}" if connected else "")
-
-
-def cause_of(problem: Problem) -> str:
-    """What causes a problem: the reason's words, else what the event tells."""
-    if problem.reason is not None:
-        return problem.reason.entry.cause
-    event = EVENTS.get(problem.code)
-    return event.says if event is not None else ""
-
-
-def fix_of(problem: Problem) -> str:
-    """What to do: what this case calls for, else what the reason or event calls for in general."""
-    event = EVENTS.get(problem.code)
-    return problem.fix or (event.fix if event is not None else "")
-
-
-def example_of(problem: Problem) -> str:
-    """One event of the problem in words."""
-    sample = problem.sample
-    peer = " ".join(
-        f"{name}={value}"
-        for name, value in (
-            ("role", sample.role),
-            ("workspace", sample.workspace_id),
-            ("target", sample.runtime_target_id),
-            ("ip", sample.ip),
-            ("connection", sample.connection_id),
-        )
-        if value
-    )
-    usual = problem.reason is not None and problem.text == problem.reason.text
-    what = sample.detail or ("" if usual else problem.text)
-    return ": ".join(part for part in (peer, what) if part) or problem.text
-
-
-_ROLES: Final = {"workspace-daemon": "daemon"}
 
 
 def _sentence(why: str) -> str:

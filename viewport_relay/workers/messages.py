@@ -16,9 +16,9 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
+from viewport_relay.observe.folding import Fold
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.ring import Record
-from viewport_relay.reasons import Level
 from viewport_relay.routing.views import Selection, TargetView
 
 #: File descriptors of the two channels in the worker process.
@@ -103,23 +103,6 @@ class Left(Struct, tag="left", frozen=True):
     ip: str
 
 
-class OpenFold(Struct, frozen=True):
-    """Repeated log entries that are counted but not written yet (`observe.folding.Fold`)."""
-
-    event: str
-    reason: str | None
-    ip: str | None
-    workspace_id: str | None
-    role: str | None
-    message: str | None
-    level: Level
-    opened: float
-    count: int
-    first: float
-    last: float
-    detail: str | None = None
-
-
 class Picture(Struct, tag="picture", frozen=True):
     """One worker's contribution to the admin endpoints: connections, counters, recent admissions."""
 
@@ -131,7 +114,7 @@ class Picture(Struct, tag="picture", frozen=True):
     connections: dict[str, int]
     targets: list[TargetView]
     counters: dict[str, Any]
-    folds: list[OpenFold]
+    folds: list[Fold]
     last_seen: list[tuple[str, str | None, float]]
     log_entries_lost: int = 0
     problems: list[Problem] = []

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.folding import Fold
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.state import RelayState
-from viewport_relay.workers.messages import OpenFold, Picture
+from viewport_relay.workers.messages import Picture
 from viewport_relay.workers.tally import written
 
 
@@ -24,7 +23,7 @@ def picture(
         connections=dict(state.connections()),
         targets=list(state.targets()),
         counters=written(counters),
-        folds=[_open(fold) for fold in log.folds()],
+        folds=list(log.folds()),
         last_seen=[
             (event, None if reason is None else reason.code, at)
             for (event, reason), at in log.last_seen.items()
@@ -35,22 +34,4 @@ def picture(
         clock_offset=state.clock_offset(),
         platform_age=state.platform_age(),
         folded=log.folded.report(),
-    )
-
-
-def _open(fold: Fold) -> OpenFold:
-    source = fold.source
-    return OpenFold(
-        event=source.event,
-        reason=source.code,
-        ip=source.ip,
-        workspace_id=source.workspace_id,
-        role=source.role,
-        message=source.message,
-        level=fold.level,
-        opened=fold.opened,
-        count=fold.count,
-        first=fold.first,
-        last=fold.last,
-        detail=fold.detail,
     )

@@ -14,12 +14,11 @@ from twisted.web.server import Request
 from viewport_relay.admin.reply import put_late
 from viewport_relay.admin.site import AdminResource
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.folding import Fold, Source
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.workers.crew import Crew
-from viewport_relay.workers.messages import Flush, OpenFold, Picture
+from viewport_relay.workers.messages import Flush, Picture
 from viewport_relay.workers.tally import add_up, written
 
 
@@ -110,7 +109,7 @@ def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewStat
         crew.retired[:] = [written(together)]
     add_up(shown, [written(own), *crew.retired, *(picture.counters for picture in pictures)])
     log.lost_elsewhere = sum(picture.log_entries_lost for picture in pictures)
-    log.folds_elsewhere = [_fold(fold) for picture in pictures for fold in picture.folds]
+    log.folds_elsewhere = [fold for picture in pictures for fold in picture.folds]
     for picture in pictures:
         log.folded.take_over(picture.folded)
     log.problems.elsewhere = [row for picture in pictures for row in picture.problems]
@@ -122,12 +121,6 @@ def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewStat
         for event, code, at in picture.last_seen:
             key = event, Reason.__members__.get(code or "")
             log.last_seen[key] = max(at, log.last_seen.get(key, at))
-
-
-def _fold(told: OpenFold) -> Fold:
-    reason = Reason.__members__.get(told.reason or "")
-    source = Source(told.event, reason, told.ip, told.workspace_id, told.role, told.message)
-    return Fold(source, told.level, told.opened, 1, told.count, told.first, told.last, told.detail)
 
 
 class RefreshingAdminResource(Resource):

@@ -56,6 +56,7 @@ class FakeState:
     ready: tuple[bool, str] = (True, "")
     age: float | None = 12.0
     back: dict[str, Any] = field(factory=lambda: {"mode": "single"})
+    pids: dict[str, int] = field(factory=lambda: {"relay": os.getpid()})
     closed: int = 0
     calls: list[Any] = field(factory=list)
 
@@ -90,7 +91,7 @@ class FakeState:
         return None
 
     def processes(self) -> Mapping[str, int]:
-        return {"relay": os.getpid()}
+        return self.pids
 
     def backplane(self) -> Mapping[str, Any]:
         return self.back
@@ -197,6 +198,11 @@ def open_admin() -> Iterator[Callable[..., OpenAdmin]]:
 def admin(open_admin: Callable[..., OpenAdmin]) -> OpenAdmin:
     """An admin resource in dev mode with the token TOKEN."""
     return open_admin()
+
+
+@pytest.fixture
+def state() -> FakeState:
+    return FakeState()
 
 
 @pytest.fixture

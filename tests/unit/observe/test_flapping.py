@@ -84,9 +84,16 @@ def test_ordinary_connections_are_not_folded(log, clock):
 
 def test_the_table_is_bounded_and_entries_expire(log, clock, monkeypatch):
     monkeypatch.setattr(flapping, "MOST_PEERS", 10)
-    for n in range(100):
-        life(log, clock, f"c-{n}", seconds=0.001, workspace=f"w-{n}")
-    assert len(log._flapping._peers) == 10
+    lives = 2 * flapping.LIVES
+
+    def logged(workspace):
+        """Joins and leaves that are logged of so many short lives."""
+        before = len(log.entries())
+        for n in range(lives):
+            life(log, clock, f"c-{n}", seconds=0.001, workspace=workspace)
+        return len(log.entries()) - before
+
+    assert [logged(f"w-{n}") for n in range(12)] == [2 * flapping.LIVES] * 10 + [2 * lives] * 2
     clock.at += 61
     log.sweep()
-    assert log._flapping._peers == {}
+    assert logged("w-11") == 2 * flapping.LIVES, "windows that are over make room"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from viewport_relay.observe import folding
 from viewport_relay.observe.entry import dump, timestamp
-from viewport_relay.observe.folding import Allowance
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 
@@ -267,13 +267,13 @@ def test_made_up_addresses_do_not_defeat_folding(stream, clock):
     assert stream.getvalue().count("\n") == 601
 
 
-def test_the_tables_of_sources_are_bounded(stream, clock):
-    log = EventLog(
-        stream, max_entries=10, now=clock, allowance=Allowance(source=1, address=1, reason=10**9, rows=50)
-    )
-    for n in range(1000):
-        refuse(log, ip=f"10.0.0.{n}", workspace=str(n))
-    assert all(len(table) <= 50 for table in log._folding._tables)
+def test_the_sources_that_are_told_apart_are_bounded(stream, clock, monkeypatch):
+    monkeypatch.setattr(folding, "MOST_SOURCES", 50)
+    log = EventLog(stream, max_entries=1000, now=clock)
+    for n in range(60):
+        for _ in range(7):
+            refuse(log, ip=f"10.0.0.{n}", workspace=str(n))
+    assert len(log.entries()) == 50 * 5 + 10 * 7, "entries of further sources are not counted one by one"
 
 
 def test_last_seen_includes_folded_entries(log, clock):

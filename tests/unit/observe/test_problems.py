@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from viewport_relay.observe.entry import LogEntry
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import MOST_DISTINCT, QUIET, SPAN, Problems
 from viewport_relay.observe.redaction import Redactor
@@ -99,9 +100,9 @@ def test_rows_of_other_processes_are_added():
     here, there = Problems(Redactor()), Problems(Redactor())
     for problems, workspace, at in ((here, "a", 1000.0), (there, "b", 1010.0)):
         about = {"workspaceId": workspace, "ip": "192.0.2.1", "detail": workspace}
-        problems.note(at, "warn", "refuse", Reason.JWT_EXPIRED, None, "c", about)
-    there.note(1011.0, "error", "refuse", Reason.JWKS_UNREACHABLE, None, "c", {})
-    here.note(1012.0, "error", "jwks_fetch_failed", Reason.JWKS_UNREACHABLE, None, None, {})
+        problems.note(LogEntry(at, "warn", "refuse", Reason.JWT_EXPIRED, None, "c", about))
+    there.note(LogEntry(1011.0, "error", "refuse", Reason.JWKS_UNREACHABLE, None, "c", {}))
+    here.note(LogEntry(1012.0, "error", "jwks_fetch_failed", Reason.JWKS_UNREACHABLE, None, None, {}))
     here.elsewhere, here.recent_elsewhere = there.rows(1020.0), there.recent(1020.0)
     rows = {row.code: row for row in here.open(1020.0)}
     expired = rows["JWT_EXPIRED"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from viewport_relay.observe.counters import Counters, sample_key
-from viewport_relay.observe.metrics import COUNTERS, DEPRECATED, Gauges, RelayCollector, registry
+from viewport_relay import __version__
+from viewport_relay.admin.metrics import DEPRECATED, RelayCollector, registry
+from viewport_relay.observe.counters import COUNTERS, Counters, sample_key
+from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 
 CONTRACT = """relay_connections_total relay_workspaces_total relay_admission_ok_total relay_admission_denied_total
@@ -44,12 +47,25 @@ def counters():
 
 
 @pytest.fixture
-def made(counters):
-    present = Gauges(
-        connections={"workspace-daemon": 1, "client": 5}, workspaces=2, queued_to_clients=77, queued_most=70,
-        jwks_age=12.5, backplane_up=False, uptime=9.0,
-    )  # fmt: skip
-    return registry(RelayCollector(counters, lambda: present, "1.2.3", 'relay "7"'))
+def collect(state):
+    """Factory: the registry of a relay with these counters and the state of `state`."""
+    log = EventLog(io.StringIO(), max_entries=1)
+
+    def make(counters, relay_id="r", **options):
+        return registry(RelayCollector(counters, state, log, lambda: 9.0, relay_id, **options))
+
+    return make
+
+
+@pytest.fixture
+def made(counters, collect, state, make_peer, make_target):
+    clients = [make_peer(name=f"c-{n}", queued_bytes=size) for n, size in enumerate((70, 7, 0, 0, 0))]
+    state.views = [
+        make_target("w-1", daemon=make_peer("workspace-daemon"), clients=tuple(clients)),
+        make_target("w-2"),
+    ]
+    state.age, state.back = 12.5, {"mode": "redis", "up": False}
+    return collect(counters, 'relay "7"')
 
 
 def values(text):
@@ -97,7 +113,8 @@ def test_numbers_and_labels(made):
     assert found["relay_platform_request_duration_seconds_count", (("outcome", "failed"),)] == 1
     assert found["relay_jwks_age_seconds", ()] == 12.5 and found["relay_backplane_up", ()] == 0
     assert found["relay_queue_bytes", (("to", "clients"),)] == 77 and found["relay_queue_bytes_max", ()] == 70
-    assert found["relay_build_info", (("relay_id", 'relay "7"'), ("version", "1.2.3"))] == 1
+    assert found["relay_build_info", (("relay_id", 'relay "7"'), ("version", __version__))] == 1
+    assert found["relay_workspaces", ()] == 2 and found["relay_uptime_seconds", ()] == 9
     assert found["process_resident_memory_bytes", ()] > 1_000_000
 
 
@@ -108,13 +125,14 @@ def test_openmetrics_is_valid(made):
     assert "relay_connections_total" in names and "relay_admission_ok" in names
 
 
-def test_unknown_values_are_left_out(counters):
-    text = generate_latest(registry(RelayCollector(counters, Gauges, "1", "r"))).decode()
+def test_unknown_values_are_left_out(counters, collect, state):
+    state.age = None
+    text = generate_latest(collect(counters)).decode()
     assert "relay_jwks_age_seconds" not in text
 
 
-def test_reasons_are_exported_with_zero_from_the_start():
-    found = values(generate_latest(registry(RelayCollector(Counters(), Gauges, "1", "r"))).decode())
+def test_reasons_are_exported_with_zero_from_the_start(collect):
+    found = values(generate_latest(collect(Counters())).decode())
     for name, reason in (
         ("relay_refusals_total", Reason.INTERNAL_KEY_MISMATCH),
         ("relay_closes_total", Reason.PONG_TIMEOUT),
@@ -136,11 +154,9 @@ def promtool(text):
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
-def test_promtool_complains_about_deprecated_names_only(counters):
+def test_promtool_complains_about_deprecated_names_only(counters, collect):
     def text(deprecated):
-        present = Gauges(connections={"client": 1}, jwks_age=1.0, processes={"relay": os.getpid()})
-        collector = RelayCollector(counters, lambda: present, "1", "r", deprecated=deprecated)
-        return generate_latest(registry(collector)).decode()
+        return generate_latest(collect(counters, deprecated=deprecated)).decode()
 
     assert promtool(text(False)) == []
     complaints = promtool(text(True))
@@ -158,13 +174,11 @@ def test_a_deprecated_metric_names_its_successor_and_has_the_same_values(made):
         assert old == new and new
 
 
-def test_cpu_and_memory_of_every_process():
+def test_cpu_and_memory_of_every_process(collect, state):
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     try:
-        present = Gauges(processes={"parent": os.getpid(), "worker-0": child.pid, "worker-1": 2**22 + 1})
-        found = values(
-            generate_latest(registry(RelayCollector(Counters(), lambda: present, "1", "r"))).decode()
-        )
+        state.pids = {"parent": os.getpid(), "worker-0": child.pid, "worker-1": 2**22 + 1}
+        found = values(generate_latest(collect(Counters())).decode())
     finally:
         child.communicate()
     for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds"):
@@ -173,13 +187,13 @@ def test_cpu_and_memory_of_every_process():
     assert found["relay_process_resident_memory_bytes", (("process", "parent"),)] > 1_000_000
 
 
-def test_histograms_of_other_processes_are_added():
+def test_histograms_of_other_processes_are_added(collect):
     here, there = Counters(), Counters()
     here.forward_latency.observe(0.0002)
     there.forward_latency.observe(0.0002)
     there.platform_answered("timeout", 2.0)
     here.elsewhere = {sample_key(s): s.value for metric in there.latencies() for s in metric.samples}
-    found = values(generate_latest(registry(RelayCollector(here, Gauges, "1", "r"))).decode())
+    found = values(generate_latest(collect(here)).decode())
     assert found["relay_forward_latency_seconds_bucket", (("le", "0.00025"),)] == 2
     assert found["relay_forward_latency_seconds_sum", ()] == pytest.approx(0.0004)
     assert found["relay_platform_request_duration_seconds_count", (("outcome", "timeout"),)] == 1
