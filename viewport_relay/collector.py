@@ -2,15 +2,31 @@
 
 Objects of imports and start-up live as long as the process. They are frozen, since a full collection over them would
 delay frames by tens of milliseconds. Objects made later are freed by reference counting: a closed connection drops its
-references (`Connection._forget`). Higher thresholds than the default gained nothing.
+references (`Connection._forget`). So full collections find next to nothing, and take 9 ms with 500 TLS connections: they are made by
+a timer, not whenever connections have been made. Collections of young objects are many and short, 0.3 ms instead of 1.
 """
 
 from __future__ import annotations
 
 import gc
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+
+#: Seconds between two full collections.
+FULL_SECONDS: Final = 600.0
+
+#: Objects made for a collection of the youngest; such collections for one of those that were left; and those for a full
+#: one, which is never reached.
+THRESHOLDS: Final = (700, 3, 1_000_000_000)
 
 
-def settle() -> None:
+def settle(clock: IReactorTime) -> None:
     """Freeze all present objects. Call this once, at the end of start-up."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*THRESHOLDS)
+    full = LoopingCall(gc.collect)
+    full.clock = clock
+    full.start(FULL_SECONDS, now=False)

@@ -145,7 +145,7 @@ def makeService(options: Options) -> IService:
         raise SystemExit(EX_CONFIG) from None
     if platform is not None:
         log.event("dev_platform", message=f"the dev platform answers at {platform.url}", url=platform.url)
-    collector.settle()
+    collector.settle(reactor)
     return service
 
 

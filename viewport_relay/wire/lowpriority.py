@@ -2,8 +2,8 @@
 
 In the set are the connections that are not admitted yet, and paused ones of peers, which are watched for a hang-up. The set's
 own descriptor is one member of the reactor's set. Hundreds of its sockets that become readable at once delay the frames of
-admitted peers by `reactor.LOOK_SECONDS` and one event at most; what is left after `SHARE_SECONDS` waits in the kernel, in turn by
-socket.
+admitted peers by `reactor.LOOK_SECONDS` and one event at most; what is left after `SHARE_SECONDS` waits for the next turn,
+in turn by socket.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from zope.interface import implementer
 #: over TLS 65 µs.
 SHARE_SECONDS: Final = 0.002
 
+#: Most events of one poll.
+MOST_EVENTS: Final = 16
+
 _HANG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 @implementer(IReactorFDSet)
 class LowPrioritySet:
-    """The set: the `reactor` of its transports, and a reader of the real reactor while it has members."""
+    """The set: the `reactor` of its transports, and a reader of the real reactor."""
 
     def __init__(self, reactor: Any) -> None:
         """`reactor` is a `RelayReactor`."""
@@ -33,6 +36,9 @@ class LowPrioritySet:
         self._set = select.epoll()
         self._members: dict[int, Any] = {}  # by descriptor
         self._interests: dict[int, int] = {}  # epoll events by descriptor, never 0
+        self._ready: list[
+            tuple[Any, int, int]
+        ] = []  # what was polled and is not served yet, the first at the end
 
     def promote(self, transport: Any) -> Any:
         """Move the socket of a peer that was admitted to the reactor's own set. Returns that reactor."""
@@ -90,8 +96,6 @@ class LowPrioritySet:
             self._set.modify(descriptor, before | event)
         else:
             self._set.register(descriptor, event)
-            if not self._members:
-                self._reactor.addReader(self)
             self._members[descriptor] = member
         self._interests[descriptor] = before | event
 
@@ -107,8 +111,6 @@ class LowPrioritySet:
             return
         self._set.unregister(descriptor)
         del self._interests[descriptor], self._members[descriptor]
-        if not self._members:
-            self._reactor.removeReader(self)
 
     # -- a reader of the reactor -------------------------------------------------------------------------------
 
@@ -123,28 +125,31 @@ class LowPrioritySet:
         self._reactor.turn.when_sent(self._serve)
 
     def connectionLost(self, reason: object) -> None:
-        """The reactor has stopped."""
-        self._set.close()
+        """No-op: the reactor has stopped, and ends the members one by one."""
 
     def _serve(self) -> None:
-        """Handle one event after the other. Each is polled for alone: the kernel names the ready sockets in turn."""
-        reactor, turn = self._reactor, self._reactor.turn
-        until = reactor.seconds() + SHARE_SECONDS
-        while events := self._set.poll(0, 1):
-            ((descriptor, event),) = events
-            turn.within = True
-            try:
-                self._handle(descriptor, event)
-            finally:
-                turn.within = turn.running = False
-                turn.send()
-            turn.look()
-            if reactor.seconds() >= until:
-                break
+        """Handle one event after the other."""
+        seconds, turn, ready, members = self._reactor.seconds, self._reactor.turn, self._ready, self._members
+        until = seconds() + SHARE_SECONDS
+        if not ready:
+            ready += [(members[at], at, event) for at, event in reversed(self._set.poll(0, MOST_EVENTS))]
+        while ready:
+            member, descriptor, event = ready.pop()
+            if members.get(descriptor) is member:  # its interests may have changed meanwhile
+                self._handle(member, descriptor, event & (self._interests[descriptor] | _HANG_UP))
+                turn.look()
+                if seconds() >= until:
+                    return
 
-    def _handle(self, descriptor: int, event: int) -> None:
-        member = self._members[descriptor]
-        if event & _HANG_UP and self._interests[descriptor] & select.EPOLLRDHUP:
-            member.hung_up()
-        else:
-            self._reactor.handle(member, descriptor, event)
+    def _handle(self, member: Any, descriptor: int, event: int) -> None:
+        turn = self._reactor.turn
+        turn.within = True
+        try:
+            if event & _HANG_UP and self._interests[descriptor] & select.EPOLLRDHUP:
+                member.hung_up()
+            else:
+                self._reactor.handle(member, descriptor, event)
+        finally:
+            turn.within = turn.running = False
+            if turn.outboxes or turn.calls:
+                turn.send()

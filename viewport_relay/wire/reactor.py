@@ -51,10 +51,10 @@ class _FewAccepts(tcp.Port):
             return
         self.numberAccepts = min(self.numberAccepts, MOST_ACCEPTS)
         super().doRead()  # type: ignore[no-untyped-call]
-        self.reactor.turn.look()
 
     def transport(self, *arguments: Any) -> DirectTransport:  # type: ignore[override]
         """Called for each accepted connection; the last argument is the listener's reactor."""
+        self.reactor.turn.look()
         made: DirectTransport = self.made(*arguments[:-1], self.reactor.low_priority)
         return made
 
@@ -71,6 +71,10 @@ class _UnixPort(_FewAccepts, unix.Port):  # type: ignore[misc]  # Twisted has a 
 #: upgrades a quarter more: the code of one step is not in the processor's caches when the next connection comes to it.
 LOOK_SECONDS: Final = 0.0005
 
+#: The same while admitted peers send, and the seconds for which that is assumed after a look that brought something of them.
+TALK_LOOK_SECONDS: Final = 0.0001
+TALK_SECONDS: Final = 0.05
+
 #: Seconds for which the sockets that are ready are served before what waits for quiet sockets (`Turn.when_quiet`) is called.
 GATHER_SECONDS: Final = 0.001
 
@@ -85,9 +89,10 @@ class RelayReactor(EPollReactor):
 
     def __init__(self) -> None:
         self.turn = Turn(self.end, self._look)
-        self._looked = 0.0  # when the last look was over
+        self._next_look = self._talk_until = 0.0
         EPollReactor.__init__(self)
         self.low_priority = LowPrioritySet(self)
+        self.addReader(self.low_priority)  # type: ignore[no-untyped-call]
 
     def end(self, transport: Any) -> None:
         """End a connection that has nothing to send now, in order; TLS has to say so first."""
@@ -137,13 +142,16 @@ class RelayReactor(EPollReactor):
 
     def _look(self) -> None:
         """Serve the sockets that are ready now, but accept nothing and leave those of low priority alone."""
-        if self.seconds() < self._looked + LOOK_SECONDS:
+        now = self.seconds()
+        if now < self._next_look:
             return
         events, selectables = self._poller.poll(0, MOST_EVENTS), self._selectables
         urgent = [ready for ready in events if not isinstance(selectables.get(ready[0]), _LAST)]
         if urgent:
             self._serve(urgent)
-        self._looked = self.seconds()
+            if any(isinstance(selectables.get(ready[0]), DirectTransport) for ready in urgent):
+                self._talk_until = now + TALK_SECONDS
+        self._next_look = self.seconds() + (TALK_LOOK_SECONDS if now < self._talk_until else LOOK_SECONDS)
 
     def _serve(self, events: list[tuple[int, int]]) -> None:
         # Attributes and no calls: where each turn brings one frame, this is done for each frame.

@@ -237,6 +237,7 @@ class _Inner(_End):
     """The end towards the parent, later the workspace's worker."""
 
     _admitted = False
+    _tail = b""  # of what was received before the 101, which may come in two reads
 
     def connectionMade(self) -> None:
         self.transport.read_into(self)
@@ -244,9 +245,12 @@ class _Inner(_End):
 
     def _take(self, data: bytes | memoryview) -> None:
         outer = self._pipe.outer
-        if not self._admitted and SWITCHING in bytes(data):
-            self._admitted = True
-            promote(outer.transport)
+        if not self._admitted:
+            seen = self._tail + bytes(data)
+            self._tail = seen[1 - len(SWITCHING) :]
+            if SWITCHING in seen:
+                self._admitted, self._tail = True, b""
+                promote(outer.transport)
         if outer.transport is not None:
             sent = 0 if outer.sender is None else outer.sender.send(data)
             if sent < len(data):

@@ -275,7 +275,7 @@ def main() -> int:
     stdlib_log.install()
     PacketReader(socket.socket(fileno=PACKETS_FD), reactor, service.execute, service.stop)
     service.startService()
-    collector.settle()
+    collector.settle(reactor)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     stdlib_log.uninstall()

@@ -15,7 +15,15 @@ from zope.interface.verify import verifyObject
 from tests.conformance import echo
 from tests.memorywire import TEXT, masked_frame
 from viewport_relay.wire.lowpriority import SHARE_SECONDS
-from viewport_relay.wire.reactor import GATHER_SECONDS, LOOK_SECONDS, RelayReactor, adopt_stranger
+from viewport_relay.wire.reactor import (
+    GATHER_SECONDS,
+    LOOK_SECONDS,
+    TALK_LOOK_SECONDS,
+    TALK_SECONDS,
+    RelayReactor,
+    adopt_stranger,
+)
+from viewport_relay.wire.transport import DirectTransport, TCPTransport
 
 
 class Member:
@@ -54,6 +62,10 @@ class Member:
         return self._name
 
 
+class AdmittedPeer(Member, DirectTransport):
+    """A member that the reactor takes for the connection of an admitted peer."""
+
+
 class Bench:
     """A reactor whose clock is `time`, with the names of the sockets in the order in which they were served."""
 
@@ -70,8 +82,16 @@ class Bench:
         self.time += 1e-9  # so that an iteration without time is one turn
         return self.time
 
-    def member(self, name: str, said: bytes = b"", *, lasts: float = 0.0, where: Any = None) -> Member:
-        member = Member(self, name, lasts)
+    def member(
+        self,
+        name: str,
+        said: bytes = b"",
+        *,
+        lasts: float = 0.0,
+        where: Any = None,
+        kind: type[Member] = Member,
+    ) -> Member:
+        member = kind(self, name, lasts)
         self._members.append(member)
         (where or self.low).addReader(member)
         member.theirs.send(said)
@@ -165,10 +185,23 @@ def test_sockets_that_are_never_quiet_hold_nothing_up(bench: Bench) -> None:
 def test_between_short_events_the_reactors_own_sockets_are_looked_at_every_now_and_then(bench: Bench) -> None:
     for n in range(6):
         bench.member(f"stranger {n}", b"1", lasts=LOOK_SECONDS * 0.4)
-    bench.member("peer", b"1" * 20, where=bench.reactor)
+    bench.member("socket", b"1" * 20, where=bench.reactor)
     bench.time = 1.0  # the last look is long ago
     served = bench.turn()
-    assert [n for n, name in enumerate(served) if name == "peer"] == [0, 2, 6]
+    assert [n for n, name in enumerate(served) if name == "socket"] == [0, 2, 6]
+
+
+def test_while_admitted_peers_send_they_are_looked_at_more_often(bench: Bench) -> None:
+    for n in range(6):
+        bench.member(f"stranger {n}", b"123", lasts=TALK_LOOK_SECONDS * 1.1)
+    peer = bench.member("peer", b"1" * 20, where=bench.reactor, kind=AdmittedPeer)
+    bench.time = 1.0
+    assert bench.turn()[::2] == ["peer"] * 7
+    bench.reactor.removeReader(peer)  # while it is silent for long
+    bench.time += TALK_SECONDS
+    bench.turn()
+    bench.reactor.addReader(peer)
+    assert "peer" not in bench.turn()[1:3]
 
 
 def test_members_are_written(bench: Bench) -> None:
@@ -213,12 +246,12 @@ def test_a_hang_up_is_noticed_of_members_that_are_not_read(bench: Bench) -> None
     assert bench.turn() == ["paused hung up"] and bench.turn() == []
 
 
-def test_an_empty_set_is_no_reader_and_remove_all_empties_it(bench: Bench) -> None:
+def test_remove_all_empties_it(bench: Bench) -> None:
     before = set(bench.reactor.getReaders())
     members = {bench.member("a"), bench.member("b")}
-    assert set(bench.reactor.getReaders()) == before | members | {bench.low}
+    assert set(bench.reactor.getReaders()) == before | members
     found = bench.reactor.removeAll()
-    assert members <= set(found) and bench.low not in found and len(found) == len(set(found))
+    assert members <= set(found) and len(found) == len(set(found))
     assert bench.low.getReaders() == []
 
 
@@ -276,7 +309,7 @@ def test_an_upgraded_connection_is_promoted() -> None:
                     break
             assert heard.startswith(expected)
             assert reactor.low_priority.getReaders() == []
-            (upgraded,) = [each for each in reactor.getReaders() if hasattr(each, "promote")]
+            (upgraded,) = [each for each in reactor.getReaders() if isinstance(each, TCPTransport)]
             assert upgraded.reactor is reactor
         upgraded.abortConnection()
         port.stopListening()

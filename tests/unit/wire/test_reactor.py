@@ -168,7 +168,9 @@ def test_a_reason_returned_by_a_handler_ends_its_connection(bench: Bench) -> Non
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_the_number_of_accepts_per_turn_is_bounded(family: str, tmp_path: Path) -> None:
+def test_the_number_of_accepts_per_turn_is_bounded_and_peers_are_served_between_them(
+    family: str, tmp_path: Path
+) -> None:
     reactor = RelayReactor()
     factory = Factory()
     made: list[Protocol] = []
@@ -184,6 +186,8 @@ def test_the_number_of_accepts_per_turn_is_bounded(family: str, tmp_path: Path) 
     else:
         port = reactor.listenUNIX(str(tmp_path / "socket"), factory, backlog=100)
         kind, address = socket.AF_UNIX, str(tmp_path / "socket")
+    looks: list[int] = []
+    reactor.turn.look = lambda: looks.append(len(made))
     crowd = [socket.socket(kind) for _ in range(3 * MOST_ACCEPTS)]
     try:
         for each in crowd:
@@ -191,6 +195,7 @@ def test_the_number_of_accepts_per_turn_is_bounded(family: str, tmp_path: Path) 
         for turn in (1, 2, 3):
             port.doRead()
             assert len(made) == turn * MOST_ACCEPTS
+        assert looks == [number + 1 for number in range(len(made))]  # peers are served between two accepts
     finally:
         for each in crowd:
             each.close()

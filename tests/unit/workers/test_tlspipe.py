@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from twisted.internet.task import Clock
 
 from viewport_relay.wire.transport import DirectTransport
@@ -22,14 +23,24 @@ class Outer(DirectTransport):
         self.promoted += 1
 
 
-def test_a_peer_has_low_priority_until_the_101_of_its_upgrade() -> None:
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_a_peer_has_low_priority_until_the_101_of_its_upgrade(size: int) -> None:
+    """Also where the 101 comes in several reads of `size` bytes."""
     pipe = TLSPipe(Clock(), lambda pipe: None)
     outer = Outer()
     transport: Any = outer
     pipe.outer.transport = transport
-    pipe.inner.dataReceived(b"HTTP/1.1 404 Not Found\r\n\r\n")
-    assert outer.promoted == 0
-    pipe.inner.dataReceived(b"\r\nHTTP/1.1 101 Switching Protocols\r\n\r\n")
-    assert outer.promoted == 1
-    pipe.inner.dataReceived(b"HTTP/1.1 101 in a frame")
-    assert outer.promoted == 1 and len(outer.written) == 3
+
+    def receive(data: bytes) -> None:
+        for at in range(0, len(data), size):
+            pipe.inner.dataReceived(data[at : at + size])
+
+    said = (
+        b"HTTP/1.1 404 Not Found\r\n\r\n",
+        b"\r\nHTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 101 in a frame",
+    )
+    for data, promoted in zip(said, (0, 1, 1), strict=True):
+        receive(data)
+        assert outer.promoted == promoted
+    assert b"".join(outer.written) == b"".join(said)
