@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fleetload import FULL, PERIOD, SLICES, Load, Simulated, cost, simulate
+from benchmarks.fleetload import FULL, PERIOD, PULL, SLICES, Load, Simulated, cost, simulate
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -180,59 +180,71 @@ def limits() -> str:
         parts = {kind: rate * cost(kind, costs) for kind, rate in load.commands().items()}
         most = max(parts, key=lambda kind: parts[kind])
         rows.append([*row, f"{most}, {parts[most] / sum(parts.values()):.0%}"])
-    return table(
+    found = table(
         ("", "relays, commands alone", "daemons", "relays, pipelined", "daemons", "most of Redis's time"),
         rows,
     )
+    each = redis()["presence_bytes"]
+    return f"{found}\nPresence takes {each} bytes of Redis's memory for each daemon: {round_(each / 10)} MB for 100,000.\n"
 
 
 def several() -> str:
-    """The largest fleet on several Redis: load of each, and the connections of each relay to them."""
+    """The largest fleet on several Redis, in three ways: cores and connections of each server."""
     costs = redis()["us_of_redis"]["alone"]
-    load = Load(max(FLEETS), daemons_per_relay(), 0.001, FRAMES)
-    rows = [
-        [str(parts), round_(load.cores(costs) / parts), str(parts + 1), str(2 * parts), "2"]
-        for parts in (1, 5, 10, 20)
-    ]
+    relays, daemons, share = max(FLEETS), daemons_per_relay(), 0.001
+    load = Load(relays, daemons, share, FRAMES)
+    rows = []
+    for parts in (1, 5, 20, 50):
+        # By workspace every relay has a queue in each server, and pulls from it.
+        pushes = load.commands()["push and pull"] / parts
+        idle = max(0.0, relays / PULL - pushes) - load.commands()["idle pull"] / parts
+        by_workspace = load.cores(costs) / parts + idle * costs["idle pull"] / 1e6
+        cells = Load(relays // parts, daemons, share, FRAMES)
+        rows.append([
+            str(parts), round_(cells.cores(costs)), round_(by_workspace), round_(load.cores(costs) / parts),
+            f"{2 * cells.relays:,}", f"{2 * relays:,}", f"{relays + relays // parts:,}",
+        ])  # fmt: skip
     return table(
-        ("Redis servers", "cores of each", "connections: Cluster", "by workspace, one fleet", "cells"), rows
-    )
+        ("Redis servers", "cores of each: cells", "by workspace", "Cluster", "connections of each: cells", "by workspace", "Cluster"),
+        rows,
+    )  # fmt: skip
 
 
 # -- the simulation --------------------------------------------------------------------------------------------------
 
-#: name, load, relays that fail in the first second
-SCENES: tuple[tuple[str, int, float, int], ...] = (
-    ("10 relays, hashed", 10, 0.001, 0),
-    ("50 relays, hashed", 50, 0.001, 0),
-    ("20 relays, 1 % over the bus", 20, 0.01, 0),
-    ("50 relays, 1 % over the bus: overloaded", 50, 0.01, 0),
-    ("50 relays, hashed, one dies", 50, 0.001, 1),
-    ("50 relays, hashed, five die at once", 50, 0.001, 5),
+#: name, relays, share, relays that fail in the first second, seconds for which one relay reads nothing
+SCENES: tuple[tuple[str, int, float, int, float], ...] = (
+    ("10 relays, hashed", 10, 0.001, 0, 0.0),
+    ("50 relays, hashed", 50, 0.001, 0, 0.0),
+    ("20 relays, 1 % over the bus", 20, 0.01, 0, 0.0),
+    ("50 relays, 1 % over the bus: overloaded", 50, 0.01, 0, 0.0),
+    ("20 relays, 1 % over the bus, one reads nothing for 3 s", 20, 0.01, 0, 3.0),
+    ("50 relays, hashed, one dies", 50, 0.001, 1, 0.0),
+    ("50 relays, hashed, five die at once", 50, 0.001, 5, 0.0),
 )
 SIMULATED_SECONDS = PERIOD * (1 + 1 / SLICES)
 SEED = 21
 
 
 @cache
-def scene(relays: int, share: float, lost: int) -> tuple[Load, Simulated]:
+def scene(relays: int, share: float, lost: int, stalled: float) -> tuple[Load, Simulated]:
     load = Load(relays, daemons_per_relay(), share, FRAMES)
     costs = redis()["us_of_redis"]["alone"]
-    return load, simulate(load, costs, seconds=SIMULATED_SECONDS, seed=SEED, lost=lost)
+    return load, simulate(load, costs, seconds=SIMULATED_SECONDS, seed=SEED, lost=lost, stalled=stalled)
 
 
 def simulated() -> str:
     costs = redis()["us_of_redis"]["alone"]
     rows = []
-    for name, relays, share, lost in SCENES:
-        load, found = scene(relays, share, lost)
+    for name, *how in SCENES:
+        load, found = scene(*how)
         rows.append([
             name, round_(sum(load.commands().values())), round_(sum(found.commands.values())), f"{load.cores(costs):.1%}",
-            f"{found.busy:.1%}", *(f"{wait * 1000:.1f}" for wait in found.waits), f"{found.longest:,}",
+            f"{found.busy:.1%}", *(f"{wait * 1000:.1f}" for wait in found.waits), f"{found.longest:,}", f"{found.queue:,}",
         ])  # fmt: skip
     return table(
         ("", "commands/s by formula", "simulated", "busy by formula", "simulated", "wait p50, ms", "p99", "longest",
-         "most that wait"),
+         "most that wait", "longest queue"),
         rows,
     )  # fmt: skip
 

@@ -17,11 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks/results/drills"
+
+#: Titles of figures, and how each is shown.
+Figures = tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]
 
 #: Drill -> its test in the long form.
 DRILLS: Final = {
@@ -66,6 +70,107 @@ def drill(test: str, code: Path) -> dict[str, Any]:
 def newest() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(max(RESULTS.glob("*.json")).read_text())["drills"]
     return found
+
+
+def not_answered(found: dict[str, Any]) -> str:
+    return (
+        f"{found['cut']} cut, {found['told']:,} told, {found['silent']} silent; {found['longest_gap']:.1f} s"
+    )
+
+
+def seconds(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda figures: f"{figures[name]:.1f} s"
+
+
+def requests(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda figures: not_answered(figures[name])
+
+
+RESTART: Final[Figures] = (
+    ("reconnects; upgrades refused", lambda f: f"{f['reconnects']}; {f['refused']}"),
+    ("requests not answered; longest pause", not_answered),
+    ("frames over the bus afterwards", lambda f: f"{f['bus_share_afterwards']:.2%}"),
+)
+#: Drill -> its name on the page, and its figures.
+ROWS: Final[dict[str, tuple[str, Figures]]] = {
+    "killed": (
+        "kill -9 of one of five relays",
+        (
+            ("its pairs talk again after", seconds("back_after")),
+            ("their requests not answered; longest pause", requests("theirs")),
+            ("the same of all other pairs", requests("spared")),
+        ),
+    ),
+    "redirects": (
+        "no affinity",
+        (
+            ("frames over the bus, clients follow redirects", lambda f: f"{f['followed']:.2%}"),
+            ("the same, clients do not follow", lambda f: f"{f['not_followed']:.0%}"),
+        ),
+    ),
+    "paused": (
+        "Redis stands still for 10 s",
+        (
+            ("noticed after", seconds("noticed_after")),
+            ("requests of local pairs not answered; longest pause", requests("local")),
+            ("the same of split pairs", requests("split")),
+            ("split pairs talk again after its end", seconds("healed_after")),
+        ),
+    ),
+    "sentinel": (
+        "the primary is killed",
+        (
+            ("another one is named after", seconds("promoted_after")),
+            ("split pairs talk again after", seconds("healed_after")),
+            ("requests of split pairs not answered; longest pause", requests("split")),
+        ),
+    ),
+    "partition": (
+        "one relay loses Redis for 20 s",
+        (
+            ("noticed after", seconds("noticed_after")),
+            ("requests of local pairs not answered; longest pause", requests("local")),
+            ("split pairs talk again after its end", seconds("healed_after")),
+            ("the older daemon is closed after its end", seconds("older_daemon_closed_after")),
+        ),
+    ),
+    "haproxy": ("rolling restart behind HAProxy", RESTART),
+    "nginx": ("rolling restart behind nginx", RESTART),
+    "storm": (
+        "2,000 daemons come at once",
+        (
+            (
+                "all are seated; announced after",
+                lambda f: f"{f['seated_after']:.1f} s; {f['announced_after']:.1f} s",
+            ),
+            (
+                "CPU of that relay; of each daemon",
+                lambda f: f"{f['relay_cpu']:.1f} s; {1000 * f['cpu_each']:.1f} ms",
+            ),
+            ("refused; requests to the platform", lambda f: f"{f['refused']:,}; {f['platform_requests']:,}"),
+            ("commands of Redis, those of scripts too", lambda f: f"{f['redis_commands']:,}"),
+            ("most that came within 0.1 s", lambda f: str(max(f["joins_per_tenth"]))),
+            ("longest pause of pairs there", lambda f: f"{f['steady']['longest_gap']:.1f} s"),
+            ("memory of that relay", lambda f: f"{f['rss'] / 1e6:.0f} MB"),
+        ),
+    ),
+}
+
+
+def table() -> str:
+    """Figures of each drill, of release 0.1.0 and of this checkout."""
+    lines = ["| fault | | 0.1.0 | now |", "| --- | --- | ---: | ---: |"]
+    results = newest()
+    for name, (fault, figures) in ROWS.items():
+        relays = [results[name][relay] for relay in ("before", "relay")]
+        for title, show in figures:
+            cells = [show(found["figures"]) if found["figures"] else "-" for found in relays]
+            lines.append(f"| {fault} | {title} | {cells[0]} | {cells[1]} |")
+            fault = ""
+        broken = ["" if found["broken"] is None else "no" for found in relays]
+        if any(broken):
+            lines.append(f"| | every promise was kept | {broken[0] or 'yes'} | {broken[1] or 'yes'} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Load of a fleet on its Redis: formulas, and a simulation to check them. Pure functions; times are in seconds.
+"""Load of a fleet on its Redis: formulas, and a simulation of presence and queues. Pure functions; times are in seconds.
 
 load = Load(relays=100, daemons=5000, share=0.001)
 load.commands()          # per second, by kind
@@ -13,14 +13,15 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
-#: The relay's settings and constants. A presence entry is renewed every PERIOD seconds, checked in SLICES parts of it
-#: (in the worst case one slice later); a look-up is cached for LOOKED_UP, an instance record for RECORD; a pull waits
-#: for PULL.
+from viewport_relay.backplane.instance import RECORD_TTL
+from viewport_relay.backplane.presence import ASK_AGAIN, MOVES_EVERY
+
+#: A presence entry is renewed every PERIOD seconds (RELAY_PRESENCE_SYNC_INTERVAL_MS), checked in SLICES parts of it, in the worst
+#: case one slice later. A pull waits for PULL (RELAY_BUS_PULL_WAIT_MS) and takes up to LIMIT frames (RELAY_BUS_PULL_LIMIT).
 PERIOD = 20.0
 SLICES = 10
-LOOKED_UP = 2.0
-RECORD = 5.0
 PULL = 1.0
+LIMIT = 200
 #: Planned load of Redis, as a part of a core.
 FULL = 0.6
 
@@ -57,15 +58,17 @@ class Load:
     def commands(self) -> dict[str, float]:
         """Commands per second, by kind. A push includes the pull that reads it from the queue."""
         relays, batches = self.relays, self.batches()
-        # A client's frame causes one look-up per LOOKED_UP, for each target and relay.
-        asking = self.split * min(self.frames / 2, 1 / LOOKED_UP)
+        # A client's frame causes one look-up per ASK_AGAIN, for each target and relay.
+        asking = self.split * min(self.frames / 2, 1 / ASK_AGAIN)
         return {
             "renew": relays * self.daemons / (PERIOD * (1 + 1 / SLICES)),
             "mark": relays / PERIOD,
+            "relays": relays / PERIOD,
+            "moved": relays / MOVES_EVERY,
             "resolve": asking,
-            "record_of": min(relays * (relays - 1.0), 2 * self.split) / RECORD,
+            "record_of": min(relays * (relays - 1.0), 2 * self.split) / RECORD_TTL,
             "push and pull": batches,
-            "idle pulls": 2 * max(0.0, relays / PULL - batches),
+            "idle pull": max(0.0, relays / PULL - batches),
         }
 
     def cores(self, costs: Mapping[str, float]) -> float:
@@ -77,28 +80,32 @@ def cost(kind: str, costs: Mapping[str, float]) -> float:
     """Microseconds of Redis for one of `Load.commands`."""
     if kind == "push and pull":
         return costs["push and pull, 1 of 1 KB"]
-    return costs["record_of" if kind == "idle pulls" else kind]
+    return costs[kind]
 
 
 @frozen
 class Simulated:
     """Result of a simulation. `commands` per second by kind; `waits` are the median, p99 and longest wait of a
-    command for Redis, in seconds; `longest` is the largest number of waiting commands."""
+    command for Redis, in seconds; `longest` is the largest number of waiting commands, `queue` the largest number of
+    elements in the queue of one relay."""
 
     commands: dict[str, float]
     waits: tuple[float, float, float]
     longest: int
     busy: float
+    queue: int
 
 
 def simulate(
-    load: Load, costs: Mapping[str, float], *, seconds: float, seed: int, lost: int = 0
+    load: Load, costs: Mapping[str, float], *, seconds: float, seed: int, lost: int = 0, stalled: float = 0.0
 ) -> Simulated:
     """Simulate Redis in ticks of a millisecond.
 
     Each relay checks its entries for renewal every PERIOD / SLICES, at its own phase, and sends all that are due at
     once (a real relay sends 64 at a time and queues the others in its memory). With `lost`, that many relays fail in
     the first second, and the others announce the daemons that reconnect, one per millisecond and remaining relay.
+    One relay's queue is followed: a pull takes up to LIMIT elements, and ends when Redis has come to it. With `stalled`, that relay
+    reads nothing for so many seconds, from the second second on.
     """
     draw = random.Random(seed)
     tick = 0.001
@@ -122,7 +129,8 @@ def simulate(
         totals["announce"] = 0
     waits: list[float] = []
     waiting = longest_wait = 0.0
-    longest = 0
+    longest = queue = longest_queue = 0
+    reads_at = 0.0
     busy = 0.0
     for at in range(round(seconds / tick)):
         arrived = {kind: _poisson(draw, mean) for kind, mean in steady.items()}
@@ -140,6 +148,12 @@ def simulate(
         if work:
             longest = max(longest, round(waiting / (work / count)))
         waits.append(waiting)
+        now = at * tick
+        queue += _poisson(draw, steady["push and pull"] / load.relays)
+        longest_queue = max(longest_queue, queue)
+        if now >= reads_at and not 1.0 <= now < 1.0 + stalled:
+            queue -= min(queue, LIMIT)
+            reads_at = now + waiting
         busy += min(waiting, tick)
         waiting = max(0.0, waiting - tick)
     waits.sort()
@@ -148,6 +162,7 @@ def simulate(
         (waits[len(waits) // 2], waits[len(waits) * 99 // 100], longest_wait),
         longest,
         busy / seconds,
+        longest_queue,
     )
 
 

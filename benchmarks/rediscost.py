@@ -91,7 +91,10 @@ def kinds() -> dict[str, list[Sequence[Any]]]:
         "renew": [COMMANDS.renew(one, ENTRY, SIGNATURE, CLAIM) for one in daemons],
         "resolve": [COMMANDS.resolve(one) for one in daemons],
         "mark": [COMMANDS.mark(b'{"instance":"0123456789","batches":1}')],
+        "relays": [COMMANDS.relays(n) for n in range(100)],
+        "moved": [COMMANDS.moved()],
         "record_of": [COMMANDS.record_of("relay-a")],
+        "idle pull": [("LPOP", COMMANDS.queue_key("relay-b"), 200)] * 2,  # a BLPOP that ends empty would wait
     }
     for frames in (1, 10, 50):
         push = COMMANDS.push("relay-a", [b"x" * (frames * (1024 + 200))])  # one element for a batch
@@ -131,7 +134,7 @@ def main() -> None:
         memory = (redis.memory() - empty) / DAEMONS
         for name, commands in wanted.items():
             for how, pipeline in PIPELINES.items():
-                calls = len(commands) if name.startswith("push") else 1
+                calls = len(commands) if "pull" in name else 1
                 costs[how][name] = round(calls * measured(redis, commands, pipeline, seconds), 2)
     print(
         json.dumps(

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import capacity
+from benchmarks import capacity, drills
 from tools import arrows, machines, reference
 from viewport_relay.config import VARIABLES
 from viewport_relay.noise.machine import LINK_MACHINE
@@ -105,6 +105,7 @@ def pages() -> dict[Path, str]:
             "docs/topics/architecture.md", "arrows", arrows.diagram()
         ),
         docs / "topics/capacity.md": capacity_page(),
+        docs / "topics/resilience.md": between_marks("docs/topics/resilience.md", "drills", drills.table()),
     }
 
 
