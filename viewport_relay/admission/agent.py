@@ -7,13 +7,12 @@ HTTP/1.1 (RFC 9112) is Twisted's. Time limits, the size of bodies and retries ar
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.interfaces import (
-    IStreamClientEndpoint,
-)
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.web.client import URI, Agent
 from twisted.web.error import SchemeNotSupported
 from twisted.web.http_headers import Headers
@@ -37,30 +36,21 @@ class Endpoints:
         self._pool = pool
         self._tls = tls
         self._proxy = proxy
-        self._known: dict[tuple[bytes, bytes, int], IStreamClientEndpoint] = {}
+        self._known = lru_cache(ORIGINS_MAX)(self._made)
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """Called by the agent for each request."""
-        origin = (uri.scheme, uri.host, uri.port)
-        endpoint = self._known.get(origin)
-        if endpoint is None:
-            if len(self._known) >= ORIGINS_MAX:
-                self._known.clear()
-            endpoint = self._known[origin] = BoundedEndpoint(self._pool, self._made(*origin))
-        return endpoint
+        return self._known(uri.scheme, uri.host.decode("ascii"), uri.port)
 
-    def _made(self, scheme: bytes, host: bytes, port: int) -> IStreamClientEndpoint:
+    def _made(self, scheme: bytes, host: str, port: int) -> IStreamClientEndpoint:
         if scheme not in (b"http", b"https"):
             raise SchemeNotSupported(f"scheme {scheme!r}")
-        name = host.decode("ascii")
-        if scheme == b"http":
-            return HostnameEndpoint(self._reactor, name, port)
-        endpoint: IStreamClientEndpoint
-        if self._proxy is not None and self._proxy.serves(name, port):
-            endpoint = self._proxy.tunnel(self._reactor, name, port)
-        else:
-            endpoint = HostnameEndpoint(self._reactor, name, port)
-        return self._tls.over(endpoint, name)
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(self._reactor, host, port)
+        if scheme == b"https":
+            if self._proxy is not None and self._proxy.serves(host, port):
+                endpoint = self._proxy.tunnel(self._reactor, host, port)
+            endpoint = self._tls.over(endpoint, host)
+        return BoundedEndpoint(self._pool, endpoint)
 
 
 @implementer(IAgent)

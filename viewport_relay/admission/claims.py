@@ -6,7 +6,7 @@ that closes the connection after its upgrade (wire protocol, section 2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, TypeVar
 
@@ -24,47 +24,7 @@ _UNREAD_TEXTS: Final = {"installId": 128, "iss": 255}
 _UNREAD_NUMBERS: Final = ("iat", "nbf", "ver")
 
 E = TypeVar("E", bound=Enum)
-
-
-class _Reader:
-    """Reads claims of an object; raises a Refusal that names a claim of a wrong form."""
-
-    def __init__(self, claims: Mapping[str, Any]) -> None:
-        self._claims = claims
-
-    def text(self, name: str, most: int = 128, *, nullable: bool = False) -> str | None:
-        if name not in self._claims or (nullable and self._claims[name] is None):
-            return None
-        return _text(self._claims[name], name, most)
-
-    def texts(self, name: str, most: int = 128) -> list[str]:
-        if name not in self._claims:
-            return []
-        value = self._claims[name]
-        if not isinstance(value, list):
-            raise _wrong(name, "is not a list")
-        if len(value) > LIST_MAX:
-            raise _wrong(name, f"has more than {LIST_MAX} entries")
-        return [_text(entry, name, most) for entry in value]
-
-    def choice(self, name: str, kind: type[E]) -> E | None:
-        if name not in self._claims:
-            return None
-        value = self._claims[name]
-        try:
-            return kind(_text(value, name, 128))
-        except ValueError:
-            raise _wrong(name, "has a value that is not known") from None
-
-    def number(self, name: str, least: int | None = None) -> int | None:
-        if name not in self._claims:
-            return None
-        value = as_integer(self._claims[name])
-        if value is None:
-            raise _wrong(name, "is not an integer")
-        if least is not None and value < least:
-            raise _wrong(name, f"is below {least}")
-        return value
+V = TypeVar("V")
 
 
 def parse_claims(claims: Mapping[str, Any], query: UpgradeQuery) -> Claims:
@@ -72,42 +32,45 @@ def parse_claims(claims: Mapping[str, Any], query: UpgradeQuery) -> Claims:
 
     Unknown claims are ignored; lengths count as JavaScript counts them (UTF-16 code units).
     """
-    read = _Reader(claims)
-    role = read.choice("role", Role)
+
+    def read(name: str, form: Callable[..., V], *bounds: Any) -> V | None:
+        return form(claims[name], name, *bounds) if name in claims else None
+
+    role = read("role", _choice, Role)
     if role is not None and role is not query.role:
         raise _wrong("role", "is not the role of the query")
     for name, most in _UNREAD_TEXTS.items():
-        read.text(name, most)
+        read(name, _text, most)
     for name in _UNREAD_NUMBERS:
-        read.number(name)
-    read.text("relayWsBaseUrl", 512, nullable=True)
-    read.texts("sessionIds")
-    if isinstance(claims.get("aud"), list):
-        for entry in claims["aud"]:
-            _text(entry, "aud", 255)
-    else:
-        read.text("aud", 255)
-    channels = [trimmed(channel) for channel in read.texts("sessionChannels", 255)]
+        read(name, _number)
+    read("relayWsBaseUrl", _text_or_null, 512)
+    read("sessionIds", _texts)
+    audience = claims.get("aud")
+    for entry in audience if isinstance(audience, list) else ():
+        _text(entry, "aud", 255)
+    if not isinstance(audience, list):
+        read("aud", _text, 255)
+    channels = [trimmed(channel) for channel in read("sessionChannels", _texts, 255) or ()]
     if not all(channel.startswith(CHANNEL_PREFIX) and channel != CHANNEL_PREFIX for channel in channels):
         raise _wrong("sessionChannels", f"has an entry that is not {CHANNEL_PREFIX}…")
-    expires = read.number("exp")
+    expires = read("exp", _number)
     return Claims(
-        workspace_id=read.text("workspaceId"),
-        runtime_target_id=read.text("runtimeTargetId"),
-        client_id=read.text("clientId"),
-        user_id=read.text("userId"),
-        machine_id=read.text("machineId", 255),
+        workspace_id=read("workspaceId", _text),
+        runtime_target_id=read("runtimeTargetId", _text),
+        client_id=read("clientId", _text),
+        user_id=read("userId", _text),
+        machine_id=read("machineId", _text, 255),
         role=role,
-        managed_executor_id=read.text("managedExecutorId"),
-        scope=read.choice("scope", Scope),
+        managed_executor_id=read("managedExecutorId", _text),
+        scope=read("scope", _choice, Scope),
         session_channels=frozenset(channels),
-        e2ee_profile=read.choice("e2eeProfile", Profile),
-        policy_mode=read.text("policyMode"),
-        daemon_public_key=read.text("daemonPublicKey", 512, nullable=True),
-        pairing_secret=read.text("pairingSecret", 1024, nullable=True),
-        daemon_issue_generation=read.number("daemonIssueGeneration", 0),
+        e2ee_profile=read("e2eeProfile", _choice, Profile),
+        policy_mode=read("policyMode", _text),
+        daemon_public_key=read("daemonPublicKey", _text_or_null, 512),
+        pairing_secret=read("pairingSecret", _text_or_null, 1024),
+        daemon_issue_generation=read("daemonIssueGeneration", _number, 0),
         expires_at=None if expires is None else float(expires),
-        token_id=read.text("jti", 255),
+        token_id=read("jti", _text, 255),
     )
 
 
@@ -152,7 +115,10 @@ def required_profile(claims: Claims) -> Profile | None:
     return Profile.IKPSK2 if claims.policy_mode == CRYPTO_PAIRING else claims.e2ee_profile
 
 
-def _text(value: object, name: str, most: int) -> str:
+# The forms of claims: each takes a value, the claim's name and bounds, and raises a Refusal that names the claim.
+
+
+def _text(value: object, name: str, most: int = 128) -> str:
     if not isinstance(value, str):
         raise _wrong(name, "is null" if value is None else "is not a string")
     if not value:
@@ -165,6 +131,34 @@ def _text(value: object, name: str, most: int) -> str:
     if units > most:
         raise _wrong(name, f"is longer than {most} characters")
     return value
+
+
+def _text_or_null(value: object, name: str, most: int) -> str | None:
+    return None if value is None else _text(value, name, most)
+
+
+def _texts(value: object, name: str, most: int = 128) -> list[str]:
+    if not isinstance(value, list):
+        raise _wrong(name, "is not a list")
+    if len(value) > LIST_MAX:
+        raise _wrong(name, f"has more than {LIST_MAX} entries")
+    return [_text(entry, name, most) for entry in value]
+
+
+def _choice(value: object, name: str, kind: type[E]) -> E:
+    try:
+        return kind(_text(value, name))
+    except ValueError:
+        raise _wrong(name, "has a value that is not known") from None
+
+
+def _number(value: object, name: str, least: int | None = None) -> int:
+    number = as_integer(value)
+    if number is None:
+        raise _wrong(name, "is not an integer")
+    if least is not None and number < least:
+        raise _wrong(name, f"is below {least}")
+    return number
 
 
 def _wrong(name: str, what: str) -> Refusal:

@@ -25,13 +25,12 @@ from viewport_relay.admission.jwt import (
     read_header,
 )
 from viewport_relay.admission.keys import KeySet
-from viewport_relay.admission.pace import Pace
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.admission.requesturl import RequestUrl
-from viewport_relay.admission.signed import SignedTokens
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import Config, ConfigError
+from viewport_relay.deferredcache import DeferredCache
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
@@ -39,6 +38,8 @@ from viewport_relay.reasons import Reason, Refusal
 
 #: Characters of a `jti` that is kept; a longer one cannot be selected by `/disconnect`.
 _TOKEN_ID_MAX: Final = 255
+#: Tokens whose signature is remembered: to check it again costs an upgrade more than anything else.
+TOKENS_MAX: Final = 4096
 
 
 class Gate:
@@ -60,8 +61,11 @@ class Gate:
         self._http = http
         self._platform_clock = platform_clock
         self._now = now
-        self._signed = SignedTokens(clock)
-        self._pace = Pace(clock)
+        # Payloads by the token's digest and the very key set that one of its keys has signed. That says what a token says, not
+        # that it is admitted: times, issuer, audience and binding are checked each time, and so is the platform's answer.
+        self._signed: DeferredCache[tuple[bytes, KeySet], Mapping[str, Any]] = DeferredCache(
+            clock, TOKENS_MAX
+        )
 
     @classmethod
     def from_config(
@@ -112,7 +116,8 @@ class Gate:
 
         Raises Refusal as `admit` does.
         """
-        payload = self._signed.payload(source.digest, self._jwks.fresh)
+        keys = self._jwks.fresh
+        payload = None if keys is None else self._signed.peek((source.digest, keys))
         if payload is None:
             return None
         self._check(payload, query)
@@ -124,14 +129,13 @@ class Gate:
         Raises Refusal with a reason of the local check (then the platform was not asked) or of the validation.
         Cancelling it, when the peer has left, leaves nothing behind.
         """
-        await self._pace.turn()
         payload, expires = await self._check_token(source, query)
         return await self._validator.validate(source, query, expires, _token_id(payload))
 
     async def _check_token(self, source: TokenSource, query: UpgradeQuery) -> tuple[Mapping[str, Any], float]:
         """The local check alone: the token's payload and exp (seconds since the epoch). Raises Refusal."""
         held = self._jwks.held
-        known = self._signed.payload(source.digest, held)
+        known = None if held is None else self._signed.peek((source.digest, held))
         # Read before keys are waited for: garbage needs none.
         header = read_header(source.token) if known is None else None
         keys = await self._jwks.current()
@@ -139,7 +143,7 @@ class Gate:
             return known, self._check(known, query)
         payload, keys = await self._verify(source.token, header or read_header(source.token), keys)
         expires = self._check(payload, query)
-        self._signed.remember(source.digest, keys, payload, expires + self._rules.skew - self._now())
+        self._signed.put((source.digest, keys), payload, expires + self._rules.skew - self._now())
         return payload, expires
 
     async def _verify(
@@ -175,7 +179,6 @@ class Gate:
 
     def stop(self) -> Deferred[None]:
         """End everything on its way; upgrades that wait get CancelledError. Fires when no connection is left."""
-        self._pace.stop()
         self._jwks.stop()
         self._validator.stop()
         return self._http.close()
@@ -187,7 +190,7 @@ class Gate:
 
     def flush(self) -> None:
         """Forget the platform's answers, and fetch the keys again at the next upgrade."""
-        self._signed.clear()
+        self._signed.flush()
         self._jwks.flush()
         self._validator.flush()
 

@@ -78,19 +78,10 @@ class IgnoredKey:
 
 @frozen(eq=False)
 class KeySet:
-    """The usable keys of one document. Two sets are the same only if they are one object."""
+    """The usable keys of one document; several may share a kid. Two sets are the same only if they are one object."""
 
-    keys: tuple[Key, ...]
-    ignored: tuple[IgnoredKey, ...]
-    _by_kid: Mapping[str, tuple[Key, ...]] = field(repr=False)
-
-    @classmethod
-    def of(cls, keys: Sequence[Key], ignored: Sequence[IgnoredKey] = ()) -> KeySet:
-        """A set of these keys; several may share a kid."""
-        by_kid: dict[str, tuple[Key, ...]] = {}
-        for key in keys:
-            by_kid[key.kid] = (*by_kid.get(key.kid, ()), key)
-        return cls(tuple(keys), tuple(ignored), by_kid)
+    keys: Sequence[Key]
+    ignored: Sequence[IgnoredKey] = ()
 
     @classmethod
     def parse(cls, body: bytes) -> KeySet:
@@ -109,22 +100,23 @@ class KeySet:
         if len(members) > KEYS_MAX:
             raise KeySetError(f"the set has {len(members)} keys, at most {KEYS_MAX} are taken")
         read = [read_key(member) for member in members]
-        ignored = [key for key in read if isinstance(key, IgnoredKey)]
-        keys = [key for key in read if isinstance(key, Key)]
-        if not keys:
-            raise KeySetError(
-                f"the set has no usable key: {listed(ignored)}" if read else "the set has no key"
-            )
-        return cls.of(keys, ignored)
+        made = cls(
+            [key for key in read if isinstance(key, Key)],
+            [key for key in read if isinstance(key, IgnoredKey)],
+        )
+        if not made.keys:
+            unusable = f"the set has no usable key: {listed(made.ignored)}"
+            raise KeySetError(unusable if read else "the set has no key")
+        return made
 
     def for_kid(self, kid: str) -> tuple[Key, ...]:
         """The keys with this kid, often one, none if it is unknown."""
-        return self._by_kid.get(kid, ())
+        return tuple(key for key in self.keys if key.kid == kid)
 
     @property
     def kids(self) -> list[str]:
         """The first kids, printable, for a log."""
-        return [printable(kid) for kid in list(self._by_kid)[:_NAMED_MAX]]
+        return [printable(kid) for kid in list(dict.fromkeys(key.kid for key in self.keys))[:_NAMED_MAX]]
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self.keys)
@@ -148,15 +140,9 @@ def read_key(member: object) -> Key | IgnoredKey:
     if not isinstance(kid, str) or len(kid) > KID_MAX_CHARS:
         return IgnoredKey("", "kid is not a string of at most 256 characters")
     read = _read(given)
-    return (
-        Key(kid, read.algorithm_name, read)
-        if isinstance(read, jwt.PyJWK)
-        else IgnoredKey(_shown(given), read)
-    )
-
-
-def _shown(given: Mapping[str, Any]) -> str:
-    return printable(given["kid"]) if "kid" in given else ""
+    if isinstance(read, str):
+        return IgnoredKey(printable(given["kid"]) if "kid" in given else "", read)
+    return Key(kid, read.algorithm_name, read)
 
 
 def _read(given: Mapping[str, Any]) -> jwt.PyJWK | str:

@@ -48,7 +48,7 @@ class Pool(HTTPConnectionPool):
     def __init__(self, clock: IReactorTime) -> None:
         self.clock = clock
         self._limits = TimeLimits(clock)
-        self._open: set[_Connection] = set()
+        self.connections: dict[_Connection, int] = {}  # all that are open; `WrappingFactory` keeps it
         self._closed: list[Deferred[None]] = []
         super().__init__(self._limits)  # type: ignore[no-untyped-call]  # asks it for nothing but callLater
 
@@ -60,24 +60,16 @@ class Pool(HTTPConnectionPool):
         """Close every connection; fires when none is left, after `CLOSE_LIMIT` at the latest. A later request makes a new one."""
         self.drop_idle()
         self._limits.stop()
-        for connection in tuple(self._open):
+        for connection in tuple(self.connections):
             connection.loseConnection()
         closed: Deferred[None] = Deferred()
         self._closed.append(closed)
-        self._tell_closed()
+        self.tell_closed()
         return closed
 
-    def opened(self, connection: _Connection) -> None:
-        """Called when a connection is made."""
-        self._open.add(connection)
-
-    def lost(self, connection: _Connection) -> None:
+    def tell_closed(self) -> None:
         """Called when a connection is lost."""
-        self._open.discard(connection)
-        self._tell_closed()
-
-    def _tell_closed(self) -> None:
-        while self._closed and not self._open:
+        while self._closed and not self.connections:
             self._closed.pop().callback(None)
 
 
@@ -195,6 +187,8 @@ class _Connection(ProtocolWrapper):
             cut.cancel()
         why = Failure(HeadTooLong()) if self._too_long else reason
         super().connectionLost(why)  # type: ignore[no-untyped-call]
+        assert isinstance(self.factory, _ConnectionFactory)
+        self.factory.pool.tell_closed()
 
 
 class _ConnectionFactory(WrappingFactory):
@@ -204,14 +198,7 @@ class _ConnectionFactory(WrappingFactory):
     def __init__(self, wrapped: IProtocolFactory, pool: Pool) -> None:
         super().__init__(wrapped)  # type: ignore[no-untyped-call]
         self.pool = pool
-
-    def registerProtocol(self, p: Any) -> None:
-        """Called when a connection is made."""
-        self.pool.opened(p)
-
-    def unregisterProtocol(self, p: Any) -> None:
-        """Called when a connection is lost."""
-        self.pool.lost(p)
+        self.protocols = pool.connections  # those of all factories
 
 
 @implementer(IStreamClientEndpoint)

@@ -72,7 +72,7 @@ def judge_token(token: str, keys: KeySet | str, asked: Asked, rules: TokenRules,
 
     `keys` is the key set, or the text why there is none.
     """
-    found = inspect_token(token, keys if isinstance(keys, KeySet) else KeySet.of(()), rules, now)
+    found = inspect_token(token, keys if isinstance(keys, KeySet) else KeySet(()), rules, now)
     refusal, claims = found.refusal, found.claims or {}
     if isinstance(keys, str) and refusal is not None and refusal.reason is Reason.JWT_SIGNATURE_MISMATCH:
         refusal = Refusal(Reason.JWKS_UNREACHABLE, keys)

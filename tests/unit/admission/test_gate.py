@@ -17,8 +17,6 @@ from twisted.web.http_headers import Headers
 from viewport_relay.admission import gate as gate_module
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.httpcall import Answer, Call, Unreachable
-from viewport_relay.admission.keys import KeySet
-from viewport_relay.admission.signed import TOKENS_MAX, SignedTokens
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import Config, ConfigError, load
 from viewport_relay.devplatform.tokens import SigningKey
@@ -382,18 +380,18 @@ def test_a_signature_check_is_cached_for_one_key_set(
     assert refused.value.reason is Reason.JWT_SIGNATURE_MISMATCH
 
 
-def test_the_cache_of_signature_checks_is_bounded(clock: Clock) -> None:
-    signed, one = SignedTokens(clock), KeySet.of(())
-    for number in range(TOKENS_MAX + 10):
-        signed.remember(b"%d" % number, one, {"n": number}, 1.0)
-    assert len(signed) == TOKENS_MAX
-    assert signed.payload(b"9", one) is None
-    assert signed.payload(b"10", one) == {"n": 10}
-    assert signed.payload(b"10", KeySet.of(())) is None
-    clock.advance(1.0)
-    assert signed.payload(b"10", one) is None
-    signed.expire()
-    assert len(signed) == 0
+def test_the_cache_of_signature_checks_is_bounded(
+    platform: Platform, config: Config, clock: Clock, log: Any, counters: Counters, now: float, keys: dict[str, SigningKey],
+    payload: dict[str, Any], query: UpgradeQuery, settle: Settle, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(gate_module, "TOKENS_MAX", 2)
+    gate = Gate.from_config(clock, config, log, counters, lambda: now + clock.seconds(), platform)  # type: ignore[arg-type]
+    checked = count_checks(monkeypatch)
+    gate.start()
+    tokens = [keys["RS256"].sign({**payload, "exp": now + 60, "jti": name}) for name in "abc"]
+    for token in (*tokens, *reversed(tokens)):
+        settle(gate.admit(bearer(token), query))
+    assert checked == [*tokens, tokens[0]]  # the third token has evicted the first
 
 
 def test_a_token_is_hashed_once(

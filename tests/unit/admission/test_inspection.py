@@ -20,7 +20,7 @@ RULES = TokenRules("viewport-server", "viewport-relay", 30)
 @pytest.fixture
 def key_set(keys: dict[str, SigningKey]) -> KeySet:
     read = [read_key(key.jwk()) for key in keys.values()]
-    return KeySet.of([key for key in read if isinstance(key, Key)])
+    return KeySet([key for key in read if isinstance(key, Key)])
 
 
 @pytest.mark.parametrize("role", ["client", "workspace-daemon", "worker"])
@@ -59,5 +59,5 @@ def test_an_expired_token(
 
 @given(st.text(max_size=80) | st.text("abcé.=-_", max_size=80))
 def test_any_text(text: str) -> None:
-    report = inspect_token(text, KeySet.of(()), RULES, 0.0)
+    report = inspect_token(text, KeySet(()), RULES, 0.0)
     assert report.refusal is not None and report.signed_by is None

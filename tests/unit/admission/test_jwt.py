@@ -37,7 +37,7 @@ def usable(key: SigningKey) -> Key:
 
 def verify(token: str, *keys: SigningKey) -> dict[str, Any]:
     header = read_header(token)
-    return dict(payload_signed_by(token, header, KeySet.of([usable(key) for key in keys])))
+    return dict(payload_signed_by(token, header, KeySet([usable(key) for key in keys])))
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])

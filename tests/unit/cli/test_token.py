@@ -38,7 +38,7 @@ def key() -> SigningKey:
 def keys(key: SigningKey) -> KeySet:
     read = read_key(key.jwk())
     assert not isinstance(read, str)
-    return KeySet.of((read,), {})
+    return KeySet((read,))
 
 
 def test_a_good_token(key: SigningKey, keys: KeySet) -> None:
