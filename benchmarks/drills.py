@@ -86,6 +86,10 @@ def requests(name: str) -> Callable[[dict[str, Any]], str]:
     return lambda figures: not_answered(figures[name])
 
 
+def shape(tenths: list[int]) -> str:
+    return ", ".join(str(sum(tenths[at : at + 5])) for at in range(0, len(tenths), 5))
+
+
 RESTART: Final[Figures] = (
     ("reconnects; upgrades refused", lambda f: f"{f['reconnects']}; {f['refused']}"),
     ("requests not answered; longest pause", not_answered),
@@ -149,7 +153,7 @@ ROWS: Final[dict[str, tuple[str, Figures]]] = {
             ),
             ("refused; requests to the platform", lambda f: f"{f['refused']:,}; {f['platform_requests']:,}"),
             ("commands of Redis, those of scripts too", lambda f: f"{f['redis_commands']:,}"),
-            ("most that came within 0.1 s", lambda f: str(max(f["joins_per_tenth"]))),
+            ("seats taken in each half second", lambda f: shape(f["joins_per_tenth"])),
             ("longest pause of pairs there", lambda f: f"{f['steady']['longest_gap']:.1f} s"),
             ("memory of that relay", lambda f: f"{f['rss'] / 1e6:.0f} MB"),
         ),
@@ -174,6 +178,8 @@ def table() -> str:
 
 
 def main() -> None:
+    from machine import machine  # of this folder: it is a script's neighbour, and no module of the package
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -187,6 +193,7 @@ def main() -> None:
         for relay, code in codes.items():
             result["drills"].setdefault(name, {})[relay] = found = drill(DRILLS[name], code)
             print(name, relay, json.dumps(found), file=sys.stderr)
+        result["machine"] = machine()
         result["when"] = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
         options.into.write_text(json.dumps(result, indent=1) + "\n")
 

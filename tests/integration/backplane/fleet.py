@@ -160,21 +160,20 @@ class Fleet:
         self.peers.append(peer)
         return peer
 
-    @property
-    def presence_key(self) -> str:
-        return f"viewport:relay:presence:{self.workspace}:{self.target}"
+    def presence_key(self, target: str | None = None) -> str:
+        return f"viewport:relay:presence:{self.workspace}:{target or self.target}"
 
-    def presence(self) -> Any:
-        """The presence entry of the fleet's target, or None."""
+    def presence(self, target: str | None = None) -> Any:
+        """The presence entry of a target, or None."""
         if self.redis is None:
-            found = self.platform.presence.resolve(self.workspace, self.target)
+            found = self.platform.presence.resolve(self.workspace, target or self.target)
             return {"relayId": found.relay_id} if found else None
-        text = self.redis.ask("GET", self.presence_key)
+        text = self.redis.ask("GET", self.presence_key(target))
         return None if text is None else json.loads(text)
 
-    async def announced(self, relay: str | None) -> None:
+    async def announced(self, relay: str | None, target: str | None = None) -> None:
         """Wait until presence names this relay; None: until there is no entry."""
-        await until(self.reactor, lambda: (self.presence() or {}).get("relayId") == relay)
+        await until(self.reactor, lambda: (self.presence(target) or {}).get("relayId") == relay)
 
     async def reaches(self, client: BarePeer, daemon: BarePeer, seconds: float = WAIT) -> None:
         """Repeat key exchanges until one succeeds, within `seconds`."""

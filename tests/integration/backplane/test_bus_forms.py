@@ -28,7 +28,7 @@ QUEUE = "viewport:relay:queue:"
 def names_elsewhere(fleet: Fleet, redis: RedisServer, name: str) -> None:
     """Write presence of the target `name` at a relay of that name, which does not run."""
     entry = {"relayId": name, "relayWsBaseUrl": "ws://elsewhere.example", "daemonConnected": True}
-    redis.ask("SET", f"viewport:relay:presence:{fleet.workspace}:{name}", json.dumps(entry))
+    redis.ask("SET", fleet.presence_key(name), json.dumps(entry))
 
 
 def forms(redis: RedisServer, relay_id: str) -> list[bool]:
@@ -143,7 +143,7 @@ async def test_presence_is_signed_beside_the_entry(fleet: Fleet, redis: RedisSer
     assert [await code_of_a_frame(fleet, relay) for relay in (open_minded, strict)] == [None, None]
     assert await fleet.metric(strict, "relay_presence_unsigned_total") == 0
     daemon.connection.close()
-    await until(fleet.reactor, lambda: redis.ask("EXISTS", signature, fleet.presence_key) == 0)
+    await until(fleet.reactor, lambda: redis.ask("EXISTS", signature, fleet.presence_key()) == 0)
 
     names_elsewhere(fleet, redis, fleet.target)  # an unsigned entry, as older relays write it
     await deferLater(fleet.reactor, 2.2)  # looked up entries expire

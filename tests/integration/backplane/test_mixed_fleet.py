@@ -61,19 +61,19 @@ class PlainRelay:
             "relayId": "plain", "relayWsBaseUrl": "ws://plain.example", "daemonConnected": True,
             "runtimeTargetId": self._fleet.target, "updatedAtMs": int(time.time() * 1000),
         }  # fmt: skip
-        self._redis.ask("SET", self._fleet.presence_key, json.dumps(entry), "PX", 45_000)
+        self._redis.ask("SET", self._fleet.presence_key(), json.dumps(entry), "PX", 45_000)
 
     def withdraw(self) -> None:
-        self._redis.ask("DEL", self._fleet.presence_key)
+        self._redis.ask("DEL", self._fleet.presence_key())
 
     def resolve(self) -> dict[str, Any] | None:
         """Look up the daemon's relay."""
-        text = self._redis.ask("GET", self._fleet.presence_key)
+        text = self._redis.ask("GET", self._fleet.presence_key())
         return None if text is None else dict(json.loads(text))
 
     def presence_ttl(self) -> int:
         """In milliseconds."""
-        return int(self._redis.ask("PTTL", self._fleet.presence_key))
+        return int(self._redis.ask("PTTL", self._fleet.presence_key()))
 
 
 @pytest.fixture(params=RECORDS)

@@ -34,7 +34,7 @@ async def test_the_presence_entry_has_the_form_of_the_wire_protocol(fleet: Fleet
         "machineId": "machine-1",
     }
     assert isinstance(updated, int)
-    assert 40_000 < redis.ask("PTTL", fleet.presence_key) <= 45_000
+    assert 40_000 < redis.ask("PTTL", fleet.presence_key()) <= 45_000
     daemon.connection.close()
     await fleet.announced(None)
 
@@ -145,7 +145,7 @@ async def test_an_entry_with_a_bad_url_counts_as_no_daemon(
 ) -> None:
     b = await fleet.relay("b")
     entry = {"relayId": "a", "relayWsBaseUrl": url, "daemonConnected": True}
-    redis.ask("SET", fleet.presence_key, json.dumps(entry))
+    redis.ask("SET", fleet.presence_key(), json.dumps(entry))
     client = await fleet.join(b, "client", machineId="m-1")
     client.say(init())
     assert await client.hear_json() == {
