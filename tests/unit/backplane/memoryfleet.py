@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock, deferLater
 
 from tests.memorywire import Log, MemoryRelay
-from tests.unit.backplane.seats import SeatStore
+from tests.unit.backplane.seats import SeatCarrier, SeatStore
 from viewport_relay.backplane.batch import BatchSigner, BatchVerifier
 from viewport_relay.backplane.inbound import Inbound
 from viewport_relay.backplane.interface import (
@@ -27,7 +27,6 @@ from viewport_relay.backplane.interface import (
     Parcel,
     Publisher,
     Receiver,
-    SeatClaim,
     TargetKey,
     Whereabouts,
 )
@@ -55,19 +54,15 @@ class MemoryRedis:
         self.queues: defaultdict[str, deque[bytes]] = defaultdict(deque)
 
 
-class MemoryCarrier:
+class MemoryCarrier(SeatCarrier):
     """One relay's connection to Redis."""
-
-    batch = 512
-    lanes = 1024
-    calls = 64
 
     def __init__(
         self, clock: Clock, redis: MemoryRedis, relay_id: str, down: Callable[[CarrierFailed], None]
     ) -> None:
+        super().__init__(redis.seats, relay_id)
         self._clock = clock
         self._redis = redis
-        self._relay_id = relay_id
         self._down = down
         self.connected = True
         self.refuses = False
@@ -75,7 +70,7 @@ class MemoryCarrier:
         self.loses_answers = 0  # number of commands that succeed without an answer
         self._hanging: list[Deferred[None]] = []
 
-    async def _run(self, command: Callable[[], T]) -> T:
+    async def carry(self, what: tuple[object, ...], command: Callable[[], T]) -> T:
         if self.delay:
             await deferLater(self._clock, self.delay)
         if self.refuses:
@@ -105,37 +100,13 @@ class MemoryCarrier:
         self._down(failed)
         return failed
 
-    def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    def peers_changed(self, number: int) -> None: ...
-
-    def lane(self, parcel: Parcel) -> object:
-        return None
-
-    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        return await self._run(lambda: self._redis.seats.take(target, entry, claim, new=True))
-
-    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        return await self._run(lambda: self._redis.seats.take(target, entry, claim, new=False))
-
-    async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
-        await self._run(lambda: self._redis.seats.withdraw(target, self._relay_id))
-
-    async def moved(self) -> Sequence[TargetKey]:
-        return await self._run(lambda: self._redis.seats.moved(self._relay_id))
-
-    async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
-        return await self._run(lambda: self._redis.seats.entries.get(target))
-
     async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
         def push() -> int:
             queue = self._redis.queues[relay_id]
             queue.extend(map(bytes, frames))
             return len(queue)
 
-        return await self._run(push)
+        return await self.carry(("publish",), push)
 
     async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
         def take_back() -> Sequence[bytes]:
@@ -145,7 +116,7 @@ class MemoryCarrier:
                 self._redis.queues[relay_id].remove(there[mark])
             return found
 
-        return await self._run(take_back)
+        return await self.carry(("take_back",), take_back)
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         await deferLater(self._clock, 0.01)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 
-from tests.unit.backplane.seats import SeatStore
+from tests.unit.backplane.seats import SeatCarrier, SeatStore
 from viewport_relay.backplane.interface import (
     BusFrame,
     CarrierFailed,
     Parcel,
     Publisher,
     Receiver,
-    SeatClaim,
     TargetKey,
     Whereabouts,
 )
 
+T = TypeVar("T")
 
-class StubCarrier:
+
+class StubCarrier(SeatCarrier):
     """Records each call; with `hold` a call stays pending until `answer` or `fail`."""
 
     batch = 4
@@ -28,15 +29,20 @@ class StubCarrier:
     calls = 8
 
     def __init__(self, *, hold: bool = False) -> None:
+        super().__init__(SeatStore(), "a")
         self.hold = hold
         self.seen: list[tuple[Any, ...]] = []
         self.held: list[Deferred[Any]] = []
-        self.seats = SeatStore()
         self.entries = self.seats.entries
         self.frames: list[tuple[str, bytes]] = []
         self.failing: CarrierFailed | None = None
         self.pulls: list[Deferred[Any]] = []
         self.one_lane = True
+
+    async def carry(self, what: tuple[object, ...], command: Callable[[], T]) -> T:
+        if what[0] != "moved":
+            await self._call(*what)
+        return command()
 
     async def _call(self, *what: Any) -> None:
         self.seen.append(what)
@@ -53,33 +59,8 @@ class StubCarrier:
     def fail(self, error: CarrierFailed) -> None:
         self.held.pop(0).errback(error)
 
-    def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    def peers_changed(self, number: int) -> None: ...
-
     def lane(self, parcel: Parcel) -> object:
         return None if self.one_lane else parcel.target
-
-    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        await self._call("announce", target, entry.get("machineId"))
-        return self.seats.take(target, entry, claim, new=True)
-
-    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        await self._call("renew", target)
-        return self.seats.take(target, entry, claim, new=False)
-
-    async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
-        await self._call("withdraw", target)
-        self.seats.withdraw(target, str(entry["relayId"]))
-
-    async def moved(self) -> Sequence[TargetKey]:
-        return self.seats.moved("a")
-
-    async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
-        await self._call("resolve", target)
-        return self.entries.get(target)
 
     async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
         await self._call("publish", len(frames))

@@ -1,4 +1,4 @@
-"""Python model of the relay's Redis scripts and of their data about seats, for carriers in memory.
+"""Python model of the relay's Redis scripts and of their data about seats, and what carriers in memory share.
 
 `tests/integration/backplane/test_seat_scripts.py` compares the scripts with this model.
 """
@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from viewport_relay.backplane.interface import SeatClaim, TargetKey
+from viewport_relay.backplane.interface import Parcel, SeatClaim, TargetKey
+
+T = TypeVar("T")
 
 
 class SeatStore:
@@ -62,3 +64,44 @@ def _stands(theirs: SeatClaim | None, ours: SeatClaim, *, new: bool) -> bool:
         if theirs.generation != ours.generation:
             return theirs.generation > ours.generation
     return not new and (theirs is None or theirs.since_ms >= ours.since_ms)
+
+
+class SeatCarrier:
+    """A carrier's presence, on a SeatStore. A subclass runs commands in `carry`, where it records, delays or fails them."""
+
+    batch = 512
+    lanes = 1024
+    calls = 64
+
+    def __init__(self, seats: SeatStore, relay_id: str) -> None:
+        self.seats = seats
+        self._relay_id = relay_id
+
+    async def carry(self, what: tuple[object, ...], command: Callable[[], T]) -> T:
+        """Run a command; `what` is its name, target and machine id."""
+        raise NotImplementedError
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def peers_changed(self, number: int) -> None: ...
+
+    def lane(self, parcel: Parcel) -> object:
+        return None
+
+    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
+        what = "announce", target, entry.get("machineId")
+        return await self.carry(what, lambda: self.seats.take(target, entry, claim, new=True))
+
+    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
+        return await self.carry(("renew", target), lambda: self.seats.take(target, entry, claim, new=False))
+
+    async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
+        await self.carry(("withdraw", target), lambda: self.seats.withdraw(target, self._relay_id))
+
+    async def moved(self) -> Sequence[TargetKey]:
+        return await self.carry(("moved",), lambda: self.seats.moved(self._relay_id))
+
+    async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
+        return await self.carry(("resolve", target), lambda: self.seats.entries.get(target))
