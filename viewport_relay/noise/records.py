@@ -28,6 +28,9 @@ _RECORD_LEAST: Final = _HEADER + TAG_BYTES
 #: The nonce of ChaCha20-Poly1305 (section 12.3): four zero bytes, and the count in little-endian order.
 _nonce: Final = Struct("<4xQ").pack
 
+#: Writes the length before a record: (buffer, position, length).
+_length: Final = Struct(">H").pack_into
+
 
 def records_max(frame_max_bytes: int) -> int:
     """How many records one frame may be cut into. A peer needs 17 for 1 MiB; far more would only burn CPU."""
@@ -90,16 +93,17 @@ class LinkRecords:
 
         Raises Refusal NOISE_NONCE_EXHAUSTED.
         """
-        view, at = memoryview(plaintext), 0
+        view, at, encrypt_into = memoryview(plaintext), 0, self._encrypt_into
         for start in range(0, len(view) or 1, RECORD_PLAINTEXT_MAX):
             piece = view[start : start + RECORD_PLAINTEXT_MAX]
-            begin, size = at + _HEADER, len(piece) + TAG_BYTES
-            at = begin + size
-            if self.sent >= MAX_NONCE:
+            size, count = len(piece) + TAG_BYTES, self.sent
+            if count >= MAX_NONCE:
                 raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for sending")
-            out[begin - _HEADER : begin] = size.to_bytes(_HEADER, "big")
-            self._encrypt_into(_nonce(self.sent), piece, None, out[begin:at])
-            self.sent += 1
+            _length(out, at, size)
+            at += _HEADER
+            encrypt_into(_nonce(count), piece, None, out[at : at + size])
+            at += size
+            self.sent = count + 1
 
     def encrypt_frame(self, plaintext: Message) -> bytes:
         """The binary message for one frame of any size. Raises Refusal NOISE_NONCE_EXHAUSTED."""
@@ -127,54 +131,46 @@ class LinkRecords:
             raise Refusal(Reason.NOISE_DECRYPT_FAILED, "a record does not decrypt") from None
 
     def decrypt_message(self, message: Message) -> bytes:
-        """The frame inside one binary message.
-
-        Raises Refusal: NOISE_DECRYPT_FAILED (no record, a bad length, bytes left over, too many records, or one
-        that does not decrypt), FRAME_TOO_LARGE (more plaintext than the frame limit), NOISE_NONCE_EXHAUSTED.
-        """
-        if len(message) < _RECORD_LEAST:
-            self._bad_size(len(message) - _RECORD_LEAST)
-        return b"".join([self.decrypt_record(record) for record in self._split(memoryview(message))])
+        """The frame inside one binary message. Raises Refusal as `decrypt_into` does."""
+        out = memoryview(bytearray(len(message)))
+        return bytes(out[: self.decrypt_into(memoryview(message), out)])
 
     def decrypt_into(self, message: memoryview, out: memoryview) -> int:
         """Write the frame inside one binary message, which is shorter than the message; its length.
 
-        Raises Refusal as `decrypt_message` does.
+        Raises Refusal: NOISE_DECRYPT_FAILED (no record, a bad length, bytes left over, too many records, or one
+        that does not decrypt), FRAME_TOO_LARGE (more plaintext than the frame limit), NOISE_NONCE_EXHAUSTED.
         """
-        if len(message) < _RECORD_LEAST:
-            self._bad_size(len(message) - _RECORD_LEAST)
-        at = 0
-        for record in self._split(message):
-            if self.received >= MAX_NONCE:
-                raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for receiving")
-            end = at + len(record) - TAG_BYTES
-            try:
-                self._decrypt_into(_nonce(self.received), record, None, out[at:end])
-            except InvalidTag:
-                raise Refusal(Reason.NOISE_DECRYPT_FAILED, "a record does not decrypt") from None
-            self.received += 1
-            at = end
-        return at
-
-    def _split(self, view: memoryview) -> list[memoryview]:
-        """All records of a message: every length is checked before the first byte is decrypted."""
         records: list[memoryview] = []
-        plaintext = position = 0
-        while position < len(view):
-            start = position + _HEADER
-            length = int.from_bytes(view[position:start], "big")
-            position = start + length
-            if length < TAG_BYTES or position > len(view):
+        size = stop = 0
+        end = len(message)
+        if end < _RECORD_LEAST:
+            self._bad_size(end - _RECORD_LEAST)
+        while stop < end:  # every length is checked before the first byte is decrypted
+            start = stop + _HEADER
+            length = int.from_bytes(message[stop:start], "big")
+            stop = start + length
+            if length < TAG_BYTES or stop > end:
                 raise Refusal(Reason.NOISE_DECRYPT_FAILED, f"record {len(records) + 1} has a bad length")
             if len(records) == self._records_max:
                 raise Refusal(
                     Reason.NOISE_DECRYPT_FAILED, f"more than {self._records_max} records in a message"
                 )
-            records.append(view[start:position])
-            plaintext += length - TAG_BYTES
-        if plaintext > self._frame_max:
-            self._bad_size(plaintext)
-        return records
+            size += length - TAG_BYTES
+            records.append(message[start:stop])
+        if size > self._frame_max:
+            self._bad_size(size)
+        at = 0
+        for record in records:
+            count, start, at = self.received, at, at + len(record) - TAG_BYTES
+            if count >= MAX_NONCE:
+                raise Refusal(Reason.NOISE_NONCE_EXHAUSTED, "no nonce is left for receiving")
+            try:
+                self._decrypt_into(_nonce(count), record, None, out[start:at])
+            except InvalidTag:
+                raise Refusal(Reason.NOISE_DECRYPT_FAILED, "a record does not decrypt") from None
+            self.received = count + 1
+        return size
 
     def _bad_size(self, plaintext: int) -> NoReturn:
         if plaintext < 0:

@@ -11,7 +11,7 @@ ARENA_SIZE: Final = 262_144
 
 
 class Buffer:
-    """Memory that messages are received, unmasked and decrypted in."""
+    """Memory that messages are received and unmasked in."""
 
     __slots__ = ("data", "unmask", "view")
 
@@ -21,16 +21,33 @@ class Buffer:
         self.unmask = unmasker(self.data)
 
 
+class Scratch:
+    """Memory for one message at a time, which grows with the longest."""
+
+    __slots__ = ("_view",)
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray(131_072))
+
+    def take(self, size: int) -> memoryview:
+        """At least `size` bytes; what they hold is lost with the next call."""
+        if size > len(self._view):
+            self._view = memoryview(bytearray(size))
+        return self._view
+
+
 class Arena(Buffer):
     """One buffer for the frames of one read. `space` is for a read, the whole `view` for a long frame behind it."""
 
-    __slots__ = ("buffers", "space")
+    __slots__ = ("buffers", "opened", "sealed", "space")
 
     def __init__(self) -> None:
         # A long frame may stand behind what was read before it; pages that are not used take no memory.
         super().__init__(ARENA_SIZE + 1_048_576 + 4096)
         self.space = self.view[:ARENA_SIZE]
         self.buffers = Buffers()
+        #: For a message of a Noise link, after it was decrypted and before it is sent.
+        self.opened, self.sealed = Scratch(), Scratch()
 
 
 class Buffers:

@@ -216,23 +216,21 @@ class FastReader(ArenaReader):
 
         The server's header is never longer than the client's, over which it is written.
         """
-        peer, size = self.peer, stop - start
-        with view[start:stop] as message:
-            verdict = judge(peer, message, self.last_seen)
-            receiver: HasOutbox | None = None if verdict is None else verdict.outlet
-            if receiver is None:
-                self._decide(peer, verdict, message)
-                return False
-            outbox = receiver.outbox
-            if outbox.sealed:
-                # A short one may be held, and the buffer is used again.
-                taken = outbox.send_all((bytes(message) if size <= COPIED else message,), size, self)
-            else:
-                header = text_header(size)
-                begin = start - len(header)
-                view[begin:start] = header
-                with view[begin:stop] as frame:
-                    taken = outbox.take(frame, self)
+        peer, size, message = self.peer, stop - start, view[start:stop]
+        verdict = judge(peer, message, self.last_seen)
+        receiver: HasOutbox | None = None if verdict is None else verdict.outlet
+        if receiver is None:
+            self._decide(peer, verdict, message)
+            return False
+        outbox = receiver.outbox
+        if outbox.sealed:
+            # A short one may be held, and the buffer is used again.
+            taken = outbox.send_all((bytes(message) if size <= COPIED else message,), size, self)
+        else:
+            header = text_header(size)
+            begin = start - len(header)
+            view[begin:start] = header
+            taken = outbox.take(view[begin:stop], self)
         if taken:
             self.count(peer, 1, size, self.last_seen)
         return True

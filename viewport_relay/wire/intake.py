@@ -54,6 +54,8 @@ class Intake:
 
     def leave(self, receiver: IntakeReader) -> bool:
         """The receiver's message is complete, or is not waited for any more. True: the receiver was not admitted yet."""
+        if not self._admitted:  # then none waits either
+            return False
         self._bytes -= self._admitted.pop(receiver, 0)
         waited = self._waiting.pop(receiver, None) is not None
         while self._waiting and self._fits(next(iter(self._waiting.values()))):

@@ -110,8 +110,5 @@ class LinkCipher(Protocol):
     def decrypt_record(self, record: memoryview) -> bytes:
         """The frame inside a message that is one record, which is given without its length."""
 
-    def decrypt_message(self, message: memoryview) -> bytes:
-        """The frame inside any message."""
-
     def decrypt_into(self, message: memoryview, out: memoryview) -> int:
         """Write the frame inside any message; its length."""

@@ -52,8 +52,8 @@ class LinkOutbox(Outbox):
         if self._held is not None and not self._holds_messages:
             self.send_held()
         if (
-            self._turn.running
-            and size < COPIED
+            size < COPIED
+            and self._turn.running
             and not self.blocked
             and (self._free is not None or self._emptied() is not None)
         ):
@@ -104,18 +104,13 @@ class LinkOutbox(Outbox):
             for message in messages:
                 self._wait(feeder, Unsealed(message))
             return
-        longest = max(map(len, messages))
-        if longest > COPIED and len(messages) > 1:
-            for message in messages:
-                self._leave((message,), feeder)
-            return
         parts: list[bytes] = []
         refused: Refusal | None = None
         try:
-            if longest <= USUAL:
-                cipher.encrypt_records(messages, RECORD_HEADERS, parts)
-            elif longest > COPIED:
+            if len(messages) == 1 and len(messages[0]) > COPIED:
                 self._leave_long(cipher, messages[0], feeder)
+            elif max(map(len, messages)) <= USUAL:
+                cipher.encrypt_records(messages, RECORD_HEADERS, parts)
             else:
                 for message in messages:
                     records = cipher.encrypt_frame(message)
@@ -129,16 +124,14 @@ class LinkOutbox(Outbox):
             self._refuse(refused)
 
     def _leave_long(self, cipher: LinkCipher, message: Message, feeder: Feeder | None) -> None:
-        """Encrypt a message behind its header, into a buffer that is used again, and send it from there."""
+        """Encrypt a message behind its header, into memory that is used again, and send it from there."""
         size = cipher.message_size(len(message))
         header = frame_header(BINARY, size)
-        buffers = self._turn.arena.buffers
-        buffer = buffers.take(len(header) + size)
-        with buffer.view[: len(header) + size] as frame:
-            frame[: len(header)] = header
-            cipher.encrypt_into(message, frame[len(header) :])
-            self.write(frame, feeder)
-        buffers.give(buffer)
+        start, stop = len(header), len(header) + size
+        space = self._turn.arena.sealed.take(stop)
+        space[:start] = header
+        cipher.encrypt_into(message, space[start:stop])
+        self.write(space[:stop], feeder)
 
     def _as_sent(self, data: bytes) -> bytes:
         if type(data) is not Unsealed:

@@ -19,6 +19,9 @@ from viewport_relay.wire.reader import Shared
 #: The first byte of an unfragmented binary message.
 _BINARY: Final = 0x82
 
+#: What records add to a message that is cut into few: at most so many bytes, and one for each 512 of the message.
+_FEW_RECORDS: Final = 64
+
 #: Bytes in front of a decrypted message, for the longest header.
 _HEAD: Final = 10
 
@@ -57,15 +60,14 @@ class LinkReader(FastReader):
 
     def _forward_alone(self, view: memoryview, start: int, stop: int, judge: Judge) -> bool:
         """Decrypt a message into a buffer that is used again, and forward it from there."""
-        cipher, buffers = self._cipher, self._arena.buffers
+        cipher = self._cipher
         assert cipher is not None  # messages are judged only while the link is up
-        buffer = buffers.take(_HEAD + stop - start)
+        space = self._arena.opened.take(_HEAD + stop - start)
         try:
-            size = cipher.decrypt_into(view[start:stop], buffer.view[_HEAD:])
+            size = cipher.decrypt_into(view[start:stop], space[_HEAD:])
         except Refusal as refusal:
             self._refuse(refusal)
             return False
-        forwarded = super()._forward_alone(buffer.view, _HEAD, _HEAD + size, judge)
-        buffers.give(buffer)
-        # Tiny records cost far more than their bytes.
-        return forwarded and stop - start == cipher.message_size(size)
+        # Tiny records cost far more than their bytes: a message of many counts as a decision.
+        few = stop - start - size <= _FEW_RECORDS + (size >> 9)
+        return super()._forward_alone(space, _HEAD, _HEAD + size, judge) and few

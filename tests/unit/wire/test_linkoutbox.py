@@ -54,9 +54,6 @@ class Numbering:
     def decrypt_record(self, record: memoryview) -> bytes:
         raise AssertionError("an outbox decrypts nothing")
 
-    def decrypt_message(self, message: memoryview) -> bytes:
-        raise AssertionError("an outbox decrypts nothing")
-
     def decrypt_into(self, message: memoryview, out: memoryview) -> int:
         raise AssertionError("an outbox decrypts nothing")
 
