@@ -25,6 +25,7 @@ from viewport_relay.admission.jwt import (
     read_header,
 )
 from viewport_relay.admission.keys import KeySet
+from viewport_relay.admission.pace import Pace
 from viewport_relay.admission.platform import PlatformValidator, ValidationSettings
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.admission.requesturl import RequestUrl
@@ -61,6 +62,7 @@ class Gate:
         self._http = http
         self._platform_clock = platform_clock
         self._now = now
+        self._pace = Pace(clock)
         # Payloads by the token's digest and the very key set that one of its keys has signed. That says what a token says, not
         # that it is admitted: times, issuer, audience and binding are checked each time, and so is the platform's answer.
         self._signed: DeferredCache[tuple[bytes, KeySet], Mapping[str, Any]] = DeferredCache(
@@ -129,6 +131,7 @@ class Gate:
         Raises Refusal with a reason of the local check (then the platform was not asked) or of the validation.
         Cancelling it, when the peer has left, leaves nothing behind.
         """
+        await self._pace.turn()
         payload, expires = await self._check_token(source, query)
         return await self._validator.validate(source, query, expires, _token_id(payload))
 
@@ -179,6 +182,7 @@ class Gate:
 
     def stop(self) -> Deferred[None]:
         """End everything on its way; upgrades that wait get CancelledError. Fires when no connection is left."""
+        self._pace.stop()
         self._jwks.stop()
         self._validator.stop()
         return self._http.close()
