@@ -12,7 +12,7 @@
 
 The key is HMAC-SHA256 (RFC 2104) keyed RELAY_BUS_HMAC_KEY over "viewport-relay-bus-batch-v3", a newline, and the random
 value; the nonce is four zero bytes and the number of the batch, which a process uses once. One tag and one head cover
-all frames of one turn for one relay. A GCM tag costs a tenth of an HMAC of the same bytes.
+all frames that leave together for one relay. A GCM tag costs a tenth of an HMAC of the same bytes.
 
 A run is what one sender sent to one receiver in a row. Profile and sessionId are those of e2ee frames that the sending relay
 has decoded and checked: they are delivered without being decoded again. The tag vouches for both. A frame of any other kind

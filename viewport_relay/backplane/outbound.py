@@ -96,7 +96,7 @@ class Outbound:
         self._unread = UnreadQueues(clock, carrier, self._taken_back, most_bytes)
         self._relays: dict[str, _Relay] = {}
         self._ready: deque[_Lane] = deque()  # lanes whose next call can be made
-        self._begins = False  # whether it is, at the end of this turn
+        self._begins = False  # whether it is, when the sockets are quiet
         self._calls = 0  # under way
         self._flushed: list[Deferred[None]] = []
 

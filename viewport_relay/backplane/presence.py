@@ -33,12 +33,10 @@ ASK_AGAIN: Final = 1.0
 CACHE_MAX: Final = 8192
 #: Seconds after which a withdrawal that cannot be told is given up: by then the entry has expired.
 WITHDRAW_FOR: Final = 60.0
-
 #: Seconds between two looks for seats that other relays took.
 MOVES_EVERY: Final = 0.5
 #: Seconds after which a daemon that is not announced yet counts as one that has been here.
 NEW: Final = 2.0
-
 #: Parts into which a refresh of all targets is spread.
 _SLICES: Final = 10
 
@@ -104,9 +102,8 @@ class Presence:
         self._calls = DeferredSemaphore(carrier.calls)
         self._cache: DeferredCache[TargetKey, _Found] = DeferredCache(clock, CACHE_MAX, abandon=False)
         self._refresh = LoopingCall(self._look_round)
-        self._refresh.clock = clock
         self._moves = LoopingCall(lambda: Deferred.fromCoroutine(self._look_for_moved()))
-        self._moves.clock = clock
+        self._refresh.clock = self._moves.clock = clock
         self._settled: list[Deferred[None]] = []
 
     def start(self, moved: Callable[[TargetKey, object], None]) -> None:
@@ -117,9 +114,7 @@ class Presence:
 
     async def settle(self) -> None:
         """Wait until everything was told or given up; afterwards nothing is refreshed any more."""
-        for loop in (self._refresh, self._moves):
-            if loop.running:
-                loop.stop()
+        self._stop_loops()
         if any(seat.busy for seat in self._seats.values()):
             waiting: Deferred[None] = Deferred()
             self._settled.append(waiting)
@@ -127,19 +122,18 @@ class Presence:
 
     def stop(self) -> None:
         """Give up what is under way."""
+        self._stop_loops()
+        self._cache.cancel()
+
+    def _stop_loops(self) -> None:
         for loop in (self._refresh, self._moves):
             if loop.running:
                 loop.stop()
-        self._cache.cancel()
 
     # -- the daemons here ----------------------------------------------------------------------------------
 
     def changed(
-        self,
-        target: TargetKey,
-        holder: object | None,
-        machine_id: str | None,
-        generation: int | None = None,
+        self, target: TargetKey, holder: object | None, machine_id: str | None, generation: int | None = None
     ) -> None:
         """The daemon of this target is now `holder`, or there is none."""
         seat = self._seats.get(target)
@@ -199,10 +193,8 @@ class Presence:
             seat.busy = False
             if seat.holder is None and seat.told is None:
                 self._seats.pop(target, None)
-            if self._settled and not any(other.busy for other in self._seats.values()):
-                settled, self._settled = self._settled, []
-                for waiting in settled:
-                    waiting.callback(None)
+            while self._settled and not any(other.busy for other in self._seats.values()):
+                self._settled.pop().callback(None)
 
     def _failed(self, target: TargetKey, error: CarrierFailed) -> None:
         if not error.outage:  # an outage has been told already
@@ -239,35 +231,28 @@ class Presence:
             raise
         if other is None:
             seat.told, seat.told_machine = holder, machine_id
-        elif seat.holder is holder:
-            seat.told = None  # what is announced is not ours
+            return True
+        seat.told = None  # what is announced is not ours
+        if seat.holder is holder:
             self._moved(target, holder)
-            # A holder that stays is left in peace until the next refresh.
-            return seat.holder is not holder
-        else:
-            seat.told = None
-        return True
+        return seat.holder is not holder  # one that stays is left in peace until the next refresh
 
     async def _call(self, call: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> T:
-        await self._calls.acquire()
-        try:
+        async with self._calls:
             if self._outage.is_down:
                 raise self._outage.failed
             return await call()
-        finally:
-            self._calls.release()
 
     def _entry(self, target: TargetKey, machine_id: str | None) -> dict[str, object]:
-        entry: dict[str, object] = {
+        machine = {} if machine_id is None else {"machineId": machine_id}
+        return {
             "relayId": self._ours.relay_id,
             "relayWsBaseUrl": self._ours.ws_base_url,
             "daemonConnected": True,
             "runtimeTargetId": target[1],
+            **machine,
+            "updatedAtMs": int(self._now() * 1000),
         }
-        if machine_id is not None:
-            entry["machineId"] = machine_id
-        entry["updatedAtMs"] = int(self._now() * 1000)
-        return entry
 
     # -- the daemons of other relays -------------------------------------------------------------------------
 
@@ -290,7 +275,7 @@ class Presence:
         if self._outage.is_down:
             raise self._outage.failed
         try:
-            place = self._read(await self._carrier.resolve(target))
+            place = self._read(await self._carrier.resolve(target) or {})
         except CarrierFailed as error:
             self._failed(target, error)
             raise
@@ -304,9 +289,7 @@ class Presence:
             return  # it is forgotten when its time is over
         self._cache.put(target, fetched.value, fetched.ttl)
 
-    def _read(self, entry: Mapping[str, object] | None) -> Whereabouts | None:
-        if entry is None:
-            return None
+    def _read(self, entry: Mapping[str, object]) -> Whereabouts | None:
         relay_id, url = entry.get("relayId"), entry.get("relayWsBaseUrl")
         if entry.get("daemonConnected") is not True or type(relay_id) is not str or type(url) is not str:
             return None

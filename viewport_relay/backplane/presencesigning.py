@@ -8,12 +8,12 @@ The entry itself stays as the contract says. Nothing here does I/O.
 
 from __future__ import annotations
 
-import base64
 import hmac
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from viewport_relay.backplane.interface import TargetKey
+from viewport_relay.protocol.base64url import base64url
 from viewport_relay.protocol.json import as_integer
 
 _DOMAIN: Final = b"viewport-relay-presence-v1"
@@ -35,8 +35,7 @@ class PresenceSigner:
         if self._key is None:
             return ""
         signed = b"\n".join((_DOMAIN, target[0].encode(), target[1].encode(), entry))
-        digest = hmac.digest(self._key, signed, "sha256")
-        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
+        return base64url(hmac.digest(self._key, signed, "sha256"))
 
     def is_signed(
         self, target: TargetKey, entry: bytes, fields: Mapping[str, object], signature: bytes | None

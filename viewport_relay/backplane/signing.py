@@ -6,7 +6,6 @@ time of issue, so that a frame is good for a short time and only once (see `repl
 
 from __future__ import annotations
 
-import base64
 import hmac
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -21,6 +20,7 @@ from viewport_relay.backplane.interface import (
     Parcel,
 )
 from viewport_relay.backplane.replay import BadFrame, Freshness
+from viewport_relay.protocol.base64url import base64url
 from viewport_relay.protocol.json import Members, Text, as_integer, is_utf8
 from viewport_relay.reasons import Reason
 
@@ -77,10 +77,6 @@ def signature_of(
     return hmac.digest(key, head.encode() + payload, "sha256")
 
 
-def _text(signature: bytes) -> str:
-    return base64.urlsafe_b64encode(signature).rstrip(b"=").decode("ascii")
-
-
 class FrameSigner:
     """Makes signed frames of what this relay sends. `now` gives seconds since the epoch."""
 
@@ -114,7 +110,7 @@ class FrameSigner:
                 parcel.direction,
                 payload.decode(),
                 now,
-                _text(signature),
+                base64url(signature),
                 parcel.machine_id,
             )
         )
@@ -180,7 +176,7 @@ class FrameVerifier:
             signature = signature_of(
                 self._key, workspace, target, machine, source, to, direction, issued, body
             )
-            right = hmac.compare_digest(_text(signature).encode(), said.encode())
+            right = hmac.compare_digest(base64url(signature).encode(), said.encode())
         except UnicodeEncodeError:
             return refused("a lone surrogate")
         if not right:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from noise.backends.default.keypairs import KeyPair25519
 
 from viewport_relay.config import KEY_FIX, exposure, octal_mode
+from viewport_relay.protocol.base64url import base64url
 
 KEY_BYTES = 32
 KEY_FILE = "noise.key"
@@ -32,11 +33,6 @@ Source = Literal["setting", "state", "created", "ephemeral"]
 
 class NoiseKeyError(ValueError):
     """A key, or the file that holds it, cannot be used. The text says why and never holds the key."""
-
-
-def encode_key(key: bytes) -> str:
-    """base64url without padding (RFC 4648 section 5): 43 characters for 32 bytes."""
-    return base64.urlsafe_b64encode(key).rstrip(b"=").decode("ascii")
 
 
 def decode_key(text: str) -> bytes | None:
@@ -77,12 +73,12 @@ class StaticKey:
     @property
     def public_text(self) -> str:
         """The public half in base64url, as `/.well-known/viewport-relay.json` shows it."""
-        return encode_key(self.public)
+        return base64url(self.public)
 
     def private_text(self) -> str:
         """The private half in base64url. For a key file or `keygen` only."""
         raw: bytes = self.pair.private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
-        return encode_key(raw)
+        return base64url(raw)
 
     def __repr__(self) -> str:
         return f"StaticKey(public={self.public_text!r})"
