@@ -70,7 +70,7 @@ RUNS ?= 1500000
 
 $(FUZZ_VENV)/.ready: requirements-dev.lock setup.cfg
 	@tools/setup-venv $(FUZZ_VENV)
-	@$(FUZZ_VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check 'atheris>=3.1'
+	@$(FUZZ_VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check 'atheris>=3.0'
 	@touch $@
 
 fuzz: $(FUZZ_VENV)/.ready ## coverage-guided fuzzing of everything that strangers write (RUNS=1500000 each, ARGS="frames")

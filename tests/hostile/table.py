@@ -2,6 +2,8 @@
 
     python -m tests.hostile.table [--seconds 3] [--road plain] [--attack json_20] [--code DIRECTORY] [--realtime]
 
+Roads: plain TCP, TLS, two workers, no fast path, and the listener for operators.
+
 A bystander is measured three times in the same run: without the attack; while the same attack hits another relay of the same code on
 this machine, which is what the machine's load alone does; and while it hits the bystander's own relay. `--code`, which may be given
 more than once, is a tree of the relay to measure beside this one, in the same run. Limits are those of production. Attackers come from
@@ -34,24 +36,28 @@ from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay
 from tests.hostile import swarm
 from tests.hostile.attack import TARGET, WORKSPACE
+from tests.ports import free_port
 
 ROOT: Final = Path(__file__).parents[2]
 
-#: Road -> settings; "codec" turns the fast path off.
+#: Road -> settings; "codec" turns the fast path off, "admin" attacks the listener for operators.
 ROADS: Final[dict[str, dict[str, str]]] = {
-    "plain": {}, "tls": {}, "workers": {"RELAY_WORKERS": "2"}, "codec": {"RELAY_FAST_PATH": "0"},
+    "plain": {}, "tls": {}, "workers": {"RELAY_WORKERS": "2"}, "codec": {"RELAY_FAST_PATH": "0"}, "admin": {},
 }  # fmt: skip
 
 #: Attack -> its module and its arguments after PORT and SECONDS; other attacks are kinds of swarm.py.
 PIPELINED: Final = {"pipelined_100": ("100", "1"), "pipelined_500": ("500", "6")}
 
 #: Round trips of the bystander in a second.
-PER_SECOND: Final = 100
+PER_SECOND: Final = 200
 
 #: Round trips of one pair within a minute: fewer than RELAY_RUNTIME_RATE_PER_MINUTE.
 PER_PAIR: Final = 200
 
 ATTACKS: Final = (*PIPELINED, *swarm.KINDS)
+
+#: Attacks that need the listener for peers.
+PEERS_ONLY: Final = frozenset(swarm.KINDS) - {"admin_tokens", "connects"}
 
 #: The relay's default limits, which drills turn off.
 PRODUCTION: Final = {
@@ -208,10 +214,10 @@ def peak_of(pid: int) -> Iterator[list[int]]:
         watching.join()
 
 
-def time_of_logs(relay: Relay, found: list[float]) -> None:
+def time_of_logs(relay: Relay, port: int | None, found: list[float]) -> None:
     began = time.perf_counter()
     with contextlib.suppress(OSError):
-        if relay.http("/logs")[0] == 200:
+        if relay.http("/logs", port=port)[0] == 200:
             found.append((time.perf_counter() - began) * 1000)
 
 
@@ -225,21 +231,26 @@ def measure(platform: FaultyPlatform, attack: str, road: str, seconds: float, co
             server = authority.issue("server", "localhost").write(Path(folder), "server")
             settings |= {"RELAY_TLS_CERT_PATH": server.cert, "RELAY_TLS_KEY_PATH": server.key}
             ca, context = authority.write(Path(folder), "ca").cert, authority.context()
+        ports = [free_port(), free_port()] if road == "admin" else []
+        listens = [{"RELAY_ADMIN_LISTEN": f"127.0.0.1:{port}"} for port in ports] or [{}, {}]
         longest = Path(folder) / "longest"
         longest.write_bytes(bytes(8))
         probe = PROBE.format(path=str(longest)) + _whose(code)
         with (
-            Relay(settings, tls=context, code=code, before=probe) as relay,
-            Relay(settings, tls=context, code=code, before=_whose(code)) as other,
+            Relay(settings | listens[0], tls=context, code=code, before=probe) as relay,
+            Relay(settings | listens[1], tls=context, code=code, before=_whose(code)) as other,
         ):
             relay.wait()
             other.wait()
             bystander = Bystander(relay, platform, 1 + int(3 * PER_SECOND * seconds / PER_PAIR))
             quiet, _ = bystander.round_trips(seconds)
-            with attackers(other, platform, attack, seconds, ca) as running:
+            attacked = ports or [relay.port, other.port]
+            with attackers(attacked[1], platform, attack, seconds, ca) as running:
                 beside, _ = bystander.round_trips(seconds)
                 running.communicate(timeout=seconds + 20)
-            return _attacked(relay, platform, bystander, (quiet, beside), attack, road, seconds, ca, longest)
+            return _attacked(
+                relay, attacked[0], platform, bystander, (quiet, beside), attack, road, seconds, ca, longest
+            )
 
 
 def _whose(code: Path) -> str:
@@ -249,7 +260,7 @@ def _whose(code: Path) -> str:
 
 @contextmanager
 def attackers(
-    relay: Relay, platform: FaultyPlatform, attack: str, seconds: float, ca: str
+    port: int, platform: FaultyPlatform, attack: str, seconds: float, ca: str
 ) -> Iterator[subprocess.Popen[str]]:
     """The process of an attack that goes on for `seconds` and a little more. It has been at work for a while when the block begins."""
     command = ["chrt", "--other", "0", "nice", "-n", "10", sys.executable, "-B", "-m"]
@@ -257,13 +268,13 @@ def attackers(
         files = [] if ca == "-" else [ca]
         command += [
             "tests.hostile.pipelining",
-            str(relay.port),
+            str(port),
             str(round(seconds + 1)),
             *PIPELINED[attack],
             *files,
         ]
     else:
-        command += ["tests.hostile.swarm", attack, str(relay.port), str(seconds + 1), ca]
+        command += ["tests.hostile.swarm", attack, str(port), str(seconds + 1), ca]
         command += [_token(platform, attack) for _ in range(46)]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
@@ -276,6 +287,7 @@ def attackers(
 
 def _attacked(
     relay: Relay,
+    port: int,
     platform: FaultyPlatform,
     bystander: Bystander,
     before: tuple[list[float], list[float]],
@@ -288,14 +300,15 @@ def _attacked(
     """`before`: the bystander's round trips without the attack, and while it hit another relay."""
     size, known = resident(relay.pid), len(relay.entries())
     logs: list[float] = []
+    operators = port if road == "admin" else None
     with longest.open("r+b") as file:
         file.write(bytes(8))
     used, began = cpu(relay.pid), time.monotonic()
-    with peak_of(relay.pid) as most, attackers(relay, platform, attack, seconds, ca) as running:
+    with peak_of(relay.pid) as most, attackers(port, platform, attack, seconds, ca) as running:
         taken, alive = bystander.round_trips(seconds)
         used, began = cpu(relay.pid) - used, time.monotonic() - began
         turn = struct.unpack("d", longest.read_bytes())[0] * 1000
-        asking = threading.Thread(target=time_of_logs, args=(relay, logs))
+        asking = threading.Thread(target=time_of_logs, args=(relay, operators, logs))
         asking.start()
         said, _ = running.communicate(timeout=seconds + 20)
         asking.join(30)
@@ -305,7 +318,7 @@ def _attacked(
         details = entry.get("details", {})
         folded = entry["event"] == "folded"
         logged[str(entry.get("reason") or entry["event"])] += details.get("count", 1) if folded else 1
-    kept = b"join" in relay.http("/logs?workspaceId=steady")[1]
+    kept = b"join" in relay.http("/logs?workspaceId=steady", port=operators)[1]
     alive = alive and relay.process.poll() is None
     return Row(
         attack, road, said.strip() if attack not in PIPELINED else _answers(said), *before, taken, max(0, most[0] - size),
@@ -340,6 +353,8 @@ def main() -> None:
     with FaultyPlatform() as platform:
         for road in options.road or ROADS:
             for attack in options.attack or ATTACKS:
+                if road == "admin" and attack in PEERS_ONLY:
+                    continue
                 for code in (*options.code, ROOT):
                     name = (
                         "" if len(options.code) == 0 else ("this  " if code == ROOT else f"{code.name[-5:]} ")
