@@ -196,22 +196,19 @@ def cpu(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-@contextmanager
-def peak_of(pid: int) -> Iterator[list[int]]:
-    """The highest resident size while the block runs, as the only item of a list."""
-    most, over = [resident(pid)], threading.Event()
+def forget_peak(pid: int) -> None:
+    """Let the kernel note the highest resident size anew: a thread here that asked again and again would delay the bystander."""
+    for each in tree(pid):
+        Path(f"/proc/{each}/clear_refs").write_text("5")
 
-    def watch() -> None:
-        while not over.wait(0.05):
-            most[0] = max(most[0], resident(pid))
 
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
-    try:
-        yield most
-    finally:
-        over.set()
-        watching.join()
+def peak(pid: int) -> int:
+    """The highest resident bytes of a process and its descendants since `forget_peak`, each at its own time."""
+    size = 0
+    for each in tree(pid):
+        status = Path(f"/proc/{each}/status").read_text()
+        size += int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return size
 
 
 def time_of_logs(relay: Relay, port: int | None, found: list[float]) -> None:
@@ -304,7 +301,8 @@ def _attacked(
     with longest.open("r+b") as file:
         file.write(bytes(8))
     used, began = cpu(relay.pid), time.monotonic()
-    with peak_of(relay.pid) as most, attackers(port, platform, attack, seconds, ca) as running:
+    forget_peak(relay.pid)
+    with attackers(port, platform, attack, seconds, ca) as running:
         taken, alive = bystander.round_trips(seconds)
         used, began = cpu(relay.pid) - used, time.monotonic() - began
         turn = struct.unpack("d", longest.read_bytes())[0] * 1000
@@ -312,6 +310,7 @@ def _attacked(
         asking.start()
         said, _ = running.communicate(timeout=seconds + 20)
         asking.join(30)
+        most = peak(relay.pid)
     entries = [entry for entry in relay.entries()[known:] if entry["event"] not in ("join", "leave")]
     logged: Counter[str] = Counter()
     for entry in entries:
@@ -321,7 +320,7 @@ def _attacked(
     kept = b"join" in relay.http("/logs?workspaceId=steady", port=operators)[1]
     alive = alive and relay.process.poll() is None
     return Row(
-        attack, road, said.strip() if attack not in PIPELINED else _answers(said), *before, taken, max(0, most[0] - size),
+        attack, road, said.strip() if attack not in PIPELINED else _answers(said), *before, taken, max(0, most - size),
         turn, used / began, logs[0] if logs else float("inf"), len(entries), logged, kept, alive, relay.errors(),
     )  # fmt: skip
 

@@ -15,7 +15,8 @@ from typing import Final
 from viewport_relay.wire.arena import ARENA_SIZE, LongFrame
 from viewport_relay.wire.framing import LONG
 from viewport_relay.wire.interfaces import Closing, Judge, Pong, StreamTransport
-from viewport_relay.wire.reader import Reader, Shared
+from viewport_relay.wire.pausing import Shared
+from viewport_relay.wire.reader import Reader
 from viewport_relay.wire.transport import DirectAccess, read_nothing
 
 #: One read in so many is timed for `relay_forward_latency_seconds`.

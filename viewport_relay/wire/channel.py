@@ -51,7 +51,7 @@ class RelayChannel(HTTPChannel):
     """One HTTP connection. Its factory is `RelaySite`, which sets the attributes below."""
 
     queue: FairQueue
-    connections: HttpConnections | None = None
+    connections: HttpConnections
     #: seconds that an idle connection is kept after an answer
     keep_alive: float = REQUEST_TIMEOUT
     #: the client's address where another process has determined it (the parent of several workers)
@@ -78,8 +78,7 @@ class RelayChannel(HTTPChannel):
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
-        if self.connections is not None:
-            self.connections.enter(self, self.peer_host())
+        self.connections.enter(self, self.peer_host())
 
     def peer_host(self) -> str:
         """The address of the connection's other end, or the one that PROXY protocol names; "unix" or "unknown" without."""
@@ -97,8 +96,7 @@ class RelayChannel(HTTPChannel):
         self._closing = True
         self._stop_timers()
         self._linger = self.callLater(LINGER, self.drop)
-        if self.connections is not None:
-            self.connections.waits(self)
+        self.connections.waits(self)
         HTTPChannel.loseConnection(self)
 
     def drop(self) -> None:
@@ -113,8 +111,7 @@ class RelayChannel(HTTPChannel):
             self._unreadable("a peer speaks plain HTTP to a port with TLS: let it use wss:// or https://")
         self._closing = self.gone = True
         self._stop_timers()
-        if self.connections is not None:
-            self.connections.leave(self)
+        self.connections.leave(self)
         HTTPChannel.connectionLost(self, reason)
 
     def _stop_timers(self) -> None:
@@ -139,8 +136,7 @@ class RelayChannel(HTTPChannel):
         early, self._kept = self.early, b""
         self._closing = True
         self._stop_timers()
-        if self.connections is not None:
-            self.connections.leave(self)
+        self.connections.leave(self)
         self.requests.clear()
         transport, self.transport = self.transport, None
         transport.unregisterProducer()
@@ -221,8 +217,7 @@ class RelayChannel(HTTPChannel):
         self.loseConnection()
 
     def _unreadable(self, message: str) -> None:
-        if self.connections is not None:
-            self.connections.unreadable(self.peer_host(), message)
+        self.connections.unreadable(self.peer_host(), message)
 
     def _say(self, status: bytes) -> None:
         self.transport.write(b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
@@ -232,8 +227,7 @@ class RelayChannel(HTTPChannel):
     def allContentReceived(self) -> None:
         self._answering = True
         self._begun = False
-        if self.connections is not None:
-            self.connections.busy(self)
+        self.connections.busy(self)
         HTTPChannel.allContentReceived(self)
 
     def requestDone(self, request: Request) -> None:
@@ -247,13 +241,11 @@ class RelayChannel(HTTPChannel):
         if self._closing:
             return
         self._kept = self.early + later
-        if self.connections is not None:
-            self.connections.waits(self)
+        self.connections.waits(self)
         if not self._kept and not self._unread:
             self._idle = True
             self.setTimeout(self.keep_alive)  # type: ignore[no-untyped-call]
-            if self.connections is not None:
-                self.connections.settled(self)
+            self.connections.settled(self)
         self._go_on()
 
     def _keep(self, data: bytes) -> None:
@@ -293,9 +285,8 @@ class RelayChannel(HTTPChannel):
 
     def may_be_dropped(self) -> None:
         """Let this connection make room for a newer one although its request is not answered yet."""
-        if self.connections is not None:
-            self.connections.waits(self)
-            self.connections.settled(self)
+        self.connections.waits(self)
+        self.connections.settled(self)
 
     def close_after_answer(self) -> None:
         """End the connection when the request that is being answered is done."""

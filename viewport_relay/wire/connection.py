@@ -26,7 +26,8 @@ from viewport_relay.wire.life import Core, LifeInputs, begin
 from viewport_relay.wire.linkoutbox import LinkOutbox
 from viewport_relay.wire.linkreader import LinkReader
 from viewport_relay.wire.outbox import Outbox
-from viewport_relay.wire.reader import Reader, Shared
+from viewport_relay.wire.pausing import Shared
+from viewport_relay.wire.reader import Reader
 from viewport_relay.wire.turn import Turn
 from viewport_relay.wire.turnqueue import TurnQueue
 

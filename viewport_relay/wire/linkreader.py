@@ -14,7 +14,7 @@ from typing import Final
 from viewport_relay.reasons import Refusal
 from viewport_relay.wire.fastpath import FastReader
 from viewport_relay.wire.interfaces import Closing, Judge, LinkCipher, Pong, StreamTransport
-from viewport_relay.wire.reader import Shared
+from viewport_relay.wire.pausing import Shared
 
 #: The first byte of an unfragmented binary message.
 _BINARY: Final = 0x82

@@ -2,7 +2,7 @@
 
 In the set are the connections that are not admitted yet, and paused ones of peers, which are watched for a hang-up. The set's
 own descriptor is one member of the reactor's set. Hundreds of its sockets that become readable at once delay the frames of
-admitted peers by `reactor.LOOK_SECONDS` and one event at most; what is left after `SHARE_SECONDS` waits for the next turn,
+admitted peers by `reactor.TALK_LOOK_SECONDS`, or `LOOK_SECONDS`, and one event at most; what is left after `SHARE_SECONDS` waits for the next turn,
 in turn by socket.
 """
 
@@ -129,27 +129,20 @@ class LowPrioritySet:
 
     def _serve(self) -> None:
         """Handle one event after the other."""
-        seconds, turn, ready, members = self._reactor.seconds, self._reactor.turn, self._ready, self._members
+        reactor, ready, members = self._reactor, self._ready, self._members
+        seconds = reactor.seconds
         until = seconds() + SHARE_SECONDS
         if not ready:
             ready += [(members[at], at, event) for at, event in reversed(self._set.poll(0, MOST_EVENTS))]
         while ready:
             member, descriptor, event = ready.pop()
-            if members.get(descriptor) is member:  # its interests may have changed meanwhile
-                self._handle(member, descriptor, event & (self._interests[descriptor] | _HANG_UP))
-                turn.look()
-                if seconds() >= until:
-                    return
-
-    def _handle(self, member: Any, descriptor: int, event: int) -> None:
-        turn = self._reactor.turn
-        turn.within = True
-        try:
-            if event & _HANG_UP and self._interests[descriptor] & select.EPOLLRDHUP:
+            if descriptor not in members or members[descriptor] is not member:  # closed or promoted meanwhile
+                continue
+            interests = self._interests[descriptor]  # may have changed
+            if event & _HANG_UP and interests & select.EPOLLRDHUP:
                 member.hung_up()
             else:
-                self._reactor.handle(member, descriptor, event)
-        finally:
-            turn.within = turn.running = False
-            if turn.outboxes or turn.calls:
-                turn.send()
+                reactor.serve([(descriptor, event & (interests | _HANG_UP))], members)
+            reactor.turn.look()
+            if seconds() >= until:
+                return

@@ -33,7 +33,7 @@ from viewport_relay.wire.turn import Turn
 MOST_EVENTS: Final = 256
 
 #: Most connections that a listener accepts in one turn; Twisted's own takes a hundred and more. Each costs 50 µs, and 20 µs
-#: if it is closed at once. Eight are as long as `LOOK_SECONDS`.
+#: if it is closed at once.
 MOST_ACCEPTS: Final = 8
 
 
@@ -69,11 +69,11 @@ class _UnixPort(_FewAccepts, unix.Port):  # type: ignore[misc]  # Twisted has a 
 
 #: Seconds between two looks at the sockets of admitted peers while others are served. A look after each piece of work costs
 #: upgrades a quarter more: the code of one step is not in the processor's caches when the next connection comes to it.
-LOOK_SECONDS: Final = 0.0005
+LOOK_SECONDS: Final = 0.002
 
-#: The same while admitted peers send, and the seconds for which that is assumed after a look that brought something of them.
+#: The same while admitted peers send, and the seconds for which that is assumed after a read of one of them.
 TALK_LOOK_SECONDS: Final = 0.0001
-TALK_SECONDS: Final = 0.05
+TALK_SECONDS: Final = 1.0
 
 #: Seconds for which the sockets that are ready are served before what waits for quiet sockets (`Turn.when_quiet`) is called.
 GATHER_SECONDS: Final = 0.001
@@ -90,6 +90,7 @@ class RelayReactor(EPollReactor):
     def __init__(self) -> None:
         self.turn = Turn(self.end, self._look)
         self._next_look = self._talk_until = 0.0
+        self._events: list[tuple[int, int]] = []  # of this turn, to tell whether admitted peers send
         EPollReactor.__init__(self)
         self.low_priority = LowPrioritySet(self)
         self.addReader(self.low_priority)  # type: ignore[no-untyped-call]
@@ -113,7 +114,8 @@ class RelayReactor(EPollReactor):
                 if error.errno == errno.EINTR:
                     return
                 raise
-            self._serve(events)
+            self._events = events
+            self.serve(events, self._selectables)
             if self.turn.quiet:
                 self._gather()
             if (
@@ -135,7 +137,7 @@ class RelayReactor(EPollReactor):
         """Serve the sockets that are ready, until none is or it is time, and then call what waits for that."""
         until = self.seconds() + GATHER_SECONDS
         while self.seconds() < until and (events := self._poller.poll(0, MOST_EVENTS)):
-            self._serve(events)
+            self.serve(events, self._selectables)
         calls, self.turn.quiet = self.turn.quiet, []
         for call in calls:
             call()
@@ -145,17 +147,19 @@ class RelayReactor(EPollReactor):
         now = self.seconds()
         if now < self._next_look:
             return
-        events, selectables = self._poller.poll(0, MOST_EVENTS), self._selectables
+        selectables, events = self._selectables, self._poller.poll(0, MOST_EVENTS)
         urgent = [ready for ready in events if not isinstance(selectables.get(ready[0]), _LAST)]
         if urgent:
-            self._serve(urgent)
-            if any(isinstance(selectables.get(ready[0]), DirectTransport) for ready in urgent):
-                self._talk_until = now + TALK_SECONDS
+            self.serve(urgent, selectables)
+        if any(isinstance(selectables.get(at), DirectTransport) for at, _ in (*self._events, *urgent)):
+            self._talk_until = now + TALK_SECONDS
+        self._events = []
         self._next_look = self.seconds() + (TALK_LOOK_SECONDS if now < self._talk_until else LOOK_SECONDS)
 
-    def _serve(self, events: list[tuple[int, int]]) -> None:
+    def serve(self, events: list[tuple[int, int]], selectables: dict[int, Any]) -> None:
+        """Handle events of sockets, which are found in `selectables` by descriptor, and send what comes of it."""
         # Attributes and no calls: where each turn brings one frame, this is done for each frame.
-        turn, selectables = self.turn, self._selectables
+        turn = self.turn
         turn.within = True
         turn.running = len(events) > 1
         try:
@@ -180,10 +184,6 @@ class RelayReactor(EPollReactor):
             turn.within = turn.running = False
             if turn.outboxes or turn.calls:
                 turn.send()
-
-    def handle(self, selectable: Any, descriptor: int, event: int) -> None:
-        """Read or write a socket that is in another set than the reactor's."""
-        self._doReadOrWrite(selectable, descriptor, event)  # type: ignore[no-untyped-call]
 
     # -- transports --------------------------------------------------------------------------------------------
 

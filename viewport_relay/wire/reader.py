@@ -1,4 +1,4 @@
-"""The reader of one connection: the handler of its messages, back-pressure, and fair turns.
+"""The reader of one connection: its messages and their handler. `pausing` tells when it is read.
 
     transport -> Reader.feed -> codec -> judge -> the receiver's outbox
 
@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from attrs import frozen
-
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.codec import Codec, CodecFactory
+from viewport_relay.wire.codec import Codec
 from viewport_relay.wire.framing import COPIED, LONG, text_header
 from viewport_relay.wire.intake import Intake
 from viewport_relay.wire.interfaces import Closing, Count, Decide, Judge, LinkCipher, Pong, StreamTransport
-from viewport_relay.wire.turn import Turn
-from viewport_relay.wire.turnqueue import TurnQueue
+from viewport_relay.wire.pausing import PausableReader, Shared
 
 #: Bytes of the first slice that the codec is given at a time: tiny frames cost 20 µs each.
 _SLICE: Final = 512
@@ -29,15 +26,6 @@ _FEW: Final = 4096
 
 #: Seconds of work at one read from which on longer reads of other connections wait for the next turn.
 _COSTLY: Final = 0.0001
-
-#: A read of more bytes, on a connection that has ended, is followed by a pause.
-_PACED: Final = 4096
-
-#: The cause of a pause until a later turn.
-_TURN: Final = object()
-
-#: Of most connections; a set of its own would be 200 bytes each.
-_BY_NONE: Final[frozenset[object]] = frozenset()
 
 
 def _ignored(payload: bytes) -> None:
@@ -52,46 +40,21 @@ def _uncounted(peer: Any, messages: int, size: int, now: float) -> None:
     raise AssertionError("nothing is forwarded without a judge")
 
 
-@frozen
-class Shared:
-    """What the readers of one reactor share. `seconds` is a monotonic clock, `max_message` the longest message in bytes.
-
-    `observe` is told how long some reads took, in seconds from the socket to the receivers' sockets.
-    """
-
-    seconds: Callable[[], float]
-    queue: TurnQueue
-    codecs: CodecFactory
-    turn: Turn
-    max_message: int
-    observe: Callable[[float], None]
-
-
-class Reader:
+class Reader(PausableReader):
     """Reads one connection through its codec. Times are monotonic seconds."""
 
     __slots__ = (
-        "_closing", "_codec", "_codecs", "_ended", "_gone", "_intake", "_paused_by", "_pong", "_postponed", "_queue",
-        "_seconds", "_transport", "_turn", "_waiting", "count", "decide", "judge", "last_seen", "peer", "pinged_at", "receive",
-        "unanswered_since", "unwrap",
+        "_closing", "_codec", "_codecs", "_pong", "_turn", "count", "decide", "judge", "peer", "receive", "unwrap",
     )  # fmt: skip
 
     def __init__(self, shared: Shared, transport: StreamTransport, closing: Closing, pong: Pong) -> None:
         """`closing` hears how the peer ends the connection, `pong` sends the answer to a Ping frame."""
-        self._queue = shared.queue
-        self._seconds = shared.seconds
-        self._transport = transport
+        super().__init__(shared, transport)
         self._codecs = shared.codecs
         self._codec: Codec | None = None  # made for the first byte that needs it
         self._closing: Closing | None = closing  # until lost
         self._pong = pong
         self._turn = shared.turn
-        self._paused_by: frozenset[object] = _BY_NONE
-        self._intake: Intake | None = None
-        self._waiting = False  # for a turn, or for the intake: then nothing is read
-        self._postponed = b""  # received, and left to a later turn
-        self._gone: Callable[[], None] | None = None  # to be called behind what was postponed
-        self._ended = False
         #: For messages that are routed: judge, whose messages they are, and what is done with verdicts.
         self.judge: Judge | None = None
         self.peer: Any = None
@@ -101,14 +64,6 @@ class Reader:
         self.receive: Callable[[bytes], None] = _ignored
         #: Opens a message of a Noise link: (payload, binary) -> frame, or None when there is none for `receive`.
         self.unwrap: Callable[[bytes, bool], bytes | None] | None = None
-        #: When anything was received; when a ping was sent; the first ping without a sign of life after it.
-        self.last_seen = self.pinged_at = self._seconds()
-        self.unanswered_since: float | None = None
-
-    def begin(self) -> None:
-        """Read, unless the connection is paused already."""
-        if not self._paused_by:
-            self._transport.resumeProducing()
 
     # -- the handler -------------------------------------------------------------------------------------------
 
@@ -153,7 +108,6 @@ class Reader:
 
     def stop(self) -> None:
         """Throw away what comes from now on, but read it: the peer shall see our Close."""
-        self._ended = True
         self.receive = _ignored
         self.judge = None
         self.peer = None
@@ -161,10 +115,7 @@ class Reader:
         self.decide, self.count = _undecided, _uncounted
         if self._codec is not None:
             self._codec.discard()
-        self._leave_intake()
-        self._intake = None
-        if self._paused_by:
-            self._read_on()
+        self.end()
 
     def close_sent(self) -> None:
         """Our Close frame is on its way: the peer's next one answers it."""
@@ -176,12 +127,8 @@ class Reader:
             self._codec.ignore()
 
     def forget(self) -> None:
-        """The connection is lost: drop every reference, so that it is freed at once."""
-        self._leave_intake()
-        self._waiting = False
-        self._postponed = b""
-        self._paused_by = _BY_NONE
-        self._codec = self._closing = self._gone = None
+        super().forget()
+        self._codec = self._closing = None
 
     # -- bytes -------------------------------------------------------------------------------------------------
 
@@ -228,98 +175,6 @@ class Reader:
             if self._ended:
                 self._codec.discard()
         return self._codec
-
-    # -- turns -------------------------------------------------------------------------------------------------
-
-    def _postpone(self, data: bytes) -> None:
-        """Handle this in a later turn: the other connections come first. Until then nothing is read."""
-        self._postponed += data
-        if not self._waiting:
-            self._wait()
-            self._queue.add(self._next_turn)
-
-    def _must_keep(self) -> bool:
-        """Whether what comes is kept for later. A peer that has hung up is read nevertheless."""
-        return self._waiting and (bool(self._postponed) or not self._ended)
-
-    def _wait(self) -> None:
-        self._waiting = True
-        self._paused_by |= {_TURN}
-        self._transport.pauseProducing()
-
-    def _pace(self, size: int) -> None:
-        """Rest after a large read of what is thrown away: a peer that floods on costs little, and still sees our Close."""
-        if size > _PACED and not self._waiting:
-            self._wait()
-            self._queue.add_later(self._next_turn)
-
-    def _next_turn(self) -> None:
-        if not self._waiting:  # lost meanwhile
-            return
-        self._waiting = False
-        data, self._postponed = self._postponed, b""
-        self.feed(data)
-        if self._waiting or not self._paused_by:  # once more, or lost meanwhile
-            return
-        if self._gone is not None:
-            gone, self._gone = self._gone, None
-            gone()
-        self._paused_by -= {_TURN}
-        if not self._paused_by or self._ended:
-            self._read_on()
-
-    def when_handled(self, call: Callable[[], None]) -> None:
-        """Call this when everything that was received has been handled."""
-        if self._waiting:
-            self._gone = call
-        else:
-            call()
-
-    # -- long messages -----------------------------------------------------------------------------------------
-
-    def admitted(self) -> None:
-        """For the intake: the long message may be received now."""
-        if self._waiting:
-            self._queue.add(self._next_turn)
-
-    def _may_receive(self, size: int) -> bool:
-        """Whether a long message of so many bytes may be received now. False: the connection waits, and is not read."""
-        if self._intake is None or self._ended or self._intake.enter(self, size):
-            return True
-        self._wait()
-        return False
-
-    def _leave_intake(self) -> None:
-        if self._intake is not None and self._intake.leave(self):
-            self._queue.add(self._next_turn)
-
-    # -- back-pressure -----------------------------------------------------------------------------------------
-
-    @property
-    def paused(self) -> bool:
-        """Whether the connection is not read just now."""
-        return bool(self._paused_by) and not self._ended
-
-    def pause_reading(self, cause: object) -> None:
-        """Read no more until every cause is gone."""
-        if not self._paused_by and not self._ended:
-            self._transport.pauseProducing()
-        self._paused_by |= {cause}
-
-    def resume_reading(self, cause: object) -> None:
-        """This cause is gone."""
-        if cause not in self._paused_by:
-            return
-        self._paused_by -= {cause}
-        if not self._paused_by:
-            self._read_on()
-
-    def _read_on(self) -> None:
-        if not self._waiting:
-            # While the peer was not read, no clock ran against it.
-            self.last_seen = self.pinged_at = self._seconds()
-            self.unanswered_since = None
-            self._transport.resumeProducing()
 
     # -- CodecEvents -------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,7 +83,7 @@ class RelaySite(Site):
         Site.__init__(self, root, RelayRequest, timeout=REQUEST_TIMEOUT, reactor=reactor)
         self._limits = TimeLimits(reactor)
         self.queue = queue
-        self.connections = connections
+        self.connections = HttpConnections(lambda: sys.maxsize) if connections is None else connections
         self._keep_alive = keep_alive
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
