@@ -70,7 +70,7 @@ def test_clients_that_follow_redirects_do_not_use_the_bus(
                 swarm.add(pairs, daemon=fleet.from_home, client=fleet.from_anywhere)
                 swarm.until_talking()
                 time.sleep(0.5)
-                shares[follow] = fleet.bus_share(2.0)
+                shares[follow] = fleet.bus_share(1.0)
                 redirects = swarm.followed
         report(
             "redirects",

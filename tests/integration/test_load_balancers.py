@@ -33,7 +33,7 @@ def test_peers_of_a_workspace_meet_on_one_relay(
         assert all(homes) and sum(map(len, homes)) == PAIRS
         assert all(room["clientCount"] == 1 for rooms in homes for room in rooms)
         swarm.mark()
-        share = fleet.bus_share(1.5)
+        share = fleet.bus_share(0.75)
         assert swarm.followed == 0 and share < 0.01
 
         # One relay stops and starts. Its workspaces' daemons stay at the relay that they moved to; clients that are
@@ -45,7 +45,7 @@ def test_peers_of_a_workspace_meet_on_one_relay(
         swarm.reconnect_clients()
         swarm.until_talking()
         time.sleep(0.5)
-        after = fleet.bus_share(1.5)
+        after = fleet.bus_share(0.75)
         report(program, bus_share=share, after_a_restart=after, redirects=swarm.followed)
         assert swarm.refused == []
         assert swarm.followed >= 1 and after < 0.01
