@@ -155,13 +155,14 @@ class Sessions:
         peer, session.peer = session.peer, None
         assert peer is not None
         peer.remote = None  # what is in it holds the peer
-        self.note_close(session.connection, ending, peer.describe())
+        about = peer.describe()
+        self.note_close(session.connection, ending, about)
         successor = self._registry.leave(peer, self._clock.seconds())
         self._remote.peers_changed()
         if peer.role is Role.DAEMON:
             self._remote.seat_changed(peer.target)
         if session.announced:
-            self._log_leave(peer, ending)
+            self._log_leave(peer, ending, about)
         daemon = peer.target.daemon
         if peer.role is Role.CLIENT and daemon is not None:
             self._bound_what_is_left(session, session_of(daemon))
@@ -170,8 +171,7 @@ class Sessions:
         if peer.role is Role.DAEMON:
             session.outbox.let_feeders_go()  # to the next daemon, or to be answered that there is none
 
-    def _log_leave(self, peer: Peer, ending: Ending) -> None:
-        about = peer.describe()
+    def _log_leave(self, peer: Peer, ending: Ending, about: dict[str, Any]) -> None:
         reason = ending.logged_as or ending.reason
         if reason is None and ending.code is not None:
             about["closeCode"] = ending.code
