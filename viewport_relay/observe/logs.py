@@ -32,6 +32,9 @@ LIFE = frozenset({"join", "leave"})
 #: Events that are folded although they have no reason and the level info.
 ALWAYS_FOLDED = frozenset({"twisted"})
 
+#: Seconds between two looks for windows of folding that have ended.
+_SWEEP = 1.0
+
 _RANK = {"info": 0, "warn": 1, "error": 2}
 
 
@@ -67,6 +70,7 @@ class EventLog:
         self.problems = Problems(self.redactor)
         self._followers: list[Callable[[Record], None]] = []
         self._seq = 0
+        self._swept = 0.0  # when windows were last ended
         #: entries that worker processes could not hand over
         self.lost_elsewhere = 0
         #: when each event was last logged with each reason, folded or not; seconds since the epoch
@@ -93,7 +97,8 @@ class EventLog:
     ) -> None:
         """Log one event; see `EventSink`. Never raises. Details that are None are left out."""
         at = self._now()
-        self._end_windows(at)
+        if not 0 <= at - self._swept < _SWEEP:
+            self._end_windows(at)
         self.last_seen[event, reason] = at
         if reason is not None:
             level = level or reason.entry.level
@@ -185,6 +190,7 @@ class EventLog:
             self._emit(join)
 
     def _end_windows(self, at: float, *, everything: bool = False) -> None:
+        self._swept = at
         for flap in self._flapping.ended(at, everything=everything):
             self._emit(flap.finding(at), flap.count, "leave")
         self._write_stayed()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -47,6 +48,7 @@ class Attempt:
     subprotocols: tuple[str, ...] = ()
     ticket: Ticket | None = None
     client_id: str | None = None
+    checked: float | None = None  # when it had passed the checks, in the reactor's seconds
     transport: Any = None  # set when a connection has taken the transport over
 
     @property
@@ -111,22 +113,31 @@ class UpgradeAttempts(Resource):
         self._counts.set_limits(total, per_ip, clients)
 
     def render(self, request: Request) -> int:
-        answering = Deferred.fromCoroutine(self._answer(request))
-        if not answering.called:  # a peer that leaves while its attempt waits leaves nothing behind
-            request.notifyFinish().addErrback(lambda _: answering.cancel())
-        return NOT_DONE_YET
-
-    async def _answer(self, request: Request) -> None:
         attempt = Attempt(os.urandom(9).hex(), self._address(request), request)
         try:
             self._check(attempt)
-            await self._decide(attempt)
+            waiting = self._decide(attempt)
         except Refusal as refusal:
             self._refuse(attempt, refusal)
-        except CancelledError:  # the peer has left, or the relay stops
-            attempt.release()
-        except Exception:  # a fault in one upgrade is logged and ends this one connection
+            return NOT_DONE_YET
+        except Exception:  # a fault in one upgrade is logged, and ends this one connection
             self._broken(attempt, Failure())
+            return NOT_DONE_YET
+        if waiting is not None:
+            deciding = Deferred.fromCoroutine(waiting).addErrback(self._failed, attempt)
+            if not deciding.called:  # a peer that leaves while its attempt waits leaves nothing behind
+                request.notifyFinish().addErrback(lambda _: deciding.cancel())
+        return NOT_DONE_YET
+
+    def _failed(self, failure: Failure, attempt: Attempt) -> None:
+        """End an attempt that waited."""
+        error = failure.value
+        if isinstance(error, Refusal):
+            self._refuse(attempt, error)
+        elif isinstance(error, CancelledError):  # the peer has left, or the relay stops
+            attempt.release()
+        else:
+            self._broken(attempt, failure)
 
     # -- checks without I/O --------------------------------------------------------------------------------
 
@@ -171,8 +182,8 @@ class UpgradeAttempts(Resource):
                 Reason.ORIGIN_NOT_ALLOWED, f"Origin is {origin[:200]!r}, RELAY_ALLOWED_ORIGINS has {known}"
             )
 
-    async def _decide(self, attempt: Attempt) -> None:
-        """Decide an attempt that has passed the checks. Raises Refusal."""
+    def _decide(self, attempt: Attempt) -> Coroutine[Any, Any, None] | None:
+        """Decide an attempt that has passed the checks; what takes time is returned. Both raise Refusal."""
         raise NotImplementedError
 
     # -- refusing ------------------------------------------------------------------------------------------

@@ -7,14 +7,14 @@ A connection is handed to the WebSocket protocol only after it was admitted, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
-from viewport_relay.admission.token import LINK_SUBPROTOCOL, select_subprotocol
+from viewport_relay.admission.token import LINK_SUBPROTOCOL, TokenSource, select_subprotocol
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -58,32 +58,39 @@ class UpgradeResource(UpgradeAttempts):
         self._factory = factory
         self._opened = opened
 
-    async def _decide(self, attempt: Attempt) -> None:
-        """Ask the gate, and open the connection. Raises Refusal."""
+    def _decide(self, attempt: Attempt) -> Coroutine[Any, Any, None] | None:
+        """Open the connection of a token that was admitted a moment ago; for any other, return the way through the gate."""
         assert attempt.token is not None and attempt.query is not None
-        clock, counters = self._clock, self._counters
-        began = clock.seconds()
-        try:
-            claims = self._gate.recall(attempt.token, attempt.query)
-            if claims is None:
-                claims = await self._gate.admit(attempt.token, attempt.query)
-            self._settle(attempt, claims)
-        except Refusal:
-            counters.admission_denied += 1
-            raise
-        finally:
-            counters.admission_latency.observe(clock.seconds() - began)
-        counters.admission_ok += 1
+        attempt.checked = self._clock.seconds()
+        claims = self._gate.recall(attempt.token, attempt.query)
+        if claims is None:
+            return self._ask(attempt, attempt.token, attempt.query)
+        self._admit(attempt, attempt.query, claims)
+        return None
+
+    async def _ask(self, attempt: Attempt, token: TokenSource, query: UpgradeQuery) -> None:
+        """Ask the gate, and open the connection. Raises Refusal."""
+        self._admit(attempt, query, await self._gate.admit(token, query))
+
+    def _admit(self, attempt: Attempt, query: UpgradeQuery, claims: Claims) -> None:
+        """Open the connection, and give it to the sessions. Raises Refusal."""
+        self._settle(attempt, query, claims)
+        self._counters.admission_ok += 1
+        self._time(attempt)
         connection, early = self._open(attempt)
         promote(attempt.transport)
-        self._opened(connection, attempt.query, claims)
+        self._opened(connection, query, claims)
         connection.start(early)
 
-    def _settle(self, attempt: Attempt, claims: Claims) -> None:
+    def _time(self, attempt: Attempt) -> None:
+        assert attempt.checked is not None
+        self._counters.admission_latency.observe(self._clock.seconds() - attempt.checked)
+
+    def _settle(self, attempt: Attempt, query: UpgradeQuery, claims: Claims) -> None:
         """Count a client whose target comes from the claims alone. Raises Refusal, also when the relay began to drain meanwhile."""
         attempt.client_id = claims.client_id
-        query, ticket, target = attempt.query, attempt.ticket, claims.runtime_target_id
-        assert query is not None and ticket is not None
+        ticket, target = attempt.ticket, claims.runtime_target_id
+        assert ticket is not None
         if self.stopping:
             raise Refusal(Reason.RELAY_SHUTTING_DOWN, retry_after=1)
         if query.role is Role.CLIENT and query.runtime_target_id is None and target is not None:
@@ -110,6 +117,9 @@ class UpgradeResource(UpgradeAttempts):
 
     def _refuse(self, attempt: Attempt, refusal: Refusal) -> None:
         """Refuse over HTTP; from the token check on, where the peer is a browser, with a Close frame after the 101."""
+        if attempt.checked is not None:
+            self._counters.admission_denied += 1
+            self._time(attempt)
         mode = self._config.reject_mode
         by_close = mode == "close" or (
             mode == "auto" and attempt.token is not None and attempt.token.via == "subprotocol"
