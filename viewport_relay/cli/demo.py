@@ -22,8 +22,7 @@ from viewport_relay.peer.daemon import DaemonPeer
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.platform_api import PlatformError
 from viewport_relay.peer.symmetric import KeyPair
-from viewport_relay.peer.transcript import Transcript, make_transcript
-from viewport_relay.peer.transcript_run import TranscriptRun
+from viewport_relay.peer.transcript import Transcript, TranscriptRun, make_transcript
 from viewport_relay.peer.upgrade import Closed, ClosedEarly, UpgradeRefused
 
 PAIRING_PEER = "demo-peer"
@@ -105,7 +104,7 @@ async def _play(
         identity,
         lambda frame: daemon_end.send(frame),
         run.at_daemon,
-        pairing_secrets={} if pairing is None else {pairing.peer_id: pairing.secret},
+        pairing_secrets=None if pairing is None else {pairing.peer_id: pairing.secret},
         rekey_after=transcript.messages // 2 + 1,
     )
     client = ClientPeer(

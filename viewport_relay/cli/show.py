@@ -21,7 +21,7 @@ from viewport_relay.cli.output import say as print_line
 from viewport_relay.cli.ownrelay import OwnRelay, Place, RelayDidNotStart
 from viewport_relay.cli.stage import DemoFailed, Where
 from viewport_relay.peer.errors import PeerError
-from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_relay_identity
+from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_link_key
 from viewport_relay.reasons import Reason
 
 #: The port of a relay that keeps serving, if it is free.
@@ -38,13 +38,10 @@ def say(line: str) -> None:
 
 async def offers_link(reactor: Any, ws_url: str) -> bool:
     """Whether the relay has a key for the Noise link."""
-    http = JsonHttp(reactor, None)
     try:
-        return (await fetch_relay_identity(http, ws_url)).noise_public is not None
+        return await fetch_link_key(JsonHttp(reactor), ws_url) is not None
     except (PlatformError, PeerError):
         return False  # a relay without the link; other problems show when the peers connect
-    finally:
-        await http.close()
 
 
 async def run_scenes(reactor: Any, where: Where) -> str:

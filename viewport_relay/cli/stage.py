@@ -8,7 +8,7 @@ from typing import Any
 
 from viewport_relay.peer.connection import Connection, connect
 from viewport_relay.peer.link import LinkSettings, generate_static
-from viewport_relay.peer.platform_api import JsonHttp, PlatformApi, PlatformError, fetch_relay_identity
+from viewport_relay.peer.platform_api import JsonHttp, PlatformApi, PlatformError, fetch_link_key
 from viewport_relay.peer.transcript import LARGE_FRAME_BYTES
 from viewport_relay.peer.upgrade import Destination
 
@@ -61,10 +61,9 @@ class Stage:
         """
         where = self._where
         if role == DAEMON:
-            key = await self._platform.daemon_key(
+            credential = await self._platform.daemon_issue_token(
                 self._workspace, runtimeTargetId=where.target_id, credential=where.credential
             )
-            credential = key.issue_token
         else:
             credential = where.credential
         token = await self._platform.relay_token(role, self._workspace, where.target_id, credential)
@@ -73,16 +72,16 @@ class Stage:
         )
         if link:
             try:
-                identity = await fetch_relay_identity(self._http, where.ws_url)
+                relay_key = await fetch_link_key(self._http, where.ws_url)
             except PlatformError as error:
                 raise DemoFailed(f"the relay ({where.ws_url}) does not tell its link key: {error}") from error
-            if identity.noise_public is None:
+            if relay_key is None:
                 raise DemoFailed("the relay offers no link: is RELAY_NOISE_LINK off?")
             secret = token.pairing_secret or where.pairing_secret
             if with_secret and secret is None:
                 raise DemoFailed(f"no pairing secret is known for workspace {self._workspace}")
             settings = LinkSettings(
-                identity.noise_public,
+                relay_key,
                 generate_static(),
                 role,
                 self._workspace,
@@ -100,4 +99,3 @@ class Stage:
             connection.close(1000, "done")
         for connection in self._open:
             await connection.closed
-        await self._http.close()

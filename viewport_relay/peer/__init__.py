@@ -2,6 +2,6 @@
 
 They stand beside the relay and import nothing of it, so that a misreading of the wire protocol on one side
 shows up on the other. Bottom up: `base64url`, `frames`, `errors`; `e2e` and `envelope` (end to end), `link`
-(to the relay), `pairing`; `daemon` and `client` (frames in, frames out); `upgrade`, `connection`,
-`reconnect` (sockets); `platform_api` (tokens); `transcript` and `transcript_run` (something to say).
+(to the relay); `daemon` and `client` (frames in, frames out); `upgrade`, `connection`, `reconnect` (sockets);
+`platform_api` (tokens); `transcript` (something to say).
 """

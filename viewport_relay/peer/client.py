@@ -29,11 +29,6 @@ from viewport_relay.peer.symmetric import KeyPair, Profile
 EXCHANGE_SECONDS = 10.0
 
 
-def new_request_id() -> str:
-    """An unguessable request id."""
-    return f"kex_{secrets.token_urlsafe(12)}"
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class Pairing:
     """What a pairing left with the client: its id at the daemon and the 32-byte secret. No repr."""
@@ -45,9 +40,8 @@ class Pairing:
 class ClientPeer:
     """One client's end of the wire.
 
-    `send` takes a frame's text; `on_message` gets each application message; `on_status` each frame that the
-    relay itself made; such frames are not authenticated. With a `pairing` the profile is noise-ikpsk2, without it
-    noise-ik. Refused frames are counted in `refused` by code and otherwise ignored.
+    `send` takes a frame's text; `on_message` gets each application message. With a `pairing` the profile is
+    noise-ikpsk2, without it noise-ik. Refused frames are counted in `refused` by code and otherwise ignored.
     """
 
     def __init__(
@@ -59,9 +53,6 @@ class ClientPeer:
         on_message: Callable[[str], None],
         *,
         pairing: Pairing | None = None,
-        on_status: Callable[[Members], None] | None = None,
-        exchange_seconds: float = EXCHANGE_SECONDS,
-        request_id: Callable[[], str] = new_request_id,
     ) -> None:
         self._reactor = reactor
         self._identity = identity
@@ -69,13 +60,10 @@ class ClientPeer:
         self._send = send
         self._on_message = on_message
         self._pairing = pairing
-        self._on_status = on_status
-        self._exchange_seconds = exchange_seconds
-        self._request_id = request_id
         self._pending: dict[str, tuple[Initiator, Deferred[SessionKeys]]] = {}
         self._current: Session | None = None
         self._previous: Session | None = None
-        self._renewing: Deferred[None] | None = None
+        self._renewing = False
         self.refused: Counter[Code] = Counter()
         self.rekeys = 0
 
@@ -112,11 +100,12 @@ class ClientPeer:
 
     async def _exchange(self) -> None:
         pairing = self._pairing
+        request_id = f"kex_{secrets.token_urlsafe(12)}"
         initiator = Initiator(
             self.profile,
             self._identity,
             self._daemon_public,
-            request_id=(request_id := self._request_id()),
+            request_id=request_id,
             psk=None if pairing is None else pairing.secret,
             pairing_peer_id=None if pairing is None else pairing.peer_id,
             previous_session_id=self.session_id,
@@ -125,7 +114,7 @@ class ClientPeer:
         self._pending[request_id] = (initiator, answered)
         try:
             self._send(frames.compact(initiator.init_frame()))
-            await answered.addTimeout(self._exchange_seconds, self._reactor)
+            await answered.addTimeout(EXCHANGE_SECONDS, self._reactor)
         except TimeoutError:
             raise PeerError(Code.TIMEOUT, "the daemon did not answer the key exchange in time") from None
         finally:
@@ -193,9 +182,9 @@ class ClientPeer:
         epoch = frames.positive(frame, "nextEpoch")
         if frames.string(frame, "sessionId") != self.session_id or epoch != self.epoch + 1:
             raise PeerError(Code.SESSION_MISMATCH, "the key update is not for the current session")
-        if self._renewing is None:
-            self._renewing = ensureDeferred(self._renew())
-            self._renewing.addBoth(self._renewed)
+        if not self._renewing:
+            self._renewing = True
+            ensureDeferred(self._renew())
 
     async def _renew(self) -> None:
         try:
@@ -205,15 +194,11 @@ class ClientPeer:
             self.refused[error.code] += 1
         else:
             self.rekeys += 1
-
-    def _renewed(self, result: Any) -> Any:
-        self._renewing = None
-        return result
+        finally:
+            self._renewing = False
 
     def _status(self, frame: Members) -> None:
         if frame.get("code") == Code.DAEMON_UNAVAILABLE.value:
             pending, self._pending = self._pending, {}
             for _, answered in pending.values():
                 answered.errback(PeerError(Code.DAEMON_UNAVAILABLE, "no daemon is connected for this target"))
-        if self._on_status is not None:
-            self._on_status(frame)

@@ -12,6 +12,7 @@ Autobahn is kept from logging here: its messages would carry the request headers
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -258,13 +259,7 @@ async def connect(
         maxFramePayloadSize=MESSAGE_MAX_BYTES,
         failByDrop=False,
     )
-
-    def build(_address: object) -> _Protocol:
-        protocol = _Protocol(reactor, link, on_frame)
-        protocol.factory = factory
-        return protocol
-
-    factory.buildProtocol = build
+    factory.protocol = partial(_Protocol, reactor, link, on_frame)
     parts = urlsplit(destination.url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80)
     endpoint: Any = HostnameEndpoint(reactor, host, port, timeout=OPEN_SECONDS)

@@ -26,17 +26,10 @@ from viewport_relay.peer.e2e import Responder
 from viewport_relay.peer.envelope import Session
 from viewport_relay.peer.errors import Code, PeerError
 from viewport_relay.peer.frames import Members
-from viewport_relay.peer.pairing import PairingDesk
 from viewport_relay.peer.symmetric import KeyPair, Profile
 
 REKEY_AFTER = 250
 MAX_CONVERSATIONS = 1_024
-PAIRING_REQUESTS = (frames.PAIRING_OFFER_REQUEST, frames.PAIRING_REDEEM_REQUEST)
-
-
-def new_session_id() -> str:
-    """An unguessable session id."""
-    return f"rs_{secrets.token_urlsafe(16)}"
 
 
 class Conversation:
@@ -45,8 +38,6 @@ class Conversation:
     def __init__(self, session: Session, deliver: Callable[[Conversation, str], None]) -> None:
         self.current = session
         self.previous: Session | None = None
-        self.received = 0
-        self.sent = 0
         self.noticed_at = 0
         self._deliver = deliver
 
@@ -58,7 +49,6 @@ class Conversation:
     def send(self, text: str) -> None:
         """Send one application message (PeerError SESSION_EXHAUSTED, or what the connection raises)."""
         self._deliver(self, self.current.seal(text))
-        self.sent += 1
 
     def renew(self, session: Session) -> Session | None:
         """Send with `session` from now on; gives the session that is out of use for good, if there is one."""
@@ -70,10 +60,10 @@ class Conversation:
 class DaemonPeer:
     """One daemon's end of the wire.
 
-    `send` takes a frame's text. `pairing_secrets` maps pairing peer ids to 32-byte secrets and is read at
-    each key exchange, so it may change. `profiles` are those it answers. `rekey_after` counts the messages
-    of a session, both ways. Refused frames are counted in `refused` by code and otherwise ignored: the
-    relay, not the client, may have sent them.
+    `send` takes a frame's text. With `pairing_secrets`, which maps pairing peer ids to 32-byte secrets, the daemon
+    answers the profile noise-ikpsk2 only; without it noise-ik only. `rekey_after` counts the messages of a session,
+    both ways. Refused frames are counted in `refused` by code and otherwise ignored: the relay, not the client, may
+    have sent them.
     """
 
     def __init__(
@@ -83,21 +73,16 @@ class DaemonPeer:
         on_message: Callable[[Conversation, str], None],
         *,
         pairing_secrets: Mapping[str, bytes] | None = None,
-        profiles: frozenset[Profile] = frozenset(Profile),
         rekey_after: int = REKEY_AFTER,
         max_conversations: int = MAX_CONVERSATIONS,
-        session_id: Callable[[], str] = new_session_id,
-        pairing_desk: PairingDesk | None = None,
     ) -> None:
         self._identity = identity
         self._send = send
         self._on_message = on_message
-        self._pairing_secrets = pairing_secrets if pairing_secrets is not None else {}
-        self._profiles = profiles
+        self._profile = Profile.IK if pairing_secrets is None else Profile.IKPSK2
+        self._pairing_secrets = pairing_secrets or {}
         self._rekey_after = rekey_after
         self._max_conversations = max_conversations
-        self._session_id = session_id
-        self._desk = pairing_desk
         self._sessions: dict[str, tuple[Conversation, Session]] = {}
         self._conversations: OrderedDict[Conversation, None] = OrderedDict()
         self.refused: Counter[Code] = Counter()
@@ -118,8 +103,6 @@ class DaemonPeer:
                 self._exchange(frame)
             elif kind == frames.ENVELOPE:
                 conversation, message = self._open(frame)
-            elif self._desk is not None and kind in PAIRING_REQUESTS:
-                self._send(frames.compact(self._desk.answer(frame)))
         except PeerError as error:
             self.refused[error.code] += 1
             return
@@ -130,14 +113,12 @@ class DaemonPeer:
 
     def _exchange(self, frame: Members) -> None:
         responder = Responder(frame, self._identity)
-        if responder.profile not in self._profiles:
+        if responder.profile is not self._profile:
             raise PeerError(Code.PROFILE_MISMATCH, "the client's profile is not accepted here")
-        psk = None
-        if responder.pairing_peer_id is not None:
-            psk = self._pairing_secrets.get(responder.pairing_peer_id)
+        psk = self._pairing_secrets.get(responder.pairing_peer_id or "")
         conversation = self._continued(responder)
         epoch = 1 if conversation is None else conversation.epoch + 1
-        response, keys = responder.respond(self._session_id(), epoch, psk=psk)
+        response, keys = responder.respond(f"rs_{secrets.token_urlsafe(16)}", epoch, psk=psk)
         session = Session(keys)
         if conversation is None:
             conversation = Conversation(session, self._deliver)
@@ -169,7 +150,6 @@ class DaemonPeer:
             raise PeerError(Code.SESSION_UNKNOWN, "no such session here")
         conversation, session = known
         message = session.open(frame)
-        conversation.received += 1
         self._conversations.move_to_end(conversation)
         if session is conversation.current and conversation.previous is not None:
             # Order is kept on the way, so nothing sent under the old keys can come any more.

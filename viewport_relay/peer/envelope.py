@@ -37,26 +37,25 @@ def associated_data(profile: str, session_id: str, epoch: int, seq: int) -> byte
 
 
 class ReplayWindow:
-    """Which sequence numbers were accepted, in constant space: the highest one and the `size` below it."""
+    """The accepted sequence numbers, in constant space: the highest one and the REPLAY_WINDOW below it."""
 
-    def __init__(self, size: int = REPLAY_WINDOW) -> None:
-        if size < 64:
-            raise ValueError("a replay window has at least 64 places")
-        self._size = size
+    def __init__(self) -> None:
         self._highest = 0
         self._seen = 0
 
     def fresh(self, seq: int) -> bool:
         """Whether `seq` is new; numbers below the window count as seen."""
         behind = self._highest - seq
-        return behind < 0 or (behind < self._size and not self._seen >> behind & 1)
+        return behind < 0 or (behind < REPLAY_WINDOW and not self._seen >> behind & 1)
 
     def accept(self, seq: int) -> None:
         """Remember `seq`; only after its envelope was authenticated, or a forger could move the window."""
         ahead = seq - self._highest
         if ahead > 0:
             # A jump beyond the window empties it; shifting by a forged distance would cost memory.
-            self._seen = (self._seen << ahead if ahead < self._size else 0) & ((1 << self._size) - 1) | 1
+            self._seen = (self._seen << ahead if ahead < REPLAY_WINDOW else 0) & (
+                (1 << REPLAY_WINDOW) - 1
+            ) | 1
             self._highest = seq
         else:
             self._seen |= 1 << -ahead
@@ -65,13 +64,8 @@ class ReplayWindow:
 class Session:
     """One side of an open session: seals what it sends, opens what it receives."""
 
-    def __init__(
-        self,
-        keys: SessionKeys,
-        *,
-        iv_source: Callable[[int], bytes] = os.urandom,
-        message_limit: int = MESSAGE_LIMIT,
-    ) -> None:
+    def __init__(self, keys: SessionKeys, *, iv_source: Callable[[int], bytes] = os.urandom) -> None:
+        """`iv_source` is for vectors only."""
         self.profile = keys.profile
         self.session_id = keys.session_id
         self.epoch = keys.epoch
@@ -80,7 +74,6 @@ class Session:
         self.opened = 0
         self._cipher = AESGCM(keys.key)
         self._iv_source = iv_source
-        self._limit = message_limit
         self._window = ReplayWindow()
         # The associated data name no direction, so an envelope thrown back at its sender would open.
         self._sent: set[bytes] = set()
@@ -89,11 +82,11 @@ class Session:
         """The `e2ee` frame, as JSON text, that carries `text`.
 
         `text` must not be empty (the wire knows no empty ciphertext: ValueError). Raises PeerError
-        SESSION_EXHAUSTED after `message_limit` messages.
+        SESSION_EXHAUSTED after MESSAGE_LIMIT messages.
         """
         if not text:
             raise ValueError("an envelope carries at least one byte")
-        if self.sealed >= self._limit:
+        if self.sealed >= MESSAGE_LIMIT:
             raise PeerError(Code.SESSION_EXHAUSTED, "the session has carried as many messages as it may")
         self.sealed += 1
         seq = self.sealed

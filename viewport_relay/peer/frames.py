@@ -18,10 +18,6 @@ KEY_EXCHANGE_RESPONSE = "relay_key_exchange_response"
 KEY_UPDATE_REQUIRED = "relay_key_update_required"
 ENVELOPE = "e2ee"
 STATUS = "relay_status"
-PAIRING_OFFER_REQUEST = "relay_pairing_offer_request"
-PAIRING_OFFER_RESPONSE = "relay_pairing_offer_response"
-PAIRING_REDEEM_REQUEST = "relay_pairing_redeem_request"
-PAIRING_REDEEM_RESPONSE = "relay_pairing_redeem_response"
 
 
 def compact(members: Members) -> str:

@@ -20,7 +20,7 @@ from enum import Enum
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from noise.connection import Keypair, NoiseConnection
@@ -67,8 +67,7 @@ def prologue(role: str, workspace_id: str, target_id: str) -> bytes:
 
 def generate_static() -> bytes:
     """A fresh X25519 private key, 32 bytes."""
-    raw = serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
-    return X25519PrivateKey.generate().private_bytes(*raw)
+    return X25519PrivateKey.generate().private_bytes_raw()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -93,14 +92,6 @@ class LinkSettings:
         return Pattern.IK if self.pairing_secret is None else Pattern.IKPSK2
 
 
-@dataclass(frozen=True, slots=True)
-class RelayHello:
-    """The payload of message 2. `frame_max_bytes` counts plaintext."""
-
-    relay_id: str
-    frame_max_bytes: int
-
-
 class LinkInitiator:
     """One link from message 1 to its last record; use each once, for one WebSocket connection."""
 
@@ -120,6 +111,7 @@ class LinkInitiator:
         noise.start_handshake()
         self._noise = noise
         self._pattern = settings.pattern
+        #: The relay's limit for one frame's plaintext; message 2 says it.
         self.frame_max_bytes = FRAME_MAX_BYTES
 
     @property
@@ -138,8 +130,8 @@ class LinkInitiator:
             raise PeerError(Code.MALFORMED, "the relay's link key is not usable") from None
         return bytes([VERSION, self._pattern.value]) + message
 
-    def read_message_2(self, message: bytes) -> RelayHello:
-        """Read the relay's answer; after it the first record to send is `confirm()`.
+    def read_message_2(self, message: bytes) -> str:
+        """Read the relay's answer and return its id. The first record to send after it is `confirm()`.
 
         Raises PeerError MALFORMED (too short, payload not as promised) or DECRYPT_FAILED (another relay,
         another pairing secret, damage); the link is then unusable.
@@ -155,9 +147,9 @@ class LinkInitiator:
             members = frames.parse(payload.decode("utf-8"))
         except UnicodeDecodeError:
             raise PeerError(Code.MALFORMED, "the relay's handshake payload is not text") from None
-        hello = RelayHello(frames.string(members, "relayId"), frames.positive(members, "frameMaxBytes"))
-        self.frame_max_bytes = hello.frame_max_bytes
-        return hello
+        relay_id = frames.string(members, "relayId")
+        self.frame_max_bytes = frames.positive(members, "frameMaxBytes")
+        return relay_id
 
     def confirm(self) -> bytes:
         """The first transport message, which proves that both sides derived the same keys."""

@@ -3,8 +3,7 @@
 Small requests with small JSON answers, each under one time limit that covers the body too, each answer
 bounded. Credentials and tokens stay out of exceptions; what the platform gives as its reason is kept.
 
-What it does not do: serve any of this (`devplatform`), cache, retry (other than once on a connection that
-the server dropped while idle).
+What it does not do: serve any of this (`devplatform`), cache, retry, keep connections.
 """
 
 from __future__ import annotations
@@ -15,13 +14,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from treq.client import HTTPClient
-from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
+from twisted.internet.defer import TimeoutError, ensureDeferred
 from twisted.internet.error import ConnectError, DNSLookupError
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.web import client
-from twisted.web.client import ResponseFailed, ResponseNeverReceived
-from twisted.web.iweb import IPolicyForHTTPS
-from zope.interface import implementer
+from twisted.web.client import ResponseFailed
 
 from viewport_relay.peer import base64url
 from viewport_relay.peer.errors import PeerError
@@ -43,17 +39,6 @@ class PlatformError(Exception):
         self.reason = reason
 
 
-@implementer(IPolicyForHTTPS)
-class _TrustPolicy:
-    """https with a trust root of the caller's instead of the system's."""
-
-    def __init__(self, trust_root: Any) -> None:
-        self._trust_root = trust_root
-
-    def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
-        return optionsForClientTLS(hostname.decode("ascii"), trustRoot=self._trust_root)
-
-
 class JsonHttp:
     """JSON requests with limits. `trust_root` as `optionsForClientTLS` takes it; None means the system's."""
 
@@ -62,10 +47,8 @@ class JsonHttp:
         self._limit = limit_seconds
         # twisted.web.client's classes have no types.
         untyped: Any = client
-        self._pool = untyped.HTTPConnectionPool(reactor)
-        policy = untyped.BrowserLikePolicyForHTTPS() if trust_root is None else _TrustPolicy(trust_root)
-        agent = untyped.Agent(reactor, contextFactory=policy, connectTimeout=limit_seconds, pool=self._pool)
-        self._http = HTTPClient(agent)
+        policy = untyped.BrowserLikePolicyForHTTPS(trust_root)
+        self._http = HTTPClient(untyped.Agent(reactor, policy, connectTimeout=limit_seconds))
 
     async def request(
         self, method: str, url: str, body: dict[str, object] | None = None
@@ -94,16 +77,7 @@ class JsonHttp:
         headers: dict[bytes | str, bytes | str] = {"accept-encoding": "identity"}
         if data is not None:
             headers["content-type"] = "application/json"
-        for attempt in (1, 2):
-            try:
-                response = await self._http.request(
-                    method, url, data=data, headers=headers, allow_redirects=False
-                )
-                break
-            except ResponseNeverReceived:
-                # A kept-alive connection that the server had dropped meanwhile; a fresh one decides.
-                if attempt == 2:
-                    raise
+        response = await self._http.request(method, url, data=data, headers=headers, allow_redirects=False)
         content = bytearray()
 
         def collect(piece: bytes) -> None:
@@ -113,11 +87,6 @@ class JsonHttp:
 
         await response.collect(collect)
         return int(response.code), bytes(content)
-
-    async def close(self) -> None:
-        """Close the connections kept open."""
-        closing: Deferred[None] = self._pool.closeCachedConnections()
-        await closing
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -136,14 +105,6 @@ class RelayToken:
             return None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class DaemonKey:
-    """What lets a daemon ask for relay tokens. No repr: it holds a credential."""
-
-    issue_token: str
-    target_id: str
-
-
 class PlatformApi:
     """The part of the control plane's API that peers need. `base_url` is http(s) with host, no path."""
 
@@ -151,14 +112,13 @@ class PlatformApi:
         self._http = http
         self._base = base_url.rstrip("/")
 
-    async def daemon_key(self, workspace_id: str, **body: object) -> DaemonKey:
-        """Register a daemon in a workspace.
+    async def daemon_issue_token(self, workspace_id: str, **body: object) -> str:
+        """Register a daemon in a workspace; the credential with which it gets relay tokens.
 
-        `body` holds further members, as the credential. Raises PlatformError.
+        `body` holds further members, as the credential of the caller. Raises PlatformError.
         """
         url = f"{self._base}/api/runtime/workspaces/{quote(workspace_id, safe='')}/daemon-key"
-        answer = await self._http.request("POST", url, body)
-        return DaemonKey(_text(answer, "daemonIssueToken"), _text(answer, "runtimeTargetId"))
+        return _text(await self._http.request("POST", url, body), "daemonIssueToken")
 
     async def relay_token(
         self, role: str, workspace_id: str, target_id: str, credential: str, **body: object
@@ -186,30 +146,13 @@ def _text(answer: dict[str, object], name: str) -> str:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class RelayIdentity:
-    """What a relay says about itself; `noise_public` is its 32-byte X25519 link key, None without a link."""
-
-    relay_id: str
-    version: str
-    subprotocols: tuple[str, ...]
-    noise_public: bytes | None
-
-
-async def fetch_relay_identity(http: JsonHttp, ws_url: str) -> RelayIdentity:
-    """Fetch the discovery document of the relay behind a ws(s) URL.
+async def fetch_link_key(http: JsonHttp, ws_url: str) -> bytes | None:
+    """The static X25519 key of the relay behind a ws(s) URL, from its discovery document; None: it has no link.
 
     Raises PlatformError, or PeerError for a key of a wrong form.
     """
     parts = urlsplit(ws_url)
     scheme = "https" if parts.scheme in ("wss", "https") else "http"
     url = urlunsplit((scheme, parts.netloc, "/.well-known/viewport-relay.json", "", ""))
-    answer = await http.request("GET", url)
-    offered = answer.get("subprotocols")
-    key = answer.get("noisePublicKey")
-    return RelayIdentity(
-        _text(answer, "relayId"),
-        _text(answer, "version"),
-        tuple(name for name in offered if isinstance(name, str)) if isinstance(offered, list) else (),
-        None if key is None else base64url.decode(key, "noisePublicKey", 32),
-    )
+    key = (await http.request("GET", url)).get("noisePublicKey")
+    return None if key is None else base64url.decode(key, "noisePublicKey", 32)

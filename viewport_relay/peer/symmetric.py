@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 from enum import Enum
 
 from cryptography.exceptions import InvalidTag
@@ -89,13 +88,10 @@ class SymmetricState:
         self.mix_hash(daemon_public)
 
     def _hkdf(self, material: bytes, outputs: int) -> list[bytes]:
-        temp = hmac.digest(self._ck, material, "sha256")
-        chain: list[bytes] = []
-        previous = b""
-        for index in range(1, outputs + 1):
-            previous = hmac.digest(temp, previous + bytes([index]), "sha256")
-            chain.append(previous)
-        return chain
+        # Noise's HKDF is that of RFC 5869 with an empty info.
+        kdf = HKDF(algorithm=hashes.SHA256(), length=32 * outputs, salt=self._ck, info=b"")
+        derived = kdf.derive(material)
+        return [derived[at : at + 32] for at in range(0, len(derived), 32)]
 
     def mix_hash(self, data: bytes) -> None:
         self.h = hashlib.sha256(self.h + data).digest()

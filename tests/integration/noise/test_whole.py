@@ -22,7 +22,7 @@ from viewport_relay.cli.stage import Where
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.connection import connect
 from viewport_relay.peer.link import LinkSettings, generate_static
-from viewport_relay.peer.platform_api import JsonHttp, fetch_relay_identity
+from viewport_relay.peer.platform_api import JsonHttp, fetch_link_key
 from viewport_relay.peer.upgrade import Closed, ClosedEarly, Destination
 
 
@@ -54,17 +54,15 @@ async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
     ca = Identity.self_signed("test CA")
     files = ca.issue("relay", "localhost").write(tmp_path, "relay")
     relay = await world.relay(RELAY_TLS_CERT_PATH=files.cert, RELAY_TLS_KEY_PATH=files.key)
-    http = JsonHttp(reactor, ca.trust_root)
-    identity = await fetch_relay_identity(http, relay.ws)
-    await http.close()
-    assert identity.noise_public is not None
+    relay_key = await fetch_link_key(JsonHttp(reactor, ca.trust_root), relay.ws)
+    assert relay_key is not None
     large = encoded("e2ee", ciphertext="x" * 900_000)
     for secret in (None, SECRET):
         workspace = world.workspace(pairing_secret=b64(SECRET))
         ends: dict[str, Any] = {}
         inboxes = {role: Inbox() for role in (DAEMON, CLIENT)}
         for role, inbox in inboxes.items():
-            link = LinkSettings(identity.noise_public, generate_static(), role, workspace, TARGET, secret)
+            link = LinkSettings(relay_key, generate_static(), role, workspace, TARGET, secret)
             destination = Destination(relay.ws, role, workspace, TARGET, link=link, trust_root=ca.trust_root)
             ends[role] = await connect(reactor, destination, world.token(role, workspace), inbox)
         ends[CLIENT].send(encoded("init v3").decode())
@@ -77,7 +75,7 @@ async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
             end.close()
             assert (await end.closed).code == 1000
     workspace = world.paired(SECRET)
-    wrong = LinkSettings(identity.noise_public, generate_static(), CLIENT, workspace, TARGET)
+    wrong = LinkSettings(relay_key, generate_static(), CLIENT, workspace, TARGET)
     destination = Destination(relay.ws, CLIENT, workspace, TARGET, link=wrong, trust_root=ca.trust_root)
     with pytest.raises(ClosedEarly) as refused:
         await connect(reactor, destination, world.token(CLIENT, workspace), lambda _: None)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 
 from tests.integration.admission.controlplane import ControlPlane
@@ -18,8 +19,9 @@ from tests.integration.admission.relays import ADMIN_TOKEN, Relay
 from tests.integration.wire.conftest import checked
 from tests.integration.wire.site import CLIENT, Site, settle
 from tests.wireframes import encoded
-from viewport_relay.peer.reconnect import BackOff, PersistentConnection
-from viewport_relay.peer.upgrade import Destination
+from viewport_relay.peer.connection import Connection
+from viewport_relay.peer.reconnect import stay_connected
+from viewport_relay.peer.upgrade import Closed, Destination
 
 #: Lifetime of these tests' tokens in seconds; `exp` has whole seconds.
 LIFE = 2
@@ -81,26 +83,27 @@ def test_an_operator_ends_the_connections_of_one_token(site: Site, relay: Relay)
 @pytest_twisted.ensureDeferred
 async def test_a_reference_peer_reconnects_with_a_new_token(relay: Relay, platform: ControlPlane) -> None:
     given: list[str] = []
-    losses: list[Any] = []
+    opened: list[Connection] = []
+    losses: list[Closed] = []
+
+    def open_again(connection: Connection) -> None:
+        opened.append(connection)
+        connection.closed.addCallback(lambda closed: losses.append(closed) or closed)
 
     async def token() -> str:
         given.append(platform.token(CLIENT, "reconnecting", "t", exp=soon(), clientId="c"))
         return given[-1]
 
     destination = Destination(f"ws://127.0.0.1:{relay.port}", CLIENT, "reconnecting", "t")
-    peer = PersistentConnection(
-        reactor,
-        destination,
-        token,
-        lambda text: None,
-        on_loss=losses.append,
-        back_off=BackOff(first=0.05, stable=0.5),
+    ended: Deferred[Closed] = ensureDeferred(
+        stay_connected(
+            reactor, destination, token, lambda text: None, open_again, pauses=lambda _: 0.05, stable=0.5
+        )
     )
-    peer.start()
     deadline = time.monotonic() + 20
-    while peer.connections < 3 and time.monotonic() < deadline:
+    while len(opened) < 3 and time.monotonic() < deadline:
         await deferLater(reactor, 0.05, lambda: None)
-    assert peer.connections == len(given) == 3
-    assert [(closed.code, closed.reason) for closed in losses] == [(4401, "invalid_token")] * 2
-    peer.stop()
-    await peer.ended
+    assert len(opened) == len(given) == 3
+    assert losses == [Closed(4401, "invalid_token")] * 2
+    opened[2].close()
+    assert (await ended).code == 1000

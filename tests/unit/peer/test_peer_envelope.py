@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from viewport_relay.peer import envelope
 from viewport_relay.peer.e2e import SessionKeys
 from viewport_relay.peer.envelope import REPLAY_WINDOW, ReplayWindow, Session
 from viewport_relay.peer.errors import Code, PeerError
@@ -17,9 +18,9 @@ from viewport_relay.peer.symmetric import Profile
 KEY = bytes(range(32))
 
 
-def _pair(epoch: int = 1, **options: Any) -> tuple[Session, Session]:
+def _pair(epoch: int = 1) -> tuple[Session, Session]:
     keys = SessionKeys(Profile.IK, "rs_1", epoch, KEY, b"client")
-    return Session(keys, **options), Session(keys, **options)
+    return Session(keys), Session(keys)
 
 
 def _sealed(session: Session, text: str) -> dict[str, Any]:
@@ -126,8 +127,9 @@ def test_an_envelope_reflected_to_its_sender_is_refused() -> None:
     assert b.open(frame) == "x"
 
 
-def test_the_number_of_envelopes_per_session_is_bounded() -> None:
-    a, _ = _pair(message_limit=2)
+def test_the_number_of_envelopes_per_session_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envelope, "MESSAGE_LIMIT", 2)
+    a, _ = _pair()
     a.seal("x")
     a.seal("x")
     with pytest.raises(PeerError, match="SESSION_EXHAUSTED"):
@@ -157,18 +159,13 @@ def test_other_types_are_clean_errors(change: dict[str, Any]) -> None:
         b.open(_sealed(a, "x") | change)
 
 
-@given(st.lists(st.integers(1, 700), max_size=200), st.integers(64, 200))
-def test_the_replay_window_accepts_each_number_once(numbers: list[int], size: int) -> None:
-    window = ReplayWindow(size)
+@given(st.lists(st.integers(1, 700), max_size=200))
+def test_the_replay_window_accepts_each_number_once(numbers: list[int]) -> None:
+    window = ReplayWindow()
     seen: set[int] = set()
     for number in numbers:
-        expected = number not in seen and number > max(seen, default=0) - size
+        expected = number not in seen and number > max(seen, default=0) - REPLAY_WINDOW
         assert window.fresh(number) is expected
         if expected:
             window.accept(number)
             seen.add(number)
-
-
-def test_a_window_of_less_than_64_is_refused() -> None:
-    with pytest.raises(ValueError, match="64"):
-        ReplayWindow(63)

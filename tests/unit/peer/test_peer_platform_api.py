@@ -15,7 +15,7 @@ from viewport_relay.peer.platform_api import (
     PlatformApi,
     PlatformError,
     RelayToken,
-    fetch_relay_identity,
+    fetch_link_key,
 )
 
 CREDENTIAL = "a-test-credential"
@@ -27,14 +27,11 @@ def _json(**members: object) -> bytes:
 
 
 @on_reactor
-async def test_a_daemon_key() -> None:
-    canned = Canned(_json(ok=True, daemonIssueToken="dit", runtimeTargetId="rt"), hang_up=True)
+async def test_a_daemon_issue_token() -> None:
+    canned = Canned(_json(ok=True, daemonIssueToken="dit"), hang_up=True)
     async with listening(canned) as port:
-        client = JsonHttp(reactor)
-        platform = PlatformApi(client, f"http://127.0.0.1:{port}/")
-        key = await platform.daemon_key("w/1", credential=CREDENTIAL)
-        await client.close()
-    assert (key.issue_token, key.target_id) == ("dit", "rt")
+        platform = PlatformApi(JsonHttp(reactor), f"http://127.0.0.1:{port}/")
+        assert await platform.daemon_issue_token("w/1", credential=CREDENTIAL) == "dit"
     [head] = canned.heads
     assert head.startswith(b"POST /api/runtime/workspaces/w%2F1/daemon-key HTTP/1.1\r\n")
 
@@ -44,10 +41,8 @@ async def test_a_relay_token_and_its_pairing_secret() -> None:
     claims = {"pairingSecret": base64url.encode(KEY), "daemonPublicKey": None}
     canned = Canned(_json(ok=True, relayToken="jwt", claims=claims), hang_up=True)
     async with listening(canned) as port:
-        client = JsonHttp(reactor)
-        platform = PlatformApi(client, f"http://127.0.0.1:{port}")
+        platform = PlatformApi(JsonHttp(reactor), f"http://127.0.0.1:{port}")
         token = await platform.relay_token("client", "w", "t", CREDENTIAL, scope="runtime")
-        await client.close()
     assert (token.token, token.pairing_secret) == ("jwt", KEY)
     assert "jwt" not in repr(token)
 
@@ -62,7 +57,6 @@ async def _refused(answer: bytes, hang_up: bool = True, limit: float = 5.0) -> P
         client = JsonHttp(reactor, limit_seconds=limit)
         with pytest.raises(PlatformError) as caught:
             await PlatformApi(client, f"http://127.0.0.1:{port}").relay_token("client", "w", "t", CREDENTIAL)
-        await client.close()
     assert CREDENTIAL not in str(caught.value)
     return caught.value
 
@@ -110,10 +104,7 @@ async def test_the_link_key_of_the_relay() -> None:
     answer = _json(relayId="r", version="1", subprotocols=["a"], noisePublicKey=base64url.encode(KEY))
     canned = Canned(answer, hang_up=True)
     async with listening(canned) as port:
-        client = JsonHttp(reactor)
-        identity = await fetch_relay_identity(client, f"ws://127.0.0.1:{port}/ws")
-        await client.close()
-    assert identity.noise_public == KEY
+        assert await fetch_link_key(JsonHttp(reactor), f"ws://127.0.0.1:{port}/ws") == KEY
     assert canned.heads[0].startswith(b"GET /.well-known/viewport-relay.json ")
 
 
@@ -123,7 +114,7 @@ async def test_a_link_key_of_a_wrong_form() -> None:
         Canned(_json(relayId="r", version="1", noisePublicKey="AAAA"), hang_up=True)
     ) as port:
         with pytest.raises(PeerError, match="noisePublicKey"):
-            await fetch_relay_identity(JsonHttp(reactor), f"ws://127.0.0.1:{port}")
+            await fetch_link_key(JsonHttp(reactor), f"ws://127.0.0.1:{port}")
 
 
 @on_reactor
@@ -131,7 +122,6 @@ async def test_tls_needs_a_known_authority() -> None:
     authority = Identity.self_signed("loopback test", "localhost")
     async with listening(Canned(_json(relayId="r", version="1"), hang_up=True), authority.options()) as port:
         trusting = JsonHttp(reactor, authority.trust_root)
-        identity = await fetch_relay_identity(trusting, f"wss://localhost:{port}")
-        assert identity.noise_public is None
+        assert await fetch_link_key(trusting, f"wss://localhost:{port}") is None
         with pytest.raises(PlatformError, match="UNREACHABLE"):
-            await fetch_relay_identity(JsonHttp(reactor), f"wss://localhost:{port}")
+            await fetch_link_key(JsonHttp(reactor), f"wss://localhost:{port}")

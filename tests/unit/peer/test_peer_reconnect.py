@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 
 from tests.unit.peer.loopback import Canned, Echo, Inbox, http, listening, on_reactor, reactor, serving
-from viewport_relay.peer.errors import PeerError
-from viewport_relay.peer.reconnect import BackOff, PersistentConnection, TokenUnavailable, may_return
+from viewport_relay.peer.connection import Connection
+from viewport_relay.peer.reconnect import TokenUnavailable, default_pauses, may_return, stay_connected
 from viewport_relay.peer.upgrade import Closed, Destination, UpgradeRefused
-
-QUICK = BackOff(first=0.01, cap=0.05, jitter=0.5, stable=60)
 
 
 @pytest.mark.parametrize(
-    ("failures", "draw", "pause"),
-    [
-        (1, 0.0, 0.5),
-        (2, 0.0, 1.0),
-        (3, 0.0, 2.0),
-        (7, 0.0, 30.0),
-        (10_000, 0.0, 30.0),
-        (1, 1.0, 0.25),
-        (9, 0.5, 22.5),
-    ],
+    ("failures", "least", "most"),
+    [(1, 0.5, 1.5), (2, 1.0, 2.0), (3, 2.0, 3.0), (7, 30.0, 31.0), (10_000, 30.0, 31.0)],
 )
-@on_reactor
-async def test_pauses(failures: int, draw: float, pause: float) -> None:
-    assert BackOff().pause(failures, draw) == pytest.approx(pause)
-
-
-@given(st.integers(1, 10**6), st.floats(0, 1, exclude_max=True))
-def test_pauses_are_bounded(failures: int, draw: float) -> None:
-    assert 0.25 <= BackOff().pause(failures, draw) <= 30.0
+def test_pauses(failures: int, least: float, most: float) -> None:
+    assert least <= default_pauses(failures) <= most
 
 
 @pytest.mark.parametrize(
@@ -72,8 +55,11 @@ class Tokens:
     def __init__(self, missing: int = 0) -> None:
         self.given: list[str] = []
         self.missing = missing
+        self.stopped = False
 
     async def __call__(self) -> str:
+        if self.stopped:
+            raise LookupError("stopped")
         if self.missing:
             self.missing -= 1
             raise TokenUnavailable
@@ -81,45 +67,87 @@ class Tokens:
         return self.given[-1]
 
 
-def _persistent(base: str, tokens: Tokens, inbox: Inbox, **options: Any) -> PersistentConnection:
-    destination = Destination(base, "workspace-daemon", "w", "t")
-    made = PersistentConnection(reactor, destination, tokens, inbox, back_off=QUICK, **options)
-    made.start()
-    return made
+class Attempts:
+    """A peer that reconnects with short pauses, with what it saw."""
+
+    def __init__(self, base: str, tokens: Tokens, stable: float = 60) -> None:
+        self.failures: list[int] = []
+        self.inbox = Inbox()
+        self.connections: list[Connection] = []
+        self.losses: list[Closed] = []
+        destination = Destination(base, "workspace-daemon", "w", "t")
+
+        def pauses(failures: int) -> float:
+            self.failures.append(failures)
+            return 0.01
+
+        self.ended: Deferred[Closed] = ensureDeferred(
+            stay_connected(
+                reactor, destination, tokens, self.inbox, self._opened, pauses=pauses, stable=stable
+            )
+        )
+
+    def _opened(self, connection: Connection) -> None:
+        def gone(closed: Closed) -> Closed:
+            self.losses.append(closed)
+            return closed
+
+        connection.closed.addCallback(gone)
+        self.connections.append(connection)
+
+    async def opened(self, count: int) -> Connection:
+        """The connection number `count`, from 1."""
+        await until(lambda: len(self.connections) >= count)
+        return self.connections[count - 1]
+
+
+async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = reactor.seconds() + seconds
+    while not true():
+        assert reactor.seconds() < deadline, "it never became true"
+        await deferLater(reactor, 0.005, lambda: None)
 
 
 @on_reactor
 async def test_each_reconnect_uses_a_fresh_token() -> None:
-    echo, tokens, inbox = Echo(), Tokens(), Inbox()
-    losses: list[Closed] = []
+    echo, tokens = Echo(), Tokens()
     async with serving(echo) as base:
-        peer = _persistent(base, tokens, inbox, on_loss=losses.append)
-        for farewell in ("abort", "close 1001 relay shutting down", "close 4008 buffer overflow"):
-            connection = await peer.opened()
+        peer = Attempts(base, tokens)
+        for number, farewell in enumerate(
+            ("abort", "close 1001 relay shutting down", "close 4008 buffer overflow"), start=1
+        ):
+            connection = await peer.opened(number)
             connection.send("hello")
-            await inbox.has(peer.connections)
+            await peer.inbox.has(number)
             connection.send(farewell)
-            await connection.closed
-        await peer.opened()
-        assert peer.connections == 4
+        last = await peer.opened(4)
         assert tokens.given == ["token-0", "token-1", "token-2", "token-3"]
         assert [request.headers["authorization"][7:] for request in echo.requests] == tokens.given
-        assert await inbox.has(3) == ["hello"] * 3
-        assert [closed.code for closed in losses] == [1006, 1001, 4008]
-        peer.stop()
+        assert await peer.inbox.has(3) == ["hello"] * 3
+        assert [closed.code for closed in peer.losses] == [1006, 1001, 4008]
+        assert peer.failures == [1, 2, 3]
+        last.close()
         assert (await peer.ended).code == 1000
+
+
+@on_reactor
+async def test_a_stable_connection_resets_the_count_of_failures() -> None:
+    async with serving(Echo()) as base:
+        peer = Attempts(base, Tokens(), stable=0)
+        for number in (1, 2, 3):
+            (await peer.opened(number)).abort()
+        (await peer.opened(4)).close()
+        await peer.ended
+        assert peer.failures == [1, 1, 1]
 
 
 @on_reactor
 async def test_attempts_continue_until_the_relay_listens(free_port: int) -> None:
     tokens = Tokens(missing=1)
-    peer = _persistent(f"ws://localhost:{free_port}", tokens, Inbox())
-    with pytest.raises(PeerError, match="NOT_CONNECTED"):
-        peer.send("too early")
-    await _until(lambda: len(tokens.given) >= 2)
+    peer = Attempts(f"ws://localhost:{free_port}", tokens)
+    await until(lambda: len(tokens.given) >= 2)
     async with serving(Echo(), port=free_port):
-        await peer.opened()
-        peer.stop()
+        (await peer.opened(1)).close()
         await peer.ended
 
 
@@ -128,10 +156,11 @@ async def test_attempts_continue_until_the_relay_listens(free_port: int) -> None
 async def test_transient_refusals_are_retried(status: str) -> None:
     tokens = Tokens()
     async with listening(Canned(http(status, b"{}"))) as port:
-        peer = _persistent(f"ws://localhost:{port}", tokens, Inbox())
-        await _until(lambda: len(tokens.given) >= 3)
-        peer.stop()
-        assert (await peer.ended).code == 1000
+        peer = Attempts(f"ws://localhost:{port}", tokens)
+        await until(lambda: len(tokens.given) >= 3)
+        tokens.stopped = True
+        with pytest.raises(LookupError, match="stopped"):
+            await peer.ended
 
 
 @pytest.mark.parametrize("status", ["400 Bad", "401 No", "403 No"])
@@ -139,12 +168,9 @@ async def test_transient_refusals_are_retried(status: str) -> None:
 async def test_final_refusals(status: str) -> None:
     tokens = Tokens()
     async with listening(Canned(http(status, b"{}", "X-Relay-Reason: SOME_REASON"))) as port:
-        peer = _persistent(f"ws://localhost:{port}", tokens, Inbox())
         with pytest.raises(UpgradeRefused, match="SOME_REASON"):
-            await peer.ended
+            await Attempts(f"ws://localhost:{port}", tokens).ended
         assert len(tokens.given) == 1
-        with pytest.raises(PeerError, match="NOT_CONNECTED"):
-            await peer.opened()
 
 
 @on_reactor
@@ -152,49 +178,9 @@ async def test_final_close_codes_end_the_attempts() -> None:
     async with serving(Echo()) as base:
         for code, reason in ((4401, "invalid_token"), (4008, "stale daemon generation")):
             tokens = Tokens()
-            peer = _persistent(base, tokens, Inbox())
-            (await peer.opened()).send(f"close {code} {reason}")
+            peer = Attempts(base, tokens)
+            (await peer.opened(1)).send(f"close {code} {reason}")
             if code == 4401:  # The token may have expired: one attempt with a new token follows.
-                await _until(lambda given=tokens.given: len(given) == 2)  # type: ignore[misc]
-                (await peer.opened()).send(f"close {code} {reason}")
+                (await peer.opened(2)).send(f"close {code} {reason}")
             assert await peer.ended == Closed(code, reason)
             assert len(tokens.given) == (2 if code == 4401 else 1)
-
-
-@on_reactor
-async def test_a_waiter_fails_when_the_attempts_end() -> None:
-    async with listening(Canned(http("401 No", b"{}"))) as port:
-        peer = _persistent(f"ws://localhost:{port}", Tokens(), Inbox())
-        with pytest.raises(PeerError, match="will not come back"):
-            await peer.opened()
-        with pytest.raises(UpgradeRefused):
-            await peer.ended
-
-
-@on_reactor
-async def test_stopping_at_any_moment_of_an_attempt(free_port: int) -> None:
-    # Each stage, from the name look-up on, reports its cancellation differently.
-    for delay in (0, 0, 0.0005, 0.001, 0.002, 0.003):
-        peer = _persistent(f"ws://localhost:{free_port}", Tokens(), Inbox())
-        await deferLater(reactor, delay, lambda: None)
-        peer.stop()
-        assert (await peer.ended.addTimeout(5, reactor)).code == 1000
-
-
-@on_reactor
-async def test_stopping_during_a_pause(free_port: int) -> None:
-    tokens = Tokens()
-    destination = Destination(f"ws://localhost:{free_port}", "client", "w")
-    peer = PersistentConnection(reactor, destination, tokens, Inbox(), back_off=BackOff(first=600, cap=600))
-    peer.start()
-    await _until(lambda: len(tokens.given) == 1)
-    await deferLater(reactor, 0.05, lambda: None)
-    peer.stop()
-    assert (await peer.ended).code == 1000
-
-
-async def _until(true: Any, seconds: float = 5.0) -> None:
-    deadline = reactor.seconds() + seconds
-    while not true():
-        assert reactor.seconds() < deadline, "it never became true"
-        await deferLater(reactor, 0.005, lambda: None)

@@ -12,8 +12,7 @@ from tests.unit.peer.wiring import Wire
 from viewport_relay.peer.e2e import SessionKeys
 from viewport_relay.peer.envelope import Session
 from viewport_relay.peer.symmetric import Profile
-from viewport_relay.peer.transcript import LARGE_FRAME_BYTES, make_transcript
-from viewport_relay.peer.transcript_run import TranscriptRun
+from viewport_relay.peer.transcript import LARGE_FRAME_BYTES, TranscriptRun, make_transcript
 
 
 def test_both_ends_make_the_same_session() -> None:

@@ -35,7 +35,6 @@ class Wire:
         self.to_client: deque[str] = deque()
         self.at_daemon: list[str] = []
         self.at_client: list[str] = []
-        self.statuses: list[dict[str, object]] = []
         self._answer = answer
         self.identity = KeyPair.generate()
         self.daemon = DaemonPeer(
@@ -56,7 +55,6 @@ class Wire:
             self.to_daemon.append,
             on_message or self.at_client.append,
             pairing=pairing,
-            on_status=self.statuses.append,
         )
 
     def _got(self, conversation: Conversation, text: str) -> None:
