@@ -163,15 +163,15 @@ async def test_flushing_the_caches_causes_new_requests_to_the_platform(scene):
     token = scene.platform.issue("client", "dev-workspace", TARGET, scope="runtime")
     for _ in range(3):
         (await scene.join(relay, "client", token=token)).close()
-    validated, fetched = scene.platform.validate_hits, scene.platform.jwks_hits
+    validated, fetched = scene.platform.records.validate.total, scene.platform.records.jwks.total
     assert validated == 1
     assert (await admin(relay, "/cache/flush", "POST", {})).json() == {"ok": True}
 
     (await scene.join(relay, "client", token=token)).close()
-    assert scene.platform.validate_hits == validated + 1
+    assert scene.platform.records.validate.total == validated + 1
 
     async def fetched_again() -> bool:
-        return scene.platform.jwks_hits > fetched
+        return scene.platform.records.jwks.total > fetched
 
     await eventually(fetched_again)
 

@@ -65,7 +65,7 @@ async def test_no_problem(platform: DevPlatform) -> None:
     }
     assert "RS256" in found["JWKS"].found
     assert "takes this relay's internal key" in found["validate"].found
-    assert platform.validate_hits == 1
+    assert platform.records.validate.total == 1
 
 
 @pytest_twisted.ensureDeferred

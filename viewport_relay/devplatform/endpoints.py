@@ -15,7 +15,7 @@ from attrs import field, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.devplatform.bus import Bus
-from viewport_relay.devplatform.issue import ROLES, TokenOffice, fingerprint, same_secret
+from viewport_relay.devplatform.issue import ROLES, TokenOffice, same_secret
 from viewport_relay.devplatform.jsonhttp import Answer, Ask, Fields, Refused
 from viewport_relay.devplatform.presence import PresenceTable
 from viewport_relay.devplatform.rules import Call, Record, Rule
@@ -29,38 +29,8 @@ VALIDATE_PATH = INTERNAL_PREFIX + "validate"
 WORKSPACES_PREFIX = "/api/runtime/workspaces/"
 INTERNAL_KEY_HEADER = "x-relay-internal-key"
 DIRECTIONS = ("client_to_daemon", "daemon_to_clients")
-MAX_TOKEN_NOTES = 4096
 
 Endpoint = Callable[[Ask], Awaitable[Answer]]
-
-
-class TokenNotes:
-    """What is known about single tokens beyond their signature: bounded sets keyed by digest."""
-
-    def __init__(self, max_notes: int = MAX_TOKEN_NOTES) -> None:
-        self._max_notes = max_notes
-        self._revoked: dict[bytes, None] = {}
-        self._answers: dict[bytes, Mapping[str, object]] = {}
-
-    def revoke(self, token: str) -> None:
-        """From now on `validate` denies this token."""
-        self._revoked[fingerprint(token)] = None
-        while len(self._revoked) > self._max_notes:
-            del self._revoked[next(iter(self._revoked))]
-
-    def revoked(self, token: str) -> bool:
-        """Whether `revoke` was called for it."""
-        return fingerprint(token) in self._revoked
-
-    def answer_with(self, token: str, claims: Mapping[str, object]) -> None:
-        """Lay `claims` over the validate answer for this token; `...` as a value leaves a claim out."""
-        self._answers[fingerprint(token)] = claims
-        while len(self._answers) > self._max_notes:
-            del self._answers[next(iter(self._answers))]
-
-    def answer_claims(self, token: str) -> Mapping[str, object]:
-        """What `answer_with` said, or nothing."""
-        return self._answers.get(fingerprint(token), {})
 
 
 @frozen
@@ -94,10 +64,11 @@ class Endpoints:
         self.internal_key = internal_key
         self.presence = PresenceTable(clock)
         self.bus = Bus(clock)
-        self.notes = TokenNotes()
         self.records = Records()
         self.validate_rules: dict[str, Rule] = {}
         """Overrides of the validate answer by token (for callers who have the internal key)."""
+        self.answer_claims: dict[str, Mapping[str, object]] = {}
+        """Claims laid over those of the validate answer, by token; `...` as a value leaves a claim out."""
 
     # -- open ---------------------------------------------------------------------------------------
 
@@ -170,11 +141,9 @@ class Endpoints:
             claims = self._keys.verify(token, self._clock.seconds())
         except InvalidToken as wrong:
             raise Refused(401, "INVALID_TOKEN", f"the token is not valid: {wrong}") from None
-        if self.notes.revoked(token):
-            raise Refused(401, "TOKEN_REVOKED", "the token has been revoked")
         if claims.get("role", role) != role or claims.get("workspaceId", workspace_id) != workspace_id:
             raise Refused(401, "INVALID_TOKEN", "the token is for another role or workspace")
-        claims = {**claims, **workspace.policy_claims(), **self.notes.answer_claims(token)}
+        claims = {**claims, **workspace.policy_claims(), **self.answer_claims.get(token, {})}
         return Answer(
             body={"ok": True, "claims": {name: value for name, value in claims.items() if value is not ...}}
         )

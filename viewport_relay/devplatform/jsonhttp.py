@@ -204,29 +204,6 @@ class BoundedRequest(Request):
             channel: Any = self.channel
             channel.transport.abortConnection()
 
-    def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """Set the status and headers of the response."""
-        response: Any = self  # twisted.web has no types for these
-        response.setResponseCode(status)
-        for name, value in headers.items():
-            response.setHeader(name, value)
-
-    def push(self, data: bytes) -> None:
-        """Send a part of the body; the first one sends the headers too."""
-        response: Any = self
-        response.write(data)
-
-    def end(self, data: bytes) -> None:
-        """Send the rest of the body and be done."""
-        response: Any = self
-        response.write(data)
-        response.finish()
-
-    def cut(self) -> None:
-        """Close the connection in the middle of a response."""
-        response: Any = self
-        response.loseConnection()
-
     def ask(self) -> Ask:
         """This request as a value. Repeated headers are joined with a comma, names are in lower case."""
         headers: dict[str, str] = {}

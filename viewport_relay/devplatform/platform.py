@@ -10,6 +10,7 @@ It decides nothing itself; see `issue` for tokens, `endpoints` for answers, `rul
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import jwt
 from twisted.internet.defer import Deferred
@@ -17,11 +18,10 @@ from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorTi
 from twisted.internet.ssl import CertificateOptions
 from twisted.web.server import Site
 
-from viewport_relay.devplatform.bus import Bus
-from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH, Endpoints, Records
-from viewport_relay.devplatform.issue import TOKEN_TTL_SECONDS, DaemonKeys, TokenOffice
+from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH, Endpoints
+from viewport_relay.devplatform.issue import TOKEN_TTL_SECONDS, TokenOffice
+from viewport_relay.devplatform.jsonhttp import Refused
 from viewport_relay.devplatform.listening import Listener, tls_options
-from viewport_relay.devplatform.presence import PresenceTable
 from viewport_relay.devplatform.resources import ControlPlane, make_site
 from viewport_relay.devplatform.rules import Rule
 from viewport_relay.devplatform.tokens import Algorithm, KeyRing, SigningKey
@@ -41,7 +41,8 @@ class DevPlatform:
     random if None, and then daemons need none to get an issue token). `signing_key` saves the time of
     making one; `pairing_secret` (base64url of 32 bytes) is that of `dev-paired`.
 
-    The attributes are there to be read and changed while it runs.
+    The attributes are there to be read and changed while it runs: `credential` of clients and workers; `presence` and
+    `bus` of server mode; `records`, the calls seen by kind; `rules`, overrides by path, and `validate_rules` by token.
     """
 
     def __init__(
@@ -60,7 +61,13 @@ class DevPlatform:
         self._clock = clock
         self._office = TokenOffice(clock, self.keys, self.workspaces, credential)
         self._endpoints = Endpoints(clock, internal_key, self.keys, self.workspaces, self._office)
+        self.credential = self._office.credential
+        self.presence = self._endpoints.presence
+        self.bus = self._endpoints.bus
+        self.records = self._endpoints.records
+        self.validate_rules = self._endpoints.validate_rules
         self.resource = ControlPlane(clock, self._endpoints)
+        self.rules = self.resource.rules
         self._listeners: list[Listener] = []
 
     # -- what it knows --------------------------------------------------------------------------------
@@ -74,69 +81,9 @@ class DevPlatform:
     def internal_key(self, key: str) -> None:
         self._endpoints.internal_key = key
 
-    @property
-    def credential(self) -> str:
-        """The development credential of clients and workers."""
-        return self._office.credential
-
-    @property
-    def daemon_keys(self) -> DaemonKeys:
-        """Daemon issue tokens and generations."""
-        return self._office.daemon_keys
-
-    @property
-    def presence(self) -> PresenceTable:
-        """Presence of server mode; a test may announce as another relay here."""
-        return self._endpoints.presence
-
-    @property
-    def bus(self) -> Bus:
-        """The bus of server mode; `bus.publish(frame)` puts any object onto it."""
-        return self._endpoints.bus
-
-    @property
-    def records(self) -> Records:
-        """The calls seen, by kind."""
-        return self._endpoints.records
-
-    @property
-    def jwks_hits(self) -> int:
-        """How often the JWKS was asked for."""
-        return self.records.jwks.total
-
-    @property
-    def validate_hits(self) -> int:
-        """How often `validate` was called, wrong keys included."""
-        return self.records.validate.total
-
-    # -- what a test changes --------------------------------------------------------------------------
-
-    @property
-    def rules(self) -> dict[str, Rule]:
-        """Overrides by path, for example `rules[JWKS_PATH] = Rule(status=503)`."""
-        return self.resource.rules
-
-    @property
-    def validate_rules(self) -> dict[str, Rule]:
-        """Overrides of the validate answer by token."""
-        return self._endpoints.validate_rules
-
-    def add_workspace(
-        self,
-        workspace_id: str,
-        *,
-        policy_mode: str = "standard",
-        e2ee_profile: str | None = "noise-ik",
-        pairing_secret: str | None = None,
-        daemon_public_key: str | None = None,
-        relay_ws_base_url: str | None = None,
-    ) -> Workspace:
-        """Add or replace a workspace; ValueError for an id of a wrong form or `dev-missing`."""
-        return self.workspaces.add(
-            Workspace(
-                workspace_id, policy_mode, e2ee_profile, pairing_secret, daemon_public_key, relay_ws_base_url
-            )
-        )
+    def add_workspace(self, workspace_id: str, **policy: Any) -> Workspace:
+        """Add or replace a `Workspace(workspace_id, …)`; ValueError for an id of a wrong form or `dev-missing`."""
+        return self.workspaces.add(Workspace(workspace_id, **policy))
 
     def rotate(self, keep_old: bool, algorithm: Algorithm = "RS256") -> SigningKey:
         """Sign with a new key from now on; tokens of the old ones are good only with `keep_old`."""
@@ -144,7 +91,8 @@ class DevPlatform:
 
     def revoke(self, token: str) -> None:
         """Let `validate` deny this token from now on."""
-        self._endpoints.notes.revoke(token)
+        denied = Refused(401, "TOKEN_REVOKED", "the token has been revoked").answer()
+        self.validate_rules[token] = Rule(status=denied.status, body=denied.body)
 
     def issue(
         self,
@@ -182,7 +130,7 @@ class DevPlatform:
         in_answer = {name: value for name, value in claims.items() if name in ANSWER_ONLY_CLAIMS}
         in_answer.update(answer or {})
         if in_answer:
-            self._endpoints.notes.answer_with(token, in_answer)
+            self._endpoints.answer_claims[token] = in_answer
         if rule is not None:
             self.validate_rules[token] = rule
         return token

@@ -5,6 +5,7 @@ A leaf, because paths match exactly and raw: a tree of resources would decode an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,7 +73,9 @@ class ControlPlane(Resource):
             raise Refused(405, "METHOD_NOT_ALLOWED", headers={"allow": ", ".join(methods)})
         return await endpoint(ask)
 
-    async def _send(self, request: BoundedRequest, answer: Answer) -> None:
+    async def _send(
+        self, request: Any, answer: Answer
+    ) -> None:  # Any: twisted.web has no types for a response
         if answer.delay > 0:
             await deferLater(self._clock, answer.delay)
         payload = answer.payload()
@@ -80,27 +83,35 @@ class ControlPlane(Resource):
         # Without a length the response is chunked, so that a dripping one can be told from its end.
         if answer.drip <= 0 and answer.status not in (204, 304):
             headers["content-length"] = str(len(payload))
-        request.begin(answer.status, headers)
+        _begin(request, answer.status, headers)
         if answer.drip > 0:
             await self._drip(request, answer.drip)
-        request.end(payload)
+        request.write(payload)
+        request.finish()
 
-    async def _drip(self, request: BoundedRequest, seconds: float) -> None:
+    async def _drip(self, request: Any, seconds: float) -> None:
         until = self._clock.seconds() + seconds
         while self._clock.seconds() < until:
-            request.push(b" ")
+            request.write(b" ")
             await deferLater(self._clock, DRIP_STEP_SECONDS)
 
-    def _failed(self, failure: Failure, request: BoundedRequest) -> None:
+    def _failed(self, failure: Failure, request: Any) -> None:
         if isinstance(failure.value, CancelledError):
             return  # the peer went away while it waited
         self._log.failure("a request of the development platform failed", failure=failure)
         if request.startedWriting:
-            request.cut()
+            request.loseConnection()
             return
         payload = Answer(500, {"ok": False, "reason": "INTERNAL_ERROR"}).payload()
-        request.begin(500, {"content-type": "application/json", "content-length": str(len(payload))})
-        request.end(payload)
+        _begin(request, 500, {"content-type": "application/json", "content-length": str(len(payload))})
+        request.write(payload)
+        request.finish()
+
+
+def _begin(request: Any, status: int, headers: Mapping[str, str]) -> None:
+    request.setResponseCode(status)
+    for name, value in headers.items():
+        request.setHeader(name, value)
 
 
 class QuietSite(Site):

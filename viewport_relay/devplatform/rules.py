@@ -7,8 +7,7 @@ bound of entries and bytes, so that a long development session does not grow.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import overload
+from collections.abc import Mapping
 
 from attrs import evolve, field, frozen
 
@@ -61,12 +60,12 @@ class Call:
     body: object = field(repr=False, default=None)
 
 
-class Record(Sequence[Call]):
+class Record(deque[Call]):
     """The newest calls of one kind, oldest first; `total` counts also those that were dropped."""
 
     def __init__(self, max_calls: int = RECORD_MAX_CALLS, max_bytes: int = RECORD_MAX_BYTES) -> None:
+        super().__init__()
         self.total = 0
-        self._calls: deque[Call] = deque()
         self._bytes = 0
         self._max_calls = max_calls
         self._max_bytes = max_bytes
@@ -74,33 +73,16 @@ class Record(Sequence[Call]):
     def add(self, call: Call) -> None:
         """Remember `call`, dropping the oldest ones over the bounds."""
         self.total += 1
-        self._calls.append(call)
+        self.append(call)
         self._bytes += len(call.raw)
-        while len(self._calls) > self._max_calls or (self._bytes > self._max_bytes and len(self._calls) > 1):
-            self._bytes -= len(self._calls.popleft().raw)
+        while len(self) > self._max_calls or (self._bytes > self._max_bytes and len(self) > 1):
+            self._bytes -= len(self.popleft().raw)
 
     def clear(self) -> None:
         """Forget all calls; `total` starts at 0 again."""
-        self._calls.clear()
+        super().clear()
         self._bytes = self.total = 0
 
     def bodies(self) -> list[object]:
         """The parsed bodies, oldest first."""
-        return [call.body for call in self._calls]
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    @overload
-    def __getitem__(self, index: int) -> Call: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Call]: ...
-
-    def __getitem__(self, index: int | slice) -> Call | list[Call]:
-        if isinstance(index, slice):
-            return list(self._calls)[index]
-        return self._calls[index]
-
-    def __iter__(self) -> Iterator[Call]:
-        return iter(self._calls)
+        return [call.body for call in self]

@@ -67,7 +67,7 @@ async def test_the_jwks_verifies_an_issued_token_and_can_be_cached(
     assert [one["kid"] for one in fresh.json["keys"]] == [key.kid for key in platform.keys.served]
     head = await call("HEAD", JWKS)
     assert (head.status, head.raw) == (200, b"")
-    assert platform.jwks_hits == 7
+    assert platform.records.jwks.total == 7
 
 
 @in_reactor
@@ -180,7 +180,7 @@ async def test_validate_refuses(platform: DevPlatform, call: Caller) -> None:
         "validate", {"relayToken": token, "role": "client", "workspaceId": "w", "ip": "1"}
     )
     assert (extra.status, extra.json["reason"]) == (400, "INVALID_BODY")
-    assert platform.validate_hits == len(cases) + 3
+    assert platform.records.validate.total == len(cases) + 3
 
 
 @in_reactor

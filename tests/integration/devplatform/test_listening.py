@@ -64,7 +64,7 @@ async def test_a_delayed_answer_is_cut_by_going_down(platform: DevPlatform, call
     waiting = Deferred.fromCoroutine(call("GET", JWKS))
     failed: list[Any] = []
     waiting.addErrback(failed.append)
-    while platform.jwks_hits == 0:
+    while platform.records.jwks.total == 0:
         await pause(0.01)
     await platform.down()
     await waiting
