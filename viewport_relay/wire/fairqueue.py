@@ -1,7 +1,7 @@
 """A fair queue for the input of peers that are not admitted yet: bounded work in each turn of the reactor, in turn by address.
 
 TLS handshakes, request heads and plain HTTP answers go through one queue for each process. So a burst of them delays the
-frames of admitted peers by `reactor.LOOK_SECONDS` and one piece of work at most.
+frames of admitted peers by `reactor.TALK_LOOK_SECONDS`, or `LOOK_SECONDS`, and one piece of work at most.
 """
 
 from __future__ import annotations
