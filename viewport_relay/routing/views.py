@@ -1,4 +1,4 @@
-"""Values that operators see and give: copies of the routing state (`/state`, `/metrics`), and a selection of connections."""
+"""Values for operators: copies of the routing state (`/state`, `/metrics`), and a selection of connections."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The relay as Twisted services: `Relay` admits and routes, `Listeners` take connections, `Process` is what twistd runs."""
+"""The relay as Twisted services: `Relay` admits and routes, `Listeners` accept connections, twistd runs `Process`."""

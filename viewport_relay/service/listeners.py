@@ -108,8 +108,8 @@ class Listeners(WaitingService):
     """The listeners for peers and operators, with their sites.
 
     `upgrade` is the `/ws` resource, `own` holds further pages of the wire protocol by path, `pages(admin)` makes the
-    resource of all other paths, with or without the admin pages. `over_tls` puts TLS in front of the peers' site. `connected` returns the number of upgraded connections,
-    `open_files` is the limit on descriptors (0: not limited).
+    resource of all other paths, with or without the admin pages. `over_tls` puts TLS in front of the peers' site.
+    `connected` returns the number of upgraded connections, `open_files` is the limit on descriptors (0: not limited).
     """
 
     def __init__(

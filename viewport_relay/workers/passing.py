@@ -1,4 +1,4 @@
-"""The parent's `/ws` resource: it makes the checks that need no I/O, then passes the connection to the workspace's worker.
+"""The parent's `/ws` resource: makes the checks that need no I/O, then passes the connection to a worker.
 
 The parent reads the request head. It knows the client's address, and answers 429, 503 and malformed requests itself, with
 the same texts. So rates and caps per address hold over all workers. The head of an accepted request is serialised again
