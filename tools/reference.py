@@ -11,9 +11,9 @@ from typing import Any
 import click
 from click.testing import CliRunner
 
+from tools.logsample import event_of, sample_line
 from viewport_relay.admin.metrics import RelayCollector
 from viewport_relay.cli.explain import seen_as
-from viewport_relay.cli.logsample import event_of, sample_line
 from viewport_relay.cli.main import main as command
 from viewport_relay.config import VARIABLES, Variable
 from viewport_relay.observe.counters import Counters

@@ -17,7 +17,7 @@ import pytest
 from tests.drill.peer import Peer, Refused, e2ee
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import running
-from viewport_relay.cli.logsample import sample_line
+from tools.logsample import sample_line
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 

@@ -6,8 +6,9 @@ The id may be of a workspace, target, connection, client or machine, as a user o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, Final
+
+from attrs import frozen
 
 from viewport_relay.admin.state import StateSource
 from viewport_relay.admin.words import inert, wrapped
@@ -37,26 +38,23 @@ _WORDS: Final = {
 MAX_ID: Final = 256
 
 
+@frozen(eq=False)
 class About:
     """Looks for one id in the ring, among folded entries, and in the present."""
 
-    def __init__(self, log: EventLog, state: StateSource) -> None:
-        self._log = log
-        self._state = state
+    _log: EventLog
+    _state: StateSource
 
     def entries(self, wanted: str) -> list[dict[str, Any]]:
         """Entries about the id, oldest first; that of a folded refusal of this connection too."""
-        found = [entry for entry in self._candidates(wanted) if _is_about(entry, wanted)]
+        quoted = json.dumps(wanted)
+        # to search the lines is cheaper than to parse them all
+        candidates = (json.loads(record.line) for record in self._log.records() if quoted in record.line)
+        found = [entry for entry in candidates if _is_about(entry, wanted)]
         folded = self._log.folded.get(wanted)
         if folded is not None:
             found = sorted([*found, folded], key=lambda entry: str(entry["ts"]))
         return found
-
-    def _candidates(self, wanted: str) -> Iterator[dict[str, Any]]:
-        quoted = json.dumps(wanted)
-        for record in self._log.records():
-            if quoted in record.line:  # cheaper than to parse all
-                yield json.loads(record.line)
 
     def present(self, wanted: str) -> list[str]:
         """One sentence for each peer that is connected now and has this id."""
@@ -79,11 +77,9 @@ class About:
     def text(self, wanted: str) -> str:
         """The answer as text."""
         entries = self.entries(wanted)
-        present, counted = self.present(wanted), self.counted(wanted)
         lines = [f"about {inert(wanted)}"]
-        lines += [f"  now      {inert(sentence)}" for sentence in present] or [
-            "  now      no such peer is connected"
-        ]
+        for sentence in self.present(wanted) or ["no such peer is connected"]:
+            lines.append(f"  now      {inert(sentence)}")
         if not entries:
             lines += wrapped(
                 "log", "nothing. Entries of long ago may have left the log. If the peer says that it cannot connect, its "
@@ -91,23 +87,22 @@ class About:
             )  # fmt: skip
         for entry in entries:
             lines += _story(entry)
-        lines += [f"  counted  {inert(sentence)}" for sentence in counted]
+        lines += [f"  counted  {inert(sentence)}" for sentence in self.counted(wanted)]
         for reason in _last_reasons(entries):
             lines += ["", f"{reason.code}: {reason.text}"]
             lines += [*wrapped("cause", reason.entry.cause), *wrapped("fix", reason.entry.fix)]
         return "\n".join(lines) + "\n"
 
     def as_json(self, wanted: str) -> dict[str, Any]:
+        """The answer as JSON."""
         entries = self.entries(wanted)
+        last = [(reason.code, reason.entry) for reason in _last_reasons(entries)]
         return {
             "ok": True,
             "about": wanted,
             "present": self.present(wanted),
             "counted": self.counted(wanted),
-            "reasons": {
-                reason.code: {"cause": reason.entry.cause, "fix": reason.entry.fix}
-                for reason in _last_reasons(entries)
-            },
+            "reasons": {code: {"cause": entry.cause, "fix": entry.fix} for code, entry in last},
             "logs": entries,
         }
 
@@ -125,24 +120,17 @@ def _who(target: TargetView, peer: PeerView) -> str:
 def _story(entry: dict[str, Any]) -> list[str]:
     """One entry as a sentence."""
     details = entry["details"]
-    who = " ".join(
-        part
-        for part in (
-            details.get("role") or "a peer",
-            f"of workspace {details['workspaceId']}" if "workspaceId" in details else "",
-            f"(target {details['runtimeTargetId']})" if "runtimeTargetId" in details else "",
-            f"from {details['ip']}" if "ip" in details else "",
-        )
-        if part
-    )
-    what = _WORDS.get(entry["event"])
-    said = f"{who} {what}" if what is not None else str(entry["event"])
-    for part in (
-        entry.get("message"),
-        details.get("detail"),
-        details.get("platformWord"),
-        details.get("hint"),
+    who = [details.get("role") or "a peer"]
+    for form, name in (
+        ("of workspace {}", "workspaceId"),
+        ("(target {})", "runtimeTargetId"),
+        ("from {}", "ip"),
     ):
+        if name in details:
+            who.append(form.format(details[name]))
+    what = _WORDS.get(entry["event"])
+    said = f"{' '.join(who)} {what}" if what is not None else str(entry["event"])
+    for part in (entry.get("message"), *map(details.get, ("detail", "platformWord", "hint"))):
         if part and str(part) not in said:
             said += f": {part}"
     if "reason" in entry:

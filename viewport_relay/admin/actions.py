@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.web.server import Request
 
@@ -22,13 +23,13 @@ _TOKEN_ID_TAKES = "1 to 255 printable ASCII characters"
 _DISCONNECT_TAKES = 'either {"workspaceId", "runtimeTargetId"?}, {"connectionId"} or {"tokenId"}'
 
 
+@frozen(eq=False)
 class Actions:
     """The POST pages. The gate has checked the request; the body is checked here."""
 
-    def __init__(self, state: StateSource, log: EventSink, client_ip: Callable[[Request], str]) -> None:
-        self._state = state
-        self._log = log
-        self._client_ip = client_ip
+    _state: StateSource
+    _log: EventSink
+    _client_ip: Callable[[Request], str]
 
     def disconnect(self, request: Request) -> bytes | int:
         """`POST /disconnect`: close a connection, all of a workspace or target, or all of a token (its `jti`)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from attrs import frozen
 from twisted.web.server import Request
 
 from viewport_relay.admin.reply import BadRequest, put_json, query
@@ -19,13 +20,13 @@ MAX_TARGETS: Final = 100
 MAX_SEARCH: Final = 128
 
 
+@frozen(eq=False)
 class Tables:
     """The two pages. Ids that peers chose pass the `redactor`. `several`: another relay may have the daemon."""
 
-    def __init__(self, state: StateSource, redactor: Redactor, *, several: bool) -> None:
-        self._state = state
-        self._redactor = redactor
-        self._several = several
+    _state: StateSource
+    _redactor: Redactor
+    _several: bool
 
     def connections(self, request: Request) -> bytes:
         """Clients without a daemon first, then paused peers, then long queues, then the newest."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from attrs import frozen
 from twisted.web.server import Request
 
 from viewport_relay.admin.facts import ReadFacts
@@ -17,12 +18,12 @@ from viewport_relay.reasons import Reason
 PREFIX = b"/logs/explain/"
 
 
+@frozen(eq=False)
 class ExplainPage:
     """The page: text, or JSON where the request accepts `application/json`."""
 
-    def __init__(self, log: EventLog, facts: ReadFacts) -> None:
-        self._log = log
-        self._facts = facts
+    _log: EventLog
+    _facts: ReadFacts
 
     def render(self, request: Request) -> bytes:
         as_json = "application/json" in (request.getHeader("accept") or "")

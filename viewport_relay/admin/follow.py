@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import Any
 
+from attrs import frozen
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 from zope.interface import implementer
 
-from viewport_relay.admin.reply import quiet
+from viewport_relay.admin.reply import TEXT_TYPE, quiet
+from viewport_relay.admin.words import as_text
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.ring import Record
 
@@ -31,12 +32,29 @@ HEARTBEAT = 15.0
 STALLED = 60.0
 
 
-class Format(Enum):
-    """How records are written: content type, and heartbeat."""
+@frozen
+class Format:
+    """How records are written: content type, heartbeat, the form of an entry and of the notice of a gap."""
 
-    LINES = ("application/x-ndjson", "\n")
-    TEXT = ("text/plain; charset=utf-8", "")
-    EVENTS = ("text/event-stream", ": still here\n\n")
+    kind: str
+    heartbeat: str
+    entry: Callable[[Record], str]
+    gap: str
+
+
+LINES = Format(
+    "application/x-ndjson", "\n", lambda record: record.line + "\n",
+    '{{"event":"follow_gap","level":"warn","details":{{"count":{}}}}}\n',
+)  # fmt: skip
+TEXT = Format(
+    TEXT_TYPE, "", lambda record: as_text(record) + "\n",
+    "... {} entries were left out: this reader is too slow ...\n",
+)  # fmt: skip
+EVENTS = Format(
+    "text/event-stream", ": still here\n\n",
+    lambda record: f"id: {record.seq}\nevent: entry\ndata: {record.line}\n\n",
+    'event: gap\ndata: {{"count":{}}}\n\n',
+)  # fmt: skip
 
 
 @implementer(IPushProducer)
@@ -49,14 +67,12 @@ class Follower:
         log: EventLog,
         accepts: Callable[[Record], bool],
         form: Format,
-        as_text: Callable[[Record], str],
         reactor: IReactorTime,
     ) -> None:
         self._request = request
         self._log = log
         self._accepts = accepts
         self._form = form
-        self._as_text = as_text
         self._reactor = reactor
         self._queue: deque[Record] = deque()
         self._room = MAX_WAITING
@@ -67,16 +83,12 @@ class Follower:
         self._heart = LoopingCall(self._beat)
         self._heart.clock = reactor
         self._unfollow: Callable[[], None] = lambda: None
-        self._on_end: Callable[[], None] = lambda: None
         self._over = False
 
-    def start(self, records: Iterable[Record], on_end: Callable[[], None]) -> None:
-        """Send `records`, then follow. `on_end` is called once, when the client has left or was disconnected."""
-        self._on_end = on_end
-        kind = self._form.value[0]
-        self._request.setResponseCode(200)
-        self._request.responseHeaders.setRawHeaders("Content-Type", [kind])
-        self._request.responseHeaders.setRawHeaders("X-Accel-Buffering", ["no"])  # proxies must not buffer it
+    def start(self, records: Iterable[Record]) -> None:
+        """Send `records`, then follow."""
+        self._request.setHeader("Content-Type", self._form.kind)
+        self._request.setHeader("X-Accel-Buffering", "no")  # proxies must not buffer it
         quiet(self._request)
         self._request.notifyFinish().addBoth(self._gone)
         self._queue.extend(records)
@@ -103,32 +115,17 @@ class Follower:
         while self._queue and not self._paused and not self._over:
             text = ""
             if self._dropped:
-                text, self._dropped = self._gap(self._dropped), 0
+                text, self._dropped = self._form.gap.format(self._dropped), 0
             for _ in range(min(64, len(self._queue))):
-                text += self._write_out(self._queue.popleft())
+                text += self._form.entry(self._queue.popleft())
             self._request.write(text.encode("utf-8"))
             self._progress = self._reactor.seconds()
         self._busy = False
 
-    def _write_out(self, record: Record) -> str:
-        if self._form is Format.EVENTS:
-            return f"id: {record.seq}\nevent: entry\ndata: {record.line}\n\n"
-        if self._form is Format.TEXT:
-            return self._as_text(record) + "\n"
-        return record.line + "\n"
-
-    def _gap(self, count: int) -> str:
-        if self._form is Format.EVENTS:
-            return f'event: gap\ndata: {{"count":{count}}}\n\n'
-        if self._form is Format.TEXT:
-            return f"... {count} entries were left out: this reader is too slow ...\n"
-        return f'{{"event":"follow_gap","level":"warn","details":{{"count":{count}}}}}\n'
-
     def _beat(self) -> None:
         if not self._paused:
-            sign = self._form.value[1]
-            if sign:
-                self._request.write(sign.encode("ascii"))
+            if self._form.heartbeat:
+                self._request.write(self._form.heartbeat.encode("ascii"))
         elif self._reactor.seconds() - self._progress > STALLED:
             self._end()
             # not `loseConnection`: that waits for what is queued to be read
@@ -149,7 +146,6 @@ class Follower:
         self._queue.clear()
         if self._heart.running:
             self._heart.stop()
-        self._on_end()
 
     # -- IPushProducer ---------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from attrs import fields_dict, frozen
+from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
@@ -20,72 +20,52 @@ STEP = 5.0
 KEPT = 720
 
 
-@frozen
-class Sample:
-    """One moment: `at` in seconds since the epoch, connections by role, and counters since the start."""
-
-    at: float
-    daemons: int
-    clients: int
-    workers: int
-    frames: int
-    refused: int
-
-
-def take(counters: Counters, state: StateSource, at: float) -> Sample:
-    """Read the numbers now."""
+def numbers(counters: Counters, state: StateSource) -> dict[str, int]:
+    """The numbers of this moment: connections by role, and counters since the start."""
     connections = state.connections()
-    return Sample(
-        round(at, 3),
-        connections.get("workspace-daemon", 0),
-        connections.get("client", 0),
-        connections.get("worker", 0),
-        counters.frames_client_to_daemon + counters.frames_daemon_to_clients,
-        counters.refusals.total(),
-    )
+    return {
+        "daemons": connections.get("workspace-daemon", 0),
+        "clients": connections.get("client", 0),
+        "workers": connections.get("worker", 0),
+        "frames": counters.frames_client_to_daemon + counters.frames_daemon_to_clients,
+        "refused": counters.refusals.total(),
+    }
 
 
+@define(eq=False)
 class History:
     """Samples every STEP seconds of `reactor` while it runs, and lets `capacity` sample every SAMPLE seconds."""
 
-    def __init__(
-        self,
-        counters: Counters,
-        state: StateSource,
-        reactor: IReactorTime,
-        now: Callable[[], float],
-        capacity: Capacity,
-    ) -> None:
-        self._counters = counters
-        self._state = state
-        self._now = now
-        self._capacity = capacity
-        self._samples: deque[Sample] = deque(maxlen=KEPT)
-        self._taken = 0
-        self._drops: dict[Reason, int] = {}
-        #: when a frame was last dropped for a reason, to within STEP seconds; seconds since the epoch
-        self.last_drop: dict[Reason, float] = {}
-        self._loop = LoopingCall(self._sample)
-        self._loop.clock = reactor
+    _counters: Counters
+    _state: StateSource
+    _reactor: IReactorTime
+    _now: Callable[[], float]
+    _capacity: Capacity
+    #: when a frame was last dropped for a reason, to within STEP seconds; seconds since the epoch
+    last_drop: dict[Reason, float] = field(factory=dict, init=False)
+    _drops: dict[Reason, int] = field(factory=dict, init=False)
+    _samples: deque[dict[str, float]] = field(factory=lambda: deque(maxlen=KEPT), init=False)
+    _loops: list[LoopingCall] = field(factory=list, init=False)
 
     def _sample(self) -> None:
         at = self._now()
-        self._samples.append(take(self._counters, self._state, at))
+        self._samples.append({"at": round(at, 3), **numbers(self._counters, self._state)})
         for reason, count in self._counters.drops.items():
             if count != self._drops.get(reason, 0):
                 self._drops[reason], self.last_drop[reason] = count, at
-        self._taken += 1
-        if self._taken % round(SAMPLE / STEP) == 0:
-            self._capacity.sample()
 
     def start(self) -> None:
-        self._loop.start(STEP, now=False)
+        for interval, sample in ((STEP, self._sample), (SAMPLE, self._capacity.sample)):
+            loop = LoopingCall(sample)
+            loop.clock = self._reactor
+            loop.start(interval, now=False)
+            self._loops.append(loop)
 
     def stop(self) -> None:
-        if self._loop.running:
-            self._loop.stop()
+        while self._loops:
+            self._loops.pop().stop()
 
     def as_json(self) -> dict[str, Any]:
         """Columns rather than rows: a third of the size."""
-        columns = {name: [getattr(row, name) for row in self._samples] for name in fields_dict(Sample)}
-        return {"ok": True, **columns}
+        names = ("at", "daemons", "clients", "workers", "frames", "refused")
+        return {"ok": True, **{name: [row[name] for row in self._samples] for name in names}}

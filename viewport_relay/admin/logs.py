@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.admin.about import MAX_ID, About
 from viewport_relay.admin.facts import ReadFacts
 from viewport_relay.admin.filters import PARAMETERS, Filter, check_names, parse_filter
-from viewport_relay.admin.follow import Follower, Format
+from viewport_relay.admin.follow import EVENTS, LINES, TEXT, Follower
 from viewport_relay.admin.reply import (
     JSON_TYPE,
     BadRequest,
@@ -29,7 +30,6 @@ from viewport_relay.admin.reply import (
     query,
     refuse,
 )  # fmt: skip
-from viewport_relay.admin.state import StateSource
 from viewport_relay.admin.summary import problem_json, summary, summary_text
 from viewport_relay.admin.words import as_text, report
 from viewport_relay.observe.logs import EventLog
@@ -47,28 +47,16 @@ TEXT_ENTRIES: Final = 20
 TEXT_PATH: Final = b"/logs/text"
 
 
+@frozen(eq=False)
 class LogsPage:
     """The page. `reactor` times the heartbeats of followers; `now` gives seconds since the epoch."""
 
-    def __init__(
-        self,
-        log: EventLog,
-        state: StateSource,
-        facts: ReadFacts,
-        reactor: IReactorTime,
-        *,
-        now: Callable[[], float],
-        client_ip: Callable[[Request], str],
-        max_followers: int = MAX_FOLLOWERS,
-    ) -> None:
-        self._log = log
-        self._facts = facts
-        self._about = About(log, state)
-        self._reactor = reactor
-        self._now = now
-        self._client_ip = client_ip
-        self._max_followers = max_followers
-        self.followers: set[Follower] = set()
+    _log: EventLog
+    _about: About
+    _facts: ReadFacts
+    _reactor: IReactorTime
+    _now: Callable[[], float]
+    _client_ip: Callable[[Request], str]
 
     def render(self, request: Request) -> bytes | int:
         given = query(request)
@@ -79,8 +67,10 @@ class LogsPage:
         if len(about) > MAX_ID:
             raise BadRequest("about", f"at most {MAX_ID} characters")
         self._log.sweep()
+        if about and as_plain_text:
+            return put_text(request, self._about.text(about))
         if about:
-            return self._answer_about(request, about, as_plain_text)
+            return put_json(request, self._about.as_json(about))
         if boolean("summary", given.get("summary")):
             numbers = summary(self._log, wanted, self._now())
             return put_text(request, summary_text(numbers)) if as_plain_text else put_json(request, numbers)
@@ -104,11 +94,6 @@ class LogsPage:
             return form == "text"
         return request.path == TEXT_PATH or prefers_text(request.getHeader("accept") or "")
 
-    def _answer_about(self, request: Request, wanted: str, as_plain_text: bool) -> bytes:
-        if as_plain_text:
-            return put_text(request, self._about.text(wanted))
-        return put_json(request, self._about.as_json(wanted))
-
     def _document(self, records: Iterable[Record]) -> bytes:
         facts = self._facts()
         problems = sorted(facts.problems, key=lambda row: row.last, reverse=True)
@@ -124,18 +109,16 @@ class LogsPage:
     def _follow(
         self, request: Request, wanted: Filter, records: list[Record], as_plain_text: bool
     ) -> bytes | int:
-        if len(self.followers) >= self._max_followers:
+        if len(self._log.followers) >= MAX_FOLLOWERS:
             ip = self._client_ip(request)
             self._log.event("admin_refused", reason=Reason.ADMIN_TOO_MANY_FOLLOWERS, ip=ip, path="/logs")
             return refuse(request, Reason.ADMIN_TOO_MANY_FOLLOWERS)
         if "text/event-stream" in (request.getHeader("accept") or "").lower():
-            kind = Format.EVENTS
+            kind = EVENTS
             seen = request.getHeader("last-event-id") or ""
             if re.fullmatch(r"[0-9]{1,15}", seen) and records and int(seen) <= records[-1].seq:
                 records = [record for record in records if record.seq > int(seen)]
         else:
-            kind = Format.TEXT if as_plain_text else Format.LINES
-        follower = Follower(request, self._log, wanted.accepts, kind, as_text, self._reactor)
-        self.followers.add(follower)
-        follower.start(records, lambda: self.followers.discard(follower))
+            kind = TEXT if as_plain_text else LINES
+        Follower(request, self._log, wanted.accepts, kind, self._reactor).start(records)
         return NOT_DONE_YET

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from attrs import frozen
 from twisted.web.server import Request
 
 from viewport_relay import __version__
 from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.facts import ReadFacts
-from viewport_relay.admin.history import History, take
+from viewport_relay.admin.history import History, numbers
 from viewport_relay.admin.reply import put_json
 from viewport_relay.admin.settings import settings_json, shown_url
 from viewport_relay.admin.state import StateSource
@@ -23,37 +24,24 @@ from viewport_relay.observe.verdict import judge
 from viewport_relay.reasons import Reason
 
 
+@frozen(eq=False)
 class Overview:
     """The JSON pages of the dashboard; each needs the admin token or a session."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        log: EventLog,
-        counters: Counters,
-        state: StateSource,
-        facts: ReadFacts,
-        capacity: Capacity,
-        history: History,
-        uptime: Callable[[], float],
-        now: Callable[[], float],
-    ) -> None:
-        self._config = config
-        self._log = log
-        self._counters = counters
-        self._state = state
-        self._facts = facts
-        self._capacity = capacity
-        self._history = history
-        self._uptime = uptime
-        self._now = now
+    _config: Config
+    _log: EventLog
+    _counters: Counters
+    _state: StateSource
+    _facts: ReadFacts
+    _capacity: Capacity
+    _history: History
+    _uptime: Callable[[], float]
+    _now: Callable[[], float]
 
     def overview(self, request: Request) -> bytes:
         """`GET /admin/api/overview`."""
         now, config, counters, state = self._now(), self._config, self._counters, self._state
         facts = self._facts()
-        sample = take(counters, state, now)
         body = {
             "ok": True,
             "now": round(now, 3),
@@ -63,11 +51,7 @@ class Overview:
             "uptimeMs": round(self._uptime() * 1000),
             "verdict": judge(facts).as_json(),
             "problems": [problem_json(row) for row in facts.problems],
-            "daemons": sample.daemons,
-            "clients": sample.clients,
-            "workers": sample.workers,
-            "frames": sample.frames,
-            "refused": sample.refused,
+            **numbers(counters, state),
             "bytes": counters.bytes_client_to_daemon + counters.bytes_daemon_to_clients,
             "admitted": counters.admission_ok,
             "rateLimited": counters.upgrade_rate_limited,
@@ -101,34 +85,26 @@ class Overview:
         refused, closed, dropped = self._counters.refusals, self._counters.closes, self._counters.drops
         rows: list[dict[str, Any]] = []
         for reason in dict.fromkeys([*refused, *closed, *dropped]):
+            counts = {"refused": refused[reason], "closed": closed[reason], "dropped": dropped[reason]}
+            last = self._log.last_of(reason) or self._history.last_drop.get(reason)
             row: dict[str, Any] = {
                 "reason": reason.code,
                 "level": reason.entry.level,
-                "refused": refused[reason],
-                "closed": closed[reason],
-                "dropped": dropped[reason],
-                "count": refused[reason] + closed[reason] + dropped[reason],
+                **counts,
+                "count": sum(counts.values()),
+                "lastAt": timestamp(last) if last is not None else None,
             }
             known = here.get(reason.code)
             if known is not None:
                 row["fix"], row["example"] = known.fix, known.example
                 row["workspaces"], row["addresses"] = len(known.workspaces), len(known.addresses)
-            last = self._log.last_of(reason) or self._history.last_drop.get(reason)
-            row["lastAt"] = timestamp(last) if last is not None else None
             rows.append(row)
         return sorted(rows, key=lambda row: (row["lastAt"] or "", row["count"]), reverse=True)
 
     def reasons(self, request: Request) -> bytes:
         """`GET /admin/api/reasons`: text, cause and fix of every reason there is."""
-        table = {
-            reason.code: {
-                "text": reason.text,
-                "cause": reason.entry.cause,
-                "fix": reason.entry.fix,
-                "level": reason.entry.level,
-            }
-            for reason in Reason
-        }
+        members = ("text", "cause", "fix", "level")
+        table = {r.code: {name: getattr(r.entry, name) for name in members} for r in Reason}
         return put_json(request, {"ok": True, "reasons": table})
 
     def settings(self, request: Request) -> bytes:

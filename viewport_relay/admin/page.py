@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from importlib.resources import files
-from urllib.parse import parse_qs
 
 from attrs import frozen
 from twisted.web.server import Request
 
 from viewport_relay.admin.auth import SESSION_SECONDS, AdminAuth
-from viewport_relay.admin.reply import BadRequest, body_json, put, put_json, refuse
+from viewport_relay.admin.reply import TEXT_TYPE, BadRequest, body_json, put, put_json, query, refuse
 from viewport_relay.config import is_loopback
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.sink import EventSink
@@ -24,11 +23,20 @@ from viewport_relay.reasons import Reason
 #: Where a link that signs in once leads.
 ONCE_PATH = "/admin/api/once"
 
-POLICY = (
+_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
     " 'none'"
 )
+
+#: Headers of every file.
+HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-cache",
+}
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -47,13 +55,9 @@ class Asset:
     etag: str
 
     def render(self, request: Request) -> bytes:
-        headers = request.responseHeaders
-        headers.setRawHeaders("Content-Security-Policy", [POLICY])
-        headers.setRawHeaders("X-Frame-Options", ["DENY"])
-        headers.setRawHeaders("Cross-Origin-Opener-Policy", ["same-origin"])
-        headers.setRawHeaders("Permissions-Policy", ["camera=(), geolocation=(), microphone=()"])
-        headers.setRawHeaders("Cache-Control", ["no-cache"])
-        headers.setRawHeaders("ETag", [self.etag])
+        for name, value in HEADERS.items():
+            request.setHeader(name, value)
+        request.setHeader("ETag", self.etag)
         if request.getHeader("if-none-match") == self.etag:
             return put(request, 304, self.kind, b"")
         return put(request, 200, self.kind, self.body)
@@ -73,16 +77,20 @@ def assets() -> dict[bytes, Asset]:
     return found
 
 
+def to_dashboard(request: Request) -> bytes:
+    """A redirect to the page."""
+    request.setHeader("Location", "/admin/")
+    return put(request, 302, TEXT_TYPE, b"")
+
+
+@frozen(eq=False)
 class SignIn:
     """`/admin/api/session`: POST the token for a cookie, GET whether there is one, DELETE it."""
 
-    def __init__(
-        self, auth: AdminAuth, log: EventSink, client_ip: Callable[[Request], str], *, always_secure: bool
-    ) -> None:
-        self._auth = auth
-        self._log = log
-        self._client_ip = client_ip
-        self._always_secure = always_secure
+    _auth: AdminAuth
+    _log: EventSink
+    _client_ip: Callable[[Request], str]
+    _always_secure: bool
 
     def sign_in(self, request: Request) -> bytes:
         token = body_json(request).get("token")
@@ -116,11 +124,10 @@ class SignIn:
 
     def use_link(self, request: Request) -> bytes:
         """`GET /admin/api/once?key=…`: the dashboard, signed in; a key that was used before, or is too old, leads to the form."""
-        key = parse_qs(request.uri.partition(b"?")[2].decode("ascii", "replace")).get("key", [""])[0]
+        key = query(request).get("key", "")
         if is_loopback(self._client_ip(request)) and self._auth.redeem(key):
             self._open(request)
-        request.setHeader("Location", "/admin/")
-        return put(request, 302, "text/plain; charset=utf-8", b"")
+        return to_dashboard(request)
 
     def ask(self, request: Request) -> bytes:
         session = self._auth.session(request)

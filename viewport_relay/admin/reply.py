@@ -117,9 +117,8 @@ def refuse_bad(request: Request, bad: BadRequest) -> bytes:
         "reason": Reason.ADMIN_REQUEST_INVALID.code,
         "parameter": bad.parameter,
         "message": f"{bad.parameter} takes {bad.takes}",
+        **({"known": bad.known} if bad.known else {}),
     }
-    if bad.known:
-        body["known"] = list(bad.known)
     return put_json(request, body, bad.status)
 
 

@@ -1,4 +1,4 @@
-"""The settings in force, without secrets: for the entry `relay_started` and the dashboard."""
+"""The settings in force, without secrets: for the entry `relay_started`, the dashboard and `viewport-relay config`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 from viewport_relay.config import VARIABLES, Config, Variable, as_text
 
-#: What stands for the value of a secret that is set.
+#: What stands for the value of a secret that is set, and for user info and query of a URL.
 SET: Final = "(set)"
+MASK: Final = "********"
 
 #: Settings that `relay_started` shows by other names, or that are different in every deployment.
 _TOLD: Final = frozenset(
@@ -17,20 +18,21 @@ _TOLD: Final = frozenset(
 
 
 def shown_url(url: str) -> str:
-    """A URL without user info, query and fragment, which may hold secrets."""
+    """A URL with user info and query masked, which may hold secrets, and without fragment."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return "(a URL that does not parse)"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    user, _, host = parts.netloc.rpartition("@")
+    query = f"?{MASK}" if parts.query else ""
+    return f"{parts.scheme}://{f'{MASK}@' if user else ''}{host}{parts.path}{query}"
 
 
 def shown_value(variable: Variable, value: Any) -> str:
-    """A value as text; of secrets only whether they are set."""
-    if variable.secret and value is not None and value != ():
-        return SET
-    text = as_text(value)
-    return shown_url(text) if isinstance(value, str) and "://" in text else text
+    """A value as text; of secrets only whether they are set, of a secret URL what `shown_url` shows."""
+    if isinstance(value, str) and "://" in value and (variable.name.endswith("_URL") or not variable.secret):
+        return shown_url(value)
+    return SET if variable.secret and value else as_text(value) or "none"
 
 
 def changed(config: Config) -> dict[str, str]:

@@ -15,6 +15,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from viewport_relay import __version__
+from viewport_relay.admin.about import About
 from viewport_relay.admin.actions import Actions
 from viewport_relay.admin.auth import AdminAuth
 from viewport_relay.admin.capacity import Capacity
@@ -25,8 +26,8 @@ from viewport_relay.admin.history import History
 from viewport_relay.admin.logs import TEXT_PATH, LogsPage
 from viewport_relay.admin.metrics import MetricsPage
 from viewport_relay.admin.overview import Overview
-from viewport_relay.admin.page import ONCE_PATH, SignIn, assets
-from viewport_relay.admin.reply import BadRequest, put, put_json, refuse, refuse_bad
+from viewport_relay.admin.page import ONCE_PATH, SignIn, assets, to_dashboard
+from viewport_relay.admin.reply import BadRequest, put_json, refuse, refuse_bad
 from viewport_relay.admin.state import StateSource, state_json
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
@@ -86,10 +87,9 @@ class AdminResource(Resource):
             return put_json(request, {"ok": False, "reason": Reason.NOT_FOUND.code}, 404)
         if route.access == "visitor" and not self._auth.exists:
             return refuse(request, Reason.ADMIN_ENDPOINTS_DISABLED)
-        if route.access == "operator" or route.access == "scraper":
-            refusal = self._auth.judge(request, route.access)
-            if refusal is not None:
-                return self._refuse(request, refusal)
+        refusal = self._judge(route, request)
+        if refusal is not None:
+            return self._refuse(request, refusal)
         try:
             return route.page(request)
         except BadRequest as bad:
@@ -100,13 +100,17 @@ class AdminResource(Resource):
         path = PREFIX if request.path.startswith(PREFIX) else request.path
         return self._routes.get((method, path))
 
+    def _judge(self, route: Route, request: Request) -> Reason | None:
+        """Why the request's token or session does not give access; None for a page that needs neither."""
+        if route.access == "operator" or route.access == "scraper":
+            return self._auth.judge(request, route.access)
+        return None
+
     def is_operators(self, request: Request) -> bool:
         """Whether it is a page for operators only, asked by one."""
         route = self._route(request)
-        return route is not None and (
-            (route.access == "operator" or route.access == "scraper")
-            and self._auth.judge(request, route.access) is None
-        )
+        needs_token = route is not None and route.access in ("operator", "scraper")
+        return route is not None and needs_token and self._judge(route, request) is None
 
     def stop(self) -> None:
         """Stop keeping the numbers of the last hour; safe at any time."""
@@ -150,54 +154,49 @@ def build(
     def uptime() -> float:
         return max(0.0, now() - started_at)
 
-    facts = facts_reader(config, log, state, now)
     routes: dict[tuple[bytes, bytes], Route] = {
         (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, uptime())), "open"),
         (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "open"),
     }
-    history: History | None = None
-    if admin:
-        capacity = Capacity(config, counters, state)
-        history = History(counters, state, reactor, now, capacity)
-        history.start()
-        logs = LogsPage(log, state, facts, reactor, now=now, client_ip=client_ip)
-        explain = ExplainPage(log, facts)
-        metrics = MetricsPage(counters, state, log, uptime, config.relay_id)
-        actions = Actions(state, log, client_ip)
-        overview = Overview(
-            config, log=log, counters=counters, state=state, facts=facts, capacity=capacity, history=history,
-            uptime=uptime, now=now,
-        )  # fmt: skip
-        tables = Tables(state, log.redactor, several=config.backplane_mode != "single")
-        sign_in = SignIn(auth, log, client_ip, always_secure=config.tls_termination == "platform")
-        kept = history
-        routes |= {
-            (b"GET", b"/logs"): Route(logs.render),
-            (b"GET", TEXT_PATH): Route(logs.render),
-            (b"GET", PREFIX): Route(explain.render),
-            (b"GET", PREFIX.rstrip(b"/")): Route(explain.render),
-            (b"GET", b"/state"): Route(lambda r: put_json(r, state_json(config, state, log.redactor))),
-            (b"GET", b"/metrics"): Route(metrics.render, "scraper"),
-            (b"POST", b"/disconnect"): Route(actions.disconnect),
-            (b"POST", b"/cache/flush"): Route(actions.flush),
-            (b"GET", b"/admin/api/session"): Route(sign_in.ask, "visitor"),
-            (b"POST", b"/admin/api/session"): Route(sign_in.sign_in, "visitor"),
-            (b"DELETE", b"/admin/api/session"): Route(sign_in.sign_out),
-            (b"GET", b"/admin/api/overview"): Route(overview.overview),
-            (b"GET", b"/admin/api/reasons"): Route(overview.reasons),
-            (b"GET", b"/admin/api/workspaces"): Route(tables.workspaces),
-            (b"GET", b"/admin/api/connections"): Route(tables.connections),
-            (b"GET", b"/admin/api/settings"): Route(overview.settings),
-            (b"GET", b"/admin/api/history"): Route(lambda r: put_json(r, kept.as_json())),
-        }
-        if config.mode == "dev":
-            routes[b"POST", b"/admin/api/sign-in-link"] = Route(sign_in.make_link)
-            routes[b"GET", ONCE_PATH.encode("ascii")] = Route(sign_in.use_link, "visitor")
-        if auth.exists:
-            for path in (b"/", b"/admin"):
-                routes[b"GET", path] = Route(_to_dashboard, "open")
-        for name, asset in assets().items():
-            routes[b"GET", b"/admin/" + name] = Route(asset.render, "visitor")
+    if not admin:
+        return AdminResource(routes, auth, log, client_ip, None)
+    facts = facts_reader(config, log, state, now)
+    capacity = Capacity(config, counters, state)
+    history = History(counters, state, reactor, now, capacity)
+    history.start()
+    logs = LogsPage(log, About(log, state), facts, reactor, now, client_ip)
+    explain = ExplainPage(log, facts)
+    metrics = MetricsPage(counters, state, log, uptime, config.relay_id)
+    actions = Actions(state, log, client_ip)
+    overview = Overview(config, log, counters, state, facts, capacity, history, uptime, now)
+    tables = Tables(state, log.redactor, several=config.backplane_mode != "single")
+    sign_in = SignIn(auth, log, client_ip, always_secure=config.tls_termination == "platform")
+    routes |= {
+        (b"GET", b"/logs"): Route(logs.render),
+        (b"GET", TEXT_PATH): Route(logs.render),
+        (b"GET", PREFIX): Route(explain.render),
+        (b"GET", PREFIX.rstrip(b"/")): Route(explain.render),
+        (b"GET", b"/state"): Route(lambda r: put_json(r, state_json(config, state, log.redactor))),
+        (b"GET", b"/metrics"): Route(metrics.render, "scraper"),
+        (b"POST", b"/disconnect"): Route(actions.disconnect),
+        (b"POST", b"/cache/flush"): Route(actions.flush),
+        (b"GET", b"/admin/api/session"): Route(sign_in.ask, "visitor"),
+        (b"POST", b"/admin/api/session"): Route(sign_in.sign_in, "visitor"),
+        (b"DELETE", b"/admin/api/session"): Route(sign_in.sign_out),
+        (b"GET", b"/admin/api/overview"): Route(overview.overview),
+        (b"GET", b"/admin/api/reasons"): Route(overview.reasons),
+        (b"GET", b"/admin/api/workspaces"): Route(tables.workspaces),
+        (b"GET", b"/admin/api/connections"): Route(tables.connections),
+        (b"GET", b"/admin/api/settings"): Route(overview.settings),
+        (b"GET", b"/admin/api/history"): Route(lambda r: put_json(r, history.as_json())),
+    }
+    if config.mode == "dev":
+        routes[b"POST", b"/admin/api/sign-in-link"] = Route(sign_in.make_link)
+        routes[b"GET", ONCE_PATH.encode("ascii")] = Route(sign_in.use_link, "visitor")
+    if auth.exists:
+        routes[b"GET", b"/"] = routes[b"GET", b"/admin"] = Route(to_dashboard, "open")
+    for name, asset in assets().items():
+        routes[b"GET", b"/admin/" + name] = Route(asset.render, "visitor")
     return AdminResource(routes, auth, log, client_ip, history)
 
 
@@ -210,11 +209,6 @@ def health_json(config: Config, uptime: float) -> dict[str, Any]:
         body["relayId"] = config.relay_id
         body["version"] = __version__
     return body
-
-
-def _to_dashboard(request: Request) -> bytes:
-    request.setHeader("Location", "/admin/")
-    return put(request, 302, "text/plain; charset=utf-8", b"")
 
 
 def _ready(request: Request, state: StateSource) -> bytes:

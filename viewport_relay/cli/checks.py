@@ -18,18 +18,15 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
+from viewport_relay import descriptors
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.backplane.redis import examine
 from viewport_relay.backplane.redisendpoint import RedisAddress
-from viewport_relay.cli import probes
-from viewport_relay.cli.certificates import WARNING_DAYS, days_left, names_host
+from viewport_relay.cli import healthcheck
 from viewport_relay.cli.findings import Finding, fail, ok, warn
 from viewport_relay.cli.platformchecks import key_in_clear
-from viewport_relay.cli.probes import ProbeFailed
+from viewport_relay.cli.probes import WARNING_DAYS, days_left, names_host
 from viewport_relay.config import BY_ATTRIBUTE, Config, ConfigError
-
-#: Descriptors beside those of peers: listeners, connections to the platform, files, the reactor.
-DESCRIPTORS_BESIDE_PEERS = 64
 
 #: Connections assumed when RELAY_MAX_TOTAL_CONNECTIONS is off.
 CONNECTIONS_WITHOUT_LIMIT = 10_000
@@ -141,17 +138,11 @@ def _port_trouble(config: Config, timeout: float, error: OSError) -> Finding:
 
 
 def _relay_answers(config: Config, timeout: float) -> bool:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
-    context = ssl.create_default_context()
-    context.check_hostname = False  # the certificate is for the public host, not for this address
-    context.verify_mode = ssl.CERT_NONE
-    authority = f"[{host}]" if ":" in host else host
-    scheme = "https" if config.serves_tls else "http"
     try:
-        said = probes.get_json(f"{scheme}://{authority}:{config.listen_port}/health", timeout, context)
-    except ProbeFailed:
+        healthcheck.check(healthcheck.listener(config), timeout)
+    except healthcheck.Unhealthy:
         return False
-    return isinstance(said, dict) and said.get("service") == "relay"
+    return True
 
 
 def open_files(config: Config) -> Iterator[Finding]:
@@ -161,7 +152,7 @@ def open_files(config: Config) -> Iterator[Finding]:
         yield ok("open files", "no limit")
         return
     peers = config.max_total_connections
-    needed = (peers or CONNECTIONS_WITHOUT_LIMIT) + DESCRIPTORS_BESIDE_PEERS
+    needed = (peers or CONNECTIONS_WITHOUT_LIMIT) + descriptors.KEPT_BACK + descriptors.HTTP_KEPT
     fix = f"allow {needed} or more (LimitNOFILE= of the unit, docker run --ulimit nofile={needed})"
     if soft >= needed:
         yield ok("open files", f"{soft} may be open, {needed} are enough")

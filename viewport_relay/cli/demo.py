@@ -1,177 +1,204 @@
-"""The demonstration: daemon and client stream an agent's session through a relay and check every byte.
-
-Four scenes: a plain workspace, the link, a paired workspace (link and end to end with IKpsk2), and a link
-that the relay must refuse. What it does not do: parse a command line, start a relay or a platform.
-"""
+"""`viewport-relay demo`: runs the demonstration (`scenes`) against its own relay (`ownrelay`) or a running one."""
 
 from __future__ import annotations
 
-import secrets
+import json
+import os
+import signal
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from twisted.internet.defer import CancelledError, TimeoutError, ensureDeferred
-from twisted.internet.error import ConnectError, DNSLookupError
+import click
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater, react
 
-from viewport_relay.cli.stage import CLIENT, DAEMON, DemoFailed, Stage, Where
-from viewport_relay.peer.client import ClientPeer, Pairing
-from viewport_relay.peer.connection import Connection
-from viewport_relay.peer.daemon import DaemonPeer
+from viewport_relay.admission.agent import pooled_agent
+from viewport_relay.admission.http import HttpClient
+from viewport_relay.admission.httpcall import Call
+from viewport_relay.admission.tls import ClientTls
+from viewport_relay.cli.output import say as print_line
+from viewport_relay.cli.ownrelay import OwnRelay, Place, RelayDidNotStart
+from viewport_relay.cli.scenes import (
+    LINKED,
+    PAIRED,
+    PLAIN,
+    DemoFailed,
+    Where,
+    exchange,
+    refused_link,
+    summary,
+)
 from viewport_relay.peer.errors import PeerError
-from viewport_relay.peer.platform_api import PlatformError
-from viewport_relay.peer.symmetric import KeyPair
-from viewport_relay.peer.transcript import Transcript, TranscriptRun, make_transcript
-from viewport_relay.peer.upgrade import Closed, ClosedEarly, UpgradeRefused
+from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_link_key
+from viewport_relay.reasons import Reason
 
-PAIRING_PEER = "demo-peer"
-INVALID_PSK = Closed(4008, "Noise handshake failed: invalid psk")
+#: The port of a relay that keeps serving, if it is free.
+USUAL_PORT = 7781
 
-Out = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangeResult:
-    """Result of one scene, counted by the peers.
-
-    `median_seconds`: median round trip of messages sent one at a time.
-    """
-
-    messages: int
-    size: int
-    median_seconds: float
-    rekeys: int
-    epoch: int
+#: The reason code of the refusal that the last scene provokes.
+REFUSAL = f'"reason":"{Reason.NOISE_INVALID_PSK.code}"'
 
 
-def summary(messages: int, size: int, median_seconds: float) -> str:
-    """The result in one line, as the command prints it."""
-    return f"EXCHANGE OK {messages} messages, {size / 1e6:.1f} MB, median round trip {median_seconds * 1e3:.1f} ms"
+def say(line: str) -> None:
+    """Print a progress line, but not the EXCHANGE OK of one scene: the last line is that of all scenes."""
+    print_line("  " + line.replace("EXCHANGE OK", "  ok:", 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """One workspace and its transport: with `link` over the Noise link; `paired`: IKpsk2 for link and session keys."""
-
-    name: str
-    workspace_id: str
-    link: bool = False
-    paired: bool = False
-
-
-PLAIN = Scene("plain workspace", "dev-workspace")
-LINKED = Scene("over the link", "dev-link", link=True)
-PAIRED = Scene("paired workspace", "dev-paired", link=True, paired=True)
-
-
-async def exchange(reactor: Any, where: Where, out: Out, scene: Scene) -> ExchangeResult:
-    """Stream one session through the relay and check it at both ends.
-
-    `out` gets progress lines; the last begins with EXCHANGE OK. Raises DemoFailed.
-    """
-    transcript = make_transcript(where.turns, large_frame_bytes=where.large_frame_bytes)
-    run = TranscriptRun(reactor, transcript)
-    stage = Stage(reactor, where, scene.workspace_id)
-    playing = ensureDeferred(_play(reactor, stage, run, transcript, scene, out))
-    run.stop = playing.cancel
-    playing.addTimeout(where.timeout, reactor)
+async def offers_link(reactor: Any, ws_url: str) -> bool:
+    """Whether the relay has a key for the Noise link."""
     try:
-        client = await playing
-    except TimeoutError:
-        raise DemoFailed(f"{scene.name}: not through after {where.timeout:.0f} s") from None
-    except CancelledError:
-        if run.failure is None:
-            raise
-        raise DemoFailed(f"{scene.name}: {run.failure}") from None
-    except _EXPECTED as error:
-        raise DemoFailed(f"{scene.name}: {_explain(error, where)}") from error
-    finally:
-        run.stop = lambda: None
-        await stage.leave()
-    median = statistics.median(run.round_trips)
-    out(summary(transcript.messages, transcript.size, median))
-    return ExchangeResult(transcript.messages, transcript.size, median, client.rekeys, client.epoch)
+        return await fetch_link_key(JsonHttp(reactor), ws_url) is not None
+    except (PlatformError, PeerError):
+        return False  # a relay without the link; other problems show when the peers connect
 
 
-async def _play(
-    reactor: Any, stage: Stage, run: TranscriptRun, transcript: Transcript, scene: Scene, out: Out
-) -> ClientPeer:
-    # End to end, the pre-shared key is known to the two peers alone; the link uses the grant's.
-    pairing = Pairing(PAIRING_PEER, secrets.token_bytes(32)) if scene.paired else None
-    identity = KeyPair.generate()
-    daemon = DaemonPeer(
-        identity,
-        lambda frame: daemon_end.send(frame),
-        run.at_daemon,
-        pairing_secrets=None if pairing is None else {pairing.peer_id: pairing.secret},
-        rekey_after=transcript.messages // 2 + 1,
+async def run_scenes(reactor: Any, where: Where) -> str:
+    """Run all scenes that the relay supports; returns the last line. Raises DemoFailed."""
+    results = [await exchange(reactor, where, say, PLAIN)]
+    if await offers_link(reactor, where.ws_url):
+        results += [await exchange(reactor, where, say, scene) for scene in (LINKED, PAIRED)]
+        await refused_link(reactor, where, say)
+    else:
+        say("the relay offers no Noise link: its scenes are left out")
+    return summary(
+        sum(result.messages for result in results),
+        sum(result.size for result in results),
+        statistics.median(result.median_seconds for result in results),
     )
-    client = ClientPeer(
-        reactor,
-        KeyPair.generate(),
-        identity.public,
-        lambda frame: client_end.send(frame),
-        run.at_client,
-        pairing=pairing,
+
+
+async def _first(reactor: Any, lines: list[str]) -> None:
+    """Wait, for a limited time, until the refusal's log line has arrived."""
+    for _ in range(40):
+        if lines:
+            return
+        await deferLater(reactor, 0.05)
+
+
+async def sign_in_link(reactor: Any, place: Place) -> str:
+    """A single-use sign-in link to the admin page of the relay."""
+    agent, pool = pooled_agent(reactor, ClientTls())
+    call = Call.make(
+        "POST",
+        f"{place.http_url}/admin/api/sign-in-link",
+        {"authorization": f"Bearer {place.admin_token}"},
+        limit=5.0,
+        max_bytes=4096,
     )
-    daemon_end = await stage.join(DAEMON, daemon.frame_received, link=scene.link, with_secret=scene.paired)
-    _watch(daemon_end, "daemon", run)
-    client_end = await stage.join(CLIENT, client.frame_received, link=scene.link, with_secret=scene.paired)
-    _watch(client_end, "client", run)
-    way = (
-        "over plain WebSocket" if not scene.link else "over the link, " + ("IKpsk2" if scene.paired else "IK")
+    client = HttpClient(reactor, agent, pool)
+    answer = await client.ask(call, b"")
+    await client.close()
+    return f"{place.http_url}{json.loads(answer.body)['path']}"
+
+
+def reachable_at(place: Place, link: str) -> str:
+    """URLs and tokens of the running relay, as text. `link` signs in to its admin page."""
+    return (
+        "\nThe relay serves on until Ctrl-C:\n"
+        f"  peers     {place.ws_url}/ws\n"
+        f"  health    curl {place.http_url}/health\n"
+        f"  page      {link} (signs in once, within ten minutes)\n"
+        f"            {place.http_url}/admin/ (sign in with {place.admin_token})\n"
+        f"  log       curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/logs\n"
+        f"  in words  curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/logs/text\n"
+        f"  state     curl -H 'Authorization: Bearer {place.admin_token}' {place.http_url}/state\n"
+        f"  platform  {place.platform_url} (development only; credential {place.credential})\n"
+        "\nIts log from here on:"
     )
-    out(f"{scene.name}: daemon and client joined {scene.workspace_id} {way}")
-    await client.exchange_keys(attempts=8)
-    out(f"{scene.name}: keys exchanged end to end, {client.profile.value}")
-    await run.run(client)
-    if client.rekeys < 1 or daemon.rekeys < 1:
-        raise DemoFailed("the keys were not renewed on the way")
-    refused = client.refused + daemon.refused
-    if refused:
-        raise DemoFailed("frames were refused: " + ", ".join(sorted(code.value for code in refused)))
-    out(f"{scene.name}: all arrived once, in order and unchanged; keys renewed, epoch {client.epoch}")
-    return client
 
 
-def _watch(connection: Connection, who: str, run: TranscriptRun) -> None:
-    def gone(closed: Closed) -> None:
-        run.fail(f"the {who}'s connection ended: {closed.code} {closed.reason}".rstrip())
-
-    connection.closed.addCallback(gone)
-
-
-async def refused_link(reactor: Any, where: Where, out: Out) -> Closed:
-    """Offer plain IK where IKpsk2 is required; the relay must refuse. Raises DemoFailed when it does not."""
-    stage = Stage(reactor, where, PAIRED.workspace_id)
-    name = "link without the pairing"
-    try:
-        await stage.join(CLIENT, lambda _: None, link=True, with_secret=False)
-        raise DemoFailed(f"{name}: the relay let it in")
-    except ClosedEarly as early:
-        if early.closed != INVALID_PSK:
-            raise DemoFailed(f"{name}: refused otherwise than promised: {early}") from early
-        out(f"{name}: refused as it must be, {early.closed.code} {early.closed.reason}")
-        return early.closed
-    except _EXPECTED as error:
-        raise DemoFailed(f"{name}: {_explain(error, where)}") from error
-    finally:
-        await stage.leave()
+def about(place: Place, line: str) -> str:
+    """The curl command that explains a line of the relay's log."""
+    connection = json.loads(line).get("connectionId", "")
+    url = f"{place.http_url}/logs?about={connection}&format=text"
+    return f"curl -H 'Authorization: Bearer {place.admin_token}' '{url}'"
 
 
-_EXPECTED = (PlatformError, UpgradeRefused, ClosedEarly, PeerError, ConnectError, DNSLookupError)
+async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoReturn:
+    """Start a relay and run all scenes; with `once` stop the relay afterwards. Exits the process."""
+    relay = OwnRelay(reactor)
+    stopping = False
+
+    def stop() -> Deferred[int]:
+        nonlocal stopping
+        stopping = True
+        return Deferred.fromCoroutine(relay.stop())
+
+    place = await relay.start(os.environ, port)
+    reactor.addSystemEventTrigger("before", "shutdown", stop)
+    # A closed terminal must not leave the relay behind.
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reactor.stop))
+    print_line(f"A relay with its dev platform is up: {place.ws_url}/ws")
+    if port and place.port != port:
+        print_line(f"Port {port} was in use: this relay has {place.port}")
+    where = Where(place.ws_url, place.platform_url, place.credential, turns=turns)
+    refusals: list[str] = []
+    relay.on_line = lambda line: refusals.append(line) if REFUSAL in line else None
+    closing = await run_scenes(reactor, where)
+    await _first(reactor, refusals)
+    for line in refusals:
+        print_line(f"    in the relay's log: {line}")
+        if not once:
+            print_line(f"    explained: {about(place, line)}")
+    print_line(closing)
+    if once:
+        status = await relay.stop()
+        raise SystemExit(0 if status == 0 else 1)
+    print_line(reachable_at(place, await sign_in_link(reactor, place)))
+
+    def log(line: str) -> None:
+        if not print_line(line) and not stopping:  # standard output is closed
+            reactor.stop()
+
+    relay.on_line = log
+    status = await relay.ended
+    if not stopping:
+        raise RelayDidNotStart(f"the relay ended by itself with status {status}")
+    raise SystemExit(0)
 
 
-def _explain(error: Exception, where: Where) -> str:
-    if isinstance(error, PlatformError):
-        return f"the platform ({where.platform_url}) did not answer as it should: {error}"
-    if isinstance(error, UpgradeRefused):
-        return (
-            f"the relay refused the connection: HTTP {error.status} {error.reason} {error.message}".rstrip()
-        )
-    if isinstance(error, ClosedEarly):
-        return f"the relay closed the connection at once: {error.closed.code} {error.closed.reason}".rstrip()
-    if isinstance(error, PeerError):
-        return f"the peers could not go on: {error}"
-    return f"the relay ({where.ws_url}) cannot be reached: {error}"
+@click.command(short_help="Let a daemon and a client talk through a relay, and check every byte.")
+@click.option("--once", is_flag=True, help="End after the exchange; exit status 0 if all arrived.")
+@click.option(
+    "--relay", "relay_url", metavar="URL", help="A running relay (ws://host:port) instead of an own one."
+)
+@click.option(
+    "--platform", "platform_url", metavar="URL", help="The dev platform of that relay (http://host:port)."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help=f"Port of the own relay.  [default: {USUAL_PORT} if free]"
+)
+@click.option(
+    "--turns", type=click.IntRange(2, 230), default=200, show_default=True, help="Messages each way."
+)
+def demo(once: bool, relay_url: str | None, platform_url: str | None, port: int | None, turns: int) -> None:
+    """Let a daemon and a client stream an agent's transcript through a relay, and check every byte at both ends.
+
+    Without --relay it starts a relay and its dev platform on loopback, and serves on after the exchange until Ctrl-C.
+    With --relay and --platform it uses a running relay whose dev platform (twistd -n viewport-relay --dev) takes the
+    credential in the variable DEV_CREDENTIAL, and ends after the exchange.
+
+    \b
+      viewport-relay demo
+      viewport-relay demo --once
+      DEV_CREDENTIAL=... viewport-relay demo --relay ws://127.0.0.1:7781 --platform http://127.0.0.1:7790
+    """
+    if (relay_url is None) != (platform_url is None):
+        raise click.UsageError("--relay and --platform go together")
+    credential = os.environ.get("DEV_CREDENTIAL", "")
+    if relay_url is not None and not credential:
+        raise click.UsageError("--relay needs the dev platform's credential in the variable DEV_CREDENTIAL")
+    wanted = port if port is not None else (0 if once else USUAL_PORT)
+
+    async def run(reactor: Any) -> NoReturn:
+        try:
+            if relay_url is None or platform_url is None:
+                await with_own_relay(reactor, once, wanted, turns)
+            where = Where(relay_url.rstrip("/"), platform_url.rstrip("/"), credential, turns=turns)
+            print_line(await run_scenes(reactor, where))
+        except (DemoFailed, RelayDidNotStart) as error:
+            click.echo(f"EXCHANGE FAILED {error}", err=True)
+            raise SystemExit(1) from None
+        raise SystemExit(0)
+
+    react(lambda reactor: Deferred.fromCoroutine(run(reactor)))

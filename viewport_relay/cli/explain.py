@@ -5,32 +5,27 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import textwrap
 from collections.abc import Sequence
 
 import click
 
+from viewport_relay.admin.words import wrapped
 from viewport_relay.reasons import CloseCode, Reason
 
-WIDTH = 100
 
-
-def find(words: str) -> Reason | None:
-    """The reason with this code or this text, in any case, with spaces, dashes or underscores."""
+def find(words: str) -> list[Reason]:
+    """The reason with this code or this text, in any case, with spaces, dashes or underscores; or none."""
     wanted = _plain(words)
     for reason in Reason:
         if wanted in {_plain(reason.code), _plain(reason.text), _plain(reason.entry.close_text)} - {""}:
-            return reason
-    return None
+            return [reason]
+    return []
 
 
 def with_number(words: str) -> list[Reason]:
     """The reasons that peers see as this HTTP status or close code (4401, 429)."""
-    return [
-        reason
-        for reason in Reason
-        if words.strip() in {str(reason.entry.status), str(reason.entry.close)} - {"0"}
-    ]
+    number = words.strip()
+    return [r for r in Reason if number in {str(r.entry.status), str(r.entry.close)} - {"0"}]
 
 
 def suggestions(words: str) -> list[str]:
@@ -78,18 +73,15 @@ def page(reason: Reason) -> str:
     lines = [reason.code, f"  {reason.text}", ""]
     for label, text in (
         ("level", reason.entry.level),
-        ("peer sees", seen_as(reason)),
+        ("seen as", seen_as(reason)),
         ("cause", reason.entry.cause),
         ("fix", reason.entry.fix),
     ):
-        first = f"  {label + ':':<11}"
-        lines += textwrap.wrap(
-            text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False
-        )
+        lines += wrapped(f"{label}:", text)
     return "\n".join(lines)
 
 
-def listing(reasons: Sequence[Reason] = tuple(Reason)) -> str:
+def listing(reasons: Sequence[Reason]) -> str:
     """One line for each reason: code, how peers see it, text."""
     widest = max(len(reason.code) for reason in reasons)
     lines = []
@@ -114,17 +106,13 @@ def explain(code: str | None, as_json: bool) -> None:
     CODE is a reason code (JWT_EXPIRED), the text of a log line or close frame ("frame too large"), or the number that a
     peer sees: a close code (4401) or an HTTP status (429).
     """
-    if code is None:
-        click.echo(json.dumps([as_object(reason) for reason in Reason], indent=2) if as_json else listing())
-        return
-    numbered = with_number(code)
-    if len(numbered) > 1:
-        shown = [as_object(reason) for reason in numbered]
-        click.echo(json.dumps(shown, indent=2) if as_json else listing(numbered))
-        return
-    reason = numbered[0] if numbered else find(code)
-    if reason is None:
-        near = suggestions(code)
+    found = list(Reason) if code is None else with_number(code) or find(code)
+    if not found:
+        near = suggestions(code or "")
         hint = f" Did you mean {' or '.join(near)}?" if near else " `viewport-relay explain` lists all."
-        raise click.UsageError(f"no reason has the code or text {code[:80]!r}.{hint}")
-    click.echo(json.dumps(as_object(reason), indent=2) if as_json else page(reason))
+        raise click.UsageError(f"no reason has the code or text {(code or '')[:80]!r}.{hint}")
+    if as_json:
+        shown = [as_object(reason) for reason in found]
+        click.echo(json.dumps(shown if len(shown) > 1 else shown[0], indent=2))
+    else:
+        click.echo(listing(found) if len(found) > 1 else page(found[0]))

@@ -1,4 +1,4 @@
-"""Makes a static X25519 key for the Noise link, for `viewport-relay keygen`.
+"""`viewport-relay keygen`: makes a static X25519 key for the Noise link.
 
 The private key goes to a file of mode 0600, or to standard output when no file is named. An existing file is never
 replaced.
@@ -6,37 +6,35 @@ replaced.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TextIO
 
-from viewport_relay.noise.keys import NoiseKeyError, StaticKey, write_private
+import click
 
-
-def generate() -> tuple[str, str]:
-    """A new X25519 pair: private key, public key, both base64url of 32 bytes (43 characters)."""
-    key = StaticKey.generate()
-    return key.private_text(), key.public_text
+from viewport_relay.noise.keys import StaticKey, write_private
 
 
-def keygen(out: str | Path | None = None, stdout: TextIO | None = None) -> str:
-    """Make a key and print its public key; returns the public key.
+@click.command(short_help="Make the relay's static key for the Noise link.")
+@click.option(
+    "--out", metavar="FILE", help="Write the private half to a new file (mode 0600), print the public half."
+)
+def keygen(out: str | None) -> None:
+    """Make an X25519 key for the Noise link (RELAY_NOISE_PRIVATE_KEY).
 
-    With `out` the private key is written there (mode 0600, for RELAY_NOISE_PRIVATE_KEY_FILE) and not printed. Without
-    `out` it is printed as a line for an environment file. Raises NoiseKeyError when the file exists or cannot be written.
+    Without --out both keys are printed as lines of an environment file. An existing file is never replaced.
+
+    \b
+      viewport-relay keygen --out /etc/viewport-relay/noise.key
+      RELAY_NOISE_PRIVATE_KEY_FILE=/etc/viewport-relay/noise.key twistd -n viewport-relay
     """
-    stdout = sys.stdout if stdout is None else stdout
-    private, public = generate()
+    key = StaticKey.generate()
     if out is None:
-        print(f"RELAY_NOISE_PRIVATE_KEY={private}", file=stdout)
-        print(f"# public half (noisePublicKey): {public}", file=stdout)
-        return public
-    path = Path(out)
+        click.echo(f"RELAY_NOISE_PRIVATE_KEY={key.private_text()}")
+        click.echo(f"# public half (noisePublicKey): {key.public_text}")
+        return
     try:
-        write_private(path, private + "\n")
+        write_private(Path(out), key.private_text() + "\n")
     except FileExistsError:
-        raise NoiseKeyError(f"{path} is there already: a key is never written over") from None
+        raise click.ClickException(f"{out} is there already: a key is never written over") from None
     except OSError as error:
-        raise NoiseKeyError(f"{path}: {error.strerror or 'cannot be written'}") from None
-    print(public, file=stdout)
-    return public
+        raise click.ClickException(f"{out}: {error.strerror or 'cannot be written'}") from None
+    click.echo(key.public_text)

@@ -21,17 +21,8 @@ Examples:
 viewport-relay serve --help lists every setting. Under twistd: twistd -n viewport-relay.
 """
 
-#: command -> module and name of its click command
-COMMANDS: Final = {
-    "serve": ("serve", "serve"),
-    "healthcheck": ("healthcheck", "healthcheck"),
-    "doctor": ("doctor", "doctor"),
-    "token": ("token", "token"),
-    "explain": ("explain", "explain"),
-    "config": ("settings", "config"),
-    "keygen": ("newkey", "keygen_command"),
-    "demo": ("show", "demo"),
-}
+#: The commands in the order of the help. Each is the click command of this name in a module of this package.
+COMMANDS: Final = ("serve", "healthcheck", "doctor", "token", "explain", "config", "keygen", "demo")
 
 
 class Commands(click.Group):
@@ -45,8 +36,8 @@ class Commands(click.Group):
         """The command of this name."""
         if cmd_name not in COMMANDS:
             return None
-        module, name = COMMANDS[cmd_name]
-        found: click.Command = getattr(import_module(f"viewport_relay.cli.{module}"), name)
+        module = import_module(f"viewport_relay.cli.{cmd_name}")
+        found: click.Command = getattr(module, cmd_name)
         return found
 
 

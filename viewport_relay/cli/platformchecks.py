@@ -24,9 +24,8 @@ from viewport_relay.admission.jwks import jwks_call
 from viewport_relay.admission.keys import KeySet, KeySetError, listed, printable
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.cli import probes
-from viewport_relay.cli.certificates import WARNING_DAYS, days_left
 from viewport_relay.cli.findings import Finding, fail, ok, warn
-from viewport_relay.cli.probes import Origin, ProbeFailed
+from viewport_relay.cli.probes import WARNING_DAYS, Origin, ProbeFailed, days_left
 from viewport_relay.config import Config, is_loopback
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Reason

@@ -1,22 +1,23 @@
-"""Steps of a connection to a server, one at a time: DNS, TCP, TLS, request.
+"""Steps of a connection to a server, one at a time: DNS, TCP, TLS; and what a certificate says.
 
-The relay uses Twisted for these. Here each step runs alone, so that the first that fails can be named. Time and size are
-bounded. This module knows no settings.
+The relay uses Twisted for these. Here each step runs alone, so that the first that fails can be named. Time is bounded. This
+module knows no settings.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
+import datetime
 import socket
 import ssl
-from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import frozen
+from cryptography import x509
 
-#: Most bytes that are read of a document.
-DOCUMENT_BYTES = 65_536
+from viewport_relay.config import bracketed
+
+#: Days before a certificate expires at which the doctor warns.
+WARNING_DAYS = 14
 
 
 class ProbeFailed(Exception):
@@ -32,18 +33,14 @@ class Origin:
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-
-_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "redis": 6379, "rediss": 6379}
+        return bracketed(self.host, self.port)
 
 
 def origin_of(url: str) -> Origin:
-    """The origin of a URL that the settings have accepted."""
+    """The origin of an http or https URL that the settings have accepted."""
     parts = urlsplit(url)
-    tls = parts.scheme in {"https", "wss", "rediss"}
-    return Origin(tls, parts.hostname or "", parts.port or _PORTS[parts.scheme])
+    tls = parts.scheme == "https"
+    return Origin(tls, parts.hostname or "", parts.port or (443 if tls else 80))
 
 
 def resolve(origin: Origin) -> list[str]:
@@ -82,18 +79,20 @@ def handshake(plain: socket.socket, origin: Origin, context: ssl.SSLContext) -> 
         raise ProbeFailed(f"TLS handshake with {origin} failed: {why}") from None
 
 
-def get_json(url: str, timeout: float, context: ssl.SSLContext) -> Any:
-    """Fetch a small JSON document from this machine, within about `timeout` seconds. Raises ProbeFailed."""
-    origin, parts = origin_of(url), urlsplit(url)
-    sock = connect(origin, timeout)
-    if origin.tls:
-        sock = handshake(sock, origin, context)
-    connection = http.client.HTTPConnection(origin.host, origin.port)
-    connection.sock = sock
+def days_left(certificate: x509.Certificate) -> float:
+    """Days until a certificate expires; negative after that."""
+    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    return left.total_seconds() / 86_400
+
+
+def names_host(certificate: x509.Certificate, host: str) -> bool:
+    """Whether the certificate's subjectAltName matches a host name or IP address (RFC 9525; a wildcard matches one label)."""
     try:
-        connection.request("GET", parts.path or "/")
-        return json.loads(connection.getresponse().read(DOCUMENT_BYTES))
-    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-        raise ProbeFailed(f"no proper answer from {origin}: {type(error).__name__}") from None
-    finally:
-        connection.close()
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    host = host.lower()
+    for name in names.get_values_for_type(x509.DNSName):
+        if name.lower() == host or (name.startswith("*.") and host.partition(".")[2] == name[2:].lower()):
+            return True
+    return host in {str(address) for address in names.get_values_for_type(x509.IPAddress)}

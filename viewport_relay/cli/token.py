@@ -25,8 +25,8 @@ from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.inspection import inspect_token
 from viewport_relay.admission.jwt import TokenRules, check_payload
 from viewport_relay.admission.keys import Key, KeySet, printable
+from viewport_relay.cli.config import read_or_exit
 from viewport_relay.cli.platformchecks import NoKeys, fetch_keys
-from viewport_relay.cli.settings import read_or_exit
 from viewport_relay.config import Config
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.protocol.grant import Role, UpgradeQuery
@@ -61,8 +61,8 @@ class Asked:
 
     def query(self, claims: Mapping[str, object]) -> UpgradeQuery:
         """The query of an upgrade with this token."""
-        roles = {role.value: role for role in Role}
-        role = self.role or roles.get(str(claims.get("role")), Role.CLIENT)
+        claimed = str(claims.get("role"))
+        role = self.role or (Role(claimed) if claimed in list(Role) else Role.CLIENT)
         workspace = self.workspace_id or str(claims.get("workspaceId", ""))
         return UpgradeQuery(role, workspace, self.target_id)
 
@@ -85,15 +85,14 @@ def judge_token(token: str, keys: KeySet | str, asked: Asked, rules: TokenRules,
     if refusal is not None:
         said = refusal.reason.text + (f": {refusal.detail}" if refusal.detail else "")
     redactor, signer = Redactor(), found.signed_by
+    signed_by = "not known" if isinstance(keys, str) else "no key of the JWKS"
+    if signer is not None:
+        signed_by = _in_words(signer)
     return Report(
         header={name: redactor.detail(name, value) for name, value in (found.header or {}).items()},
         claims={name: redactor.detail(name, value) for name, value in claims.items()},
         verified=signer is not None,
-        signed_by=_in_words(signer)
-        if signer
-        else "not known"
-        if isinstance(keys, str)
-        else "no key of the JWKS",
+        signed_by=signed_by,
         keys=tuple(_in_words(key) for key in keys) if isinstance(keys, KeySet) else (),
         valid_until=_until(claims.get("exp"), now),
         reason=refusal.reason.code if refusal else None,

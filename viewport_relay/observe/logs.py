@@ -68,7 +68,8 @@ class EventLog:
         self.folded = FoldedEntries(self._as_json)
         #: what is wrong at present
         self.problems = Problems(self.redactor)
-        self._followers: list[Callable[[Record], None]] = []
+        #: functions that are called with each new record; see `follow`
+        self.followers: list[Callable[[Record], None]] = []
         self._seq = 0
         self._swept = 0.0  # when windows were last ended
         #: entries that worker processes could not hand over
@@ -159,11 +160,11 @@ class EventLog:
 
     def follow(self, follower: Callable[[Record], None]) -> Callable[[], None]:
         """Call `follower` at once with each new record; it must not raise or wait. Returns a function that ends this."""
-        self._followers.append(follower)
+        self.followers.append(follower)
 
         def stop() -> None:
-            if follower in self._followers:
-                self._followers.remove(follower)
+            if follower in self.followers:
+                self.followers.remove(follower)
 
         return stop
 
@@ -214,5 +215,5 @@ class EventLog:
         self._ring.append(record)
         if _RANK[record.level] >= self._least:
             self._stream.write(record.at, record.line)
-        for follower in tuple(self._followers):
+        for follower in tuple(self.followers):
             follower(record)

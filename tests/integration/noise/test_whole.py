@@ -17,8 +17,7 @@ from tests.integration.noise.linkpeers import reactor
 from tests.unit.noise.peers import OTHER_SECRET, PEER_STATIC, SECRET, b64, psk_of
 from tests.unit.peer.loopback import Inbox
 from tests.wireframes import encoded
-from viewport_relay.cli.demo import LINKED, PAIRED, PLAIN, exchange, refused_link
-from viewport_relay.cli.stage import Where
+from viewport_relay.cli.scenes import LINKED, PAIRED, PLAIN, Where, exchange, refused_link
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.connection import connect
 from viewport_relay.peer.link import LinkSettings, generate_static

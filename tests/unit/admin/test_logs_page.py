@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from viewport_relay.admin import follow
+from viewport_relay.admin import follow, logs
 from viewport_relay.admin.filters import PARAMETERS, parse_filter
-from viewport_relay.admin.logs import TEXT_ENTRIES, LogsPage
+from viewport_relay.admin.logs import TEXT_ENTRIES
 from viewport_relay.admin.reply import BadRequest, prefers_text
 from viewport_relay.admin.words import as_text, inert
 from viewport_relay.observe.events import EVENTS
@@ -346,8 +346,9 @@ async def eventually(what, seconds=5.0):
         await pause(0.01)
 
 
-def page_of(admin) -> LogsPage:
-    return admin.admin._routes[b"GET", b"/logs"].page.__self__
+def followers(admin) -> int:
+    """How many readers follow the log."""
+    return len(admin.log.followers)
 
 
 @pytest_twisted.ensureDeferred
@@ -370,10 +371,9 @@ async def test_follow_sends_the_ring_first_and_then_each_new_entry_as_lines(fill
         "leave",
         "refuse",
     ]
-    assert len(page_of(filled).followers) == 1
+    assert followers(filled) == 1
     reader.close()
-    await eventually(lambda: not page_of(filled).followers)
-    assert filled.log._followers == []
+    await eventually(lambda: not followers(filled))
 
 
 @pytest_twisted.ensureDeferred
@@ -402,8 +402,7 @@ async def test_follow_as_text(filled, token):
 @pytest_twisted.ensureDeferred
 async def test_a_follower_without_reads_does_not_delay_the_log(admin, token):
     reader = await Reader(admin, token, receive_buffer=4096).start()
-    page = page_of(admin)
-    await eventually(lambda: page.followers)
+    await eventually(lambda: followers(admin))
     slowest = 0.0
     for n in range(20_000):
         began = time.thread_time()
@@ -412,14 +411,14 @@ async def test_a_follower_without_reads_does_not_delay_the_log(admin, token):
         if n % 1000 == 0:
             await pause(0)
     assert slowest < 0.25
-    (follower,) = page.followers
-    assert follower._paused and len(follower._queue) <= follow.MAX_WAITING + admin.config.max_logs
     admin.log.event("leave", mark="the-end")
     data = await reader.until(b'the-end"}}')
     entries = [json.loads(line) for line in data.split(b"\r\n\r\n", 1)[1].splitlines() if line.endswith(b"}")]
     gaps = [entry["details"]["count"] for entry in entries if entry["event"] == "follow_gap"]
     numbers = [entry["details"]["n"] for entry in entries if entry["event"] == "join"]
     assert numbers == sorted(numbers) and gaps and len(numbers) + sum(gaps) == 20_000
+    waited = [entry["event"] for entry in reversed(entries)].index("follow_gap")
+    assert waited <= follow.MAX_WAITING + admin.config.max_logs
     reader.close()
 
 
@@ -428,13 +427,12 @@ async def test_a_stalled_follower_is_disconnected_and_heartbeats_keep_the_others
     monkeypatch.setattr(follow, "HEARTBEAT", 0.05)
     monkeypatch.setattr(follow, "STALLED", 0.2)
     still = await Reader(admin, token, receive_buffer=4096).start()
-    page = page_of(admin)
-    await eventually(lambda: page.followers)
+    await eventually(lambda: followers(admin))
     for n in range(5000):
         admin.log.event("join", n=n, filler="x y " * 500)
     lively = await Reader(admin, token, "/logs?follow=1&limit=1", "Accept: text/event-stream\r\n").start()
     await lively.until(b": still here")
-    await eventually(lambda: len(page.followers) == 1)
+    await eventually(lambda: followers(admin) == 1)
 
     def reset() -> bool:
         try:
@@ -449,17 +447,16 @@ async def test_a_stalled_follower_is_disconnected_and_heartbeats_keep_the_others
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_number_of_followers_is_bounded(admin, token):
-    page = page_of(admin)
-    page._max_followers = 2
+async def test_the_number_of_followers_is_bounded(admin, token, monkeypatch):
+    monkeypatch.setattr(logs, "MAX_FOLLOWERS", 2)
     readers = [await Reader(admin, token).start() for _ in range(2)]
-    await eventually(lambda: len(page.followers) == 2)
+    await eventually(lambda: followers(admin) == 2)
     answer = await admin.get("/logs?follow=1")
     assert answer.status == 503 and answer.json()["reason"] == "ADMIN_TOO_MANY_FOLLOWERS"
     readers[0].close()
-    await eventually(lambda: len(page.followers) == 1)
+    await eventually(lambda: followers(admin) == 1)
     third = await Reader(admin, token).start()
-    await eventually(lambda: len(page.followers) == 2)
+    await eventually(lambda: followers(admin) == 2)
     for reader in (*readers, third):
         reader.close()
 

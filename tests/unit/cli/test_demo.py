@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit.peer.loopback import Canned, Echo, Session, http, listening, on_reactor, reactor, serving
-from viewport_relay.cli.demo import PLAIN, Scene, exchange, refused_link, summary
-from viewport_relay.cli.stage import DemoFailed, Where
+from viewport_relay.cli.scenes import PLAIN, DemoFailed, Scene, Where, exchange, refused_link, summary
 from viewport_relay.devplatform.platform import DevPlatform
 
 plain = partial(exchange, scene=PLAIN)

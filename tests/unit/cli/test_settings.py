@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from viewport_relay.admin.settings import MASK, SET
 from viewport_relay.cli.main import main
-from viewport_relay.cli.settings import MASK
 from viewport_relay.config import VARIABLES
 
 STRONG = "correct-horse-battery-staple-17"
@@ -36,7 +36,7 @@ def test_json_has_every_setting_in_order_with_its_source(tmp_path: Path) -> None
     assert by_name["RELAY_LISTEN_PORT"] == {"name": "RELAY_LISTEN_PORT", "value": "9000", "source": "PORT"}
     assert by_name["RELAY_INTERNAL_KEY"] == {
         "name": "RELAY_INTERNAL_KEY",
-        "value": MASK,
+        "value": SET,
         "source": "RELAY_INTERNAL_KEY_FILE",
     }
     assert by_name["RELAY_ADMIN_TOKEN"]["value"] == "none"
@@ -57,7 +57,7 @@ def test_no_secret_is_shown(variable: object, arguments: tuple[str, ...]) -> Non
     done = config({name: secret}, *arguments)
     assert done.exit_code == 0
     assert "hunter2" not in done.output + done.stderr
-    assert MASK in done.output
+    assert (f"rediss://{MASK}@redis.example/0?{MASK}" if name.endswith("_URL") else SET) in done.output
 
 
 def test_user_info_of_urls_is_masked() -> None:

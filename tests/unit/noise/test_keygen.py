@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import io
 import stat
 from pathlib import Path
 
-import pytest
+from click.testing import CliRunner, Result
 
-from viewport_relay.cli.keygen import generate, keygen
-from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
+from viewport_relay.cli.keygen import keygen
+from viewport_relay.noise.keys import RelayKeys
 
 
-def test_generate() -> None:
-    private, public = generate()
-    assert len(private) == len(public) == 43 and generate()[0] != private
-    assert RelayKeys.load(private, None, None).public_text == public
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(keygen, [str(argument) for argument in arguments])
 
 
 def test_to_a_file(tmp_path: Path) -> None:
-    path, shown = tmp_path / "relay.key", io.StringIO()
-    public = keygen(path, shown)
+    path = tmp_path / "relay.key"
+    public = run("--out", path).stdout.removesuffix("\n")
     private = path.read_text().strip()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert shown.getvalue() == public + "\n"
+    assert len(private) == len(public) == 43
     assert RelayKeys.load(private, None, None).public_text == public
-    with pytest.raises(NoiseKeyError, match="never written over"):
-        keygen(path, shown)
+    again = run("--out", path)
+    assert again.exit_code == 1 and "never written over" in again.stderr
     assert path.read_text().strip() == private
-    with pytest.raises(NoiseKeyError, match="No such file"):
-        keygen(tmp_path / "missing" / "relay.key", shown)
+    missing = run("--out", tmp_path / "missing" / "relay.key")
+    assert missing.exit_code == 1 and "No such file" in missing.stderr and missing.stdout == ""
 
 
-def test_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    public = keygen()
-    setting, comment = capsys.readouterr().out.splitlines()
+def test_to_standard_output() -> None:
+    setting, comment = run().stdout.splitlines()
     name, _, private = setting.partition("=")
-    assert name == "RELAY_NOISE_PRIVATE_KEY" and comment.startswith("#") and comment.endswith(public)
+    public = comment[-43:]
+    assert name == "RELAY_NOISE_PRIVATE_KEY" and comment.startswith("#") and len(private) == 43
     assert RelayKeys.load(private, None, None).public_text == public
+    assert private not in run().stdout, "each key is another one"
