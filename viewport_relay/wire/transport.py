@@ -84,6 +84,10 @@ class DirectTransport(DirectAccess):
     dataBuffer: bytes
     _tempDataLen: int
     write: Callable[[bytes], None]
+    stopReading: Callable[[], None]
+    stopWriting: Callable[[], None]
+    connected: int
+    disconnected: int
     _receive: Callable[[memoryview], int]
     _sink: Sink | None = None
     _watched = False
@@ -93,6 +97,13 @@ class DirectTransport(DirectAccess):
         """Leave the `LowPrioritySet`, if it is there."""
         if isinstance(self.reactor, LowPrioritySet):
             self.reactor = self.reactor.promote(self)
+
+    def give_away(self) -> None:
+        """Drop the connection without `shutdown`: another process has a copy of its socket. Twisted's own ways shut it down."""
+        self.stopReading()
+        self.stopWriting()
+        self.connected, self.disconnected = 0, 1
+        self.socket.close()
 
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
         self._sink = sink

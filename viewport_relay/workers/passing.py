@@ -77,11 +77,7 @@ def tcp_transport(transport: Any) -> Any:
 
 
 def let_go(transport: Any, inner: Any) -> None:
-    """Drop a passed-on connection without `shutdown`. Twisted's public methods would all shut it down."""
-    inner.stopReading()
-    inner.stopWriting()
-    inner.connected = 0
-    inner.disconnected = True
-    inner.socket.close()
+    """Drop a connection that was passed on, and its PROXY protocol's wrapper if there is one."""
+    inner.give_away()
     if isinstance(transport, ProtocolWrapper):
         transport.factory.unregisterProtocol(transport)
