@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from viewport_relay.observe.sink import EventSink
+from viewport_relay.reasons import Reason
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.reactor import adopt_stranger
 from viewport_relay.wire.tls import ServerContext
@@ -40,9 +43,10 @@ _LEAST_FLUSH: Final = 1.0
 class TLSPipes:
     """The connections for which this worker ends TLS."""
 
-    def __init__(self, reactor: Any, context: ServerContext, queue: FairQueue) -> None:
+    def __init__(self, reactor: Any, context: ServerContext, queue: FairQueue, log: EventSink) -> None:
         """Handshakes take their turn in `queue`."""
         self._reactor = reactor
+        self._log = log
         self._queue = queue
         self.context = context
         self._pipes: set[TLSPipe] = set()
@@ -61,8 +65,11 @@ class TLSPipes:
             self._reactor.adoptStreamConnection(pair, socket.AF_UNIX, OneProtocol(pipe.inner))
             factory = TLSFactory(self.context, False, OneProtocol(pipe.outer), self._reactor, self._queue)
             transport = adopt_stranger(self._reactor, tcp, family, factory)
-        except OSError:  # the peer has disconnected already, or there is no descriptor
+        except OSError as error:  # the peer has disconnected already, or there is no descriptor
             pipe.abort()
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                message = f"a worker could not begin TLS: {error.strerror}"
+                self._log.event("http_dropped", reason=Reason.TOO_MANY_CONNECTIONS, message=message)
         else:
             transport.protocol.dataReceived(data)
         finally:

@@ -120,7 +120,7 @@ class WorkerService(WaitingService):
         every(self, reactor, 1.0, log.sweep)
         context = ServerContext.from_config(config)
         queue = FairQueue(reactor)
-        self._pipes = None if context is None else TLSPipes(reactor, context, queue)
+        self._pipes = None if context is None else TLSPipes(reactor, context, queue, log)
         self._site = RelaySite(Root(self.relay.upgrade, _Nothing()), reactor, queue)  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
