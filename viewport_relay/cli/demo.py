@@ -47,7 +47,7 @@ def say(line: str) -> None:
 async def offers_link(reactor: Any, ws_url: str) -> bool:
     """Whether the relay has a key for the Noise link."""
     try:
-        return await fetch_link_key(JsonHttp(reactor), ws_url) is not None
+        return await fetch_link_key(JsonHttp(reactor, ClientTls()), ws_url) is not None
     except (PlatformError, PeerError):
         return False  # a relay without the link; other problems show when the peers connect
 

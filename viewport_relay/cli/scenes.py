@@ -15,6 +15,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, TimeoutError, ensureDeferred
 from twisted.internet.error import ConnectError, DNSLookupError
 
+from viewport_relay.admission.tls import ClientTls
 from viewport_relay.peer.client import ClientPeer, Pairing
 from viewport_relay.peer.connection import Connection, connect
 from viewport_relay.peer.daemon import DaemonPeer
@@ -63,7 +64,8 @@ class Stage:
         self._reactor = reactor
         self._where = where
         self._workspace = workspace_id
-        self._http = JsonHttp(reactor)
+        self._tls = ClientTls()
+        self._http = JsonHttp(reactor, self._tls)
         self._platform = PlatformApi(self._http, where.platform_url)
         self._open: list[Connection] = []
 
@@ -82,7 +84,7 @@ class Stage:
         else:
             credential = where.credential
         token = await self._platform.relay_token(role, self._workspace, TARGET, credential)
-        destination = Destination(where.ws_url, role, self._workspace, TARGET)
+        destination = Destination(where.ws_url, role, self._workspace, TARGET, tls=self._tls)
         if link:
             try:
                 relay_key = await fetch_link_key(self._http, where.ws_url)

@@ -21,8 +21,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectingCancelledError, ConnectionClosed
 from twisted.internet.protocol import connectionDone
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
+from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from viewport_relay.peer.errors import Code, PeerError
 from viewport_relay.peer.link import SUBPROTOCOL, LinkInitiator
@@ -264,7 +264,8 @@ async def connect(
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80)
     endpoint: Any = HostnameEndpoint(reactor, host, port, timeout=OPEN_SECONDS)
     if parts.scheme == "wss":
-        endpoint = wrapClientTLS(optionsForClientTLS(host, trustRoot=destination.trust_root), endpoint)
+        policy = destination.tls or BrowserLikePolicyForHTTPS()
+        endpoint = wrapClientTLS(policy.creatorForNetloc(host.encode(), port), endpoint)
     try:
         protocol: _Protocol = await endpoint.connect(factory)
     except ConnectingCancelledError:

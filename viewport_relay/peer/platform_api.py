@@ -40,14 +40,14 @@ class PlatformError(Exception):
 
 
 class JsonHttp:
-    """JSON requests with limits. `trust_root` as `optionsForClientTLS` takes it; None means the system's."""
+    """JSON requests with limits. `tls` (an `IPolicyForHTTPS`) replaces Twisted's policy for https."""
 
-    def __init__(self, reactor: Any, trust_root: Any = None, limit_seconds: float = LIMIT_SECONDS) -> None:
+    def __init__(self, reactor: Any, tls: Any = None, limit_seconds: float = LIMIT_SECONDS) -> None:
         self._reactor = reactor
         self._limit = limit_seconds
         # twisted.web.client's classes have no types.
         untyped: Any = client
-        policy = untyped.BrowserLikePolicyForHTTPS(trust_root)
+        policy = tls or untyped.BrowserLikePolicyForHTTPS()
         self._http = HTTPClient(untyped.Agent(reactor, policy, connectTimeout=limit_seconds))
 
     async def request(

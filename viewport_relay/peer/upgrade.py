@@ -57,8 +57,8 @@ class Destination:
     """Where and as what to connect.
 
     `base_url` is `ws://` or `wss://` with host and, if not `/ws`, path. `token_in` is `header` or
-    `subprotocol`, the latter as browsers do. `subprotocols` are offered besides. `trust_root` (as
-    `optionsForClientTLS` takes it) replaces the system's certificates for wss.
+    `subprotocol`, the latter as browsers do. `subprotocols` are offered besides. `tls` (an
+    `IPolicyForHTTPS`) replaces Twisted's policy for wss.
     """
 
     base_url: str
@@ -68,7 +68,7 @@ class Destination:
     token_in: str = "header"
     link: LinkSettings | None = None
     subprotocols: tuple[str, ...] = ()
-    trust_root: Any = None
+    tls: Any = None
     headers: dict[str, str] = field(default_factory=dict)
 
     @property

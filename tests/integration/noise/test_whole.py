@@ -17,6 +17,7 @@ from tests.integration.noise.linkpeers import reactor
 from tests.unit.noise.peers import OTHER_SECRET, PEER_STATIC, SECRET, b64, psk_of
 from tests.unit.peer.loopback import Inbox
 from tests.wireframes import encoded
+from viewport_relay.admission.tls import ClientTls
 from viewport_relay.cli.scenes import LINKED, PAIRED, PLAIN, Where, exchange, refused_link
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.connection import connect
@@ -53,7 +54,7 @@ async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
     ca = Identity.self_signed("test CA")
     files = ca.issue("relay", "localhost").write(tmp_path, "relay")
     relay = await world.relay(RELAY_TLS_CERT_PATH=files.cert, RELAY_TLS_KEY_PATH=files.key)
-    relay_key = await fetch_link_key(JsonHttp(reactor, ca.trust_root), relay.ws)
+    relay_key = await fetch_link_key(JsonHttp(reactor, ClientTls(ca.trust_root)), relay.ws)
     assert relay_key is not None
     large = encoded("e2ee", ciphertext="x" * 900_000)
     for secret in (None, SECRET):
@@ -62,7 +63,9 @@ async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
         inboxes = {role: Inbox() for role in (DAEMON, CLIENT)}
         for role, inbox in inboxes.items():
             link = LinkSettings(relay_key, generate_static(), role, workspace, TARGET, secret)
-            destination = Destination(relay.ws, role, workspace, TARGET, link=link, trust_root=ca.trust_root)
+            destination = Destination(
+                relay.ws, role, workspace, TARGET, link=link, tls=ClientTls(ca.trust_root)
+            )
             ends[role] = await connect(reactor, destination, world.token(role, workspace), inbox)
         ends[CLIENT].send(encoded("init v3").decode())
         ends[CLIENT].send(large.decode())
@@ -75,14 +78,12 @@ async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
             assert (await end.closed).code == 1000
     workspace = world.paired(SECRET)
     wrong = LinkSettings(relay_key, generate_static(), CLIENT, workspace, TARGET)
-    destination = Destination(relay.ws, CLIENT, workspace, TARGET, link=wrong, trust_root=ca.trust_root)
+    destination = Destination(relay.ws, CLIENT, workspace, TARGET, link=wrong, tls=ClientTls(ca.trust_root))
     with pytest.raises(ClosedEarly) as refused:
         await connect(reactor, destination, world.token(CLIENT, workspace), lambda _: None)
     assert refused.value.closed == Closed(4008, "Noise handshake failed: invalid psk")
     with pytest.raises(ClosedEarly, match="TLS failed"):  # the system's CAs do not include the test's CA
-        await connect(
-            reactor, replace(destination, trust_root=None), world.token(CLIENT, workspace), lambda _: None
-        )
+        await connect(reactor, replace(destination, tls=None), world.token(CLIENT, workspace), lambda _: None)
     # standard output instead of `/logs`: `relay.entries` has no TLS
     said = [line for line in relay.process.output().splitlines() if workspace in line]
     assert any("NOISE_INVALID_PSK" in line for line in said)

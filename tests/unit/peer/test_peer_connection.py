@@ -21,6 +21,7 @@ from tests.unit.peer.loopback import (
     serving,
 )
 from tests.unit.peer.wiring import RelayEnd
+from viewport_relay.admission.tls import ClientTls
 from viewport_relay.peer.connection import connect
 from viewport_relay.peer.errors import Code, PeerError
 from viewport_relay.peer.link import LinkSettings, Pattern, generate_static
@@ -201,11 +202,11 @@ async def test_a_damaged_record_closes_the_link(frame: str, why: str) -> None:
 
 
 @on_reactor
-async def test_tls_with_a_trust_root_of_its_own() -> None:
+async def test_tls_with_a_policy_of_its_own() -> None:
     authority = Identity.self_signed("loopback test", "localhost")
     async with serving(Echo(), authority.options()) as base:
         inbox = Inbox()
-        connection = await connect(reactor, _to(base, trust_root=authority.trust_root), TOKEN, inbox)
+        connection = await connect(reactor, _to(base, tls=ClientTls(authority.trust_root)), TOKEN, inbox)
         connection.send("over TLS")
         assert await inbox.has(1) == ["over TLS"]
 
@@ -216,6 +217,6 @@ async def test_tls_with_an_unknown_certificate_or_name_is_refused() -> None:
     async with serving(Echo(), authority.options()) as base:
         with pytest.raises(ClosedEarly, match="TLS failed"):
             await connect(reactor, _to(base), TOKEN, Inbox())
-        numeric = _to(base.replace("localhost", "127.0.0.1"), trust_root=authority.trust_root)
+        numeric = _to(base.replace("localhost", "127.0.0.1"), tls=ClientTls(authority.trust_root))
         with pytest.raises(ClosedEarly, match="TLS failed"):
             await connect(reactor, numeric, TOKEN, Inbox())

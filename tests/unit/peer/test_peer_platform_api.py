@@ -8,6 +8,7 @@ import pytest
 
 from tests.drill.certificates import Identity
 from tests.unit.peer.loopback import Canned, http, listening, on_reactor, reactor
+from viewport_relay.admission.tls import ClientTls
 from viewport_relay.peer import base64url
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.platform_api import (
@@ -121,7 +122,7 @@ async def test_a_link_key_of_a_wrong_form() -> None:
 async def test_tls_needs_a_known_authority() -> None:
     authority = Identity.self_signed("loopback test", "localhost")
     async with listening(Canned(_json(relayId="r", version="1"), hang_up=True), authority.options()) as port:
-        trusting = JsonHttp(reactor, authority.trust_root)
+        trusting = JsonHttp(reactor, ClientTls(authority.trust_root))
         assert await fetch_link_key(trusting, f"wss://localhost:{port}") is None
         with pytest.raises(PlatformError, match="UNREACHABLE"):
             await fetch_link_key(JsonHttp(reactor), f"wss://localhost:{port}")
