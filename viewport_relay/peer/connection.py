@@ -227,6 +227,11 @@ class Connection:
         self._protocol.dropConnection(abort=True)
 
 
+class _Factory(WebSocketClientFactory):  # type: ignore[misc, unused-ignore]  # not typed
+    log = _Silent()
+    noisy = False
+
+
 async def connect(
     reactor: Any, destination: Destination, token: str | None, on_frame: Callable[[str], None]
 ) -> Connection:
@@ -245,12 +250,7 @@ async def connect(
         headers["Authorization"] = f"Bearer {token}"
     link = None if destination.link is None else LinkInitiator(destination.link)
 
-    make_factory: Any = WebSocketClientFactory
-    factory = make_factory(
-        destination.url, protocols=offered, headers=headers, useragent=None, reactor=reactor
-    )
-    factory.log = _Silent()
-    factory.noisy = False
+    factory = _Factory(destination.url, protocols=offered, headers=headers, useragent=None, reactor=reactor)
     factory.setProtocolOptions(
         openHandshakeTimeout=OPEN_SECONDS,
         closeHandshakeTimeout=CLOSE_SECONDS,
