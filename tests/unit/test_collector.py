@@ -1,4 +1,4 @@
-"""The garbage collector of a relay: full collections come by a timer only."""
+"""The garbage collector of a relay: full collections come by a timer, and sooner only after much growth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clock() -> Iterator[Clock]:
     gc.unfreeze()
 
 
-def test_an_old_cycle_is_freed_by_the_timer_and_by_no_growth(clock: Clock) -> None:
+def test_an_old_cycle_is_freed_by_the_timer_and_not_by_little_growth(clock: Clock) -> None:
     settle(clock)
     assert gc.get_freeze_count() and gc.get_threshold() == THRESHOLDS
     node = Node()
@@ -45,3 +45,15 @@ def test_an_old_cycle_is_freed_by_the_timer_and_by_no_growth(clock: Clock) -> No
     assert seen() is not None
     clock.advance(FULL_SECONDS)
     assert seen() is None
+
+
+def test_old_cycles_are_freed_by_much_growth_too(clock: Clock) -> None:
+    """Strangers make cycles faster than the timer frees them."""
+    settle(clock)
+    node = Node()
+    seen = weakref.ref(node)
+    gc.collect(1)
+    gc.collect(1)
+    del node
+    grown = [[number] for number in range(400_000)]
+    assert len(grown) == 400_000 and seen() is None
