@@ -63,7 +63,7 @@ class Traffic:
 
     async def fill(self) -> None:
         for workspace, (target, clients) in WORKSPACES.items():
-            self.platform.add_workspace(workspace)
+            self.platform.workspaces.add(workspace)
             await self.join("workspace-daemon", workspace, target)
             for n in range(clients):
                 claims = {"scope": "runtime", "clientId": f"{workspace}-viewer-{n}"}
@@ -116,7 +116,7 @@ def take(relay: RelayProcess) -> None:
 
 async def run() -> None:
     platform = DevPlatform(reactor, internal_key=secrets.token_urlsafe(24))
-    await platform.listen(reactor)
+    platform.listen(reactor)
     settings = {"RELAY_ADMIN_TOKEN": ADMIN, "RELAY_ID": "relay-fra-1", "RELAY_PONG_TIMEOUT_MS": "1000"}
     relay = RelayProcess(platform.relay_environment() | settings)
     try:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorTime
 from twisted.python import usage
 from zope.interface import implementer
@@ -168,12 +169,10 @@ def _dev_platform(reactor: Any, environ: dict[str, str], port: int) -> Any:
     platform = DevPlatform(
         _WallClock(reactor), internal_key=internal_key, credential=environ.get("DEV_CREDENTIAL")
     )
-    failures: list[BaseException] = []
-    platform.listen(reactor, port).addCallbacks(
-        lambda _: None, lambda failure: failures.append(failure.value)
-    )
-    for error in failures:
+    try:
+        platform.listen(reactor, port)
+    except CannotListenError as error:
         print(f"viewport-relay: --dev-port {port}: cannot listen: {error}", file=sys.stderr)
-        raise SystemExit(1)
+        raise SystemExit(1) from None
     environ.update(platform.relay_environment())
     return platform

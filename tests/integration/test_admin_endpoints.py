@@ -68,7 +68,7 @@ class Scene:
 
 async def _scene(signing_key: SigningKey) -> AsyncIterator[Scene]:
     platform = DevPlatform(reactor, internal_key=INTERNAL, signing_key=signing_key)
-    await platform.listen(reactor)
+    platform.listen(reactor)
     scene = Scene(platform)
     yield scene
     await scene.close()
@@ -264,7 +264,7 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
     )  # fmt: skip
     follower = await deferToThread(Follower, relay, "follow=1")
     platform = scene.platform
-    platform.add_workspace("dev-secret", pairing_secret=values["pairing"])
+    platform.workspaces.add("dev-secret", pairing_secret=values["pairing"])
     tokens = {
         "daemon": platform.issue("workspace-daemon", "dev-secret", TARGET, pairingSecret=values["pairing"]),
         "client": platform.issue("client", "dev-secret", TARGET, scope="runtime"),

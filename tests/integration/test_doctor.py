@@ -22,6 +22,7 @@ from viewport_relay.cli.doctor import examine
 from viewport_relay.cli.platformchecks import clock
 from viewport_relay.devplatform import DevPlatform, Rule
 from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH
+from viewport_relay.devplatform.listening import tls_options
 from viewport_relay.devplatform.tokens import SigningKey
 
 BOTH = "RELAY_JWKS_URL and RELAY_VALIDATE_URL"
@@ -35,7 +36,7 @@ def signing_key() -> SigningKey:
 @pytest_twisted.async_yield_fixture
 async def platform(signing_key: SigningKey) -> AsyncIterator[DevPlatform]:
     made = DevPlatform(reactor, internal_key=INTERNAL_KEY, signing_key=signing_key)
-    await made.listen(reactor)
+    made.listen(reactor)
     yield made
     await made.close()
 
@@ -177,7 +178,7 @@ async def test_all_invalid_settings_are_named() -> None:
 @pytest_twisted.ensureDeferred
 async def test_tls(platform: DevPlatform, tmp_path: Path) -> None:
     good = Identity.self_signed("server", "localhost", "127.0.0.1", days=365)
-    await platform.listen_tls(reactor, good.cert_pem, good.key_pem())
+    platform.listen(reactor, tls=tls_options(good.cert_pem, good.key_pem()))
     private_ca = environ_of(platform, RELAY_SERVER_CA_CERT_PATH=good.write(tmp_path, "server").cert)
     found = await findings_of(reactor, private_ca)
     assert "chain and host name are good" in found[f"TLS for {BOTH}"].found
@@ -206,7 +207,7 @@ async def test_certificates(
     platform: DevPlatform, tmp_path: Path, names: list[str], days: float, outcome: str, words: str
 ) -> None:
     made = Identity.self_signed("server", *names, days=days)
-    await platform.listen_tls(reactor, made.cert_pem, made.key_pem())
+    platform.listen(reactor, tls=tls_options(made.cert_pem, made.key_pem()))
     trusted = made.write(tmp_path, "server").cert
     found = await findings_of(reactor, environ_of(platform, RELAY_SERVER_CA_CERT_PATH=trusted))
     assert found[f"TLS for {BOTH}"].outcome == outcome

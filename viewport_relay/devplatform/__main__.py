@@ -7,14 +7,14 @@ given is made at random and printed once, because a caller needs it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import click
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import react
@@ -50,7 +50,7 @@ async def run(reactor: Any, port: int, environment: Mapping[str, str]) -> None:
     if credential is None:
         _say("generated", variable="DEV_CREDENTIAL", value=platform.credential, use="clients and workers")
     try:
-        await platform.listen(reactor, port)
+        platform.listen(reactor, port)
     except CannotListenError as taken:
         print(json.dumps({"event": "error", "message": str(taken)}), file=sys.stderr, flush=True)
         raise SystemExit(1) from None
@@ -59,23 +59,20 @@ async def run(reactor: Any, port: int, environment: Mapping[str, str]) -> None:
         url=platform.url,
         jwksUrl=platform.url + JWKS_PATH,
         validateUrl=platform.url + VALIDATE_PATH,
-        workspaces=[workspace.workspace_id for workspace in platform.workspaces],
+        workspaces=list(platform.workspaces),
     )
     await Deferred[None]()
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Parse the command line and run; exits 2 for a bad one, 1 when the port is taken."""
-    parser = argparse.ArgumentParser(prog="python -m viewport_relay.devplatform", description=__doc__)
-    parser.add_argument("--port", type=_port, default=0, help="0 (default) takes a free one")
-    react(run, (parser.parse_args(arguments).port, os.environ))
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65_535), default=0, help="0 (default) takes a free one.")
+def main(port: int) -> None:
+    """Run the development platform alone, on 127.0.0.1, until SIGTERM or Ctrl-C.
 
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
-    return int(text)
+    Exit status 2: a bad command line; 1: the port is taken.
+    """
+    react(lambda reactor: Deferred.fromCoroutine(run(reactor, port, os.environ)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(prog_name="python -m viewport_relay.devplatform")

@@ -42,19 +42,8 @@ class QueuedFrame:
 class Bus:
     """The frame queue and the pending pulls."""
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        max_frames: int = MAX_FRAMES,
-        max_bytes: int = MAX_BYTES,
-        max_age: float = MAX_AGE_SECONDS,
-        max_waiting: int = MAX_WAITING,
-    ) -> None:
+    def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._max_frames = max_frames
-        self._max_bytes = max_bytes
-        self._max_age = max_age
-        self._max_waiting = max_waiting
         self._queue: deque[QueuedFrame] = deque()
         self._bytes = 0
         # Relays remember the highest id they saw. Starting at the time in milliseconds keeps the ids of a
@@ -68,7 +57,7 @@ class Bus:
         size = len(json.dumps(frame))
         self._queue.append(QueuedFrame(self._last_id, frame, size, self._clock.seconds()))
         self._bytes += size
-        while len(self._queue) > self._max_frames or self._bytes > self._max_bytes:
+        while len(self._queue) > MAX_FRAMES or self._bytes > MAX_BYTES:
             self._drop_oldest()
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
@@ -84,7 +73,7 @@ class Bus:
         while True:
             frames = self._after(relay_id, since_id, min(max(limit, 1), MAX_LIMIT))
             left = deadline - self._clock.seconds()
-            if frames or left <= 0 or len(self._waiting) >= self._max_waiting:
+            if frames or left <= 0 or len(self._waiting) >= MAX_WAITING:
                 return frames
             await self._next_frame(left)
 
@@ -110,7 +99,7 @@ class Bus:
                 self._waiting.remove(waiter)
 
     def _after(self, relay_id: str, since_id: int, limit: int) -> list[dict[str, object]]:
-        while self._queue and self._clock.seconds() - self._queue[0].queued_at > self._max_age:
+        while self._queue and self._clock.seconds() - self._queue[0].queued_at > MAX_AGE_SECONDS:
             self._drop_oldest()
         found: list[dict[str, object]] = []
         size = 0

@@ -20,7 +20,7 @@ from viewport_relay.devplatform.jsonhttp import Answer, Ask, Fields, Refused
 from viewport_relay.devplatform.presence import PresenceTable
 from viewport_relay.devplatform.rules import Call, Record, Rule
 from viewport_relay.devplatform.tokens import TOKEN_MAX_CHARS, InvalidToken, KeyRing
-from viewport_relay.devplatform.workspaces import IDENTIFIER, Workspaces
+from viewport_relay.devplatform.workspaces import Workspaces
 
 JWKS_PATH = "/api/.well-known/jwks.json"
 RELAY_TOKEN_PATH = "/api/runtime/relay-token"
@@ -96,25 +96,15 @@ class Endpoints:
     async def daemon_key(self, ask: Ask) -> Answer:
         """`POST workspaces/{id}/daemon-key` → {ok, daemonIssueToken, runtimeTargetId}."""
         workspace_id = unquote(ask.path.split("/")[4])
-        if IDENTIFIER.fullmatch(workspace_id) is None:
-            raise Refused(404, "WORKSPACE_NOT_FOUND", "no such workspace")
         return Answer(body=self._office.daemon_key(workspace_id, ask.fields(empty_ok=True), ask.bearer()))
 
     async def worker(self, ask: Ask) -> Answer:
         """The worker API: says what arrived, header names without their values."""
         self.records.worker.add(_seen(ask))
-        workspace_id = unquote(ask.path.split("/")[4])
-        if self._workspaces.get(workspace_id) is None:
-            raise Refused(404, "WORKSPACE_NOT_FOUND", "no such workspace")
-        return Answer(
-            body={
-                "ok": True,
-                "method": ask.method,
-                "path": ask.target,
-                "headers": sorted(ask.headers),
-                "body": ask.raw.decode("utf-8", "replace"),
-            }
-        )
+        self._workspaces.require(unquote(ask.path.split("/")[4]))
+        body = ask.raw.decode("utf-8", "replace")
+        seen = {"method": ask.method, "path": ask.target, "headers": sorted(ask.headers), "body": body}
+        return Answer(body={"ok": True, **seen})
 
     # -- for relays, behind the internal key --------------------------------------------------------
 
@@ -134,9 +124,7 @@ class Endpoints:
         role = fields.one_of("role", ROLES)
         workspace_id = fields.identifier("workspaceId")
         fields.optional_identifier("runtimeTargetId")
-        workspace = self._workspaces.get(workspace_id)
-        if workspace is None:
-            raise Refused(404, "WORKSPACE_NOT_FOUND", "no such workspace")
+        workspace = self._workspaces.require(workspace_id)
         try:
             claims = self._keys.verify(token, self._clock.seconds())
         except InvalidToken as wrong:
@@ -144,9 +132,8 @@ class Endpoints:
         if claims.get("role", role) != role or claims.get("workspaceId", workspace_id) != workspace_id:
             raise Refused(401, "INVALID_TOKEN", "the token is for another role or workspace")
         claims = {**claims, **workspace.policy_claims(), **self.answer_claims.get(token, {})}
-        return Answer(
-            body={"ok": True, "claims": {name: value for name, value in claims.items() if value is not ...}}
-        )
+        claims = {name: value for name, value in claims.items() if value is not ...}
+        return Answer(body={"ok": True, "claims": claims})
 
     async def presence_upsert(self, ask: Ask) -> Answer:
         """`POST presence/upsert`: a daemon joined, is still there, or left."""
@@ -165,10 +152,8 @@ class Endpoints:
         """`POST presence/resolve`: which relay holds the daemon; nulls and false if none does."""
         fields = self._internal(ask, self.records.presence_resolves)
         entry = self.presence.resolve(fields.identifier("workspaceId"), fields.identifier("runtimeTargetId"))
-        if entry is None:
-            absent = {"relayId": None, "relayWsBaseUrl": None, "daemonConnected": False}
-            return Answer(body={"ok": True, **absent})
-        return Answer(body={"ok": True, **entry.document()})
+        absent = {"relayId": None, "relayWsBaseUrl": None, "daemonConnected": False}
+        return Answer(body={"ok": True, **(entry or absent)})
 
     async def bus_publish(self, ask: Ask) -> Answer:
         """`POST bus/publish`: queue one bus frame; only what routing needs is looked at."""

@@ -56,9 +56,7 @@ class DaemonKeys:
     worthless, while relay tokens made from them still carry the lower generation.
     """
 
-    def __init__(self, max_tokens: int = MAX_ISSUE_TOKENS, max_targets: int = MAX_TARGETS) -> None:
-        self._max_tokens = max_tokens
-        self._max_targets = max_targets
+    def __init__(self) -> None:
         self._by_digest: dict[bytes, DaemonKey] = {}
         self._raised: dict[tuple[str, str], int] = {}
 
@@ -69,7 +67,7 @@ class DaemonKeys:
     def rotate(self, workspace_id: str, runtime_target_id: str) -> int:
         """Raise the generation by one; Refused 429 when too many targets have one above 1."""
         target = (workspace_id, runtime_target_id)
-        if target not in self._raised and len(self._raised) >= self._max_targets:
+        if target not in self._raised and len(self._raised) >= MAX_TARGETS:
             raise Refused(429, "TOO_MANY_TARGETS", "too many targets have been rotated")
         self._raised[target] = self.generation(*target) + 1
         return self._raised[target]
@@ -78,10 +76,9 @@ class DaemonKeys:
         """A new daemon issue token for the target, of its current generation."""
         token = "dit_" + secrets.token_urlsafe(32)
         generation = self.generation(workspace_id, runtime_target_id)
-        self._by_digest[fingerprint(token)] = DaemonKey(
-            workspace_id, runtime_target_id, machine_id, generation
-        )
-        while len(self._by_digest) > self._max_tokens:
+        key = DaemonKey(workspace_id, runtime_target_id, machine_id, generation)
+        self._by_digest[fingerprint(token)] = key
+        while len(self._by_digest) > MAX_ISSUE_TOKENS:
             del self._by_digest[next(iter(self._by_digest))]
         return token
 
@@ -122,7 +119,7 @@ class TokenOffice:
         credential = fields.optional_text("credential", most=4096) or bearer
         if not self.open_to_daemons and not same_secret(credential, self.credential):
             raise Refused(401, "CREDENTIAL_INVALID", "the development credential is missing or wrong")
-        self._require_workspace(workspace_id)
+        self._workspaces.require(workspace_id)
         target = fields.optional_identifier("runtimeTargetId") or DEFAULT_TARGET
         machine = fields.optional_text("machineId", most=255) or target
         if fields.flag("rotate", default=False):
@@ -151,7 +148,7 @@ class TokenOffice:
             raise Refused(401, "CREDENTIAL_INVALID", "the development credential is missing or wrong")
         elif "runtimeTargetId" not in fields:
             target = DEFAULT_TARGET
-        self._require_workspace(workspace_id)
+        self._workspaces.require(workspace_id)
         if target is not None:
             claims["runtimeTargetId"] = target
         claims.update(self._requested_claims(role, fields))
@@ -172,10 +169,6 @@ class TokenOffice:
             "jti": secrets.token_hex(16),
             "ver": 1,
         }
-
-    def _require_workspace(self, workspace_id: str) -> None:
-        if self._workspaces.get(workspace_id) is None:
-            raise Refused(404, "WORKSPACE_NOT_FOUND", "no such workspace")
 
     @staticmethod
     def _requested_claims(role: str, fields: Fields) -> dict[str, object]:
@@ -199,13 +192,10 @@ def _channels(value: object) -> list[str]:
     form = f"sessionChannels must be at most {MAX_CHANNELS} strings that start with {CHANNEL_PREFIX}"
     if not isinstance(value, list) or len(value) > MAX_CHANNELS:
         raise Refused(400, "INVALID_BODY", form)
-    channels: list[str] = []
     for channel in value:
         if not isinstance(channel, str) or not channel.startswith(CHANNEL_PREFIX):
             raise Refused(400, "INVALID_BODY", form)
         if len(channel) > CHANNEL_MAX_CHARS or not channel.isprintable():
-            raise Refused(
-                400, "INVALID_BODY", f"a channel is printable, up to {CHANNEL_MAX_CHARS} characters"
-            )
-        channels.append(channel)
-    return channels
+            limit = f"a channel is printable, up to {CHANNEL_MAX_CHARS} characters"
+            raise Refused(400, "INVALID_BODY", limit)
+    return value

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any, NoReturn
+from typing import Any
 
 from attrs import field, frozen
 from twisted.web.server import Request
 
-from viewport_relay.devplatform.workspaces import IDENTIFIER
+IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""Form of workspace, target, client and relay ids (wire protocol, section 1); use `fullmatch`."""
 
 BODY_MAX_BYTES = 1_048_576
 DISCARD_MAX_BYTES = 8 * BODY_MAX_BYTES
@@ -83,7 +85,7 @@ class Ask:
 def parse_object(raw: bytes) -> dict[str, object]:
     """One JSON object in UTF-8 (RFC 8259); Refused 400 `INVALID_JSON` says what is wrong with it."""
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(raw.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
     except UnicodeDecodeError:
         raise Refused(400, "INVALID_JSON", "the body is not UTF-8") from None
     except json.JSONDecodeError as wrong:
@@ -97,12 +99,8 @@ def parse_object(raw: bytes) -> dict[str, object]:
     return value
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
 def _finite(text: str) -> float:
-    # Such a number could not be written as JSON again.
+    # NaN and infinite numbers could not be written as JSON again.
     number = float(text)
     if not math.isfinite(number):
         raise ValueError("out of range")
@@ -123,11 +121,11 @@ class Fields:
         if set(self.body) - set(names):
             raise _invalid(f"the body has members beside {', '.join(names)}")
 
-    def text(self, name: str, *, most: int, least: int = 1) -> str:
-        """A string of `least` to `most` characters, encodable as UTF-8."""
+    def text(self, name: str, *, most: int) -> str:
+        """A string of 1 to `most` characters, encodable as UTF-8."""
         value = self.body.get(name)
-        if not isinstance(value, str) or not least <= len(value) <= most:
-            raise _invalid(f"{name} must be a string of {least} to {most} characters")
+        if not isinstance(value, str) or not 1 <= len(value) <= most:
+            raise _invalid(f"{name} must be a string of 1 to {most} characters")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint
-from twisted.internet.interfaces import IListeningPort, IReactorCore
 from twisted.internet.ssl import Certificate, CertificateOptions, PrivateCertificate
 from twisted.protocols.policies import WrappingFactory
 from twisted.web.server import Site
@@ -19,8 +16,6 @@ LOOPBACK = "127.0.0.1"
 # Twisted has no types for these constructors.
 _load_identity: Any = PrivateCertificate.loadPEM
 _wrapping_factory: Any = WrappingFactory
-_tcp_endpoint: Any = TCP4ServerEndpoint
-_tls_endpoint: Any = SSL4ServerEndpoint
 
 
 def tls_options(certificate: bytes, key: bytes, client_ca: bytes | None = None) -> CertificateOptions:
@@ -33,9 +28,7 @@ def tls_options(certificate: bytes, key: bytes, client_ca: bytes | None = None) 
 class Listener:
     """A site on one port of 127.0.0.1. `port` is the number once it listened, and stays the same."""
 
-    def __init__(
-        self, reactor: IReactorCore, site: Site, port: int = 0, tls: CertificateOptions | None = None
-    ) -> None:
+    def __init__(self, reactor: Any, site: Site, port: int, tls: CertificateOptions | None) -> None:
         self.port = port
         self.tls = tls
         self._reactor = reactor
@@ -48,24 +41,19 @@ class Listener:
         """Origin of the listener, without a slash at the end."""
         return f"{'https' if self.tls else 'http'}://{LOOPBACK}:{self.port}"
 
-    async def up(self) -> IListeningPort:
+    def up(self) -> None:
         """Listen; CannotListenError if the port is taken. Does nothing if it is up."""
         if self._listening is None:
-            if self.tls is None:
-                endpoint = _tcp_endpoint(self._reactor, self.port, interface=LOOPBACK)
-            else:
-                endpoint = _tls_endpoint(self._reactor, self.port, self.tls, interface=LOOPBACK)
-            listening: Deferred[Any] = endpoint.listen(self._factory)
-            self._listening = await listening
+            tls = () if self.tls is None else (self.tls,)
+            listen = self._reactor.listenSSL if tls else self._reactor.listenTCP
+            self._listening = listen(self.port, self._factory, *tls, interface=LOOPBACK)
             self.port = self._listening.getHost().port
-        port: IListeningPort = self._listening
-        return port
 
     async def down(self) -> None:
         """Stop listening and cut what is connected. Does nothing if it is down."""
         listening, self._listening = self._listening, None
         if listening is not None:
-            stopped: Deferred[None] = listening.stopListening()
+            stopped = listening.stopListening()
             for connection in list(self._factory.protocols):
                 connection.transport.abortConnection()
             await stopped

@@ -1,7 +1,7 @@
 """`DevPlatform`: the parts of the development platform put together, and the handles that tests turn.
 
     platform = DevPlatform(reactor, internal_key="…")
-    await platform.listen(reactor)
+    platform.listen(reactor)
     environment = platform.relay_environment()      # what a relay needs to find it
 
 It decides nothing itself; see `issue` for tokens, `endpoints` for answers, `rules` for overrides.
@@ -13,19 +13,17 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jwt
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.ssl import CertificateOptions
-from twisted.web.server import Site
 
 from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH, Endpoints
 from viewport_relay.devplatform.issue import TOKEN_TTL_SECONDS, TokenOffice
 from viewport_relay.devplatform.jsonhttp import Refused
-from viewport_relay.devplatform.listening import Listener, tls_options
+from viewport_relay.devplatform.listening import Listener
 from viewport_relay.devplatform.resources import ControlPlane, make_site
 from viewport_relay.devplatform.rules import Rule
 from viewport_relay.devplatform.tokens import Algorithm, KeyRing, SigningKey
-from viewport_relay.devplatform.workspaces import Workspace, Workspaces
+from viewport_relay.devplatform.workspaces import Workspaces
 
 ANSWER_ONLY_CLAIMS = frozenset(
     {"policyMode", "pairingSecret", "e2eeProfile", "daemonPublicKey", "relayWsBaseUrl"}
@@ -41,8 +39,8 @@ class DevPlatform:
     random if None, and then daemons need none to get an issue token). `signing_key` saves the time of
     making one; `pairing_secret` (base64url of 32 bytes) is that of `dev-paired`.
 
-    The attributes are there to be read and changed while it runs: `credential` of clients and workers; `presence` and
-    `bus` of server mode; `records`, the calls seen by kind; `rules`, overrides by path, and `validate_rules` by token.
+    Its state may be read and changed while it runs: `internal_key`; `workspaces`; `presence` and `bus` of server mode;
+    `records`, the calls seen by kind; `rules`, overrides by path, and `validate_rules` by token. `credential` is fixed.
     """
 
     def __init__(
@@ -80,10 +78,6 @@ class DevPlatform:
     @internal_key.setter
     def internal_key(self, key: str) -> None:
         self._endpoints.internal_key = key
-
-    def add_workspace(self, workspace_id: str, **policy: Any) -> Workspace:
-        """Add or replace a `Workspace(workspace_id, …)`; ValueError for an id of a wrong form or `dev-missing`."""
-        return self.workspaces.add(Workspace(workspace_id, **policy))
 
     def rotate(self, keep_old: bool, algorithm: Algorithm = "RS256") -> SigningKey:
         """Sign with a new key from now on; tokens of the old ones are good only with `keep_old`."""
@@ -137,54 +131,24 @@ class DevPlatform:
 
     # -- listening ------------------------------------------------------------------------------------
 
-    def site(self) -> Site:
-        """A new twisted.web Site over this platform."""
-        return make_site(self._clock, self.resource)
+    def listen(self, reactor: Any, port: int = 0, tls: CertificateOptions | None = None) -> None:
+        """Listen on 127.0.0.1, on a free port if 0; for HTTPS with `tls` (`listening.tls_options`).
 
-    def listen(self, reactor: IReactorCore, port: int = 0) -> Deferred[IListeningPort]:
-        """Listen for HTTP on 127.0.0.1, on a free port if 0; fails with CannotListenError."""
-        return self._listen(reactor, port, None)
+        Raises CannotListenError.
+        """
+        listener = Listener(reactor, make_site(self._clock, self.resource), port, tls)
+        listener.up()
+        self._listeners.append(listener)
 
-    def listen_tls(
-        self,
-        reactor: IReactorCore,
-        certificate: bytes,
-        key: bytes,
-        client_ca: bytes | None = None,
-        port: int = 0,
-    ) -> Deferred[IListeningPort]:
-        """As `listen`, for HTTPS; PEM texts. With `client_ca` clients must show a certificate of it."""
-        return self._listen(reactor, port, tls_options(certificate, key, client_ca))
-
-    def _listen(
-        self, reactor: IReactorCore, port: int, tls: CertificateOptions | None
-    ) -> Deferred[IListeningPort]:
-        listener = Listener(reactor, self.site(), port, tls)
-
-        async def start() -> IListeningPort:
-            listening = await listener.up()
-            self._listeners.append(listener)
-            return listening
-
-        return Deferred.fromCoroutine(start())
-
-    def down(self) -> Deferred[None]:
+    async def down(self) -> None:
         """Stop listening everywhere and cut all connections; state is kept for `up`."""
+        for listener in self._listeners:
+            await listener.down()
 
-        async def all_down() -> None:
-            for listener in self._listeners:
-                await listener.down()
-
-        return Deferred.fromCoroutine(all_down())
-
-    def up(self) -> Deferred[None]:
+    def up(self) -> None:
         """Listen again on the same ports."""
-
-        async def all_up() -> None:
-            for listener in self._listeners:
-                await listener.up()
-
-        return Deferred.fromCoroutine(all_up())
+        for listener in self._listeners:
+            listener.up()
 
     async def close(self) -> None:
         """Stop all listeners and cut all connections."""

@@ -5,48 +5,24 @@ The newest report wins; an entry that is not renewed for 45 s is gone. In memory
 
 from __future__ import annotations
 
-from attrs import frozen
+from collections.abc import Mapping
+from typing import Any
+
 from twisted.internet.interfaces import IReactorTime
 
-ENTRY_TTL_SECONDS = 45.0
+ENTRY_TTL_MS = 45_000
 MAX_ENTRIES = 4096
 
 
-@frozen
-class PresenceEntry:
-    """One target's daemon: where it sits and when (Unix milliseconds) that was last said."""
-
-    workspace_id: str
-    runtime_target_id: str
-    machine_id: str | None
-    relay_id: str
-    relay_ws_base_url: str
-    updated_at_ms: int
-
-    def document(self) -> dict[str, object]:
-        """The entry with the member names of the wire protocol (section 12)."""
-        entry: dict[str, object] = {
-            "relayId": self.relay_id,
-            "relayWsBaseUrl": self.relay_ws_base_url,
-            "daemonConnected": True,
-            "runtimeTargetId": self.runtime_target_id,
-            "updatedAtMs": self.updated_at_ms,
-        }
-        if self.machine_id is not None:
-            entry["machineId"] = self.machine_id
-        return entry
-
-
 class PresenceTable:
-    """Entries by (workspace, target); over `max_entries` the one that was renewed longest ago goes."""
+    """Entries by (workspace, target); over MAX_ENTRIES the entry that was renewed longest ago goes.
 
-    def __init__(
-        self, clock: IReactorTime, ttl: float = ENTRY_TTL_SECONDS, max_entries: int = MAX_ENTRIES
-    ) -> None:
+    An entry has the member names of the wire protocol (section 12). `updatedAtMs` is Unix milliseconds.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._ttl = ttl
-        self._max_entries = max_entries
-        self._entries: dict[tuple[str, str], PresenceEntry] = {}
+        self._entries: dict[tuple[str, str], Mapping[str, Any]] = {}
 
     def announce(
         self,
@@ -55,39 +31,33 @@ class PresenceTable:
         relay_id: str,
         relay_ws_base_url: str,
         machine_id: str | None = None,
-    ) -> PresenceEntry:
+    ) -> None:
         """A relay says that it holds the daemon; replaces what another relay said before."""
-        entry = PresenceEntry(
-            workspace_id,
-            runtime_target_id,
-            machine_id,
-            relay_id,
-            relay_ws_base_url,
-            int(self._clock.seconds() * 1000),
-        )
         key = (workspace_id, runtime_target_id)
         # Taken out first so that the table stays ordered by renewal.
         self._entries.pop(key, None)
-        self._entries[key] = entry
-        while len(self._entries) > self._max_entries:
+        self._entries[key] = {
+            "relayId": relay_id,
+            "relayWsBaseUrl": relay_ws_base_url,
+            "daemonConnected": True,
+            "runtimeTargetId": runtime_target_id,
+            "updatedAtMs": int(self._clock.seconds() * 1000),
+            **({} if machine_id is None else {"machineId": machine_id}),
+        }
+        while len(self._entries) > MAX_ENTRIES:
             del self._entries[next(iter(self._entries))]
-        return entry
 
-    def withdraw(self, workspace_id: str, runtime_target_id: str, relay_id: str) -> bool:
-        """A relay lost the daemon. False if the entry is absent or by now another relay's: it stays."""
-        key = (workspace_id, runtime_target_id)
-        entry = self._entries.get(key)
-        if entry is None or entry.relay_id != relay_id:
-            return False
-        del self._entries[key]
-        return True
+    def withdraw(self, workspace_id: str, runtime_target_id: str, relay_id: str) -> None:
+        """A relay lost the daemon. An entry that is another relay's by now stays."""
+        entry = self._entries.get((workspace_id, runtime_target_id))
+        if entry is not None and entry["relayId"] == relay_id:
+            del self._entries[workspace_id, runtime_target_id]
 
-    def resolve(self, workspace_id: str, runtime_target_id: str) -> PresenceEntry | None:
+    def resolve(self, workspace_id: str, runtime_target_id: str) -> Mapping[str, Any] | None:
         """The live entry of a target, or None."""
-        key = (workspace_id, runtime_target_id)
-        entry = self._entries.get(key)
-        if entry is not None and self._clock.seconds() * 1000 - entry.updated_at_ms > self._ttl * 1000:
-            del self._entries[key]
+        entry = self._entries.get((workspace_id, runtime_target_id))
+        if entry is not None and self._clock.seconds() * 1000 - entry["updatedAtMs"] > ENTRY_TTL_MS:
+            del self._entries[workspace_id, runtime_target_id]
             return None
         return entry
 

@@ -5,7 +5,6 @@ A leaf, because paths match exactly and raw: a tree of resources would decode an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,7 +45,7 @@ class ControlPlane(Resource):
         """Called by twisted.web for every request, of any method."""
         serving = Deferred.fromCoroutine(self._serve(request))
         request.notifyFinish().addErrback(lambda _: serving.cancel())
-        serving.addErrback(self._failed, request)
+        serving.addErrback(lambda failure: Deferred.fromCoroutine(self._failed(failure, request)))
         return NOT_DONE_YET
 
     async def _serve(self, request: BoundedRequest) -> None:
@@ -73,9 +72,8 @@ class ControlPlane(Resource):
             raise Refused(405, "METHOD_NOT_ALLOWED", headers={"allow": ", ".join(methods)})
         return await endpoint(ask)
 
-    async def _send(
-        self, request: Any, answer: Answer
-    ) -> None:  # Any: twisted.web has no types for a response
+    # Any: twisted.web has no types for a response
+    async def _send(self, request: Any, answer: Answer) -> None:
         if answer.delay > 0:
             await deferLater(self._clock, answer.delay)
         payload = answer.payload()
@@ -83,35 +81,24 @@ class ControlPlane(Resource):
         # Without a length the response is chunked, so that a dripping one can be told from its end.
         if answer.drip <= 0 and answer.status not in (204, 304):
             headers["content-length"] = str(len(payload))
-        _begin(request, answer.status, headers)
-        if answer.drip > 0:
-            await self._drip(request, answer.drip)
-        request.write(payload)
-        request.finish()
-
-    async def _drip(self, request: Any, seconds: float) -> None:
-        until = self._clock.seconds() + seconds
+        request.setResponseCode(answer.status)
+        for name, value in headers.items():
+            request.setHeader(name, value)
+        until = self._clock.seconds() + answer.drip
         while self._clock.seconds() < until:
             request.write(b" ")
             await deferLater(self._clock, DRIP_STEP_SECONDS)
+        request.write(payload)
+        request.finish()
 
-    def _failed(self, failure: Failure, request: Any) -> None:
+    async def _failed(self, failure: Failure, request: Any) -> None:
         if isinstance(failure.value, CancelledError):
             return  # the peer went away while it waited
         self._log.failure("a request of the development platform failed", failure=failure)
         if request.startedWriting:
             request.loseConnection()
-            return
-        payload = Answer(500, {"ok": False, "reason": "INTERNAL_ERROR"}).payload()
-        _begin(request, 500, {"content-type": "application/json", "content-length": str(len(payload))})
-        request.write(payload)
-        request.finish()
-
-
-def _begin(request: Any, status: int, headers: Mapping[str, str]) -> None:
-    request.setResponseCode(status)
-    for name, value in headers.items():
-        request.setHeader(name, value)
+        else:
+            await self._send(request, Refused(500, "INTERNAL_ERROR").answer())
 
 
 class QuietSite(Site):

@@ -63,19 +63,15 @@ class Call:
 class Record(deque[Call]):
     """The newest calls of one kind, oldest first; `total` counts also those that were dropped."""
 
-    def __init__(self, max_calls: int = RECORD_MAX_CALLS, max_bytes: int = RECORD_MAX_BYTES) -> None:
-        super().__init__()
-        self.total = 0
-        self._bytes = 0
-        self._max_calls = max_calls
-        self._max_bytes = max_bytes
+    total = 0
+    _bytes = 0
 
     def add(self, call: Call) -> None:
         """Remember `call`, dropping the oldest ones over the bounds."""
         self.total += 1
         self.append(call)
         self._bytes += len(call.raw)
-        while len(self) > self._max_calls or (self._bytes > self._max_bytes and len(self) > 1):
+        while len(self) > RECORD_MAX_CALLS or (self._bytes > RECORD_MAX_BYTES and len(self) > 1):
             self._bytes -= len(self.popleft().raw)
 
     def clear(self) -> None:

@@ -6,15 +6,11 @@ nothing about tokens or peers.
 
 from __future__ import annotations
 
-import base64
-import re
 import secrets
-from collections.abc import Iterator
 
 from attrs import Attribute, field, frozen
 
-IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""Form of workspace, target, client and relay ids (wire protocol, section 1); use `fullmatch`."""
+from viewport_relay.devplatform.jsonhttp import IDENTIFIER, Refused
 
 DEFAULT_TARGET = "dev-machine"
 MISSING_WORKSPACE = "dev-missing"
@@ -29,6 +25,8 @@ def new_pairing_secret() -> str:
 def _well_formed(_instance: Workspace, _attribute: Attribute[str], value: str) -> None:
     if IDENTIFIER.fullmatch(value) is None:
         raise ValueError("a workspace id is 1 to 128 of A-Z a-z 0-9 . _ : -")
+    if value == MISSING_WORKSPACE:
+        raise ValueError(f"{MISSING_WORKSPACE} must stay unknown")
 
 
 @frozen
@@ -57,50 +55,30 @@ class Workspace:
         }
         return {name: value for name, value in claims.items() if value is not None}
 
-    def pairing_secret_bytes(self) -> bytes | None:
-        """The pairing secret as raw bytes, for a peer that is paired out of band."""
-        if self.pairing_secret is None:
-            return None
-        padding = "=" * (-len(self.pairing_secret) % 4)
-        return base64.urlsafe_b64decode(self.pairing_secret + padding)
 
-
-class Workspaces:
+class Workspaces(dict[str, Workspace]):
     """The known workspaces by id; starts with `dev-workspace`, `dev-link` and `dev-paired`."""
 
     def __init__(self, pairing_secret: str | None = None) -> None:
-        self._known: dict[str, Workspace] = {}
-        self.add(Workspace("dev-workspace"))
-        self.add(Workspace("dev-link"))
+        super().__init__()
+        self.add("dev-workspace")
+        self.add("dev-link")
         self.add(
-            Workspace(
-                "dev-paired",
-                policy_mode="crypto_pairing",
-                e2ee_profile="noise-ikpsk2",
-                pairing_secret=pairing_secret or new_pairing_secret(),
-            )
+            "dev-paired",
+            policy_mode="crypto_pairing",
+            e2ee_profile="noise-ikpsk2",
+            pairing_secret=pairing_secret or new_pairing_secret(),
         )
 
-    def add(self, workspace: Workspace) -> Workspace:
-        """Add or replace a workspace; ValueError for the id that is promised to be missing."""
-        if workspace.workspace_id == MISSING_WORKSPACE:
-            raise ValueError(f"{MISSING_WORKSPACE} must stay unknown")
-        self._known[workspace.workspace_id] = workspace
-        return workspace
+    def add(self, workspace_id: str, **policy: str | None) -> Workspace:
+        """Add or replace a `Workspace`; ValueError for an id of a wrong form or `dev-missing`."""
+        made: Workspace = Workspace(workspace_id, **policy)  # type: ignore[arg-type]
+        self[workspace_id] = made
+        return made
 
-    def remove(self, workspace_id: str) -> None:
-        """Forget a workspace; KeyError if there is none."""
-        del self._known[workspace_id]
-
-    def get(self, workspace_id: str) -> Workspace | None:
-        """The workspace of this id, or None."""
-        return self._known.get(workspace_id)
-
-    def __getitem__(self, workspace_id: str) -> Workspace:
-        return self._known[workspace_id]
-
-    def __iter__(self) -> Iterator[Workspace]:
-        return iter(self._known.values())
-
-    def __len__(self) -> int:
-        return len(self._known)
+    def require(self, workspace_id: str) -> Workspace:
+        """The workspace of this id; Refused 404 if there is none."""
+        try:
+            return self[workspace_id]
+        except KeyError:
+            raise Refused(404, "WORKSPACE_NOT_FOUND", "no such workspace") from None

@@ -96,13 +96,13 @@ class Fleet:
         )
         self.workspace = f"ws-{secrets.token_hex(4)}"
         self.target = f"rt-{secrets.token_hex(4)}"
-        self.platform.add_workspace(self.workspace)
+        self.platform.workspaces.add(self.workspace)
         self.settings = settings
         self.running: list[RelayProcess] = []
         self.peers: list[BarePeer] = []
 
     async def start(self) -> Fleet:
-        await self.platform.listen(self.reactor)
+        self.platform.listen(self.reactor)
         return self
 
     async def stop(self) -> None:

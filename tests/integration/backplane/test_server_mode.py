@@ -167,7 +167,7 @@ async def test_an_outage_of_the_platform(http_fleet: Fleet) -> None:
     assert (await remote.hear_json(1))["code"] == "DAEMON_UNAVAILABLE"
     # The platform loses all records in between.
     fleet.platform.presence.withdraw(fleet.workspace, fleet.target, "a")
-    await fleet.platform.up()
+    fleet.platform.up()
     await fleet.until_ready(a, {"ok": True})
     await fleet.until_ready(b, {"ok": True})
     await fleet.announced("a")
@@ -245,7 +245,7 @@ async def test_an_outage_ends_without_a_bus_or_a_probe(http_fleet: Fleet) -> Non
     await fleet.announced("a")
     await fleet.platform.down()
     await fleet.until_ready(a, {"ok": True, "reason": "BACKPLANE_UNREACHABLE"})
-    await fleet.platform.up()
+    fleet.platform.up()
     await fleet.until_ready(a, {"ok": True})
     asked = {json.loads(call.raw)["workspaceId"] for call in fleet.platform.records.presence_resolves}
     assert asked == {fleet.workspace}

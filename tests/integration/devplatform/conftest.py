@@ -21,7 +21,7 @@ def signing_key() -> SigningKey:
 async def _platform(signing_key: SigningKey) -> AsyncIterator[DevPlatform]:
     clock: Any = reactor
     made = DevPlatform(clock, internal_key=INTERNAL_KEY, signing_key=signing_key)
-    await made.listen(clock)
+    made.listen(clock)
     yield made
     await made.close()
 

@@ -137,7 +137,7 @@ async def test_validate_adds_what_the_token_does_not_carry(platform: DevPlatform
     standard = (await call.validate(platform.issue("client", "dev-workspace", "t"))).json["claims"]
     assert (standard["policyMode"], standard["e2eeProfile"]) == ("standard", "noise-ik")
     assert "pairingSecret" not in standard
-    platform.add_workspace("w2", e2ee_profile=None, daemon_public_key="k", relay_ws_base_url="wss://r")
+    platform.workspaces.add("w2", e2ee_profile=None, daemon_public_key="k", relay_ws_base_url="wss://r")
     added = (await call.validate(platform.issue("client", "w2", "t"), workspace="w2")).json["claims"]
     assert (added["daemonPublicKey"], added["relayWsBaseUrl"]) == ("k", "wss://r")
     assert "e2eeProfile" not in added

@@ -22,6 +22,7 @@ from twisted.internet.threads import deferToThread
 from tests.drill.certificates import Files, Identity
 from tests.integration.devplatform.calling import Caller, in_reactor
 from viewport_relay.devplatform import DevPlatform, Rule
+from viewport_relay.devplatform.listening import tls_options
 
 JWKS = "/api/.well-known/jwks.json"
 clock: Any = reactor
@@ -53,7 +54,7 @@ async def test_down_cuts_connections_and_up_takes_the_same_port(platform: DevPla
     with pytest.raises(ConnectionRefusedError):
         await deferToThread(talk, port, b"")
     await platform.down()
-    await platform.up()
+    platform.up()
     assert platform.port == port
     assert (await call("GET", JWKS)).status == 200
 
@@ -76,7 +77,7 @@ async def test_a_delayed_answer_is_cut_by_going_down(platform: DevPlatform, call
 async def test_a_taken_port_is_an_error(platform: DevPlatform) -> None:
     other = DevPlatform(clock, internal_key="k", signing_key=platform.keys.signing)
     with pytest.raises(CannotListenError):
-        await other.listen(clock, platform.port)
+        other.listen(clock, platform.port)
     with pytest.raises(IndexError):
         other.port  # noqa: B018
     with pytest.raises(ValueError, match="internal key"):
@@ -85,8 +86,9 @@ async def test_a_taken_port_is_an_error(platform: DevPlatform) -> None:
 
 @in_reactor
 async def test_only_loopback_listens(platform: DevPlatform) -> None:
-    port: Any = platform._listeners[0]._listening
-    assert port.getHost().host == "127.0.0.1"
+    assert (await deferToThread(talk, platform.port, b"\r\n\r\n")).startswith(b"HTTP/1.1 400")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", platform.port), timeout=10)
     environment = platform.relay_environment()
     assert environment["SERVER_URL"] == f"http://127.0.0.1:{platform.port}"
     assert environment["RELAY_VALIDATE_URL"].endswith("/api/runtime/internal/relay/validate")
@@ -167,16 +169,16 @@ async def test_tls_and_required_client_certificates(platform: DevPlatform, tmp_p
         "client": client.write(tmp_path, "client"),
         "stranger": stranger.write(tmp_path, "stranger"),
     }
-    await platform.listen_tls(clock, server.cert_pem, server.key_pem())
+    platform.listen(clock, tls=tls_options(server.cert_pem, server.key_pem()))
     assert platform.url.startswith("https://127.0.0.1:")
     assert await deferToThread(fetch_over_tls, platform.url + JWKS, server) == 200
-    await platform.listen_tls(clock, server.cert_pem, server.key_pem(), client_ca=client.cert_pem)
+    platform.listen(clock, tls=tls_options(server.cert_pem, server.key_pem(), client_ca=client.cert_pem))
     assert await deferToThread(fetch_over_tls, platform.url + JWKS, server, files["client"]) == 200
     for own in (None, files["stranger"]):
         with pytest.raises(OSError):
             await deferToThread(fetch_over_tls, platform.url + JWKS, server, own)
     await platform.down()
-    await platform.up()
+    platform.up()
     assert await deferToThread(fetch_over_tls, platform.url + JWKS, server, files["client"]) == 200
 
 
@@ -240,4 +242,4 @@ def test_the_program_names_a_taken_port() -> None:
     with program("--port", "65536") as process:
         _, err = process.communicate(timeout=20)
         assert process.returncode == 2
-        assert "0 to 65535" in err
+        assert "65536 is not in the range 0<=x<=65535" in err

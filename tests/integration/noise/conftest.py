@@ -111,7 +111,7 @@ class World:
     def __init__(self) -> None:
         self.internal_key = "noise-tests-internal-" + secrets.token_hex(12)
         self.platform = DevPlatform(reactor, internal_key=self.internal_key)
-        pytest_twisted.blockon(self.platform.listen(reactor))
+        self.platform.listen(reactor)
         self.secrets = [self.internal_key, ADMIN, self.platform.credential]
         self.raws: list[RawPeer] = []
         self._processes: list[RelayProcess] = []  # relays of this test
@@ -140,7 +140,7 @@ class World:
         name = f"ws-{self._made}"
         if (secret := policy.get("pairing_secret")) is not None:
             self.secrets.append(secret)
-        self.platform.add_workspace(name, **policy)
+        self.platform.workspaces.add(name, **policy)
         return name
 
     def paired(self, secret: bytes) -> str:

@@ -24,7 +24,7 @@ class Crewed(Fleet):
         while True:
             name = f"ws-{secrets.token_hex(4)}"
             if slot(name, workers) == worker:
-                self.platform.add_workspace(name)
+                self.platform.workspaces.add(name)
                 return name
 
     async def enter(

@@ -22,7 +22,7 @@ plain = partial(exchange, scene=PLAIN)
 @asynccontextmanager
 async def _platform() -> AsyncIterator[DevPlatform]:
     platform = DevPlatform(reactor, internal_key="a-key-for-these-tests-only")
-    await platform.listen(reactor, 0)
+    platform.listen(reactor, 0)
     try:
         yield platform
     finally:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from viewport_relay.devplatform.issue import DaemonKeys, TokenOffice, same_secret
+from viewport_relay.devplatform.issue import (
+    MAX_ISSUE_TOKENS,
+    MAX_TARGETS,
+    DaemonKeys,
+    TokenOffice,
+    same_secret,
+)
 from viewport_relay.devplatform.jsonhttp import Fields, Refused
 from viewport_relay.devplatform.tokens import KeyRing
 from viewport_relay.devplatform.workspaces import Workspace, Workspaces
+from viewport_relay.peer import base64url
 
 CREDENTIAL = "the-development-credential"
 
@@ -172,13 +179,13 @@ def test_daemon_keys_are_open_only_without_a_configured_credential(clock: Clock,
 
 
 def test_tables_are_bounded() -> None:
-    keys = DaemonKeys(max_tokens=2, max_targets=2)
-    oldest = keys.issue("w", "t", "m")
-    keys.issue("w", "t", "m")
-    newest = keys.issue("w", "t", "m")
-    assert keys.redeem(newest, "w").generation == 1
+    keys = DaemonKeys()
+    oldest, *newer = (keys.issue("w", "t", "m") for _ in range(MAX_ISSUE_TOKENS + 1))
+    assert {keys.redeem(token, "w").generation for token in (newer[0], newer[-1])} == {1}
     with pytest.raises(Refused):
         keys.redeem(oldest, "w")
+    for number in range(MAX_TARGETS - 2):
+        keys.rotate("w", str(number))
     assert [keys.rotate("w", target) for target in ("a", "b", "a")] == [2, 2, 3]
     with pytest.raises(Refused) as caught:
         keys.rotate("w", "c")
@@ -194,15 +201,14 @@ def test_secrets_are_compared_whole_and_kept_out_of_repr() -> None:
 
 def test_initial_workspaces() -> None:
     known = Workspaces()
-    assert [workspace.workspace_id for workspace in known] == ["dev-workspace", "dev-link", "dev-paired"]
+    assert list(known) == ["dev-workspace", "dev-link", "dev-paired"]
+    assert [workspace.workspace_id for workspace in known.values()] == list(known)
     assert known.get("dev-missing") is None
     paired = known["dev-paired"].policy_claims()
     assert (paired["policyMode"], paired["e2eeProfile"]) == ("crypto_pairing", "noise-ikpsk2")
-    raw = known["dev-paired"].pairing_secret_bytes()
-    assert raw is not None
-    assert len(raw) == 32
+    assert len(base64url.decode(paired["pairingSecret"], "pairingSecret")) == 32
     assert "pairingSecret" not in known["dev-workspace"].policy_claims()
     with pytest.raises(ValueError, match="must stay unknown"):
-        known.add(Workspace("dev-missing"))
+        known.add("dev-missing")
     with pytest.raises(ValueError, match="workspace id"):
         Workspace("not an id")

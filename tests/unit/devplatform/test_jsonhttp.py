@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viewport_relay.devplatform.jsonhttp import Answer, Ask, Fields, Refused, parse_object
-from viewport_relay.devplatform.rules import Call, Record, Rule
+from viewport_relay.devplatform.rules import RECORD_MAX_BYTES, RECORD_MAX_CALLS, Call, Record, Rule
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,14 @@ def test_a_rule_changes_only_what_it_names() -> None:
 
 
 def test_the_record_keeps_the_newest_requests_within_its_bounds() -> None:
-    record = Record(max_calls=3, max_bytes=100)
-    for number in range(5):
+    record = Record()
+    last = RECORD_MAX_CALLS + 1
+    for number in range(last + 1):
         record.add(Call("POST", f"/{number}", {}, b"x" * 10, number))
-    assert record.bodies() == [2, 3, 4]
-    assert record.total == 5
-    assert record[-1].path == "/4"
-    record.add(Call("POST", "/large", {"authorization": "hidden"}, b"y" * 99))
+    assert record.bodies() == list(range(2, last + 1))
+    assert record.total == last + 1
+    assert record[-1].path == f"/{last}"
+    record.add(Call("POST", "/large", {"authorization": "hidden"}, bytes(RECORD_MAX_BYTES - 1)))
     assert [call.path for call in record] == ["/large"]
     assert "hidden" not in repr(record[0])
     record.clear()

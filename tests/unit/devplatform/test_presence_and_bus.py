@@ -6,20 +6,18 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from viewport_relay.devplatform.bus import Bus
-from viewport_relay.devplatform.presence import PresenceTable
+from viewport_relay.devplatform.bus import MAX_BYTES, MAX_FRAMES, MAX_WAITING, Bus
+from viewport_relay.devplatform.presence import MAX_ENTRIES, PresenceTable
 
 
 @pytest.fixture
 def presence(clock: Clock) -> PresenceTable:
-    return PresenceTable(clock, max_entries=3)
+    return PresenceTable(clock)
 
 
 def test_an_entry_has_the_documented_members(presence: PresenceTable, clock: Clock) -> None:
     presence.announce("w", "t", "relay-1", "wss://one", "laptop")
-    entry = presence.resolve("w", "t")
-    assert entry is not None
-    assert entry.document() == {
+    assert presence.resolve("w", "t") == {
         "relayId": "relay-1",
         "relayWsBaseUrl": "wss://one",
         "daemonConnected": True,
@@ -27,8 +25,10 @@ def test_an_entry_has_the_documented_members(presence: PresenceTable, clock: Clo
         "machineId": "laptop",
         "updatedAtMs": int(clock.seconds() * 1000),
     }
-    unknown_machine = presence.announce("w", "t", "relay-1", "wss://one")
-    assert "machineId" not in unknown_machine.document()
+    presence.announce("w", "t", "relay-1", "wss://one")
+    unknown_machine = presence.resolve("w", "t")
+    assert unknown_machine is not None
+    assert "machineId" not in unknown_machine
 
 
 def test_an_entry_expires_after_45_s(presence: PresenceTable, clock: Clock) -> None:
@@ -44,18 +44,19 @@ def test_an_entry_expires_after_45_s(presence: PresenceTable, clock: Clock) -> N
 def test_only_the_holding_relay_deletes_an_entry(presence: PresenceTable) -> None:
     presence.announce("w", "t", "relay-1", "wss://one")
     presence.announce("w", "t", "relay-2", "wss://two")
-    assert not presence.withdraw("w", "t", "relay-1")
+    presence.withdraw("w", "t", "relay-1")
     entry = presence.resolve("w", "t")
     assert entry is not None
-    assert entry.relay_id == "relay-2"
-    assert presence.withdraw("w", "t", "relay-2")
+    assert entry["relayId"] == "relay-2"
+    presence.withdraw("w", "t", "relay-2")
     assert presence.resolve("w", "t") is None
 
 
 def test_over_the_limit_the_oldest_entry_is_dropped(presence: PresenceTable) -> None:
-    for target in ("a", "b", "c", "a", "d"):
+    for target in ("a", "b", *map(str, range(MAX_ENTRIES - 2)), "a", "d"):
         presence.announce("w", target, "relay-1", "wss://one")
-    assert [bool(presence.resolve("w", target)) for target in "abcd"] == [True, False, True, True]
+    assert [bool(presence.resolve("w", target)) for target in "ab0d"] == [True, False, True, True]
+    assert len(presence) == MAX_ENTRIES
 
 
 def frame(number: int, to: str | None = None, **over: object) -> dict[str, object]:
@@ -78,7 +79,7 @@ def now(pulled: Deferred[list[dict[str, object]]]) -> list[dict[str, object]]:
 
 @pytest.fixture
 def bus(clock: Clock) -> Bus:
-    return Bus(clock, max_frames=5, max_bytes=2000, max_waiting=2)
+    return Bus(clock)
 
 
 def test_frames_are_delivered_once_and_in_order(bus: Bus) -> None:
@@ -100,10 +101,11 @@ def test_a_frame_is_delivered_to_its_addressee_or_to_all(bus: Bus) -> None:
 
 
 def test_the_queue_is_bounded_in_frames_bytes_and_age(bus: Bus, clock: Clock) -> None:
-    for number in range(7):
+    for number in range(MAX_FRAMES + 2):
         bus.publish(frame(number))
-    assert [one["payload"] for one in now(pull(bus))] == ["2", "3", "4", "5", "6"]
-    bus.publish(frame(7, extra="x" * 1940))
+    assert len(bus) == MAX_FRAMES
+    assert [one["payload"] for one in now(pull(bus, limit=5))] == ["2", "3", "4", "5", "6"]
+    bus.publish(frame(7, extra="x" * (MAX_BYTES - 60)))
     assert [one["payload"] for one in now(pull(bus))] == ["7"]
     clock.advance(60.1)
     assert now(pull(bus)) == []
@@ -156,7 +158,7 @@ def test_a_disconnected_puller_is_removed(bus: Bus, clock: Clock) -> None:
 
 
 def test_over_the_limit_of_waiting_pulls_the_answer_is_immediate(bus: Bus) -> None:
-    waiting = [pull(bus, wait=2.0) for _ in range(2)]
+    waiting = [pull(bus, wait=2.0) for _ in range(MAX_WAITING)]
     assert now(pull(bus, wait=2.0)) == []
     bus.publish(frame(1))
     assert all(now(one) for one in waiting)
