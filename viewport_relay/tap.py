@@ -124,7 +124,7 @@ def makeService(options: Options) -> IService:
     log = EventLog(
         _log_stream(config),
         max_entries=config.max_logs,
-        level=config.log_level,  # type: ignore[arg-type]  # the table admits only levels
+        level=config.log_level,
         secrets=configured_secrets(config),
         relay_id=config.relay_id_in_log,
     )

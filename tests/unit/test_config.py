@@ -491,3 +491,20 @@ def test_each_of_several_tokens_must_be_strong() -> None:
     with pytest.raises(ConfigError) as refused:
         load({**PROD, "RELAY_ADMIN_TOKEN": f"{STRONG},changeme"})
     assert "RELAY_ADMIN_TOKEN is" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"RELAY_WORKERS=1\n" + b"#" * 262_144, "is longer than 262144 bytes"),
+        ("RELAY_WORKERS=1\n".encode("utf-16"), "is not UTF-8 but UTF-16"),
+        (b"RELAY_ID=\xff\n", "is not UTF-8"),
+        (b"RELAY_WORKERS\n", "line 1 of"),
+    ],
+)
+def test_a_settings_file_that_cannot_be_used(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "settings"
+    path.write_bytes(content)
+    (problem,) = problems({**BASE, "RELAY_SETTINGS_FILE": str(path)})
+    assert problem.startswith("RELAY_SETTINGS_FILE: ")
+    assert words in problem

@@ -1,14 +1,21 @@
-"""Files that hold a secret: what is in them, and who else can read them."""
+"""Files that hold settings: RELAY_SETTINGS_FILE, and files with one secret; who can read a secret's file."""
 
 from __future__ import annotations
 
 import codecs
 import os
+import re
 import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
 from viewport_relay.config.values import Unsuitable
+
+SETTINGS_FILE: Final = "RELAY_SETTINGS_FILE"
+
+#: Longest settings file that is read, bytes.
+_SETTINGS_BYTES: Final = 262_144
 
 #: Longest secret file that is read, bytes.
 SECRET_BYTES: Final = 65_536
@@ -21,33 +28,76 @@ _OTHER_ENCODINGS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_
 Exposure = Literal["world", "group"]
 
 
+def merged(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment and the lines of its settings file; what the environment sets wins.
+
+    Raises Unsuitable, whose words follow the variable's name, when the file cannot be used.
+    """
+    path = environ.get(SETTINGS_FILE, "").strip()
+    if not path:
+        return dict(environ)
+    try:
+        lines = _text(path, _SETTINGS_BYTES).splitlines()
+    except OSError as error:
+        raise Unsuitable(f"cannot read {path!r}: {error.strerror}") from None
+    except Unsuitable as wrong:
+        raise Unsuitable(f"{path!r} {wrong}") from None
+    set_here = {name: value for name, value in environ.items() if value.strip()}
+    return {**_settings(lines, path), **set_here}
+
+
+def _settings(lines: Iterable[str], path: str) -> dict[str, str]:
+    """The lines NAME=VALUE, as systemd's EnvironmentFile= and dotenv files have them; `#` and `;` begin comments.
+
+    `export` before a name and one pair of quotes around a value are dropped. Nothing is expanded.
+    """
+    found = {}
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line[0] in "#;":
+            continue
+        match = re.fullmatch(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", line)
+        if match is None:
+            raise Unsuitable(f"line {number} of {path!r} is not NAME=VALUE")
+        name, value = match.groups()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        found[name] = value
+    return found
+
+
 def read_secret(path: str) -> str:
     """The text of a secret file, without byte order mark, surrounding white space and line end.
 
     Raises OSError, or Unsuitable with the reason.
     """
-    with Path(path).open("rb") as file:
-        content = file.read(SECRET_BYTES + 1)
-    if len(content) > SECRET_BYTES:
-        raise Unsuitable(f"is longer than {SECRET_BYTES} bytes")
-    if content.startswith(_OTHER_ENCODINGS):
-        raise Unsuitable(
-            "is not UTF-8 but UTF-16 (as PowerShell's > writes it): write it again as UTF-8 or ASCII"
-        )
-    try:
-        text = content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise Unsuitable("is not UTF-8") from None
+    text = _text(path, SECRET_BYTES).strip()
     if not text:
         raise Unsuitable("is empty")
     return text
 
 
+def _text(path: str, most: int) -> str:
+    """A UTF-8 file of at most `most` bytes. Raises OSError, or Unsuitable with the reason."""
+    with Path(path).open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise Unsuitable(f"is longer than {most} bytes")
+    if content.startswith(_OTHER_ENCODINGS):
+        raise Unsuitable(
+            "is not UTF-8 but UTF-16 (as PowerShell's > writes it): write it again as UTF-8 or ASCII"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unsuitable("is not UTF-8") from None
+
+
 def exposure(path: str, credentials: str | None = None) -> Exposure | None:
-    """Who else than the owner can reach and read a file: everybody, its group, or no one (None).
+    """Which users besides the owner can reach and read a file: all ("world"), its group, or none (None).
 
     `credentials` is systemd's $CREDENTIALS_DIRECTORY, where access lists show as group bits. A folder above that others
-    may not search protects the file. A file that cannot be looked at is exposed to no one.
+    may not search protects the file. For a file that cannot be examined the result is None.
     """
     try:
         status = os.stat(path)

@@ -1,152 +1,33 @@
-"""Reads the settings: environment, secret files, options. It opens no socket and starts nothing."""
+"""Loads the settings at start, and again at a reload. It opens no socket and starts nothing."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 
-from viewport_relay.config.errors import ConfigError
-from viewport_relay.config.files import KEY_FIX, exposure, octal_mode, read_secret
+import attrs
+from attrs import Factory, frozen
+
+from viewport_relay.config.files import merged
+from viewport_relay.config.reading import Reading
 from viewport_relay.config.rules import apply_rules
 from viewport_relay.config.settings import VARIABLES, Config
-from viewport_relay.config.settingsfile import NAME as SETTINGS_FILE
-from viewport_relay.config.settingsfile import merged
-from viewport_relay.config.table import Variable
-from viewport_relay.config.values import Unsuitable
 
-#: Names that hosting platforms set for every program: older names that are no reason for a warning.
-_GIVEN_BY_HOSTS: Final = frozenset({"HOST", "PORT"})
-
-#: Variables that Kubernetes sets for a Service whose name begins with `relay`.
-_SERVICE_LINK: Final = re.compile(
-    r"RELAY(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
-)
-_SERVICE_VALUE: Final = re.compile(r"(tcp|udp|sctp)://[^/]+:[0-9]+")
-
-#: Attributes whose secret file is a private key.
-_PRIVATE_KEYS: Final = frozenset({"noise_private_key", "noise_previous_key"})
+#: Exit status for a configuration that cannot work (EX_CONFIG of sysexits.h).
+EX_CONFIG: Final = 78
 
 
-class Loader:
-    """Collects values, problems, warnings and notes from one environment."""
+class ConfigError(Exception):
+    """The settings cannot work.
 
-    def __init__(self, environ: Mapping[str, str], overrides: Mapping[str, str]) -> None:
-        self.environ: Mapping[str, str] = environ
-        self.overrides = overrides
-        self.values: dict[str, Any] = {}
-        self.sources: dict[str, str] = {}
-        self.texts: dict[str, str] = {}  # attribute -> text, of what was given
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
-        self.notes: list[str] = []
-        try:
-            self.environ = merged(environ)
-        except Unsuitable as wrong:
-            self.problems.append(f"{SETTINGS_FILE}: {wrong}")
+    `problems` has one sentence for each, naming variable, value and remedy; `warnings` are those of the settings that
+    could be read.
+    """
 
-    def given(self, attribute: str) -> bool:
-        """Whether a setting was given, rather than left to its default."""
-        return self.sources[attribute] != "default"
-
-    def read(self, variable: Variable) -> None:
-        """Read one variable into `values` and `sources`."""
-        source, text = self._raw(variable)
-        self.sources[variable.attribute] = source
-        self.values[variable.attribute] = variable.default
-        if text is None:
-            return
-        text = self._unquoted(variable, source, text)
-        self.texts[variable.attribute] = text
-        got = "a value that is kept secret" if variable.secret else repr(text[:200])
-        try:
-            self.values[variable.attribute] = variable.parse(text)
-        except Unsuitable as wrong:
-            self.problems.append(f"{source}: got {got}: {wrong}")
-        except ValueError as takes:
-            hint = (
-                ": Kubernetes sets it for a Service (enableServiceLinks: false)"
-                if _SERVICE_VALUE.match(text)
-                else ""
-            )
-            self.problems.append(f"{source}: got {got}, takes {takes}{hint}")
-
-    def _unquoted(self, variable: Variable, source: str, text: str) -> str:
-        """The text without the quotes that some env files keep (`docker run --env-file`)."""
-        if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
-            return text
-        if not variable.secret:
-            return text[1:-1].strip()
-        self.warnings.append(
-            f"{source} begins and ends with a quotation mark, which is taken as a part of the secret: remove both if "
-            "they are none"
-        )
-        return text
-
-    def _raw(self, variable: Variable) -> tuple[str, str | None]:
-        if variable.attribute in self.overrides:
-            return f"option --{variable.option}", self.overrides[variable.attribute]
-        text = self.environ.get(variable.name, "").strip()
-        path = self.environ.get(variable.name + "_FILE", "").strip() if variable.secret else ""
-        if text and path:
-            self.problems.append(f"{variable.name} and {variable.name}_FILE are both set: keep one")
-        if text:
-            return variable.name, text
-        if path:
-            return variable.name + "_FILE", self._secret_file(variable, path)
-        for older in variable.older:
-            text = self.environ.get(older, "").strip()
-            if text:
-                if older not in _GIVEN_BY_HOSTS:
-                    self.warnings.append(f"{older} is the older name of {variable.name}: it is still read")
-                return older, text
-        return "default", None
-
-    def _secret_file(self, variable: Variable, path: str) -> str | None:
-        name = f"{variable.name}_FILE"
-        try:
-            text = read_secret(path)
-        except OSError as error:
-            self.problems.append(f"{name}: cannot read {path!r}: {error.strerror}")
-            return None
-        except Unsuitable as wrong:
-            self.problems.append(f"{name}: {path!r} {wrong}")
-            return None
-        self.exposed(name, path, private_key=variable.attribute in _PRIVATE_KEYS)
-        return text
-
-    def exposed(self, name: str, path: str, *, private_key: bool) -> None:
-        """A private key that every user can read is a problem; any other secret that others can read is a warning."""
-        who = exposure(path, self.environ.get("CREDENTIALS_DIRECTORY"))
-        if who is None:
-            return
-        whose = "every user" if who == "world" else "its group"
-        sentence = f"{name}: {path!r} has mode {octal_mode(path)}, so that {whose} can read it: {KEY_FIX}"
-        (self.problems if private_key and who == "world" else self.warnings).append(sentence)
-
-    def names(self) -> None:
-        """Warn of names that are none of a setting, and of settings that are no longer listed."""
-        known = {v.name for v in VARIABLES} | {older for v in VARIABLES for older in v.older}
-        known |= {v.name + "_FILE" for v in VARIABLES if v.secret}
-        listed = sorted(v.name for v in VARIABLES if v.listed)
-        for name in sorted(self.environ):
-            if not name.startswith("RELAY_") or name in known or self._is_service_link(name):
-                continue
-            near = difflib.get_close_matches(name, listed, 1) or difflib.get_close_matches(name, known, 1)
-            hint = f", did you mean {near[0]}?" if near else ""
-            self.warnings.append(f"{name} is set, but there is no such setting{hint}")
-        retired = [v.name for v in VARIABLES if not v.listed and self.sources[v.attribute] == v.name]
-        if retired:
-            self.warnings.append(
-                f"still read, but no longer listed as settings: {', '.join(retired)}; the default fits every known "
-                "deployment, so remove what you can"
-            )
-
-    def _is_service_link(self, name: str) -> bool:
-        return bool(_SERVICE_LINK.fullmatch(name)) or (
-            name.endswith("_PORT") and bool(_SERVICE_VALUE.match(self.environ[name]))
-        )
+    def __init__(self, problems: list[str], warnings: tuple[str, ...] = ()) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+        self.warnings = warnings
 
 
 def load(
@@ -157,17 +38,71 @@ def load(
     `environ` is an environment; an empty value counts as unset. `overrides` maps attributes of `Config` to texts
     (command line options) and wins. Raises ConfigError with every problem found, not only the first.
     """
-    loader = Loader(environ, overrides or {})
+    reading = Reading(environ, overrides or {})
     for variable in VARIABLES:
-        loader.read(variable)
-    loader.names()
-    apply_rules(loader, dev_platform=dev_platform)
-    if loader.problems:
-        raise ConfigError(loader.problems, tuple(loader.warnings))
+        reading.read(variable)
+    reading.names()
+    apply_rules(reading, dev_platform=dev_platform)
+    if reading.problems:
+        raise ConfigError(reading.problems, tuple(reading.warnings))
     return Config(
-        **loader.values,
+        **reading.values,
         dev_platform=dev_platform,
-        sources=loader.sources,
-        warnings=tuple(loader.warnings),
-        notes=tuple(loader.notes),
+        sources=reading.sources,
+        warnings=tuple(reading.warnings),
+        notes=tuple(reading.notes),
+    )
+
+
+@frozen
+class Reloaded:
+    """What a reload brings.
+
+    `config` is in force from now on. `taken` are the variables whose change it has, `left` those whose change needs a
+    restart. `texts` are those of `taken` that are no secrets, as an environment has them (empty: unset).
+    """
+
+    config: Config
+    taken: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    texts: Mapping[str, str] = Factory(dict)
+
+
+#: Reads the settings again for a Config that is in force. Raises ConfigError, and then nothing changes.
+Reread = Callable[[Config], Reloaded]
+
+
+def reread(
+    current: Config, environ: Mapping[str, str], overrides: Mapping[str, str] | None = None
+) -> Reloaded:
+    """Read the settings again: the environment, its settings file and secret files, and the options of the start.
+
+    Raises ConfigError when they cannot work.
+    """
+    new = load(environ, overrides, dev_platform=current.dev_platform)
+    texts = merged(environ)
+    changed = [
+        variable
+        for variable in VARIABLES
+        if getattr(new, variable.attribute) != getattr(current, variable.attribute)
+        # A default that was worked out at start (a random id) is no change.
+        and {new.sources[variable.attribute], current.sources[variable.attribute]} != {"default"}
+    ]
+    taken = [variable for variable in changed if variable.reload]
+    return Reloaded(
+        attrs.evolve(
+            current,
+            **{variable.attribute: getattr(new, variable.attribute) for variable in taken},
+            sources={**current.sources, **{v.attribute: new.sources[v.attribute] for v in taken}},
+            warnings=new.warnings,
+        ),
+        tuple(variable.name for variable in taken),
+        tuple(variable.name for variable in changed if not variable.reload),
+        {
+            variable.name: next(
+                filter(None, (texts.get(n, "") for n in (variable.name, *variable.older))), ""
+            )
+            for variable in taken
+            if not variable.secret
+        },
     )

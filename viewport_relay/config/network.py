@@ -163,10 +163,7 @@ def origin(text: str) -> str:
         return "null"  # sandboxed frames and file:// pages
     try:
         parts = urlsplit(text)
-        port, host = (
-            parts.port,
-            (parts.hostname or "").encode("idna").decode("ascii") if parts.hostname else "",
-        )
+        port, host = parts.port, (parts.hostname or "").encode("idna").decode("ascii")
     except (ValueError, UnicodeError):
         raise Unsuitable(f"{text!r} is no origin: write it as in https://app.example") from None
     if not parts.scheme or "://" not in text:
@@ -193,32 +190,26 @@ UNIX: Final = "unix:"
 
 @frozen
 class ProxyList:
-    """RELAY_TRUSTED_PROXIES: networks, and whether peers on a Unix-domain socket are trusted."""
+    """RELAY_TRUSTED_PROXIES: networks, whether peers on a Unix-domain socket are trusted, and entries that do not parse."""
 
     networks: tuple[Network, ...] = ()
     unix: bool = False
+    skipped: tuple[str, ...] = ()
 
 
-def proxy_list(text: str) -> ProxyList:
-    """The entries of RELAY_TRUSTED_PROXIES that parse; `unreadable_networks` has the others."""
-    found = words(text)
-    networks = tuple(parse_network(word) for word in found if _is_network(word))
-    return ProxyList(networks, any(word.lower() == UNIX for word in found))
+def _proxy_list(text: str) -> ProxyList:
+    networks, skipped, unix = [], [], False
+    for word in words(text):
+        try:
+            if word.lower() == UNIX:
+                unix = True
+            else:
+                networks.append(parse_network(word))
+        except ValueError:
+            skipped.append(word)
+    return ProxyList(tuple(networks), unix, tuple(skipped))
 
 
-def unreadable_networks(text: str) -> tuple[str, ...]:
-    """The entries of RELAY_TRUSTED_PROXIES that are skipped."""
-    return tuple(word for word in words(text) if word.lower() != UNIX and not _is_network(word))
-
-
-def _is_network(word: str) -> bool:
-    try:
-        parse_network(word)
-    except ValueError:
-        return False
-    return True
-
-
-PROXIES = Kind("a comma list of IPs and CIDRs, and unix:", proxy_list)
+PROXIES = Kind("a comma list of IPs and CIDRs, and unix:", _proxy_list)
 
 NO_PROXY = Kind("a comma list of host names, .suffixes, IPs and CIDRs", words)

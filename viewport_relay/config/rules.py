@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from viewport_relay.config.cores import choose
-from viewport_relay.config.network import HTTP_PROXY, NO_PROXY, bracketed, is_loopback, unreadable_networks
+from viewport_relay.config.network import HTTP_PROXY, NO_PROXY, bracketed, is_loopback
+from viewport_relay.config.reading import Reading
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES
 from viewport_relay.config.values import AUTO_WORKERS
-from viewport_relay.config.weak import MIN_SECRET_CHARS, weakness
+
+#: Fewest characters that a secret may have in RELAY_MODE=prod.
+MIN_SECRET_CHARS: Final = 16
 
 #: Secrets that another server's operator chooses: their strength is not the relay's to judge.
 _PASSWORDS_OF_OTHERS: Final = frozenset(
@@ -30,35 +33,20 @@ _PUBLIC_FILES: Final = (
 _KEY_FILES: Final = ("tls_key_path", "server_client_key_path")
 
 
-class Read(Protocol):
-    """What the loader has read so far; the rules fill in values and add sentences."""
-
-    environ: Mapping[str, str]
-    values: dict[str, Any]
-    texts: dict[str, str]
-    problems: list[str]
-    warnings: list[str]
-    notes: list[str]
-
-    def given(self, attribute: str) -> bool: ...
-
-    def exposed(self, name: str, path: str, *, private_key: bool) -> None: ...
-
-
-def apply_rules(read: Read, *, dev_platform: bool) -> None:
+def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
     """Fill in the defaults that depend on other settings, then judge the settings against each other."""
-    v = read.values
+    v = reading.values
     if v["mode"] is None:
         v["mode"] = "dev" if is_loopback(v["listen_host"]) and not v["listen_endpoint"] else "prod"
-    if not read.given("max_pending_bytes"):
+    if not reading.given("max_pending_bytes"):
         # One message that is longer than the queue would close every client that it is sent to.
         v["max_pending_bytes"] = max(4 << 20, 4 * v["frame_max_bytes"])
-    _urls(read, dev_platform)
-    for word in unreadable_networks(read.texts.get("trusted_proxies", "")):
-        read.warnings.append(f"RELAY_TRUSTED_PROXIES: {word[:64]!r} is no IP address or CIDR: skipped")
+    _urls(reading, dev_platform)
+    for word in v["trusted_proxies"].skipped:
+        reading.warnings.append(f"RELAY_TRUSTED_PROXIES: {word[:64]!r} is no IP address or CIDR: skipped")
     endpoint = v["listen_endpoint"] or ""
     if (endpoint.startswith("unix:") or "domain=UNIX" in endpoint) and not v["trusted_proxies"].unix:
-        read.warnings.append(
+        reading.warnings.append(
             f"RELAY_LISTEN_ENDPOINT={endpoint[:64]}: peers on a Unix socket have no address, so all of them share one rate "
             "and one cap: let the proxy in front set X-Forwarded-For, and set RELAY_TRUSTED_PROXIES=unix:"
         )
@@ -71,12 +59,12 @@ def apply_rules(read: Read, *, dev_platform: bool) -> None:
         scheme = "wss" if v["tls_cert_path"] and v["tls"] != "0" else "ws"
         v["public_ws_base_url"] = f"{scheme}://{bracketed(v['listen_host'], v['listen_port'])}"
     if v["state_dir"] is None:
-        v["state_dir"] = read.environ.get("STATE_DIRECTORY", "").split(":")[0] or None
-    _workers(read)
-    _fleet(read)
-    _tls(read)
-    _proxy(read)
-    _mode(read, dev_platform)
+        v["state_dir"] = reading.environ.get("STATE_DIRECTORY", "").split(":")[0] or None
+    _workers(reading)
+    _fleet(reading)
+    _tls(reading)
+    _proxy(reading)
+    _mode(reading, dev_platform)
 
 
 def _default_relay_id() -> str:
@@ -84,8 +72,8 @@ def _default_relay_id() -> str:
     return f"{host}-{os.urandom(4).hex()}"
 
 
-def _urls(read: Read, dev_platform: bool) -> None:
-    v = read.values
+def _urls(reading: Reading, dev_platform: bool) -> None:
+    v = reading.values
     if v["server_url"] is None and v["validate_url"] is not None:
         parts = urlsplit(v["validate_url"])
         v["server_url"] = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
@@ -99,40 +87,40 @@ def _urls(read: Read, dev_platform: bool) -> None:
         elif v[attribute] is None:
             v[attribute] = ""
             if not dev_platform:
-                read.problems.append(
+                reading.problems.append(
                     f"{BY_ATTRIBUTE[attribute].name} is not set: set it, or SERVER_URL (or start with --dev)"
                 )
     v["server_url"] = base or ""
 
 
-def _workers(read: Read) -> None:
-    v = read.values
+def _workers(reading: Reading) -> None:
+    v = reading.values
     if v["workers"] == AUTO_WORKERS:
         choice = choose()
         v["workers"] = choice.workers
-        read.notes.append(choice.why)
+        reading.notes.append(choice.why)
     if v["workers"] == 1:
         return
     if (v["listen_endpoint"] or "").partition(":")[0] in {"ssl", "tls"}:
-        read.problems.append(
+        reading.problems.append(
             f"RELAY_WORKERS={v['workers']} and an endpoint of kind ssl cannot go together, for the workers end TLS: use a "
             "tcp endpoint, RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH"
         )
 
 
-def _fleet(read: Read) -> None:
-    v = read.values
+def _fleet(reading: Reading) -> None:
+    v = reading.values
     several = v["backplane_mode"] != "single"
     if v["redis_url"] is None:
         v["redis_url"] = "redis://127.0.0.1:6379"
     if v["redis_sentinel_username"] and v["redis_sentinel_password"] is None:
-        read.problems.append("RELAY_REDIS_SENTINEL_USERNAME is set: set RELAY_REDIS_SENTINEL_PASSWORD too")
+        reading.problems.append("RELAY_REDIS_SENTINEL_USERNAME is set: set RELAY_REDIS_SENTINEL_PASSWORD too")
     if v["bus_enabled"] is None:
         v["bus_enabled"] = v["bus_hmac_key"] is not None
     elif v["bus_enabled"] and v["bus_hmac_key"] is None:
-        read.problems.append("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
+        reading.problems.append("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
     if v["presence_signatures"] == "require" and v["bus_hmac_key"] is None:
-        read.problems.append(
+        reading.problems.append(
             "RELAY_PRESENCE_SIGNATURES=require: set RELAY_BUS_HMAC_KEY, the same on every relay"
         )
     if v["client_redirect_enabled"] is None:
@@ -140,38 +128,38 @@ def _fleet(read: Read) -> None:
     if not several:
         return
     if v["internal_key"] is None:
-        read.problems.append(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
-    if read.given("public_ws_base_url"):
+        reading.problems.append(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
+    if reading.given("public_ws_base_url"):
         return
     if v["client_redirect_enabled"] and not is_loopback(v["listen_host"]):
-        read.warnings.append(
+        reading.warnings.append(
             "RELAY_PUBLIC_WS_BASE_URL is not set: other relays would send clients to "
             f"{v['public_ws_base_url']}; set it to where peers reach this relay"
         )
     if v["listen_port"] == 0 and not v["listen_endpoint"]:
-        read.problems.append(
+        reading.problems.append(
             f"RELAY_BACKPLANE_MODE={v['backplane_mode']} and RELAY_LISTEN_PORT=0 need RELAY_PUBLIC_WS_BASE_URL: "
             "other relays must know where to send clients"
         )
 
 
-def _tls(read: Read) -> None:
-    v = read.values
+def _tls(reading: Reading) -> None:
+    v = reading.values
     pairs = [("RELAY_TLS_CERT_PATH", v["tls_cert_path"]), ("RELAY_TLS_KEY_PATH", v["tls_key_path"])]
     if v["tls"] == "1" or (v["tls"] == "auto" and any(path for _, path in pairs)):
         for name, path in pairs:
             if not path:
-                read.problems.append(
+                reading.problems.append(
                     f"{name} is not set: TLS needs both certificate and key (neither: no TLS)"
                 )
     if v["tls"] == "1" and v["tls_termination"] == "platform":
-        read.problems.append("RELAY_TLS=1 and RELAY_TLS_TERMINATION=platform contradict each other")
+        reading.problems.append("RELAY_TLS=1 and RELAY_TLS_TERMINATION=platform contradict each other")
     if v["server_mtls"] is None:
         v["server_mtls"] = v["server_client_cert_path"] is not None
     if v["server_mtls"]:
         for attribute in ("server_client_cert_path", "server_client_key_path"):
             if not v[attribute]:
-                read.problems.append(
+                reading.problems.append(
                     f"mutual TLS with the platform is on: set {BY_ATTRIBUTE[attribute].name}"
                 )
     for attribute in (*_PUBLIC_FILES, *_KEY_FILES):
@@ -179,47 +167,47 @@ def _tls(read: Read) -> None:
         if path is None:
             continue
         if not os.access(path, os.R_OK):
-            read.problems.append(f"{name}: got {path!r}, takes a readable file")
+            reading.problems.append(f"{name}: got {path!r}, takes a readable file")
         elif attribute in _KEY_FILES:
-            read.exposed(name, path, private_key=True)
+            reading.exposed(name, path, private_key=True)
 
 
-def _proxy(read: Read) -> None:
-    """What other programs read is read too: HTTPS_PROXY and NO_PROXY, in capitals or not."""
-    v, environ = read.values, read.environ
+def _proxy(reading: Reading) -> None:
+    """Fall back to the variables of other programs: HTTPS_PROXY and NO_PROXY, in capitals or not."""
+    v, environ = reading.values, reading.environ
     for name in ("HTTPS_PROXY", "https_proxy"):
         text = environ.get(name, "").strip()
         if v["http_proxy"] is not None or not text:
             continue
         try:
             v["http_proxy"] = HTTP_PROXY(text)
-            read.notes.append(f"{name} is set: https:// calls to the platform go through that proxy")
+            reading.notes.append(f"{name} is set: https:// calls to the platform go through that proxy")
         except ValueError:  # its value is not shown: it may hold a password
-            read.warnings.append(
+            reading.warnings.append(
                 f"{name} cannot be used for calls to the platform: set RELAY_HTTP_PROXY=http://host:port"
             )
     if not v["no_proxy"]:
         v["no_proxy"] = NO_PROXY(environ.get("NO_PROXY", "") or environ.get("no_proxy", ""))
-    if read.given("http_proxy"):
+    if reading.given("http_proxy"):
         for attribute in ("jwks_url", "validate_url"):
             if v[attribute].startswith("http://"):
-                read.warnings.append(
+                reading.warnings.append(
                     f"{BY_ATTRIBUTE[attribute].name} is http://: it is asked without RELAY_HTTP_PROXY, which is for https://"
                 )
 
 
-def _mode(read: Read, dev_platform: bool) -> None:
-    v = read.values
+def _mode(reading: Reading, dev_platform: bool) -> None:
+    v = reading.values
     prod = v["mode"] == "prod"
     for variable in VARIABLES:
         value = v[variable.attribute]
         if not variable.secret or value is None or variable.attribute in _PASSWORDS_OF_OTHERS:
             continue
         secrets = value if isinstance(value, tuple) else (value,)
-        weak = next((found for secret in secrets if (found := weakness(secret)) is not None), None)
+        weak = next((found for secret in secrets if (found := _weakness(secret)) is not None), None)
         if weak is not None:
             sentence = f"{variable.name} is {weak}: use at least {MIN_SECRET_CHARS} random characters"
-            (read.problems if prod else read.warnings).append(sentence)
+            (reading.problems if prod else reading.warnings).append(sentence)
     if not prod:
         return
     if (
@@ -228,25 +216,42 @@ def _mode(read: Read, dev_platform: bool) -> None:
         and not _tls_in_front_or_here(v)
     ):
         host, port = v["admin_listen"]
-        read.problems.append(
+        reading.problems.append(
             f"RELAY_ADMIN_LISTEN={bracketed(host, port)} would carry admin tokens in clear text: listen on 127.0.0.1, set "
             "RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, or RELAY_TLS_TERMINATION=platform where TLS ends in front"
         )
     if dev_platform:
-        read.problems.append("--dev starts the dev platform, which RELAY_MODE=prod never takes")
+        reading.problems.append("--dev starts the dev platform, which RELAY_MODE=prod never takes")
     if not v["server_tls_verify"]:
-        read.warnings.append("RELAY_SERVER_TLS_VERIFY is off: an attacker on the network can admit peers")
+        reading.warnings.append("RELAY_SERVER_TLS_VERIFY is off: an attacker on the network can admit peers")
     if v["internal_key"] is None and not dev_platform:
-        read.warnings.append(
+        reading.warnings.append(
             "RELAY_INTERNAL_KEY is not set: the platform cannot tell this relay from a stranger; set the platform's value"
         )
     for attribute in ("jwks_url", "validate_url"):
         parts = urlsplit(v[attribute])
         if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-            read.warnings.append(
-                f"{BY_ATTRIBUTE[attribute].name} is http://: whoever is on the way can admit peers; use https://"
+            reading.warnings.append(
+                f"{BY_ATTRIBUTE[attribute].name} is http://: an attacker on the network can admit peers; use https://"
             )
 
 
 def _tls_in_front_or_here(v: Mapping[str, Any]) -> bool:
     return v["tls_termination"] == "platform" or bool(v["tls_cert_path"] and v["tls"] != "0")
+
+
+_PLACEHOLDERS = frozenset(
+    "change-me changeme change_me replace-me replaceme replace_me placeholder secret password example test dev "
+    "development todo xxx internal-key admin-token your-secret-here your-internal-key your-admin-token".split()
+)
+
+
+def _weakness(secret: str) -> str | None:
+    """What is weak about a secret, to follow "is"; None if nothing is."""
+    if secret.lower() in _PLACEHOLDERS or re.match(r"(?i)(change|replace)[-_ ]?(me|this)", secret):
+        return "a placeholder"
+    if len(secret) < MIN_SECRET_CHARS:
+        return f"only {len(secret)} characters long"
+    if len(set(secret)) < 4:
+        return "one character repeated"
+    return None

@@ -7,17 +7,19 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import Factory, field, frozen
 
-from viewport_relay.config.basics import BasicSettings
-from viewport_relay.config.fleet import FleetSettings
-from viewport_relay.config.limits import LimitSettings
-from viewport_relay.config.rare import RareSettings
-from viewport_relay.config.retired import RetiredSettings
-from viewport_relay.config.table import Variable, by_attribute, rows
-from viewport_relay.config.tls import TlsSettings
+from viewport_relay.config.groups import (
+    BasicSettings,
+    FleetSettings,
+    LimitSettings,
+    RareSettings,
+    RetiredSettings,
+    TlsSettings,
+)
+from viewport_relay.config.table import Variable, rows
 
 #: Every environment variable, in the order of the reference; those that it does not list come last.
 VARIABLES: tuple[Variable, ...] = (
-    *rows(BasicSettings, "What everybody sets"),
+    *rows(BasicSettings, "Basics"),
     *rows(LimitSettings, "Limits"),
     *rows(TlsSettings, "TLS"),
     *rows(FleetSettings, "Several relays"),
@@ -25,7 +27,8 @@ VARIABLES: tuple[Variable, ...] = (
     *rows(RetiredSettings, "No longer listed", listed=False),
 )
 
-BY_ATTRIBUTE: Mapping[str, Variable] = by_attribute(VARIABLES)
+#: Attribute of `Config` -> its variable.
+BY_ATTRIBUTE: Mapping[str, Variable] = {variable.attribute: variable for variable in VARIABLES}
 
 
 @frozen(slots=False)

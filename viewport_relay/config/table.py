@@ -1,12 +1,11 @@
 """A setting as a row: `setting(…)` makes a field of a settings class that carries its `Variable`.
 
-The classes of `basics`, `limits`, `tls`, `fleet`, `rare` and `retired` are the table. Each field is one environment
+The classes of `groups` are the table. Each field is one environment
 variable: mypy checks that the field's type is what the row's kind of value makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -94,8 +93,3 @@ def rows(group: type, heading: str, *, listed: bool = True) -> tuple[Variable, .
         attrs.evolve(found.metadata[_KEY], attribute=found.name, group=heading, listed=listed)
         for found in attrs.fields(group)
     )
-
-
-def by_attribute(variables: tuple[Variable, ...]) -> Mapping[str, Variable]:
-    """attribute of `Config` -> variable."""
-    return {variable.attribute: variable for variable in variables}

@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 T_co = TypeVar("T_co", covariant=True)
+Word = TypeVar("Word", bound=str)
 
 Mode = Literal["dev", "staging", "prod"]
+LogLevel = Literal["info", "warn", "error"]
 
 #: `workers` of RELAY_WORKERS=auto until the loader has asked the machine.
 AUTO_WORKERS: Final = 0
@@ -98,25 +100,20 @@ TOKENS = Kind("printable ASCII characters; several tokens with commas between", 
 RELAY_ID = Kind("1 to 128 characters of A-Z a-z 0-9 . _ : -", _matching(r"[A-Za-z0-9._:-]{1,128}"))
 
 
-def choice(*words: str) -> Kind[str]:
+def choice(*words: Word) -> Kind[Word]:
     """One of some words, in any case."""
 
-    def read(text: str) -> str:
-        if text.lower() not in words:
-            raise ValueError
-        return text.lower()
+    def read(text: str) -> Word:
+        for word in words:
+            if text.lower() == word:
+                return word
+        raise ValueError
 
     return Kind("one of " + " ".join(words), read)
 
 
-def _mode(text: str) -> Mode:
-    for word in ("dev", "staging", "prod"):
-        if text.lower() == word:
-            return word
-    raise ValueError
-
-
-MODE: Kind[Mode] = Kind("one of dev staging prod", _mode)
+MODE: Kind[Mode] = choice("dev", "staging", "prod")
+LOG_LEVEL: Kind[LogLevel] = choice("info", "warn", "error")
 
 
 # -- numbers -----------------------------------------------------------------------------------------------

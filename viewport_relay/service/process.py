@@ -231,7 +231,7 @@ class Process(WaitingService):
     def _apply(self, reloaded: Reloaded) -> None:
         """Apply limits, times, proxies, origins, tokens and log level. Every connection stays."""
         config = self._config = reloaded.config
-        self._log.apply(config.log_level, configured_secrets(config))  # type: ignore[arg-type]  # as in tap.py
+        self._log.apply(config.log_level, configured_secrets(config))
         self._address.trusted = trusted_proxies(config)
         if config.enable_admin_http:
             self._auth.set_tokens(config.admin_tokens, config.metrics_tokens)

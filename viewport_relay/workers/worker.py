@@ -180,7 +180,7 @@ class WorkerService(WaitingService):
     def _apply(self, texts: Mapping[str, str]) -> None:
         self._environ |= texts
         config = self._config = reread(self._config, self._environ).config
-        self._log.apply(config.log_level, configured_secrets(config))  # type: ignore[arg-type]  # as in tap.py
+        self._log.apply(config.log_level, configured_secrets(config))
         limits = {"attempts": 0, "total": 0, "per_ip": 0, "clients": config.max_clients_per_workspace}
         self.relay.apply(config, limits)  # the parent counts everything else
 
