@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 
-from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.errors import Code, PeerError, require
 
 _ALPHABET = re.compile(r"[A-Za-z0-9_-]*")
 
@@ -32,8 +32,7 @@ def decode(text: object, what: str, length: int | None = None) -> bytes:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:
         raise PeerError(Code.MALFORMED, f"{what} is not base64url") from None
-    if encode(data) != text:
-        raise PeerError(Code.MALFORMED, f"{what} is not in its canonical base64url form")
-    if length is not None and len(data) != length:
-        raise PeerError(Code.MALFORMED, f"{what} has {len(data)} bytes instead of {length}")
+    require(encode(data) == text, Code.MALFORMED, f"{what} is not in its canonical base64url form")
+    if length is not None:
+        require(len(data) == length, Code.MALFORMED, f"{what} has {len(data)} bytes instead of {length}")
     return data

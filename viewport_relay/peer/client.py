@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from attrs import define, field
 from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
 from twisted.internet.task import deferLater
 
 from viewport_relay.peer import frames
 from viewport_relay.peer.e2e import Initiator, SessionKeys
 from viewport_relay.peer.envelope import Session
-from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.errors import Code, PeerError, require
 from viewport_relay.peer.frames import Members
 from viewport_relay.peer.symmetric import KeyPair, Profile
 
@@ -37,6 +38,7 @@ class Pairing:
     secret: bytes
 
 
+@define(eq=False, repr=False)
 class ClientPeer:
     """One client's end of the wire.
 
@@ -44,28 +46,18 @@ class ClientPeer:
     noise-ikpsk2, without it noise-ik. Refused frames are counted in `refused` by code and otherwise ignored.
     """
 
-    def __init__(
-        self,
-        reactor: Any,
-        identity: KeyPair,
-        daemon_public: bytes,
-        send: Callable[[str], None],
-        on_message: Callable[[str], None],
-        *,
-        pairing: Pairing | None = None,
-    ) -> None:
-        self._reactor = reactor
-        self._identity = identity
-        self._daemon_public = daemon_public
-        self._send = send
-        self._on_message = on_message
-        self._pairing = pairing
-        self._pending: dict[str, tuple[Initiator, Deferred[SessionKeys]]] = {}
-        self._current: Session | None = None
-        self._previous: Session | None = None
-        self._renewing = False
-        self.refused: Counter[Code] = Counter()
-        self.rekeys = 0
+    _reactor: Any
+    _identity: KeyPair
+    _daemon_public: bytes
+    _send: Callable[[str], None]
+    _on_message: Callable[[str], None]
+    _pairing: Pairing | None = field(default=None, kw_only=True)
+    _pending: dict[str, tuple[Initiator, Deferred[SessionKeys]]] = field(factory=dict, init=False)
+    _current: Session | None = field(default=None, init=False)
+    _previous: Session | None = field(default=None, init=False)
+    _renewing: bool = field(default=False, init=False)
+    refused: Counter[Code] = field(factory=Counter, init=False)
+    rekeys: int = field(default=0, init=False)
 
     @property
     def profile(self) -> Profile:
@@ -179,9 +171,9 @@ class ClientPeer:
         answered.callback(keys)
 
     def _notice(self, frame: Members) -> None:
-        epoch = frames.positive(frame, "nextEpoch")
-        if frames.string(frame, "sessionId") != self.session_id or epoch != self.epoch + 1:
-            raise PeerError(Code.SESSION_MISMATCH, "the key update is not for the current session")
+        named = frames.string(frame, "sessionId"), frames.positive(frame, "nextEpoch")
+        own = named == (self.session_id, self.epoch + 1)
+        require(own, Code.SESSION_MISMATCH, "the key update is not for the current session")
         if not self._renewing:
             self._renewing = True
             ensureDeferred(self._renew())

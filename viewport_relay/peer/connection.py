@@ -24,7 +24,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
-from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.errors import Code, PeerError, require
 from viewport_relay.peer.link import SUBPROTOCOL, LinkInitiator
 from viewport_relay.peer.upgrade import Closed, ClosedEarly, Destination, UpgradeRefused
 
@@ -105,12 +105,7 @@ class _Protocol(WebSocketClientProtocol):  # type: ignore[misc, unused-ignore]  
             self.fail("the relay does not speak the link")
         else:
             self._link_timer = self._reactor.callLater(OPEN_SECONDS, self.fail, LINK_TIMEOUT)
-            self._write(self._link.message_1(), binary=True)
-
-    def _write(self, payload: bytes, *, binary: bool) -> None:
-        # Autobahn's method has no types.
-        untyped: Any = self
-        untyped.sendMessage(payload, isBinary=binary)
+            self.sendMessage(self._link.message_1(), isBinary=True)
 
     def _stop_link_timer(self) -> None:
         if self._link_timer is not None and self._link_timer.active():
@@ -134,7 +129,7 @@ class _Protocol(WebSocketClientProtocol):  # type: ignore[misc, unused-ignore]  
                 self._deliver(self._link.open(payload))
                 return
             self._link.read_message_2(payload)
-            self._write(self._link.confirm(), binary=True)
+            self.sendMessage(self._link.confirm(), isBinary=True)
         except PeerError as error:
             self.fail(error.detail)
             return
@@ -150,10 +145,8 @@ class _Protocol(WebSocketClientProtocol):  # type: ignore[misc, unused-ignore]  
 
     def send_text(self, text: str) -> None:
         payload = text.encode("utf-8")
-        if self._link is None:
-            self._write(payload, binary=False)
-        else:
-            self._write(self._link.seal(payload), binary=True)
+        linked = self._link is not None
+        self.sendMessage(payload if self._link is None else self._link.seal(payload), isBinary=linked)
 
     @property
     def usable(self) -> bool:
@@ -213,8 +206,7 @@ class Connection:
 
     def send(self, text: str) -> None:
         """Queue one frame. Raises PeerError NOT_CONNECTED, or TOO_LARGE on a link."""
-        if not self._protocol.usable:
-            raise PeerError(Code.NOT_CONNECTED, "the connection is closed or closing")
+        require(self._protocol.usable, Code.NOT_CONNECTED, "the connection is closed or closing")
         self._protocol.send_text(text)
 
     def close(self, code: int = 1000, reason: str = "") -> None:

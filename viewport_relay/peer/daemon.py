@@ -21,10 +21,12 @@ import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 
+from attrs import define, field
+
 from viewport_relay.peer import frames
 from viewport_relay.peer.e2e import Responder
 from viewport_relay.peer.envelope import Session
-from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.errors import Code, PeerError, require
 from viewport_relay.peer.frames import Members
 from viewport_relay.peer.symmetric import KeyPair, Profile
 
@@ -57,6 +59,7 @@ class Conversation:
         return retired
 
 
+@define(eq=False, repr=False)
 class DaemonPeer:
     """One daemon's end of the wire.
 
@@ -66,33 +69,17 @@ class DaemonPeer:
     have sent them.
     """
 
-    def __init__(
-        self,
-        identity: KeyPair,
-        send: Callable[[str], None],
-        on_message: Callable[[Conversation, str], None],
-        *,
-        pairing_secrets: Mapping[str, bytes] | None = None,
-        rekey_after: int = REKEY_AFTER,
-        max_conversations: int = MAX_CONVERSATIONS,
-    ) -> None:
-        self._identity = identity
-        self._send = send
-        self._on_message = on_message
-        self._profile = Profile.IK if pairing_secrets is None else Profile.IKPSK2
-        self._pairing_secrets = pairing_secrets or {}
-        self._rekey_after = rekey_after
-        self._max_conversations = max_conversations
-        self._sessions: dict[str, tuple[Conversation, Session]] = {}
-        self._conversations: OrderedDict[Conversation, None] = OrderedDict()
-        self.refused: Counter[Code] = Counter()
-        self.exchanges = 0
-        self.rekeys = 0
-
-    @property
-    def conversations(self) -> list[Conversation]:
-        """The open conversations, least recently used first."""
-        return list(self._conversations)
+    _identity: KeyPair
+    _send: Callable[[str], None]
+    _on_message: Callable[[Conversation, str], None]
+    _pairing_secrets: Mapping[str, bytes] | None = field(default=None, kw_only=True)
+    _rekey_after: int = field(default=REKEY_AFTER, kw_only=True)
+    _max_conversations: int = field(default=MAX_CONVERSATIONS, kw_only=True)
+    _sessions: dict[str, tuple[Conversation, Session]] = field(factory=dict, init=False)
+    conversations: OrderedDict[Conversation, None] = field(factory=OrderedDict, init=False)
+    """The open conversations, least recently used first."""
+    refused: Counter[Code] = field(factory=Counter, init=False)
+    rekeys: int = field(default=0, init=False)
 
     def frame_received(self, text: str) -> None:
         """Handle one frame from the relay; never raises PeerError for what the frame holds."""
@@ -113,26 +100,26 @@ class DaemonPeer:
 
     def _exchange(self, frame: Members) -> None:
         responder = Responder(frame, self._identity)
-        if responder.profile is not self._profile:
-            raise PeerError(Code.PROFILE_MISMATCH, "the client's profile is not accepted here")
-        psk = self._pairing_secrets.get(responder.pairing_peer_id or "")
+        secrets_known = self._pairing_secrets
+        accepted = responder.profile is (Profile.IK if secrets_known is None else Profile.IKPSK2)
+        require(accepted, Code.PROFILE_MISMATCH, "the client's profile is not accepted here")
+        psk = (secrets_known or {}).get(responder.pairing_peer_id or "")
         conversation = self._continued(responder)
         epoch = 1 if conversation is None else conversation.epoch + 1
         response, keys = responder.respond(f"rs_{secrets.token_urlsafe(16)}", epoch, psk=psk)
         session = Session(keys)
         if conversation is None:
             conversation = Conversation(session, self._deliver)
-            self.exchanges += 1
         else:
             retired = conversation.renew(session)
             if retired is not None:
                 self._sessions.pop(retired.session_id, None)
             self.rekeys += 1
         self._sessions[session.session_id] = (conversation, session)
-        self._conversations[conversation] = None
-        self._conversations.move_to_end(conversation)
-        while len(self._conversations) > self._max_conversations:
-            self._forget(next(iter(self._conversations)))
+        self.conversations[conversation] = None
+        self.conversations.move_to_end(conversation)
+        while len(self.conversations) > self._max_conversations:
+            self._forget(next(iter(self.conversations)))
         self._send(frames.compact(response))
 
     def _continued(self, responder: Responder) -> Conversation | None:
@@ -150,7 +137,7 @@ class DaemonPeer:
             raise PeerError(Code.SESSION_UNKNOWN, "no such session here")
         conversation, session = known
         message = session.open(frame)
-        self._conversations.move_to_end(conversation)
+        self.conversations.move_to_end(conversation)
         if session is conversation.current and conversation.previous is not None:
             # Order is kept on the way, so nothing sent under the old keys can come any more.
             self._sessions.pop(conversation.previous.session_id, None)
@@ -169,19 +156,16 @@ class DaemonPeer:
         if carried < due:
             return
         conversation.noticed_at = carried
-        self._send(
-            frames.compact(
-                {
-                    "type": frames.KEY_UPDATE_REQUIRED,
-                    "sessionId": conversation.current.session_id,
-                    "nextEpoch": conversation.epoch + 1,
-                    "reason": "message_threshold",
-                }
-            )
-        )
+        notice: Members = {
+            "type": frames.KEY_UPDATE_REQUIRED,
+            "sessionId": conversation.current.session_id,
+            "nextEpoch": conversation.epoch + 1,
+            "reason": "message_threshold",
+        }
+        self._send(frames.compact(notice))
 
     def _forget(self, conversation: Conversation) -> None:
-        del self._conversations[conversation]
+        del self.conversations[conversation]
         for session in (conversation.current, conversation.previous):
             if session is not None:
                 self._sessions.pop(session.session_id, None)

@@ -18,8 +18,10 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
+from attrs import define, field
+
 from viewport_relay.peer import base64url, frames
-from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.errors import Code, require
 from viewport_relay.peer.frames import Members
 from viewport_relay.peer.symmetric import (
     POINT_BYTES,
@@ -46,40 +48,32 @@ class SessionKeys:
 
 
 def _check_psk(profile: Profile, psk: bytes | None) -> None:
-    if profile is Profile.IKPSK2 and (psk is None or len(psk) != SECRET_BYTES):
-        raise PeerError(Code.PAIRING_UNKNOWN, "noise-ikpsk2 needs a pairing secret of 32 bytes")
+    fine = profile is Profile.IK or (psk is not None and len(psk) == SECRET_BYTES)
+    require(fine, Code.PAIRING_UNKNOWN, "noise-ikpsk2 needs a pairing secret of 32 bytes")
 
 
+@define(eq=False, repr=False)
 class Initiator:
     """The client's half of one key exchange; use each once.
 
     `ephemeral` is for vectors only: a second exchange with the same one would give its keys away.
     """
 
-    def __init__(
-        self,
-        profile: Profile,
-        static: KeyPair,
-        daemon_public: bytes,
-        *,
-        request_id: str,
-        psk: bytes | None = None,
-        pairing_peer_id: str | None = None,
-        previous_session_id: str | None = None,
-        ephemeral: KeyPair | None = None,
-    ) -> None:
-        _check_psk(profile, psk)
-        if profile is Profile.IKPSK2 and not pairing_peer_id:
-            raise PeerError(Code.PAIRING_UNKNOWN, "noise-ikpsk2 needs a pairing peer id")
-        self._profile = profile
-        self._static = static
-        self._daemon_public = daemon_public
-        self._request_id = request_id
-        self._psk = psk
-        self._pairing_peer_id = pairing_peer_id
-        self._previous = previous_session_id
-        self._ephemeral = ephemeral or KeyPair.generate()
-        self._state = SymmetricState(profile, daemon_public)
+    _profile: Profile
+    _static: KeyPair
+    _daemon_public: bytes
+    _request_id: str = field(kw_only=True)
+    _psk: bytes | None = field(default=None, kw_only=True)
+    _pairing_peer_id: str | None = field(default=None, kw_only=True)
+    _previous_session_id: str | None = field(default=None, kw_only=True)
+    _ephemeral: KeyPair = field(factory=KeyPair.generate, kw_only=True)
+    _state: SymmetricState = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        _check_psk(self._profile, self._psk)
+        named = self._profile is Profile.IK or bool(self._pairing_peer_id)
+        require(named, Code.PAIRING_UNKNOWN, "noise-ikpsk2 needs a pairing peer id")
+        self._state = SymmetricState(self._profile, self._daemon_public)
 
     def init_frame(self) -> Members:
         """`relay_key_exchange_init` version 3."""
@@ -98,8 +92,8 @@ class Initiator:
         }
         if self._profile is Profile.IKPSK2:
             frame["pairingPeerId"] = self._pairing_peer_id
-        if self._previous is not None:
-            frame["previousSessionId"] = self._previous
+        if self._previous_session_id is not None:
+            frame["previousSessionId"] = self._previous_session_id
         return frame
 
     def finish(self, frame: Members) -> SessionKeys:
@@ -108,24 +102,16 @@ class Initiator:
         Raises PeerError: MALFORMED, PROFILE_MISMATCH, REQUEST_MISMATCH, DAEMON_KEY_MISMATCH, DECRYPT_FAILED
         (another daemon, another pairing secret, damage), SESSION_MISMATCH, PROOF_MISMATCH.
         """
-        if frame.get("type") != frames.KEY_EXCHANGE_RESPONSE or frames.positive(frame, "version") != VERSION:
-            raise PeerError(Code.MALFORMED, "not a key exchange response of version 3")
-        if profile_of(frame) is not self._profile:
-            raise PeerError(Code.PROFILE_MISMATCH, "the response names another profile than the request")
-        if frames.string(frame, "requestId") != self._request_id:
-            raise PeerError(Code.REQUEST_MISMATCH, "the response belongs to another request")
-        if (
-            base64url.decode(frame.get("daemonPublicKey"), "daemonPublicKey", POINT_BYTES)
-            != self._daemon_public
-        ):
-            raise PeerError(
-                Code.DAEMON_KEY_MISMATCH, "the response names another daemon key than the pinned one"
-            )
-        ephemeral = base64url.decode(
-            frame.get("daemonEphemeralPublicKey"), "daemonEphemeralPublicKey", POINT_BYTES
-        )
-        encrypted = base64url.decode(frame.get("encryptedMetadata"), "encryptedMetadata")
-        proof = base64url.decode(frame.get("proof"), "proof", SECRET_BYTES)
+        frames.require_type(frame, frames.KEY_EXCHANGE_RESPONSE, VERSION, "a key exchange response")
+        same_profile = profile_of(frame) is self._profile
+        require(same_profile, Code.PROFILE_MISMATCH, "the response names another profile than the request")
+        same_request = frames.string(frame, "requestId") == self._request_id
+        require(same_request, Code.REQUEST_MISMATCH, "the response belongs to another request")
+        pinned = frames.binary(frame, "daemonPublicKey", POINT_BYTES) == self._daemon_public
+        require(pinned, Code.DAEMON_KEY_MISMATCH, "the response names another daemon key than the pinned one")
+        ephemeral = frames.binary(frame, "daemonEphemeralPublicKey", POINT_BYTES)
+        encrypted = frames.binary(frame, "encryptedMetadata")
+        proof = frames.binary(frame, "proof", SECRET_BYTES)
 
         state = self._state
         state.mix_hash(ephemeral)
@@ -133,24 +119,16 @@ class Initiator:
         state.mix_key(self._static.exchange(ephemeral))
         if self._psk is not None and self._profile is Profile.IKPSK2:
             state.mix_key_and_hash(self._psk)
-        metadata = self._metadata(state.decrypt_and_hash(encrypted, "encryptedMetadata"))
-        session_id, epoch = frames.string(metadata, "sessionId"), frames.positive(metadata, "epoch")
+        metadata = state.decrypt_and_hash(encrypted, "encryptedMetadata")
+        members = frames.parse_payload(metadata, "the metadata")
+        session_id, epoch = frames.string(members, "sessionId"), frames.positive(members, "epoch")
         # The clear copies serve the relay's routing; only the encrypted ones are authenticated.
-        if frame.get("sessionId") != session_id or frames.positive(frame, "epoch") != epoch:
-            raise PeerError(
-                Code.SESSION_MISMATCH, "the response's session differs from its encrypted metadata"
-            )
-        if not hmac.compare_digest(proof, state.h):
-            raise PeerError(Code.PROOF_MISMATCH, "the response's proof does not match")
+        same = frame.get("sessionId") == session_id and frames.positive(frame, "epoch") == epoch
+        require(same, Code.SESSION_MISMATCH, "the response's session differs from its encrypted metadata")
+        proven = hmac.compare_digest(proof, state.h)
+        require(proven, Code.PROOF_MISMATCH, "the response's proof does not match")
         key = state.session_key(self._profile, session_id, epoch)
         return SessionKeys(self._profile, session_id, epoch, key, self._static.public)
-
-    @staticmethod
-    def _metadata(plaintext: bytes) -> Members:
-        try:
-            return frames.parse(plaintext.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise PeerError(Code.MALFORMED, "the metadata is not text") from None
 
 
 class Responder:
@@ -160,8 +138,7 @@ class Responder:
     """
 
     def __init__(self, init: Members, static: KeyPair) -> None:
-        if init.get("type") != frames.KEY_EXCHANGE_INIT or frames.positive(init, "version") != VERSION:
-            raise PeerError(Code.MALFORMED, "not a key exchange init of version 3")
+        frames.require_type(init, frames.KEY_EXCHANGE_INIT, VERSION, "a key exchange init")
         self.profile = profile_of(init)
         self.request_id = frames.string(init, "requestId")
         self.pairing_peer_id: str | None = None
@@ -170,12 +147,8 @@ class Responder:
         previous = init.get("previousSessionId")
         self.previous_session_id = previous if isinstance(previous, str) else None
         self._static = static
-        self._client_ephemeral = base64url.decode(
-            init.get("clientEphemeralPublicKey"), "clientEphemeralPublicKey", POINT_BYTES
-        )
-        encrypted = base64url.decode(
-            init.get("encryptedClientStatic"), "encryptedClientStatic", POINT_BYTES + TAG_BYTES
-        )
+        self._client_ephemeral = frames.binary(init, "clientEphemeralPublicKey", POINT_BYTES)
+        encrypted = frames.binary(init, "encryptedClientStatic", POINT_BYTES + TAG_BYTES)
         state = self._state = SymmetricState(self.profile, static.public)
         state.mix_hash(self._client_ephemeral)
         state.mix_key(static.exchange(self._client_ephemeral))

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from viewport_relay.peer import base64url, frames
 from viewport_relay.peer.e2e import SessionKeys
-from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.errors import Code, PeerError, require
 from viewport_relay.peer.frames import Members
 from viewport_relay.peer.symmetric import profile_of
 
@@ -53,9 +53,8 @@ class ReplayWindow:
         ahead = seq - self._highest
         if ahead > 0:
             # A jump beyond the window empties it; shifting by a forged distance would cost memory.
-            self._seen = (self._seen << ahead if ahead < REPLAY_WINDOW else 0) & (
-                (1 << REPLAY_WINDOW) - 1
-            ) | 1
+            kept = self._seen << ahead if ahead < REPLAY_WINDOW else 0
+            self._seen = kept & ((1 << REPLAY_WINDOW) - 1) | 1
             self._highest = seq
         else:
             self._seen |= 1 << -ahead
@@ -86,8 +85,8 @@ class Session:
         """
         if not text:
             raise ValueError("an envelope carries at least one byte")
-        if self.sealed >= MESSAGE_LIMIT:
-            raise PeerError(Code.SESSION_EXHAUSTED, "the session has carried as many messages as it may")
+        used_up = self.sealed >= MESSAGE_LIMIT
+        require(not used_up, Code.SESSION_EXHAUSTED, "the session has carried as many messages as it may")
         self.sealed += 1
         seq = self.sealed
         iv = self._iv_source(IV_BYTES)
@@ -115,23 +114,19 @@ class Session:
         (sent by this side), REPLAYED (seen before or too old), DECRYPT_FAILED. A refused envelope changes
         nothing here.
         """
-        if frame.get("type") != frames.ENVELOPE or frames.positive(frame, "version") != VERSION:
-            raise PeerError(Code.MALFORMED, "not an envelope of version 2")
-        if profile_of(frame) is not self.profile:
-            raise PeerError(Code.PROFILE_MISMATCH, "the envelope names another profile than its session")
-        if (
-            frames.string(frame, "sessionId") != self.session_id
-            or frames.positive(frame, "epoch") != self.epoch
-        ):
-            raise PeerError(Code.SESSION_MISMATCH, "the envelope belongs to another session or epoch")
+        frames.require_type(frame, frames.ENVELOPE, VERSION, "an envelope")
+        same_profile = profile_of(frame) is self.profile
+        require(same_profile, Code.PROFILE_MISMATCH, "the envelope names another profile than its session")
+        named = frames.string(frame, "sessionId"), frames.positive(frame, "epoch")
+        own = named == (self.session_id, self.epoch)
+        require(own, Code.SESSION_MISMATCH, "the envelope belongs to another session or epoch")
         seq = frames.positive(frame, "seq")
-        iv = base64url.decode(frame.get("iv"), "iv", IV_BYTES)
-        tag = base64url.decode(frame.get("tag"), "tag", TAG_BYTES)
-        ciphertext = base64url.decode(frame.get("ciphertext"), "ciphertext")
-        if iv in self._sent:
-            raise PeerError(Code.REFLECTED, "the envelope was sent by this side")
-        if not self._window.fresh(seq):
-            raise PeerError(Code.REPLAYED, "the envelope's sequence number was seen before or is too old")
+        iv = frames.binary(frame, "iv", IV_BYTES)
+        tag = frames.binary(frame, "tag", TAG_BYTES)
+        ciphertext = frames.binary(frame, "ciphertext")
+        require(iv not in self._sent, Code.REFLECTED, "the envelope was sent by this side")
+        fresh = self._window.fresh(seq)
+        require(fresh, Code.REPLAYED, "the envelope's sequence number was seen before or is too old")
         data = associated_data(self.profile.value, self.session_id, self.epoch, seq)
         try:
             text = self._cipher.decrypt(iv, ciphertext + tag, data).decode("utf-8")

@@ -41,3 +41,9 @@ class PeerError(Exception):
         super().__init__(f"{code.value}: {detail}")
         self.code = code
         self.detail = detail
+
+
+def require(holds: bool, code: Code, detail: str) -> None:
+    """Raise PeerError unless a condition holds."""
+    if not holds:
+        raise PeerError(code, detail)

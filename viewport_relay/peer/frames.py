@@ -7,9 +7,9 @@ Reads one text message into members and checks single members; what a frame mean
 from __future__ import annotations
 
 import json
-from typing import NoReturn
 
-from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer import base64url
+from viewport_relay.peer.errors import Code, PeerError, require
 
 Members = dict[str, object]
 
@@ -25,25 +25,35 @@ def compact(members: Members) -> str:
     return json.dumps(members, separators=(",", ":"), ensure_ascii=False)
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _whole(digits: str) -> int | float:
     # As a double where it cannot matter: Python refuses to read integers of thousands of digits.
     return int(digits) if len(digits) <= 20 else float(digits)
 
 
-def parse(text: str) -> Members:
-    """The members of one frame. Raises PeerError MALFORMED for anything that is not one JSON object."""
+def parse(text: str, what: str = "the frame") -> Members:
+    """The members of one frame, or of `what`. Raises PeerError MALFORMED for anything that is not one JSON object."""
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_int=_whole)
+        # `int` refuses the constants that JSON does not have: NaN and Infinity.
+        value = json.loads(text, parse_constant=int, parse_int=_whole)
     except (ValueError, RecursionError):
         # RecursionError: deeply nested input is malformed input, not a fault of this program.
-        raise PeerError(Code.MALFORMED, "the frame is not JSON") from None
+        raise PeerError(Code.MALFORMED, f"{what} is not JSON") from None
     if not isinstance(value, dict):
-        raise PeerError(Code.MALFORMED, "the frame is not a JSON object")
+        raise PeerError(Code.MALFORMED, f"{what} is not a JSON object")
     return value
+
+
+def parse_payload(payload: bytes, what: str) -> Members:
+    """The members of a decrypted handshake payload, as `parse`."""
+    try:
+        return parse(payload.decode("utf-8"), what)
+    except UnicodeDecodeError:
+        raise PeerError(Code.MALFORMED, f"{what} is not text") from None
+
+
+def binary(frame: Members, name: str, length: int | None = None) -> bytes:
+    """The member `name` as bytes, `length` of them if that is given (PeerError MALFORMED)."""
+    return base64url.decode(frame.get(name), name, length)
 
 
 def string(frame: Members, name: str) -> str:
@@ -51,9 +61,9 @@ def string(frame: Members, name: str) -> str:
     value = frame.get(name)
     if not isinstance(value, str) or not value.strip():
         raise PeerError(Code.MALFORMED, f"{name} is missing or not a text")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        # JSON can spell it, UTF-8 cannot: it could be read here but never be sent back.
-        raise PeerError(Code.MALFORMED, f"{name} is not Unicode text")
+    # JSON can spell a lone surrogate, UTF-8 cannot: it could be read here but never be sent back.
+    surrogates = any("\ud800" <= character <= "\udfff" for character in value)
+    require(not surrogates, Code.MALFORMED, f"{name} is not Unicode text")
     return value
 
 
@@ -65,3 +75,9 @@ def positive(frame: Members, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value > 2**53 - 1:
         raise PeerError(Code.MALFORMED, f"{name} is not a positive integer")
     return value
+
+
+def require_type(frame: Members, kind: str, version: int, what: str) -> None:
+    """Raise PeerError MALFORMED unless the frame is of this type and version."""
+    fits = frame.get("type") == kind and positive(frame, "version") == version
+    require(fits, Code.MALFORMED, f"not {what} of version {version}")

@@ -27,7 +27,7 @@ from noise.connection import Keypair, NoiseConnection
 from noise.exceptions import NoiseInvalidMessage, NoiseValueError
 
 from viewport_relay.peer import frames
-from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.errors import Code, PeerError, require
 
 SUBPROTOCOL = "viewport.noise-link.v1"
 VERSION = 1
@@ -36,7 +36,6 @@ TAG_BYTES = 16
 RECORD_PLAINTEXT = 65_519
 FRAME_MAX_BYTES = 1_048_576
 CONFIRM = b'{"type":"link_confirm"}'
-_MESSAGE_2_LEAST = KEY_BYTES + TAG_BYTES
 
 
 class Pattern(Enum):
@@ -54,8 +53,8 @@ class Pattern(Enum):
 
 def derive_psk(pairing_secret: bytes) -> bytes:
     """The link's 32-byte PSK from the 32-byte pairing secret of the grant (HKDF-SHA256, RFC 5869)."""
-    if len(pairing_secret) != KEY_BYTES:
-        raise PeerError(Code.PAIRING_UNKNOWN, "the link's pairing secret must have 32 bytes")
+    whole = len(pairing_secret) == KEY_BYTES
+    require(whole, Code.PAIRING_UNKNOWN, "the link's pairing secret must have 32 bytes")
     info = b"viewport-relay-link-psk-v1"
     return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(pairing_secret)
 
@@ -136,17 +135,14 @@ class LinkInitiator:
         Raises PeerError MALFORMED (too short, payload not as promised) or DECRYPT_FAILED (another relay,
         another pairing secret, damage); the link is then unusable.
         """
-        if len(message) < _MESSAGE_2_LEAST:
-            raise PeerError(Code.MALFORMED, "the relay's handshake message is too short")
+        long_enough = len(message) >= KEY_BYTES + TAG_BYTES
+        require(long_enough, Code.MALFORMED, "the relay's handshake message is too short")
         try:
             payload = bytes(self._noise.read_message(message))
         except (InvalidTag, ValueError, NoiseValueError):
             # ValueError: a low-order point. The library gives no more exact reason, and none is owed.
             raise PeerError(Code.DECRYPT_FAILED, "the relay's handshake message does not decrypt") from None
-        try:
-            members = frames.parse(payload.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise PeerError(Code.MALFORMED, "the relay's handshake payload is not text") from None
+        members = frames.parse_payload(payload, "the relay's handshake payload")
         relay_id = frames.string(members, "relayId")
         self.frame_max_bytes = frames.positive(members, "frameMaxBytes")
         return relay_id
@@ -160,9 +156,9 @@ class LinkInitiator:
 
         Raises PeerError TOO_LARGE over the relay's limit, OUT_OF_ORDER before the link is up.
         """
-        self._require_established()
-        if len(frame) > self.frame_max_bytes:
-            raise PeerError(Code.TOO_LARGE, "the frame is larger than the relay takes")
+        require(self.established, Code.OUT_OF_ORDER, "the link is not up yet")
+        fits = len(frame) <= self.frame_max_bytes
+        require(fits, Code.TOO_LARGE, "the frame is larger than the relay takes")
         message = bytearray()
         for start in range(0, len(frame) or 1, RECORD_PLAINTEXT):
             record = self._noise.encrypt(frame[start : start + RECORD_PLAINTEXT])
@@ -175,23 +171,19 @@ class LinkInitiator:
         Raises PeerError MALFORMED (a bad length, no record), TOO_LARGE, DECRYPT_FAILED, OUT_OF_ORDER; each
         is fatal.
         """
-        self._require_established()
+        require(self.established, Code.OUT_OF_ORDER, "the link is not up yet")
         frame = bytearray()
         position = 0
         while position < len(message) or position == 0:
             size = int.from_bytes(message[position : position + 2], "big")
             record = message[position + 2 : position + 2 + size]
-            if size < TAG_BYTES or len(record) != size:
-                raise PeerError(Code.MALFORMED, "a link record has a bad length")
-            if len(frame) + size - TAG_BYTES > self.frame_max_bytes:
-                raise PeerError(Code.TOO_LARGE, "the relay sent a frame over its own limit")
+            whole = len(record) == size >= TAG_BYTES
+            require(whole, Code.MALFORMED, "a link record has a bad length")
+            fits = len(frame) + size - TAG_BYTES <= self.frame_max_bytes
+            require(fits, Code.TOO_LARGE, "the relay sent a frame over its own limit")
             try:
                 frame += self._noise.decrypt(record)
             except NoiseInvalidMessage:
                 raise PeerError(Code.DECRYPT_FAILED, "a link record does not decrypt") from None
             position += 2 + size
         return bytes(frame)
-
-    def _require_established(self) -> None:
-        if not self.established:
-            raise PeerError(Code.OUT_OF_ORDER, "the link is not up yet")

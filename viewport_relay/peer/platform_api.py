@@ -19,8 +19,9 @@ from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.web import client
 from twisted.web.client import ResponseFailed
 
-from viewport_relay.peer import base64url
+from viewport_relay.peer import frames
 from viewport_relay.peer.errors import PeerError
+from viewport_relay.peer.frames import Members
 
 ANSWER_MAX_BYTES = 262_144
 LIMIT_SECONDS = 5.0
@@ -50,9 +51,7 @@ class JsonHttp:
         policy = tls or untyped.BrowserLikePolicyForHTTPS()
         self._http = HTTPClient(untyped.Agent(reactor, policy, connectTimeout=limit_seconds))
 
-    async def request(
-        self, method: str, url: str, body: dict[str, object] | None = None
-    ) -> dict[str, object]:
+    async def request(self, method: str, url: str, body: Members | None = None) -> Members:
         """The JSON object in a 2xx answer. Raises PlatformError."""
         try:
             waiting = ensureDeferred(self._request(method, url, body))
@@ -72,7 +71,7 @@ class JsonHttp:
             raise PlatformError(status, "ANSWER_INVALID")
         return value
 
-    async def _request(self, method: str, url: str, body: dict[str, object] | None) -> tuple[int, bytes]:
+    async def _request(self, method: str, url: str, body: Members | None) -> tuple[int, bytes]:
         data = None if body is None else json.dumps(body).encode()
         headers: dict[bytes | str, bytes | str] = {"accept-encoding": "identity"}
         if data is not None:
@@ -94,13 +93,13 @@ class RelayToken:
     """A relay token with the claims the platform put into it. No repr: both may hold secrets."""
 
     token: str
-    claims: dict[str, object]
+    claims: Members
 
     @property
     def pairing_secret(self) -> bytes | None:
         """The grant's 32-byte pairing secret, None when it has none of use."""
         try:
-            return base64url.decode(self.claims.get("pairingSecret"), "pairingSecret", 32)
+            return frames.binary(self.claims, "pairingSecret", 32)
         except PeerError:
             return None
 
@@ -127,19 +126,13 @@ class PlatformApi:
 
         Raises PlatformError.
         """
-        asked: dict[str, object] = {
-            "role": role,
-            "workspaceId": workspace_id,
-            "runtimeTargetId": target_id,
-            "credential": credential,
-            **body,
-        }
-        answer = await self._http.request("POST", f"{self._base}/api/runtime/relay-token", asked)
+        body.update(role=role, workspaceId=workspace_id, runtimeTargetId=target_id, credential=credential)
+        answer = await self._http.request("POST", f"{self._base}/api/runtime/relay-token", body)
         claims = answer.get("claims")
         return RelayToken(_text(answer, "relayToken"), claims if isinstance(claims, dict) else {})
 
 
-def _text(answer: dict[str, object], name: str) -> str:
+def _text(answer: Members, name: str) -> str:
     value = answer.get(name)
     if not isinstance(value, str) or not value:
         raise PlatformError(200, "ANSWER_INVALID")
@@ -154,5 +147,5 @@ async def fetch_link_key(http: JsonHttp, ws_url: str) -> bytes | None:
     parts = urlsplit(ws_url)
     scheme = "https" if parts.scheme in ("wss", "https") else "http"
     url = urlunsplit((scheme, parts.netloc, "/.well-known/viewport-relay.json", "", ""))
-    key = (await http.request("GET", url)).get("noisePublicKey")
-    return None if key is None else base64url.decode(key, "noisePublicKey", 32)
+    document = await http.request("GET", url)
+    return None if document.get("noisePublicKey") is None else frames.binary(document, "noisePublicKey", 32)

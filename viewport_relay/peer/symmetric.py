@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from viewport_relay.peer.errors import Code, PeerError
+from viewport_relay.peer.errors import Code, PeerError, require
 from viewport_relay.peer.frames import Members
 
 PROLOGUE = b"viewport-relay-noise-v3"
@@ -57,8 +57,7 @@ class KeyPair:
     @classmethod
     def from_private(cls, scalar: bytes) -> KeyPair:
         """The key pair of a 32-byte big-endian private scalar. Raises PeerError MALFORMED for any other bytes."""
-        if len(scalar) != SECRET_BYTES:
-            raise PeerError(Code.MALFORMED, "a P-256 private key has 32 bytes")
+        require(len(scalar) == SECRET_BYTES, Code.MALFORMED, "a P-256 private key has 32 bytes")
         try:
             return cls(ec.derive_private_key(int.from_bytes(scalar, "big"), ec.SECP256R1()))
         except ValueError:
@@ -66,8 +65,8 @@ class KeyPair:
 
     def exchange(self, point: bytes) -> bytes:
         """DH with an uncompressed point: the 32-byte X coordinate. Raises PeerError MALFORMED off the curve."""
-        if len(point) != POINT_BYTES or point[0] != 4:
-            raise PeerError(Code.MALFORMED, "not an uncompressed P-256 point")
+        uncompressed = len(point) == POINT_BYTES and point[0] == 4
+        require(uncompressed, Code.MALFORMED, "not an uncompressed P-256 point")
         try:
             public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
             return self._private.exchange(ec.ECDH(), public)
@@ -116,8 +115,7 @@ class SymmetricState:
         return ciphertext
 
     def decrypt_and_hash(self, ciphertext: bytes, what: str) -> bytes:
-        if len(ciphertext) < TAG_BYTES:
-            raise PeerError(Code.MALFORMED, f"{what} is too short")
+        require(len(ciphertext) >= TAG_BYTES, Code.MALFORMED, f"{what} is too short")
         try:
             plaintext = AESGCM(self._key).decrypt(self._nonce(), ciphertext, self.h)
         except InvalidTag:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from attrs import define, field
 from twisted.internet.defer import Deferred, TimeoutError
 
 from viewport_relay.peer.client import ClientPeer
@@ -67,13 +68,10 @@ class Transcript:
 
 
 def _text(source: random.Random, size: int) -> str:
-    words: list[str] = []
-    length = 0
-    while length < size:
-        word = source.choice(_WORDS)
-        words.append(word)
-        length += len(word) + 1
-    return " ".join(words)
+    text = source.choice(_WORDS)
+    while len(text) < size:
+        text += " " + source.choice(_WORDS)
+    return text
 
 
 def _sized(source: random.Random) -> str:
@@ -105,6 +103,7 @@ def make_transcript(
     return Transcript(tuple(made))
 
 
+@define(eq=False)
 class TranscriptRun:
     """Both ends of one transcript; each compares what it gets with what it knows must come.
 
@@ -112,16 +111,15 @@ class TranscriptRun:
     is set. `round_trips` holds seconds, of the turns that had the wire alone.
     """
 
-    def __init__(self, reactor: Any, transcript: Transcript) -> None:
-        self._reactor = reactor
-        self._transcript = transcript
-        self._at_daemon = 0
-        self._at_client = 0
-        self._waiting: Deferred[None] | None = None
-        self._wanted = 0
-        self.failure: str | None = None
-        self.stop: Callable[[], None] = lambda: None
-        self.round_trips: list[float] = []
+    _reactor: Any
+    _transcript: Transcript
+    _at_daemon: int = field(default=0, init=False)
+    _at_client: int = field(default=0, init=False)
+    _waiting: Deferred[None] | None = field(default=None, init=False)
+    _wanted: int = field(default=0, init=False)
+    failure: str | None = field(default=None, init=False)
+    stop: Callable[[], None] = field(default=lambda: None, init=False)
+    round_trips: list[float] = field(factory=list, init=False)
 
     def fail(self, why: str) -> None:
         """Keep the first reason and end the scene."""

@@ -72,7 +72,7 @@ def test_keys_are_updated_at_the_threshold_without_loss() -> None:
         wire.pump()
     assert wire.at_daemon == said
     assert wire.at_client == [f"{text}!" for text in said]
-    assert wire.client.epoch == 1 + wire.client.rekeys == wire.daemon.conversations[0].epoch
+    assert wire.client.epoch == 1 + wire.client.rekeys == next(iter(wire.daemon.conversations)).epoch
     assert wire.client.rekeys == 120 // 10
     assert wire.daemon.rekeys == wire.client.rekeys
     assert not wire.client.refused + wire.daemon.refused

@@ -91,7 +91,7 @@ def test_a_changed_message_is_detected_on_both_sides() -> None:
                 run.at_client("something else")
             else:
                 _played(wire, run)
-                [conversation] = wire.daemon.conversations[-1:]
+                [conversation] = list(wire.daemon.conversations)[-1:]
                 run.at_daemon(conversation, "something else")
         assert run.failure is not None
         assert run.failure.startswith(f"the {ends} got something else than message 0")
