@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.wire.turn import turn_of
 
@@ -35,11 +35,13 @@ class FairQueue:
         self._turn = turn_of(clock)
         self._waiting: dict[str, deque[_Work]] = {}  # the key that is served next is the first
         self._running: str | None = None
-        self._next_turn: IDelayedCall | None = None
+        self._comes = False  # whether `_serve` will be called
 
     def run(self, key: str, work: _Work) -> None:
         """Run `work` now or in a later turn."""
-        if self._next_turn is None:
+        if not self._comes:
+            self._comes = True
+            self._turn.later(self._serve)
             self._run(key, work)
         else:
             self._waiting.setdefault(key, deque()).append(work)
@@ -55,13 +57,8 @@ class FairQueue:
     def stop(self) -> None:
         """Drop all work that waits."""
         self._waiting.clear()
-        if self._next_turn is not None:
-            self._next_turn.cancel()
-            self._next_turn = None
 
     def _run(self, key: str, work: _Work) -> None:
-        if self._next_turn is None:
-            self._next_turn = self._clock.callLater(0, self._serve)
         self._running = key
         try:
             work()
@@ -69,18 +66,22 @@ class FairQueue:
             self._running = None
 
     def _serve(self) -> None:
-        self._next_turn = None
         until = self._clock.seconds() + SHARE_SECONDS
-        while self._waiting:
-            key = next(iter(self._waiting))
-            works = self._waiting.pop(key)
-            work = works.popleft()
-            if works:
-                self._waiting[key] = works  # behind every other key
-            self._run(key, work)
-            self._turn.look()
-            if self._clock.seconds() >= until:
-                break
+        try:
+            while self._waiting:
+                key = next(iter(self._waiting))
+                works = self._waiting.pop(key)
+                work = works.popleft()
+                if works:
+                    self._waiting[key] = works  # behind every other key
+                self._run(key, work)
+                self._turn.look()
+                if self._clock.seconds() >= until:
+                    break
+        finally:
+            self._comes = bool(self._waiting)
+            if self._waiting:
+                self._turn.later(self._serve)
 
 
 def _fire(waiter: Deferred[None]) -> None:

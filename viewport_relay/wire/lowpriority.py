@@ -19,7 +19,7 @@ from zope.interface import implementer
 SHARE_SECONDS: Final = 0.002
 
 #: Most events of one poll.
-MOST_EVENTS: Final = 16
+MOST_EVENTS: Final = 64
 
 _HANG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -121,8 +121,8 @@ class LowPrioritySet:
         return "low priority"
 
     def doRead(self) -> None:
-        """Serve the members at the end of this turn, when the frames of admitted peers have left."""
-        self._reactor.turn.when_sent(self._serve)
+        """Serve the members behind the frames of this turn."""
+        self._reactor.turn.later(self._serve)
 
     def connectionLost(self, reason: object) -> None:
         """No-op: the reactor has stopped, and ends the members one by one."""

@@ -17,6 +17,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet import tcp, unix
@@ -25,7 +26,7 @@ from twisted.internet.main import CONNECTION_DONE, installReactor
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python import log
 
-from viewport_relay.wire.lowpriority import LowPrioritySet
+from viewport_relay.wire.lowpriority import SHARE_SECONDS, LowPrioritySet
 from viewport_relay.wire.transport import DirectTransport, TCPTransport, UnixTransport
 from viewport_relay.wire.turn import Turn
 
@@ -44,13 +45,14 @@ class _FewAccepts(tcp.Port):
     made: Any  # class of the transports
 
     def doRead(self) -> None:
-        self.reactor.turn.when_sent(self._accept)
+        self.reactor.turn.later(self._accept)
 
     def _accept(self) -> None:
         if self.disconnecting or not self.connected:
             return
         self.numberAccepts = min(self.numberAccepts, MOST_ACCEPTS)
         super().doRead()  # type: ignore[no-untyped-call]
+        self.reactor.low_priority.doRead()  # mostly the peer's first bytes follow at once
 
     def transport(self, *arguments: Any) -> DirectTransport:  # type: ignore[override]
         """Called for each accepted connection; the last argument is the listener's reactor."""
@@ -67,11 +69,12 @@ class _UnixPort(_FewAccepts, unix.Port):  # type: ignore[misc]  # Twisted has a 
     made = UnixTransport
 
 
-#: Seconds between two looks at the sockets of admitted peers while others are served. A look after each piece of work costs
-#: upgrades a quarter more: the code of one step is not in the processor's caches when the next connection comes to it.
+#: Seconds between two looks at the sockets of admitted peers while others are served. What is between two looks is sent
+#: together. A look after each piece of work costs upgrades a third more: the code of one step is not in the processor's caches
+#: when the next connection comes to it.
 LOOK_SECONDS: Final = 0.002
 
-#: The same while admitted peers send, and the seconds for which that is assumed after a read of one of them.
+#: The same while admitted peers send, and the seconds for which that is assumed after a read of one that stays open.
 TALK_LOOK_SECONDS: Final = 0.0001
 TALK_SECONDS: Final = 1.0
 
@@ -88,9 +91,9 @@ class RelayReactor(EPollReactor):
     seconds = staticmethod(time.monotonic)
 
     def __init__(self) -> None:
-        self.turn = Turn(self.end, self._look)
+        self._jobs: dict[Callable[[], None], None] = {}  # of low priority, in order, each once
+        self.turn = Turn(self.end, self._look, self._jobs.setdefault)
         self._next_look = self._talk_until = 0.0
-        self._events: list[tuple[int, int]] = []  # of this turn, to tell whether admitted peers send
         EPollReactor.__init__(self)
         self.low_priority = LowPrioritySet(self)
         self.addReader(self.low_priority)  # type: ignore[no-untyped-call]
@@ -108,14 +111,17 @@ class RelayReactor(EPollReactor):
         poll = self._poller.poll
         until = None if timeout is None else self.seconds() + timeout
         while timeout is None or timeout >= 0.0:
+            if self._jobs:
+                timeout = 0.0
             try:
                 events = poll(-1 if timeout is None else timeout, MOST_EVENTS)
             except OSError as error:
                 if error.errno == errno.EINTR:
                     return
                 raise
-            self._events = events
             self.serve(events, self._selectables)
+            if self._jobs:
+                self._work(events)
             if self.turn.quiet:
                 self._gather()
             if (
@@ -142,26 +148,49 @@ class RelayReactor(EPollReactor):
         for call in calls:
             call()
 
+    def _work(self, events: list[tuple[int, int]]) -> None:
+        """Do work of low priority behind these events, as one turn. What is left comes first in the next turn."""
+        self._looked(events)
+        turn, jobs = self.turn, self._jobs
+        until = self.seconds() + SHARE_SECONDS
+        turn.within = turn.running = True
+        while jobs and self.seconds() < until:
+            job = next(iter(jobs))
+            del jobs[job]
+            try:
+                job()
+            except BaseException:  # as the reactor does with timed calls
+                log.err()
+        turn.within = turn.running = False
+        turn.send()
+
     def _look(self) -> None:
         """Serve the sockets that are ready now, but accept nothing and leave those of low priority alone."""
-        now = self.seconds()
-        if now < self._next_look:
+        if self.seconds() < self._next_look:
             return
-        selectables, events = self._selectables, self._poller.poll(0, MOST_EVENTS)
+        turn, selectables = self.turn, self._selectables
+        within, turn.within, turn.running = turn.within, False, False
+        turn.send()
+        events = self._poller.poll(0, MOST_EVENTS)
         urgent = [ready for ready in events if not isinstance(selectables.get(ready[0]), _LAST)]
         if urgent:
             self.serve(urgent, selectables)
-        if any(isinstance(selectables.get(at), DirectTransport) for at, _ in (*self._events, *urgent)):
+        self._looked(urgent)
+        turn.within = turn.running = within
+
+    def _looked(self, events: list[tuple[int, int]]) -> None:
+        """Set the time of the next look, now that these events were served."""
+        now, selectables = self.seconds(), self._selectables
+        if any(isinstance(selectables.get(at), DirectTransport) for at, _ in events):
             self._talk_until = now + TALK_SECONDS
-        self._events = []
-        self._next_look = self.seconds() + (TALK_LOOK_SECONDS if now < self._talk_until else LOOK_SECONDS)
+        self._next_look = now + (TALK_LOOK_SECONDS if now < self._talk_until else LOOK_SECONDS)
 
     def serve(self, events: list[tuple[int, int]], selectables: dict[int, Any]) -> None:
         """Handle events of sockets, which are found in `selectables` by descriptor, and send what comes of it."""
         # Attributes and no calls: where each turn brings one frame, this is done for each frame.
         turn = self.turn
-        turn.within = True
-        turn.running = len(events) > 1
+        outer, turn.within = turn.within, True
+        turn.running = outer or len(events) > 1
         try:
             for descriptor, event in events:
                 selectable = selectables.get(descriptor)
@@ -181,8 +210,8 @@ class RelayReactor(EPollReactor):
                 if why:
                     self._disconnectSelectable(selectable, why, True)  # type: ignore[no-untyped-call]
         finally:
-            turn.within = turn.running = False
-            if turn.outboxes or turn.calls:
+            turn.within = turn.running = outer
+            if not outer and (turn.outboxes or turn.calls):
                 turn.send()
 
     # -- transports --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from viewport_relay.wire.arena import Arena
@@ -25,16 +26,20 @@ class Turn:
     ends: under another reactor the turn never runs, and everything is sent at once.
     """
 
-    __slots__ = ("arena", "calls", "disconnect", "held", "look", "outboxes", "quiet", "running", "within")
+    __slots__ = ("arena", "calls", "disconnect", "held", "later", "look", "outboxes", "quiet", "running", "within")  # fmt: skip
 
     def __init__(
-        self, disconnect: Callable[[Any], None] | None = None, look: Callable[[], None] = lambda: None
+        self,
+        disconnect: Callable[[Any], None] | None = None,
+        look: Callable[[], None] = lambda: None,
+        later: Callable[[Callable[[], None]], object] = lambda call: call(),
     ) -> None:
         """`disconnect` is the reactor's way to end a TCP connection at once, where that is known.
 
-        `look` serves the admitted peers that have sent something meanwhile. It is called outside a turn, between two pieces of
-        work of low priority.
+        `later` calls back once, behind the frames of this turn: for work of low priority, which takes a bounded time. `look` is
+        called between two pieces of such work, and serves the admitted peers that have sent something meanwhile.
         """
+        self.later = later
         self.look = look
         # Set by the reactor, which then calls `send` if there is anything in `outboxes` or `calls`:
         self.within = False  # whether a turn is under way
@@ -86,4 +91,4 @@ class Turn:
 def turn_of(reactor: Any) -> Turn:
     """The turn of the relay's own reactor; under another reactor, one that never runs."""
     found = getattr(reactor, "turn", None)
-    return found if isinstance(found, Turn) else Turn()
+    return found if isinstance(found, Turn) else Turn(later=partial(reactor.callLater, 0))

@@ -103,6 +103,7 @@ def test_a_stopped_queue_drops_what_waits() -> None:
     work.add("a", "first")
     work.add("a", "late")
     work.queue.stop()
+    work.turns()
     assert work.done == ["first"] and work.clock.getDelayedCalls() == []
 
 

@@ -184,24 +184,33 @@ def test_sockets_that_are_never_quiet_hold_nothing_up(bench: Bench) -> None:
 
 def test_sockets_that_are_no_peers_are_looked_at_less_often(bench: Bench) -> None:
     for n in range(6):
-        bench.member(f"stranger {n}", b"1", lasts=LOOK_SECONDS * 0.1)
+        bench.member(f"stranger {n}", b"1", lasts=LOOK_SECONDS * 0.4)
     bench.member("socket", b"1" * 20, where=bench.reactor)
-    bench.time = 1.0  # the last look is long ago
     served = bench.turn()
-    assert [n for n, name in enumerate(served) if name == "socket"] == [0, 2]
+    assert [n for n, name in enumerate(served) if name == "socket"] == [0, 4]
 
 
 def test_while_admitted_peers_send_they_are_looked_at_more_often(bench: Bench) -> None:
+    peer = bench.member("peer", b"1" * 8, where=bench.reactor, kind=AdmittedPeer)
     for n in range(6):
-        bench.member(f"stranger {n}", b"123", lasts=TALK_LOOK_SECONDS * 1.1)
-    peer = bench.member("peer", b"1" * 20, where=bench.reactor, kind=AdmittedPeer)
-    bench.time = 1.0
+        stranger = bench.member(f"stranger {n}", b"123", lasts=TALK_LOOK_SECONDS * 1.1)
     assert bench.turn()[::2] == ["peer"] * 7
-    bench.reactor.removeReader(peer)  # while it is silent for long
-    bench.time += TALK_SECONDS
-    bench.turn()
-    bench.reactor.addReader(peer)
-    assert "peer" not in bench.turn()[1:3]
+    assert bench.turn()[0] == "peer"  # the last byte
+    bench.time += TALK_SECONDS  # while it is silent
+    stranger.also = lambda: peer.theirs.send(b"1")
+    assert "peer" not in bench.turn()
+    assert bench.turn()[0] == "peer"
+
+
+def test_a_peer_that_leaves_does_not_count_as_sending(bench: Bench) -> None:
+    peer = bench.member("peer", b"1", where=bench.reactor, kind=AdmittedPeer)
+    other = bench.member("socket", where=bench.reactor)
+    peer.also = lambda: bench.reactor.removeReader(peer)
+    for n in range(6):
+        stranger = bench.member(f"stranger {n}", b"1", lasts=TALK_LOOK_SECONDS * 1.1)
+        stranger.also = lambda: other.theirs.send(b"1")
+    served = bench.turn()
+    assert served[0] == "peer" and len(served) == 7  # without a look
 
 
 def test_members_are_written(bench: Bench) -> None:
@@ -268,11 +277,10 @@ def test_connections_of_a_listener_have_low_priority_and_an_adopted_one_where_it
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     with contextlib.ExitStack() as open_sockets:
         open_sockets.enter_context(socket.create_connection(("127.0.0.1", port.getHost().port)))
-        reactor.turn.within = True
+        reactor.running = True
         port.doRead()
         assert not made  # the frames of this turn leave first
-        reactor.turn.within = False
-        reactor.turn.send()
+        reactor.iterate(0)
         for adopt in (reactor.adoptStreamConnection, lambda *args: adopt_stranger(reactor, *args)):
             ours, _ = map(open_sockets.enter_context, socket.socketpair())
             ours.setblocking(False)
