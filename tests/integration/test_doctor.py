@@ -217,11 +217,12 @@ async def test_certificates(
 @pytest.mark.parametrize(
     ("names", "days", "outcome", "words"),
     [
-        (["relay.example"], 365, "ok", "fits its key"),
-        (["*.example"], 365, "ok", "fits its key"),
-        (["other.example"], 365, "warn", "does not name relay.example"),
-        (["relay.example"], 3, "warn", "ends in 3 days"),
-        (["relay.example"], -3, "fail", "ended 3 days ago"),
+        (["relay.corp.example"], 365, "ok", "fits its key"),
+        (["*.corp.example"], 365, "ok", "fits its key"),
+        (["*.example"], 365, "warn", "does not name relay.corp.example"),
+        (["other.example"], 365, "warn", "does not name relay.corp.example"),
+        (["relay.corp.example"], 3, "warn", "ends in 3 days"),
+        (["relay.corp.example"], -3, "fail", "ended 3 days ago"),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -233,7 +234,7 @@ async def test_own_certificate(
         platform,
         RELAY_TLS_CERT_PATH=own.cert,
         RELAY_TLS_KEY_PATH=own.key,
-        RELAY_PUBLIC_WS_BASE_URL="wss://relay.example",
+        RELAY_PUBLIC_WS_BASE_URL="wss://relay.corp.example",
     )
     found = (await findings_of(reactor, environ))["certificate"]
     assert (found.outcome, words in found.found) == (outcome, True), str(found)

@@ -25,11 +25,27 @@ from viewport_relay.reasons import Reason, Refusal
 
 
 @frozen
+class Asked:
+    """Role, workspace and target of the upgrade's query; None: those of the token's claims."""
+
+    role: Role | None = None
+    workspace_id: str | None = None
+    target_id: str | None = None
+
+    def query(self, payload: Mapping[str, Any]) -> UpgradeQuery:
+        """The query of an upgrade with the token of this payload."""
+        claimed = next((role for role in Role if role.value == payload.get("role")), Role.CLIENT)
+        workspace = payload.get("workspaceId")
+        own = workspace if isinstance(workspace, str) else ""
+        return UpgradeQuery(self.role or claimed, self.workspace_id or own, self.target_id)
+
+
+@frozen
 class TokenReport:
     """The content of a token. `header` and `claims` are not verified, None where they cannot be read.
 
-    `signed_by` is the key of the set that signed the token, under any kid. `refusal` is that of the local check for the query
-    that the token's own claims name, None if it passes.
+    `signed_by` is the key of the set that signed the token, under any kid. `refusal` is that of the local check, None if it
+    passes.
     """
 
     header: Mapping[str, Any] | None
@@ -38,8 +54,10 @@ class TokenReport:
     refusal: Refusal | None
 
 
-def inspect_token(token: str, keys: KeySet, rules: TokenRules, now: float) -> TokenReport:
-    """The report on `token`. `now` is seconds since the epoch. Raises nothing."""
+def inspect_token(
+    token: str, keys: KeySet, rules: TokenRules, now: float, asked: Asked = Asked()
+) -> TokenReport:
+    """The report on `token` for the upgrade `asked`. `now` is seconds since the epoch. Raises nothing."""
     header, claims = unverified(token)
     signer = _signer(token, keys)
     refusal: Refusal | None = None
@@ -48,7 +66,7 @@ def inspect_token(token: str, keys: KeySet, rules: TokenRules, now: float) -> To
             raise Refusal(Reason.TOKEN_MISSING, f"it has {len(token)} characters")
         read = read_header(token)
         payload = payload_signed_by(token, read, keys)
-        check_payload(payload, _own_query(payload), rules, now)
+        check_payload(payload, asked.query(payload), rules, now)
     except Refusal as refused:
         refusal = refused
     return TokenReport(header, claims, signer, refusal)
@@ -62,9 +80,3 @@ def _signer(token: str, keys: KeySet) -> Key | None:
         except Refusal:
             continue
     return None
-
-
-def _own_query(payload: Mapping[str, Any]) -> UpgradeQuery:
-    role = next((role for role in Role if role.value == payload.get("role")), Role.CLIENT)
-    workspace = payload.get("workspaceId")
-    return UpgradeQuery(role, workspace if isinstance(workspace, str) else "", None)

@@ -46,6 +46,22 @@ class ValidationSettings:
     max_bytes: int = 262_144
     cache_ttl: float = 10.0
 
+    @property
+    def call(self) -> Call:
+        """The request, without its body."""
+        headers = {"content-type": "application/json"}
+        if self.internal_key is not None:
+            headers["x-relay-internal-key"] = self.internal_key
+        return Call.make("POST", self.url, headers, limit=self.limit, max_bytes=self.max_bytes)
+
+
+def question(token: str, query: UpgradeQuery) -> bytes:
+    """The body of the request about this token for this upgrade."""
+    asked = {"relayToken": token, "role": query.role.value, "workspaceId": query.workspace_id}
+    if query.runtime_target_id is not None:
+        asked["runtimeTargetId"] = query.runtime_target_id
+    return msgspec.json.encode(asked)
+
 
 class PlatformValidator:
     """Validates tokens. `clock` measures the lives of answers, `now` gives seconds since the epoch for exp."""
@@ -65,12 +81,7 @@ class PlatformValidator:
         self._counters = counters
         self._platform_clock = platform_clock
         self._now = now
-        headers = {"content-type": "application/json"}
-        if settings.internal_key is not None:
-            headers["x-relay-internal-key"] = settings.internal_key
-        self._call = Call.make(
-            "POST", settings.url, headers, limit=settings.limit, max_bytes=settings.max_bytes
-        )
+        self._call = settings.call
         self._queue = PlatformQueue(clock, settings.limit)
         self._answers: DeferredCache[_Key, Claims | Refusal] = DeferredCache(clock, CACHE_MAX)
 
@@ -124,10 +135,7 @@ class PlatformValidator:
 
     async def _ask(self, token: str, query: UpgradeQuery) -> Claims | Refusal:
         """The verdict that may be cached. Raises the refusals that may not."""
-        question = {"relayToken": token, "role": query.role.value, "workspaceId": query.workspace_id}
-        if query.runtime_target_id is not None:
-            question["runtimeTargetId"] = query.runtime_target_id
-        body = msgspec.json.encode(question)
+        body = question(token, query)
         began = self._clock.seconds()
 
         async def request() -> Answer:

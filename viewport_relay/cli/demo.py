@@ -12,22 +12,10 @@ import click
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 
-from viewport_relay.admission.agent import pooled_agent
-from viewport_relay.admission.http import HttpClient
-from viewport_relay.admission.httpcall import Call
 from viewport_relay.admission.tls import ClientTls
 from viewport_relay.cli.output import say as print_line
 from viewport_relay.cli.ownrelay import OwnRelay, Place, RelayDidNotStart
-from viewport_relay.cli.scenes import (
-    LINKED,
-    PAIRED,
-    PLAIN,
-    DemoFailed,
-    Where,
-    exchange,
-    refused_link,
-    summary,
-)
+from viewport_relay.cli.scenes import SCENES, DemoFailed, Where, exchange, refused_link, summary
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_link_key
 from viewport_relay.reasons import Reason
@@ -54,9 +42,9 @@ async def offers_link(reactor: Any, ws_url: str) -> bool:
 
 async def run_scenes(reactor: Any, where: Where) -> str:
     """Run all scenes that the relay supports; returns the last line. Raises DemoFailed."""
-    results = [await exchange(reactor, where, say, PLAIN)]
-    if await offers_link(reactor, where.ws_url):
-        results += [await exchange(reactor, where, say, scene) for scene in (LINKED, PAIRED)]
+    link = await offers_link(reactor, where.ws_url)
+    results = [await exchange(reactor, where, say, scene) for scene in SCENES if link or not scene.link]
+    if link:
         await refused_link(reactor, where, say)
     else:
         say("the relay offers no Noise link: its scenes are left out")
@@ -77,18 +65,9 @@ async def _first(reactor: Any, lines: list[str]) -> None:
 
 async def sign_in_link(reactor: Any, place: Place) -> str:
     """A single-use sign-in link to the admin page of the relay."""
-    agent, pool = pooled_agent(reactor, ClientTls())
-    call = Call.make(
-        "POST",
-        f"{place.http_url}/admin/api/sign-in-link",
-        {"authorization": f"Bearer {place.admin_token}"},
-        limit=5.0,
-        max_bytes=4096,
-    )
-    client = HttpClient(reactor, agent, pool)
-    answer = await client.ask(call, b"")
-    await client.close()
-    return f"{place.http_url}{json.loads(answer.body)['path']}"
+    url = f"{place.http_url}/admin/api/sign-in-link"
+    answer = await JsonHttp(reactor).request("POST", url, bearer=place.admin_token)
+    return f"{place.http_url}{answer['path']}"
 
 
 def reachable_at(place: Place, link: str) -> str:
@@ -201,4 +180,4 @@ def demo(once: bool, relay_url: str | None, platform_url: str | None, port: int 
             raise SystemExit(1) from None
         raise SystemExit(0)
 
-    react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
+    react(run)

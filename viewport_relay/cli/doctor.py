@@ -12,7 +12,6 @@ from typing import Any, Final, NoReturn
 
 import attrs
 import click
-from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.internet.threads import deferToThread
 
@@ -131,4 +130,4 @@ def doctor(as_json: bool, timeout: float) -> None:
             say(json.dumps(report, indent=2, ensure_ascii=False))
         raise SystemExit(0 if good else EX_CONFIG if unusable(findings) else 1)
 
-    react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
+    react(run)

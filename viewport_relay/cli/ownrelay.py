@@ -12,11 +12,12 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from attrs import field, frozen
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessDone, ProcessExitedAlready
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
@@ -75,8 +76,8 @@ def is_free(port: int) -> bool:
 class OwnRelay(ProcessProtocol):
     """The relay process. `on_line` gets each line of its standard output after the start."""
 
-    def __init__(self, reactor: Any, on_line: Callable[[str], None] = lambda line: None) -> None:
-        self.on_line = on_line
+    def __init__(self, reactor: Any) -> None:
+        self.on_line: Callable[[str], None] = lambda line: None
         self._reactor = reactor
         self._rest = {1: b"", 2: b""}
         self._last: list[str] = []
@@ -96,15 +97,8 @@ class OwnRelay(ProcessProtocol):
         }
         # RELAY_* variables of this process are for another relay: they are not passed on.
         kept = {name: value for name, value in environ.items() if not _is_setting(name)}
-        arguments = [
-            sys.executable,
-            "-c",
-            TWISTD.format(parent=os.getpid()),
-            "-n",
-            "--pidfile=",
-            "viewport-relay",
-            "--dev",
-        ]
+        program = TWISTD.format(parent=os.getpid())
+        arguments = [sys.executable, "-c", program, "-n", "--pidfile=", "viewport-relay", "--dev"]
         self._reactor.spawnProcess(self, sys.executable, arguments, env={**kept, **own})
         try:
             await self._ready.addTimeout(START_SECONDS, self._reactor, self._too_late)
@@ -115,18 +109,16 @@ class OwnRelay(ProcessProtocol):
 
     async def stop(self) -> int:
         """Stop the relay (SIGTERM) and wait; returns the exit status, negative for a signal."""
-        if not self.ended.called:
-            self._signal("TERM")
-            late = self._reactor.callLater(STOP_SECONDS, self.kill)
-            await self.ended
-            if late.active():
-                late.cancel()
-        return await self.ended
+        self._signal("TERM")
+        late = self._reactor.callLater(STOP_SECONDS, self.kill)
+        status = await self.ended
+        if late.active():
+            late.cancel()
+        return status
 
     def kill(self) -> None:
         """Kill the relay (SIGKILL)."""
-        if not self.ended.called:
-            self._signal("KILL")
+        self._signal("KILL")
 
     # -- ProcessProtocol -----------------------------------------------------------------------------------
 
@@ -145,9 +137,7 @@ class OwnRelay(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         """Note the exit status and end all waits."""
         value: Any = reason.value
-        status = 0 if isinstance(value, ProcessDone) else value.exitCode
-        if status is None:
-            status = -(value.signal or 0)
+        status = -(value.signal or 0) if value.exitCode is None else value.exitCode
         if not self._ready.called:
             self._ready.errback(RelayDidNotStart(self._last_words(f"the relay ended with status {status}")))
         self.ended.callback(status)
@@ -177,10 +167,8 @@ class OwnRelay(ProcessProtocol):
 
     def _signal(self, name: str) -> None:
         transport: Any = self.transport
-        try:
+        with suppress(ProcessExitedAlready):  # `processEnded` follows, if it was not called yet
             transport.signalProcess(name)
-        except ProcessExitedAlready:
-            return  # `processEnded` follows
 
     def _too_late(self, result: object, seconds: float) -> Any:
         raise RelayDidNotStart(self._last_words(f"the relay was not ready within {seconds:.0f} s"))

@@ -7,7 +7,6 @@ relay would see. The validate endpoint gets a made-up token. Nothing is changed.
 
 from __future__ import annotations
 
-import json
 import ssl
 import time
 from codecs import BOM_UTF8
@@ -18,10 +17,11 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from viewport_relay.admission.http import HttpClient
-from viewport_relay.admission.httpcall import Answer, Call, HttpFailure
+from viewport_relay.admission.httpcall import Answer, HttpFailure
 from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.jwks import jwks_call
 from viewport_relay.admission.keys import KeySet, KeySetError, listed, printable
+from viewport_relay.admission.platform import ValidationSettings, question
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.cli import probes
 from viewport_relay.cli.findings import Finding, fail, ok, warn
@@ -73,11 +73,8 @@ def client_context(config: Config) -> ssl.SSLContext:
             context.verify_mode = ssl.CERT_NONE
         if config.server_mtls and config.server_client_cert_path:
             # A password, even an empty one, keeps OpenSSL from prompting at the terminal.
-            context.load_cert_chain(
-                config.server_client_cert_path,
-                config.server_client_key_path,
-                config.server_client_key_passphrase or "",
-            )
+            passphrase = config.server_client_key_passphrase or ""
+            context.load_cert_chain(config.server_client_cert_path, config.server_client_key_path, passphrase)
     except (ssl.SSLError, OSError, ValueError) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "not usable"
         raise ProbeFailed(f"the CA or client certificate cannot be used: {why}") from None
@@ -151,17 +148,14 @@ def _keys_in_words(keys: KeySet, answer: Answer) -> str:
     named = [f"{printable(key.kid)} ({key.algorithm})" for key in list(keys)[:8]]
     more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
     age = answer.header("age") or ""
-    return (
-        f"{len(keys)} usable: {', '.join(named)}{more}"
-        + (f"; ignored: {listed(keys.ignored)}" if keys.ignored else "")
-        + (
-            "; gzip-coded although nothing was asked for, which is taken"
-            if answer.header("content-encoding")
-            else ""
-        )
-        + ("; begins with a byte order mark, which is dropped" if answer.body.startswith(BOM_UTF8) else "")
-        + (f"; {age} s old in a cache on the way" if age.isdigit() else "")
-    )
+    notes = {
+        f"ignored: {listed(keys.ignored)}": bool(keys.ignored),
+        "gzip-coded although nothing was asked for, which is taken": bool(answer.header("content-encoding")),
+        "begins with a byte order mark, which is dropped": answer.body.startswith(BOM_UTF8),
+        f"{age} s old in a cache on the way": age.isdigit(),
+    }
+    usable = f"{len(keys)} usable: {', '.join(named)}{more}"
+    return "; ".join([usable, *(note for note, holds in notes.items() if holds)])
 
 
 def clock(date: str | None, now: float, skew: int) -> Finding:
@@ -183,24 +177,11 @@ def clock(date: str | None, now: float, skew: int) -> Finding:
 async def validation(client: HttpClient, config: Config) -> list[Finding]:
     """Validate a made-up token: the answer shows whether the platform refuses the token or the internal key."""
     name = "validate"
-    headers = {"content-type": "application/json"}
-    if config.internal_key is not None:
-        headers["x-relay-internal-key"] = config.internal_key
-    call = Call.make(
-        "POST",
-        config.validate_url,
-        headers,
-        limit=config.admission_timeout_ms / 1000,
-        max_bytes=config.admission_max_response_bytes,
-    )
-    question = {
-        "relayToken": PROBE_TOKEN,
-        "role": PROBE_QUERY.role.value,
-        "workspaceId": PROBE_QUERY.workspace_id,
-        "runtimeTargetId": PROBE_QUERY.runtime_target_id,
-    }
+    limit = config.admission_timeout_ms / 1000
+    most = config.admission_max_response_bytes
+    call = ValidationSettings(config.validate_url, config.internal_key, limit, most).call
     try:
-        answer = await client.ask(call, json.dumps(question).encode("ascii"))
+        answer = await client.ask(call, question(PROBE_TOKEN, PROBE_QUERY))
     except HttpFailure as failure:
         refusal = judge_failure(failure, call.shown)
         return [fail(name, f"{refusal.reason.text}: {refusal.detail}", refusal.reason.entry.fix)]
@@ -212,11 +193,8 @@ async def validation(client: HttpClient, config: Config) -> list[Finding]:
     if verdict.reason is Reason.WORKSPACE_NOT_FOUND and "workspace" not in word.lower():
         # Any JSON 404 means a missing workspace; a 404 of another path proves nothing about the key.
         fix = "check the path of RELAY_VALIDATE_URL: this may be the 404 of something else than the validate endpoint"
-        return [
-            warn(
-                name, f"answers 404 without naming a workspace{word}, so the internal key is not proven", fix
-            )
-        ]
+        said = f"answers 404 without naming a workspace{word}, so the internal key is not proven"
+        return [warn(name, said, fix)]
     if verdict.reason in DENIALS:
         caller = "with no key" if config.internal_key is None else "takes this relay's internal key"
         return [ok(name, f"{caller}, and refuses a made-up token as it must: {verdict.reason.code}{word}")]
@@ -230,6 +208,5 @@ async def validation(client: HttpClient, config: Config) -> list[Finding]:
 def key_in_clear(config: Config) -> bool:
     """Whether the internal key would be sent unencrypted over a network."""
     parts = urlsplit(config.validate_url)
-    return (
-        config.internal_key is not None and parts.scheme == "http" and not is_loopback(parts.hostname or "")
-    )
+    in_clear = parts.scheme == "http" and not is_loopback(parts.hostname or "")
+    return in_clear and config.internal_key is not None

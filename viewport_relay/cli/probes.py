@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 from cryptography import x509
+from service_identity import CertificateError, VerificationError
+from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 
 from viewport_relay.config import bracketed
 
@@ -68,15 +71,14 @@ def handshake(plain: socket.socket, origin: Origin, context: ssl.SSLContext) -> 
     try:
         return context.wrap_socket(plain, server_hostname=origin.host)
     except ssl.SSLCertVerificationError as error:
-        plain.close()
-        raise ProbeFailed(f"certificate of {origin} refused: {error.verify_message}") from None
+        why = f"certificate of {origin} refused: {error.verify_message}"
     except TimeoutError:
-        plain.close()
-        raise ProbeFailed(f"{origin} does not answer the TLS handshake") from None
-    except (ssl.SSLError, OSError) as error:
-        plain.close()
-        why = getattr(error, "reason", None) or error.strerror or "connection lost"
-        raise ProbeFailed(f"TLS handshake with {origin} failed: {why}") from None
+        why = f"{origin} does not answer the TLS handshake"
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or "connection lost"
+        why = f"TLS handshake with {origin} failed: {reason}"
+    plain.close()
+    raise ProbeFailed(why)
 
 
 def days_left(certificate: x509.Certificate) -> float:
@@ -86,13 +88,11 @@ def days_left(certificate: x509.Certificate) -> float:
 
 
 def names_host(certificate: x509.Certificate, host: str) -> bool:
-    """Whether the certificate's subjectAltName matches a host name or IP address (RFC 9525; a wildcard matches one label)."""
+    """Whether the certificate's subjectAltName matches a host name or IP address (RFC 9525)."""
+    is_address = isIPAddress(host) or isIPv6Address(host)
+    verify = verify_certificate_ip_address if is_address else verify_certificate_hostname
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+        verify(certificate, host)
+    except (VerificationError, CertificateError, ValueError):  # ValueError: not a DNS name
         return False
-    host = host.lower()
-    for name in names.get_values_for_type(x509.DNSName):
-        if name.lower() == host or (name.startswith("*.") and host.partition(".")[2] == name[2:].lower()):
-            return True
-    return host in {str(address) for address in names.get_values_for_type(x509.IPAddress)}
+    return True

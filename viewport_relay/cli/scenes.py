@@ -44,8 +44,7 @@ class Where:
     """URLs and credentials for a demonstration. No repr: it holds a credential.
 
     `ws_url` is the relay's base (`ws://host:port`), `platform_url` the control plane's. `turns` >= 2 messages go each way; the
-    relay's default of 240 a minute is the ceiling for one client. `pairing_secret` is that of the paired workspace, for platforms
-    that do not put it into the token's claims.
+    relay's default of 240 a minute is the ceiling for one client.
     """
 
     ws_url: str
@@ -53,57 +52,59 @@ class Where:
     credential: str
     turns: int = 200
     large_frame_bytes: int = LARGE_FRAME_BYTES
-    pairing_secret: bytes | None = None
     timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One workspace and its transport: with `link` over the Noise link; `paired`: IKpsk2 for link and session keys."""
+
+    name: str
+    workspace_id: str
+    link: bool = False
+    paired: bool = False
+
+
+PLAIN = Scene("plain workspace", "dev-workspace")
+LINKED = Scene("over the link", "dev-link", link=True)
+PAIRED = Scene("paired workspace", "dev-paired", link=True, paired=True)
+SCENES = (PLAIN, LINKED, PAIRED)
 
 
 class Stage:
     """Tokens, keys and connections of one scene, released together."""
 
-    def __init__(self, reactor: Any, where: Where, workspace_id: str) -> None:
+    def __init__(self, reactor: Any, where: Where, scene: Scene) -> None:
         self._reactor = reactor
         self._where = where
-        self._workspace = workspace_id
+        self._scene = scene
         self._tls = ClientTls()
         self._http = JsonHttp(reactor, self._tls)
         self._platform = PlatformApi(self._http, where.platform_url)
         self._open: list[Connection] = []
 
-    async def join(
-        self, role: str, on_frame: Callable[[str], None], *, link: bool, with_secret: bool
-    ) -> Connection:
-        """Get a token for `role` and connect.
-
-        Over the link when asked, and then with IKpsk2 `with_secret`.
-        """
-        where = self._where
+    async def join(self, role: str, on_frame: Callable[[str], None]) -> Connection:
+        """Get a token for `role` and connect, over the link and with the pre-shared key as the scene says."""
+        where, scene = self._where, self._scene
+        credential = where.credential
         if role == DAEMON:
             credential = await self._platform.daemon_issue_token(
-                self._workspace, runtimeTargetId=TARGET, credential=where.credential
+                scene.workspace_id, runtimeTargetId=TARGET, credential=credential
             )
-        else:
-            credential = where.credential
-        token = await self._platform.relay_token(role, self._workspace, TARGET, credential)
-        destination = Destination(where.ws_url, role, self._workspace, TARGET, tls=self._tls)
-        if link:
+        token = await self._platform.relay_token(role, scene.workspace_id, TARGET, credential)
+        destination = Destination(where.ws_url, role, scene.workspace_id, TARGET, tls=self._tls)
+        if scene.link:
             try:
                 relay_key = await fetch_link_key(self._http, where.ws_url)
             except PlatformError as error:
                 raise DemoFailed(f"the relay ({where.ws_url}) does not tell its link key: {error}") from error
             if relay_key is None:
                 raise DemoFailed("the relay offers no link: is RELAY_NOISE_LINK off?")
-            secret = token.pairing_secret or where.pairing_secret
-            if with_secret and secret is None:
-                raise DemoFailed(f"no pairing secret is known for workspace {self._workspace}")
-            settings = LinkSettings(
-                relay_key,
-                generate_static(),
-                role,
-                self._workspace,
-                TARGET,
-                secret if with_secret else None,
-            )
-            destination = replace(destination, link=settings)
+            secret = token.pairing_secret if scene.paired else None
+            if scene.paired and secret is None:
+                raise DemoFailed(f"no pairing secret is known for workspace {scene.workspace_id}")
+            link = LinkSettings(relay_key, generate_static(), role, scene.workspace_id, TARGET, secret)
+            destination = replace(destination, link=link)
         connection = await connect(self._reactor, destination, token.token, on_frame)
         self._open.append(connection)
         return connection
@@ -135,21 +136,6 @@ def summary(messages: int, size: int, median_seconds: float) -> str:
     return f"EXCHANGE OK {messages} messages, {size / 1e6:.1f} MB, median round trip {median_seconds * 1e3:.1f} ms"
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """One workspace and its transport: with `link` over the Noise link; `paired`: IKpsk2 for link and session keys."""
-
-    name: str
-    workspace_id: str
-    link: bool = False
-    paired: bool = False
-
-
-PLAIN = Scene("plain workspace", "dev-workspace")
-LINKED = Scene("over the link", "dev-link", link=True)
-PAIRED = Scene("paired workspace", "dev-paired", link=True, paired=True)
-
-
 async def exchange(reactor: Any, where: Where, out: Out, scene: Scene) -> ExchangeResult:
     """Stream one session through the relay and check it at both ends.
 
@@ -157,7 +143,7 @@ async def exchange(reactor: Any, where: Where, out: Out, scene: Scene) -> Exchan
     """
     transcript = make_transcript(where.turns, large_frame_bytes=where.large_frame_bytes)
     run = TranscriptRun(reactor, transcript)
-    stage = Stage(reactor, where, scene.workspace_id)
+    stage = Stage(reactor, where, scene)
     playing = ensureDeferred(_play(reactor, stage, run, transcript, scene, out))
     run.stop = playing.cancel
     playing.addTimeout(where.timeout, reactor)
@@ -200,13 +186,12 @@ async def _play(
         run.at_client,
         pairing=pairing,
     )
-    daemon_end = await stage.join(DAEMON, daemon.frame_received, link=scene.link, with_secret=scene.paired)
+    daemon_end = await stage.join(DAEMON, daemon.frame_received)
     _watch(daemon_end, "daemon", run)
-    client_end = await stage.join(CLIENT, client.frame_received, link=scene.link, with_secret=scene.paired)
+    client_end = await stage.join(CLIENT, client.frame_received)
     _watch(client_end, "client", run)
-    way = (
-        "over plain WebSocket" if not scene.link else "over the link, " + ("IKpsk2" if scene.paired else "IK")
-    )
+    pattern = "IKpsk2" if scene.paired else "IK"
+    way = f"over the link, {pattern}" if scene.link else "over plain WebSocket"
     out(f"{scene.name}: daemon and client joined {scene.workspace_id} {way}")
     await client.exchange_keys(attempts=8)
     out(f"{scene.name}: keys exchanged end to end, {client.profile.value}")
@@ -229,10 +214,10 @@ def _watch(connection: Connection, who: str, run: TranscriptRun) -> None:
 
 async def refused_link(reactor: Any, where: Where, out: Out) -> Closed:
     """Offer plain IK where IKpsk2 is required; the relay must refuse. Raises DemoFailed when it does not."""
-    stage = Stage(reactor, where, PAIRED.workspace_id)
+    stage = Stage(reactor, where, replace(PAIRED, paired=False))
     name = "link without the pairing"
     try:
-        await stage.join(CLIENT, lambda _: None, link=True, with_secret=False)
+        await stage.join(CLIENT, lambda _: None)
         raise DemoFailed(f"{name}: the relay let it in")
     except ClosedEarly as early:
         if early.closed != INVALID_PSK:
@@ -253,11 +238,10 @@ def _explain(error: Exception, where: Where) -> str:
         case PlatformError():
             return f"the platform ({where.platform_url}) did not answer as it should: {error}"
         case UpgradeRefused():
-            what = f"HTTP {error.status} {error.reason} {error.message}"
-            return f"the relay refused the connection: {what}".rstrip()
-        case ClosedEarly():
-            closed = error.closed
-            return f"the relay closed the connection at once: {closed.code} {closed.reason}".rstrip()
+            refused = f"the relay refused the connection: HTTP {error.status} {error.reason} {error.message}"
+            return refused.rstrip()
+        case ClosedEarly(closed=Closed(code, reason)):
+            return f"the relay closed the connection at once: {code} {reason}".rstrip()
         case PeerError():
             return f"the peers could not go on: {error}"
     return f"the relay ({where.ws_url}) cannot be reached: {error}"

@@ -18,18 +18,17 @@ from urllib.parse import urlsplit
 
 import click
 from attrs import asdict, frozen
-from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
 from viewport_relay.admission.http import HttpClient
-from viewport_relay.admission.inspection import inspect_token
-from viewport_relay.admission.jwt import TokenRules, check_payload
+from viewport_relay.admission.inspection import Asked, inspect_token
+from viewport_relay.admission.jwt import TokenRules
 from viewport_relay.admission.keys import Key, KeySet, printable
 from viewport_relay.cli.config import read_or_exit
 from viewport_relay.cli.platformchecks import NoKeys, fetch_keys
 from viewport_relay.config import Config
 from viewport_relay.observe.redaction import Redactor
-from viewport_relay.protocol.grant import Role, UpgradeQuery
+from viewport_relay.protocol.grant import Role
 from viewport_relay.reasons import Reason, Refusal
 
 #: Most bytes that are read of a token file.
@@ -51,48 +50,25 @@ class Report:
     fix: str
 
 
-@frozen
-class Asked:
-    """Role, workspace and target of the upgrade's query; None: those of the token's claims."""
-
-    role: Role | None = None
-    workspace_id: str | None = None
-    target_id: str | None = None
-
-    def query(self, claims: Mapping[str, object]) -> UpgradeQuery:
-        """The query of an upgrade with this token."""
-        claimed = str(claims.get("role"))
-        role = self.role or (Role(claimed) if claimed in list(Role) else Role.CLIENT)
-        workspace = self.workspace_id or str(claims.get("workspaceId", ""))
-        return UpgradeQuery(role, workspace, self.target_id)
-
-
 def judge_token(token: str, keys: KeySet | str, asked: Asked, rules: TokenRules, now: float) -> Report:
     """Judge one token at `now` (seconds since the epoch), without the platform.
 
     `keys` is the key set, or the text why there is none.
     """
-    found = inspect_token(token, keys if isinstance(keys, KeySet) else KeySet(()), rules, now)
+    found = inspect_token(token, keys if isinstance(keys, KeySet) else KeySet(()), rules, now, asked)
     refusal, claims = found.refusal, found.claims or {}
     if isinstance(keys, str) and refusal is not None and refusal.reason is Reason.JWT_SIGNATURE_MISMATCH:
         refusal = Refusal(Reason.JWKS_UNREACHABLE, keys)
-    elif refusal is None:
-        try:
-            check_payload(claims, asked.query(claims), rules, now)
-        except Refusal as other:
-            refusal = other
     said = "the local check passes; the platform has the last word (POST RELAY_VALIDATE_URL)"
     if refusal is not None:
         said = refusal.reason.text + (f": {refusal.detail}" if refusal.detail else "")
     redactor, signer = Redactor(), found.signed_by
-    signed_by = "not known" if isinstance(keys, str) else "no key of the JWKS"
-    if signer is not None:
-        signed_by = _in_words(signer)
+    unsigned = "not known" if isinstance(keys, str) else "no key of the JWKS"
     return Report(
         header={name: redactor.detail(name, value) for name, value in (found.header or {}).items()},
         claims={name: redactor.detail(name, value) for name, value in claims.items()},
         verified=signer is not None,
-        signed_by=signed_by,
+        signed_by=unsigned if signer is None else _in_words(signer),
         keys=tuple(_in_words(key) for key in keys) if isinstance(keys, KeySet) else (),
         valid_until=_until(claims.get("exp"), now),
         reason=refusal.reason.code if refusal else None,
@@ -139,10 +115,8 @@ def page(report: Report) -> str:
 
 
 def _members(header: Mapping[str, object]) -> str:
-    return (
-        ", ".join(f"{printable(name, 40)} {json.dumps(value)}" for name, value in header.items())
-        or "cannot be read"
-    )
+    members = [f"{printable(name, 40)} {json.dumps(value)}" for name, value in header.items()]
+    return ", ".join(members) or "cannot be read"
 
 
 # -- the command -------------------------------------------------------------------------------------------
@@ -225,7 +199,6 @@ def inspect(
     """
     text = read_token(file)
     config = settings_for(os.environ, jwks)
-
     asked = Asked(Role(role) if role else None, workspace, target)
 
     async def run(reactor: Any) -> NoReturn:
@@ -235,4 +208,4 @@ def inspect(
         click.echo(json.dumps(asdict(report), indent=2) if as_json else page(report))
         raise SystemExit(1 if report.reason else 0)
 
-    react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
+    react(run)

@@ -51,10 +51,12 @@ class JsonHttp:
         policy = tls or untyped.BrowserLikePolicyForHTTPS()
         self._http = HTTPClient(untyped.Agent(reactor, policy, connectTimeout=limit_seconds))
 
-    async def request(self, method: str, url: str, body: Members | None = None) -> Members:
+    async def request(
+        self, method: str, url: str, body: Members | None = None, bearer: str | None = None
+    ) -> Members:
         """The JSON object in a 2xx answer. Raises PlatformError."""
         try:
-            waiting = ensureDeferred(self._request(method, url, body))
+            waiting = ensureDeferred(self._request(method, url, body, bearer))
             status, content = await waiting.addTimeout(self._limit, self._reactor)
         except TimeoutError:
             raise PlatformError(0, "TIMEOUT") from None
@@ -71,11 +73,15 @@ class JsonHttp:
             raise PlatformError(status, "ANSWER_INVALID")
         return value
 
-    async def _request(self, method: str, url: str, body: Members | None) -> tuple[int, bytes]:
+    async def _request(
+        self, method: str, url: str, body: Members | None, bearer: str | None
+    ) -> tuple[int, bytes]:
         data = None if body is None else json.dumps(body).encode()
         headers: dict[bytes | str, bytes | str] = {"accept-encoding": "identity"}
         if data is not None:
             headers["content-type"] = "application/json"
+        if bearer is not None:
+            headers["authorization"] = f"Bearer {bearer}"
         response = await self._http.request(method, url, data=data, headers=headers, allow_redirects=False)
         content = bytearray()
 

@@ -20,7 +20,6 @@ from tests.wireframes import encoded
 from viewport_relay.admission.tls import ClientTls
 from viewport_relay.cli.scenes import LINKED, PAIRED, PLAIN, Where, exchange, refused_link
 from viewport_relay.noise.policy import Pattern
-from viewport_relay.peer import base64url
 from viewport_relay.peer.connection import connect
 from viewport_relay.peer.link import LinkSettings, generate_static
 from viewport_relay.peer.platform_api import JsonHttp, fetch_link_key
@@ -31,9 +30,9 @@ from viewport_relay.peer.upgrade import Closed, ClosedEarly, Destination
 async def test_the_demonstration(world: World, relay: Relay) -> None:
     """Reference peers, with and without link and pairing; the log has the refusal."""
     lines: list[str] = []
-    secret = world.platform.workspaces["dev-paired"].pairing_secret
-    where = Where(relay.ws, world.platform.url, world.platform.credential, turns=24, large_frame_bytes=400_000,
-                  pairing_secret=base64url.decode(secret, "the pairing secret"))  # fmt: skip
+    where = Where(
+        relay.ws, world.platform.url, world.platform.credential, turns=24, large_frame_bytes=400_000
+    )
     for scene in (PLAIN, LINKED, PAIRED):
         result = await exchange(reactor, where, lines.append, scene)
         assert result.messages == 48 and result.rekeys >= 1 and result.epoch >= 2

@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 import pytest
 
+from viewport_relay.admission.inspection import Asked
 from viewport_relay.admission.jwt import TokenRules
 from viewport_relay.admission.keys import KeySet, read_key
-from viewport_relay.cli.token import Asked, judge_token, page, read_token, settings_for
+from viewport_relay.cli.token import judge_token, page, read_token, settings_for
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.protocol.grant import Role
 
