@@ -21,8 +21,9 @@ from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, con
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.stream import TextLines, TextStream
-from viewport_relay.service.single import single_process
-from viewport_relay.workers.parent import parent_process
+from viewport_relay.service.process import MakeEngine, Process
+from viewport_relay.service.single import SingleRelay
+from viewport_relay.workers.parent import Workers
 
 
 def _environment_help() -> str:
@@ -133,13 +134,10 @@ def makeService(options: Options) -> IService:
     try:
         overrides = options.overrides()
         again = partial(reread, environ=environ, overrides=overrides)
-        service = (
-            single_process(reactor, config, log, notifier, open_files, again)
-            if config.workers == 1
-            else parent_process(
-                reactor, config, log, notifier, open_files, again, environ=environ, overrides=overrides
-            )
-        )
+        make: MakeEngine = SingleRelay
+        if config.workers > 1:
+            make = partial(Workers, environ=environ, overrides=overrides)
+        service = Process(reactor, config, log, make, notifier, open_files, again)
     except ConfigError as error:
         for problem in error.problems:
             print(f"viewport-relay: {problem}", file=sys.stderr)

@@ -37,6 +37,9 @@ from viewport_relay.wire.tlstransport import TLSFactory
 
 _BACKLOG: Final = 1024
 
+#: What Twisted's parsers and plugins raise for a wrong description of an endpoint.
+_BAD_ENDPOINT: Final = (ValueError, LookupError, TypeError, AttributeError)
+
 #: Seconds that accepted connections have for their request and its answer when the relay stops.
 GRACE: Final = 0.5
 
@@ -51,7 +54,7 @@ def cannot_listen(error: BaseException) -> str:
 
 
 def _words(error: Exception) -> str:
-    """What is wrong with an endpoint's description; Twisted's parsers raise what their calls happen to raise."""
+    """What is wrong with an endpoint's description, by the error of Twisted's parser."""
     if isinstance(error, LookupError):
         return "no such socket was passed"
     text = str(error)
@@ -81,12 +84,7 @@ class _NowOrNever:
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         try:
             endpoint = self._make()
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ) as error:  # as Twisted's plugins happen to fail
+        except _BAD_ENDPOINT as error:
             self._fail(f"cannot use this endpoint: {_words(error)}", EX_CONFIG)
         failures: list[BaseException] = []
         listening = endpoint.listen(protocolFactory)
@@ -135,28 +133,66 @@ class Listeners(WaitingService):
         self._log = log
         self._address = address
         self._auth = auth
-        self._tls = tls
-        self._upgrade = upgrade
-        self._own = own
-        self._pages = pages
-        self._over_tls = over_tls
         self._connected = connected
         self._open_files = open_files
         self._http: list[HttpConnections] = []
         self._budget = HttpBudget(reactor, config.http_rate_per_ip, log, counters)
-        self._accepts = AcceptLimit(
+        accepts = self._accepts = AcceptLimit(
             reactor, config, log, counters, http_refusals=self._budget.refusals, exempt=address.trusts
         )
         self._queue = FairQueue(reactor)
-        self._endpoint = _NowOrNever(
-            "RELAY_LISTEN_ENDPOINT" if config.listen_endpoint else "RELAY_LISTEN_PORT", self._for_peers, log
+        per_address = 0 if config.proxy_protocol else 2 * config.max_connections_per_ip
+        public = Pages(pages(config.admin_listen is None), {**own, b"/ws": upgrade.render})
+        plain = self._site(upgrade, public, per_address)
+        site = plain if tls is None else over_tls(plain, tls)
+        factory: IProtocolFactory = (
+            ProxyFactory(site, self._is_balancer, accepts.refuses, log)
+            if config.proxy_protocol
+            else LimitedFactory(site, accepts)
         )
-        self._public = StreamServerEndpointService(self._endpoint, self._site_for_peers())
+        name = "RELAY_LISTEN_ENDPOINT" if config.listen_endpoint else "RELAY_LISTEN_PORT"
+        self._endpoint = _NowOrNever(name, self._for_peers, log)
+        self._public = StreamServerEndpointService(self._endpoint, factory)
         self._public.setServiceParent(self)
         if config.admin_listen is not None:
             host, port = config.admin_listen
+            operators: Any = self._site(None, Pages(pages(True), {}), 0)
+            if tls is not None and not is_loopback(host):
+                operators = TLSFactory(tls, False, operators, reactor, self._queue)
             endpoint = _NowOrNever("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)
-            StreamServerEndpointService(endpoint, self._site_for_operators(host)).setServiceParent(self)
+            service = StreamServerEndpointService(endpoint, LimitedFactory(operators, accepts))
+            service.setServiceParent(self)
+
+    def _site(self, upgrade: UpgradeAttempts | None, pages: Resource, per_address: int) -> RelaySite:
+        """The site of one listener. The HTTP budget holds for all requests but upgrades."""
+        plain = PlainHttp(pages, self._reactor, self._budget, self._queue, self._address, self._auth.admits)
+        connections = HttpConnections(self._http_room, per_address, self._address.trusts, self._log)
+        self._http.append(connections)
+        keep_alive = self._config.http_keep_alive
+        return RelaySite(Root(upgrade, plain), self._reactor, self._queue, connections, keep_alive)
+
+    def _http_room(self) -> int:
+        """Most HTTP connections allowed now, beside the upgraded connections."""
+        most = self._config.max_total_connections or sys.maxsize
+        if self._open_files:
+            most = min(most, descriptors.for_http(self._open_files, self._connected()))
+        return most
+
+    def _is_balancer(self, peer: str) -> bool:
+        """Whether a PROXY header from this address is accepted: from every address when RELAY_TRUSTED_PROXIES is empty."""
+        return not self._address.trusted or self._address.trusts(peer)
+
+    def _for_peers(self) -> IStreamServerEndpoint:
+        config = self._config
+        if config.listen_endpoint:
+            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, config.listen_endpoint)
+            return endpoint
+        return self._tcp(config.listen_host, config.listen_port)
+
+    def _tcp(self, host: str, port: int) -> IStreamServerEndpoint:
+        kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
+        name = "127.0.0.1" if host == "localhost" else host
+        return kind(self._reactor, port, backlog=_BACKLOG, interface=name)
 
     @property
     def port(self) -> int | None:
@@ -203,57 +239,3 @@ class Listeners(WaitingService):
     def _drop(self) -> None:
         for connections in self._http:
             connections.drop()
-
-    # -- endpoints -----------------------------------------------------------------------------------------
-
-    def _for_peers(self) -> IStreamServerEndpoint:
-        config = self._config
-        if config.listen_endpoint:
-            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, config.listen_endpoint)
-            return endpoint
-        return self._tcp(config.listen_host, config.listen_port)
-
-    def _tcp(self, host: str, port: int) -> IStreamServerEndpoint:
-        kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
-        name = "127.0.0.1" if host == "localhost" else host
-        return kind(self._reactor, port, backlog=_BACKLOG, interface=name)
-
-    # -- sites ---------------------------------------------------------------------------------------------
-
-    def _site_for_peers(self) -> IProtocolFactory:
-        config = self._config
-        own = {**self._own, b"/ws": self._upgrade.render}
-        plain = self._plain(Pages(self._pages(config.admin_listen is None), own))
-        per_address = 0 if config.proxy_protocol else 2 * config.max_connections_per_ip
-        plain_site = self._site(Root(self._upgrade, plain), per_address)
-        site = plain_site if self._tls is None else self._over_tls(plain_site, self._tls)
-        if not config.proxy_protocol:
-            return LimitedFactory(site, self._accepts)
-        return ProxyFactory(site, self._is_balancer, self._accepts.refuses, self._log)
-
-    def _is_balancer(self, peer: str) -> bool:
-        """Whether a PROXY header from this address is accepted: from every address when RELAY_TRUSTED_PROXIES is empty."""
-        return not self._address.trusted or self._address.trusts(peer)
-
-    def _site_for_operators(self, host: str) -> IProtocolFactory:
-        """The admin listener's site factory; with the relay's TLS unless `host` is loopback."""
-        site: Any = self._site(Root(None, self._plain(Pages(self._pages(True), {}))), 0)
-        if self._tls is not None and not is_loopback(host):
-            site = TLSFactory(self._tls, False, site, self._reactor, self._queue)
-        return LimitedFactory(site, self._accepts)
-
-    def _site(self, root: Root, per_address: int) -> RelaySite:
-        connections = HttpConnections(self._http_room, per_address, self._address.trusts, self._log)
-        self._http.append(connections)
-        return RelaySite(root, self._reactor, self._queue, connections, self._config.http_keep_alive)
-
-    def _plain(self, pages: Resource) -> PlainHttp:
-        """The HTTP budget of one listener, for all requests but upgrades."""
-        return PlainHttp(pages, self._reactor, self._budget, self._queue, self._address, self._auth.admits)
-
-    def _http_room(self) -> int:
-        """Most HTTP connections allowed now, beside the upgraded connections."""
-        most = self._config.max_total_connections or sys.maxsize
-        if self._open_files:
-            most = min(most, descriptors.for_http(self._open_files, self._connected()))
-        return most

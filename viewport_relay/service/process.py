@@ -6,7 +6,8 @@ rooms below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from twisted.application.service import IService, MultiService
@@ -31,6 +32,7 @@ from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.status import StatusLine
 from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
 from viewport_relay.service.listeners import Listeners
+from viewport_relay.service.relay import relay_keys
 from viewport_relay.service.startup import log_started, start_warnings
 from viewport_relay.service.timers import WaitingService, every
 from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
@@ -58,6 +60,10 @@ class Engine(Protocol):
     def upgrade(self) -> UpgradeAttempts: ...
     @property
     def state(self) -> StateSource: ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Warnings for the log at the start that do not come from settings."""
 
     @property
     def shown(self) -> Counters:
@@ -91,11 +97,15 @@ class Engine(Protocol):
         """Apply reloaded settings. Every connection stays."""
 
 
+#: Makes an engine from reactor, settings, log, counters, the link's keys, client addresses and the limit on descriptors.
+MakeEngine = Callable[[Any, Config, EventLog, Counters, RelayKeys, ClientAddress, int], Engine]
+
+
 class Process(WaitingService):
     """The service tree of a relay process. Set it on an application, or start it alone.
 
-    `counters`: those of this process. `now` returns seconds since the epoch. `open_files`: the limit on descriptors (0: not
-    limited). `notifier` notifies the service manager. `reread` loads the settings again.
+    `notifier` notifies the service manager. `open_files`: the limit on descriptors (0: not limited). `reread` loads the settings
+    again. Raises ConfigError when files that the settings name cannot be used.
     """
 
     def __init__(
@@ -103,12 +113,7 @@ class Process(WaitingService):
         reactor: Any,
         config: Config,
         log: EventLog,
-        counters: Counters,
-        now: Callable[[], float],
-        engine: Engine,
-        *,
-        keys: RelayKeys,
-        address: ClientAddress,
+        make_engine: MakeEngine,
         notifier: Notifier | None = None,
         open_files: int = 0,
         reread: Reread = Reloaded,
@@ -117,27 +122,24 @@ class Process(WaitingService):
         self._reactor = reactor
         self._config = config
         self._log = log
-        self._now = now
-        self._engine = engine
-        self._keys = keys
-        self._address = address
         self._notifier = Notifier({}) if notifier is None else notifier
         self._open_files = open_files
         self._reread = reread
-        #: warnings about the process that do not come from settings, logged at the start
-        self.notes: list[str] = []
+        self._keys = relay_keys(config)
+        self._address = ClientAddress(trusted_proxies(config))
+        counters = Counters()
+        engine = make_engine(reactor, config, log, counters, self._keys, self._address, open_files)
+        self._engine = engine
         self._stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
         self._tls = ServerContext.from_config(config)
-        self._certificates = (
-            None
-            if self._tls is None
-            else CertificateWatch(self._tls, reactor, log, reloaded=engine.tls_reloaded)
-        )
+        self._certificates = None
+        if self._tls is not None:
+            self._certificates = CertificateWatch(self._tls, reactor, log, reloaded=engine.tls_reloaded)
         wrong_tokens = WindowCounter(WRONG_TOKENS_PER_MINUTE)
         self._auth = AdminAuth(
             config.admin_tokens if config.enable_admin_http else (),
             config.metrics_tokens if config.enable_admin_http else (),
-            now=now,
+            now=time.time,
             wrong_token=lambda client: wrong_tokens.hit(counted_as(client), reactor.seconds()),
         )
         self._admin: list[AdminResource] = []
@@ -146,11 +148,11 @@ class Process(WaitingService):
             config,
             log,
             counters,
-            address=address,
+            address=self._address,
             auth=self._auth,
             tls=self._tls,
             upgrade=engine.upgrade,
-            own={WELL_KNOWN_PATH: well_known(config, keys)},
+            own={WELL_KNOWN_PATH: well_known(config, self._keys)},
             pages=self._pages,
             over_tls=engine.over_tls,
             connected=engine.connected,
@@ -159,7 +161,7 @@ class Process(WaitingService):
         self._listeners.setServiceParent(self)  # type: ignore[no-untyped-call]
         engine.service.setServiceParent(self)
         every(self, reactor, 1.0, log.sweep)
-        facts = facts_reader(config, log, engine.state, now)
+        facts = facts_reader(config, log, engine.state, time.time)
         self._status_line = every(self, reactor, 1.0, StatusLine(log, facts).tick)
 
     def setServiceParent(self, parent: Any) -> None:
@@ -177,8 +179,8 @@ class Process(WaitingService):
             counters=self._engine.shown,
             state=self._engine.state,
             reactor=self._reactor,
-            started_at=self._now(),
-            now=self._now,
+            started_at=time.time(),
+            now=time.time,
             client_ip=self._address,
             auth=self._auth,
             admin=admin,
@@ -190,7 +192,7 @@ class Process(WaitingService):
 
     def startService(self) -> None:
         warnings = start_warnings(self._config, self._keys, self._open_files)
-        for warning in (*self._config.warnings, *self._keys.warnings, *self.notes, *warnings):
+        for warning in (*self._config.warnings, *self._keys.warnings, *self._engine.notes, *warnings):
             self._log.event("config_warning", message=warning)
         for note in self._config.notes:
             self._log.event("config_note", message=note)

@@ -6,25 +6,30 @@ passes connections to the relay.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay import descriptors
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.backplane.fleet import backplane_for
+from viewport_relay.backplane.interface import Backplane
 from viewport_relay.config import Config, ConfigError
 from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service.state import RelayState
+from viewport_relay.reasons import Reason
+from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.service.timers import WaitingService, every
-from viewport_relay.sessions.build import build, frame_rates
+from viewport_relay.sessions.build import Relaying, build, frame_rates
 from viewport_relay.sessions.join import target_of
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.connection import ConnectionFactory
@@ -58,10 +63,66 @@ def upgrade_limits(config: Config, open_files: int) -> dict[str, int]:
     }
 
 
+class RelayState:
+    """State and commands of one running relay (`admin.state.StateSource`). `stopping` returns whether the relay drains."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        relaying: Relaying,
+        gate: Gate,
+        backplane: Backplane,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._clock = clock
+        self._relaying = relaying
+        self._gate = gate
+        self._backplane = backplane
+        self._stopping = stopping
+
+    def targets(self) -> Sequence[TargetView]:
+        return self._relaying.registry.views(time.time() - self._clock.seconds())
+
+    def connections(self) -> Mapping[str, int]:
+        return {role.value: number for role, number in self._relaying.registry.joined.items()}
+
+    def disconnect(self, selection: Selection) -> int:
+        return self._relaying.sessions.disconnect(selection)
+
+    def flush_caches(self) -> None:
+        self._gate.flush()
+
+    def readiness(self) -> tuple[bool, str]:
+        if self._stopping():
+            return False, Reason.RELAY_SHUTTING_DOWN.code
+        ready, why = self._gate.ready()
+        backplane = self._backplane.describe()
+        if ready and backplane.get("up") is False:
+            # Peers of this relay still reach each other: ready, with a note.
+            return True, str(backplane.get("reason", Reason.BACKPLANE_UNREACHABLE.code))
+        return ready, why
+
+    def jwks_age(self) -> float | None:
+        return self._gate.jwks_age_seconds
+
+    def clock_offset(self) -> float | None:
+        return self._gate.clock_offset
+
+    def platform_age(self) -> float | None:
+        answered = self._gate.platform_answered
+        return None if answered is None else max(0.0, self._clock.seconds() - answered)
+
+    def processes(self) -> Mapping[str, int]:
+        return {"relay": os.getpid()}
+
+    def backplane(self) -> Mapping[str, Any]:
+        return self._backplane.describe()
+
+
 class Relay(WaitingService):
     """Admission, sessions and routing of one process.
 
-    `counts`: its connections. `attempts`: upgrade attempts by address. `now` returns seconds since the epoch.
+    `counts`: its connections. `attempts`: upgrade attempts by address.
     Raises ConfigError when files that the settings name cannot be used.
     """
 
@@ -71,7 +132,6 @@ class Relay(WaitingService):
         config: Config,
         log: EventLog,
         counters: Counters,
-        now: Callable[[], float],
         *,
         keys: RelayKeys,
         address: ClientAddress,
@@ -83,10 +143,12 @@ class Relay(WaitingService):
         self._config = config
         self.counters = counters
         client = HttpClient.from_config(reactor, config)
-        gate = self._gate = Gate.from_config(reactor, config, log, counters, now, client)
+        gate = self._gate = Gate.from_config(reactor, config, log, counters, time.time, client)
         self._turn = turn_of(reactor)
-        self._backplane = backplane_for(reactor, config, log, counters, client, now, self._turn.when_quiet)
-        self._relaying = build(config, reactor, now, log, counters, client, keys, self._backplane)
+        self._backplane = backplane_for(
+            reactor, config, log, counters, client, time.time, self._turn.when_quiet
+        )
+        self._relaying = build(config, reactor, time.time, log, counters, client, keys, self._backplane)
         self.factory = ConnectionFactory(
             reactor,
             self._turn,
@@ -110,18 +172,11 @@ class Relay(WaitingService):
         connections = self.factory.connections
         self._heartbeat = Heartbeat(config, reactor, lambda: connections, counters)
         self._drain = Drain(reactor, connections, config.drain_seconds, target_of)
-        self.state = RelayState(
-            reactor, now, self._relaying, gate, self._backplane, lambda: self.upgrade.stopping
-        )
+        self.state = RelayState(reactor, self._relaying, gate, self._backplane, lambda: self.upgrade.stopping)
         clean_up = config.cleanup_interval_ms / 1000
         every(self, reactor, clean_up, self._clean_up)
         every(self, reactor, clean_up, gate.clean_up)
         every(self, reactor, 1.0, self._close_expired)
-
-    @property
-    def has_own_reactor(self) -> bool:
-        """Whether the reactor is a `RelayReactor`, which the fast path needs."""
-        return self._turn.disconnect is not None
 
     def status(self) -> str:
         """Connected peers in one line, for the service manager."""

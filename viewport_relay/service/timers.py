@@ -8,7 +8,6 @@ from twisted.application.internet import TimerService
 from twisted.application.service import IServiceCollection, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
 
 def every(
@@ -39,9 +38,5 @@ class WaitingService(MultiService):
         if self._stopping is None:
             self._stopping = Deferred.fromCoroutine(self.end())
         waiting: Deferred[None] = Deferred()
-        self._stopping.addBoth(_tell, waiting)
+        self._stopping.chainDeferred(waiting)
         return waiting
-
-
-def _tell(result: Failure | None, waiting: Deferred[None]) -> None:
-    waiting.callback(result)  # a Failure calls the errbacks

@@ -7,7 +7,6 @@ of its own, which gets its connections from the parent.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -18,13 +17,11 @@ from twisted.web.resource import Resource
 
 from viewport_relay.admin.site import AdminResource
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
-from viewport_relay.config import BY_ATTRIBUTE, Config, Reloaded, Reread, merged
+from viewport_relay.config import BY_ATTRIBUTE, Config, Reloaded, merged
 from viewport_relay.noise.keys import RelayKeys
-from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service.process import Process, trusted_proxies
-from viewport_relay.service.relay import relay_keys, upgrade_limits
+from viewport_relay.service.relay import upgrade_limits
 from viewport_relay.service.timers import every
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.site import RelaySite
@@ -87,7 +84,7 @@ class WorkersService(MultiService):
 
 
 class Workers:
-    """The engine of a parent process (`service.process.Engine`).
+    """The engine of a parent process (`service.process.Engine`). The first arguments are those of `MakeEngine`.
 
     `environ` and `overrides` are the environment and the command line from which workers load the same settings.
     """
@@ -98,10 +95,10 @@ class Workers:
         config: Config,
         log: EventLog,
         counters: Counters,
-        *,
         keys: RelayKeys,
         address: ClientAddress,
         open_files: int,
+        *,
         environ: Mapping[str, str],
         overrides: Mapping[str, str],
     ) -> None:
@@ -117,6 +114,7 @@ class Workers:
         self._first_start: IDelayedCall | None = None
         self._complete = False
         self.shown = Counters()
+        self.notes = ()
         self.crew = Crew(
             reactor,
             config.workers,
@@ -221,42 +219,3 @@ class Workers:
         self.upgrade.apply(config, **self._limits(config))
         self._environ |= reloaded.texts  # for workers that are started later
         self.crew.send(Apply(dict(reloaded.texts)))
-
-
-def parent_process(
-    reactor: Any,
-    config: Config,
-    log: EventLog,
-    notifier: Notifier | None = None,
-    open_files: int = 0,
-    reread: Reread = Reloaded,
-    *,
-    environ: Mapping[str, str],
-    overrides: Mapping[str, str],
-) -> Process:
-    """The service of a process with workers. Raises ConfigError."""
-    counters, keys, address = Counters(), relay_keys(config), ClientAddress(trusted_proxies(config))
-    workers = Workers(
-        reactor,
-        config,
-        log,
-        counters,
-        keys=keys,
-        address=address,
-        open_files=open_files,
-        environ=environ,
-        overrides=overrides,
-    )
-    return Process(
-        reactor,
-        config,
-        log,
-        counters,
-        time.time,
-        workers,
-        keys=keys,
-        address=address,
-        notifier=notifier,
-        open_files=open_files,
-        reread=reread,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service.state import RelayState
+from viewport_relay.service.relay import RelayState
 from viewport_relay.workers.messages import Picture
 from viewport_relay.workers.tally import written
 

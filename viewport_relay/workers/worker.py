@@ -110,7 +110,6 @@ class WorkerService(WaitingService):
             config,
             log,
             self._counters,
-            time.time,
             keys=relay_keys(config),
             address=address,
             counts=self._counts,

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tests.ports import free_port
 from viewport_relay.config import load
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.process import Process
-from viewport_relay.workers.parent import parent_process
+from viewport_relay.workers.parent import Workers
 
 reactor: Any = _reactor
 
@@ -38,9 +39,8 @@ class Parent:
         }
         self.log = EventLog(io.StringIO(), max_entries=100)
         environ = {**os.environ, **settings}
-        self.process: Process = parent_process(
-            reactor, load(settings), self.log, environ=environ, overrides={}
-        )
+        make = partial(Workers, environ=environ, overrides={})
+        self.process = Process(reactor, load(settings), self.log, make)
         self.process.startService()
 
     @property
