@@ -67,7 +67,7 @@ def test_a_connection_that_a_worker_cannot_adopt_is_aborted(adopted: int, code: 
         protocol.transport = SimpleNamespace(abortConnection=lambda: aborted.append(family))
 
     calls: list[int] = []
-    reactor: Any = SimpleNamespace(adoptStreamConnection=adopt)
+    reactor: Any = SimpleNamespace(adoptStreamConnection=adopt, callLater=Clock().callLater)
     context: Any = CertificateOptions()
     queue: Any = None
     pipes = TLSPipes(reactor, context, queue, log)
