@@ -45,7 +45,12 @@ class _FewAccepts(tcp.Port):
     made: Any  # class of the transports
 
     def doRead(self) -> None:
-        self.reactor.turn.later(self._accept)
+        """Accept behind the frames of this turn; outside a turn, at once."""
+        turn = self.reactor.turn
+        if turn.within:
+            turn.later(self._accept)
+        else:
+            self._accept()
 
     def _accept(self) -> None:
         if self.disconnecting or not self.connected:

@@ -277,10 +277,11 @@ def test_connections_of_a_listener_have_low_priority_and_an_adopted_one_where_it
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     with contextlib.ExitStack() as open_sockets:
         open_sockets.enter_context(socket.create_connection(("127.0.0.1", port.getHost().port)))
-        reactor.running = True
+        reactor.turn.within = True
         port.doRead()
         assert not made  # the frames of this turn leave first
-        reactor.iterate(0)
+        reactor.turn.within = False
+        port.doRead()
         for adopt in (reactor.adoptStreamConnection, lambda *args: adopt_stranger(reactor, *args)):
             ours, _ = map(open_sockets.enter_context, socket.socketpair())
             ours.setblocking(False)
