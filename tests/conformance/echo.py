@@ -20,6 +20,7 @@ from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import load
 from viewport_relay.observe.counters import Counters
+from viewport_relay.protocol.framing import BINARY, frame_header
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason
@@ -27,7 +28,6 @@ from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.connection import Connection, ConnectionFactory
 from viewport_relay.wire.ending import Ending
 from viewport_relay.wire.fairqueue import FairQueue
-from viewport_relay.wire.framing import BINARY, frame_header
 from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.turn import turn_of

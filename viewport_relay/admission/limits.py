@@ -48,6 +48,18 @@ class Window:
         self.count += 1
         return True
 
+    def hits(self, events: int, now: float, limit: int) -> int:
+        """Charge several events; how many were within the limit (the others are not charged)."""
+        if limit <= 0:
+            return events
+        if self.is_over(now):
+            self.start = now
+            self.count = self.over = 0
+        taken = min(events, max(0, limit - self.count))
+        self.count += taken
+        self.over += events - taken
+        return taken
+
     def spend(self, now: float, amount: int, limit: int) -> bool:
         """Charge an event of this size; False when the window's sum would be over the limit (and then not charged)."""
         if self.is_over(now):

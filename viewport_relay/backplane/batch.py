@@ -1,6 +1,6 @@
 """The batched form of bus frames, which two relays speak when both announce it in their instance records.
 
-    bytes 0-3    b"VRB3"
+    bytes 0-3    b"VRB4"
     bytes 4-19   the tag: AES-256-GCM (NIST SP 800-38D) of nothing, with all that follows as additional data
     bytes 20-31  a random value of the sending process
     bytes 32-39  number of the batch, from 1 on; all numbers here are big-endian
@@ -8,15 +8,15 @@
     bytes 44-47  length of the head
     the head     msgpack array: sourceRelayId, targetRelayId, instance of the target, issuedAtMs, runs; each run an array:
                  workspaceId, runtimeTargetId, to the daemon?, profile or nil, sessionId or nil, lengths of its payloads
-    the rest     the payloads, one behind the other
+    the rest     the payloads in order, each behind the header of its text frame (RFC 6455 section 5.2), unmasked
 
-The key is HMAC-SHA256 (RFC 2104) keyed RELAY_BUS_HMAC_KEY over "viewport-relay-bus-batch-v3", a newline, and the random
+The key is HMAC-SHA256 (RFC 2104) keyed RELAY_BUS_HMAC_KEY over "viewport-relay-bus-batch-v4", a newline, and the random
 value; the nonce is four zero bytes and the number of the batch, which a process uses once. One tag and one head cover
 all frames that leave together for one relay. A GCM tag costs a tenth of an HMAC of the same bytes.
 
 A run is what one sender sent to one receiver in a row. Profile and sessionId are those of e2ee frames that the sending relay
-has decoded and checked: they are delivered without being decoded again. The tag vouches for both. A frame of any other kind
-is a run of its own. Frames of the contract begin with "{". Nothing here does I/O.
+has decoded and checked: they are delivered without being decoded again, a run in one piece. The tag vouches for all that. A frame
+of any other kind is a run of its own. Frames of the contract begin with "{". Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ from viewport_relay.backplane.interface import (
 )
 from viewport_relay.backplane.replay import BadFrame, Freshness
 from viewport_relay.protocol.frames import E2ee
+from viewport_relay.protocol.framing import text_frames_length, text_header
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason
 
-MAGIC: Final = b"VRB3"
+MAGIC: Final = b"VRB4"
 #: What an instance record says of a relay that reads this form.
-VERSION: Final = 3
+VERSION: Final = 4
 #: Where the parts begin: the tag, what it covers, the number of the batch, of the frames, the length of the head, the head.
 _TAG, _COVERED, _NUMBER, _FRAMES, _LENGTH, _HEAD = 4, 20, 32, 40, 44, 48
 #: The bytes that tell one batch from another.
 MARK: Final = slice(_TAG, _COVERED)
-_DOMAIN: Final = b"viewport-relay-bus-batch-v3\n"
+_DOMAIN: Final = b"viewport-relay-bus-batch-v4\n"
 _PROFILES: Final = frozenset({"noise-ik", "noise-ikpsk2"})
 #: Keys of other processes that are remembered.
 _MOST_KEYS: Final = 1024
@@ -99,9 +100,8 @@ class BatchSigner:
         number = self._number.to_bytes(8, "big")
         payloads = [payload for parcel in parcels for payload in parcel.payloads]
         counts = len(payloads).to_bytes(4, "big") + len(head).to_bytes(4, "big")
-        batch = memoryview(
-            bytearray().join((bytes(_COVERED), self._process, number, counts, head, *payloads))
-        )
+        frames = [part for payload in payloads for part in (text_header(len(payload)), payload)]
+        batch = memoryview(bytearray().join((bytes(_COVERED), self._process, number, counts, head, *frames)))
         batch[:_TAG] = MAGIC
         batch[_TAG:_COVERED] = self._key.encrypt(_nonce(number), b"", batch[_COVERED:])
         return batch
@@ -142,7 +142,8 @@ class BatchVerifier:
         source = head.source[:128]
         if head.target != self._relay_id:
             return [BadFrame(Reason.BUS_FRAME_REFUSED, "it is for another relay", source, usual=True)]
-        if sum([sum(run.sizes) for run in head.runs]) != len(raw) - at:
+        lengths = [text_frames_length(run.sizes) for run in head.runs]
+        if sum(lengths) != len(raw) - at:
             return [_refused("a batch whose parts do not fit together", source)]
         stale = self._freshness.judge(
             raw[_TAG:_COVERED],
@@ -152,7 +153,11 @@ class BatchVerifier:
         )
         if stale is not None:
             return [stale]
-        return self._arrivals(head, raw, at)
+        found: list[Arrival | BadFrame] = []
+        for run, length in zip(head.runs, lengths, strict=True):
+            found += self._arrived(run, source, memoryview(raw)[at : at + length])
+            at += length
+        return found
 
     def _is_authentic(self, raw: bytes) -> bool:
         process = raw[_COVERED:_NUMBER]
@@ -167,38 +172,32 @@ class BatchVerifier:
             self._keys[process] = key
         return True
 
-    def _arrivals(self, head: _Head, raw: bytes, at: int) -> list[Arrival | BadFrame]:
-        source, most = head.source, self._frame_max_bytes
-        found: list[Arrival | BadFrame] = []
-        for run in head.runs:
-            payloads = []
-            for size in run.sizes:
-                if size <= most:
-                    payloads.append(raw[at : at + size])
-                else:
-                    found.append(_refused(f"a payload of {size} bytes", source))
-                at += size
-            if payloads:
-                found += _arrived(run, source, payloads)
-        return found
+    def _arrived(self, run: _Run, source: str, frames: memoryview) -> Sequence[Arrival | BadFrame]:
+        if not run.sizes:
+            return ()
+        target = run.workspace_id, run.runtime_target_id
+        direction = CLIENT_TO_DAEMON if run.to_daemon else DAEMON_TO_CLIENTS
+        wrong = ""
+        if not all(target):
+            wrong = "no workspaceId or runtimeTargetId"
+        elif run.session_id and run.profile not in _PROFILES:
+            wrong = "an unknown profile"
+        if wrong:
+            return [_refused(wrong, source)] * len(run.sizes)
+        frame = E2ee(str(run.profile), run.session_id) if run.session_id else None
+        arrival = Arrival(target, direction, source, frames, run.sizes, frame)
+        if frame is not None and max(run.sizes) <= self._frame_max_bytes:
+            return (arrival,)
+        return [self._single(arrival, payload) for payload in arrival.payloads]
 
-
-def _arrived(run: _Run, source: str, payloads: list[bytes]) -> Sequence[Arrival | BadFrame]:
-    target = run.workspace_id, run.runtime_target_id
-    direction = CLIENT_TO_DAEMON if run.to_daemon else DAEMON_TO_CLIENTS
-    profile, session_id = run.profile, run.session_id
-    if not all(target):
-        return [_refused("no workspaceId or runtimeTargetId", source)] * len(payloads)
-    if not session_id:
-        return [
-            Arrival(target, direction, source, (payload,))
-            if is_utf8(payload)
-            else _refused("a payload that is not UTF-8", source)
-            for payload in payloads
-        ]
-    if profile not in _PROFILES:
-        return [_refused("an unknown profile", source)] * len(payloads)
-    return (Arrival(target, direction, source, payloads, E2ee(profile, session_id)),)
+    def _single(self, arrival: Arrival, payload: bytes) -> Arrival | BadFrame:
+        if len(payload) > self._frame_max_bytes:
+            return _refused(f"a payload of {len(payload)} bytes", arrival.from_relay)
+        if arrival.frame is None and not is_utf8(payload):
+            return _refused("a payload that is not UTF-8", arrival.from_relay)
+        single = Arrival.of(arrival.target, arrival.direction, arrival.from_relay, payload)
+        single.frame = arrival.frame
+        return single
 
 
 def _refused(detail: str, source: str) -> BadFrame:

@@ -89,7 +89,7 @@ class Inbound:
         arrivals = []
         for frame in frames:
             if type(frame) is Arrival:
-                self._counters.bus_pull_frames += len(frame.payloads)
+                self._counters.bus_pull_frames += len(frame.sizes)
                 arrivals.append(frame)
             elif isinstance(frame, BadFrame):
                 self._counters.bus_pull_frames += 1

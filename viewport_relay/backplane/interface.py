@@ -15,6 +15,7 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from viewport_relay.protocol.frames import ClientFrame, DaemonFrame, E2ee
+from viewport_relay.protocol.framing import text_frames_length, text_header
 from viewport_relay.reasons import Reason
 
 #: (workspaceId, runtimeTargetId)
@@ -87,14 +88,36 @@ class Parcel(msgspec.Struct, gc=False):
 class Arrival(msgspec.Struct, gc=False):
     """Messages off the bus for one receiver, in order: authentic, fresh, new and meant for this relay.
 
-    `frame` is what the sending relay decoded each of them to and checked; None: one message, to be decoded here.
+    `frames` are text frames (RFC 6455 section 5.2) as a receiver gets them, `sizes` the lengths of their payloads. `frame` is what
+    the sending relay decoded each of them to and checked; None: one message, to be decoded here.
     """
 
     target: TargetKey
     direction: Direction
     from_relay: str
-    payloads: Sequence[bytes]
+    frames: bytes | memoryview
+    sizes: Sequence[int]
     frame: E2ee | None = None
+
+    @classmethod
+    def of(cls, target: TargetKey, direction: Direction, from_relay: str, payload: bytes) -> Arrival:
+        """One message, to be decoded here."""
+        return cls(target, direction, from_relay, text_header(len(payload)) + payload, (len(payload),))
+
+    @property
+    def payloads(self) -> list[bytes]:
+        """The messages without the headers of their frames."""
+        found, at = [], 0
+        for size in self.sizes:
+            at += len(text_header(size)) + size
+            found.append(bytes(self.frames[at - size : at]))
+        return found
+
+    def first(self, count: int) -> Arrival:
+        """The first `count` messages."""
+        sizes = self.sizes[:count]
+        frames = self.frames[: text_frames_length(sizes)]
+        return msgspec.structs.replace(self, frames=frames, sizes=sizes)
 
 
 class Publisher(Protocol):

@@ -31,11 +31,11 @@ from viewport_relay.backplane.unread import Pushed, UnreadQueues, mark_of
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 
-#: Bytes that wait for one relay above which the clients that publish to it are not read, and below which they are again.
-PAUSE_AT: Final = 262_144
-RESUME_AT: Final = 65_536
+#: Bytes that wait for one relay above which the clients that publish to it are not read, but at most a quarter of what may wait.
+#: They are read again below a quarter of that.
+PAUSE_AT: Final = 1_048_576
 #: Payload bytes of one publish call, and at most one message more: what stays in the caches while it is copied.
-CALL_BYTES: Final = 262_144
+CALL_BYTES: Final = 524_288
 
 
 @define(eq=False)
@@ -93,6 +93,7 @@ class Outbound:
         self._lost = lost
         self._most_bytes = most_bytes
         self._most_frames = most_frames
+        self._pause_at = min(PAUSE_AT, most_bytes // 4)
         self._unread = UnreadQueues(clock, carrier, self._taken_back, most_bytes)
         self._relays: dict[str, _Relay] = {}
         self._ready: deque[_Lane] = deque()  # lanes whose next call can be made
@@ -130,7 +131,7 @@ class Outbound:
         lane.queue.append(parcel)
         relay.bytes += parcel.size
         relay.frames += len(parcel.payloads)
-        if publisher is not None and relay.bytes >= PAUSE_AT and publisher not in relay.paused:
+        if publisher is not None and relay.bytes >= self._pause_at and publisher not in relay.paused:
             relay.paused[publisher] = None
             publisher.pause_reading(relay)
         if self._exceeds(relay.bytes, relay.frames):
@@ -230,7 +231,7 @@ class Outbound:
         finally:
             relay.bytes -= size
             relay.frames -= frames
-            if relay.paused and relay.bytes <= RESUME_AT:
+            if relay.paused and relay.bytes <= self._pause_at // 4:
                 paused, relay.paused = relay.paused, {}
                 for publisher in paused:
                     publisher.resume_reading(relay)

@@ -7,6 +7,7 @@ commands are for.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from socket import socket
 from typing import Any, Final, NoReturn
 
@@ -43,6 +44,8 @@ _ADVICE: Final = (
     ("is not an integer", "Redis 6.2 or later is needed"),
 )
 _LONGEST_ERROR: Final = 200
+#: Parts of one `sendmsg` at most: no system takes fewer (POSIX, _XOPEN_IOV_MAX).
+_MOST_PARTS: Final = 16
 
 
 @frozen
@@ -157,7 +160,7 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
             return [CarrierFailed(_LOST)] * len(commands)
         asked = _Asked(len(commands), self._clock.seconds() + limit)
         # Where every command is answered, what was written before has left.
-        self._write(_packed(commands), at_once=not self._asked)
+        self._write([part for command in commands for part in _packed(command)], at_once=not self._asked)
         self._asked.append(asked)
         self._watch(asked.due)
         try:
@@ -173,15 +176,19 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
             answers += [self._lost()] * (len(commands) - len(answers))
         return answers
 
-    def _write(self, data: bytes, *, at_once: bool) -> None:
+    def _write(self, parts: list[bytes | memoryview], *, at_once: bool) -> None:
         """Write, without waiting for the reactor's next turn where nothing waits before."""
         if at_once and self._socket is not None:
             try:
-                data = data[self._socket.send(data) :]
+                sent = self._socket.sendmsg(parts[:_MOST_PARTS])
             except OSError:  # full, or broken: the transport finds out which
-                pass
-        if data:
-            self.transport.write(data)
+                sent = 0
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts.pop(0))
+            if sent:
+                parts[0] = parts[0][sent:]
+        if parts:
+            self.transport.write(b"".join(parts))
 
     def _watch(self, due: float) -> None:
         """Look again at this time at the latest."""
@@ -219,12 +226,14 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
         return connecting_failed(self.lost_by)
 
 
-def _packed(commands: tuple[Command, ...]) -> bytes:
+def _packed(command: Command) -> Sequence[bytes | memoryview]:
+    """A command in parts (RESP, bulk strings): a batch, which is its last item, is not copied."""
     pack: Any = hiredis.pack_command  # its annotation takes tuples of one item only
-    if len(commands) == 1:
-        packed: bytes = pack(commands[0])
-        return packed
-    return b"".join([pack(command) for command in commands])
+    *others, last = command
+    if not isinstance(last, memoryview):
+        return (pack(command),)
+    head = pack((*others, b"")).removesuffix(b"$0\r\n\r\n")
+    return head + b"$%d\r\n" % len(last), last, b"\r\n"
 
 
 class RedisFactory(TwistedFactory):

@@ -186,7 +186,7 @@ class FrameVerifier:
             return stale
         if len(body) > self._frame_max_bytes:
             return refused(f"a payload of {len(body)} bytes")
-        return Arrival((workspace, target), direction, source, (body,))
+        return Arrival.of((workspace, target), direction, source, body)
 
 
 def _direction(name: object) -> Direction | None:

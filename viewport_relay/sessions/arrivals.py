@@ -17,7 +17,6 @@ from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.outcomes import COUNTED_ONLY, Outcomes
 from viewport_relay.sessions.session import session_of
-from viewport_relay.wire.framing import text_header
 from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.turn import Turn
 
@@ -78,69 +77,61 @@ class Arrivals:
             self._refuse(arrival, Drop(Reason.BUFFER_OVERFLOW, "the daemon's queue is full"))
             return
         window = self._windows.window(("workspace", arrival.target[0]), now)
-        payloads = arrival.payloads
-        frame = arrival.frame or decode_client(payloads[0])
+        frame = arrival.frame or decode_client(arrival.payloads[0])
         refused = self._router.client_frame_of_relay(arrival.from_relay, daemon, frame, window, now)
         if refused is not None:
             self._refuse(arrival, refused)
             return
-        if len(payloads) > 1:
+        if len(arrival.sizes) > 1:
             over = Reason.RUNTIME_RATE_LIMIT_EXCEEDED
-            payloads = self._within_rate(arrival, window, self._router.rates.workspace, over, now)
-        payloads = self._send(outbox, payloads)
-        if payloads:
-            self._outcomes.count_to_daemon(daemon, len(payloads), sum(map(len, payloads)), now)
+            arrival = self._within_rate(arrival, window, self._router.rates.workspace, over, now)
+        sizes = self._send(outbox, arrival)
+        if sizes:
+            self._outcomes.count_to_daemon(daemon, len(sizes), sum(sizes), now)
 
     def _to_clients(self, target: Target | None, arrival: Arrival, now: float) -> None:
         if target is None:
             self._refuse(arrival, Drop(Reason.NO_OWNER))
             return
-        payloads = arrival.payloads
-        frame = arrival.frame or decode_daemon(payloads[0])
+        frame = arrival.frame or decode_daemon(arrival.payloads[0])
         window = self._windows.window(("workspace-daemon", *arrival.target), now)
         verdict = self._router.daemon_frame_of_relay(target, frame, window, now)
         if type(verdict) is Peer:
             if arrival.frame is None:
                 self._outcomes.watch_answer(verdict, frame)
-            if len(payloads) > 1:
+            if len(arrival.sizes) > 1:
                 over = Reason.DAEMON_RATE_LIMIT_EXCEEDED
-                payloads = self._within_rate(arrival, window, self._router.rates.daemon, over, now)
-            payloads = self._send(session_of(verdict).outbox, payloads)
-            if payloads:
-                self._outcomes.count_to_clients(verdict, len(payloads), sum(map(len, payloads)), now)
+                arrival = self._within_rate(arrival, window, self._router.rates.daemon, over, now)
+            sizes = self._send(session_of(verdict).outbox, arrival)
+            if sizes:
+                self._outcomes.count_to_clients(verdict, len(sizes), sum(sizes), now)
         elif isinstance(verdict, FanOut):  # of a message that was decoded here, which is one
-            copies = self._outcomes.fan_out(verdict, payloads[0])
+            copies = self._outcomes.fan_out(verdict, arrival.payloads[0])
             if copies:
-                self._outcomes.count_to_clients(verdict.receivers[0], copies, copies * len(payloads[0]), now)
+                self._outcomes.count_to_clients(verdict.receivers[0], copies, copies * arrival.sizes[0], now)
         else:
             assert isinstance(verdict, Drop)
             self._refuse(arrival, verdict)
 
-    def _within_rate(
-        self, arrival: Arrival, window: Window, limit: int, over: Reason, now: float
-    ) -> Sequence[bytes]:
+    def _within_rate(self, arrival: Arrival, window: Window, limit: int, over: Reason, now: float) -> Arrival:
         """The messages that are within the rate; the first is charged already."""
-        payloads = arrival.payloads
-        for taken in range(1, len(payloads)):
-            if not window.hit(now, limit):
-                self._refuse(arrival, Drop(over), len(payloads) - taken)
-                return payloads[:taken]
-        return payloads
+        wanted = len(arrival.sizes)
+        taken = 1 + window.hits(wanted - 1, now, limit)
+        if taken == wanted:
+            return arrival
+        self._refuse(arrival, Drop(over), wanted - taken)
+        return arrival.first(taken)
 
-    def _send(self, outbox: Outbox, payloads: Sequence[bytes]) -> Sequence[bytes]:
-        """Send at the end of the turn, with what else came for this receiver, or let it wait; what the receiver takes."""
+    def _send(self, outbox: Outbox, arrival: Arrival) -> Sequence[int]:
+        """Send at the end of the turn, with what else came for this receiver, or let it wait; the sizes of what it takes."""
         if outbox.ready is None:
-            return [payload for payload in payloads if outbox.send(payload, self._feeder)]
-        if len(payloads) == 1:
-            outbox.hold(text_header(len(payloads[0])) + payloads[0])
-        else:
-            parts = [part for payload in payloads for part in (text_header(len(payload)), payload)]
-            outbox.hold(b"".join(parts))
-        return payloads
+            return [len(payload) for payload in arrival.payloads if outbox.send(payload, self._feeder)]
+        outbox.hold(arrival.frames)
+        return arrival.sizes
 
     def _refuse(self, arrival: Arrival, drop: Drop, frames: int = 0) -> None:
         """Count `frames` of the arrival, or all, as dropped."""
-        counters, frames = self._outcomes.counters, frames or len(arrival.payloads)
+        counters, frames = self._outcomes.counters, frames or len(arrival.sizes)
         if arrival.direction == CLIENT_TO_DAEMON:
             counters.frames_client_rejected += frames
         else:

@@ -77,7 +77,7 @@ class _BusOutbox:
         self._publish(parcel, None if sender is None else feeder)
         return False
 
-    def hold(self, data: bytes) -> None:
+    def hold(self, data: bytes | memoryview) -> None:
         """Not called while `ready` is None."""
         raise NotImplementedError
 

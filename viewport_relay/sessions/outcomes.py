@@ -9,12 +9,12 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol import status
 from viewport_relay.protocol.frames import DaemonFrame, KeyExchangeResponse, KeyUpdateRequired
+from viewport_relay.protocol.framing import text_header
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Close, Drop, FanOut
 from viewport_relay.routing.model import Peer
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.session import session_of
-from viewport_relay.wire.framing import text_header
 
 #: Reasons of dropped frames that are counted but not worth a line each.
 COUNTED_ONLY: Final = frozenset({Reason.NO_OWNER})

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from viewport_relay.protocol.framing import LONG
 from viewport_relay.wire.arena import ARENA_SIZE, LongFrame
-from viewport_relay.wire.framing import LONG
 from viewport_relay.wire.interfaces import Closing, Judge, Pong, StreamTransport
 from viewport_relay.wire.pausing import Shared
 from viewport_relay.wire.reader import Reader

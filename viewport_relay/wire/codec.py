@@ -16,8 +16,8 @@ from autobahn.websocket.protocol import TrafficStats, WebSocketProtocol
 from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IReactorTime
 
+from viewport_relay.protocol.framing import CLOSE, LONG
 from viewport_relay.reasons import CloseCode, Reason
-from viewport_relay.wire.framing import CLOSE, LONG
 
 
 class CodecEvents(Protocol):

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from viewport_relay.protocol.framing import COPIED, LONG, RECORD_LENGTH, TEXT_HEADERS, USUAL, text_header
 from viewport_relay.protocol.json import Message
 from viewport_relay.reasons import Refusal
 from viewport_relay.wire.arena import LongFrame
 from viewport_relay.wire.arenareader import ArenaReader, common_header
-from viewport_relay.wire.framing import COPIED, LONG, RECORD_LENGTH, TEXT_HEADERS, USUAL, text_header
 from viewport_relay.wire.interfaces import HasOutbox, Judge, LinkCipher
 
 #: Bytes of frames to one receiver that leave in one write. Where a daemon is slow its feeders take turns, a write each.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from viewport_relay.protocol.framing import BINARY, COPIED, RECORD_HEADERS, USUAL, frame_header
 from viewport_relay.protocol.json import Message
 from viewport_relay.reasons import Refusal
-from viewport_relay.wire.framing import BINARY, COPIED, RECORD_HEADERS, USUAL, frame_header
 from viewport_relay.wire.interfaces import Feeder, LinkCipher, StreamTransport
 from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.turn import MOST_HELD, Turn
@@ -70,7 +70,7 @@ class LinkOutbox(Outbox):
             self.on_backlog()
         return True
 
-    def hold(self, data: bytes) -> None:
+    def hold(self, data: bytes | memoryview) -> None:
         if self._holds_messages:
             self.send_held()
         super().hold(data)

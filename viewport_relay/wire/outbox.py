@@ -14,8 +14,8 @@ from typing import Final
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
+from viewport_relay.protocol.framing import BINARY, CLOSE, PING, PONG, frame_header, text_header
 from viewport_relay.protocol.json import Message
-from viewport_relay.wire.framing import BINARY, CLOSE, PING, PONG, frame_header, text_header
 from viewport_relay.wire.interfaces import Feeder, StreamTransport
 from viewport_relay.wire.lanes import Lanes
 from viewport_relay.wire.transport import DirectAccess, Sender, limit_kernel_queue
@@ -68,7 +68,9 @@ class Outbox:
         self._last: bytes | None = None
         self._pong: bytes | None = None
         self._in_transport = 0  # at most so much was unsent in the transport when it blocked
-        self._held: bytes | list[Message] | None = None  # until the end of the turn; only while `_free`
+        self._held: bytes | memoryview | list[Message] | None = (
+            None  # until the end of the turn; only while `_free`
+        )
         #: Called whenever everything has gone to the transport and it takes more.
         self.on_idle: Callable[[], None] = _nothing
         #: Called whenever a message has met a full transport.
@@ -202,7 +204,7 @@ class Outbox:
         self._in_transport = len(data)
         self._transport.write(bytes(data))
 
-    def hold(self, data: bytes) -> None:
+    def hold(self, data: bytes | memoryview) -> None:
         """Send bytes at the end of the turn, with what else comes for this receiver; at once, if others wait before."""
         turn = self._turn
         if not turn.running or (self._free is None and (self.blocked or self._emptied() is None)):

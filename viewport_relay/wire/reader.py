@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from viewport_relay.protocol.framing import COPIED, LONG, text_header
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.codec import Codec
-from viewport_relay.wire.framing import COPIED, LONG, text_header
 from viewport_relay.wire.intake import Intake
 from viewport_relay.wire.interfaces import Closing, Count, Decide, Judge, LinkCipher, Pong, StreamTransport
 from viewport_relay.wire.pausing import PausableReader, Shared

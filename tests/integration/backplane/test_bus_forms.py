@@ -76,6 +76,17 @@ async def test_order_and_bytes_hold_while_the_form_changes(fleet: Fleet, redis: 
     assert record["batches"] == VERSION and isinstance(record["instance"], str)
 
 
+@pytest_twisted.ensureDeferred
+async def test_batches_that_no_socket_takes_at_once_arrive_whole(fleet: Fleet) -> None:
+    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
+    daemon = await fleet.join(a, "workspace-daemon")
+    await fleet.announced("a")
+    client = await fleet.join(b, "client")
+    await session(client, daemon)
+    said = [client.say(e2ee(seq=number, ciphertext=str(number) * 900_000)) for number in range(1, 9)]
+    assert [await daemon.hear() for _ in said] == said
+
+
 @pytest.mark.parametrize("how", ["kill", "stop"])
 @pytest_twisted.ensureDeferred
 async def test_frames_read_before_a_restart_are_refused_after_it(

@@ -35,6 +35,15 @@ def test_zero_is_off() -> None:
     assert all(counter.hit("k", 0.0) == 0 for _ in range(10_000)) and len(counter) == 0
 
 
+@given(st.lists(st.tuples(st.integers(1, 5), st.floats(0, 90)), max_size=20), st.integers(0, 8))
+def test_events_charged_together_count_as_one_by_one(steps: list[tuple[int, float]], limit: int) -> None:
+    together, single, now = Window(), Window(), 0.0
+    for events, later in steps:
+        now += later
+        assert together.hits(events, now, limit) == sum([single.hit(now, limit) for _ in range(events)])
+        assert (together.count, together.over) == (single.count, single.over)
+
+
 def test_a_clock_that_is_set_back_starts_a_new_window() -> None:
     window = Window()
     window.hit(1_000_000.0, 1)

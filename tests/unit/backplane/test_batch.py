@@ -57,7 +57,7 @@ PARCELS = st.lists(
 @given(PARCELS)
 def test_signed_frames_are_read_in_order(parcels: list[Parcel]) -> None:
     found = verifier().verify(signed(parcels))
-    assert found == [Arrival(p.target, p.direction, "a", p.payloads) for p in parcels]
+    assert found == [Arrival.of(p.target, p.direction, "a", bytes(p.payloads[0])) for p in parcels]
 
 
 @given(st.data())
@@ -76,7 +76,7 @@ def test_random_bytes_after_the_magic_are_refused(rest: bytes) -> None:
 def authentic(head: bytes, payloads: bytes = b"", frames: int = 1) -> bytes:
     """A correctly signed batch around an arbitrary head, by the format in the module's docstring."""
     process, number = b"p" * 12, (7).to_bytes(8, "big")
-    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v3\n" + process, "sha256")
+    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v4\n" + process, "sha256")
     covered = process + number + frames.to_bytes(4, "big") + len(head).to_bytes(4, "big") + head + payloads
     return MAGIC + AESGCM(key).encrypt(bytes(4) + number, b"", covered) + covered
 
@@ -87,12 +87,14 @@ def test_an_authentic_head_of_an_unknown_form(head: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [[3], [1], [], [-1, 3]], ids=["too long", "too short", "none", "a negative length"]
+    "sizes",
+    [[3], [1], [], [-1, 3], [1 << 63]],
+    ids=["too long", "too short", "none", "a negative length", "a huge length"],
 )
 def test_inconsistent_batches_are_refused(sizes: list[int]) -> None:
     runs = [["w", "t", True, None, None, sizes]]
     head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), runs])
-    assert reasons(verifier().verify(authentic(head, b"{}"))) == [Reason.BUS_FRAME_REFUSED]
+    assert reasons(verifier().verify(authentic(head, b"\x81\x02{}"))) == [Reason.BUS_FRAME_REFUSED]
 
 
 def test_a_run_without_messages_brings_nothing() -> None:
@@ -130,7 +132,7 @@ def test_a_batch_for_the_previous_process_is_stale() -> None:
 def test_invalid_frames_do_not_affect_the_others() -> None:
     bad = [parcel(b"x" * 1001), parcel(b"\xff"), Parcel(("w", ""), CLIENT_TO_DAEMON, "b", None, (b"{}",), 2)]
     found = verifier().verify(signed([parcel(b"1"), *bad, parcel(b"2")]))
-    assert [one.payloads for one in found if isinstance(one, Arrival)] == [(b"1",), (b"2",)]
+    assert [one.payloads for one in found if isinstance(one, Arrival)] == [[b"1"], [b"2"]]
     assert reasons(found) == [Reason.BUS_FRAME_REFUSED] * 3
 
 
@@ -139,28 +141,46 @@ def test_a_decoded_e2ee_frame_carries_its_profile_and_session() -> None:
     [found] = verifier().verify(
         signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"{}", b"[]"), 4, frame)])
     )
-    assert found == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", [b"{}", b"[]"], frame)
+    assert found == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", b"\x81\x02{}\x81\x02[]", [2, 2], frame)
     odd = E2ee("noise-ik", "\ud800")  # has no UTF-8 encoding: the receiver decodes the message again
     [found] = verifier().verify(signed([Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"{}",), 2, odd)]))
     assert isinstance(found, Arrival) and found.frame is None
 
 
+@given(
+    st.lists(
+        st.integers(0, 1000) | st.sampled_from([125, 126, 65_535, 65_536, 70_000]), min_size=1, max_size=8
+    )
+)
+def test_the_messages_of_a_run_are_found_by_their_sizes(sizes: list[int]) -> None:
+    """A message that is too long for the receiver is refused alone, and the others of its run keep their order."""
+    frame, payloads = E2ee("noise-ik", "session-1"), [bytes([n]) * size for n, size in enumerate(sizes)]
+    run = Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, payloads, sum(sizes), frame)
+    found = verifier().verify(signed([run]))
+    arrivals = [one for one in found if isinstance(one, Arrival)]
+    short = [payload for payload in payloads if len(payload) <= 1000]
+    assert [payload for one in arrivals for payload in one.payloads] == short
+    assert {one.frame for one in arrivals} <= {frame} and len(reasons(found)) == len(payloads) - len(short)
+    for one in arrivals:
+        assert one.first(1).payloads == one.payloads[:1] and one.first(len(one.sizes)) == one
+
+
 def test_an_unknown_profile_is_refused() -> None:
     runs = [["w", "t", True, "noise-xx", "session-1", [2]]]
     head = msgspec.msgpack.encode(["a", "b", INSTANCE, int(NOW * 1000), runs])
-    assert reasons(verifier().verify(authentic(head, b"{}"))) == [Reason.BUS_FRAME_REFUSED]
+    assert reasons(verifier().verify(authentic(head, b"\x81\x02{}"))) == [Reason.BUS_FRAME_REFUSED]
 
 
 def test_the_wire_format() -> None:
     """The format in the module's docstring."""
     raw = signed([parcel(b"{}", DAEMON_TO_CLIENTS, "m"), parcel(b"[]", DAEMON_TO_CLIENTS, "m")])
-    assert raw[:4] == b"VRB3"
+    assert raw[:4] == b"VRB4"
     assert raw[32:44] == (1).to_bytes(8, "big") + (2).to_bytes(4, "big")
     head = 48 + int.from_bytes(raw[44:48], "big")
     runs = [["w", "t", False, None, None, [2]]] * 2
     assert msgspec.msgpack.decode(raw[48:head]) == ["a", "b", INSTANCE, int(NOW * 1000), runs]
-    assert raw[head:] == b"{}[]"
-    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v3\n" + raw[20:32], "sha256")
+    assert raw[head:] == b"\x81\x02{}\x81\x02[]"
+    key = hmac.digest(KEY.encode(), b"viewport-relay-bus-batch-v4\n" + raw[20:32], "sha256")
     assert AESGCM(key).encrypt(bytes(4) + raw[32:40], b"", raw[20:]) == raw[4:20]
 
 

@@ -11,6 +11,7 @@ from tests.unit.backplane.parts import StubBackplane
 from tests.wireframes import encoded
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, DAEMON_TO_CLIENTS, Arrival, Whereabouts
 from viewport_relay.protocol.frames import E2ee
+from viewport_relay.protocol.framing import TEXT, frame_header
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.sessions.bussession import SERVES_FOR
 
@@ -28,11 +29,11 @@ class House:
     def arrive(self, payload: bytes, direction: str = CLIENT_TO_DAEMON, source: str = "b") -> None:
         self.remote.arrived(
             [
-                Arrival(
+                Arrival.of(
                     ("w", "t"),
                     DAEMON_TO_CLIENTS if direction != CLIENT_TO_DAEMON else CLIENT_TO_DAEMON,
                     source,
-                    (payload,),
+                    payload,
                 )
             ]
         )
@@ -328,7 +329,8 @@ def test_several_messages_of_an_arrival_are_charged_one_by_one_and_leave_in_orde
     daemon = house.relay.daemon()
     frames = [encoded("e2ee", seq=n) for n in range(1, 6)]
     envelope = E2ee("noise-ik", json.loads(frames[0])["sessionId"])
-    house.remote.arrived([Arrival(("w", "t"), CLIENT_TO_DAEMON, "b", frames, envelope)])
+    sizes, sent = [len(frame) for frame in frames], b"".join(frame_header(TEXT, len(f)) + f for f in frames)
+    house.remote.arrived([Arrival(("w", "t"), CLIENT_TO_DAEMON, "b", sent, sizes, envelope)])
     house.relay.pump()
     assert daemon.heard() == frames[:3]
     counters = house.relay.counters

@@ -203,9 +203,18 @@ def test_over_the_high_water_mark_the_publishers_reading_is_paused() -> None:
     assert not publisher.causes
     parts.publish(half, publisher=publisher)
     assert publisher.causes
-    parts.clock.advance(0)
-    parts.answer()
+    for _ in range(2):
+        assert publisher.causes
+        parts.clock.advance(0)
+        parts.answer()
     assert not publisher.causes
+
+
+def test_publishers_are_paused_long_before_anything_is_dropped() -> None:
+    parts = Parts(most_bytes=4000)
+    publisher = Publisher()
+    parts.publish("x" * 1000, publisher=publisher)
+    assert publisher.causes and not parts.failed
 
 
 def test_a_failure_resumes_the_publisher() -> None:

@@ -82,8 +82,8 @@ def test_the_members_of_a_signed_frame(time: Time) -> None:
 def test_a_signed_frame_is_verified(time: Time) -> None:
     payload = 'äöü 🙂 \u2028 "'.encode()
     raw = signed(time, parcel(payload, machine_id="m"))
-    assert verifier(time).verify(raw) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", (payload,))
-    assert verifier(time).verify(json.loads(raw)) == Arrival(("w", "t"), CLIENT_TO_DAEMON, "a", (payload,))
+    assert verifier(time).verify(raw) == Arrival.of(("w", "t"), CLIENT_TO_DAEMON, "a", payload)
+    assert verifier(time).verify(json.loads(raw)) == Arrival.of(("w", "t"), CLIENT_TO_DAEMON, "a", payload)
 
 
 def test_equal_messages_are_no_replays(time: Time) -> None:

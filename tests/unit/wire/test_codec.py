@@ -5,9 +5,9 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 
 from tests.memorywire import masked_frame as frame
+from viewport_relay.protocol.framing import BINARY, CLOSE
 from viewport_relay.reasons import Reason
 from viewport_relay.wire.codec import Codec, CodecFactory
-from viewport_relay.wire.framing import BINARY, CLOSE
 
 
 class Told:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.memorywire import BINARY, CLOSE, PING, TEXT, FrameReader
 from tests.unit.wire.test_outbox import Feeder
 from tests.unit.wire.test_turn import Line, begin, end
+from viewport_relay.protocol.framing import RECORD_HEADERS, RECORD_TAG, USUAL, frame_header
 from viewport_relay.protocol.json import Message
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.wire.framing import RECORD_HEADERS, RECORD_TAG, USUAL, frame_header
 from viewport_relay.wire.linkoutbox import LinkOutbox
 from viewport_relay.wire.turn import MOST_HELD
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 #: Opcodes.
@@ -35,6 +36,13 @@ TEXT_HEADERS: Final = tuple(frame_header(TEXT, length) for length in range(USUAL
 def text_header(length: int) -> bytes:
     """The header of a text frame."""
     return TEXT_HEADERS[length] if length <= USUAL else frame_header(TEXT, length)
+
+
+def text_frames_length(sizes: Sequence[int]) -> int:
+    """The bytes of text frames with payloads of these sizes, headers included."""
+    if sizes and min(sizes) >= 126 and max(sizes) < 65_536:
+        return sum(sizes) + 4 * len(sizes)
+    return sum([len(text_header(size)) + size for size in sizes])
 
 
 #: The length before a record, and the tag behind its plaintext, bytes (wire protocol, section 11).
