@@ -11,9 +11,10 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from viewport_relay.workers.messages import MAX_PACKET, Order, decode_order, encode
@@ -35,16 +36,35 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-@implementer(IWriteDescriptor)
-class PacketSender:
-    """The parent's end. It owns the `socks` of each order that `send` accepted."""
+class _PacketSocket:
+    """One end of a packet channel, as a descriptor in the reactor (IFileDescriptor)."""
 
     def __init__(self, sock: socket.socket, reactor: IReactorFDSet) -> None:
         self._sock = sock
         self._reactor = reactor
-        self._waiting: deque[tuple[bytes, Sequence[socket.socket]]] = deque()
-        self._writing = False
         self._open = True
+
+    def close(self) -> None:
+        """Close the channel. Later calls have no effect."""
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.close()
+
+    def logPrefix(self) -> str:
+        return type(self).__name__
+
+
+@implementer(IWriteDescriptor)
+class PacketSender(_PacketSocket):
+    """The parent's end. It owns the `socks` of each order that `send` accepted."""
+
+    def __init__(self, sock: socket.socket, reactor: IReactorFDSet) -> None:
+        _PacketSocket.__init__(self, sock, reactor)
+        self._waiting: deque[tuple[bytes, Sequence[socket.socket]]] = deque()
 
     def send(self, order: Order, socks: Sequence[socket.socket] = (), data: bytes = b"") -> bool:
         """Send `order`, or queue it. False: the queue is full, and the caller still owns `socks`."""
@@ -54,7 +74,7 @@ class PacketSender:
         if socks and len(self._waiting) >= MAX_WAITING:
             return False
         self._waiting.append((packet, socks))
-        if not self._writing:
+        if len(self._waiting) == 1:
             self.doWrite()
         return True
 
@@ -69,44 +89,29 @@ class PacketSender:
                     self._sock.send(packet)
             except OSError as error:
                 if error.errno in _LATER:
-                    self._watch(True)
+                    self._reactor.addWriter(self)
                 else:  # the worker has exited; `Worker.ended` handles that
                     self.close()
                 return
             self._waiting.popleft()
             for sock in socks:
                 sock.close()
-        self._watch(False)
+        self._reactor.removeWriter(self)
 
     def close(self) -> None:
         """Close the channel and the queued connections."""
-        if not self._open:
-            return
-        self._open = False
-        self._watch(False)
-        self._sock.close()
-        for _, socks in self._waiting:
-            for sock in socks:
-                sock.close()
-        self._waiting.clear()
-
-    def _watch(self, on: bool) -> None:
-        if on is not self._writing:
-            self._writing = on
-            (self._reactor.addWriter if on else self._reactor.removeWriter)(self)
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def connectionLost(self, reason: Any) -> None:
-        self.close()
-
-    def logPrefix(self) -> str:
-        return "packets to a worker"
+        if self._open:
+            self._open = False
+            self._reactor.removeWriter(self)
+            self._sock.close()
+            for _, socks in self._waiting:
+                for sock in socks:
+                    sock.close()
+            self._waiting.clear()
 
 
 @implementer(IReadDescriptor)
-class PacketReader:
+class PacketReader(_PacketSocket):
     """The worker's end: calls `take(order, descriptors, data)` for each packet, and `gone()` at end of file."""
 
     def __init__(
@@ -116,12 +121,10 @@ class PacketReader:
         take: Callable[[Order, list[int], bytes], None],
         gone: Callable[[], None],
     ) -> None:
+        _PacketSocket.__init__(self, sock, reactor)
         sock.setblocking(False)
-        self._sock = sock
-        self._reactor = reactor
         self._take = take
         self._gone = gone
-        self._open = True
         reactor.addReader(self)
 
     def doRead(self) -> None:
@@ -149,12 +152,3 @@ class PacketReader:
             self._open = False
             self._reactor.removeReader(self)
             self._sock.close()
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def connectionLost(self, reason: Any) -> None:
-        self.close()
-
-    def logPrefix(self) -> str:
-        return "packets from the parent"

@@ -28,9 +28,9 @@ from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers.crew import LOOK, Crew
 from viewport_relay.workers.messages import Apply, ReloadTLS
-from viewport_relay.workers.passing import PassingResource
-from viewport_relay.workers.slots import slot
-from viewport_relay.workers.state import CrewState, RefreshingAdminResource, bring_up_to_date
+from viewport_relay.workers.passing import PassingResource, slot
+from viewport_relay.workers.pictures import bring_up_to_date
+from viewport_relay.workers.state import CrewState, RefreshingAdminResource
 from viewport_relay.workers.tlsincoming import IncomingTLS
 
 #: Seconds that workers may take to exit on top of RELAY_DRAIN_SECONDS.
@@ -110,9 +110,8 @@ class Workers:
         self._open_files = open_files
         self._environ = merged(environ)
         self._overrides = overrides
-        self._ready: Callable[[], None] | None = None
+        self._ready: Deferred[None] = Deferred()
         self._first_start: IDelayedCall | None = None
-        self._complete = False
         self.shown = Counters()
         self.notes = ()
         self.crew = Crew(
@@ -152,20 +151,19 @@ class Workers:
         return worker.adopt(sock, ip, data, ticket)
 
     def _polled(self) -> None:
-        bring_up_to_date(self.shown, self._counters, self.crew, self.state, self._log)
+        bring_up_to_date(self.shown, self._counters, self.crew.retired, self.state.pictures(), self._log)
 
     def _all_up(self) -> None:
-        self._complete = True
-        call = self._ready
         self._wait_no_longer()
-        if call is not None:
-            call()
+        if not self._ready.called:
+            self._ready.callback(None)
 
     def _wait_no_longer(self) -> None:
-        self._ready = None
         timer, self._first_start = self._first_start, None
         if timer is not None and timer.active():
             timer.cancel()
+
+    # -- service.process.Engine ----------------------------------------------------------------------------
 
     def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
         """The factory of TLS connections: the workers end TLS, with a context of the same files."""
@@ -175,15 +173,11 @@ class Workers:
         """Let the workers read certificate and key too."""
         self.crew.send(ReloadTLS())
 
-    # -- service.process.Engine ----------------------------------------------------------------------------
-
     def when_ready(self, call: Callable[[], None]) -> None:
         """Call `call` when all workers are up, or after the limit: peers of a missing worker wait for it."""
-        if self._complete:
-            call()
-            return
-        self._ready = call
-        self._first_start = self._reactor.callLater(_FIRST_START, self._all_up)
+        if not self._ready.called:
+            self._first_start = self._reactor.callLater(_FIRST_START, self._all_up)
+        self._ready.addCallback(lambda _: call())
 
     def status(self) -> str:
         """Connected peers in one line, for the service manager (sd_notify STATUS=)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from typing import Any, Final
+from zlib import crc32
 
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import deferLater
@@ -26,6 +27,15 @@ Pass = Callable[[str, socket.socket, str, bytes, Ticket], bool]
 #: Seconds between two checks whether an earlier answer on the same connection has been written out.
 _UNSENT_SECONDS: Final = 0.01
 _UNSENT_LOOKS: Final = 500
+
+
+def slot(workspace_id: str, workers: int) -> int:
+    """The number of a workspace's worker, 0 to `workers` - 1: CRC-32 of the workspace id modulo `workers`.
+
+    The runtime target does not count: a client's target may come from its claims, which are known only after the
+    platform has answered, and the rate of a workspace must be counted in one process.
+    """
+    return crc32(workspace_id.encode("utf-8", "surrogatepass")) % workers
 
 
 class PassingResource(UpgradeAttempts):

@@ -13,13 +13,10 @@ from twisted.web.server import Request
 
 from viewport_relay.admin.reply import put_late
 from viewport_relay.admin.site import AdminResource
-from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.workers.crew import Crew
 from viewport_relay.workers.messages import Flush, Picture
-from viewport_relay.workers.tally import add_up, written
 
 
 class CrewState:
@@ -97,30 +94,6 @@ class CrewState:
         if relays:
             found["relays"] = [relays[name] for name in sorted(relays)]
         return found
-
-
-def bring_up_to_date(shown: Counters, own: Counters, crew: Crew, state: CrewState, log: EventLog) -> None:
-    """Update `shown` and the log's open folds from the workers' reports, after a poll."""
-    pictures = state.pictures()
-    # One sum for all ended processes, however many there were.
-    if len(crew.retired) > 1:
-        together = Counters()
-        add_up(together, crew.retired)
-        crew.retired[:] = [written(together)]
-    add_up(shown, [written(own), *crew.retired, *(picture.counters for picture in pictures)])
-    log.lost_elsewhere = sum(picture.log_entries_lost for picture in pictures)
-    log.folds_elsewhere = [fold for picture in pictures for fold in picture.folds]
-    for picture in pictures:
-        log.folded.take_over(picture.folded)
-    log.problems.elsewhere = [row for picture in pictures for row in picture.problems]
-    log.problems.recent_elsewhere = (
-        sum(picture.recent[0] for picture in pictures),
-        sum(picture.recent[1] for picture in pictures),
-    )
-    for picture in pictures:
-        for event, code, at in picture.last_seen:
-            key = event, Reason.__members__.get(code or "")
-            log.last_seen[key] = max(at, log.last_seen.get(key, at))
 
 
 class RefreshingAdminResource(Resource):

@@ -23,19 +23,7 @@ from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import Ticket
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.workers.messages import (
-    Adopt,
-    Disconnect,
-    EndTLS,
-    Left,
-    Logged,
-    Order,
-    Picture,
-    Poll,
-    Report,
-    Stop,
-    Up,
-)
+from viewport_relay.workers import messages
 from viewport_relay.workers.packets import PacketSender, socket_pair
 from viewport_relay.workers.reports import ReportReader
 from viewport_relay.workers.spawning import spawn
@@ -83,7 +71,7 @@ class Worker:
         self.up = False
         #: it left its last poll unanswered
         self.silent = False
-        self.picture: Picture | None = None
+        self.picture: messages.Picture | None = None
         #: number of processes that this worker has had before
         self.life = 0
         self._process: Any = None
@@ -138,12 +126,7 @@ class Worker:
         """Kill the process (SIGKILL). `ended` then runs as after any other end."""
         if self.pid is not None:
             self._killed = why
-            self._supervision.log.event(
-                "worker_killed",
-                message=f"worker {self.index}: {why}",
-                worker=self.index,
-                pid=self.pid,
-            )
+            self._log("worker_killed", f"worker {self.index}: {why}", pid=self.pid)
             self._process.signalProcess("KILL")
 
     def ended(self, status: int | None, number: int | None) -> None:
@@ -152,9 +135,8 @@ class Worker:
         if self._killed:
             how = f"was killed: {self._killed}"
         elif number is not None:
-            how = (
-                f"was ended by signal {number} ({signal.strsignal(number)}), which was not sent by its parent"
-            )
+            name = signal.strsignal(number)
+            how = f"was ended by signal {number} ({name}), which was not sent by its parent"
         self._process = None
         self._over(f"worker {self.index} {how}", expected=self._supervision.stopping() and status == 0)
 
@@ -182,38 +164,36 @@ class Worker:
             self._gone = None
         if supervision.stopping():
             if not expected:
-                supervision.log.event("worker_lost", message=what, worker=self.index)
+                self._log("worker_lost", what)
             return
         supervision.counters.worker_processes_lost += 1
         lived = supervision.reactor.seconds() - self._started
         self._pause = FIRST_PAUSE if lived >= LIVED else min(2 * self._pause, LONGEST_PAUSE)
-        supervision.log.event(
-            "worker_lost",
-            message=f"{what}; its peers reconnect, a new one starts",
-            worker=self.index,
-            lived=round(lived, 1),
-        )
+        self._log("worker_lost", f"{what}; its peers reconnect, a new one starts", lived=round(lived, 1))
         with contextlib.suppress(OSError):  # out of descriptors: the next start tries again
             self._make_channel()
         self._again = supervision.reactor.callLater(self._pause if lived < LIVED else 0, self.start)
+
+    def _log(self, event: str, message: str, **details: Any) -> None:
+        self._supervision.log.event(event, message=message, worker=self.index, **details)
 
     # -- to the process ---------------------------------------------------------------------------------------------
 
     def adopt(self, sock: socket.socket, ip: str, data: bytes, ticket: Ticket) -> bool:
         """Pass a connection to the process. False: its queue is full or it is stopping."""
-        if not self._packets.send(Adopt(sock.family, ip), [sock], data):
+        if not self._packets.send(messages.Adopt(sock.family, ip), [sock], data):
             return False
         self._held.setdefault(counted_as(ip), []).append(ticket)
         return True
 
     def end_tls(self, tcp: socket.socket, pair: socket.socket, data: bytes) -> bool:
         """Let the process end TLS on a connection. False: its queue is full or it is stopping."""
-        return self._packets.send(EndTLS(tcp.family), [tcp, pair], data)
+        return self._packets.send(messages.EndTLS(tcp.family), [tcp, pair], data)
 
-    def send(self, order: Order) -> None:
+    def send(self, order: messages.Order) -> None:
         self._packets.send(order)
 
-    def request(self, order: Poll | Disconnect) -> Deferred[Any]:
+    def request(self, order: messages.Poll | messages.Disconnect) -> Deferred[Any]:
         """Send an order; fires with the answer, or with None after the time limit."""
         answer: Deferred[Any] = Deferred()
         if not self.up:
@@ -235,7 +215,7 @@ class Worker:
                 f"worker {self.index} does not answer; its peers wait, and it is killed and replaced after "
                 f"{self._supervision.timeout:g} s of that"
             )
-            self._supervision.log.event("worker_silent", message=message, worker=self.index, pid=self.pid)
+            self._log("worker_silent", message, pid=self.pid)
 
     def stop(self) -> Deferred[None]:
         """Drain the process; fires when it has exited."""
@@ -247,7 +227,7 @@ class Worker:
             gone.callback(None)
         else:
             self._gone = gone
-            self.send(Stop())
+            self.send(messages.Stop())
         return gone
 
     def look(self, late: float) -> None:
@@ -261,9 +241,9 @@ class Worker:
 
     # -- from the process -------------------------------------------------------------------------------------------
 
-    def received(self, life: int, report: Report) -> None:
+    def received(self, life: int, report: messages.Report) -> None:
         """Handle a report of process number `life`."""
-        if isinstance(report, Logged):
+        if isinstance(report, messages.Logged):
             self._supervision.log.take_over(report.record)
             return
         if life != self.life:  # a late message of the previous process
@@ -271,25 +251,18 @@ class Worker:
         self._last_report = self._supervision.reactor.seconds()
         if self.silent:
             self.silent = False
-            message = f"worker {self.index} answers again"
-            self._supervision.log.event("worker_answers", message=message, worker=self.index, pid=self.pid)
-        if isinstance(report, Left):
-            tickets = self._held.get(report.ip)
-            if tickets:
+            self._log("worker_answers", f"worker {self.index} answers again", pid=self.pid)
+        if isinstance(report, messages.Left):
+            if tickets := self._held.get(report.ip):
                 tickets.pop().release()
                 if not tickets:
                     del self._held[report.ip]
-        elif isinstance(report, Up):
+        elif isinstance(report, messages.Up):
             self.up = True
-            self._supervision.log.event(
-                "worker_started",
-                message=f"worker {self.index} takes connections",
-                worker=self.index,
-                pid=self.pid,
-            )
+            self._log("worker_started", f"worker {self.index} takes connections", pid=self.pid)
             self._supervision.came_up()
         else:
-            if isinstance(report, Picture):
+            if isinstance(report, messages.Picture):
                 self.picture = report
             asked = self._pending.pop(report.number, None)
             if asked is not None and not asked.called:

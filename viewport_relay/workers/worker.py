@@ -17,7 +17,6 @@ from typing import Any, Final
 from attrs import evolve
 from twisted.application.service import MultiService
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.interfaces import IAddress
 from twisted.logger import globalLogBeginner
 from twisted.web.resource import Resource
 from twisted.web.server import Request
@@ -38,23 +37,10 @@ from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.reactor import adopt_stranger, install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
-from viewport_relay.workers.messages import (
-    PACKETS_FD,
-    REPORTS_FD,
-    Adopt,
-    Apply,
-    Disconnect,
-    Disconnected,
-    EndTLS,
-    Flush,
-    Left,
-    Order,
-    Poll,
-    ReloadTLS,
-    Up,
-)
+from viewport_relay.workers import messages
+from viewport_relay.workers.oneprotocol import OneProtocol
 from viewport_relay.workers.packets import PacketReader
-from viewport_relay.workers.picture import picture
+from viewport_relay.workers.pictures import picture
 from viewport_relay.workers.reports import ReportSender, connect
 from viewport_relay.workers.tlspipe import DRAIN_LIMIT, TLSPipes
 
@@ -86,7 +72,7 @@ class ReportingCounts(ConnectionCounts):
 
     def leave(self, ip: str) -> None:
         ConnectionCounts.leave(self, ip)
-        self._reporter.send(Left(ip))
+        self._reporter.send(messages.Left(ip))
 
 
 class WorkerService(WaitingService):
@@ -127,7 +113,7 @@ class WorkerService(WaitingService):
         super().startService()
         signals = Signals(self._reactor, lambda name: self.stop(), self._cut, lambda: None)
         self._reactor.callWhenRunning(signals.take)
-        self._reactor.callWhenRunning(self._reporter.send, Up())
+        self._reactor.callWhenRunning(self._reporter.send, messages.Up())
 
     async def end(self) -> None:
         """Drain, stop, and wait until the parent has read the last messages."""
@@ -144,32 +130,31 @@ class WorkerService(WaitingService):
 
     # -- orders ----------------------------------------------------------------------------------------------
 
-    def execute(self, order: Order, descriptors: list[int], data: bytes) -> None:
+    def execute(self, order: messages.Order, descriptors: list[int], data: bytes) -> None:
         """Carry out one order of the parent."""
-        if isinstance(order, Adopt):
-            if not descriptors:  # out of descriptors here (MSG_CTRUNC): the kernel closes the connection
-                self._reporter.send(Left(counted_as(order.ip)))
-            else:
+        match order:
+            case messages.Adopt(ip=ip) if not descriptors:  # MSG_CTRUNC: none was free, the kernel closes it
+                self._reporter.send(messages.Left(counted_as(ip)))
+            case messages.Adopt():
                 self.adopt(order, descriptors[0], data)
-        elif isinstance(order, EndTLS):
-            self._end_tls(order, descriptors, data)
-        elif isinstance(order, Poll):
-            report = picture(
-                order.number, self.relay.state, self._counters, self._log, self._reporter.lost, time.time()
-            )
-            self._reporter.send(report)
-        elif isinstance(order, Disconnect):
-            self._reporter.send(Disconnected(order.number, self.relay.state.disconnect(order.selection)))
-        elif isinstance(order, Apply):
-            self._apply(order.settings)
-        elif isinstance(order, ReloadTLS):
-            self._reload_tls()
-        elif isinstance(order, Flush):
-            self.relay.state.flush_caches()
-        elif order.now:
-            self._cut()
-        else:
-            self.stop()
+            case messages.EndTLS():
+                self._end_tls(order, descriptors, data)
+            case messages.Poll(number=number):
+                lost = self._reporter.lost
+                made = picture(number, self.relay.state, self._counters, self._log, lost, time.time())
+                self._reporter.send(made)
+            case messages.Disconnect(number=number, selection=selection):
+                self._reporter.send(messages.Disconnected(number, self.relay.state.disconnect(selection)))
+            case messages.Apply(settings=texts):
+                self._apply(texts)
+            case messages.ReloadTLS():
+                self._reload_tls()
+            case messages.Flush():
+                self.relay.state.flush_caches()
+            case messages.Stop(now=True):
+                self._cut()
+            case messages.Stop():
+                self.stop()
 
     def _cut(self) -> None:
         self.relay.cut()
@@ -190,23 +175,24 @@ class WorkerService(WaitingService):
         except ReactorNotRunning:
             pass
 
-    def adopt(self, order: Adopt, descriptor: int, data: bytes) -> None:
+    def adopt(self, order: messages.Adopt, descriptor: int, data: bytes) -> None:
         """Take over a connection; `data` are the bytes that the parent has read from it."""
         taken = self._counts.taken
-        adoption = _Adoption(self._site, order.ip)
+        channel: Any = self._site.buildProtocol(None)
+        channel.given_ip = order.ip
         try:
             os.set_blocking(descriptor, False)
-            adopt_stranger(self._reactor, descriptor, order.family, adoption)
+            adopt_stranger(self._reactor, descriptor, order.family, OneProtocol(channel))
         except OSError:  # the peer has disconnected already
             pass
+        else:
+            channel.dataReceived(data)
         finally:
             os.close(descriptor)
-        if adoption.channel is not None:
-            adoption.channel.dataReceived(data)
         if self._counts.taken == taken:
-            self._reporter.send(Left(counted_as(order.ip)))
+            self._reporter.send(messages.Left(counted_as(order.ip)))
 
-    def _end_tls(self, order: EndTLS, descriptors: list[int], data: bytes) -> None:
+    def _end_tls(self, order: messages.EndTLS, descriptors: list[int], data: bytes) -> None:
         if self._pipes is None or len(descriptors) < 2:  # MSG_CTRUNC, as in `execute`
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -220,7 +206,7 @@ class WorkerService(WaitingService):
                 self._pipes.context.reload()
             except (
                 ConfigError
-            ) as error:  # the parent could use them: they have changed again, and it reads them again
+            ) as error:  # they have changed since the parent read them, and it reads them again
                 self._log.event("tls_reload_failed", message=error.problems[0])
 
 
@@ -234,25 +220,11 @@ class _Nothing(Resource):
         return b""
 
 
-class _Adoption:
-    """The protocol factory for one adopted connection."""
-
-    def __init__(self, site: RelaySite, ip: str) -> None:
-        self._site = site
-        self._ip = ip
-        self.channel: Any = None
-
-    def buildProtocol(self, address: IAddress | None) -> Any:
-        self.channel = self._site.buildProtocol(address)
-        self.channel.given_ip = self._ip
-        return self.channel
-
-
 def main() -> int:
     """Run the worker process until the parent orders it to stop; returns the exit status."""
     reactor: Any = install()
     reporter = ReportSender()
-    with socket.socket(fileno=REPORTS_FD) as sock:
+    with socket.socket(fileno=messages.REPORTS_FD) as sock:
         connect(reactor, sock, reporter)
     try:
         environ = dict(os.environ)
@@ -272,7 +244,7 @@ def main() -> int:
     )
     stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
     stdlib_log.install()
-    PacketReader(socket.socket(fileno=PACKETS_FD), reactor, service.execute, service.stop)
+    PacketReader(socket.socket(fileno=messages.PACKETS_FD), reactor, service.execute, service.stop)
     service.startService()
     collector.settle(reactor)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

@@ -13,7 +13,7 @@ from tests.integration.backplane.fleet import WAIT, BarePeer, Fleet
 from tests.integration.relayprocess import RelayProcess
 from viewport_relay.peer.connection import connect
 from viewport_relay.peer.upgrade import Destination
-from viewport_relay.workers.slots import slot
+from viewport_relay.workers.passing import slot
 
 
 class Crewed(Fleet):

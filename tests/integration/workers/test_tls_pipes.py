@@ -14,7 +14,7 @@ from tests.drill.certificates import Identity
 from tests.drill.peer import Closed, Peer, Refused, dial, e2ee
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
-from viewport_relay.workers.slots import slot
+from viewport_relay.workers.passing import slot
 
 WORKSPACES = {index: next(f"w{n}" for n in range(100) if slot(f"w{n}", 2) == index) for index in (0, 1)}
 

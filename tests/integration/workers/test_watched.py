@@ -20,7 +20,7 @@ from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
 from tests.ports import free_port
 from viewport_relay.workers.crew import CUT
-from viewport_relay.workers.slots import slot
+from viewport_relay.workers.passing import slot
 from viewport_relay.workers.supervision import PATIENCE
 
 _numbers = itertools.count()

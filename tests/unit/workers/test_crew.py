@@ -18,8 +18,8 @@ from viewport_relay.admission.limits import ConnectionCounts
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.workers import crew, messages, supervision
+from viewport_relay.workers.pictures import written
 from viewport_relay.workers.state import CrewState
-from viewport_relay.workers.tally import written
 
 TIMEOUT = 20.0
 

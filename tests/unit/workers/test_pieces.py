@@ -22,8 +22,8 @@ from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import PeerView, TargetView
 from viewport_relay.workers import messages, packets
 from viewport_relay.workers.parent import worker_environment
-from viewport_relay.workers.slots import slot
-from viewport_relay.workers.tally import add_up, written
+from viewport_relay.workers.passing import slot
+from viewport_relay.workers.pictures import add_up, written
 from viewport_relay.workers.worker import WorkerService
 
 KEY = StaticKey.generate().private_text()
@@ -116,10 +116,12 @@ class Reactor:
         self.writers: list[Any] = []
 
     def addWriter(self, writer: Any) -> None:
-        self.writers.append(writer)
+        if writer not in self.writers:
+            self.writers.append(writer)
 
     def removeWriter(self, writer: Any) -> None:
-        self.writers.remove(writer)
+        if writer in self.writers:
+            self.writers.remove(writer)
 
     def addReader(self, reader: Any) -> None: ...
 
