@@ -121,13 +121,8 @@ def _story(entry: dict[str, Any]) -> list[str]:
     """One entry as a sentence."""
     details = entry["details"]
     who = [details.get("role") or "a peer"]
-    for form, name in (
-        ("of workspace {}", "workspaceId"),
-        ("(target {})", "runtimeTargetId"),
-        ("from {}", "ip"),
-    ):
-        if name in details:
-            who.append(form.format(details[name]))
+    forms = {"workspaceId": "of workspace {}", "runtimeTargetId": "(target {})", "ip": "from {}"}
+    who += [form.format(details[name]) for name, form in forms.items() if name in details]
     what = _WORDS.get(entry["event"])
     said = f"{' '.join(who)} {what}" if what is not None else str(entry["event"])
     for part in (entry.get("message"), *map(details.get, ("detail", "platformWord", "hint"))):

@@ -15,11 +15,16 @@ from viewport_relay.admin.state import StateSource
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.routing.views import Selection
 
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_ID_TAKES = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
-#: A token's `jti`; the standard only says that it is a string (RFC 7519 section 4.1.7).
-_TOKEN_ID = re.compile(r"[ -~]{1,255}")
-_TOKEN_ID_TAKES = "1 to 255 printable ASCII characters"
+_ID = r"[A-Za-z0-9._:-]{1,128}", "1 to 128 characters of A-Z a-z 0-9 . _ : -"
+
+#: The members of a selection, in the order of its fields: the form of each, and the form in words.
+_MEMBERS = {
+    "workspaceId": _ID,
+    "runtimeTargetId": _ID,
+    "connectionId": _ID,
+    # A token's `jti`: the standard only says that it is a string (RFC 7519, section 4.1.7).
+    "tokenId": (r"[ -~]{1,255}", "1 to 255 printable ASCII characters"),
+}
 _DISCONNECT_TAKES = 'either {"workspaceId", "runtimeTargetId"?}, {"connectionId"} or {"tokenId"}'
 
 
@@ -34,17 +39,14 @@ class Actions:
     def disconnect(self, request: Request) -> bytes | int:
         """`POST /disconnect`: close a connection, all of a workspace or target, or all of a token (its `jti`)."""
         body = body_json(request)
-        unknown = sorted(set(body) - {"workspaceId", "runtimeTargetId", "connectionId", "tokenId"})
+        unknown = sorted(set(body) - set(_MEMBERS))
         if unknown:
             raise BadRequest(unknown[0][:64], "nothing: there is no such member; " + _DISCONNECT_TAKES)
-        which = Selection(
-            _identifier(body, "workspaceId"),
-            _identifier(body, "runtimeTargetId"),
-            _identifier(body, "connectionId"),
-            _identifier(body, "tokenId", _TOKEN_ID),
-        )
-        given = sum(part is not None for part in (which.workspace_id, which.connection_id, which.token_id))
-        if given != 1 or (which.workspace_id is None and which.runtime_target_id is not None):
+        which = Selection(*(_identifier(body, name) for name in _MEMBERS))
+        parts = (which.workspace_id, which.connection_id, which.token_id)
+        if sum(part is not None for part in parts) != 1 or (
+            which.workspace_id is None and which.runtime_target_id is not None
+        ):
             raise BadRequest("body", _DISCONNECT_TAKES)
         closed = self._state.disconnect(which)
 
@@ -77,10 +79,8 @@ class Actions:
         return put_json(request, {"ok": True})
 
 
-def _identifier(body: dict[str, Any], name: str, form: re.Pattern[str] = _ID) -> str | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str) or form.fullmatch(value) is None:
-        raise BadRequest(name, _ID_TAKES if form is _ID else _TOKEN_ID_TAKES)
-    return value
+def _identifier(body: dict[str, Any], name: str) -> str | None:
+    value, (form, takes) = body.get(name), _MEMBERS[name]
+    if value is None or (isinstance(value, str) and re.fullmatch(form, value)):
+        return value
+    raise BadRequest(name, takes)

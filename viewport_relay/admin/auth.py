@@ -171,15 +171,8 @@ class AdminAuth:
 
     def set_cookie(self, request: Request, value: str, seconds: int, *, secure: bool) -> None:
         """Put the session cookie on the answer; 0 seconds takes the cookie away."""
-        request.addCookie(
-            self.cookie,
-            value,
-            path="/",
-            max_age=str(seconds),
-            secure=secure,
-            httpOnly=True,
-            sameSite="Strict",
-        )
+        shared = {"path": "/", "max_age": str(seconds), "httpOnly": True, "sameSite": "Strict"}
+        request.addCookie(self.cookie, value, secure=secure, **shared)
 
     def _mac(self, purpose: str, text: str) -> str:
         message = f"{purpose}|{text}".encode("utf-8", "replace")

@@ -49,14 +49,11 @@ class Capacity:
     def as_json(self) -> dict[str, Any]:
         """The numbers now. Sizes in bytes, times in seconds; a limit of 0 or None is none."""
         config = self._config
-        processes = process_numbers(self._state.processes())
+        used = sum(self._state.connections().values())
         return {
-            "connections": {
-                "used": sum(self._state.connections().values()),
-                "limit": config.max_total_connections,
-            },
+            "connections": {"used": used, "limit": config.max_total_connections},
             "perAddress": config.max_connections_per_ip,
-            "processes": processes,
+            "processes": process_numbers(self._state.processes()),
             "latency": self.quantiles(),
             "certificateEnds": None if self._certificate_ends is None else timestamp(self._certificate_ends),
         }

@@ -8,8 +8,8 @@ from typing import Any
 from attrs import frozen
 from twisted.web.server import Request
 
-from viewport_relay.admin.facts import ReadFacts
 from viewport_relay.admin.reply import BadRequest, put_json, put_text
+from viewport_relay.admin.state import ReadFacts
 from viewport_relay.admin.words import problem_lines, wrapped
 from viewport_relay.observe.events import EVENTS
 from viewport_relay.observe.logs import EventLog

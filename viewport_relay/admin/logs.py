@@ -14,22 +14,11 @@ from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import NOT_DONE_YET, Request
 
+from viewport_relay.admin import reply
 from viewport_relay.admin.about import MAX_ID, About
-from viewport_relay.admin.facts import ReadFacts
 from viewport_relay.admin.filters import PARAMETERS, Filter, check_names, parse_filter
 from viewport_relay.admin.follow import EVENTS, LINES, TEXT, Follower
-from viewport_relay.admin.reply import (
-    JSON_TYPE,
-    BadRequest,
-    boolean,
-    json_text,
-    prefers_text,
-    put,
-    put_json,
-    put_text,
-    query,
-    refuse,
-)  # fmt: skip
+from viewport_relay.admin.state import ReadFacts
 from viewport_relay.admin.summary import problem_json, summary, summary_text
 from viewport_relay.admin.words import as_text, report
 from viewport_relay.observe.logs import EventLog
@@ -59,49 +48,55 @@ class LogsPage:
     _client_ip: Callable[[Request], str]
 
     def render(self, request: Request) -> bytes | int:
-        given = query(request)
+        given = reply.query(request)
         check_names(given)
         wanted, limit = parse_filter(given, self._now())
         as_plain_text = self._wants_text(request, given)
         about = given.get("about") or ""
         if len(about) > MAX_ID:
-            raise BadRequest("about", f"at most {MAX_ID} characters")
+            raise reply.BadRequest("about", f"at most {MAX_ID} characters")
         self._log.sweep()
         if about and as_plain_text:
-            return put_text(request, self._about.text(about))
+            return reply.put_text(request, self._about.text(about))
         if about:
-            return put_json(request, self._about.as_json(about))
-        if boolean("summary", given.get("summary")):
+            return reply.put_json(request, self._about.as_json(about))
+        if reply.boolean("summary", given.get("summary")):
             numbers = summary(self._log, wanted, self._now())
-            return put_text(request, summary_text(numbers)) if as_plain_text else put_json(request, numbers)
+            return (
+                reply.put_text(request, summary_text(numbers))
+                if as_plain_text
+                else reply.put_json(request, numbers)
+            )
         records = [record for record in self._log.records() if wanted.accepts(record)]
         total = len(records)
         if limit is not None:
             records = records[-limit:]
-        if boolean("follow", given.get("follow")):
+        if reply.boolean("follow", given.get("follow")):
             return self._follow(request, wanted, records, as_plain_text)
         if as_plain_text:
             if limit is None and wanted.is_open:
                 records = records[-TEXT_ENTRIES:]
-            return put_text(request, report(self._facts(), [as_text(record) for record in records], total))
-        return put(request, 200, JSON_TYPE, self._document(records))
+            return reply.put_text(
+                request, report(self._facts(), [as_text(record) for record in records], total)
+            )
+        return reply.put(request, 200, reply.JSON_TYPE, self._document(records))
 
     def _wants_text(self, request: Request, given: dict[str, str]) -> bool:
         form = (given.get("format") or "").lower()
         if form not in {"", "json", "text"}:
-            raise BadRequest("format", PARAMETERS["format"], known=("json", "text"))
+            raise reply.BadRequest("format", PARAMETERS["format"], known=("json", "text"))
         if form:
             return form == "text"
-        return request.path == TEXT_PATH or prefers_text(request.getHeader("accept") or "")
+        return request.path == TEXT_PATH or reply.prefers_text(request.getHeader("accept") or "")
 
     def _document(self, records: Iterable[Record]) -> bytes:
         facts = self._facts()
         problems = sorted(facts.problems, key=lambda row: row.last, reverse=True)
         text = (
-            f'{{"ok":true,\n"verdict":{json_text(judge(facts).as_json())},\n"logs":['
+            f'{{"ok":true,\n"verdict":{reply.json_text(judge(facts).as_json())},\n"logs":['
             + ",".join(f"\n{record.line}" for record in records)
             + '],\n"problems":['
-            + ",".join(f"\n{json_text(problem_json(row))}" for row in problems)
+            + ",".join(f"\n{reply.json_text(problem_json(row))}" for row in problems)
             + "]}\n"
         )
         return text.encode("ascii")
@@ -112,7 +107,7 @@ class LogsPage:
         if len(self._log.followers) >= MAX_FOLLOWERS:
             ip = self._client_ip(request)
             self._log.event("admin_refused", reason=Reason.ADMIN_TOO_MANY_FOLLOWERS, ip=ip, path="/logs")
-            return refuse(request, Reason.ADMIN_TOO_MANY_FOLLOWERS)
+            return reply.refuse(request, Reason.ADMIN_TOO_MANY_FOLLOWERS)
         if "text/event-stream" in (request.getHeader("accept") or "").lower():
             kind = EVENTS
             seen = request.getHeader("last-event-id") or ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from attrs import define
+from attrs import define, evolve
 from prometheus_client import GCCollector, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
@@ -175,20 +175,10 @@ def registry(collector: RelayCollector) -> CollectorRegistry:
 
 
 class MetricsPage:
-    """Text of version 0.0.4 unless the Accept header names another. The arguments are those of `RelayCollector`."""
+    """Text of version 0.0.4 unless the Accept header names another."""
 
-    def __init__(
-        self,
-        counters: Counters,
-        state: StateSource,
-        log: EventLog,
-        uptime: Callable[[], float],
-        relay_id: str,
-    ) -> None:
-        self._registries = {
-            older: registry(RelayCollector(counters, state, log, uptime, relay_id, older))
-            for older in (True, False)
-        }
+    def __init__(self, collector: RelayCollector) -> None:
+        self._registries = {older: registry(evolve(collector, deprecated=older)) for older in (True, False)}
 
     def render(self, request: Request) -> bytes:
         given = query(request)

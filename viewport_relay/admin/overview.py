@@ -10,11 +10,10 @@ from twisted.web.server import Request
 
 from viewport_relay import __version__
 from viewport_relay.admin.capacity import Capacity
-from viewport_relay.admin.facts import ReadFacts
 from viewport_relay.admin.history import History, numbers
 from viewport_relay.admin.reply import put_json
 from viewport_relay.admin.settings import settings_json, shown_url
-from viewport_relay.admin.state import StateSource
+from viewport_relay.admin.state import ReadFacts, StateSource
 from viewport_relay.admin.summary import problem_json
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters

@@ -104,10 +104,8 @@ class SignIn:
             self._log.event("admin_refused", reason=reason, ip=ip, path="/admin/")
             return refuse(request, reason)
         session, ends = self._open(request)
-        return put_json(
-            request,
-            {"ok": True, "signedIn": True, "csrf": self._auth.csrf(session), "until": timestamp(ends)},
-        )
+        body = {"ok": True, "signedIn": True, "csrf": self._auth.csrf(session), "until": timestamp(ends)}
+        return put_json(request, body)
 
     def _open(self, request: Request) -> tuple[str, int]:
         session, ends = self._auth.open_session()

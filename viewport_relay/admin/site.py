@@ -18,17 +18,16 @@ from viewport_relay import __version__
 from viewport_relay.admin.about import About
 from viewport_relay.admin.actions import Actions
 from viewport_relay.admin.auth import AdminAuth
-from viewport_relay.admin.capacity import Capacity
+from viewport_relay.admin.capacity import SAMPLE, Capacity
 from viewport_relay.admin.connections import Tables
 from viewport_relay.admin.explain import PREFIX, ExplainPage
-from viewport_relay.admin.facts import facts_reader
-from viewport_relay.admin.history import History
+from viewport_relay.admin.history import STEP, History
 from viewport_relay.admin.logs import TEXT_PATH, LogsPage
-from viewport_relay.admin.metrics import MetricsPage
+from viewport_relay.admin.metrics import MetricsPage, RelayCollector
 from viewport_relay.admin.overview import Overview
 from viewport_relay.admin.page import ONCE_PATH, SignIn, assets, to_dashboard
 from viewport_relay.admin.reply import BadRequest, put_json, refuse, refuse_bad
-from viewport_relay.admin.state import StateSource, state_json
+from viewport_relay.admin.state import StateSource, facts_reader, state_json
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
@@ -60,10 +59,8 @@ class AdminResource(Resource):
         auth: AdminAuth,
         log: EventLog,
         client_ip: Callable[[Request], str],
-        history: History | None,
     ) -> None:
         Resource.__init__(self)
-        self._history = history
         self._routes = routes
         self._auth = auth
         self._log = log
@@ -85,9 +82,12 @@ class AdminResource(Resource):
         route = self._route(request)
         if route is None:
             return put_json(request, {"ok": False, "reason": Reason.NOT_FOUND.code}, 404)
-        if route.access == "visitor" and not self._auth.exists:
-            return refuse(request, Reason.ADMIN_ENDPOINTS_DISABLED)
-        refusal = self._judge(route, request)
+        if route.access == "visitor":
+            refusal = None if self._auth.exists else Reason.ADMIN_ENDPOINTS_DISABLED
+        elif route.access != "open":
+            refusal = self._auth.judge(request, route.access)
+        else:
+            refusal = None
         if refusal is not None:
             return self._refuse(request, refusal)
         try:
@@ -100,25 +100,15 @@ class AdminResource(Resource):
         path = PREFIX if request.path.startswith(PREFIX) else request.path
         return self._routes.get((method, path))
 
-    def _judge(self, route: Route, request: Request) -> Reason | None:
-        """Why the request's token or session does not give access; None for a page that needs neither."""
-        if route.access == "operator" or route.access == "scraper":
-            return self._auth.judge(request, route.access)
-        return None
-
     def is_operators(self, request: Request) -> bool:
-        """Whether it is a page for operators only, asked by one."""
+        """Whether a page that needs a token or session is asked for by a request that has it."""
         route = self._route(request)
-        needs_token = route is not None and route.access in ("operator", "scraper")
-        return route is not None and needs_token and self._judge(route, request) is None
-
-    def stop(self) -> None:
-        """Stop keeping the numbers of the last hour; safe at any time."""
-        if self._history is not None:
-            self._history.stop()
+        if route is None or route.access == "open" or route.access == "visitor":
+            return False
+        return self._auth.judge(request, route.access) is None
 
     def _refuse(self, request: Request, reason: Reason) -> bytes:
-        """Refuse a request for want of a right token. Whoever tries many wrong ones is told to wait."""
+        """Refuse a request without a right token. An address that has sent many wrong ones is told to wait."""
         if reason is Reason.ADMIN_ENDPOINTS_DISABLED:
             return refuse(request, reason)
         address, wait = self._client_ip(request), 0
@@ -138,6 +128,7 @@ def build(
     counters: Counters,
     state: StateSource,
     reactor: IReactorTime,
+    periodically: Callable[[float, Callable[[], None]], object],
     started_at: float,
     now: Callable[[], float],
     auth: AdminAuth,
@@ -148,7 +139,7 @@ def build(
 
     `started_at` and `now` are of the same clock, seconds since the epoch. `admin=False` makes a resource without
     admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
-    From here on the resource keeps the numbers of the last hour, until its `stop`.
+    `periodically(seconds, call)` calls `call` every `seconds` while the relay runs, for the numbers of the last hour.
     """
 
     def uptime() -> float:
@@ -159,14 +150,15 @@ def build(
         (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "open"),
     }
     if not admin:
-        return AdminResource(routes, auth, log, client_ip, None)
+        return AdminResource(routes, auth, log, client_ip)
     facts = facts_reader(config, log, state, now)
     capacity = Capacity(config, counters, state)
-    history = History(counters, state, reactor, now, capacity)
-    history.start()
+    history = History(counters, state, now)
+    periodically(STEP, history.sample)
+    periodically(SAMPLE, capacity.sample)
     logs = LogsPage(log, About(log, state), facts, reactor, now, client_ip)
     explain = ExplainPage(log, facts)
-    metrics = MetricsPage(counters, state, log, uptime, config.relay_id)
+    metrics = MetricsPage(RelayCollector(counters, state, log, uptime, config.relay_id))
     actions = Actions(state, log, client_ip)
     overview = Overview(config, log, counters, state, facts, capacity, history, uptime, now)
     tables = Tables(state, log.redactor, several=config.backplane_mode != "single")
@@ -197,7 +189,7 @@ def build(
         routes[b"GET", b"/"] = routes[b"GET", b"/admin"] = Route(to_dashboard, "open")
     for name, asset in assets().items():
         routes[b"GET", b"/admin/" + name] = Route(asset.render, "visitor")
-    return AdminResource(routes, auth, log, client_ip, history)
+    return AdminResource(routes, auth, log, client_ip)
 
 
 def health_json(config: Config, uptime: float) -> dict[str, Any]:

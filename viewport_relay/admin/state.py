@@ -1,19 +1,24 @@
-"""The view that the admin pages have of the running relay, and `GET /state`.
+"""The view that the admin pages have of the running relay, the facts behind the verdict, and `GET /state`.
 
 `StateSource` is an interface; the service implements it. The admin pages reach the relay through nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
 from viewport_relay.config import Config
+from viewport_relay.observe.checks import Facts
 from viewport_relay.observe.entry import timestamp
+from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.routing.views import PeerView, Selection, TargetView
+
+#: Reads the facts of the moment, from which verdicts are worked out.
+ReadFacts = Callable[[], Facts]
 
 
 class StateSource(Protocol):
@@ -113,3 +118,30 @@ def peer_json(peer: PeerView, redactor: Redactor, *, with_ids: bool) -> dict[str
         shown["clientId"] = redactor.identifier(peer.client_id)
         shown["ip"] = peer.ip
     return shown
+
+
+def facts_reader(config: Config, log: EventLog, state: StateSource, now: Callable[[], float]) -> ReadFacts:
+    """A function that reads the facts of the moment; `now` gives seconds since the epoch."""
+
+    def read() -> Facts:
+        at = now()
+        ready, why = state.readiness()
+        admitted, refused = log.problems.recent(at)
+        return Facts(
+            now=at,
+            ready=ready,
+            why=why,
+            jwks_age=state.jwks_age(),
+            jwks_ttl=config.jwks_cache_ttl,
+            backplane=state.backplane(),
+            last_seen=log.last_seen,
+            has_internal_key=config.internal_key is not None,
+            problems=log.problems.open(at),
+            connections=state.connections(),
+            admitted=admitted,
+            refused=refused,
+            clock_offset=state.clock_offset(),
+            platform_age=state.platform_age(),
+        )
+
+    return read

@@ -46,11 +46,11 @@ def entry_text(entry: dict[str, Any]) -> str:
     return inert(" ".join(str(part) for part in parts))
 
 
-def wrapped(label: str, text: str, indent: int = 2) -> list[str]:
+def wrapped(label: str, text: str) -> list[str]:
     """`text` behind its label, wrapped with a hanging indent; no line where there is no text."""
     if not text:
         return []
-    first = f"{' ' * indent}{label:<9}"
+    first = f"  {label:<9}"
     return textwrap.wrap(
         inert(text), WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False,
         break_long_words=False,
@@ -76,13 +76,8 @@ def problem_lines(facts: Facts, problem: Problem) -> list[str]:
     )
     if problem.workspaces or problem.addresses:
         head += f"; {_number(problem.workspaces, 'workspace')}, {_number(problem.addresses, 'address')}"
-    return [
-        inert(head),
-        *wrapped("what", problem.text),
-        *wrapped("cause", problem.cause),
-        *wrapped("fix", problem.fix),
-        *wrapped("example", problem.example),
-    ]
+    parts = {"what": problem.text, "cause": problem.cause, "fix": problem.fix, "example": problem.example}
+    return [inert(head), *(line for label, text in parts.items() for line in wrapped(label, text))]
 
 
 def rate(problem: Problem) -> float:

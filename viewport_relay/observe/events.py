@@ -27,6 +27,7 @@ class Event:
     level: Level = "info"
 
 
+# fmt: off
 EVENTS: Final[Mapping[str, Event]] = {
     # -- peers ---------------------------------------------------------------------------------------------
     "join": Event("a peer was admitted and takes part"),
@@ -38,22 +39,17 @@ EVENTS: Final[Mapping[str, Event]] = {
     "flapping": Event("joins and leaves of one peer that were counted instead of written"),
     "folded": Event("entries that were counted instead of written: `of` names their event, `count` how many"),
     "http_dropped": Event("an HTTP connection was closed for want of room", level="warn"),
-    "http_unreadable": Event(
-        "a request could not be read", "the message says what the peer or the proxy should do", level="warn"
-    ),
+    "http_unreadable": Event("a request could not be read", "the message says what the peer or the proxy should do",
+        level="warn"),
     "http_refused": Event("an address was over its budget of plain HTTP requests; one entry for each minute"),
     "connection_refused": Event(
-        "connections of an address are closed as soon as they are accepted; one entry for each minute"
-    ),
+        "connections of an address are closed as soon as they are accepted; one entry for each minute"),
     "worker_request": Event("a worker's HTTP request was not answered by the platform"),
     # -- admission -----------------------------------------------------------------------------------------
     "jwks_fetched": Event("the platform's key set was fetched and has changed"),
     "jwks_fetch_failed": Event("the key set could not be fetched, and there is none that serves"),
-    "jwks_refetch_failed": Event(
-        "the key set could not be fetched again; the one fetched before serves for up to a day",
-        "check the endpoint at RELAY_JWKS_URL (`viewport-relay doctor` fetches it from this machine)",
-        level="warn",
-    ),
+    "jwks_refetch_failed": Event("the key set could not be fetched again; the one fetched before serves for up to a day",
+        "check the endpoint at RELAY_JWKS_URL (`viewport-relay doctor` fetches it from this machine)", level="warn"),
     # -- several relays ------------------------------------------------------------------------------------
     "backplane_unreachable": Event("Redis or the platform's bus stopped answering"),
     "backplane_refused": Event("Redis refused a command, or the platform a question about presence or bus"),
@@ -62,83 +58,44 @@ EVENTS: Final[Mapping[str, Event]] = {
     "bus_queue_unread": Event(
         "another relay does not read its queue: frames for it are answered DAEMON_UNAVAILABLE until it does",
         "see whether that relay runs and reaches Redis; if it is gone, its daemons come back elsewhere by themselves",
-        level="warn",
-    ),
-    "bus_publish_failed": Event(
-        "frames for another relay could not be published",
-        "check Redis or the platform's bus endpoints; the message says what they answered",
-        level="error",
-    ),
+        level="warn"),
+    "bus_publish_failed": Event("frames for another relay could not be published",
+        "check Redis or the platform's bus endpoints; the message says what they answered", level="error"),
     "presence_failed": Event("the presence of a daemon could not be announced or resolved"),
-    "relay_id_shared": Event(
-        "another running relay has the same RELAY_ID",
-        "give each relay a RELAY_ID of its own and restart it",
-        level="error",
-    ),
+    "relay_id_shared": Event("another running relay has the same RELAY_ID",
+        "give each relay a RELAY_ID of its own and restart it", level="error"),
     # -- the process ---------------------------------------------------------------------------------------
-    "relay_started": Event(
-        "the relay listens; `details` hold addresses, URLs and what differs from the defaults"
-    ),
+    "relay_started": Event("the relay listens; `details` hold addresses, URLs and what differs from the defaults"),
     "relay_stopping": Event("the relay was told to stop and closes its peers"),
     "relay_stopped": Event("the relay has stopped"),
-    "status": Event(
-        "the state in one line: at the first refusal of a new reason, at its end, and once a minute"
-    ),
+    "status": Event("the state in one line: at the first refusal of a new reason, at its end, and once a minute"),
     "reload": Event("the relay was told to read its settings or files again"),
-    "reload_failed": Event(
-        "settings that were read again cannot work: those of before stay in force",
-        "correct what the message names and reload again",
-        level="error",
-    ),
-    "config_warning": Event(
-        "a setting deserves a look", "the message names the variable and the fix", level="warn"
-    ),
+    "reload_failed": Event("settings that were read again cannot work: those of before stay in force",
+        "correct what the message names and reload again", level="error"),
+    "config_warning": Event("a setting deserves a look", "the message names the variable and the fix", level="warn"),
     "config_note": Event("a value that the relay chose for itself, and why"),
     "dev_platform": Event("the embedded platform for development answers"),
-    "listen_failed": Event(
-        "an address could not be listened on",
-        "free the port (`ss -ltnp` names its owner) or set another one; the message names the variable",
-        level="error",
-    ),
+    "listen_failed": Event("an address could not be listened on",
+        "free the port (`ss -ltnp` names its owner) or set another one; the message names the variable", level="error"),
     "tls_reloaded": Event("certificate and key were read again"),
-    "tls_reload_failed": Event(
-        "certificate or key could not be read again; the old ones serve",
-        "check the files at RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, then send SIGHUP",
-        level="error",
-    ),
-    "internal_error": Event(
-        "a fault inside the relay, with its traceback",
-        "report it with the traceback; other connections are not affected",
-        level="error",
-    ),
-    "log_lines_lost": Event(
-        "the log could not be written for a while; the entries are in /logs",
-        "check the disk or the reader of standard output",
-        level="error",
-    ),
+    "tls_reload_failed": Event("certificate or key could not be read again; the old ones serve",
+        "check the files at RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, then send SIGHUP", level="error"),
+    "internal_error": Event("a fault inside the relay, with its traceback",
+        "report it with the traceback; other connections are not affected", level="error"),
+    "log_lines_lost": Event("the log could not be written for a while; the entries are in /logs",
+        "check the disk or the reader of standard output", level="error"),
     "follow_gap": Event("a reader that follows the log was too slow and missed entries", level="warn"),
-    "twisted": Event(
-        "a message of Twisted or another library; `namespace` names the logger",
-        "the message and the traceback say what failed; report it if it names a file of the relay",
-    ),
+    "twisted": Event("a message of Twisted or another library; `namespace` names the logger",
+        "the message and the traceback say what failed; report it if it names a file of the relay"),
     "worker_started": Event("a worker process takes connections"),
-    "worker_silent": Event(
-        "a worker process does not answer; its peers wait",
-        "if it recurs: look at CPU and memory of the machine",
-        level="error",
-    ),
+    "worker_silent": Event("a worker process does not answer; its peers wait",
+        "if it recurs: look at CPU and memory of the machine", level="error"),
     "worker_answers": Event("a silent worker process answers again"),
-    "worker_killed": Event(
-        "a worker process was killed because it did not answer",
-        "see worker_silent and the entries before it",
-        level="error",
-    ),
-    "worker_lost": Event(
-        "a worker process has ended and is started again",
-        "the message says how it ended: signal 9 is mostly the memory limit, another signal or status a fault; "
-        "look at the entries before it, at `dmesg` and at the memory limit of the container",
-        level="error",
-    ),
+    "worker_killed": Event("a worker process was killed because it did not answer",
+        "see worker_silent and the entries before it", level="error"),
+    "worker_lost": Event("a worker process has ended and is started again",
+        "the message says how it ended: signal 9 is mostly the memory limit, another signal or status a fault; look at the "
+        "entries before it, at `dmesg` and at the memory limit of the container", level="error"),
     # -- operators -----------------------------------------------------------------------------------------
     "admin_refused": Event("a request to an admin path was refused"),
     "operator_signed_in": Event("an operator signed in to the dashboard"),

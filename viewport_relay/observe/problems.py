@@ -10,7 +10,7 @@ begins a new one. Everything is bounded: rows by the tables of reasons and event
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -34,6 +34,9 @@ MOST_ROWS: Final = 256
 
 #: Peers whose tokens must be off alike before a clock is suspected, and within how many seconds.
 _SAME_OFFSET: Final = (3, 60.0)
+
+#: What an example tells of its peer: name -> detail of the entry.
+_PEER: Final = {"role": "role", "workspace": "workspaceId", "target": "runtimeTargetId", "ip": "ip"}
 
 #: Characters of a sample's texts.
 _SAMPLE_CHARS: Final = 400
@@ -79,17 +82,12 @@ class Recent:
 
 
 class Example(msgspec.Struct, frozen=True):
-    """One event of a problem. `detail` says what exactly was wrong, `hint` what this case calls for."""
+    """One event of a problem. `detail` says what exactly was wrong, `hint` what this case calls for, `peer` which peer it was."""
 
-    at: float
     event: str
     detail: str = ""
     hint: str = ""
-    role: str = ""
-    workspace_id: str = ""
-    runtime_target_id: str = ""
-    ip: str = ""
-    connection_id: str = ""
+    peer: str = ""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -137,18 +135,9 @@ class Problem(msgspec.Struct, frozen=True):
     @property
     def example(self) -> str:
         """One event of the problem in words."""
-        sample = self.sample
-        named = {
-            "role": sample.role,
-            "workspace": sample.workspace_id,
-            "target": sample.runtime_target_id,
-            "ip": sample.ip,
-            "connection": sample.connection_id,
-        }
-        peer = " ".join(f"{name}={value}" for name, value in named.items() if value)
         usual = self.reason is not None and self.text == self.reason.text
-        what = sample.detail or ("" if usual else self.text)
-        return ": ".join(part for part in (peer, what) if part) or self.text
+        what = self.sample.detail or ("" if usual else self.text)
+        return ": ".join(part for part in (self.sample.peer, what) if part) or self.text
 
     @property
     def weight(self) -> tuple[int, int, float]:
@@ -230,9 +219,11 @@ class Problems:
             row.offsets[details.get("ip"), details.get("workspaceId")] = float(late)
 
     def rows(self, at: float) -> list[Problem]:
-        """Every row, the latest first."""
-        own = [self._shown(code, row, at) for code, row in self._rows.items()]
-        return sorted(_merged([*own, *self.elsewhere]), key=lambda row: row.last, reverse=True)
+        """One row for each code, the latest first."""
+        found = {code: self._shown(code, row, at) for code, row in self._rows.items()}
+        for row in self.elsewhere:
+            found[row.code] = _sum(found[row.code], row) if row.code in found else row
+        return sorted(found.values(), key=lambda row: row.last, reverse=True)
 
     def open(self, at: float) -> list[Problem]:
         """The open rows of level warn and error, the worst first."""
@@ -252,10 +243,10 @@ class Problems:
             shown = "" if value is None else self._redactor.detail(name, value)
             return shown[:_SAMPLE_CHARS] if isinstance(shown, str) else ""
 
-        sample = Example(
-            row.last, seen.event, text("detail") or text("why"), text("hint"), text("role"), text("workspaceId"),
-            text("runtimeTargetId"), text("ip"), identifier(seen.connection_id or ""),
-        )  # fmt: skip
+        named = {name: text(detail) for name, detail in _PEER.items()}
+        named["connection"] = identifier(seen.connection_id or "")
+        peer = " ".join(f"{name}={value}" for name, value in named.items() if value)
+        sample = Example(seen.event, text("detail") or text("why"), text("hint"), peer)
         said = seen.message or (seen.event if seen.reason is None else seen.reason.text)
         return Problem(
             code, seen.level, self._redactor.text(said, _SAMPLE_CHARS), row.count, row.lately.total(at), row.total,
@@ -279,15 +270,6 @@ def _clock_hint(offsets: list[float]) -> str:
 def _distinct(into: dict[str, None], value: object) -> None:
     if isinstance(value, str) and len(into) < MOST_DISTINCT:
         into[value[:128]] = None
-
-
-def _merged(rows: Iterable[Problem]) -> Iterable[Problem]:
-    """One row for each code."""
-    by_code: dict[str, Problem] = {}
-    for row in rows:
-        have = by_code.get(row.code)
-        by_code[row.code] = row if have is None else _sum(have, row)
-    return by_code.values()
 
 
 def _sum(one: Problem, other: Problem) -> Problem:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import PurePath
 from urllib.parse import quote, quote_plus
 
@@ -146,9 +146,7 @@ class Redactor:
         Bytes are shown as their number only and unknown objects as the name of their type, so that nothing
         slips through a `repr`.
         """
-        if type(value) is str or (
-            isinstance(value, str) and not isinstance(value, Enum)
-        ):  # nearly all are the first
+        if isinstance(value, str) and not isinstance(value, Enum):
             return self._string(key, value)
         if value is None or isinstance(value, bool):
             return value
@@ -165,9 +163,7 @@ class Redactor:
         if isinstance(value, list | tuple | set | frozenset):
             if depth >= MAX_DEPTH:
                 return f"{len(value)} items"
-            items = [
-                self.detail(key, item, depth + 1) for _, item in zip(range(MAX_ITEMS), value, strict=False)
-            ]
+            items = [self.detail(key, item, depth + 1) for item in islice(value, MAX_ITEMS)]
             return items if len(value) <= MAX_ITEMS else [*items, f"{len(value) - MAX_ITEMS} more"]
         if isinstance(value, BaseException):
             return self.exception(value)
@@ -226,9 +222,7 @@ def _replace(match: re.Match[str]) -> str:
         return MARK if looks_like_key(match[0]) else match[0]
     if kind == "pem" or kind == "jwt":
         return MARK
-    if kind == "user":
-        return f"{match['user']}{MARK}@"
-    return f"{match[kind or 0]}{MARK}"
+    return f"{match[kind or 0]}{MARK}{'@' if kind == 'user' else ''}"
 
 
 def _beginning(text: str, most: int) -> str:

@@ -57,19 +57,11 @@ class _Shelf:
 
     def evict(self) -> None:
         """Drop the oldest record of the largest kind; among equal kinds, of the one whose oldest record is oldest."""
-        kind, records = max(self.kinds.items(), key=_largest)
+        kind, records = max(self.kinds.items(), key=lambda item: (len(item[1]), -item[1][0].seq))
         records.popleft()
         if not records:
             del self.kinds[kind]
         self.count -= 1
-
-
-def _largest(kind: tuple[_Kind, deque[Record]]) -> tuple[int, int]:
-    return len(kind[1]), -kind[1][0].seq
-
-
-def _over_reserve(shelf: _Shelf) -> int:
-    return shelf.count - shelf.reserved
 
 
 class Ring:
@@ -89,7 +81,7 @@ class Ring:
 
     def append(self, record: Record) -> None:
         if self._count >= self.size:
-            fullest = max(self._shelves.values(), key=_over_reserve)
+            fullest = max(self._shelves.values(), key=lambda shelf: shelf.count - shelf.reserved)
             fullest.evict()
         else:
             self._count += 1

@@ -91,10 +91,8 @@ def _sentences(
         said.append(
             f"Worst: {worst.code}, {worst.count} since {ago(facts.now - worst.first)} ago: {worst.text}."
         )
-        parts = ("Cause", worst.cause), ("Fix", worst.fix), ("Example", worst.example)
-        for label, words in parts:
-            if words:
-                said.append(f"{label}: {words.rstrip('.')}.")
+        parts = {"Cause": worst.cause, "Fix": worst.fix, "Example": worst.example}
+        said += [f"{label}: {words.rstrip('.')}." for label, words in parts.items() if words]
     for row in new[:MOST_EXPLAINED]:  # the only line of the log that says what to do about it
         fix = row.fix
         if row is not worst:

@@ -106,9 +106,6 @@ class StdlibHandler(logging.Handler):
         if record.exc_info and record.exc_info[0] is not None:
             details["error"] = record.exc_info[0].__name__
             details["traceback"] = logging.Formatter().formatException(record.exc_info)
-        level: Level = "info"
-        if record.levelno >= logging.ERROR:
-            level = "error"
-        elif record.levelno >= logging.WARNING:
-            level = "warn"
+        rank = record.levelno
+        level: Level = "error" if rank >= logging.ERROR else "warn" if rank >= logging.WARNING else "info"
         _send(self._log, (level, message, details), self._from_thread)

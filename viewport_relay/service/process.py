@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from twisted.application.service import IService, MultiService
@@ -19,9 +20,8 @@ from twisted.python.components import Componentized
 from twisted.web.resource import Resource
 
 from viewport_relay.admin.auth import WRONG_TOKENS_PER_MINUTE, AdminAuth
-from viewport_relay.admin.facts import facts_reader
 from viewport_relay.admin.site import AdminResource, build
-from viewport_relay.admin.state import StateSource
+from viewport_relay.admin.state import StateSource, facts_reader
 from viewport_relay.admission.addresses import TrustedProxies, counted_as
 from viewport_relay.admission.limits import WindowCounter
 from viewport_relay.config import Config, ConfigError, Reloaded, Reread, configured_secrets
@@ -142,7 +142,6 @@ class Process(WaitingService):
             now=time.time,
             wrong_token=lambda client: wrong_tokens.hit(counted_as(client), reactor.seconds()),
         )
-        self._admin: list[AdminResource] = []
         self._listeners = Listeners(
             reactor,
             config,
@@ -179,13 +178,13 @@ class Process(WaitingService):
             counters=self._engine.shown,
             state=self._engine.state,
             reactor=self._reactor,
+            periodically=partial(every, self, self._reactor),
             started_at=time.time(),
             now=time.time,
             client_ip=self._address,
             auth=self._auth,
             admin=admin,
         )
-        self._admin.append(resource)
         return self._engine.pages(resource)
 
     # -- start ---------------------------------------------------------------------------------------------
@@ -278,8 +277,6 @@ class Process(WaitingService):
         await MultiService.stopService(self)
         # Connections report their end from within it, and what was aborted is lost in the next turn.
         await deferLater(self._reactor, 0)
-        for resource in self._admin:
-            resource.stop()
         self._notifier.stop_watchdog()
         self._log.event("relay_stopped")
         self._stdlib_log.uninstall()

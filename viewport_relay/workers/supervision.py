@@ -126,7 +126,7 @@ class Worker:
         """Kill the process (SIGKILL). `ended` then runs as after any other end."""
         if self.pid is not None:
             self._killed = why
-            self._log("worker_killed", f"worker {self.index}: {why}", pid=self.pid)
+            self._event("worker_killed", f"worker {self.index}: {why}", pid=self.pid)
             self._process.signalProcess("KILL")
 
     def ended(self, status: int | None, number: int | None) -> None:
@@ -164,17 +164,17 @@ class Worker:
             self._gone = None
         if supervision.stopping():
             if not expected:
-                self._log("worker_lost", what)
+                self._event("worker_lost", what)
             return
         supervision.counters.worker_processes_lost += 1
         lived = supervision.reactor.seconds() - self._started
         self._pause = FIRST_PAUSE if lived >= LIVED else min(2 * self._pause, LONGEST_PAUSE)
-        self._log("worker_lost", f"{what}; its peers reconnect, a new one starts", lived=round(lived, 1))
+        self._event("worker_lost", f"{what}; its peers reconnect, a new one starts", lived=round(lived, 1))
         with contextlib.suppress(OSError):  # out of descriptors: the next start tries again
             self._make_channel()
         self._again = supervision.reactor.callLater(self._pause if lived < LIVED else 0, self.start)
 
-    def _log(self, event: str, message: str, **details: Any) -> None:
+    def _event(self, event: str, message: str, **details: Any) -> None:
         self._supervision.log.event(event, message=message, worker=self.index, **details)
 
     # -- to the process ---------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ class Worker:
                 f"worker {self.index} does not answer; its peers wait, and it is killed and replaced after "
                 f"{self._supervision.timeout:g} s of that"
             )
-            self._log("worker_silent", message, pid=self.pid)
+            self._event("worker_silent", message, pid=self.pid)
 
     def stop(self) -> Deferred[None]:
         """Drain the process; fires when it has exited."""
@@ -251,7 +251,7 @@ class Worker:
         self._last_report = self._supervision.reactor.seconds()
         if self.silent:
             self.silent = False
-            self._log("worker_answers", f"worker {self.index} answers again", pid=self.pid)
+            self._event("worker_answers", f"worker {self.index} answers again", pid=self.pid)
         if isinstance(report, messages.Left):
             if tickets := self._held.get(report.ip):
                 tickets.pop().release()
@@ -259,7 +259,7 @@ class Worker:
                     del self._held[report.ip]
         elif isinstance(report, messages.Up):
             self.up = True
-            self._log("worker_started", f"worker {self.index} takes connections", pid=self.pid)
+            self._event("worker_started", f"worker {self.index} takes connections", pid=self.pid)
             self._supervision.came_up()
         else:
             if isinstance(report, messages.Picture):

@@ -132,6 +132,7 @@ class OpenAdmin:
         )
         self.admin = build(
             self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
+            periodically=lambda seconds, call: None,
             started_at=time.time() - 1.0, now=time.time, auth=self.auth,
             client_ip=lambda request: request.getClientAddress().host, **build_options,
         )  # fmt: skip
@@ -174,7 +175,6 @@ class OpenAdmin:
         return await self.ask("POST", path, sent, json.dumps(body).encode(), token)
 
     def close(self) -> Deferred[Any]:
-        self.admin.stop()
         return self.port.stopListening()
 
 

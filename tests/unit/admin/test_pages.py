@@ -9,16 +9,17 @@ import time
 import attrs
 import pytest
 import pytest_twisted
+from twisted.application.service import MultiService
 from twisted.internet.task import Clock
 
 from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SECONDS, AdminAuth
-from viewport_relay.admin.capacity import Capacity
 from viewport_relay.admin.connections import MAX_TARGETS
 from viewport_relay.admin.history import KEPT, STEP, History
 from viewport_relay.observe.checks import FRESH, Facts, ago
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.verdict import judge
 from viewport_relay.reasons import Reason
+from viewport_relay.service.timers import every
 
 
 @pytest_twisted.ensureDeferred
@@ -293,18 +294,16 @@ async def test_workspaces_are_searched_bounded_and_latest_first(admin, make_targ
 def test_history_spans_an_hour(admin, make_target, make_peer):
     clock = Clock()
     counters = Counters()
-    history = History(
-        counters, admin.state, clock, clock.seconds, Capacity(admin.config, counters, admin.state)
-    )
-    history.start()
+    history, service = History(counters, admin.state, clock.seconds), MultiService()
+    every(service, clock, STEP, history.sample)
+    service.startService()
     admin.state.views = [make_target(daemon=make_peer("workspace-daemon"))]
     clock.pump([STEP] * (KEPT + 10))
     columns = history.as_json()
     assert (
         len(columns["at"]) == KEPT and columns["daemons"][-1] == 1 and columns["at"][-1] == (KEPT + 10) * STEP
     )
-    history.stop()
-    history.stop()
+    service.stopService()
     assert clock.getDelayedCalls() == []
 
 

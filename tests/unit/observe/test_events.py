@@ -18,7 +18,7 @@ OWN = {"folded", "flapping", "log_lines_lost", "follow_gap", "join", "status"}
 
 
 def logged() -> set[str]:
-    """The first argument of each `….event("name", …)` call in the package."""
+    """The first argument of each `….event("name", …)` or `…._event("name", …)` call in the package."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         if path.is_relative_to(PACKAGE / "cli"):
@@ -27,7 +27,7 @@ def logged() -> set[str]:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr == "event"
+                and node.func.attr in ("event", "_event")
             ):
                 first = node.args[0] if node.args else None
                 if isinstance(first, ast.Constant):
@@ -67,7 +67,9 @@ def test_callers_give_no_constant_level():
         f"{path.name}:{node.lineno}"
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("event", "_event")
         for keyword in node.keywords
         if keyword.arg == "level" and isinstance(keyword.value, ast.Constant)
     ]

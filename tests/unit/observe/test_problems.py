@@ -33,7 +33,7 @@ def test_folded_events_are_counted(log, clock):
     )  # fmt: skip
     assert problem.first == began and problem.last == clock.at - 0.5
     assert sorted(problem.workspaces) == ["w-0", "w-1", "w-2"] and problem.addresses == ["192.0.2.1"]
-    assert problem.sample.detail == "exp passed 301 s ago" and problem.sample.connection_id == "c-301"
+    assert problem.sample.detail == "exp passed 301 s ago" and "connection=c-301" in problem.sample.peer
     assert log.problems.recent(clock.at) == (0, 302)
 
 
