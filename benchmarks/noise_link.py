@@ -82,7 +82,7 @@ def handshake(pattern: Pattern, keys: RelayKeys) -> tuple[float, NoiseLink, Link
     confirm = other.confirm()
     noise = connections[0]
     seconds += timed(lambda: noise.receive(confirm))
-    if not noise.established:
+    if noise.core.link.records is None:
         raise SystemExit("the handshake failed: the figures would mean nothing")
     return seconds, noise, other
 

@@ -26,7 +26,7 @@ class _Pending:
 class EndToEndSession:
     """One session as the relay saw it come about.
 
-    `rekeyed`: it continues another session under a new key. `next_epoch` is what the daemon asked for with
+    `next_epoch` is what the daemon asked for with
     `relay_key_update_required`, None while no new key is due. `oddity` says in words what a peer should not
     accept (the peers check that themselves), empty if nothing.
     """
@@ -34,7 +34,6 @@ class EndToEndSession:
     session_id: str
     profile: str
     epoch: float
-    rekeyed: bool = False
     next_epoch: float | None = None
     oddity: str = ""
 
@@ -47,16 +46,6 @@ class ExchangeWatch:
     def __init__(self) -> None:
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._sessions: OrderedDict[str, EndToEndSession] = OrderedDict()
-
-    @property
-    def pending(self) -> int:
-        """Exchanges that wait for their response, at most PENDING_MAX."""
-        return len(self._pending)
-
-    @property
-    def sessions(self) -> tuple[EndToEndSession, ...]:
-        """The latest sessions, oldest first, at most SESSIONS_MAX."""
-        return tuple(self._sessions.values())
 
     @property
     def summary(self) -> str | None:
@@ -95,9 +84,7 @@ class ExchangeWatch:
             oddity = "the response names another profile than the init"
         elif before is not None and epoch != before.epoch + 1:
             oddity = "the epoch of the new key is not one higher"
-        session = EndToEndSession(
-            session_id, profile, epoch, pending.previous_session_id is not None, None, oddity
-        )
+        session = EndToEndSession(session_id, profile, epoch, oddity=oddity)
         self._sessions.pop(session_id, None)
         self._sessions[session_id] = session
         if len(self._sessions) > SESSIONS_MAX:

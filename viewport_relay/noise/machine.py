@@ -45,7 +45,6 @@ class LinkCore:
 
     peer: LinkPeer
     link: LinkResponder
-    established: bool = False
     closed: bool = False
 
 
@@ -60,13 +59,13 @@ class LinkInputs(Protocol):
         """A text message, which has no place on a link."""
 
     def timeout(self) -> None:
-        """RELAY_NOISE_TIMEOUT_MS have passed since the upgrade."""
+        """RELAY_NOISE_TIMEOUT_MS have passed since the upgrade; without effect once the link is established."""
 
     def peer_gone(self) -> None:
-        """The connection is over."""
+        """The connection is lost, or closed by the peer."""
 
     def relay_closes(self) -> None:
-        """The relay closes the connection for a reason of its own."""
+        """The relay closes the connection for a reason of its own (drain, routing): no verdict on the handshake."""
 
     # -- what was made of a message
     def message_1_good(self) -> None:
@@ -162,7 +161,6 @@ def note_early_leave(inputs: LinkInputs, core: LinkCore) -> None:
 
 @answered.upon(LinkInputs.confirm_good).to(established)
 def establish(inputs: LinkInputs, core: LinkCore) -> None:
-    core.established = True
     assert core.link.pattern is not None  # message 1 named it
     core.peer.established(core.link.pattern)
 

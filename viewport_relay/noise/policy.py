@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from viewport_relay.noise.keys import decode_key
-from viewport_relay.protocol.grant import Claims, Grant, Profile, Role
+from viewport_relay.protocol.grant import Grant, Profile, Role
 from viewport_relay.reasons import Reason, Refusal
 
 PSK_INFO = b"viewport-relay-link-psk-v1"
@@ -44,16 +44,6 @@ class Pattern(Enum):
 # -- the link ----------------------------------------------------------------------------------------------------
 
 
-def required_pattern(profile: Profile | None) -> Pattern | None:
-    """The pattern that the link must use, None when either will do."""
-    return Pattern.IKPSK2 if profile is Profile.IKPSK2 else None
-
-
-def pairing_secret(claims: Claims) -> bytes | None:
-    """The 32 bytes of `claims.pairingSecret`, or None when there is no usable secret."""
-    return None if claims.pairing_secret is None else decode_key(claims.pairing_secret)
-
-
 def derive_psk(secret: bytes) -> bytes:
     """The link's 32-byte PSK from a pairing secret: HKDF-SHA256 with an empty salt (RFC 5869)."""
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=PSK_INFO).derive(secret)
@@ -66,16 +56,13 @@ def link_psk(pattern: Pattern, grant: Grant) -> bytes | None:
     without a secret of 32 bytes.
     """
     if pattern is Pattern.IK:
-        if required_pattern(grant.required_profile) is Pattern.IKPSK2:
+        if grant.required_profile is Profile.IKPSK2:
             raise Refusal(Reason.NOISE_INVALID_PSK, PLAIN_IK_DETAIL)
         return None
-    secret = pairing_secret(grant.claims)
+    text = grant.claims.pairing_secret
+    secret = None if text is None else decode_key(text)
     if secret is None:
-        what = (
-            "no pairingSecret"
-            if grant.claims.pairing_secret is None
-            else "a pairingSecret that is not 32 bytes"
-        )
+        what = "no pairingSecret" if text is None else "a pairingSecret that is not 32 bytes"
         raise Refusal(Reason.NOISE_PSK_UNAVAILABLE, f"the peer used IKpsk2 and its grant has {what}")
     return derive_psk(secret)
 

@@ -95,14 +95,14 @@ class Link:
         noise = self._noise
         assert noise is not None
         if not is_binary:
-            noise.text_message()
+            noise.inputs.text_message()
             return None
         return noise.receive(payload)
 
     def _time_out(self) -> None:
         self._timer = None
         assert self._noise is not None
-        self._noise.timeout()
+        self._noise.inputs.timeout()
 
     def _disarm(self) -> None:
         timer, self._timer = self._timer, None
@@ -115,9 +115,9 @@ class Link:
         noise = self._noise
         if noise is not None:
             if ending.reason is None:
-                noise.peer_gone()
+                noise.inputs.peer_gone()
             else:
-                noise.relay_closes()
+                noise.inputs.relay_closes()
         self._note_close(self._connection, ending, self._about())
 
     def forget(self) -> None:
@@ -134,7 +134,7 @@ class Link:
         connection, noise = self._connection, self._noise
         assert noise is not None
         connection.info.noise = pattern.label
-        connection.link_up(noise.records, noise.refuse)
+        connection.link_up(noise.records, noise.inputs.refused)
         self._links.counters.handshakes[connection.info.noise] += 1
         self._join(connection, self._grant, noise.key_used)
 

@@ -22,18 +22,25 @@ class Buffer:
 
 
 class Scratch:
-    """Memory for one message at a time, which grows with the longest."""
+    """Memory for one message at a time. It grows with the longest message, until it is cleared."""
 
     __slots__ = ("_view",)
 
+    LEAST: Final = 131_072
+    _view: memoryview
+
     def __init__(self) -> None:
-        self._view = memoryview(bytearray(131_072))
+        self.clear()
 
     def take(self, size: int) -> memoryview:
         """At least `size` bytes; what they hold is lost with the next call."""
         if size > len(self._view):
             self._view = memoryview(bytearray(size))
         return self._view
+
+    def clear(self) -> None:
+        """Release the memory of longer messages."""
+        self._view = memoryview(bytearray(self.LEAST))
 
 
 class Arena(Buffer):
@@ -48,6 +55,11 @@ class Arena(Buffer):
         self.buffers = Buffers()
         #: For a message of a Noise link, after it was decrypted and before it is sent.
         self.opened, self.sealed = Scratch(), Scratch()
+
+    def clear(self) -> None:
+        """Release what only long messages need; called now and then, not while a message is handled."""
+        for memory in (self.buffers, self.opened, self.sealed):
+            memory.clear()
 
 
 class Buffers:
@@ -80,7 +92,7 @@ class Buffers:
             self._kept.setdefault(size, []).append(buffer)
 
     def clear(self) -> None:
-        """Release the memory of buffers that are not in use; called now and then."""
+        """Release the memory of buffers that are not in use."""
         self._kept.clear()
         self._bytes = 0
 

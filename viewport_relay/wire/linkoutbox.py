@@ -76,13 +76,13 @@ class LinkOutbox(Outbox):
         super().hold(data)
 
     def _hold_messages(self, messages: Sequence[Message], size: int) -> None:
-        turn, held = self._turn, self._held
-        if isinstance(held, list):
-            held.extend(messages)
-        else:
+        turn = self._turn
+        if self._held is None:
             self._held = list(messages)
             self._holds_messages = True
             turn.outboxes.append(self)
+        else:
+            self._held.extend(messages)
         turn.held += size
         if turn.held >= MOST_HELD:
             turn.send()
@@ -92,7 +92,7 @@ class LinkOutbox(Outbox):
             super().send_held()
             return
         held, self._held, self._holds_messages = self._held, None, False
-        assert isinstance(held, list)
+        assert held is not None
         self._leave(held, None)
 
     def _leave(self, messages: Sequence[Message], feeder: Feeder | None) -> None:

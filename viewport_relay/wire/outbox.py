@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket as sockets
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
@@ -68,8 +68,8 @@ class Outbox:
         self._last: bytes | None = None
         self._pong: bytes | None = None
         self._in_transport = 0  # at most so much was unsent in the transport when it blocked
-        self._held: bytes | memoryview | list[Message] | None = (
-            None  # until the end of the turn; only while `_free`
+        self._held: list[Any] | None = (
+            None  # frames (of a link messages), until the end of the turn; only while `_free`
         )
         #: Called whenever everything has gone to the transport and it takes more.
         self.on_idle: Callable[[], None] = _nothing
@@ -210,14 +210,11 @@ class Outbox:
         if not turn.running or (self._free is None and (self.blocked or self._emptied() is None)):
             self.write(data)
             return
-        held = self._held
-        if held is None:
-            self._held = data
+        if self._held is None:
+            self._held = [data]
             turn.outboxes.append(self)
-        elif isinstance(held, list):
-            held.append(data)
         else:
-            self._held = [held, data]
+            self._held.append(data)
         turn.held += len(data)
         if turn.held >= MOST_HELD:
             turn.send()
@@ -226,7 +223,7 @@ class Outbox:
         """Send what is held: the turn is over, or something else is sent after it."""
         held, self._held = self._held, None
         if held is not None:
-            self.write(b"".join(held) if isinstance(held, list) else held)
+            self.write(held[0] if len(held) == 1 else b"".join(held))
 
     def _as_sent(self, data: bytes) -> bytes:
         """What is given to the transport for something that has waited."""

@@ -1,14 +1,13 @@
 """TLS records of an established connection (RFC 8446 section 5): counted in the input, opened into memory, and sealed.
 
-`record_layer` gives the record layer of a connection: the same in two forms. `DirectRecordLayer` calls OpenSSL as pyOpenSSL does, but
-without an exception, an allocation and a copy for each record; `PublicRecordLayer` uses pyOpenSSL's public interface, where the
-names that the other form needs are missing. Both only do what succeeds at once. What does not is repeated by the caller on the
-`SSL.Connection`, which then says what is wrong.
+A `RecordLayer` calls OpenSSL as pyOpenSSL does, but without an exception, an allocation and a copy for each record. It only does what
+succeeds at once. What does not is repeated by the caller on the `SSL.Connection`, which then says what is wrong. A pyOpenSSL that has
+other private names gives no record layer: its connections stay with Twisted's way.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from OpenSSL import SSL
 
@@ -25,8 +24,6 @@ LAST_PIECE: Final = PIECE + RECORD
 
 #: What a piece becomes at most, and most ciphertext of one read. OpenSSL's two buffers of a connection grow to about this size and stay.
 SEALED: Final = LAST_PIECE + RECORD_OVERHEAD * (LAST_PIECE // RECORD + 2)
-
-_PARTIAL: Final = "the context must not have SSL_MODE_ENABLE_PARTIAL_WRITE"
 
 
 class RecordCount:
@@ -86,59 +83,6 @@ class SharedMemory:
             self.arena, self.arena_at = space, _pointer(space)
 
 
-class RecordLayer(Protocol):
-    """The record layer of one connection."""
-
-    def put(self, data: bytes) -> None:
-        """Take ciphertext that was received."""
-
-    def put_read(self, size: int) -> None:
-        """Take the first `size` bytes of the shared memory's `space`."""
-
-    def open_into(self, space: memoryview) -> int:
-        """Decrypt the rest of a record, or the next one, as far as `space` goes; 0: there is none that has data."""
-
-    def pending(self) -> int:
-        """Bytes of the record under way that are decrypted and not yet read."""
-
-    def seal(self, data: bytes | memoryview) -> bytes | memoryview | None:
-        """The records of at most `LAST_PIECE` bytes, to be used up at once; None: they are not taken."""
-
-
-class PublicRecordLayer:
-    """The record layer through pyOpenSSL's public interface."""
-
-    __slots__ = ("_connection", "_memory")
-
-    def __init__(self, connection: SSL.Connection, memory: SharedMemory) -> None:
-        self._connection = connection
-        self._memory = memory
-
-    def put(self, data: bytes) -> None:
-        self._connection.bio_write(data)
-
-    def put_read(self, size: int) -> None:
-        self._connection.bio_write(self._memory.space[:size])
-
-    def open_into(self, space: memoryview) -> int:
-        try:
-            return self._connection.recv_into(space, RECORD)
-        except SSL.Error:
-            return 0
-
-    def pending(self) -> int:
-        return self._connection.pending()
-
-    def seal(self, data: bytes | memoryview) -> bytes | memoryview | None:
-        try:
-            taken = self._connection.send(data)
-            records = self._connection.bio_read(SEALED)
-        except SSL.Error:
-            return None
-        assert taken == len(data), _PARTIAL
-        return records
-
-
 try:
     from OpenSSL._util import ffi as _ffi
     from OpenSSL._util import lib as _lib
@@ -154,8 +98,8 @@ except (ImportError, AttributeError):
     _available = False
 
 
-class DirectRecordLayer:
-    """The record layer through the OpenSSL that pyOpenSSL has loaded."""
+class RecordLayer:
+    """The record layer of one established connection, in the OpenSSL that pyOpenSSL has loaded."""
 
     __slots__ = ("_connection", "_input", "_layer", "_memory", "_output")
 
@@ -168,14 +112,17 @@ class DirectRecordLayer:
         self._output = connection._from_ssl
 
     def put(self, data: bytes) -> None:
+        """Take ciphertext that was received."""
         if _bio_write(self._input, data, len(data)) != len(data):
             raise MemoryError
 
     def put_read(self, size: int) -> None:
+        """Take the first `size` bytes of the shared memory's `space`."""
         if _bio_write(self._input, self._memory.ciphertext_at, size) != size:
             raise MemoryError
 
     def open_into(self, space: memoryview) -> int:
+        """Decrypt the rest of a record, or the next one, as far as `space` goes; 0: there is none that has data."""
         memory = self._memory
         size: int
         if space is memory.arena:
@@ -188,15 +135,17 @@ class DirectRecordLayer:
         return 0
 
     def pending(self) -> int:
+        """Bytes of the record under way that are decrypted and not yet read."""
         size: int = _ssl_pending(self._layer)
         return size
 
-    def seal(self, data: bytes | memoryview) -> bytes | memoryview | None:
+    def seal(self, data: bytes | memoryview) -> memoryview | None:
+        """The records of at most `LAST_PIECE` bytes, to be used up at once; None: they are not taken."""
         length, memory = len(data), self._memory
         # A pointer is made of bytes on the way; everything else needs one made first.
         taken = _ssl_write(self._layer, data if type(data) is bytes else _pointer(data), length)
         if taken > 0:
-            assert taken == length, _PARTIAL
+            assert taken == length, "the context must not have SSL_MODE_ENABLE_PARTIAL_WRITE"
             size = _bio_read(self._output, memory.sealed_at, SEALED)
             if size > 0:
                 return memory.sealed[:size]
@@ -204,11 +153,9 @@ class DirectRecordLayer:
         return None
 
 
-def record_layer(connection: SSL.Connection, memory: SharedMemory) -> RecordLayer:
-    """The record layer of an established connection."""
-    if _available:
-        try:
-            return DirectRecordLayer(connection, memory)
-        except AttributeError:
-            pass
-    return PublicRecordLayer(connection, memory)
+def record_layer(connection: SSL.Connection, memory: SharedMemory) -> RecordLayer | None:
+    """The record layer of an established connection; None: pyOpenSSL has other names, so there is none."""
+    try:
+        return RecordLayer(connection, memory) if _available else None
+    except AttributeError:
+        return None

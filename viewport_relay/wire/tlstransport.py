@@ -56,7 +56,8 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
             and not (self._lostTLSConnection or self.disconnecting)
         ):
             self._layer = record_layer(self._tlsConnection, self.factory.memory)
-            self._encryption.begin(self._layer, self.transport)
+            if self._layer is not None:
+                self._encryption.begin(self._layer, self.transport)
 
     def _end_flow(self) -> None:
         """Go Twisted's way from now on."""

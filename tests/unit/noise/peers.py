@@ -232,12 +232,17 @@ class PlainInitiator:
         return len(sealed).to_bytes(2, "big") + sealed
 
 
+def is_up(noise: NoiseLink) -> bool:
+    """Whether the link is established and not closed."""
+    return noise.core.link.records is not None and not noise.core.closed
+
+
 def seal(noise: NoiseLink, frame: bytes) -> bytes | None:
     """The relay's binary message for one frame; None if the records refuse the frame, which closes the link."""
     try:
         return noise.records.encrypt_frame(frame)
     except Refusal as refusal:
-        noise.refuse(refusal)
+        noise.inputs.refused(refusal)
         return None
 
 
@@ -247,5 +252,5 @@ def establish(noise: NoiseLink, peer: Recorder, pattern: Pattern = Pattern.IK, *
     noise.receive(initiator.message_1())
     initiator.read_message_2(peer.sent[-1])
     noise.receive(initiator.seal(CONFIRM))
-    assert noise.established and peer.admitted == [pattern], peer
+    assert is_up(noise) and peer.admitted == [pattern], peer
     return initiator

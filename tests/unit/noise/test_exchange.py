@@ -8,15 +8,16 @@ from viewport_relay.noise.exchange import PENDING_MAX, SESSIONS_MAX, EndToEndSes
 def test_init_response_rekey() -> None:
     watch = ExchangeWatch()
     watch.init_seen("r1", "noise-ik")
-    assert (watch.pending, watch.sessions) == (1, ())
+    assert watch.summary == "key exchange awaits its answer"
     assert watch.response_seen("r1", "s1", "noise-ik", 1) == EndToEndSession("s1", "noise-ik", 1)
-    assert watch.pending == 0
+    assert watch.summary == "noise-ik, epoch 1"
     wanted = watch.key_update_seen("s1", 2)
     assert wanted is not None and wanted.next_epoch == 2
     watch.init_seen("r2", "noise-ik", "s1")
     renewed = watch.response_seen("r2", "s2", "noise-ik", 2)
-    assert renewed == EndToEndSession("s2", "noise-ik", 2, rekeyed=True)
-    assert watch.sessions == (renewed,)  # replaces the first session
+    assert renewed == EndToEndSession("s2", "noise-ik", 2)
+    assert watch.summary == "noise-ik, epoch 2"
+    assert watch.key_update_seen("s1", 3) is None  # replaced by the second session
 
 
 def test_rekey_under_the_same_session_id() -> None:
@@ -24,10 +25,8 @@ def test_rekey_under_the_same_session_id() -> None:
     watch.init_seen("r1", "noise-ikpsk2")
     watch.response_seen("r1", "s1", "noise-ikpsk2", 1)
     watch.init_seen("r2", "noise-ikpsk2", "s1")
-    assert watch.response_seen("r2", "s1", "noise-ikpsk2", 2) == EndToEndSession(
-        "s1", "noise-ikpsk2", 2, rekeyed=True
-    )
-    assert len(watch.sessions) == 1
+    assert watch.response_seen("r2", "s1", "noise-ikpsk2", 2) == EndToEndSession("s1", "noise-ikpsk2", 2)
+    assert watch.summary == "noise-ikpsk2, epoch 2"
 
 
 def test_unexpected_profiles_and_epochs_are_flagged() -> None:
@@ -44,7 +43,7 @@ def test_unexpected_profiles_and_epochs_are_flagged() -> None:
         assert session is not None and bool(session.oddity) is odd
     watch.init_seen("r3", "noise-ik", "forgotten")
     session = watch.response_seen("r3", "s3", "noise-ik", 7)
-    assert session is not None and session.rekeyed and not session.oddity
+    assert session is not None and not session.oddity
 
 
 def test_responses_without_an_init_are_ignored() -> None:
@@ -62,18 +61,19 @@ def test_the_tables_are_bounded() -> None:
     watch = ExchangeWatch()
     for number in range(1000):
         watch.init_seen(f"r{number}", "noise-ik")
-    assert watch.pending == PENDING_MAX
-    assert watch.response_seen("r0", "s", "noise-ik", 1) is None
+    answered = [watch.response_seen(f"r{number}", "s", "noise-ik", 1) for number in range(1000)]
+    assert [number for number, session in enumerate(answered) if session] == [
+        *range(1000 - PENDING_MAX, 1000)
+    ]
     for number in range(1000):
         watch.init_seen(f"r{number}", "noise-ik")
         watch.response_seen(f"r{number}", f"s{number}", "noise-ik", 1)
-    assert [session.session_id for session in watch.sessions] == [
-        f"s{n}" for n in range(1000 - SESSIONS_MAX, 1000)
-    ]
+    known = [number for number in range(1000) if watch.key_update_seen(f"s{number}", 2)]
+    assert known == [*range(1000 - SESSIONS_MAX, 1000)]
     long = "x" * 257
     watch = ExchangeWatch()
     watch.init_seen(long, "noise-ik")
-    assert watch.pending == 0
+    assert watch.summary is None
     watch.init_seen("r", "noise-ik", long)
     assert watch.response_seen("r", "s", "noise-ik", 1) == EndToEndSession("s", "noise-ik", 1)
     watch.init_seen("r", "noise-ik")

@@ -27,6 +27,7 @@ from tests.unit.noise.peers import (
     connection,
     establish,
     grant,
+    is_up,
     seal,
 )
 from viewport_relay.noise.keys import RelayKeys, StaticKey
@@ -50,10 +51,10 @@ def test_a_valid_peer_is_admitted_after_its_confirm_only(pattern: Pattern) -> No
     peer, noise = connection()
     initiator = Initiator(pattern)
     assert noise.receive(initiator.message_1()) is None
-    assert len(peer.sent) == 1 and not noise.established and peer.admitted == []
+    assert len(peer.sent) == 1 and not is_up(noise) and peer.admitted == []
     assert initiator.read_message_2(peer.sent[0]) == {"relayId": "relay-1", "frameMaxBytes": FRAME_MAX}
     assert noise.receive(initiator.seal(CONFIRM)) is None
-    assert noise.established and peer.admitted == [pattern] and peer.reason is None
+    assert is_up(noise) and peer.admitted == [pattern] and peer.reason is None
     assert noise.key_used == "current"
     assert noise.receive(initiator.seal(b'{"a":1}')) == b'{"a":1}'
     assert initiator.open(seal(noise, b'{"b":2}') or b"") == b'{"b":2}'
@@ -149,9 +150,9 @@ def test_an_answer_from_within_send() -> None:
             noise.receive(initiator.seal(CONFIRM))
 
     eager = Eager()
-    noise._core.peer = eager
+    noise.core.peer = eager
     noise.receive(initiator.message_1())
-    assert eager.admitted == [Pattern.IKPSK2] and noise.established
+    assert eager.admitted == [Pattern.IKPSK2] and is_up(noise)
 
 
 # -- NOISE_INVALID_PSK -------------------------------------------------------------------------------------------
@@ -162,11 +163,11 @@ def failed(peer: Recorder, noise: NoiseLink) -> tuple[Reason, str]:
     reason, detail, _ = peer.failed[0]
     noted, sent = len(peer.noted), len(peer.sent)
     assert noise.receive(Initiator().message_1()) is None
-    noise.text_message()
-    noise.timeout()
-    noise.peer_gone()
-    noise.relay_closes()
-    assert len(peer.failed) == 1 and not noise.established and peer.admitted == []
+    noise.inputs.text_message()
+    noise.inputs.timeout()
+    noise.inputs.peer_gone()
+    noise.inputs.relay_closes()
+    assert len(peer.failed) == 1 and not is_up(noise) and peer.admitted == []
     assert (len(peer.noted), len(peer.sent)) == (noted, sent)
     return reason, detail
 
@@ -196,9 +197,9 @@ def test_another_pairing_secret_fails_at_message_2_and_at_the_confirm() -> None:
 def test_an_ikpsk2_peer_that_leaves_after_message_2_is_only_logged() -> None:
     peer, noise = connection()
     noise.receive(Initiator(Pattern.IKPSK2, secret=OTHER_SECRET).message_1())
-    noise.peer_gone()
+    noise.inputs.peer_gone()
     assert [reason for reason, _, _ in peer.noted] == [INVALID_PSK] and peer.failed == []
-    assert not noise.established
+    assert not is_up(noise)
 
 
 @pytest.mark.parametrize("leave", ["peer_gone", "relay_closes"])
@@ -214,9 +215,9 @@ def test_a_disconnect_under_ik_and_a_close_by_the_relay_are_not_logged(leave: st
             if steps > 1:
                 initiator.read_message_2(peer.sent[0])
                 noise.receive(initiator.seal(CONFIRM))
-            getattr(noise, leave)()
-            noise.peer_gone()
-            assert peer.failed == peer.noted == [] and not noise.established
+            getattr(noise.inputs, leave)()
+            noise.inputs.peer_gone()
+            assert peer.failed == peer.noted == [] and not is_up(noise)
 
 
 @pytest.mark.parametrize("confirm", [
@@ -357,12 +358,12 @@ def test_a_low_order_static_point(pattern: Pattern, point: bytes) -> None:
 
 def test_a_text_message_during_the_handshake() -> None:
     peer, noise = connection()
-    noise.text_message()
+    noise.inputs.text_message()
     assert failed(peer, noise)[0] is MALFORMED
     for pattern in Pattern:
         peer, noise = connection()
         noise.receive(Initiator(pattern).message_1())
-        noise.text_message()
+        noise.inputs.text_message()
         assert failed(peer, noise)[0] is BAD_CONFIRM[pattern]
 
 
@@ -410,15 +411,15 @@ def test_timeout(steps: int) -> None:
         peer, noise = connection()
         if steps:
             noise.receive(Initiator(pattern).message_1())
-        noise.timeout()
+        noise.inputs.timeout()
         assert failed(peer, noise)[0] is Reason.NOISE_TIMEOUT
 
 
 def test_a_late_timeout_has_no_effect() -> None:
     peer, noise = connection()
     initiator = establish(noise, peer)
-    noise.timeout()
-    assert noise.established and noise.receive(initiator.seal(b"x")) == b"x"
+    noise.inputs.timeout()
+    assert is_up(noise) and noise.receive(initiator.seal(b"x")) == b"x"
 
 
 def test_bad_records_and_text_close_an_established_link() -> None:
@@ -426,15 +427,15 @@ def test_bad_records_and_text_close_an_established_link() -> None:
         lambda noise, sealed: noise.receive(sealed[:-1] + bytes([sealed[-1] ^ 1])),
         lambda noise, sealed: noise.receive(sealed[1:]),
         lambda noise, sealed: noise.receive(b""),
-        lambda noise, sealed: noise.text_message(),
+        lambda noise, sealed: noise.inputs.text_message(),
     ):
         peer, noise = connection()
         initiator = establish(noise, peer)
         sealed = initiator.seal(b"frame")
         assert spoil(noise, sealed) is None
-        assert peer.reason is Reason.NOISE_DECRYPT_FAILED and not noise.established
+        assert peer.reason is Reason.NOISE_DECRYPT_FAILED and not is_up(noise)
         assert noise.receive(sealed) is None
-        noise.peer_gone()
+        noise.inputs.peer_gone()
         assert len(peer.failed) == 1 and peer.noted == []
 
 
@@ -468,7 +469,7 @@ def test_no_secret_in_details_and_reprs() -> None:
     """Checked in log details and in the repr of each object that a traceback can print."""
     peer, noise = connection(grant(required=Profile.IKPSK2, daemon_public_key=OTHER.public_text))
     noise.receive(Initiator(Pattern.IKPSK2).message_1())
-    told = repr(peer.failed) + repr(KEYS) + repr(CURRENT) + repr(noise) + repr(noise._core) + repr(grant())
+    told = repr(peer.failed) + repr(KEYS) + repr(CURRENT) + repr(noise) + repr(noise.core) + repr(grant())
     for secret in (SECRET, PEER_STATIC, hashlib.sha256(b"tests: relay key").digest()):
         assert b64(secret) not in told and secret.hex() not in told and repr(secret)[2:-1] not in told
     assert set(peer.failed[0][2]) == {"peerKeySha256", "grantKeySha256"}

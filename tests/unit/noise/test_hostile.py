@@ -8,7 +8,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.noise.peers import CONFIRM, Initiator, Recorder, connection, establish, grant
+from tests.unit.noise.peers import CONFIRM, Initiator, Recorder, connection, establish, grant, is_up
 from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.protocol.grant import Profile
@@ -23,10 +23,10 @@ QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthC
 def never_established(peer: Recorder, noise: NoiseLink) -> None:
     """Assert one documented failure, or a pending handshake that ends by time-out."""
     if peer.reason is None:
-        noise.timeout()
+        noise.inputs.timeout()
         assert peer.reason is Reason.NOISE_TIMEOUT
     assert peer.reason in {*HANDSHAKE, Reason.NOISE_TIMEOUT, Reason.NOISE_PSK_UNAVAILABLE}
-    assert not noise.established and peer.admitted == []
+    assert not is_up(noise) and peer.admitted == []
     assert peer.failed[0][1]  # the detail is not empty
 
 
@@ -155,11 +155,15 @@ def test_any_order_of_events(pattern: Pattern, events: list[str]) -> None:
         elif event == "garbage":
             assert noise.receive(b"garbage" * 9) is None
         else:
-            tell = {"text": noise.text_message, "timeout": noise.timeout, "gone": noise.peer_gone}
-            tell.get(event, noise.relay_closes)()
+            tell = {
+                "text": noise.inputs.text_message,
+                "timeout": noise.inputs.timeout,
+                "gone": noise.inputs.peer_gone,
+            }
+            tell.get(event, noise.inputs.relay_closes)()
     assert len(peer.admitted) <= 1 and len(peer.failed) <= 1 and len(peer.noted) <= 1
     assert not (peer.failed and peer.noted)
-    assert not (noise.established and peer.failed)
+    assert not (is_up(noise) and peer.failed)
     if peer.admitted:
         assert events.index("confirm") > events.index("message 1")
 
@@ -175,7 +179,7 @@ def test_mutated_records(data: st.DataObject, pattern: Pattern, frames: list[byt
     messages[victim] = data.draw(mutated(messages[victim]))
     got = [noise.receive(message) for message in messages]
     assert got == [*frames[:victim], *([None] * (len(frames) - victim))]
-    assert peer.reason in (Reason.NOISE_DECRYPT_FAILED, Reason.FRAME_TOO_LARGE) and not noise.established
+    assert peer.reason in (Reason.NOISE_DECRYPT_FAILED, Reason.FRAME_TOO_LARGE) and not is_up(noise)
 
 
 @QUICK
@@ -188,5 +192,5 @@ def test_records_reordered_dropped_and_replayed(pattern: Pattern, order: list[in
     for place, number in enumerate(order):
         right = right and number == place
         assert noise.receive(messages[number]) == (b"%d" % number if right else None)
-    assert noise.established is right
+    assert is_up(noise) is right
     assert peer.reason is (None if right else Reason.NOISE_DECRYPT_FAILED)

@@ -13,10 +13,6 @@ from viewport_relay.reasons import Reason, Refusal
 IK, IKPSK2 = Profile.IK, Profile.IKPSK2
 
 
-def test_required_pattern() -> None:
-    assert [policy.required_pattern(p) for p in (None, IK, IKPSK2)] == [None, None, Pattern.IKPSK2]
-
-
 def test_patterns() -> None:
     assert {p.value: (p.label, p.protocol_name) for p in Pattern} == {
         1: ("IK", b"Noise_IK_25519_ChaChaPoly_SHA256"),

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from noise.constants import MAX_NONCE as LIBRARY_MAX_NONCE
 
-from tests.unit.noise.peers import FRAME_MAX, Initiator, Recorder, connection, establish, seal
+from tests.unit.noise.peers import FRAME_MAX, Initiator, Recorder, connection, establish, is_up, seal
 from viewport_relay.noise.link import LinkResponder
 from viewport_relay.noise.noiselink import NoiseLink
 from viewport_relay.noise.policy import Pattern
@@ -75,7 +75,7 @@ def test_the_frame_limit_counts_plaintext_over_all_records() -> None:
         peer, noise, initiator = up(frame_max=3000)
         assert noise.receive(initiator.seal(b"a" * 3000, record)) == b"a" * 3000
         assert noise.receive(initiator.seal(b"a" * 3001, record)) is None
-        assert peer.reason is Reason.FRAME_TOO_LARGE and not noise.established
+        assert peer.reason is Reason.FRAME_TOO_LARGE and not is_up(noise)
         assert Reason.FRAME_TOO_LARGE.value.close == CloseCode.TOO_BIG
 
 
@@ -139,7 +139,7 @@ def test_bad_records(size: int, spoil: Callable[[bytes], bytes]) -> None:
     peer, noise, initiator = up()
     good = initiator.seal(b"a" * size)
     assert noise.receive(spoil(good)) is None
-    assert peer.reason is DECRYPT and not noise.established
+    assert peer.reason is DECRYPT and not is_up(noise)
     assert noise.receive(good) is None  # a closed link accepts no record, even a valid one
 
 
@@ -162,7 +162,7 @@ def test_sending_nonces_are_exhausted() -> None:
     sealed = seal(noise, b"the last one")
     assert sealed is not None and initiator.open(sealed) == b"the last one"
     assert seal(noise, b"one more") is None
-    assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED and not noise.established
+    assert peer.reason is Reason.NOISE_NONCE_EXHAUSTED and not is_up(noise)
 
 
 def test_sending_nonces_are_exhausted_within_a_batch() -> None:
@@ -200,7 +200,7 @@ def test_receiving_nonces_are_exhausted() -> None:
 
 def test_queued_frames_can_be_sealed_while_the_relay_closes() -> None:
     peer, noise, initiator = up()
-    noise.relay_closes()
+    noise.inputs.relay_closes()
     sealed = seal(noise, b"queued")
     assert sealed is not None and initiator.open(sealed) == b"queued"
     assert noise.receive(initiator.seal(b"late")) is None and peer.failed == []

@@ -1,9 +1,9 @@
-"""TLS records: counted like OpenSSL for any chunks; both record layers open and seal alike."""
+"""TLS records: counted like OpenSSL for any chunks; a record layer opens and seals what OpenSSL seals and opens."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,15 +18,12 @@ from viewport_relay.wire.tlsrecords import (
     PIECE,
     RECORD,
     SEALED,
-    DirectRecordLayer,
-    PublicRecordLayer,
     RecordCount,
     RecordLayer,
     SharedMemory,
     record_layer,
 )
 
-Layer = Callable[[SSL.Connection], RecordLayer]
 MEMORY = SharedMemory()
 Pair = tuple[SSL.Connection, SSL.Connection]
 
@@ -80,21 +77,19 @@ def handshaken(context: SSL.Context, version: int = SSL.TLS1_3_VERSION) -> Pair:
     return server, client
 
 
-@pytest.fixture(params=[DirectRecordLayer, PublicRecordLayer])
-def layer(request: pytest.FixtureRequest) -> Layer:
-    kind = request.param
-    return lambda connection: kind(connection, MEMORY)
+def layer(connection: SSL.Connection) -> RecordLayer:
+    return RecordLayer(connection, MEMORY)
 
 
-def test_the_relay_uses_the_direct_layer(context: SSL.Context) -> None:
-    assert isinstance(record_layer(SSL.Connection(context, None), MEMORY), DirectRecordLayer)
+def test_connections_of_the_installed_pyopenssl_have_a_record_layer(context: SSL.Context) -> None:
+    assert isinstance(record_layer(SSL.Connection(context, None), MEMORY), RecordLayer)
 
 
-def test_another_connection_class_gets_the_public_layer() -> None:
+def test_a_connection_with_other_private_names_has_no_record_layer() -> None:
     class Other:
         pass
 
-    assert isinstance(record_layer(Other(), MEMORY), PublicRecordLayer)  # type: ignore[arg-type]
+    assert record_layer(Other(), MEMORY) is None  # type: ignore[arg-type]
 
 
 # -- counting ----------------------------------------------------------------------------------------------------
@@ -120,7 +115,7 @@ def test_records_of_openssl_are_counted(context: SSL.Context) -> None:
         assert RecordCount().ended(moved(client, server)) == -(-size // RECORD)
 
 
-# -- the two layers ----------------------------------------------------------------------------------------------
+# -- opening and sealing ----------------------------------------------------------------------------------------------
 
 
 def opened(layer: RecordLayer, size: int) -> bytes:
@@ -135,7 +130,7 @@ def opened(layer: RecordLayer, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 1000, RECORD, RECORD + 1, PIECE])
-def test_sealed_data_is_opened(layer: Layer, pair: Pair, size: int) -> None:
+def test_sealed_data_is_opened(pair: Pair, size: int) -> None:
     server, client = pair
     data = os.urandom(size)
     sealed = layer(server).seal(memoryview(data))
@@ -149,7 +144,7 @@ def test_sealed_data_is_opened(layer: Layer, pair: Pair, size: int) -> None:
     assert opened(receiver, size) == data
 
 
-def test_a_record_is_opened_in_parts_if_the_space_is_small(layer: Layer, pair: Pair) -> None:
+def test_a_record_is_opened_in_parts_if_the_space_is_small(pair: Pair) -> None:
     server, client = pair
     receiver = layer(server)
     client.send(b"abcdefgh")
@@ -159,7 +154,7 @@ def test_a_record_is_opened_in_parts_if_the_space_is_small(layer: Layer, pair: P
     assert (receiver.open_into(space), receiver.pending(), bytes(space[:3])) == (3, 0, b"fgh")
 
 
-def test_nothing_to_open_and_nothing_to_seal(layer: Layer, pair: Pair) -> None:
+def test_nothing_to_open_and_nothing_to_seal(pair: Pair) -> None:
     server, client = pair
     assert layer(server).open_into(memoryview(bytearray(100))) == 0
     assert not layer(server).seal(b"")
@@ -183,9 +178,7 @@ def broken(pair: Pair) -> Iterator[SSL.Connection]:
     yield server
 
 
-def test_an_error_does_not_affect_other_connections(
-    layer: Layer, broken: SSL.Connection, context: SSL.Context
-) -> None:
+def test_an_error_does_not_affect_other_connections(broken: SSL.Connection, context: SSL.Context) -> None:
     """OpenSSL has one error queue per thread: an error left there would end another connection at its next WantRead."""
     assert layer(broken).open_into(memoryview(bytearray(100))) == 0
     assert layer(broken).seal(b"more") is None
@@ -197,7 +190,7 @@ def test_an_error_does_not_affect_other_connections(
     assert not isinstance(error.value, SSL.WantReadError)
 
 
-def test_a_closed_connection_seals_nothing(layer: Layer, pair: Pair, context: SSL.Context) -> None:
+def test_a_closed_connection_seals_nothing(pair: Pair, context: SSL.Context) -> None:
     server, _ = pair
     server.shutdown()
     assert layer(server).seal(b"x") is None
@@ -209,7 +202,7 @@ def test_a_closed_connection_seals_nothing(layer: Layer, pair: Pair, context: SS
 def test_connections_share_the_buffer_of_sealed_records(context: SSL.Context) -> None:
     """A sealed record must be used before the next: the layers share one buffer."""
     (one, client), (two, peer) = handshaken(context), handshaken(context)
-    first, second = DirectRecordLayer(one, MEMORY), DirectRecordLayer(two, MEMORY)
+    first, second = RecordLayer(one, MEMORY), RecordLayer(two, MEMORY)
     for server, reader, text in ((first, client, b"one"), (second, peer, b"two"), (first, client, b"three")):
         sealed = server.seal(text)
         assert isinstance(sealed, memoryview) and sealed.obj is MEMORY.sealed.obj
@@ -217,7 +210,7 @@ def test_connections_share_the_buffer_of_sealed_records(context: SSL.Context) ->
         assert read(reader) == text
 
 
-def test_a_context_with_partial_writes_is_refused(layer: Layer, tmp_path: Path) -> None:
+def test_a_context_with_partial_writes_is_refused(tmp_path: Path) -> None:
     """Partial writes would lose data; the relay's own context does not enable them."""
     files = Identity.self_signed("localhost").write(tmp_path, "relay")
     context = ServerContext(files.cert, files.key).getContext()

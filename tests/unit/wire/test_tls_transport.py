@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tests.drill.certificates import Identity
+from viewport_relay.wire import tlsrecords
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlsrecords import PIECE, RECORD
@@ -304,6 +305,20 @@ def test_data_that_openssl_does_not_accept_is_sent_in_order_by_twisted(
     assert secured.behind.got == [b"from the client"]
     transport.write(b", second")  # type: ignore[no-untyped-call]
     assert secured.heard() == b"first, second"
+
+
+def test_without_a_record_layer_data_goes_through_twisted(
+    context: ServerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tlsrecords, "_available", False)
+    secured = Secured(context)
+    transport = secured.transport
+    assert secured.wire.sink is None and not transport.sent_everything
+    assert transport.sender.send(b"x") == 0
+    transport.dataReceived(secured.say(b"to the relay"))
+    assert secured.behind.got == [b"to the relay"]
+    transport.write(b"to the client")  # type: ignore[no-untyped-call]
+    assert secured.heard() == b"to the client"
 
 
 def test_no_direct_send_while_the_connection_closes(secured: Secured) -> None:
