@@ -339,7 +339,7 @@ static void at_daemon(struct peer *p, const char *text, size_t n) {
     }
     uint64_t slot = read_digits(text + session_at + 7, 6);
     if (slot >= clients_each) {
-        wrong(p, "a session of nobody: %.*s", (int)head_length, text);
+        wrong(p, "a session of no client: %.*s", (int)head_length, text);
         return;
     }
     struct peer *from = client(p->pair, (uint32_t)slot);

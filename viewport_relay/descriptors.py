@@ -14,7 +14,7 @@ KEPT_BACK: Final = 64
 #: Descriptors for plain HTTP, of those for peers: a full relay still answers /health, and 503 to upgrades.
 HTTP_KEPT: Final = 16
 
-#: More than this is of no use to one process, and a hard limit of a billion makes other programs slow.
+#: Greatest limit that is set. One process uses no more, and a limit of a billion makes other programs slow.
 _MOST: Final = 1_048_576
 
 

@@ -13,8 +13,9 @@ _HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Signals:
-    """Takes the signals once the reactor runs: twistd raises one again after the shutdown, and a clean end looks like a
-    crash then.
+    """Handles the signals instead of twistd, from the start of the reactor on.
+
+    twistd raises the signal again after the shutdown, so that a clean end looks like a crash.
     """
 
     def __init__(

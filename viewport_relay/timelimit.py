@@ -1,7 +1,7 @@
-"""Time limits that cost little to set and to cancel, and that leave out the time in which this process read nothing.
+"""Time limits that are cheap to set and to cancel, and that expire only after the reactor has read from its sockets.
 
 Twisted runs the calls whose time has come before it reads from sockets again. After a long turn (hundreds of upgrades at once, a
-machine that stood still) a plain `callLater` would give up answers that have arrived long ago. And each upgrade sets several
+machine that stood still) a plain `callLater` would expire before answers are read that have arrived already. And each upgrade sets several
 limits of which none is reached: entries in the reactor's heap would cost more than what they guard.
 """
 
@@ -24,7 +24,7 @@ class TimeLimits:
     """
 
     def __init__(self, clock: IReactorTime, *, idle: bool = True) -> None:
-        """`idle`: the reactor's delayed call stays for up to its delay when nothing waits any more, to serve the next limit."""
+        """`idle`: the reactor's delayed call is kept for up to its delay when no call waits, and serves the next limit."""
         self.clock = clock
         self.idle = idle
         self._queues: dict[float, _Queue] = {}
@@ -34,7 +34,7 @@ class TimeLimits:
         return TimeLimit(self, delay, function, args)
 
     def stop(self) -> None:
-        """Keep no delayed call of the reactor from now on for which nothing waits."""
+        """From now on cancel each delayed call of the reactor as soon as no call waits for its time."""
         self.idle = False
         for queue in self._queues.values():
             queue.rest()
@@ -121,7 +121,7 @@ class _Queue:
             self.rest()
 
     def rest(self) -> None:
-        """Set no delayed call for nothing."""
+        """Cancel the delayed call of the reactor if no call waits."""
         if not self._waiting and self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -18,7 +18,7 @@ import logging, os, signal, threading
 
 def speak(*_):
     log = logging.getLogger("some.library")
-    log.info("nobody asked for this")
+    log.info("a line of a library")
     log.warning("sent %s to %s", os.environ["RELAY_INTERNAL_KEY"], "the platform")
     try:
         raise KeyError(os.environ["RELAY_INTERNAL_KEY"])

@@ -59,7 +59,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     shutil.copytree(ROOT, source, ignore=ignore)
     (source / "deploy/secrets").mkdir(exist_ok=True)
-    (source / "deploy/secrets/admin-token").write_text("of whoever builds the release")
+    (source / "deploy/secrets/admin-token").write_text("of the release builder")
     build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     run(sys.executable, "-c", build, folder, cwd=source)
     (built,) = folder.glob("*.tar.gz")

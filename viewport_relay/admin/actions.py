@@ -30,7 +30,7 @@ _DISCONNECT_TAKES = 'either {"workspaceId", "runtimeTargetId"?}, {"connectionId"
 
 @frozen(eq=False)
 class Actions:
-    """The POST pages. The gate has checked the request; the body is checked here."""
+    """The POST pages. `AdminResource` has checked the access; the body is checked here."""
 
     _state: StateSource
     _log: EventSink

@@ -1,9 +1,9 @@
 """Authorization of HTTP requests to the admin pages.
 
-Programs send a token in a header. The dashboard hands the token in once and gets a session cookie that scripts cannot
-read, that other sites cannot send, and that is worth nothing for a POST or DELETE without a second value (CSRF) which
-only the dashboard's own page has. Both are derived from the tokens, so sessions survive a restart and end when the tokens
-change; the server keeps only the sessions that were signed out before their time.
+Programs send a token in a header. The dashboard sends the token once and gets a session cookie, which scripts cannot read and
+other sites cannot send. A POST or DELETE with the cookie also needs a second value (CSRF), which only the dashboard's own page
+has. Both values are derived from the tokens: sessions survive a restart, and end when the tokens change. The server stores
+only the sessions that were signed out before their end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ONE_TIME_MAX: Final = 8
 #: Wrong tokens of one address within a minute that are answered 401; then they are answered 429.
 WRONG_TOKENS_PER_MINUTE: Final = 20
 
-#: What a page asks of its reader: an admin token or a session; or, read only, a metrics token at least.
+#: The access that a page needs: an admin token or a session; or, for metrics, a metrics token as well.
 Need = Literal["operator", "scraper"]
 
 _BEARER: Final = re.compile(rb"bearer(?:\s+(.*))?\Z", re.IGNORECASE | re.DOTALL)
@@ -161,7 +161,7 @@ class AdminAuth:
         return text if _end_of(stem) > self._now() and stem not in self._ended else None
 
     def end_session(self, session: str) -> None:
-        """Sign a session out: its cookie is worth nothing from now on."""
+        """Sign a session out: its cookie is refused from now on."""
         stem = session.rpartition(".")[0]
         _remember(self._ended, stem, _end_of(stem), self._now(), ENDED_MAX)
 

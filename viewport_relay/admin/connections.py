@@ -1,4 +1,4 @@
-"""`GET /admin/api/connections` and `/admin/api/workspaces`: the tables of the dashboard, those that need a look first."""
+"""`GET /admin/api/connections` and `/admin/api/workspaces`: the tables of the dashboard, rows with trouble first."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tables:
             for peer in target.peers
             if any(search in name for name in _names(target, peer))
         ]
-        found.sort(key=_need_a_look)
+        found.sort(key=_trouble_first)
         rows = [self._connection(target, peer) for target, peer in found[:MAX_PEERS]]
         return self._put(request, len(found), connections=rows)
 
@@ -86,6 +86,6 @@ def _waits(target: TargetView, peer: PeerView) -> bool:
     return peer.role == "client" and target.daemon is None
 
 
-def _need_a_look(row: tuple[TargetView, PeerView]) -> tuple[bool, bool, int, float]:
+def _trouble_first(row: tuple[TargetView, PeerView]) -> tuple[bool, bool, int, float]:
     target, peer = row
     return not _waits(target, peer), not peer.paused, -peer.queued_bytes, -peer.since

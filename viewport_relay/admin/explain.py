@@ -1,4 +1,4 @@
-"""`GET /logs/explain` and `/logs/explain/CODE`: what a reason or event means, and how often it came here."""
+"""`GET /logs/explain` and `/logs/explain/CODE`: what a reason or event means, and how often this relay has logged the reason or event."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Overview:
         return bool(number.isdecimal()) and name == self._config.relay_id
 
     def _relay(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """Another relay of the fleet. What it wrote of itself is redacted: who writes to Redis may write anything."""
+        """Another relay of the fleet. Its own words are redacted: any client of Redis may have written them."""
         shown = dict(told, relayId=self._log.redactor.identifier(told["relayId"]))
         if "url" in told:
             shown["url"] = shown_url(told["url"])

@@ -1,7 +1,7 @@
 """The admin resource: every HTTP path beside `/ws`.
 
-`AdminResource` is one leaf resource. It matches paths exactly, asks the gate, and hands the request to the page. What the
-pages say is in the other modules of this package.
+`AdminResource` is one leaf resource. The resource matches paths exactly, checks the access, and hands the request to the
+page. The pages are in the other modules of this package.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Route:
 
 
 class AdminResource(Resource):
-    """Consulted for every path other than `/ws`; render it with the request as it came."""
+    """The resource of every path but `/ws`. It is a leaf: render it with the whole path."""
 
     isLeaf = True
 

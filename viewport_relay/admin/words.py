@@ -58,7 +58,7 @@ def wrapped(label: str, text: str) -> list[str]:
 
 
 def _verdict_lines(verdict: Verdict) -> list[str]:
-    """What is first read: the headline, the counts, and what is wrong with what admission depends on."""
+    """The first lines: headline, counts, and the checks that warn or fail."""
     lines = [f"{verdict.state.upper()}: {inert(verdict.headline)}", f"  {inert(verdict.counts)}"]
     for check in verdict.checks:
         if check.state in ("bad", "warn"):

@@ -65,7 +65,7 @@ class PlatformCarrier:
 
         self._upsert = call("presence/upsert")
         self._resolve = call("presence/resolve")
-        # A second try of the same frame is a replay to whoever got the first: safe.
+        # Safe to repeat: a relay that has got the first frame refuses the second as a replay.
         self._publish = call("bus/publish")
         self._probe_pull = call("bus/pull")
         self._pull = call("bus/pull", self._wait_ms / 1000 + 2.0)

@@ -87,7 +87,7 @@ return false
 )
 #: A daemon that has just come: it is the newest.
 _ANNOUNCE: Final = "local function usual(theirs, ours) return false end\n" + _TAKE
-#: A daemon that has been here: whoever came later has the seat. Of relays of today that is not known: theirs stands.
+#: A daemon that has been here: the daemon that came later has the seat. An entry without that time keeps the seat.
 _RENEW: Final = "local function usual(theirs, ours) return not theirs or theirs >= ours end\n" + _TAKE
 _WITHDRAW: Final = (
     _OTHERS

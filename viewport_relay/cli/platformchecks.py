@@ -187,7 +187,7 @@ async def validation(client: HttpClient, config: Config) -> list[Finding]:
         return [fail(name, f"{refusal.reason.text}: {refusal.detail}", refusal.reason.entry.fix)]
     verdict = judge(answer, PROBE_QUERY, call.shown, (PROBE_TOKEN, config.internal_key or ""))
     if isinstance(verdict, Claims):
-        fix = "check that RELAY_VALIDATE_URL is a real validate endpoint: this one lets everybody in"
+        fix = "check that RELAY_VALIDATE_URL is a real validate endpoint: this one admits any token"
         return [fail(name, "a made-up token was admitted", fix)]
     word = f" ({verdict.details['platformWord']})" if verdict.details.get("platformWord") else ""
     if verdict.reason is Reason.WORKSPACE_NOT_FOUND and "workspace" not in word.lower():

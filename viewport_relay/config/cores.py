@@ -13,7 +13,7 @@ from typing import Final
 
 from attrs import frozen
 
-#: Memory that a worker is reckoned with: the process at rest, and room for its peers.
+#: Memory that one worker needs, bytes: the process at rest, and room for its peers.
 WORKER_BYTES: Final = 128 << 20
 
 #: cgroup v1 writes "no limit" as a number near 2^63.

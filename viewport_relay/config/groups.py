@@ -48,8 +48,8 @@ class BasicSettings:
         option="listen-host")
     listen_port: int = setting("RELAY_LISTEN_PORT", integer(0, 65535), 7781, "port to listen on (0: any free one)",
         older=("PORT",), option="listen-port")
-    server_url: str = setting("SERVER_URL", url("http", "https"), None, "origin of the platform, from which the next two "
-        "follow", default_text="origin of RELAY_VALIDATE_URL")
+    server_url: str = setting("SERVER_URL", url("http", "https"), None, "origin of the platform; RELAY_JWKS_URL and "
+        "RELAY_VALIDATE_URL follow from it", default_text="origin of RELAY_VALIDATE_URL")
     jwks_url: str = setting("RELAY_JWKS_URL", url("http", "https"), None, "public keys that sign relay tokens",
         default_text="SERVER_URL + /api/.well-known/jwks.json", option="jwks-url")
     validate_url: str = setting("RELAY_VALIDATE_URL", url("http", "https"), None, "endpoint that admits a token",
@@ -89,7 +89,7 @@ class LimitSettings:
     runtime_rate: int = setting("RELAY_RUNTIME_RATE_PER_MINUTE", COUNT, 240, "e2ee and presence frames of a client; 0 is off",
         reload=True)
     runtime_rate_workspace: int = setting("RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE", COUNT, 1200,
-        "the same of all clients of a workspace; 0 is off", reload=True)
+        "e2ee and presence frames of all clients of a workspace; 0 is off", reload=True)
     daemon_rate: int = setting("RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE", COUNT, 2400, "frames of a daemon, requests of a worker; "
         "0 is off", reload=True)
     ping_interval_ms: int = setting("RELAY_PING_INTERVAL_MS", milliseconds(), 30_000, "time between pings", reload=True)
@@ -105,7 +105,7 @@ class TlsSettings:
     # fmt: off
     tls_cert_path: str | None = setting("RELAY_TLS_CERT_PATH", TEXT, None, "the relay's certificate chain, PEM, leaf first; "
         "read again when it changes")
-    tls_key_path: str | None = setting("RELAY_TLS_KEY_PATH", TEXT, None, "its private key, PEM; no other user may read it")
+    tls_key_path: str | None = setting("RELAY_TLS_KEY_PATH", TEXT, None, "private key of that certificate, PEM; no other user may read it")
     tls_termination: str = setting("RELAY_TLS_TERMINATION", choice("self", "platform"), "self",
         "platform: TLS ends in front of the relay")
     server_ca_cert_path: str | None = setting("RELAY_SERVER_CA_CERT_PATH", TEXT, None, "CA that signs the platform's "
@@ -113,8 +113,8 @@ class TlsSettings:
     server_client_cert_path: str | None = setting("RELAY_SERVER_CLIENT_CERT_PATH", TEXT, None,
         "client certificate for the platform, PEM: mutual TLS is on when it is set")
     server_client_key_path: str | None = setting("RELAY_SERVER_CLIENT_KEY_PATH", TEXT, None,
-        "its private key, PEM; no other user may read it")
-    server_client_key_passphrase: str | None = setting("RELAY_SERVER_CLIENT_KEY_PASSPHRASE", TEXT, None, "its passphrase",
+        "private key of that certificate, PEM; no other user may read it")
+    server_client_key_passphrase: str | None = setting("RELAY_SERVER_CLIENT_KEY_PASSPHRASE", TEXT, None, "passphrase of the key of that client certificate",
         secret=True)
 
 
@@ -149,7 +149,7 @@ class FleetSettings:
     presence_signatures: str = setting("RELAY_PRESENCE_SIGNATURES", choice("accept", "require"), "accept",
         "whether presence entries in Redis must be signed: accept takes those of relays that do not sign, require takes none "
         "of them")
-    redis_key_prefix: str = setting("RELAY_REDIS_KEY_PREFIX", TEXT, "viewport:relay", "prefix of every key")
+    redis_key_prefix: str = setting("RELAY_REDIS_KEY_PREFIX", TEXT, "viewport:relay", "prefix of every key in Redis")
 
 
 @frozen(slots=False)
@@ -181,7 +181,7 @@ class RareSettings:
         "the Noise link between peer and relay")
     noise_private_key: str | None = setting("RELAY_NOISE_PRIVATE_KEY", TEXT, None, "the relay's X25519 private key, base64url "
         "of 32 bytes (`viewport-relay keygen`)", secret=True, default_text="made at first start, kept in RELAY_STATE_DIR")
-    noise_previous_key: str | None = setting("RELAY_NOISE_PREVIOUS_KEY", TEXT, None, "the key before, accepted while peers "
+    noise_previous_key: str | None = setting("RELAY_NOISE_PREVIOUS_KEY", TEXT, None, "the previous private key, accepted while peers "
         "learn the new one", secret=True)
     log_format: str = setting("RELAY_LOG_FORMAT", choice("auto", "json", "text"), "auto", "one JSON object a line, or a line "
         "of words; auto: words on a terminal")
@@ -233,7 +233,7 @@ class RetiredSettings:
     internal_api_timeout_ms: int = setting("RELAY_INTERNAL_API_TIMEOUT_MS", milliseconds(), 2000,
         "time limit for the platform's presence and bus calls")
     internal_api_max_response_bytes: int = setting("RELAY_INTERNAL_API_MAX_RESPONSE_BYTES", size(256, 67_108_864), 262_144,
-        "longest answer of those calls")
+        "longest answer of the platform's presence and bus calls")
     request_track_max: int = setting("RELAY_PAIRING_REQUEST_TRACK_MAX", POSITIVE, 2048, "pending requests remembered per "
         "target and kind")
     session_owner_track_max: int = setting("RELAY_SESSION_OWNER_TRACK_MAX", POSITIVE, 4096, "sessions remembered per target")
@@ -257,6 +257,6 @@ class RetiredSettings:
     presence_sync_enabled: bool = setting("RELAY_PRESENCE_SYNC_ENABLED", BOOLEAN, True, "announce daemons")
     presence_sync_interval_ms: int = setting("RELAY_PRESENCE_SYNC_INTERVAL_MS", milliseconds(), 20_000,
         "time between announcements")
-    redis_connect_timeout_ms: int = setting("RELAY_REDIS_CONNECT_TIMEOUT_MS", milliseconds(), 5000, "time limit for connecting")
-    redis_presence_ttl_ms: int = setting("RELAY_REDIS_PRESENCE_TTL_MS", milliseconds(), 45_000, "life of a presence entry")
+    redis_connect_timeout_ms: int = setting("RELAY_REDIS_CONNECT_TIMEOUT_MS", milliseconds(), 5000, "time limit for connecting to Redis")
+    redis_presence_ttl_ms: int = setting("RELAY_REDIS_PRESENCE_TTL_MS", milliseconds(), 45_000, "lifetime of a presence entry in Redis")
     redis_queue_max: int = setting("RELAY_REDIS_QUEUE_MAX", POSITIVE, 10_000, "longest bus queue")

@@ -56,10 +56,10 @@ def load(
 
 @frozen
 class Reloaded:
-    """What a reload brings.
+    """The result of a reload.
 
-    `config` is in force from now on. `taken` are the variables whose change it has, `left` those whose change needs a
-    restart. `texts` are those of `taken` that are no secrets, as an environment has them (empty: unset).
+    `config` is in force from now on. `taken` names the variables whose change is in it, `left` those whose change needs a
+    restart. `texts` maps the variables of `taken` that are no secrets to their text in the environment (empty: unset).
     """
 
     config: Config

@@ -17,7 +17,7 @@ from viewport_relay.config.values import AUTO_WORKERS
 #: Fewest characters that a secret may have in RELAY_MODE=prod.
 MIN_SECRET_CHARS: Final = 16
 
-#: Secrets that another server's operator chooses: their strength is not the relay's to judge.
+#: Secrets that the operator of another server chooses. The relay does not check their strength.
 _PASSWORDS_OF_OTHERS: Final = frozenset(
     {"redis_url", "redis_sentinel_password", "server_client_key_passphrase", "http_proxy"}
 )
@@ -34,7 +34,7 @@ _KEY_FILES: Final = ("tls_key_path", "server_client_key_path")
 
 
 def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
-    """Fill in the defaults that depend on other settings, then judge the settings against each other."""
+    """Fill in the defaults that depend on other settings, then check the settings against each other."""
     v = reading.values
     if v["mode"] is None:
         v["mode"] = "dev" if is_loopback(v["listen_host"]) and not v["listen_endpoint"] else "prod"

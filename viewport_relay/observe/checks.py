@@ -1,6 +1,6 @@
-"""What admission depends on, each with its state in words: keys, platform, internal key, clock, backplane.
+"""Checks of what admission depends on: keys, platform, internal key, clock, backplane; each with its state in words.
 
-Pure: works from facts that the relay has anyway.
+Pure functions of facts that the relay has anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ State = Literal["good", "warn", "bad", "off"]
 #: Seconds for which a fault counts as going on after it was last seen, if no peer joined since.
 FRESH: Final = 600.0
 
-#: Seconds by which clocks may differ before it is said. `Date` headers have a resolution of one second.
+#: Seconds by which clocks may differ without a warning. `Date` headers have a resolution of one second.
 CLOCK_TOLERANCE: Final = 5.0
 
 #: Seconds since the last success after which the platform counts as untested.

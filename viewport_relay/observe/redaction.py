@@ -17,7 +17,7 @@ from itertools import islice, pairwise
 from pathlib import PurePath
 from urllib.parse import quote, quote_plus
 
-#: What stands where something was taken out.
+#: Replaces a secret.
 MARK = "[redacted]"
 
 #: Values of these keys are chosen by peers, are no secrets, and may be long: only tokens and secrets go.
@@ -33,13 +33,13 @@ _SECRET_KEY = re.compile(
     r"token|authori[sz]ation|secret|passw|passphrase|passwd|psk|cipher|cookie|credential|key$|^key|payload|signature"
     r"|^(?:iv|tag|proof|jwt|pem|bearer|pairing)$"
 )
-#: A key that tells about a secret without holding it.
+#: Keys of details that describe a secret and do not contain the secret.
 _ABOUT = re.compile(
     r"(?:source|length|chars|bytes|count|kind|type|present|id|ids|name|names|age|state|mode)$"
 )
 
 _SHORTEST_SECRET = 4
-#: So many times the characters that are shown are searched for secrets.
+#: Text is searched for secrets up to this multiple of the characters that are shown.
 _SCANNED = 4
 
 #: Messages whose redaction is remembered, and characters of the longest of them.

@@ -19,7 +19,7 @@ from viewport_relay.reasons import Level
 
 _Kind: TypeAlias = tuple[str, str | None]
 
-#: Share of the ring that each level keeps whatever the others log. The rest is free for all.
+#: Share of the ring that is reserved for each level. All levels share the rest.
 RESERVED: Final[dict[Level, float]] = {"error": 0.25, "warn": 0.25, "info": 0.25}
 
 

@@ -1,7 +1,7 @@
 """The process that twistd runs: log, listeners, signals and the service manager around an engine.
 
-The engine is one `Relay`, or with RELAY_WORKERS several worker processes. The process wires and times; rules live in the
-rooms below.
+The engine is one `Relay`, or with RELAY_WORKERS several worker processes. The process connects its parts and starts their
+timers. The rules are in the packages that it imports.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ class Process(WaitingService):
         await self._listeners.close_public()
         await self._engine.drain()
         await MultiService.stopService(self)
-        # Connections report their end from within it, and what was aborted is lost in the next turn.
+        # Aborted connections are lost, and report their end, in the next turn.
         await deferLater(self._reactor, 0)
         self._notifier.stop_watchdog()
         self._log.event("relay_stopped")

@@ -48,7 +48,7 @@ class ConnectionInfo:
 
 
 class Connection:
-    """An upgraded connection. Made by `ConnectionFactory.open`; `handler` is set by whoever opens it."""
+    """An upgraded connection. Made by `ConnectionFactory.open`, whose caller sets `handler`."""
 
     __slots__ = ("__weakref__", "_core", "_factory", "_gone", "_life", "_when_lost", "handler", "info", "outbox", "reader")  # fmt: skip
 

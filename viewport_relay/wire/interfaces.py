@@ -24,7 +24,7 @@ Pong: TypeAlias = Callable[[bytes], None]
 
 
 class Feeder(Protocol):
-    """Whoever brings messages for a connection; it is paused while what it brought waits. `cause` names the receiver."""
+    """A sender of messages to a connection, paused while its messages wait. `cause` names the receiver."""
 
     def pause_reading(self, cause: object) -> None: ...
     def resume_reading(self, cause: object) -> None: ...

@@ -32,7 +32,7 @@ class Lanes:
 
     @property
     def feeders(self) -> tuple[Feeder, ...]:
-        """Whoever brought something that waits."""
+        """The feeders whose data wait."""
         return tuple(feeder for feeder in self._by_feeder if feeder is not None)
 
     def put(self, feeder: Feeder | None, data: bytes) -> bool:

@@ -135,7 +135,7 @@ class ProxyFactory(WrappingFactory[ProxiedConnection]):
         refuses: Callable[[str], bool] = lambda address: False,
         log: EventSink | None = None,
     ) -> None:
-        """`accepts` tells by the address of the socket's peer whether its header is believed; None believes everybody.
+        """`accepts` tells by the address of the socket's peer whether its header is believed; None: every header is believed.
 
         `refuses` tells whether the connection of an address that a header names is dropped, before TLS.
         """

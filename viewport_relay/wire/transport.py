@@ -159,7 +159,7 @@ class DirectTransport(DirectAccess):
         super().resumeProducing()  # type: ignore[misc]
 
     def hung_up(self) -> None:
-        """Read to the end, whoever pauses: the peer has sent FIN or RST, so what is left is what the kernel holds."""
+        """Read to the end, even while paused: the peer has sent FIN or RST, so what is left is what the kernel holds."""
         self._unwatch()
         self._hung_up = True
         super().resumeProducing()  # type: ignore[misc]

@@ -36,8 +36,8 @@ LIVED: Final = 60.0
 #: Seconds that a worker may take to start, where RELAY_WORKER_TIMEOUT_MS is shorter.
 STARTING: Final = 60.0
 
-#: Seconds that a poll of a worker may take, and a poll of a worker that left its last poll unanswered: the admin endpoints
-#: must not wait for a silent worker each time.
+#: Seconds that a poll of a worker may take, and a poll of a silent worker, whose last poll was
+#: left unanswered: the admin endpoints must not wait for that worker each time.
 PATIENCE: Final = 3.0
 BRIEF: Final = 0.2
 
@@ -69,10 +69,10 @@ class Worker:
         self._supervision = supervision
         self.index = index
         self.up = False
-        #: it left its last poll unanswered
+        #: whether the last poll was left unanswered
         self.silent = False
         self.picture: messages.Picture | None = None
-        #: number of processes that this worker has had before
+        #: number of earlier processes of this worker
         self.life = 0
         self._process: Any = None
         # Created before the process, so that connections can queue in it. None: not created yet, or the process has it.

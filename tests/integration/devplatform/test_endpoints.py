@@ -258,8 +258,8 @@ async def test_an_answer_can_differ_from_the_token(platform: DevPlatform, call: 
 @in_reactor
 async def test_presence(platform: DevPlatform, call: Caller) -> None:
     where = {"workspaceId": "w", "runtimeTargetId": "t"}
-    nobody = {"ok": True, "relayId": None, "relayWsBaseUrl": None, "daemonConnected": False}
-    assert (await call.relay("presence/resolve", where)).json == nobody
+    absent = {"ok": True, "relayId": None, "relayWsBaseUrl": None, "daemonConnected": False}
+    assert (await call.relay("presence/resolve", where)).json == absent
     assert (await call.relay("presence/upsert", UPSERT)).json == {"ok": True}
     found = (await call.relay("presence/resolve", where)).json
     assert isinstance(found.pop("updatedAtMs"), int)
@@ -271,7 +271,7 @@ async def test_presence(platform: DevPlatform, call: Caller) -> None:
     await call.relay("presence/upsert", {**UPSERT, "relayId": "r2", "daemonConnected": False})
     assert (await call.relay("presence/resolve", where)).json["relayId"] == "r1"
     await call.relay("presence/upsert", {**UPSERT, "daemonConnected": False})
-    assert (await call.relay("presence/resolve", where)).json == nobody
+    assert (await call.relay("presence/resolve", where)).json == absent
     for wrong in (
         {"daemonConnected": "yes"},
         {"runtimeTargetId": ""},

@@ -158,7 +158,7 @@ async def test_mtls(ports: list[IListeningPort], ca: Identity, files: dict[str, 
     assert answer.body == b"ok" and server.clients == ["CN=relay-1"]
 
 
-@pytest.mark.parametrize("who", ["nobody", "stranger"])
+@pytest.mark.parametrize("who", ["no certificate", "stranger"])
 @pytest_twisted.ensureDeferred
 async def test_mtls_without_or_with_another_certificate(
     ports: list[IListeningPort], ca: Identity, files: dict[str, str], who: str

@@ -16,7 +16,7 @@ from viewport_relay.backplane.presence import Announcement, Presence
 from viewport_relay.observe.counters import Counters
 
 KEY = ("w", "t")
-SOMEBODY, SOMEBODY_ELSE = object(), object()
+HOLDER, NEXT_HOLDER = object(), object()
 THERE = {"relayId": "b", "relayWsBaseUrl": "ws://b", "daemonConnected": True}
 
 
@@ -54,7 +54,7 @@ def value(deferred: Deferred[Any]) -> Any:
 
 def test_announced_renewed_withdrawn() -> None:
     parts = Parts()
-    parts.presence.changed(KEY, SOMEBODY, "m")
+    parts.presence.changed(KEY, HOLDER, "m")
     assert parts.carrier.entries[KEY] == {
         "relayId": "a",
         "relayWsBaseUrl": "ws://a",
@@ -74,7 +74,7 @@ def test_announced_renewed_withdrawn() -> None:
 
 def test_an_interval_of_zero_disables_announcements() -> None:
     parts = Parts(interval=0.0)
-    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.presence.changed(KEY, HOLDER, None)
     parts.presence.changed(KEY, None, None)
     parts.clock.advance(100)
     assert parts.calls() == []
@@ -82,15 +82,15 @@ def test_an_interval_of_zero_disables_announcements() -> None:
 
 def test_leave_and_join_are_announced_in_order() -> None:
     parts = Parts(hold=True)
-    parts.presence.changed(KEY, SOMEBODY, "m1")
+    parts.presence.changed(KEY, HOLDER, "m1")
     parts.presence.changed(KEY, None, None)
-    parts.presence.changed(KEY, SOMEBODY_ELSE, "m2")
+    parts.presence.changed(KEY, NEXT_HOLDER, "m2")
     assert parts.carrier.seen == [("announce", KEY, "m1")]  # one call at a time
     parts.carrier.answer()
     parts.carrier.answer()
     assert parts.carrier.seen == [("announce", KEY, "m1"), ("announce", KEY, "m2")]
     parts.presence.changed(KEY, None, None)
-    parts.presence.changed(KEY, SOMEBODY, "m3")
+    parts.presence.changed(KEY, HOLDER, "m3")
     parts.presence.changed(KEY, None, None)
     parts.carrier.answer()
     assert parts.carrier.entries == {}
@@ -98,7 +98,7 @@ def test_leave_and_join_are_announced_in_order() -> None:
 
 def test_a_daemon_that_leaves_while_the_answer_to_its_announcement_is_lost_is_withdrawn() -> None:
     parts = Parts(hold=True)
-    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.presence.changed(KEY, HOLDER, None)
     parts.presence.changed(KEY, None, None)
     parts.carrier.fail(CarrierFailed("the connection to Redis was lost", outage=False))
     parts.presence.tell_again()
@@ -110,22 +110,22 @@ def test_a_daemon_that_leaves_while_the_answer_to_its_announcement_is_lost_is_wi
 
 def test_a_daemon_that_moved_to_another_relay() -> None:
     parts = Parts()
-    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.presence.changed(KEY, HOLDER, None)
     parts.carrier.entries[KEY] = THERE
     parts.clock.pump([1.0] * 25)
-    assert parts.moved == [(KEY, SOMEBODY)]
+    assert parts.moved == [(KEY, HOLDER)]
     assert parts.carrier.entries[KEY] == THERE  # the other relay's entry stays
     assert "withdraw" not in parts.calls()
 
 
 def test_a_daemon_that_joins_during_a_renewal_stays() -> None:
     parts = Parts(hold=True)
-    parts.presence.changed(KEY, SOMEBODY, "m1")
+    parts.presence.changed(KEY, HOLDER, "m1")
     parts.carrier.answer()
     parts.carrier.entries[KEY] = THERE
     parts.clock.pump([1.0] * 25)
     assert parts.calls()[-1] == "renew"
-    parts.presence.changed(KEY, SOMEBODY_ELSE, "m2")
+    parts.presence.changed(KEY, NEXT_HOLDER, "m2")
     parts.carrier.answer()
     assert parts.moved == []
     parts.carrier.answer()
@@ -137,7 +137,7 @@ def test_a_daemon_that_joins_during_a_renewal_stays() -> None:
 def test_missed_announcements_are_sent_after_the_outage() -> None:
     parts = Parts()
     parts.outage.down("p", CarrierFailed("gone"))
-    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.presence.changed(KEY, HOLDER, None)
     parts.clock.pump([1.0] * 30)
     assert parts.calls() == []  # no command is sent in an outage
     parts.outage.up("p")
@@ -152,7 +152,7 @@ def test_missed_announcements_are_sent_after_the_outage() -> None:
 def test_a_refused_command_is_logged_and_repeated() -> None:
     parts = Parts()
     parts.carrier.failing = CarrierFailed("Redis says: NOPERM", outage=False)
-    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.presence.changed(KEY, HOLDER, None)
     assert parts.log.names() == ["presence_failed"]
     parts.carrier.failing = None
     parts.clock.pump([1.0] * 25)
@@ -161,7 +161,7 @@ def test_a_refused_command_is_logged_and_repeated() -> None:
 
 def test_a_withdrawal_that_keeps_failing_is_dropped() -> None:
     parts = Parts()
-    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.presence.changed(KEY, HOLDER, None)
     parts.carrier.failing = CarrierFailed("down")
     parts.presence.changed(KEY, None, None)
     parts.clock.pump([1.0] * 90)
@@ -170,7 +170,7 @@ def test_a_withdrawal_that_keeps_failing_is_dropped() -> None:
 
 def test_settle_waits_for_the_withdrawal() -> None:
     parts = Parts(hold=True)
-    parts.presence.changed(KEY, SOMEBODY, None)
+    parts.presence.changed(KEY, HOLDER, None)
     parts.carrier.answer()
     parts.presence.changed(KEY, None, None)
     settled = Deferred.fromCoroutine(parts.presence.settle())
@@ -235,16 +235,16 @@ def take_by_b(parts: Parts, generation: int | None) -> str | None:
 
 def test_a_seat_taken_by_another_relay_is_released_within_a_second() -> None:
     parts = Parts()
-    parts.presence.changed(KEY, SOMEBODY, None, 5)
+    parts.presence.changed(KEY, HOLDER, None, 5)
     assert take_by_b(parts, 5) is None
     parts.clock.pump([0.1] * 6)
-    assert parts.moved == [(KEY, SOMEBODY)]
+    assert parts.moved == [(KEY, HOLDER)]
     assert parts.carrier.entries[KEY] == THERE
 
 
 def test_a_higher_generation_keeps_its_seat() -> None:
     parts = Parts()
-    parts.presence.changed(KEY, SOMEBODY, None, 5)
+    parts.presence.changed(KEY, HOLDER, None, 5)
     assert take_by_b(parts, 4) == "a"
     parts.clock.pump([0.1] * 10)
     assert parts.moved == []
@@ -253,24 +253,24 @@ def test_a_higher_generation_keeps_its_seat() -> None:
 def test_a_lower_generation_is_closed_at_once() -> None:
     parts = Parts()
     take_by_b(parts, 6)
-    parts.presence.changed(KEY, SOMEBODY, None, 5)
-    assert parts.moved == [(KEY, SOMEBODY)]
+    parts.presence.changed(KEY, HOLDER, None, 5)
+    assert parts.moved == [(KEY, HOLDER)]
     assert parts.carrier.entries[KEY] == THERE
 
 
 def test_a_daemon_from_an_outage_does_not_replace_a_later_one() -> None:
     parts = Parts()
     parts.outage.down("p", CarrierFailed("gone"))
-    parts.presence.changed(KEY, SOMEBODY, None, 5)
+    parts.presence.changed(KEY, HOLDER, None, 5)
     parts.clock.advance(10)
     parts.carrier.seats.take(KEY, THERE, SeatClaim(5, 1_800_000_005_000), new=True)
     parts.outage.up("p")
-    assert parts.moved == [(KEY, SOMEBODY)]
+    assert parts.moved == [(KEY, HOLDER)]
 
 
 def test_a_higher_generation_regains_its_seat_after_an_outage() -> None:
     parts = Parts()
-    parts.presence.changed(KEY, SOMEBODY, None, 6)
+    parts.presence.changed(KEY, HOLDER, None, 6)
     parts.outage.down("p", CarrierFailed("gone"))
     parts.carrier.seats.lose_everything()
     take_by_b(parts, 5)

@@ -18,7 +18,7 @@ def test_each_workspace_and_target_has_its_own_entry() -> None:
     }
     assert len(rooms) == len(registry) == 6
     assert registry.find("w", "t") is registry.room("w", "t", 1.0)
-    assert registry.find("w", "nobody") is None
+    assert registry.find("w", "absent") is None
 
 
 def test_counts_of_joined_peers() -> None:

@@ -250,9 +250,9 @@ def test_a_frame_for_a_session_of_another_client_is_dropped() -> None:
     assert isinstance(verdict, Drop)
     assert verdict.reason is Reason.SESSION_NOT_OWNED
     assert (
-        from_client(house, thief, "e2ee", sessionId="nobody's") is daemon
+        from_client(house, thief, "e2ee", sessionId="without-owner") is daemon
     )  # an unknown session is forwarded; the daemon refuses it
-    assert from_daemon(house, daemon, "e2ee", sessionId="nobody's") == Drop(Reason.NO_OWNER)
+    assert from_daemon(house, daemon, "e2ee", sessionId="without-owner") == Drop(Reason.NO_OWNER)
 
 
 def test_a_daemon_cannot_reassign_an_owned_session() -> None:

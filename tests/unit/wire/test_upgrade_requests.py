@@ -260,7 +260,7 @@ def test_only_a_valid_request_is_upgraded(made: tuple[bytes, bool], places: list
     elif replies:
         status, headers, body = replies[0]
         assert status in (400, 401, 404, 411, 413, 426)
-        assert b"server" not in headers, "what serves is nobody's business"
+        assert b"server" not in headers, "the server's software is not disclosed"
         if b"x-relay-reason" in headers and body:
             said = json.loads(body)
             assert set(said) == {"ok", "reason", "message", "connectionId"}
@@ -344,7 +344,7 @@ def test_invalid_requests_are_answered_or_closed(
     right = [(name, RIGHT[name][0]) for name in kept]
     site.receive(*cut(request(method, target, right + headers, version) + behind, places))
     if site.upgraded():
-        assert len(site.gate.asked) == 1, "nobody comes in past the gate"
+        assert len(site.gate.asked) == 1, "no peer is admitted without the gate"
         site.replies()
         site.leave()
     else:
