@@ -12,13 +12,20 @@ from typing import Final
 
 from viewport_relay.protocol import status
 from viewport_relay.protocol.frames import ClientFrame, E2ee
+from viewport_relay.protocol.grant import Role
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Close, Decision, Drop
 from viewport_relay.routing.model import Peer
-from viewport_relay.routing.rates import FrameRates
+from viewport_relay.routing.rates import FrameRates, RateWindow
 
 #: Bytes a minute of a client's messages that are answered or dropped instead of forwarded.
 UNFORWARDED_MAX_BYTES: Final = 4 * 1024 * 1024
+
+_RUNTIME: Final = Reason.RUNTIME_RATE_LIMIT_EXCEEDED
+
+#: Details of a close or drop, each with the limit that was exceeded.
+WORKSPACE_RATE: Final = "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={}, of the workspace's clients"
+_CLIENT_RATE: Final = "RELAY_RUNTIME_RATE_PER_MINUTE={}, of this client"
 
 
 class Charging:
@@ -32,15 +39,11 @@ class Charging:
         """Charge a forwarded e2ee frame: the client first, then the workspace."""
         rates, limits = peer.rates, self.rates
         if not rates.runtime.hit(now, limits.runtime):
-            return self._limited(
-                peer, Reason.RUNTIME_RATE_LIMIT_EXCEEDED, rates.runtime.retry_after_ms(now),
-                f"RELAY_RUNTIME_RATE_PER_MINUTE={limits.runtime}, of this client",
-            )  # fmt: skip
+            return self._limited(peer, _RUNTIME, rates.runtime, now, _CLIENT_RATE.format(limits.runtime))
         if not rates.workspace.hit(now, limits.workspace):
             return self._limited(
-                peer, Reason.RUNTIME_RATE_LIMIT_EXCEEDED, rates.workspace.retry_after_ms(now),
-                f"RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={limits.workspace}, of the workspace's clients",
-            )  # fmt: skip
+                peer, _RUNTIME, rates.workspace, now, WORKSPACE_RATE.format(limits.workspace)
+            )
         return None
 
     def carried(self, peer: Peer, frame: ClientFrame, now: float) -> Close | None:
@@ -48,43 +51,31 @@ class Charging:
         return self._runtime_limited(peer, now) if type(frame) is E2ee else None
 
     def charge(
-        self,
-        peer: Peer,
-        message: Sized,
-        now: float,
-        over: Reason = Reason.RUNTIME_RATE_LIMIT_EXCEEDED,
-        *,
-        counted: bool = False,
+        self, peer: Peer, message: Sized, now: float, over: Reason = _RUNTIME, *, counted: bool = False
     ) -> Close | None:
         """Charge a client's message that is not forwarded. `over` is the close's reason, `counted`: only its bytes."""
-        limit = self.rates.runtime
+        limit, window = self.rates.runtime, peer.rates.runtime
         if limit <= 0:
             return None
-        window = peer.rates.runtime
         if not counted and not window.hit(now, limit):
-            detail = f"RELAY_RUNTIME_RATE_PER_MINUTE={limit}, of this client"
-            return self._limited(peer, over, window.retry_after_ms(now), detail)
-        window = peer.rates.unforwarded(now)
+            return self._limited(peer, over, window, now, _CLIENT_RATE.format(limit))
+        window = peer.rates.rare("unforwarded", now)
         if not window.spend(now, len(message), UNFORWARDED_MAX_BYTES):
             detail = f"{UNFORWARDED_MAX_BYTES} bytes of frames that went nowhere, of this client"
-            return self._limited(peer, over, window.retry_after_ms(now), detail)
+            return self._limited(peer, over, window, now, detail)
         return None
 
     def _dropped(self, peer: Peer, message: Sized, now: float, reason: Reason, detail: str) -> Decision:
         return self.charge(peer, message, now) or Drop(reason, detail)
 
     @staticmethod
-    def _limited(peer: Peer, reason: Reason, retry_after_ms: int, detail: str = "") -> Close:
-        return Close(reason, detail, reply=status.rate_limited(peer.grant.workspace_id, retry_after_ms))
+    def _limited(peer: Peer, reason: Reason, window: RateWindow, now: float, detail: str = "") -> Close:
+        reply = status.rate_limited(peer.grant.workspace_id, window.retry_after_ms(now))
+        return Close(reason, detail, reply=reply)
 
-    def daemon_rate(self, peer: Peer, now: float) -> Close | None:
-        """Charge one message to the daemon, before it is decoded."""
+    def own_rate(self, peer: Peer, now: float) -> Close | None:
+        """Charge one message to the daemon or executor that sent it, before it is decoded."""
         if peer.rates.daemon.hit(now, self.rates.daemon):
             return None
-        return Close(Reason.DAEMON_RATE_LIMIT_EXCEEDED)
-
-    def worker_rate(self, peer: Peer, now: float) -> Close | None:
-        """Charge one message to the worker, before it is decoded."""
-        if peer.rates.daemon.hit(now, self.rates.daemon):
-            return None
-        return Close(Reason.WORKER_RATE_LIMIT_EXCEEDED)
+        daemon = peer.role is Role.DAEMON
+        return Close(Reason.DAEMON_RATE_LIMIT_EXCEEDED if daemon else Reason.WORKER_RATE_LIMIT_EXCEEDED)

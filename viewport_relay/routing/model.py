@@ -17,6 +17,7 @@ from attrs import frozen
 from viewport_relay.protocol.grant import Grant, Role, Scope
 from viewport_relay.routing.rates import Rates
 from viewport_relay.routing.tables import RequestTable, SessionTable
+from viewport_relay.routing.views import PeerView
 
 # -- peers -------------------------------------------------------------------------------------------------------
 
@@ -28,19 +29,8 @@ class Outlet(Protocol):
     """The connection of a peer, as far as routing reads it. Only the caller of the router writes to it."""
 
     @property
-    def queued_bytes(self) -> int: ...
-    @property
     def backlog(self) -> int: ...
-    @property
-    def paused(self) -> bool: ...
-    @property
-    def noise(self) -> str: ...
-    @property
-    def subprotocol(self) -> str | None: ...
-    @property
-    def version(self) -> str | None: ...
-    @property
-    def end_to_end(self) -> str | None: ...
+    def view(self, peer: Peer) -> PeerView: ...
 
 
 class RemoteSession(Protocol):
@@ -213,7 +203,6 @@ class Target:
         workspace_id: str,
         runtime_target_id: str | None,
         now: float,
-        *,
         most_requests: int,
         most_sessions: int,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from attrs import frozen
 
@@ -35,6 +35,9 @@ class RateWindow(Protocol):
         ...
 
 
+#: Frames that few clients send: key exchanges, pairing requests, and what is answered or dropped instead of forwarded (bytes).
+Rare: TypeAlias = Literal["kex", "pairing", "unforwarded"]
+
 #: Gives the one window of a key at a time, shared by all peers that go by this key.
 FindWindow: TypeAlias = Callable[[Hashable, float], RateWindow]
 
@@ -45,16 +48,7 @@ class Rates:
     The windows of frames that few clients send are found with the first such frame.
     """
 
-    __slots__ = (
-        "_find",
-        "_key_exchange",
-        "_pairing",
-        "_unforwarded",
-        "client",
-        "daemon",
-        "runtime",
-        "workspace",
-    )
+    __slots__ = ("_find", "_rare", "client", "daemon", "runtime", "workspace")
 
     def __init__(
         self,
@@ -65,29 +59,18 @@ class Rates:
         daemon: RateWindow,
     ) -> None:
         self._find = find
+        self._rare: dict[str, RateWindow] | None = None
         #: the key of the client's own windows, empty for the other roles
         self.client = client
-        self._key_exchange: RateWindow | None = None
-        self._pairing: RateWindow | None = None
-        self._unforwarded: RateWindow | None = None
         self.runtime = runtime
         self.workspace = workspace
         self.daemon = daemon
 
-    def key_exchange(self, now: float) -> RateWindow:
-        """The client's key exchanges."""
-        if self._key_exchange is None:
-            self._key_exchange = self._find(("kex", *self.client), now)
-        return self._key_exchange
-
-    def pairing(self, now: float) -> RateWindow:
-        """The client's pairing requests."""
-        if self._pairing is None:
-            self._pairing = self._find(("pairing", *self.client), now)
-        return self._pairing
-
-    def unforwarded(self, now: float) -> RateWindow:
-        """The bytes of the client's messages that are answered or dropped instead of forwarded."""
-        if self._unforwarded is None:
-            self._unforwarded = self._find(("unforwarded", *self.client), now)
-        return self._unforwarded
+    def rare(self, kind: Rare, now: float) -> RateWindow:
+        """The client's window of one kind of rare frames."""
+        if self._rare is None:
+            self._rare = {}
+        window = self._rare.get(kind)
+        if window is None:
+            window = self._rare[kind] = self._find((kind, *self.client), now)
+        return window

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from viewport_relay.protocol.grant import Role
 from viewport_relay.routing.model import Peer, Seated, SeatOutcome, Target
-from viewport_relay.routing.views import PeerView, TargetView
+from viewport_relay.routing.views import TargetView
 
 _Key = tuple[str, str | None]
 
@@ -32,16 +32,11 @@ class Registry:
 
     def room(self, workspace_id: str, runtime_target_id: str | None, now: float) -> Target:
         """The target, made if it is new. Only for peers whose token was accepted."""
-        key = (workspace_id, runtime_target_id)
+        key = workspace_id, runtime_target_id
         target = self._targets.get(key)
         if target is None:
-            target = self._targets[key] = Target(
-                workspace_id,
-                runtime_target_id,
-                now,
-                most_requests=self._most_requests,
-                most_sessions=self._most_sessions,
-            )
+            target = Target(*key, now, self._most_requests, self._most_sessions)
+            self._targets[key] = target
         target.active_at = now
         return target
 
@@ -108,9 +103,9 @@ class Registry:
         return TargetView(
             workspace_id=target.workspace_id,
             runtime_target_id=target.runtime_target_id,
-            daemon=None if holder is None else _peer_view(holder),
-            clients=tuple(map(_peer_view, target.clients)),
-            workers=tuple(map(_peer_view, target.workers)),
+            daemon=None if holder is None else holder.outlet.view(holder),
+            clients=tuple(peer.outlet.view(peer) for peer in target.clients),
+            workers=tuple(peer.outlet.view(peer) for peer in target.workers),
             sessions=len(target.sessions),
             pending_requests=len(target.key_exchanges) + len(target.pairings),
             frames=target.frames,
@@ -118,20 +113,3 @@ class Registry:
             created_at=target.created_at + wall_offset,
             last_activity_at=target.active_at + wall_offset,
         )
-
-
-def _peer_view(peer: Peer) -> PeerView:
-    outlet = peer.outlet
-    return PeerView(
-        connection_id=peer.connection_id,
-        role=peer.role.value,
-        client_id=peer.grant.client_id,
-        ip=peer.ip,
-        since=peer.since,
-        queued_bytes=outlet.queued_bytes,
-        noise=outlet.noise,
-        subprotocol=outlet.subprotocol,
-        version=outlet.version,
-        paused=outlet.paused,
-        end_to_end=outlet.end_to_end,
-    )

@@ -26,7 +26,7 @@ from viewport_relay.protocol.frames import (
 )
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.charging import Charging
+from viewport_relay.routing.charging import WORKSPACE_RATE, Charging
 from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply
 from viewport_relay.routing.model import Owner, Peer, RemoteSession, Target
 from viewport_relay.routing.profiles import profile_mismatch
@@ -101,17 +101,17 @@ class Router(Charging):
         mismatch = profile_mismatch(peer.role, peer.grant.required_profile, frame.profile, key_exchange=True)
         if mismatch is not None:
             return mismatch
-        rates = peer.rates.key_exchange(now)
-        if not rates.hit(now, self.rates.key_exchange):
-            return self._limited(peer, Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
+        window = peer.rates.rare("kex", now)
+        if not window.hit(now, self.rates.key_exchange):
+            return self._limited(peer, Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, window, now)
         return self._asked(peer, frame, message, now)
 
     def _pairing_request(
         self, peer: Peer, frame: PairingRequest, message: Sized, now: float
     ) -> Peer | Decision:
-        rates = peer.rates.pairing(now)
-        if not rates.hit(now, self.rates.pairing):
-            return self._limited(peer, Reason.PAIRING_RATE_LIMIT_EXCEEDED, rates.retry_after_ms(now))
+        window = peer.rates.rare("pairing", now)
+        if not window.hit(now, self.rates.pairing):
+            return self._limited(peer, Reason.PAIRING_RATE_LIMIT_EXCEEDED, window, now)
         if peer.grant.runtime_target_id is None:
             return self.charge(peer, message, now) or Reply(
                 status.runtime_target_required(peer.grant.workspace_id)
@@ -184,10 +184,8 @@ class Router(Charging):
             return Drop(Reason.BUS_FRAME_REFUSED, "session-event frames are for the relay of their client")
         required, target = daemon.required_profile, daemon.target
         if required is not None and not isinstance(frame, PairingRequest) and frame.profile != required:
-            return Drop(
-                Reason.CLIENT_FRAME_PROFILE_MISMATCH,
-                f"frame names {frame.profile}, the daemon's grant {required}",
-            )
+            detail = f"frame names {frame.profile}, the daemon's grant {required}"
+            return Drop(Reason.CLIENT_FRAME_PROFILE_MISMATCH, detail)
         if isinstance(frame, E2ee):
             owner = target.sessions.owner(frame.session_id, now)
             if owner is not None and owner != relay_id:
@@ -197,10 +195,7 @@ class Router(Charging):
             return conflict
         if not workspace.hit(now, self.rates.workspace):
             self.forget_asker(target, frame, relay_id, now)
-            return Drop(
-                Reason.RUNTIME_RATE_LIMIT_EXCEEDED,
-                f"RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={self.rates.workspace}, of the workspace's clients",
-            )
+            return Drop(Reason.RUNTIME_RATE_LIMIT_EXCEEDED, WORKSPACE_RATE.format(self.rates.workspace))
         return None
 
     def daemon_frame_of_relay(

@@ -7,7 +7,7 @@ peers and may be as long as a frame: long ones are kept as digests.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Final, Generic, TypeVar
+from typing import ClassVar, Final, Generic, TypeVar
 
 #: Seconds that a request waits for its answer.
 REQUEST_TTL: Final = 120.0
@@ -25,100 +25,89 @@ def _key(name: str) -> str | bytes:
     return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
 
-class RequestTable(Generic[Owner]):
-    """Requests that wait for their one answer. At most `most` (oldest out), each for `REQUEST_TTL`."""
+class _Entry(Generic[Owner]):
+    __slots__ = ("owner", "until")
 
-    __slots__ = ("_most", "_pending")
+    def __init__(self, owner: Owner, until: float) -> None:
+        self.owner = owner
+        self.until = until
+
+
+class _OwnerTable(Generic[Owner]):
+    """Ids and their owners: at most `most`, each for a time to live."""
+
+    __slots__ = ("_entries", "_most")
+
+    _ttl: ClassVar[float]
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._pending: dict[str | bytes, tuple[Owner, float]] = {}  # in order of age
+        self._entries: dict[str | bytes, _Entry[Owner]] = {}  # in order of their records
 
     def __len__(self) -> int:
-        return len(self._pending)
+        return len(self._entries)
 
-    def record(self, request_id: str, owner: Owner, now: float) -> bool:
-        """Note that `owner` waits for the answer; False when another owner waits for this id."""
-        key = _key(request_id)
-        found = self._pending.get(key)
-        if found is not None and found[0] != owner and now < found[1]:
+    def record(self, name: str, owner: Owner, now: float) -> bool:
+        """Give the id to `owner`, anew or once more; False while another owner has it."""
+        key = _key(name)
+        found = self._entries.get(key)
+        if found is not None and found.owner != owner and now < found.until:
             return False
-        self._pending.pop(key, None)  # so that the renewed one is the youngest
-        self._pending[key] = (owner, now + REQUEST_TTL)
-        while len(self._pending) > self._most:
-            del self._pending[next(iter(self._pending))]
+        self._entries.pop(key, None)
+        if len(self._entries) >= self._most:
+            del self._entries[self._first_out()]
+        self._entries[key] = _Entry(owner, now + self._ttl)
         return True
+
+    def _first_out(self) -> str | bytes:
+        raise NotImplementedError
+
+    def forget_owner(self, owner: Owner) -> None:
+        for key in [key for key, entry in self._entries.items() if entry.owner == owner]:
+            del self._entries[key]
+
+    def expire(self, now: float) -> None:
+        for key in [key for key, entry in self._entries.items() if now >= entry.until]:
+            del self._entries[key]
+
+    def clear(self) -> None:
+        self._entries.clear()
+
+
+class RequestTable(_OwnerTable[Owner]):
+    """Requests that wait for their one answer, each for `REQUEST_TTL`. The oldest goes first."""
+
+    __slots__ = ()
+
+    _ttl = REQUEST_TTL
 
     def owner(self, request_id: str, now: float) -> Owner | None:
         """Who waits for the answer to this request."""
-        found = self._pending.get(_key(request_id))
-        return None if found is None or now >= found[1] else found[0]
+        found = self._entries.get(_key(request_id))
+        return None if found is None or now >= found.until else found.owner
 
     def spend(self, request_id: str) -> None:
         """The request is answered."""
-        self._pending.pop(_key(request_id), None)
+        self._entries.pop(_key(request_id), None)
 
-    def forget_owner(self, owner: Owner) -> None:
-        for key in [k for k, (who, _) in self._pending.items() if who == owner]:
-            del self._pending[key]
-
-    def expire(self, now: float) -> None:
-        for key in [k for k, (_, until) in self._pending.items() if now >= until]:
-            del self._pending[key]
-
-    def clear(self) -> None:
-        self._pending.clear()
+    def _first_out(self) -> str | bytes:
+        return next(iter(self._entries))
 
 
-class OwnedSession(Generic[Owner]):
-    """One owned session; `used_at` is touched by every frame of it."""
+class SessionTable(_OwnerTable[Owner]):
+    """Sessions and their owners, each until `SESSION_TTL` after its last use. The longest unused goes first."""
 
-    __slots__ = ("owner", "used_at")
+    __slots__ = ()
 
-    def __init__(self, owner: Owner, used_at: float) -> None:
-        self.owner = owner
-        self.used_at = used_at
-
-
-class SessionTable(Generic[Owner]):
-    """Sessions and their owners. At most `most` (longest unused out), each until `SESSION_TTL` after its last use."""
-
-    __slots__ = ("_most", "_sessions")
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._sessions: dict[str | bytes, OwnedSession[Owner]] = {}
-
-    def __len__(self) -> int:
-        return len(self._sessions)
+    _ttl = SESSION_TTL
 
     def owner(self, session_id: str, now: float) -> Owner | None:
-        """Who owns the session; counts as a use of it."""
-        found = self._sessions.get(session_id if len(session_id) <= _LONGEST_KEY else _key(session_id))
-        if found is None or now >= found.used_at + SESSION_TTL:
+        """Who owns the session; counts as a use of it. Called for every e2ee frame."""
+        found = self._entries.get(session_id if len(session_id) <= _LONGEST_KEY else _key(session_id))
+        if found is None or now >= found.until:
             return None
-        found.used_at = now
+        found.until = now + SESSION_TTL
         return found.owner
 
-    def record(self, session_id: str, owner: Owner, now: float) -> bool:
-        """Give the session to `owner`; False when another owner has it."""
-        key = _key(session_id)
-        found = self._sessions.get(key)
-        if found is not None and found.owner != owner and now < found.used_at + SESSION_TTL:
-            return False
-        self._sessions.pop(key, None)
-        if len(self._sessions) >= self._most:
-            del self._sessions[min(self._sessions, key=lambda k: self._sessions[k].used_at)]
-        self._sessions[key] = OwnedSession(owner, now)
-        return True
-
-    def forget_owner(self, owner: Owner) -> None:
-        for key in [k for k, s in self._sessions.items() if s.owner == owner]:
-            del self._sessions[key]
-
-    def expire(self, now: float) -> None:
-        for key in [k for k, s in self._sessions.items() if now >= s.used_at + SESSION_TTL]:
-            del self._sessions[key]
-
-    def clear(self) -> None:
-        self._sessions.clear()
+    def _first_out(self) -> str | bytes:
+        return min(self._entries, key=lambda key: self._entries[key].until)

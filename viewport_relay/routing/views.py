@@ -14,7 +14,7 @@ class PeerView:
     client_id: str
     ip: str
     since: float
-    queued_bytes: int
+    queued_bytes: int  # those in the transport included
     noise: str  # "none" | "IK" | "IKpsk2"
     subprotocol: str | None
     version: str | None  # the peer's User-Agent, cut to 64 characters

@@ -65,12 +65,8 @@ class ClientRole:
                 session_of(peer).deliver(text.encode())
             case NoDaemon(frame):
                 self._remote.client_frame(peer, frame, message)
-            case Drop():
-                outcomes.counters.frames_client_rejected += 1
-                outcomes.drop(peer, verdict)
-            case Close():
-                outcomes.counters.frames_client_rejected += 1
-                outcomes.close(peer, verdict)
+            case Drop() | Close():
+                outcomes.refuse(peer, verdict)
             case FanOut():
                 outcomes.fan_out(verdict, message)
             case _:

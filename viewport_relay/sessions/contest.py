@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import define, evolve, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.observe.counters import Counters
@@ -29,13 +29,13 @@ class _Contest:
     deadline: float
 
 
+@define(eq=False)
 class Contests:
     """Runs every contest of a relay. `pong_timeout` is in seconds."""
 
-    def __init__(self, clock: IReactorTime, counters: Counters, pong_timeout: float) -> None:
-        self._clock = clock
-        self._counters = counters
-        self._pong_timeout = pong_timeout
+    _clock: IReactorTime
+    _counters: Counters
+    _pong_timeout: float
 
     def begin(self, challenger: Peer, holder: Peer) -> None:
         """Ping the holder, and look at what comes of it."""

@@ -34,12 +34,8 @@ class DaemonRole:
                 copies = outcomes.fan_out(verdict, message)
                 now = session_of(peer).connection.reader.last_seen
                 outcomes.count_to_clients(peer, copies, copies * len(message), now)
-            case Drop():
-                outcomes.counters.frames_daemon_rejected += 1
-                outcomes.drop(peer, verdict)
-            case Close():
-                outcomes.counters.frames_daemon_rejected += 1
-                outcomes.close(peer, verdict)
+            case Drop() | Close():
+                outcomes.refuse(peer, verdict)
             case Publish(relay_id, frame):
                 self._remote.daemon_frame(peer, relay_id, frame, message)
             case _:
@@ -47,13 +43,13 @@ class DaemonRole:
 
 
 def _judge(router: Router, outcomes: Outcomes) -> Judge:
-    daemon_rate, daemon_e2ee = router.daemon_rate, router.daemon_e2ee
+    own_rate, daemon_e2ee = router.own_rate, router.daemon_e2ee
 
     def judge(peer: Peer, message: Message, now: float) -> Peer | RemoteSession | Decision | None:
         envelope = fast_e2ee(message)
         if envelope is None and not is_utf8(message):
             return None
-        limited = daemon_rate(peer, now)
+        limited = own_rate(peer, now)
         if limited is not None:
             return limited
         if envelope is not None:

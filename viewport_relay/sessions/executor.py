@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from attrs import Factory, define
 from twisted.internet.defer import CancelledError, Deferred
 
 from viewport_relay.admission.http import HttpClient
@@ -97,15 +98,23 @@ def response_headers(answer: Answer) -> dict[str, str]:
     return shown
 
 
+@define(eq=False)
+class _Queue:
+    """Requests of one executor: running and waiting."""
+
+    running: set[Deferred[None]] = Factory(set)
+    waiting: deque[tuple[Peer, WorkerRequest]] = Factory(deque)
+
+
+@define(eq=False)
 class PlatformRequests:
     """Sends the requests of all executors of a process to the platform."""
 
-    def __init__(self, client: HttpClient, server_url: str, frame_max_bytes: int, outcomes: Outcomes) -> None:
-        self._client = client
-        self._server_url = server_url
-        self._max_bytes = frame_max_bytes
-        self._outcomes = outcomes
-        self._queues: dict[Session, _Queue] = {}
+    _client: HttpClient
+    _server_url: str
+    _frame_max_bytes: int
+    _outcomes: Outcomes
+    _queues: dict[Session, _Queue] = Factory(dict)
 
     def take(self, session: Session, peer: Peer, frame: WorkerRequest) -> None:
         """Start an executor's request, now or when an earlier one has ended."""
@@ -164,7 +173,7 @@ class PlatformRequests:
             self._server_url + frame.path,
             request_headers(dict(frame.headers)),
             limit=REQUEST_TIMEOUT,
-            max_bytes=self._max_bytes,
+            max_bytes=self._frame_max_bytes,
             retry=frame.method == "GET",
         )
 
@@ -183,13 +192,13 @@ class PlatformRequests:
         session.deliver(worker_response(frame.request_id, status, _JSON_HEADERS, body).encode())
 
 
+@define(eq=False)
 class ExecutorRole:
     """The handler of the executor role, shared by all executors."""
 
-    def __init__(self, router: Router, outcomes: Outcomes, requests: PlatformRequests) -> None:
-        self._router = router
-        self._outcomes = outcomes
-        self._requests = requests
+    _router: Router
+    _outcomes: Outcomes
+    _requests: PlatformRequests
 
     def begin(self, session: Session, peer: Peer) -> None:
         """Start to answer the executor's requests."""
@@ -197,7 +206,7 @@ class ExecutorRole:
 
     def _receive(self, session: Session, peer: Peer, message: bytes) -> None:
         now = session.connection.reader.last_seen
-        limited = self._router.worker_rate(peer, now)
+        limited = self._router.own_rate(peer, now)
         if limited is not None:
             self._outcomes.close(peer, limited)
             return
@@ -211,13 +220,3 @@ class ExecutorRole:
 
 def _body(frame: WorkerRequest) -> bytes | None:
     return None if frame.method == "GET" or frame.body is None else frame.body.encode("utf-8", "replace")
-
-
-class _Queue:
-    """Requests of one executor: running and waiting."""
-
-    __slots__ = ("running", "waiting")
-
-    def __init__(self) -> None:
-        self.running: set[Deferred[None]] = set()
-        self.waiting: deque[tuple[Peer, WorkerRequest]] = deque()

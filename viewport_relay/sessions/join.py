@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
+from attrs import define
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.addresses import counted_as
@@ -39,35 +40,21 @@ class RoleHandler(Protocol):
     def begin(self, session: Session, peer: Peer) -> None: ...
 
 
+@define(eq=False)
 class Sessions:
-    """All sessions of a relay."""
+    """All sessions of a relay. `now` returns seconds since the epoch; `max_pending` is RELAY_MAX_PENDING_BYTES."""
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        now: Callable[[], float],
-        log: EventSink,
-        counters: Counters,
-        registry: Registry,
-        windows: WindowTable,
-        links: Links,
-        contests: Contests,
-        remote: RemoteRelays,
-        roles: Mapping[Role, RoleHandler],
-        max_pending: int,
-    ) -> None:
-        """`now` returns seconds since the epoch; `max_pending` is RELAY_MAX_PENDING_BYTES."""
-        self._clock = clock
-        self._now = now
-        self._log = log
-        self._counters = counters
-        self._registry = registry
-        self._windows = windows
-        self._links = links
-        self._contests = contests
-        self._remote = remote
-        self._roles = roles
-        self._max_pending = max_pending
+    _clock: IReactorTime
+    _now: Callable[[], float]
+    _log: EventSink
+    _counters: Counters
+    _registry: Registry
+    _windows: WindowTable
+    _links: Links
+    _contests: Contests
+    _remote: RemoteRelays
+    _roles: Mapping[Role, RoleHandler]
+    _max_pending: int
 
     # -- joining -----------------------------------------------------------------------------------------------
 
@@ -98,7 +85,7 @@ class Sessions:
         info = connection.info
         target = self._registry.room(grant.workspace_id, grant.runtime_target_id, now)
         rates = self._rates(grant, info.ip, now)
-        session = Session(connection, self, key_used)
+        session = Session(connection, self.leave, key_used)
         peer = Peer(info.connection_id, grant, info.ip, self._now(), session, rates, target)
         session.peer = peer
         connection.handler = session
@@ -119,7 +106,9 @@ class Sessions:
         about = peer.describe()
         if session.key_used is not None:
             about["relayKeyUsed"] = session.key_used
-        self._log.event("join", connection_id=peer.connection_id, **about, noise=session.noise)
+        self._log.event(
+            "join", connection_id=peer.connection_id, **about, noise=session.connection.info.noise
+        )
         self._roles[peer.role].begin(session, peer)
 
     def _rates(self, grant: Grant, ip: str, now: float) -> Rates:
@@ -212,14 +201,12 @@ class Sessions:
         return len(found)
 
 
+@define(eq=False)
 class _Outside:
     """The handler of a connection whose claims were refused."""
 
-    __slots__ = ("_connection", "_sessions")
-
-    def __init__(self, sessions: Sessions, connection: Connection) -> None:
-        self._sessions = sessions
-        self._connection = connection
+    _sessions: Sessions
+    _connection: Connection
 
     def closed(self, ending: Ending) -> None:
         self._sessions.note_close(self._connection, ending, {"ip": self._connection.info.ip})

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import Any, Final
 
+from attrs import define
+
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol import status
 from viewport_relay.protocol.frames import DaemonFrame, KeyExchangeResponse, KeyUpdateRequired
 from viewport_relay.protocol.framing import text_header
+from viewport_relay.protocol.grant import Role
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Close, Drop, FanOut
 from viewport_relay.routing.model import Peer
@@ -20,13 +23,13 @@ from viewport_relay.sessions.session import session_of
 COUNTED_ONLY: Final = frozenset({Reason.NO_OWNER})
 
 
+@define(eq=False)
 class Outcomes:
     """Carries out what is not forwarding."""
 
-    def __init__(self, router: Router, log: EventSink, counters: Counters) -> None:
-        self._router = router
-        self.log = log
-        self.counters = counters
+    _router: Router
+    log: EventSink
+    counters: Counters
 
     def count_to_daemon(self, peer: Peer, frames: int, size: int, now: float) -> None:
         """Frames of this client were sent to a daemon here."""
@@ -61,13 +64,23 @@ class Outcomes:
         """A client's frame reaches no daemon anywhere. `counted`: its rate is charged already."""
         limited = self._router.charge(peer, message, now, counted=counted)
         if limited is not None:
-            self.counters.frames_client_rejected += 1
-            self.close(peer, limited)
+            self.refuse(peer, limited)
             return
         grant = peer.grant
         self.counters.drops[Reason.DAEMON_UNAVAILABLE] += 1
         text = status.daemon_unavailable(grant.workspace_id, grant.runtime_target_id, grant.claims.machine_id)
         session_of(peer).deliver(text.encode())
+
+    def refuse(self, peer: Peer, verdict: Drop | Close) -> None:
+        """Drop a frame of this client or daemon, or close its connection, and count the frame as rejected."""
+        if peer.role is Role.DAEMON:
+            self.counters.frames_daemon_rejected += 1
+        else:
+            self.counters.frames_client_rejected += 1
+        if isinstance(verdict, Drop):
+            self.drop(peer, verdict)
+        else:
+            self.close(peer, verdict)
 
     def drop(self, peer: Peer, drop: Drop) -> None:
         """A frame of this peer goes nowhere."""

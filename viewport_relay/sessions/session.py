@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from viewport_relay.noise.exchange import ExchangeWatch
 from viewport_relay.routing.model import Peer
+from viewport_relay.routing.views import PeerView
 from viewport_relay.wire.connection import Connection
 from viewport_relay.wire.ending import Ending
-
-
-class LeaveListener(Protocol):
-    """Takes a session out of routing when its connection has ended."""
-
-    def leave(self, session: Session, ending: Ending) -> None: ...
 
 
 class Session:
     """The session of one connection. `peer` is None before it has joined and after it has left."""
 
-    __slots__ = ("_exchange", "_sessions", "announced", "connection", "key_used", "outbox", "peer")
+    __slots__ = ("_exchange", "_leave", "announced", "connection", "key_used", "outbox", "peer")
 
-    def __init__(self, connection: Connection, sessions: LeaveListener, key_used: str | None) -> None:
-        """`key_used`: name of the relay's key that the link used; None without a link."""
+    def __init__(
+        self, connection: Connection, leave: Callable[[Session, Ending], None], key_used: str | None
+    ) -> None:
+        """`leave` takes the session out of routing. `key_used`: name of the relay's key that the link used, if any."""
         self.connection = connection
         self.outbox = connection.outbox  # used by every frame
         self.peer: Peer | None = None
         self.announced = False  # whether the join was logged
         self.key_used = key_used
-        self._sessions = sessions
+        self._leave = leave
         self._exchange: ExchangeWatch | None = None
 
     def closed(self, ending: Ending) -> None:
         """The connection has ended."""
-        self._sessions.leave(self, ending)
+        self._leave(self, ending)
 
     def deliver(self, message: bytes) -> bool:
         """Send a message; False when the connection does not accept it."""
@@ -46,38 +43,27 @@ class Session:
             self._exchange = ExchangeWatch()
         return self._exchange
 
-    # -- for `/state` ------------------------------------------------------------------------------------------
-
-    @property
-    def end_to_end(self) -> str | None:
-        """The latest end-to-end session, as text."""
-        return None if self._exchange is None else self._exchange.summary
-
-    @property
-    def queued_bytes(self) -> int:
-        """Bytes queued for this peer, those in the transport included."""
-        return self.outbox.pending
-
     @property
     def backlog(self) -> int:
         """Bytes queued in the outbox, without those in the transport."""
         return self.outbox.queued
 
-    @property
-    def paused(self) -> bool:
-        return self.connection.reader.paused
-
-    @property
-    def noise(self) -> str:
-        return self.connection.info.noise
-
-    @property
-    def subprotocol(self) -> str | None:
-        return self.connection.info.subprotocol
-
-    @property
-    def version(self) -> str | None:
-        return self.connection.info.version
+    def view(self, peer: Peer) -> PeerView:
+        """The connection of `peer`, for operators."""
+        info = self.connection.info
+        return PeerView(
+            connection_id=peer.connection_id,
+            role=peer.role.value,
+            client_id=peer.grant.client_id,
+            ip=peer.ip,
+            since=peer.since,
+            queued_bytes=self.outbox.pending,
+            noise=info.noise,
+            subprotocol=info.subprotocol,
+            version=info.version,
+            paused=self.connection.reader.paused,
+            end_to_end=None if self._exchange is None else self._exchange.summary,
+        )
 
 
 def session_of(peer: Peer) -> Session:

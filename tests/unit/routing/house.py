@@ -11,6 +11,7 @@ from viewport_relay.routing.model import Peer, Target
 from viewport_relay.routing.rates import FrameRates, Rates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
+from viewport_relay.routing.views import PeerView
 
 NO_LIMIT = FrameRates(key_exchange=0, pairing=0, runtime=0, workspace=0, daemon=0)
 
@@ -18,13 +19,13 @@ NO_LIMIT = FrameRates(key_exchange=0, pairing=0, runtime=0, workspace=0, daemon=
 class Outlet:
     """Null object in place of a peer's connection."""
 
-    queued_bytes = 0
     backlog = 0
-    paused = False
-    noise = "none"
-    subprotocol: str | None = None
-    version: str | None = None
-    end_to_end: str | None = None
+
+    def view(self, peer: Peer) -> PeerView:
+        role, client_id = peer.role.value, peer.grant.client_id
+        return PeerView(
+            peer.connection_id, role, client_id, peer.ip, peer.since, 0, "none", None, None, False
+        )
 
 
 class House:

@@ -619,9 +619,10 @@ def test_a_frame_that_the_bus_carries_is_charged_as_a_forwarded_one() -> None:
 def test_daemon_and_worker_rates() -> None:
     house = House(limits(daemon=2))
     daemon, worker = house.daemon(), house.peer(Role.WORKER)
-    for check, peer, reason in (
-        (house.router.daemon_rate, daemon, Reason.DAEMON_RATE_LIMIT_EXCEEDED),
-        (house.router.worker_rate, worker, Reason.WORKER_RATE_LIMIT_EXCEEDED),
+    check = house.router.own_rate
+    for peer, reason in (
+        (daemon, Reason.DAEMON_RATE_LIMIT_EXCEEDED),
+        (worker, Reason.WORKER_RATE_LIMIT_EXCEEDED),
     ):
         assert [check(peer, house.now) for _ in range(2)] == [None, None]
         assert check(peer, house.now) == Close(reason)
