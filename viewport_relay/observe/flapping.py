@@ -42,7 +42,6 @@ class Flap(FoldWindow):
 
     def finding(self, at: float) -> LogEntry:
         """The finding so far, as an entry about the peer."""
-        times = "once" if self.count == 1 else f"{self.count} times"
         of_peer = ("role", "workspaceId", "runtimeTargetId", "clientId", "ip", "detail")
         details = {
             "count": self.count,
@@ -50,9 +49,14 @@ class Flap(FoldWindow):
             "last": timestamp(self.last),
             **{name: self.details.get(name) for name in of_peer},
         }
-        text = f"joined and left within {max(1, math.ceil(self.longest))} s, {times}"
         reason = Reason.PEER_FLAPPING
-        return LogEntry(at, reason.entry.level, "flapping", reason, text, None, details)
+        return LogEntry(at, reason.entry.level, "flapping", reason, self.text, None, details)
+
+    @property
+    def text(self) -> str:
+        """What has happened so far, in words."""
+        times = "once" if self.count == 1 else f"{self.count} times"
+        return f"joined and left within {max(1, math.ceil(self.longest))} s, {times}"
 
 
 class Flapping:

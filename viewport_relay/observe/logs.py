@@ -181,9 +181,10 @@ class EventLog:
         if flap is None:
             self._write_stayed()
             return False
-        finding = flap.finding(entry.at)
-        about = {**entry.details, "detail": finding.message}
-        self.problems.note(finding._replace(message=None, connection_id=entry.connection_id, details=about))
+        reason, about = Reason.PEER_FLAPPING, {**entry.details, "detail": flap.text}
+        self.problems.note(
+            LogEntry(entry.at, reason.entry.level, "flapping", reason, None, entry.connection_id, about)
+        )
         return True
 
     def _write_stayed(self) -> None:

@@ -238,8 +238,10 @@ class ArenaReader(Reader):
         return True
 
     def _sample(self) -> None:
-        """Note how long this read took."""
+        """Note how long this read took, unless it was the last."""
         self._unsampled = SAMPLE_EVERY
+        if self._ended:
+            return
         began, seconds, observe = self.last_seen, self._seconds, self._observe
         self._turn.when_sent(lambda: observe(seconds() - began))
 

@@ -30,7 +30,7 @@ from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.channel import RelayChannel
 from viewport_relay.wire.clientaddress import ClientAddress
-from viewport_relay.wire.handshake import check_handshake, header, header_values, is_upgrade, parse_query
+from viewport_relay.wire.handshake import Headers, check_handshake, header, is_upgrade, parse_query
 
 #: Reasons that all clients behind one proxy meet at once, if the relay does not trust the proxy.
 _BY_ADDRESS: Final = frozenset({Reason.RATE_LIMIT_EXCEEDED, Reason.TOO_MANY_CONNECTIONS_PER_IP})
@@ -43,6 +43,7 @@ class Attempt:
     connection_id: str
     ip: str
     request: Request
+    headers: Headers
     query: UpgradeQuery | None = None
     token: TokenSource | None = None
     subprotocols: tuple[str, ...] = ()
@@ -113,7 +114,8 @@ class UpgradeAttempts(Resource):
         self._counts.set_limits(total, per_ip, clients)
 
     def render(self, request: Request) -> int:
-        attempt = Attempt(os.urandom(9).hex(), self._address(request), request)
+        headers = dict(request.requestHeaders.getAllRawHeaders())
+        attempt = Attempt(os.urandom(9).hex(), self._address(request), request, headers)
         try:
             self._check(attempt)
             waiting = self._decide(attempt)
@@ -143,8 +145,8 @@ class UpgradeAttempts(Resource):
 
     def _check(self, attempt: Attempt) -> None:
         """The checks of the wire protocol, section 2, up to the presence of a token, cheapest first. Raises Refusal."""
-        config, request = self._config, attempt.request
-        if not is_upgrade(request):
+        config, request, headers = self._config, attempt.request, attempt.headers
+        if not is_upgrade(headers.get(b"Upgrade", ())):
             raise Refusal(
                 Reason.UPGRADE_REQUIRED
             )  # not counted as an attempt: plain HTTP has a budget of its own
@@ -162,20 +164,19 @@ class UpgradeAttempts(Resource):
         attempt.ticket = self._counts.take(counted)
         if request.path != b"/ws" or request.method != b"GET":
             raise Refusal(Reason.NOT_FOUND)
-        attempt.subprotocols = check_handshake(request)
+        attempt.subprotocols = check_handshake(request.clientproto, headers)
         attempt.query, query_token = parse_query(request.uri)
-        self._check_origin(request)
-        attempt.token = token_from(
-            header_values(request, b"authorization"), attempt.subprotocols, query_token, config.mode
-        )
+        self._check_origin(headers)
+        authorization = [value.decode("latin-1") for value in headers.get(b"Authorization", ())]
+        attempt.token = token_from(authorization, attempt.subprotocols, query_token, config.mode)
         if attempt.token is None:
             raise Refusal(Reason.TOKEN_MISSING)
         if attempt.query.role is Role.CLIENT:
             attempt.ticket.count_client(attempt.query.workspace_id, attempt.query.runtime_target_id)
 
-    def _check_origin(self, request: Request) -> None:
+    def _check_origin(self, headers: Headers) -> None:
         allowed = self._config.allowed_origins
-        origin = header(request, b"origin") if allowed else ""
+        origin = header(headers, b"Origin") if allowed else ""
         if origin and origin.lower() not in allowed:
             known = ", ".join(sorted(allowed)[:8])
             raise Refusal(

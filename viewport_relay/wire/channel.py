@@ -63,6 +63,7 @@ class RelayChannel(HTTPChannel):
 
     def __init__(self) -> None:
         HTTPChannel.__init__(self)
+        self._peer_host: str | None = None
         self._linger: IDelayedCall | None = None
         self._resting: IDelayedCall | None = None
         self._waits = False  # for its turn in the queue
@@ -78,11 +79,20 @@ class RelayChannel(HTTPChannel):
 
     def connectionMade(self) -> None:
         HTTPChannel.connectionMade(self)
-        self.connections.enter(self, self.peer_host())
+        self.connections.enter(self, self.given_peer or peer_host(self.transport))
 
+    @property
     def peer_host(self) -> str:
-        """The address of the connection's other end, or the one that PROXY protocol names; "unix" or "unknown" without."""
-        return self.given_peer or peer_host(self.transport)
+        """The address of the connection's other end, or the one that PROXY protocol names; "unix" or "unknown" without.
+
+        It is known when the first bytes have come.
+        """
+        if self._peer_host is None:
+            self._peer_host = self.given_peer or peer_host(self.transport)
+        return self._peer_host
+
+    def getHost(self) -> None:
+        """None: the relay answers alike on each of its addresses, and to ask for it is a system call for each request."""
 
     def timeoutConnection(self) -> None:
         """Called by TimeoutMixin: the request is late, or none came."""
@@ -217,7 +227,7 @@ class RelayChannel(HTTPChannel):
         self.loseConnection()
 
     def _unreadable(self, message: str) -> None:
-        self.connections.unreadable(self.peer_host(), message)
+        self.connections.unreadable(self.peer_host, message)
 
     def _say(self, status: bytes) -> None:
         self.transport.write(b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
@@ -257,7 +267,7 @@ class RelayChannel(HTTPChannel):
         """Take the next request in its turn, and read from the transport as long as there is room."""
         if self._kept and not self._answering and not self._unread and not self._waits:
             self._waits = True
-            self.queue.run(counted_as(self.peer_host()), self._take_kept)
+            self.queue.run(counted_as(self.peer_host), self._take_kept)
         if len(self._kept) > MAX_KEPT or (self._unread and not self._answering):
             self.transport.pauseProducing()
 

@@ -7,7 +7,6 @@ from typing import Any
 from twisted.web.http import Request
 
 from viewport_relay.admission.addresses import UNIX_PEER, TrustedProxies
-from viewport_relay.wire.handshake import header_values
 
 
 class ClientAddress:
@@ -28,12 +27,13 @@ class ClientAddress:
         channel: Any = request.channel
         if channel.given_ip is not None:
             return str(channel.given_ip)
-        return self.trusted.client(channel.peer_host(), header_values(request, b"x-forwarded-for"))
+        forwarded = request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())
+        return self.trusted.client(channel.peer_host, [value.decode("latin-1") for value in forwarded])
 
     def distrusted_proxy(self, request: Request) -> dict[str, str]:
         """Details for a log entry where a proxy that is not trusted forwarded the request: all its clients share one address."""
         channel: Any = request.channel
-        peer = channel.peer_host()
+        peer = channel.peer_host
         headers = request.requestHeaders
         forwarded = headers.hasHeader(b"x-forwarded-for") or headers.hasHeader(b"forwarded")
         if not forwarded or channel.given_ip is not None or self.trusted.trusts(peer):

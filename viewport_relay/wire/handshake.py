@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qsl
-
-from twisted.web.http import Request
 
 from viewport_relay.admission.query import read_query
 from viewport_relay.protocol.grant import UpgradeQuery
@@ -25,51 +24,42 @@ _TOKEN_CHARS: Final = frozenset(
 )
 
 
-def header_values(request: Request, name: bytes) -> list[str]:
-    """All values of a header, in order."""
-    return [value.decode("latin-1") for value in request.requestHeaders.getRawHeaders(name, ())]
+#: All headers of a request: their values in order by name, as `Headers.getAllRawHeaders` writes it (Sec-Websocket-Key).
+Headers = Mapping[bytes, Sequence[bytes]]
 
 
-def header(request: Request, name: bytes) -> str:
+def header(headers: Headers, name: bytes) -> str:
     """The first value of a header without surrounding white space, "" if there is none."""
-    values = request.requestHeaders.getRawHeaders(name)
+    values = headers.get(name)
     return values[0].decode("latin-1").strip() if values else ""
 
 
-def header_members(request: Request, name: bytes) -> list[str]:
-    """The members of a comma list, over repeated headers too (RFC 9110 section 5.6.1)."""
-    values = header_values(request, name)
-    return [member.strip() for value in values for member in value.split(",") if member.strip()]
+def is_upgrade(values: Iterable[bytes]) -> bool:
+    """Whether a request with these values of Upgrade tries to open a WebSocket, well-formed or not."""
+    return b"websocket" in b",".join(values).lower()
 
 
-def is_upgrade(request: Request) -> bool:
-    """Whether the request tries to open a WebSocket, well-formed or not."""
-    values = request.requestHeaders.getRawHeaders(b"upgrade", ())
-    return any(b"websocket" in value.lower() for value in values)
-
-
-def check_handshake(request: Request) -> tuple[str, ...]:
-    """Check the client's handshake (section 4.2.1) and return the sub-protocols it offers, in order.
+def check_handshake(version: bytes, headers: Headers) -> tuple[str, ...]:
+    """Check the client's handshake (section 4.2.1), sent in this version of HTTP, and return the sub-protocols it offers, in order.
 
     Raises Refusal UPGRADE_MALFORMED or UPGRADE_REQUIRED.
     """
-    headers = request.requestHeaders
-    if request.clientproto != b"HTTP/1.1":
+    if version != b"HTTP/1.1":
         raise _malformed("not HTTP/1.1")
-    if len(headers.getRawHeaders(b"host", ())) != 1:
+    if len(headers.get(b"Host", ())) != 1:
         raise _malformed("not exactly one Host header")
-    if not _names(request, b"upgrade", b"websocket"):
+    if b"websocket" not in _members(headers, b"Upgrade", lower=True):
         raise _malformed("Upgrade is not websocket")
-    if not _names(request, b"connection", b"upgrade"):
+    if b"upgrade" not in _members(headers, b"Connection", lower=True):
         raise _malformed("Connection does not name Upgrade")
-    if [version.strip() for version in header_values(request, b"sec-websocket-version")] != ["13"]:
+    if [value.strip() for value in headers.get(b"Sec-Websocket-Version", ())] != [b"13"]:
         raise Refusal(Reason.UPGRADE_REQUIRED, "Sec-WebSocket-Version is not 13")
-    keys = headers.getRawHeaders(b"sec-websocket-key", ())
+    keys = headers.get(b"Sec-Websocket-Key", ())
     if len(keys) != 1 or not _is_key(keys[0].strip()):
         raise _malformed("Sec-WebSocket-Key is not base64 of 16 bytes")
-    if headers.hasHeader(b"transfer-encoding") or header(request, b"content-length") not in ("", "0"):
+    if b"Transfer-Encoding" in headers or header(headers, b"Content-Length") not in ("", "0"):
         raise _malformed("the request has a body")
-    offered = header_members(request, b"sec-websocket-protocol")
+    offered = [member.decode("latin-1") for member in _members(headers, b"Sec-Websocket-Protocol") if member]
     if len(set(offered)) != len(offered):
         raise _malformed("a sub-protocol is offered twice")
     if not all(_TOKEN_CHARS.issuperset(member) for member in offered):
@@ -81,10 +71,10 @@ def _malformed(detail: str) -> Refusal:
     return Refusal(Reason.UPGRADE_MALFORMED, detail)
 
 
-def _names(request: Request, name: bytes, word: bytes) -> bool:
-    """Whether a comma list contains `word` (given in lower case), compared without case."""
-    values = request.requestHeaders.getRawHeaders(name, ())
-    return any(member.strip().lower() == word for value in values for member in value.split(b","))
+def _members(headers: Headers, name: bytes, *, lower: bool = False) -> list[bytes]:
+    """The members of a comma list, over repeated headers too (RFC 9110 section 5.6.1), empty ones included."""
+    values = b",".join(headers.get(name, ()))
+    return [member.strip() for member in (values.lower() if lower else values).split(b",")]
 
 
 def _is_key(key: bytes) -> bool:
@@ -110,9 +100,9 @@ def parse_query(target: bytes) -> tuple[UpgradeQuery, str | None]:
     return query, found.get("token")
 
 
-def switching_protocols(request: Request, subprotocol: str | None) -> bytes:
+def switching_protocols(headers: Headers, subprotocol: str | None) -> bytes:
     """The 101 (section 4.2.2) that answers a checked handshake."""
-    key = request.requestHeaders.getRawHeaders(b"sec-websocket-key", ())[0].strip()
+    key = headers[b"Sec-Websocket-Key"][0].strip()
     accept = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
     chosen = b"" if subprotocol is None else b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode("ascii")
     return (

@@ -140,6 +140,6 @@ class Root(Resource):
         self._plain = plain
 
     def render(self, request: Request) -> Any:
-        if self._upgrade is not None and is_upgrade(request):
+        if self._upgrade is not None and is_upgrade(request.requestHeaders.getRawHeaders(b"upgrade", ())):
             return self._upgrade.render(request)
         return self._plain.render(request)

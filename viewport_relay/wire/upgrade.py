@@ -99,13 +99,13 @@ class UpgradeResource(UpgradeAttempts):
     def _open(self, attempt: Attempt) -> tuple[Connection, bytes]:
         """Send the 101 and give the transport to a `Connection`. Returns the connection, and the bytes that came before the 101."""
         chosen = select_subprotocol(attempt.subprotocols, self._config.noise_link != "off")
-        response = switching_protocols(attempt.request, chosen)
+        response = switching_protocols(attempt.headers, chosen)
         transport, early = attempt.channel.hand_over()
         attempt.transport = transport
         info = ConnectionInfo(
             attempt.connection_id,
             attempt.ip,
-            header(attempt.request, b"user-agent")[:64] or None,
+            header(attempt.headers, b"User-Agent")[:64] or None,
             "auth" if chosen is not None and chosen.startswith("auth.") else chosen,
             chosen == LINK_SUBPROTOCOL,
         )
