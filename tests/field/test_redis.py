@@ -453,7 +453,7 @@ async def test_a_frame_dropped_from_the_queue_is_answered(start: Start, signing_
 
 DOCUMENTED_ACL = (
     "resetkeys ~viewport:relay:* resetchannels -@all +auth +select +ping +info +get +mget +set +del +eval +rpush "
-    "+pexpire +blpop +lpop"
+    "+pexpire +blpop +lpop +lrange +lrem"
 )
 
 

@@ -23,6 +23,9 @@ TargetKey: TypeAlias = tuple[str, str]
 #: A signed frame or batch as it leaves.
 BusFrame: TypeAlias = bytes | memoryview
 Frame: TypeAlias = ClientFrame | DaemonFrame
+#: An index in a relay's queue, and what names the element before it.
+Place: TypeAlias = tuple[int, bytes]
+BEGINNING: Place = 0, b""
 
 Direction: TypeAlias = Literal["client_to_daemon", "daemon_to_clients"]
 CLIENT_TO_DAEMON: Direction = "client_to_daemon"
@@ -220,8 +223,13 @@ class Carrier(Protocol):
     async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
         """Queue bus frames for a relay, in order; the length of its queue then, None where the carrier does not tell."""
 
-    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
-        """Take frames out of a relay's queue (see `unread.mark_of`); the marks of those that were in it."""
+    async def take_back(
+        self, relay_id: str, marks: Sequence[bytes], place: Place
+    ) -> tuple[Sequence[bytes], Place | None]:
+        """Take frames out of the part of a relay's queue that begins here (see `unread.mark_of`).
+
+        The marks of those that were in it, and where the next part begins. None: there is no other.
+        """
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         """The next bus frames for this relay, waiting for some time if there are none."""

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.httpcall import Answer, Call, HttpFailure, TooLarge
-from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel, SeatClaim, TargetKey
+from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel, Place, SeatClaim, TargetKey
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.config import Config
 from viewport_relay.protocol.json import as_integer
@@ -143,8 +143,10 @@ class PlatformCarrier:
         for frame in frames:
             await self._ask(self._publish, bytes(frame))
 
-    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
-        return ()  # the platform does not tell what was read
+    async def take_back(
+        self, relay_id: str, marks: Sequence[bytes], place: Place
+    ) -> tuple[Sequence[bytes], Place | None]:
+        return (), None  # the platform does not tell what was read
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         if not self._peers:

@@ -18,6 +18,7 @@ from viewport_relay.backplane.interface import (
     BusFrame,
     CarrierFailed,
     Parcel,
+    Place,
     SeatClaim,
     TargetKey,
 )
@@ -190,9 +191,11 @@ class RedisCarrier:
         self._lengths[relay_id] = length
         return int(length)
 
-    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
-        [found] = await self._commands.run(self._make.take_back(relay_id, marks))
-        return found if isinstance(found, list) else ()
+    async def take_back(
+        self, relay_id: str, marks: Sequence[bytes], place: Place
+    ) -> tuple[Sequence[bytes], Place | None]:
+        [[found, at, before]] = await self._commands.run(self._make.take_back(relay_id, marks, place))
+        return found, None if at < 0 else (at, before)
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         assert self._reader is not None

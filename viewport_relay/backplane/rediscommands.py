@@ -20,7 +20,7 @@ from typing import Any, Final
 import attrs
 from attrs import frozen
 
-from viewport_relay.backplane.interface import BusFrame, SeatClaim, TargetKey
+from viewport_relay.backplane.interface import BEGINNING, BusFrame, Place, SeatClaim, TargetKey
 from viewport_relay.backplane.redisprotocol import Command
 
 #: Milliseconds after the last frame at which a queue that no relay reads is gone: its frames are long stale.
@@ -129,19 +129,34 @@ for _, gone in ipairs(redis.call('LPOP', KEYS[1], over)) do
 end
 return {length - over, frames}
 """
-# KEYS[1] the queue, ARGV: its TTL in ms, marks of elements (see unread.py). Gives the marks that it had; all others keep their
-# order. RPUSH of an element that goes again at the end tells the length: the relay's user needs no further command.
+# KEYS[1] the queue, ARGV: where to begin, the mark of the element before that, marks to take out (see unread.py). Looks at 500
+# elements, or 1 MiB. Gives the marks found, where to go on (-1: that was all), and the mark before that: where another element is
+# there by then, elements have gone meanwhile, and the next call begins anew.
 _TAKE_BACK: Final = """
-local wanted, found = {}, {}
-for i = 2, #ARGV do wanted[ARGV[i]] = true end
-for _ = 2, redis.call('RPUSH', KEYS[1], '') do
-  local element = redis.call('LPOP', KEYS[1])
-  local mark = string.sub(element, 1, 3) == 'VRB' and string.sub(element, 5, 20) or redis.sha1hex(element)
-  if wanted[mark] then found[#found + 1] = mark else redis.call('RPUSH', KEYS[1], element) end
+local function mark_of(element)
+  return string.sub(element, 1, 3) == 'VRB' and string.sub(element, 5, 20) or redis.sha1hex(element)
 end
-redis.call('LPOP', KEYS[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return found
+local wanted, found, at, before, looked, bytes, some = {}, {}, tonumber(ARGV[1]), ARGV[2], 0, 0, nil
+for i = 3, #ARGV do wanted[ARGV[i]] = true end
+if at > 0 then
+  local there = redis.call('LRANGE', KEYS[1], at - 1, at - 1)[1]
+  if not there or mark_of(there) ~= before then at = 0 end
+end
+repeat
+  some = redis.call('LRANGE', KEYS[1], at, at + 3)
+  for _, element in ipairs(some) do
+    local mark = mark_of(element)
+    if wanted[mark] then
+      found[#found + 1] = mark
+      redis.call('LREM', KEYS[1], 1, element)
+    else
+      at, before = at + 1, mark
+    end
+    bytes = bytes + #element
+  end
+  looked = looked + #some
+until #some < 4 or looked >= 500 or bytes >= 1048576
+return {found, #some < 4 and -1 or at, before}
 """
 
 
@@ -220,9 +235,9 @@ class Commands:
         key = self.queue_key(relay_id)
         return "EVAL", _PUSH_AND_TRIM, 1, key, self.queue_max, QUEUE_TTL_MS, *elements
 
-    def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Command:
-        """Take elements out of a relay's queue; the answer is the marks of those that were in it."""
-        return "EVAL", _TAKE_BACK, 1, self.queue_key(relay_id), QUEUE_TTL_MS, *marks
+    def take_back(self, relay_id: str, marks: Sequence[bytes], place: Place) -> Command:
+        """Take elements out of a part of a relay's queue; the answer is the marks found and, as two items, the next place."""
+        return "EVAL", _TAKE_BACK, 1, self.queue_key(relay_id), *place, *marks
 
     def pull(self, wait: float, limit: int) -> tuple[Command, Command]:
         """Wait for one frame of this relay's queue, at most `wait` seconds, and take up to `limit` more."""
@@ -257,7 +272,9 @@ class Commands:
             ("PEXPIRE", key, _TRIAL_TTL_MS),
             ("LPOP", key, 1),
             ("EVAL", _PUSH_AND_TRIM, 1, key, 1, _TRIAL_TTL_MS, "trial"),
-            ("EVAL", _TAKE_BACK, 1, key, _TRIAL_TTL_MS, "trial"),
+            ("LRANGE", key, 0, 0),
+            ("LREM", key, 1, "trial"),
+            ("EVAL", _TAKE_BACK, 1, key, *BEGINNING, "trial"),
         )
 
     def pull_trials(self) -> tuple[Command, ...]:

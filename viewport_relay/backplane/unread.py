@@ -2,13 +2,14 @@
 
 A relay that was killed leaves presence entries that live on for up to 45 s, and frames for it would go nowhere without a word.
 Each push tells the length of the queue then: of what this relay pushed, only that many elements can still be in it. What is in it
-for too long is taken back in one step, so that no frame is both told as lost and delivered.
+for too long is taken back, each element in one step, so that no frame is both told as lost and delivered. The queue is looked through in
+parts, for Redis answers nothing else meanwhile.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from hashlib import sha1
 from typing import Final, Protocol
 
@@ -18,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from viewport_relay.backplane.batch import MAGIC, MARK
-from viewport_relay.backplane.interface import BusFrame, CarrierFailed, Parcel
+from viewport_relay.backplane.interface import BEGINNING, BusFrame, CarrierFailed, Parcel, Place
 
 #: Seconds in a queue after which an element is taken back.
 SILENT_AFTER: Final = 3.0
@@ -31,6 +32,8 @@ _FORGOTTEN: Final = 60.0
 #: Relays, and elements for each, that are remembered.
 _MOST_RELAYS: Final = 1024
 _MOST_ELEMENTS: Final = 4096
+#: Parts of a queue that are looked through in a row; what is not found by then is looked for again LOOK_EVERY later.
+_MOST_PARTS: Final = 256
 
 
 class Pushed(msgspec.Struct, gc=False):
@@ -50,10 +53,11 @@ def mark_of(frame: BusFrame) -> bytes:
 
 
 class Queues(Protocol):
-    """Where the queues are."""
+    """Where the queues are: the part of `interface.Carrier` that is used here."""
 
-    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
-        """Take these elements out of a relay's queue; the marks of those that were in it. Raises CarrierFailed."""
+    async def take_back(
+        self, relay_id: str, marks: Sequence[bytes], place: Place
+    ) -> tuple[Sequence[bytes], Place | None]: ...
 
 
 @define(eq=False)
@@ -68,6 +72,11 @@ class _Queue:
 
     def forget_oldest(self) -> None:
         self.size -= self.pushed.popleft().size
+
+    def forget(self, gone: Container[bytes]) -> None:
+        """Forget the elements with these marks."""
+        self.pushed = deque([element for element in self.pushed if element.mark not in gone])
+        self.size = sum([element.size for element in self.pushed])
 
 
 class UnreadQueues:
@@ -142,16 +151,22 @@ class UnreadQueues:
 
     async def _take_back(self, relay_id: str, queue: _Queue, until: float) -> None:
         """Take back what was pushed before this time, where it is still in the queue."""
-        old = [element for element in queue.pushed if element.at <= until]
+        wanted = {element.mark: element for element in queue.pushed if element.at <= until}
+        was_read, lost, place = not queue.unread, list[Parcel](), BEGINNING
         try:
-            found = frozenset(await self._carrier.take_back(relay_id, [element.mark for element in old]))
+            for _ in range(_MOST_PARTS):
+                found, following = await self._carrier.take_back(relay_id, tuple(wanted), place)
+                queue.forget(found)
+                lost += [parcel for mark in found for parcel in wanted.pop(mark).parcels]
+                if following is None or not wanted:
+                    queue.forget(wanted)  # the relay has read them
+                    queue.unread = bool(lost)
+                    break
+                place = following
         except CarrierFailed:
-            return  # logged as an outage; the next look tries again
+            pass  # logged as an outage; the next look tries again
         finally:
             queue.asking = False
-        while queue.pushed and queue.pushed[0].at <= until:
-            queue.forget_oldest()
-        was_read, queue.unread = not queue.unread, bool(found)
-        if found:
-            lost = [parcel for element in old if element.mark in found for parcel in element.parcels]
+        if lost:
+            queue.unread = True
             self._lost(relay_id, lost, was_read)

@@ -15,7 +15,7 @@ from tests.drill.redisserver import RedisServer
 from tests.integration.backplane.busframes import bus_frame
 from tests.integration.backplane.fleet import Fleet, e2ee, init, session, until
 from viewport_relay.backplane.batch import MAGIC, VERSION, BatchSigner
-from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Parcel
+from viewport_relay.backplane.interface import BEGINNING, CLIENT_TO_DAEMON, Parcel
 from viewport_relay.backplane.rediscommands import Commands
 from viewport_relay.backplane.unread import mark_of
 
@@ -188,10 +188,43 @@ def test_elements_are_taken_back_from_among_others(redis: RedisServer) -> None:
     for command in commands.push("elsewhere", elements):
         redis.ask(*command)
     ours = [mark_of(element) for element in (batches[0], b"{2}", batches[2], b"read already")]
-    assert redis.ask(*commands.take_back("elsewhere", ours)) == ours[:3]
+    assert redis.ask(*commands.take_back("elsewhere", ours, BEGINNING))[:2] == [ours[:3], -1]
     assert redis.ask(*commands.pull(0.1, 9)[1]) is None  # relay b's own queue
     queue = QUEUE + "elsewhere"
     assert redis.ask("LRANGE", queue, 0, -1) == [b"{1}", batches[1], b"{3}"]
     assert 0 < redis.ask("PTTL", queue) <= 120_000
-    assert redis.ask(*commands.take_back("nowhere", ours)) == []
+    assert redis.ask(*commands.take_back("nowhere", ours, BEGINNING))[:2] == [[], -1]
     assert redis.ask("EXISTS", QUEUE + "nowhere") == 0
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "taken"),
+    [
+        ((), 2500),
+        (("LPOP", 700), 2500),
+        (("RPUSH", "{10000}"), 2500),
+        (("LREM", 1, "{1}"), 2500),
+        (("LTRIM", 1, 0), 375),
+    ],
+    ids=["nothing", "read", "pushed", "another relay takes back", "gone"],
+)
+def test_a_full_queue_is_looked_through_in_parts(
+    redis: RedisServer, meanwhile: tuple[str | int, ...], taken: int
+) -> None:
+    """Nothing is missed where the queue changes between two parts."""
+    commands, queue = Commands("viewport:relay", "b", 45_000, queue_max=10_000), QUEUE + "elsewhere"
+    elements = [b"{%d}" % number for number in range(10_000)]
+    redis.ask("RPUSH", queue, *elements)
+    ours = [element for number, element in enumerate(elements) if number % 4 == 3]
+    marks = [mark_of(element) for element in ours]
+    found, place, parts = list[bytes](), BEGINNING, 0
+    while place[0] >= 0:
+        some, at, before = redis.ask(*commands.take_back("elsewhere", marks, place))
+        assert len(some) <= 125 and at <= place[0] + 500
+        found, place, parts = found + some, (at, before), parts + 1
+        if parts == 3 and meanwhile:
+            command, *words = meanwhile
+            redis.ask(command, queue, *words)
+    assert len(found) == taken and not set(found) - set(marks)
+    left = [int(element[1:-1]) for element in redis.ask("LRANGE", queue, 0, -1)]
+    assert left == sorted(left) and not {number % 4 for number in left} & {3}

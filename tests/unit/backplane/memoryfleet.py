@@ -25,6 +25,7 @@ from viewport_relay.backplane.interface import (
     BusFrame,
     CarrierFailed,
     Parcel,
+    Place,
     Publisher,
     Receiver,
     TargetKey,
@@ -108,7 +109,9 @@ class MemoryCarrier(SeatCarrier):
 
         return await self.carry(("publish",), push)
 
-    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
+    async def take_back(
+        self, relay_id: str, marks: Sequence[bytes], place: Place
+    ) -> tuple[Sequence[bytes], Place | None]:
         def take_back() -> Sequence[bytes]:
             there = {mark_of(frame): frame for frame in self._redis.queues[relay_id]}
             found = [mark for mark in marks if mark in there]
@@ -116,7 +119,7 @@ class MemoryCarrier(SeatCarrier):
                 self._redis.queues[relay_id].remove(there[mark])
             return found
 
-        return await self.carry(("take_back",), take_back)
+        return await self.carry(("take_back",), take_back), None
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         await deferLater(self._clock, 0.01)

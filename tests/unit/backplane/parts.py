@@ -12,6 +12,7 @@ from viewport_relay.backplane.interface import (
     BusFrame,
     CarrierFailed,
     Parcel,
+    Place,
     Publisher,
     Receiver,
     TargetKey,
@@ -67,8 +68,10 @@ class StubCarrier(SeatCarrier):
         self.frames += [(relay_id, bytes(frame)) for frame in frames]
         return None
 
-    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
-        return ()
+    async def take_back(
+        self, relay_id: str, marks: Sequence[bytes], place: Place
+    ) -> tuple[Sequence[bytes], Place | None]:
+        return (), None
 
     async def pull(self) -> Sequence[Any]:
         waiting: Deferred[Any] = Deferred()

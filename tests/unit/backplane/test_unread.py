@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, CarrierFailed, Parcel
+from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, CarrierFailed, Parcel, Place
 from viewport_relay.backplane.unread import LOOK_EVERY, PROBE_EVERY, SILENT_AFTER, Pushed, UnreadQueues
 
 
@@ -29,17 +29,23 @@ class Parts:
         self.lost: list[str] = []
         self.first: list[bool] = []
         self.failing: CarrierFailed | None = None
+        self.fails_at, self.part = 0, 1000
         self.answer: Deferred[None] | None = None
 
-    async def take_back(self, relay_id: str, marks: Sequence[bytes]) -> Sequence[bytes]:
+    async def take_back(
+        self, relay_id: str, marks: Sequence[bytes], place: Place
+    ) -> tuple[Sequence[bytes], Place | None]:
+        """Looks at `part` elements."""
         self.asked += 1
-        if self.failing is not None:
+        at, _ = place
+        if self.failing is not None and at >= self.fails_at:
             raise self.failing
-        found = [mark for mark in marks if mark in self.queue]
-        self.queue = [mark for mark in self.queue if mark not in found]
+        looked, rest = self.queue[at : at + self.part], self.queue[at + self.part :]
+        found, kept = [[mark for mark in looked if (mark in marks) == ours] for ours in (True, False)]
+        self.queue[at:] = kept + rest
         if self.answer is not None:
             await self.answer
-        return found
+        return found, (at + len(kept), b"") if rest else None
 
     def _lost(self, relay_id: str, parcels: Sequence[Parcel], was_read: bool) -> None:
         self.lost += [bytes(payload).decode() for parcel in parcels for payload in parcel.payloads]
@@ -114,6 +120,41 @@ def test_an_outage_tells_nothing_and_is_asked_again() -> None:
     parts.wait(SILENT_AFTER + 1.0)
     assert (parts.asked, parts.lost) == (5, [])
     parts.failing = None
+    parts.wait(LOOK_EVERY)
+    assert parts.lost == ["1"]
+
+
+def test_a_queue_is_looked_through_in_parts() -> None:
+    parts = Parts()
+    parts.part = 2
+    parts.queue = [b"another relay's"]
+    parts.push("1", "2", "3", "4")
+    parts.wait(SILENT_AFTER)
+    assert parts.lost == ["1", "2", "3", "4"] and parts.queue == [b"another relay's"]
+    assert parts.asked == 3 and len(parts.first) == 1  # told together
+
+
+def test_what_was_taken_back_before_an_outage_is_told() -> None:
+    parts = Parts()
+    parts.part = 2
+    parts.queue = [b"another relay's"]
+    parts.push("1", "2")
+    parts.failing, parts.fails_at = CarrierFailed("gone"), 1
+    parts.wait(SILENT_AFTER)
+    assert (parts.lost, parts.first) == (["1"], [True])
+    parts.failing = None
+    parts.wait(PROBE_EVERY)
+    assert parts.lost == ["1", "2"] and parts.first == [True, False]
+
+
+def test_a_queue_without_end_is_left_for_a_while() -> None:
+    parts = Parts()
+    parts.part = 1
+    parts.queue = [b"another relay's"] * 300
+    parts.push("1")
+    parts.wait(SILENT_AFTER)
+    assert (parts.asked, parts.lost) == (256, [])
+    del parts.queue[:100]
     parts.wait(LOOK_EVERY)
     assert parts.lost == ["1"]
 
