@@ -61,8 +61,8 @@ EXAMPLES ?= 20000
 conformance: $(READY) ## all cases of the Autobahn test suite, fast path on and off
 	@$(LONG) tests/conformance $(ARGS)
 
-hostile: $(READY) ## every kind of flood and broken input, with figures
-	@HOSTILE_SECONDS=10 $(LONG) -s tests/hostile $(ARGS)
+hostile: $(READY) ## every kind of flood and broken input, with figures; with BEFORE=DIRECTORY also of another tree
+	@HOSTILE_BEFORE=$(BEFORE) HOSTILE_SECONDS=1.5 $(LONG) -s tests/hostile $(ARGS)
 
 # Coverage-guided fuzzing needs an interpreter with atheris, which has no wheel for every Python.
 FUZZ_VENV := .venv-fuzz

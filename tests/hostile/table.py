@@ -56,8 +56,14 @@ PER_PAIR: Final = 200
 
 ATTACKS: Final = (*PIPELINED, *swarm.KINDS)
 
-#: Attacks that need the listener for peers.
-PEERS_ONLY: Final = frozenset(swarm.KINDS) - {"admin_tokens", "connects"}
+#: Attacks of each road that has not all of them: those that need no peer; those that send frames, which the codec reads.
+ONLY: Final = {
+    "admin": {*PIPELINED, "admin_tokens", "connects"},
+    "codec": {"json_50", "fragments", "half_frames", "presence", "ping_flood", "fragment_flood", "small_fragments", "garbage_frames"},
+}  # fmt: skip
+
+#: Every attack on each of its roads.
+ROWS: Final = [(attack, road) for road in ROADS for attack in ATTACKS if attack in ONLY.get(road, ATTACKS)]
 
 #: The relay's default limits, which drills turn off.
 PRODUCTION: Final = {
@@ -136,6 +142,16 @@ def at(taken: list[float], part: float) -> float:
     return taken[min(len(taken) - 1, int(len(taken) * part))] if taken else float("inf")
 
 
+@contextmanager
+def first() -> Iterator[None]:
+    """With `--realtime`, let this thread run before the relay too: the bystander stands for another machine."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    if before[0] == os.SCHED_FIFO:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(before[1].sched_priority + 1))
+    yield
+    os.sched_setscheduler(0, *before)
+
+
 class Bystander:
     """Pairs of a daemon and a client, which ask one after the other: so many that each stays within its client's rate."""
 
@@ -150,6 +166,10 @@ class Bystander:
 
     def round_trips(self, seconds: float) -> tuple[list[float], bool]:
         """Milliseconds of each question and its answer, sorted; `PER_SECOND` of them at most. False: a connection has ended."""
+        with first():
+            return self._round_trips(seconds)
+
+    def _round_trips(self, seconds: float) -> tuple[list[float], bool]:
         taken: list[float] = []
         began = time.monotonic()
         for number, (daemon, client) in enumerate(itertools.cycle(self._pairs)):
@@ -218,8 +238,19 @@ def time_of_logs(relay: Relay, port: int | None, found: list[float]) -> None:
             found.append((time.perf_counter() - began) * 1000)
 
 
-def measure(platform: FaultyPlatform, attack: str, road: str, seconds: float, code: Path = ROOT) -> Row:
-    """Start a relay, attack it for `seconds`, and measure a pair of another workspace and address."""
+def measure(
+    platform: FaultyPlatform,
+    attack: str,
+    road: str,
+    seconds: float,
+    code: Path = ROOT,
+    *,
+    beside: bool = True,
+) -> Row:
+    """Start a relay, attack it for `seconds`, and measure a pair of another workspace and address.
+
+    `beside` False: without the same attack on another relay, in half the time.
+    """
     with tempfile.TemporaryDirectory() as folder:
         settings = PRODUCTION | ROADS[road] | platform.environment()
         ca, context = "-", None
@@ -233,21 +264,37 @@ def measure(platform: FaultyPlatform, attack: str, road: str, seconds: float, co
         longest = Path(folder) / "longest"
         longest.write_bytes(bytes(8))
         probe = PROBE.format(path=str(longest)) + _whose(code)
-        with (
-            Relay(settings | listens[0], tls=context, code=code, before=probe) as relay,
-            Relay(settings | listens[1], tls=context, code=code, before=_whose(code)) as other,
-        ):
+        with contextlib.ExitStack() as relays:
+            relay = relays.enter_context(Relay(settings | listens[0], tls=context, code=code, before=probe))
+            if beside:
+                other = relays.enter_context(
+                    Relay(settings | listens[1], tls=context, code=code, before=_whose(code))
+                )
+                other.wait()
             relay.wait()
-            other.wait()
             bystander = Bystander(relay, platform, 1 + int(3 * PER_SECOND * seconds / PER_PAIR))
             quiet, _ = bystander.round_trips(seconds)
-            attacked = ports or [relay.port, other.port]
-            with attackers(attacked[1], platform, attack, seconds, ca) as running:
-                beside, _ = bystander.round_trips(seconds)
-                running.communicate(timeout=seconds + 20)
+            loaded = quiet
+            if beside:
+                port = ports[1] if ports else other.port
+                with attackers(port, platform, attack, seconds, ca) as running:
+                    loaded, _ = bystander.round_trips(seconds)
+                    running.communicate(timeout=seconds + 20)
+            port = ports[0] if ports else relay.port
             return _attacked(
-                relay, attacked[0], platform, bystander, (quiet, beside), attack, road, seconds, ca, longest
+                relay, port, platform, bystander, (quiet, loaded), attack, road, seconds, ca, longest
             )
+
+
+def line(
+    platform: FaultyPlatform, attack: str, road: str, seconds: float, code: Path, *, beside: bool = True
+) -> str:
+    """The row as text, also of a tree that does not survive the attack."""
+    try:
+        row = str(measure(platform, attack, road, seconds, code, beside=beside))
+    except Exception as error:
+        row = f"{attack:14} {road:8} failed: {type(error).__name__}: {str(error)[:200]}"
+    return ("this   " if code == ROOT else f"{code.name[:6]:6} ") + row
 
 
 def _whose(code: Path) -> str:
@@ -350,21 +397,10 @@ def main() -> None:
     if options.realtime:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     with FaultyPlatform() as platform:
-        for road in options.road or ROADS:
-            for attack in options.attack or ATTACKS:
-                if road == "admin" and attack in PEERS_ONLY:
-                    continue
+        for attack, road in ROWS:
+            if road in (options.road or ROADS) and attack in (options.attack or ATTACKS):
                 for code in (*options.code, ROOT):
-                    name = (
-                        "" if len(options.code) == 0 else ("this  " if code == ROOT else f"{code.name[-5:]} ")
-                    )
-                    try:
-                        print(name + str(measure(platform, attack, road, options.seconds, code)), flush=True)
-                    except Exception as error:  # a tree that does not survive an attack also gets a row
-                        print(
-                            f"{name}{attack:14} {road:8} failed: {type(error).__name__}: {str(error)[:200]}",
-                            flush=True,
-                        )
+                    print(line(platform, attack, road, options.seconds, code), flush=True)
 
 
 if __name__ == "__main__":
