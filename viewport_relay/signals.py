@@ -9,27 +9,23 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
+from attrs import define, field
+
 _HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+@define(eq=False)
 class Signals:
     """Handles the signals instead of twistd, from the start of the reactor on.
 
     twistd raises the signal again after the shutdown, so that a clean end looks like a crash.
     """
 
-    def __init__(
-        self,
-        reactor: Any,
-        stop: Callable[[str], None],
-        stop_now: Callable[[], None],
-        reload: Callable[[], None],
-    ) -> None:
-        self._reactor = reactor
-        self._stop = stop
-        self._stop_now = stop_now
-        self._reload = reload
-        self._asked = 0
+    _reactor: Any
+    _stop: Callable[[str], None]
+    _stop_now: Callable[[], None]
+    _reload: Callable[[], None]
+    _asked: int = field(default=0, init=False)
 
     def take(self) -> None:
         """Install the handlers for the rest of the process."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from attrs import frozen
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -63,22 +64,15 @@ def upgrade_limits(config: Config, open_files: int) -> dict[str, int]:
     }
 
 
+@frozen(eq=False)
 class RelayState:
     """State and commands of one running relay (`admin.state.StateSource`). `stopping` returns whether the relay drains."""
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        relaying: Relaying,
-        gate: Gate,
-        backplane: Backplane,
-        stopping: Callable[[], bool],
-    ) -> None:
-        self._clock = clock
-        self._relaying = relaying
-        self._gate = gate
-        self._backplane = backplane
-        self._stopping = stopping
+    _clock: IReactorTime
+    _relaying: Relaying
+    _gate: Gate
+    _backplane: Backplane
+    _stopping: Callable[[], bool]
 
     def targets(self) -> Sequence[TargetView]:
         return self._relaying.registry.views(time.time() - self._clock.seconds())

@@ -43,29 +43,20 @@ class Crew:
         complete: Callable[[], None],
     ) -> None:
         self._reactor = reactor
-        self.stopping = False
-        #: last reported counters of worker processes that have ended
-        self.retired: list[Mapping[str, Any]] = []
-        self._devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        supervision = Supervision(
-            reactor,
-            timeout,
-            log,
-            counters,
-            environment,
-            self._devnull,
-            lambda: self.stopping,
-            self.retired.append,
-            self._one_is_up,
+        devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._supervision = Supervision(
+            reactor, timeout, log, counters, environment, devnull, self._one_is_up
         )
-        self.workers = [Worker(supervision, index) for index in range(number)]
+        #: last reported counters of worker processes that have ended
+        self.retired = self._supervision.retired
+        self.workers = [Worker(self._supervision, index) for index in range(number)]
         self._polled = polled
         self._complete = complete
         self._number = 0
         self._turn = 0
         self._next_look = 0.0
-        self._asking: list[Deferred[None]] | None = None
-        self._next: list[Deferred[None]] = []
+        self._polling = False
+        self._waiting: list[Deferred[None]] = []
 
     def start(self) -> None:
         """Start all workers. The caller then calls `look` every LOOK seconds."""
@@ -80,13 +71,13 @@ class Crew:
 
     def look(self) -> None:
         """Poll all workers and kill those that do not answer. Called every LOOK seconds."""
-        if self.stopping:
+        if self._supervision.stopping:
             return
         now = self._reactor.seconds()
         late, self._next_look = now - self._next_look, now + LOOK
         for worker in self.workers:
             worker.look(late if late > STOOD_STILL else 0.0)
-        if self._asking is None:
+        if not self._polling:
             self.refresh()
 
     def refresh(self) -> Deferred[None]:
@@ -95,26 +86,21 @@ class Crew:
         One poll runs at a time. Calls made during a poll share the next one.
         """
         waiter: Deferred[None] = Deferred()
-        if self._asking is None:
-            self._asking = [waiter]
-            self._round()
-        else:
-            self._next.append(waiter)
+        self._waiting.append(waiter)
+        if not self._polling:
+            Deferred.fromCoroutine(self._poll())
         return waiter
 
-    def _round(self) -> None:
-        self._number += 1
-        asked = DeferredList([worker.request(Poll(self._number)) for worker in self.workers])
-        asked.addCallback(self._answered)
-
-    def _answered(self, _: object) -> None:
-        self._polled()
-        done, following = self._asking or [], self._next
-        self._asking, self._next = following or None, []
-        for waiter in done:
-            waiter.callback(None)
-        if following:
-            self._round()
+    async def _poll(self) -> None:
+        self._polling = True
+        while self._waiting:
+            waiters, self._waiting = self._waiting, []
+            self._number += 1
+            await DeferredList([worker.request(Poll(self._number)) for worker in self.workers])
+            self._polled()
+            for waiter in waiters:
+                waiter.callback(None)
+        self._polling = False
 
     def disconnect(self, selection: Selection) -> Deferred[int]:
         """Close the connections of a selection in all workers; fires with their number."""
@@ -138,7 +124,7 @@ class Crew:
 
     def stop(self) -> Deferred[Any]:
         """Drain all workers; fires when all processes have exited."""
-        self.stopping = True
+        self._supervision.stopping = True
         return DeferredList([worker.stop() for worker in self.workers])
 
     def end_at_once(self) -> None:
@@ -151,4 +137,4 @@ class Crew:
             worker.kill("it has not drained in time")
 
     def close(self) -> None:
-        os.close(self._devnull)
+        os.close(self._supervision.devnull)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 from twisted.web.server import Request
@@ -19,12 +20,12 @@ from viewport_relay.workers.crew import Crew
 from viewport_relay.workers.messages import Flush, Picture
 
 
+@frozen(eq=False)
 class CrewState:
     """Sums of the last reports of all workers."""
 
-    def __init__(self, crew: Crew, stopping: Callable[[], bool]) -> None:
-        self._crew = crew
-        self._stopping = stopping
+    _crew: Crew
+    _stopping: Callable[[], bool]
 
     def pictures(self) -> list[Picture]:
         """The last `Picture` of each worker that has sent one."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import Factory, define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
@@ -42,13 +42,13 @@ PATIENCE: Final = 3.0
 BRIEF: Final = 0.2
 
 
-@frozen
+@define(eq=False)
 class Supervision:
     """Settings and callbacks that the workers of one parent share.
 
     `timeout`: seconds without an answer after which a worker is killed. `environment` maps a worker's number to its
-    environment variables. `devnull`: a descriptor of the null device. `stopping` returns whether workers are no longer
-    started. `retired` takes the counters of an ended process. `came_up` is called when a worker is ready for connections.
+    environment variables. `devnull`: a descriptor of the null device. `came_up` is called when a worker is ready for
+    connections. `stopping`: ended workers are not started again. `retired` holds the last counters of ended processes.
     """
 
     reactor: Any
@@ -57,9 +57,9 @@ class Supervision:
     counters: Counters
     environment: Callable[[int], Mapping[str, str]]
     devnull: int
-    stopping: Callable[[], bool]
-    retired: Callable[[Mapping[str, Any]], None]
     came_up: Callable[[], None]
+    stopping: bool = False
+    retired: list[Mapping[str, Any]] = Factory(list)
 
 
 class Worker:
@@ -138,7 +138,7 @@ class Worker:
             name = signal.strsignal(number)
             how = f"was ended by signal {number} ({name}), which was not sent by its parent"
         self._process = None
-        self._over(f"worker {self.index} {how}", expected=self._supervision.stopping() and status == 0)
+        self._over(f"worker {self.index} {how}", expected=self._supervision.stopping and status == 0)
 
     def _over(self, what: str, *, expected: bool = False) -> None:
         """Clean up after a process, and schedule the next one."""
@@ -150,7 +150,7 @@ class Worker:
             self._theirs.close()
             self._theirs = None
         if self.picture is not None:
-            supervision.retired(self.picture.counters)
+            supervision.retired.append(self.picture.counters)
             self.picture = None
         for tickets in self._held.values():
             for ticket in tickets:
@@ -162,7 +162,7 @@ class Worker:
         if self._gone is not None:
             self._gone.callback(None)
             self._gone = None
-        if supervision.stopping():
+        if supervision.stopping:
             if not expected:
                 self._event("worker_lost", what)
             return
