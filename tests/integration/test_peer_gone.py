@@ -25,9 +25,9 @@ from tests.wireframes import masked_frame
 from viewport_relay.noise.keys import decode_key
 from viewport_relay.peer.link import SUBPROTOCOL, LinkInitiator, LinkSettings, generate_static
 
-#: Seconds until the peer has left routing, and until its descriptor is closed.
+#: Seconds until the peer has left routing, and until its descriptor is closed: 10, and one for a busy machine.
 AT_ONCE: Final = 2.0
-CLOSED: Final = 13.0
+CLOSED: Final = 11.0
 
 WAYS: Final = ("Close frame", "close_notify", "close_notify and FIN", "FIN", "RST")
 _numbers = itertools.count(1)

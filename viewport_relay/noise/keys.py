@@ -123,11 +123,6 @@ class RelayKeys:
         """`noisePublicKey`, base64url."""
         return self.current.public_text
 
-    @property
-    def previous_public_text(self) -> str | None:
-        """`noisePreviousPublicKey`, base64url, or None."""
-        return None if self.previous is None else self.previous.public_text
-
 
 # -- the key file ----------------------------------------------------------------------------------------------
 

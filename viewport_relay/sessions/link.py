@@ -88,7 +88,7 @@ class Link:
     def begin(self, responder: LinkResponder, timeout: float) -> None:
         """Wait `timeout` seconds for the peer's handshake."""
         self._noise = NoiseLink(self, responder)
-        self._timer = self._links.clock.callLater(timeout, self._time_out)
+        self._timer = self._links.clock.callLater(timeout, self._noise.inputs.timeout)
         self._connection.reader.unwrap = self._unwrap
 
     def _unwrap(self, payload: bytes, is_binary: bool) -> bytes | None:
@@ -99,14 +99,9 @@ class Link:
             return None
         return noise.receive(payload)
 
-    def _time_out(self) -> None:
-        self._timer = None
-        assert self._noise is not None
-        self._noise.inputs.timeout()
-
     def _disarm(self) -> None:
         timer, self._timer = self._timer, None
-        if timer is not None:
+        if timer is not None and timer.active():
             timer.cancel()
 
     def closed(self, ending: Ending) -> None:
@@ -172,8 +167,8 @@ def well_known(config: Config, keys: RelayKeys) -> Callable[[Request], bytes]:
         "subprotocols": [] if config.noise_link == "off" else [SUBPROTOCOL],
         "noisePublicKey": keys.public_text,
     }
-    if keys.previous_public_text is not None:
-        document["noisePreviousPublicKey"] = keys.previous_public_text
+    if keys.previous is not None:
+        document["noisePreviousPublicKey"] = keys.previous.public_text
     body = json.dumps(document).encode()
 
     def answer(request: Request) -> bytes:

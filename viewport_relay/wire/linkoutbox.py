@@ -16,6 +16,12 @@ from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.turn import MOST_HELD, Turn
 
 
+def _framed(cipher: LinkCipher, message: Message) -> bytes:
+    """A message as a frame of records."""
+    records = cipher.encrypt_frame(message)
+    return frame_header(BINARY, len(records)) + records
+
+
 class Unsealed(bytes):
     """A message that waits, and is encrypted when it leaves."""
 
@@ -113,9 +119,7 @@ class LinkOutbox(Outbox):
                 cipher.encrypt_records(messages, RECORD_HEADERS, parts)
             else:
                 for message in messages:
-                    records = cipher.encrypt_frame(message)
-                    parts.append(frame_header(BINARY, len(records)))
-                    parts.append(records)
+                    parts.append(_framed(cipher, message))
         except Refusal as refusal:
             refused = refusal
         if parts:
@@ -138,11 +142,10 @@ class LinkOutbox(Outbox):
             return data
         assert self._cipher is not None and self._refuse is not None
         try:
-            records = self._cipher.encrypt_frame(data)
+            return _framed(self._cipher, data)
         except Refusal as refusal:
             self._refuse(refusal)
             return b""
-        return frame_header(BINARY, len(records)) + records
 
     def stopProducing(self) -> None:
         super().stopProducing()

@@ -24,12 +24,8 @@ from viewport_relay.wire.tlsrecords import (
 from viewport_relay.wire.transport import DirectAccess, Sink, read_nothing
 
 
-def _nothing() -> None:
+def _nothing(*dropped: object) -> None:
     """A no-op callback, after the end."""
-
-
-def _dropped(data: bytes | memoryview) -> None:
-    """Drops what comes after the end."""
 
 
 class Decryption:
@@ -86,7 +82,7 @@ class Decryption:
     def forget(self) -> None:
         """Drop every reference: the connection is lost."""
         self.end()
-        self._twisted, self._rest = _dropped, _nothing
+        self._twisted = self._rest = _nothing
 
     def received(self, size: int) -> None:
         """`size` bytes of ciphertext were read into `space`."""

@@ -108,15 +108,15 @@ class TLSPipe:
         self._reactor = reactor
         self._ended = ended
         space = turn_of(reactor).arena.space
-        self.outer = _Outer(self, space)
-        self.inner = _Inner(self, space)
+        self.outer = _Outer(self, space, reactor)
+        self.inner = _Inner(self, space, reactor)
         self._late: IDelayedCall | None = None
 
     def connected(self) -> None:
         """Called by each end. When both are connected, each pauses the other while its own peer does not read."""
         if self.inner.transport is not None and self.outer.transport is not None:
-            self.inner.read_from(self.outer, self._reactor)
-            self.outer.read_from(self.inner, self._reactor)
+            self.inner.transport.registerProducer(self.outer, True)
+            self.outer.transport.registerProducer(self.inner, True)
 
     def over(self, end: _End) -> None:
         """Called when one end is over. The other end sends what it holds and closes.
@@ -126,7 +126,7 @@ class TLSPipe:
         if self._late is not None:
             return
         other = self.outer if end is self.inner else self.inner
-        limit = max(FLUSH_TIMEOUT - other.blocked_for(), _LEAST_FLUSH)
+        limit = max(FLUSH_TIMEOUT - end.paused_for(), _LEAST_FLUSH)
         self._late = self._reactor.callLater(limit, self.abort)
         for each in (end, other):
             if each.transport is not None:
@@ -154,49 +154,32 @@ class TLSPipe:
 
 
 @implementer(IPushProducer)
-class _Reading:
-    """The producer of one end: reading from the other end."""
+class _End(Protocol):
+    """One end of a pipe: the producer of the other end, and a sink, where its transport is read into memory."""
 
-    def __init__(self, transport: Any, clock: IReactorTime) -> None:
-        self._transport = transport
+    transport: Any = None
+    _paused_at: float | None = None
+
+    def __init__(self, pipe: TLSPipe, space: memoryview, clock: IReactorTime) -> None:
+        self._pipe = pipe
         self._clock = clock
-        self._since: float | None = None
-
-    def paused_for(self) -> float:
-        """Seconds for which reading has been paused; 0 if it is not."""
-        return 0.0 if self._since is None else self._clock.seconds() - self._since
+        #: Where the transport reads to.
+        self.space = space
 
     def pauseProducing(self) -> None:
-        self._since = self._clock.seconds()
-        self._transport.pauseProducing()
+        self._paused_at = self._clock.seconds()
+        self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._since = None
-        self._transport.resumeProducing()
+        self._paused_at = None
+        self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
         """No-op: `TLSPipe.over` closes the other end, after what it holds was sent."""
 
-
-class _End(Protocol):
-    """One end of a pipe: a sink, where its transport is read into memory."""
-
-    transport: Any = None
-
-    def __init__(self, pipe: TLSPipe, space: memoryview) -> None:
-        self._pipe = pipe
-        self._source: _Reading | None = None
-        #: Where the transport reads to.
-        self.space = space
-
-    def read_from(self, other: _End, clock: IReactorTime) -> None:
-        """Pause reading from the other end while the peer of this end does not read."""
-        self._source = _Reading(other.transport, clock)
-        self.transport.registerProducer(self._source, True)
-
-    def blocked_for(self) -> float:
-        """Seconds for which the peer of this end has not read what was sent; 0 if it reads."""
-        return 0.0 if self._source is None else self._source.paused_for()
+    def paused_for(self) -> float:
+        """Seconds for which the peer of the other end has not read what was sent; 0 if it reads."""
+        return 0.0 if self._paused_at is None else self._clock.seconds() - self._paused_at
 
     def connectionMade(self) -> None:
         self._pipe.connected()

@@ -62,10 +62,11 @@ def test_other_forms_are_refused_and_not_printed(text: str) -> None:
 
 def test_load_from_settings() -> None:
     loaded = RelayKeys.load(PRIVATE, None, None)
-    assert (loaded.public_text, loaded.previous_public_text, loaded.source) == (PUBLIC, None, "setting")
+    assert (loaded.public_text, loaded.previous, loaded.source) == (PUBLIC, None, "setting")
     other = StaticKey.generate()
     loaded = RelayKeys.load(PRIVATE, other.private_text(), "/nowhere")
-    assert (loaded.previous_public_text, loaded.source) == (other.public_text, "setting")
+    assert loaded.previous is not None
+    assert (loaded.previous.public_text, loaded.source) == (other.public_text, "setting")
     assert RelayKeys.load(PRIVATE, PRIVATE, None).previous is None
     with pytest.raises(NoiseKeyError, match="RELAY_NOISE_PREVIOUS_KEY takes"):
         RelayKeys.load(PRIVATE, "x", None)
@@ -91,11 +92,8 @@ def test_the_key_is_created_at_the_first_start_and_kept(tmp_path: Path) -> None:
     assert path.read_text() == first.current.private_text() + "\n"
     assert os.listdir(folder) == ["noise.key"]  # no temporary file is left
     again = RelayKeys.load(None, PRIVATE, str(folder))
-    assert (again.source, again.public_text, again.previous_public_text) == (
-        "state",
-        first.public_text,
-        PUBLIC,
-    )
+    assert again.previous is not None and again.previous.public_text == PUBLIC
+    assert (again.source, again.public_text) == ("state", first.public_text)
 
 
 def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
