@@ -138,6 +138,13 @@ class Fleet:
         starting = [Deferred.fromCoroutine(self.relay(name, **settings)) for name in names]
         return list(await gatherResults(starting))
 
+    async def split(self, **settings: str) -> tuple[RelayProcess, RelayProcess, BarePeer]:
+        """The relays a and b, and the daemon, which is at a and announced there."""
+        a, b = await self.relays("a", "b", **settings)
+        daemon = await self.join(a, "workspace-daemon")
+        await self.announced("a")
+        return a, b, daemon
+
     async def join(
         self,
         relay: RelayProcess,
@@ -166,8 +173,7 @@ class Fleet:
     def presence(self, target: str | None = None) -> Any:
         """The presence entry of a target, or None."""
         if self.redis is None:
-            found = self.platform.presence.resolve(self.workspace, target or self.target)
-            return {"relayId": found.relay_id} if found else None
+            return self.platform.presence.resolve(self.workspace, target or self.target)
         text = self.redis.ask("GET", self.presence_key(target))
         return None if text is None else json.loads(text)
 

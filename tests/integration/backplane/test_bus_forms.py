@@ -63,9 +63,7 @@ async def test_a_batch_is_sent_only_to_a_relay_that_announces_it(fleet: Fleet, r
 
 @pytest_twisted.ensureDeferred
 async def test_order_and_bytes_hold_while_the_form_changes(fleet: Fleet, redis: RedisServer) -> None:
-    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    _, b, daemon = await fleet.split(**NO_REDIRECT)
     client = await fleet.join(b, "client")
     await session(client, daemon)
     said = [client.say(e2ee(seq=number, ciphertext="äöü 🙂 \\u2028")) for number in range(1, 2001)]
@@ -78,9 +76,7 @@ async def test_order_and_bytes_hold_while_the_form_changes(fleet: Fleet, redis: 
 
 @pytest_twisted.ensureDeferred
 async def test_batches_that_no_socket_takes_at_once_arrive_whole(fleet: Fleet) -> None:
-    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    _, b, daemon = await fleet.split(**NO_REDIRECT)
     client = await fleet.join(b, "client")
     await session(client, daemon)
     said = [client.say(e2ee(seq=number, ciphertext=str(number) * 900_000)) for number in range(1, 9)]

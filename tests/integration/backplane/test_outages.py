@@ -35,9 +35,7 @@ async def on(redis: RedisServer, signing_key: SigningKey, **settings: str) -> As
 
 @pytest_twisted.ensureDeferred
 async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: RedisServer) -> None:
-    a, b = await fleet.relays("a", "b", **QUICK)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    a, b, daemon = await fleet.split(**QUICK)
     remote, local = await fleet.join(b, "client"), await fleet.join(a, "client")
     await session(local, daemon, "s-local")
     await session(remote, daemon, "s-remote")
@@ -73,9 +71,7 @@ async def test_redis_is_killed_and_restarted_mid_stream(fleet: Fleet, redis: Red
 
 @pytest_twisted.ensureDeferred
 async def test_a_redis_that_does_not_answer_is_an_outage_too(fleet: Fleet, redis: RedisServer) -> None:
-    a, b = await fleet.relays("a", "b", **QUICK)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    a, b, daemon = await fleet.split(**QUICK)
     client = await fleet.join(b, "client")
     await session(client, daemon)
     redis.freeze()

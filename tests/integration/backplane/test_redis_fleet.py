@@ -41,9 +41,7 @@ async def test_the_presence_entry_has_the_form_of_the_wire_protocol(fleet: Fleet
 
 @pytest_twisted.ensureDeferred
 async def test_client_on_b_and_daemon_on_a_talk_both_ways(fleet: Fleet, redis: RedisServer) -> None:
-    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    _, b, daemon = await fleet.split(**NO_REDIRECT)
     client, other = await fleet.join(b, "client"), await fleet.join(b, "client")
     await session(client, daemon, "s-1")
     await session(other, daemon, "s-2")
@@ -59,9 +57,7 @@ async def test_client_on_b_and_daemon_on_a_talk_both_ways(fleet: Fleet, redis: R
 
 @pytest_twisted.ensureDeferred
 async def test_pairing_goes_over_the_bus(fleet: Fleet, redis: RedisServer) -> None:
-    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    _, b, daemon = await fleet.split(**NO_REDIRECT)
     client = await fleet.join(b, "client", scope="pairing")
     said = client.say(example("offer request"))
     assert await daemon.hear() == said
@@ -73,9 +69,7 @@ async def test_pairing_goes_over_the_bus(fleet: Fleet, redis: RedisServer) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_order_is_kept_over_ten_thousand_frames_each_way(fleet: Fleet, redis: RedisServer) -> None:
-    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    _, b, daemon = await fleet.split(**NO_REDIRECT)
     client = await fleet.join(b, "client")
     await session(client, daemon)
     for number in range(1, 10_001):
@@ -89,9 +83,7 @@ async def test_order_is_kept_over_ten_thousand_frames_each_way(fleet: Fleet, red
 @pytest_twisted.ensureDeferred
 async def test_order_is_kept_from_the_first_frame_on(fleet: Fleet, redis: RedisServer) -> None:
     """The client's first frames cause a look-up; frames during the look-up wait behind them."""
-    a, b = await fleet.relays("a", "b")
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    _, b, daemon = await fleet.split()
     client = await fleet.join(b, "client")
     said = [client.say(init("first"))] + [client.say(e2ee("s", n)) for n in range(1, 50)]
     assert [await daemon.hear() for _ in said] == said
@@ -209,9 +201,7 @@ async def test_presence_of_a_killed_relay_expires(fleet: Fleet, redis: RedisServ
 
 @pytest_twisted.ensureDeferred
 async def test_requests_and_sessions_of_other_relays_are_kept_apart(fleet: Fleet, redis: RedisServer) -> None:
-    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    a, b, daemon = await fleet.split(**NO_REDIRECT)
     here, there_ = await fleet.join(a, "client"), await fleet.join(b, "client")
     await session(here, daemon, "s-here")
     there_.say(e2ee("s-here", 7))  # a session of the other client
@@ -262,9 +252,7 @@ async def test_each_frame_for_a_killed_relay_is_counted_and_answered(
     fleet: Fleet, redis: RedisServer
 ) -> None:
     """Its presence entry stands meanwhile."""
-    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    a, b, daemon = await fleet.split(**NO_REDIRECT)
     client = await fleet.join(b, "client")
     await session(client, daemon)
     a.process.kill()

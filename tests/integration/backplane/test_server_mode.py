@@ -78,9 +78,7 @@ async def test_client_on_b_and_daemon_on_a_talk_in_order(http_fleet: Fleet) -> N
 @pytest_twisted.ensureDeferred
 async def test_a_frame_for_any_relay_is_taken_by_the_one_with_the_daemon(http_fleet: Fleet) -> None:
     fleet = http_fleet
-    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    _, b, daemon = await fleet.split(**NO_REDIRECT)
     fleet.platform.bus.publish(bus_frame(fleet, "client_to_daemon", json.dumps(init("r")), target_relay=None))
     assert (await daemon.hear_json())["requestId"] == "r"
     daemon.say(response("r"))
@@ -195,9 +193,7 @@ async def test_a_moved_daemon_is_closed(http_fleet: Fleet) -> None:
 async def test_frames_above_the_response_limit_arrive(http_fleet: Fleet) -> None:
     """Frames may have 1 MiB, responses 256 KiB: a pull returns fewer frames, and a single one may be larger."""
     fleet = http_fleet
-    a, b = await fleet.relays("a", "b", **NO_REDIRECT)
-    daemon = await fleet.join(a, "workspace-daemon")
-    await fleet.announced("a")
+    _, b, daemon = await fleet.split(**NO_REDIRECT)
     client = await fleet.join(b, "client")
     said = [
         client.say(e2ee("s", n, ciphertext="x" * size)) for n, size in ((1, 900_000), (2, 1000), (3, 700_000))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
+from weakref import ref
 
 import pytest
 from hypothesis import given
@@ -385,7 +387,9 @@ def test_an_executor_that_leaves_cancels_its_requests(bench: Bench) -> None:
     assert len(bench.client.calls) == MOST_RUNNING
     assert all(waiting.called for _, _, waiting in bench.client.calls)
     assert bench.executor.heard == []
-    assert bench.requests._queues == {}
+    left, bench.executor = ref(bench.executor), None
+    gc.collect()
+    assert left() is None, "nothing is kept of an executor that has left"
 
 
 @given(st.text(st.characters(codec=None, max_codepoint=0x2FF), max_size=30))
