@@ -57,6 +57,7 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     Reason.TOO_MANY_CLIENTS: {"detail": "100 clients, RELAY_MAX_CLIENTS_PER_WORKSPACE=100"},
     Reason.UPGRADE_REQUIRED: {"detail": "Sec-WebSocket-Version is not 13"},
     Reason.UPGRADE_MALFORMED: {"detail": "Sec-WebSocket-Key is not base64 of 16 bytes"},
+    Reason.TOKEN_MISSING: {"detail": "the request carries none"},
     Reason.QUERY_INVALID: {"detail": "workspaceId is missing"},
     Reason.ORIGIN_NOT_ALLOWED: {
         "detail": "Origin is 'https://elsewhere.example', RELAY_ALLOWED_ORIGINS has https://app.example"

@@ -83,14 +83,14 @@ class Reason(Enum):
     )  # fmt: skip
     HTTP_RATE_LIMIT_EXCEEDED = _upgrade(
         "HTTP rate limit exceeded", 429,
-        "one address made more plain HTTP requests within a minute than RELAY_HTTP_RATE_PER_IP (1200) allows",
+        "one address made more plain HTTP requests within a minute than RELAY_HTTP_RATE_PER_IP (default 1200) allows",
         "find who asks so often (the IP is in the details); let scrapers send an admin token, which is not counted; "
         "behind a proxy set RELAY_TRUSTED_PROXIES, or all clients share one address",
     )  # fmt: skip
     CONNECTION_RATE_LIMIT_EXCEEDED = _drop(
         "connection rate limit exceeded",
         "one address opened more connections within a minute than RELAY_RATE_LIMIT_PER_IP and RELAY_HTTP_RATE_PER_IP "
-        "allow together (1320), or went on after many answers 429; its new connections are closed before TLS and HTTP",
+        "allow together (default 1320), or went on after many answers 429; its new connections are closed before TLS and HTTP",
         "find the peer that comes back in a loop (its IP is in the details); the address may connect again when its minute "
         "is over; many peers behind one address need a higher RELAY_RATE_LIMIT_PER_IP; behind a proxy set "
         "RELAY_TRUSTED_PROXIES, or all peers share one address",
@@ -325,11 +325,11 @@ class Reason(Enum):
 
     # -- rates and queues ----------------------------------------------------------------------------------
     KEY_EXCHANGE_RATE_LIMIT_EXCEEDED = _close(
-        "key exchange rate limit exceeded", "more than RELAY_KEX_INIT_RATE_PER_MINUTE (60) key exchanges",
+        "key exchange rate limit exceeded", "more than RELAY_KEX_INIT_RATE_PER_MINUTE (default 60) key exchanges",
         "find the client that reconnects in a loop (its address is in the details)",
     )  # fmt: skip
     PAIRING_RATE_LIMIT_EXCEEDED = _close(
-        "pairing rate limit exceeded", "more than RELAY_PAIRING_RATE_PER_MINUTE (30) pairing frames",
+        "pairing rate limit exceeded", "more than RELAY_PAIRING_RATE_PER_MINUTE (default 30) pairing frames",
         "look for a client that guesses pairing codes (its address is in the details)",
     )  # fmt: skip
     RUNTIME_RATE_LIMIT_EXCEEDED = _close(
@@ -516,9 +516,9 @@ class Refusal(Exception):
     def detail_for_peer(self) -> str:
         """The message of the JSON body: the documented text, and what exactly was wrong with the peer's own request.
 
-        What is wrong with a token, or with the platform, is for the operator alone.
+        What is wrong inside a token, or with the platform, is for the operator alone.
         """
-        own = (Reason.QUERY_INVALID, Reason.UPGRADE_MALFORMED, Reason.UPGRADE_REQUIRED)
+        own = (Reason.QUERY_INVALID, Reason.UPGRADE_MALFORMED, Reason.UPGRADE_REQUIRED, Reason.TOKEN_MISSING)
         return (
             f"{self.reason.text}: {self.detail}" if self.detail and self.reason in own else self.reason.text
         )

@@ -147,9 +147,9 @@ REFUSED: list[tuple[str, str, int, str, str]] = [
     ("a prefix that the ingress does not strip", request(target=f"/relay/ws?{QUERY}"), 404, "NOT_FOUND", "not found"),
     ("a role of another product", request(target="/ws?role=viewer&workspaceId=ws"), 400, "QUERY_INVALID", "role"),
     ("a sub-protocol that a library offers twice", request("Sec-WebSocket-Protocol: a, a"), 400, "UPGRADE_MALFORMED", "offered twice"),
-    ("a gateway that strips Authorization", request(Token=""), 401, "TOKEN_MISSING", "no usable token"),
-    ("two values joined into one header", request(Token="Authorization: Basic eDp5, Bearer TOKEN"), 401, "TOKEN_MISSING", "no usable token"),
-    ("`undefined` of a script for the token", request(Token="Authorization: Bearer undefined"), 401, "TOKEN_MISSING", "no usable token"),
+    ("a gateway that strips Authorization", request(Token=""), 401, "TOKEN_MISSING", "no usable token: the request carries none"),
+    ("two values joined into one header", request(Token="Authorization: Basic eDp5, Bearer TOKEN"), 401, "TOKEN_MISSING", "names no Bearer"),
+    ("`undefined` of a script for the token", request(Token="Authorization: Bearer undefined"), 401, "TOKEN_MISSING", "the header's has 9 characters"),
     ("`[object Object]` for the token", request(Token="Authorization: Bearer [object Object]"), 401, "JWT_MALFORMED", ""),
     ("the token in quotes", request(Token='Authorization: Bearer "TOKEN"'), 401, "JWT_MALFORMED", ""),
 ]  # fmt: skip

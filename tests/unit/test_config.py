@@ -225,6 +225,20 @@ def test_a_value_that_does_not_parse_names_variable_value_and_what_it_takes(name
     assert problem.startswith(f"{name}: got {text[:200]!r}, takes ")
 
 
+@pytest.mark.parametrize("name", ["RELAY_LISTEN_HOST", "RELAY_ADMIN_LISTEN", "RELAY_REDIS_SENTINELS"])
+@pytest.mark.parametrize("host", ["a b", "x" * 3000])
+def test_a_host_that_is_none_is_named_once_and_cut(name: str, host: str) -> None:
+    text = host if name == "RELAY_LISTEN_HOST" else f"{host}:9093"
+    (problem,) = problems({**BASE, name: text})
+    assert problem.startswith(f"{name}: got {text[:200]!r}: {host[:64]!r} is no host name or address, as in ")
+
+
+@pytest.mark.parametrize("text", ["gar bage", "platform.example"])
+def test_a_wrong_origin_is_one_problem(text: str) -> None:
+    (problem,) = problems({"SERVER_URL": text})
+    assert problem.startswith(f"SERVER_URL: got {text!r}")
+
+
 def test_all_problems_at_once() -> None:
     found = problems(
         {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final, Literal, TypeAlias
 
 from attrs import field, frozen
@@ -40,17 +41,37 @@ def token_from(
     `authorization` are the values of that header, `subprotocols` the entries of Sec-WebSocket-Protocol, both in
     order; `query_token` is the first `?token=`, which counts in RELAY_MODE=dev only.
     """
-    query = (query_token,) if query_token is not None and mode == "dev" else ()
-    places: tuple[tuple[Via, Iterable[str]], ...] = (
-        ("header", _bearers(authorization)),
-        ("subprotocol", (entry.removeprefix(AUTH_PREFIX) for entry in subprotocols if _is_auth(entry))),
-        ("query", query),
-    )
-    for via, tokens in places:
-        for token in tokens:
-            if TOKEN_CHARS[0] <= len(token) <= TOKEN_CHARS[1]:
-                return TokenSource(token, via)
+    for token, via in _tokens(authorization, subprotocols, query_token, mode):
+        if TOKEN_CHARS[0] <= len(token) <= TOKEN_CHARS[1]:
+            return TokenSource(token, via)
     return None
+
+
+def why_no_token(
+    authorization: Sequence[str], subprotocols: Sequence[str], query_token: str | None, mode: Mode
+) -> str:
+    """What stands where a token should be, for a request without a usable one. No text of a token is in it."""
+    found = islice(_tokens(authorization, subprotocols, query_token, mode), 3)
+    lengths = [f"the {via}'s has {len(token)} characters" for token, via in found]
+    if lengths:
+        return f"{', '.join(lengths)}; a token has {TOKEN_CHARS[0]} to {TOKEN_CHARS[1]}"
+    if query_token is not None:
+        return f"?token= does not count in RELAY_MODE={mode}"
+    return "the Authorization header names no Bearer" if authorization else "the request carries none"
+
+
+def _tokens(
+    authorization: Sequence[str], subprotocols: Sequence[str], query_token: str | None, mode: Mode
+) -> Iterator[tuple[str, Via]]:
+    for value in authorization:
+        scheme, _, token = value.strip().partition(" ")
+        if scheme.lower() == "bearer":
+            yield token.strip(), "header"
+    for entry in subprotocols:
+        if _is_auth(entry):
+            yield entry.removeprefix(AUTH_PREFIX), "subprotocol"
+    if query_token is not None and mode == "dev":
+        yield query_token, "query"
 
 
 def select_subprotocol(offered: Sequence[str], link_enabled: bool) -> str | None:
@@ -67,10 +88,3 @@ def select_subprotocol(offered: Sequence[str], link_enabled: bool) -> str | None
 
 def _is_auth(entry: str) -> bool:
     return entry.startswith(AUTH_PREFIX)
-
-
-def _bearers(values: Iterable[str]) -> Iterator[str]:
-    for value in values:
-        scheme, _, token = value.strip().partition(" ")
-        if scheme.lower() == "bearer":
-            yield token.strip()

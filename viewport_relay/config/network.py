@@ -73,7 +73,7 @@ def host_port(
             raise Unsuitable(f"the port is missing, as in {example}; an IPv6 address needs brackets")
         port = str(default_port)
     if not re.fullmatch(r"[0-9]{1,5}", port) or not (0 if zero else 1) <= int(port) <= 65_535:
-        raise Unsuitable(f"{port!r} is no port: HOST:PORT, as in {example}")
+        raise Unsuitable(f"{port[:64]!r} is no port: HOST:PORT, as in {example}")
     return _host(host, example), int(port)
 
 
@@ -82,12 +82,12 @@ def _host(host: str, example: str) -> str:
         try:
             ipaddress.IPv6Address(host)
         except ValueError:
-            raise Unsuitable(f"{host!r} is no IPv6 address") from None
+            raise Unsuitable(f"{host[:64]!r} is no IPv6 address") from None
         return host
     if host == "*":
         raise Unsuitable("all addresses of the machine are written 0.0.0.0 (IPv4) or [::] (IPv6)")
     if not _HOST_NAME.fullmatch(host):
-        raise Unsuitable(f"{host!r} is no host: HOST:PORT, as in {example}")
+        raise Unsuitable(f"{host[:64]!r} is no host name or address, as in {example}")
     return host
 
 
@@ -145,7 +145,7 @@ def _list_of(read: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
 
 def _allowed_host(text: str) -> str:
     if "/" in text or "*" in text:
-        raise Unsuitable(f"{text!r} is no host: write it as in relay.example, without scheme, path or *")
+        raise Unsuitable(f"{text[:64]!r} is no host: write it as in relay.example, without scheme, path or *")
     return text.lower()
 
 

@@ -86,7 +86,7 @@ def _urls(reading: Reading, dev_platform: bool) -> None:
             v[attribute] = base + path
         elif v[attribute] is None:
             v[attribute] = ""
-            if not dev_platform:
+            if not dev_platform and not reading.given("server_url"):
                 reading.problems.append(
                     f"{BY_ATTRIBUTE[attribute].name} is not set: set it, or SERVER_URL (or start with --dev)"
                 )

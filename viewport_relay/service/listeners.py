@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import select
 import sys
@@ -90,6 +91,9 @@ class _NowOrNever:
         listening = endpoint.listen(protocolFactory)
         listening.addCallbacks(self._listens, lambda failure: failures.append(failure.value))
         for failure in failures:
+            wrong = getattr(getattr(failure, "socketError", None), "errno", None)
+            if self._name == "RELAY_LISTEN_PORT" and wrong not in (None, errno.EADDRINUSE, errno.EACCES):
+                self._name = "RELAY_LISTEN_HOST"  # no such name, or no address of this machine
             self._fail(cannot_listen(failure), 1)
         return listening
 

@@ -22,7 +22,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
-from viewport_relay.admission.token import TokenSource, token_from
+from viewport_relay.admission.token import TokenSource, token_from, why_no_token
 from viewport_relay.config import BY_ATTRIBUTE, Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -168,9 +168,10 @@ class UpgradeAttempts(Resource):
         attempt.query, query_token = parse_query(request.uri)
         self._check_origin(headers)
         authorization = [value.decode("latin-1") for value in headers.get(b"Authorization", ())]
-        attempt.token = token_from(authorization, attempt.subprotocols, query_token, config.mode)
+        places = authorization, attempt.subprotocols, query_token, config.mode
+        attempt.token = token_from(*places)
         if attempt.token is None:
-            raise Refusal(Reason.TOKEN_MISSING)
+            raise Refusal(Reason.TOKEN_MISSING, why_no_token(*places))
         if attempt.query.role is Role.CLIENT:
             attempt.ticket.count_client(attempt.query.workspace_id, attempt.query.runtime_target_id)
 

@@ -145,6 +145,13 @@ def test_the_documented_name_takes_precedence_and_two_forms_of_a_secret_are_an_e
     ]
 
 
+def test_an_address_of_another_machine_names_the_host() -> None:
+    ended = run({"SERVER_URL": "http://127.0.0.1:1", "RELAY_LISTEN_HOST": "192.0.2.1", "RELAY_MODE": "dev"})
+    assert ended.returncode == 1
+    (failed,) = (json.loads(line) for line in ended.stdout.splitlines() if "listen_failed" in line)
+    assert failed["message"].startswith("RELAY_LISTEN_HOST: cannot listen on 192.0.2.1:")
+
+
 def test_a_port_in_use_is_one_clear_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

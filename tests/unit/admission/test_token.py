@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viewport_relay.admission.token import TokenSource, select_subprotocol, token_from
+from viewport_relay.admission.token import TokenSource, select_subprotocol, token_from, why_no_token
 from viewport_relay.config import Mode
 
 T, U, V = "token-of-header", "token-of-protocol", "token-of-query"
@@ -44,6 +44,37 @@ def test_where_the_token_is_read_from(
 ) -> None:
     found = token_from(headers, protocols, query, mode)
     assert (found and (found.token, found.via)) == expected
+
+
+@pytest.mark.parametrize(
+    "headers,protocols,query,mode,words",
+    [
+        ([], [], None, "prod", "the request carries none"),
+        (["Basic dXNlcjpw"], [], None, "prod", "the Authorization header names no Bearer"),
+        (
+            ["Bearer " + "x" * 4097],
+            [],
+            None,
+            "prod",
+            "the header's has 4097 characters; a token has 10 to 4096",
+        ),
+        (
+            ["Bearer"],
+            ["auth.short"],
+            None,
+            "prod",
+            "the header's has 0 characters, the subprotocol's has 5 characters; ",
+        ),
+        ([], ["auth.x"] * 99, None, "prod", ", ".join(["the subprotocol's has 1 characters"] * 3) + "; "),
+        ([], [], V, "prod", "?token= does not count in RELAY_MODE=prod"),
+        ([], [], "short", "dev", "the query's has 5 characters; "),
+    ],
+)
+def test_what_stands_where_a_token_should_be(
+    headers: list[str], protocols: list[str], query: str | None, mode: Mode, words: str
+) -> None:
+    assert token_from(headers, protocols, query, mode) is None
+    assert why_no_token(headers, protocols, query, mode).startswith(words)
 
 
 def test_repr_has_no_token() -> None:
