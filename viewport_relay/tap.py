@@ -95,16 +95,6 @@ class Options(usage.Options):
         return {v.attribute: self[v.option] for v in VARIABLES if v.option and self[v.option] is not None}
 
 
-def settings(options: Options, environ: dict[str, str]) -> Config:
-    """Load the settings in force; prints every problem and exits with status 78 when they cannot work."""
-    try:
-        return load(environ, options.overrides(), dev_platform=bool(options["dev"]))
-    except ConfigError as error:
-        for problem in error.problems:
-            print(f"viewport-relay: {problem}", file=sys.stderr)
-        raise SystemExit(EX_CONFIG) from None
-
-
 def _log_stream(config: Config) -> TextStream:
     """The log's stream on standard output: text for a terminal, unless the settings say otherwise."""
     in_words = config.log_format == "text" or (config.log_format == "auto" and sys.stdout.isatty())
@@ -112,16 +102,23 @@ def _log_stream(config: Config) -> TextStream:
 
 
 def makeService(options: Options) -> IService:
-    """Called by twistd. Raises SystemExit when the settings cannot work."""
+    """Called by twistd. Prints every problem and exits with status 78 when the settings cannot work."""
+    try:
+        return _service(options, dict(os.environ))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"viewport-relay: {problem}", file=sys.stderr)
+        raise SystemExit(EX_CONFIG) from None
+
+
+def _service(options: Options, environ: dict[str, str]) -> IService:
     from twisted.internet import reactor
 
-    environ = dict(os.environ)
-    platform = None
-    if options["dev"]:
-        # Judge everything else first: nothing is started with settings that cannot work.
-        settings(options, environ)
+    overrides, dev = options.overrides(), bool(options["dev"])
+    config, platform = load(environ, overrides, dev_platform=dev), None
+    if dev:  # only now: nothing is started with settings that cannot work
         platform = _dev_platform(reactor, environ, options["dev-port"])
-    config = settings(options, environ)
+        config = load(environ, overrides, dev_platform=True)
     log = EventLog(
         _log_stream(config),
         max_entries=config.max_logs,
@@ -131,17 +128,11 @@ def makeService(options: Options) -> IService:
     )
     notifier = Notifier(os.environ)
     open_files = descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
-    try:
-        overrides = options.overrides()
-        again = partial(reread, environ=environ, overrides=overrides)
-        make: MakeEngine = SingleRelay
-        if config.workers > 1:
-            make = partial(Workers, environ=environ, overrides=overrides)
-        service = Process(reactor, config, log, make, notifier, open_files, again)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(f"viewport-relay: {problem}", file=sys.stderr)
-        raise SystemExit(EX_CONFIG) from None
+    make: MakeEngine = SingleRelay
+    if config.workers > 1:
+        make = partial(Workers, environ=environ, overrides=overrides)
+    again = partial(reread, environ=environ, overrides=overrides)
+    service = Process(reactor, config, log, make, notifier, open_files, again)
     if platform is not None:
         log.event("dev_platform", message=f"the dev platform answers at {platform.url}", url=platform.url)
     collector.settle(reactor)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from viewport_relay.admin.reply import BadRequest
 from viewport_relay.observe.events import EVENTS
@@ -37,14 +38,10 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 @frozen
 class Filter:
-    """Which records are wanted. Sets hold what is accepted; None: anything."""
+    """Which records are wanted. `members` maps an attribute of `Record` to the values that are accepted."""
 
-    levels: frozenset[str] | None = None
-    reasons: frozenset[str] | None = None
-    events: frozenset[str] | None = None
-    workspace_id: str | None = None
-    connection_id: str | None = None
-    since: float | None = None
+    members: Mapping[str, Collection[str]] = Factory(dict)
+    since: float = -math.inf
 
     @property
     def is_open(self) -> bool:
@@ -52,13 +49,8 @@ class Filter:
         return self == Filter()
 
     def accepts(self, record: Record) -> bool:
-        return (
-            (self.levels is None or record.level in self.levels)
-            and (self.reasons is None or record.reason in self.reasons)
-            and (self.events is None or record.event in self.events)
-            and (self.workspace_id is None or record.workspace_id == self.workspace_id)
-            and (self.connection_id is None or record.connection_id == self.connection_id)
-            and (self.since is None or record.at >= self.since)
+        return record.at >= self.since and all(
+            getattr(record, name) in values for name, values in self.members.items()
         )
 
 
@@ -72,14 +64,15 @@ def check_names(given: Mapping[str, str]) -> None:
 
 def parse_filter(given: Mapping[str, str], now: float) -> tuple[Filter, int | None]:
     """The filter and the limit of a query. An empty value counts as absent. Raises BadRequest."""
-    found = Filter(
-        _set(given, "level", LEVELS, str.lower),
-        _set(given, "reason", Reason.__members__, str.upper),
-        _set(given, "event", EVENTS, str.lower),
-        given.get("workspaceId") or None,
-        given.get("connectionId") or None,
-        _since(given.get("since") or None, now),
-    )
+    members = {
+        "level": _set(given, "level", LEVELS, str.lower),
+        "reason": _set(given, "reason", Reason.__members__, str.upper),
+        "event": _set(given, "event", EVENTS, str.lower),
+        "workspace_id": [given["workspaceId"]] if given.get("workspaceId") else [],
+        "connection_id": [given["connectionId"]] if given.get("connectionId") else [],
+    }
+    since = _since(given["since"], now) if given.get("since") else -math.inf
+    found = Filter({name: values for name, values in members.items() if values}, since)
     limit = given.get("limit") or None
     if limit is None:
         return found, None
@@ -90,10 +83,11 @@ def parse_filter(given: Mapping[str, str], now: float) -> tuple[Filter, int | No
 
 def _set(
     given: Mapping[str, str], name: str, known: Collection[str], spelt: Callable[[str], str]
-) -> frozenset[str] | None:
+) -> Collection[str]:
+    """The words of a comma list; none where the parameter is absent or empty. Raises BadRequest."""
     text = given.get(name)
     if not text:
-        return None
+        return ()
     words = [spelt(word.strip()) for word in text.split(",")]
     for word in words:
         if word not in known:
@@ -102,9 +96,7 @@ def _set(
     return frozenset(words)
 
 
-def _since(text: str | None, now: float) -> float | None:
-    if text is None:
-        return None
+def _since(text: str, now: float) -> float:
     ago = _AGO.fullmatch(text)
     if ago:
         return now - int(ago[1]) * _SECONDS[ago[2]]
