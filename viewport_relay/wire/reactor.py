@@ -186,8 +186,10 @@ class RelayReactor(EPollReactor):
     def _looked(self, events: list[tuple[int, int]]) -> None:
         """Set the time of the next look, now that these events were served."""
         now, selectables = self.seconds(), self._selectables
-        if any(isinstance(selectables.get(at), DirectTransport) for at, _ in events):
-            self._talk_until = now + TALK_SECONDS
+        for at, _ in events:
+            if isinstance(selectables.get(at), DirectTransport):
+                self._talk_until = now + TALK_SECONDS
+                break
         self._next_look = now + (TALK_LOOK_SECONDS if now < self._talk_until else LOOK_SECONDS)
 
     def serve(self, events: list[tuple[int, int]], selectables: dict[int, Any]) -> None:
