@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from weakref import ref
 
 import pytest
 
@@ -159,10 +161,14 @@ def test_a_lost_connection_leaves_no_pending_frames() -> None:
     house = House()
     client = house.relay.client()
     client.say(encoded("e2ee"), encoded("e2ee", seq=2))
+    connection = ref(client.connection)
     client.vanish()
+    del client
+    house.relay.peers.clear()
     house.backplane.slow = False
     house.found(None)
-    assert house.remote._inboxes == {}
+    gc.collect()
+    assert connection() is None, "nothing is kept of a client that has left"
 
 
 def test_the_scope_is_checked_for_frames_of_a_client_that_left() -> None:
