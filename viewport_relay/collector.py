@@ -2,9 +2,9 @@
 
 Objects of imports and start-up live as long as the process. They are frozen, since a full collection over them would
 delay frames by tens of milliseconds. Objects made later are freed by reference counting: a closed connection drops its
-references (`Connection._forget`). So full collections find little, and take 9 ms with 500 TLS connections: they are made by a timer,
-and sooner only after many connections. What they do find are cycles of Twisted's and OpenSSL's objects, 10 objects and some 5 KB for
-each TLS connection, of which strangers make a thousand in a second. Collections of young objects are many and short, 0.3 ms instead of 1.
+references (`Connection._forget`, `RelayChannel`, `TLSTransport`). So full collections find little, and take 9 ms with 500 TLS
+connections: they are made by a timer, and sooner only after very many objects, since strangers must not be able to fill memory with a
+cycle that was overlooked. Collections of young objects are many and short, 0.3 ms instead of 1.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from twisted.internet.task import LoopingCall
 #: Seconds between two full collections.
 FULL_SECONDS: Final = 600.0
 
-#: Objects made for a collection of the youngest; such collections for one of those that were left; and those for a full one:
-#: some 8,000 TLS connections.
+#: Objects made for a collection of the youngest; such collections for one of those that were left; and those for a full one.
 THRESHOLDS: Final = (700, 3, 100)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from random import randrange
-from typing import Annotated, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -23,13 +23,8 @@ from viewport_relay.protocol.frames import (
     ViewerPresence,
     WorkerRequest,
 )
-from viewport_relay.protocol.json import (
-    Members,
-    Message,
-    Text,
-)
+from viewport_relay.protocol.json import Members, Message, Text
 
-Frame = TypeVar("Frame")
 # -- the fast decode ---------------------------------------------------------------------------------------------
 
 
@@ -89,117 +84,101 @@ _E2EE: Final = Members("version", "profile", "sessionId", "epoch", "seq", opaque
 _CHANNEL: Final = Members("channel")
 
 
-class _Rules(Generic[Frame]):
-    """The frames that one role may send: type -> the members that are looked at, and the rule for them."""
-
-    def __init__(
-        self,
-        by_type: Mapping[str, tuple[Members, Callable[[rules.Object], Frame | None]]],
-        by_schema: Mapping[str, tuple[Members, Callable[[rules.Object], Frame | None]]] | None = None,
-    ) -> None:
-        self._by_type = by_type
-        self._by_schema = by_schema or {}
-
-    def decode(self, message: Message) -> Frame | None:
-        """The frame that a message is, or None. The message is known to be UTF-8."""
-        text = Text(bytes(message))
-        head = _HEAD.of(text)
-        if head is None:
-            return None
-        table, kind = (
-            (self._by_type, head["type"]) if "type" in head else (self._by_schema, head.get("schema"))
-        )
-        found = table.get(kind) if type(kind) is str else None
-        if found is None:
-            return None
-        members, rule = found
-        frame = members.of(text)
-        return None if frame is None else rule(frame)
+#: Frames that one role may send: the member and its value that tell the kind -> members that are looked at, and their rule.
+_Table: TypeAlias = Mapping[tuple[str, object], tuple[Members, Callable[[rules.Object], object]]]
 
 
-_CLIENT: Final[_Rules[ClientFrame]] = _Rules(
-    {
-        "e2ee": (_E2EE, rules.e2ee),
-        "relay_key_exchange_init": (
-            Members(
-                "version", "profile", "requestId", "previousSessionId",
-                opaque=(
-                    "pairingPeerId", "clientEphemeralPublicKey", "encryptedClientStatic",
-                    "clientPublicKey", "clientNonce", "clientProof",
-                ),
+def _frame(table: _Table, message: Message) -> Any:
+    """The frame that a message is, or None. The message is known to be UTF-8."""
+    text = Text(bytes(message))
+    head = _HEAD.of(text)
+    if head is None:
+        return None
+    name = "type" if "type" in head else "schema"
+    found = table.get((name, head.get(name)))
+    if found is None:
+        return None
+    members, rule = found
+    frame = members.of(text)
+    return None if frame is None else rule(frame)
+
+
+_CLIENT: Final[_Table] = {
+    ("type", "e2ee"): (_E2EE, rules.e2ee),
+    ("type", "relay_key_exchange_init"): (
+        Members(
+            "version", "profile", "requestId", "previousSessionId",
+            opaque=(
+                "pairingPeerId", "clientEphemeralPublicKey", "encryptedClientStatic",
+                "clientPublicKey", "clientNonce", "clientProof",
             ),
-            rules.key_exchange_init,
         ),
-        "relay_pairing_offer_request": (
-            Members("requestId", "ttlSeconds", opaque=("clientChannelPublicKey",)),
-            rules.offer_request,
-        ),
-        "relay_pairing_redeem_request": (
-            Members("requestId", opaque=("offerId", "encIv", "encTag", "encCiphertext")),
-            rules.redeem_request,
-        ),
-        "viewport.session_events.subscribe/v1": (Members("channel", "afterSequence"), rules.subscribe),
-        "viewport.session_events.unsubscribe/v1": (_CHANNEL, rules.unsubscribe),
-        "viewport.session_viewer_presence/v1": (
-            Members("channel", "action", "userId", "displayName", "sentAt"),
-            rules.viewer_presence,
-        ),
-    }
-)  # fmt: skip
-_DAEMON: Final[_Rules[DaemonFrame]] = _Rules(
-    {
-        "e2ee": (_E2EE, rules.e2ee),
-        "relay_key_exchange_response": (
-            Members(
-                "version", "profile", "requestId", "sessionId", "epoch",
-                opaque=(
-                    "proof", "daemonPublicKey", "daemonEphemeralPublicKey", "encryptedMetadata", "daemonNonce",
-                ),
+        rules.key_exchange_init,
+    ),
+    ("type", "relay_pairing_offer_request"): (
+        Members("requestId", "ttlSeconds", opaque=("clientChannelPublicKey",)),
+        rules.offer_request,
+    ),
+    ("type", "relay_pairing_redeem_request"): (
+        Members("requestId", opaque=("offerId", "encIv", "encTag", "encCiphertext")),
+        rules.redeem_request,
+    ),
+    ("type", "viewport.session_events.subscribe/v1"): (Members("channel", "afterSequence"), rules.subscribe),
+    ("type", "viewport.session_events.unsubscribe/v1"): (_CHANNEL, rules.unsubscribe),
+    ("type", "viewport.session_viewer_presence/v1"): (
+        Members("channel", "action", "userId", "displayName", "sentAt"),
+        rules.viewer_presence,
+    ),
+}  # fmt: skip
+_DAEMON: Final[_Table] = {
+    ("type", "e2ee"): (_E2EE, rules.e2ee),
+    ("type", "relay_key_exchange_response"): (
+        Members(
+            "version", "profile", "requestId", "sessionId", "epoch",
+            opaque=(
+                "proof", "daemonPublicKey", "daemonEphemeralPublicKey", "encryptedMetadata", "daemonNonce",
             ),
-            rules.key_exchange_response,
         ),
-        "relay_key_update_required": (Members("sessionId", "nextEpoch"), rules.key_update_required),
-        "relay_pairing_offer_response": (
-            Members(
-                "requestId", "ok",
-                opaque=("errorCode", "daemonChannelPublicKey", "encIv", "encTag", "encCiphertext"),
-            ),
-            rules.offer_response,
+        rules.key_exchange_response,
+    ),
+    ("type", "relay_key_update_required"): (Members("sessionId", "nextEpoch"), rules.key_update_required),
+    ("type", "relay_pairing_offer_response"): (
+        Members(
+            "requestId", "ok",
+            opaque=("errorCode", "daemonChannelPublicKey", "encIv", "encTag", "encCiphertext"),
         ),
-        "relay_pairing_redeem_response": (Members("requestId", "ok", "errorCode"), rules.pairing_response),
-    },
-    {_SESSION_EVENT_SCHEMA: (Members("channel", "event"), rules.session_event)},
-)  # fmt: skip
-_WORKER: Final[_Rules[WorkerRequest]] = _Rules(
-    {
-        "viewport.worker_transport.request/v1": (
-            Members("requestId", "method", "path", "headers", "body"),
-            rules.worker_request,
-        )
-    }
-)
+        rules.offer_response,
+    ),
+    ("type", "relay_pairing_redeem_response"): (Members("requestId", "ok", "errorCode"), rules.pairing_response),
+    ("schema", _SESSION_EVENT_SCHEMA): (Members("channel", "event"), rules.session_event),
+}  # fmt: skip
+_WORKER: Final[_Table] = {
+    ("type", "viewport.worker_transport.request/v1"): (
+        Members("requestId", "method", "path", "headers", "body"),
+        rules.worker_request,
+    )
+}
+
+
+def _fast(message: Message) -> E2ee | None:
+    envelope = fast_e2ee(message)
+    return None if envelope is None else E2ee(envelope.profile, envelope.session_id)
 
 
 def decode_client(message: Message, *, fast: bool = True) -> ClientFrame | None:
     """The frame of a client's message, or None. `fast=False`: `fast_e2ee` has been asked already."""
-    if fast:
-        envelope = fast_e2ee(message)
-        if envelope is not None:
-            return E2ee(envelope.profile, envelope.session_id)
-    frame = _CLIENT.decode(message)
+    frame: ClientFrame | None = (_fast(message) if fast else None) or _frame(_CLIENT, message)
     # A long presence frame would be copied to every viewer.
     return None if type(frame) is ViewerPresence and len(message) > PRESENCE_MAX_BYTES else frame
 
 
 def decode_daemon(message: Message, *, fast: bool = True) -> DaemonFrame | None:
     """The frame of a daemon's message, or None. `fast=False`: `fast_e2ee` has been asked already."""
-    if fast:
-        envelope = fast_e2ee(message)
-        if envelope is not None:
-            return E2ee(envelope.profile, envelope.session_id)
-    return _DAEMON.decode(message)
+    frame: DaemonFrame | None = (_fast(message) if fast else None) or _frame(_DAEMON, message)
+    return frame
 
 
 def decode_worker(message: Message) -> WorkerRequest | None:
     """The frame of a worker's message, or None."""
-    return _WORKER.decode(message)
+    frame: WorkerRequest | None = _frame(_WORKER, message)
+    return frame

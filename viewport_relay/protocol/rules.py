@@ -168,11 +168,10 @@ def viewer_presence(frame: Object) -> ViewerPresence | None:
         return None
     if not _is_filled(frame, "userId") or _utf16_length(frame["userId"]) > 128:
         return None
-    for name, most in (("displayName", 255), ("sentAt", None)):
-        if name in frame:
-            value = frame[name]
-            if type(value) is not str or (most is not None and _utf16_length(value) > most):
-                return None
+    if any(name in frame and not _is_text(frame, name) for name in ("displayName", "sentAt")):
+        return None
+    if _utf16_length(frame.get("displayName", "")) > 255:
+        return None
     return ViewerPresence(channel, frame["userId"])
 
 

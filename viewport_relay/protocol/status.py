@@ -8,7 +8,10 @@ from viewport_relay.protocol.frames import Subscribe, Unsubscribe, ViewerPresenc
 
 
 def _text(**members: object) -> str:
-    return json.dumps(members, separators=(",", ":"))
+    """The JSON of these members, without those that are None."""
+    return json.dumps(
+        {name: value for name, value in members.items() if value is not None}, separators=(",", ":")
+    )
 
 
 def _status(code: str, message: str, workspace_id: str, **more: object) -> str:
@@ -16,47 +19,31 @@ def _status(code: str, message: str, workspace_id: str, **more: object) -> str:
 
 
 def daemon_unavailable(workspace_id: str, runtime_target_id: str | None, machine_id: str | None) -> str:
-    more: dict[str, object] = {"retryable": True}
-    if runtime_target_id is not None:
-        more["runtimeTargetId"] = runtime_target_id
-    if machine_id is not None:
-        more["machineId"] = machine_id
-    return _status(
-        "DAEMON_UNAVAILABLE", "No machine runtime is connected for this runtime target", workspace_id, **more
-    )
+    message = "No machine runtime is connected for this runtime target"
+    more = {"runtimeTargetId": runtime_target_id, "machineId": machine_id}
+    return _status("DAEMON_UNAVAILABLE", message, workspace_id, retryable=True, **more)
 
 
 def runtime_target_required(workspace_id: str) -> str:
-    return _status(
-        "RUNTIME_TARGET_REQUIRED",
-        "Runtime client must specify a runtime target",
-        workspace_id,
-        retryable=False,
-    )
+    message = "Runtime client must specify a runtime target"
+    return _status("RUNTIME_TARGET_REQUIRED", message, workspace_id, retryable=False)
 
 
 def invalid_frame(workspace_id: str) -> str:
-    return _status(
-        "INVALID_FRAME", "client frame must be a valid runtime or pairing control frame", workspace_id
-    )
+    message = "client frame must be a valid runtime or pairing control frame"
+    return _status("INVALID_FRAME", message, workspace_id)
 
 
 def session_events_scope_only(workspace_id: str) -> str:
-    return _status(
-        "SESSION_EVENTS_SCOPE_ONLY",
-        "session-events scoped clients can only subscribe to authorized session event channels",
-        workspace_id,
-    )
+    message = "session-events scoped clients can only subscribe to authorized session event channels"
+    return _status("SESSION_EVENTS_SCOPE_ONLY", message, workspace_id)
 
 
 def relay_redirect(workspace_id: str, ws_base_url: str, runtime_target_id: str | None = None) -> str:
     """`runtime_target_id` is given when this answers a frame, and not at the upgrade."""
-    more = {"relayWsBaseUrl": ws_base_url}
-    if runtime_target_id is not None:
-        more["runtimeTargetId"] = runtime_target_id
-    return _status(
-        "RELAY_REDIRECT", "Workspace is assigned to a different relay instance", workspace_id, **more
-    )
+    message = "Workspace is assigned to a different relay instance"
+    more = {"relayWsBaseUrl": ws_base_url, "runtimeTargetId": runtime_target_id}
+    return _status("RELAY_REDIRECT", message, workspace_id, **more)
 
 
 def rate_limited(workspace_id: str, retry_after_ms: int) -> str:

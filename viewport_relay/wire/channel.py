@@ -121,6 +121,9 @@ class RelayChannel(HTTPChannel):
             self._unreadable("a peer speaks plain HTTP to a port with TLS: let it use wss:// or https://")
         self._closing = self.gone = True
         self._stop_timers()
+        self._linger = self._resting = (
+            None  # they refer to this channel: only the collector would free the cycle
+        )
         self.connections.leave(self)
         HTTPChannel.connectionLost(self, reason)
 

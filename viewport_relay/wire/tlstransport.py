@@ -127,6 +127,10 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
         self._end_flow()
+        if reason is not None:
+            reason.tb = None  # its frames refer to it: only the collector would free that cycle
+            if reason.value is not None:
+                reason.value.__traceback__ = None
         super()._tlsShutdownFinished(reason)  # type: ignore[no-untyped-call]
         # Nothing can be written any more, so no producer may hold up the end of the TCP connection.
         self.transport.unregisterProducer()
@@ -140,6 +144,8 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
         super().connectionLost(reason)  # type: ignore[no-untyped-call]  # may find the end of TLS itself, in what was not yet decrypted
         self._decryption.forget()
         self._encryption.forget()
+        if not self.disconnecting:  # else Twisted's would go on with the end of TLS
+            self.unregisterProducer()  # type: ignore[no-untyped-call]  # it refers to this transport
         if self._flush is not None and self._flush.active():
             self._flush.cancel()
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
 
 from tests.drill.certificates import Identity
 from viewport_relay.wire import tlsrecords
 from viewport_relay.wire.fairqueue import FairQueue
+from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlsrecords import PIECE, RECORD
 from viewport_relay.wire.tlstransport import TLSFactory, TLSTransport
@@ -65,8 +70,19 @@ class Wire(DirectAccess):
 
     abortConnection = loseConnection
 
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        pass
+
+    def registerProducer(self, producer: object, streaming: bool) -> None:
+        pass
+
     def unregisterProducer(self) -> None:
         pass
+
+    def pauseProducing(self) -> None:
+        pass
+
+    resumeProducing = pauseProducing
 
 
 class Collector:
@@ -102,7 +118,8 @@ class Behind(Protocol):
 class Secured:
     """A server's transport after the handshake with `client`."""
 
-    def __init__(self, context: ServerContext, room: int = 262_144) -> None:
+    def __init__(self, context: ServerContext, room: int = 262_144, site: Factory | None = None) -> None:
+        """`site` makes the protocol above TLS instead of `behind`."""
         behind = Behind()
 
         class Behinds(Factory):
@@ -110,7 +127,7 @@ class Secured:
                 return behind
 
         clock = Clock()
-        self.factory = TLSFactory(context, False, Behinds(), clock, FairQueue(clock))
+        self.factory = TLSFactory(context, False, site or Behinds(), clock, FairQueue(clock))
         made = self.factory.buildProtocol(None)
         assert isinstance(made, TLSTransport)
         self.transport, self.behind, self.wire = made, behind, Wire()
@@ -132,7 +149,8 @@ class Secured:
                 pass
             clock.advance(0)
         self.collector = behind.collector = Collector(room)
-        self.collector.receive = made.read_into(self.collector)
+        if site is None:
+            self.collector.receive = made.read_into(self.collector)
 
     def say(self, *texts: bytes) -> bytes:
         """The ciphertext of texts, one record each."""
@@ -158,7 +176,7 @@ class Secured:
         try:
             while True:
                 found += self.client.recv(100_000)
-        except SSL.WantReadError:
+        except (SSL.WantReadError, SSL.ZeroReturnError):
             return found
 
 
@@ -339,3 +357,35 @@ def test_a_lost_connection_is_neither_read_nor_written(secured: Secured) -> None
     secured.transport.connectionLost(Failure(ConnectionResetError()))
     assert secured.transport.sender.send(b"x") == 0
     assert not secured.transport.sent_everything
+
+
+class Page(Resource):
+    isLeaf = True
+
+    def render(self, request: object) -> bytes:
+        return b"page"
+
+
+@pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"], ids=["kept", "closed"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_lost_http_connection_leaves_nothing_to_the_collector(
+    context: ServerContext, header: bytes, damaged: bool
+) -> None:
+    """Strangers could fill memory with cycles of references, and full collections delay frames."""
+    clock = Clock()
+    site: Any = RelaySite(Root(None, Page()), clock, FairQueue(clock))  # type: ignore[no-untyped-call]
+    secured = Secured(context, site=site)
+    transport, seen = secured.transport, weakref.ref(secured.transport)
+    gc.collect()
+    gc.disable()
+    try:
+        transport.dataReceived(secured.say(b"GET / HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n"))
+        assert b"page" in secured.heard()
+        if damaged:
+            transport.dataReceived(b"\x17\x03\x03\x00\x20" + bytes(32))
+        transport.connectionLost(Failure(ConnectionDone()))
+        del secured, transport
+        clock.advance(60)
+        assert seen() is None
+    finally:
+        gc.enable()
