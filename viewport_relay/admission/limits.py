@@ -52,9 +52,7 @@ class Window:
         """Charge several events; how many were within the limit (the others are not charged)."""
         if limit <= 0:
             return events
-        if self.is_over(now):
-            self.start = now
-            self.count = self.over = 0
+        self._renew(now)
         taken = min(events, max(0, limit - self.count))
         self.count += taken
         self.over += events - taken
@@ -62,14 +60,17 @@ class Window:
 
     def spend(self, now: float, amount: int, limit: int) -> bool:
         """Charge an event of this size; False when the window's sum would be over the limit (and then not charged)."""
-        if self.is_over(now):
-            self.start = now
-            self.count = self.over = 0
+        self._renew(now)
         if self.count + amount > limit:
             self.over += 1
             return False
         self.count += amount
         return True
+
+    def _renew(self, now: float) -> None:
+        if self.is_over(now):
+            self.start = now
+            self.count = self.over = 0
 
     def retry_after_ms(self, now: float) -> int:
         """Milliseconds until the window ends, at least 1."""
