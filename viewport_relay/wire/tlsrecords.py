@@ -72,15 +72,18 @@ class SharedMemory:
         self.sealed = memoryview(bytearray(SEALED))
         #: Where most plaintext goes: the space of the sink that came first, at least a record.
         self.arena: memoryview | None = None
-        # The same for OpenSSL: making a pointer takes as long as copying a small record.
+        # The same for OpenSSL: making a pointer takes as long as copying a small record. A pointer that is kept is made of the bytearray,
+        # not of a view of it: CPython before 3.11.9 and 3.12.3 crashes when it collects a view with a buffer that refers to it (gh-77894).
         self.ciphertext_at = _pointer(self.ciphertext)
-        self.sealed_at = _pointer(self.sealed)
+        self.sealed_at = _pointer(self.sealed.obj)
         self.arena_at: Any = None
 
     def learn(self, space: memoryview) -> None:
-        """Remember where most plaintext goes."""
+        """Remember where most plaintext goes, if that is the beginning of a buffer."""
         if self.arena is None and len(space) >= RECORD:
-            self.arena, self.arena_at = space, _pointer(space)
+            whole = _pointer(space.obj)
+            if whole == _pointer(space):  # the same address
+                self.arena, self.arena_at = space, whole
 
 
 try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from OpenSSL import SSL
 
 from tests.drill.certificates import Identity
+from viewport_relay.wire.arena import Arena
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlsrecords import (
     PIECE,
@@ -218,3 +221,43 @@ def test_a_context_with_partial_writes_is_refused(tmp_path: Path) -> None:
     server, _ = handshaken(context)
     with pytest.raises(AssertionError):
         layer(server).seal(bytes(PIECE))
+
+
+# -- shared memory ------------------------------------------------------------------------------------------------
+
+#: Shared memory and its views become garbage together, the views first.
+COLLECTED = """
+import gc
+from viewport_relay.wire.tlsrecords import RECORD, SharedMemory
+for views_first in True, False:
+    space = memoryview(bytearray(RECORD))
+    memory = SharedMemory()
+    memory.learn(space)
+    assert memory.arena is space
+    views = [space, memory.space, memory.sealed]
+    cycle = [*views, memory] if views_first else [memory, *views]
+    cycle.append(cycle)
+    gc.collect(0)
+    del space, memory, views, cycle
+    gc.collect()
+"""
+
+
+def test_shared_memory_can_be_collected() -> None:
+    """CPython before 3.11.9 and 3.12.3 crashes when it collects a view that a kept pointer refers to."""
+    done = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_space_of_an_arena_is_learned() -> None:
+    memory, arena = SharedMemory(), Arena()
+    memory.learn(arena.space)
+    assert memory.arena is arena.space
+    memory.learn(Arena().space)
+    assert memory.arena is arena.space
+
+
+def test_a_space_in_the_middle_of_a_buffer_is_not_learned() -> None:
+    memory = SharedMemory()
+    memory.learn(memoryview(bytearray(2 * RECORD))[1:])
+    assert memory.arena is None
