@@ -40,7 +40,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "wire": _WIRE,
     "sessions": _SESSIONS,
     "backplane": _LOW | {"admission.http", "admission.httpcall", "admission.httpwords", "admission.tls"},
-    "admin": _BASE | {"sessions.views", "routing.views", "observe", "config"},
+    "admin": _BASE | {"routing.views", "observe", "config"},
     "service": _SERVICE,
     "workers": _SERVICE | {"service"},
     "tap": _SERVICE | {"service", "workers", "devplatform"},  # --dev starts the dev platform

@@ -16,11 +16,10 @@ from twisted.python import usage
 from zope.interface import implementer
 
 from viewport_relay import __version__, collector, descriptors
-from viewport_relay.admin.words import entry_text
-from viewport_relay.config import EX_CONFIG, VARIABLES, Config, ConfigError, configured_secrets, load, reread
+from viewport_relay.admin.words import as_text
+from viewport_relay.config import EX_CONFIG, VARIABLES, ConfigError, configured_secrets, load, reread
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.stream import TextLines, TextStream
 from viewport_relay.service.process import MakeEngine, Process
 from viewport_relay.service.single import SingleRelay
 from viewport_relay.workers.parent import Workers
@@ -95,12 +94,6 @@ class Options(usage.Options):
         return {v.attribute: self[v.option] for v in VARIABLES if v.option and self[v.option] is not None}
 
 
-def _log_stream(config: Config) -> TextStream:
-    """The log's stream on standard output: text for a terminal, unless the settings say otherwise."""
-    in_words = config.log_format == "text" or (config.log_format == "auto" and sys.stdout.isatty())
-    return TextLines(sys.stdout, entry_text) if in_words else sys.stdout
-
-
 def makeService(options: Options) -> IService:
     """Called by twistd. Prints every problem and exits with status 78 when the settings cannot work."""
     try:
@@ -119,12 +112,14 @@ def _service(options: Options, environ: dict[str, str]) -> IService:
     if dev:  # only now: nothing is started with settings that cannot work
         platform = _dev_platform(reactor, environ, options["dev-port"])
         config = load(environ, overrides, dev_platform=True)
+    in_words = config.log_format == "text" or (config.log_format == "auto" and sys.stdout.isatty())
     log = EventLog(
-        _log_stream(config),
+        sys.stdout,
         max_entries=config.max_logs,
         level=config.log_level,
         secrets=configured_secrets(config),
         relay_id=config.relay_id_in_log,
+        form=as_text if in_words else str,
     )
     notifier = Notifier(os.environ)
     open_files = descriptors.raise_limit(descriptors.wanted(config.max_total_connections))

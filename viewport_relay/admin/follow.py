@@ -9,13 +9,12 @@ for a minute is disconnected. The log and other followers do not wait for a slow
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import define, field, frozen
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
-from twisted.python.failure import Failure
 from twisted.web.server import Request
 from zope.interface import implementer
 
@@ -47,7 +46,7 @@ LINES = Format(
     '{{"event":"follow_gap","level":"warn","details":{{"count":{}}}}}\n',
 )  # fmt: skip
 TEXT = Format(
-    TEXT_TYPE, "", lambda record: as_text(record) + "\n",
+    TEXT_TYPE, "", lambda record: as_text(record.line) + "\n",
     "... {} entries were left out: this reader is too slow ...\n",
 )  # fmt: skip
 EVENTS = Format(
@@ -58,61 +57,50 @@ EVENTS = Format(
 
 
 @implementer(IPushProducer)
+@define(eq=False)
 class Follower:
-    """Writes records to `request` until the client leaves or is disconnected."""
+    """Writes the records that `_accepts` takes to `_request` until the client leaves or is disconnected."""
 
-    def __init__(
-        self,
-        request: Request,
-        log: EventLog,
-        accepts: Callable[[Record], bool],
-        form: Format,
-        reactor: IReactorTime,
-    ) -> None:
-        self._request = request
-        self._log = log
-        self._accepts = accepts
-        self._form = form
-        self._reactor = reactor
-        self._queue: deque[Record] = deque()
-        self._room = MAX_WAITING
-        self._dropped = 0
-        self._paused = False
-        self._busy = False
-        self._progress = reactor.seconds()
-        self._heart = LoopingCall(self._beat)
-        self._heart.clock = reactor
-        self._unfollow: Callable[[], None] = lambda: None
-        self._over = False
+    _request: Request
+    _log: EventLog
+    _accepts: Callable[[Record], bool]
+    _form: Format
+    _reactor: IReactorTime
+    _queue: deque[Record] = field(init=False)
+    _dropped: int = field(default=0, init=False)
+    _paused: bool = field(default=False, init=False)
+    _busy: bool = field(default=False, init=False)
+    _progress: float = field(init=False)
+    _heart: LoopingCall = field(init=False)  # runs from the start to the end
 
-    def start(self, records: Iterable[Record]) -> None:
+    def start(self, records: Sequence[Record]) -> None:
         """Send `records`, then follow."""
+        self._queue = deque(records, len(records) + MAX_WAITING)
+        self._progress = self._reactor.seconds()
+        self._heart = LoopingCall(self._beat)
+        self._heart.clock = self._reactor
+        self._heart.start(HEARTBEAT, now=False)
+        self._log.followers.append(self._take)
         self._request.setHeader("Content-Type", self._form.kind)
         self._request.setHeader("X-Accel-Buffering", "no")  # proxies must not buffer it
         quiet(self._request)
-        self._request.notifyFinish().addBoth(self._gone)
-        self._queue.extend(records)
-        self._room += len(self._queue)
+        # The usual end is a Failure: the connection was lost.
+        self._request.notifyFinish().addBoth(lambda _: self._end())
         self._request.registerProducer(self, True)
-        self._unfollow = self._log.follow(self._take)
-        self._heart.start(HEARTBEAT, now=False).addErrback(lambda failure: None)
         self._request.write(b"")  # the headers go out at once
         self._pump()
 
     def _take(self, record: Record) -> None:
-        if self._over or not self._accepts(record):
-            return
-        if len(self._queue) >= self._room:
-            self._queue.popleft()
-            self._dropped += 1
-        self._queue.append(record)
-        self._pump()
+        if self._accepts(record):
+            self._dropped += len(self._queue) == self._queue.maxlen
+            self._queue.append(record)
+            self._pump()
 
     def _pump(self) -> None:
-        if self._busy:  # writing may pause or resume us in the middle
+        if self._busy:  # writing may pause or resume this producer in the middle
             return
         self._busy = True
-        while self._queue and not self._paused and not self._over:
+        while self._queue and not self._paused and self._heart.running:
             text = ""
             if self._dropped:
                 text, self._dropped = self._form.gap.format(self._dropped), 0
@@ -132,20 +120,11 @@ class Follower:
             transport: Any = self._request.channel.transport
             transport.abortConnection()
 
-    def _gone(self, result: object) -> None:
-        # the Failure says that the connection was lost, which is the usual end
-        if isinstance(result, Failure):
-            result.cleanFailure()
-        self._end()
-
     def _end(self) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._unfollow()
-        self._queue.clear()
         if self._heart.running:
             self._heart.stop()
+            self._log.followers.remove(self._take)
+            self._queue.clear()
 
     # -- IPushProducer ---------------------------------------------------------------------------------------
 

@@ -77,7 +77,7 @@ class LogsPage:
             if limit is None and wanted.is_open:
                 records = records[-TEXT_ENTRIES:]
             return reply.put_text(
-                request, report(self._facts(), [as_text(record) for record in records], total)
+                request, report(self._facts(), [as_text(record.line) for record in records], total)
             )
         return reply.put(request, 200, reply.JSON_TYPE, self._document(records))
 

@@ -66,8 +66,8 @@ def _about(code: str, row: Problem | None) -> dict[str, Any]:
     if row is None:
         return told
     told |= {**_known(row), "open": row.open}
-    if row.sample.detail:
-        told["detail"] = row.sample.detail
+    if row.detail:
+        told["detail"] = row.detail
     return told
 
 

@@ -6,13 +6,11 @@ import json
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from viewport_relay.observe.checks import Facts, ago
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.problems import SPAN, Problem
-from viewport_relay.observe.ring import Record
-from viewport_relay.observe.verdict import Verdict, judge
+from viewport_relay.observe.verdict import Facts, Verdict, ago, judge
 
 #: Columns of text.
 WIDTH: Final = 110
@@ -30,13 +28,9 @@ def inert(text: str) -> str:
     return _INERT.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
 
 
-def as_text(record: Record) -> str:
-    """One line for one record."""
-    return entry_text(json.loads(record.line))
-
-
-def entry_text(entry: dict[str, Any]) -> str:
-    """One line for one entry."""
+def as_text(line: str) -> str:
+    """An entry's line of JSON as a line of text."""
+    entry = json.loads(line)
     parts = [entry["ts"], entry["level"].upper().ljust(5), entry["event"]]
     parts += [entry[name] for name in ("reason", "message") if name in entry]
     if "connectionId" in entry:

@@ -38,8 +38,7 @@ def histogram(name: str, says: str, buckets: tuple[float, ...], outcomes: tuple[
     """A field with a histogram. Each of `outcomes` is there at 0 from the start: else `increase()` misses the first one."""
 
     def make() -> Histogram:
-        labels = ["outcome"] if outcomes else []
-        made = Histogram(name, says, labelnames=labels, registry=None, buckets=buckets)
+        made = Histogram(name, says, ["outcome"] if outcomes else [], registry=None, buckets=buckets)
         for outcome in outcomes:
             made.labels(outcome)
         return made
@@ -86,7 +85,6 @@ class Counters:
     bus_pull_stale_signature: int = counted("Bus frames too old or from the future.")
     bus_pull_replayed_signature: int = counted("Bus frames seen before.")
     worker_processes_lost: int = counted("Worker processes (RELAY_WORKERS) that died or had to be killed.")
-    # fmt: on
     handshakes: Counter[str] = Factory(Counter)  # "none" | "IK" | "IKpsk2" -> links established
     #: handshakes that the peer left, where that says something
     handshakes_left: Counter[Reason] = Factory(Counter)
@@ -95,20 +93,13 @@ class Counters:
     drops: Counter[Reason] = Factory(Counter)  # frames that went nowhere
     jwks_fetches: Counter[str] = Factory(Counter)  # "ok" | "failed"
     validations: Counter[str] = Factory(Counter)  # "ok" | "denied" | "failed" | "cached"
-    forward_latency: Histogram = histogram(
-        "relay_forward_latency_seconds",
-        "Time of a frame in the relay, from the read to the receiver's socket; one read of 64 is timed.",
-        _FORWARD,
-    )
-    admission_latency: Histogram = histogram(
-        "relay_admission_latency_seconds", "Time from the upgrade request to the answer.", _ADMISSION
-    )
-    platform_latency: Histogram = histogram(
-        "relay_platform_request_duration_seconds",
-        "Time the platform took to answer a validation, by outcome.",
-        _ADMISSION,
-        OUTCOMES,
-    )
+    forward_latency: Histogram = histogram("relay_forward_latency_seconds",
+        "Time of a frame in the relay, from the read to the receiver's socket; one read of 64 is timed.", _FORWARD)
+    admission_latency: Histogram = histogram("relay_admission_latency_seconds",
+        "Time from the upgrade request to the answer.", _ADMISSION)
+    platform_latency: Histogram = histogram("relay_platform_request_duration_seconds",
+        "Time the platform took to answer a validation, by outcome.", _ADMISSION, OUTCOMES)
+    # fmt: on
     #: samples of the histograms of other processes of this relay, added when they are read
     elsewhere: dict[SampleKey, float] = Factory(dict)
 

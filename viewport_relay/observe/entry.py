@@ -1,20 +1,25 @@
-"""One log entry as a JSON object and as a line: members, redaction, size, encoding."""
+"""One log entry as a JSON object and as a line: members, redaction, size, encoding; and the stream of the lines."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
+from attrs import define
 
+from viewport_relay.observe.events import EVENTS
 from viewport_relay.observe.redaction import Json, Redactor
 from viewport_relay.reasons import Level, Reason
 
 #: Longest line, characters, its end not counted: container engines split lines of more than 16 KiB, end included.
 MAX_LINE = 16_383
+
+#: Levels in the order of their severity.
+RANK: Final[Mapping[Level, int]] = {"info": 0, "warn": 1, "error": 2}
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False, check_circular=False)
 _FAST_ENCODER = msgspec.json.Encoder()
@@ -33,20 +38,18 @@ class LogEntry(NamedTuple):
 
     def as_json(self, redactor: Redactor, relay_id: str | None) -> dict[str, Any]:
         """The JSON object of the entry, redacted. Members that are None are left out."""
-        made: dict[str, Any] = {"ts": timestamp(self.at), "level": self.level, "event": self.event}
-        if self.reason is not None:
-            made["reason"] = self.reason.code
-        if self.message is not None:
-            made["message"] = redactor.message(self.message)
-        if self.connection_id is not None:
-            made["connectionId"] = redactor.identifier(self.connection_id)
-        if relay_id is not None:
-            made["relayId"] = relay_id
-        detail = redactor.detail
-        made["details"] = {
-            key: detail(key, value) for key, value in self.details.items() if value is not None
+        name, message, detail = self.connection_id, self.message, redactor.detail
+        members = {
+            "ts": timestamp(self.at),
+            "level": self.level,
+            "event": self.event,
+            "reason": self.reason and self.reason.code,
+            "message": None if message is None else redactor.message(message),
+            "connectionId": None if name is None else redactor.identifier(name),
+            "relayId": relay_id,
+            "details": {key: detail(key, value) for key, value in self.details.items() if value is not None},
         }
-        return made
+        return {key: value for key, value in members.items() if value is not None}
 
 
 def bounded_line(made: dict[str, Any]) -> str:
@@ -96,3 +99,45 @@ def _shortened(details: Mapping[str, Json], room: int) -> dict[str, Json]:
                 room -= needed
                 break
     return kept
+
+
+class TextStream(Protocol):
+    """The part of a text stream that the log uses."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+
+@define(eq=False)
+class LineStream:
+    """Writes lines to a stream, and counts those that the stream did not take (full disk, closed pipe).
+
+    `as_json` makes the JSON object of an entry. `form` makes the line that is written of the line of JSON; control characters
+    must stay codes.
+    """
+
+    _stream: TextStream
+    _as_json: Callable[[LogEntry], dict[str, Any]]
+    _form: Callable[[str], str]
+    _lost: int = 0
+    #: lines that could not be written since the start
+    failures: int = 0
+
+    def write(self, at: float, line: str) -> None:
+        """Write the line of an entry. The first one after lost lines is preceded by `log_lines_lost`. Never raises OSError."""
+        lines = [self._gap(at), line] if self._lost else [line]
+        text = "".join(f"{self._form(entry)}\n" for entry in lines)
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self._lost += 1
+            self.failures += 1
+        else:
+            self._lost = 0
+
+    def _gap(self, at: float) -> str:
+        event, message = "log_lines_lost", "the log could not be written for a while"
+        gap = LogEntry(at, EVENTS[event].level, event, None, message, None, {"count": self._lost})
+        return dump(self._as_json(gap))

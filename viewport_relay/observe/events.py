@@ -19,12 +19,19 @@ class Event:
     """What one event tells.
 
     `level` follows the rule of the reasons' (`reasons.Entry`). `fix` is empty for events with a reason and for events of
-    level info.
+    level info. `ends`: the problems (reasons or events) that the event ends at once. `held`: its problem lasts until another
+    event ends it, however long nothing more is logged.
     """
 
     says: str
     fix: str = ""
     level: Level = "info"
+    ends: tuple[str, ...] = ()
+    held: bool = False
+
+
+#: An event that is not in the table.
+UNKNOWN: Final = Event("")
 
 
 # fmt: off
@@ -46,14 +53,15 @@ EVENTS: Final[Mapping[str, Event]] = {
         "connections of an address are closed as soon as they are accepted; one entry for each minute"),
     "worker_request": Event("a worker's HTTP request was not answered by the platform"),
     # -- admission -----------------------------------------------------------------------------------------
-    "jwks_fetched": Event("the platform's key set was fetched and has changed"),
+    "jwks_fetched": Event("the platform's key set was fetched and has changed",
+        ends=("JWKS_UNREACHABLE", "jwks_refetch_failed")),
     "jwks_fetch_failed": Event("the key set could not be fetched, and there is none that serves"),
     "jwks_refetch_failed": Event("the key set could not be fetched again; the one fetched before serves for up to a day",
         "check the endpoint at RELAY_JWKS_URL (`viewport-relay doctor` fetches it from this machine)", level="warn"),
     # -- several relays ------------------------------------------------------------------------------------
-    "backplane_unreachable": Event("Redis or the platform's bus stopped answering"),
-    "backplane_refused": Event("Redis refused a command, or the platform a question about presence or bus"),
-    "backplane_recovered": Event("the backplane answers again"),
+    "backplane_unreachable": Event("Redis or the platform's bus stopped answering", held=True),
+    "backplane_refused": Event("Redis refused a command, or the platform a question about presence or bus", held=True),
+    "backplane_recovered": Event("the backplane answers again", ends=("BACKPLANE_UNREACHABLE", "BACKPLANE_REFUSED")),
     "bus_drop": Event("a frame from another relay was refused"),
     "bus_queue_unread": Event(
         "another relay does not read its queue: frames for it are answered DAEMON_UNAVAILABLE until it does",
@@ -89,8 +97,8 @@ EVENTS: Final[Mapping[str, Event]] = {
         "the message and the traceback say what failed; report it if it names a file of the relay"),
     "worker_started": Event("a worker process takes connections"),
     "worker_silent": Event("a worker process does not answer; its peers wait",
-        "if it recurs: look at CPU and memory of the machine", level="error"),
-    "worker_answers": Event("a silent worker process answers again"),
+        "if it recurs: look at CPU and memory of the machine", level="error", held=True),
+    "worker_answers": Event("a silent worker process answers again", ends=("worker_silent",)),
     "worker_killed": Event("a worker process was killed because it did not answer",
         "see worker_silent and the entries before it", level="error"),
     "worker_lost": Event("a worker process has ended and is started again",

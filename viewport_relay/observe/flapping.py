@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from viewport_relay.observe.entry import LogEntry, timestamp
+from viewport_relay.observe.entry import LogEntry
 from viewport_relay.observe.folding import FoldWindow, over
 from viewport_relay.reasons import Reason
 
@@ -28,27 +28,20 @@ _PEER: Final = ("role", "workspaceId", "runtimeTargetId", "ip")
 class Flap(FoldWindow):
     """One window of one peer. `lives` counts short lives, `count` those that were not written.
 
-    `details` are those of the last leave. `longest` is in seconds, the other times in seconds since the epoch. `joined` is
-    the join that was counted, of the connection that is open.
+    `details` are those of the last leave. `longest` is in seconds. `joined` is the join that was counted, of the connection
+    that is open.
     """
 
+    of: ClassVar[str] = "leave"
     lives: int = 0
-    count: int = 0
     longest: float = 0.0
-    first: float = 0.0
-    last: float = 0.0
     details: Mapping[str, Any] = {}
     joined: LogEntry | None = None
 
-    def finding(self, at: float) -> LogEntry:
+    def summary(self, at: float) -> LogEntry:
         """The finding so far, as an entry about the peer."""
         of_peer = ("role", "workspaceId", "runtimeTargetId", "clientId", "ip", "detail")
-        details = {
-            "count": self.count,
-            "first": timestamp(self.first),
-            "last": timestamp(self.last),
-            **{name: self.details.get(name) for name in of_peer},
-        }
+        details = self.counted() | {name: self.details.get(name) for name in of_peer}
         reason = Reason.PEER_FLAPPING
         return LogEntry(at, reason.entry.level, "flapping", reason, self.text, None, details)
 
@@ -93,9 +86,9 @@ class Flapping:
             self._stayed.append(counted)
             return None
         flap.lives += 1
-        flap.count += 1
         flap.first = flap.first or counted.at
-        flap.last, flap.longest, flap.details = leave.at, max(flap.longest, float(seconds)), leave.details
+        flap.add(leave.at)
+        flap.longest, flap.details = max(flap.longest, float(seconds)), leave.details
         return flap
 
     def stayed(self) -> Sequence[LogEntry]:
@@ -103,7 +96,7 @@ class Flapping:
         stayed, self._stayed = self._stayed, []
         return stayed
 
-    def ended(self, at: float, *, everything: bool = False) -> Sequence[Flap]:
+    def ended(self, at: float, everything: bool = False) -> Sequence[Flap]:
         """Close the windows that are over (or all of them) and give those that counted something."""
         ended = over(self._peers, at, everything)
         self._stayed += [flap.joined for flap in ended if flap.joined is not None]

@@ -15,15 +15,13 @@ from typing import Any
 
 import msgspec
 
-from viewport_relay.observe.entry import LogEntry, bounded_line
-from viewport_relay.observe.events import EVENTS
-from viewport_relay.observe.flapping import Flapping
-from viewport_relay.observe.folded import FoldedEntries
-from viewport_relay.observe.folding import Fold, Folding
+from viewport_relay.observe.entry import RANK, LineStream, LogEntry, TextStream, bounded_line
+from viewport_relay.observe.events import EVENTS, UNKNOWN
+from viewport_relay.observe.flapping import Flap, Flapping
+from viewport_relay.observe.folding import Fold, FoldedEntries, Folding
 from viewport_relay.observe.problems import Problems
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.observe.ring import Record, Ring
-from viewport_relay.observe.stream import LineStream, TextStream
 from viewport_relay.reasons import Level, Reason
 
 #: Events of peers' lives: folded for flapping peers only.
@@ -35,15 +33,14 @@ ALWAYS_FOLDED = frozenset({"twisted"})
 #: Seconds between two looks for windows of folding that have ended.
 _SWEEP = 1.0
 
-_RANK = {"info": 0, "warn": 1, "error": 2}
-
 
 class EventLog:
     """The `EventSink` of the running relay.
 
     `stream` gets the lines of `level` and above; the ring keeps `max_entries` of every level. `now` returns seconds since
     the epoch. `secrets` are exact values that are redacted everywhere. `relay_id` becomes a member of every line. Call `sweep`
-    about once a second, which ends windows of folding when nothing else is logged, and `close` at the end.
+    about once a second, which ends windows of folding when nothing else is logged, and `close` at the end. `form` makes the
+    line that is written of an entry's line of JSON.
     """
 
     def __init__(
@@ -55,11 +52,12 @@ class EventLog:
         now: Callable[[], float] = time.time,
         secrets: Iterable[str] = (),
         relay_id: str | None = None,
+        form: Callable[[str], str] = str,
     ) -> None:
         self._relay_id = relay_id
         self.redactor = Redactor(secrets)
-        self._stream = LineStream(stream, self._as_json)
-        self._least = _RANK[level]
+        self._stream = LineStream(stream, self._as_json, form)
+        self._least = RANK[level]
         self._now = now
         self._ring = Ring(max_entries)
         self._folding = Folding()
@@ -68,7 +66,7 @@ class EventLog:
         self.folded = FoldedEntries(self._as_json)
         #: what is wrong at present
         self.problems = Problems(self.redactor)
-        #: functions that are called with each new record; see `follow`
+        #: functions that are called at once with each new record; they must not raise or wait
         self.followers: list[Callable[[Record], None]] = []
         self._seq = 0
         self._swept = 0.0  # when windows were last ended
@@ -81,7 +79,7 @@ class EventLog:
 
     def apply(self, level: Level, secrets: Iterable[str]) -> None:
         """Apply a reloaded level, and further secrets to redact."""
-        self._least = _RANK[level]
+        self._least = RANK[level]
         self.redactor.look_for(secrets)
 
     # -- in ------------------------------------------------------------------------------------------------
@@ -104,7 +102,7 @@ class EventLog:
         if reason is not None:
             level = level or reason.entry.level
             message = reason.text if message is None else message
-        level = level or (EVENTS[event].level if event in EVENTS else "info")
+        level = level or EVENTS.get(event, UNKNOWN).level
         entry = LogEntry(at, level, event, reason, message, connection_id, details)
         self.problems.note(entry)
         if event in LIFE:
@@ -158,16 +156,6 @@ class EventLog:
         yield from self._folding.open()
         yield from self.folds_elsewhere
 
-    def follow(self, follower: Callable[[Record], None]) -> Callable[[], None]:
-        """Call `follower` at once with each new record; it must not raise or wait. Returns a function that ends this."""
-        self.followers.append(follower)
-
-        def stop() -> None:
-            if follower in self.followers:
-                self.followers.remove(follower)
-
-        return stop
-
     # -- inside --------------------------------------------------------------------------------------------
 
     def _as_json(self, entry: LogEntry) -> dict[str, Any]:
@@ -191,13 +179,15 @@ class EventLog:
         for join in self._flapping.stayed():
             self._emit(join)
 
-    def _end_windows(self, at: float, *, everything: bool = False) -> None:
+    def _end_windows(self, at: float, everything: bool = False) -> None:
         self._swept = at
-        for flap in self._flapping.ended(at, everything=everything):
-            self._emit(flap.finding(at), flap.count, "leave")
+        windows: list[Flap | Fold] = [
+            *self._flapping.ended(at, everything),
+            *self._folding.ended(at, everything),
+        ]
+        for window in windows:
+            self._emit(window.summary(at), window.count, window.of)
         self._write_stayed()
-        for fold in self._folding.ended(at, everything=everything):
-            self._emit(fold.summary(at), fold.count, fold.source.event)
 
     def _emit(self, entry: LogEntry, folded: int = 0, of: str = "") -> None:
         """Write an entry. A summary stands for `folded` entries `of` an event."""
@@ -214,7 +204,7 @@ class EventLog:
 
     def _put(self, record: Record) -> None:
         self._ring.append(record)
-        if _RANK[record.level] >= self._least:
+        if RANK[record.level] >= self._least:
             self._stream.write(record.at, record.line)
         for follower in tuple(self.followers):
             follower(record)

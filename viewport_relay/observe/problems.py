@@ -10,14 +10,13 @@ begins a new one. Everything is bounded: rows by the tables of reasons and event
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 from attrs import Factory, define
 
-from viewport_relay.observe.entry import LogEntry
-from viewport_relay.observe.events import EVENTS, Event
+from viewport_relay.observe.entry import RANK, LogEntry
+from viewport_relay.observe.events import EVENTS, UNKNOWN, Event
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.reasons import Level, Reason
 
@@ -44,36 +43,21 @@ _SAMPLE_CHARS: Final = 400
 #: Events that report the cause of refusals. They count for a reason only while no peer was refused for the reason.
 BACKGROUND: Final = frozenset({"jwks_fetch_failed"})
 
-#: Problems that last until the event that ends them, however long nothing more is logged.
-HELD: Final = frozenset({"backplane_unreachable", "backplane_refused", "worker_silent"})
-
-#: Events that end problems at once.
-ENDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "backplane_recovered": ("BACKPLANE_UNREACHABLE", "BACKPLANE_REFUSED"),
-    "jwks_fetched": ("JWKS_UNREACHABLE", "jwks_refetch_failed"),
-    "worker_answers": ("worker_silent",),
-}
-
 #: Events that are no problem by themselves: life, summaries, and what repeats another event.
 _IGNORED: Final = frozenset({"join", "leave", "folded", "status", "config_warning"})
-
-_RANK: Final[Mapping[str, int]] = {"info": 0, "warn": 1, "error": 2}
 
 
 class Recent:
     """Counts within the last SPAN seconds, in slots of 10 s."""
 
-    __slots__ = ("_slots",)
-
     def __init__(self) -> None:
         self._slots: deque[list[int]] = deque(maxlen=int(SPAN / _SLOT) + 1)
 
-    def add(self, at: float, count: int = 1) -> None:
+    def add(self, at: float) -> None:
         slot = int(at / _SLOT)
-        if self._slots and self._slots[-1][0] >= slot:
-            self._slots[-1][1] += count
-        else:
-            self._slots.append([slot, count])
+        if not self._slots or self._slots[-1][0] < slot:
+            self._slots.append([slot, 0])
+        self._slots[-1][1] += 1
 
     def total(self, at: float) -> int:
         """Counts of the last SPAN seconds before `at` (seconds since the epoch)."""
@@ -81,20 +65,12 @@ class Recent:
         return sum(count for slot, count in self._slots if slot > oldest)
 
 
-class Example(msgspec.Struct, frozen=True):
-    """One event of a problem. `detail` says what exactly was wrong, `hint` what this case calls for, `peer` which peer it was."""
-
-    event: str
-    detail: str = ""
-    hint: str = ""
-    peer: str = ""
-
-
 class Problem(msgspec.Struct, frozen=True):
     """A row as readers get it, redacted. Times are seconds since the epoch.
 
     `count` is of the present episode, `lately` of the last SPAN seconds, `total` since the start. `workspaces` and
-    `addresses` hold at most MOST_DISTINCT each.
+    `addresses` hold at most MOST_DISTINCT each. The last event is the example: `detail` says what exactly was wrong, `hint`
+    what this case calls for, `peer` which peer it was.
     """
 
     code: str
@@ -107,7 +83,10 @@ class Problem(msgspec.Struct, frozen=True):
     last: float
     workspaces: list[str]
     addresses: list[str]
-    sample: Example
+    event: str
+    detail: str
+    hint: str
+    peer: str
     background: bool = False  # only events of BACKGROUND were counted
     open: bool = True
     #: by how many seconds the tokens of different peers were late, or early (negative)
@@ -126,37 +105,32 @@ class Problem(msgspec.Struct, frozen=True):
     def fix(self) -> str:
         """What to do about this case, else what the reason or event calls for in general; "" where nothing is known."""
         general = self._event.fix if self.reason is None else self.reason.entry.fix
-        return self.sample.hint or _clock_hint(self.offsets) or general
+        return self.hint or _clock_hint(self.offsets) or general
 
     @property
     def _event(self) -> Event:
-        return EVENTS.get(self.code, Event(""))
+        return EVENTS.get(self.code, UNKNOWN)
 
     @property
     def example(self) -> str:
         """One event of the problem in words."""
         usual = self.reason is not None and self.text == self.reason.text
-        what = self.sample.detail or ("" if usual else self.text)
-        return ": ".join(part for part in (self.sample.peer, what) if part) or self.text
-
-    @property
-    def weight(self) -> tuple[int, int, float]:
-        """Sorts problems, the worst last: level, then how often lately, then how late."""
-        return _RANK[self.level], self.lately, self.last
+        what = self.detail or ("" if usual else self.text)
+        return ": ".join(part for part in (self.peer, what) if part) or self.text
 
 
 @define(eq=False)
 class _Row:
     sample: LogEntry  # the last event that was counted
     first: float
-    last: float = 0.0
-    count: int = 0
     total: int = 0
+    lately: Recent = Factory(Recent)
     background: bool = False
+    count: int = 0
+    last: float = 0.0
     held: bool = False
     over: bool = False
     offsets: dict[tuple[object, object], float] = Factory(dict)
-    lately: Recent = Factory(Recent)
     workspaces: dict[str, None] = Factory(dict)
     addresses: dict[str, None] = Factory(dict)
 
@@ -173,8 +147,8 @@ class Problems:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._rows: dict[str, _Row] = {}
-        self._admitted = Recent()
-        self._refused = Recent()
+        #: peers admitted, and upgrades refused, by their event
+        self._recent = {"join": Recent(), "refuse": Recent()}
         self.elsewhere: list[Problem] = []
         #: admitted and refused lately in other processes
         self.recent_elsewhere: tuple[int, int] = (0, 0)
@@ -182,13 +156,11 @@ class Problems:
     def note(self, entry: LogEntry) -> None:
         """Count one event."""
         at, reason, details = entry.at, entry.reason, entry.details
-        if entry.event == "join":
-            self._admitted.add(at)
-        elif entry.event == "refuse":
-            self._refused.add(at)
-        for ended in ENDS.get(entry.event, ()):
-            if ended in self._rows:
-                self._rows[ended].over, self._rows[ended].held = True, False
+        if entry.event in self._recent:
+            self._recent[entry.event].add(at)
+        event = EVENTS.get(entry.event, UNKNOWN)
+        for ended in filter(None, map(self._rows.get, event.ends)):
+            ended.over, ended.held = True, False
         if entry.event in _IGNORED or (reason is None and entry.level == "info"):
             return
         code = entry.event if reason is None else reason.name
@@ -197,12 +169,9 @@ class Problems:
             if len(self._rows) >= MOST_ROWS:
                 return
             row = self._rows[code] = _Row(entry, at)
-        if not row.open(at):
-            row.first, row.count, row.over = at, 0, False
-            row.workspaces.clear()
-            row.addresses.clear()
-            row.offsets.clear()
-        row.last, row.held = at, entry.event in HELD
+        elif not row.open(at):  # a new episode
+            row = self._rows[code] = _Row(row.sample, at, row.total, row.lately, row.background)
+        row.last, row.held = at, event.held
         background = entry.event in BACKGROUND
         if background and row.total and not row.background:
             return  # refused peers are counted already, and give the sample
@@ -226,32 +195,30 @@ class Problems:
         return sorted(found.values(), key=lambda row: row.last, reverse=True)
 
     def open(self, at: float) -> list[Problem]:
-        """The open rows of level warn and error, the worst first."""
+        """The open rows of level warn and error, the worst first: by level, then how often lately, then how late."""
         found = [row for row in self.rows(at) if row.level != "info" and row.open]
-        return sorted(found, key=lambda row: row.weight, reverse=True)
+        return sorted(found, key=lambda row: (RANK[row.level], row.lately, row.last), reverse=True)
 
     def recent(self, at: float) -> tuple[int, int]:
         """How many peers were admitted, and how many upgrades refused, in the last SPAN seconds."""
         admitted, refused = self.recent_elsewhere
-        return self._admitted.total(at) + admitted, self._refused.total(at) + refused
+        return self._recent["join"].total(at) + admitted, self._recent["refuse"].total(at) + refused
 
     def _shown(self, code: str, row: _Row, at: float) -> Problem:
         identifier, seen = self._redactor.identifier, row.sample
 
         def text(name: str) -> str:
-            value = seen.details.get(name)
-            shown = "" if value is None else self._redactor.detail(name, value)
+            shown = self._redactor.detail(name, seen.details.get(name))
             return shown[:_SAMPLE_CHARS] if isinstance(shown, str) else ""
 
         named = {name: text(detail) for name, detail in _PEER.items()}
         named["connection"] = identifier(seen.connection_id or "")
         peer = " ".join(f"{name}={value}" for name, value in named.items() if value)
-        sample = Example(seen.event, text("detail") or text("why"), text("hint"), peer)
         said = seen.message or (seen.event if seen.reason is None else seen.reason.text)
         return Problem(
             code, seen.level, self._redactor.text(said, _SAMPLE_CHARS), row.count, row.lately.total(at), row.total,
-            row.first, row.last, [identifier(name) for name in row.workspaces], list(row.addresses), sample,
-            row.background, row.open(at), list(row.offsets.values()),
+            row.first, row.last, [identifier(name) for name in row.workspaces], list(row.addresses), seen.event,
+            text("detail") or text("why"), text("hint"), peer, row.background, row.open(at), list(row.offsets.values()),
         )  # fmt: skip
 
 

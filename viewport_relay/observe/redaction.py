@@ -92,29 +92,23 @@ class Redactor:
             forms |= {repr(secret)[1:-1], quote(secret, safe=""), quote(secret), quote_plus(secret)}
         self._forms = sorted(forms, key=len, reverse=True)
         self._shortest = min(map(len, forms), default=1 << 62)
-        self._messages: dict[str, str] = {}
+        self._remembered = lru_cache(_REMEMBERED)(self.text)
 
     def text(self, text: str, limit: int = MAX_STRING) -> str:
         """`text` without secrets, at most `limit` characters and a note of what was cut."""
-        left_out = 0
+        shown = text
         if len(text) > _SCANNED * limit:  # what is not shown need not be searched
-            begun = _beginning(text, _SCANNED * limit)
-            left_out = len(text) - len(begun)
-            text = begun
-        text = self._without_exact(text)
-        if len(text) >= 8:
-            text = _SHAPES.sub(_replace, text)
-        left_out += max(0, len(text) - limit)
-        return f"{text[:limit]}… [{left_out} more characters]" if left_out else text
+            shown = _beginning(text, _SCANNED * limit)
+        left_out = len(text) - len(shown)
+        shown = self._without_exact(shown)
+        if len(shown) >= 8:
+            shown = _SHAPES.sub(_replace, shown)
+        left_out += max(0, len(shown) - limit)
+        return f"{shown[:limit]}… [{left_out} more characters]" if left_out else shown
 
     def message(self, text: str) -> str:
-        """The same as `text`, which is remembered of a few short ones: messages are nearly always constants."""
-        shown = self._messages.get(text)
-        if shown is None:
-            shown = self.text(text)
-            if len(text) <= _REMEMBERED and len(self._messages) < _REMEMBERED:
-                self._messages[text] = shown
-        return shown
+        """The same as `text`, which is remembered of short ones: messages are nearly always constants."""
+        return self._remembered(text) if len(text) <= _REMEMBERED else self.text(text)
 
     def identifier(self, text: str) -> str:
         """The same for an id that a peer chose: long ones stay readable."""
@@ -184,12 +178,11 @@ class Redactor:
             return f"{len(value)} members"
         shown: dict[str, Json] = {}
         hidden = is_secret_key(key)
-        for name, item in value.items():
-            if len(shown) >= MAX_ITEMS:
-                shown["…"] = f"{len(value) - MAX_ITEMS} more"
-                break
+        for name, item in islice(value.items(), MAX_ITEMS):
             label = self.text(name, 128) if isinstance(name, str) else type(name).__name__
             shown[label] = self.detail(key if hidden else label, item, depth + 1)
+        if len(value) > MAX_ITEMS:
+            shown["…"] = f"{len(value) - MAX_ITEMS} more"
         return shown
 
 

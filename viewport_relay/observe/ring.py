@@ -41,48 +41,39 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     of: str = ""
 
 
-class _Shelf:
-    """The records of one level, by kind."""
-
-    __slots__ = ("count", "kinds", "reserved")
-
-    def __init__(self, reserved: int) -> None:
-        self.reserved = reserved
-        self.count = 0
-        self.kinds: dict[_Kind, deque[Record]] = {}
-
-    def append(self, record: Record) -> None:
-        self.kinds.setdefault((record.event, record.reason), deque()).append(record)
-        self.count += 1
-
-    def evict(self) -> None:
-        """Drop the oldest record of the largest kind; among equal kinds, of the one whose oldest record is oldest."""
-        kind, records = max(self.kinds.items(), key=lambda item: (len(item[1]), -item[1][0].seq))
-        records.popleft()
-        if not records:
-            del self.kinds[kind]
-        self.count -= 1
-
-
 class Ring:
     """At most `size` records, oldest first."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._shelves = {level: _Shelf(int(size * share)) for level, share in RESERVED.items()}
+        #: level -> kind -> records, the oldest first
+        self._records: dict[Level, dict[_Kind, deque[Record]]] = {level: {} for level in RESERVED}
+        #: level -> number of records beyond its reserve
+        self._excess = {level: -int(size * share) for level, share in RESERVED.items()}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Record]:
-        kinds = [records for shelf in self._shelves.values() for records in shelf.kinds.values()]
+        kinds = [records for kinds in self._records.values() for records in kinds.values()]
         return iter(list(merge(*kinds, key=attrgetter("seq"))))
 
     def append(self, record: Record) -> None:
         if self._count >= self.size:
-            fullest = max(self._shelves.values(), key=lambda shelf: shelf.count - shelf.reserved)
-            fullest.evict()
-        else:
-            self._count += 1
-        self._shelves[record.level].append(record)
+            self._evict()
+        kinds = self._records[record.level]
+        kinds.setdefault((record.event, record.reason), deque()).append(record)
+        self._excess[record.level] += 1
+        self._count += 1
+
+    def _evict(self) -> None:
+        """Drop the oldest record of the largest kind; among equal kinds, of the one whose oldest record is oldest."""
+        level = max(self._excess, key=self._excess.__getitem__)
+        kinds = self._records[level]
+        kind, records = max(kinds.items(), key=lambda item: (len(item[1]), -item[1][0].seq))
+        records.popleft()
+        if not records:
+            del kinds[kind]
+        self._excess[level] -= 1
+        self._count -= 1

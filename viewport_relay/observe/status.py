@@ -7,13 +7,14 @@ the failure, and a failure counts once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from viewport_relay.observe.checks import Facts, ago
+from attrs import define, field
+
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.observe.verdict import Verdict, judge
+from viewport_relay.observe.verdict import Facts, Verdict, ago, judge
 
 #: Seconds between two status lines that only carry new numbers.
 EVERY: Final = 60.0
@@ -25,25 +26,25 @@ MOST_EXPLAINED: Final = 8
 PATIENCE: Final = 3.0
 
 
+@define(eq=False)
 class StatusLine:
     """Writes events `status` to `log`. `facts` gives the present; call `tick` once a second."""
 
-    def __init__(self, log: EventSink, facts: Callable[[], Facts]) -> None:
-        self._log = log
-        self._facts = facts
-        self._open: dict[str, Problem] = {}
-        #: the numbers of the last status line
-        self._told: tuple[object, ...] | None = None
-        self._ready: bool | None = None
-        self._due = 0.0
-        self._began = 0.0
+    _log: EventSink
+    _facts: Callable[[], Facts]
+    _open: Mapping[str, Problem] = field(factory=dict, init=False)
+    #: the numbers of the last status line
+    _told: tuple[object, ...] | None = field(default=None, init=False)
+    _ready: bool | None = field(default=None, init=False)
+    _due: float = field(default=0.0, init=False)
+    _began: float = field(default=0.0, init=False)
 
     def tick(self) -> None:
         """Write a status line if one is called for."""
-        facts = self._facts()
-        open_now = {row.code: row for row in facts.problems}
-        new = [row for row in facts.problems if row.code not in self._open]
-        over = [row for code, row in self._open.items() if code not in open_now]
+        facts, before = self._facts(), self._open
+        self._open = {row.code: row for row in facts.problems}
+        new = [row for row in facts.problems if row.code not in before]
+        over = [row for code, row in before.items() if code not in self._open]
         totals = {row.code: row.total for row in facts.problems}
         told = facts.admitted, facts.refused, facts.ready, dict(facts.connections), totals
         if self._told is None:
@@ -52,17 +53,15 @@ class StatusLine:
         if self._ready is None and (facts.ready or facts.now - self._began >= PATIENCE):
             self._ready = True
         turned = self._ready is not None and facts.ready is not self._ready
-        stepped_back = facts.now < self._due - 2 * EVERY  # the wall clock was set back
-        minute = facts.now >= self._due or stepped_back
-        self._open = open_now
+        # The wall clock may be set back.
+        minute = not self._due - 2 * EVERY <= facts.now < self._due
+        if minute:
+            self._due = facts.now + EVERY
         if new or over or turned or (minute and told != self._told):
             if self._ready is not None:
                 self._ready = facts.ready
             self._write(facts, new, over)
-            self._told = told
-            self._due = facts.now + EVERY
-        elif minute:
-            self._due = facts.now + EVERY
+            self._told, self._due = told, facts.now + EVERY
 
     def _write(self, facts: Facts, new: list[Problem], over: list[Problem]) -> None:
         verdict = judge(facts)

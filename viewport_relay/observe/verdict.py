@@ -1,19 +1,36 @@
 """Can peers connect, and what is wrong: the answer in words, from facts that the relay has anyway.
 
-    Facts (readiness, keys, backplane, problems, counts) -> judge -> Verdict -> status line, `/logs`, `/ready`, dashboard
+    Facts (readiness, keys, backplane, problems, counts) -> checks -> Verdict -> status line, `/logs`, `/ready`, dashboard
 
 Pure: nothing is probed, logged or timed here.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 
-from attrs import asdict, frozen
+from attrs import Factory, asdict, frozen
 
-from viewport_relay.observe.checks import Check, Facts, State, checks
 from viewport_relay.observe.problems import SPAN, Problem
 from viewport_relay.reasons import Reason
+
+State = Literal["good", "warn", "bad", "off"]
+
+#: Seconds for which a fault counts as going on after it was last seen, if no peer joined since.
+FRESH: Final = 600.0
+
+#: Seconds by which clocks may differ without a warning. `Date` headers have a resolution of one second.
+CLOCK_TOLERANCE: Final = 5.0
+
+#: Seconds since the last success after which the platform counts as untested.
+UNTESTED: Final = 60.0
+
+_PLATFORM_FAULTS: Final = (
+    Reason.PLATFORM_UNREACHABLE,
+    Reason.VALIDATION_RESPONSE_INVALID,
+    Reason.ADMISSION_RESPONSE_TOO_LARGE,
+)
 
 #: Peers that must be refused for their tokens, and none admitted, before the verdict is "bad".
 _ALL_REFUSED: Final = 5
@@ -31,6 +48,41 @@ _SCANNERS: Final = frozenset(
 
 
 @frozen
+class Check:
+    """One thing that admission depends on. `when` changes all the time, `text` only with the state."""
+
+    name: str
+    state: State
+    text: str
+    fix: str = ""
+    when: str = ""
+
+
+@frozen
+class Facts:
+    """What a verdict is worked out from. Times are seconds since the epoch, ages and offsets seconds.
+
+    `problems` are the open ones, the worst first. `admitted` and `refused` count the last SPAN seconds. `clock_offset` is
+    the relay's clock minus the platform's; `platform_age` is that of the platform's last answer. None: unknown.
+    """
+
+    now: float
+    ready: bool
+    why: str
+    jwks_age: float | None
+    jwks_ttl: float
+    backplane: Mapping[str, Any]
+    last_seen: Mapping[tuple[str, Reason | None], float]
+    has_internal_key: bool
+    problems: Sequence[Problem] = ()
+    connections: Mapping[str, int] = Factory(dict)
+    admitted: int = 0
+    refused: int = 0
+    clock_offset: float | None = None
+    platform_age: float | None = None
+
+
+@frozen
 class Verdict:
     """`headline` answers "can daemons connect?", `counts` says what happened lately, `checks` are the grounds."""
 
@@ -45,7 +97,7 @@ class Verdict:
 
 def judge(facts: Facts) -> Verdict:
     """Work out the verdict."""
-    found = checks(facts)
+    found = _keys(facts), _platform(facts), _internal_key(facts), _clock(facts), _backplane(facts)
     return Verdict(*_headline(facts, found), counts(facts), found)
 
 
@@ -53,7 +105,12 @@ def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
     """The state, and the first sentence that fits."""
     bad = next((check for check in found if check.state == "bad"), None)
     warned = next((check for check in found if check.state == "warn"), None)
-    main, most, worst = _all_refused_for(facts), _most_refused(facts), next(iter(facts.problems), None)
+    refused = [row for row in facts.problems if row.event == "refuse"]
+    for_tokens = [row for row in refused if row.reason is not None and row.reason.entry.close]
+    no_scanners = [row for row in refused if row.reason not in _SCANNERS]
+    main = None if facts.admitted else _mostly(for_tokens, _ALL_REFUSED)
+    most = _mostly(no_scanners, max(_MOST_REFUSED, facts.admitted + 1))
+    worst = next(iter(facts.problems), None)
     if not facts.ready:
         keys = found[0]
         about_keys = "JWKS" in facts.why and facts.why not in Reason.__members__
@@ -86,7 +143,7 @@ def ready_in_words(ready: bool, why: str, *, has_keys: bool) -> str:
 
 def counts(facts: Facts) -> str:
     """Numbers of peers admitted and refused lately, with reasons, and of those connected."""
-    refused = [row for row in facts.problems if row.sample.event == "refuse" and row.lately]
+    refused = [row for row in facts.problems if row.event == "refuse" and row.lately]
     codes = ", ".join(f"{row.code} {row.lately}" for row in refused[:4])
     connected = ", ".join(
         f"{number} {role.removeprefix('workspace-')}{'' if number == 1 else 's'}"
@@ -101,26 +158,115 @@ def _sentence(why: str) -> str:
     return f"{reason.text}." if reason is not None else (why.rstrip(".") or "not ready") + "."
 
 
-# -- refusals ------------------------------------------------------------------------------------------------
-
-
-def _all_refused_for(facts: Facts) -> Problem | None:
-    """The main reason when no peer was admitted lately and tokens of several attempts were refused."""
-    if facts.admitted:
-        return None
-    tokens = [
-        row for row in facts.problems
-        if row.sample.event == "refuse" and row.reason is not None and row.reason.entry.close
-    ]  # fmt: skip
-    if sum(row.lately for row in tokens) < _ALL_REFUSED:
-        return None
-    return max(tokens, key=lambda row: row.lately)
-
-
-def _most_refused(facts: Facts) -> Problem | None:
-    """The main reason when lately more attempts were refused than admitted. Refusals that scanners cause do not count."""
-    refused = [row for row in facts.problems if row.sample.event == "refuse" and row.reason not in _SCANNERS]
-    number = sum(row.lately for row in refused)
-    if number < _MOST_REFUSED or number <= facts.admitted:
+def _mostly(refused: list[Problem], least: int) -> Problem | None:
+    """The main reason of refusals, when there were at least `least` lately."""
+    if sum(row.lately for row in refused) < least:
         return None
     return max(refused, key=lambda row: row.lately)
+
+
+# -- checks --------------------------------------------------------------------------------------------------
+
+
+def ago(seconds: float) -> str:
+    """A time span in words."""
+    if seconds < 90:
+        return f"{max(0, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    if seconds < 172_800:
+        return f"{round(seconds / 3600)} h"
+    return f"{round(seconds / 86_400)} days"
+
+
+def _age(facts: Facts, event: str, reason: Reason | None = None) -> float | None:
+    """How long ago an event was logged, None when never."""
+    at = facts.last_seen.get((event, reason))
+    return None if at is None else max(0.0, facts.now - at)
+
+
+def _fault(facts: Facts, name: str, reason: Reason, text: str, partly: str) -> Check | None:
+    """A check that fails while peers are refused for the reason; None when no peer was refused for it within FRESH.
+
+    It only warns, with `partly`, once a peer has joined since.
+    """
+    age, joined = _age(facts, "refuse", reason), _age(facts, "join")
+    if age is None or age > FRESH:
+        return None
+    when, fix = f"last {ago(age)} ago", _fix(facts, reason)
+    if joined is not None and joined < age:
+        return Check(name, "warn", partly, fix, when)
+    return Check(name, "bad", text, fix, when)
+
+
+def _fix(facts: Facts, reason: Reason) -> str:
+    """The fix of the open problem with this reason, which may know more than the reason."""
+    return next((row.fix for row in facts.problems if row.reason is reason), reason.entry.fix)
+
+
+def _detail(facts: Facts, reason: Reason) -> str:
+    detail = next((row.detail for row in facts.problems if row.reason is reason), "")
+    return f" ({detail})" if detail else ""
+
+
+def _keys(facts: Facts) -> Check:
+    name, reason = "Token keys (JWKS)", Reason.JWKS_UNREACHABLE
+    fix = _fix(facts, reason)
+    if facts.jwks_age is None:
+        return Check(name, "bad", f"no key set was fetched yet{_detail(facts, reason)}.", fix)
+    when = f"{ago(facts.jwks_age)} old"
+    failed = (_age(facts, "jwks_fetch_failed", reason), _age(facts, "jwks_refetch_failed"))
+    if any(age is not None and age < facts.jwks_age for age in failed):
+        text = "the key set cannot be fetched again; the old one still serves."
+        return Check(name, "warn", text, fix, when)
+    if facts.jwks_age > 2 * facts.jwks_ttl:
+        return Check(name, "warn", "the key set was not fetched again in time.", fix, when)
+    return Check(name, "good", "A key set is there.", when=when)
+
+
+def _platform(facts: Facts) -> Check:
+    name = "Platform"
+    for reason in _PLATFORM_FAULTS:
+        text = f"{reason.text}{_detail(facts, reason)}."
+        fault = _fault(facts, name, reason, text, f"some admissions failed: {text}")
+        if fault is not None:
+            return fault
+    ages = [age for age in (_age(facts, "join"), facts.platform_age) if age is not None]
+    if not ages:
+        return Check(name, "off", "It was not asked yet: untested.")
+    when = f"last success {ago(min(ages))} ago"
+    if min(ages) > UNTESTED:
+        return Check(name, "off", "It was not asked lately.", when=f"{when}, untested since")
+    return Check(name, "good", "It answers.", when=when)
+
+
+def _internal_key(facts: Facts) -> Check:
+    name, text = "Internal key", "the platform does not accept this relay's internal key."
+    fault = _fault(facts, name, Reason.INTERNAL_KEY_MISMATCH, text, text)
+    if fault is None and not facts.has_internal_key:
+        return Check(name, "off", "None is set.")
+    return fault or Check(name, "good", "The platform does not complain.")
+
+
+def _clock(facts: Facts) -> Check:
+    name, offset = "Clock", facts.clock_offset
+    if offset is None:
+        return Check(name, "off", "Not compared with the platform's yet.")
+    if abs(offset) < CLOCK_TOLERANCE:
+        return Check(name, "good", "It agrees with the platform's.")
+    way = "ahead of" if offset > 0 else "behind"
+    text = f"this machine's clock is {ago(abs(offset))} {way} the platform's."
+    return Check(name, "warn", text, "synchronise the clocks of relay and platform (chrony, NTP)")
+
+
+def _backplane(facts: Facts) -> Check:
+    mode = str(facts.backplane.get("mode", "single"))
+    if mode == "single":
+        return Check("Backplane", "off", "One relay, none needed.")
+    if facts.backplane.get("up") is False:
+        said = facts.backplane.get("reason")
+        reason = Reason[said] if isinstance(said, str) else Reason.BACKPLANE_UNREACHABLE
+        does = "refuses what the relay needs" if reason is Reason.BACKPLANE_REFUSED else "does not answer"
+        text = f"the backplane ({mode}) {does}: peers here go on, other relays cannot reach them."
+        return Check("Backplane", "warn", text, _fix(facts, reason))
+    return Check("Backplane", "good", f"The backplane ({mode}) answers.")

@@ -30,7 +30,7 @@ from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.status import StatusLine
-from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
+from viewport_relay.observe.twistedlog import LibraryLog
 from viewport_relay.service.listeners import Listeners
 from viewport_relay.service.relay import relay_keys
 from viewport_relay.service.startup import log_started, start_warnings
@@ -130,7 +130,7 @@ class Process(WaitingService):
         counters = Counters()
         engine = make_engine(reactor, config, log, counters, self._keys, self._address, open_files)
         self._engine = engine
-        self._stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
+        self._library_log = LibraryLog(log, from_thread=reactor.callFromThread)
         self._tls = ServerContext.from_config(config)
         self._certificates = None
         if self._tls is not None:
@@ -166,9 +166,8 @@ class Process(WaitingService):
     def setServiceParent(self, parent: Any) -> None:
         """Join an application: log lines of Twisted and of libraries then go through this process's log."""
         if isinstance(parent, Componentized):
-            observer = TwistedObserver(self._log, from_thread=self._reactor.callFromThread)
-            parent.setComponent(ILogObserver, observer)
-            self._stdlib_log.install()
+            parent.setComponent(ILogObserver, self._library_log)
+            self._library_log.install()
         MultiService.setServiceParent(self, parent)
 
     def _pages(self, admin: bool) -> Resource:
@@ -279,5 +278,5 @@ class Process(WaitingService):
         await deferLater(self._reactor, 0)
         self._notifier.stop_watchdog()
         self._log.event("relay_stopped")
-        self._stdlib_log.uninstall()
+        self._library_log.uninstall()
         self._log.close()

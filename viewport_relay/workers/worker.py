@@ -27,7 +27,7 @@ from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCoun
 from viewport_relay.config import EX_CONFIG, Config, ConfigError, configured_secrets, load, reread
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
+from viewport_relay.observe.twistedlog import LibraryLog
 from viewport_relay.service.process import trusted_proxies
 from viewport_relay.service.relay import Relay, relay_keys
 from viewport_relay.service.timers import WaitingService, every
@@ -232,24 +232,22 @@ def main() -> int:
         log = EventLog(
             _Nowhere(), max_entries=1, secrets=configured_secrets(config), relay_id=config.relay_id_in_log
         )
-        log.follow(reporter.send_record)
+        log.followers.append(reporter.send_record)
         descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
         service = WorkerService(reactor, config, log, reporter, environ)
     except ConfigError as error:
         for problem in error.problems:
             print(f"viewport-relay: worker: {problem}", file=sys.stderr)
         return EX_CONFIG
-    globalLogBeginner.beginLoggingTo(
-        [TwistedObserver(log, from_thread=reactor.callFromThread)], redirectStandardIO=False
-    )
-    stdlib_log = StdlibHandler(log, from_thread=reactor.callFromThread)
-    stdlib_log.install()
+    library_log = LibraryLog(log, from_thread=reactor.callFromThread)
+    globalLogBeginner.beginLoggingTo([library_log], redirectStandardIO=False)
+    library_log.install()
     PacketReader(socket.socket(fileno=messages.PACKETS_FD), reactor, service.execute, service.stop)
     service.startService()
     collector.settle(reactor)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
-    stdlib_log.uninstall()
+    library_log.uninstall()
     return 0
 
 

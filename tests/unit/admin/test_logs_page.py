@@ -463,4 +463,4 @@ async def test_the_number_of_followers_is_bounded(admin, token, monkeypatch):
 
 def test_a_line_of_text_shows_nested_details(admin):
     admin.log.event("x", message="m", a={"b": [1]})
-    assert as_text(admin.log.records()[-1]).endswith('INFO  x m a={"b": [1]}')
+    assert as_text(admin.log.records()[-1].line).endswith('INFO  x m a={"b": [1]}')

@@ -16,9 +16,8 @@ from twisted.internet.task import Clock
 from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SECONDS, AdminAuth
 from viewport_relay.admin.connections import MAX_TARGETS
 from viewport_relay.admin.history import KEPT, STEP, History
-from viewport_relay.observe.checks import FRESH, Facts, ago
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.verdict import judge
+from viewport_relay.observe.verdict import FRESH, Facts, ago, judge
 from viewport_relay.reasons import Reason
 from viewport_relay.service.timers import every
 

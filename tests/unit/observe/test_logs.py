@@ -328,11 +328,14 @@ def test_a_real_broken_pipe(clock):
 
 def test_followers_get_each_new_record_until_they_stop(log):
     got: list[str] = []
-    stop = log.follow(lambda record: got.append(record.event))
+
+    def follower(record):
+        got.append(record.event)
+
+    log.followers.append(follower)
     log.event("a")
     log.event("b")
-    stop()
-    stop()
+    log.followers.remove(follower)
     log.event("c")
     assert got == ["a", "b"]
 

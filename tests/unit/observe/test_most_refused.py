@@ -6,9 +6,8 @@ import io
 
 import pytest
 
-from viewport_relay.observe.checks import Facts
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.verdict import judge
+from viewport_relay.observe.verdict import Facts, judge
 from viewport_relay.reasons import Reason
 
 NOW = 1_700_000_000.0

@@ -33,7 +33,7 @@ def test_folded_events_are_counted(log, clock):
     )  # fmt: skip
     assert problem.first == began and problem.last == clock.at - 0.5
     assert sorted(problem.workspaces) == ["w-0", "w-1", "w-2"] and problem.addresses == ["192.0.2.1"]
-    assert problem.sample.detail == "exp passed 301 s ago" and "connection=c-301" in problem.sample.peer
+    assert problem.detail == "exp passed 301 s ago" and "connection=c-301" in problem.peer
     assert log.problems.recent(clock.at) == (0, 302)
 
 
@@ -59,12 +59,12 @@ def test_failed_fetches_are_not_added_to_the_refusals_that_they_cause(log, clock
     for _ in range(3):
         log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why="connection refused")
     (problem,) = log.problems.open(clock.at)
-    assert problem.count == 3 and problem.sample.detail == "connection refused"
+    assert problem.count == 3 and problem.detail == "connection refused"
     for _ in range(2):
         refuse(log, Reason.JWKS_UNREACHABLE, detail="connection refused (http://platform.example/jwks)")
         log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why="connection refused")
     (problem,) = log.problems.open(clock.at)
-    assert (problem.count, problem.total) == (2, 2) and problem.sample.event == "refuse"
+    assert (problem.count, problem.total) == (2, 2) and problem.event == "refuse"
 
 
 def test_normal_events_are_no_problems_and_info_reasons_are_not_open(log, clock):
@@ -93,7 +93,7 @@ def test_rows_are_redacted_and_bounded(log, clock):
         )
     (problem,) = log.problems.open(clock.at)
     assert len(problem.workspaces) == len(problem.addresses) == MOST_DISTINCT
-    assert "the-internal-key" not in problem.sample.detail and len(problem.sample.detail) <= 400
+    assert "the-internal-key" not in problem.detail and len(problem.detail) <= 400
 
 
 def test_rows_of_other_processes_are_added():
@@ -107,8 +107,6 @@ def test_rows_of_other_processes_are_added():
     rows = {row.code: row for row in here.open(1020.0)}
     expired = rows["JWT_EXPIRED"]
     assert (expired.count, expired.first, expired.last) == (2, 1000.0, 1010.0)
-    assert (
-        set(expired.workspaces) == {"a", "b"} and len(expired.addresses) == 1 and expired.sample.detail == "b"
-    )
+    assert set(expired.workspaces) == {"a", "b"} and len(expired.addresses) == 1 and expired.detail == "b"
     assert rows["JWKS_UNREACHABLE"].count == 1
     assert here.recent(1020.0) == (0, 3)

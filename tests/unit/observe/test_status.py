@@ -6,10 +6,10 @@ import io
 
 import pytest
 
-from viewport_relay.observe.checks import Facts
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import QUIET
 from viewport_relay.observe.status import StatusLine
+from viewport_relay.observe.verdict import Facts
 from viewport_relay.reasons import Reason
 
 

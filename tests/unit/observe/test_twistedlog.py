@@ -13,7 +13,7 @@ from twisted.python import log as legacy
 from twisted.python.failure import Failure
 
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.twistedlog import StdlibHandler, TwistedObserver
+from viewport_relay.observe.twistedlog import LibraryLog
 
 SECRET = "a-secret-of-this-run-0123"
 
@@ -30,7 +30,7 @@ def log(stream):
 
 @pytest.fixture
 def logger(log):
-    publisher = LogPublisher(TwistedObserver(log))
+    publisher = LogPublisher(LibraryLog(log))
     return Logger("relay.test", observer=publisher)
 
 
@@ -66,7 +66,7 @@ def test_a_failure_is_logged_with_a_redacted_traceback(logger, stream, log):
 
 
 def test_legacy_messages_and_errors(log):
-    publisher = LogPublisher(TwistedObserver(log))
+    publisher = LogPublisher(LibraryLog(log))
     old = legacy.LogPublisher(publishPublisher=publisher)
     old.msg("Starting factory <Site>", system="twisted")
     Logger("viewport_relay.wire.site", observer=publisher).info(
@@ -98,7 +98,7 @@ def test_legacy_messages_and_errors(log):
     ],
 )
 def test_malformed_events_are_logged(log, event):
-    TwistedObserver(log)(event)
+    LibraryLog(log)(event)
     assert len(log.entries()) == 1
 
 
@@ -107,7 +107,7 @@ def test_events_of_other_threads_are_handed_to_the_reactor(log, monkeypatch):
 
     monkeypatch.setattr(threadable, "ioThread", threadable.getThreadID())
     calls = []
-    observer = TwistedObserver(log, from_thread=calls.append)
+    observer = LibraryLog(log, from_thread=calls.append)
     thread = threading.Thread(
         target=observer, args=({"log_format": "from afar", "log_level": LogLevel.info},)
     )
@@ -121,7 +121,7 @@ def test_events_of_other_threads_are_handed_to_the_reactor(log, monkeypatch):
 
 
 def test_the_standard_library(log):
-    handler = StdlibHandler(log)
+    handler = LibraryLog(log)
     logger = logging.Logger("some.library")
     logger.addHandler(handler)
     logger.debug("no")
