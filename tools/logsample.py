@@ -53,8 +53,26 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
     Reason.TOO_MANY_CONNECTIONS: {
         "detail": "2000 connections, RELAY_MAX_TOTAL_CONNECTIONS or the limit on open files allows 2000"
     },
-    Reason.TOO_MANY_CONNECTIONS_PER_IP: {"detail": "50 connections, RELAY_MAX_CONNECTIONS_PER_IP=50"},
-    Reason.TOO_MANY_CLIENTS: {"detail": "100 clients, RELAY_MAX_CLIENTS_PER_WORKSPACE=100"},
+    Reason.TOO_MANY_CONNECTIONS_PER_IP: {
+        "detail": "50 connections, RELAY_MAX_CONNECTIONS_PER_IP=50 (the default)"
+    },
+    Reason.TOO_MANY_CLIENTS: {"detail": "100 clients, RELAY_MAX_CLIENTS_PER_WORKSPACE=100 (the default)"},
+    Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED: {
+        "detail": "RELAY_KEX_INIT_RATE_PER_MINUTE=60 (the default) a minute"
+    },
+    Reason.PAIRING_RATE_LIMIT_EXCEEDED: {"detail": "RELAY_PAIRING_RATE_PER_MINUTE=30 (the default) a minute"},
+    Reason.RUNTIME_RATE_LIMIT_EXCEEDED: {
+        "detail": "RELAY_RUNTIME_RATE_PER_MINUTE=240 (the default) a minute"
+    },
+    Reason.PRESENCE_RATE_LIMIT_EXCEEDED: {
+        "detail": "RELAY_RUNTIME_RATE_PER_MINUTE=240 (the default) a minute"
+    },
+    Reason.DAEMON_RATE_LIMIT_EXCEEDED: {
+        "detail": "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE=2400 (the default) a minute"
+    },
+    Reason.WORKER_RATE_LIMIT_EXCEEDED: {
+        "detail": "RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE=2400 (the default) a minute"
+    },
     Reason.UPGRADE_REQUIRED: {"detail": "Sec-WebSocket-Version is not 13"},
     Reason.UPGRADE_MALFORMED: {"detail": "Sec-WebSocket-Key is not base64 of 16 bytes"},
     Reason.TOKEN_MISSING: {"detail": "the request carries none"},

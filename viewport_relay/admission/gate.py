@@ -199,8 +199,11 @@ class Gate:
         self._validator.flush()
 
     def ready(self) -> tuple[bool, str]:
-        """Whether tokens can be checked, and if not, why."""
-        return (True, "") if self._jwks.ready else (False, "the JWKS was not fetched yet")
+        """Whether tokens can be checked; and why not, or the reason for which the platform would refuse any token."""
+        if not self._jwks.ready:
+            return False, "the JWKS was not fetched yet"
+        fault = self._validator.fault
+        return True, "" if fault is None else fault.code
 
     @property
     def clock_offset(self) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from viewport_relay.config import BY_ATTRIBUTE
 from viewport_relay.reasons import Reason, Refusal
 
 WINDOW_SECONDS: Final = 60.0
@@ -220,7 +221,8 @@ class ConnectionCounts:
             raise Refusal(Reason.TOO_MANY_CONNECTIONS, detail, FULL_RETRY_AFTER)
         of_ip = self._per_ip.get(ip, 0)
         if 0 < self._max_per_ip <= of_ip:
-            detail = f"{of_ip} connections, RELAY_MAX_CONNECTIONS_PER_IP={self._max_per_ip}"
+            limit = BY_ATTRIBUTE["max_connections_per_ip"].in_words(self._max_per_ip)
+            detail = f"{of_ip} connections, {limit}"
             raise Refusal(Reason.TOO_MANY_CONNECTIONS_PER_IP, detail, FULL_RETRY_AFTER)
         self.total += 1
         self._per_ip[ip] = of_ip + 1
@@ -243,7 +245,8 @@ class ConnectionCounts:
         """Called by tickets."""
         clients = self._clients.get(target, 0)
         if 0 < self._max_clients <= clients:
-            detail = f"{clients} clients, RELAY_MAX_CLIENTS_PER_WORKSPACE={self._max_clients}"
+            limit = BY_ATTRIBUTE["max_clients_per_workspace"].in_words(self._max_clients)
+            detail = f"{clients} clients, {limit}"
             raise Refusal(Reason.TOO_MANY_CLIENTS, detail, FULL_RETRY_AFTER)
         self._clients[target] = clients + 1
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 from attrs import evolve, field, frozen
@@ -26,14 +26,17 @@ from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
-from viewport_relay.reasons import Refusal
+from viewport_relay.reasons import Reason, Refusal
 
 #: Answers remembered at most.
 CACHE_MAX: Final = 4096
+#: Refusals that say nothing of the token: the next one would be refused alike.
+FOR_ALL: Final = frozenset({Reason.INTERNAL_KEY_MISMATCH, Reason.PLATFORM_UNREACHABLE})
 #: Seconds for which a denial is remembered at most.
 DENIAL_TTL: Final = 2.0
 
 _Key: TypeAlias = tuple[bytes, UpgradeQuery]
+Verdict = TypeVar("Verdict", Refusal, Claims | Refusal)
 
 
 @frozen
@@ -84,6 +87,8 @@ class PlatformValidator:
         self._call = settings.call
         self._queue = PlatformQueue(clock, settings.limit)
         self._answers: DeferredCache[_Key, Claims | Refusal] = DeferredCache(clock, CACHE_MAX)
+        #: why the newest question would have been refused for any token, None if it would not
+        self.fault: Reason | None = None
 
     def recall(self, digest: bytes, query: UpgradeQuery) -> Claims | None:
         """The cached answer for the token of this digest, None if the platform must be asked. Raises Refusal."""
@@ -147,9 +152,9 @@ class PlatformValidator:
             answer = await self._queue.run(request)
         except HttpFailure as failure:
             self._count("failed", began, "timeout" if isinstance(failure, TimedOut) else "failed")
-            raise judge_failure(failure, self._call.shown) from None
+            raise self._told(judge_failure(failure, self._call.shown)) from None
         secrets = (token, self._settings.internal_key or "")
-        verdict = judge(answer, query, self._call.shown, secrets)
+        verdict = self._told(judge(answer, query, self._call.shown, secrets))
         if isinstance(verdict, Claims):
             self._platform_clock.observe(answer)
             self._count("ok", began)
@@ -160,6 +165,12 @@ class PlatformValidator:
             return verdict
         self._count("failed", began)
         raise verdict
+
+    def _told(self, verdict: Verdict) -> Verdict:
+        """Remember whether the verdict would be the same for any token."""
+        reason = verdict.reason if isinstance(verdict, Refusal) else None
+        self.fault = reason if reason in FOR_ALL else None
+        return verdict
 
     def _count(self, outcome: str, began: float, timed_as: str | None = None) -> None:
         self._counters.validations[outcome] += 1

@@ -131,10 +131,11 @@ def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
 
 def ready_in_words(ready: bool, why: str, *, has_keys: bool) -> str:
     """Which peers can be admitted, and why not. `/ready` is open to all: no address, id or URL is in the text."""
-    if not ready:
-        reason = Reason.__members__.get(why) or (None if has_keys else Reason.JWKS_UNREACHABLE)
+    reason = Reason.__members__.get(why) or (None if ready or has_keys else Reason.JWKS_UNREACHABLE)
+    if not ready or (reason is not None and reason.entry.status):  # one that upgrades are refused for
+        newest = "Tokens can be checked, but the newest one was not admitted"
         fix = f" To do: {reason.entry.fix}." if reason is not None else ""
-        return f"No peer can be admitted: {_sentence(why)}{fix}"
+        return f"{newest if ready else 'No peer can be admitted'}: {_sentence(why)}{fix}"
     return f"Peers with a valid token can be admitted{f', but: {_sentence(why)}' if why else '.'}"
 
 

@@ -23,10 +23,6 @@ UNFORWARDED_MAX_BYTES: Final = 4 * 1024 * 1024
 
 _RUNTIME: Final = Reason.RUNTIME_RATE_LIMIT_EXCEEDED
 
-#: Details of a close or drop, each with the limit that was exceeded.
-WORKSPACE_RATE: Final = "RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE={}, of the workspace's clients"
-_CLIENT_RATE: Final = "RELAY_RUNTIME_RATE_PER_MINUTE={}, of this client"
-
 
 class Charging:
     """Charges messages to their senders' windows. A base class of the router, which charges each frame."""
@@ -39,11 +35,9 @@ class Charging:
         """Charge a forwarded e2ee frame: the client first, then the workspace."""
         rates, limits = peer.rates, self.rates
         if not rates.runtime.hit(now, limits.runtime):
-            return self._limited(peer, _RUNTIME, rates.runtime, now, _CLIENT_RATE.format(limits.runtime))
+            return self._limited(peer, _RUNTIME, rates.runtime, now, self._detail("runtime"))
         if not rates.workspace.hit(now, limits.workspace):
-            return self._limited(
-                peer, _RUNTIME, rates.workspace, now, WORKSPACE_RATE.format(limits.workspace)
-            )
+            return self._limited(peer, _RUNTIME, rates.workspace, now, self._detail("workspace"))
         return None
 
     def carried(self, peer: Peer, frame: ClientFrame, now: float) -> Close | None:
@@ -58,10 +52,10 @@ class Charging:
         if limit <= 0:
             return None
         if not counted and not window.hit(now, limit):
-            return self._limited(peer, over, window, now, _CLIENT_RATE.format(limit))
+            return self._limited(peer, over, window, now, self._detail("runtime"))
         window = peer.rates.rare("unforwarded", now)
         if not window.spend(now, len(message), UNFORWARDED_MAX_BYTES):
-            detail = f"{UNFORWARDED_MAX_BYTES} bytes of frames that went nowhere, of this client"
+            detail = f"{UNFORWARDED_MAX_BYTES} bytes a minute of frames that went nowhere"
             return self._limited(peer, over, window, now, detail)
         return None
 
@@ -69,7 +63,7 @@ class Charging:
         return self.charge(peer, message, now) or Drop(reason, detail)
 
     @staticmethod
-    def _limited(peer: Peer, reason: Reason, window: RateWindow, now: float, detail: str = "") -> Close:
+    def _limited(peer: Peer, reason: Reason, window: RateWindow, now: float, detail: str) -> Close:
         reply = status.rate_limited(peer.grant.workspace_id, window.retry_after_ms(now))
         return Close(reason, detail, reply=reply)
 
@@ -78,4 +72,17 @@ class Charging:
         if peer.rates.daemon.hit(now, self.rates.daemon):
             return None
         daemon = peer.role is Role.DAEMON
-        return Close(Reason.DAEMON_RATE_LIMIT_EXCEEDED if daemon else Reason.WORKER_RATE_LIMIT_EXCEEDED)
+        over = Reason.DAEMON_RATE_LIMIT_EXCEEDED if daemon else Reason.WORKER_RATE_LIMIT_EXCEEDED
+        return Close(over, self._detail("daemon"))
+
+    def over_workspace(self) -> Drop:
+        """The drop of a frame off the bus that is over the workspace's rate."""
+        return Drop(_RUNTIME, self._detail("workspace"))
+
+    def over_daemon(self) -> Drop:
+        """The drop of a frame off the bus that is over the rate of its target's daemon."""
+        return Drop(Reason.DAEMON_RATE_LIMIT_EXCEEDED, self._detail("daemon"))
+
+    def _detail(self, rate: str) -> str:
+        """The limit that was exceeded, for the log entry."""
+        return f"{self.rates.in_words[rate]} a minute"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Literal, Protocol, TypeAlias
 
 from attrs import frozen
@@ -10,13 +10,14 @@ from attrs import frozen
 
 @frozen
 class FrameRates:
-    """Limits per minute, 0 for none (wire protocol, section 8)."""
+    """Limits per minute, 0 for none (wire protocol, section 8). `in_words` names each one's setting, value and default, for the log."""
 
     key_exchange: int
     pairing: int
     runtime: int
     workspace: int
     daemon: int
+    in_words: Mapping[str, str]
 
 
 class RateWindow(Protocol):

@@ -26,7 +26,7 @@ from viewport_relay.protocol.frames import (
 )
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.charging import WORKSPACE_RATE, Charging
+from viewport_relay.routing.charging import Charging
 from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply
 from viewport_relay.routing.model import Owner, Peer, RemoteSession, Target
 from viewport_relay.routing.profiles import profile_mismatch
@@ -103,7 +103,8 @@ class Router(Charging):
             return mismatch
         window = peer.rates.rare("kex", now)
         if not window.hit(now, self.rates.key_exchange):
-            return self._limited(peer, Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, window, now)
+            over = Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED
+            return self._limited(peer, over, window, now, self._detail("key_exchange"))
         return self._asked(peer, frame, message, now)
 
     def _pairing_request(
@@ -111,7 +112,8 @@ class Router(Charging):
     ) -> Peer | Decision:
         window = peer.rates.rare("pairing", now)
         if not window.hit(now, self.rates.pairing):
-            return self._limited(peer, Reason.PAIRING_RATE_LIMIT_EXCEEDED, window, now)
+            over = Reason.PAIRING_RATE_LIMIT_EXCEEDED
+            return self._limited(peer, over, window, now, self._detail("pairing"))
         if peer.grant.runtime_target_id is None:
             return self.charge(peer, message, now) or Reply(
                 status.runtime_target_required(peer.grant.workspace_id)
@@ -195,7 +197,7 @@ class Router(Charging):
             return conflict
         if not workspace.hit(now, self.rates.workspace):
             self.forget_asker(target, frame, relay_id, now)
-            return Drop(Reason.RUNTIME_RATE_LIMIT_EXCEEDED, WORKSPACE_RATE.format(self.rates.workspace))
+            return self.over_workspace()
         return None
 
     def daemon_frame_of_relay(
@@ -206,7 +208,7 @@ class Router(Charging):
         `daemon` is the window of the target's rate.
         """
         if not daemon.hit(now, self.rates.daemon):
-            return Drop(Reason.DAEMON_RATE_LIMIT_EXCEEDED)
+            return self.over_daemon()
         if frame is None:
             return Drop(Reason.INVALID_FRAME)
         if type(frame) is E2ee:

@@ -91,7 +91,7 @@ class RelayState:
             return False, Reason.RELAY_SHUTTING_DOWN.code
         ready, why = self._gate.ready()
         backplane = self._backplane.describe()
-        if ready and backplane.get("up") is False:
+        if ready and not why and backplane.get("up") is False:
             # Peers of this relay still reach each other: ready, with a note.
             return True, str(backplane.get("reason", Reason.BACKPLANE_UNREACHABLE.code))
         return ready, why

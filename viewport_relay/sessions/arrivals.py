@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -83,8 +83,8 @@ class Arrivals:
             self._refuse(arrival, refused)
             return
         if len(arrival.sizes) > 1:
-            over = Reason.RUNTIME_RATE_LIMIT_EXCEEDED
-            arrival = self._within_rate(arrival, window, self._router.rates.workspace, over, now)
+            limit, over = self._router.rates.workspace, self._router.over_workspace
+            arrival = self._within_rate(arrival, window, limit, over, now)
         sizes = self._send(outbox, arrival)
         if sizes:
             self._outcomes.count_to_daemon(daemon, len(sizes), sum(sizes), now)
@@ -100,8 +100,8 @@ class Arrivals:
             if arrival.frame is None:
                 self._outcomes.watch_answer(verdict, frame)
             if len(arrival.sizes) > 1:
-                over = Reason.DAEMON_RATE_LIMIT_EXCEEDED
-                arrival = self._within_rate(arrival, window, self._router.rates.daemon, over, now)
+                limit, over = self._router.rates.daemon, self._router.over_daemon
+                arrival = self._within_rate(arrival, window, limit, over, now)
             sizes = self._send(session_of(verdict).outbox, arrival)
             if sizes:
                 self._outcomes.count_to_clients(verdict, len(sizes), sum(sizes), now)
@@ -113,13 +113,15 @@ class Arrivals:
             assert isinstance(verdict, Drop)
             self._refuse(arrival, verdict)
 
-    def _within_rate(self, arrival: Arrival, window: Window, limit: int, over: Reason, now: float) -> Arrival:
+    def _within_rate(
+        self, arrival: Arrival, window: Window, limit: int, over: Callable[[], Drop], now: float
+    ) -> Arrival:
         """The messages that are within the rate; the first is charged already."""
         wanted = len(arrival.sizes)
         taken = 1 + window.hits(wanted - 1, now, limit)
         if taken == wanted:
             return arrival
-        self._refuse(arrival, Drop(over), wanted - taken)
+        self._refuse(arrival, over(), wanted - taken)
         return arrival.first(taken)
 
     def _send(self, outbox: Outbox, arrival: Arrival) -> Sequence[int]:

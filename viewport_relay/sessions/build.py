@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Final
 
 from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
@@ -10,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.limits import WindowTable
 from viewport_relay.backplane.interface import Backplane
-from viewport_relay.config import Config
+from viewport_relay.config import BY_ATTRIBUTE, Config
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -42,15 +43,21 @@ class Relaying:
     windows: WindowTable
 
 
+#: Rates of frames, and the settings that give them.
+_RATES: Final = {
+    "key_exchange": "kex_rate",
+    "pairing": "pairing_rate",
+    "runtime": "runtime_rate",
+    "workspace": "runtime_rate_workspace",
+    "daemon": "daemon_rate",
+}
+
+
 def frame_rates(config: Config) -> FrameRates:
     """The limits of frames per minute."""
-    return FrameRates(
-        key_exchange=config.kex_rate,
-        pairing=config.pairing_rate,
-        runtime=config.runtime_rate,
-        workspace=config.runtime_rate_workspace,
-        daemon=config.daemon_rate,
-    )
+    limits: dict[str, Any] = {rate: getattr(config, attribute) for rate, attribute in _RATES.items()}
+    words = {rate: BY_ATTRIBUTE[attribute].in_words(limits[rate]) for rate, attribute in _RATES.items()}
+    return FrameRates(**limits, in_words=words)
 
 
 def build(

@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import WindowCounter
-from viewport_relay.config import Config
+from viewport_relay.config import BY_ATTRIBUTE, Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
@@ -56,6 +56,8 @@ class AcceptLimit:
     def apply(self, config: Config) -> None:
         """Take up reloaded limits. Where one of the two is off, there is no limit on connections either."""
         upgrades, requests = config.rate_limit_per_ip, config.http_rate_per_ip
+        settings = (("rate_limit_per_ip", upgrades), ("http_rate_per_ip", requests))
+        self._allowed = " and ".join(BY_ATTRIBUTE[name].in_words(limit) for name, limit in settings)
         self._connections.limit = upgrades + requests if upgrades and requests else 0
 
     def refuses(self, address: str) -> bool:
@@ -69,7 +71,7 @@ class AcceptLimit:
         self._counters.connections_refused += 1
         if not self._told.hit(counted, now):
             if refusals < TOLERATED:
-                detail = f"over {self._connections.limit} connections within a minute, what RELAY_RATE_LIMIT_PER_IP and RELAY_HTTP_RATE_PER_IP allow together"
+                detail = f"over {self._connections.limit} connections within a minute, what {self._allowed} allow together"
             else:
                 detail = f"requests went on after {refusals} answers 429 HTTP_RATE_LIMIT_EXCEEDED"
             self._log.event(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,14 @@ def test_a_wrong_internal_key_is_an_error_that_names_the_url(
         assert browser.closed_with() == (1013, "try again later")
     mentioned = {entry["event"] for entry in relay.logs() if entry.get("reason") == "INTERNAL_KEY_MISMATCH"}
     assert mentioned == {"refuse"}
+    status, ready = relay.get("/ready")
+    assert status == 200, "a relay that gets no peers would not notice that the platform has another key now"
+    assert json.loads(ready) == {
+        "ok": True,
+        "reason": "INTERNAL_KEY_MISMATCH",
+        "message": "Tokens can be checked, but the newest one was not admitted: RELAY_INTERNAL_KEY mismatch. "
+        "To do: set RELAY_INTERNAL_KEY to the platform's value and restart the relay.",
+    }
     assert relay.stop() == 0
     assert platform.internal_key not in "".join(relay.written)
     assert platform.settings()["RELAY_INTERNAL_KEY"] not in "".join(relay.written)

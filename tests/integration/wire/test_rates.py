@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,7 +40,16 @@ def limited(peer: Peer, site: Site, text: str) -> None:
     }
     assert peer.end() == (4008, text)
     assert peer.heard() == []
-    site.logged(text.upper().replace(" ", "_"))
+    logged(site, text)
+
+
+def logged(site: Site, text: str) -> None:
+    """Each entry of this reason names the limit that was exceeded: the setting with its value and default, or bytes."""
+    for entry in site.logged(text.upper().replace(" ", "_")):
+        detail = entry["details"]["detail"]
+        assert re.fullmatch(
+            r"RELAY_\w+=\d+ \(default \d+\) a minute|4194304 bytes a minute of frames.*", detail
+        ), detail
 
 
 #: scope, frame, number of frames within the limit, text of the close
@@ -133,7 +143,7 @@ def test_a_daemons_rate(site: Site) -> None:
     assert client.hear_all(10) == frames[:10]  # the session's response and the invalid frame count too
     settle(client)
     assert client.heard() == []
-    site.logged("DAEMON_RATE_LIMIT_EXCEEDED")
+    logged(site, "daemon rate limit exceeded")
     with pytest.raises(Gone):
         again = site.daemon()
         again.say(encoded("e2ee"))
@@ -147,7 +157,7 @@ def test_a_workers_rate(sites: Callable[..., Site], relay: Relay) -> None:
     worker.say(*[encoded("worker request", requestId=str(number), path=path) for number in range(14)])
     assert [json.loads(answer)["requestId"] for answer in worker.hear_all(12)] == [str(n) for n in range(12)]
     assert worker.end() == (4008, "worker rate limit exceeded")
-    site.logged("WORKER_RATE_LIMIT_EXCEEDED")
+    logged(site, "worker rate limit exceeded")
     daemon = site.daemon()  # a daemon has its own rate
     daemon.say(*[encoded("e2ee")] * 12)
     settle(daemon)

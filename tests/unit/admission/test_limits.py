@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 from hypothesis import given
@@ -255,4 +256,24 @@ def test_counts_never_pass_their_limits_and_end_empty(steps: list[tuple[str, int
         assert all(counts.clients_of("w", f"t{n}") <= 2 for n in range(3))
     for ticket in tickets:
         ticket.release()
-    assert counts.total == 0 and not counts._per_ip and not counts._clients
+    assert counts.total == 0
+
+
+def test_nothing_is_kept_of_addresses_and_targets_that_have_left() -> None:
+    class Name(str):
+        """A string that can be referred to weakly."""
+
+    counts = ConnectionCounts(0, 0, 0)
+    names = [Name(number) for number in range(6)]
+    alive = [weakref.ref(name) for name in names]
+    first, second = counts.take(names[0]), counts.take(names[1])
+    first.count_client(names[2], names[3])
+    second.count_client(names[4], None)
+    second.count_client(names[4], names[5])
+    del names
+    assert all(name() for name in alive)
+    first.release()
+    second.release()
+    del first, second
+    gc.collect()
+    assert not any(name() for name in alive)

@@ -192,7 +192,10 @@ def test_failures_are_not_cached(
     with pytest.raises(Refusal) as refused:
         settle(validator.validate(SOURCE, query, exp))
     assert refused.value.reason is reason
+    for_all = reason in (Reason.PLATFORM_UNREACHABLE, Reason.INTERNAL_KEY_MISMATCH)
+    assert validator.fault is (reason if for_all else None)
     assert settle(validator.validate(SOURCE, query, exp)).workspace_id == "ws-1"
+    assert validator.fault is None
     assert counters.validations == {"failed": 1, "ok": 1}
     outcome = "timeout" if fault is FAULTS[0][0] else "failed"
     samples = [sample for metric in counters.latencies() for sample in metric.samples if sample.value]

@@ -13,7 +13,16 @@ from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
 from viewport_relay.routing.views import PeerView
 
-NO_LIMIT = FrameRates(key_exchange=0, pairing=0, runtime=0, workspace=0, daemon=0)
+_RATES = ("key_exchange", "pairing", "runtime", "workspace", "daemon")
+
+
+def limits(**rates: int) -> FrameRates:
+    """Limits of frames per minute; the others are off."""
+    given = dict.fromkeys(_RATES, 0) | rates
+    return FrameRates(**given, in_words={name: f"{name}={limit}" for name, limit in given.items()})  # type: ignore[arg-type]
+
+
+NO_LIMIT = limits()
 
 
 class Outlet:

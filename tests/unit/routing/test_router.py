@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.routing.house import NO_LIMIT, House
+from tests.unit.routing.house import NO_LIMIT, House, limits
 from tests.wireframes import encoded
 from viewport_relay.protocol.decoding import decode_client, decode_daemon
 from viewport_relay.protocol.frames import E2ee, KeyExchangeInit, PairingRequest
@@ -488,12 +488,6 @@ def test_subscriptions_outlive_the_daemon() -> None:
 # -- rates ----------------------------------------------------------------------------------------------------------------------
 
 
-def limits(**rates: int) -> FrameRates:
-    return FrameRates(
-        **{**dict.fromkeys(("key_exchange", "pairing", "runtime", "workspace", "daemon"), 0), **rates}
-    )
-
-
 #: limits, scope, frame, reason
 RATES: list[tuple[FrameRates, Scope, str | None, Reason]] = [
     (limits(key_exchange=2), Scope.RUNTIME, "init v3", Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED),
@@ -522,6 +516,9 @@ def test_each_client_rate(rates: FrameRates, scope: Scope, name: str | None, rea
     verdict = from_client(house, client, name)
     assert isinstance(verdict, Close)
     assert verdict.reason is reason
+    assert verdict.detail in {
+        f"{limit} a minute" for limit in rates.in_words.values() if limit.endswith("=2")
+    }
     assert verdict.reply is not None
     assert json.loads(verdict.reply) == {
         "type": "relay_status",
@@ -625,5 +622,5 @@ def test_daemon_and_worker_rates() -> None:
         (worker, Reason.WORKER_RATE_LIMIT_EXCEEDED),
     ):
         assert [check(peer, house.now) for _ in range(2)] == [None, None]
-        assert check(peer, house.now) == Close(reason)
+        assert check(peer, house.now) == Close(reason, "daemon=2 a minute")
         assert check(peer, house.now + 60) is None

@@ -45,7 +45,10 @@ def test_connections_of_an_address_are_bounded_for_a_minute_and_the_log_says_so_
     assert door.opened(20) == 8
     assert door.counters.connections_refused == 12
     [entry] = door.log.named("connection_refused")
-    assert entry["ip"] == "192.0.2.1" and "over 8 connections" in entry["detail"]
+    assert entry["ip"] == "192.0.2.1" and entry["detail"] == (
+        "over 8 connections within a minute, what RELAY_RATE_LIMIT_PER_IP=3 (default 120) and RELAY_HTTP_RATE_PER_IP=5 "
+        "(default 1200) allow together"
+    )
     assert door.opened(1, "192.0.2.2") == 1
     door.clock.advance(60)
     assert door.opened(20) == 8 and len(door.log.named("connection_refused")) == 2
