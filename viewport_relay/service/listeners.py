@@ -162,7 +162,7 @@ class Listeners(WaitingService):
             host, port = config.admin_listen
             operators: Any = self._site(None, Pages(pages(True), {}), 0)
             if tls is not None and not is_loopback(host):
-                operators = TLSFactory(tls, False, operators, reactor, self._queue)
+                operators = TLSFactory(tls, operators, reactor, self._queue)
             endpoint = _NowOrNever("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)
             service = StreamServerEndpointService(endpoint, LimitedFactory(operators, accepts))
             service.setServiceParent(self)

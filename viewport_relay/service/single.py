@@ -68,7 +68,7 @@ class SingleRelay:
 
     def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
         """TLS ends in this process."""
-        return TLSFactory(context, False, site, self._reactor, site.queue)
+        return TLSFactory(context, site, self._reactor, site.queue)
 
     def tls_reloaded(self) -> None:
         """No-op: new connections get the new context."""

@@ -32,10 +32,16 @@ def _in_c(ffi: Any, lib: Any) -> Callable[[bytearray], Unmask]:
         base = ffi.from_buffer("uint8_t[]", buffer)  # keeps the buffer alive, and its size fixed
         # Where nearly every frame starts, at the beginning of the buffer: making a pointer costs as much as unmasking.
         near = [(base + (start - 4), base + start) for start in range(4, 15)]
+        most = len(buffer) - 14
 
         def unmask(start: int, length: int) -> None:
-            key, data = near[start - 4] if start < 15 else (base + (start - 4), base + start)
+            if start < 15 and length <= most:
+                key, data = near[start - 4]
+            else:  # slices beyond the buffer raise IndexError
+                key, data = base[start - 4 : start], base[start : start + length]
             masker = new(key)
+            if not masker:
+                raise MemoryError
             process(masker, data, length)
             free(masker)
 

@@ -67,7 +67,6 @@ class Decryption:
         """Decrypt into the sink from now on. What is returned reads more, if there is more at once."""
         self._layer = layer
         self._sink = sink
-        self._memory.learn(sink.space)
         if not isinstance(transport, DirectAccess):
             return read_nothing
         self._receive = transport.read_into(self)

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from OpenSSL import SSL
 
+from viewport_relay.wire.arena import Arena
+
 #: The longest plaintext of a record (RFC 8446 section 5.1), and more than a record takes besides, bytes.
 RECORD: Final = 16_384
 RECORD_OVERHEAD: Final = 256
@@ -60,30 +62,24 @@ class RecordCount:
 
 
 class SharedMemory:
-    """Memory that the TLS connections of a factory share: for ciphertext that is read, and for records to send."""
+    """Memory that the TLS connections of a reactor share: for ciphertext that was read, for plaintext, and for records to send."""
 
     __slots__ = ("arena", "arena_at", "ciphertext", "ciphertext_at", "sealed", "sealed_at", "space")
 
-    def __init__(self) -> None:
+    def __init__(self, arena: Arena) -> None:
+        """Most plaintext goes into `arena`: the readers of the reactor read into it."""
         self.ciphertext = bytearray(SEALED)
         #: Where sockets are read into.
         self.space = memoryview(self.ciphertext)
+        sealed = bytearray(SEALED)
         #: Records, until they are sent.
-        self.sealed = memoryview(bytearray(SEALED))
-        #: Where most plaintext goes: the space of the sink that came first, at least a record.
-        self.arena: memoryview | None = None
+        self.sealed = memoryview(sealed)
+        self.arena = arena.space
         # The same for OpenSSL: making a pointer takes as long as copying a small record. A pointer that is kept is made of the bytearray,
         # not of a view of it: CPython before 3.11.9 and 3.12.3 crashes when it collects a view with a buffer that refers to it (gh-77894).
-        self.ciphertext_at = _pointer(self.ciphertext)
-        self.sealed_at = _pointer(self.sealed.obj)
-        self.arena_at: Any = None
-
-    def learn(self, space: memoryview) -> None:
-        """Remember where most plaintext goes, if that is the beginning of a buffer."""
-        if self.arena is None and len(space) >= RECORD:
-            whole = _pointer(space.obj)
-            if whole == _pointer(space):  # the same address
-                self.arena, self.arena_at = space, whole
+        self.ciphertext_at, self.sealed_at, self.arena_at = map(
+            _pointer, (self.ciphertext, sealed, arena.data)
+        )
 
 
 try:
@@ -131,7 +127,7 @@ class RecordLayer:
         if space is memory.arena:
             size = _ssl_read(self._layer, memory.arena_at, RECORD)
         else:
-            size = _ssl_read(self._layer, _pointer(space), min(len(space), RECORD))
+            size = _ssl_read(self._layer, _ffi.from_buffer("char[]", space, True), min(len(space), RECORD))
         if size > 0:
             return size
         _clear_errors()

@@ -10,15 +10,16 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
-from twisted.protocols.policies import WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from viewport_relay.admission.addresses import counted_as, peer_host
 from viewport_relay.wire.fairqueue import FairQueue
+from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlsflow import Decryption, Encryption
 from viewport_relay.wire.tlsrecords import RecordLayer, SharedMemory, record_layer
 from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothing
+from viewport_relay.wire.turn import turn_of
 
 #: Seconds that the TCP connection has to send what it holds once TLS is over.
 FLUSH_TIMEOUT: Final = 10.0
@@ -123,7 +124,8 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
     def abortConnection(self) -> None:
         self._end_flow()
-        super().abortConnection()  # type: ignore[no-untyped-call]
+        if self._tlsConnection is not None:  # else it is lost already
+            super().abortConnection()  # type: ignore[no-untyped-call]
 
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
         self._end_flow()
@@ -151,21 +153,22 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
 
 class TLSFactory(TLSMemoryBIOFactory):
-    """TLS around another factory's connections, which share the memory that ciphertext goes through.
-
-    Handshakes take their turn in `queue`, by address.
-    """
+    """The server side of TLS around another factory's connections."""
 
     protocol = TLSTransport
 
     def __init__(
         self,
-        contextFactory: Any,
-        isClient: bool,
-        wrappedFactory: WrappingFactory[Any] | Any,
+        context: ServerContext,
+        wrapped: Any,
         clock: IReactorTime,
         queue: FairQueue,
+        memory: SharedMemory | None = None,
     ) -> None:
-        super().__init__(contextFactory, isClient, wrappedFactory, clock)
+        """`wrapped` makes the protocols above TLS. Handshakes take their turn in `queue`, by address.
+
+        `memory` is for factories of few connections, which share it.
+        """
+        super().__init__(context, False, wrapped, clock)
         self.queue = queue
-        self.memory = SharedMemory()
+        self.memory = memory or SharedMemory(turn_of(clock).arena)

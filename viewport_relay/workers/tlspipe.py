@@ -25,6 +25,7 @@ from viewport_relay.reasons import Reason
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.reactor import adopt_stranger
 from viewport_relay.wire.tls import ServerContext
+from viewport_relay.wire.tlsrecords import SharedMemory
 from viewport_relay.wire.tlstransport import FLUSH_TIMEOUT, TLSFactory
 from viewport_relay.wire.transport import Sender, promote
 from viewport_relay.wire.turn import turn_of
@@ -48,6 +49,7 @@ class TLSPipes:
         self._reactor = reactor
         self._log = log
         self._queue = queue
+        self._memory = SharedMemory(turn_of(reactor).arena)
         self.context = context
         self._pipes: set[TLSPipe] = set()
         self._over: Deferred[None] | None = None
@@ -63,7 +65,9 @@ class TLSPipes:
             for descriptor in (tcp, pair):
                 os.set_blocking(descriptor, False)
             self._reactor.adoptStreamConnection(pair, socket.AF_UNIX, OneProtocol(pipe.inner))
-            factory = TLSFactory(self.context, False, OneProtocol(pipe.outer), self._reactor, self._queue)
+            factory = TLSFactory(
+                self.context, OneProtocol(pipe.outer), self._reactor, self._queue, self._memory
+            )
             transport = adopt_stranger(self._reactor, tcp, family, factory)
         except OSError as error:  # the peer has disconnected already, or there is no descriptor
             pipe.abort()

@@ -171,3 +171,9 @@ def test_both_unmaskers_have_the_same_result() -> None:
             masking.unmasker(native)(start, length)
             masking.in_python(plain)(start, length)
             assert native == plain
+
+
+@pytest.mark.parametrize(("start", "length"), [(4, 97), (14, 87), (20, 81), (101, 0), (8, 10**9), (20, -1)])
+def test_nothing_outside_a_buffer_is_unmasked(start: int, length: int) -> None:
+    with pytest.raises((IndexError, OverflowError)):
+        masking.unmasker(bytearray(100))(start, length)

@@ -27,7 +27,7 @@ from viewport_relay.wire.tlsrecords import (
     record_layer,
 )
 
-MEMORY = SharedMemory()
+MEMORY = SharedMemory(Arena())
 Pair = tuple[SSL.Connection, SSL.Connection]
 
 
@@ -228,17 +228,15 @@ def test_a_context_with_partial_writes_is_refused(tmp_path: Path) -> None:
 #: Shared memory and its views become garbage together, the views first.
 COLLECTED = """
 import gc
-from viewport_relay.wire.tlsrecords import RECORD, SharedMemory
+from viewport_relay.wire.arena import Arena
+from viewport_relay.wire.tlsrecords import SharedMemory
 for views_first in True, False:
-    space = memoryview(bytearray(RECORD))
-    memory = SharedMemory()
-    memory.learn(space)
-    assert memory.arena is space
-    views = [space, memory.space, memory.sealed]
+    memory = SharedMemory(Arena())
+    views = [memory.arena, memory.space, memory.sealed]
     cycle = [*views, memory] if views_first else [memory, *views]
     cycle.append(cycle)
     gc.collect(0)
-    del space, memory, views, cycle
+    del memory, views, cycle
     gc.collect()
 """
 
@@ -249,15 +247,36 @@ def test_shared_memory_can_be_collected() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_space_of_an_arena_is_learned() -> None:
-    memory, arena = SharedMemory(), Arena()
-    memory.learn(arena.space)
-    assert memory.arena is arena.space
-    memory.learn(Arena().space)
-    assert memory.arena is arena.space
+def test_openssl_writes_into_the_space_alone(pair: Pair) -> None:
+    server, client = pair
+    receiver = layer(server)
+    client.send(b"x" * RECORD)
+    receiver.put(client.bio_read(100_000))
+    for size in (1, 100, RECORD):
+        around = bytearray(size + 20)
+        got = receiver.open_into(memoryview(around)[10 : 10 + size])
+        assert around == bytes(10) + b"x" * got + bytes(size - got + 10)
 
 
-def test_a_space_in_the_middle_of_a_buffer_is_not_learned() -> None:
-    memory = SharedMemory()
-    memory.learn(memoryview(bytearray(2 * RECORD))[1:])
-    assert memory.arena is None
+@pytest.mark.parametrize("space", [bytes(100), bytearray(200)[::1]], ids=["read-only", "released"])
+def test_memory_that_must_not_be_written_is_refused(pair: Pair, space: bytes | bytearray) -> None:
+    server, client = pair
+    receiver, view = layer(server), memoryview(space)
+    client.send(b"x" * 100)
+    receiver.put(client.bio_read(1000))
+    if isinstance(space, bytearray):
+        view.release()
+    with pytest.raises((BufferError, ValueError)):
+        receiver.open_into(view)
+    assert not any(space)
+    assert opened(receiver, 100) == b"x" * 100
+
+
+def test_the_arena_is_written_from_its_beginning(pair: Pair) -> None:
+    server, client = pair
+    arena = Arena()
+    receiver = RecordLayer(server, SharedMemory(arena))
+    client.send(b"x" * RECORD)
+    receiver.put(client.bio_read(100_000))
+    assert receiver.open_into(arena.space) == RECORD
+    assert arena.data[: RECORD + 10] == b"x" * RECORD + bytes(10)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
@@ -18,10 +20,11 @@ from twisted.web.resource import Resource
 
 from tests.drill.certificates import Identity
 from viewport_relay.wire import tlsrecords
+from viewport_relay.wire.arena import Arena
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
-from viewport_relay.wire.tlsrecords import PIECE, RECORD
+from viewport_relay.wire.tlsrecords import PIECE, RECORD, SharedMemory
 from viewport_relay.wire.tlstransport import TLSFactory, TLSTransport
 from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothing
 
@@ -127,7 +130,9 @@ class Secured:
                 return behind
 
         clock = Clock()
-        self.factory = TLSFactory(context, False, site or Behinds(), clock, FairQueue(clock))
+        self.arena = Arena()
+        memory = SharedMemory(self.arena)
+        self.factory = TLSFactory(context, site or Behinds(), clock, FairQueue(clock), memory)
         made = self.factory.buildProtocol(None)
         assert isinstance(made, TLSTransport)
         self.transport, self.behind, self.wire = made, behind, Wire()
@@ -155,7 +160,7 @@ class Secured:
     def say(self, *texts: bytes) -> bytes:
         """The ciphertext of texts, one record each."""
         for text in texts:
-            self.client.send(text)
+            self.client.sendall(text)
         return self.client.bio_read(1_000_000)
 
     def read(self, data: bytes) -> None:
@@ -176,7 +181,9 @@ class Secured:
         try:
             while True:
                 found += self.client.recv(100_000)
-        except (SSL.WantReadError, SSL.ZeroReturnError):
+        except SSL.Error as error:  # nothing more, close_notify, or an alert; "[]": after an alert
+            end = isinstance(error, SSL.WantReadError | SSL.ZeroReturnError)
+            assert end or "alert" in str(error) or str(error) == "[]"
             return found
 
 
@@ -389,3 +396,105 @@ def test_a_lost_http_connection_leaves_nothing_to_the_collector(
         assert seen() is None
     finally:
         gc.enable()
+
+
+# -- any order of events --------------------------------------------------------------------------------------------
+
+
+class Guarded(Collector):
+    """A sink whose space is the middle of a buffer, of another size after each call, and that acts while it is called."""
+
+    def __init__(self, rooms: list[int], act: Callable[[], None]) -> None:
+        super().__init__(0)
+        self.buffer = bytearray(b"?" * (max(rooms) + 64))
+        self.rooms, self.act = rooms, act
+        self._next()
+
+    def _next(self) -> None:
+        self.room = self.rooms[0]
+        self.rooms = self.rooms[1:] + self.rooms[:1]
+        self.space = memoryview(self.buffer)[32 : 32 + self.room]
+
+    def received(self, size: int) -> None:
+        assert 0 < size <= self.room
+        super().received(size)
+        outside = self.buffer[:32] + self.buffer[32 + self.room :]
+        self.buffer[:] = b"?" * len(self.buffer)
+        self._next()
+        assert outside == b"?" * len(outside)
+        self.act()
+
+
+_ACTIONS = st.sampled_from(["nothing", "send", "lose", "abort", "lost", "collect"])
+_SIZES = st.sampled_from([1, 7, 1000, RECORD - 1, RECORD, RECORD + 1])
+_EVENTS = st.one_of(
+    st.tuples(st.just("say"), st.lists(_SIZES, min_size=1, max_size=3)),
+    st.tuples(st.just("deliver"), st.integers(1, 100_000)),
+    st.tuples(st.just("read on"), st.lists(st.integers(1, 40_000), max_size=3)),
+    st.tuples(st.sampled_from(["close_notify", "damage", "full", "other way"]), st.none()),
+    st.tuples(_ACTIONS, st.none()),
+)
+
+
+@given(
+    st.lists(st.sampled_from([500, RECORD - 1, RECORD, RECORD + 1, 70_000]), min_size=1, max_size=3),
+    st.lists(_ACTIONS, max_size=4),
+    st.lists(_EVENTS, min_size=2, max_size=12),
+)
+@settings(max_examples=60)
+def test_any_order_of_events(
+    context: ServerContext, rooms: list[int], acts: list[str], events: list[tuple[str, Any]]
+) -> None:
+    """Whatever comes, in whatever pieces, while the sink sends, closes or loses the connection: bytes arrive in order, unharmed."""
+    secured = Secured(context)
+    secured.heard()
+    transport, wire = secured.transport, secured.wire
+    said = sent = stream = heard = b""
+    lost = False
+
+    def do(act: str) -> None:
+        nonlocal sent, heard, lost
+        if act == "send":
+            data = bytes(range(251)) * 300
+            sent += data[: transport.sender.send(data)]
+            heard += secured.heard()
+        elif act == "lose":
+            transport.loseConnection()
+        elif act == "abort":
+            transport.abortConnection()
+        elif act == "lost" and not lost:
+            lost = True
+            transport.connectionLost(Failure(ConnectionDone()))
+        elif act == "collect":
+            gc.collect(0)
+
+    guarded = Guarded(rooms, lambda: do(acts.pop()) if acts else None)
+    guarded.receive = transport.read_into(guarded)
+    for event, detail in [*events, ("deliver", 10**9)]:
+        if event == "say" and not secured.client.get_shutdown():
+            texts = [bytes([at % 256]) * size for at, size in enumerate(detail, len(said))]
+            stream += secured.say(*texts)
+            said += b"".join(texts)
+        elif event == "deliver" and not lost:
+            piece, stream = stream[:detail], stream[detail:]
+            secured.read(piece)
+        elif event == "read on":
+            wire.waiting, guarded.wants = [], rooms[0]
+            for size in detail:
+                wire.waiting.append(stream[:size])
+                stream = stream[size:]
+            wire.waiting = [data for data in wire.waiting if data]
+        elif event == "close_notify" and not secured.client.get_shutdown():
+            secured.client.shutdown()
+            stream += secured.client.bio_read(10_000)
+        elif event == "damage" and stream:
+            stream = stream[:-1] + bytes([stream[-1] ^ 1])
+        elif event == "full":
+            wire.full = True
+        elif event == "other way" and stream and not lost:
+            piece, stream = stream[:500], stream[500:]
+            transport.dataReceived(piece)
+        else:
+            do(event)
+    assert said.startswith(b"".join(guarded.got))
+    assert sent.startswith(heard + secured.heard())
