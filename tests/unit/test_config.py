@@ -33,6 +33,25 @@ def problems(environ: dict[str, str], **more: Any) -> list[str]:
     return caught.value.problems
 
 
+# -- texts that no setting can hold ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
+@pytest.mark.parametrize("text", ["a\0b", "http://a\0b.example", "a\udcffb", "http://a\udcffb.example"])
+def test_nul_and_bytes_that_are_not_utf8_are_refused_by_name(variable: Any, text: str) -> None:
+    found = problems({**BASE, variable.name: text})
+    got = "a value that is kept secret" if variable.secret else repr(text)
+    assert f"{variable.name}: got {got}, takes UTF-8 text without NUL" in found
+
+
+def test_a_file_name_with_nul_is_refused_by_name(tmp_path: Path) -> None:
+    wrong = "'/run/a\\x00b' is no file name: it has a NUL character"
+    assert f"RELAY_SETTINGS_FILE: {wrong}" in problems({**BASE, "RELAY_SETTINGS_FILE": "/run/a\0b"})
+    settings = tmp_path / "env"
+    settings.write_bytes(b"RELAY_ADMIN_TOKEN_FILE=/run/a\0b\n")
+    assert problems({**BASE, "RELAY_SETTINGS_FILE": str(settings)}) == [f"RELAY_ADMIN_TOKEN_FILE: {wrong}"]
+
+
 # -- the table ---------------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,8 @@ def read_secret(path: str) -> str:
 
 def _text(path: str, most: int) -> str:
     """A UTF-8 file of at most `most` bytes. Raises OSError, or Unsuitable with the reason."""
+    if "\0" in path:
+        raise Unsuitable("is no file name: it has a NUL character")
     with Path(path).open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from attrs import frozen
@@ -13,9 +13,6 @@ from attrs import frozen
 from viewport_relay.config.values import Kind, Unsuitable
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-#: A host and a port.
-Address = tuple[str, int]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _QUOTES: Final = "\"'`"
@@ -50,6 +47,16 @@ def bracketed(host: str, port: int) -> str:
 # -- HOST:PORT ---------------------------------------------------------------------------------------------
 
 
+class Address(NamedTuple):
+    """A host and a port, as text HOST:PORT."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return bracketed(*self)
+
+
 def host_port(
     text: str, default_host: str | None, default_port: int | None, *, zero: bool = False
 ) -> Address:
@@ -74,7 +81,7 @@ def host_port(
         port = str(default_port)
     if not re.fullmatch(r"[0-9]{1,5}", port) or not (0 if zero else 1) <= int(port) <= 65_535:
         raise Unsuitable(f"{port[:64]!r} is no port: HOST:PORT, as in {example}")
-    return _host(host, example), int(port)
+    return Address(_host(host, example), int(port))
 
 
 def _host(host: str, example: str) -> str:
@@ -190,11 +197,17 @@ UNIX: Final = "unix:"
 
 @frozen
 class ProxyList:
-    """RELAY_TRUSTED_PROXIES: networks, whether peers on a Unix-domain socket are trusted, and entries that do not parse."""
+    """RELAY_TRUSTED_PROXIES: networks, whether peers on a Unix-domain socket are trusted, and entries that do not parse.
+
+    As text it is the comma list of what is trusted.
+    """
 
     networks: tuple[Network, ...] = ()
     unix: bool = False
     skipped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ",".join([str(network) for network in self.networks] + [UNIX] * self.unix)
 
 
 def _proxy_list(text: str) -> ProxyList:

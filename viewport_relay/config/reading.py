@@ -19,6 +19,10 @@ _GIVEN_BY_HOSTS: Final = frozenset({"HOST", "PORT"})
 _SERVICE_LINK: Final = re.compile(
     r"RELAY(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
 )
+#: What no setting can hold: NUL, which file names and the operating system do not take, and bytes of the environment that
+#: are not UTF-8 (PEP 383).
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+
 _SERVICE_VALUE: Final = re.compile(r"(tcp|udp|sctp)://[^/]+:[0-9]+")
 
 #: Attributes whose secret file is a private key.
@@ -55,6 +59,8 @@ class Reading:
         text = self._unquoted(variable, source, text)
         got = "a value that is kept secret" if variable.secret else repr(text[:200])
         try:
+            if _NO_TEXT.search(text):
+                raise ValueError("UTF-8 text without NUL")
             self.values[variable.attribute] = variable.parse(text)
         except Unsuitable as wrong:
             self.problems.append(f"{source}: got {got}: {wrong}")

@@ -63,7 +63,7 @@ def as_text(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return "1" if value else "0"
-    return ",".join(str(item) for item in value) if isinstance(value, tuple) else str(value)
+    return ",".join(str(item) for item in value) if type(value) is tuple else str(value)
 
 
 def setting(

@@ -35,7 +35,8 @@ _SECRET_KEY = re.compile(
 )
 #: Keys of details that describe a secret and do not contain the secret.
 _ABOUT = re.compile(
-    r"(?:source|length|chars|bytes|count|kind|type|present|id|ids|name|names|age|state|mode)$"
+    r"(?:source|length|chars|bytes|count|kind|type|present|id|ids|name|names|age|state|mode|issuer|audience|expiry"
+    r"|skewsec|skewms|signatures)$"
 )
 
 _SHORTEST_SECRET = 4

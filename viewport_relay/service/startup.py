@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from viewport_relay import __version__, descriptors
 from viewport_relay.admin.settings import started
-from viewport_relay.config import Config
+from viewport_relay.config import Config, bracketed
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.logs import EventLog
 
@@ -30,13 +30,13 @@ def start_warnings(config: Config, keys: RelayKeys, open_files: int) -> list[str
 
 def log_started(log: EventLog, config: Config, port: int | None, *, tls: bool) -> None:
     """Log version, addresses and the settings that are not defaults. `port` and `tls`: those of the peers' listener."""
-    peers = config.listen_endpoint or f"{config.listen_host}:{port}"
+    peers = config.listen_endpoint or bracketed(config.listen_host, port or 0)
     listens = {"peers": f"{'wss' if tls else 'ws'} on {peers}"}
     if config.admin_tokens and config.enable_admin_http:
         listens["admin"] = f"http on {config.admin_listen}" if config.admin_listen else "with the peers"
     log.event(
         "relay_started",
-        message=f"listening on {config.listen_host}:{port}",
+        message=f"listening on {peers}",
         version=__version__,
         port=port,
         **started(config, listens),

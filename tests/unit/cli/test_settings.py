@@ -60,6 +60,38 @@ def test_no_secret_is_shown(variable: object, arguments: tuple[str, ...]) -> Non
     assert (f"rediss://{MASK}@redis.example/0?{MASK}" if name.endswith("_URL") else SET) in done.output
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        (
+            "RELAY_TRUSTED_PROXIES",
+            "10.0.0.0/8, 127.0.0.1,unix:,junk,fd00::/8",
+            "10.0.0.0/8,127.0.0.1/32,fd00::/8,unix:",
+        ),
+        ("RELAY_TRUSTED_PROXIES", "unix:", "unix:"),
+        ("RELAY_TRUSTED_PROXIES", "junk", "none"),
+        ("RELAY_ADMIN_LISTEN", "7782", "127.0.0.1:7782"),
+        ("RELAY_ADMIN_LISTEN", "[::1]:7782", "[::1]:7782"),
+        ("RELAY_REDIS_SENTINELS", "a.example, [::1]:5", "a.example:26379,[::1]:5"),
+        (
+            "RELAY_ALLOWED_ORIGINS",
+            "https://a.example https://b.example",
+            "https://a.example,https://b.example",
+        ),
+        ("RELAY_NO_PROXY", ".svc, 10.0.0.0/8", ".svc,10.0.0.0/8"),
+        ("RELAY_PROXY_PROTOCOL", "yes", "1"),
+        ("RELAY_PING_INTERVAL_MS", "10s", "10000"),
+    ],
+)
+def test_a_value_is_shown_as_the_setting_is_written(name: str, value: str, shown: str) -> None:
+    def shown_for(text: str) -> str:
+        settings = json.loads(config({name: text}, "--json").stdout)["settings"]
+        return next(row["value"] for row in settings if row["name"] == name)
+
+    assert shown_for(value) == shown
+    assert shown == "none" or shown_for(shown) == shown
+
+
 def test_user_info_of_urls_is_masked() -> None:
     done = config({"RELAY_VALIDATE_URL": "https://user:hunter2@platform.example/v"})
     assert "hunter2" not in done.output

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viewport_relay import config as settings
-from viewport_relay.config import configured_secrets
+from viewport_relay.config import VARIABLES, configured_secrets
 from viewport_relay.observe.redaction import (
     _TOKENS_ONLY,
     MARK,
@@ -127,6 +127,13 @@ def test_a_very_short_secret_does_not_mask_words():
 )  # fmt: skip
 def test_keys_that_hold_secrets(key, secret):
     assert is_secret_key(key) is secret
+
+
+def test_names_of_settings_hold_secrets_exactly_where_the_settings_are_secret():
+    urls = {"RELAY_REDIS_URL", "RELAY_HTTP_PROXY"}  # of these only user and password are secret
+    assert {v.name for v in VARIABLES if is_secret_key(v.name)} == {
+        v.name for v in VARIABLES if v.secret
+    } - urls
 
 
 def test_details_of_every_kind_become_bounded_json():
