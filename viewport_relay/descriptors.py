@@ -1,11 +1,13 @@
-"""The limit on open files of this process, and the share of it that peers may use.
+"""The descriptors of this process: the standard streams, the limit on open files, and the share of it that peers may use.
 
 Every peer uses a descriptor. Without free descriptors the platform cannot be asked, so some are reserved.
 """
 
 from __future__ import annotations
 
+import os
 import resource
+import sys
 from typing import Final
 
 #: Reserved descriptors: listeners, requests to the platform, Redis, DNS, the log.
@@ -16,6 +18,17 @@ HTTP_KEPT: Final = 16
 
 #: Greatest limit that is set. One process uses no more, and a limit of a billion makes other programs slow.
 _MOST: Final = 1_048_576
+
+
+def open_standard_streams() -> None:
+    """Open the null device in place of each standard stream that is closed, so that no socket gets its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def raise_limit(wanted: int) -> int:

@@ -82,6 +82,7 @@ class Options(usage.Options):
         raise SystemExit(0)
 
     def postOptions(self) -> None:
+        descriptors.open_standard_streams()
         # twistd's own default would be a file in the working directory, which may be read-only.
         parent = self.parent
         if parent is not None and parent.get("pidfile") == "twistd.pid":

@@ -52,6 +52,26 @@ def test_invalid_settings_end_the_command() -> None:
     assert "RELAY_JWKS_URL" in done.stderr
 
 
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-"])
+def test_serves_with_closed_standard_streams(free_port: int, closed: str) -> None:
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/health", timeout=15) as answer:
+                return bool(json.load(answer)["ok"])
+        except OSError:
+            return False
+
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *SERVE, "--dev", "--listen-port", str(free_port)]
+    with subprocess.Popen(command, env=ENVIRON) as relay:
+        try:
+            until(answers, 30, "the start")
+            streams = {os.readlink(f"/proc/{relay.pid}/fd/{number}") for number in range(3)}
+            assert os.devnull in streams and not any(name.startswith(("socket", "anon")) for name in streams)
+        finally:
+            relay.terminate()
+        assert relay.wait(15) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serves_until_a_signal(free_port: int, number: signal.Signals) -> None:
     command = [*SERVE, "--dev", "--listen-port", str(free_port)]

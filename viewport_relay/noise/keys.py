@@ -146,7 +146,9 @@ def load_or_create(state_dir: Path) -> tuple[StaticKey, Source]:
         except FileExistsError:  # another relay on the same folder was faster: both must use one key
             return _read(path), "state"
     except OSError as error:
-        raise NoiseKeyError(f"{path}: {error.strerror or 'cannot be used'}") from None
+        raise NoiseKeyError(
+            f"RELAY_STATE_DIR: cannot use {path}: {error.strerror or 'input/output error'}"
+        ) from None
     return key, "created"
 
 

@@ -108,17 +108,16 @@ class ServerContext:
         context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
         # One call encrypts all that it is given; memory takes it all, so no write is ever partial.
         context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
+        wrong = f"RELAY_TLS_CERT_PATH: {self._cert_path!r} holds no certificate chain in PEM"
         try:
             context.use_certificate_chain_file(self._cert_path)
-            context.use_privatekey(_private_key(self._key_path))
+            wrong = f"RELAY_TLS_KEY_PATH: {self._key_path!r} holds no RSA or ECDSA key in PEM without a passphrase"
+            key = _private_key(self._key_path)
+            wrong = f"RELAY_TLS_KEY_PATH: {self._key_path!r} is not the key of the certificate in {self._cert_path!r}"
+            context.use_privatekey(key)
             context.check_privatekey()
         except (SSL.Error, OSError, ValueError, TypeError, UnsupportedAlgorithm):
-            raise ConfigError(
-                [
-                    f"RELAY_TLS_CERT_PATH, RELAY_TLS_KEY_PATH: {self._cert_path!r} and its key are not a PEM pair"
-                    " (a key with a passphrase is not taken)"
-                ]
-            ) from None
+            raise ConfigError([wrong]) from None
         return context
 
 

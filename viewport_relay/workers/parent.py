@@ -63,9 +63,10 @@ def worker_environment(
         "RELAY_WORKERS": "1",
         "RELAY_MODE": config.mode,
         "RELAY_ID": config.relay_id[: 128 - len(suffix)] + suffix,
-        "RELAY_PUBLIC_WS_BASE_URL": config.public_ws_base_url,
         "RELAY_NOISE_PRIVATE_KEY": noise_key,
     }
+    if config.listen_port or config.sources["public_ws_base_url"] != "default":  # port 0 is in no URL
+        made["RELAY_PUBLIC_WS_BASE_URL"] = config.public_ws_base_url
     made.pop("RELAY_NOISE_PRIVATE_KEY_FILE", None)
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from viewport_relay.config import ConfigError
 from viewport_relay.wire.tls import ServerContext
 
 CA = Identity.self_signed("CA")
-EC, RSA = CA.issue("relay", "localhost"), CA.issue("relay", "localhost", kind="rsa")
+EC = CA.issue("relay", "localhost")
+RSA, OTHER_RSA = (CA.issue("relay", "localhost", kind="rsa") for _ in range(2))
 
 #: What `openssl ecparam -genkey` writes in front of a P-256 key.
 PARAMETERS = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
@@ -47,21 +49,28 @@ def test_a_pair_is_taken(tmp_path: Path, certificate: bytes, key: bytes) -> None
 X25519_KEY = X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
+NO_CHAIN = r"RELAY_TLS_CERT_PATH: '.*crt' holds no certificate chain in PEM"
+NO_KEY = r"RELAY_TLS_KEY_PATH: '.*key' holds no RSA or ECDSA key in PEM without a passphrase"
+NO_PAIR = r"RELAY_TLS_KEY_PATH: '.*key' is not the key of the certificate in '.*crt'"
+
+
 @pytest.mark.parametrize(
-    ("certificate", "key"),
+    ("certificate", "key", "words"),
     [
-        pytest.param(EC.cert_pem, RSA.key_pem(), id="another's key"),
-        pytest.param(EC.cert_pem, EC.key_pem(b"a long enough passphrase"), id="a passphrase"),
-        pytest.param(EC.cert_pem, X25519_KEY, id="a key that signs nothing"),
-        pytest.param(EC.cert_pem, EC.cert_pem, id="no key"),
-        pytest.param(EC.cert_pem, b"", id="an empty key file"),
-        pytest.param(b"", EC.key_pem(), id="an empty certificate file"),
-        pytest.param(EC.key_pem(), EC.cert_pem, id="exchanged"),
+        pytest.param(EC.cert_pem, RSA.key_pem(), NO_PAIR, id="another's key"),
+        pytest.param(RSA.cert_pem, OTHER_RSA.key_pem(), NO_PAIR, id="another's key of the same kind"),
+        pytest.param(EC.cert_pem, EC.key_pem(b"a long enough passphrase"), NO_KEY, id="a passphrase"),
+        pytest.param(EC.cert_pem, X25519_KEY, NO_KEY, id="a key that signs nothing"),
+        pytest.param(EC.cert_pem, EC.cert_pem, NO_KEY, id="no key"),
+        pytest.param(EC.cert_pem, b"", NO_KEY, id="an empty key file"),
+        pytest.param(b"", EC.key_pem(), NO_CHAIN, id="an empty certificate file"),
+        pytest.param(EC.key_pem(), EC.cert_pem, NO_CHAIN, id="exchanged"),
     ],
 )
-def test_what_is_no_pair_is_refused(tmp_path: Path, certificate: bytes, key: bytes) -> None:
-    with pytest.raises(ConfigError, match="RELAY_TLS_KEY_PATH"):
+def test_what_is_no_pair_is_refused(tmp_path: Path, certificate: bytes, key: bytes, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
         context(tmp_path, certificate, key)
+    assert re.fullmatch(words, str(refused.value))
 
 
 def test_a_missing_key_is_refused(tmp_path: Path) -> None:

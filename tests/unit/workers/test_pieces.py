@@ -264,6 +264,15 @@ def test_a_worker_loads_the_same_settings() -> None:
     assert "NOTIFY_SOCKET" not in told
 
 
+@pytest.mark.parametrize("given", [{"RELAY_LISTEN_PORT": "0"}, {"HOST": "::1", "PORT": "0"}])
+def test_a_worker_of_a_relay_on_any_free_port_loads_its_settings(given: dict[str, str]) -> None:
+    environ = ENVIRON | given
+    parent = load(environ)
+    assert (
+        load(worker_environment(environ, parent, {}, KEY, 0)).public_ws_base_url == parent.public_ws_base_url
+    )
+
+
 def test_each_worker_has_its_own_relay_id() -> None:
     environ = ENVIRON | {
         "RELAY_BACKPLANE_MODE": "redis", "RELAY_INTERNAL_KEY": "some-internal-key-0123", "RELAY_ID": "x" * 128,
