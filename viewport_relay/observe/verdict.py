@@ -244,9 +244,14 @@ def _platform(facts: Facts) -> Check:
 def _internal_key(facts: Facts) -> Check:
     name, text = "Internal key", "the platform does not accept this relay's internal key."
     fault = _fault(facts, name, Reason.INTERNAL_KEY_MISMATCH, text, text)
-    if fault is None and not facts.has_internal_key:
+    if fault is not None:
+        return fault
+    if not facts.has_internal_key:
         return Check(name, "off", "None is set.")
-    return fault or Check(name, "good", "The platform does not complain.")
+    age = _age(facts, "join")
+    if age is None or age > UNTESTED:
+        return Check(name, "off", f"No peer was admitted {'yet' if age is None else 'lately'}: untested.")
+    return Check(name, "good", "The platform accepts it.")
 
 
 def _clock(facts: Facts) -> Check:

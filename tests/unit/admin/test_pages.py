@@ -366,6 +366,22 @@ def test_a_platform_without_recent_requests_is_untested(joined, answered, state,
     assert check.state == state and words in f"{check.text} {check.when}"
 
 
+@pytest.mark.parametrize(
+    "joined,given,state,words",
+    [
+        (None, True, "off", "No peer was admitted yet: untested."),
+        (3600.0, True, "off", "No peer was admitted lately: untested."),
+        (5.0, True, "good", "The platform accepts it."),
+        (5.0, False, "off", "None is set."),
+    ],
+)
+def test_an_internal_key_that_no_admission_has_used_is_untested(joined, given, state, words):
+    seen = {} if joined is None else {("join", None): NOW - joined}
+    verdict = judge(attrs.evolve(WELL, last_seen=seen, has_internal_key=given))
+    (check,) = [check for check in verdict.checks if check.name == "Internal key"]
+    assert (check.state, check.text) == (state, words)
+
+
 @pytest.mark.parametrize("offset,state", [(None, "off"), (0.4, "good"), (-3600.0, "warn"), (120.0, "warn")])
 def test_clocks_are_compared(offset, state):
     verdict = judge(attrs.evolve(WELL, clock_offset=offset))
