@@ -20,8 +20,8 @@ from viewport_relay.admin.words import as_text
 from viewport_relay.config import EX_CONFIG, VARIABLES, ConfigError, configured_secrets, load, reread
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service.process import MakeEngine, Process
-from viewport_relay.service.single import SingleRelay
+from viewport_relay.service.engine import MakeEngine, SingleRelay
+from viewport_relay.service.process import Process
 from viewport_relay.workers.parent import Workers
 
 

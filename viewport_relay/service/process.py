@@ -7,39 +7,34 @@ timers. The rules are in the packages that it imports.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocolFactory
+from twisted.application.service import MultiService
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 from twisted.web.resource import Resource
 
 from viewport_relay.admin.auth import WRONG_TOKENS_PER_MINUTE, AdminAuth
-from viewport_relay.admin.site import AdminResource, build
-from viewport_relay.admin.state import StateSource, facts_reader
+from viewport_relay.admin.site import build
+from viewport_relay.admin.state import facts_reader
 from viewport_relay.admission.addresses import TrustedProxies, counted_as
 from viewport_relay.admission.limits import WindowCounter
 from viewport_relay.config import Config, ConfigError, Reloaded, Reread, configured_secrets
-from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.status import StatusLine
 from viewport_relay.observe.twistedlog import LibraryLog
+from viewport_relay.service.engine import MakeEngine
 from viewport_relay.service.listeners import Listeners
 from viewport_relay.service.relay import relay_keys
 from viewport_relay.service.startup import log_started, start_warnings
 from viewport_relay.service.timers import WaitingService, every
 from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.signals import Signals
-from viewport_relay.wire.attempts import UpgradeAttempts
 from viewport_relay.wire.clientaddress import ClientAddress
-from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import CertificateWatch, ServerContext
 
 #: Seconds on top of the drain that the service manager is asked for.
@@ -49,56 +44,6 @@ _STOP_MARGIN: Final = 15
 def trusted_proxies(config: Config) -> TrustedProxies:
     """The proxies of RELAY_TRUSTED_PROXIES."""
     return TrustedProxies(config.trusted_proxies.networks, config.trusted_proxies.unix)
-
-
-class Engine(Protocol):
-    """The part of a process that forwards frames: one relay, or workers. Its service is a child of the process."""
-
-    @property
-    def service(self) -> IService: ...
-    @property
-    def upgrade(self) -> UpgradeAttempts: ...
-    @property
-    def state(self) -> StateSource: ...
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Warnings for the log at the start that do not come from settings."""
-
-    @property
-    def shown(self) -> Counters:
-        """The counters that the admin pages show."""
-
-    def when_ready(self, call: Callable[[], None]) -> None:
-        """Call `call` once connections can be served."""
-
-    def status(self) -> str:
-        """Connected peers in one line, for the service manager."""
-
-    def connected(self) -> int:
-        """The number of upgraded connections whose descriptors this process holds."""
-
-    def pages(self, resource: AdminResource) -> Resource:
-        """The admin resource, wrapped as this engine needs it."""
-
-    def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
-        """The factory of peers' TLS connections, in front of `site`."""
-
-    def tls_reloaded(self) -> None:
-        """Certificate and key were read again."""
-
-    def drain(self) -> Deferred[None]:
-        """Refuse upgrades and close every peer (1001); fires when all have gone, or after the drain's limit."""
-
-    def cut(self) -> None:
-        """Abort the remaining connections."""
-
-    def apply(self, reloaded: Reloaded) -> None:
-        """Apply reloaded settings. Every connection stays."""
-
-
-#: Makes an engine from reactor, settings, log, counters, the link's keys, client addresses and the limit on descriptors.
-MakeEngine = Callable[[Any, Config, EventLog, Counters, RelayKeys, ClientAddress, int], Engine]
 
 
 class Process(WaitingService):
@@ -158,7 +103,7 @@ class Process(WaitingService):
             open_files=open_files,
         )
         self._listeners.setServiceParent(self)  # type: ignore[no-untyped-call]
-        engine.service.setServiceParent(self)
+        engine.setServiceParent(self)  # type: ignore[no-untyped-call]
         every(self, reactor, 1.0, log.sweep)
         facts = facts_reader(config, log, engine.state, time.time)
         self._status_line = every(self, reactor, 1.0, StatusLine(log, facts).tick)

@@ -172,15 +172,6 @@ class Relay(WaitingService):
         every(self, reactor, clean_up, gate.clean_up)
         every(self, reactor, 1.0, self._close_expired)
 
-    def status(self) -> str:
-        """Connected peers in one line, for the service manager."""
-        joined = self.state.connections()
-        return ", ".join(f"{number} {role}s" for role, number in joined.items()) or "no peers"
-
-    def connected(self) -> int:
-        """The number of open connections."""
-        return len(self.factory.connections)
-
     def startService(self) -> None:
         super().startService()
         self._gate.start()

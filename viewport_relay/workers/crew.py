@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList
 
-from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.logs import EventLog
 from viewport_relay.routing.views import Selection
+from viewport_relay.service.timers import every
 from viewport_relay.wire.heartbeat import STOOD_STILL
 from viewport_relay.workers.messages import Disconnect, Disconnected, Order, Poll, Stop
 from viewport_relay.workers.supervision import Supervision, Worker
@@ -23,33 +22,19 @@ LOOK: Final = 1.0
 CUT: Final = 4.0
 
 
-class Crew:
-    """All worker processes of one parent.
+class Crew(MultiService):
+    """All worker processes of one parent, as a service that starts and polls them; `stop` ends them.
 
-    `timeout`: seconds without an answer after which a worker is killed. `counters`: the parent's own counters. `environment`
-    maps a worker's number to its environment variables. `polled` is called after each poll, `complete` when the last missing
-    worker is up.
+    `polled` is called after each poll, `complete` when the last missing worker is up.
     """
 
     def __init__(
-        self,
-        reactor: Any,
-        number: int,
-        timeout: float,
-        log: EventLog,
-        counters: Counters,
-        environment: Callable[[int], Mapping[str, str]],
-        polled: Callable[[], None],
-        complete: Callable[[], None],
+        self, supervision: Supervision, number: int, polled: Callable[[], None], complete: Callable[[], None]
     ) -> None:
-        self._reactor = reactor
-        devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._supervision = Supervision(
-            reactor, timeout, log, counters, environment, devnull, self._one_is_up
-        )
-        #: last reported counters of worker processes that have ended
-        self.retired = self._supervision.retired
-        self.workers = [Worker(self._supervision, index) for index in range(number)]
+        MultiService.__init__(self)
+        self._supervision = supervision
+        self._reactor = supervision.reactor
+        self.workers = [Worker(supervision, index, self._one_is_up) for index in range(number)]
         self._polled = polled
         self._complete = complete
         self._number = 0
@@ -57,12 +42,14 @@ class Crew:
         self._next_look = 0.0
         self._polling = False
         self._waiting: list[Deferred[None]] = []
+        every(self, self._reactor, LOOK, self.look)
 
-    def start(self) -> None:
-        """Start all workers. The caller then calls `look` every LOOK seconds."""
+    def startService(self) -> None:
+        """Start all workers."""
         self._next_look = self._reactor.seconds() + LOOK
         for worker in self.workers:
             worker.start()
+        MultiService.startService(self)
 
     def _one_is_up(self) -> None:
         self.refresh()
@@ -135,6 +122,3 @@ class Crew:
     def kill(self) -> None:
         for worker in self.workers:
             worker.kill("it has not drained in time")
-
-    def close(self) -> None:
-        os.close(self._supervision.devnull)

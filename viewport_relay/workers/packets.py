@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.main import CONNECTION_DONE
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from viewport_relay.workers.messages import MAX_PACKET, Order, decode_order, encode
 
@@ -31,34 +32,30 @@ _LATER: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """A SOCK_SEQPACKET pair: the parent's end, the worker's end."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    return ours, theirs
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-class _PacketSocket:
-    """One end of a packet channel, as a descriptor in the reactor (IFileDescriptor)."""
+class _PacketSocket(FileDescriptor):
+    """One end of a packet channel, as a descriptor in the reactor."""
 
     def __init__(self, sock: socket.socket, reactor: IReactorFDSet) -> None:
+        FileDescriptor.__init__(self, reactor)
+        sock.setblocking(False)
         self._sock = sock
-        self._reactor = reactor
-        self._open = True
 
     def close(self) -> None:
         """Close the channel. Later calls have no effect."""
-        raise NotImplementedError
+        if not self.disconnected:
+            self.connectionLost(Failure(CONNECTION_DONE))
+
+    def connectionLost(self, reason: Failure) -> None:
+        FileDescriptor.connectionLost(self, reason)
+        self._sock.close()
 
     def fileno(self) -> int:
         return self._sock.fileno()
 
-    def connectionLost(self, reason: Failure) -> None:
-        self.close()
 
-    def logPrefix(self) -> str:
-        return type(self).__name__
-
-
-@implementer(IWriteDescriptor)
 class PacketSender(_PacketSocket):
     """The parent's end. It owns the `socks` of each order that `send` accepted."""
 
@@ -69,7 +66,7 @@ class PacketSender(_PacketSocket):
     def send(self, order: Order, socks: Sequence[socket.socket] = (), data: bytes = b"") -> bool:
         """Send `order`, or queue it. False: the queue is full, and the caller still owns `socks`."""
         packet = encode(order) + b"\n" + data if data else encode(order)
-        if not self._open or len(packet) > MAX_PACKET:
+        if self.disconnected or len(packet) > MAX_PACKET:
             return False
         if socks and len(self._waiting) >= MAX_WAITING:
             return False
@@ -79,7 +76,7 @@ class PacketSender(_PacketSocket):
         return True
 
     def doWrite(self) -> None:
-        """Write queued packets until the socket would block (IWriteDescriptor)."""
+        """Write queued packets until the socket would block."""
         while self._waiting:
             packet, socks = self._waiting[0]
             try:
@@ -89,28 +86,24 @@ class PacketSender(_PacketSocket):
                     self._sock.send(packet)
             except OSError as error:
                 if error.errno in _LATER:
-                    self._reactor.addWriter(self)
+                    self.reactor.addWriter(self)
                 else:  # the worker has exited; `Worker.ended` handles that
                     self.close()
                 return
             self._waiting.popleft()
             for sock in socks:
                 sock.close()
-        self._reactor.removeWriter(self)
+        self.reactor.removeWriter(self)
 
-    def close(self) -> None:
+    def connectionLost(self, reason: Failure) -> None:
         """Close the channel and the queued connections."""
-        if self._open:
-            self._open = False
-            self._reactor.removeWriter(self)
-            self._sock.close()
-            for _, socks in self._waiting:
-                for sock in socks:
-                    sock.close()
-            self._waiting.clear()
+        _PacketSocket.connectionLost(self, reason)
+        for _, socks in self._waiting:
+            for sock in socks:
+                sock.close()
+        self._waiting.clear()
 
 
-@implementer(IReadDescriptor)
 class PacketReader(_PacketSocket):
     """The worker's end: calls `take(order, descriptors, data)` for each packet, and `gone()` at end of file."""
 
@@ -122,15 +115,14 @@ class PacketReader(_PacketSocket):
         gone: Callable[[], None],
     ) -> None:
         _PacketSocket.__init__(self, sock, reactor)
-        sock.setblocking(False)
         self._take = take
         self._gone = gone
-        reactor.addReader(self)
+        self.reactor.addReader(self)
 
     def doRead(self) -> None:
-        """Read packets (IReadDescriptor). `take` owns the descriptors and must close them."""
+        """Read packets. `take` owns the descriptors and must close them."""
         for _ in range(_PER_WAKE_UP):
-            if not self._open:
+            if self.disconnected:
                 return
             try:
                 packet, descriptors, _flags, _address = socket.recv_fds(self._sock, MAX_PACKET, 2)
@@ -146,9 +138,3 @@ class PacketReader(_PacketSocket):
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
             self._take(decode_order(head), descriptors, data)
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            self._reactor.removeReader(self)
-            self._sock.close()

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IProtocolFactory
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.web.resource import Resource
 
 from viewport_relay.admin.site import AdminResource
@@ -21,16 +21,17 @@ from viewport_relay.config import BY_ATTRIBUTE, Config, Reloaded, merged
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.service.engine import Engine
 from viewport_relay.service.relay import upgrade_limits
-from viewport_relay.service.timers import every
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import ServerContext
-from viewport_relay.workers.crew import LOOK, Crew
+from viewport_relay.workers.crew import Crew
 from viewport_relay.workers.messages import Apply, ReloadTLS
 from viewport_relay.workers.passing import PassingResource, slot
 from viewport_relay.workers.pictures import bring_up_to_date
 from viewport_relay.workers.state import CrewState, RefreshingAdminResource
+from viewport_relay.workers.supervision import Supervision
 from viewport_relay.workers.tlsincoming import IncomingTLS
 
 #: Seconds that workers may take to exit on top of RELAY_DRAIN_SECONDS.
@@ -71,24 +72,13 @@ def worker_environment(
     return made
 
 
-class WorkersService(MultiService):
-    """The child service that starts and supervises the workers."""
-
-    def __init__(self, reactor: Any, crew: Crew) -> None:
-        MultiService.__init__(self)
-        self._crew = crew
-        every(self, reactor, LOOK, crew.look)
-
-    def startService(self) -> None:
-        self._crew.start()
-        MultiService.startService(self)
-
-
-class Workers:
-    """The engine of a parent process (`service.process.Engine`). The first arguments are those of `MakeEngine`.
+class Workers(Engine):
+    """The engine of a parent process. The first arguments are those of `MakeEngine`.
 
     `environ` and `overrides` are the environment and the command line from which workers load the same settings.
     """
+
+    state: CrewState
 
     def __init__(
         self,
@@ -103,6 +93,7 @@ class Workers:
         environ: Mapping[str, str],
         overrides: Mapping[str, str],
     ) -> None:
+        MultiService.__init__(self)
         self._reactor = reactor
         self._config = config
         self._log = log
@@ -112,20 +103,11 @@ class Workers:
         self._environ = merged(environ)
         self._overrides = overrides
         self._ready: Deferred[None] = Deferred()
-        self._first_start: IDelayedCall | None = None
         self.shown = Counters()
-        self.notes = ()
-        self.crew = Crew(
-            reactor,
-            config.workers,
-            config.worker_timeout_ms / 1000,
-            log,
-            counters,
-            self._worker_environment,
-            self._polled,
-            self._all_up,
-        )
-        self.service = WorkersService(reactor, self.crew)
+        timeout = config.worker_timeout_ms / 1000
+        self._supervision = Supervision(reactor, timeout, log, counters, self._worker_environment)
+        self.crew = Crew(self._supervision, config.workers, self._polled, self._all_up)
+        self.crew.setServiceParent(self)  # type: ignore[no-untyped-call]
         limits = self._limits(config)
         self.upgrade = PassingResource(
             config,
@@ -152,19 +134,14 @@ class Workers:
         return worker.adopt(sock, ip, data, ticket)
 
     def _polled(self) -> None:
-        bring_up_to_date(self.shown, self._counters, self.crew.retired, self.state.pictures(), self._log)
+        retired, pictures = self._supervision.retired, self.state.pictures()
+        bring_up_to_date(self.shown, self._counters, retired, pictures, self._log)
 
     def _all_up(self) -> None:
-        self._wait_no_longer()
         if not self._ready.called:
             self._ready.callback(None)
 
-    def _wait_no_longer(self) -> None:
-        timer, self._first_start = self._first_start, None
-        if timer is not None and timer.active():
-            timer.cancel()
-
-    # -- service.process.Engine ----------------------------------------------------------------------------
+    # -- Engine --------------------------------------------------------------------------------------------
 
     def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
         """The factory of TLS connections: the workers end TLS, with a context of the same files."""
@@ -176,17 +153,8 @@ class Workers:
 
     def when_ready(self, call: Callable[[], None]) -> None:
         """Call `call` when all workers are up, or after the limit: peers of a missing worker wait for it."""
-        if not self._ready.called:
-            self._first_start = self._reactor.callLater(_FIRST_START, self._all_up)
+        self._ready.addTimeout(_FIRST_START, self._reactor, lambda *_: None)
         self._ready.addCallback(lambda _: call())
-
-    def status(self) -> str:
-        """Connected peers in one line, for the service manager (sd_notify STATUS=)."""
-        return ", ".join(f"{number} {role}s" for role, number in self.state.connections().items())
-
-    def connected(self) -> int:
-        """0: the workers hold the descriptors of connections."""
-        return 0
 
     def pages(self, resource: AdminResource) -> Resource:
         """The admin resource, wrapped so that it polls the workers before it answers."""
@@ -197,12 +165,11 @@ class Workers:
         return Deferred.fromCoroutine(self._drain())
 
     async def _drain(self) -> None:
-        self._wait_no_longer()
+        self._all_up()  # `when_ready` waits no longer
         late = self._reactor.callLater(self._config.drain_seconds + _MARGIN, self.crew.kill)
         await self.crew.stop()
         if late.active():
             late.cancel()
-        self.crew.close()
 
     def cut(self) -> None:
         """Order every worker to drop its remaining connections."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -18,6 +19,8 @@ from typing import Any, Final
 from attrs import Factory, define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
 
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import Ticket
@@ -25,8 +28,7 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.workers import messages
 from viewport_relay.workers.packets import PacketSender, socket_pair
-from viewport_relay.workers.reports import ReportReader
-from viewport_relay.workers.spawning import spawn
+from viewport_relay.workers.reports import ReportReader, connect
 
 #: Seconds before an ended worker is started again: doubled each time, reset after a process ran for LIVED seconds.
 FIRST_PAUSE: Final = 0.1
@@ -44,11 +46,11 @@ BRIEF: Final = 0.2
 
 @define(eq=False)
 class Supervision:
-    """Settings and callbacks that the workers of one parent share.
+    """What the workers of one parent share.
 
-    `timeout`: seconds without an answer after which a worker is killed. `environment` maps a worker's number to its
-    environment variables. `devnull`: a descriptor of the null device. `came_up` is called when a worker is ready for
-    connections. `stopping`: ended workers are not started again. `retired` holds the last counters of ended processes.
+    `timeout`: seconds without an answer after which a worker is killed. `counters`: the parent's own. `environment` maps a
+    worker's number to its environment variables. `stopping`: ended workers are not started again. `retired` holds the last
+    counters of ended processes.
     """
 
     reactor: Any
@@ -56,17 +58,31 @@ class Supervision:
     log: EventLog
     counters: Counters
     environment: Callable[[int], Mapping[str, str]]
-    devnull: int
-    came_up: Callable[[], None]
     stopping: bool = False
     retired: list[Mapping[str, Any]] = Factory(list)
 
 
-class Worker:
-    """One numbered worker and its current process."""
+class _Process(ProcessProtocol):
+    """The worker process as its parent sees it. Its standard input is empty."""
 
-    def __init__(self, supervision: Supervision, index: int) -> None:
+    transport: Any
+
+    def __init__(self, ended: Callable[[int | None, int | None], None]) -> None:
+        self._ended = ended
+
+    def connectionMade(self) -> None:
+        self.transport.closeStdin()
+
+    def processEnded(self, reason: Failure) -> None:
+        self._ended(getattr(reason.value, "exitCode", None), getattr(reason.value, "signal", None))
+
+
+class Worker:
+    """One numbered worker and its current process. `came_up` is called when it is ready for connections."""
+
+    def __init__(self, supervision: Supervision, index: int, came_up: Callable[[], None]) -> None:
         self._supervision = supervision
+        self._came_up = came_up
         self.index = index
         self.up = False
         #: whether the last poll was left unanswered
@@ -92,24 +108,35 @@ class Worker:
 
     def start(self) -> None:
         """Start the process. Connections may be passed at once; they are queued until it is up."""
-        supervision = self._supervision
         self._again = None
-        self._started = self._last_report = supervision.reactor.seconds()
+        self._started = self._last_report = self._supervision.reactor.seconds()
         try:
-            theirs = self._make_channel() if self._theirs is None else self._theirs
-            self._process = spawn(
-                supervision.reactor,
-                self.index,
-                supervision.environment(self.index),
-                theirs,
-                ReportReader(partial(self.received, self.life), self.kill),
-                self.ended,
-                supervision.devnull,
-            )
-            theirs.close()
+            packets = self._make_channel() if self._theirs is None else self._theirs
+            self._spawn(packets)
+            packets.close()
             self._theirs = None
         except OSError as error:  # out of processes, memory or descriptors; the next attempt may succeed
             self._over(f"worker {self.index} could not be started: {error.strerror}")
+
+    def _spawn(self, packets: socket.socket) -> None:
+        """Start the process, with its ends of the two channels as descriptors. Raises OSError."""
+        reactor, (ours, theirs) = self._supervision.reactor, socket.socketpair()
+        with ours, theirs:
+            channel = connect(reactor, ours, ReportReader(partial(self.received, self.life), self.kill))
+            try:
+                self._process = reactor.spawnProcess(
+                    _Process(self.ended),
+                    sys.executable,
+                    [sys.executable, "-m", "viewport_relay.workers.worker", str(self.index)],
+                    env=self._supervision.environment(self.index),
+                    childFDs={
+                        0: "w", 1: 2, 2: 2,
+                        messages.PACKETS_FD: packets.fileno(), messages.REPORTS_FD: theirs.fileno(),
+                    },
+                )  # fmt: skip
+            except OSError:
+                channel.abortConnection()
+                raise
 
     def _make_channel(self) -> socket.socket:
         ours, theirs = socket_pair()
@@ -260,7 +287,7 @@ class Worker:
         elif isinstance(report, messages.Up):
             self.up = True
             self._event("worker_started", f"worker {self.index} takes connections", pid=self.pid)
-            self._supervision.came_up()
+            self._came_up()
         else:
             if isinstance(report, messages.Picture):
                 self.picture = report

@@ -18,8 +18,7 @@ from attrs import evolve
 from twisted.application.service import MultiService
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import globalLogBeginner
-from twisted.web.resource import Resource
-from twisted.web.server import Request
+from twisted.web.pages import notFound
 
 from viewport_relay import collector, descriptors
 from viewport_relay.admission.addresses import counted_as
@@ -106,7 +105,8 @@ class WorkerService(WaitingService):
         context = ServerContext.from_config(config)
         queue = FairQueue(reactor)
         self._pipes = None if context is None else TLSPipes(reactor, context, queue, log)
-        self._site = RelaySite(Root(self.relay.upgrade, _Nothing()), reactor, queue)  # type: ignore[no-untyped-call]
+        nothing: Any = notFound()  # the parent passes no plain HTTP on
+        self._site = RelaySite(Root(self.relay.upgrade, nothing), reactor, queue)
 
     def startService(self) -> None:
         self._site.startFactory()
@@ -208,16 +208,6 @@ class WorkerService(WaitingService):
                 ConfigError
             ) as error:  # they have changed since the parent read them, and it reads them again
                 self._log.event("tls_reload_failed", message=error.problems[0])
-
-
-class _Nothing(Resource):
-    """The resource for plain HTTP, which the parent never passes on."""
-
-    isLeaf = True
-
-    def render(self, request: Request) -> bytes:
-        request.setResponseCode(404)
-        return b""
 
 
 def main() -> int:

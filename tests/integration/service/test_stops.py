@@ -26,7 +26,7 @@ from tests.ports import free_port
 from viewport_relay.config import load
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.process import Process
-from viewport_relay.service.single import SingleRelay
+from viewport_relay.service.engine import SingleRelay
 
 reactor: Any = _reactor
 

@@ -71,6 +71,8 @@ class Reactor(Clock):
 
     def removeWriter(self, writer: Any) -> None: ...
 
+    def removeReader(self, reader: Any) -> None: ...
+
 
 class Parent:
     """A parent with two workers; the workers in `alive` answer every question."""
@@ -80,12 +82,11 @@ class Parent:
         self.out = io.StringIO()
         log = EventLog(self.out, max_entries=100)
         self.counters = Counters()
-        self.crew = crew.Crew(
-            self.reactor, 2, TIMEOUT, log, self.counters, lambda index: {}, lambda: None, lambda: None
-        )
+        shared = supervision.Supervision(self.reactor, TIMEOUT, log, self.counters, lambda index: {})
+        self.crew = crew.Crew(shared, 2, lambda: None, lambda: None)
         self.state = CrewState(self.crew, lambda: False)
         self.alive = {0, 1}
-        self.crew.start()
+        self.crew.startService()
         for worker in self.crew.workers:
             self.deliver(worker, messages.Up())
         self.answer()
@@ -105,8 +106,7 @@ class Parent:
 
     def run(self, seconds: int) -> None:
         for _ in range(seconds):
-            self.reactor.advance(1)
-            self.crew.look()
+            self.reactor.advance(crew.LOOK)
             self.answer()
 
     def events(self, *names: str) -> list[tuple[str, str]]:
@@ -122,7 +122,6 @@ def parent() -> Iterator[Parent]:
         worker._packets.close()
         if worker._theirs is not None:
             worker._theirs.close()
-    made.crew.close()
 
 
 def test_an_unresponsive_worker_is_logged_then_killed_and_replaced(parent: Parent) -> None:
@@ -166,7 +165,6 @@ def test_a_parent_that_was_stopped_kills_no_worker(parent: Parent) -> None:
     """After SIGSTOP or a suspend the workers were not asked, so no answer is missing."""
     parent.run(5)
     parent.reactor.advance(1000)
-    parent.crew.look()
     assert parent.events("worker_killed", "worker_lost") == []
     parent.run(60)
     assert len(parent.reactor.started) == 2
