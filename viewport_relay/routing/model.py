@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Protocol, TypeAlias
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from viewport_relay.protocol.grant import Grant, Role, Scope
 from viewport_relay.routing.rates import Rates
@@ -48,36 +48,27 @@ class RemoteSession(Protocol):
     relay_id: str
 
 
+@define(eq=False, repr=False)
 class Peer:
     """An admitted connection. Compared by identity: a client that comes back is another peer."""
 
-    __slots__ = (
-        "channels", "connection_id", "grant", "ip", "outlet", "rates", "remote", "required_profile", "role", "scope",
-        "since", "target",
-    )  # fmt: skip
+    connection_id: str
+    grant: Grant
+    ip: str
+    since: float  # seconds since the epoch
+    outlet: Outlet
+    rates: Rates
+    target: Target
+    role: Role = field(init=False)
+    scope: Scope | None = field(init=False)
+    required_profile: str | None = field(init=False)
+    channels: frozenset[str] = field(init=False, default=_NO_CHANNELS)  # subscribed, trimmed
+    remote: dict[str, RemoteSession] | None = field(init=False, default=None)  # by session id; None for most
 
-    def __init__(
-        self,
-        connection_id: str,
-        grant: Grant,
-        ip: str,
-        since: float,
-        outlet: Outlet,
-        rates: Rates,
-        target: Target,
-    ) -> None:
-        self.connection_id = connection_id
-        self.grant = grant
-        self.role: Role = grant.role
-        self.scope: Scope | None = grant.scope
-        self.required_profile: str | None = grant.required_profile and grant.required_profile.value
-        self.ip = ip
-        self.since = since  # seconds since the epoch
-        self.outlet = outlet
-        self.rates = rates
-        self.target = target
-        self.channels: frozenset[str] = _NO_CHANNELS  # subscribed, trimmed
-        self.remote: dict[str, RemoteSession] | None = None  # by session id; None for most
+    def __attrs_post_init__(self) -> None:
+        grant = self.grant
+        self.role, self.scope = grant.role, grant.scope
+        self.required_profile = grant.required_profile and grant.required_profile.value
 
     def describe(self) -> dict[str, Any]:
         """The details of a log entry about this peer."""
@@ -190,37 +181,33 @@ class Seat:
 Owner: TypeAlias = Peer | str
 
 
+@define(eq=False, repr=False)
 class Target:
     """One (workspace, runtime target). No frame ever leaves it for another."""
 
-    __slots__ = (
-        "active_at", "bytes", "channels", "clients", "created_at", "frames", "key", "key_exchanges", "pairings",
-        "runtime_target_id", "seat", "sessions", "workers", "workspace_id",
-    )  # fmt: skip
+    workspace_id: str
+    runtime_target_id: str | None
+    created_at: float
+    key_exchanges: RequestTable[Owner]
+    pairings: RequestTable[Owner]
+    sessions: SessionTable[Owner]
+    # A target without a runtime target holds no daemon, and its clients' frames never ask other relays for one.
+    key: tuple[str, str] = field(init=False)
+    active_at: float = field(init=False)
+    frames: int = 0
+    bytes: int = 0
+    seat: Seat = field(factory=Seat)
+    clients: dict[Peer, None] = field(factory=dict)
+    workers: dict[Peer, None] = field(factory=dict)
+    channels: dict[str, dict[Peer, None]] = field(factory=dict)
 
-    def __init__(
-        self,
-        workspace_id: str,
-        runtime_target_id: str | None,
-        now: float,
-        most_requests: int,
-        most_sessions: int,
-    ) -> None:
-        self.workspace_id = workspace_id
-        self.runtime_target_id = runtime_target_id
-        # A target without a runtime target holds no daemon, and its clients' frames never ask other relays for one.
-        self.key = workspace_id, runtime_target_id or ""
-        self.created_at = now
-        self.active_at = now
-        self.frames = 0
-        self.bytes = 0
-        self.seat = Seat()
-        self.clients: dict[Peer, None] = {}
-        self.workers: dict[Peer, None] = {}
-        self.channels: dict[str, dict[Peer, None]] = {}
-        self.key_exchanges: RequestTable[Owner] = RequestTable(most_requests)
-        self.pairings: RequestTable[Owner] = RequestTable(most_requests)
-        self.sessions: SessionTable[Owner] = SessionTable(most_sessions)
+    def __attrs_post_init__(self) -> None:
+        self.key = self.workspace_id, self.runtime_target_id or ""
+        self.active_at = self.created_at
+
+    @property
+    def _tables(self) -> tuple[RequestTable[Owner] | SessionTable[Owner], ...]:
+        return self.key_exchanges, self.pairings, self.sessions
 
     @property
     def daemon(self) -> Peer | None:
@@ -246,15 +233,13 @@ class Target:
 
     def forget_daemon(self) -> None:
         """The daemon left or was replaced: its requests and sessions are forgotten, the clients stay."""
-        self.key_exchanges.clear()
-        self.pairings.clear()
-        self.sessions.clear()
+        for table in self._tables:
+            table.clear()
 
     def forget_owner(self, owner: Owner) -> None:
         """Late answers to this owner go nowhere."""
-        self.key_exchanges.forget_owner(owner)
-        self.pairings.forget_owner(owner)
-        self.sessions.forget_owner(owner)
+        for table in self._tables:
+            table.forget_owner(owner)
 
     def subscribe(self, peer: Peer, channel: str) -> None:
         """The peer gets the channel's events from now on."""
@@ -282,6 +267,5 @@ class Target:
 
     def expire(self, now: float) -> None:
         """Drop what has aged out of the tables."""
-        self.key_exchanges.expire(now)
-        self.pairings.expire(now)
-        self.sessions.expire(now)
+        for table in self._tables:
+            table.expire(now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Literal, Protocol, TypeAlias
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 
 @frozen
@@ -43,29 +43,20 @@ Rare: TypeAlias = Literal["kex", "pairing", "unforwarded"]
 FindWindow: TypeAlias = Callable[[Hashable, float], RateWindow]
 
 
+@define(eq=False)
 class Rates:
     """The windows that a peer's frames are charged to, shared by all connections of the same key.
 
-    The windows of frames that few clients send are found with the first such frame.
+    `client` is the key of the client's own windows, empty for the other roles. The windows of frames that few clients send
+    are found with the first such frame.
     """
 
-    __slots__ = ("_find", "_rare", "client", "daemon", "runtime", "workspace")
-
-    def __init__(
-        self,
-        find: FindWindow,
-        client: tuple[str, ...],
-        runtime: RateWindow,
-        workspace: RateWindow,
-        daemon: RateWindow,
-    ) -> None:
-        self._find = find
-        self._rare: dict[str, RateWindow] | None = None
-        #: the key of the client's own windows, empty for the other roles
-        self.client = client
-        self.runtime = runtime
-        self.workspace = workspace
-        self.daemon = daemon
+    _find: FindWindow
+    client: tuple[str, ...]
+    runtime: RateWindow
+    workspace: RateWindow
+    daemon: RateWindow
+    _rare: dict[str, RateWindow] | None = field(init=False, default=None)
 
     def rare(self, kind: Rare, now: float) -> RateWindow:
         """The client's window of one kind of rare frames."""

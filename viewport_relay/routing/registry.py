@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from viewport_relay.protocol.grant import Role
 from viewport_relay.routing.model import Peer, Seated, SeatOutcome, Target
+from viewport_relay.routing.tables import RequestTable, SessionTable
 from viewport_relay.routing.views import TargetView
 
 _Key = tuple[str, str | None]
@@ -35,7 +36,8 @@ class Registry:
         key = workspace_id, runtime_target_id
         target = self._targets.get(key)
         if target is None:
-            target = Target(*key, now, self._most_requests, self._most_sessions)
+            requests, sessions = self._most_requests, self._most_sessions
+            target = Target(*key, now, RequestTable(requests), RequestTable(requests), SessionTable(sessions))
             self._targets[key] = target
         target.active_at = now
         return target

@@ -27,9 +27,8 @@ from viewport_relay.protocol.frames import (
 from viewport_relay.protocol.grant import Scope
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.charging import Charging
-from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply
-from viewport_relay.routing.model import Owner, Peer, RemoteSession, Target
-from viewport_relay.routing.profiles import profile_mismatch
+from viewport_relay.routing.decisions import Close, Drop, FanOut, NoDaemon, Publish, Reply, Route, mismatch
+from viewport_relay.routing.model import Owner, Peer, Target
 from viewport_relay.routing.rates import RateWindow
 
 _FOREIGN_SESSION: Final = "e2ee frame for a session of another client"
@@ -40,16 +39,14 @@ class Router(Charging):
 
     # -- from a client -----------------------------------------------------------------------------------
 
-    def client_e2ee(
-        self, peer: Peer, profile: str, session_id: str, message: Sized, now: float
-    ) -> Peer | RemoteSession | Decision:
+    def client_e2ee(self, peer: Peer, profile: str, session_id: str, message: Sized, now: float) -> Route:
         """Where a client's e2ee frame goes."""
         if peer.scope is not Scope.RUNTIME:
             return self._client_rare(peer, E2ee(profile, session_id), message, now)
         if peer.required_profile is not None and profile != peer.required_profile:
-            mismatch = profile_mismatch(peer.role, peer.grant.required_profile, profile)
-            if mismatch is not None:
-                return mismatch
+            wrong = mismatch(peer.grant, profile)
+            if wrong is not None:
+                return wrong
         target = peer.target
         owner = target.sessions.owner(session_id, now)
         if owner is not None and owner is not peer:
@@ -62,17 +59,13 @@ class Router(Charging):
             return self._runtime_limited(peer, now) or remote
         return NoDaemon(E2ee(profile, session_id))
 
-    def client_frame(
-        self, peer: Peer, frame: ClientFrame | None, message: Sized, now: float
-    ) -> Peer | RemoteSession | Decision:
+    def client_frame(self, peer: Peer, frame: ClientFrame | None, message: Sized, now: float) -> Route:
         """Where a client's frame goes. A frame of None was not valid; `message` is charged by its length."""
         if type(frame) is E2ee:
             return self.client_e2ee(peer, frame.profile, frame.session_id, message, now)
         return self._client_rare(peer, frame, message, now)
 
-    def _client_rare(
-        self, peer: Peer, frame: ClientFrame | None, message: Sized, now: float
-    ) -> Peer | Decision:
+    def _client_rare(self, peer: Peer, frame: ClientFrame | None, message: Sized, now: float) -> Route:
         workspace_id = peer.grant.workspace_id
         if frame is None:
             return self.charge(peer, message, now) or Reply(
@@ -95,21 +88,17 @@ class Router(Charging):
         assert isinstance(frame, KeyExchangeInit)  # e2ee from a runtime client never comes here
         return self._key_exchange_init(peer, frame, message, now)
 
-    def _key_exchange_init(
-        self, peer: Peer, frame: KeyExchangeInit, message: Sized, now: float
-    ) -> Peer | Decision:
-        mismatch = profile_mismatch(peer.role, peer.grant.required_profile, frame.profile, key_exchange=True)
-        if mismatch is not None:
-            return mismatch
+    def _key_exchange_init(self, peer: Peer, frame: KeyExchangeInit, message: Sized, now: float) -> Route:
+        wrong = mismatch(peer.grant, frame.profile, key_exchange=True)
+        if wrong is not None:
+            return wrong
         window = peer.rates.rare("kex", now)
         if not window.hit(now, self.rates.key_exchange):
             over = Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED
             return self._limited(peer, over, window, now, self._detail("key_exchange"))
         return self._asked(peer, frame, message, now)
 
-    def _pairing_request(
-        self, peer: Peer, frame: PairingRequest, message: Sized, now: float
-    ) -> Peer | Decision:
+    def _pairing_request(self, peer: Peer, frame: PairingRequest, message: Sized, now: float) -> Route:
         window = peer.rates.rare("pairing", now)
         if not window.hit(now, self.rates.pairing):
             over = Reason.PAIRING_RATE_LIMIT_EXCEEDED
@@ -122,7 +111,7 @@ class Router(Charging):
 
     def _asked(
         self, peer: Peer, frame: KeyExchangeInit | PairingRequest, message: Sized, now: float
-    ) -> Peer | Decision:
+    ) -> Route:
         """Where a frame goes that the daemon answers."""
         daemon = peer.target.seat.holder
         if daemon is None:
@@ -148,9 +137,7 @@ class Router(Charging):
         elif isinstance(frame, PairingRequest) and target.pairings.owner(frame.request_id, now) == asker:
             target.pairings.spend(frame.request_id)
 
-    def _session_event_frame(
-        self, peer: Peer, frame: SessionEventFrame, message: Sized, now: float
-    ) -> Decision:
+    def _session_event_frame(self, peer: Peer, frame: SessionEventFrame, message: Sized, now: float) -> Route:
         presence = isinstance(frame, ViewerPresence)
         over = Reason.PRESENCE_RATE_LIMIT_EXCEEDED if presence else Reason.RUNTIME_RATE_LIMIT_EXCEEDED
         limited = self.charge(peer, message, now, over)
@@ -202,7 +189,7 @@ class Router(Charging):
 
     def daemon_frame_of_relay(
         self, target: Target, frame: DaemonFrame | None, daemon: RateWindow, now: float
-    ) -> Peer | Decision:
+    ) -> Route:
         """Where a frame goes that a daemon of another relay sent to this target's clients here.
 
         `daemon` is the window of the target's rate.
@@ -219,14 +206,12 @@ class Router(Charging):
 
     # -- from a daemon -------------------------------------------------------------------------------------
 
-    def daemon_e2ee(
-        self, peer: Peer, profile: str, session_id: str, now: float
-    ) -> Peer | RemoteSession | Decision:
+    def daemon_e2ee(self, peer: Peer, profile: str, session_id: str, now: float) -> Route:
         """Where a daemon's e2ee frame goes: to the client that owns the session."""
         if peer.required_profile is not None and profile != peer.required_profile:
-            mismatch = profile_mismatch(peer.role, peer.grant.required_profile, profile)
-            if mismatch is not None:
-                return mismatch
+            wrong = mismatch(peer.grant, profile)
+            if wrong is not None:
+                return wrong
         owner = peer.target.sessions.owner(session_id, now)
         if type(owner) is Peer:
             return owner
@@ -240,23 +225,19 @@ class Router(Charging):
             return remote
         return self._to_owner(owner, E2ee(profile, session_id))
 
-    def daemon_frame(
-        self, peer: Peer, frame: DaemonFrame | None, now: float
-    ) -> Peer | RemoteSession | Decision:
+    def daemon_frame(self, peer: Peer, frame: DaemonFrame | None, now: float) -> Route:
         """Where the daemon's frame goes: to one client, never to all. A frame of None was not valid."""
         if frame is None:
             return Drop(Reason.INVALID_FRAME)
         if isinstance(frame, E2ee):
             return self.daemon_e2ee(peer, frame.profile, frame.session_id, now)
         if isinstance(frame, KeyExchangeResponse):
-            mismatch = profile_mismatch(
-                peer.role, peer.grant.required_profile, frame.profile, key_exchange=True
-            )
-            if mismatch is not None:
-                return mismatch
+            wrong = mismatch(peer.grant, frame.profile, key_exchange=True)
+            if wrong is not None:
+                return wrong
         return self._answer(peer.target, frame, now)
 
-    def _answer(self, target: Target, frame: DaemonFrame, now: float) -> Peer | Decision:
+    def _answer(self, target: Target, frame: DaemonFrame, now: float) -> Route:
         if isinstance(frame, E2ee | KeyUpdateRequired):
             return self._to_owner(target.sessions.owner(frame.session_id, now), frame)
         if isinstance(frame, KeyExchangeResponse):
@@ -267,9 +248,7 @@ class Router(Charging):
             return self._to_owner(owner, frame)
         return FanOut(tuple(target.channels.get(frame.channel, ())))
 
-    def _key_exchange_response(
-        self, target: Target, frame: KeyExchangeResponse, now: float
-    ) -> Peer | Decision:
+    def _key_exchange_response(self, target: Target, frame: KeyExchangeResponse, now: float) -> Route:
         owner = target.key_exchanges.owner(frame.request_id, now)
         if owner is None:
             return Drop(Reason.NO_OWNER, "key exchange response")
@@ -279,7 +258,7 @@ class Router(Charging):
         return self._to_owner(owner, frame)
 
     @staticmethod
-    def _to_owner(owner: Owner | None, frame: DaemonFrame) -> Peer | Decision:
+    def _to_owner(owner: Owner | None, frame: DaemonFrame) -> Route:
         if owner is None:
             return Drop(Reason.NO_OWNER)
         return Publish(owner, frame) if isinstance(owner, str) else owner

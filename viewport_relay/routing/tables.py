@@ -9,6 +9,8 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import ClassVar, Final, Generic, TypeVar
 
+from attrs import define
+
 #: Seconds that a request waits for its answer.
 REQUEST_TTL: Final = 120.0
 #: Seconds since its last use after which a session is forgotten.
@@ -25,16 +27,14 @@ def _key(name: str) -> str | bytes:
     return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
 
+@define(eq=False)
 class _Entry(Generic[Owner]):
-    __slots__ = ("owner", "until")
-
-    def __init__(self, owner: Owner, until: float) -> None:
-        self.owner = owner
-        self.until = until
+    owner: Owner
+    until: float
 
 
 class _OwnerTable(Generic[Owner]):
-    """Ids and their owners: at most `most`, each for a time to live."""
+    """Ids and their owners: at most `most`, each for a time to live. Where there are too many the oldest goes."""
 
     __slots__ = ("_entries", "_most")
 
@@ -60,7 +60,7 @@ class _OwnerTable(Generic[Owner]):
         return True
 
     def _first_out(self) -> str | bytes:
-        raise NotImplementedError
+        return next(iter(self._entries))
 
     def forget_owner(self, owner: Owner) -> None:
         for key in [key for key, entry in self._entries.items() if entry.owner == owner]:
@@ -75,7 +75,7 @@ class _OwnerTable(Generic[Owner]):
 
 
 class RequestTable(_OwnerTable[Owner]):
-    """Requests that wait for their one answer, each for `REQUEST_TTL`. The oldest goes first."""
+    """Requests that wait for their one answer, each for `REQUEST_TTL`."""
 
     __slots__ = ()
 
@@ -89,9 +89,6 @@ class RequestTable(_OwnerTable[Owner]):
     def spend(self, request_id: str) -> None:
         """The request is answered."""
         self._entries.pop(_key(request_id), None)
-
-    def _first_out(self) -> str | bytes:
-        return next(iter(self._entries))
 
 
 class SessionTable(_OwnerTable[Owner]):

@@ -20,14 +20,13 @@ from viewport_relay.routing.rates import FrameRates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.arrivals import Arrivals, BusFeeder
-from viewport_relay.sessions.client import ClientRole
 from viewport_relay.sessions.contest import Contests
-from viewport_relay.sessions.daemon import DaemonRole
 from viewport_relay.sessions.executor import ExecutorRole, PlatformRequests
 from viewport_relay.sessions.join import Sessions
 from viewport_relay.sessions.link import Links
 from viewport_relay.sessions.outcomes import Outcomes
 from viewport_relay.sessions.remote import RemoteRelays
+from viewport_relay.sessions.roles import ClientRole, DaemonRole
 from viewport_relay.wire.intake import Intakes
 from viewport_relay.wire.turn import turn_of
 

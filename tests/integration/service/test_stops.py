@@ -25,8 +25,8 @@ from tests.drill.certificates import Identity
 from tests.ports import free_port
 from viewport_relay.config import load
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service.process import Process
 from viewport_relay.service.engine import SingleRelay
+from viewport_relay.service.process import Process
 
 reactor: Any = _reactor
 

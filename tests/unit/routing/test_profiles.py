@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from viewport_relay.protocol.grant import Profile, Role
+from viewport_relay.protocol.grant import Claims, Grant, Profile, Role
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.decisions import Close
-from viewport_relay.routing.profiles import profile_mismatch
+from viewport_relay.routing.decisions import Close, mismatch
 
 IK, IKPSK2 = Profile.IK, Profile.IKPSK2
 CLIENT, DAEMON = Reason.CLIENT_FRAME_PROFILE_MISMATCH, Reason.DAEMON_FRAME_PROFILE_MISMATCH
+
+
+def grant(role: Role, required: Profile | None) -> Grant:
+    return Grant(role, "ws", "t", None, "c", Claims(), required)
 
 
 @pytest.mark.parametrize(("required", "named", "client", "daemon"), [
@@ -26,7 +29,7 @@ CLIENT, DAEMON = Reason.CLIENT_FRAME_PROFILE_MISMATCH, Reason.DAEMON_FRAME_PROFI
 def test_profiles_of_frames(required: Profile | None, named: str, client: bool, daemon: bool) -> None:
     for role, fine, reason in ((Role.CLIENT, client, CLIENT), (Role.DAEMON, daemon, DAEMON)):
         for key_exchange in (True, False):
-            found = profile_mismatch(role, required, named, key_exchange=key_exchange)
+            found = mismatch(grant(role, required), named, key_exchange=key_exchange)
             if fine:
                 assert found is None
                 continue
@@ -37,7 +40,7 @@ def test_profiles_of_frames(required: Profile | None, named: str, client: bool, 
 
 
 def test_the_close_text_of_a_key_exchange_without_psk() -> None:
-    found = profile_mismatch(Role.CLIENT, IKPSK2, "noise-ik", key_exchange=True)
+    found = mismatch(grant(Role.CLIENT, IKPSK2), "noise-ik", key_exchange=True)
     assert found is not None and found.logged_as is not None
     assert found.reason.entry.close_text == "client frame profile mismatch"
     assert found.logged_as.entry.text == "Noise handshake failed: invalid psk"

@@ -1,16 +1,19 @@
-"""The client's role: its frames go to the daemon of its target, here or on another relay."""
+"""The handlers of the client's and the daemon's role. Frames go to their receivers, here or on other relays.
+
+All peers of a role share one `judge` function, which stays in the processor's cache.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Final
 
-from viewport_relay.protocol.decoding import decode_client, fast_e2ee
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, fast_e2ee
 from viewport_relay.protocol.frames import KeyExchangeInit
 from viewport_relay.protocol.json import Message, is_utf8
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Reply
-from viewport_relay.routing.model import Peer, RemoteSession
+from viewport_relay.routing.decisions import Close, Decision, Drop, FanOut, NoDaemon, Publish, Reply, Route
+from viewport_relay.routing.model import Peer
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.outcomes import Outcomes
 from viewport_relay.sessions.remote import RemoteRelays
@@ -23,7 +26,7 @@ TARGET_QUEUES: Final = 8
 
 
 class ClientRole:
-    """The handler of the client role. All clients share one `judge` function, which stays in the processor's cache."""
+    """The handler of the client role: frames go to the daemon of the client's target."""
 
     def __init__(
         self, router: Router, outcomes: Outcomes, remote: RemoteRelays, intakes: Intakes, max_pending: int
@@ -33,7 +36,7 @@ class ClientRole:
         self._most_queued = TARGET_QUEUES * max_pending
         self._outcomes = outcomes
         self._remote = remote
-        self._judge = _judge(router)
+        self._judge = _client_judge(router)
 
     def begin(self, session: Session, peer: Peer) -> None:
         """Start to route the client's messages."""
@@ -73,10 +76,10 @@ class ClientRole:
                 raise AssertionError(f"not a decision about a client's frame: {verdict!r}")
 
 
-def _judge(router: Router) -> Judge:
+def _client_judge(router: Router) -> Judge:
     client_e2ee, client_frame = router.client_e2ee, router.client_frame
 
-    def judge(peer: Peer, message: Message, now: float) -> Peer | RemoteSession | Decision | None:
+    def judge(peer: Peer, message: Message, now: float) -> Route | None:
         envelope = fast_e2ee(message)
         if envelope is not None:
             return client_e2ee(peer, envelope.profile, envelope.session_id, message, now)
@@ -87,6 +90,56 @@ def _judge(router: Router) -> Judge:
         if type(rare) is KeyExchangeInit and type(verdict) is Peer:
             exchange = session_of(peer).exchange
             exchange.init_seen(rare.request_id, rare.profile, rare.previous_session_id)
+        return verdict
+
+    return judge
+
+
+class DaemonRole:
+    """The handler of the daemon role: frames go to the clients that asked or subscribed."""
+
+    def __init__(self, router: Router, outcomes: Outcomes, remote: RemoteRelays) -> None:
+        self._outcomes = outcomes
+        self._remote = remote
+        self._judge = _daemon_judge(router, outcomes)
+
+    def begin(self, session: Session, peer: Peer) -> None:
+        """Start to route the messages of a seated daemon."""
+        session.outbox.feed_fairly()
+        session.connection.reader.route(peer, self._judge, self._decide, self._outcomes.count_to_clients)
+        self._remote.seat_changed(peer.target)
+
+    def _decide(self, peer: Peer, verdict: Decision, message: bytes) -> None:
+        outcomes = self._outcomes
+        match verdict:
+            case FanOut():
+                copies = outcomes.fan_out(verdict, message)
+                now = session_of(peer).connection.reader.last_seen
+                outcomes.count_to_clients(peer, copies, copies * len(message), now)
+            case Drop() | Close():
+                outcomes.refuse(peer, verdict)
+            case Publish(relay_id, frame):
+                self._remote.daemon_frame(peer, relay_id, frame, message)
+            case _:
+                raise AssertionError(f"not a decision about a daemon's frame: {verdict!r}")
+
+
+def _daemon_judge(router: Router, outcomes: Outcomes) -> Judge:
+    own_rate, daemon_e2ee = router.own_rate, router.daemon_e2ee
+
+    def judge(peer: Peer, message: Message, now: float) -> Route | None:
+        envelope = fast_e2ee(message)
+        if envelope is None and not is_utf8(message):
+            return None
+        limited = own_rate(peer, now)
+        if limited is not None:
+            return limited
+        if envelope is not None:
+            return daemon_e2ee(peer, envelope.profile, envelope.session_id, now)
+        rare = decode_daemon(message, fast=False)
+        verdict = router.daemon_frame(peer, rare, now)
+        if type(verdict) is Peer:
+            outcomes.watch_answer(verdict, rare)
         return verdict
 
     return judge
