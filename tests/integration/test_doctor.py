@@ -22,7 +22,7 @@ from viewport_relay.cli.doctor import examine
 from viewport_relay.cli.platformchecks import clock
 from viewport_relay.devplatform import DevPlatform, Rule
 from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH
-from viewport_relay.devplatform.listening import tls_options
+from viewport_relay.devplatform.resources import tls_options
 from viewport_relay.devplatform.tokens import SigningKey
 
 BOTH = "RELAY_JWKS_URL and RELAY_VALIDATE_URL"

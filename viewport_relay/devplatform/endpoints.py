@@ -11,14 +11,13 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import unquote
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
-from viewport_relay.devplatform.bus import Bus
+from viewport_relay.devplatform.bus import Bus, PresenceTable
 from viewport_relay.devplatform.issue import ROLES, TokenOffice, same_secret
 from viewport_relay.devplatform.jsonhttp import Answer, Ask, Fields, Refused
-from viewport_relay.devplatform.presence import PresenceTable
-from viewport_relay.devplatform.rules import Call, Record, Rule
+from viewport_relay.devplatform.rules import Record, Rule
 from viewport_relay.devplatform.tokens import TOKEN_MAX_CHARS, InvalidToken, KeyRing
 from viewport_relay.devplatform.workspaces import Workspaces
 
@@ -35,7 +34,7 @@ Endpoint = Callable[[Ask], Awaitable[Answer]]
 
 @frozen
 class Records:
-    """The calls seen, by kind. A call is recorded before anything about it is checked."""
+    """The requests seen, by kind. A request is recorded before anything about it is checked."""
 
     jwks: Record = field(factory=Record)
     validate: Record = field(factory=Record)
@@ -46,35 +45,30 @@ class Records:
     worker: Record = field(factory=Record)
 
 
+@define(eq=False)
 class Endpoints:
-    """The endpoints, with the state that they answer from."""
+    """The endpoints, with the state that they answer from.
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        internal_key: str,
-        keys: KeyRing,
-        workspaces: Workspaces,
-        office: TokenOffice,
-    ) -> None:
-        self._clock = clock
-        self._keys = keys
-        self._workspaces = workspaces
-        self._office = office
-        self.internal_key = internal_key
-        self.presence = PresenceTable(clock)
-        self.bus = Bus(clock)
-        self.records = Records()
-        self.validate_rules: dict[str, Rule] = {}
-        """Overrides of the validate answer by token (for callers who have the internal key)."""
-        self.answer_claims: dict[str, Mapping[str, object]] = {}
-        """Claims laid over those of the validate answer, by token; `...` as a value leaves a claim out."""
+    `validate_rules` are overrides of the validate answer by token (for callers who have the internal key), `answer_claims`
+    claims laid over those of that answer; `...` as a value leaves a claim out.
+    """
+
+    _clock: IReactorTime
+    internal_key: str
+    _keys: KeyRing
+    _workspaces: Workspaces
+    _office: TokenOffice
+    presence: PresenceTable
+    bus: Bus
+    records: Records = field(factory=Records)
+    validate_rules: dict[str, Rule] = field(factory=dict)
+    answer_claims: dict[str, Mapping[str, object]] = field(factory=dict)
 
     # -- open ---------------------------------------------------------------------------------------
 
     async def jwks(self, ask: Ask) -> Answer:
         """`GET /api/.well-known/jwks.json`, with a strong ETag (RFC 9110, section 8.8.3)."""
-        self.records.jwks.add(_seen(ask))
+        self.records.jwks.add(ask)
         document = self._keys.jwks()
         etag = f'"{hashlib.sha256(document).hexdigest()[:32]}"'
         headers = {"cache-control": "public, max-age=300", "etag": etag}
@@ -100,7 +94,7 @@ class Endpoints:
 
     async def worker(self, ask: Ask) -> Answer:
         """The worker API: says what arrived, header names without their values."""
-        self.records.worker.add(_seen(ask))
+        self.records.worker.add(ask)
         self._workspaces.require(unquote(ask.path.split("/")[4]))
         body = ask.raw.decode("utf-8", "replace")
         seen = {"method": ask.method, "path": ask.target, "headers": sorted(ask.headers), "body": body}
@@ -181,17 +175,11 @@ class Endpoints:
         return Answer(body={"ok": True, "frames": frames})
 
     def _internal(self, ask: Ask, record: Record) -> Fields:
-        """Record the call, require the internal key, give the body."""
-        try:
-            fields, wrong = ask.fields(), None
-        except Refused as refused:
-            fields, wrong = Fields({}), refused
-        record.add(_seen(ask, None if wrong else fields.body))
+        """Record the request, require the internal key, return the body."""
+        record.add(ask)
         if not same_secret(ask.headers.get(INTERNAL_KEY_HEADER), self.internal_key):
             raise Refused(401, "RELAY_INTERNAL_KEY_INVALID", "the relay internal key is missing or wrong")
-        if wrong is not None:
-            raise wrong
-        return fields
+        return ask.fields()
 
     # -- the table ----------------------------------------------------------------------------------
 
@@ -217,7 +205,3 @@ class Endpoints:
 
 _DAEMON_KEY = re.compile(re.escape(WORKSPACES_PREFIX) + r"[^/]+/daemon-key")
 _WORKER = re.compile(re.escape(WORKSPACES_PREFIX) + r"[^/]+/managed-executors/[^/]+(/.*)?")
-
-
-def _seen(ask: Ask, body: object = None) -> Call:
-    return Call(ask.method, ask.target, ask.headers, ask.raw, body)

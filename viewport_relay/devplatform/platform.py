@@ -16,13 +16,13 @@ import jwt
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.ssl import CertificateOptions
 
+from viewport_relay.devplatform.bus import Bus, PresenceTable
 from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH, Endpoints
 from viewport_relay.devplatform.issue import TOKEN_TTL_SECONDS, TokenOffice
 from viewport_relay.devplatform.jsonhttp import Refused
-from viewport_relay.devplatform.listening import Listener
-from viewport_relay.devplatform.resources import ControlPlane, make_site
+from viewport_relay.devplatform.resources import ControlPlane, Listener, make_site
 from viewport_relay.devplatform.rules import Rule
-from viewport_relay.devplatform.tokens import Algorithm, KeyRing, SigningKey
+from viewport_relay.devplatform.tokens import KeyRing, SigningKey
 from viewport_relay.devplatform.workspaces import Workspaces
 
 ANSWER_ONLY_CLAIMS = frozenset(
@@ -57,11 +57,12 @@ class DevPlatform:
         self.keys = KeyRing(signing_key)
         self.workspaces = Workspaces(pairing_secret)
         self._clock = clock
-        self._office = TokenOffice(clock, self.keys, self.workspaces, credential)
-        self._endpoints = Endpoints(clock, internal_key, self.keys, self.workspaces, self._office)
-        self.credential = self._office.credential
-        self.presence = self._endpoints.presence
-        self.bus = self._endpoints.bus
+        self.presence, self.bus = PresenceTable(clock), Bus(clock)
+        office = self._office = TokenOffice(clock, self.keys, self.workspaces, credential)
+        self.credential = office.credential
+        self._endpoints = Endpoints(
+            clock, internal_key, self.keys, self.workspaces, office, self.presence, self.bus
+        )
         self.records = self._endpoints.records
         self.validate_rules = self._endpoints.validate_rules
         self.resource = ControlPlane(clock, self._endpoints)
@@ -78,10 +79,6 @@ class DevPlatform:
     @internal_key.setter
     def internal_key(self, key: str) -> None:
         self._endpoints.internal_key = key
-
-    def rotate(self, keep_old: bool, algorithm: Algorithm = "RS256") -> SigningKey:
-        """Sign with a new key from now on; tokens of the old ones are good only with `keep_old`."""
-        return self.keys.rotate(keep_old, algorithm)
 
     def revoke(self, token: str) -> None:
         """Let `validate` deny this token from now on."""
@@ -132,7 +129,7 @@ class DevPlatform:
     # -- listening ------------------------------------------------------------------------------------
 
     def listen(self, reactor: Any, port: int = 0, tls: CertificateOptions | None = None) -> None:
-        """Listen on 127.0.0.1, on a free port if 0; for HTTPS with `tls` (`listening.tls_options`).
+        """Listen on 127.0.0.1, on a free port if 0; for HTTPS with `tls` (`resources.tls_options`).
 
         Raises CannotListenError.
         """

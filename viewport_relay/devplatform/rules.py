@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from attrs import evolve, field, frozen
 
-from viewport_relay.devplatform.jsonhttp import Answer
+from viewport_relay.devplatform.jsonhttp import Answer, Ask
 
 RECORD_MAX_CALLS = 1024
 RECORD_MAX_BYTES = 16 * 1_048_576
@@ -49,36 +49,21 @@ class Rule:
         )
 
 
-@frozen
-class Call:
-    """One request as it was seen. Headers and body may hold credentials: they stay out of `repr`."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str] = field(repr=False)
-    raw: bytes = field(repr=False)
-    body: object = field(repr=False, default=None)
-
-
-class Record(deque[Call]):
-    """The newest calls of one kind, oldest first; `total` counts also those that were dropped."""
+class Record(deque[Ask]):
+    """The newest requests of one kind, oldest first; `total` counts also those that were dropped."""
 
     total = 0
     _bytes = 0
 
-    def add(self, call: Call) -> None:
-        """Remember `call`, dropping the oldest ones over the bounds."""
+    def add(self, ask: Ask) -> None:
+        """Remember `ask`, dropping the oldest ones over the bounds."""
         self.total += 1
-        self.append(call)
-        self._bytes += len(call.raw)
+        self.append(ask)
+        self._bytes += len(ask.raw)
         while len(self) > RECORD_MAX_CALLS or (self._bytes > RECORD_MAX_BYTES and len(self) > 1):
             self._bytes -= len(self.popleft().raw)
 
     def clear(self) -> None:
-        """Forget all calls; `total` starts at 0 again."""
+        """Forget all requests; `total` starts at 0 again."""
         super().clear()
         self._bytes = self.total = 0
-
-    def bodies(self) -> list[object]:
-        """The parsed bodies, oldest first."""
-        return [call.body for call in self]

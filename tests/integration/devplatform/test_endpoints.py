@@ -61,7 +61,7 @@ async def test_the_jwks_verifies_an_issued_token_and_can_be_cached(
     for tags in (etag, f'"other", {etag}', f"W/{etag}", "*"):
         again = await call("GET", JWKS, headers={"if-none-match": tags})
         assert (again.status, again.raw) == (304, b"")
-    platform.rotate(keep_old=True)
+    platform.keys.rotate(keep_old=True)
     fresh = await call("GET", JWKS, headers={"if-none-match": etag})
     assert fresh.status == 200
     assert [one["kid"] for one in fresh.json["keys"]] == [key.kid for key in platform.keys.served]
@@ -280,7 +280,7 @@ async def test_presence(platform: DevPlatform, call: Caller) -> None:
     ):
         reply = await call.relay("presence/upsert", {**UPSERT, **wrong})
         assert (reply.status, reply.json["reason"]) == (400, "INVALID_BODY")
-    assert platform.records.presence_upserts.bodies()[0] == UPSERT
+    assert json.loads(platform.records.presence_upserts[0].raw) == UPSERT
     assert platform.records.presence_upserts.total == 7
     assert platform.records.presence_resolves.total == 4
 
@@ -316,7 +316,7 @@ async def test_the_bus_carries_frames_as_they_came(platform: DevPlatform, call: 
     ]
     for wrong in wrong_pulls:
         assert (await call.relay("bus/pull", {"relayId": "r2", **wrong})).status == 400
-    assert platform.records.published.bodies()[0] == {**FRAME, "machineId": "m"}
+    assert json.loads(platform.records.published[0].raw) == {**FRAME, "machineId": "m"}
 
 
 @in_reactor

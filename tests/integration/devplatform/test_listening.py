@@ -22,7 +22,7 @@ from twisted.internet.threads import deferToThread
 from tests.drill.certificates import Files, Identity
 from tests.integration.devplatform.calling import Caller, in_reactor
 from viewport_relay.devplatform import DevPlatform, Rule
-from viewport_relay.devplatform.listening import tls_options
+from viewport_relay.devplatform.resources import tls_options
 
 JWKS = "/api/.well-known/jwks.json"
 clock: Any = reactor

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viewport_relay.devplatform.jsonhttp import Answer, Ask, Fields, Refused, parse_object
-from viewport_relay.devplatform.rules import RECORD_MAX_BYTES, RECORD_MAX_CALLS, Call, Record, Rule
+from viewport_relay.devplatform.rules import RECORD_MAX_BYTES, RECORD_MAX_CALLS, Record, Rule
 
 
 @pytest.mark.parametrize(
@@ -93,16 +93,20 @@ def test_a_rule_changes_only_what_it_names() -> None:
     assert json.loads(Rule(body={"ok": 1}).over(raw).payload()) == {"ok": 1}
 
 
+def asked(path: str, raw: bytes) -> Ask:
+    return Ask("POST", path, path, {"authorization": "hidden"}, raw)
+
+
 def test_the_record_keeps_the_newest_requests_within_its_bounds() -> None:
     record = Record()
     last = RECORD_MAX_CALLS + 1
     for number in range(last + 1):
-        record.add(Call("POST", f"/{number}", {}, b"x" * 10, number))
-    assert record.bodies() == list(range(2, last + 1))
+        record.add(asked(f"/{number}", b"x" * 10))
+    assert [ask.path for ask in record] == [f"/{number}" for number in range(2, last + 1)]
     assert record.total == last + 1
     assert record[-1].path == f"/{last}"
-    record.add(Call("POST", "/large", {"authorization": "hidden"}, bytes(RECORD_MAX_BYTES - 1)))
-    assert [call.path for call in record] == ["/large"]
+    record.add(asked("/large", bytes(RECORD_MAX_BYTES - 1)))
+    assert [ask.path for ask in record] == ["/large"]
     assert "hidden" not in repr(record[0])
     record.clear()
     assert (len(record), record.total) == (0, 0)

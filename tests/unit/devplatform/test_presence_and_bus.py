@@ -6,8 +6,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from viewport_relay.devplatform.bus import MAX_BYTES, MAX_FRAMES, MAX_WAITING, Bus
-from viewport_relay.devplatform.presence import MAX_ENTRIES, PresenceTable
+from viewport_relay.devplatform.bus import MAX_BYTES, MAX_ENTRIES, MAX_FRAMES, MAX_WAITING, Bus, PresenceTable
 
 
 @pytest.fixture
