@@ -20,7 +20,9 @@ from viewport_relay.config.table import setting
 from viewport_relay.config.values import (
     BOOLEAN,
     COUNT,
+    FILE,
     HEADER_VALUE,
+    KEY_FILE,
     LOG_LEVEL,
     MODE,
     POSITIVE,
@@ -103,16 +105,16 @@ class TlsSettings:
     """Certificates and keys. TLS ends in the relay when a certificate is set, else in front of it."""
 
     # fmt: off
-    tls_cert_path: str | None = setting("RELAY_TLS_CERT_PATH", TEXT, None, "the relay's certificate chain, PEM, leaf first; "
+    tls_cert_path: str | None = setting("RELAY_TLS_CERT_PATH", FILE, None, "the relay's certificate chain, PEM, leaf first; "
         "read again when it changes")
-    tls_key_path: str | None = setting("RELAY_TLS_KEY_PATH", TEXT, None, "private key of that certificate, PEM; no other user may read it")
+    tls_key_path: str | None = setting("RELAY_TLS_KEY_PATH", KEY_FILE, None, "private key of that certificate, PEM; no other user may read it")
     tls_termination: str = setting("RELAY_TLS_TERMINATION", choice("self", "platform"), "self",
         "platform: TLS ends in front of the relay")
-    server_ca_cert_path: str | None = setting("RELAY_SERVER_CA_CERT_PATH", TEXT, None, "CA that signs the platform's "
+    server_ca_cert_path: str | None = setting("RELAY_SERVER_CA_CERT_PATH", FILE, None, "CA that signs the platform's "
         "certificate, PEM", default_text="the system's")
-    server_client_cert_path: str | None = setting("RELAY_SERVER_CLIENT_CERT_PATH", TEXT, None,
+    server_client_cert_path: str | None = setting("RELAY_SERVER_CLIENT_CERT_PATH", FILE, None,
         "client certificate for the platform, PEM: mutual TLS is on when it is set")
-    server_client_key_path: str | None = setting("RELAY_SERVER_CLIENT_KEY_PATH", TEXT, None,
+    server_client_key_path: str | None = setting("RELAY_SERVER_CLIENT_KEY_PATH", KEY_FILE, None,
         "private key of that certificate, PEM; no other user may read it")
     server_client_key_passphrase: str | None = setting("RELAY_SERVER_CLIENT_KEY_PASSPHRASE", TEXT, None, "passphrase of the key of that client certificate",
         secret=True)
@@ -135,7 +137,7 @@ class FleetSettings:
         "hosts to redirect to; empty: any, in prod only that of RELAY_PUBLIC_WS_BASE_URL")
     redis_url: str = setting("RELAY_REDIS_URL", url("redis", "rediss"), None, "Redis server", secret=True,
         default_text="redis://127.0.0.1:6379")
-    redis_ca_cert_path: str | None = setting("RELAY_REDIS_CA_CERT_PATH", TEXT, None, "CA that signs the certificate of a "
+    redis_ca_cert_path: str | None = setting("RELAY_REDIS_CA_CERT_PATH", FILE, None, "CA that signs the certificate of a "
         "rediss:// server and of its Sentinels, PEM; more than one where they differ", default_text="the system's")
     redis_sentinels: tuple[Address, ...] = setting("RELAY_REDIS_SENTINELS", SENTINELS, (),
         "Redis Sentinels; they name the master, and RELAY_REDIS_URL gives scheme, user, password and database only")
@@ -200,7 +202,7 @@ class RetiredSettings:
     tls: str = setting("RELAY_TLS", choice("auto", "0", "1"), "auto", "implied by RELAY_TLS_CERT_PATH")
     server_mtls: bool = setting("RELAY_SERVER_MTLS", BOOLEAN, None, "implied by RELAY_SERVER_CLIENT_CERT_PATH",
         default_text="on when RELAY_SERVER_CLIENT_CERT_PATH is set")
-    redis_sentinel_ca_cert_path: str | None = setting("RELAY_REDIS_SENTINEL_CA_CERT_PATH", TEXT, None,
+    redis_sentinel_ca_cert_path: str | None = setting("RELAY_REDIS_SENTINEL_CA_CERT_PATH", FILE, None,
         "CA that signs the certificates of the Sentinels, PEM: RELAY_REDIS_CA_CERT_PATH takes more than one",
         default_text="RELAY_REDIS_CA_CERT_PATH")
     no_proxy: tuple[str, ...] = setting("RELAY_NO_PROXY", NO_PROXY, (), "implied by NO_PROXY: what is reached without the HTTP "

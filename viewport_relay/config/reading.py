@@ -40,10 +40,11 @@ class Reading:
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.notes: list[str] = []
+        self.problem, self.warn = self.problems.append, self.warnings.append
         try:
             self.environ = merged(environ)
         except Unsuitable as wrong:
-            self.problems.append(f"{SETTINGS_FILE}: {wrong}")
+            self.problem(f"{SETTINGS_FILE}: {wrong}")
 
     def given(self, attribute: str) -> bool:
         """Whether a setting was given, rather than left to its default."""
@@ -63,14 +64,14 @@ class Reading:
                 raise ValueError("UTF-8 text without NUL")
             self.values[variable.attribute] = variable.parse(text)
         except Unsuitable as wrong:
-            self.problems.append(f"{source}: got {got}: {wrong}")
+            self.problem(f"{source}: got {got}: {wrong}")
         except ValueError as takes:
             hint = (
                 ": Kubernetes sets it for a Service (enableServiceLinks: false)"
                 if _SERVICE_VALUE.match(text)
                 else ""
             )
-            self.problems.append(f"{source}: got {got}, takes {takes}{hint}")
+            self.problem(f"{source}: got {got}, takes {takes}{hint}")
 
     def _unquoted(self, variable: Variable, source: str, text: str) -> str:
         """The text without the quotes that some env files keep (`docker run --env-file`)."""
@@ -78,7 +79,7 @@ class Reading:
             return text
         if not variable.secret:
             return text[1:-1].strip()
-        self.warnings.append(
+        self.warn(
             f"{source} begins and ends with a quotation mark, which is taken as a part of the secret: remove both if "
             "they are none"
         )
@@ -90,7 +91,7 @@ class Reading:
         text = self.environ.get(variable.name, "").strip()
         path = self.environ.get(variable.name + "_FILE", "").strip() if variable.secret else ""
         if text and path:
-            self.problems.append(f"{variable.name} and {variable.name}_FILE are both set: keep one")
+            self.problem(f"{variable.name} and {variable.name}_FILE are both set: keep one")
         if text:
             return variable.name, text
         if path:
@@ -99,7 +100,7 @@ class Reading:
             text = self.environ.get(older, "").strip()
             if text:
                 if older not in _GIVEN_BY_HOSTS:
-                    self.warnings.append(f"{older} is the older name of {variable.name}: it is still read")
+                    self.warn(f"{older} is the older name of {variable.name}: it is still read")
                 return older, text
         return "default", None
 
@@ -108,10 +109,10 @@ class Reading:
         try:
             text = read_secret(path)
         except OSError as error:
-            self.problems.append(f"{name}: cannot read {path!r}: {error.strerror}")
+            self.problem(f"{name}: cannot read {path!r}: {error.strerror}")
             return None
         except Unsuitable as wrong:
-            self.problems.append(f"{name}: {path!r} {wrong}")
+            self.problem(f"{name}: {path!r} {wrong}")
             return None
         self.exposed(name, path, private_key=variable.attribute in _PRIVATE_KEYS)
         return text
@@ -123,7 +124,7 @@ class Reading:
             return
         whose = "every user" if who == "world" else "its group"
         sentence = f"{name}: {path!r} has mode {octal_mode(path)}, so that {whose} can read it: {KEY_FIX}"
-        (self.problems if private_key and who == "world" else self.warnings).append(sentence)
+        (self.problem if private_key and who == "world" else self.warn)(sentence)
 
     def names(self) -> None:
         """Warn of names that are none of a setting, and of settings that are no longer listed."""
@@ -135,10 +136,10 @@ class Reading:
                 continue
             near = difflib.get_close_matches(name, listed, 1) or difflib.get_close_matches(name, known, 1)
             hint = f", did you mean {near[0]}?" if near else ""
-            self.warnings.append(f"{name} is set, but there is no such setting{hint}")
+            self.warn(f"{name} is set, but there is no such setting{hint}")
         retired = [v.name for v in VARIABLES if not v.listed and self.sources[v.attribute] == v.name]
         if retired:
-            self.warnings.append(
+            self.warn(
                 f"still read, but no longer listed as settings: {', '.join(retired)}; the default fits every known "
                 "deployment, so remove what you can"
             )

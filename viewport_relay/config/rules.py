@@ -12,7 +12,7 @@ from viewport_relay.config.cores import choose
 from viewport_relay.config.network import HTTP_PROXY, NO_PROXY, bracketed, is_loopback
 from viewport_relay.config.reading import Reading
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES
-from viewport_relay.config.values import AUTO_WORKERS
+from viewport_relay.config.values import AUTO_WORKERS, FILE, KEY_FILE
 
 #: Fewest characters that a secret may have in RELAY_MODE=prod.
 MIN_SECRET_CHARS: Final = 16
@@ -21,16 +21,6 @@ MIN_SECRET_CHARS: Final = 16
 _PASSWORDS_OF_OTHERS: Final = frozenset(
     {"redis_url", "redis_sentinel_password", "server_client_key_passphrase", "http_proxy"}
 )
-
-#: Files that must be readable at start; those of the second group must not be readable by other users.
-_PUBLIC_FILES: Final = (
-    "tls_cert_path",
-    "server_ca_cert_path",
-    "server_client_cert_path",
-    "redis_ca_cert_path",
-    "redis_sentinel_ca_cert_path",
-)
-_KEY_FILES: Final = ("tls_key_path", "server_client_key_path")
 
 
 def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
@@ -43,10 +33,10 @@ def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
         v["max_pending_bytes"] = max(4 << 20, 4 * v["frame_max_bytes"])
     _urls(reading, dev_platform)
     for word in v["trusted_proxies"].skipped:
-        reading.warnings.append(f"RELAY_TRUSTED_PROXIES: {word[:64]!r} is no IP address or CIDR: skipped")
+        reading.warn(f"RELAY_TRUSTED_PROXIES: {word[:64]!r} is no IP address or CIDR: skipped")
     endpoint = v["listen_endpoint"] or ""
     if (endpoint.startswith("unix:") or "domain=UNIX" in endpoint) and not v["trusted_proxies"].unix:
-        reading.warnings.append(
+        reading.warn(
             f"RELAY_LISTEN_ENDPOINT={endpoint[:64]}: peers on a Unix socket have no address, so all of them share one rate "
             "and one cap: let the proxy in front set X-Forwarded-For, and set RELAY_TRUSTED_PROXIES=unix:"
         )
@@ -87,7 +77,7 @@ def _urls(reading: Reading, dev_platform: bool) -> None:
         elif v[attribute] is None:
             v[attribute] = ""
             if not dev_platform and not reading.given("server_url"):
-                reading.problems.append(
+                reading.problem(
                     f"{BY_ATTRIBUTE[attribute].name} is not set: set it, or SERVER_URL (or start with --dev)"
                 )
     v["server_url"] = base or ""
@@ -102,7 +92,7 @@ def _workers(reading: Reading) -> None:
     if v["workers"] == 1:
         return
     if (v["listen_endpoint"] or "").partition(":")[0] in {"ssl", "tls"}:
-        reading.problems.append(
+        reading.problem(
             f"RELAY_WORKERS={v['workers']} and an endpoint of kind ssl cannot go together, for the workers end TLS: use a "
             "tcp endpoint, RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH"
         )
@@ -114,30 +104,28 @@ def _fleet(reading: Reading) -> None:
     if v["redis_url"] is None:
         v["redis_url"] = "redis://127.0.0.1:6379"
     if v["redis_sentinel_username"] and v["redis_sentinel_password"] is None:
-        reading.problems.append("RELAY_REDIS_SENTINEL_USERNAME is set: set RELAY_REDIS_SENTINEL_PASSWORD too")
+        reading.problem("RELAY_REDIS_SENTINEL_USERNAME is set: set RELAY_REDIS_SENTINEL_PASSWORD too")
     if v["bus_enabled"] is None:
         v["bus_enabled"] = v["bus_hmac_key"] is not None
     elif v["bus_enabled"] and v["bus_hmac_key"] is None:
-        reading.problems.append("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
+        reading.problem("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
     if v["presence_signatures"] == "require" and v["bus_hmac_key"] is None:
-        reading.problems.append(
-            "RELAY_PRESENCE_SIGNATURES=require: set RELAY_BUS_HMAC_KEY, the same on every relay"
-        )
+        reading.problem("RELAY_PRESENCE_SIGNATURES=require: set RELAY_BUS_HMAC_KEY, the same on every relay")
     if v["client_redirect_enabled"] is None:
         v["client_redirect_enabled"] = several
     if not several:
         return
     if v["internal_key"] is None:
-        reading.problems.append(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
+        reading.problem(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
     if reading.given("public_ws_base_url"):
         return
     if v["client_redirect_enabled"] and not is_loopback(v["listen_host"]):
-        reading.warnings.append(
+        reading.warn(
             "RELAY_PUBLIC_WS_BASE_URL is not set: other relays would send clients to "
             f"{v['public_ws_base_url']}; set it to where peers reach this relay"
         )
     if v["listen_port"] == 0 and not v["listen_endpoint"]:
-        reading.problems.append(
+        reading.problem(
             f"RELAY_BACKPLANE_MODE={v['backplane_mode']} and RELAY_LISTEN_PORT=0 need RELAY_PUBLIC_WS_BASE_URL: "
             "other relays must know where to send clients"
         )
@@ -149,27 +137,23 @@ def _tls(reading: Reading) -> None:
     if v["tls"] == "1" or (v["tls"] == "auto" and any(path for _, path in pairs)):
         for name, path in pairs:
             if not path:
-                reading.problems.append(
-                    f"{name} is not set: TLS needs both certificate and key (neither: no TLS)"
-                )
+                reading.problem(f"{name} is not set: TLS needs both certificate and key (neither: no TLS)")
     if v["tls"] == "1" and v["tls_termination"] == "platform":
-        reading.problems.append("RELAY_TLS=1 and RELAY_TLS_TERMINATION=platform contradict each other")
+        reading.problem("RELAY_TLS=1 and RELAY_TLS_TERMINATION=platform contradict each other")
     if v["server_mtls"] is None:
         v["server_mtls"] = v["server_client_cert_path"] is not None
     if v["server_mtls"]:
         for attribute in ("server_client_cert_path", "server_client_key_path"):
             if not v[attribute]:
-                reading.problems.append(
-                    f"mutual TLS with the platform is on: set {BY_ATTRIBUTE[attribute].name}"
-                )
-    for attribute in (*_PUBLIC_FILES, *_KEY_FILES):
-        name, path = BY_ATTRIBUTE[attribute].name, v[attribute]
-        if path is None:
+                reading.problem(f"mutual TLS with the platform is on: set {BY_ATTRIBUTE[attribute].name}")
+    for variable in VARIABLES:
+        path = v[variable.attribute]
+        if path is None or variable.parse not in (FILE, KEY_FILE):
             continue
         if not os.access(path, os.R_OK):
-            reading.problems.append(f"{name}: got {path!r}, takes a readable file")
-        elif attribute in _KEY_FILES:
-            reading.exposed(name, path, private_key=True)
+            reading.problem(f"{variable.name}: got {path!r}, takes a readable file")
+        elif variable.parse is KEY_FILE:
+            reading.exposed(variable.name, path, private_key=True)
 
 
 def _proxy(reading: Reading) -> None:
@@ -183,7 +167,7 @@ def _proxy(reading: Reading) -> None:
             v["http_proxy"] = HTTP_PROXY(text)
             reading.notes.append(f"{name} is set: https:// calls to the platform go through that proxy")
         except ValueError:  # its value is not shown: it may hold a password
-            reading.warnings.append(
+            reading.warn(
                 f"{name} cannot be used for calls to the platform: set RELAY_HTTP_PROXY=http://host:port"
             )
     if not v["no_proxy"]:
@@ -191,7 +175,7 @@ def _proxy(reading: Reading) -> None:
     if reading.given("http_proxy"):
         for attribute in ("jwks_url", "validate_url"):
             if v[attribute].startswith("http://"):
-                reading.warnings.append(
+                reading.warn(
                     f"{BY_ATTRIBUTE[attribute].name} is http://: it is asked without RELAY_HTTP_PROXY, which is for https://"
                 )
 
@@ -207,7 +191,7 @@ def _mode(reading: Reading, dev_platform: bool) -> None:
         weak = next((found for secret in secrets if (found := _weakness(secret)) is not None), None)
         if weak is not None:
             sentence = f"{variable.name} is {weak}: use at least {MIN_SECRET_CHARS} random characters"
-            (reading.problems if prod else reading.warnings).append(sentence)
+            (reading.problem if prod else reading.warn)(sentence)
     if not prod:
         return
     if (
@@ -216,22 +200,22 @@ def _mode(reading: Reading, dev_platform: bool) -> None:
         and not _tls_in_front_or_here(v)
     ):
         host, port = v["admin_listen"]
-        reading.problems.append(
+        reading.problem(
             f"RELAY_ADMIN_LISTEN={bracketed(host, port)} would carry admin tokens in clear text: listen on 127.0.0.1, set "
             "RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, or RELAY_TLS_TERMINATION=platform where TLS ends in front"
         )
     if dev_platform:
-        reading.problems.append("--dev starts the dev platform, which RELAY_MODE=prod never takes")
+        reading.problem("--dev starts the dev platform, which RELAY_MODE=prod never takes")
     if not v["server_tls_verify"]:
-        reading.warnings.append("RELAY_SERVER_TLS_VERIFY is off: an attacker on the network can admit peers")
+        reading.warn("RELAY_SERVER_TLS_VERIFY is off: an attacker on the network can admit peers")
     if v["internal_key"] is None and not dev_platform:
-        reading.warnings.append(
+        reading.warn(
             "RELAY_INTERNAL_KEY is not set: the platform cannot tell this relay from a stranger; set the platform's value"
         )
     for attribute in ("jwks_url", "validate_url"):
         parts = urlsplit(v[attribute])
         if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-            reading.warnings.append(
+            reading.warn(
                 f"{BY_ATTRIBUTE[attribute].name} is http://: an attacker on the network can admit peers; use https://"
             )
 

@@ -40,7 +40,7 @@ class Unsuitable(ValueError):
     """A text that a setting cannot take; the words say why and give the right form."""
 
 
-@frozen
+@frozen(eq=False)
 class Kind(Generic[T_co]):
     """One kind of value: `takes` describes it in the reference, `read` makes the value or raises ValueError."""
 
@@ -95,6 +95,9 @@ def _matching(pattern: str) -> Callable[[str], str]:
 
 BOOLEAN = Kind("one of 0 1 false true no yes off on", _boolean)
 TEXT = Kind("text without control characters", _text)
+#: Paths of files that must be readable at start; no other user may read those of the second kind.
+FILE = Kind("text without control characters", _text)
+KEY_FILE = Kind("text without control characters", _text)
 HEADER_VALUE = Kind("printable ASCII characters", _header_value)
 TOKENS = Kind("printable ASCII characters; several tokens with commas between", _token_list)
 RELAY_ID = Kind("1 to 128 characters of A-Z a-z 0-9 . _ : -", _matching(r"[A-Za-z0-9._:-]{1,128}"))
