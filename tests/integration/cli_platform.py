@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from viewport_relay.cli.doctor import examine
-from viewport_relay.cli.findings import Finding
+from viewport_relay.cli.probes import Finding
 
 INTERNAL_KEY = "an-internal-key-for-these-tests-only"
 

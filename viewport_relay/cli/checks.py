@@ -23,9 +23,8 @@ from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.backplane.redis import examine
 from viewport_relay.backplane.redisendpoint import RedisAddress
 from viewport_relay.cli import healthcheck
-from viewport_relay.cli.findings import Finding, fail, ok, warn
 from viewport_relay.cli.platformchecks import key_in_clear
-from viewport_relay.cli.probes import WARNING_DAYS, days_left, names_host
+from viewport_relay.cli.probes import WARNING_DAYS, Finding, days_left, fail, names_host, ok, warn
 from viewport_relay.config import BY_ATTRIBUTE, Config, ConfigError
 
 #: Connections assumed when RELAY_MAX_TOTAL_CONNECTIONS is off.

@@ -17,8 +17,8 @@ from twisted.internet.threads import deferToThread
 
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.cli import checks, platformchecks, probes
-from viewport_relay.cli.findings import Finding, fail
 from viewport_relay.cli.output import say
+from viewport_relay.cli.probes import Finding, fail
 from viewport_relay.config import EX_CONFIG, Config, ConfigError, load
 
 #: The fix for a setting that cannot work.

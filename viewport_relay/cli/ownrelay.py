@@ -6,9 +6,11 @@ It is started with its own port, admin token and development credential. Its sta
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -31,11 +33,14 @@ PLATFORM_EVENT = "dev_platform"
 RELAY_EVENT = "relay_started"
 
 HOST = "127.0.0.1"
+
+_PR_SET_PDEATHSIG = 1
+
 # A process group of its own, or Ctrl-C at the terminal would reach it as well, and the signal that `stop` sends
 # would be its second one, which cuts the drain short.
 TWISTD = (
     "import os; os.setpgrp()\n"
-    "from viewport_relay.cli.lifeline import end_with_parent; end_with_parent({parent})\n"
+    "from viewport_relay.cli.ownrelay import end_with_parent; end_with_parent({parent})\n"
     "from twisted.scripts.twistd import run; run()"
 )
 
@@ -71,6 +76,21 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def end_with_parent(parent: int) -> None:
+    """Let the kernel send this child process SIGTERM when its parent `parent` ends, also when that is killed or crashes.
+
+    The setting (prctl(2), PR_SET_PDEATHSIG) survives exec. If the parent has ended already, the signal is sent at once. On
+    other systems than Linux only the parent's own shutdown ends the child.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class OwnRelay(ProcessProtocol):
@@ -122,17 +142,15 @@ class OwnRelay(ProcessProtocol):
 
     # -- ProcessProtocol -----------------------------------------------------------------------------------
 
-    def outReceived(self, data: bytes) -> None:
-        """Split standard output into lines."""
-        for line in self._lines(1, data):
-            self._remember(line)
-            self._look_at(line)
-            self.on_line(line)
-
-    def errReceived(self, data: bytes) -> None:
-        """Collect standard error; a relay writes there only when it cannot start."""
-        for line in self._lines(2, data):
-            self._remember(line)
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        """Split an output into lines. A relay writes to standard error only when it cannot start."""
+        *lines, rest = (self._rest[childFD] + data).split(b"\n")
+        self._rest[childFD] = rest[-65_536:]
+        for line in (line.decode("utf-8", "replace") for line in lines):
+            self._last = [*self._last[-4:], line[:500]]
+            if childFD == 1:
+                self._look_at(line)
+                self.on_line(line)
 
     def processEnded(self, reason: Failure) -> None:
         """Note the exit status and end all waits."""
@@ -143,14 +161,6 @@ class OwnRelay(ProcessProtocol):
         self.ended.callback(status)
 
     # -- inside --------------------------------------------------------------------------------------------
-
-    def _lines(self, descriptor: int, data: bytes) -> list[str]:
-        *lines, rest = (self._rest[descriptor] + data).split(b"\n")
-        self._rest[descriptor] = rest[-65_536:]
-        return [line.decode("utf-8", "replace") for line in lines]
-
-    def _remember(self, line: str) -> None:
-        self._last = [*self._last[-4:], line[:500]]
 
     def _look_at(self, line: str) -> None:
         try:

@@ -24,8 +24,7 @@ from viewport_relay.admission.keys import KeySet, KeySetError, listed, printable
 from viewport_relay.admission.platform import ValidationSettings, question
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.cli import probes
-from viewport_relay.cli.findings import Finding, fail, ok, warn
-from viewport_relay.cli.probes import WARNING_DAYS, Origin, ProbeFailed, days_left
+from viewport_relay.cli.probes import WARNING_DAYS, Finding, Origin, ProbeFailed, days_left, fail, ok, warn
 from viewport_relay.config import Config, is_loopback
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Reason
@@ -81,6 +80,14 @@ def client_context(config: Config) -> ssl.SSLContext:
     return context
 
 
+#: The fix for each step of the way that can fail.
+_FIXES = {
+    "DNS": "check the host name, and the resolver of this machine",
+    "TCP": "check that the platform runs, the port, and firewalls on the way",
+    "TLS": "a private CA goes into RELAY_SERVER_CA_CERT_PATH; the URL's host must be one that the certificate names",
+}
+
+
 def way(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[Finding]:
     """Try DNS, TCP and TLS to one origin, each within `timeout` seconds, up to the first failure. Blocks.
 
@@ -89,29 +96,21 @@ def way(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[
     proxy = HttpProxy.from_config(config)
     if origin.tls and proxy is not None and proxy.serves(origin.host, origin.port):
         names, origin = f"the proxy ({names})", Origin(False, proxy.host, proxy.port)
+    step = "DNS"
     try:
         addresses = probes.resolve(origin)
         yield ok(f"DNS for {names}", f"{origin.host} is {', '.join(addresses[:4])}")
-    except ProbeFailed as error:
-        yield fail(f"DNS for {names}", str(error), "check the host name, and the resolver of this machine")
-        return
-    try:
-        began = time.monotonic()
-        sock = probes.connect(origin, timeout)
-        yield ok(f"TCP for {names}", f"connected to {origin} in {(time.monotonic() - began) * 1e3:.0f} ms")
-    except ProbeFailed as error:
-        fix = "check that the platform runs, the port, and firewalls on the way"
-        yield fail(f"TCP for {names}", str(error), fix)
-        return
-    with sock:
-        if not origin.tls:
-            return
-        try:
+        step, began = "TCP", time.monotonic()
+        with probes.connect(origin, timeout) as sock:
+            took = f"{(time.monotonic() - began) * 1e3:.0f} ms"
+            yield ok(f"TCP for {names}", f"connected to {origin} in {took}")
+            if not origin.tls:
+                return
+            step = "TLS"
             with probes.handshake(sock, origin, client_context(config)) as tls:
                 yield from _certificate(config, origin, f"TLS for {names}", tls)
-        except ProbeFailed as error:
-            fix = "a private CA goes into RELAY_SERVER_CA_CERT_PATH; the URL's host must be one that the certificate names"
-            yield fail(f"TLS for {names}", str(error), fix)
+    except ProbeFailed as error:
+        yield fail(f"{step} for {names}", str(error), _FIXES[step])
 
 
 def _certificate(config: Config, origin: Origin, name: str, tls: ssl.SSLSocket) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Steps of a connection to a server, one at a time: DNS, TCP, TLS; and what a certificate says.
+"""The doctor's findings, and the steps of a connection to a server, one at a time: DNS, TCP, TLS, certificate.
 
 The relay uses Twisted for these. Here each step runs alone, so that the first that fails can be named. Time is bounded. This
 module knows no settings.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import socket
 import ssl
+from typing import Literal
 from urllib.parse import urlsplit
 
 from attrs import frozen
@@ -18,6 +19,43 @@ from service_identity.cryptography import verify_certificate_hostname, verify_ce
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
 from viewport_relay.config import bracketed
+
+# -- findings: one line of the doctor's output each ---------------------------------------------------------------
+
+Outcome = Literal["ok", "warn", "fail"]
+MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
+
+
+@frozen
+class Finding:
+    """The name of a check, its result, and the fix (empty when the check passed)."""
+
+    name: str
+    outcome: Outcome
+    found: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        fix = f" → {self.fix}" if self.fix else ""
+        return f"{MARKS[self.outcome]} {self.name}: {self.found}{fix}"
+
+
+def ok(name: str, found: str) -> Finding:
+    """A check that passed."""
+    return Finding(name, "ok", found)
+
+
+def warn(name: str, found: str, fix: str) -> Finding:
+    """A check that passed with a warning."""
+    return Finding(name, "warn", found, fix)
+
+
+def fail(name: str, found: str, fix: str) -> Finding:
+    """A check that failed."""
+    return Finding(name, "fail", found, fix)
+
+
+# -- steps ---------------------------------------------------------------------------------------------------------
 
 #: Days before a certificate expires at which the doctor warns.
 WARNING_DAYS = 14
