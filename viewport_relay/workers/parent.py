@@ -26,11 +26,10 @@ from viewport_relay.service.relay import upgrade_limits
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import ServerContext
-from viewport_relay.workers.crew import Crew
+from viewport_relay.workers.crew import Crew, CrewState, RefreshingAdminResource
 from viewport_relay.workers.messages import Apply, ReloadTLS
 from viewport_relay.workers.passing import PassingResource, slot
 from viewport_relay.workers.pictures import bring_up_to_date
-from viewport_relay.workers.state import CrewState, RefreshingAdminResource
 from viewport_relay.workers.supervision import Supervision
 from viewport_relay.workers.tlsincoming import IncomingTLS
 

@@ -27,8 +27,7 @@ from viewport_relay.admission.limits import Ticket
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.workers import messages
-from viewport_relay.workers.packets import PacketSender, socket_pair
-from viewport_relay.workers.reports import ReportReader, connect
+from viewport_relay.workers.channels import PacketSender, ReportReader, connect, socket_pair
 
 #: Seconds before an ended worker is started again: doubled each time, reset after a process ran for LIVED seconds.
 FIRST_PAUSE: Final = 0.1

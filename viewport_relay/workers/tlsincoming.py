@@ -21,7 +21,7 @@ from viewport_relay.admission.addresses import peer_host
 from viewport_relay.wire.channel import REQUEST_TIMEOUT
 from viewport_relay.wire.reactor import adopt_stranger
 from viewport_relay.wire.site import RelaySite
-from viewport_relay.workers.oneprotocol import OneProtocol
+from viewport_relay.workers.channels import OneProtocol
 from viewport_relay.workers.passing import let_go, tcp_transport
 
 #: Passes a connection to a worker that ends TLS: TCP socket, one end of the pair, bytes already read. False: no room.

@@ -29,7 +29,7 @@ from viewport_relay.wire.tlsrecords import SharedMemory
 from viewport_relay.wire.tlstransport import FLUSH_TIMEOUT, TLSFactory
 from viewport_relay.wire.transport import Sender, promote
 from viewport_relay.wire.turn import turn_of
-from viewport_relay.workers.oneprotocol import OneProtocol
+from viewport_relay.workers.channels import OneProtocol
 
 #: Seconds that pipes may take to end after the relay of their worker has drained.
 DRAIN_LIMIT: Final = 2.0

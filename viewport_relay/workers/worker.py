@@ -37,10 +37,8 @@ from viewport_relay.wire.reactor import adopt_stranger, install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers import messages
-from viewport_relay.workers.oneprotocol import OneProtocol
-from viewport_relay.workers.packets import PacketReader
+from viewport_relay.workers.channels import OneProtocol, PacketReader, ReportSender, connect
 from viewport_relay.workers.pictures import picture
-from viewport_relay.workers.reports import ReportSender, connect
 from viewport_relay.workers.tlspipe import DRAIN_LIMIT, TLSPipes
 
 #: Seconds for the last messages to the parent at exit.

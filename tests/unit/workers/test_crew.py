@@ -19,7 +19,6 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.workers import crew, messages, supervision
 from viewport_relay.workers.pictures import written
-from viewport_relay.workers.state import CrewState
 
 TIMEOUT = 20.0
 
@@ -84,7 +83,7 @@ class Parent:
         self.counters = Counters()
         shared = supervision.Supervision(self.reactor, TIMEOUT, log, self.counters, lambda index: {})
         self.crew = crew.Crew(shared, 2, lambda: None, lambda: None)
-        self.state = CrewState(self.crew, lambda: False)
+        self.state = crew.CrewState(self.crew, lambda: False)
         self.alive = {0, 1}
         self.crew.startService()
         for worker in self.crew.workers:

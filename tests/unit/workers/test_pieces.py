@@ -20,7 +20,7 @@ from viewport_relay.observe.counters import Counters, sample_key
 from viewport_relay.observe.ring import Record
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import PeerView, TargetView
-from viewport_relay.workers import messages, packets
+from viewport_relay.workers import channels, messages
 from viewport_relay.workers.parent import worker_environment
 from viewport_relay.workers.passing import slot
 from viewport_relay.workers.pictures import add_up, written
@@ -140,12 +140,12 @@ class Taker:
         self.ended = True
 
 
-def ends() -> tuple[Any, packets.PacketSender, packets.PacketReader, Taker]:
-    ours, theirs = packets.socket_pair()
+def ends() -> tuple[Any, channels.PacketSender, channels.PacketReader, Taker]:
+    ours, theirs = channels.socket_pair()
     reactor: Any = Reactor()
     taker = Taker()
-    sender = packets.PacketSender(ours, reactor)
-    return reactor, sender, packets.PacketReader(theirs, reactor, taker.take, taker.gone), taker
+    sender = channels.PacketSender(ours, reactor)
+    return reactor, sender, channels.PacketReader(theirs, reactor, taker.take, taker.gone), taker
 
 
 def test_a_connection_is_passed_with_the_bytes_read() -> None:
@@ -188,7 +188,7 @@ def test_packets_are_queued_in_order_and_bounded() -> None:
         assert other.recv(1) == b""  # no other process holds a copy
         other.close()
     one, other = socket.socketpair()
-    assert not sender.send(messages.Adopt(0, "ip"), [one], b"x" * packets.MAX_PACKET)
+    assert not sender.send(messages.Adopt(0, "ip"), [one], b"x" * channels.MAX_PACKET)
     assert one.fileno() >= 0  # the sender still owns it
     one.close()
     other.close()
