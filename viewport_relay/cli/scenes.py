@@ -1,7 +1,7 @@
 """The scenes of the demonstration: daemon and client stream an agent's session through a relay and check every byte.
 
 Four scenes: a plain workspace, the link, a paired workspace (link and end to end with IKpsk2), and a link
-that the relay must refuse. What it does not do: parse a command line, start a relay or a platform.
+that the relay must refuse. The command line is parsed by `demo`, which also starts the relay.
 """
 
 from __future__ import annotations

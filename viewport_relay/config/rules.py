@@ -231,7 +231,7 @@ _PLACEHOLDERS = frozenset(
 
 
 def _weakness(secret: str) -> str | None:
-    """What is weak about a secret, to follow "is"; None if nothing is."""
+    """The weakness of a secret, in words that follow "is"; None for a strong one."""
     if secret.lower() in _PLACEHOLDERS or re.match(r"(?i)(change|replace)[-_ ]?(me|this)", secret):
         return "a placeholder"
     if len(secret) < MIN_SECRET_CHARS:

@@ -45,7 +45,7 @@ class Config(BasicSettings, LimitSettings, TlsSettings, FleetSettings, RareSetti
 
     @property
     def relay_id_in_log(self) -> str | None:
-        """What every log line carries as `relayId`: nothing where there is one relay."""
+        """`relayId` of every log line; None where there is one relay."""
         return None if self.backplane_mode == "single" else self.relay_id
 
     @property

@@ -43,7 +43,7 @@ class Variable:
 
     @property
     def takes(self) -> str:
-        """What values it takes, in words."""
+        """The values that the variable takes, in words."""
         return self.parse.takes
 
     @property

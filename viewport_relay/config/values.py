@@ -1,7 +1,7 @@
 """The kinds of value that a setting can have: text of an environment variable -> value, or what the variable takes.
 
 A `Kind` is called with the text. It raises `ValueError` whose words complete "takes …", or `Unsuitable` whose words say
-what is wrong with this text and give the right form. It reads nothing but its argument.
+what is wrong with this text and give the right form. No I/O.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run the development platform alone: `python -m viewport_relay.devplatform --port N`.
 
-Loopback only. Says in JSON lines on stdout where it listens. Secrets come from the environment
+Loopback only. JSON lines on stdout name the address. Secrets come from the environment
 (`RELAY_INTERNAL_KEY`, `DEV_CREDENTIAL`, `DEV_PAIRING_SECRET`) and are never printed; one that is not
 given is made at random and printed once, because a caller needs it.
 """

@@ -140,7 +140,7 @@ class PresenceTable:
         relay_ws_base_url: str,
         machine_id: str | None = None,
     ) -> None:
-        """A relay says that it holds the daemon; replaces what another relay said before."""
+        """Record that a relay holds the daemon; replaces the entry of another relay."""
         key = (workspace_id, runtime_target_id)
         # Taken out first so that the table stays ordered by renewal.
         self._entries.pop(key, None)

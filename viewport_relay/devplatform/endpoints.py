@@ -1,4 +1,4 @@
-"""What each endpoint of the development platform does: from an `Ask` to an `Answer`.
+"""The endpoints of the development platform: each turns an `Ask` into an `Answer`.
 
 The table of paths is at the end. Signing and storing are done by the parts that are passed in; sending
 and rules are `resources`.
@@ -93,7 +93,7 @@ class Endpoints:
         return Answer(body=self._office.daemon_key(workspace_id, ask.fields(empty_ok=True), ask.bearer()))
 
     async def worker(self, ask: Ask) -> Answer:
-        """The worker API: says what arrived, header names without their values."""
+        """The worker API: echoes the request, header names without their values."""
         self.records.worker.add(ask)
         self._workspaces.require(unquote(ask.path.split("/")[4]))
         body = ask.raw.decode("utf-8", "replace")

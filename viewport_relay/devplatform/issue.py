@@ -41,7 +41,7 @@ def same_secret(given: str | None, expected: str) -> bool:
 
 @frozen
 class DaemonKey:
-    """What a daemon issue token stands for. `generation` is the target's at the time it was made."""
+    """The grant behind a daemon issue token. `generation` is the target's at the time it was made."""
 
     workspace_id: str
     runtime_target_id: str
@@ -111,7 +111,7 @@ class TokenOffice:
         self._workspaces = workspaces
         self.daemon_keys = DaemonKeys()
         self.credential = credential or secrets.token_urlsafe(24)
-        # Without a configured credential a daemon may ask freely: the platform is on loopback.
+        # Without a configured credential every daemon gets one: the platform is on loopback.
         self.open_to_daemons = credential is None
 
     def daemon_key(self, workspace_id: str, fields: Fields, bearer: str | None) -> dict[str, object]:

@@ -26,7 +26,7 @@ DISCARD_MAX_BYTES = 8 * BODY_MAX_BYTES
 
 @frozen
 class Answer:
-    """What to send: `raw` if given, else `body` as JSON. `delay` and `drip` are seconds (see `Rule`)."""
+    """An HTTP answer: `raw` if given, else `body` as JSON. `delay` and `drip` are seconds (see `Rule`)."""
 
     status: int = 200
     body: object = field(factory=dict, repr=False)
@@ -53,7 +53,7 @@ class Refused(Exception):
         self.headers = headers or {}
 
     def answer(self) -> Answer:
-        """The refusal as JSON: `ok`, `reason`, and `error` if there is a sentence to say."""
+        """The refusal as JSON: `ok`, `reason`, and `error` if there is one."""
         body: dict[str, object] = {"ok": False, "reason": self.reason}
         if self.error is not None:
             body["error"] = self.error
@@ -83,7 +83,7 @@ class Ask:
 
 
 def parse_object(raw: bytes) -> dict[str, object]:
-    """One JSON object in UTF-8 (RFC 8259); Refused 400 `INVALID_JSON` says what is wrong with it."""
+    """One JSON object in UTF-8 (RFC 8259); Refused 400 `INVALID_JSON` names the error."""
     try:
         value = json.loads(raw.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
     except UnicodeDecodeError:

@@ -69,7 +69,7 @@ class DevPlatform:
         self.rules = self.resource.rules
         self._listeners: list[Listener] = []
 
-    # -- what it knows --------------------------------------------------------------------------------
+    # -- state and tokens --------------------------------------------------------------------------------
 
     @property
     def internal_key(self) -> str:

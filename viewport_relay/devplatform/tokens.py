@@ -1,7 +1,7 @@
 """Signing keys, the JWKS made of them, and the signing and checking of relay tokens.
 
-Keys live in memory and are made anew at each start. This module knows the form of a token, not who
-may have one (see `issue`).
+Keys live in memory and are made anew at each start. This module has the form of a token; `issue` decides
+who gets one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SKEW_SECONDS = 30.0
 
 
 class InvalidToken(Exception):
-    """The text is no token of ours; the message says why and never contains the token."""
+    """The text is no token of ours; the message gives the reason and never contains the token."""
 
 
 @frozen

@@ -1,7 +1,6 @@
-"""The workspaces that the development platform knows, and what it grants in each.
+"""The workspaces of the development platform, and the policy and secrets of each.
 
-A workspace is a value: which policy holds in it and which secrets come with it. This module decides
-nothing about tokens or peers.
+A workspace is a value. Tokens and peers are judged elsewhere (`issue`, `endpoints`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """The reference client: exchanges keys with a daemon, carries messages both ways, renews keys when asked.
 
-It sees frames as text and sends frames as text; the caller chooses the connection. While
-new keys are on their way, messages go on under the old ones, and the old ones stay good for receiving until
-the daemon has used the new: nothing in flight is lost.
-
-What it does not do: connect (`connection`, `reconnect`), repeat messages that a broken connection swallowed,
-version 2 key exchanges.
+Frames are texts in and out; the caller provides the connection (`connection`, `reconnect`). During a key renewal messages
+are sent under the old keys. Old keys open received messages until the daemon has used the new ones, so that no message in
+flight is lost. Messages that a broken connection has lost are not repeated. Key exchanges are of version 3 only.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ EXCHANGE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Pairing:
-    """What a pairing left with the client: its id at the daemon and the 32-byte secret. No repr."""
+    """The result of a pairing: the client's id at the daemon, and the 32-byte secret. No repr: it holds a secret."""
 
     peer_id: str
     secret: bytes
@@ -61,17 +58,17 @@ class ClientPeer:
 
     @property
     def profile(self) -> Profile:
-        """What this client speaks."""
+        """The handshake profile of this client."""
         return Profile.IK if self._pairing is None else Profile.IKPSK2
 
     @property
     def epoch(self) -> int:
-        """Of the session that sends now; 0 before the first key exchange."""
+        """The epoch of the current session; 0 before the first key exchange."""
         return 0 if self._current is None else self._current.epoch
 
     @property
     def session_id(self) -> str | None:
-        """Of the session that sends now."""
+        """The id of the current session; None before the first key exchange."""
         return None if self._current is None else self._current.session_id
 
     async def exchange_keys(self, *, attempts: int = 1, pause: float = 0.25) -> None:

@@ -1,12 +1,11 @@
 """One WebSocket connection from a peer to a relay, with or without the link.
 
 `connect` upgrades, proves the link if one is asked for, and returns a `Connection` that carries text frames.
-How it can end is told apart: `UpgradeRefused` (an HTTP answer with the relay's reason), `ClosedEarly`
-(closed before it was usable), and later `Connection.closed` with the close code.
+A connection ends with `UpgradeRefused` (an HTTP answer with the relay's reason), `ClosedEarly` (closed before it was
+usable), or later `Connection.closed` with the close code. `reconnect` connects again after a loss; `daemon` and `client`
+interpret the frames.
 
-What it does not do: come back after a loss (`reconnect`), understand frames (`daemon`, `client`).
-
-Autobahn is kept from logging here: its messages would carry the request headers, and so the token.
+Autobahn's log is off: its messages would carry the request headers, and so the token.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ LINK_TIMEOUT = "the relay did not answer the link's handshake in time"
 
 
 class _Silent:
-    """Stands in for Autobahn's logger, see the module's head."""
+    """Null object for Autobahn's logger (see the module's docstring)."""
 
     def debug(self, *_: object, **__: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     trace = info = warn = error = debug
 
@@ -67,7 +66,7 @@ class _Protocol(WebSocketClientProtocol):  # type: ignore[misc, unused-ignore]  
     # -- the upgrade -----------------------------------------------------------------------------------
 
     def failHandshake(self, reason: str) -> None:
-        """Autobahn drops a refused upgrade at once; the body says why, so it is read first."""
+        """Read the body of a refused upgrade, which has the reason. Autobahn would drop the connection at once."""
         status = str(getattr(self, "http_status_line", "")).split()
         if len(status) > 1 and status[1].isdigit() and status[1] != "101":
             headers: dict[str, str] = self.http_headers
@@ -155,7 +154,7 @@ class _Protocol(WebSocketClientProtocol):  # type: ignore[misc, unused-ignore]  
     # -- the end ---------------------------------------------------------------------------------------
 
     def fail(self, why: str) -> None:
-        """Close because of what the other side did."""
+        """Close because of an error of the relay."""
         self._fault = why
         self.sendClose(LINK_FAILED, why)
 
@@ -178,8 +177,8 @@ class _Protocol(WebSocketClientProtocol):  # type: ignore[misc, unused-ignore]  
             self.closed.callback(closed)
 
     def _how_it_ended(self, clean: bool) -> Closed:
-        # What the relay said counts, also when the TCP connection was not taken down as RFC 6455 likes it.
-        # Our own fault comes first: the relay only echoes it.
+        # The relay's Close frame counts, also when the TCP connection was not closed as RFC 6455 (section 7.1.1) asks.
+        # A fault that this peer found comes first: the relay's frame is then an echo.
         if self.remoteCloseCode is not None and not self._fault:
             return Closed(self.remoteCloseCode, self.remoteCloseReason or "")
         code = NO_CLOSE_FRAME if self.localCloseCode is None else self.localCloseCode

@@ -1,7 +1,7 @@
 """The reference daemon: answers key exchanges, keeps one conversation per client, asks for new keys in time.
 
-It sees frames as text and sends frames as text; the caller chooses the connection. The
-handler is given a `Conversation` and may answer at once, later, or with many messages.
+Frames are texts in and out; the caller provides the connection. The handler gets a `Conversation` and may answer at once,
+later, or with many messages.
 
     client                                       daemon
       | -- relay_key_exchange_init -----------------> |   new conversation, epoch 1
@@ -11,8 +11,8 @@ handler is given a `Conversation` and may answer at once, later, or with many me
       | -- relay_key_exchange_init previousSessionId> |   same conversation, epoch + 1
       | <- relay_key_exchange_response -------------- |
 
-What it does not do: store anything, version 2 key exchanges, expire idle conversations (the oldest go when
-there are too many).
+Nothing is stored, and key exchanges are of version 3 only. Conversations do not expire: the oldest one goes when there are
+too many.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_CONVERSATIONS = 1_024
 
 
 class Conversation:
-    """What a daemon and one client say to each other, across re-keys."""
+    """The messages of a daemon and one client, across key renewals."""
 
     def __init__(self, session: Session, deliver: Callable[[Conversation, str], None]) -> None:
         self.current = session
@@ -45,7 +45,7 @@ class Conversation:
 
     @property
     def epoch(self) -> int:
-        """Of the session that sends now; 1 at first, one more after each re-key."""
+        """The epoch of the current session: 1 at first, one more after each key renewal."""
         return self.current.epoch
 
     def send(self, text: str) -> None:
@@ -53,7 +53,7 @@ class Conversation:
         self._deliver(self, self.current.seal(text))
 
     def renew(self, session: Session) -> Session | None:
-        """Send with `session` from now on; gives the session that is out of use for good, if there is one."""
+        """Send with `session` from now on; returns the session that is no longer used for receiving, if there is one."""
         retired, self.previous, self.current = self.previous, self.current, session
         self.noticed_at = 0
         return retired

@@ -1,6 +1,6 @@
 """Noise v3 end to end: the key exchange between a client (initiator) and a daemon (responder).
 
-Implements `Noise_IK_P256_AESGCM_SHA256` and `Noise_IKpsk2_P256_AESGCM_SHA256` as today's peers speak them:
+Implements `Noise_IK_P256_AESGCM_SHA256` and `Noise_IKpsk2_P256_AESGCM_SHA256` as deployed peers use them:
 the framework of Noise rev 34 (sections 5 and 9) with four differences that the wire fixes. The first message
 has no payload, the ephemeral key is not mixed into the key in psk mode, AESGCM counts little-endian, and the
 session key is derived from both halves of Split. No sockets, no clock: values in, values out.
@@ -10,7 +10,7 @@ session key is derived from both halves of Split. No sockets, no clock: values i
       | <- relay_key_exchange_response (e, ee, se, [psk]) --- |
       |        both: session key, epoch                       |
 
-What it does not do: carry messages (`envelope`), keep sessions (`daemon`, `client`).
+Messages are carried by `envelope`, sessions are kept by `daemon` and `client`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VERSION = 3
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SessionKeys:
-    """What a finished key exchange gives; no repr, since it holds the key."""
+    """The result of a key exchange. No repr: it holds the session key."""
 
     profile: Profile
     session_id: str

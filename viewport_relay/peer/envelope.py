@@ -5,7 +5,7 @@ associated data, so that the relay can route an envelope and change nothing in i
 same key, each with its own `seq` counter from 1. Opening refuses what was seen before and what this side
 sent itself.
 
-What it does not do: agree on keys (`e2e`), decide when a key is worn out (`daemon`).
+Keys come from `e2e`; `daemon` decides when a session needs new ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MESSAGE_LIMIT = 65_536
 
 
 def associated_data(profile: str, session_id: str, epoch: int, seq: int) -> bytes:
-    """What the tag covers beside the ciphertext."""
+    """The associated data (AAD), which the tag covers beside the ciphertext."""
     return f"viewport-relay-envelope-v2|{profile}|{session_id}|{epoch}|{seq}".encode()
 
 
@@ -74,13 +74,13 @@ class Session:
         self._cipher = AESGCM(keys.key)
         self._iv_source = iv_source
         self._window = ReplayWindow()
-        # The associated data name no direction, so an envelope thrown back at its sender would open.
+        # The associated data name no direction, so an envelope that is reflected to its sender would open.
         self._sent: set[bytes] = set()
 
     def seal(self, text: str) -> str:
         """The `e2ee` frame, as JSON text, that carries `text`.
 
-        `text` must not be empty (the wire knows no empty ciphertext: ValueError). Raises PeerError
+        `text` must not be empty (the wire has no empty ciphertext: ValueError). Raises PeerError
         SESSION_EXHAUSTED after MESSAGE_LIMIT messages.
         """
         if not text:

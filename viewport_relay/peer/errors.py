@@ -1,7 +1,7 @@
-"""What can go wrong between two peers, as one exception with a code.
+"""The errors of a peer, as one exception with a code.
 
-The texts say what happened in terms of the wire; they never carry a key, a token or a payload, so they may be
-logged as they are. Refusals by the relay (HTTP status, close codes) have types of their own in `connection`.
+The texts use the terms of the wire protocol and never hold a key, a token or a payload: they may be logged. Refusals by
+the relay (HTTP status, close codes) have types of their own in `upgrade`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class Code(Enum):
-    """Why a peer refused something, stable names for tests and for people."""
+    """Why a peer refused a message or an operation. The names are stable."""
 
     MALFORMED = "MALFORMED"
     PROFILE_MISMATCH = "PROFILE_MISMATCH"
@@ -32,10 +32,7 @@ class Code(Enum):
 
 
 class PeerError(Exception):
-    """A peer refuses a message, or cannot do what it was asked.
-
-    `code` is for programs, `detail` for people.
-    """
+    """A peer refuses a message, or cannot carry out an operation; `detail` explains the `code` in words."""
 
     def __init__(self, code: Code, detail: str) -> None:
         super().__init__(f"{code.value}: {detail}")

@@ -10,7 +10,7 @@ noiseprotocol, and the record layer on top. The peer knows the relay's static ke
       | <= records, both ways ========================> |
 
 Each WebSocket message is binary and carries one frame in one or more records: a 2-byte big-endian length and
-a Noise transport message. What it does not do: sockets and timers (`connection`).
+a Noise transport message. Sockets and timers are those of `connection`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def derive_psk(pairing_secret: bytes) -> bytes:
 
 
 def prologue(role: str, workspace_id: str, target_id: str) -> bytes:
-    """What binds the handshake to the upgrade; all as in the query, `target_id` empty when it names none."""
+    """The prologue that binds the handshake to the upgrade; all as in the query, `target_id` empty when it names none."""
     return b"\x00".join([b"viewport-relay-link-v1", role.encode(), workspace_id.encode(), target_id.encode()])
 
 
@@ -71,7 +71,7 @@ def generate_static() -> bytes:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class LinkSettings:
-    """What a peer needs to open a link. No repr: it holds keys.
+    """Keys and identity with which a peer opens a link. No repr: it holds keys.
 
     `relay_public` and `static_private` are 32-byte X25519 keys; with a `pairing_secret` (32 bytes) the
     pattern is IKpsk2, without it IK. `ephemeral_private` is for vectors only.
@@ -140,7 +140,7 @@ class LinkInitiator:
         try:
             payload = bytes(self._noise.read_message(message))
         except (InvalidTag, ValueError, NoiseValueError):
-            # ValueError: a low-order point. The library gives no more exact reason, and none is owed.
+            # ValueError: a low-order point. The library gives no more exact reason.
             raise PeerError(Code.DECRYPT_FAILED, "the relay's handshake message does not decrypt") from None
         members = frames.parse_payload(payload, "the relay's handshake payload")
         relay_id = frames.string(members, "relayId")

@@ -1,9 +1,9 @@
-"""What a peer asks over HTTP before it can connect: tokens from the platform, the link key from the relay.
+"""HTTP client of the peers: fetches tokens from the platform and the link key from the relay, before a connection.
 
 Small requests with small JSON answers, each under one time limit that covers the body too, each answer
 bounded. Credentials and tokens stay out of exceptions; what the platform gives as its reason is kept.
 
-What it does not do: serve any of this (`devplatform`), cache, retry, keep connections.
+Nothing is cached or retried, and no connection is kept. The development platform serves the same API (`devplatform`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ LIMIT_SECONDS = 5.0
 
 
 class PlatformError(Exception):
-    """The platform or relay did not give what was asked; `status` is 0 when there was no answer at all.
+    """The platform or relay refused a request or gave no valid answer; `status` is 0 when there was no answer at all.
 
-    `reason` is the server's own word (`WORKSPACE_NOT_FOUND`), or ours: `UNREACHABLE`, `TIMEOUT`,
+    `reason` is the server's (`WORKSPACE_NOT_FOUND`), or one of this module: `UNREACHABLE`, `TIMEOUT`,
     `ANSWER_TOO_LARGE`, `ANSWER_INVALID`.
     """
 

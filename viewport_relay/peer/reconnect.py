@@ -4,7 +4,7 @@ Pauses double up to a cap and are jittered, so that peers that lost the same rel
 connection that stayed up for a while starts the count anew. Some ends are final: the same grant could only be
 refused again.
 
-What it does not do: the connection itself (`connection`), repeating frames that were lost with it.
+Frames that were lost with a connection are not repeated.
 """
 
 from __future__ import annotations

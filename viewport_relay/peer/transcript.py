@@ -1,7 +1,7 @@
-"""A made-up agent session that both ends of a demonstration know, so that each can check the other.
+"""A generated agent session. Both ends of a demonstration have it, so that each can check the other.
 
-The same seed gives the same session: what the person steers, what the agent prints, in sizes as they occur
-from a keystroke to a large diff. `TranscriptRun` plays it between two peers; connections are the caller's affair.
+The same seed gives the same session: the user's input and the agent's output, in sizes from a keystroke to a large diff.
+`TranscriptRun` plays it between two peers, over connections of the caller.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Transcript:
 
     @property
     def messages(self) -> int:
-        """Both ways."""
+        """The number of messages, both ways."""
         return 2 * len(self.turns)
 
     @property
@@ -105,7 +105,7 @@ def make_transcript(
 
 @define(eq=False)
 class TranscriptRun:
-    """Both ends of one transcript; each compares what it gets with what it knows must come.
+    """Both ends of one transcript. Each compares the messages that it receives with the transcript.
 
     Give `at_daemon` to a DaemonPeer and `at_client` to a ClientPeer. `stop` is called once, when `failure`
     is set. `round_trips` holds seconds, of the turns that had the wire alone.

@@ -1,4 +1,4 @@
-"""What a peer asks a relay for when it connects, and the ways in which a connection can end.
+"""The destination of a peer's connection, and the ways in which a connection can end.
 
 Values and exceptions only; `connection` does the connecting.
 """

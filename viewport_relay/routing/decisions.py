@@ -18,7 +18,7 @@ from viewport_relay.routing.model import Peer, RemoteSession
 
 
 class NoReceiver:
-    """What every decision has in common: no receiver that the message could simply be sent to."""
+    """The base of decisions: they have no `outlet`, so the message cannot simply be sent on."""
 
     __slots__ = ()
     outlet: ClassVar[None] = None

@@ -85,7 +85,7 @@ class Registry:
         ]
 
     def clean_up(self, now: float, empty_ttl: float) -> int:
-        """Forget targets that have been empty for `empty_ttl` seconds; gives how many."""
+        """Forget targets that have been empty for `empty_ttl` seconds; returns their number."""
         gone = []
         for key, target in self._targets.items():
             if target.empty and now - target.active_at >= empty_ttl:

@@ -82,7 +82,7 @@ class RequestTable(_OwnerTable[Owner]):
     _ttl = REQUEST_TTL
 
     def owner(self, request_id: str, now: float) -> Owner | None:
-        """Who waits for the answer to this request."""
+        """The owner that waits for the answer to this request."""
         found = self._entries.get(_key(request_id))
         return None if found is None or now >= found.until else found.owner
 
@@ -99,7 +99,7 @@ class SessionTable(_OwnerTable[Owner]):
     _ttl = SESSION_TTL
 
     def owner(self, session_id: str, now: float) -> Owner | None:
-        """Who owns the session; counts as a use of it. Called for every e2ee frame."""
+        """The session's owner. The call counts as a use of the session; it is made for every e2ee frame."""
         found = self._entries.get(session_id if len(session_id) <= _LONGEST_KEY else _key(session_id))
         if found is None or now >= found.until:
             return None

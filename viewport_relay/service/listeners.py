@@ -1,4 +1,4 @@
-"""The listeners of a process: the one for peers, and where RELAY_ADMIN_LISTEN says so one for operators."""
+"""The listeners of a process: one for peers, and with RELAY_ADMIN_LISTEN one for operators."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cannot_listen(error: BaseException) -> str:
 
 
 def _words(error: Exception) -> str:
-    """What is wrong with an endpoint's description, by the error of Twisted's parser."""
+    """The error in an endpoint's description, in words, by the exception of Twisted's parser."""
     if isinstance(error, LookupError):
         return "no such socket was passed"
     text = str(error)

@@ -1,4 +1,4 @@
-"""What became of frames: counted, logged, and answered where the relay answers itself. The same for every role."""
+"""Outcomes of frames that are not simply forwarded: counted, logged, and answered by the relay. The same for every role."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ BRIEF: Final = 0.2
 
 @define(eq=False)
 class Supervision:
-    """What the workers of one parent share.
+    """Settings and state that the workers of one parent share.
 
     `timeout`: seconds without an answer after which a worker is killed. `counters`: the parent's own. `environment` maps a
     worker's number to its environment variables. `stopping`: ended workers are not started again. `retired` holds the last
