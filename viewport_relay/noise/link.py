@@ -15,7 +15,7 @@ What this module does not do: it keeps no order of steps and knows no peer (`mac
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from noise.connection import NoiseConnection
 
@@ -23,6 +23,7 @@ from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.policy import Pattern, check_static_key, link_psk
 from viewport_relay.noise.records import TAG_BYTES, LinkRecords
 from viewport_relay.protocol.grant import Grant, UpgradeQuery
+from viewport_relay.protocol.json import parse_json
 from viewport_relay.reasons import Reason, Refusal
 
 SUBPROTOCOL = "viewport.noise-link.v1"
@@ -156,15 +157,10 @@ def _malformed(detail: str) -> Refusal:
     return Refusal(Reason.NOISE_HANDSHAKE_MALFORMED, detail)
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _is_confirm(plaintext: bytes) -> bool:
     """Whether this is a JSON object of type link_confirm; other members may be there."""
     try:
-        # Numbers as doubles: a very long integer is JSON too, and Python would refuse to convert it.
-        value = json.loads(plaintext.decode("utf-8"), parse_int=float, parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        value = parse_json(plaintext.decode("utf-8"))
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         return False
     return isinstance(value, dict) and value.get("type") == "link_confirm"

@@ -3,7 +3,7 @@
     awaiting -> message_1_read -> answered -> confirmed -> established -> closed
 
 `docs/topics/noise-machine.md` is drawn from this machine. The machine has no transport, no clock
-and no log: `noiselink.NoiseLink` passes inputs to the machine, and the machine calls a `LinkPeer`. A connection
+and no log: `NoiseLink` passes inputs to the machine, and the machine calls a `LinkPeer`. A connection
 without a link has no machine. Records on an established link bypass the machine, because each transition costs
 time; only a refused record is an input.
 
@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from attrs import define
 from automat import TypeMachineBuilder
 
-from viewport_relay.noise.link import LinkResponder
+from viewport_relay.noise.link import KeyUsed, LinkResponder
 from viewport_relay.noise.policy import Pattern
+from viewport_relay.noise.records import LinkRecords
 from viewport_relay.reasons import Reason, Refusal
 
 
@@ -196,3 +197,46 @@ closed.upon(LinkInputs.relay_closes).loop().returns(None)
 closed.upon(LinkInputs.refused).loop().returns(None)
 
 LINK_MACHINE = builder.build()
+
+
+# -- one connection ------------------------------------------------------------------------------------------------
+
+
+class NoiseLink:
+    """The link of one connection, from message 1 on. Nothing in it raises for what a peer does."""
+
+    __slots__ = ("core", "inputs")
+
+    def __init__(self, peer: LinkPeer, responder: LinkResponder) -> None:
+        self.core = LinkCore(peer, responder)
+        #: What else happens to the connection is told to the machine.
+        self.inputs: LinkInputs = LINK_MACHINE(self.core)
+
+    @property
+    def key_used(self) -> KeyUsed | None:
+        """Which of the relay's keys the peer used; None before message 1."""
+        return self.core.link.key_used
+
+    def receive(self, data: bytes) -> bytes | None:
+        """Take one binary message: the frame inside, or None when there is nothing to route.
+
+        None means that the handshake took it, or that the link failed and `fail` was called on the peer.
+        """
+        core = self.core
+        if core.closed:
+            return None
+        if core.link.records is None:
+            self.inputs.message(data)
+            return None
+        try:
+            return core.link.records.decrypt_message(data)
+        except Refusal as refusal:
+            self.inputs.refused(refusal)
+            return None
+
+    @property
+    def records(self) -> LinkRecords:
+        """The records of the established link."""
+        records = self.core.link.records
+        assert records is not None  # from the confirm on
+        return records

@@ -17,7 +17,7 @@ from viewport_relay import __version__
 from viewport_relay.config import Config
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.noise.link import SUBPROTOCOL, LinkResponder
-from viewport_relay.noise.noiselink import NoiseLink
+from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.noise.records import message_max_bytes
 from viewport_relay.observe.counters import Counters

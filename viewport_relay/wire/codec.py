@@ -192,12 +192,15 @@ class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autoba
             self.onMessage(chunks[0] if len(chunks) == 1 else b"".join(chunks), self.message_is_binary)
 
 
-class _Factory(WebSocketServerFactory):  # type: ignore[misc]  # Autobahn is not typed
-    """Autobahn's factory with the wire protocol's options: no extension, masks and UTF-8 checked, no timers of its own."""
+class CodecFactory:
+    """Makes codecs. `max_message` is the longest message, bytes over all its fragments.
+
+    The wire protocol's options: no extension, masks and UTF-8 checked, no timers of Autobahn's.
+    """
 
     def __init__(self, clock: IReactorTime, max_message: int) -> None:
-        super().__init__(reactor=clock)
-        self.setProtocolOptions(
+        factory: Final = WebSocketServerFactory(reactor=clock)
+        factory.setProtocolOptions(
             failByDrop=False,
             openHandshakeTimeout=0,
             closeHandshakeTimeout=0,
@@ -207,16 +210,8 @@ class _Factory(WebSocketServerFactory):  # type: ignore[misc]  # Autobahn is not
             utf8validateIncoming=True,
             requireMaskedClientFrames=True,
             tcpNoDelay=True,
+            maxMessagePayloadSize=max_message,
         )
-        self.resetProtocolOptions = None
-        self.setProtocolOptions(maxMessagePayloadSize=max_message)
-
-
-class CodecFactory:
-    """Makes codecs. `max_message` is the longest message, bytes over all its fragments."""
-
-    def __init__(self, clock: IReactorTime, max_message: int) -> None:
-        factory: Final = _Factory(clock, max_message)
         # The options as attributes of a class: Autobahn would copy them, two dozen, into each connection.
         options: dict[str, Any] = {"CONFIG_ATTRS": (), "factory": factory}
         for name in Codec.CONFIG_ATTRS:

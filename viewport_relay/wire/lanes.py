@@ -8,12 +8,11 @@ from viewport_relay.wire.interfaces import Feeder
 
 
 class _Lane:
-    __slots__ = ("chunks", "feeder", "size")
+    __slots__ = ("chunks", "feeder")
 
     def __init__(self, feeder: Feeder | None) -> None:
         self.feeder = feeder
         self.chunks: deque[bytes] = deque()
-        self.size = 0
 
 
 class Lanes:
@@ -43,7 +42,6 @@ class Lanes:
             lane = self._by_feeder[feeder] = _Lane(feeder)
             self._turns.append(lane)
         lane.chunks.append(data)
-        lane.size += len(data)
         self.size += len(data)
         return new
 
@@ -51,7 +49,6 @@ class Lanes:
         """The next chunk, and its feeder if nothing else of it waits. Only while something waits."""
         lane = self._turns.popleft()
         data = lane.chunks.popleft()
-        lane.size -= len(data)
         self.size -= len(data)
         if lane.chunks:
             self._turns.append(lane)
@@ -63,5 +60,5 @@ class Lanes:
         """Forget what a feeder brought."""
         lane = self._by_feeder.pop(feeder, None)
         if lane is not None:
-            self.size -= lane.size
+            self.size -= sum(map(len, lane.chunks))
             self._turns.remove(lane)

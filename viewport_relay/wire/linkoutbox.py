@@ -53,25 +53,22 @@ class LinkOutbox(Outbox):
         return self.send_all((message,), len(message), feeder)
 
     def send_all(self, messages: Sequence[Message], size: int, feeder: Feeder | None = None) -> bool:
-        if self._shut:
+        if not self._may_take():
             return False
         if self._held is not None and not self._holds_messages:
             self.send_held()
+        turn = self._turn
         if (
             size < COPIED
-            and self._turn.running
+            and turn.running
             and not self.blocked
-            and (self._free is not None or self._emptied() is not None)
+            and (self._free or self._emptied()) is not None
         ):
-            self._hold_messages(messages, size)
+            self._hold_messages(messages, turn, size)
             return True
-        if self._may_wait is not None:
-            if self.blocked and not self._may_wait(self.pending):
-                return False
-            feeder = None
         if self._held is not None:
             self.send_held()
-        self._leave(messages, feeder)
+        self._leave(messages, feeder if self._may_wait is None else None)
         if self.blocked:
             self.on_backlog()
         return True
@@ -81,14 +78,12 @@ class LinkOutbox(Outbox):
             self.send_held()
         super().hold(data)
 
-    def _hold_messages(self, messages: Sequence[Message], size: int) -> None:
-        turn = self._turn
+    def _hold_messages(self, messages: Sequence[Message], turn: Turn, size: int) -> None:
         if self._held is None:
-            self._held = list(messages)
+            self._held = []
             self._holds_messages = True
             turn.outboxes.append(self)
-        else:
-            self._held.extend(messages)
+        self._held.extend(messages)
         turn.held += size
         if turn.held >= MOST_HELD:
             turn.send()

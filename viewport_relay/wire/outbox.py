@@ -109,16 +109,18 @@ class Outbox:
 
         False: they are not taken. A memoryview is used up when this returns.
         """
-        if self._shut:
+        if not self._may_take():
             return False
-        if self._may_wait is not None:
-            if self.blocked and not self._may_wait(self.pending):
-                return False
-            feeder = None
-        self.write(data, feeder)
+        self.write(data, feeder if self._may_wait is None else None)
         if self.blocked:
             self.on_backlog()
         return True
+
+    def _may_take(self) -> bool:
+        """Whether a message may leave, or wait."""
+        if self._shut:
+            return False
+        return not self.blocked or self._may_wait is None or self._may_wait(self.pending)
 
     def send(self, message: bytes, feeder: Feeder | None = None) -> bool:
         """Make a frame of the message (on a link, records) and take it."""

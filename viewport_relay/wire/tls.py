@@ -70,8 +70,7 @@ class ServerContext:
         """Raises ConfigError when the files hold no certificate with its key."""
         self._cert_path = cert_path
         self._key_path = key_path
-        self._read_versions = self.versions()
-        self._context = self._read()
+        self.reload()
 
     @classmethod
     def from_config(cls, config: Config) -> ServerContext | None:
@@ -89,14 +88,10 @@ class ServerContext:
         """The files as they are on the disk."""
         return _version(self._cert_path), _version(self._key_path)
 
-    @property
-    def changed(self) -> bool:
-        """Whether the files are others than those that were read last, usable or not."""
-        return self.versions() != self._read_versions
-
     def reload(self) -> None:
         """Read the files again; connections that are open keep what they have. Raises ConfigError."""
-        self._read_versions = self.versions()
+        #: The files that were read last, usable or not.
+        self.read_versions = self.versions()
         self._context = self._read()
 
     def _read(self) -> SSL.Context:
@@ -163,5 +158,5 @@ class CertificateWatch:
 
     def _look(self) -> None:
         seen, self._seen = self._seen, self._context.versions()
-        if self._context.changed and self._seen == seen:
+        if self._context.read_versions != self._seen == seen:
             self.reload()

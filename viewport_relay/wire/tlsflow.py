@@ -1,15 +1,15 @@
 """Both ways of an established TLS connection, between a TCP transport and the reader and outbox.
 
-    socket -> shared memory -> OpenSSL -> the reader's arena          (`Decryption`)
-    outbox -> OpenSSL -> shared memory -> socket                      (`Encryption`)
+    socket -> shared memory -> OpenSSL -> the reader's arena
+    outbox -> OpenSSL -> shared memory -> socket
 
-Two objects of their own: `TLSTransport` extends a Twisted class whose attributes are looked up slowly, for it has `__getattr__`.
+An object of its own: `TLSTransport` extends a Twisted class whose attributes are looked up slowly, for it has `__getattr__`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from viewport_relay.wire.tlsrecords import (
     HEADER,
@@ -24,115 +24,133 @@ from viewport_relay.wire.tlsrecords import (
 from viewport_relay.wire.transport import DirectAccess, Sink, read_nothing
 
 
-def _nothing(*dropped: object) -> None:
-    """A no-op callback, after the end."""
+class TwistedWay(Protocol):
+    """What a flow leaves to Twisted's TLS transport."""
+
+    def take_ciphertext(self, data: bytes) -> None:
+        """Decrypt bytes that were received, and deliver them to the wrapped protocol."""
+
+    def read_rest(self) -> None:
+        """Act on records without data."""
+
+    def send_rest(self) -> None:
+        """Send records that did not fit into the shared memory."""
 
 
-class Decryption:
-    """Decrypts the records that are whole, and gives those of one read to a sink together, as far as its space goes.
+class TLSFlow:
+    """The bytes of one connection. It is the sink of the TCP transport, and to an outbox what a socket is.
 
-    Before `begin` and after `end` ciphertext goes Twisted's way.
+    Decryption gives the whole records of one read to the sink above together, as far as its space goes. Before `read_into` and
+    after `end` ciphertext goes Twisted's way. Encryption sends the records at once, from `begin` to `end_sending`.
     """
 
     __slots__ = (
-        "_ciphertext",
-        "_count",
-        "_layer",
-        "_memory",
-        "_receive",
-        "_records",
-        "_rest",
-        "_sink",
-        "_twisted",
-        "space",
-    )
+        "_ciphertext", "_count", "_layer", "_memory", "_receive", "_records", "_sink", "_transport", "_twisted", "begun", "space",
+    )  # fmt: skip
 
-    def __init__(
-        self, memory: SharedMemory, twisted: Callable[[bytes], None], rest: Callable[[], None]
-    ) -> None:
-        """`twisted` takes ciphertext, `rest` handles records without data: both are Twisted's ways."""
+    def __init__(self, memory: SharedMemory, twisted: TwistedWay) -> None:
         self._memory = memory
         self._ciphertext = memory.ciphertext
-        self._twisted = twisted
-        self._rest = rest
+        self._twisted: TwistedWay | None = twisted  # until lost
         self._count = RecordCount()
         self._records = 0  # whole records that OpenSSL has and that are not read yet
         self._receive: Callable[[memoryview], int] = read_nothing
-        self._layer: RecordLayer | None = None
+        self._layer: Any = None  # a RecordLayer, from `begin` on
         self._sink: Sink | None = None
+        self._transport: Any = None  # a DirectTransport, while anything can be sent
+        self.begun = False
         #: Where the TCP transport reads to.
         self.space = memory.space
 
-    def begin(self, layer: RecordLayer, sink: Sink, transport: object) -> Callable[[memoryview], int]:
-        """Decrypt into the sink from now on. What is returned reads more, if there is more at once."""
+    def begin(self, layer: RecordLayer, transport: Any) -> None:
+        """The handshake is over: send through `transport`, the TCP transport, from now on."""
         self._layer = layer
+        self._transport = transport
+        self.begun = True
+
+    def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
+        """Decrypt into the sink from now on. What is returned reads more, if there is more at once."""
         self._sink = sink
-        if not isinstance(transport, DirectAccess):
+        if not isinstance(self._transport, DirectAccess):
             return read_nothing
-        self._receive = transport.read_into(self)
+        self._receive = self._transport.read_into(self)
         return self._read_more
+
+    @property
+    def sends(self) -> bool:
+        """Whether anything can be sent."""
+        return self._transport is not None
+
+    def end_sending(self) -> None:
+        """Send nothing any more."""
+        self._transport = None
 
     def end(self) -> None:
         """Leave the rest to Twisted."""
-        self._layer = self._sink = None
+        self._sink = self._transport = None
         self._records = 0
         self._receive = read_nothing
 
     def forget(self) -> None:
         """Drop every reference: the connection is lost."""
         self.end()
-        self._twisted = self._rest = _nothing
+        self._twisted = None
+
+    # -- receiving -----------------------------------------------------------------------------------------------
 
     def received(self, size: int) -> None:
         """`size` bytes of ciphertext were read into `space`."""
-        layer, count, data = self._layer, self._count, self._ciphertext
-        if layer is None:
+        layer, sink, count, data = self._layer, self._sink, self._count, self._ciphertext
+        if sink is None:
             self.take(bytes(self.space[:size]))
         elif count.between and size == HEADER + (
             data[3] << 8 | data[4]
         ):  # one whole record: nearly every read
             layer.put_read(size)
-            sink = self._sink
-            if sink is None or len(sink.space) < RECORD:
+            if len(sink.space) < RECORD:
                 self._records = 1
             else:
                 opened = layer.open_into(sink.space)
                 if opened:
                     sink.received(opened)
                 else:
-                    self._rest()
+                    self._read_rest()
             if self._records:
-                self._open(layer)
+                self._open()
         else:
             self._records += count.ended(self.space[:size])
             layer.put_read(size)
-            self._open(layer)
+            self._open()
 
     def take(self, data: bytes) -> None:
         """Handle ciphertext that was read elsewhere."""
-        records, layer = self._count.ended(data), self._layer
-        if layer is None:
-            self._twisted(data)
-        else:
-            layer.put(data)
+        records = self._count.ended(data)
+        if self._sink is not None:
+            self._layer.put(data)
             self._records += records
-            self._open(layer)
+            self._open()
+        elif self._twisted is not None:
+            self._twisted.take_ciphertext(data)
 
-    def _open(self, layer: RecordLayer) -> None:
+    def _open(self) -> None:
         while self._records and self._sink is not None:
-            size = self._fill(layer, self._sink.space)
+            size = self._fill(self._sink.space)
             if size:
                 self._sink.received(size)
             else:
-                # A record without data (an alert, a new key), or the end: Twisted meets it again, and acts on it.
-                self._records = 0
-                self._rest()
+                self._read_rest()
 
-    def _fill(self, layer: RecordLayer, space: memoryview) -> int:
+    def _read_rest(self) -> None:
+        """Leave a record without data (an alert, a new key), or the end, to Twisted, which meets it again."""
+        self._records = 0
+        if self._twisted is not None:
+            self._twisted.read_rest()
+
+    def _fill(self, space: memoryview) -> int:
         """Decrypt whole records into `space` until it is full, or the next record has no data; how many bytes."""
-        have, end = 0, len(space)
+        layer, have, end = self._layer, 0, len(space)
         while self._records and have < end:
-            size = layer.open_into(space[have:] if have else space)
+            size: int = layer.open_into(space[have:] if have else space)
             if not size:
                 break
             if end - have >= RECORD or not layer.pending():
@@ -142,9 +160,9 @@ class Decryption:
 
     def _read_more(self, space: memoryview) -> int:
         """Read and decrypt what has come meanwhile, as far as `space` goes; how many bytes."""
-        layer, most, have = self._layer, len(self.space), 0
+        most, have = len(self.space), 0
         size = most  # of the last read; a shorter one has emptied the socket
-        while layer is not None and have < len(space):
+        while self._sink is not None and have < len(space):
             if not self._records:
                 if size < most:
                     break
@@ -153,43 +171,14 @@ class Decryption:
                 except OSError:  # nothing there, or broken: the next read event tells
                     break
                 self._records = self._count.ended(self.space[:size])
-                layer.put_read(size)
-            opened = self._fill(layer, space[have:])
+                self._layer.put_read(size)
+            opened = self._fill(space[have:])
             if not opened:
                 break
             have += opened
         return have
 
-
-class Encryption:
-    """Encrypts what is sent, and sends the records at once: what a socket's `send` is to an outbox."""
-
-    __slots__ = ("_flush", "_layer", "_transport")
-
-    def __init__(self, flush: Callable[[], None]) -> None:
-        """`flush` sends records that did not fit into the shared memory."""
-        self._flush = flush
-        self._layer: RecordLayer | None = None
-        self._transport: Any = None
-
-    def begin(self, layer: RecordLayer, transport: Any) -> None:
-        """Send from now on, through a DirectTransport."""
-        self._layer = layer
-        self._transport = transport
-
-    @property
-    def open(self) -> bool:
-        """Whether anything can be sent."""
-        return self._layer is not None
-
-    def end(self) -> None:
-        """Take nothing any more."""
-        self._layer = self._transport = None
-
-    def forget(self) -> None:
-        """Drop every reference: the connection is lost."""
-        self.end()
-        self._flush = _nothing
+    # -- sending -------------------------------------------------------------------------------------------------
 
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
         """Encrypt bytes and send the records; how many of the bytes were taken. Called while nothing waits to be sent.
@@ -197,7 +186,7 @@ class Encryption:
         No more is encrypted once the socket is full: what waits is bounded as plaintext.
         """
         layer, transport, at, end, piece = self._layer, self._transport, 0, len(data), data
-        while layer is not None:
+        while transport is not None:
             if end > LAST_PIECE:
                 piece = memoryview(data)[at:] if end - at <= LAST_PIECE else memoryview(data)[at : at + PIECE]
             records = layer.seal(piece)
@@ -205,8 +194,10 @@ class Encryption:
                 break
             at += len(piece)
             transport.send_now(records)
-            if len(records) == SEALED:  # and there may be more: what was left of a handshake
-                self._flush()
+            if (
+                len(records) == SEALED and self._twisted is not None
+            ):  # and there may be more: what was left of a handshake
+                self._twisted.send_rest()
             if at == end or not transport.sent_everything:
                 break
         return at

@@ -127,7 +127,7 @@ class RecordLayer:
         if space is memory.arena:
             size = _ssl_read(self._layer, memory.arena_at, RECORD)
         else:
-            size = _ssl_read(self._layer, _ffi.from_buffer("char[]", space, True), min(len(space), RECORD))
+            size = _ssl_read(self._layer, _pointer("char[]", space, True), min(len(space), RECORD))
         if size > 0:
             return size
         _clear_errors()

@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from viewport_relay.admission.addresses import counted_as, peer_host
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.tls import ServerContext
-from viewport_relay.wire.tlsflow import Decryption, Encryption
-from viewport_relay.wire.tlsrecords import RecordLayer, SharedMemory, record_layer
+from viewport_relay.wire.tlsflow import TLSFlow
+from viewport_relay.wire.tlsrecords import SharedMemory, record_layer
 from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothing
 from viewport_relay.wire.turn import turn_of
 
@@ -45,37 +45,26 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
     def __init__(self, factory: TLSFactory, wrappedProtocol: Any, _connectWrapped: bool = True) -> None:
         super().__init__(factory, wrappedProtocol, _connectWrapped)  # type: ignore[no-untyped-call]
-        self._decryption = Decryption(factory.memory, super().dataReceived, self._read_rest)
-        self._encryption = Encryption(self._flushSendBIO)
-        self._layer: RecordLayer | None = None
+        self._flow = TLSFlow(factory.memory, self)
 
-    def _begin_flow(self) -> None:
-        """Leave Twisted's way, once the handshake is over."""
-        if (
-            self._layer is None
-            and self._handshakeDone
-            and not (self._lostTLSConnection or self.disconnecting)
-        ):
-            self._layer = record_layer(self._tlsConnection, self.factory.memory)
-            if self._layer is not None:
-                self._encryption.begin(self._layer, self.transport)
-
-    def _end_flow(self) -> None:
-        """Go Twisted's way from now on."""
-        self._decryption.end()
-        self._encryption.end()
+    def _begun(self) -> TLSFlow:
+        """The flow, which leaves Twisted's way once the handshake is over."""
+        flow = self._flow
+        if not flow.begun and self._handshakeDone and not (self._lostTLSConnection or self.disconnecting):
+            layer = record_layer(self._tlsConnection, self.factory.memory)
+            if layer is not None:
+                flow.begin(layer, self.transport)
+        return flow
 
     # -- receiving ---------------------------------------------------------------------------------------------
 
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
-        self._begin_flow()
-        if self._layer is not None and self._encryption.open:
-            return self._decryption.begin(self._layer, sink, self.transport)
-        return read_nothing
+        flow = self._begun()
+        return flow.read_into(sink) if flow.sends else read_nothing
 
     def dataReceived(self, data: bytes) -> None:
         if self._handshakeDone:
-            self._decryption.take(data)
+            self._flow.take(data)
             return
         waits = bool(self._early)
         self._early += data
@@ -91,44 +80,49 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
         data, self._early = self._early, b""
         if len(data) > _EARLY_MAX:
             self.transport.resumeProducing()
-        self._decryption.take(data)
+        self._flow.take(data)
 
-    def _read_rest(self) -> None:
+    # -- TwistedWay ---------------------------------------------------------------------------------------------
+
+    def take_ciphertext(self, data: bytes) -> None:
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
+
+    def read_rest(self) -> None:
         if self._tlsConnection is not None:
             self._flushReceiveBIO()  # type: ignore[no-untyped-call]
+
+    def send_rest(self) -> None:
+        self._flushSendBIO()  # type: ignore[no-untyped-call]
 
     # -- sending -----------------------------------------------------------------------------------------------
 
     @property
     def sender(self) -> Sender:
-        self._begin_flow()
-        return self._encryption
+        return self._begun()
 
     @property
     def sent_everything(self) -> bool:
         return bool(
-            self._encryption.open
-            and not self._appSendBuffer
-            and getattr(self.transport, "sent_everything", False)
+            self._flow.sends and not self._appSendBuffer and getattr(self.transport, "sent_everything", False)
         )
 
     def _bufferedWrite(self, octets: bytes) -> None:
         super()._bufferedWrite(octets)  # type: ignore[no-untyped-call]
-        self._end_flow()  # OpenSSL takes no more before something is read; it does so in a handshake only
+        self._flow.end()  # OpenSSL takes no more before something is read; it does so in a handshake only
 
     # -- the end -----------------------------------------------------------------------------------------------
 
     def loseConnection(self) -> None:
-        self._encryption.end()
+        self._flow.end_sending()
         super().loseConnection()  # type: ignore[no-untyped-call]
 
     def abortConnection(self) -> None:
-        self._end_flow()
+        self._flow.end()
         if self._tlsConnection is not None:  # else it is lost already
             super().abortConnection()  # type: ignore[no-untyped-call]
 
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
-        self._end_flow()
+        self._flow.end()
         if reason is not None:
             reason.tb = None  # its frames refer to it: only the collector would free that cycle
             if reason.value is not None:
@@ -144,8 +138,7 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)  # type: ignore[no-untyped-call]  # may find the end of TLS itself, in what was not yet decrypted
-        self._decryption.forget()
-        self._encryption.forget()
+        self._flow.forget()
         if not self.disconnecting:  # else Twisted's would go on with the end of TLS
             self.unregisterProducer()  # type: ignore[no-untyped-call]  # it refers to this transport
         if self._flush is not None and self._flush.active():

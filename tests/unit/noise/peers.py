@@ -20,7 +20,7 @@ from noise.connection import Keypair, NoiseConnection
 
 from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.link import LinkResponder
-from viewport_relay.noise.noiselink import NoiseLink
+from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal

@@ -32,7 +32,7 @@ from tests.unit.noise.peers import (
 )
 from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.link import LinkResponder
-from viewport_relay.noise.noiselink import NoiseLink
+from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import PLAIN_IK_DETAIL, Pattern
 from viewport_relay.protocol.grant import Profile, Role, UpgradeQuery
 from viewport_relay.reasons import CloseCode, Reason, Refusal

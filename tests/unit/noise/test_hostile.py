@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.noise.peers import CONFIRM, Initiator, Recorder, connection, establish, grant, is_up
-from viewport_relay.noise.noiselink import NoiseLink
+from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.protocol.grant import Profile
 from viewport_relay.reasons import Reason

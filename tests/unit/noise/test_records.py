@@ -12,7 +12,7 @@ from noise.constants import MAX_NONCE as LIBRARY_MAX_NONCE
 
 from tests.unit.noise.peers import FRAME_MAX, Initiator, Recorder, connection, establish, is_up, seal
 from viewport_relay.noise.link import LinkResponder
-from viewport_relay.noise.noiselink import NoiseLink
+from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.noise.records import (
     RECORD_PLAINTEXT_MAX,
