@@ -139,31 +139,10 @@ class ArenaReader(Reader):
             if self._must_keep():
                 self._postponed += data[at:]
                 return
-            long = self._long
-            if long is not None:
-                piece = data[at : at + long.total - long.have]
-                long.space[: len(piece)] = piece
-                long.have += len(piece)
-                if long.have == long.total:
-                    self._finish_long(long)
-            else:
-                kept = len(self._stash)
-                piece = data[at : at + ARENA_SIZE - kept]
-                self._data[:kept] = self._stash
-                self._data[kept : kept + len(piece)] = piece
-                self._stash = b""
-                self._consume(kept + len(piece), kept > 0)
+            piece = data[at : at + len(self.space)]
+            self.space[: len(piece)] = piece
+            self.received(len(piece))
             at += len(piece)
-        self._set_space()
-        if self._ended:
-            self._pace(len(data))
-
-    def _set_space(self) -> None:
-        long = self._long
-        if long is not None and long.have < long.total:
-            self.space = long.space
-        else:
-            self.space = self._view[len(self._stash) : ARENA_SIZE] if self._stash else self._arena.space
 
     # -- what is not whole yet ---------------------------------------------------------------------------------
 
