@@ -30,7 +30,7 @@ from viewport_relay.admission.platform import PlatformValidator, ValidationSetti
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.admission.requesturl import RequestUrl
 from viewport_relay.admission.token import TokenSource
-from viewport_relay.config import Config, ConfigError
+from viewport_relay.config import BY_ATTRIBUTE, Config, ConfigError
 from viewport_relay.deferredcache import DeferredCache
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -83,14 +83,12 @@ class Gate:
 
         Raises ConfigError for TLS files or URLs that cannot be used.
         """
-        for variable, url in (
-            ("RELAY_JWKS_URL", config.jwks_url),
-            ("RELAY_VALIDATE_URL", config.validate_url),
-        ):
+        for attribute in ("jwks_url", "validate_url"):
             try:
-                RequestUrl.of(url)
+                RequestUrl.of(getattr(config, attribute))
             except ValueError as takes:  # the URL is not shown: it may hold a password
-                raise ConfigError([f"{variable}: {takes}"]) from None
+                made = ", made of SERVER_URL" if config.sources.get(attribute) == "default" else ""
+                raise ConfigError([f"{BY_ATTRIBUTE[attribute].name}{made}: {takes}"]) from None
         clock: IReactorTime = reactor
         client = http or HttpClient.from_config(reactor, config)
         platform_clock = PlatformClock(clock, now)

@@ -18,6 +18,9 @@ from viewport_relay.admission.pool import HEAD_MAX, HeadTooLong
 from viewport_relay.admission.requesturl import RequestUrl
 from viewport_relay.admission.tls import CertificateRefused
 
+#: OpenSSL's word for an answer that is no TLS record.
+_NO_TLS = "wrong version number"
+
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionRefusedError, "connection refused"),
     (DNSLookupError, "the name does not resolve"),
@@ -69,4 +72,6 @@ def hint(error: BaseException, url: RequestUrl) -> str:
         return f"{url.host} is not known to this machine's resolver: check the name, and /etc/resolv.conf"
     if isinstance(error, ConnectionRefusedError):
         return f"nothing listens at {url.host_header}: check that the platform runs, and the port"
+    if isinstance(error, SSL.Error) and _NO_TLS in why(error):
+        return f"{url.host_header} does not speak TLS: check the port, or write http:// if that is meant"
     return ""

@@ -477,3 +477,10 @@ def test_an_unusable_url_is_a_configuration_error_without_its_password(
     with pytest.raises(ConfigError) as wrong:
         Gate.from_config(clock, config, log, counters)
     assert variable in str(wrong.value) and "hush" not in str(wrong.value)
+
+
+def test_an_unusable_server_url_is_named(clock: Clock, log: Any, counters: Counters) -> None:
+    config = load({"SERVER_URL": "http://user:hush@platform.example"})
+    with pytest.raises(ConfigError) as wrong:
+        Gate.from_config(clock, config, log, counters)
+    assert str(wrong.value) == "RELAY_JWKS_URL, made of SERVER_URL: takes a URL without user and password"
