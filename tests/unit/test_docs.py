@@ -58,6 +58,18 @@ def test_links_between_pages_have_a_target() -> None:
     assert broken == []
 
 
+def test_every_file_that_a_page_names_exists() -> None:
+    named = re.compile(r"`((?:viewport_relay|tests|tools|deploy|benchmarks|docs)/[\w./-]+)")
+    missing = {
+        f"{page}: {name}"
+        for page in pages()
+        if page != "CHANGELOG.md"  # it names files of earlier versions
+        for name in named.findall(text_of(page))
+        if not (ROOT / name).exists()
+    }
+    assert sorted(missing) == []
+
+
 def test_every_setting_that_a_page_names_exists() -> None:
     known = {variable.name for variable in VARIABLES} | {older for v in VARIABLES for older in v.older}
     known |= {f"{variable.name}_FILE" for variable in VARIABLES if variable.secret}
