@@ -78,9 +78,9 @@ def fast_e2ee(message: Message) -> Envelope | None:
 # -- messages ----------------------------------------------------------------------------------------------------
 
 #: The members that tell what an object is.
-_HEAD: Final = Members("type", "schema")
+_HEAD: Final = Members(opaque=("type", "schema"))
 _SESSION_EVENT_SCHEMA: Final = "viewport.session_event_relay_frame/v1"
-_E2EE: Final = Members("version", "profile", "sessionId", "epoch", "seq", opaque=("iv", "tag", "ciphertext"))
+_E2EE: Final = Members("version", "sessionId", "epoch", "seq", opaque=("profile", "iv", "tag", "ciphertext"))
 _CHANNEL: Final = Members("channel")
 
 
@@ -107,9 +107,9 @@ _CLIENT: Final[_Table] = {
     ("type", "e2ee"): (_E2EE, rules.e2ee),
     ("type", "relay_key_exchange_init"): (
         Members(
-            "version", "profile", "requestId", "previousSessionId",
+            "version", "requestId", "previousSessionId",
             opaque=(
-                "pairingPeerId", "clientEphemeralPublicKey", "encryptedClientStatic",
+                "profile", "pairingPeerId", "clientEphemeralPublicKey", "encryptedClientStatic",
                 "clientPublicKey", "clientNonce", "clientProof",
             ),
         ),
@@ -126,7 +126,7 @@ _CLIENT: Final[_Table] = {
     ("type", "viewport.session_events.subscribe/v1"): (Members("channel", "afterSequence"), rules.subscribe),
     ("type", "viewport.session_events.unsubscribe/v1"): (_CHANNEL, rules.unsubscribe),
     ("type", "viewport.session_viewer_presence/v1"): (
-        Members("channel", "action", "userId", "displayName", "sentAt"),
+        Members("channel", opaque=("action", "userId", "displayName", "sentAt")),
         rules.viewer_presence,
     ),
 }  # fmt: skip
@@ -134,9 +134,9 @@ _DAEMON: Final[_Table] = {
     ("type", "e2ee"): (_E2EE, rules.e2ee),
     ("type", "relay_key_exchange_response"): (
         Members(
-            "version", "profile", "requestId", "sessionId", "epoch",
+            "version", "requestId", "sessionId", "epoch",
             opaque=(
-                "proof", "daemonPublicKey", "daemonEphemeralPublicKey", "encryptedMetadata", "daemonNonce",
+                "profile", "proof", "daemonPublicKey", "daemonEphemeralPublicKey", "encryptedMetadata", "daemonNonce",
             ),
         ),
         rules.key_exchange_response,
@@ -149,12 +149,12 @@ _DAEMON: Final[_Table] = {
         ),
         rules.offer_response,
     ),
-    ("type", "relay_pairing_redeem_response"): (Members("requestId", "ok", "errorCode"), rules.pairing_response),
+    ("type", "relay_pairing_redeem_response"): (Members("requestId", "ok", opaque=("errorCode",)), rules.pairing_response),
     ("schema", _SESSION_EVENT_SCHEMA): (Members("channel", "event"), rules.session_event),
 }  # fmt: skip
 _WORKER: Final[_Table] = {
     ("type", "viewport.worker_transport.request/v1"): (
-        Members("requestId", "method", "path", "headers", "body"),
+        Members("requestId", "path", "headers", "body", opaque=("method",)),
         rules.worker_request,
     )
 }

@@ -47,9 +47,25 @@ def is_utf8(message: Message) -> bool:
     return True
 
 
+_BLANKS: Final = re.compile(f"[{JS_WHITE_SPACE}]*")
+
+
+def _blanks(text: str) -> int:
+    """The number of blanks that the text begins with. `str.strip` with so many characters would take ten times as long."""
+    found = _BLANKS.match(text)
+    assert found is not None
+    return found.end()
+
+
+def is_blank(text: str) -> bool:
+    """Whether `text.trim()` of JavaScript would be empty."""
+    return _blanks(text) == len(text)
+
+
 def trimmed(text: str) -> str:
     """`text.trim()` of JavaScript."""
-    return text.strip(JS_WHITE_SPACE)
+    text = text[_blanks(text) :]
+    return text[: len(text) - _blanks(text[::-1])] if is_blank(text[-1:]) else text
 
 
 def as_integer(value: object) -> int | None:
@@ -109,14 +125,13 @@ _QUOTE, _BRACE, _BRACKET = ord('"'), ord("{"), ord("[")
 #: Escapes of surrogates begin like these, and how they are made readable.
 _SURROGATES: Final = ((b"\\ud", b"\\ue"), (b"\\uD", b"\\uE"))
 
-#: Bytes of a string from which on an opaque member is not decoded, and what stands for it.
+#: Bytes of a string from which on an opaque member is not decoded, and what stands for it: longer than any limit.
 _OPAQUE_BYTES: Final = 4096
-_LONG_TEXT: Final = "(a long text)"
+_LONG_TEXT: Final = "x" * _OPAQUE_BYTES
 
-#: The beginning of a string that is not blank: some white space or escapes at most, and a byte that begins neither.
+#: The beginning of a string that is not blank: some escapes, or bytes that blanks consist of, and a byte that begins neither.
 _NOT_BLANK: Final = re.compile(
-    rb'"(?:[ ]|\\[tnfr]|\\u[0-9A-Fa-f]{4}|\xc2\xa0|\xe2\x80[\x80-\xaf]|\xe3\x80\x80|\xef\xbb\xbf){0,64}'
-    rb'[^ "\\\xc2\xe1\xe2\xe3\xef]'
+    rb'"(?:(?:\\[tnfr]|\\u[0-9A-Fa-f]{4}){0,64}|[ \x80-\xbf\xc2\xe1-\xe3\xef]{0,4096}+)[^ "\\\x80-\xbf\xc2\xe1-\xe3\xef]'
 )
 
 #: Places where a string with surrogate escapes is looked for.
@@ -171,15 +186,17 @@ class Text:
         return _integer(digits) if digits.lstrip("-").isdigit() else float(digits)
 
     def opaque(self, raw: msgspec.Raw) -> Any:
-        """The value of a member of which only the type matters, and whether it is blank: long strings are not decoded."""
+        """The value of a member whose long strings are all alike but for blank ones: these are "", the others another string."""
         text = memoryview(raw)
-        if len(text) > _OPAQUE_BYTES and _NOT_BLANK.match(text):
-            return _LONG_TEXT
-        return self.value(raw)
+        if text[0] != _QUOTE or len(text) <= _OPAQUE_BYTES:
+            return self.value(raw)
+        return "" if not _NOT_BLANK.match(text) and is_blank(_string(raw)) else _LONG_TEXT
 
     def _string(self, raw: msgspec.Raw) -> str:
+        if self.readable is self._original:
+            return _string(raw)
         shown = bytes(raw)
-        if self.readable is self._original or (b"\\ue" not in shown and b"\\uE" not in shown):
+        if b"\\ue" not in shown and b"\\uE" not in shown:
             return _string(raw)
         # The original is as long, at the same place. Which place is not known where the same part stands several
         # times; then all have the same original, unless an attacker made the message so that they differ.
@@ -199,7 +216,7 @@ class Members:
     """Reads some members of an object and checks the text of the others without building them."""
 
     def __init__(self, *names: str, opaque: tuple[str, ...] = ()) -> None:
-        """Of `opaque` members only the type matters, and whether a string is blank; see `Text.opaque`."""
+        """`opaque` members: those with a short text, or of which only type and blankness matter; see `Text.opaque`."""
         self._readers = dict.fromkeys(names, Text.value) | dict.fromkeys(opaque, Text.opaque)
         fields = [(name, msgspec.Raw, _ABSENT) for name in self._readers]
         self._decode = msgspec.json.Decoder(msgspec.defstruct("Members", fields, gc=False)).decode

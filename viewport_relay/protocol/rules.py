@@ -19,7 +19,7 @@ from viewport_relay.protocol.frames import (
     ViewerPresence,
     WorkerRequest,
 )
-from viewport_relay.protocol.json import JS_WHITE_SPACE, Composite, as_integer, trimmed
+from viewport_relay.protocol.json import Composite, as_integer, is_blank, trimmed
 
 #: The members of a message that its type needs, as `json.Members` reads them.
 Object: TypeAlias = Mapping[str, Any]
@@ -32,8 +32,9 @@ _HEADERS_MAX_BYTES: Final = 65_536
 # -- checks of members -------------------------------------------------------------------------------------------
 
 
-def _utf16_length(text: str) -> int:
-    return len(text) + sum(ch > "\uffff" for ch in text)
+def _fits(text: str, most: int) -> bool:
+    """Whether a text has at most so many UTF-16 units, as JavaScript counts them."""
+    return len(text) <= most and len(text.encode("utf-16-le", "surrogatepass")) <= 2 * most
 
 
 def _is_text(frame: Object, *names: str) -> bool:
@@ -41,7 +42,7 @@ def _is_text(frame: Object, *names: str) -> bool:
 
 
 def _is_filled(frame: Object, *names: str) -> bool:
-    return all(type(value := frame.get(name)) is str and value.strip(JS_WHITE_SPACE) for name in names)
+    return all(type(value := frame.get(name)) is str and not is_blank(value) for name in names)
 
 
 def _is_number(value: object) -> bool:
@@ -166,13 +167,11 @@ def viewer_presence(frame: Object) -> ViewerPresence | None:
     channel = _channel(frame)
     if channel is None or frame.get("action") not in ("joined", "left", "heartbeat"):
         return None
-    if not _is_filled(frame, "userId") or _utf16_length(frame["userId"]) > 128:
+    if not _is_filled(frame, "userId") or not _fits(frame["userId"], 128):
         return None
     if any(name in frame and not _is_text(frame, name) for name in ("displayName", "sentAt")):
         return None
-    if _utf16_length(frame.get("displayName", "")) > 255:
-        return None
-    return ViewerPresence(channel, frame["userId"])
+    return ViewerPresence(channel, frame["userId"]) if _fits(frame.get("displayName", ""), 255) else None
 
 
 def session_event(frame: Object) -> SessionEvent | None:
