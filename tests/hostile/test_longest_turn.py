@@ -1,8 +1,8 @@
 """The longest time for which one input blocks the event loop: CPU time by kind of input, printed as a table.
 
 Each input has the maximal length of its kind and the most expensive known content; the twenty most expensive are shown.
-An idle machine needs 10 ms for the worst. The bound is half as much again; where the machine is slower, or does other work,
-it grows with a reference that is measured at the same time.
+An idle machine needs 10 ms for the worst, one that does other work up to 18 ms. The bound is wider, so that the test fails
+for an input and not for the machine; it grows with a reference that is measured at the same time.
 
     pytest -m "slow or not slow" tests/hostile/test_longest_turn.py -s
 """
@@ -42,10 +42,10 @@ TOKEN: Final = 4_096
 HEAD: Final = 16_384
 
 #: Limit of CPU seconds for each input, where the reference takes no more than REFERENCE.
-BOUND: Final = 0.015
+BOUND: Final = 0.030
 
 #: CPU seconds for `reference` on an idle machine.
-REFERENCE: Final = 0.0015
+REFERENCE: Final = 0.0025
 
 
 def filled(start: str, unit: str, end: str, size: int) -> bytes:
