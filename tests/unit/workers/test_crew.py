@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import select
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,11 +26,17 @@ TIMEOUT = 20.0
 
 
 class Process:
-    """Test double of the result of `spawnProcess`: ends when it is killed."""
+    """Test double of the result of `spawnProcess`: has its end of the packet channel, and ends when it is killed."""
 
-    def __init__(self, reactor: Reactor, protocol: Any) -> None:
+    def __init__(self, reactor: Reactor, protocol: Any, packets: int) -> None:
         self.pid: int | None = 1000 + len(reactor.started)
         self._protocol = protocol
+        self._packets = socket.socket(fileno=os.dup(packets))
+
+    def orders(self) -> Iterator[messages.Order]:
+        """The orders that have arrived since the last call."""
+        while self.pid is not None and select.select([self._packets], [], [], 0)[0]:
+            yield messages.decode_order(self._packets.recv(messages.MAX_PACKET).partition(b"\n")[0])
 
     def signalProcess(self, name: str) -> None:
         assert name == "KILL"
@@ -36,6 +44,7 @@ class Process:
 
     def die(self, *, signal: int | None = None, status: int | None = None) -> None:
         self.pid = None
+        self._packets.close()
         self._protocol.processEnded(Failure(ProcessTerminated(exitCode=status, signal=signal)))
 
 
@@ -56,10 +65,10 @@ class Reactor(Clock):
         self.lines: list[Line] = []
         self.failures: list[OSError] = []
 
-    def spawnProcess(self, protocol: Any, *_: object, **__: object) -> Process:
+    def spawnProcess(self, protocol: Any, *_: object, childFDs: dict[int, Any], **__: object) -> Process:
         if self.failures:
             raise self.failures.pop()
-        self.started.append(Process(self, protocol))
+        self.started.append(Process(self, protocol, childFDs[messages.PACKETS_FD]))
         return self.started[-1]
 
     def adoptStreamConnection(self, descriptor: int, family: int, factory: Any) -> Line:
@@ -94,14 +103,14 @@ class Parent:
         worker.received(worker.life, report)
 
     def answer(self) -> None:
-        for worker in self.crew.workers:
-            for number in [*worker._pending] if worker.index in self.alive else ():
-                self.deliver(
-                    worker,
-                    messages.Picture(
-                        number, True, "", None, {}, {"client": 1}, [], written(Counters()), [], []
-                    ),
-                )
+        workers = {worker.pid: worker for worker in self.crew.workers if worker.index in self.alive}
+        for process in self.reactor.started:
+            for order in process.orders() if process.pid in workers else ():
+                if isinstance(order, messages.Poll):
+                    picture = messages.Picture(
+                        order.number, True, "", None, {}, {"client": 1}, [], written(Counters()), [], []
+                    )
+                    self.deliver(workers[process.pid], picture)
 
     def run(self, seconds: int) -> None:
         for _ in range(seconds):
@@ -117,10 +126,11 @@ class Parent:
 def parent() -> Iterator[Parent]:
     made = Parent()
     yield made
-    for worker in made.crew.workers:
-        worker._packets.close()
-        if worker._theirs is not None:
-            worker._theirs.close()
+    made.reactor.advance(supervision.LONGEST_PAUSE)  # a worker that is started again has its process
+    made.crew.stop()
+    for process in made.reactor.started:
+        if process.pid is not None:
+            process.die(status=0)
 
 
 def test_an_unresponsive_worker_is_logged_then_killed_and_replaced(parent: Parent) -> None:
@@ -211,7 +221,9 @@ def test_a_failed_start_is_repeated(parent: Parent) -> None:
     """fork fails (pids.max, memory): the start is repeated later."""
     parent.reactor.failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) for _ in range(3)]
     counts = ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0)
-    parent.crew.workers[1]._held["192.0.2.1"] = [counts.take("192.0.2.1")]
+    near, far = socket.socketpair()
+    far.close()
+    assert parent.crew.workers[1].adopt(near, "192.0.2.1", b"", counts.take("192.0.2.1"))
     parent.reactor.started[1].die(signal=9)
     parent.run(30)
     messages_ = [message for _, message in parent.events("worker_lost")]
@@ -220,6 +232,7 @@ def test_a_failed_start_is_repeated(parent: Parent) -> None:
     )
     assert len(parent.reactor.started) == 3
     assert [line.cut for line in parent.reactor.lines] == [False, False, True, True, True, False]
+    assert counts.total == 0  # the connection that the ended process held is counted no longer
     assert parent.events("worker_killed") == []
 
 
