@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from viewport_relay.config.network import (
-    ADMIN_LISTEN,
-    HOSTS,
-    HTTP_PROXY,
-    LISTEN_HOST,
-    NO_PROXY,
-    ORIGINS,
-    PROXIES,
-    SENTINELS,
-    Address,
-    ProxyList,
-)
+from viewport_relay.config import network
 from viewport_relay.config.table import setting
 from viewport_relay.config.values import (
     BOOLEAN,
@@ -46,7 +35,7 @@ class BasicSettings:
     """Where the relay listens, which platform it asks, and who operates it."""
 
     # fmt: off
-    listen_host: str = setting("RELAY_LISTEN_HOST", LISTEN_HOST, "127.0.0.1", "address to listen on", older=("HOST",),
+    listen_host: str = setting("RELAY_LISTEN_HOST", network.LISTEN_HOST, "127.0.0.1", "address to listen on", older=("HOST",),
         option="listen-host")
     listen_port: int = setting("RELAY_LISTEN_PORT", integer(0, 65535), 7781, "port to listen on (0: any free one)",
         older=("PORT",), option="listen-port")
@@ -64,10 +53,10 @@ class BasicSettings:
         "platform", default_text="dev on a loopback listen host, else prod", option="mode")
     public_ws_base_url: str = setting("RELAY_PUBLIC_WS_BASE_URL", url("ws", "wss"), None, "where peers reach this relay; other "
         "relays redirect there", default_text="from listen host and port")
-    trusted_proxies: ProxyList = setting("RELAY_TRUSTED_PROXIES", PROXIES, ProxyList(),
+    trusted_proxies: network.ProxyList = setting("RELAY_TRUSTED_PROXIES", network.PROXIES, network.ProxyList(),
         "addresses of proxies whose X-Forwarded-For is believed, unix: for those on a Unix socket; an entry that does not "
         "parse is skipped with a warning", default_text="none", reload=True)
-    allowed_origins: tuple[str, ...] = setting("RELAY_ALLOWED_ORIGINS", ORIGINS, (), "browser origins that may connect; unset: "
+    allowed_origins: tuple[str, ...] = setting("RELAY_ALLOWED_ORIGINS", network.ORIGINS, (), "browser origins that may connect; unset: "
         "any. Trailing slash, default port and case do not matter", reload=True)
     state_dir: str | None = setting("RELAY_STATE_DIR", TEXT, None, "folder for what must survive a restart (the link's key, "
         "mode 0600)", default_text="$STATE_DIRECTORY, else none")
@@ -133,13 +122,13 @@ class FleetSettings:
         "every relay; they are carried when it is set", secret=True)
     client_redirect_enabled: bool = setting("RELAY_CLIENT_REDIRECT_ENABLED", BOOLEAN, None,
         "send clients to the relay of their daemon", default_text="on in redis and server mode")
-    redirect_allowed_hosts: tuple[str, ...] = setting("RELAY_REDIRECT_ALLOWED_HOSTS", HOSTS, (),
+    redirect_allowed_hosts: tuple[str, ...] = setting("RELAY_REDIRECT_ALLOWED_HOSTS", network.HOSTS, (),
         "hosts to redirect to; empty: any, in prod only that of RELAY_PUBLIC_WS_BASE_URL")
     redis_url: str = setting("RELAY_REDIS_URL", url("redis", "rediss"), None, "Redis server", secret=True,
         default_text="redis://127.0.0.1:6379")
     redis_ca_cert_path: str | None = setting("RELAY_REDIS_CA_CERT_PATH", FILE, None, "CA that signs the certificate of a "
         "rediss:// server and of its Sentinels, PEM; more than one where they differ", default_text="the system's")
-    redis_sentinels: tuple[Address, ...] = setting("RELAY_REDIS_SENTINELS", SENTINELS, (),
+    redis_sentinels: tuple[network.Address, ...] = setting("RELAY_REDIS_SENTINELS", network.SENTINELS, (),
         "Redis Sentinels; they name the master, and RELAY_REDIS_URL gives scheme, user, password and database only")
     redis_sentinel_master: str = setting("RELAY_REDIS_SENTINEL_MASTER", TEXT, "mymaster", "what the Sentinels call the master")
     redis_sentinel_username: str | None = setting("RELAY_REDIS_SENTINEL_USERNAME", TEXT, None,
@@ -163,7 +152,7 @@ class RareSettings:
         "read at start and again on SIGHUP; what the environment sets wins")
     listen_endpoint: str | None = setting("RELAY_LISTEN_ENDPOINT", TEXT, None, "Twisted server endpoint instead of host and "
         "port, for example systemd:domain=INET:index=0")
-    admin_listen: Address | None = setting("RELAY_ADMIN_LISTEN", ADMIN_LISTEN, None, "a separate listener for the admin paths, "
+    admin_listen: network.Address | None = setting("RELAY_ADMIN_LISTEN", network.ADMIN_LISTEN, None, "a separate listener for the admin paths, "
         "which the public port then serves no longer")
     proxy_protocol: bool = setting("RELAY_PROXY_PROTOCOL", BOOLEAN, False, "expect PROXY protocol v1 or v2 on every connection "
         "(only behind a load balancer that sends it); where RELAY_TRUSTED_PROXIES is set, from those addresses only")
@@ -177,7 +166,7 @@ class RareSettings:
         "when its token expires (30 s after its exp): close it 4401 `invalid_token`, or let it be", reload=True)
     admission_timeout_ms: int = setting("RELAY_ADMISSION_TIMEOUT_MS", milliseconds(), 2000,
         "total time limit for one validation")
-    http_proxy: str | None = setting("RELAY_HTTP_PROXY", HTTP_PROXY, None, "HTTP proxy (CONNECT) for https:// calls to the "
+    http_proxy: str | None = setting("RELAY_HTTP_PROXY", network.HTTP_PROXY, None, "HTTP proxy (CONNECT) for https:// calls to the "
         "platform; loopback and the hosts of NO_PROXY are reached directly", secret=True, default_text="HTTPS_PROXY, else none")
     noise_link: str = setting("RELAY_NOISE_LINK", choice("off", "optional", "required"), "optional",
         "the Noise link between peer and relay")
@@ -205,7 +194,7 @@ class RetiredSettings:
     redis_sentinel_ca_cert_path: str | None = setting("RELAY_REDIS_SENTINEL_CA_CERT_PATH", FILE, None,
         "CA that signs the certificates of the Sentinels, PEM: RELAY_REDIS_CA_CERT_PATH takes more than one",
         default_text="RELAY_REDIS_CA_CERT_PATH")
-    no_proxy: tuple[str, ...] = setting("RELAY_NO_PROXY", NO_PROXY, (), "implied by NO_PROXY: what is reached without the HTTP "
+    no_proxy: tuple[str, ...] = setting("RELAY_NO_PROXY", network.NO_PROXY, (), "implied by NO_PROXY: what is reached without the HTTP "
         "proxy, as host names, .suffixes, IPs, CIDRs, *", default_text="NO_PROXY, else none")
     reject_mode: str = setting("RELAY_REJECT_MODE", choice("auto", "http", "close"), "auto",
         "how refusals look: HTTP status, or upgraded and closed; auto closes for tokens that came as sub-protocol")

@@ -39,7 +39,6 @@ class Relaying:
     router: Router
     remote: RemoteRelays
     sessions: Sessions
-    windows: WindowTable
 
 
 #: Rates of frames, and the settings that give them.
@@ -94,4 +93,4 @@ def build(
         },
         config.max_pending_bytes,
     )
-    return Relaying(registry, router, remote, sessions, windows)
+    return Relaying(registry, router, remote, sessions)
