@@ -11,7 +11,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from viewport_relay.admin.state import StateSource
-from viewport_relay.admin.words import inert, wrapped
+from viewport_relay.admin.words import inert, paragraphs, wrapped
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
@@ -90,7 +90,7 @@ class About:
         lines += [f"  counted  {inert(sentence)}" for sentence in self.counted(wanted)]
         for reason in _last_reasons(entries):
             lines += ["", f"{reason.code}: {reason.text}"]
-            lines += [*wrapped("cause", reason.entry.cause), *wrapped("fix", reason.entry.fix)]
+            lines += paragraphs({"cause": reason.entry.cause, "fix": reason.entry.fix})
         return "\n".join(lines) + "\n"
 
     def as_json(self, wanted: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.web.server import Request
 
-from viewport_relay.admin.reply import BadRequest, body_json, put_json, put_late
+from viewport_relay.admin.reply import BadRequest, body_json, put_body, put_late
 from viewport_relay.admin.state import StateSource
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.routing.views import Selection
@@ -48,7 +48,6 @@ class Actions:
             which.workspace_id is None and which.runtime_target_id is not None
         ):
             raise BadRequest("body", _DISCONNECT_TAKES)
-        closed = self._state.disconnect(which)
 
         def say(closed: int) -> bytes:
             self._log.event(
@@ -61,22 +60,18 @@ class Actions:
                 closed=closed,
                 operator=self._client_ip(request),
             )
-            return put_json(request, {"ok": True, "disconnected": closed})
+            return put_body(request, {"ok": True, "disconnected": closed})
 
-        if isinstance(closed, Deferred):
-            return put_late(request, closed, say)
-        return say(closed)
+        closed = self._state.disconnect(which)
+        return put_late(request, closed, say) if isinstance(closed, Deferred) else say(closed)
 
     def flush(self, request: Request) -> bytes:
         """`POST /cache/flush`: forget validations, and fetch the key set again with the next upgrade."""
         body_json(request)
         self._state.flush_caches()
-        self._log.event(
-            "operator_cache_flush",
-            message="an operator emptied the caches",
-            operator=self._client_ip(request),
-        )
-        return put_json(request, {"ok": True})
+        ip = self._client_ip(request)
+        self._log.event("operator_cache_flush", message="an operator emptied the caches", operator=ip)
+        return put_body(request, {"ok": True})
 
 
 def _identifier(body: dict[str, Any], name: str) -> str | None:

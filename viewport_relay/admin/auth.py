@@ -35,8 +35,9 @@ ONE_TIME_MAX: Final = 8
 #: Wrong tokens of one address within a minute that are answered 401; then they are answered 429.
 WRONG_TOKENS_PER_MINUTE: Final = 20
 
-#: The access that a page needs: an admin token or a session; or, for metrics, a metrics token as well.
-Need = Literal["operator", "scraper"]
+#: Who may have a page: everybody; everybody while there is an admin token; holders of a metrics or an admin token; holders of
+#: an admin token. A session of the dashboard counts as an admin token.
+Access = Literal["open", "visitor", "scraper", "operator"]
 
 _BEARER: Final = re.compile(rb"bearer(?:\s+(.*))?\Z", re.IGNORECASE | re.DOTALL)
 _SAFE_METHODS: Final = frozenset({b"GET", b"HEAD"})
@@ -80,16 +81,20 @@ class AdminAuth:
         """Whether there is an admin token at all."""
         return bool(self._tokens)
 
-    def judge(self, request: Request, need: Need = "operator") -> Reason | None:
+    def judge(self, request: Request, access: Access) -> Reason | None:
         """None when the request may have what it asks for, else the reason why not.
 
         A bearer header decides alone; then X-Relay-Admin-Token; then the dashboard's cookie.
         """
-        given = _given_tokens(request)
-        if not self._tokens and not (self._metrics_tokens and need == "scraper"):
+        if access == "open":
+            return None
+        if not self._tokens and not (self._metrics_tokens and access == "scraper"):
             return Reason.ADMIN_ENDPOINTS_DISABLED
+        if access == "visitor":
+            return None
+        given = _given_tokens(request)
         if given:
-            known = self.is_token(given[0]) or (need == "scraper" and self._is_metrics_token(given[0]))
+            known = _is_one_of(given[0], self._tokens + (self._metrics_tokens if access == "scraper" else []))
             return None if len(given) == 1 and known else Reason.ADMIN_UNAUTHORIZED
         session = self.session(request)
         if session is None:
@@ -111,23 +116,16 @@ class AdminAuth:
         address that many share (a proxy's) must not lock operators out, and tokens are too long to be guessed.
         """
         given = _given_tokens(request)
-        if not given or self._is_metrics_token(given[0]):
+        if not given or _is_one_of(given[0], self._metrics_tokens):
             return 0
         return self._wrong_token(address)
 
     def signs_in(self, token: bytes, address: str) -> tuple[Reason | None, int]:
         """Judge the token of the sign-in form: None and 0, or a reason and the seconds to wait."""
-        if self.is_token(token):
+        if _is_one_of(token, self._tokens):
             return None, 0
         wait = self._wrong_token(address)
         return (Reason.ADMIN_RATE_LIMIT_EXCEEDED if wait else Reason.ADMIN_UNAUTHORIZED), wait
-
-    def is_token(self, given: bytes) -> bool:
-        """Whether this is an admin token, in time that does not depend on where it differs."""
-        return any(hmac.compare_digest(given, token) for token in self._tokens)
-
-    def _is_metrics_token(self, given: bytes) -> bool:
-        return any(hmac.compare_digest(given, token) for token in self._metrics_tokens)
 
     # -- sessions of the dashboard ---------------------------------------------------------------------------
 
@@ -188,6 +186,11 @@ def _given_tokens(request: Request) -> list[bytes]:
         if (match := _BEARER.match(value.strip()))
     ]
     return bearers or list(headers.getRawHeaders(b"x-relay-admin-token", []))
+
+
+def _is_one_of(given: bytes, tokens: Sequence[bytes]) -> bool:
+    """Whether this is one of the tokens, in time that does not depend on where it differs."""
+    return any(hmac.compare_digest(given, token) for token in tokens)
 
 
 def _remember(table: dict[Any, float], key: Any, ends: float, now: float, most: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Final
@@ -38,15 +39,11 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 @frozen
 class Filter:
-    """Which records are wanted. `members` maps an attribute of `Record` to the values that are accepted."""
+    """Which records are wanted, and how many of the newest. `members` maps an attribute of `Record` to the accepted values."""
 
     members: Mapping[str, Collection[str]] = Factory(dict)
     since: float = -math.inf
-
-    @property
-    def is_open(self) -> bool:
-        """Whether every record is wanted."""
-        return self == Filter()
+    limit: int = sys.maxsize
 
     def accepts(self, record: Record) -> bool:
         return record.at >= self.since and all(
@@ -62,8 +59,12 @@ def check_names(given: Mapping[str, str]) -> None:
             raise BadRequest(name[:64], takes, known=tuple(PARAMETERS))
 
 
-def parse_filter(given: Mapping[str, str], now: float) -> tuple[Filter, int | None]:
-    """The filter and the limit of a query. An empty value counts as absent. Raises BadRequest."""
+#: Wants every record.
+EVERYTHING: Final = Filter()
+
+
+def parse_filter(given: Mapping[str, str], now: float) -> Filter:
+    """The filter of a query. An empty value counts as absent. Raises BadRequest."""
     members = {
         "level": _set(given, "level", LEVELS, str.lower),
         "reason": _set(given, "reason", Reason.__members__, str.upper),
@@ -72,13 +73,11 @@ def parse_filter(given: Mapping[str, str], now: float) -> tuple[Filter, int | No
         "connection_id": [given["connectionId"]] if given.get("connectionId") else [],
     }
     since = _since(given["since"], now) if given.get("since") else -math.inf
-    found = Filter({name: values for name, values in members.items() if values}, since)
-    limit = given.get("limit") or None
-    if limit is None:
-        return found, None
-    if not re.fullmatch(r"[0-9]{1,7}", limit) or not 1 <= int(limit) <= _MAX_LIMIT:
+    limit = given.get("limit", "")
+    if limit and not (re.fullmatch(r"[0-9]{1,7}", limit) and 1 <= int(limit) <= _MAX_LIMIT):
         raise BadRequest("limit", PARAMETERS["limit"])
-    return found, int(limit)
+    wanted = {name: values for name, values in members.items() if values}
+    return Filter(wanted, since, int(limit or sys.maxsize))
 
 
 def _set(

@@ -168,9 +168,8 @@ def registry(collector: RelayCollector) -> CollectorRegistry:
     """A registry with the metrics of the relay, of this process and of the interpreter."""
     made = CollectorRegistry()
     made.register(collector)
-    ProcessCollector(registry=made)
-    PlatformCollector(registry=made)
-    GCCollector(registry=made)
+    for other in (ProcessCollector, PlatformCollector, GCCollector):
+        other(registry=made)
     return made
 
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from importlib.resources import files
 
 from attrs import frozen
+from twisted.web.http import CACHED
 from twisted.web.server import Request
 
 from viewport_relay.admin.auth import SESSION_SECONDS, AdminAuth
-from viewport_relay.admin.reply import TEXT_TYPE, BadRequest, body_json, put, put_json, query, refuse
+from viewport_relay.admin.reply import TEXT_TYPE, BadRequest, body_json, put, put_body, query, refuse
 from viewport_relay.config import is_loopback
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.sink import EventSink
@@ -39,10 +40,10 @@ HEADERS = {
 }
 
 _TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
 }
 
 
@@ -52,13 +53,12 @@ class Asset:
 
     kind: str
     body: bytes
-    etag: str
+    etag: bytes
 
     def render(self, request: Request) -> bytes:
         for name, value in HEADERS.items():
             request.setHeader(name, value)
-        request.setHeader("ETag", self.etag)
-        if request.getHeader("if-none-match") == self.etag:
+        if request.setETag(self.etag) is CACHED:
             return put(request, 304, self.kind, b"")
         return put(request, 200, self.kind, self.body)
 
@@ -67,13 +67,11 @@ def assets() -> dict[bytes, Asset]:
     """Path below `/admin/` -> file; the empty one is the page."""
     found: dict[bytes, Asset] = {}
     for file in files("viewport_relay.admin").joinpath("dashboard").iterdir():
-        suffix = "." + file.name.rpartition(".")[2]
-        if suffix not in _TYPES:
-            continue
-        body = file.read_bytes()
-        name = "" if file.name == "index.html" else file.name
-        etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
-        found[name.encode("ascii")] = Asset(_TYPES[suffix], body, etag)
+        kind = _TYPES.get(file.name.rpartition(".")[2])
+        if kind is not None:
+            body, name = file.read_bytes(), "" if file.name == "index.html" else file.name
+            etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+            found[name.encode("ascii")] = Asset(kind, body, etag.encode("ascii"))
     return found
 
 
@@ -99,13 +97,11 @@ class SignIn:
         ip = self._client_ip(request)
         reason, wait = self._auth.signs_in(token.strip().encode("utf-8", "replace"), ip)
         if reason is not None:
-            if wait:
-                request.setHeader("Retry-After", str(wait))
             self._log.event("admin_refused", reason=reason, ip=ip, path="/admin/")
-            return refuse(request, reason)
+            return refuse(request, reason, wait)
         session, ends = self._open(request)
         body = {"ok": True, "signedIn": True, "csrf": self._auth.csrf(session), "until": timestamp(ends)}
-        return put_json(request, body)
+        return put_body(request, body)
 
     def _open(self, request: Request) -> tuple[str, int]:
         session, ends = self._auth.open_session()
@@ -118,7 +114,7 @@ class SignIn:
         """`POST /admin/api/sign-in-link`: a link that signs in once. RELAY_MODE=dev only, and only for loopback."""
         if not is_loopback(self._client_ip(request)):
             return refuse(request, Reason.NOT_FOUND)
-        return put_json(request, {"ok": True, "path": f"{ONCE_PATH}?key={self._auth.one_time_key()}"})
+        return put_body(request, {"ok": True, "path": f"{ONCE_PATH}?key={self._auth.one_time_key()}"})
 
     def use_link(self, request: Request) -> bytes:
         """`GET /admin/api/once?key=…`: the dashboard, signed in; a key that was used before, or is too old, leads to the form."""
@@ -130,15 +126,15 @@ class SignIn:
     def ask(self, request: Request) -> bytes:
         session = self._auth.session(request)
         if session is None:
-            return put_json(request, {"ok": True, "signedIn": False})
-        return put_json(request, {"ok": True, "signedIn": True, "csrf": self._auth.csrf(session)})
+            return put_body(request, {"ok": True, "signedIn": False})
+        return put_body(request, {"ok": True, "signedIn": True, "csrf": self._auth.csrf(session)})
 
     def sign_out(self, request: Request) -> bytes:
         session = self._auth.session(request)
         if session is not None:
             self._auth.end_session(session)
         self._auth.set_cookie(request, "", 0, secure=self._secure(request))
-        return put_json(request, {"ok": True, "signedIn": False})
+        return put_body(request, {"ok": True, "signedIn": False})
 
     def _secure(self, request: Request) -> bool:
         return self._always_secure or request.isSecure()

@@ -11,9 +11,9 @@ from urllib.parse import parse_qsl
 
 from attrs import define
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET, Request
 
+from viewport_relay.config.values import BOOLEAN
 from viewport_relay.reasons import Reason
 
 #: Longest body of a request, bytes.
@@ -62,12 +62,11 @@ def json_text(body: Mapping[str, Any]) -> str:
     return json.dumps(body, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
 
 
-def put_json(request: Request, body: Mapping[str, Any], status: int = 200) -> bytes:
+def put_body(request: Request, body: Mapping[str, Any] | str, status: int = 200) -> bytes:
+    """Answer with a JSON object, or with text."""
+    if isinstance(body, str):
+        return put(request, status, TEXT_TYPE, body.encode("utf-8", "backslashreplace"))
     return put(request, status, JSON_TYPE, json_text(body).encode("ascii"))
-
-
-def put_text(request: Request, text: str) -> bytes:
-    return put(request, 200, TEXT_TYPE, text.encode("utf-8", "backslashreplace"))
 
 
 def prefers_text(accept: str) -> bool:
@@ -84,42 +83,34 @@ def prefers_text(accept: str) -> bool:
 
 def put_late(request: Request, waiting: Deferred[T], page: Callable[[T], bytes | int]) -> int:
     """Answer with what `page` makes of the result of `waiting`, unless the client has left by then."""
-    left = False
-
-    def gone(failure: Failure) -> None:
-        nonlocal left
-        left = True
 
     def put(result: T) -> None:
-        if left:
-            return
-        body = page(result)
+        body = page(result) if request.channel is not None else NOT_DONE_YET
         if isinstance(body, bytes):
             request.write(body)
             request.finish()
 
-    request.notifyFinish().addErrback(gone)
     waiting.addCallback(put)
-    waiting.addErrback(lambda failure: failure if left else request.processingFailed(failure))
+    waiting.addErrback(
+        lambda failure: failure if request.channel is None else request.processingFailed(failure)
+    )
     return NOT_DONE_YET
 
 
-def refuse(request: Request, reason: Reason, **more: object) -> bytes:
-    """`{"ok":false,"reason":CODE}` and what else is given, with the reason's status."""
+def refuse(request: Request, reason: Reason, retry_after: int = 0) -> bytes:
+    """`{"ok":false,"reason":CODE}` with the reason's status. `retry_after`: seconds, 0: not told."""
+    if retry_after:
+        request.setHeader("Retry-After", str(retry_after))
     if reason.entry.status == 401:
         request.setHeader("WWW-Authenticate", 'Bearer realm="viewport-relay"')  # RFC 9110 section 11.6.1
-    return put_json(request, {"ok": False, "reason": reason.code, **more}, reason.entry.status)
+    return put_body(request, {"ok": False, "reason": reason.code}, reason.entry.status)
 
 
 def refuse_bad(request: Request, bad: BadRequest) -> bytes:
-    body: dict[str, Any] = {
-        "ok": False,
-        "reason": Reason.ADMIN_REQUEST_INVALID.code,
-        "parameter": bad.parameter,
-        "message": f"{bad.parameter} takes {bad.takes}",
-        **({"known": bad.known} if bad.known else {}),
-    }
-    return put_json(request, body, bad.status)
+    """Answer a BadRequest."""
+    reason, message = Reason.ADMIN_REQUEST_INVALID.code, f"{bad.parameter} takes {bad.takes}"
+    body = {"ok": False, "reason": reason, "parameter": bad.parameter, "message": message}
+    return put_body(request, body | ({"known": bad.known} if bad.known else {}), bad.status)
 
 
 def query(request: Request) -> dict[str, str]:
@@ -155,9 +146,7 @@ def body_json(request: Request) -> dict[str, Any]:
 
 def boolean(name: str, text: str | None) -> bool:
     """A boolean parameter; absent is False. Raises BadRequest."""
-    word = "0" if text is None else text.lower()
-    if word in {"1", "true", "yes", "on"}:
-        return True
-    if word in {"0", "false", "no", "off"}:
-        return False
-    raise BadRequest(name, "0 or 1")
+    try:
+        return text is not None and BOOLEAN(text)
+    except ValueError:
+        raise BadRequest(name, "0 or 1") from None

@@ -7,7 +7,7 @@ page. The pages are in the other modules of this package.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
@@ -17,17 +17,14 @@ from twisted.web.server import Request
 from viewport_relay import __version__
 from viewport_relay.admin.about import About
 from viewport_relay.admin.actions import Actions
-from viewport_relay.admin.auth import AdminAuth
-from viewport_relay.admin.capacity import SAMPLE, Capacity
-from viewport_relay.admin.connections import Tables
-from viewport_relay.admin.explain import PREFIX, ExplainPage
-from viewport_relay.admin.history import STEP, History
-from viewport_relay.admin.logs import TEXT_PATH, LogsPage
+from viewport_relay.admin.auth import Access, AdminAuth
+from viewport_relay.admin.logs import EXPLAIN, TEXT_PATH, LogsPage
 from viewport_relay.admin.metrics import MetricsPage, RelayCollector
 from viewport_relay.admin.overview import Overview
 from viewport_relay.admin.page import ONCE_PATH, SignIn, assets, to_dashboard
-from viewport_relay.admin.reply import BadRequest, put_json, refuse, refuse_bad
+from viewport_relay.admin.reply import BadRequest, put_body, refuse, refuse_bad
 from viewport_relay.admin.state import StateSource, facts_reader, state_json
+from viewport_relay.admin.trends import STEP, Trends
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
@@ -40,12 +37,10 @@ Page = Callable[[Request], bytes | int]
 
 @frozen
 class Route:
-    """A page and its access: open; open while there is an admin token; holders of a metrics or an admin token;
-    holders of an admin token.
-    """
+    """A page and its access."""
 
     page: Page
-    access: Literal["open", "visitor", "scraper", "operator"] = "operator"
+    access: Access = "operator"
 
 
 class AdminResource(Resource):
@@ -81,13 +76,8 @@ class AdminResource(Resource):
     def _render(self, request: Request) -> bytes | int:
         route = self._route(request)
         if route is None:
-            return put_json(request, {"ok": False, "reason": Reason.NOT_FOUND.code}, 404)
-        if route.access == "visitor":
-            refusal = None if self._auth.exists else Reason.ADMIN_ENDPOINTS_DISABLED
-        elif route.access != "open":
-            refusal = self._auth.judge(request, route.access)
-        else:
-            refusal = None
+            return put_body(request, {"ok": False, "reason": Reason.NOT_FOUND.code}, 404)
+        refusal = self._auth.judge(request, route.access)
         if refusal is not None:
             return self._refuse(request, refusal)
         try:
@@ -97,28 +87,28 @@ class AdminResource(Resource):
 
     def _route(self, request: Request) -> Route | None:
         method = b"GET" if request.method == b"HEAD" else request.method
-        path = PREFIX if request.path.startswith(PREFIX) else request.path
+        path = EXPLAIN if request.path.startswith(EXPLAIN) else request.path
         return self._routes.get((method, path))
 
     def is_operators(self, request: Request) -> bool:
         """Whether a page that needs a token or session is asked for by a request that has it."""
         route = self._route(request)
-        if route is None or route.access == "open" or route.access == "visitor":
-            return False
-        return self._auth.judge(request, route.access) is None
+        return (
+            route is not None
+            and route.access in ("scraper", "operator")
+            and self._auth.judge(request, route.access) is None
+        )
 
     def _refuse(self, request: Request, reason: Reason) -> bytes:
         """Refuse a request without a right token. An address that has sent many wrong ones is told to wait."""
         if reason is Reason.ADMIN_ENDPOINTS_DISABLED:
             return refuse(request, reason)
-        address, wait = self._client_ip(request), 0
-        if reason is Reason.ADMIN_UNAUTHORIZED:
-            wait = self._auth.over_limit(request, address)
+        address = self._client_ip(request)
+        wait = self._auth.over_limit(request, address) if reason is Reason.ADMIN_UNAUTHORIZED else 0
         if wait:
             reason = Reason.ADMIN_RATE_LIMIT_EXCEEDED
-            request.setHeader("Retry-After", str(wait))
         self._log.event("admin_refused", reason=reason, ip=address, path=request.path.decode("latin-1"))
-        return refuse(request, reason)
+        return refuse(request, reason, wait)
 
 
 def build(
@@ -146,29 +136,25 @@ def build(
         return max(0.0, now() - started_at)
 
     routes: dict[tuple[bytes, bytes], Route] = {
-        (b"GET", b"/health"): Route(lambda r: put_json(r, health_json(config, uptime())), "open"),
+        (b"GET", b"/health"): Route(lambda r: put_body(r, health_json(config, uptime())), "open"),
         (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "open"),
     }
     if not admin:
         return AdminResource(routes, auth, log, client_ip)
     facts = facts_reader(config, log, state, now)
-    capacity = Capacity(config, counters, state)
-    history = History(counters, state, now)
-    periodically(STEP, history.sample)
-    periodically(SAMPLE, capacity.sample)
+    trends = Trends(config, counters, state, now)
+    periodically(STEP, trends.sample)
     logs = LogsPage(log, About(log, state), facts, reactor, now, client_ip)
-    explain = ExplainPage(log, facts)
     metrics = MetricsPage(RelayCollector(counters, state, log, uptime, config.relay_id))
     actions = Actions(state, log, client_ip)
-    overview = Overview(config, log, counters, state, facts, capacity, history, uptime, now)
-    tables = Tables(state, log.redactor, several=config.backplane_mode != "single")
+    overview = Overview(config, log, counters, state, facts, trends, uptime)
     sign_in = SignIn(auth, log, client_ip, always_secure=config.tls_termination == "platform")
     routes |= {
         (b"GET", b"/logs"): Route(logs.render),
         (b"GET", TEXT_PATH): Route(logs.render),
-        (b"GET", PREFIX): Route(explain.render),
-        (b"GET", PREFIX.rstrip(b"/")): Route(explain.render),
-        (b"GET", b"/state"): Route(lambda r: put_json(r, state_json(config, state, log.redactor))),
+        (b"GET", EXPLAIN): Route(logs.explain),
+        (b"GET", EXPLAIN.rstrip(b"/")): Route(logs.explain),
+        (b"GET", b"/state"): Route(lambda r: put_body(r, state_json(config, state, log.redactor))),
         (b"GET", b"/metrics"): Route(metrics.render, "scraper"),
         (b"POST", b"/disconnect"): Route(actions.disconnect),
         (b"POST", b"/cache/flush"): Route(actions.flush),
@@ -177,10 +163,10 @@ def build(
         (b"DELETE", b"/admin/api/session"): Route(sign_in.sign_out),
         (b"GET", b"/admin/api/overview"): Route(overview.overview),
         (b"GET", b"/admin/api/reasons"): Route(overview.reasons),
-        (b"GET", b"/admin/api/workspaces"): Route(tables.workspaces),
-        (b"GET", b"/admin/api/connections"): Route(tables.connections),
+        (b"GET", b"/admin/api/workspaces"): Route(overview.workspaces),
+        (b"GET", b"/admin/api/connections"): Route(overview.connections),
         (b"GET", b"/admin/api/settings"): Route(overview.settings),
-        (b"GET", b"/admin/api/history"): Route(lambda r: put_json(r, history.as_json())),
+        (b"GET", b"/admin/api/history"): Route(lambda r: put_body(r, trends.history())),
     }
     if config.mode == "dev":
         routes[b"POST", b"/admin/api/sign-in-link"] = Route(sign_in.make_link)
@@ -195,19 +181,15 @@ def build(
 def health_json(config: Config, uptime: float) -> dict[str, Any]:
     """The body of `GET /health`; `uptime` in seconds."""
     body: dict[str, Any] = {"ok": True, "service": "relay", "uptimeMs": round(uptime * 1000)}
-    if config.health_verbose:
-        body["tlsEnabled"] = config.serves_tls
-        body["relayMode"] = config.mode
-        body["relayId"] = config.relay_id
-        body["version"] = __version__
-    return body
+    if not config.health_verbose:
+        return body
+    of_relay = {"relayMode": config.mode, "relayId": config.relay_id, "version": __version__}
+    return body | {"tlsEnabled": config.serves_tls} | of_relay
 
 
 def _ready(request: Request, state: StateSource) -> bytes:
     """`GET /ready`: whether peers can be admitted, the reason as a code or sentence, and the same in words."""
     ready, why = state.readiness()
-    body: dict[str, Any] = {"ok": ready}
-    if why:
-        body["reason"] = why
-    body["message"] = ready_in_words(ready, why, has_keys=state.jwks_age() is not None)
-    return put_json(request, body, 200 if ready else 503)
+    reason = {"reason": why} if why else {}
+    message = ready_in_words(ready, why, has_keys=state.jwks_age() is not None)
+    return put_body(request, {"ok": ready, **reason, "message": message}, 200 if ready else 503)

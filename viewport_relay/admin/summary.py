@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from viewport_relay.admin.filters import Filter
-from viewport_relay.admin.words import rate, wrapped
+from viewport_relay.admin.words import paragraphs, rate
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import BACKGROUND, Problem
@@ -57,18 +57,10 @@ def summary(log: EventLog, wanted: Filter, now: float) -> dict[str, Any]:
 def _about(code: str, row: Problem | None) -> dict[str, Any]:
     """What one reason means, and what is known of it here; times and numbers are of the present or last episode."""
     entry = Reason[code].entry
-    told: dict[str, Any] = {
-        "meaning": entry.text,
-        "level": entry.level,
-        "cause": entry.cause,
-        "fix": entry.fix,
-    }
+    told = {"meaning": entry.text, "level": entry.level, "cause": entry.cause, "fix": entry.fix}
     if row is None:
         return told
-    told |= {**_known(row), "open": row.open}
-    if row.detail:
-        told["detail"] = row.detail
-    return told
+    return told | _known(row) | {"open": row.open} | ({"detail": row.detail} if row.detail else {})
 
 
 def problem_json(row: Problem) -> dict[str, Any]:
@@ -102,6 +94,7 @@ def summary_text(numbers: dict[str, Any]) -> str:
                 f", first {about['firstSeen'][:19]}Z, last {about['lastSeen'][:19]}Z, {about['perMinute']:g} a minute, "
                 f"workspaces: {about['workspaces']}, addresses: {about['addresses']}"
             )
-        for label, name in (("what", "meaning"), ("cause", "cause"), ("fix", "fix"), ("example", "example")):
-            lines += wrapped(label, about.get(name, ""))
+        lines += paragraphs(
+            {"what": about["meaning"], **{name: about.get(name, "") for name in ("cause", "fix", "example")}}
+        )
     return "\n".join(lines) + "\n"

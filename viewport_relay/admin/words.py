@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from viewport_relay.observe.entry import timestamp
@@ -51,14 +51,18 @@ def wrapped(label: str, text: str) -> list[str]:
     )  # fmt: skip
 
 
+def paragraphs(parts: Mapping[str, str]) -> list[str]:
+    """Each text behind its label."""
+    return [line for label, text in parts.items() for line in wrapped(label, text)]
+
+
 def _verdict_lines(verdict: Verdict) -> list[str]:
     """The first lines: headline, counts, and the checks that warn or fail."""
     lines = [f"{verdict.state.upper()}: {inert(verdict.headline)}", f"  {inert(verdict.counts)}"]
     for check in verdict.checks:
         if check.state in ("bad", "warn"):
             when = f" [{check.when}]" if check.when else ""
-            lines += wrapped("check", f"{check.name}: {check.text}{when}")
-            lines += wrapped("fix", check.fix)
+            lines += paragraphs({"check": f"{check.name}: {check.text}{when}", "fix": check.fix})
     return lines
 
 
@@ -69,9 +73,10 @@ def problem_lines(facts: Facts, problem: Problem) -> list[str]:
         f"last {ago(facts.now - problem.last)} ago, {rate(problem):g} a minute"
     )
     if problem.workspaces or problem.addresses:
-        head += f"; {_number(problem.workspaces, 'workspace')}, {_number(problem.addresses, 'address')}"
+        spaces, addresses = len(problem.workspaces), len(problem.addresses)
+        head += f"; {spaces} workspace{'' if spaces == 1 else 's'}, {addresses} address{'' if addresses == 1 else 'es'}"
     parts = {"what": problem.text, "cause": problem.cause, "fix": problem.fix, "example": problem.example}
-    return [inert(head), *(line for label, text in parts.items() for line in wrapped(label, text))]
+    return [inert(head), *paragraphs(parts)]
 
 
 def rate(problem: Problem) -> float:
@@ -84,12 +89,9 @@ def _problems_lines(facts: Facts) -> list[str]:
     if not facts.problems:
         return ["no open problems"]
     newest_first = sorted(facts.problems, key=lambda row: (row.level == "error", row.last), reverse=True)
-    lines: list[str] = []
-    for problem in newest_first[:IN_FULL]:
-        lines += [*problem_lines(facts, problem), ""]
-    for problem in newest_first[IN_FULL:]:
-        lines.append(problem_lines(facts, problem)[0])
-    return lines[:-1] if not lines[-1] else lines
+    lines = [line for problem in newest_first[:IN_FULL] for line in ("", *problem_lines(facts, problem))][1:]
+    further = [problem_lines(facts, problem)[0] for problem in newest_first[IN_FULL:]]
+    return [*lines, "", *further] if further else lines
 
 
 def report(facts: Facts, entries: Sequence[str], total: int) -> str:
@@ -105,8 +107,3 @@ def report(facts: Facts, entries: Sequence[str], total: int) -> str:
         "-- more: ?limit=100, ?since=15m, ?level=error,warn, ?reason=CODE, ?about=ID, ?summary=1, ?follow=1",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _number(found: Sequence[str], word: str) -> str:
-    plural = "es" if word.endswith("s") else "s"
-    return f"{len(found)} {word}{'' if len(found) == 1 else plural}"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.drill.certificates import Identity
-from viewport_relay.admin.capacity import Capacity, certificate_end, quantile
+from viewport_relay.admin.trends import KEPT_LATENCIES, Trends, certificate_end, quantile
 
 INF = float("inf")
 
@@ -48,15 +48,15 @@ def test_quantiles_are_of_the_last_minutes(admin):
     counters = admin.counters
     for _ in range(100):
         counters.forward_latency.observe(0.5)
-    capacity = Capacity(admin.config, counters, admin.state)
+    trends = Trends(admin.config, counters, admin.state, time.time)
     for _ in range(10):
         counters.forward_latency.observe(0.0002)
-    found = capacity.quantiles()
+    found = trends.quantiles()
     assert 0.0001 < found["forward"]["p99"] <= 0.00025, "what was before does not count"
     assert found["platform"] == {"p50": None, "p99": None}
-    for _ in range(20):
-        capacity.sample()
-    assert capacity.quantiles()["forward"]["p50"] is None
+    for _ in range(KEPT_LATENCIES):
+        trends.sample()
+    assert trends.quantiles()["forward"]["p50"] is None
 
 
 def test_the_expiry_of_a_certificate(tmp_path):

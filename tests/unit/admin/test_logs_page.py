@@ -87,7 +87,7 @@ async def test_bad_filters_name_the_parameter_and_what_it_takes(filled, query, p
 
 
 def test_since_takes_durations():
-    assert parse_filter({"since": "2m"}, 1000.0)[0].since == 880.0
+    assert parse_filter({"since": "2m"}, 1000.0).since == 880.0
     with pytest.raises(BadRequest):
         parse_filter({"since": "٣m"}, 1000.0)
 

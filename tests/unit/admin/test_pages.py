@@ -14,8 +14,8 @@ from twisted.application.service import MultiService
 from twisted.internet.task import Clock
 
 from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SECONDS, AdminAuth
-from viewport_relay.admin.connections import MAX_TARGETS
-from viewport_relay.admin.history import KEPT, STEP, History
+from viewport_relay.admin.overview import MAX_TARGETS
+from viewport_relay.admin.trends import KEPT, STEP, Trends
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.verdict import FRESH, Facts, ago, judge
 from viewport_relay.reasons import Reason
@@ -296,12 +296,12 @@ async def test_workspaces_are_searched_bounded_and_latest_first(admin, make_targ
 def test_history_spans_an_hour(admin, make_target, make_peer):
     clock = Clock()
     counters = Counters()
-    history, service = History(counters, admin.state, clock.seconds), MultiService()
-    every(service, clock, STEP, history.sample)
+    trends, service = Trends(admin.config, counters, admin.state, clock.seconds), MultiService()
+    every(service, clock, STEP, trends.sample)
     service.startService()
     admin.state.views = [make_target(daemon=make_peer("workspace-daemon"))]
     clock.pump([STEP] * (KEPT + 10))
-    columns = history.as_json()
+    columns = trends.history()
     assert (
         len(columns["at"]) == KEPT and columns["daemons"][-1] == 1 and columns["at"][-1] == (KEPT + 10) * STEP
     )
