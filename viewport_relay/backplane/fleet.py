@@ -17,9 +17,8 @@ from viewport_relay import __version__
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.backplane.batch import BatchSigner, BatchVerifier
 from viewport_relay.backplane.inbound import Inbound
-from viewport_relay.backplane.instance import InstanceWatch, OtherInstances, new_instance
+from viewport_relay.backplane.instance import Instances, new_instance
 from viewport_relay.backplane.interface import (
-    Backplane,
     Carrier,
     Parcel,
     Publisher,
@@ -34,7 +33,6 @@ from viewport_relay.backplane.presence import Announcement, Presence
 from viewport_relay.backplane.redirect import RedirectRule
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
-from viewport_relay.backplane.single import Single
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -45,26 +43,11 @@ _STARTED: Final = "bus-started"
 STOP_LIMIT: Final = 2.0
 
 
-def backplane_for(
-    reactor: Any,
-    config: Config,
-    log: EventSink,
-    counters: Counters,
-    http: HttpClient,
-    now: Callable[[], float],
-    when_quiet: Callable[[Callable[[], None]], object],
-) -> Backplane:
-    """The backplane that the settings ask for. Raises ConfigError for a Redis URL that cannot be used."""
-    if config.backplane_mode == "single":
-        return Single()
-    return Fleet(reactor, config, log, counters, http, now, when_quiet)
-
-
 class Fleet:
     """Presence and bus of one relay.
 
     `now` gives seconds since the epoch; the reactor's clock measures everything else. `when_quiet` calls back when
-    no socket has more to read, or soon.
+    no socket has more to read, or soon. Raises ConfigError for a Redis URL that cannot be used.
     """
 
     def __init__(
@@ -82,68 +65,63 @@ class Fleet:
         self._mode = config.backplane_mode
         self.redirects = config.client_redirect_enabled
         self._carrier: Carrier
-        self._instance: InstanceWatch | None = None
-        self._others: OtherInstances | None = None
+        self._instances: Instances | None = None
         self._services = MultiService()
         self._state_dir = config.state_dir
-        self._freshness: Freshness | None = None
         self._beginning: Deferred[None] | None = None
         instance = new_instance()
+        sync = config.presence_sync_interval_ms / 1000
         if config.backplane_mode == "redis":
             # Here and not above: txredisapi takes the global reactor as soon as it is imported.
             from viewport_relay.backplane.redis import RedisCarrier, parts
 
             self.outage = Outage(reactor, log, counters, parts(config), self._recovered)
-            carrier = RedisCarrier(reactor, config, self.outage, counters, now)
-            self._carrier = carrier
-            every = config.presence_sync_interval_ms / 1000
+            self._carrier = carrier = RedisCarrier(reactor, config, self.outage, counters, now)
             about = {"version": __version__, "url": config.public_ws_base_url}
-            self._instance = InstanceWatch(reactor, carrier, config.relay_id, instance, every, log, about)
-            MultiService.setServiceParent(self._instance, self._services)
-            self._others = OtherInstances(reactor, carrier)
+            self._instances = Instances(reactor, carrier, config.relay_id, instance, sync, log, about)
+            MultiService.setServiceParent(self._instances, self._services)
         else:
             self.outage = Outage(reactor, log, counters, (), self._recovered)
             self._carrier = PlatformCarrier(reactor, config, http, self.outage)
-        interval = config.presence_sync_interval_ms / 1000 if config.presence_sync_enabled else 0.0
         rule = RedirectRule.from_config(config)
         self._presence = Presence(
             reactor,
             self._carrier,
             self.outage,
-            Announcement(config.relay_id, config.public_ws_base_url, interval),
+            Announcement(
+                config.relay_id, config.public_ws_base_url, sync if config.presence_sync_enabled else 0.0
+            ),
             # Without redirects no client connects to the address: any will do.
             rule.allows if config.client_redirect_enabled else lambda url: True,
             log,
             now,
         )
+        self._freshness = Freshness(reactor, now, config.bus_max_skew_ms / 1000)
         self._outbound: Outbound | None = None
         self._inbound: Inbound | None = None
         if config.bus_enabled and config.bus_hmac_key is not None:
-            key, relay_id = config.bus_hmac_key, config.relay_id
-            others = self._others
+            key, relay_id, largest = config.bus_hmac_key, config.relay_id, config.frame_max_bytes
             self._outbound = Outbound(
                 reactor,
                 when_quiet,
                 self._carrier,
                 self.outage,
                 FrameSigner(key, relay_id, now),
+                BatchSigner(key, relay_id, now),
                 log,
                 counters,
                 self._lost,
                 most_bytes=config.max_pending_bytes,
                 most_frames=config.redis_queue_max,
-                batch_signer=None if others is None else BatchSigner(key, relay_id, now),
-                reads_batches=(lambda relay_id: None) if others is None else others.reads_batches,
+                reads_batches=_none if self._instances is None else self._instances.reads_batches,
             )
-            self._freshness = freshness = Freshness(reactor, now, config.bus_max_skew_ms / 1000)
-            largest = config.frame_max_bytes
             self._inbound = Inbound(
                 reactor,
                 self._carrier,
-                FrameVerifier(key, relay_id, freshness, largest),
+                FrameVerifier(key, relay_id, self._freshness, largest),
+                BatchVerifier(key, relay_id, instance, self._freshness, largest),
                 log,
                 counters,
-                None if others is None else BatchVerifier(key, relay_id, instance, freshness, largest),
             )
 
     # -- Backplane -----------------------------------------------------------------------------------------------
@@ -179,8 +157,8 @@ class Fleet:
             told["reason"], told["why"] = failed.reason.code, failed.why
         if self._outbound is not None:
             told["queuedBytes"] = self._outbound.queued
-        if self._others is not None and self._instance is not None:
-            told["relays"] = self._others.described(self._instance.relays)
+        if self._instances is not None:
+            told["relays"] = self._instances.described()
         return told
 
     def start(self, receiver: Receiver) -> None:
@@ -192,10 +170,8 @@ class Fleet:
     async def _begin(self, receiver: Receiver) -> None:
         """Read the bus as soon as it is known whether there was a process of this relay before."""
         restarted = _started_before(self._state_dir)
-        if self._instance is not None:
-            restarted = await self._instance.begin() or restarted
-            if self._freshness is not None:
-                self._freshness.restarted = restarted
+        if self._instances is not None:
+            self._freshness.restarted = await self._instances.begin() or restarted
         self._services.startService()
         if self._inbound is not None:
             self._inbound.start(receiver.arrived)
@@ -212,8 +188,8 @@ class Fleet:
         if self._services.running:  # not before the carrier has answered once
             stopping: Deferred[Any] = self._services.stopService()
             await stopping
-        if self._instance is not None:
-            await self._instance.retire()
+        if self._instances is not None:
+            await self._instances.retire()
         if self._inbound is not None:
             self._inbound.stop()
         await self._presence.settle()
@@ -228,6 +204,10 @@ class Fleet:
 
     def _recovered(self) -> None:
         self._presence.tell_again()
+
+
+def _none(relay_id: str) -> None:
+    """No other relay reads batches."""
 
 
 def _started_before(state_dir: str | None) -> bool:

@@ -32,9 +32,9 @@ class Inbound:
         clock: IReactorTime,
         carrier: Carrier,
         verifier: FrameVerifier,
+        batch_verifier: BatchVerifier,
         log: EventSink,
         counters: Counters,
-        batch_verifier: BatchVerifier | None = None,
     ) -> None:
         self._clock = clock
         self._carrier = carrier
@@ -42,7 +42,6 @@ class Inbound:
         self._batch_verifier = batch_verifier
         self._log = log
         self._counters = counters
-        self._arrived: Callable[[Sequence[Arrival]], None] = lambda arrivals: None
         self._pulling: Deferred[None] | None = None
 
     @property
@@ -51,8 +50,7 @@ class Inbound:
 
     def start(self, arrived: Callable[[Sequence[Arrival]], None]) -> None:
         """Begin to pull."""
-        self._arrived = arrived
-        self._pulling = Deferred.fromCoroutine(self._pull())
+        self._pulling = Deferred.fromCoroutine(self._pull(arrived))
         self._pulling.addErrback(self._ended)
 
     def stop(self) -> None:
@@ -65,7 +63,7 @@ class Inbound:
         if failure.check(CancelledError) is None:
             self._log.event("internal_error", message=failure.getTraceback())
 
-    async def _pull(self) -> None:
+    async def _pull(self, arrived: Callable[[Sequence[Arrival]], None]) -> None:
         while True:
             try:
                 frames = await self._carrier.pull()
@@ -76,16 +74,19 @@ class Inbound:
             for at in range(0, len(waiting), SLICE):
                 if at:
                     await deferLater(self._clock, 0)
-                self._take(waiting[at : at + SLICE])
+                arrivals = self._counted(waiting[at : at + SLICE])
+                if arrivals:
+                    arrived(arrivals)
 
     def _verified(self, raw: object) -> Iterable[Arrival | BadFrame]:
-        if isinstance(raw, bytes) and raw.startswith(MAGIC) and self._batch_verifier is not None:
+        if isinstance(raw, bytes) and raw.startswith(MAGIC):
             return self._batch_verifier.verify(raw)
         if isinstance(raw, bytes | dict):
             return (self._verifier.verify(raw),)
         return (BadFrame(Reason.BUS_FRAME_REFUSED, "not a JSON object"),)
 
-    def _take(self, frames: Sequence[Arrival | BadFrame]) -> None:
+    def _counted(self, frames: Sequence[Arrival | BadFrame]) -> list[Arrival]:
+        """The good ones of these."""
         arrivals = []
         for frame in frames:
             if type(frame) is Arrival:
@@ -94,8 +95,7 @@ class Inbound:
             elif isinstance(frame, BadFrame):
                 self._counters.bus_pull_frames += 1
                 self._refuse(frame)
-        if arrivals:
-            self._arrived(arrivals)
+        return arrivals
 
     def _refuse(self, frame: BadFrame) -> None:
         counters = self._counters

@@ -72,10 +72,21 @@ def _record(value: bytes | None) -> Mapping[str, object]:
     return record if isinstance(record, dict) else {}
 
 
-class InstanceWatch(TimerService):
-    """Writes this process's record every `interval` seconds (at least 0.02) and logs `relay_id_shared`.
+@define(eq=False)
+class _Known:
+    """What another relay's record said."""
 
-    As a service it goes on from where `begin` left off.
+    instance: str | None = None
+    record: Mapping[str, object] = Factory(dict)
+    used: float | None = None  # when the last frame went to it
+    read: float = -inf  # when the record was read last
+    asking: bool = False
+
+
+class Instances(TimerService):
+    """This process's record, which the service writes every `interval` seconds (at least 0.02), and those of other relays.
+
+    It logs `relay_id_shared`. As a service it goes on from where `begin` left off.
     """
 
     def __init__(
@@ -89,7 +100,7 @@ class InstanceWatch(TimerService):
         about: Mapping[str, str],
     ) -> None:
         """`about` is told to operators of other relays: the version and the address."""
-        TimerService.__init__(self, max(0.02, interval), self._look)
+        TimerService.__init__(self, max(0.02, interval), lambda: Deferred.fromCoroutine(self._compare()))
         self.clock = self._reactor_time = clock
         self._records = records
         self._relay_id = relay_id
@@ -98,6 +109,9 @@ class InstanceWatch(TimerService):
         self._ours = msgspec.json.encode({"instance": instance, "batches": VERSION, **about})
         self._foreign = 0
         self.relays: Sequence[str] = ()  # the other relays that run, as far as they tell
+        self._known: dict[str, _Known] = {}
+
+    # -- this process ------------------------------------------------------------------------------------------------
 
     async def begin(self) -> bool:
         """Write the record for the first time, as soon as that can be done; whether a process was there before."""
@@ -118,9 +132,6 @@ class InstanceWatch(TimerService):
         except CarrierFailed:
             return
 
-    def _look(self) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self._compare())
-
     async def _compare(self) -> None:
         try:
             there = await self._records.mark(self._ours)
@@ -136,23 +147,7 @@ class InstanceWatch(TimerService):
                 "give each relay its own",
             )
 
-
-@define(eq=False)
-class _Known:
-    instance: str | None = None
-    record: Mapping[str, object] = Factory(dict)
-    used: float | None = None  # when the last frame went to it
-    read: float = -inf  # when the record was read last
-    asking: bool = False
-
-
-class OtherInstances:
-    """The present processes of other relays, as far as they read batches."""
-
-    def __init__(self, clock: IReactorTime, records: Records) -> None:
-        self._clock = clock
-        self._records = records
-        self._known: dict[str, _Known] = {}
+    # -- other relays ------------------------------------------------------------------------------------------------
 
     def reads_batches(self, relay_id: str) -> str | None:
         """The instance of a relay that reads batches; None if it does not, or is not known to yet.
@@ -160,23 +155,23 @@ class OtherInstances:
         To be asked for each frame to that relay. Answers at once from the last record, which is looked up again in the background.
         """
         known = self._known.get(relay_id) or self._add(relay_id)
-        known.used = self._clock.seconds()
+        known.used = self._reactor_time.seconds()
         self._refresh(relay_id, known, RECORD_TTL)
         return known.instance
 
-    def described(self, listed: Sequence[str]) -> list[dict[str, Any]]:
-        """The `listed` relays that have a record, and relays that a frame went to within FORGOTTEN seconds.
+    def described(self) -> list[dict[str, Any]]:
+        """The other `relays` that have a record, and relays that a frame went to within FORGOTTEN seconds.
 
         `relayId`; `seconds` since the last frame to it, None: there was none; `bus`, the form that it reads: "batches", "frames", or
         "unknown" without a record; `version` and `url` where the record has them. A relay that was stopped is left out.
         """
-        found, now = [], self._clock.seconds()
+        found, now = [], self._reactor_time.seconds()
         used = {
             relay_id: round(now - known.used)
             for relay_id, known in self._known.items()
             if known.used is not None and now - known.used <= FORGOTTEN
         }
-        for relay_id in sorted({*used, *listed})[:MOST_DESCRIBED]:
+        for relay_id in sorted({*used, *self.relays})[:MOST_DESCRIBED]:
             known = self._known.get(relay_id) or self._add(relay_id)
             self._refresh(relay_id, known, REFRESH)
             if "stopped" in known.record or not (known.record or relay_id in used):
@@ -198,7 +193,7 @@ class OtherInstances:
 
     def _refresh(self, relay_id: str, known: _Known, age: float) -> None:
         """Read the record again if it is `age` seconds old."""
-        if not known.asking and self._clock.seconds() - known.read >= age:
+        if not known.asking and self._reactor_time.seconds() - known.read >= age:
             known.asking = True
             Deferred.fromCoroutine(self._look_up(relay_id, known))
 
@@ -214,4 +209,4 @@ class OtherInstances:
             known.record = record
         finally:
             known.asking = False
-            known.read = self._clock.seconds()
+            known.read = self._reactor_time.seconds()

@@ -34,7 +34,8 @@ class Outage:
         self._works: dict[str, bool | None] = dict.fromkeys(parts)
         self._since: float | None = None
         self._logged: set[Reason] = set()
-        self._failed = CarrierFailed("")
+        #: the latest failure of the present outage
+        self.failed = CarrierFailed("")
 
     @property
     def is_up(self) -> bool:
@@ -46,15 +47,10 @@ class Outage:
         """Whether some part is known not to work; false while all of them are still connecting."""
         return self._since is not None
 
-    @property
-    def failed(self) -> CarrierFailed:
-        """The latest failure of the present outage."""
-        return self._failed
-
     def down(self, part: str, failed: CarrierFailed) -> None:
         """This part does not work."""
         self._works[part] = False
-        self._failed = failed
+        self.failed = failed
         refused = failed.reason is Reason.BACKPLANE_REFUSED
         if refused:
             self._counters.backplane_refused += 1

@@ -72,13 +72,13 @@ class Outbound:
         carrier: Carrier,
         outage: Outage,
         signer: FrameSigner,
+        batch_signer: BatchSigner,
         log: EventSink,
         counters: Counters,
         lost: Callable[[Sequence[Parcel]], None],
         *,
         most_bytes: int,
         most_frames: int,
-        batch_signer: BatchSigner | None = None,
         reads_batches: Callable[[str], str | None] = lambda relay_id: None,
     ) -> None:
         self._when_quiet = when_quiet
@@ -94,7 +94,7 @@ class Outbound:
         self._most_bytes = most_bytes
         self._most_frames = most_frames
         self._pause_at = min(PAUSE_AT, most_bytes // 4)
-        self._unread = UnreadQueues(clock, carrier, self._taken_back, most_bytes)
+        self._unread = UnreadQueues(clock, carrier.take_back, self._taken_back, most_bytes)
         self._relays: dict[str, _Relay] = {}
         self._ready: deque[_Lane] = deque()  # lanes whose next call can be made
         self._begins = False  # whether it is, when the sockets are quiet
@@ -115,7 +115,7 @@ class Outbound:
             self._counters.bus_publish_failed += len(parcel.payloads)
             self._lost((parcel,))
             return
-        if self._batch_signer is None and len(parcel.payloads) > 1:
+        if self._carrier.batch == 1 and len(parcel.payloads) > 1:
             for single in parcel.singles():  # each succeeds or fails by itself
                 self.publish(single, publisher)
             return
@@ -240,10 +240,9 @@ class Outbound:
         self, relay_id: str, parcels: Sequence[Parcel]
     ) -> Sequence[tuple[BusFrame, Sequence[Parcel]]]:
         """Bus frames in the form that this relay reads, in order, with the messages in each."""
-        if self._batch_signer is not None:
-            instance = self._reads_batches(relay_id)
-            if instance is not None:
-                return ((self._batch_signer.sign(parcels, instance), parcels),)
+        instance = self._reads_batches(relay_id)
+        if instance is not None:
+            return ((self._batch_signer.sign(parcels, instance), parcels),)
         singles = (single for parcel in parcels for single in parcel.singles())
         return [(self._signer.sign(single), (single,)) for single in singles]
 

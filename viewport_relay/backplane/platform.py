@@ -37,6 +37,8 @@ _RETRY_MOST: Final = 5.0
 #: Statuses that say nothing about the question: the next one would fare no better.
 _REFUSES_ALL: Final = frozenset({401, 403, 404, 429})
 _LONGEST_WORD: Final = 80
+#: Members of a presence entry that the platform takes.
+_REPORTED: Final = ("runtimeTargetId", "machineId", "relayId", "relayWsBaseUrl")
 
 _Json = Mapping[str, object]
 
@@ -105,8 +107,7 @@ class PlatformCarrier:
     # -- presence ------------------------------------------------------------------------------------------------
 
     async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        self._asked_for = target
-        await self._ask(self._upsert, self._report(target, entry, here=True))
+        await self._report(target, entry, here=True)
         return None
 
     async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
@@ -121,17 +122,12 @@ class PlatformCarrier:
         return ()  # the platform does not tell: the next refresh finds out
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
-        self._asked_for = target
-        await self._ask(self._upsert, self._report(target, entry, here=False))
+        await self._report(target, entry, here=False)
 
-    def _report(self, target: TargetKey, entry: Mapping[str, object], *, here: bool) -> dict[str, object]:
-        report: dict[str, object] = {"workspaceId": target[0], "runtimeTargetId": target[1]}
-        if "machineId" in entry:
-            report["machineId"] = entry["machineId"]
-        report["relayId"] = entry["relayId"]
-        report["relayWsBaseUrl"] = entry["relayWsBaseUrl"]
-        report["daemonConnected"] = here
-        return report
+    async def _report(self, target: TargetKey, entry: Mapping[str, object], *, here: bool) -> None:
+        self._asked_for = target
+        told = {name: entry[name] for name in _REPORTED if name in entry}
+        await self._ask(self._upsert, {"workspaceId": target[0], **told, "daemonConnected": here})
 
     async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
         self._asked_for = target

@@ -1,7 +1,5 @@
 """A kept connection to Redis: a Twisted ClientService that hands out only connections which were tried.
 
-    ClientService -> TriedEndpoint -> redisendpoint (TCP, TLS, Sentinels)
-
 A connection counts as made when Redis has carried out every command that the relay uses, a write among them. So the
 back-off grows while a server accepts connections and refuses to write. ClientService's own `prepareConnection` is not
 used: in Twisted 26.10 a connection that is lost while it is prepared, or after it was rejected, raises NoTransition.
@@ -53,69 +51,6 @@ class _Lease(Protocol):
 
 
 @implementer(IStreamClientEndpoint)
-class TriedEndpoint:
-    """An endpoint whose connections are signed in and have carried out `trials` within TRIAL_LIMIT.
-
-    `made` is called with the connection and `lost` with it later on; `failed` says why an attempt failed.
-    """
-
-    def __init__(
-        self,
-        clock: Any,
-        endpoint: IStreamClientEndpoint,
-        credentials: Credentials,
-        trials: tuple[Command, ...],
-        made: Callable[[RedisProtocol], None],
-        lost: Callable[[RedisProtocol], None],
-        failed: Callable[[CarrierFailed], None],
-    ) -> None:
-        self._clock = clock
-        self._endpoint = endpoint
-        self._factory = RedisFactory(credentials)
-        self._trials = trials
-        self._made = made
-        self._lost = lost
-        self._failed = failed
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self._connect(protocolFactory))
-
-    async def _connect(self, factory: IProtocolFactory) -> Any:
-        try:
-            redis, gone = await self._usable()
-        except CancelledError:
-            raise
-        except Exception as error:
-            failed = connecting_failed(error)
-            self._failed(failed)
-            raise failed from None
-        lease = factory.buildProtocol(redis.transport.getPeer())
-        assert lease is not None
-        lease.makeConnection(redis.transport)
-        gone.addCallback(self._gone, redis, lease)
-        self._made(redis)
-        return lease
-
-    async def _usable(self) -> tuple[RedisProtocol, Deferred[Any]]:
-        """A tried connection, and what fires when it is lost."""
-        connecting: Deferred[Any] = self._endpoint.connect(self._factory)
-        redis: RedisProtocol = await connecting
-        try:
-            until = self._clock.seconds() + TRIAL_LIMIT
-            gone = await redis.sign_in(self._clock, TRIAL_LIMIT)
-            for answer in await redis.ask(self._trials, until - self._clock.seconds()):
-                if isinstance(answer, CarrierFailed):
-                    raise answer
-        except BaseException:
-            redis.transport.abortConnection()
-            raise
-        return redis, gone
-
-    def _gone(self, _: object, redis: RedisProtocol, lease: Any) -> None:
-        self._lost(redis)
-        lease.connectionLost(Failure(redis.lost_by))
-
-
 class RedisConnection(MultiService):
     """Commands over a connection that is made again, for ever, whenever it is lost.
 
@@ -136,25 +71,80 @@ class RedisConnection(MultiService):
     ) -> None:
         MultiService.__init__(self)
         self._reactor = reactor
+        self._endpoint = endpoint
+        self._factory = RedisFactory(credentials)
+        self._trials = trials
         self._works = works
         self._fails = fails
         self._limit = limit
         self._redis: RedisProtocol | None = None
         self._tried = False
         self._failures = 0
-        self._made_at = 0.0
         self._refused = False
         self._delay = backoffPolicy(
             RETRY_FIRST, RETRY_MOST_REFUSED, 2.0, lambda: random.uniform(0.0, RETRY_FIRST)
         )
-        tried = TriedEndpoint(
-            reactor, endpoint, credentials, trials, self._was_made, self._was_lost, self._was_refused
-        )
-        self._client = ClientService(tried, Factory.forProtocol(_Lease), self._retry_after, reactor)
+        self._client = ClientService(self, Factory.forProtocol(_Lease), self._retry_after, reactor)
         self._client.setServiceParent(self)
         pings = TimerService(PING_EVERY, self._ping)
         pings.clock = reactor
         pings.setServiceParent(self)
+
+    # -- IStreamClientEndpoint, for ClientService ------------------------------------------------------------------
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        """Make a connection that is signed in and has carried out the trials within TRIAL_LIMIT."""
+        return Deferred.fromCoroutine(self._connect(protocolFactory))
+
+    async def _connect(self, factory: IProtocolFactory) -> Any:
+        try:
+            redis, gone = await self._usable()
+        except CancelledError:
+            raise
+        except Exception as error:
+            failed = connecting_failed(error)
+            self._tried = True
+            self._refused = isinstance(failed, RedisRefuses)
+            if self.running:
+                self._fails(failed)
+            raise failed from None
+        lease = factory.buildProtocol(redis.transport.getPeer())
+        assert lease is not None
+        lease.makeConnection(redis.transport)
+        gone.addCallback(self._was_lost, redis, lease, self._reactor.seconds())
+        self._redis, self._tried, self._refused = redis, True, False
+        self._works()
+        return lease
+
+    async def _usable(self) -> tuple[RedisProtocol, Deferred[Any]]:
+        """A tried connection, and what fires when it is lost."""
+        connecting: Deferred[Any] = self._endpoint.connect(self._factory)
+        redis: RedisProtocol = await connecting
+        try:
+            until = self._reactor.seconds() + TRIAL_LIMIT
+            gone = await redis.sign_in(self._reactor, TRIAL_LIMIT)
+            for answer in await redis.ask(self._trials, until - self._reactor.seconds()):
+                if isinstance(answer, CarrierFailed):
+                    raise answer
+        except BaseException:
+            redis.transport.abortConnection()
+            raise
+        return redis, gone
+
+    def _was_lost(self, _: object, redis: RedisProtocol, lease: Any, made_at: float) -> None:
+        if self._reactor.seconds() - made_at >= LASTING:
+            self._failures = 0
+        if self._redis is redis:
+            self._redis = None
+            self._fails(CarrierFailed("the connection to Redis was lost"))
+        lease.connectionLost(Failure(redis.lost_by))
+
+    def _retry_after(self, attempt: int) -> float:
+        self._failures += 1
+        delay: float = self._delay(self._failures)
+        return delay if self._refused else min(delay, RETRY_MOST + random.uniform(0.0, RETRY_FIRST))
+
+    # -- IService ----------------------------------------------------------------------------------------------------
 
     def stopService(self) -> Deferred[Any]:
         """Drop the connection and make no other; fires when nothing is under way."""
@@ -165,6 +155,8 @@ class RedisConnection(MultiService):
         if redis is not None:
             redis.transport.abortConnection()  # a server that is silent would not close
         return stopping
+
+    # -- commands ----------------------------------------------------------------------------------------------------
 
     async def run(self, *commands: Command, limit: float | None = None) -> list[Any]:
         """The answers to these commands, which leave together and are carried out in order.
@@ -209,29 +201,6 @@ class RedisConnection(MultiService):
             self._redis = None
             self._fails(failed)
         redis.transport.abortConnection()
-
-    def _was_made(self, redis: RedisProtocol) -> None:
-        self._redis, self._tried, self._made_at = redis, True, self._reactor.seconds()
-        self._refused = False
-        self._works()
-
-    def _was_lost(self, redis: RedisProtocol) -> None:
-        if self._reactor.seconds() - self._made_at >= LASTING:
-            self._failures = 0
-        if self._redis is redis:
-            self._redis = None
-            self._fails(CarrierFailed("the connection to Redis was lost"))
-
-    def _was_refused(self, failed: CarrierFailed) -> None:
-        self._tried = True
-        self._refused = isinstance(failed, RedisRefuses)
-        if self.running:
-            self._fails(failed)
-
-    def _retry_after(self, attempt: int) -> float:
-        self._failures += 1
-        delay: float = self._delay(self._failures)
-        return delay if self._refused else min(delay, RETRY_MOST + random.uniform(0.0, RETRY_FIRST))
 
     def _ping(self) -> Deferred[Any] | None:
         if self._redis is None:

@@ -140,7 +140,8 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
 
         def too_early(_: object) -> None:
             if not ready.called:
-                ready.errback(CarrierFailed(self.factory.refused or _words(self.lost_by)))
+                refused = self.factory.refused
+                ready.errback(CarrierFailed(refused) if refused else connecting_failed(self.lost_by))
 
         lost.addCallback(too_early)
         add_time_limit(ready, limit, clock, _expired)
@@ -270,9 +271,11 @@ _LOST: Final = "the connection to Redis was lost"
 _LATE: Final = "Redis does not answer in time"
 
 
-def connecting_failed(error: BaseException) -> CarrierFailed:
+def connecting_failed(error: BaseException | None) -> CarrierFailed:
     """What is told when no connection could be made: names, TCP and TLS raise many unrelated kinds of errors."""
-    return error if isinstance(error, CarrierFailed) else CarrierFailed(_words(error))
+    if isinstance(error, CarrierFailed):
+        return error
+    return CarrierFailed(f"cannot connect to Redis: {'' if error is None else why(error)}")
 
 
 class RedisRefuses(CarrierFailed):
@@ -295,9 +298,3 @@ def refusal(command: str, said: str) -> RedisRefuses:
 
 def _expired(result: object, limit: float) -> NoReturn:
     raise CarrierFailed(_LATE)
-
-
-def _words(error: BaseException | None) -> str:
-    if isinstance(error, CarrierFailed):
-        return error.why
-    return f"cannot connect to Redis: {'' if error is None else why(error)}"

@@ -7,7 +7,7 @@ time of issue, so that a frame is good for a short time and only once (see `repl
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -50,31 +50,12 @@ class _Frame(msgspec.Struct, omit_defaults=True):
     machineId: str | None = None
 
 
-def signature_of(
-    key: bytes,
-    workspace_id: str,
-    runtime_target_id: str,
-    machine_id: str | None,
-    source: str,
-    target: str | None,
-    direction: str,
-    issued_at_ms: int,
-    payload: bytes | bytearray,
-) -> bytes:
-    """The 32 bytes of a frame's signature. Raises UnicodeEncodeError for a lone surrogate."""
-    head = "\n".join(
-        (
-            workspace_id,
-            runtime_target_id,
-            machine_id or "",
-            source,
-            target or "",
-            direction,
-            str(issued_at_ms),
-            "",
-        )
-    )
-    return hmac.digest(key, head.encode() + payload, "sha256")
+def signature_of(key: bytes, members: Sequence[str], payload: bytes | bytearray) -> bytes:
+    """The 32 bytes of a frame's signature. Raises UnicodeEncodeError for a lone surrogate.
+
+    `members` are workspaceId, runtimeTargetId, machineId or nothing, sourceRelayId, targetRelayId or nothing, direction, issuedAtMs.
+    """
+    return hmac.digest(key, "\n".join((*members, "")).encode() + payload, "sha256")
 
 
 class FrameSigner:
@@ -95,11 +76,11 @@ class FrameSigner:
         if now > self._latest or len(self._issued) >= _ISSUED_MAX:
             self._latest = now
             self._issued.clear()
-        signature = self._sign(parcel, payload, now)
+        signature = self._signature(parcel, now)
         if signature in self._issued:
             # The same message again would be taken for a replay. Nothing was issued for a later time than this.
             now = self._latest + 1
-            signature = self._sign(parcel, payload, now)
+            signature = self._signature(parcel, now)
         self._latest = max(self._latest, now)
         self._issued.add(signature)
         return msgspec.json.encode(
@@ -115,17 +96,10 @@ class FrameSigner:
             )
         )
 
-    def _sign(self, parcel: Parcel, payload: bytes | bytearray, issued_at_ms: int) -> bytes:
-        return signature_of(
-            self._key,
-            *parcel.target,
-            parcel.machine_id,
-            self._relay_id,
-            parcel.to_relay,
-            parcel.direction,
-            issued_at_ms,
-            payload,
-        )
+    def _signature(self, parcel: Parcel, issued_at_ms: int) -> bytes:
+        ends = self._relay_id, parcel.to_relay
+        members = *parcel.target, parcel.machine_id or "", *ends, parcel.direction, str(issued_at_ms)
+        return signature_of(self._key, members, parcel.payloads[0])
 
 
 class FrameVerifier:
@@ -156,11 +130,7 @@ class FrameVerifier:
         def refused(detail: str, reason: Reason = Reason.BUS_FRAME_REFUSED) -> BadFrame:
             return BadFrame(reason, detail, source[:128])
 
-        workspace, target, machine = (
-            frame.get("workspaceId"),
-            frame.get("runtimeTargetId"),
-            frame.get("machineId"),
-        )
+        workspace, target, machine = map(frame.get, ("workspaceId", "runtimeTargetId", "machineId"))
         payload, direction = frame.get("payload"), _direction(frame.get("direction"))
         if type(workspace) is not str or not workspace or type(target) is not str or not target:
             return refused("no workspaceId or runtimeTargetId")
@@ -171,11 +141,10 @@ class FrameVerifier:
             return refused("no signature or no issuedAtMs", Reason.BUS_SIGNATURE_INVALID)
         try:
             body = payload.encode()
-            if any("\n" in part for part in (workspace, target, machine or "", source, to or "")):
+            members = workspace, target, machine or "", source, to or "", direction, str(issued)
+            if any("\n" in member for member in members):
                 return refused("an id with a line break")
-            signature = signature_of(
-                self._key, workspace, target, machine, source, to, direction, issued, body
-            )
+            signature = signature_of(self._key, members, body)
             right = hmac.compare_digest(base64url(signature).encode(), said.encode())
         except UnicodeEncodeError:
             return refused("a lone surrogate")

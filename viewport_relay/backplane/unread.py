@@ -9,9 +9,9 @@ parts, for Redis answers nothing else meanwhile.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 from hashlib import sha1
-from typing import Final, Protocol
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from attrs import Factory, define
@@ -36,6 +36,12 @@ _MOST_ELEMENTS: Final = 4096
 _MOST_PARTS: Final = 256
 
 
+#: `interface.Carrier.take_back`
+TakeBack: TypeAlias = Callable[
+    [str, Sequence[bytes], Place], Coroutine[Any, Any, tuple[Sequence[bytes], Place | None]]
+]
+
+
 class Pushed(msgspec.Struct, gc=False):
     """One element of a relay's queue, and the messages in it."""
 
@@ -50,14 +56,6 @@ def mark_of(frame: BusFrame) -> bytes:
     if frame[: len(MAGIC)] == MAGIC:
         return bytes(frame[MARK])
     return sha1(frame, usedforsecurity=False).hexdigest().encode()
-
-
-class Queues(Protocol):
-    """Where the queues are: the part of `interface.Carrier` that is used here."""
-
-    async def take_back(
-        self, relay_id: str, marks: Sequence[bytes], place: Place
-    ) -> tuple[Sequence[bytes], Place | None]: ...
 
 
 @define(eq=False)
@@ -89,12 +87,12 @@ class UnreadQueues:
     def __init__(
         self,
         clock: IReactorTime,
-        queues: Queues,
+        take_back: TakeBack,
         lost: Callable[[str, Sequence[Parcel], bool], None],
         most_bytes: int,
     ) -> None:
         self._clock = clock
-        self._carrier = queues
+        self._call = take_back
         self._lost = lost
         self._most_bytes = most_bytes
         self._queues: dict[str, _Queue] = {}
@@ -155,7 +153,7 @@ class UnreadQueues:
         was_read, lost, place = not queue.unread, list[Parcel](), BEGINNING
         try:
             for _ in range(_MOST_PARTS):
-                found, following = await self._carrier.take_back(relay_id, tuple(wanted), place)
+                found, following = await self._call(relay_id, tuple(wanted), place)
                 queue.forget(found)
                 lost += [parcel for mark in found for parcel in wanted.pop(mark).parcels]
                 if following is None or not wanted:

@@ -21,8 +21,9 @@ from viewport_relay import descriptors
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
-from viewport_relay.backplane.fleet import backplane_for
+from viewport_relay.backplane.fleet import Fleet
 from viewport_relay.backplane.interface import Backplane
+from viewport_relay.backplane.single import Single
 from viewport_relay.config import Config, ConfigError
 from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.observe.counters import Counters
@@ -139,8 +140,10 @@ class Relay(WaitingService):
         client = HttpClient.from_config(reactor, config)
         gate = self._gate = Gate.from_config(reactor, config, log, counters, time.time, client)
         self._turn = turn_of(reactor)
-        self._backplane = backplane_for(
-            reactor, config, log, counters, client, time.time, self._turn.when_quiet
+        self._backplane = (
+            Single()
+            if config.backplane_mode == "single"
+            else Fleet(reactor, config, log, counters, client, time.time, self._turn.when_quiet)
         )
         self._relaying = build(config, reactor, time.time, log, counters, client, keys, self._backplane)
         self.factory = ConnectionFactory(

@@ -153,18 +153,18 @@ class MemoryBackplane:
             carrier,
             self.outage,
             FrameSigner(KEY, relay_id, now),
+            BatchSigner(KEY, relay_id, now),
             self.log,
             self.counters,
             self._lost,
             most_bytes=1 << 22,
             most_frames=10_000,
-            batch_signer=BatchSigner(KEY, relay_id, now),
             reads_batches=lambda other: f"process of {other}",
         )
         freshness = Freshness(clock, now, 15.0)
         verifier = BatchVerifier(KEY, relay_id, f"process of {relay_id}", freshness, 1 << 20)
         single = FrameVerifier(KEY, relay_id, freshness, 1 << 20)
-        self._inbound = Inbound(clock, carrier, single, self.log, self.counters, verifier)
+        self._inbound = Inbound(clock, carrier, single, verifier, self.log, self.counters)
         self._receiver: Receiver | None = None
 
     def _down(self, failed: CarrierFailed) -> None:

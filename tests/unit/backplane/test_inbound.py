@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 
 from tests.memorywire import Log
 from tests.unit.backplane.parts import StubCarrier
+from viewport_relay.backplane.batch import BatchVerifier
 from viewport_relay.backplane.inbound import Inbound
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival, CarrierFailed, Parcel
 from viewport_relay.backplane.replay import Freshness
@@ -28,10 +29,12 @@ class Incoming:
         self.arrived: list[Arrival] = []
         now: Any = lambda: 1_800_000_000.0 + self.clock.seconds()  # noqa: E731
         self.signer = FrameSigner(KEY, "a", now)
+        freshness = Freshness(self.clock, now, 15.0)
         self.inbound = Inbound(
             self.clock,
             self.carrier,
-            FrameVerifier(KEY, "b", Freshness(self.clock, now, 15.0), 1000),
+            FrameVerifier(KEY, "b", freshness, 1000),
+            BatchVerifier(KEY, "b", "process of b", freshness, 1000),
             self.log,
             self.counters,
         )

@@ -14,8 +14,7 @@ from viewport_relay.backplane.instance import (
     MOST_DESCRIBED,
     RECORD_TTL,
     REFRESH,
-    InstanceWatch,
-    OtherInstances,
+    Instances,
 )
 from viewport_relay.backplane.interface import CarrierFailed
 
@@ -56,10 +55,10 @@ class Parts:
     def __init__(self) -> None:
         self.clock, self.kept, self.log = Clock(), Kept(), Log()
 
-    def watch(self, instance: str) -> InstanceWatch:
-        return InstanceWatch(self.clock, self.kept, "a", instance, 10.0, self.log, {"version": "9.9"})
+    def watch(self, instance: str) -> Instances:
+        return Instances(self.clock, self.kept, "a", instance, 10.0, self.log, {"version": "9.9"})
 
-    def begin(self, watch: InstanceWatch) -> list[bool]:
+    def begin(self, watch: Instances) -> list[bool]:
         found: list[bool] = []
         Deferred.fromCoroutine(watch.begin()).addCallback(found.append)
         return found
@@ -109,7 +108,7 @@ def test_two_processes_with_one_relay_id_are_logged() -> None:
 
 def test_records_of_other_relays_are_fetched_in_the_background_and_cached() -> None:
     parts = Parts()
-    others = OtherInstances(parts.clock, parts.kept)
+    others = parts.watch("others")
     parts.kept.records["b"] = json.dumps({"instance": "of-b", "batches": VERSION}).encode()
     parts.kept.records["c"] = b"4f1d0c6a9be2735d08aa11bb"
     for relay_id, instance in (("b", "of-b"), ("c", None), ("nobody", None)):
@@ -129,22 +128,22 @@ def test_records_of_other_relays_are_fetched_in_the_background_and_cached() -> N
 
 def test_other_relays_are_described_for_the_operator() -> None:
     parts = Parts()
-    others = OtherInstances(parts.clock, parts.kept)
-    assert others.described([]) == []
+    others = parts.watch("others")
+    assert others.described() == []
     parts.begin(parts.watch("one"))
     parts.kept.records["b"] = parts.kept.records["a"]  # as the watch writes a record
     parts.kept.records["c"] = json.dumps({"instance": "of-c", "version": 7, "url": "u" * 9999}).encode()
     for relay_id in ("c", "b", "node"):
         others.reads_batches(relay_id)
     parts.clock.advance(3)
-    assert others.described([]) == [
+    assert others.described() == [
         {"relayId": "b", "bus": "batches", "seconds": 3, "version": "9.9"},
         {"relayId": "c", "bus": "frames", "seconds": 3, "url": "u" * 256},
         {"relayId": "node", "bus": "unknown", "seconds": 3},
     ]
     parts.kept.broken = True
     parts.clock.advance(FORGOTTEN)
-    assert others.described([]) == []
+    assert others.described() == []
 
 
 def test_relays_without_frames_are_described() -> None:
@@ -154,24 +153,23 @@ def test_relays_without_frames_are_described() -> None:
     parts.kept.records["b"] = parts.kept.records["a"]
     parts.kept.records["stopped"] = json.dumps({"instance": "x", "stopped": True}).encode()
     watch.startService()
-    others = OtherInstances(parts.clock, parts.kept)
-    listed = [*watch.relays, "died"]  # without a record
-    assert listed == ["b", "stopped", "died"]
-    others.described(listed)
-    assert others.described(listed) == [{"relayId": "b", "bus": "batches", "seconds": None, "version": "9.9"}]
+    assert watch.relays == ["b", "stopped"]
+    watch.relays = [*watch.relays, "died"]  # without a record
+    watch.described()
+    assert watch.described() == [{"relayId": "b", "bus": "batches", "seconds": None, "version": "9.9"}]
     watch.stopService()
 
 
 def test_the_dashboard_reads_a_bounded_number_of_records() -> None:
     parts = Parts()
-    others = OtherInstances(parts.clock, parts.kept)
-    listed = [f"relay-{n:03}" for n in range(2000)]
+    others = parts.watch("others")
+    others.relays = [f"relay-{n:03}" for n in range(2000)]
     for _ in range(10):
-        others.described(listed)
+        others.described()
     assert parts.kept.asked == MOST_DESCRIBED
     parts.clock.advance(REFRESH - 0.1)
-    others.described(listed)
+    others.described()
     assert parts.kept.asked == MOST_DESCRIBED
     parts.clock.advance(0.1)
-    others.described(listed)
+    others.described()
     assert parts.kept.asked == 2 * MOST_DESCRIBED

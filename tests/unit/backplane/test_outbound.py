@@ -33,7 +33,7 @@ class Publisher:
 
 
 class Parts:
-    def __init__(self, *, batches: bool = False, **bounds: int) -> None:
+    def __init__(self, **bounds: int) -> None:
         self.clock = Clock()
         self.carrier = StubCarrier(hold=True)
         self.log = Log()
@@ -46,12 +46,12 @@ class Parts:
             self.carrier,
             self.outage,
             FrameSigner(KEY, "a", lambda: 1_800_000_000.0),
+            BatchSigner(KEY, "a", lambda: 1_800_000_000.0),
             self.log,
             self.counters,
             self._lost,
             most_bytes=bounds.get("most_bytes", 1 << 20),
             most_frames=bounds.get("most_frames", 1000),
-            batch_signer=BatchSigner(KEY, "a", lambda: 1_800_000_000.0) if batches else None,
         )
 
     def publish(
@@ -103,6 +103,17 @@ def test_without_batches_each_message_of_a_parcel_is_a_frame() -> None:
     assert parts.batches() == [3]
     parts.answer()
     assert parts.payloads() == ["1", "2", "3"]
+
+
+def test_where_a_call_carries_one_frame_each_message_of_a_parcel_fails_by_itself() -> None:
+    parts = Parts()
+    parts.carrier.batch = 1
+    parts.bus.publish(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"1", b"2", b"3"), 3))
+    parts.clock.advance(0)
+    parts.answer()
+    parts.fail(CarrierFailed("refused", outage=False))
+    parts.answer()
+    assert (parts.payloads(), parts.failed) == (["1", "3"], ["2"])
 
 
 def test_lanes_run_concurrently_up_to_the_carriers_limit() -> None:
@@ -165,7 +176,7 @@ def test_over_the_limit_of_a_relay_its_oldest_frames_are_dropped(bounds: dict[st
 
 @pytest.mark.parametrize("bounds", [{"most_frames": 3}, {"most_bytes": 3}], ids=["frames", "bytes"])
 def test_a_parcel_over_the_limit_loses_its_oldest_messages(bounds: dict[str, int]) -> None:
-    parts = Parts(batches=True, **bounds)
+    parts = Parts(**bounds)
     parts.publish("0")
     parts.bus.publish(Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (b"1", b"2", b"3", b"4"), 4))
     assert parts.failed == ["0", "1"]

@@ -59,7 +59,7 @@ def test_the_signature_of_a_known_frame() -> None:
 
     printf 'w\\nt\\nm\\na\\nb\\nclient_to_daemon\\n1700000000000\\n{}' | openssl dgst -sha256 -hmac key
     """
-    made = signature_of(b"key", "w", "t", "m", "a", "b", "client_to_daemon", 1_700_000_000_000, b"{}")
+    made = signature_of(b"key", ("w", "t", "m", "a", "b", "client_to_daemon", "1700000000000"), b"{}")
     assert made.hex() == "92a21a61b736aa253fed0262dfaf337922e02cf24d63c6c2c48f55fb004eb4ec"
 
 

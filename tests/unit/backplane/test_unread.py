@@ -23,7 +23,7 @@ class Parts:
 
     def __init__(self, most_bytes: int = 1 << 20) -> None:
         self.clock = Clock()
-        self.unread = UnreadQueues(self.clock, self, self._lost, most_bytes)
+        self.unread = UnreadQueues(self.clock, self.take_back, self._lost, most_bytes)
         self.queue: list[bytes] = []
         self.asked = 0
         self.lost: list[str] = []
