@@ -39,10 +39,11 @@ from relays import (
     KINDS,
     PATIENCE,
     Kind,
+    NotListening,
     Platform,
     build,
     checkout,
-    free_port,
+    on_free_port,
     running,
     running_platform,
 )
@@ -100,7 +101,7 @@ def process(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
                 break
             except OSError:
                 if started.poll() is not None or time.monotonic() > until:
-                    raise SystemExit(f"{command[0]} does not listen on port {port}") from None
+                    raise NotListening(f"{command[0]} does not listen on port {port}") from None
                 time.sleep(0.05)
         yield started
     finally:
@@ -133,19 +134,12 @@ def layout(
             program = shutil.which("redis-server")
             if program is None:
                 raise SystemExit("needs redis-server")
-            port = free_port()
-            redis = stack.enter_context(
-                process(
-                    program,
-                    "--port",
-                    str(port),
-                    "--save",
-                    "",
-                    "--dir",
-                    str(folder),
-                    port=port,
-                )
-            )
+            words = program, "--save", "", "--dir", str(folder), "--port"
+
+            def redis_on(port: int) -> tuple[subprocess.Popen[bytes], int]:
+                return stack.enter_context(process(*words, str(port), port=port)), port
+
+            redis, port = on_free_port(redis_on)
             settings = {
                 "RELAY_BACKPLANE_MODE": "redis",
                 "RELAY_REDIS_URL": f"redis://127.0.0.1:{port}",
@@ -156,17 +150,12 @@ def layout(
             yield Layout(a.port, b.port, (a.pid, b.pid, redis.pid))
         elif name == "forwarded":
             behind = relay()
-            port = free_port()
-            front = stack.enter_context(
-                process(
-                    sys.executable,
-                    "-c",
-                    _FORWARD,
-                    str(port),
-                    str(behind.port),
-                    port=port,
-                )
-            )
+
+            def front_on(port: int) -> tuple[subprocess.Popen[bytes], int]:
+                words = sys.executable, "-c", _FORWARD, str(port), str(behind.port)
+                return stack.enter_context(process(*words, port=port)), port
+
+            front, port = on_free_port(front_on)
             yield Layout(port, port, (behind.pid, front.pid))
         else:
             one = relay(RELAY_WORKERS="2" if name == "workers-2" else "1")

@@ -14,9 +14,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from attrs import frozen
 
@@ -25,6 +26,8 @@ BUILD = HERE / "build"
 NODE_RELAY = HERE / "peers" / "node-relay"
 #: Seconds that a process has to listen, and to end.
 PATIENCE = 20.0
+#: Ports that are tried for a process.
+MOST_PORTS = 3
 
 _FAR = "1000000000"
 LIMITS: Mapping[str, str] = {
@@ -135,6 +138,23 @@ class Platform:
         }
 
 
+class NotListening(SystemExit):
+    """A process was started and does not listen: its port may have been taken meanwhile."""
+
+
+T = TypeVar("T")
+
+
+def on_free_port(start: Callable[[int], T]) -> T:
+    """What `start` returns for a free port. Another port is tried when the process does not come to listen on it."""
+    for _ in range(MOST_PORTS - 1):
+        try:
+            return start(free_port())
+        except NotListening as failed:
+            print(f"{failed}; another port is tried", file=sys.stderr)
+    return start(free_port())
+
+
 def free_port() -> int:
     """A free TCP port of the loopback interface."""
     with socket.socket() as probe:
@@ -180,7 +200,7 @@ def _start(
         except OSError:
             if process.poll() is not None or time.monotonic() > until:
                 _end(process)
-                raise SystemExit(f"{command[0]} does not listen; see {BUILD / 'stderr.log'}") from None
+                raise NotListening(f"{command[0]} does not listen; see {BUILD / 'stderr.log'}") from None
             time.sleep(0.05)
 
 
@@ -197,9 +217,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def running_platform(folder: Path, cores: set[int] | None = None) -> Iterator[Platform]:
     """The platform, with the files that `mint.mint` has written to `folder`."""
-    port, key = free_port(), secrets.token_urlsafe(24)
-    command = (str(BUILD / "platform"), str(port), str(folder / "jwks.json"), key)
-    process = _start(command, {}, port, cores)
+    key = secrets.token_urlsafe(24)
+
+    def start(port: int) -> tuple[subprocess.Popen[bytes], int]:
+        command = (str(BUILD / "platform"), str(port), str(folder / "jwks.json"), key)
+        return _start(command, {}, port, cores), port
+
+    process, port = on_free_port(start)
     try:
         yield Platform(port, key, folder / "tokens.tsv", folder / "fresh.tsv")
     finally:
@@ -221,10 +245,8 @@ def running(
     With `tls` ("resumed" or "full", see `cells.Cell`) the relay ends TLS, and an HAProxy on `other_cores` is the TLS
     client: the load generator sends plain TCP to the HAProxy.
     """
-    port = free_port()
     environment = {
         "RELAY_LISTEN_HOST": "127.0.0.1",
-        "RELAY_LISTEN_PORT": str(port),
         "RELAY_MODE": "staging",
         **LIMITS,
         **platform.environment(),
@@ -232,8 +254,12 @@ def running(
         **(more or {}),
         **(_tls_settings() if tls else {}),
     }
-    command = tuple(str(port) if word == "PORT" else word for word in kind.command)
-    process = _start(command, environment, port, cores)
+
+    def start(port: int) -> tuple[subprocess.Popen[bytes], int]:
+        command = tuple(str(port) if word == "PORT" else word for word in kind.command)
+        return _start(command, environment | {"RELAY_LISTEN_PORT": str(port)}, port, cores), port
+
+    process, port = on_free_port(start)
     try:
         if not tls:
             yield Running(kind, process, port)
