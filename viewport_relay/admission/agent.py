@@ -55,10 +55,7 @@ class Endpoints:
 
 @implementer(IAgent)
 class PlainAgent:
-    """An agent below treq that asks for no content coding and keeps treq from decoding one.
-
-    treq offers gzip in each request, and decodes it before any limit on the size of a body is looked at.
-    """
+    """An agent below treq that keeps treq from decoding gzip, which treq does before any limit on the size of a body is looked at."""
 
     def __init__(self, agent: IAgent) -> None:
         self._agent = agent
@@ -70,9 +67,7 @@ class PlainAgent:
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
-        """The response. `headers` are treq's copy and may be changed."""
-        headers = headers or Headers()
-        headers.setRawHeaders(b"accept-encoding", [b"identity"])
+        """The response."""
         return self._agent.request(method, uri, headers, bodyProducer).addCallback(_undecoded)
 
 

@@ -6,7 +6,7 @@ that closes the connection after its upgrade (wire protocol, section 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final, TypeVar
 
@@ -19,12 +19,7 @@ from viewport_relay.reasons import Reason, Refusal
 LIST_MAX: Final = 64
 CRYPTO_PAIRING: Final = "crypto_pairing"
 
-#: Claims whose form is checked and whose value the relay does not use.
-_UNREAD_TEXTS: Final = {"installId": 128, "iss": 255}
-_UNREAD_NUMBERS: Final = ("iat", "nbf", "ver")
-
 E = TypeVar("E", bound=Enum)
-V = TypeVar("V")
 
 
 def parse_claims(claims: Mapping[str, Any], query: UpgradeQuery) -> Claims:
@@ -32,46 +27,14 @@ def parse_claims(claims: Mapping[str, Any], query: UpgradeQuery) -> Claims:
 
     Unknown claims are ignored; lengths count as JavaScript counts them (UTF-16 code units).
     """
-
-    def read(name: str, form: Callable[..., V], *bounds: Any) -> V | None:
-        return form(claims[name], name, *bounds) if name in claims else None
-
-    role = read("role", _choice, Role)
-    if role is not None and role is not query.role:
+    read: dict[str, Any] = {}
+    for name, (attribute, form, *bounds) in _FORMS.items():
+        if name in claims:
+            read[attribute] = form(claims[name], name, *bounds)
+    read.pop(_UNUSED, None)
+    if read.get("role", query.role) is not query.role:
         raise _wrong("role", "is not the role of the query")
-    for name, most in _UNREAD_TEXTS.items():
-        read(name, _text, most)
-    for name in _UNREAD_NUMBERS:
-        read(name, _number)
-    read("relayWsBaseUrl", _text_or_null, 512)
-    read("sessionIds", _texts)
-    audience = claims.get("aud")
-    for entry in audience if isinstance(audience, list) else ():
-        _text(entry, "aud", 255)
-    if not isinstance(audience, list):
-        read("aud", _text, 255)
-    channels = [trimmed(channel) for channel in read("sessionChannels", _texts, 255) or ()]
-    if not all(channel.startswith(CHANNEL_PREFIX) and channel != CHANNEL_PREFIX for channel in channels):
-        raise _wrong("sessionChannels", f"has an entry that is not {CHANNEL_PREFIX}…")
-    expires = read("exp", _number)
-    return Claims(
-        workspace_id=read("workspaceId", _text),
-        runtime_target_id=read("runtimeTargetId", _text),
-        client_id=read("clientId", _text),
-        user_id=read("userId", _text),
-        machine_id=read("machineId", _text, 255),
-        role=role,
-        managed_executor_id=read("managedExecutorId", _text),
-        scope=read("scope", _choice, Scope),
-        session_channels=frozenset(channels),
-        e2ee_profile=read("e2eeProfile", _choice, Profile),
-        policy_mode=read("policyMode", _text),
-        daemon_public_key=read("daemonPublicKey", _text_or_null, 512),
-        pairing_secret=read("pairingSecret", _text_or_null, 1024),
-        daemon_issue_generation=read("daemonIssueGeneration", _number, 0),
-        expires_at=None if expires is None else float(expires),
-        token_id=read("jti", _text, 255),
-    )
+    return Claims(**read)
 
 
 def grant_for(query: UpgradeQuery, claims: Claims, connection_id: str) -> Grant | Refusal:
@@ -145,6 +108,18 @@ def _texts(value: object, name: str, most: int = 128) -> list[str]:
     return [_text(entry, name, most) for entry in value]
 
 
+def _channels(value: object, name: str, most: int) -> frozenset[str]:
+    channels = frozenset(trimmed(channel) for channel in _texts(value, name, most))
+    if not all(channel.startswith(CHANNEL_PREFIX) and channel != CHANNEL_PREFIX for channel in channels):
+        raise _wrong(name, f"has an entry that is not {CHANNEL_PREFIX}…")
+    return channels
+
+
+def _audience(value: object, name: str, most: int) -> None:
+    for entry in value if isinstance(value, list) else [value]:
+        _text(entry, name, most)
+
+
 def _choice(value: object, name: str, kind: type[E]) -> E:
     try:
         return kind(_text(value, name))
@@ -161,7 +136,42 @@ def _number(value: object, name: str, least: int | None = None) -> int:
     return number
 
 
+def _seconds(value: object, name: str) -> float:
+    return float(_number(value, name))
+
+
 def _wrong(name: str, what: str) -> Refusal:
     return Refusal(
         Reason.VALIDATION_RESPONSE_INVALID, f"claim {name} {what}", details={"claim": name, "problem": what}
     )
+
+
+#: The attribute of a claim whose form is checked, and whose value the relay does not use.
+_UNUSED: Final = ""
+#: The claims: attribute of `Claims`, form, bounds.
+_FORMS: Final[Mapping[str, tuple[Any, ...]]] = {
+    "role": ("role", _choice, Role),
+    "workspaceId": ("workspace_id", _text),
+    "runtimeTargetId": ("runtime_target_id", _text),
+    "clientId": ("client_id", _text),
+    "userId": ("user_id", _text),
+    "machineId": ("machine_id", _text, 255),
+    "managedExecutorId": ("managed_executor_id", _text),
+    "installId": (_UNUSED, _text),
+    "scope": ("scope", _choice, Scope),
+    "sessionIds": (_UNUSED, _texts),
+    "sessionChannels": ("session_channels", _channels, 255),
+    "e2eeProfile": ("e2ee_profile", _choice, Profile),
+    "policyMode": ("policy_mode", _text),
+    "daemonPublicKey": ("daemon_public_key", _text_or_null, 512),
+    "pairingSecret": ("pairing_secret", _text_or_null, 1024),
+    "relayWsBaseUrl": (_UNUSED, _text_or_null, 512),
+    "daemonIssueGeneration": ("daemon_issue_generation", _number, 0),
+    "iss": (_UNUSED, _text, 255),
+    "aud": (_UNUSED, _audience, 255),
+    "iat": (_UNUSED, _number),
+    "nbf": (_UNUSED, _number),
+    "ver": (_UNUSED, _number),
+    "exp": ("expires_at", _seconds),
+    "jti": ("token_id", _text, 255),
+}

@@ -48,6 +48,7 @@ class HttpClient:
     """Asks calls through treq over `agent`. `clock` measures the time limits, `pool` has the agent's connections."""
 
     def __init__(self, clock: IReactorTime, agent: IAgent, pool: Pool | None = None) -> None:
+        self._clock: Any = clock
         self._limits = TimeLimits(clock)
         self._pool = pool
         self._cookies = _NoCookies()
@@ -126,6 +127,7 @@ class HttpClient:
             cookies=self._cookies,
             allow_redirects=False,
             unbuffered=True,
+            reactor=self._clock,  # else treq imports the global one
         )
         return response.addCallback(_whole, call)
 

@@ -12,8 +12,22 @@ from viewport_relay.admission.requesturl import RequestUrl
 
 _EVERY_CALL: Final = {
     "accept": "application/json",
+    "accept-encoding": "identity",
     "user-agent": "viewport-relay",
 }
+
+
+class CallHeaders(Headers):
+    """The headers of a call, made once: each request is given this object, where treq would make a copy and offer gzip."""
+
+    __slots__ = ()
+
+    def copy(self) -> CallHeaders:
+        """Called by treq."""
+        return self
+
+    def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:
+        """Called by treq with an Accept-Encoding: the call's own stands."""
 
 
 @frozen
@@ -27,7 +41,7 @@ class Call:
 
     method: str
     target: RequestUrl = field(repr=lambda target: target.shown)
-    headers: Headers = field(repr=False)
+    headers: CallHeaders = field(repr=False)
     limit: float
     max_bytes: int
     retry: bool = True
@@ -48,7 +62,7 @@ class Call:
         """A call with `headers`, and the ones that every call has. Raises ValueError for an unusable URL."""
         target = RequestUrl.of(url)
         given = {**_EVERY_CALL, "host": target.host_header, **headers}
-        lines = Headers({name: [value] for name, value in given.items()})
+        lines = CallHeaders({name: [value] for name, value in given.items()})
         return cls(method, target, lines, limit, max_bytes, retry, gzip)
 
     @property
@@ -63,10 +77,9 @@ class Call:
 
     def also(self, headers: Mapping[str, str]) -> Call:
         """The same call with further headers."""
-        lines = self.headers.copy()
-        for name, value in headers.items():
-            lines.setRawHeaders(name, [value])
-        return evolve(self, headers=lines)
+        lines = dict(self.headers.getAllRawHeaders())
+        lines |= {name.encode("ascii"): [value.encode("ascii")] for name, value in headers.items()}
+        return evolve(self, headers=CallHeaders(lines))
 
 
 @frozen

@@ -101,22 +101,22 @@ def payload_signed_by(token: str, header: TokenHeader, keys: KeySet) -> Mapping[
     Raises Refusal: JWT_SIGNATURE_MISMATCH for no such key or another key, JWT_ALGORITHM_NOT_ALLOWED when the kid's keys are
     all of another algorithm, JWT_MALFORMED for a payload that is no JSON object.
     """
-    kid = printable(header.kid)
     candidates = keys.for_kid(header.kid)
+    for key in candidates:
+        if key.algorithm == header.algorithm:
+            payload = verified(token, key)
+            if payload is not None:
+                return payload
+    kid = printable(header.kid)
+    details = _about(token, kid, keys)
     if not candidates:
         published = ", ".join(keys.kids) or "none"
         words = f"kid {kid} is not in the JWKS, which has {published}"
-        raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, words, details=_about(token, kid, keys))
-    fitting = [key for key in candidates if key.algorithm == header.algorithm]
-    if not fitting:
+        raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, words, details=details)
+    if all(key.algorithm != header.algorithm for key in candidates):
         words = f"alg is {header.algorithm}, the key {kid} is for {candidates[0].algorithm}"
-        raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, words, details=_about(token, kid, keys))
-    for key in fitting:
-        payload = verified(token, key)
-        if payload is not None:
-            return payload
-    words = f"the key {kid} did not sign it"
-    raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, words, details=_about(token, kid, keys))
+        raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, words, details=details)
+    raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, f"the key {kid} did not sign it", details=details)
 
 
 def verified(token: str, key: Key) -> Mapping[str, Any] | None:

@@ -43,7 +43,7 @@ class Pool(HTTPConnectionPool):
 
     def getConnection(self, key: Any, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
         """A wrapper that sends one request, as the documentation of Twisted's pool allows."""
-        return super().getConnection(key, endpoint).addCallback(_Exchange)
+        return super().getConnection(key, endpoint).addCallback(_bounded)
 
     def __init__(self, clock: IReactorTime) -> None:
         self.clock = clock
@@ -73,34 +73,31 @@ class Pool(HTTPConnectionPool):
             self._closed.pop().callback(None)
 
 
-class _Exchange:
-    """One request over a connection of the pool."""
-
-    def __init__(self, protocol: Any) -> None:
-        self._protocol = protocol
-
-    def request(self, request: Any) -> Deferred[IResponse]:
-        """Called by the agent."""
-        connection = self._protocol.transport
-        if not isinstance(connection, _Connection):  # lost meanwhile, and Twisted says so
-            return self._protocol.request(request)  # type: ignore[no-any-return]
-        connection.head_left = HEAD_MAX
-        connection.gather()
-        response: Deferred[IResponse] = self._protocol.request(request)
-        connection.send_gathered()
-        return response.addCallback(connection.head_complete)
+def _bounded(protocol: Any) -> Any:
+    """The connection that bounds what a protocol of the pool receives; the protocol itself, which says so, if that is lost."""
+    connection = protocol.transport
+    return connection if isinstance(connection, _Connection) else protocol
 
 
 class _Connection(ProtocolWrapper):
     """A connection to a server, whose heads are bounded and whose end cannot be delayed for long."""
 
-    head_left: int | None = None  # bytes, while the head of a response is awaited
+    _head_left: int | None = None  # bytes, while the head of a response is awaited
     _cut: IDelayedCall | None = None
     _too_long = False
     _receiving = False
     _pauses = False
     _gathered: list[bytes] | None = None
     _at_once = True  # whether the transport holds nothing that is still to be sent
+
+    def request(self, request: Any) -> Deferred[IResponse]:
+        """Called by the agent."""
+        self._head_left = HEAD_MAX
+        self._gathered = []
+        protocol: Any = self.wrappedProtocol
+        response: Deferred[IResponse] = protocol.request(request)
+        self._send_gathered()
+        return response.addCallback(self._head_complete)
 
     def dataReceived(self, data: bytes) -> None:
         """Called by the transport."""
@@ -110,18 +107,14 @@ class _Connection(ProtocolWrapper):
         if self._pauses:
             self._pauses = False
             self.pauseProducing()
-        if self.head_left is not None:
-            self.head_left -= len(data)
-            if self.head_left < 0 and not self._too_long:
+        if self._head_left is not None:
+            self._head_left -= len(data)
+            if self._head_left < 0 and not self._too_long:
                 self._too_long = True
                 self.stopProducing()
 
     # Head and body of a request leave in one `send` without another turn of the reactor, and (plain TCP) without a change of what
     # the kernel is asked to watch.
-
-    def gather(self) -> None:
-        """Keep what is written until `send_gathered`."""
-        self._gathered = []
 
     def write(self, data: bytes) -> None:
         """Called by Twisted's request."""
@@ -135,7 +128,7 @@ class _Connection(ProtocolWrapper):
             self._at_once = False
             super().writeSequence(data)  # type: ignore[no-untyped-call]
 
-    def send_gathered(self) -> None:
+    def _send_gathered(self) -> None:
         """Send what was kept; what the socket does not take now is the transport's to send."""
         data, self._gathered = b"".join(self._gathered or ()), None
         transport = self.transport
@@ -163,9 +156,9 @@ class _Connection(ProtocolWrapper):
         elif self.wrappedProtocol is not None:
             self.transport.resumeProducing()  # type: ignore[union-attr]
 
-    def head_complete(self, response: IResponse) -> IResponse:
+    def _head_complete(self, response: IResponse) -> IResponse:
         """The response's head has come; the bound on its body is the reader's."""
-        self.head_left = None
+        self._head_left = None
         return response
 
     def loseConnection(self) -> None:

@@ -113,7 +113,8 @@ class Redactor:
 
     def identifier(self, text: str) -> str:
         """The same for an id that a peer chose: long ones stay readable."""
-        text = self._without_exact(text)
+        if len(text) >= self._shortest:  # asked here too, for each join and leave has a dozen ids
+            text = self._without_exact(text)
         if len(text) <= 12:
             return text
         if "ey" in text or "ew" in text or "-----" in text:  # what every token begins with
@@ -121,8 +122,6 @@ class Redactor:
         return text if len(text) <= 256 else text[:256] + "…"
 
     def _string(self, key: str, value: str) -> str:
-        if key in ID_KEYS:
-            return self.identifier(value)
         if value and is_secret_key(key):
             return MARK
         return self.text(value, MAX_TRACEBACK if key == "traceback" else MAX_STRING)
@@ -142,7 +141,7 @@ class Redactor:
         slips through a `repr`.
         """
         if isinstance(value, str) and not isinstance(value, Enum):
-            return self._string(key, value)
+            return self.identifier(value) if key in ID_KEYS else self._string(key, value)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, Enum):
