@@ -60,7 +60,8 @@ class Gate:
         self._validator = validator
         self._rules = rules
         self._http = http
-        self._platform_clock = platform_clock
+        #: what the platform's answers say of its clock
+        self.platform_clock = platform_clock
         self._now = now
         self._pace = Pace(clock)
         # Payloads by the token's digest and the very key set that one of its keys has signed. That says what a token says, not
@@ -172,7 +173,7 @@ class Gate:
         except Refusal as refusal:
             if refusal.reason not in (Reason.JWT_EXPIRED, Reason.JWT_NOT_YET_VALID):
                 raise
-        return check_payload(payload, query, self._rules, now, self._platform_clock.offset)
+        return check_payload(payload, query, self._rules, now, self.platform_clock.offset)
 
     def start(self) -> None:
         """Begin to fetch the keys."""
@@ -202,16 +203,6 @@ class Gate:
             return False, "the JWKS was not fetched yet"
         fault = self._validator.fault
         return True, "" if fault is None else fault.code
-
-    @property
-    def clock_offset(self) -> float | None:
-        """Seconds by which the relay's clock is ahead of the platform's; None if it is not known."""
-        return self._platform_clock.offset
-
-    @property
-    def platform_answered(self) -> float | None:
-        """When the platform last gave an answer that was understood, in the reactor's seconds; None before the first."""
-        return self._platform_clock.answered_at
 
     @property
     def jwks_age_seconds(self) -> float | None:

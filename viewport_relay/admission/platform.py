@@ -155,16 +155,12 @@ class PlatformValidator:
             raise self._told(judge_failure(failure, self._call.shown)) from None
         secrets = (token, self._settings.internal_key or "")
         verdict = self._told(judge(answer, query, self._call.shown, secrets))
-        if isinstance(verdict, Claims):
-            self._platform_clock.observe(answer)
-            self._count("ok", began)
-            return verdict
-        if verdict.reason in DENIALS:
-            self._platform_clock.observe(answer)
-            self._count("denied", began)
-            return verdict
-        self._count("failed", began)
-        raise verdict
+        if isinstance(verdict, Refusal) and verdict.reason not in DENIALS:
+            self._count("failed", began)
+            raise verdict
+        self._platform_clock.observe(answer)
+        self._count("denied" if isinstance(verdict, Refusal) else "ok", began)
+        return verdict
 
     def _told(self, verdict: Verdict) -> Verdict:
         """Remember whether the verdict would be the same for any token."""

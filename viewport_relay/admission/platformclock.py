@@ -16,20 +16,16 @@ class PlatformClock:
     def __init__(self, clock: IReactorTime, now: Callable[[], float]) -> None:
         self._clock = clock
         self._now = now
-        self._answered_at: float | None = None
+        #: when the last answer came, in the reactor's seconds; None before the first
+        self.answered_at: float | None = None
         self._date: tuple[str, float] | None = None
 
     def observe(self, answer: Answer) -> None:
         """An answer was understood. One out of a cache, which has an Age, tells nothing of the clock."""
-        self._answered_at = self._clock.seconds()
+        self.answered_at = self._clock.seconds()
         date = answer.header("date")
         if date is not None and answer.header("age") is None:
             self._date = (date[:64], self._now())
-
-    @property
-    def answered_at(self) -> float | None:
-        """When the last answer came, in the reactor's seconds; None before the first."""
-        return self._answered_at
 
     @property
     def offset(self) -> float | None:
@@ -41,6 +37,5 @@ class PlatformClock:
             sent = parsedate_to_datetime(date)
         except (ValueError, TypeError, OverflowError):
             return None
-        return (
-            received - sent.timestamp() - 0.5
-        )  # the header has whole seconds, so half of one is missing on average
+        # The header has whole seconds, so half of one is missing on average.
+        return received - sent.timestamp() - 0.5

@@ -101,10 +101,10 @@ class RelayState:
         return self._gate.jwks_age_seconds
 
     def clock_offset(self) -> float | None:
-        return self._gate.clock_offset
+        return self._gate.platform_clock.offset
 
     def platform_age(self) -> float | None:
-        answered = self._gate.platform_answered
+        answered = self._gate.platform_clock.answered_at
         return None if answered is None else max(0.0, self._clock.seconds() - answered)
 
     def processes(self) -> Mapping[str, int]:
