@@ -206,7 +206,7 @@ class Listeners(WaitingService):
 
     def apply(self, config: Config) -> None:
         """Take up reloaded budgets of addresses."""
-        self._budget.limit = config.http_rate_per_ip
+        self._budget.requests.limit = config.http_rate_per_ip
         self._accepts.apply(config)
 
     def pause(self) -> None:

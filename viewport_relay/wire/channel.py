@@ -121,9 +121,8 @@ class RelayChannel(HTTPChannel):
             self._unreadable("a peer speaks plain HTTP to a port with TLS: let it use wss:// or https://")
         self._closing = self.gone = True
         self._stop_timers()
-        self._linger = self._resting = (
-            None  # they refer to this channel: only the collector would free the cycle
-        )
+        # Timers refer to this channel: only the collector would free the cycle.
+        self._linger = self._resting = None
         self.connections.leave(self)
         HTTPChannel.connectionLost(self, reason)
 
@@ -142,10 +141,7 @@ class RelayChannel(HTTPChannel):
         return self._kept
 
     def hand_over(self) -> tuple[Any, bytes]:
-        """Give up the transport: returns it, without a producer, and what was received behind the upgrade request.
-
-        The channel takes no further part in the connection, and holds no request any more.
-        """
+        """Give up the transport: returns it, without a producer, and what was received behind the upgrade request."""
         early, self._kept = self.early, b""
         self._closing = True
         self._stop_timers()
@@ -161,7 +157,7 @@ class RelayChannel(HTTPChannel):
         if self._closing:
             self._rest()
         else:
-            self._keep(data)
+            self._kept += data
             self._go_on()
 
     def _rest(self) -> None:
@@ -191,7 +187,8 @@ class RelayChannel(HTTPChannel):
 
     def rawDataReceived(self, data: bytes) -> None:
         if self._answering:
-            self._keep(data)
+            self._kept += data
+            self._go_on()
         elif not self._closing:
             HTTPChannel.rawDataReceived(self, data)
 
@@ -261,13 +258,8 @@ class RelayChannel(HTTPChannel):
             self.connections.settled(self)
         self._go_on()
 
-    def _keep(self, data: bytes) -> None:
-        self._kept += data
-        if len(self._kept) > MAX_KEPT:
-            self.transport.pauseProducing()
-
     def _go_on(self) -> None:
-        """Take the next request in its turn, and read from the transport as long as there is room."""
+        """Take the next request in its turn, and pause the transport where there is no room for more."""
         if self._kept and not self._answering and not self._unread and not self._waits:
             self._waits = True
             self.queue.run(counted_as(self.peer_host), self._take_kept)

@@ -51,7 +51,7 @@ class FairQueue:
         if self._running == key:
             return succeed(None)
         waiter: Deferred[None] = Deferred()
-        self.run(key, partial(_fire, waiter))
+        self.run(key, partial(waiter.callback, None))  # no-op for a waiter that was cancelled
         return waiter
 
     def stop(self) -> None:
@@ -82,8 +82,3 @@ class FairQueue:
             self._comes = bool(self._waiting)
             if self._waiting:
                 self._turn.later(self._serve)
-
-
-def _fire(waiter: Deferred[None]) -> None:
-    if not waiter.called:
-        waiter.callback(None)

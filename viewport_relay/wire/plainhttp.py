@@ -34,34 +34,27 @@ class HttpBudget:
     """Plain HTTP requests of each address against RELAY_HTTP_RATE_PER_IP; one log entry for each address and minute."""
 
     def __init__(self, clock: IReactorTime, limit: int, log: EventSink, counters: Counters) -> None:
-        """`limit` is per minute, 0 is off; a reload may set another one."""
+        """`limit` is per minute, 0 is off."""
         self._clock = clock
         self._log = log
         self._counters = counters
-        self._requests = WindowCounter(limit)
+        #: requests of each address; a reload may set another limit
+        self.requests = WindowCounter(limit)
         self._told = WindowCounter(1)
-
-    @property
-    def limit(self) -> int:
-        return self._requests.limit
-
-    @limit.setter
-    def limit(self, limit: int) -> None:
-        self._requests.limit = limit
 
     def refusals(self, counted: str) -> int:
         """How often requests of an address, as limits count it, were over the budget in its minute."""
-        return self._requests.refused(counted, self._clock.seconds())
+        return self.requests.refused(counted, self._clock.seconds())
 
     def charge(self, address: str, details: Mapping[str, Any]) -> int:
         """Count one request; `details` are for the log entry. Returns 0, or the seconds to wait when the address is over its budget."""
         now, counted = self._clock.seconds(), counted_as(address)
-        wait = self._requests.hit(counted, now)
+        wait = self.requests.hit(counted, now)
         if wait:
             self._counters.http_rate_limited += 1
             if not self._told.hit(counted, now):
-                number, seconds = self._requests.tried(counted, now)
-                limit = BY_ATTRIBUTE["http_rate_per_ip"].in_words(self.limit)
+                number, seconds = self.requests.tried(counted, now)
+                limit = BY_ATTRIBUTE["http_rate_per_ip"].in_words(self.requests.limit)
                 detail = f"{number} requests within {seconds} s, {limit} a minute"
                 self._log.event(
                     "http_refused",

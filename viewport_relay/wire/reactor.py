@@ -101,6 +101,8 @@ class RelayReactor(EPollReactor):
         self._next_look = self._talk_until = 0.0
         EPollReactor.__init__(self)
         self.low_priority = LowPrioritySet(self)
+        self.watch_hang_up = self.low_priority.watch_hang_up
+        self.unwatch_hang_up = self.low_priority.unwatch_hang_up
         self.addReader(self.low_priority)  # type: ignore[no-untyped-call]
 
     def end(self, transport: Any) -> None:
@@ -245,14 +247,6 @@ class RelayReactor(EPollReactor):
 
     def adoptStreamConnection(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
         return _adopted(fileDescriptor, addressFamily, factory, self)
-
-    def watch_hang_up(self, transport: DirectTransport) -> None:
-        """Call `transport.hung_up()` when its peer sends FIN or RST, although it is not read."""
-        self.low_priority.watch_hang_up(transport)
-
-    def unwatch_hang_up(self, transport: DirectTransport) -> None:
-        """Stop watching."""
-        self.low_priority.unwatch_hang_up(transport)
 
     # -- IReactorFDSet, for all sockets ------------------------------------------------------------------------
 
