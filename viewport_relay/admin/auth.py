@@ -35,8 +35,8 @@ ONE_TIME_MAX: Final = 8
 #: Wrong tokens of one address within a minute that are answered 401; then they are answered 429.
 WRONG_TOKENS_PER_MINUTE: Final = 20
 
-#: Who may have a page: everybody; everybody while there is an admin token; holders of a metrics or an admin token; holders of
-#: an admin token. A session of the dashboard counts as an admin token.
+#: The access that a page needs: none; none, while there is an admin token; a metrics or an admin token; an admin token. A
+#: session of the dashboard counts as an admin token.
 Access = Literal["open", "visitor", "scraper", "operator"]
 
 _BEARER: Final = re.compile(rb"bearer(?:\s+(.*))?\Z", re.IGNORECASE | re.DOTALL)
