@@ -19,7 +19,7 @@ from typing import Any
 
 from viewport_relay.noise.keys import RelayKeys, StaticKey, encode_key
 from viewport_relay.noise.link import LinkResponder
-from viewport_relay.noise.noiselink import NoiseLink
+from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.link import LinkInitiator, LinkSettings
 from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
