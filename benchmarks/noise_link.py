@@ -17,11 +17,12 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from viewport_relay.noise.keys import RelayKeys, StaticKey, encode_key
+from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.link import LinkResponder
 from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.link import LinkInitiator, LinkSettings
+from viewport_relay.protocol.base64url import base64url
 from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
 from viewport_relay.reasons import Reason
 
@@ -29,7 +30,7 @@ FRAME_MAX = 1_048_576
 SECRET = os.urandom(32)
 QUERY = UpgradeQuery(Role.CLIENT, "workspace-1", "target-1")
 GRANT = Grant(
-    Role.CLIENT, "workspace-1", "target-1", None, "client-1", Claims(pairing_secret=encode_key(SECRET)), None
+    Role.CLIENT, "workspace-1", "target-1", None, "client-1", Claims(pairing_secret=base64url(SECRET)), None
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +148,13 @@ def test_the_report_accepts_cells_without_figures(bench: Any) -> None:
         "versions": {"python": "3.11"},
     }
     assert "some, 2 cores" in bench.report.full(results)
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_exists(path: Path) -> None:
+    """Benchmarks run by hand only, so a renamed part of the relay would be missed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("viewport_relay"):
+            module = importlib.import_module(node.module)
+            missing = {alias.name for alias in node.names if not hasattr(module, alias.name)}
+            assert not missing, node.module
