@@ -30,7 +30,7 @@ REFUSED = [
     ("a key in two lines", KEY[:16].encode() + b"\n" + KEY[16:].encode(), "no line end"),
     ("a dash that a word processor made long", KEY.replace("-", "–").encode(), "printable ASCII"),
     ("a random binary key", bytes(range(128, 160)), "not UTF-8"),
-    ("NUL at the end, from a C program", KEY.encode() + b"\0", "printable ASCII"),
+    ("NUL at the end, from a C program", KEY.encode() + b"\0", "without NUL"),
     ("an empty file, before the operator has filled it", b"", "is empty"),
     ("a core dump mounted by mistake", b"x" * 70_000, "longer than"),
 ]
