@@ -1,8 +1,8 @@
 """The longest time for which one input blocks the event loop: CPU time by kind of input, printed as a table.
 
 Each input has the maximal length of its kind and the most expensive known content; the twenty most expensive are shown.
-An idle machine needs 10 ms for the worst, one that does other work up to 18 ms. The bound is wider, so that the test fails
-for an input and not for the machine; it grows with a reference that is measured at the same time.
+The worst may take 10 ms on an idle machine. The bound is wider, so that the test fails for an input and not for the machine;
+it grows with a reference that is measured at the same time.
 
     pytest -m "slow or not slow" tests/hostile/test_longest_turn.py -s
 """
@@ -50,7 +50,8 @@ REFERENCE: Final = 0.0025
 
 def filled(start: str, unit: str, end: str, size: int) -> bytes:
     """A text of at most `size` bytes: `unit` repeated between `start` and `end`."""
-    return (start + unit * ((size - len(start) - len(end)) // len(unit)) + end).encode()
+    first, repeated, last = start.encode(), unit.encode(), end.encode()
+    return first + repeated * ((size - len(first) - len(last)) // len(repeated)) + last
 
 
 def documents(start: str, size: int) -> Iterator[tuple[str, bytes]]:
