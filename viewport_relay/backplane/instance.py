@@ -1,6 +1,6 @@
 """Instance records: which process of a relay runs now, and what it can read.
 
-    PREFIX:instance:RELAYID   {"instance": a random value of the process, "batches": 3, "version", "url"}, with a TTL
+    PREFIX:instance:RELAYID   {"instance": a random value of the process, "batches": `batch.VERSION`, "version", "url"}, with a TTL
 
 Each process writes its record from time to time and reads the record that was there. One foreign record is what a restart
 leaves behind, and the first read tells whether a process ran before; two foreign records in a row mean a second relay with the
