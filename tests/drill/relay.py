@@ -120,9 +120,14 @@ class Relay:
         return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
 
     def entries(self) -> list[dict[str, Any]]:
-        """The log's entries so far; a line without a JSON object becomes an entry with event "not json"."""
+        """The log's entries so far; a line without a JSON object becomes an entry with event "not json".
+
+        A last line that a running relay has not finished is left out.
+        """
         found = []
-        for line in self.output().splitlines():
+        running = self.process.poll() is None
+        *lines, last = self.output().split("\n")
+        for line in lines if running or not last else [*lines, last]:
             try:
                 found.append(json.loads(line))
             except ValueError:
