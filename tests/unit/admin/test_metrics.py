@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import subprocess
 import sys
 
@@ -153,7 +152,7 @@ def promtool(text):
     return (done.stdout + done.stderr).splitlines()
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
+@pytest.mark.promtool
 def test_promtool_complains_about_deprecated_names_only(counters, collect):
     def text(deprecated):
         return generate_latest(collect(counters, deprecated=deprecated)).decode()
