@@ -79,7 +79,8 @@ class RelayProcess:
         """Standard output and standard error so far."""
         return bytes(self._output).decode("utf-8", "replace")
 
-    def wait(self, path: str = "/ready", seconds: float = 20.0) -> RelayProcess:
+    def wait(self, path: str = "/ready", seconds: float = 60.0) -> RelayProcess:
+        """Wait until a GET of this path is answered 200. Two workers take 2 s of CPU to start: 20 s on a busy machine."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.output()
