@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from attrs import define, field
@@ -15,7 +14,7 @@ from cryptography import x509
 
 from viewport_relay.admin.metrics import process_numbers
 from viewport_relay.admin.state import StateSource
-from viewport_relay.config import Config
+from viewport_relay.config import Config, read_file
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.reasons import Reason
@@ -123,7 +122,7 @@ def quantile(buckets: Buckets, q: float) -> float | None:
 def certificate_end(path: str) -> float | None:
     """When the first certificate of a PEM file ends, seconds since the epoch; None when it cannot be read."""
     try:
-        certificate = x509.load_pem_x509_certificate(Path(path).read_bytes())
+        certificate = x509.load_pem_x509_certificate(read_file(path))
     except (OSError, ValueError):
         return None
     return certificate.not_valid_after_utc.timestamp()

@@ -27,7 +27,7 @@ from zope.interface import implementer
 
 from viewport_relay.admission.addresses import parse_address
 from viewport_relay.admission.keys import printable
-from viewport_relay.config import Config, ConfigError
+from viewport_relay.config import Config, ConfigError, read_file
 
 #: What OpenSSL's verification errors (x509_vfy.h) mean to an operator; others are shown by their number.
 _NOT_YET_VALID, _EXPIRED = 9, 10
@@ -226,7 +226,8 @@ def _certificates(variable: str, path: str) -> list[x509.Certificate]:
 
 def _read(variable: str, path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read(1_048_576)
+        return read_file(path)
     except OSError as error:
         raise ConfigError([f"{variable}: cannot read {path!r}: {error.strerror}"]) from None
+    except ValueError as wrong:
+        raise ConfigError([f"{variable}: {path!r} {wrong}"]) from None

@@ -6,7 +6,7 @@ The table says for each environment variable its kind of value, default, older n
 To add a setting, add a field with `setting(…)` to the class of its group in `groups`.
 """
 
-from viewport_relay.config.files import KEY_FIX, exposure, merged, octal_mode
+from viewport_relay.config.files import KEY_FIX, exposure, merged, octal_mode, read_file
 from viewport_relay.config.loader import EX_CONFIG, ConfigError, Reloaded, Reread, load, reread
 from viewport_relay.config.network import Address, Network, bracketed, is_loopback, parse_network
 from viewport_relay.config.rules import MIN_SECRET_CHARS
@@ -17,5 +17,5 @@ from viewport_relay.config.values import LogLevel, Mode
 __all__ = [
     "BY_ATTRIBUTE", "EX_CONFIG", "KEY_FIX", "MIN_SECRET_CHARS", "VARIABLES", "Address", "Config", "ConfigError", "LogLevel",
     "Mode", "Network", "Reloaded", "Reread", "Variable", "as_text", "bracketed", "configured_secrets", "exposure",
-    "is_loopback", "load", "merged", "octal_mode", "parse_network", "reread",
+    "is_loopback", "load", "merged", "octal_mode", "parse_network", "read_file", "reread",
 ]  # fmt: skip

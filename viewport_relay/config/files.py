@@ -1,4 +1,4 @@
-"""Files that hold settings: RELAY_SETTINGS_FILE, and files with one secret; who can read a secret's file."""
+"""Files that settings name: RELAY_SETTINGS_FILE, files with one secret, PEM files; who can read a secret's file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ _SETTINGS_BYTES: Final = 262_144
 
 #: Longest secret file that is read, bytes.
 SECRET_BYTES: Final = 65_536
+
+#: Longest file of certificates or of a key that is read, bytes.
+PEM_BYTES: Final = 1_048_576
+
+#: Kinds of file that are not read, in words.
+_OTHER_KINDS: Final = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 #: Where container engines mount secrets, readable by every user of the container.
 _CONTAINER_SECRETS: Final = "/run/secrets/"
@@ -79,12 +91,7 @@ def read_secret(path: str) -> str:
 
 def _text(path: str, most: int) -> str:
     """A UTF-8 file of at most `most` bytes. Raises OSError, or Unsuitable with the reason."""
-    if "\0" in path:
-        raise Unsuitable("is no file name: it has a NUL character")
-    with Path(path).open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise Unsuitable(f"is longer than {most} bytes")
+    content = read_file(path, most)
     if content.startswith(_OTHER_ENCODINGS):
         raise Unsuitable(
             "is not UTF-8 but UTF-16 (as PowerShell's > writes it): write it again as UTF-8 or ASCII"
@@ -93,6 +100,25 @@ def _text(path: str, most: int) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Unsuitable("is not UTF-8") from None
+
+
+def read_file(path: str, most: int = PEM_BYTES) -> bytes:
+    """The content of a regular file of at most `most` bytes. Raises OSError, or Unsuitable with the reason.
+
+    Other kinds of file are refused: a FIFO, a terminal or a device would hold up the start, and later each reload.
+    """
+    if "\0" in path:
+        raise Unsuitable("is no file name: it has a NUL character")
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = _OTHER_KINDS.get(stat.S_IFMT(mode), "another kind of file")
+        raise Unsuitable(f"is {kind}, not a regular file: put the content into a file, and name that")
+    # O_NONBLOCK: reading some files of /proc waits for content, and the file may be replaced at this moment.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        content = file.read(most + 1) or b""
+    if len(content) > most:
+        raise Unsuitable(f"is longer than {most} bytes")
+    return content
 
 
 def exposure(path: str, credentials: str | None = None) -> Exposure | None:

@@ -9,10 +9,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from viewport_relay.config.cores import choose
+from viewport_relay.config.files import read_file
 from viewport_relay.config.network import HTTP_PROXY, NO_PROXY, bracketed, is_loopback
 from viewport_relay.config.reading import Reading
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES
-from viewport_relay.config.values import AUTO_WORKERS, FILE, KEY_FILE
+from viewport_relay.config.values import AUTO_WORKERS, FILE, KEY_FILE, Unsuitable
 
 #: Fewest characters that a secret may have in RELAY_MODE=prod.
 MIN_SECRET_CHARS: Final = 16
@@ -21,6 +22,9 @@ MIN_SECRET_CHARS: Final = 16
 _PASSWORDS_OF_OTHERS: Final = frozenset(
     {"redis_url", "redis_sentinel_password", "server_client_key_passphrase", "http_proxy"}
 )
+
+#: Arguments of Twisted's endpoint `ssl` that name files.
+_FILES_OF_ENDPOINTS: Final = frozenset({"privateKey", "certKey", "extraCertChain", "dhParameters"})
 
 
 def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
@@ -148,12 +152,26 @@ def _tls(reading: Reading) -> None:
                 reading.problem(f"mutual TLS with the platform is on: set {BY_ATTRIBUTE[attribute].name}")
     for variable in VARIABLES:
         path = v[variable.attribute]
-        if path is None or variable.parse not in (FILE, KEY_FILE):
-            continue
-        if not os.access(path, os.R_OK):
-            reading.problem(f"{variable.name}: got {path!r}, takes a readable file")
-        elif variable.parse is KEY_FILE:
-            reading.exposed(variable.name, path, private_key=True)
+        if path is not None and variable.parse in (FILE, KEY_FILE):
+            _file(reading, variable.name, path, private_key=variable.parse is KEY_FILE)
+    for argument in re.split(r"(?<!\\):", v["listen_endpoint"] or ""):
+        name, _, text = argument.partition("=")
+        path = re.sub(r"\\(.)", r"\1", text)
+        if name in _FILES_OF_ENDPOINTS and os.path.exists(path):  # Twisted names one that is missing
+            _file(reading, "RELAY_LISTEN_ENDPOINT", path)
+
+
+def _file(reading: Reading, name: str, path: str, *, private_key: bool = False) -> None:
+    """Check that the file which the setting `name` names can be read, and a private key by its owner only."""
+    try:
+        read_file(path)
+    except OSError:
+        reading.problem(f"{name}: got {path!r}, takes a readable file")
+    except Unsuitable as wrong:
+        reading.problem(f"{name}: {path!r} {wrong}")
+    else:
+        if private_key:
+            reading.exposed(name, path, private_key=True)
 
 
 def _proxy(reading: Reading) -> None:

@@ -135,7 +135,12 @@ def load_or_create(state_dir: Path) -> tuple[StaticKey, Source]:
     """
     path = state_dir / KEY_FILE
     try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NoiseKeyError(
+                f"RELAY_STATE_DIR: cannot use {path}: {state_dir} is no folder: name a folder"
+            ) from None
         try:
             return _read(path), "state"
         except FileNotFoundError:
@@ -163,7 +168,9 @@ def _read(path: Path) -> StaticKey:
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise NoiseKeyError(f"{path} is not a plain file")
+            raise NoiseKeyError(
+                f"RELAY_STATE_DIR: {path} is not a regular file: move it away, or put the key file there"
+            )
         if status.st_uid not in (os.geteuid(), 0):
             raise NoiseKeyError(
                 f"{path} belongs to another user, who can read it: chown it to the relay's user"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -23,7 +22,7 @@ from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersi
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
-from viewport_relay.config import Config, ConfigError
+from viewport_relay.config import Config, ConfigError, read_file
 from viewport_relay.observe.sink import EventSink
 
 #: Seconds between two looks at the files. A change is taken up when it was the same at two looks.
@@ -56,7 +55,7 @@ def _private_key(path: str) -> _PrivateKey:
 
     OpenSSL's own reader would ask for the passphrase at the terminal.
     """
-    key = load_pem_private_key(Path(path).read_bytes(), password=None)
+    key = load_pem_private_key(read_file(path), password=None)
     if not isinstance(key, _PrivateKey):
         raise TypeError(f"not a key for TLS: {type(key).__name__}")
     return key
@@ -105,6 +104,7 @@ class ServerContext:
         context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
         wrong = f"RELAY_TLS_CERT_PATH: {self._cert_path!r} holds no certificate chain in PEM"
         try:
+            read_file(self._cert_path)  # OpenSSL would wait for the writer of a FIFO
             context.use_certificate_chain_file(self._cert_path)
             wrong = f"RELAY_TLS_KEY_PATH: {self._key_path!r} holds no RSA or ECDSA key in PEM without a passphrase"
             key = _private_key(self._key_path)
