@@ -169,10 +169,13 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
         "holderIp": "192.0.2.8",
     },
     Reason.FRAME_TOO_LARGE: {"detail": "1048577 bytes announced, 1048576 allowed"},
-    Reason.BACKPLANE_UNREACHABLE: {"part": "redis", "detail": "connection refused"},
+    Reason.BACKPLANE_UNREACHABLE: {
+        "part": "commands",
+        "detail": "cannot connect to Redis 10.0.0.5:6379: connection refused",
+    },
     Reason.BACKPLANE_REFUSED: {
         "part": "bus",
-        "detail": "Redis refuses BLPOP: NOPERM this user has no permissions to run the 'blpop' command "
+        "detail": "Redis 10.0.0.5:6379 refuses BLPOP: NOPERM this user has no permissions to run the 'blpop' command "
         "(allow the command and the keys in the ACL of the relay's user)",
     },
     Reason.BUS_SIGNATURE_INVALID: {"detail": "the signature is not this frame's", **_BUS},

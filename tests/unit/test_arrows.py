@@ -9,7 +9,7 @@ import pytest
 from tools import arrows
 
 PURE = ("routing", "noise", "protocol", "reasons")
-IO = ("twisted.internet.reactor", "twisted.web", "autobahn", "treq", "txredisapi", "socket", "ssl")
+IO = ("twisted.internet.reactor", "twisted.web", "autobahn", "treq", "hiredis", "socket", "ssl")
 
 #: Entry points of processes, and the twistd plugin's options, which may install a reactor.
 EDGES = {"tap", "cli", "devplatform", "workers.worker"}

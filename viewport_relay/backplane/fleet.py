@@ -31,6 +31,7 @@ from viewport_relay.backplane.outbound import Outbound
 from viewport_relay.backplane.platform import PlatformCarrier
 from viewport_relay.backplane.presence import Announcement, Presence
 from viewport_relay.backplane.redirect import RedirectRule
+from viewport_relay.backplane.redis import RedisCarrier, parts
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
 from viewport_relay.config import Config
@@ -72,9 +73,6 @@ class Fleet:
         instance = new_instance()
         sync = config.presence_sync_interval_ms / 1000
         if config.backplane_mode == "redis":
-            # Here and not above: txredisapi takes the global reactor as soon as it is imported.
-            from viewport_relay.backplane.redis import RedisCarrier, parts
-
             self.outage = Outage(reactor, log, counters, parts(config), self._recovered)
             self._carrier = carrier = RedisCarrier(reactor, config, self.outage, counters, now)
             about = {"version": __version__, "url": config.public_ws_base_url}

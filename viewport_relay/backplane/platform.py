@@ -74,6 +74,7 @@ class PlatformCarrier:
         # A frame of the greatest length, all of whose characters JSON writes as two, and what is around it.
         largest = 2 * config.frame_max_bytes + 8192
         self._pull_one = call("bus/pull", self._wait_ms / 1000 + 2.0, max(most, largest))
+        self._platform = f"the platform at {self._pull.target.host_header}"
         self._since = 0
         self._next_pull = 0.0
         self._peers = 0
@@ -159,7 +160,7 @@ class PlatformCarrier:
         found = await self._pulled()
         frames = found.get("frames")
         if not isinstance(frames, list):
-            raise self._failed(CarrierFailed("the platform's answer to bus/pull has no frames"), PULL)
+            raise self._failed(CarrierFailed(f"{self._platform} answers bus/pull without frames"), PULL)
         self._outage.up(PULL)
         for frame in frames:
             number = as_integer(frame.get("id")) if isinstance(frame, dict) else None
@@ -193,24 +194,26 @@ class PlatformCarrier:
             answer = await self._http.ask(call, body)
         except TooLarge:
             self._outage.up(PLATFORM)
-            raise _TooLarge("the platform's answer is too large", outage=False) from None
+            raise _TooLarge(f"the answer of {self._platform} is too large", outage=False) from None
         except HttpFailure as failure:
-            raise self._failed(CarrierFailed(f"the platform cannot be reached: {failure.why}")) from None
+            raise self._failed(CarrierFailed(f"{self._platform} cannot be reached: {failure.why}")) from None
         return self._read(answer, call, part)
 
     def _read(self, answer: Answer, call: Call, part: str) -> _Json:
         status, path = answer.status, call.url.rpartition("/relay/")[2]
         if status >= 500:
-            raise self._failed(CarrierFailed(f"the platform answers {path} with HTTP {status}"))
+            raise self._failed(CarrierFailed(f"{self._platform} answers {path} with HTTP {status}"))
         try:
             found: Any = msgspec.json.decode(answer.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = None
-        refused = f"the platform refuses {path} with HTTP {status}{_word(found)}"
+        refused = f"{self._platform} refuses {path} with HTTP {status}{_word(found)}"
         if status in _REFUSES_ALL:
             raise self._failed(CarrierFailed(refused, reason=Reason.BACKPLANE_REFUSED))
         if found is None:
-            raise self._failed(CarrierFailed(f"the platform answers {path} with HTTP {status} and no JSON"))
+            raise self._failed(
+                CarrierFailed(f"{self._platform} answers {path} with HTTP {status} without JSON")
+            )
         self._outage.up(PLATFORM)
         if 200 <= status < 300 and isinstance(found, dict) and found.get("ok") is True:
             return found

@@ -26,8 +26,8 @@ from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.presencesigning import PresenceSigner
 from viewport_relay.backplane.rediscommands import Commands, popped
 from viewport_relay.backplane.redisconnection import RedisConnection
-from viewport_relay.backplane.redisendpoint import RedisAddress, ask_once, redis_endpoint
 from viewport_relay.backplane.redisprotocol import Command
+from viewport_relay.backplane.redisserver import redis_of
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.reasons import Reason
@@ -80,15 +80,12 @@ class RedisCarrier:
         self._pull = make.pull(self._pull_wait, config.bus_pull_limit)
         self._queue_max = config.redis_queue_max
         self._lengths: dict[str, int] = {}  # of other relays' queues, as the latest pushes left them
-        address = RedisAddress.from_config(config)
-        connect_limit = config.redis_connect_timeout_ms / 1000
         self._service = MultiService()
 
         def connection(part: str, trials: tuple[Command, ...]) -> RedisConnection:
             made = RedisConnection(
                 reactor,
-                redis_endpoint(reactor, config, address, connect_limit),
-                address.credentials,
+                redis_of(reactor, config, config.redis_connect_timeout_ms / 1000),
                 trials,
                 lambda: outage.up(part),
                 lambda failed: outage.down(part, failed),
@@ -211,19 +208,16 @@ class RedisCarrier:
 
 
 @frozen
-class Trial:
-    """What became of one command: `refused` is None if Redis has carried it out."""
-
-    command: str
-    refused: str | None
-
-
-@frozen
 class Examination:
-    """What a Redis server is, and what it lets this relay do. `version` is None if it does not tell."""
+    """What a Redis server is, and what it lets this relay do. `version` is None if it does not tell.
 
+    `commands` were tried; `refused` says for each that was not carried out why.
+    """
+
+    server: str
     version: str | None
-    trials: Sequence[Trial]
+    commands: Sequence[str]
+    refused: Sequence[str]
 
 
 async def examine(reactor: Any, config: Config, limit: float) -> Examination:
@@ -232,21 +226,18 @@ async def examine(reactor: Any, config: Config, limit: float) -> Examination:
     Changes nothing but keys of its own that are gone after a second. Raises CarrierFailed if the server cannot be
     used at all, and ConfigError.
     """
-    address, make = RedisAddress.from_config(config), commands_for(config)
-    commands = make.presence_trials()
+    make = commands_for(config)
+    trials = make.presence_trials()
     if config.bus_enabled:
-        commands += make.push_trials() + make.pull_trials()
-    endpoint = redis_endpoint(reactor, config, address, limit)
-    ping, info, *answers = await ask_once(
-        reactor, endpoint, address.credentials, (("PING",), ("INFO", "server"), *commands), limit
-    )
-    if isinstance(ping, CarrierFailed) and ping.reason is Reason.BACKPLANE_UNREACHABLE:
-        raise ping
-    trials = [
-        Trial(str(command[0]), answer.why if isinstance(answer, CarrierFailed) else None)
-        for command, answer in zip((("PING",), *commands), (ping, *answers), strict=True)
-    ]
-    return Examination(_version(info), trials)
+        trials += make.push_trials() + make.pull_trials()
+    questions = ("INFO", "server"), ("PING",), *trials
+    redis, (info, *answers) = await redis_of(reactor, config, limit).connect(questions, limit)
+    redis.abort()
+    refused = [answer for answer in answers if isinstance(answer, CarrierFailed)]
+    if refused and refused[0] is answers[0] and refused[0].reason is Reason.BACKPLANE_UNREACHABLE:
+        raise refused[0]
+    commands = tuple(dict.fromkeys(str(trial[0]) for trial in trials))
+    return Examination(redis.server, _version(info), commands, [failed.why for failed in refused])
 
 
 def _version(info: object) -> str | None:

@@ -21,14 +21,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from viewport_relay.backplane.interface import CarrierFailed
-from viewport_relay.backplane.redisprotocol import (
-    Command,
-    Credentials,
-    RedisFactory,
-    RedisProtocol,
-    RedisRefuses,
-    connecting_failed,
-)
+from viewport_relay.backplane.redisprotocol import Command, RedisProtocol, RedisRefuses
+from viewport_relay.backplane.redisserver import RedisServer, SentinelPrimary
 
 #: Seconds until a lost connection is made again: about twice the first at first, the longest at last. A server that refuses
 #: commands is left alone for longer than one that cannot be reached.
@@ -43,7 +37,7 @@ LASTING: Final = 10.0
 #: Seconds between two PINGs, which find a server that has gone silent.
 PING_EVERY: Final = 5.0
 
-NOT_CONNECTED: Final = "not connected to Redis"
+STOPPED: Final = "the connection to Redis is stopped"
 
 
 class _Lease(Protocol):
@@ -61,8 +55,7 @@ class RedisConnection(MultiService):
     def __init__(
         self,
         reactor: Any,
-        endpoint: IStreamClientEndpoint,
-        credentials: Credentials,
+        server: RedisServer | SentinelPrimary,
         trials: tuple[Command, ...],
         works: Callable[[], None],
         fails: Callable[[CarrierFailed], None],
@@ -71,16 +64,14 @@ class RedisConnection(MultiService):
     ) -> None:
         MultiService.__init__(self)
         self._reactor = reactor
-        self._endpoint = endpoint
-        self._factory = RedisFactory(credentials)
+        self._server = server
         self._trials = trials
         self._works = works
         self._fails = fails
         self._limit = limit
         self._redis: RedisProtocol | None = None
-        self._tried = False
+        self._failed: CarrierFailed | None = None  # what the latest attempt or connection failed of
         self._failures = 0
-        self._refused = False
         self._delay = backoffPolicy(
             RETRY_FIRST, RETRY_MOST_REFUSED, 2.0, lambda: random.uniform(0.0, RETRY_FIRST)
         )
@@ -98,51 +89,45 @@ class RedisConnection(MultiService):
 
     async def _connect(self, factory: IProtocolFactory) -> Any:
         try:
-            redis, gone = await self._usable()
-        except CancelledError:
+            redis = await self._tried_connection()
+        except CarrierFailed as failed:
+            self._fail(failed)
             raise
-        except Exception as error:
-            failed = connecting_failed(error)
-            self._tried = True
-            self._refused = isinstance(failed, RedisRefuses)
-            if self.running:
-                self._fails(failed)
-            raise failed from None
-        lease = factory.buildProtocol(redis.transport.getPeer())
+        transport: Any = redis.transport
+        lease = factory.buildProtocol(transport.getPeer())
         assert lease is not None
-        lease.makeConnection(redis.transport)
-        gone.addCallback(self._was_lost, redis, lease, self._reactor.seconds())
-        self._redis, self._tried, self._refused = redis, True, False
+        lease.makeConnection(transport)
+        redis.lost.addCallback(self._was_lost, redis, lease, self._reactor.seconds())
+        self._redis, self._failed = redis, None
         self._works()
         return lease
 
-    async def _usable(self) -> tuple[RedisProtocol, Deferred[Any]]:
-        """A tried connection, and what fires when it is lost."""
-        connecting: Deferred[Any] = self._endpoint.connect(self._factory)
-        redis: RedisProtocol = await connecting
-        try:
-            until = self._reactor.seconds() + TRIAL_LIMIT
-            gone = await redis.sign_in(self._reactor, TRIAL_LIMIT)
-            for answer in await redis.ask(self._trials, until - self._reactor.seconds()):
-                if isinstance(answer, CarrierFailed):
-                    raise answer
-        except BaseException:
-            redis.transport.abortConnection()
-            raise
-        return redis, gone
+    async def _tried_connection(self) -> RedisProtocol:
+        redis, answers = await self._server.connect(self._trials, TRIAL_LIMIT)
+        for answer in answers:
+            if isinstance(answer, CarrierFailed):
+                redis.abort()
+                raise answer
+        return redis
+
+    def _fail(self, failed: CarrierFailed) -> None:
+        self._redis, self._failed = None, failed
+        if self.running:
+            self._fails(failed)
 
     def _was_lost(self, _: object, redis: RedisProtocol, lease: Any, made_at: float) -> None:
         if self._reactor.seconds() - made_at >= LASTING:
             self._failures = 0
         if self._redis is redis:
-            self._redis = None
-            self._fails(CarrierFailed("the connection to Redis was lost"))
-        lease.connectionLost(Failure(redis.lost_by))
+            self._fail(redis.failed)
+        lease.connectionLost(Failure(redis.failed))
 
     def _retry_after(self, attempt: int) -> float:
         self._failures += 1
         delay: float = self._delay(self._failures)
-        return delay if self._refused else min(delay, RETRY_MOST + random.uniform(0.0, RETRY_FIRST))
+        if isinstance(self._failed, RedisRefuses):
+            return delay
+        return min(delay, RETRY_MOST + random.uniform(0.0, RETRY_FIRST))
 
     # -- IService ----------------------------------------------------------------------------------------------------
 
@@ -153,7 +138,7 @@ class RedisConnection(MultiService):
         # machine takes no stop meanwhile.
         stopping: Deferred[Any] = deferLater(self._reactor, 0, MultiService.stopService, self)
         if redis is not None:
-            redis.transport.abortConnection()  # a server that is silent would not close
+            redis.abort()
         return stopping
 
     # -- commands ----------------------------------------------------------------------------------------------------
@@ -171,17 +156,18 @@ class RedisConnection(MultiService):
 
     async def answers(self, *commands: Command, limit: float | None = None) -> list[Any]:
         """As `run`, with a CarrierFailed in the place of each answer that did not come."""
+        if self._redis is None and self._failed is None and self.running:
+            await self._first_connection()
         redis = self._redis
         if redis is None:
-            if not self._tried and self.running:
-                await self._first_connection()
-            redis = self._redis
-            if redis is None:
-                raise CarrierFailed(NOT_CONNECTED)
+            raise self._failed or CarrierFailed(STOPPED)
         answers = await redis.ask(commands, self._limit if limit is None else limit)
         for answer in answers:
             if isinstance(answer, CarrierFailed) and answer.outage:
-                self._give_up(redis, answer)
+                # The next connection is tried before it is used.
+                if self._redis is redis:
+                    self._fail(answer)
+                redis.abort()
                 break
         return answers
 
@@ -193,14 +179,7 @@ class RedisConnection(MultiService):
         except CancelledError:
             if self.running:  # the caller's own cancellation
                 raise
-            raise CarrierFailed("stopped") from None
-
-    def _give_up(self, redis: RedisProtocol, failed: CarrierFailed) -> None:
-        """Leave a server that refuses a command: the next connection is tried first."""
-        if self._redis is redis:
-            self._redis = None
-            self._fails(failed)
-        redis.transport.abortConnection()
+            raise CarrierFailed(STOPPED) from None
 
     def _ping(self) -> Deferred[Any] | None:
         if self._redis is None:

@@ -1,7 +1,6 @@
-"""One connection to Redis: signing in, commands with a time limit, and what Redis's errors mean.
+"""One connection to Redis: commands with a time limit, and what Redis's errors mean.
 
-RESP is read by hiredis and written by txredisapi. Nothing here reconnects (see `redisconnection`) or knows what the
-commands are for.
+RESP is read and written by hiredis. Nothing here reconnects (see `redisconnection`) or knows what the commands are for.
 """
 
 from __future__ import annotations
@@ -9,21 +8,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from socket import socket
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import hiredis
-import txredisapi
-from attrs import field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
-from twisted.internet.protocol import Factory as TwistedFactory
+from twisted.internet.interfaces import IReactorTime, ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from viewport_relay.admission.httpwords import why
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.reasons import Reason
-from viewport_relay.timelimit import add_time_limit
+from viewport_relay.timelimit import TimeLimits
 
 Command = tuple[str | bytes | memoryview | int | float, ...]
 
@@ -43,28 +40,24 @@ _ADVICE: Final = (
     ("syntax error", "Redis 6.2 or later is needed"),
     ("is not an integer", "Redis 6.2 or later is needed"),
 )
+#: In an error of an unknown command: what follows repeats its arguments, those of AUTH are a user and a password.
+_ARGUMENTS: Final = ", with args beginning with:"
 _LONGEST_ERROR: Final = 200
 #: Parts of one `sendmsg` at most: no system takes fewer (POSIX, _XOPEN_IOV_MAX).
 _MOST_PARTS: Final = 16
 
 
-@frozen
-class Credentials:
-    """What a server is signed in to with: an ACL user, or the password of the default user; a database's number."""
-
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    database: int | None = None
+class RedisRefuses(CarrierFailed):
+    """Redis answered with an error: it can be reached, and the next command would most likely fare no better."""
 
 
 class _Asked:
     """Commands that left together. `done` fires when all answers are there, or no more will come."""
 
-    __slots__ = ("answers", "count", "done", "due")
+    __slots__ = ("answers", "count", "done")
 
-    def __init__(self, count: int, due: float) -> None:
+    def __init__(self, count: int) -> None:
         self.count = count
-        self.due = due
         self.answers: list[Any] = []
         self.done: Deferred[None] = Deferred()
 
@@ -73,108 +66,90 @@ class _Asked:
             self.done.callback(None)
 
 
-class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is not typed
-    """txredisapi's protocol, which also tells why a connection was lost, and costs less for commands in one write.
+class RedisProtocol(Protocol):
+    """A connection to the server that `server` names for operators. `lost` fires when the connection is lost."""
 
-    txredisapi signs in. From then on replies are read here, all of one read together, and do not pass its queue of one
-    Deferred for each reply. One timer watches all commands that are not answered yet.
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.lost_by: BaseException | None = None
+    def __init__(self, clock: IReactorTime, server: str) -> None:
+        self.server = server
+        self._late = f"{server} does not answer in time"
+        #: why no more answers come
+        self.failed = CarrierFailed(f"the connection to {server} was lost")
+        self.lost: Deferred[None] = Deferred()
         self._asked: deque[_Asked] = deque()
-        self._replies = hiredis.Reader(
-            protocolError=txredisapi.InvalidData, replyError=txredisapi.ResponseError
-        )
-        self._signed_in = False
+        self._replies = hiredis.Reader()
         self._socket: socket | None = None  # of plain TCP, while connected
-        self._clock: IReactorTime
-        self._alarm: IDelayedCall | None = None
+        self._limits = TimeLimits(clock)
 
-    def dataReceived(self, data: bytes, unpause: bool = False) -> None:
-        try:
-            if self._signed_in:
-                self._read(data)
-            else:
-                super().dataReceived(data, unpause)
-        except (hiredis.ProtocolError, txredisapi.InvalidData):
-            self.lost_by = CarrierFailed("what answers does not speak Redis's protocol")
-            self.transport.abortConnection()
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.setTcpKeepAlive(True)
+        # A batch's last segment would wait for the acknowledgement of those before it, up to 40 ms (RFC 1122, 4.2.3.2).
+        transport.setTcpNoDelay(True)
+        if not ISSLTransport.providedBy(transport):
+            self._socket = transport.getHandle()
 
-    def _read(self, data: bytes) -> None:
+    def dataReceived(self, data: bytes) -> None:
         asked, next_reply = self._asked, self._replies.gets
-        self._replies.feed(data)
-        while (reply := next_reply()) is not False:
-            if not asked:
-                raise txredisapi.InvalidData("a reply to no command")
-            first = asked[0]
-            first.answers.append(reply)
-            if len(first.answers) == first.count:
-                asked.popleft()
-                first.finish()
+        try:
+            self._replies.feed(data)
+            while (reply := next_reply()) is not False:
+                if not asked:
+                    raise hiredis.ProtocolError("a reply to no command")
+                first = asked[0]
+                first.answers.append(reply)
+                if len(first.answers) == first.count:
+                    asked.popleft()
+                    first.finish()
+        except hiredis.ProtocolError:
+            self._fail(f"{self.server}: what answers does not speak Redis's protocol")
 
-    def connectionLost(self, why: Failure) -> None:
-        if self.lost_by is None:
-            self.lost_by = why.value
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if reason.value is not None and not reason.check(ConnectionClosed):  # but an error of TLS
+            self.failed = connecting_failed(self.server, reason.value)
+        self._limits.stop()
         self._socket = None
+        self.connected = 0
+        self.lost.callback(None)
         unanswered, self._asked = self._asked, deque()
-        super().connectionLost(why)
         for asked in unanswered:
             asked.finish()
 
-    async def sign_in(self, clock: IReactorTime, limit: float) -> Deferred[Any]:
-        """Wait at most `limit` seconds until user, password and database are accepted.
+    def abort(self) -> None:
+        """Close at once: a server that is silent would not answer a close."""
+        transport: Any = self.transport
+        transport.abortConnection()
 
-        Gives a Deferred that fires when the connection is lost. Raises CarrierFailed.
-        """
-        self._clock = clock
-        self.transport.setTcpKeepAlive(True)
-        # A batch's last segment would wait for the acknowledgement of those before it, up to 40 ms (RFC 1122, 4.2.3.2).
-        self.transport.setTcpNoDelay(True)
-        ready: Deferred[Any] = self.whenConnected()
-        lost: Deferred[Any] = self.whenDisconnected()
+    def _fail(self, why: str) -> None:
+        self.failed = CarrierFailed(why)
+        self.abort()
 
-        def too_early(_: object) -> None:
-            if not ready.called:
-                refused = self.factory.refused
-                ready.errback(CarrierFailed(refused) if refused else connecting_failed(self.lost_by))
-
-        lost.addCallback(too_early)
-        add_time_limit(ready, limit, clock, _expired)
-        await ready
-        self._signed_in = True
-        if not ISSLTransport.providedBy(self.transport):
-            self._socket = self.transport.getHandle()
-        return lost
-
-    async def ask(self, commands: tuple[Command, ...], limit: float) -> list[Any]:
+    async def ask(self, commands: Sequence[Command], limit: float) -> list[Any]:
         """The answers to these commands, which leave together and are carried out in order, within `limit` seconds.
 
         The answer of a command that Redis refuses, or does not answer, is a CarrierFailed. After a time-out the
         connection is aborted: an answer that comes late would be taken for that of the next command.
         """
         if not self.connected:
-            return [CarrierFailed(_LOST)] * len(commands)
-        asked = _Asked(len(commands), self._clock.seconds() + limit)
+            return [self.failed] * len(commands)
+        asked = _Asked(len(commands))
         # Where every command is answered, what was written before has left.
         self._write([part for command in commands for part in _packed(command)], at_once=not self._asked)
         self._asked.append(asked)
-        self._watch(asked.due)
+        alarm = self._limits.callLater(limit, self._fail, self._late)
         try:
             await asked.done
         except CancelledError:
-            self.transport.abortConnection()
+            self.abort()
             raise
+        finally:
+            if alarm.active():
+                alarm.cancel()
         answers = [
-            refusal(str(command[0]), str(answer)) if isinstance(answer, txredisapi.ResponseError) else answer
+            self._refusal(str(command[0]), str(answer)) if isinstance(answer, hiredis.ReplyError) else answer
             for command, answer in zip(commands, asked.answers, strict=False)
         ]
         if len(answers) < len(commands):
-            answers += [self._lost()] * (len(commands) - len(answers))
+            answers += [self.failed] * (len(commands) - len(answers))
         return answers
 
     def _write(self, parts: list[bytes | memoryview], *, at_once: bool) -> None:
@@ -189,42 +164,26 @@ class RedisProtocol(txredisapi.HiredisProtocol):  # type: ignore[misc]  # it is 
             if sent:
                 parts[0] = parts[0][sent:]
         if parts:
-            self.transport.write(b"".join(parts))
+            transport: Any = self.transport
+            transport.write(b"".join(parts))
 
-    def _watch(self, due: float) -> None:
-        """Look again at this time at the latest."""
-        alarm = self._alarm
-        if alarm is None:
-            self._alarm = self._clock.callLater(due - self._clock.seconds(), self._look)
-        elif due < alarm.getTime():
-            alarm.reset(due - self._clock.seconds())
+    def _refusal(self, command: str, said: str) -> RedisRefuses:
+        """What an error reply to a command means."""
+        said = said.partition(_ARGUMENTS)[0].strip().removeprefix("ERR ").strip()[:_LONGEST_ERROR]
+        word = said.split(" ", 1)[0]
+        if word in _NOT_SERVING:
+            return RedisRefuses(f"{self.server} says: {said}")
+        advice = next((f" ({text})" for part, text in _ADVICE if part in said), "")
+        return RedisRefuses(
+            f"{self.server} refuses {command}: {said}{advice}",
+            reason=Reason.BACKPLANE_REFUSED,
+            outage=word not in _ONE_KEY,
+        )
 
-    def _look(self) -> None:
-        """Abort the connection if a command has not been answered in time: after the reactor has read once more."""
-        self._alarm = None
-        if self._is_late():
-            self._alarm = self._clock.callLater(0, self._look_again)
 
-    def _is_late(self) -> bool:
-        if not self._asked:
-            return False
-        due = min(asked.due for asked in self._asked)
-        if due > self._clock.seconds():
-            self._watch(due)
-            return False
-        return True
-
-    def _look_again(self) -> None:
-        self._alarm = None
-        if not self._is_late():
-            return
-        self.lost_by = CarrierFailed(_LATE)
-        self.transport.abortConnection()
-
-    def _lost(self) -> CarrierFailed:
-        if self.lost_by is None or isinstance(self.lost_by, ConnectionClosed):
-            return CarrierFailed(_LOST)
-        return connecting_failed(self.lost_by)
+def connecting_failed(server: str, error: BaseException) -> CarrierFailed:
+    """What is told when no connection could be made: names, TCP and TLS raise many unrelated kinds of errors."""
+    return CarrierFailed(f"cannot connect to {server}: {why(error)}")
 
 
 def _packed(command: Command) -> Sequence[bytes | memoryview]:
@@ -235,66 +194,3 @@ def _packed(command: Command) -> Sequence[bytes | memoryview]:
         return (pack(command),)
     head = pack((*others, b"")).removesuffix(b"$0\r\n\r\n")
     return head + b"$%d\r\n" % len(last), last, b"\r\n"
-
-
-class RedisFactory(TwistedFactory):
-    """Makes connections with these credentials; the rest is what txredisapi calls on its factory."""
-
-    noisy = False
-    isLazy = False
-
-    def __init__(self, credentials: Credentials) -> None:
-        self._credentials = credentials
-        self.refused = ""
-
-    def buildProtocol(self, addr: object) -> RedisProtocol:
-        self.refused = ""
-        protocol = RedisProtocol(
-            charset=None,
-            password=self._credentials.password,
-            username=self._credentials.username,
-            dbid=self._credentials.database,
-            convertNumbers=False,
-        )
-        protocol.factory = self
-        return protocol
-
-    def stopTrying(self) -> None:
-        """Called when password or database are refused. Trying goes on: they may be corrected at the server."""
-
-    def connectionError(self, message: str) -> None:
-        if "Lost connection" not in message:
-            self.refused = message.removeprefix("Redis error: ")[:_LONGEST_ERROR]
-
-
-_LOST: Final = "the connection to Redis was lost"
-_LATE: Final = "Redis does not answer in time"
-
-
-def connecting_failed(error: BaseException | None) -> CarrierFailed:
-    """What is told when no connection could be made: names, TCP and TLS raise many unrelated kinds of errors."""
-    if isinstance(error, CarrierFailed):
-        return error
-    return CarrierFailed(f"cannot connect to Redis: {'' if error is None else why(error)}")
-
-
-class RedisRefuses(CarrierFailed):
-    """Redis answered with an error: it can be reached, and the next command would most likely fare no better."""
-
-
-def refusal(command: str, said: str) -> RedisRefuses:
-    """What an error reply of Redis to a command means."""
-    said = said.strip().removeprefix("ERR ").strip()[:_LONGEST_ERROR]
-    word = said.split(" ", 1)[0]
-    if word in _NOT_SERVING:
-        return RedisRefuses(f"Redis says: {said}")
-    advice = next((f" ({text})" for part, text in _ADVICE if part in said), "")
-    return RedisRefuses(
-        f"Redis refuses {command}: {said}{advice}",
-        reason=Reason.BACKPLANE_REFUSED,
-        outage=word not in _ONE_KEY,
-    )
-
-
-def _expired(result: object, limit: float) -> NoReturn:
-    raise CarrierFailed(_LATE)

@@ -21,7 +21,6 @@ from cryptography import x509
 from viewport_relay import descriptors
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.backplane.redis import examine
-from viewport_relay.backplane.redisendpoint import RedisAddress
 from viewport_relay.cli import healthcheck
 from viewport_relay.cli.platformchecks import key_in_clear
 from viewport_relay.cli.probes import WARNING_DAYS, Finding, days_left, fail, names_host, ok, warn
@@ -82,23 +81,19 @@ async def redis(reactor: Any, config: Config, timeout: float) -> list[Finding]:
         return []
     fix = "check that Redis runs, and RELAY_REDIS_URL: host, port, password, rediss:// for TLS"
     try:
-        address = RedisAddress.from_config(config)
-        where = f"{address.host}:{address.port}"
         if config.redis_sentinels:
-            where = f"the primary {config.redis_sentinel_master}"
             fix = "check RELAY_REDIS_SENTINELS and the settings beside it, and that the primary runs"
         found = await examine(reactor, config, timeout)
     except ConfigError as error:
         return [fail("Redis", problem, "correct it") for problem in error.problems]
     except CarrierFailed as error:
-        return [fail("Redis", f"{where}: {error.why}", fix)]
+        return [fail("Redis", error.why, fix)]
     version = f"Redis {found.version}" if found.version else "a Redis that does not tell its version"
-    refused = [trial for trial in found.trials if trial.refused is not None]
-    if not refused:
-        commands = ", ".join(dict.fromkeys(trial.command for trial in found.trials[1:]))
-        return [ok("Redis", f"{where} answers PING: {version}, which carries out {commands}")]
+    if not found.refused:
+        commands = ", ".join(found.commands)
+        return [ok("Redis", f"{found.server} answers PING: {version}, which carries out {commands}")]
     fix = "the relay needs every command that it tries: see docs/topics/backplane.md"
-    return [fail("Redis", f"{where}: {version}: {trial.refused}", fix) for trial in refused]
+    return [fail("Redis", f"{version}: {refused}", fix) for refused in found.refused]
 
 
 # -- this machine ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from twisted.internet import reactor as real_reactor
 from tests.drill.certificates import Identity
 from tests.drill.redisserver import RedisServer
 from viewport_relay.backplane.interface import CarrierFailed
-from viewport_relay.backplane.redisendpoint import RedisAddress, ask_once, redis_endpoint
+from viewport_relay.backplane.redisserver import redis_of
 from viewport_relay.config import load
 
 reactor: Any = real_reactor
@@ -50,9 +50,8 @@ async def ping(server: RedisServer, folder: Path) -> Any:
             "RELAY_REDIS_CA_CERT_PATH": str(folder / "ca.crt"),
         }
     )
-    address = RedisAddress.from_config(config)
-    endpoint = redis_endpoint(reactor, config, address, 3.0)
-    [answer] = await ask_once(reactor, endpoint, address.credentials, (("PING",),), 3.0)
+    redis, [answer] = await redis_of(reactor, config, 3.0).connect((("PING",),), 3.0)
+    redis.abort()
     if isinstance(answer, CarrierFailed):
         raise answer
     return answer
@@ -87,5 +86,6 @@ async def test_a_refused_certificate(start: Start, tmp_path: Path, name: str) ->
     server = start(identity)
     with pytest.raises(CarrierFailed) as failed:
         await ping(server, tmp_path)
-    assert failed.value.why.startswith("cannot connect to Redis: TLS: the certificate ")
+    where = f"cannot connect to Redis localhost:{server.port}: TLS: the certificate "
+    assert failed.value.why.startswith(where)
     assert words in failed.value.why

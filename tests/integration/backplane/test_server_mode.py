@@ -225,7 +225,10 @@ async def test_a_refused_pull_is_logged(http_fleet: Fleet, name: str) -> None:
     assert fleet.platform.records.pulls.total - asked <= 4  # less and less often
     told = [e for e in await fleet.logs(a) if e["event"] == "backplane_refused"]
     assert len(told) == 1
-    assert told[0]["details"]["detail"] == f"the platform refuses bus/pull with {words}"
+    assert (
+        told[0]["details"]["detail"]
+        == f"the platform at 127.0.0.1:{fleet.platform.port} refuses bus/pull with {words}"
+    )
     assert await fleet.metric(a, "relay_backplane_up") == 0
     assert await fleet.metric(a, "relay_backplane_refused_total") >= 1
     del fleet.platform.rules[PREFIX + "bus/pull"]

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from viewport_relay.backplane.redisendpoint import RedisAddress
-from viewport_relay.backplane.redisprotocol import Credentials
+from viewport_relay.backplane.redisserver import RedisAddress
 from viewport_relay.config import ConfigError
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis://127.0.0.1:6379", RedisAddress("127.0.0.1", 6379, False, Credentials())),
-        ("redis://cache", RedisAddress("cache", 6379, False, Credentials())),
-        ("rediss://cache:6380/2", RedisAddress("cache", 6380, True, Credentials(database=2))),
-        ("redis://:p%40ss@h/0", RedisAddress("h", 6379, False, Credentials(None, "p@ss", 0))),
-        ("redis://user:p%3Aw@[::1]:7000/", RedisAddress("::1", 7000, False, Credentials("user", "p:w"))),
+        ("redis://127.0.0.1:6379", RedisAddress("127.0.0.1", 6379, False)),
+        ("redis://cache", RedisAddress("cache", 6379, False)),
+        ("rediss://cache:6380/2", RedisAddress("cache", 6380, True, (("SELECT", 2),))),
+        ("redis://:p%40ss@h/0", RedisAddress("h", 6379, False, (("AUTH", "p@ss"), ("SELECT", 0)))),
+        ("redis://user:p%3Aw@[::1]:7000/", RedisAddress("::1", 7000, False, (("AUTH", "user", "p:w"),))),
     ],
 )
 def test_valid_urls(url: str, expected: RedisAddress) -> None:

@@ -11,7 +11,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from viewport_relay.backplane.redisendpoint import SECOND_ATTEMPT, TwiceEndpoint
+from viewport_relay.backplane.redisserver import SECOND_ATTEMPT, TwiceEndpoint
 
 
 class Attempts:
