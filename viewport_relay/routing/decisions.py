@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import ClassVar, TypeAlias
 
 import msgspec
-from attrs import frozen
 
 from viewport_relay.protocol.frames import ClientFrame, DaemonFrame
 from viewport_relay.protocol.grant import Grant, Profile, Role
@@ -17,31 +16,30 @@ from viewport_relay.reasons import Reason
 from viewport_relay.routing.model import Peer, RemoteSession
 
 
-class NoReceiver:
-    """The base of decisions: they have no `outlet`, so the message cannot simply be sent on."""
+class Decision(msgspec.Struct, frozen=True, gc=False):
+    """The base of decisions: none has an `outlet`, so that the message cannot simply be sent on.
 
-    __slots__ = ()
+    Structs of msgspec: some are made for each frame that crosses the bus, in a third of the time that attrs takes.
+    """
+
     outlet: ClassVar[None] = None
 
 
-@frozen
-class Reply(NoReceiver):
-    """Answer the sender with this text; it stays open. `reason` is None when it is no complaint."""
+class Reply(Decision, frozen=True):
+    """Answer the sender with this text and keep its connection open. `reason`: why the frame is rejected; None: it is not."""
 
     text: str
     reason: Reason | None = None
 
 
-@frozen
-class Drop(NoReceiver):
-    """The frame goes nowhere. `detail` says why, for the log; it holds nothing from the payload."""
+class Drop(Decision, frozen=True):
+    """Do not forward the frame. `detail` says why, for the log; it holds nothing from the payload."""
 
     reason: Reason
     detail: str = ""
 
 
-@frozen
-class Close(NoReceiver):
+class Close(Decision, frozen=True):
     """Close the sender with the reason's close code and text, after `reply` if there is one.
 
     `logged_as` is the reason that the log entry names when it differs from the one on the wire.
@@ -53,36 +51,28 @@ class Close(NoReceiver):
     logged_as: Reason | None = None
 
 
-@frozen
-class FanOut(NoReceiver):
-    """The message goes to all of these, byte for byte. `lossy`: never queued, who cannot take it now misses it."""
+class FanOut(Decision, frozen=True):
+    """Send the message to each of these receivers, byte for byte. `lossy`: a receiver that would have to queue it misses it."""
 
     receivers: tuple[Peer, ...]
     lossy: bool = False
 
 
-# The two that follow are made for each frame that crosses the bus: msgspec makes them in a third of the time.
+class Publish(Decision, frozen=True):
+    """Publish a daemon's answer on the bus, addressed to the relay whose client it belongs to."""
 
-
-class Publish(msgspec.Struct, frozen=True, gc=False):
-    """A daemon's answer belongs to a client of another relay: publish it on the bus, addressed to that relay."""
-
-    outlet: ClassVar[None] = None
     relay_id: str
     frame: DaemonFrame
 
 
-class NoDaemon(msgspec.Struct, frozen=True, gc=False):
+class NoDaemon(Decision, frozen=True):
     """A client's frame found no daemon here: another relay may hold it, else `DAEMON_UNAVAILABLE`.
 
     The frame is not charged yet: `Router.carried` or `Router.charge` does that once its fate is known.
     """
 
-    outlet: ClassVar[None] = None
     frame: ClientFrame
 
-
-Decision: TypeAlias = Reply | Drop | Close | FanOut | Publish | NoDaemon
 
 #: Where a message goes: its one receiver, or a decision.
 Route: TypeAlias = Peer | RemoteSession | Decision

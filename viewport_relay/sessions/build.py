@@ -21,7 +21,7 @@ from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.arrivals import Arrivals, BusFeeder
 from viewport_relay.sessions.contest import Contests
-from viewport_relay.sessions.executor import ExecutorRole, PlatformRequests
+from viewport_relay.sessions.executor import ExecutorRole
 from viewport_relay.sessions.join import Sessions
 from viewport_relay.sessions.link import Links
 from viewport_relay.sessions.outcomes import Outcomes
@@ -75,7 +75,8 @@ def build(
     feeder, turn = BusFeeder(), turn_of(clock)
     arrivals = Arrivals(clock, registry, router, windows, outcomes, config.max_pending_bytes, turn, feeder)
     remote = RemoteRelays(clock, backplane, registry, router, outcomes, arrivals.arrived, feeder)
-    requests = PlatformRequests(client, config.server_url, config.frame_max_bytes, outcomes)
+    client_role = ClientRole(router, outcomes, remote, Intakes(clock), config.max_pending_bytes)
+    executor_role = ExecutorRole(router, outcomes, client, config.server_url, config.frame_max_bytes)
     sessions = Sessions(
         clock,
         now,
@@ -87,9 +88,9 @@ def build(
         Contests(clock, counters, config.pong_timeout_ms / 1000),
         remote,
         {
-            Role.CLIENT: ClientRole(router, outcomes, remote, Intakes(clock), config.max_pending_bytes),
-            Role.DAEMON: DaemonRole(router, outcomes, remote),
-            Role.WORKER: ExecutorRole(router, outcomes, requests),
+            Role.CLIENT: client_role.begin,
+            Role.DAEMON: DaemonRole(router, outcomes, remote).begin,
+            Role.WORKER: executor_role.begin,
         },
         config.max_pending_bytes,
     )

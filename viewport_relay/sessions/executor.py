@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
-from functools import partial
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from attrs import Factory, define
@@ -79,7 +78,7 @@ def _decoded(segments: Iterable[str]) -> list[str] | None:
     return decoded
 
 
-def request_headers(headers: dict[str, str]) -> dict[str, str]:
+def request_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The allowed request headers, names in lower case; a value that is no valid field value is left out (RFC 9110, 5.5)."""
     return {
         name.lower(): value
@@ -99,124 +98,104 @@ def response_headers(answer: Answer) -> dict[str, str]:
 
 
 @define(eq=False)
-class _Queue:
-    """Requests of one executor: running and waiting."""
+class ExecutorRole:
+    """The handler of the executor role: each executor's requests go to the platform through `client`."""
 
-    running: set[Deferred[None]] = Factory(set)
-    waiting: deque[tuple[Peer, WorkerRequest]] = Factory(deque)
+    router: Router
+    outcomes: Outcomes
+    client: HttpClient
+    server_url: str
+    frame_max_bytes: int
+
+    def begin(self, session: Session, peer: Peer) -> None:
+        """Start to answer the executor's requests."""
+        requests = _Requests(self, session, peer)
+        session.connection.reader.receive = requests.receive
+        session.connection.when_lost(requests.cancel)
 
 
 @define(eq=False)
-class PlatformRequests:
-    """Sends the requests of all executors of a process to the platform."""
+class _Requests:
+    """The requests of one executor: running, and waiting in order."""
 
-    _client: HttpClient
-    _server_url: str
-    _frame_max_bytes: int
-    _outcomes: Outcomes
-    _queues: dict[Session, _Queue] = Factory(dict)
+    _role: ExecutorRole
+    _session: Session
+    _peer: Peer
+    _running: set[Deferred[None]] = Factory(set)
+    _waiting: deque[WorkerRequest] = Factory(deque)
 
-    def take(self, session: Session, peer: Peer, frame: WorkerRequest) -> None:
-        """Start an executor's request, now or when an earlier one has ended."""
-        queue = self._queues.get(session)
-        if queue is None:
-            queue = self._queues[session] = _Queue()
-            session.connection.when_lost(lambda: self._lost(session))
-        if len(queue.running) < MOST_RUNNING:
-            self._start(session, peer, frame, queue)
+    def receive(self, message: bytes) -> None:
+        """Handle a message: start its request, now or when an earlier one has ended."""
+        peer, reader, outcomes = self._peer, self._session.connection.reader, self._role.outcomes
+        limited = self._role.router.own_rate(peer, reader.last_seen)
+        if limited is not None:
+            outcomes.close(peer, limited)
+            return
+        frame = decode_worker(message)
+        if frame is None:
+            outcomes.drop(peer, Drop(Reason.INVALID_FRAME))
+            return
+        peer.target.active_at = reader.last_seen
+        if len(self._running) < MOST_RUNNING:
+            self._start(frame)
         else:
-            session.connection.reader.pause_reading(self)  # only messages that were read already follow
-            queue.waiting.append((peer, frame))
+            reader.pause_reading(self)  # only messages that were read already follow
+            self._waiting.append(frame)
 
-    def _lost(self, session: Session) -> None:
-        queue = self._queues.pop(session)
-        queue.waiting.clear()
-        for running in tuple(queue.running):
+    def cancel(self) -> None:
+        """Cancel every request: the executor's connection is lost."""
+        self._waiting.clear()
+        for running in tuple(self._running):
             running.cancel()
 
-    def _start(self, session: Session, peer: Peer, frame: WorkerRequest, queue: _Queue) -> None:
-        running = Deferred.fromCoroutine(self._serve(session, peer, frame))
-        if running.called:
+    def _start(self, frame: WorkerRequest) -> None:
+        running = Deferred.fromCoroutine(self._serve(frame))
+        if not running.called:
+            self._running.add(running)
+            running.addBoth(self._ended, running)
+
+    def _ended(self, result: object, running: Deferred[None]) -> object:
+        self._running.discard(running)
+        while self._waiting and len(self._running) < MOST_RUNNING:  # denied requests do not run
+            self._start(self._waiting.popleft())
+        if not self._waiting:
+            self._session.connection.reader.resume_reading(self)
+        return result
+
+    async def _serve(self, frame: WorkerRequest) -> None:
+        role, grant = self._role, self._peer.grant
+        role.outcomes.counters.worker_requests += 1
+        if not path_allowed(frame.path, grant.workspace_id, grant.claims.managed_executor_id):
+            self._fail(frame, 403, Reason.WORKER_TRANSPORT_PATH_DENIED)
             return
-        queue.running.add(running)
-
-        def done(result: object) -> object:
-            queue.running.discard(running)
-            while queue.waiting and len(queue.running) < MOST_RUNNING:  # denied requests do not run
-                self._start(session, *queue.waiting.popleft(), queue)
-            if not queue.waiting:
-                session.connection.reader.resume_reading(self)
-            return result
-
-        running.addBoth(done)
-
-    async def _serve(self, session: Session, peer: Peer, frame: WorkerRequest) -> None:
-        self._outcomes.counters.worker_requests += 1
-        if not path_allowed(frame.path, peer.grant.workspace_id, peer.grant.claims.managed_executor_id):
-            self._fail(session, peer, frame, 403, Reason.WORKER_TRANSPORT_PATH_DENIED, "")
-            return
+        # A request that may have reached the platform is not repeated: the executor decides that.
+        get = frame.method == "GET"
+        call = Call.make(
+            frame.method,
+            role.server_url + frame.path,
+            request_headers(frame.headers),
+            limit=REQUEST_TIMEOUT,
+            max_bytes=role.frame_max_bytes,
+            retry=get,
+        )
+        body = None if get or frame.body is None else frame.body.encode("utf-8", "replace")
         try:
-            answer = await self._client.ask(self._call(frame), _body(frame))
+            answer = await role.client.ask(call, body)
         except HttpFailure as failure:
-            self._fail(session, peer, frame, 502, Reason.WORKER_TRANSPORT_FORWARD_FAILED, failure.why)
+            self._fail(frame, 502, Reason.WORKER_TRANSPORT_FORWARD_FAILED, detail=failure.why)
             return
         except CancelledError:
             return  # the executor has disconnected
         text = answer.body.decode("utf-8", "replace")
         response = worker_response(frame.request_id, answer.status, response_headers(answer), text)
-        session.deliver(response.encode("utf-8", "replace"))
+        self._session.outbox.send(response.encode("utf-8", "replace"))
 
-    def _call(self, frame: WorkerRequest) -> Call:
-        # A request that may have reached the platform is not repeated: the executor decides that.
-        return Call.make(
-            frame.method,
-            self._server_url + frame.path,
-            request_headers(dict(frame.headers)),
-            limit=REQUEST_TIMEOUT,
-            max_bytes=self._frame_max_bytes,
-            retry=frame.method == "GET",
-        )
-
-    def _fail(
-        self, session: Session, peer: Peer, frame: WorkerRequest, status: int, reason: Reason, detail: str
-    ) -> None:
-        outcomes = self._outcomes
+    def _fail(self, frame: WorkerRequest, status: int, reason: Reason, **details: str) -> None:
+        outcomes, peer = self._role.outcomes, self._peer
         outcomes.counters.worker_requests_failed += 1
-        about: dict[str, Any] = peer.describe()
-        if detail:
-            about["detail"] = detail
+        about = {**peer.describe(), **details}
         outcomes.log.event(
             "worker_request", reason=reason, connection_id=peer.connection_id, method=frame.method, **about
         )
         body = f'{{"ok":false,"reason":"{reason.code}"}}'
-        session.deliver(worker_response(frame.request_id, status, _JSON_HEADERS, body).encode())
-
-
-@define(eq=False)
-class ExecutorRole:
-    """The handler of the executor role, shared by all executors."""
-
-    _router: Router
-    _outcomes: Outcomes
-    _requests: PlatformRequests
-
-    def begin(self, session: Session, peer: Peer) -> None:
-        """Start to answer the executor's requests."""
-        session.connection.reader.receive = partial(self._receive, session, peer)
-
-    def _receive(self, session: Session, peer: Peer, message: bytes) -> None:
-        now = session.connection.reader.last_seen
-        limited = self._router.own_rate(peer, now)
-        if limited is not None:
-            self._outcomes.close(peer, limited)
-            return
-        frame = decode_worker(message)
-        if frame is None:
-            self._outcomes.drop(peer, Drop(Reason.INVALID_FRAME))
-        else:
-            peer.target.active_at = now
-            self._requests.take(session, peer, frame)
-
-
-def _body(frame: WorkerRequest) -> bytes | None:
-    return None if frame.method == "GET" or frame.body is None else frame.body.encode("utf-8", "replace")
+        self._session.outbox.send(worker_response(frame.request_id, status, _JSON_HEADERS, body).encode())

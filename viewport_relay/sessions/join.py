@@ -6,7 +6,7 @@ opened -> grant -> (link handshake) -> registry -> the role's handler ... closed
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from attrs import define
 from twisted.internet.interfaces import IReactorTime
@@ -34,15 +34,12 @@ from viewport_relay.wire.ending import Ending
 _NEVER_CHARGED: Final = Window()
 
 
-class RoleHandler(Protocol):
-    """The handler of a role, which starts a joined session."""
-
-    def begin(self, session: Session, peer: Peer) -> None: ...
-
-
 @define(eq=False)
 class Sessions:
-    """All sessions of a relay. `now` returns seconds since the epoch; `max_pending` is RELAY_MAX_PENDING_BYTES."""
+    """All sessions of a relay. `begin` has what starts a joined peer of each role.
+
+    `now` returns seconds since the epoch; `max_pending` is RELAY_MAX_PENDING_BYTES.
+    """
 
     _clock: IReactorTime
     _now: Callable[[], float]
@@ -53,7 +50,7 @@ class Sessions:
     _links: Links
     _contests: Contests
     _remote: RemoteRelays
-    _roles: Mapping[Role, RoleHandler]
+    _begin: Mapping[Role, Callable[[Session, Peer], None]]
     _max_pending: int
 
     # -- joining -----------------------------------------------------------------------------------------------
@@ -65,7 +62,6 @@ class Sessions:
         info = connection.info
         grant = grant_for(query, claims, info.connection_id)
         if isinstance(grant, Refusal):
-            connection.handler = _Outside(self, connection)
             reply = None
             # On a link, text frames are not allowed and there are no keys yet: the Close frame alone says why.
             if grant.reason is Reason.MISSING_RUNTIME_TARGET_CLAIM and not info.link:
@@ -77,6 +73,8 @@ class Sessions:
                 "clientId": claims.client_id,
             }
             connection.close(grant.reason, grant.detail, reply=reply, details=details)
+            assert connection.ending is not None
+            self.note_close(connection, connection.ending, {"ip": info.ip})
             return
         self._links.begin(connection, query, grant, self._join, self.note_close)
 
@@ -109,7 +107,7 @@ class Sessions:
         self._log.event(
             "join", connection_id=peer.connection_id, **about, noise=session.connection.info.noise
         )
-        self._roles[peer.role].begin(session, peer)
+        self._begin[peer.role](session, peer)
 
     def _rates(self, grant: Grant, ip: str, now: float) -> Rates:
         """The rate windows of the grant's role."""
@@ -199,17 +197,6 @@ class Sessions:
         for peer in found:
             session_of(peer).connection.close(Reason.DISCONNECTED_BY_OPERATOR)
         return len(found)
-
-
-@define(eq=False)
-class _Outside:
-    """The handler of a connection whose claims were refused."""
-
-    _sessions: Sessions
-    _connection: Connection
-
-    def closed(self, ending: Ending) -> None:
-        self._sessions.note_close(self._connection, ending, {"ip": self._connection.info.ip})
 
 
 def target_of(connection: Connection) -> tuple[str, str]:

@@ -69,7 +69,7 @@ class Outcomes:
         grant = peer.grant
         self.counters.drops[Reason.DAEMON_UNAVAILABLE] += 1
         text = status.daemon_unavailable(grant.workspace_id, grant.runtime_target_id, grant.claims.machine_id)
-        session_of(peer).deliver(text.encode())
+        session_of(peer).outbox.send(text.encode())
 
     def refuse(self, peer: Peer, verdict: Drop | Close) -> None:
         """Drop a frame of this client or daemon, or close its connection, and count the frame as rejected."""

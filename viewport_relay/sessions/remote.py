@@ -116,7 +116,7 @@ class RemoteRelays:
     def _redirect(self, peer: Peer, place: Whereabouts, runtime_target_id: str | None) -> None:
         self._outcomes.counters.client_redirect += 1
         text = status.relay_redirect(peer.grant.workspace_id, place.ws_base_url, runtime_target_id)
-        session_of(peer).deliver(text.encode())
+        session_of(peer).outbox.send(text.encode())
 
     def client_frame(self, peer: Peer, frame: ClientFrame, message: bytes) -> None:
         """A client's frame that was accepted, for which no daemon is here."""

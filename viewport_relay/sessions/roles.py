@@ -65,7 +65,7 @@ class ClientRole:
                 if reason is not None:
                     outcomes.counters.frames_client_rejected += 1
                     outcomes.counters.drops[reason] += 1
-                session_of(peer).deliver(text.encode())
+                session_of(peer).outbox.send(text.encode())
             case NoDaemon(frame):
                 self._remote.client_frame(peer, frame, message)
             case Drop() | Close():

@@ -32,10 +32,6 @@ class Session:
         """The connection has ended."""
         self._leave(self, ending)
 
-    def deliver(self, message: bytes) -> bool:
-        """Send a message; False when the connection does not accept it."""
-        return self.outbox.send(message)
-
     @property
     def exchange(self) -> ExchangeWatch:
         """The client's end-to-end key exchanges, as far as the relay sees them."""

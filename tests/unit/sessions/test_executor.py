@@ -19,19 +19,19 @@ from tests.memorywire import Log
 from tests.unit.routing.house import NO_LIMIT, House
 from viewport_relay.admission.httpcall import Answer, Call, TooLarge, Unreachable
 from viewport_relay.observe.counters import Counters
-from viewport_relay.protocol.frames import WorkerRequest
 from viewport_relay.protocol.grant import Role
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.executor import (
     MOST_RUNNING,
     REQUEST_TIMEOUT,
-    PlatformRequests,
+    ExecutorRole,
     path_allowed,
     request_headers,
     response_headers,
 )
 from viewport_relay.sessions.outcomes import Outcomes
 
+REQUEST = "viewport.worker_transport.request/v1"
 OWN = "/api/runtime/workspaces/w/managed-executors/x"
 
 ALLOWED = [
@@ -246,12 +246,14 @@ class Executor:
     """Test double of an executor's session, its connection and its reader."""
 
     def __init__(self) -> None:
-        self.connection = self.reader = self
+        self.connection = self.reader = self.outbox = self
+        self.last_seen = 0.0
+        self.receive: Callable[[bytes], None]
         self.heard: list[dict[str, Any]] = []
         self.paused = False
         self._when_lost: list[Callable[[], None]] = []
 
-    def deliver(self, message: bytes) -> bool:
+    def send(self, message: bytes) -> bool:
         self.heard.append(json.loads(message))
         return True
 
@@ -272,15 +274,16 @@ class Executor:
 class Bench:
     def __init__(self) -> None:
         self.client, self.log, self.counters = Client(), Log(), Counters()
-        self.executor: Any = Executor()
         client: Any = self.client
+        executor: Any = Executor()
+        self.executor = executor
         outcomes = Outcomes(Router(NO_LIMIT), self.log, self.counters)
-        self.requests = PlatformRequests(client, "https://platform.example", 1000, outcomes)
-        self.peer = House(target=None).peer(Role.WORKER, managed_executor_id="x")
+        role = ExecutorRole(Router(NO_LIMIT), outcomes, client, "https://platform.example", 1000)
+        role.begin(executor, House(target=None).peer(Role.WORKER, managed_executor_id="x"))
 
     def ask(self, request_id: str, path: str = OWN + "/a", method: str = "GET", **rest: Any) -> None:
-        frame = WorkerRequest(request_id, method, path, rest.get("headers", {}), rest.get("body"))
-        self.requests.take(self.executor, self.peer, frame)
+        frame = {"type": REQUEST, "requestId": request_id, "method": method, "path": path, **rest}
+        self.executor.receive(json.dumps(frame).encode())
 
 
 @pytest.fixture
