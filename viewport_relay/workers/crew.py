@@ -45,7 +45,6 @@ class Crew(MultiService):
         self.workers = [Worker(supervision, index, self._one_is_up) for index in range(number)]
         self._polled = polled
         self._complete = complete
-        self._number = 0
         self._turn = 0
         self._next_look = 0.0
         self._polling = False
@@ -90,21 +89,11 @@ class Crew(MultiService):
         self._polling = True
         while self._waiting:
             waiters, self._waiting = self._waiting, []
-            self._number += 1
-            await DeferredList([worker.request(Poll(self._number)) for worker in self.workers])
+            await DeferredList([worker.request(Poll()) for worker in self.workers])
             self._polled()
             for waiter in waiters:
                 waiter.callback(None)
         self._polling = False
-
-    def disconnect(self, selection: Selection) -> Deferred[int]:
-        """Close the connections of a selection in all workers; fires with their number."""
-        self._number += 1
-        order = Disconnect(self._number, selection)
-        asked = DeferredList([worker.request(order) for worker in self.workers])
-        return asked.addCallback(
-            lambda answers: sum(answer.count for _, answer in answers if isinstance(answer, Disconnected))
-        )
 
     def send(self, order: Order) -> None:
         for worker in self.workers:
@@ -157,7 +146,10 @@ class CrewState:
         return total
 
     def disconnect(self, selection: Selection) -> Deferred[int]:
-        return self._crew.disconnect(selection)
+        asked = DeferredList([worker.request(Disconnect(selection)) for worker in self._crew.workers])
+        return asked.addCallback(
+            lambda answers: sum(answer.count for _, answer in answers if isinstance(answer, Disconnected))
+        )
 
     def flush_caches(self) -> None:
         # The packet channel keeps order: the flush arrives before connections that are passed later.

@@ -53,15 +53,12 @@ class ReloadTLS(Struct, tag="reload_tls", frozen=True):
 
 
 class Poll(Struct, tag="poll", frozen=True):
-    """Answer with a Picture."""
-
-    number: int
+    """Answer with a Picture. Answers come in the order of the orders."""
 
 
 class Disconnect(Struct, tag="disconnect", frozen=True):
     """Close the connections of a selection; answer with Disconnected."""
 
-    number: int
     selection: Selection
 
 
@@ -106,7 +103,6 @@ class Left(Struct, tag="left", frozen=True):
 class Picture(Struct, tag="picture", frozen=True):
     """One worker's contribution to the admin endpoints: connections, counters, recent admissions."""
 
-    number: int
     ready: bool
     why: str
     jwks_age: float | None
@@ -127,7 +123,6 @@ class Picture(Struct, tag="picture", frozen=True):
 class Disconnected(Struct, tag="disconnected", frozen=True):
     """Answer to Disconnect: the number of connections that were closed."""
 
-    number: int
     count: int
 
 

@@ -24,13 +24,10 @@ _NAMES = tuple(
 )
 
 
-def picture(
-    number: int, state: RelayState, counters: Counters, log: EventLog, lost: int, now: float
-) -> Picture:
-    """The answer to poll `number`. `lost`: log entries that were not sent. `now`: seconds since the epoch."""
+def picture(state: RelayState, counters: Counters, log: EventLog, lost: int, now: float) -> Picture:
+    """The answer to a poll. `lost`: log entries that were not sent. `now`: seconds since the epoch."""
     ready, why = state.readiness()
     return Picture(
-        number=number,
         ready=ready,
         why=why,
         jwks_age=state.jwks_age(),

@@ -12,6 +12,7 @@ import contextlib
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -95,7 +96,7 @@ class Worker:
         self._packets: PacketSender
         self._make_channel()
         self._held: dict[str, list[Ticket]] = {}
-        self._pending: dict[int, Deferred[Any]] = {}
+        self._asked: deque[Deferred[Any]] = deque()  # orders that wait for their answers, which come in order
         self._pause = FIRST_PAUSE
         self._killed = ""
         self._started = 0.0
@@ -182,9 +183,8 @@ class Worker:
             for ticket in tickets:
                 ticket.release()
         self._held.clear()
-        for asked in list(self._pending.values()):
-            asked.callback(None)
-        self._pending.clear()
+        while self._asked:
+            self._asked.popleft().callback(None)
         if self._gone is not None:
             self._gone.callback(None)
             self._gone = None
@@ -225,16 +225,12 @@ class Worker:
         if not self.up:
             answer.callback(None)
             return answer
-        self._pending[order.number] = answer
+        self._asked.append(answer)  # also after the time limit: a late answer is still the next one
         self._packets.send(order)
         patience = BRIEF if self.silent else PATIENCE
-        answer.addTimeout(
-            patience, self._supervision.reactor, lambda failure, _: self._unanswered(order.number)
-        )
-        return answer
+        return answer.addTimeout(patience, self._supervision.reactor, self._unanswered)
 
-    def _unanswered(self, number: int) -> None:
-        self._pending.pop(number, None)
+    def _unanswered(self, *_: object) -> None:
         if not self.silent:
             self.silent = True
             message = (
@@ -290,6 +286,5 @@ class Worker:
         else:
             if isinstance(report, messages.Picture):
                 self.picture = report
-            asked = self._pending.pop(report.number, None)
-            if asked is not None and not asked.called:
-                asked.callback(report)
+            if self._asked:
+                self._asked.popleft().callback(report)

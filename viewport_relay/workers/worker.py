@@ -121,10 +121,10 @@ class WorkerService(WaitingService):
         await MultiService.stopService(self)
         self._site.stopFactory()
         self._log.close()
-        late = self._reactor.callLater(_FINISH_LIMIT, self._reporter.transport.abortConnection)
-        await self._reporter.finish()
-        if late.active():
-            late.cancel()
+        await self._reporter.finish().addTimeout(_FINISH_LIMIT, self._reactor, self._unread)
+
+    def _unread(self, *_: object) -> None:
+        self._reporter.transport.abortConnection()
 
     # -- orders ----------------------------------------------------------------------------------------------
 
@@ -137,12 +137,12 @@ class WorkerService(WaitingService):
                 self.adopt(order, descriptors[0], data)
             case messages.EndTLS():
                 self._end_tls(order, descriptors, data)
-            case messages.Poll(number=number):
+            case messages.Poll():
                 lost = self._reporter.lost
-                made = picture(number, self.relay.state, self._counters, self._log, lost, time.time())
+                made = picture(self.relay.state, self._counters, self._log, lost, time.time())
                 self._reporter.send(made)
-            case messages.Disconnect(number=number, selection=selection):
-                self._reporter.send(messages.Disconnected(number, self.relay.state.disconnect(selection)))
+            case messages.Disconnect(selection=selection):
+                self._reporter.send(messages.Disconnected(self.relay.state.disconnect(selection)))
             case messages.Apply(settings=texts):
                 self._apply(texts)
             case messages.ReloadTLS():

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from viewport_relay.admission.limits import ConnectionCounts
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.routing.views import Selection
 from viewport_relay.workers import crew, messages, supervision
 from viewport_relay.workers.pictures import written
 
@@ -106,11 +107,14 @@ class Parent:
         workers = {worker.pid: worker for worker in self.crew.workers if worker.index in self.alive}
         for process in self.reactor.started:
             for order in process.orders() if process.pid in workers else ():
+                worker = workers[process.pid]
                 if isinstance(order, messages.Poll):
                     picture = messages.Picture(
-                        order.number, True, "", None, {}, {"client": 1}, [], written(Counters()), [], []
+                        True, "", None, {}, {"client": 1}, [], written(Counters()), [], []
                     )
-                    self.deliver(workers[process.pid], picture)
+                    self.deliver(worker, picture)
+                elif isinstance(order, messages.Disconnect):
+                    self.deliver(worker, messages.Disconnected(2 + worker.index))
 
     def run(self, seconds: int) -> None:
         for _ in range(seconds):
@@ -198,6 +202,17 @@ def test_an_unresponsive_worker_does_not_delay_answers(parent: Parent) -> None:
     assert (
         parent.state.connections()["client"] == 2
     )  # the last report still counts: the worker's peers are connected
+
+
+def test_late_answers_are_not_taken_for_those_of_later_orders(parent: Parent) -> None:
+    parent.run(3)
+    parent.alive = {0}
+    parent.run(int(supervision.PATIENCE) + 2)
+    results: list[int] = []
+    parent.state.disconnect(Selection(workspace_id="w")).addCallback(results.append)
+    parent.alive = {0, 1}  # worker 1 answers old polls first
+    parent.answer()
+    assert results == [5]
 
 
 @pytest.mark.parametrize(

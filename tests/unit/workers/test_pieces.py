@@ -87,7 +87,6 @@ def test_a_picture_is_decoded_unchanged() -> None:
     peer = PeerView("c-1", "client", "me", "192.0.2.1", 1.5, 3, "IK", None, "ua", False, None)
     target = TargetView("ws", None, None, (peer,), (), 1, 2, 3, 4, 5.0, 6.0)
     picture = messages.Picture(
-        7,
         True,
         "",
         None,
