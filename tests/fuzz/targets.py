@@ -30,7 +30,7 @@ from viewport_relay.admission.verdict import judge
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.devplatform.tokens import SigningKey
-from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_executor
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Refusal
 
@@ -81,7 +81,7 @@ def frames(data: bytes) -> None:
     for decode in (decode_client, decode_daemon):
         assert decode(data) == decode(data, fast=False)
         assert decode(memoryview(data)) == decode(data)
-    decode_worker(data)
+    decode_executor(data)
 
 
 def tokens(data: bytes) -> None:

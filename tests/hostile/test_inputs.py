@@ -34,7 +34,7 @@ from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.config import VARIABLES, Config, ConfigError, load
 from viewport_relay.devplatform.tokens import SigningKey
-from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_executor
 from viewport_relay.protocol.grant import Claims, Role, UpgradeQuery
 from viewport_relay.reasons import Refusal
 
@@ -224,10 +224,10 @@ def test_frames(message: bytes) -> None:
         message.decode()
     except UnicodeDecodeError:
         return  # closed before the peer reads it
-    for decode in (decode_client, decode_daemon, decode_worker):
+    for decode in (decode_client, decode_daemon, decode_executor):
         call: Callable[[bytes], object] = decode
         call(message)
-        if decode is not decode_worker:
+        if decode is not decode_executor:
             decode(memoryview(message))  # type: ignore[operator]
 
 

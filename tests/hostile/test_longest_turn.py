@@ -31,7 +31,7 @@ from viewport_relay.admission.verdict import judge
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker, fast_e2ee
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_executor, fast_e2ee
 from viewport_relay.protocol.grant import Role, UpgradeQuery
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason, Refusal
@@ -169,19 +169,19 @@ def read_head(head: bytes) -> None:
 FRAMES_OF: Final = {
     "client": [name for name in EXAMPLES if decode_client(encoded(name))],
     "daemon": [name for name in EXAMPLES if decode_daemon(encoded(name))],
-    "executor": [name for name in EXAMPLES if decode_worker(encoded(name))],
+    "executor": [name for name in EXAMPLES if decode_executor(encoded(name))],
 }
 
 KINDS: Final[dict[str, tuple[Callable[[Any], object], Callable[[], Iterator[tuple[str, Any]]]]]] = {
     "client frame": (read_message, lambda: received(documents('"type":"e2ee",', FRAME))),
     "daemon frame": (decode_daemon, lambda: documents('"type":"e2ee",', FRAME)),
     "executor frame": (
-        decode_worker,
+        decode_executor,
         lambda: documents('"type":"viewport.worker_transport.request/v1",', FRAME),
     ),
     "client frame, one long member": (read_message, lambda: received(long_members("client"))),
     "daemon frame, one long member": (decode_daemon, lambda: long_members("daemon")),
-    "executor frame, one long member": (decode_worker, lambda: long_members("executor")),
+    "executor frame, one long member": (decode_executor, lambda: long_members("executor")),
     "request head": (read_head, heads),
     "token": (lambda token: read_header(token.decode()), tokens),
     "key set": (KeySet.parse, lambda: documents('"keys":[],', ANSWER)),

@@ -83,7 +83,7 @@ def target_json(target: TargetView, redactor: Redactor, *, with_ids: bool) -> di
         "clientCount": len(target.clients),
         "lastActivityAt": timestamp(target.last_activity_at),
         "createdAt": timestamp(target.created_at),
-        "workerCount": len(target.workers),
+        "workerCount": len(target.executors),
         "sessions": target.sessions,
         "pendingRequests": target.pending_requests,
         "frames": target.frames,
@@ -95,8 +95,8 @@ def target_json(target: TargetView, redactor: Redactor, *, with_ids: bool) -> di
     if target.daemon is not None:
         shown["daemon"] = peer_json(target.daemon, redactor, with_ids=True)
     shown["clients"] = [peer_json(peer, redactor, with_ids=with_ids) for peer in target.clients]
-    if target.workers:
-        shown["workers"] = [peer_json(peer, redactor, with_ids=with_ids) for peer in target.workers]
+    if target.executors:
+        shown["workers"] = [peer_json(peer, redactor, with_ids=with_ids) for peer in target.executors]
     return shown
 
 

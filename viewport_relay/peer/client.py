@@ -37,7 +37,7 @@ class Pairing:
 
 @define(eq=False, repr=False)
 class ClientPeer:
-    """One client's end of the wire.
+    """The wire protocol of one client.
 
     `send` takes a frame's text; `on_message` gets each application message. With a `pairing` the profile is
     noise-ikpsk2, without it noise-ik. Refused frames are counted in `refused` by code and otherwise ignored.

@@ -61,7 +61,7 @@ class Conversation:
 
 @define(eq=False, repr=False)
 class DaemonPeer:
-    """One daemon's end of the wire.
+    """The wire protocol of one daemon.
 
     `send` takes a frame's text. With `pairing_secrets`, which maps pairing peer ids to 32-byte secrets, the daemon
     answers the profile noise-ikpsk2 only; without it noise-ik only. `rekey_after` counts the messages of a session,

@@ -43,7 +43,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The whole session."""
+    """A generated session: its turns in order."""
 
     turns: tuple[Turn, ...]
 
@@ -122,7 +122,7 @@ class TranscriptRun:
     round_trips: list[float] = field(factory=list, init=False)
 
     def fail(self, why: str) -> None:
-        """Keep the first reason and end the scene."""
+        """Keep the first failure and call `stop`."""
         if self.failure is None:
             self.failure = why
             self.stop()

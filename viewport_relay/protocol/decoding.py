@@ -1,6 +1,6 @@
 """Decoding of messages: the frames that each role may send (wire protocol, section 4).
 
-`decode_client`, `decode_daemon` and `decode_worker` give the frame that a message is, or None when the message is none of
+`decode_client`, `decode_daemon` and `decode_executor` give the frame that a message is, or None when the message is none of
 the role's frames. `fast_e2ee` reads an e2ee frame of the usual form with one strict decode, and says nothing about any other
 message. Messages are UTF-8; the caller has checked that (RFC 6455 section 8.1). A message is read twice at most: for its
 type, and for the members that this type has. Pure: no I/O, no clock.
@@ -20,8 +20,8 @@ from viewport_relay.protocol.frames import (
     ClientFrame,
     DaemonFrame,
     E2ee,
+    ExecutorRequest,
     ViewerPresence,
-    WorkerRequest,
 )
 from viewport_relay.protocol.json import Members, Message, Text
 
@@ -152,10 +152,10 @@ _DAEMON: Final[_Table] = {
     ("type", "relay_pairing_redeem_response"): (Members("requestId", "ok", opaque=("errorCode",)), rules.pairing_response),
     ("schema", _SESSION_EVENT_SCHEMA): (Members("channel", "event"), rules.session_event),
 }  # fmt: skip
-_WORKER: Final[_Table] = {
+_EXECUTOR: Final[_Table] = {
     ("type", "viewport.worker_transport.request/v1"): (
         Members("requestId", "path", "headers", "body", opaque=("method",)),
-        rules.worker_request,
+        rules.executor_request,
     )
 }
 
@@ -178,7 +178,7 @@ def decode_daemon(message: Message, *, fast: bool = True) -> DaemonFrame | None:
     return frame
 
 
-def decode_worker(message: Message) -> WorkerRequest | None:
-    """The frame of a worker's message, or None."""
-    frame: WorkerRequest | None = _frame(_WORKER, message)
+def decode_executor(message: Message) -> ExecutorRequest | None:
+    """The frame of an executor's message, or None."""
+    frame: ExecutorRequest | None = _frame(_EXECUTOR, message)
     return frame

@@ -25,7 +25,7 @@ class E2ee(msgspec.Struct, frozen=True, gc=False):
 
 
 class KeyExchangeInit(msgspec.Struct, frozen=True, gc=False):
-    """`request_id` is trimmed; an empty one is forwarded and not recorded."""
+    """A client's key exchange init. `request_id` is trimmed; an empty one is forwarded and not recorded."""
 
     profile: str
     request_id: str
@@ -34,7 +34,7 @@ class KeyExchangeInit(msgspec.Struct, frozen=True, gc=False):
 
 
 class KeyExchangeResponse(msgspec.Struct, frozen=True, gc=False):
-    """`request_id` is trimmed, `session_id` is not; neither is blank."""
+    """A daemon's answer to a key exchange init. `request_id` is trimmed, `session_id` is not; neither is blank."""
 
     profile: str
     request_id: str
@@ -43,14 +43,14 @@ class KeyExchangeResponse(msgspec.Struct, frozen=True, gc=False):
 
 
 class KeyUpdateRequired(msgspec.Struct, frozen=True, gc=False):
-    """A daemon asks for a key exchange with the next epoch."""
+    """A daemon's demand for a key exchange with the next epoch."""
 
     session_id: str
     next_epoch: float
 
 
 class PairingRequest(msgspec.Struct, frozen=True, gc=False):
-    """An offer or redeem request; `request_id` is trimmed."""
+    """A client's offer or redeem request; `request_id` is trimmed."""
 
     request_id: str
 
@@ -62,7 +62,7 @@ class PairingResponse(msgspec.Struct, frozen=True, gc=False):
 
 
 class Subscribe(msgspec.Struct, frozen=True, gc=False):
-    """`channel` is trimmed, as in all session-event frames."""
+    """A client's subscription to a channel. `channel` is trimmed, as in all session-event frames."""
 
     channel: str
     after_sequence: int
@@ -75,7 +75,7 @@ class Unsubscribe(msgspec.Struct, frozen=True, gc=False):
 
 
 class ViewerPresence(msgspec.Struct, frozen=True, gc=False):
-    """A viewer joined, left or is still there. `user_id` is compared untrimmed with the claim."""
+    """A viewer's presence: joined, left or heartbeat. `user_id` is compared untrimmed with the claim."""
 
     channel: str
     user_id: str
@@ -87,7 +87,7 @@ class SessionEvent(msgspec.Struct, frozen=True, gc=False):
     channel: str
 
 
-class WorkerRequest(msgspec.Struct, frozen=True):
+class ExecutorRequest(msgspec.Struct, frozen=True):
     """A managed executor's HTTP request. `headers` has the members whose value is a string, names as sent."""
 
     request_id: str

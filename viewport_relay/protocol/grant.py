@@ -1,4 +1,4 @@
-"""The values that admission gives to the rest: what was asked, what the platform claims, what is granted.
+"""The values of an admission: the query of the upgrade, the platform's claims, the grant.
 
 Everything here is immutable. `admission/claims.py` parses and checks the platform's claims.
 """
@@ -11,7 +11,7 @@ from attrs import frozen
 
 
 class Role(str, Enum):
-    """Who connects (wire protocol, section 1)."""
+    """The role of a peer (wire protocol, section 1)."""
 
     DAEMON = "workspace-daemon"
     CLIENT = "client"
@@ -79,9 +79,9 @@ class Claims:
 
 @frozen
 class Grant:
-    """What one admitted connection may do. Each connection is judged by its own grant alone.
+    """The grant of one admitted connection. Frames are judged by their sender's own grant alone.
 
-    `runtime_target_id` is None for workers and pairing clients without one. `required_profile` is what
+    `runtime_target_id` is None for executors and pairing clients without one. `required_profile` is what
     `policyMode` and `e2eeProfile` together demand (wire protocol, section 3), None for no demand.
     """
 

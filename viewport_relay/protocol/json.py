@@ -159,7 +159,7 @@ class Composite:
 
 
 class Text:
-    """A message that is to be read, as text. Its JSON is checked by the first `Members.of`."""
+    """The text of a message whose members are read. Its JSON is checked by the first `Members.of`."""
 
     __slots__ = ("_original", "readable")
 
@@ -186,7 +186,7 @@ class Text:
         return _integer(digits) if digits.lstrip("-").isdigit() else float(digits)
 
     def opaque(self, raw: msgspec.Raw) -> Any:
-        """The value of a member whose long strings are all alike but for blank ones: these are "", the others another string."""
+        """The value of a member of which a long string is not decoded: it becomes "" if it is blank, else a fixed text."""
         text = memoryview(raw)
         if text[0] != _QUOTE or len(text) <= _OPAQUE_BYTES:
             return self.value(raw)
@@ -222,7 +222,7 @@ class Members:
         self._decode = msgspec.json.Decoder(msgspec.defstruct("Members", fields, gc=False)).decode
 
     def of(self, text: Text) -> dict[str, Any] | None:
-        """Those of these members that the object has; None when the text is not the JSON of one object.
+        """The members that the object has, by name; None when the text is not the JSON of one object.
 
         Strings, numbers and literals are Python's, arrays and objects are `Composite`.
         """

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 from viewport_relay.protocol.frames import (
     CHANNEL_PREFIX,
     E2ee,
+    ExecutorRequest,
     KeyExchangeInit,
     KeyExchangeResponse,
     KeyUpdateRequired,
@@ -17,7 +18,6 @@ from viewport_relay.protocol.frames import (
     Subscribe,
     Unsubscribe,
     ViewerPresence,
-    WorkerRequest,
 )
 from viewport_relay.protocol.json import Composite, as_integer, is_blank, trimmed
 
@@ -26,7 +26,7 @@ Object: TypeAlias = Mapping[str, Any]
 
 _PROFILES: Final = frozenset({"noise-ik", "noise-ikpsk2"})
 
-#: Bytes of a worker request's `headers`; those that are sent on fit into the 16 KiB of an HTTP head.
+#: Bytes of an executor request's `headers`; those that are sent on fit into the 16 KiB of an HTTP head.
 _HEADERS_MAX_BYTES: Final = 65_536
 
 # -- checks of members -------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def session_event(frame: Object) -> SessionEvent | None:
     return SessionEvent(channel)
 
 
-def worker_request(frame: Object) -> WorkerRequest | None:
+def executor_request(frame: Object) -> ExecutorRequest | None:
     method, path, headers = frame.get("method"), frame.get("path"), frame.get("headers")
     if not _is_filled(frame, "requestId") or method not in ("GET", "POST", "PATCH"):
         return None
@@ -194,4 +194,4 @@ def worker_request(frame: Object) -> WorkerRequest | None:
         if type(headers) is not Composite or not headers.is_object or len(headers) > _HEADERS_MAX_BYTES:
             return None
         texts = headers.strings()
-    return WorkerRequest(frame["requestId"], method, path, texts, frame.get("body"))
+    return ExecutorRequest(frame["requestId"], method, path, texts, frame.get("body"))

@@ -40,7 +40,7 @@ def session_events_scope_only(workspace_id: str) -> str:
 
 
 def relay_redirect(workspace_id: str, ws_base_url: str, runtime_target_id: str | None = None) -> str:
-    """`runtime_target_id` is given when this answers a frame, and not at the upgrade."""
+    """The redirect to another relay; `runtime_target_id` is given in the answer to a frame, not after the upgrade."""
     message = "Workspace is assigned to a different relay instance"
     more = {"relayWsBaseUrl": ws_base_url, "runtimeTargetId": runtime_target_id}
     return _status("RELAY_REDIRECT", message, workspace_id, **more)
@@ -78,7 +78,7 @@ def channel_denied(frame: Subscribe | Unsubscribe | ViewerPresence, workspace_id
     )
 
 
-def worker_response(request_id: str, status: int, headers: dict[str, str], body: str) -> str:
+def executor_response(request_id: str, status: int, headers: dict[str, str], body: str) -> str:
     return _text(
         type="viewport.worker_transport.response/v1",
         requestId=request_id,

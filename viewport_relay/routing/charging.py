@@ -55,7 +55,7 @@ class Charging:
             return self._limited(peer, over, window, now, self._detail("runtime"))
         window = peer.rates.rare("unforwarded", now)
         if not window.spend(now, len(message), UNFORWARDED_MAX_BYTES):
-            detail = f"{UNFORWARDED_MAX_BYTES} bytes a minute of frames that went nowhere"
+            detail = f"{UNFORWARDED_MAX_BYTES} bytes a minute of frames that were answered or dropped"
             return self._limited(peer, over, window, now, detail)
         return None
 

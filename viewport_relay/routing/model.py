@@ -2,7 +2,7 @@
 
     Target (workspace, runtime target)
       seat      who is the daemon, and which daemons wait for the seat
-      clients, workers, channels (who subscribed)
+      clients, executors, channels (who subscribed)
       key_exchanges, pairings, sessions: who waits for an answer, who owns a session
 
 Nothing here does I/O or reads a clock. Times are seconds of the caller's monotonic clock.
@@ -34,10 +34,9 @@ class Outlet(Protocol):
 
 
 class RemoteSession(Protocol):
-    """The e2ee frames of one session whose other end is on another relay: a receiver that puts them onto the bus.
+    """A session whose other end is on another relay: a receiver that publishes its e2ee frames on the bus for `relay_id`.
 
-    It serves until `until` (monotonic seconds) and for frames of its `profile`, which `relay_id` is to get. Who sends others, or
-    later, has the frame decided about anew.
+    The router uses it until `until` (monotonic seconds), for frames of its `profile`. About others the router decides anew.
     """
 
     @property
@@ -97,12 +96,12 @@ class Seated:
 
 @frozen
 class Stale:
-    """The daemon's generation is lower than one that was here: close it, a second later."""
+    """The daemon's generation is lower than one that was here. The caller closes it after a second."""
 
 
 @frozen
 class Contested:
-    """The holder must show life: ping it and wait. The challenger gets the seat if the holder leaves."""
+    """The seat is taken. The caller pings the holder; the challenger gets the seat if the holder leaves."""
 
     holder: Peer
 
@@ -127,7 +126,7 @@ class Seat:
         self._replacements: tuple[float, ...] = ()  # when the latest were
 
     def arrive(self, peer: Peer, now: float) -> SeatOutcome:
-        """A daemon wants the seat."""
+        """Give the seat to a daemon that joins, or let it wait; returns the outcome."""
         generation = peer.grant.claims.daemon_issue_generation
         if generation is not None:
             if self._highest is not None and generation < self._highest:
@@ -146,7 +145,7 @@ class Seat:
         return Contested(holder)
 
     def leave(self, peer: Peer) -> Peer | None:
-        """A holder or challenger is gone. Gives the daemon that has the seat now, if it changed hands."""
+        """Remove a holder or challenger that left; returns the daemon that has the seat now, if it changed."""
         if peer in self.challengers:
             self.challengers.remove(peer)
         if self.holder is not peer:
@@ -183,7 +182,7 @@ Owner: TypeAlias = Peer | str
 
 @define(eq=False, repr=False)
 class Target:
-    """One (workspace, runtime target). No frame ever leaves it for another."""
+    """One (workspace, runtime target) and its peers. Frames are never routed from one target to another."""
 
     workspace_id: str
     runtime_target_id: str | None
@@ -198,7 +197,7 @@ class Target:
     bytes: int = 0
     seat: Seat = field(factory=Seat)
     clients: dict[Peer, None] = field(factory=dict)
-    workers: dict[Peer, None] = field(factory=dict)
+    executors: dict[Peer, None] = field(factory=dict)
     channels: dict[str, dict[Peer, None]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -217,27 +216,27 @@ class Target:
     @property
     def empty(self) -> bool:
         """Whether no peer is here."""
-        return self.seat.holder is None and not (self.clients or self.workers or self.seat.challengers)
+        return self.seat.holder is None and not (self.clients or self.executors or self.seat.challengers)
 
     def add(self, peer: Peer) -> None:
-        """A client or executor joins. A daemon asks the seat instead."""
-        (self.workers if peer.role is Role.WORKER else self.clients)[peer] = None
+        """Add a client or executor; a daemon asks the seat instead."""
+        (self.executors if peer.role is Role.WORKER else self.clients)[peer] = None
 
     def remove_client(self, peer: Peer) -> None:
-        """A client or executor left: its requests and sessions are forgotten."""
+        """Remove a client or executor that left, with its requests and sessions."""
         self.clients.pop(peer, None)
-        self.workers.pop(peer, None)
+        self.executors.pop(peer, None)
         for channel in peer.channels:
             self.unsubscribe(peer, channel)
         self.forget_owner(peer)
 
     def forget_daemon(self) -> None:
-        """The daemon left or was replaced: its requests and sessions are forgotten, the clients stay."""
+        """Forget the requests and sessions of a daemon that left or was replaced; the clients stay."""
         for table in self._tables:
             table.clear()
 
     def forget_owner(self, owner: Owner) -> None:
-        """Late answers to this owner go nowhere."""
+        """Forget the requests and sessions of this owner; late answers to it are dropped."""
         for table in self._tables:
             table.forget_owner(owner)
 
@@ -258,7 +257,7 @@ class Target:
     def heaviest(self, limit: int) -> Peer | None:
         """The client or executor with the longest backlog, when the backlogs of all are more than `limit` bytes."""
         total, most, heaviest = 0, 0, None
-        for peer in (*self.clients, *self.workers):
+        for peer in (*self.clients, *self.executors):
             backlog = peer.outlet.backlog
             total += backlog
             if backlog > most:
@@ -266,6 +265,6 @@ class Target:
         return heaviest if total > limit else None
 
     def expire(self, now: float) -> None:
-        """Drop what has aged out of the tables."""
+        """Drop expired requests and sessions."""
         for table in self._tables:
             table.expire(now)

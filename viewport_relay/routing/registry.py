@@ -31,7 +31,7 @@ class Registry:
     def find(self, workspace_id: str, runtime_target_id: str | None) -> Target | None:
         return self._targets.get((workspace_id, runtime_target_id))
 
-    def room(self, workspace_id: str, runtime_target_id: str | None, now: float) -> Target:
+    def target(self, workspace_id: str, runtime_target_id: str | None, now: float) -> Target:
         """The target, made if it is new. Only for peers whose token was accepted."""
         key = workspace_id, runtime_target_id
         target = self._targets.get(key)
@@ -43,7 +43,7 @@ class Registry:
         return target
 
     def join(self, peer: Peer, now: float) -> SeatOutcome:
-        """A peer joins its target. For a daemon the seat decides."""
+        """Add a peer to its target. For a daemon the seat decides."""
         peer.target.active_at = now
         self.joined[peer.role] += 1
         if peer.role is not Role.DAEMON:
@@ -56,7 +56,7 @@ class Registry:
         return arrival
 
     def leave(self, peer: Peer, now: float) -> Peer | None:
-        """A peer leaves. Gives the daemon that has the seat now, if it changed hands to a waiting one."""
+        """Remove a peer; returns the daemon that has the seat now, if a waiting one got it."""
         target = peer.target
         target.active_at = now
         self.joined[peer.role] -= 1
@@ -74,7 +74,7 @@ class Registry:
         for target in self:
             if target.seat.holder is not None:
                 yield target.seat.holder
-            yield from (*target.seat.challengers, *target.clients, *target.workers)
+            yield from (*target.seat.challengers, *target.clients, *target.executors)
 
     def expired(self, before: float) -> list[Peer]:
         """The peers whose token's `exp` lies before this time (seconds since the epoch)."""
@@ -107,7 +107,7 @@ class Registry:
             runtime_target_id=target.runtime_target_id,
             daemon=None if holder is None else holder.outlet.view(holder),
             clients=tuple(peer.outlet.view(peer) for peer in target.clients),
-            workers=tuple(peer.outlet.view(peer) for peer in target.workers),
+            executors=tuple(peer.outlet.view(peer) for peer in target.executors),
             sessions=len(target.sessions),
             pending_requests=len(target.key_exchanges) + len(target.pairings),
             frames=target.frames,

@@ -40,7 +40,7 @@ class Router(Charging):
     # -- from a client -----------------------------------------------------------------------------------
 
     def client_e2ee(self, peer: Peer, profile: str, session_id: str, message: Sized, now: float) -> Route:
-        """Where a client's e2ee frame goes."""
+        """The route of a client's e2ee frame."""
         if peer.scope is not Scope.RUNTIME:
             return self._client_rare(peer, E2ee(profile, session_id), message, now)
         if peer.required_profile is not None and profile != peer.required_profile:
@@ -60,7 +60,7 @@ class Router(Charging):
         return NoDaemon(E2ee(profile, session_id))
 
     def client_frame(self, peer: Peer, frame: ClientFrame | None, message: Sized, now: float) -> Route:
-        """Where a client's frame goes. A frame of None was not valid; `message` is charged by its length."""
+        """The route of a client's frame. A frame of None was not valid; `message` is charged by its length."""
         if type(frame) is E2ee:
             return self.client_e2ee(peer, frame.profile, frame.session_id, message, now)
         return self._client_rare(peer, frame, message, now)
@@ -112,7 +112,7 @@ class Router(Charging):
     def _asked(
         self, peer: Peer, frame: KeyExchangeInit | PairingRequest, message: Sized, now: float
     ) -> Route:
-        """Where a frame goes that the daemon answers."""
+        """The route of a frame that the daemon answers."""
         daemon = peer.target.seat.holder
         if daemon is None:
             return NoDaemon(frame)
@@ -121,7 +121,7 @@ class Router(Charging):
 
     @staticmethod
     def note_asker(target: Target, frame: ClientFrame, asker: Owner, now: float) -> Drop | None:
-        """Remember who waits for the answer, if the frame is one that is answered; Drop: another peer does."""
+        """Remember the owner that waits for the answer to a frame, if there will be one; Drop: another owner has its id."""
         if isinstance(frame, KeyExchangeInit):
             if frame.request_id and not target.key_exchanges.record(frame.request_id, asker, now):
                 return Drop(Reason.REQUEST_ID_CONFLICT, "key exchange")
@@ -131,7 +131,7 @@ class Router(Charging):
 
     @staticmethod
     def forget_asker(target: Target, frame: ClientFrame | None, asker: Owner, now: float) -> None:
-        """The frame went nowhere after all: no peer waits for an answer."""
+        """Forget the owner that `note_asker` remembered: the frame was not forwarded after all."""
         if isinstance(frame, KeyExchangeInit) and target.key_exchanges.owner(frame.request_id, now) == asker:
             target.key_exchanges.spend(frame.request_id)
         elif isinstance(frame, PairingRequest) and target.pairings.owner(frame.request_id, now) == asker:
@@ -170,7 +170,9 @@ class Router(Charging):
         if frame is None:
             return Drop(Reason.INVALID_FRAME)
         if isinstance(frame, SessionEventFrame):
-            return Drop(Reason.BUS_FRAME_REFUSED, "session-event frames are for the relay of their client")
+            return Drop(
+                Reason.BUS_FRAME_REFUSED, "session-event frames are handled by the relay of their client"
+            )
         required, target = daemon.required_profile, daemon.target
         if required is not None and not isinstance(frame, PairingRequest) and frame.profile != required:
             detail = f"frame names {frame.profile}, the daemon's grant {required}"
@@ -190,7 +192,7 @@ class Router(Charging):
     def daemon_frame_of_relay(
         self, target: Target, frame: DaemonFrame | None, daemon: RateWindow, now: float
     ) -> Route:
-        """Where a frame goes that a daemon of another relay sent to this target's clients here.
+        """The route of a frame that a daemon of another relay sent to clients of this target here.
 
         `daemon` is the window of the target's rate.
         """
@@ -201,13 +203,13 @@ class Router(Charging):
         if type(frame) is E2ee:
             owner = target.sessions.owner(frame.session_id, now)
             return owner if type(owner) is Peer else Drop(Reason.NO_OWNER)
-        verdict = self._answer(target, frame, now)
-        return Drop(Reason.NO_OWNER) if isinstance(verdict, Publish) else verdict
+        route = self._answer(target, frame, now)
+        return Drop(Reason.NO_OWNER) if isinstance(route, Publish) else route
 
     # -- from a daemon -------------------------------------------------------------------------------------
 
     def daemon_e2ee(self, peer: Peer, profile: str, session_id: str, now: float) -> Route:
-        """Where a daemon's e2ee frame goes: to the client that owns the session."""
+        """The route of a daemon's e2ee frame: the client that owns the session."""
         if peer.required_profile is not None and profile != peer.required_profile:
             wrong = mismatch(peer.grant, profile)
             if wrong is not None:
@@ -226,7 +228,7 @@ class Router(Charging):
         return self._to_owner(owner, E2ee(profile, session_id))
 
     def daemon_frame(self, peer: Peer, frame: DaemonFrame | None, now: float) -> Route:
-        """Where the daemon's frame goes: to one client, never to all. A frame of None was not valid."""
+        """The route of a daemon's frame: one client, or the subscribers of a channel. A frame of None was not valid."""
         if frame is None:
             return Drop(Reason.INVALID_FRAME)
         if isinstance(frame, E2ee):

@@ -34,7 +34,7 @@ class _Entry(Generic[Owner]):
 
 
 class _OwnerTable(Generic[Owner]):
-    """Ids and their owners: at most `most`, each for a time to live. Where there are too many the oldest goes."""
+    """Ids and their owners: at most `most`, each for a time to live. Over that number the oldest is dropped."""
 
     __slots__ = ("_entries", "_most")
 
@@ -87,12 +87,12 @@ class RequestTable(_OwnerTable[Owner]):
         return None if found is None or now >= found.until else found.owner
 
     def spend(self, request_id: str) -> None:
-        """The request is answered."""
+        """Remove a request that was answered."""
         self._entries.pop(_key(request_id), None)
 
 
 class SessionTable(_OwnerTable[Owner]):
-    """Sessions and their owners, each until `SESSION_TTL` after its last use. The longest unused goes first."""
+    """Sessions and their owners, each until `SESSION_TTL` after its last use. Over the limit the longest unused is dropped."""
 
     __slots__ = ()
 

@@ -40,7 +40,7 @@ class TargetView:
     runtime_target_id: str | None
     daemon: PeerView | None
     clients: tuple[PeerView, ...]
-    workers: tuple[PeerView, ...]
+    executors: tuple[PeerView, ...]
     sessions: int
     pending_requests: int
     frames: int
@@ -50,5 +50,5 @@ class TargetView:
 
     @property
     def peers(self) -> tuple[PeerView, ...]:
-        """Every connection: the daemon's, the clients', the workers'."""
-        return (*(() if self.daemon is None else (self.daemon,)), *self.clients, *self.workers)
+        """Every connection: the daemon's, the clients', the executors'."""
+        return (*(() if self.daemon is None else (self.daemon,)), *self.clients, *self.executors)

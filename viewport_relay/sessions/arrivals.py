@@ -1,4 +1,4 @@
-"""Frames of peers on other relays that came over the bus: they go to the daemon or the clients here."""
+"""Delivers frames that came over the bus, from peers on other relays, to the daemon or the clients of this relay."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from viewport_relay.wire.turn import Turn
 
 
 class BusFeeder:
-    """The feeder of frames that came over the bus: a lane of its own in the queues of daemons here. It is not paused."""
+    """The feeder of frames that came over the bus: a lane of its own in the outbox of each daemon. The feeder is never paused."""
 
     def pause_reading(self, cause: object) -> None: ...
     def resume_reading(self, cause: object) -> None: ...
 
 
 class Arrivals:
-    """Delivers what the bus brings. Several messages of an arrival are e2ee frames of one session, decided about once."""
+    """Delivers arrivals to their receivers. Several messages of one arrival are e2ee frames of one session, with one decision."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Arrivals:
         self._feeder = feeder
 
     def arrived(self, arrivals: Sequence[Arrival]) -> None:
-        """Deliver messages of other relays; their signatures are right. What one peer gets of them leaves in one write."""
+        """Deliver messages of other relays whose signatures are verified. Those for one peer are sent in one write."""
         turn = self._turn
         within, turn.running = turn.within, True
         now, find = self._clock.seconds(), self._registry.find
@@ -70,7 +70,7 @@ class Arrivals:
     def _to_daemon(self, target: Target | None, arrival: Arrival, now: float) -> None:
         daemon = None if target is None else target.seat.holder
         if daemon is None:
-            self._refuse(arrival, Drop(Reason.DAEMON_UNAVAILABLE, "it has left, or never was here"))
+            self._refuse(arrival, Drop(Reason.DAEMON_UNAVAILABLE, "the daemon has left, or was never here"))
             return
         outbox = session_of(daemon).outbox
         if outbox.blocked and outbox.pending >= self._max_pending:
@@ -95,23 +95,23 @@ class Arrivals:
             return
         frame = arrival.frame or decode_daemon(arrival.payloads[0])
         window = self._windows.window(("workspace-daemon", *arrival.target), now)
-        verdict = self._router.daemon_frame_of_relay(target, frame, window, now)
-        if type(verdict) is Peer:
+        route = self._router.daemon_frame_of_relay(target, frame, window, now)
+        if type(route) is Peer:
             if arrival.frame is None:
-                self._outcomes.watch_answer(verdict, frame)
+                self._outcomes.watch_answer(route, frame)
             if len(arrival.sizes) > 1:
                 limit, over = self._router.rates.daemon, self._router.over_daemon
                 arrival = self._within_rate(arrival, window, limit, over, now)
-            sizes = self._send(session_of(verdict).outbox, arrival)
+            sizes = self._send(session_of(route).outbox, arrival)
             if sizes:
-                self._outcomes.count_to_clients(verdict, len(sizes), sum(sizes), now)
-        elif isinstance(verdict, FanOut):  # of a message that was decoded here, which is one
-            copies = self._outcomes.fan_out(verdict, arrival.payloads[0])
+                self._outcomes.count_to_clients(route, len(sizes), sum(sizes), now)
+        elif isinstance(route, FanOut):  # of a message that was decoded here, which is one
+            copies = self._outcomes.fan_out(route, arrival.payloads[0])
             if copies:
-                self._outcomes.count_to_clients(verdict.receivers[0], copies, copies * arrival.sizes[0], now)
+                self._outcomes.count_to_clients(route.receivers[0], copies, copies * arrival.sizes[0], now)
         else:
-            assert isinstance(verdict, Drop)
-            self._refuse(arrival, verdict)
+            assert isinstance(route, Drop)
+            self._refuse(arrival, route)
 
     def _within_rate(
         self, arrival: Arrival, window: Window, limit: int, over: Callable[[], Drop], now: float
@@ -125,7 +125,7 @@ class Arrivals:
         return arrival.first(taken)
 
     def _send(self, outbox: Outbox, arrival: Arrival) -> Sequence[int]:
-        """Send at the end of the turn, with what else came for this receiver, or let it wait; the sizes of what it takes."""
+        """Send an arrival at the end of the turn, or queue it; returns the sizes of the messages that the outbox takes."""
         if outbox.ready is None:
             return [len(payload) for payload in arrival.payloads if outbox.send(payload, self._feeder)]
         outbox.hold(arrival.frames)

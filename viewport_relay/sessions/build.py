@@ -68,7 +68,10 @@ def build(
     keys: RelayKeys,
     backplane: Backplane,
 ) -> Relaying:
-    """`clock`: the reactor. `now` returns seconds since the epoch. `client`: the HTTP client for the platform."""
+    """Build the routing and sessions of one relay.
+
+    `clock` is the reactor, `now` returns seconds since the epoch, `client` is the HTTP client for the platform.
+    """
     registry = Registry(most_requests=config.request_track_max, most_sessions=config.session_owner_track_max)
     router, windows = Router(frame_rates(config)), WindowTable()
     outcomes = Outcomes(router, log, counters)

@@ -1,4 +1,4 @@
-"""The e2ee frames of one session whose other end is on another relay: a receiver that puts them onto the bus.
+"""A remote session: a receiver that publishes the e2ee frames of one session whose other end is on another relay.
 
 The first frame of a session is decided about by `RemoteRelays`, which then gives the peer a `BusSession` for a moment. The
 frames that follow find it in routing as they would find a receiver here, and those of one read become one parcel.
@@ -102,7 +102,7 @@ class BusSession:
 def remember(
     publish: _Publish, peer: Peer, direction: Direction, frame: E2ee, relay_id: str, now: float
 ) -> None:
-    """Let the next frames of this session take the short way. `frame` is what each of them is decoded to."""
+    """Let the router find a receiver for the next frames of this session. `frame` is the decoded form of each."""
     if len(frame.session_id) > LONGEST_ID:
         return
     if peer.remote is None or len(peer.remote) >= MOST_SESSIONS:

@@ -1,4 +1,4 @@
-"""Contests for a seat: a daemon of equal generation waits until the seat's holder answers a ping, or does not."""
+"""Contests for a seat: a daemon of equal generation waits until the seat's holder has answered a ping or timed out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Contests:
     _pong_timeout: float
 
     def begin(self, challenger: Peer, holder: Peer) -> None:
-        """Ping the holder, and look at what comes of it."""
+        """Ping the holder, and check every `POLL` seconds whether it has answered."""
         began = self._clock.seconds()
         ping(session_of(holder).connection, began)
         self._poll(_Contest(challenger, holder, began, began + self._pong_timeout))

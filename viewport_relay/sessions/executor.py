@@ -19,9 +19,9 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.httpcall import Answer, Call, HttpFailure
-from viewport_relay.protocol.decoding import decode_worker
-from viewport_relay.protocol.frames import WorkerRequest
-from viewport_relay.protocol.status import worker_response
+from viewport_relay.protocol.decoding import decode_executor
+from viewport_relay.protocol.frames import ExecutorRequest
+from viewport_relay.protocol.status import executor_response
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Drop
 from viewport_relay.routing.model import Peer
@@ -122,7 +122,7 @@ class _Requests:
     _session: Session
     _peer: Peer
     _running: set[Deferred[None]] = Factory(set)
-    _waiting: deque[WorkerRequest] = Factory(deque)
+    _waiting: deque[ExecutorRequest] = Factory(deque)
 
     def receive(self, message: bytes) -> None:
         """Handle a message: start its request, now or when an earlier one has ended."""
@@ -131,7 +131,7 @@ class _Requests:
         if limited is not None:
             outcomes.close(peer, limited)
             return
-        frame = decode_worker(message)
+        frame = decode_executor(message)
         if frame is None:
             outcomes.drop(peer, Drop(Reason.INVALID_FRAME))
             return
@@ -148,7 +148,7 @@ class _Requests:
         for running in tuple(self._running):
             running.cancel()
 
-    def _start(self, frame: WorkerRequest) -> None:
+    def _start(self, frame: ExecutorRequest) -> None:
         running = Deferred.fromCoroutine(self._serve(frame))
         if not running.called:
             self._running.add(running)
@@ -162,7 +162,7 @@ class _Requests:
             self._session.connection.reader.resume_reading(self)
         return result
 
-    async def _serve(self, frame: WorkerRequest) -> None:
+    async def _serve(self, frame: ExecutorRequest) -> None:
         role, grant = self._role, self._peer.grant
         role.outcomes.counters.worker_requests += 1
         if not path_allowed(frame.path, grant.workspace_id, grant.claims.managed_executor_id):
@@ -187,10 +187,10 @@ class _Requests:
         except CancelledError:
             return  # the executor has disconnected
         text = answer.body.decode("utf-8", "replace")
-        response = worker_response(frame.request_id, answer.status, response_headers(answer), text)
+        response = executor_response(frame.request_id, answer.status, response_headers(answer), text)
         self._session.outbox.send(response.encode("utf-8", "replace"))
 
-    def _fail(self, frame: WorkerRequest, status: int, reason: Reason, **details: str) -> None:
+    def _fail(self, frame: ExecutorRequest, status: int, reason: Reason, **details: str) -> None:
         outcomes, peer = self._role.outcomes, self._peer
         outcomes.counters.worker_requests_failed += 1
         about = {**peer.describe(), **details}
@@ -198,4 +198,4 @@ class _Requests:
             "worker_request", reason=reason, connection_id=peer.connection_id, method=frame.method, **about
         )
         body = f'{{"ok":false,"reason":"{reason.code}"}}'
-        self._session.outbox.send(worker_response(frame.request_id, status, _JSON_HEADERS, body).encode())
+        self._session.outbox.send(executor_response(frame.request_id, status, _JSON_HEADERS, body).encode())

@@ -81,21 +81,21 @@ class Sessions:
     def _join(self, connection: Connection, grant: Grant, key_used: str | None) -> None:
         now = self._clock.seconds()
         info = connection.info
-        target = self._registry.room(grant.workspace_id, grant.runtime_target_id, now)
+        target = self._registry.target(grant.workspace_id, grant.runtime_target_id, now)
         rates = self._rates(grant, info.ip, now)
         session = Session(connection, self.leave, key_used)
         peer = Peer(info.connection_id, grant, info.ip, self._now(), session, rates, target)
         session.peer = peer
         connection.handler = session
-        arrival = self._registry.join(peer, now)
+        outcome = self._registry.join(peer, now)
         self._remote.peers_changed()
-        if isinstance(arrival, Stale):
+        if isinstance(outcome, Stale):
             connection.close(Reason.STALE_DAEMON_GENERATION, delay=SEAT_CLOSE_DELAY)
-        elif isinstance(arrival, Contested):
-            self._contests.begin(peer, arrival.holder)
+        elif isinstance(outcome, Contested):
+            self._contests.begin(peer, outcome.holder)
         else:
-            if arrival.replaced is not None:
-                replaced = session_of(arrival.replaced).connection
+            if outcome.replaced is not None:
+                replaced = session_of(outcome.replaced).connection
                 replaced.close(Reason.REPLACED_BY_NEWER_DAEMON, delay=SEAT_CLOSE_DELAY)
             self._take_part(session, peer)
 

@@ -37,7 +37,7 @@ NoteClose: TypeAlias = Callable[[Connection, Ending, Mapping[str, Any]], None]
 
 
 class Links:
-    """Begins every connection of a relay: with a handshake, or at once where no link was chosen."""
+    """Starts every connection of a relay: with a handshake, or at once where no link was chosen."""
 
     def __init__(
         self, clock: IReactorTime, log: EventSink, counters: Counters, keys: RelayKeys, config: Config
@@ -70,7 +70,7 @@ class Links:
 
 
 class Link:
-    """The handler of a connection until it joins, and `noise.machine.LinkPeer`: what the handshake asks of a connection."""
+    """The handler of a connection until it joins, and the `noise.machine.LinkPeer` of its handshake."""
 
     __slots__ = ("_connection", "_grant", "_join", "_links", "_noise", "_note_close", "_timer")
 
@@ -116,7 +116,7 @@ class Link:
         self._note_close(self._connection, ending, self._about())
 
     def forget(self) -> None:
-        """The connection is lost: `NoiseLink` holds this object, and both would wait for the collector."""
+        """Break the reference cycle with `NoiseLink`, so that both are freed at once: the connection is lost."""
         self._noise = None
 
     # -- LinkPeer ----------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Link:
 
 
 def well_known(config: Config, keys: RelayKeys) -> Callable[[Request], bytes]:
-    """Make what answers `GET /.well-known/viewport-relay.json`."""
+    """Make the function that answers `GET /.well-known/viewport-relay.json`."""
     document: dict[str, Any] = {
         "relayId": config.relay_id,
         "version": __version__,

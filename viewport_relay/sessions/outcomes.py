@@ -25,14 +25,14 @@ COUNTED_ONLY: Final = frozenset({Reason.NO_OWNER})
 
 @define(eq=False)
 class Outcomes:
-    """Carries out what is not forwarding."""
+    """Counts forwarded frames, and carries out decisions that the roles share."""
 
     _router: Router
     log: EventSink
     counters: Counters
 
     def count_to_daemon(self, peer: Peer, frames: int, size: int, now: float) -> None:
-        """Frames of this client were sent to a daemon here."""
+        """Count frames of this client that were sent to a daemon of this relay."""
         counters, target = self.counters, peer.target
         counters.frames_client_to_daemon += frames
         counters.bytes_client_to_daemon += size
@@ -41,7 +41,7 @@ class Outcomes:
         target.active_at = now
 
     def count_to_clients(self, peer: Peer, frames: int, size: int, now: float) -> None:
-        """Frames of this daemon (or of its relay) were sent to clients here."""
+        """Count frames of this daemon (or of its relay) that were sent to clients of this relay."""
         counters, target = self.counters, peer.target
         counters.frames_daemon_to_clients += frames
         counters.bytes_daemon_to_clients += size
@@ -50,7 +50,7 @@ class Outcomes:
         target.active_at = now
 
     def fan_out(self, decision: FanOut, message: bytes) -> int:
-        """Send one message to several receivers; how many of them take it."""
+        """Send one message to several receivers; returns how many of them take it."""
         frame, copies = text_header(len(message)) + message, 0  # one copy, however many queues hold it
         for receiver in decision.receivers:
             outbox = session_of(receiver).outbox
@@ -61,7 +61,7 @@ class Outcomes:
         return copies
 
     def no_daemon(self, peer: Peer, message: Sized, now: float, *, counted: bool = False) -> None:
-        """A client's frame reaches no daemon anywhere. `counted`: its rate is charged already."""
+        """Answer a client's frame for which no relay has a daemon. `counted`: its rate is charged already."""
         limited = self._router.charge(peer, message, now, counted=counted)
         if limited is not None:
             self.refuse(peer, limited)
@@ -71,19 +71,19 @@ class Outcomes:
         text = status.daemon_unavailable(grant.workspace_id, grant.runtime_target_id, grant.claims.machine_id)
         session_of(peer).outbox.send(text.encode())
 
-    def refuse(self, peer: Peer, verdict: Drop | Close) -> None:
+    def refuse(self, peer: Peer, decision: Drop | Close) -> None:
         """Drop a frame of this client or daemon, or close its connection, and count the frame as rejected."""
         if peer.role is Role.DAEMON:
             self.counters.frames_daemon_rejected += 1
         else:
             self.counters.frames_client_rejected += 1
-        if isinstance(verdict, Drop):
-            self.drop(peer, verdict)
+        if isinstance(decision, Drop):
+            self.drop(peer, decision)
         else:
-            self.close(peer, verdict)
+            self.close(peer, decision)
 
     def drop(self, peer: Peer, drop: Drop) -> None:
-        """A frame of this peer goes nowhere."""
+        """Count and log a dropped frame of this peer."""
         self.counters.drops[drop.reason] += 1
         if drop.reason not in COUNTED_ONLY:
             detail: dict[str, Any] = {"detail": drop.detail} if drop.detail else {}
@@ -93,13 +93,13 @@ class Outcomes:
 
     @staticmethod
     def close(peer: Peer, close: Close) -> None:
-        """A frame of this peer ends its connection."""
+        """Close the connection of this peer."""
         connection = session_of(peer).connection
         connection.close(close.reason, close.detail, reply=close.reply, logged_as=close.logged_as)
 
     @staticmethod
     def watch_answer(client: Peer, frame: DaemonFrame | None) -> None:
-        """Note what a daemon's answer makes of the client's end-to-end exchange, for `/state`."""
+        """Tell the client's `ExchangeWatch` of a daemon's answer, for `/state`."""
         if isinstance(frame, KeyExchangeResponse):
             session_of(client).exchange.response_seen(
                 frame.request_id, frame.session_id, frame.profile, frame.epoch

@@ -40,7 +40,7 @@ from viewport_relay.wire.interfaces import Feeder, Judge
 
 @define(eq=False)
 class _Inbox:
-    """A client that waits for a look-up: how it is read, and what it has sent meanwhile."""
+    """A client that waits for a look-up: the functions of its reader, and the messages that came meanwhile."""
 
     session: Session
     peer: Peer
@@ -76,11 +76,11 @@ class RemoteRelays:
     # -- what the backplane wants to know ------------------------------------------------------------------------
 
     def peers_changed(self) -> None:
-        """A peer has joined or left."""
+        """Announce the number of peers: one has joined or left."""
         self._backplane.peers_changed(sum(self._registry.joined.values()))
 
     def seat_changed(self, target: Target) -> None:
-        """A daemon has taken or left its seat."""
+        """Announce the daemon of a target, or that there is none any more."""
         holder = target.daemon
         if holder is None:
             self._backplane.seat_changed(target.key, None, None, None)
@@ -91,17 +91,17 @@ class RemoteRelays:
             )
 
     def moved(self, target: TargetKey, holder: object) -> None:
-        """The daemon that sits here has come to another relay."""
-        room = self._registry.find(*target)
-        if room is not None and room.daemon is not None and room.daemon is holder:
-            session_of(room.daemon).connection.close(
+        """Close the daemon that has the seat here: it has joined another relay."""
+        found = self._registry.find(*target)
+        if found is not None and found.daemon is not None and found.daemon is holder:
+            session_of(found.daemon).connection.close(
                 Reason.REPLACED_BY_NEWER_DAEMON, "the daemon is on another relay", delay=SEAT_CLOSE_DELAY
             )
 
     # -- a client here, a daemon elsewhere -------------------------------------------------------------------------
 
     def greet(self, peer: Peer) -> None:
-        """Tell a client that has joined where its daemon is, if it is not here."""
+        """Redirect a client that has joined, if its daemon is on another relay."""
         if (
             self._backplane.redirects
             and peer.target.daemon is None
@@ -119,7 +119,7 @@ class RemoteRelays:
         session_of(peer).outbox.send(text.encode())
 
     def client_frame(self, peer: Peer, frame: ClientFrame, message: bytes) -> None:
-        """A client's frame that was accepted, for which no daemon is here."""
+        """Forward a client's accepted frame for which no daemon is here."""
         place = self._backplane.known(peer.target.key)
         if place is not None:
             self._publish(place, peer, frame, message, here=True)
@@ -163,19 +163,19 @@ class RemoteRelays:
         reader.resume_reading(inbox)
 
     def _late(self, peer: Peer, message: bytes) -> None:
-        """Forward what a client sent before it left; answers to it go nowhere."""
+        """Forward a message that a client sent before it left; the answer to it will be dropped."""
         now = self._clock.seconds()
-        verdict = self._router.client_frame(peer, decode_client(message), message, now)
-        if isinstance(verdict, Peer):
-            if session_of(verdict).outbox.send(message, self._feeder):
+        route = self._router.client_frame(peer, decode_client(message), message, now)
+        if isinstance(route, Peer):
+            if session_of(route).outbox.send(message, self._feeder):
                 self._outcomes.count_to_daemon(peer, 1, len(message), now)
             peer.target.forget_owner(peer)
-        elif isinstance(verdict, NoDaemon):
+        elif isinstance(route, NoDaemon):
             lookup = self._backplane.resolve(peer.target.key)
-            lookup.addCallback(self._forward, peer, verdict.frame, message)
+            lookup.addCallback(self._forward, peer, route.frame, message)
 
     def _forward(self, place: Whereabouts | None, peer: Peer, frame: ClientFrame, message: bytes) -> None:
-        """The fate of one frame, now that it is known where the daemon is."""
+        """Forward one frame after the look-up, or answer that there is no daemon."""
         daemon = peer.target.daemon
         if daemon is not None:  # it came during the look-up
             self._to_daemon_here(daemon, peer, frame, message)
@@ -211,7 +211,7 @@ class RemoteRelays:
             remember(publish, peer, CLIENT_TO_DAEMON, frame, place.relay_id, now)
 
     def _accepted(self, peer: Peer, frame: ClientFrame, now: float, *, here: bool) -> bool:
-        """Charge a frame that is forwarded, and note who waits for its answer; False: it goes nowhere."""
+        """Charge a frame that is forwarded, and note which peer waits for its answer; False: the frame is dropped."""
         limited = self._router.carried(peer, frame, now)
         if limited is not None:
             if here:
@@ -230,7 +230,7 @@ class RemoteRelays:
         return True
 
     def lost(self, parcels: Sequence[Parcel]) -> None:
-        """Tell clients whose messages could not be carried; of a daemon's message only the failed publish is counted."""
+        """Answer clients whose messages could not be published; of a daemon's message only the failure is counted."""
         now = self._clock.seconds()
         for parcel in parcels:
             peer, frame = parcel.sender, parcel.frame
@@ -243,7 +243,7 @@ class RemoteRelays:
     # -- a daemon here, a client elsewhere -------------------------------------------------------------------------
 
     def daemon_frame(self, peer: Peer, relay_id: str, frame: DaemonFrame, message: bytes) -> None:
-        """A daemon's answer to what came from another relay."""
+        """Publish a daemon's answer for a client of another relay."""
         machine_id = peer.grant.claims.machine_id
         publish = self._backplane.publish
         publish(
@@ -255,5 +255,5 @@ class RemoteRelays:
 
 
 def _is_here(peer: Peer) -> bool:
-    """Whether the peer still takes part."""
+    """Whether the peer is still joined."""
     return session_of(peer).peer is peer

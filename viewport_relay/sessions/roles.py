@@ -58,9 +58,9 @@ class ClientRole:
                 f"{session.backlog} bytes are queued, the most of this target's clients",
             )
 
-    def _decide(self, peer: Peer, verdict: Decision, message: bytes) -> None:
+    def _decide(self, peer: Peer, decision: Decision, message: bytes) -> None:
         outcomes = self._outcomes
-        match verdict:
+        match decision:
             case Reply(text, reason):
                 if reason is not None:
                     outcomes.counters.frames_client_rejected += 1
@@ -69,11 +69,11 @@ class ClientRole:
             case NoDaemon(frame):
                 self._remote.client_frame(peer, frame, message)
             case Drop() | Close():
-                outcomes.refuse(peer, verdict)
+                outcomes.refuse(peer, decision)
             case FanOut():
-                outcomes.fan_out(verdict, message)
+                outcomes.fan_out(decision, message)
             case _:
-                raise AssertionError(f"not a decision about a client's frame: {verdict!r}")
+                raise AssertionError(f"not a decision about a client's frame: {decision!r}")
 
 
 def _client_judge(router: Router) -> Judge:
@@ -86,11 +86,11 @@ def _client_judge(router: Router) -> Judge:
         if not is_utf8(message):
             return None
         rare = decode_client(message, fast=False)
-        verdict = client_frame(peer, rare, message, now)
-        if type(rare) is KeyExchangeInit and type(verdict) is Peer:
+        route = client_frame(peer, rare, message, now)
+        if type(rare) is KeyExchangeInit and type(route) is Peer:
             exchange = session_of(peer).exchange
             exchange.init_seen(rare.request_id, rare.profile, rare.previous_session_id)
-        return verdict
+        return route
 
     return judge
 
@@ -109,19 +109,19 @@ class DaemonRole:
         session.connection.reader.route(peer, self._judge, self._decide, self._outcomes.count_to_clients)
         self._remote.seat_changed(peer.target)
 
-    def _decide(self, peer: Peer, verdict: Decision, message: bytes) -> None:
+    def _decide(self, peer: Peer, decision: Decision, message: bytes) -> None:
         outcomes = self._outcomes
-        match verdict:
+        match decision:
             case FanOut():
-                copies = outcomes.fan_out(verdict, message)
+                copies = outcomes.fan_out(decision, message)
                 now = session_of(peer).connection.reader.last_seen
                 outcomes.count_to_clients(peer, copies, copies * len(message), now)
             case Drop() | Close():
-                outcomes.refuse(peer, verdict)
+                outcomes.refuse(peer, decision)
             case Publish(relay_id, frame):
                 self._remote.daemon_frame(peer, relay_id, frame, message)
             case _:
-                raise AssertionError(f"not a decision about a daemon's frame: {verdict!r}")
+                raise AssertionError(f"not a decision about a daemon's frame: {decision!r}")
 
 
 def _daemon_judge(router: Router, outcomes: Outcomes) -> Judge:
@@ -137,9 +137,9 @@ def _daemon_judge(router: Router, outcomes: Outcomes) -> Judge:
         if envelope is not None:
             return daemon_e2ee(peer, envelope.profile, envelope.session_id, now)
         rare = decode_daemon(message, fast=False)
-        verdict = router.daemon_frame(peer, rare, now)
-        if type(verdict) is Peer:
-            outcomes.watch_answer(verdict, rare)
-        return verdict
+        route = router.daemon_frame(peer, rare, now)
+        if type(route) is Peer:
+            outcomes.watch_answer(route, rare)
+        return route
 
     return judge

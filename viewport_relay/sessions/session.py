@@ -29,7 +29,7 @@ class Session:
         self._exchange: ExchangeWatch | None = None
 
     def closed(self, ending: Ending) -> None:
-        """The connection has ended."""
+        """Leave routing: the connection has ended."""
         self._leave(self, ending)
 
     @property
@@ -45,7 +45,7 @@ class Session:
         return self.outbox.queued
 
     def view(self, peer: Peer) -> PeerView:
-        """The connection of `peer`, for operators."""
+        """The connection of `peer` as operators see it."""
         info = self.connection.info
         return PeerView(
             connection_id=peer.connection_id,

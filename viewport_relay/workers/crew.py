@@ -1,4 +1,4 @@
-"""All worker processes of one parent: polled once a second, stopped together, and one relay for the admin endpoints."""
+"""All worker processes of one parent: started, polled and stopped together; for the admin endpoints they are one relay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.service.timers import every
 from viewport_relay.wire.heartbeat import STOOD_STILL
-from viewport_relay.workers.messages import Disconnect, Disconnected, Flush, Order, Picture, Poll, Stop
+from viewport_relay.workers.messages import Disconnect, Disconnected, Flush, Order, Poll, Snapshot, Stop
 from viewport_relay.workers.supervision import Supervision, Worker
 
 #: Seconds between two polls of all workers.
@@ -131,17 +131,17 @@ class CrewState:
     _crew: Crew
     _stopping: Callable[[], bool]
 
-    def pictures(self) -> list[Picture]:
-        """The last `Picture` of each worker that has sent one."""
-        return [worker.picture for worker in self._crew.workers if worker.picture is not None]
+    def snapshots(self) -> list[Snapshot]:
+        """The last `Snapshot` of each worker that has sent one."""
+        return [worker.snapshot for worker in self._crew.workers if worker.snapshot is not None]
 
     def targets(self) -> Sequence[TargetView]:
-        return [target for picture in self.pictures() for target in picture.targets]
+        return [target for snapshot in self.snapshots() for target in snapshot.targets]
 
     def connections(self) -> Mapping[str, int]:
         total: Counter[str] = Counter({"workspace-daemon": 0, "client": 0, "worker": 0})
-        for picture in self.pictures():
-            for role, number in picture.connections.items():
+        for snapshot in self.snapshots():
+            for role, number in snapshot.connections.items():
                 total[role] += number
         return total
 
@@ -160,10 +160,12 @@ class CrewState:
         if self._stopping():
             return False, Reason.RELAY_SHUTTING_DOWN.code
         workers = self._crew.workers
-        answering = [worker.picture for worker in workers if worker.picture is not None and not worker.silent]
-        for picture in answering:
-            if not picture.ready:
-                return False, picture.why
+        answering = [
+            worker.snapshot for worker in workers if worker.snapshot is not None and not worker.silent
+        ]
+        for snapshot in answering:
+            if not snapshot.ready:
+                return False, snapshot.why
         silent = sum(worker.silent for worker in workers)
         missing = len(workers) - len(answering) - silent
         if not answering:
@@ -172,19 +174,19 @@ class CrewState:
             return True, f"{silent} of {len(workers)} workers do not answer"
         if missing:
             return True, f"{missing} of {len(workers)} workers start"
-        return True, next((picture.why for picture in answering if picture.why), "")
+        return True, next((snapshot.why for snapshot in answering if snapshot.why), "")
 
     def jwks_age(self) -> float | None:
-        ages = [picture.jwks_age for picture in self.pictures()]
+        ages = [snapshot.jwks_age for snapshot in self.snapshots()]
         known = [age for age in ages if age is not None]
         return max(known) if known and len(known) == len(ages) else None
 
     def clock_offset(self) -> float | None:
-        known = [picture.clock_offset for picture in self.pictures() if picture.clock_offset is not None]
+        known = [snapshot.clock_offset for snapshot in self.snapshots() if snapshot.clock_offset is not None]
         return known[0] if known else None
 
     def platform_age(self) -> float | None:
-        known = [picture.platform_age for picture in self.pictures() if picture.platform_age is not None]
+        known = [snapshot.platform_age for snapshot in self.snapshots() if snapshot.platform_age is not None]
         return min(known, default=None)
 
     def processes(self) -> Mapping[str, int]:
@@ -195,7 +197,7 @@ class CrewState:
         return found
 
     def backplane(self) -> Mapping[str, Any]:
-        told = [picture.backplane for picture in self.pictures()]
+        told = [snapshot.backplane for snapshot in self.snapshots()]
         down = [one for one in told if one.get("up") is False]
         found = dict(next(iter(down or told), {"mode": "single"}))
         relays = {relay["relayId"]: relay for one in told for relay in one.get("relays", ())}

@@ -3,7 +3,7 @@
     parent -> worker   one packet each on a SOCK_SEQPACKET pair, in order, `Adopt` with a descriptor:
                        Adopt, EndTLS, ReloadTLS, Poll, Disconnect, Apply, Flush, Stop
     worker -> parent   one line of JSON each on a stream:
-                       Up, Logged, Left, Picture, Disconnected
+                       Up, Logged, Left, Snapshot, Disconnected
 
 Both sides run the same installation as the same user. Lengths are bounded all the same: a faulty worker must not
 take the parent down.
@@ -28,7 +28,7 @@ REPORTS_FD: Final = 4
 #: Longest packet to a worker, bytes: a request head (16 KiB) and the bytes that followed it (16 KiB and one read of 64 KiB).
 MAX_PACKET: Final = 131_072
 
-#: Longest line from a worker, bytes: its `Picture`, about 1 KB for each connection.
+#: Longest line from a worker, bytes: its `Snapshot`, about 1 KB for each connection.
 MAX_LINE: Final = 67_108_864
 
 
@@ -53,7 +53,7 @@ class ReloadTLS(Struct, tag="reload_tls", frozen=True):
 
 
 class Poll(Struct, tag="poll", frozen=True):
-    """Answer with a Picture. Answers come in the order of the orders."""
+    """Answer with a Snapshot. Answers come in the order of the orders."""
 
 
 class Disconnect(Struct, tag="disconnect", frozen=True):
@@ -100,7 +100,7 @@ class Left(Struct, tag="left", frozen=True):
     ip: str
 
 
-class Picture(Struct, tag="picture", frozen=True):
+class Snapshot(Struct, tag="snapshot", frozen=True):
     """One worker's contribution to the admin endpoints: connections, counters, recent admissions."""
 
     ready: bool
@@ -126,7 +126,7 @@ class Disconnected(Struct, tag="disconnected", frozen=True):
     count: int
 
 
-Report = Up | Logged | Left | Picture | Disconnected
+Report = Up | Logged | Left | Snapshot | Disconnected
 
 encode: Final = Encoder().encode
 decode_order: Final = Decoder(Order).decode

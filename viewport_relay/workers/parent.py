@@ -6,7 +6,6 @@ of its own, which gets its connections from the parent.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.web.resource import Resource
 
 from viewport_relay.admin.site import AdminResource
-from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
+from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
 from viewport_relay.config import BY_ATTRIBUTE, Config, Reloaded, merged
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
@@ -28,8 +27,8 @@ from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers.crew import Crew, CrewState, RefreshingAdminResource
 from viewport_relay.workers.messages import Apply, ReloadTLS
-from viewport_relay.workers.passing import PassingResource, slot
-from viewport_relay.workers.pictures import bring_up_to_date
+from viewport_relay.workers.passing import PassingResource
+from viewport_relay.workers.snapshots import bring_up_to_date
 from viewport_relay.workers.supervision import Supervision
 from viewport_relay.workers.tlsincoming import IncomingTLS
 
@@ -117,7 +116,7 @@ class Workers(Engine):
             attempts=WindowCounter(limits["attempts"]),
             counts=ConnectionCounts(limits["total"], limits["per_ip"], limits["clients"]),
         )
-        self.upgrade.pass_on = self._pass_on
+        self.upgrade.workers = self.crew.workers
         self.state = CrewState(self.crew, lambda: self.upgrade.stopping)
 
     def _limits(self, config: Config) -> dict[str, int]:
@@ -128,13 +127,9 @@ class Workers(Engine):
         key = self._keys.current.private_text()
         return worker_environment(self._environ, self._config, self._overrides, key, index)
 
-    def _pass_on(self, workspace_id: str, sock: socket.socket, ip: str, data: bytes, ticket: Ticket) -> bool:
-        worker = self.crew.workers[slot(workspace_id, len(self.crew.workers))]
-        return worker.adopt(sock, ip, data, ticket)
-
     def _polled(self) -> None:
-        retired, pictures = self._supervision.retired, self.state.pictures()
-        bring_up_to_date(self.shown, self._counters, retired, pictures, self._log)
+        retired, snapshots = self._supervision.retired, self.state.snapshots()
+        bring_up_to_date(self.shown, self._counters, retired, snapshots, self._log)
 
     def _all_up(self) -> None:
         if not self._ready.called:

@@ -7,8 +7,7 @@ and passed on with the descriptor; the worker parses it as if it came from the p
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Final
 from zlib import crc32
 
@@ -17,12 +16,10 @@ from twisted.internet.task import deferLater
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.web.http import Request
 
-from viewport_relay.admission.limits import FULL_RETRY_AFTER, Ticket
+from viewport_relay.admission.limits import FULL_RETRY_AFTER
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.attempts import Attempt, UpgradeAttempts
-
-#: Passes a connection on: workspace, socket, client's address, bytes already read, its ticket in the counts. False: no room.
-Pass = Callable[[str, socket.socket, str, bytes, Ticket], bool]
+from viewport_relay.workers.supervision import Worker
 
 #: Seconds between two checks whether an earlier answer on the same connection has been written out.
 _UNSENT_SECONDS: Final = 0.01
@@ -39,9 +36,9 @@ def slot(workspace_id: str, workers: int) -> int:
 
 
 class PassingResource(UpgradeAttempts):
-    """The `/ws` resource of the parent. Set `pass_on` before the first request."""
+    """The `/ws` resource of the parent. Set `workers` before the first request."""
 
-    pass_on: Pass
+    workers: Sequence[Worker]
 
     async def _decide(self, attempt: Attempt) -> None:
         inner = tcp_transport(attempt.channel.transport)
@@ -56,7 +53,11 @@ class PassingResource(UpgradeAttempts):
         """Pass the connection to the worker of its workspace. Raises Refusal."""
         assert attempt.query is not None and attempt.ticket is not None
         channel = attempt.channel
-        full = Refusal(Reason.TOO_MANY_CONNECTIONS, "its worker takes no more just now", FULL_RETRY_AFTER)
+        full = Refusal(
+            Reason.TOO_MANY_CONNECTIONS,
+            "the worker of the workspace takes no more connections just now",
+            FULL_RETRY_AFTER,
+        )
         if ISSLTransport.providedBy(inner):
             raise full
         try:
@@ -64,8 +65,9 @@ class PassingResource(UpgradeAttempts):
             copy = inner.socket.dup()
         except OSError as error:  # no descriptor is free
             raise full from error
-        data = written(attempt.request) + channel.early
-        if not self.pass_on(attempt.query.workspace_id, copy, attempt.ip, data, attempt.ticket):
+        data = request_head(attempt.request) + channel.early
+        worker = self.workers[slot(attempt.query.workspace_id, len(self.workers))]
+        if not worker.adopt(copy, attempt.ip, data, attempt.ticket):
             copy.close()
             raise full
         attempt.ticket = None
@@ -73,7 +75,7 @@ class PassingResource(UpgradeAttempts):
         let_go(transport, inner)
 
 
-def written(request: Request) -> bytes:
+def request_head(request: Request) -> bytes:
     """Request line and headers, serialised for the worker (RFC 9112, section 3)."""
     lines = [b"%b %b %b" % (request.method, request.uri, request.clientproto)]
     for name, values in request.requestHeaders.getAllRawHeaders():
@@ -87,7 +89,7 @@ def tcp_transport(transport: Any) -> Any:
 
 
 def let_go(transport: Any, inner: Any) -> None:
-    """Drop a connection that was passed on, and its PROXY protocol's wrapper if there is one."""
+    """Drop the parent's copy of a connection that was passed on, and the wrapper of the PROXY protocol if there is one."""
     inner.give_away()
     if isinstance(transport, ProtocolWrapper):
         transport.factory.unregisterProtocol(transport)

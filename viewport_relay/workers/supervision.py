@@ -87,7 +87,7 @@ class Worker:
         self.up = False
         #: whether the last poll was left unanswered
         self.silent = False
-        self.picture: messages.Picture | None = None
+        self.snapshot: messages.Snapshot | None = None
         #: number of earlier processes of this worker
         self.life = 0
         self._process: Any = None
@@ -176,9 +176,9 @@ class Worker:
         if self._theirs is not None:
             self._theirs.close()
             self._theirs = None
-        if self.picture is not None:
-            supervision.retired.append(self.picture.counters)
-            self.picture = None
+        if self.snapshot is not None:
+            supervision.retired.append(self.snapshot.counters)
+            self.snapshot = None
         for tickets in self._held.values():
             for ticket in tickets:
                 ticket.release()
@@ -235,7 +235,7 @@ class Worker:
             self.silent = True
             message = (
                 f"worker {self.index} does not answer; its peers wait, and it is killed and replaced after "
-                f"{self._supervision.timeout:g} s of that"
+                f"{self._supervision.timeout:g} s without an answer"
             )
             self._event("worker_silent", message, pid=self.pid)
 
@@ -284,7 +284,7 @@ class Worker:
             self._event("worker_started", f"worker {self.index} takes connections", pid=self.pid)
             self._came_up()
         else:
-            if isinstance(report, messages.Picture):
-                self.picture = report
+            if isinstance(report, messages.Snapshot):
+                self.snapshot = report
             if self._asked:
                 self._asked.popleft().callback(report)

@@ -38,7 +38,7 @@ from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers import messages
 from viewport_relay.workers.channels import OneProtocol, PacketReader, ReportSender, connect
-from viewport_relay.workers.pictures import picture
+from viewport_relay.workers.snapshots import snapshot
 from viewport_relay.workers.tlspipe import DRAIN_LIMIT, TLSPipes
 
 #: Seconds for the last messages to the parent at exit.
@@ -129,7 +129,7 @@ class WorkerService(WaitingService):
     # -- orders ----------------------------------------------------------------------------------------------
 
     def execute(self, order: messages.Order, descriptors: list[int], data: bytes) -> None:
-        """Carry out one order of the parent."""
+        """Carry out an order of the parent."""
         match order:
             case messages.Adopt(ip=ip) if not descriptors:  # MSG_CTRUNC: none was free, the kernel closes it
                 self._reporter.send(messages.Left(counted_as(ip)))
@@ -139,7 +139,7 @@ class WorkerService(WaitingService):
                 self._end_tls(order, descriptors, data)
             case messages.Poll():
                 lost = self._reporter.lost
-                made = picture(self.relay.state, self._counters, self._log, lost, time.time())
+                made = snapshot(self.relay.state, self._counters, self._log, lost, time.time())
                 self._reporter.send(made)
             case messages.Disconnect(selection=selection):
                 self._reporter.send(messages.Disconnected(self.relay.state.disconnect(selection)))

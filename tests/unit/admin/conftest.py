@@ -41,7 +41,7 @@ def peer(role: str = "client", name: str = "c-1", **changes: Any) -> PeerView:
 
 def target(workspace: str = "w-1", name: str | None = "t-1", **changes: Any) -> TargetView:
     values: dict[str, Any] = {
-        "workspace_id": workspace, "runtime_target_id": name, "daemon": None, "clients": (), "workers": (),
+        "workspace_id": workspace, "runtime_target_id": name, "daemon": None, "clients": (), "executors": (),
         "sessions": 0, "pending_requests": 0, "frames": 0, "bytes": 0, "created_at": 1_700_000_000.0,
         "last_activity_at": 1_700_000_001.5,
     }  # fmt: skip
@@ -68,7 +68,7 @@ class FakeState:
         for view in self.views:
             counts["workspace-daemon"] += view.daemon is not None
             counts["client"] += len(view.clients)
-            counts["worker"] += len(view.workers)
+            counts["worker"] += len(view.executors)
         return counts
 
     def disconnect(self, selection: Selection) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.wireframes import CLIENT_FRAMES, DAEMON_FRAMES, EXAMPLES, WORKER_FRAMES, encoded, example
-from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_executor
 from viewport_relay.protocol.frames import (
     E2ee,
+    ExecutorRequest,
     KeyExchangeInit,
     KeyExchangeResponse,
     KeyUpdateRequired,
@@ -21,13 +22,12 @@ from viewport_relay.protocol.frames import (
     Subscribe,
     Unsubscribe,
     ViewerPresence,
-    WorkerRequest,
 )
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {
     "client": decode_client,
     "daemon": decode_daemon,
-    "worker": decode_worker,
+    "worker": decode_executor,
 }
 SENDERS = {"client": CLIENT_FRAMES, "daemon": DAEMON_FRAMES, "worker": WORKER_FRAMES}
 
@@ -56,7 +56,7 @@ DECODED: dict[str, tuple[type, dict[str, object]]] = {
     "presence": (ViewerPresence, {"channel": "agent-session:alpha", "user_id": "user-1"}),
     "session event": (SessionEvent, {"channel": "agent-session:alpha"}),
     "worker request": (
-        WorkerRequest,
+        ExecutorRequest,
         {
             "request_id": "request-1",
             "method": "GET",
@@ -345,7 +345,7 @@ def test_session_ids_are_not_trimmed() -> None:
 
 def test_header_values_that_are_no_strings_are_left_out() -> None:
     headers = {"Accept": "a/b", "x-n": 5, "x-o": None, "x-l": ["a"], "x-e": ""}
-    assert decode("worker", "worker request", headers=headers, method="POST", body="b") == WorkerRequest(
+    assert decode("worker", "worker request", headers=headers, method="POST", body="b") == ExecutorRequest(
         "request-1",
         "POST",
         "/api/runtime/workspaces/w/managed-executors/x",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wireframes import EXAMPLES, example
-from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_worker, fast_e2ee
+from viewport_relay.protocol.decoding import decode_client, decode_daemon, decode_executor, fast_e2ee
 from viewport_relay.protocol.frames import E2ee
 
 MEMBERS = sorted(EXAMPLES["e2ee"])
@@ -145,7 +145,7 @@ def test_a_fast_result_equals_the_rules(message: bytes) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(damaged(), st.binary(max_size=80)))
 def test_no_bytes_raise_an_exception(message: bytes) -> None:
-    for decode in (decode_client, decode_daemon, decode_worker):
+    for decode in (decode_client, decode_daemon, decode_executor):
         decode(message)
 
 

@@ -125,7 +125,7 @@ FRAMES: list[tuple[str, dict[str, object]]] = [
         },
     ),
     (
-        status.worker_response("r", 201, {"content-type": "text/plain"}, "b\u00e9\ud800"),
+        status.executor_response("r", 201, {"content-type": "text/plain"}, "b\u00e9\ud800"),
         {
             "type": "viewport.worker_transport.response/v1",
             "requestId": "r",

@@ -59,7 +59,7 @@ class House:
 
     @property
     def target(self) -> Target:
-        return self.registry.room(self.workspace, self.target_id, self.now)
+        return self.registry.target(self.workspace, self.target_id, self.now)
 
     def peer(
         self,
@@ -94,7 +94,7 @@ class House:
             required_profile=required_profile(said),
         )
         rates = Rates(WindowTable().window, (connection_id,), Window(), self.workspace_window, Window())
-        room = self.registry.room(grant.workspace_id, where, self.now)
+        room = self.registry.target(grant.workspace_id, where, self.now)
         return Peer(connection_id, grant, "127.0.0.1", self.now, Outlet(), rates, room)
 
     def client(self, scope: Scope = Scope.RUNTIME, **rest: Any) -> Peer:

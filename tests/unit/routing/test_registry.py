@@ -13,11 +13,11 @@ def test_each_workspace_and_target_has_its_own_entry() -> None:
     house = House()
     registry = house.registry
     rooms = {
-        id(registry.room(workspace, target, 0.0))
+        id(registry.target(workspace, target, 0.0))
         for workspace, target in (("w", "t"), ("w", "u"), ("v", "t"), ("w", None), ("w:t", None), ("w", ":t"))
     }
     assert len(rooms) == len(registry) == 6
-    assert registry.find("w", "t") is registry.room("w", "t", 1.0)
+    assert registry.find("w", "t") is registry.target("w", "t", 1.0)
     assert registry.find("w", "absent") is None
 
 
@@ -31,13 +31,13 @@ def test_counts_of_joined_peers() -> None:
     assert view.daemon is not None
     assert (view.daemon.connection_id, view.daemon.role) == (daemon.connection_id, "workspace-daemon")
     assert [peer.connection_id for peer in view.clients] == [client.connection_id]
-    assert [peer.connection_id for peer in view.workers] == [worker.connection_id]
+    assert [peer.connection_id for peer in view.executors] == [worker.connection_id]
     assert view.created_at == view.last_activity_at == house.now + 500.0
     for peer in (client, daemon, worker):
         house.leave(peer)
     assert not +house.registry.joined
     [view] = house.registry.views(0.0)
-    assert (view.daemon, view.clients, view.workers) == (None, (), ())
+    assert (view.daemon, view.clients, view.executors) == (None, (), ())
 
 
 def test_peers_whose_token_has_expired() -> None:

@@ -21,7 +21,7 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.routing.views import Selection
 from viewport_relay.workers import crew, messages, supervision
-from viewport_relay.workers.pictures import written
+from viewport_relay.workers.snapshots import serialised
 
 TIMEOUT = 20.0
 
@@ -109,10 +109,10 @@ class Parent:
             for order in process.orders() if process.pid in workers else ():
                 worker = workers[process.pid]
                 if isinstance(order, messages.Poll):
-                    picture = messages.Picture(
-                        True, "", None, {}, {"client": 1}, [], written(Counters()), [], []
+                    snapshot = messages.Snapshot(
+                        True, "", None, {}, {"client": 1}, [], serialised(Counters()), [], []
                     )
-                    self.deliver(worker, picture)
+                    self.deliver(worker, snapshot)
                 elif isinstance(order, messages.Disconnect):
                     self.deliver(worker, messages.Disconnected(2 + worker.index))
 

@@ -23,7 +23,7 @@ from viewport_relay.routing.views import PeerView, TargetView
 from viewport_relay.workers import channels, messages
 from viewport_relay.workers.parent import worker_environment
 from viewport_relay.workers.passing import slot
-from viewport_relay.workers.pictures import add_up, written
+from viewport_relay.workers.snapshots import add_up, serialised
 from viewport_relay.workers.worker import WorkerService
 
 KEY = StaticKey.generate().private_text()
@@ -64,7 +64,7 @@ def some(factor: int) -> Counters:
 
 def test_counters_of_all_kinds_are_added_up() -> None:
     total = some(7)  # earlier values are overwritten
-    parts = [messages.encode(written(some(factor))) for factor in (1, 2)]
+    parts = [messages.encode(serialised(some(factor))) for factor in (1, 2)]
     for _ in range(2):  # the second time gives the same result
         add_up(total, [decode(part) for part in parts])
         for place, field in enumerate(fields(Counters), 1):
@@ -86,18 +86,18 @@ def test_counters_of_all_kinds_are_added_up() -> None:
 def test_a_picture_is_decoded_unchanged() -> None:
     peer = PeerView("c-1", "client", "me", "192.0.2.1", 1.5, 3, "IK", None, "ua", False, None)
     target = TargetView("ws", None, None, (peer,), (), 1, 2, 3, 4, 5.0, 6.0)
-    picture = messages.Picture(
+    snapshot = messages.Snapshot(
         True,
         "",
         None,
         {"mode": "single"},
         {"client": 1},
         [target],
-        written(Counters()),
+        serialised(Counters()),
         [],
         [("join", None, 1.0)],
     )
-    assert messages.decode_report(messages.encode(picture)) == picture
+    assert messages.decode_report(messages.encode(snapshot)) == snapshot
 
 
 def test_a_log_entry_is_decoded_unchanged() -> None:

@@ -1,4 +1,4 @@
-"""A worker's picture: made by the worker as the answer to a poll, added up by the parent for the admin endpoints."""
+"""A worker's snapshot: made by the worker as the answer to a poll, added up by the parent for the admin endpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from viewport_relay.observe.counters import Counters, sample_key
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
 from viewport_relay.service.relay import RelayState
-from viewport_relay.workers.messages import Picture
+from viewport_relay.workers.messages import Snapshot
 
 #: Key of all histograms' values in the serialised counters.
 _HISTOGRAMS = "elsewhere"
@@ -24,17 +24,17 @@ _NAMES = tuple(
 )
 
 
-def picture(state: RelayState, counters: Counters, log: EventLog, lost: int, now: float) -> Picture:
+def snapshot(state: RelayState, counters: Counters, log: EventLog, lost: int, now: float) -> Snapshot:
     """The answer to a poll. `lost`: log entries that were not sent. `now`: seconds since the epoch."""
     ready, why = state.readiness()
-    return Picture(
+    return Snapshot(
         ready=ready,
         why=why,
         jwks_age=state.jwks_age(),
         backplane=dict(state.backplane()),
         connections=dict(state.connections()),
         targets=list(state.targets()),
-        counters=written(counters),
+        counters=serialised(counters),
         folds=list(log.folds()),
         last_seen=[
             (event, None if reason is None else reason.code, at)
@@ -49,22 +49,22 @@ def picture(state: RelayState, counters: Counters, log: EventLog, lost: int, now
     )
 
 
-def written(counters: Counters) -> dict[str, Any]:
+def serialised(counters: Counters) -> dict[str, Any]:
     """Serialise counters as JSON values."""
-    made = {name: _written(getattr(counters, name)) for name in _NAMES}
+    made = {name: _serialised(getattr(counters, name)) for name in _NAMES}
     samples = [sample for metric in counters.latencies() for sample in metric.samples if sample.value]
     made[_HISTOGRAMS] = [[sample_key(sample), sample.value] for sample in samples]
     return made
 
 
-def _written(value: Any) -> Any:
+def _serialised(value: Any) -> Any:
     if isinstance(value, Counter):
         return {key.code if isinstance(key, Reason) else key: number for key, number in value.items()}
     return value
 
 
 def add_up(into: Counters, parts: Iterable[Mapping[str, Any]]) -> None:
-    """Set `into` to the sum of `parts` (results of `written`). `into` stays the same object."""
+    """Set `into` to the sum of `parts` (results of `serialised`). `into` stays the same object."""
     empty = Counters()
     for field in fields(Counters):
         setattr(into, field.name, getattr(empty, field.name))
@@ -91,10 +91,10 @@ def bring_up_to_date(
     shown: Counters,
     own: Counters,
     retired: list[Mapping[str, Any]],
-    pictures: Sequence[Picture],
+    snapshots: Sequence[Snapshot],
     log: EventLog,
 ) -> None:
-    """Update `shown` and the log from the workers' last pictures.
+    """Update `shown` and the log from the workers' last snapshots.
 
     `own` are the parent's counters, `retired` the serialised counters of worker processes that have ended.
     """
@@ -102,16 +102,16 @@ def bring_up_to_date(
     if len(retired) > 1:
         together = Counters()
         add_up(together, retired)
-        retired[:] = [written(together)]
-    add_up(shown, [written(own), *retired, *(picture.counters for picture in pictures)])
-    log.lost_elsewhere = sum(picture.log_entries_lost for picture in pictures)
-    log.folds_elsewhere = [fold for picture in pictures for fold in picture.folds]
-    for picture in pictures:
-        log.folded.take_over(picture.folded)
-    log.problems.elsewhere = [row for picture in pictures for row in picture.problems]
-    admitted, refused = zip((0, 0), *(picture.recent for picture in pictures), strict=True)
+        retired[:] = [serialised(together)]
+    add_up(shown, [serialised(own), *retired, *(snapshot.counters for snapshot in snapshots)])
+    log.lost_elsewhere = sum(snapshot.log_entries_lost for snapshot in snapshots)
+    log.folds_elsewhere = [fold for snapshot in snapshots for fold in snapshot.folds]
+    for snapshot in snapshots:
+        log.folded.take_over(snapshot.folded)
+    log.problems.elsewhere = [row for snapshot in snapshots for row in snapshot.problems]
+    admitted, refused = zip((0, 0), *(snapshot.recent for snapshot in snapshots), strict=True)
     log.problems.recent_elsewhere = sum(admitted), sum(refused)
-    for picture in pictures:
-        for event, code, at in picture.last_seen:
+    for snapshot in snapshots:
+        for event, code, at in snapshot.last_seen:
             key = event, Reason.__members__.get(code or "")
             log.last_seen[key] = max(at, log.last_seen.get(key, at))
