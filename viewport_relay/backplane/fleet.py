@@ -23,13 +23,11 @@ from viewport_relay.backplane.interface import (
     Parcel,
     Publisher,
     Receiver,
-    TargetKey,
-    Whereabouts,
 )
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.outbound import Outbound
 from viewport_relay.backplane.platform import PlatformCarrier
-from viewport_relay.backplane.presence import Announcement, Presence
+from viewport_relay.backplane.presence import Presence
 from viewport_relay.backplane.redirect import RedirectRule
 from viewport_relay.backplane.redis import RedisCarrier, parts
 from viewport_relay.backplane.replay import Freshness
@@ -86,9 +84,9 @@ class Fleet:
             reactor,
             self._carrier,
             self.outage,
-            Announcement(
-                config.relay_id, config.public_ws_base_url, sync if config.presence_sync_enabled else 0.0
-            ),
+            config.relay_id,
+            config.public_ws_base_url,
+            sync if config.presence_sync_enabled else 0.0,
             # Without redirects no client connects to the address: any will do.
             rule.allows if config.client_redirect_enabled else lambda url: True,
             log,
@@ -122,21 +120,13 @@ class Fleet:
                 counters,
             )
 
-    # -- Backplane -----------------------------------------------------------------------------------------------
+        # What presence and the carrier do of `interface.Backplane`.
+        self.seat_changed = self._presence.changed
+        self.known = self._presence.known
+        self.resolve = self._presence.resolve
+        self.peers_changed = self._carrier.peers_changed
 
-    def seat_changed(
-        self, target: TargetKey, holder: object | None, machine_id: str | None, generation: int | None
-    ) -> None:
-        self._presence.changed(target, holder, machine_id, generation)
-
-    def peers_changed(self, number: int) -> None:
-        self._carrier.peers_changed(number)
-
-    def known(self, target: TargetKey) -> Whereabouts | None:
-        return self._presence.known(target)
-
-    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
-        return self._presence.resolve(target)
+    # -- the rest of Backplane -----------------------------------------------------------------------------------
 
     def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
         if self._outbound is None:

@@ -205,11 +205,13 @@ class Carrier(Protocol):
     def lane(self, parcel: Parcel) -> object:
         """Parcels for one relay whose lanes are equal are published one call after the other."""
 
-    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        """Say that this relay has the daemon since just now; the other relay if its claim stands, and nothing is changed."""
+    async def take(
+        self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim, *, new: bool
+    ) -> str | None:
+        """Write that this relay holds the daemon; the id of another relay whose claim stands, and then nothing is changed.
 
-    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        """As `announce`, for a daemon that has been here."""
+        `new`: the daemon has just joined. Of two claims with equal generations it has precedence, otherwise the later one.
+        """
 
     async def moved(self) -> Sequence[TargetKey]:
         """Seats that other relays took from this one since the last call, as far as the carrier tells."""

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
 from attrs import Factory, define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -27,7 +26,7 @@ from viewport_relay.backplane.interface import (
 )
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.signing import FrameSigner
-from viewport_relay.backplane.unread import Pushed, UnreadQueues, mark_of
+from viewport_relay.backplane.unread import UnreadQueues
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 
@@ -79,7 +78,7 @@ class Outbound:
         *,
         most_bytes: int,
         most_frames: int,
-        reads_batches: Callable[[str], str | None] = lambda relay_id: None,
+        reads_batches: Callable[[str], str | None],
     ) -> None:
         self._when_quiet = when_quiet
         self._carrier = carrier
@@ -94,7 +93,7 @@ class Outbound:
         self._most_bytes = most_bytes
         self._most_frames = most_frames
         self._pause_at = min(PAUSE_AT, most_bytes // 4)
-        self._unread = UnreadQueues(clock, carrier.take_back, self._taken_back, most_bytes)
+        self._unread = UnreadQueues(clock, carrier, self._taken_back, most_bytes)
         self._relays: dict[str, _Relay] = {}
         self._ready: deque[_Lane] = deque()  # lanes whose next call can be made
         self._begins = False  # whether it is, when the sockets are quiet
@@ -115,13 +114,14 @@ class Outbound:
             self._counters.bus_publish_failed += len(parcel.payloads)
             self._lost((parcel,))
             return
-        if self._carrier.batch == 1 and len(parcel.payloads) > 1:
-            for single in parcel.singles():  # each succeeds or fails by itself
-                self.publish(single, publisher)
-            return
         relay = self._relays.get(parcel.to_relay)
         if relay is None:
             relay = self._relays[parcel.to_relay] = _Relay(parcel.to_relay)
+        frames = len(parcel.payloads)
+        if frames > 1 and (self._carrier.batch == 1 or self._exceeds(relay, parcel.size, frames)):
+            for single in parcel.singles():  # each is carried or dropped by itself
+                self.publish(single, publisher)
+            return
         key = self._lane_of(parcel)
         lane = relay.lanes.get(key)
         if lane is None:
@@ -130,19 +130,20 @@ class Outbound:
             self._send_ready()
         lane.queue.append(parcel)
         relay.bytes += parcel.size
-        relay.frames += len(parcel.payloads)
+        relay.frames += frames
         if publisher is not None and relay.bytes >= self._pause_at and publisher not in relay.paused:
             relay.paused[publisher] = None
             publisher.pause_reading(relay)
-        if self._exceeds(relay.bytes, relay.frames):
+        if self._exceeds(relay):
             self._drop_oldest(relay, parcel)
 
-    def _exceeds(self, size: int, frames: int) -> bool:
-        return size > self._most_bytes or frames > self._most_frames
+    def _exceeds(self, relay: _Relay, size: int = 0, frames: int = 0) -> bool:
+        """Whether what waits for a relay, and so much more, is over the bounds."""
+        return relay.bytes + size > self._most_bytes or relay.frames + frames > self._most_frames
 
     def _drop_oldest(self, relay: _Relay, newest: Parcel) -> None:
         dropped = []
-        while self._exceeds(relay.bytes, relay.frames):
+        while self._exceeds(relay):
             lane = max(relay.lanes.values(), key=lambda lane: len(lane.queue))
             if lane.queue[0] is newest:
                 break
@@ -150,25 +151,11 @@ class Outbound:
             relay.bytes -= oldest.size
             relay.frames -= len(oldest.payloads)
             dropped.append(oldest)
-        if len(newest.payloads) > 1 and self._exceeds(relay.bytes, relay.frames):
-            dropped.append(self._cut(relay, newest))
         if dropped:
             frames = sum([len(parcel.payloads) for parcel in dropped])
             self._counters.bus_queue_dropped += frames
             self._counters.bus_publish_failed += frames
             self._lost(dropped)
-
-    def _cut(self, relay: _Relay, newest: Parcel) -> Parcel:
-        """Take the oldest messages out of a parcel that exceeds the bounds by itself; the last message stays."""
-        payloads, count, size = newest.payloads, 0, 0
-        while count < len(payloads) - 1 and self._exceeds(relay.bytes - size, relay.frames - count):
-            size += len(payloads[count])
-            count += 1
-        kept = msgspec.structs.replace(newest, payloads=payloads[count:], size=newest.size - size)
-        relay.lanes[self._lane_of(newest)].queue[-1] = kept
-        relay.bytes -= size
-        relay.frames -= count
-        return msgspec.structs.replace(newest, payloads=payloads[:count], size=size)
 
     async def flush(self) -> None:
         """Wait until nothing is queued any more."""
@@ -223,7 +210,7 @@ class Outbound:
             signed = self._signed(relay_id, batch)
             length = await self._carrier.publish(relay_id, [frame for frame, _ in signed])
             if length is not None:
-                self._unread.pushed(relay_id, [_pushed(*element) for element in signed], length)
+                self._unread.pushed(relay_id, signed, length)
         except CarrierFailed as error:
             self._failed(batch, frames, error)
         else:
@@ -284,7 +271,3 @@ class Outbound:
     def stop(self) -> None:
         """Forget what other relays may not have read."""
         self._unread.stop()
-
-
-def _pushed(frame: BusFrame, parcels: Sequence[Parcel]) -> Pushed:
-    return Pushed(mark_of(frame), parcels, sum([parcel.size for parcel in parcels]))

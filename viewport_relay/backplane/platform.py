@@ -78,11 +78,10 @@ class PlatformCarrier:
         self._since = 0
         self._next_pull = 0.0
         self._peers = 0
-        self._wanted: Deferred[None] | None = None
+        self._pull_waits: Deferred[None] | None = None
         self._bus = config.bus_enabled
         self._asked_for: TargetKey | None = None
         self._probing: Deferred[None] | None = None
-        self._until_up: list[Deferred[None]] = []
         self._stopped = False
 
     def start(self) -> None:
@@ -97,27 +96,29 @@ class PlatformCarrier:
 
     def peers_changed(self, number: int) -> None:
         self._peers = number
-        wanted = self._wanted
-        if number and wanted is not None:
-            self._wanted = None
-            wanted.callback(None)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let a pull that waits look again whether it may go on."""
+        waits, self._pull_waits = self._pull_waits, None
+        if waits is not None:
+            waits.callback(None)
 
     def lane(self, parcel: Parcel) -> object:
         return parcel.target
 
     # -- presence ------------------------------------------------------------------------------------------------
 
-    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        await self._report(target, entry, here=True)
-        return None
-
-    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        there = await self.resolve(target)
+    async def take(
+        self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim, *, new: bool
+    ) -> str | None:
+        there = None if new else await self.resolve(target)
         if there is not None and there.get("daemonConnected") is True:
             other = there.get("relayId")
             if isinstance(other, str) and other not in ("", self._relay_id):
                 return other
-        return await self.announce(target, entry, claim)
+        await self._report(target, entry, here=True)
+        return None
 
     async def moved(self) -> Sequence[TargetKey]:
         return ()  # the platform does not tell: the next refresh finds out
@@ -146,13 +147,9 @@ class PlatformCarrier:
         return (), None  # the platform does not tell what was read
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
-        if not self._peers:
-            self._wanted = Deferred()
-            await self._wanted
-        if self._probing is not None:
-            waiting: Deferred[None] = Deferred()
-            self._until_up.append(waiting)
-            await waiting
+        while not self._peers or self._probing is not None:
+            self._pull_waits = Deferred()
+            await self._pull_waits
         wait = self._next_pull - self._clock.seconds()
         if wait > 0:
             await deferLater(self._clock, wait)
@@ -240,9 +237,7 @@ class PlatformCarrier:
                     continue
         finally:
             self._probing = None
-            waiting, self._until_up = self._until_up, []
-            for one in waiting:
-                one.callback(None)
+            self._wake()
 
     async def _probe_once(self) -> None:
         if self._bus:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from attrs import define, frozen
+from attrs import define
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -41,15 +41,6 @@ NEW: Final = 2.0
 _SLICES: Final = 10
 
 
-@frozen
-class Announcement:
-    """What this relay says about itself. `interval` is seconds between two refreshes; 0: nothing is announced."""
-
-    relay_id: str
-    ws_base_url: str
-    interval: float
-
-
 _NO_CLAIM: Final = SeatClaim(None, 0)
 #: In the place of the holder that the others were told, where it is not known whether they were.
 _PERHAPS: Final = object()
@@ -78,14 +69,20 @@ class _Found:
 
 
 class Presence:
-    """`moved` is called with a target and its holder when another relay has it now. `now` is seconds since 1970."""
+    """The daemons that this relay holds, as it tells them to the others, and those of the others, as it asks for them.
+
+    Others are told of `relay_id` and `ws_base_url`, again every `interval` seconds; with 0 nothing is told. `acceptable` says whether
+    clients may be sent to a URL. `now` gives seconds since the epoch.
+    """
 
     def __init__(
         self,
         clock: IReactorTime,
         carrier: Carrier,
         outage: Outage,
-        ours: Announcement,
+        relay_id: str,
+        ws_base_url: str,
+        interval: float,
         acceptable: Callable[[str], bool],
         log: EventSink,
         now: Callable[[], float],
@@ -93,7 +90,9 @@ class Presence:
         self._clock = clock
         self._carrier = carrier
         self._outage = outage
-        self._ours = ours
+        self._relay_id = relay_id
+        self._ws_base_url = ws_base_url
+        self._interval = interval
         self._acceptable = acceptable
         self._log = log
         self._now = now
@@ -107,9 +106,10 @@ class Presence:
         self._settled: list[Deferred[None]] = []
 
     def start(self, moved: Callable[[TargetKey, object], None]) -> None:
+        """Begin. `moved` is called with a target and its holder when another relay holds the daemon now."""
         self._moved = moved
-        if self._ours.interval:
-            self._refresh.start(max(0.02, self._ours.interval / _SLICES), now=False)
+        if self._interval:
+            self._refresh.start(max(0.02, self._interval / _SLICES), now=False)
             self._moves.start(MOVES_EVERY, now=False)
 
     async def settle(self) -> None:
@@ -137,7 +137,7 @@ class Presence:
     ) -> None:
         """The daemon of this target is now `holder`, or there is none."""
         seat = self._seats.get(target)
-        if not self._ours.interval or (seat is None and holder is None):
+        if not self._interval or (seat is None and holder is None):
             return
         if seat is None:
             seat = self._seats[target] = _Seat()
@@ -217,14 +217,13 @@ class Presence:
             return True
         if seat.told is holder and now < seat.renew_at:
             return False
-        seat.renew_at = now + self._ours.interval
+        seat.renew_at = now + self._interval
         machine_id = seat.machine_id
         entry = self._entry(target, machine_id)
         # A daemon that could not be announced when it came may have moved on since: it is not the newest.
         new = seat.told is not holder and now - seat.changed_at <= NEW
-        take = self._carrier.announce if new else self._carrier.renew
         try:
-            other = await self._call(partial(take, target, entry, seat.claim))
+            other = await self._call(partial(self._carrier.take, target, entry, seat.claim, new=new))
         except CarrierFailed:
             # Only the answer may be lost: a daemon that leaves now has to be withdrawn.
             seat.told, seat.told_machine = seat.told or _PERHAPS, machine_id
@@ -246,8 +245,8 @@ class Presence:
     def _entry(self, target: TargetKey, machine_id: str | None) -> dict[str, object]:
         machine = {} if machine_id is None else {"machineId": machine_id}
         return {
-            "relayId": self._ours.relay_id,
-            "relayWsBaseUrl": self._ours.ws_base_url,
+            "relayId": self._relay_id,
+            "relayWsBaseUrl": self._ws_base_url,
             "daemonConnected": True,
             "runtimeTargetId": target[1],
             **machine,
@@ -293,6 +292,6 @@ class Presence:
         relay_id, url = entry.get("relayId"), entry.get("relayWsBaseUrl")
         if entry.get("daemonConnected") is not True or type(relay_id) is not str or type(url) is not str:
             return None
-        if not relay_id or len(relay_id) > 128 or relay_id == self._ours.relay_id or len(url) > LONGEST_URL:
+        if not relay_id or len(relay_id) > 128 or relay_id == self._relay_id or len(url) > LONGEST_URL:
             return None
         return Whereabouts(relay_id, url) if self._acceptable(url) else None

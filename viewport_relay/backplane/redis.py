@@ -7,6 +7,7 @@ Keys and commands are in `rediscommands`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -87,8 +88,8 @@ class RedisCarrier:
                 reactor,
                 redis_of(reactor, config, config.redis_connect_timeout_ms / 1000),
                 trials,
-                lambda: outage.up(part),
-                lambda failed: outage.down(part, failed),
+                partial(outage.up, part),
+                partial(outage.down, part),
                 limit=COMMAND_LIMIT,
             )
             MultiService.setServiceParent(made, self._service)
@@ -113,21 +114,12 @@ class RedisCarrier:
 
     # -- presence ------------------------------------------------------------------------------------------------
 
-    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        return await self._take(self._make.announce, target, entry, claim)
-
-    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        return await self._take(self._make.renew, target, entry, claim)
-
-    async def _take(
-        self,
-        command: Callable[[TargetKey, bytes, str, SeatClaim], Command],
-        target: TargetKey,
-        entry: Mapping[str, object],
-        claim: SeatClaim,
+    async def take(
+        self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim, *, new: bool
     ) -> str | None:
         value = msgspec.json.encode(entry)
-        [other] = await self._commands.run(command(target, value, self._signer.sign(target, value), claim))
+        signature = self._signer.sign(target, value)
+        [other] = await self._commands.run(self._make.take(target, value, signature, claim, new=new))
         return other.decode("utf-8", "replace") if isinstance(other, bytes) else None
 
     async def moved(self) -> Sequence[TargetKey]:

@@ -37,8 +37,7 @@ _TRIAL_WAIT: Final = 0.01
 #: In the keys of a trial: no workspace and no relay is called so.
 _TRIAL: Final = "relay-trial"
 
-# KEYS: the entry, its signature, the seat. ARGV: our relay id; then the new entry, the TTL in ms, the new signature, the
-# daemon's generation or nothing, when it took its seat (ms since the epoch), and the key of relays' moved seats without the id.
+# KEYS: the entry, its signature, the seat. ARGV[1]: our relay id. Gives the other relay that the entry names, or nil.
 _OTHERS: Final = """
 local function others()
   local there = redis.call('GET', KEYS[1])
@@ -50,8 +49,11 @@ local function others()
   return entry.relayId
 end
 """
-# Gives the relay whose seat stands, or false. `usual` says whether it does where neither generation is higher. A relay that
-# loses its seat to a newer one is told. A seat counts as taken after the one that it displaced, whatever the clocks say.
+# ARGV: our relay id, the new entry, the TTL in ms, the new signature, the daemon's generation or nothing, when it took its seat (ms
+# since the epoch), the key of relays' moved seats without the id, the target, 1 for a daemon that has just joined. Gives the relay
+# whose seat stands, or false. Where neither generation is higher, the daemon that joined later has the seat, and one that has just
+# joined always; an entry without that time keeps the seat. A relay that loses its seat to a newer one is told. A seat counts as taken
+# after the one that it displaced, whatever the clocks say.
 _TAKE: Final = (
     _OTHERS
     + """
@@ -69,7 +71,7 @@ if other then
   if generation and their_generation and generation ~= their_generation then
     stands = their_generation > generation
   else
-    stands = usual(their_since, since)
+    stands = ARGV[9] ~= '1' and (not their_since or their_since >= since)
   end
   if stands then return other end
   local moved = ARGV[7] .. other
@@ -85,10 +87,6 @@ redis.call('SET', KEYS[3], ARGV[5] .. ' ' .. string.format('%.0f', since) .. ' '
 return false
 """
 )
-#: A daemon that has just come: it is the newest.
-_ANNOUNCE: Final = "local function usual(theirs, ours) return false end\n" + _TAKE
-#: A daemon that has been here: the daemon that came later has the seat. An entry without that time keeps the seat.
-_RENEW: Final = "local function usual(theirs, ours) return not theirs or theirs >= ours end\n" + _TAKE
 _WITHDRAW: Final = (
     _OTHERS
     + """
@@ -179,21 +177,15 @@ class Commands:
         signature, seat = (f"{self.prefix}:{kind}:{target[0]}:{target[1]}" for kind in ("signature", "seat"))
         return self.presence_key(target), signature, seat
 
-    def _take(
-        self, script: str, target: TargetKey, entry: bytes, signature: str, claim: SeatClaim
+    def take(
+        self, target: TargetKey, entry: bytes, signature: str, claim: SeatClaim, *, new: bool
     ) -> Command:
+        """Write the entry, unless the claim of another relay stands (`Carrier.take`): its id is the answer then, else null."""
         keys, generation = self._presence_keys(target), claim.generation
         written = self.relay_id, entry, self.presence_ttl, signature
         claimed = "" if generation is None else generation, claim.since_ms
-        return "EVAL", script, 3, *keys, *written, *claimed, f"{self.prefix}:moved:", "\n".join(target)
-
-    def announce(self, target: TargetKey, entry: bytes, signature: str, claim: SeatClaim) -> Command:
-        """Write the entry, unless one of another relay has a higher generation: its id is the answer then, else null."""
-        return self._take(_ANNOUNCE, target, entry, signature, claim)
-
-    def renew(self, target: TargetKey, entry: bytes, signature: str, claim: SeatClaim) -> Command:
-        """As `announce`, but an entry of another relay also stands if its generation is equal and its seat is newer."""
-        return self._take(_RENEW, target, entry, signature, claim)
+        moved = f"{self.prefix}:moved:", "\n".join(target)
+        return "EVAL", _TAKE, 3, *keys, *written, *claimed, *moved, int(new)
 
     def withdraw(self, target: TargetKey) -> Command:
         """Delete the entry, unless it is another relay's."""
@@ -251,7 +243,6 @@ class Commands:
         target = (_TRIAL, self.relay_id)
         entry, signature, seat = self._presence_keys(target)
         trial = attrs.evolve(self, presence_ttl=_TRIAL_TTL_MS)
-        claim = SeatClaim(None, 0)
         return (
             # What the scripts call is tried alone too: Redis does not say which command of a script it refuses.
             ("SET", entry, "{}", "PX", _TRIAL_TTL_MS, "GET"),
@@ -259,8 +250,7 @@ class Commands:
             ("MGET", entry, signature),
             ("DEL", entry, signature, seat),
             self.moved(),
-            trial.announce(target, b"{}", "trial", claim),
-            trial.renew(target, b"{}", "trial", claim),
+            trial.take(target, b"{}", "trial", SeatClaim(None, 0), new=True),
             self.withdraw(target),
         )
 

@@ -92,16 +92,13 @@ class Freshness:
     ) -> BadFrame | None:
         """Why the frame is refused, or None. `for_this_process` is None where the form does not tell."""
         now, issued = self._now(), issued_at_ms / 1000
-        problem = ""
         if abs(now - issued) > self._max_skew or issued < self.guard.floor:
-            problem = f"issued {round(now - issued, 1)} s ago"
-        elif issued < self._started and self._clock.seconds() < self._guarded_until:
+            return BadFrame(Reason.BUS_SIGNATURE_STALE, f"issued {round(now - issued, 1)} s ago", source)
+        if issued < self._started and self._clock.seconds() < self._guarded_until:
             other_process = self.restarted if for_this_process is None else not for_this_process
             if other_process:
                 detail = f"issued {round(now - issued, 1)} s ago, before this relay was restarted"
                 return BadFrame(Reason.BUS_SIGNATURE_STALE, detail, source, usual=True)
-        if problem:
-            return BadFrame(Reason.BUS_SIGNATURE_STALE, problem, source)
         if not self.guard.is_new(signature, now):
             return BadFrame(Reason.BUS_SIGNATURE_REPLAYED, "seen before", source)
         return None

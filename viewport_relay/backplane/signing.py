@@ -16,7 +16,6 @@ from viewport_relay.backplane.interface import (
     CLIENT_TO_DAEMON,
     DAEMON_TO_CLIENTS,
     Arrival,
-    Direction,
     Parcel,
 )
 from viewport_relay.backplane.replay import BadFrame, Freshness
@@ -24,10 +23,6 @@ from viewport_relay.protocol.base64url import base64url
 from viewport_relay.protocol.json import Members, Text, as_integer, is_utf8
 from viewport_relay.reasons import Reason
 
-_DIRECTIONS: Final[Mapping[str, Direction]] = {
-    CLIENT_TO_DAEMON: CLIENT_TO_DAEMON,
-    DAEMON_TO_CLIENTS: DAEMON_TO_CLIENTS,
-}
 _ISSUED_MAX: Final = 65_536
 
 
@@ -131,10 +126,14 @@ class FrameVerifier:
             return BadFrame(reason, detail, source[:128])
 
         workspace, target, machine = map(frame.get, ("workspaceId", "runtimeTargetId", "machineId"))
-        payload, direction = frame.get("payload"), _direction(frame.get("direction"))
+        payload, direction = frame.get("payload"), frame.get("direction")
         if type(workspace) is not str or not workspace or type(target) is not str or not target:
             return refused("no workspaceId or runtimeTargetId")
-        if direction is None or type(payload) is not str or type(machine) not in (str, type(None)):
+        if (
+            direction not in (CLIENT_TO_DAEMON, DAEMON_TO_CLIENTS)
+            or type(payload) is not str
+            or type(machine) not in (str, type(None))
+        ):
             return refused("direction, payload or machineId has a wrong form")
         issued, said = as_integer(frame.get("issuedAtMs")), frame.get("signature")
         if issued is None or type(said) is not str:
@@ -156,10 +155,6 @@ class FrameVerifier:
         if len(body) > self._frame_max_bytes:
             return refused(f"a payload of {len(body)} bytes")
         return Arrival.of((workspace, target), direction, source, body)
-
-
-def _direction(name: object) -> Direction | None:
-    return _DIRECTIONS.get(name) if type(name) is str else None
 
 
 def _object(raw: bytes) -> Mapping[str, object] | None:

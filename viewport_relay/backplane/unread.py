@@ -9,9 +9,9 @@ parts, for Redis answers nothing else meanwhile.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Coroutine, Sequence
+from collections.abc import Callable, Container, Sequence
 from hashlib import sha1
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import msgspec
 from attrs import Factory, define
@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from viewport_relay.backplane.batch import MAGIC, MARK
-from viewport_relay.backplane.interface import BEGINNING, BusFrame, CarrierFailed, Parcel, Place
+from viewport_relay.backplane.interface import BEGINNING, BusFrame, Carrier, CarrierFailed, Parcel
 
 #: Seconds in a queue after which an element is taken back.
 SILENT_AFTER: Final = 3.0
@@ -36,19 +36,13 @@ _MOST_ELEMENTS: Final = 4096
 _MOST_PARTS: Final = 256
 
 
-#: `interface.Carrier.take_back`
-TakeBack: TypeAlias = Callable[
-    [str, Sequence[bytes], Place], Coroutine[Any, Any, tuple[Sequence[bytes], Place | None]]
-]
-
-
-class Pushed(msgspec.Struct, gc=False):
+class _Pushed(msgspec.Struct, gc=False):
     """One element of a relay's queue, and the messages in it."""
 
     mark: bytes
     parcels: Sequence[Parcel]
     size: int  # bytes of the payloads
-    at: float = 0.0  # monotonic seconds
+    at: float  # monotonic seconds
 
 
 def mark_of(frame: BusFrame) -> bytes:
@@ -63,7 +57,7 @@ class _Queue:
     """What may still be in the queue of one relay."""
 
     pushed_at: float = 0.0
-    pushed: deque[Pushed] = Factory(deque)
+    pushed: deque[_Pushed] = Factory(deque)
     size: int = 0  # bytes of `pushed`
     unread: bool = False
     asking: bool = False
@@ -87,12 +81,12 @@ class UnreadQueues:
     def __init__(
         self,
         clock: IReactorTime,
-        take_back: TakeBack,
+        carrier: Carrier,
         lost: Callable[[str, Sequence[Parcel], bool], None],
         most_bytes: int,
     ) -> None:
         self._clock = clock
-        self._call = take_back
+        self._carrier = carrier
         self._lost = lost
         self._most_bytes = most_bytes
         self._queues: dict[str, _Queue] = {}
@@ -105,18 +99,20 @@ class UnreadQueues:
             return True
         return self._clock.seconds() - queue.pushed_at >= PROBE_EVERY
 
-    def pushed(self, relay_id: str, elements: Sequence[Pushed], length: int) -> None:
-        """Note a push, and the length of the queue then."""
+    def pushed(
+        self, relay_id: str, elements: Sequence[tuple[BusFrame, Sequence[Parcel]]], length: int
+    ) -> None:
+        """Note a push, its elements with the messages in each, and the length of the queue then."""
         queue = self._queues.get(relay_id)
         if queue is None:
             if len(self._queues) >= _MOST_RELAYS:
                 del self._queues[next(iter(self._queues))]
             queue = self._queues[relay_id] = _Queue()
         queue.pushed_at = now = self._clock.seconds()
-        for element in elements:
-            element.at = now
-            queue.pushed.append(element)
-            queue.size += element.size
+        for frame, parcels in elements:
+            size = sum([parcel.size for parcel in parcels])
+            queue.pushed.append(_Pushed(mark_of(frame), parcels, size, now))
+            queue.size += size
         if len(queue.pushed) > max(length, len(elements)):
             queue.unread = False  # what was pushed before has been read meanwhile
         length = min(length, _MOST_ELEMENTS)
@@ -153,7 +149,7 @@ class UnreadQueues:
         was_read, lost, place = not queue.unread, list[Parcel](), BEGINNING
         try:
             for _ in range(_MOST_PARTS):
-                found, following = await self._call(relay_id, tuple(wanted), place)
+                found, following = await self._carrier.take_back(relay_id, tuple(wanted), place)
                 queue.forget(found)
                 lost += [parcel for mark in found for parcel in wanted.pop(mark).parcels]
                 if following is None or not wanted:

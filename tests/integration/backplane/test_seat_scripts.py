@@ -30,8 +30,8 @@ def test_the_scripts_decide_as_the_model_does(redis: RedisServer) -> None:
         for name, new in (("a", True), ("b", True), ("a", False), ("b", False), ("b", True), ("a", False)):
             claim = first if name == "a" else second
             entry = {"relayId": name, "relayWsBaseUrl": "ws://x", "daemonConnected": True}
-            make = commands[name].announce if new else commands[name].renew
-            other = redis.ask(*make(TARGET, json.dumps(entry).encode(), "signature", claim))
+            taken = commands[name].take(TARGET, json.dumps(entry).encode(), "signature", claim, new=new)
+            other = redis.ask(*taken)
             expected = model.take(TARGET, entry, claim, new=new)
             assert (other and other.decode()) == expected, (first, second, name, new)
             there = json.loads(redis.ask("GET", commands["a"].presence_key(TARGET)))
@@ -56,7 +56,7 @@ def test_an_entry_without_generation_yields_only_to_an_announcement(redis: Redis
     entry = json.dumps({"relayId": "old", "relayWsBaseUrl": "ws://x", "daemonConnected": True})
     redis.ask("SET", ours.presence_key(TARGET), entry)
     claim = SeatClaim(5, TIMES[0])
-    assert redis.ask(*ours.renew(TARGET, b"{}", "", claim)) == b"old"
-    assert redis.ask(*ours.announce(TARGET, b"{}", "", claim)) is None
+    assert redis.ask(*ours.take(TARGET, b"{}", "", claim, new=False)) == b"old"
+    assert redis.ask(*ours.take(TARGET, b"{}", "", claim, new=True)) is None
     assert redis.ask("GET", ours.presence_key(TARGET)) == b"{}"
     assert 0 < redis.ask("PTTL", "p:moved:old") <= 120_000

@@ -33,7 +33,7 @@ from viewport_relay.backplane.interface import (
 )
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.outbound import Outbound
-from viewport_relay.backplane.presence import Announcement, Presence
+from viewport_relay.backplane.presence import Presence
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
 from viewport_relay.backplane.unread import mark_of
@@ -145,8 +145,9 @@ class MemoryBackplane:
         def now() -> float:
             return 1_800_000_000.0 + clock.seconds()
 
-        announcement = Announcement(relay_id, f"ws://{relay_id}", 20.0)
-        self.presence = Presence(clock, carrier, self.outage, announcement, lambda url: True, self.log, now)
+        self.presence = Presence(
+            clock, carrier, self.outage, relay_id, f"ws://{relay_id}", 20.0, lambda url: True, self.log, now
+        )
         self._outbound = Outbound(
             clock,
             lambda call: clock.callLater(0, call),

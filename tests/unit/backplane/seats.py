@@ -90,12 +90,11 @@ class SeatCarrier:
     def lane(self, parcel: Parcel) -> object:
         return None
 
-    async def announce(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        what = "announce", target, entry.get("machineId")
-        return await self.carry(what, lambda: self.seats.take(target, entry, claim, new=True))
-
-    async def renew(self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim) -> str | None:
-        return await self.carry(("renew", target), lambda: self.seats.take(target, entry, claim, new=False))
+    async def take(
+        self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim, *, new: bool
+    ) -> str | None:
+        what = ("announce", target, entry.get("machineId")) if new else ("renew", target)
+        return await self.carry(what, lambda: self.seats.take(target, entry, claim, new=new))
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
         await self.carry(("withdraw", target), lambda: self.seats.withdraw(target, self._relay_id))

@@ -52,6 +52,7 @@ class Parts:
             self._lost,
             most_bytes=bounds.get("most_bytes", 1 << 20),
             most_frames=bounds.get("most_frames", 1000),
+            reads_batches=lambda relay_id: None,
         )
 
     def publish(

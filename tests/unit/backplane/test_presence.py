@@ -12,7 +12,7 @@ from tests.memorywire import Log
 from tests.unit.backplane.parts import StubCarrier
 from viewport_relay.backplane.interface import CarrierFailed, SeatClaim, TargetKey, Whereabouts
 from viewport_relay.backplane.outage import Outage
-from viewport_relay.backplane.presence import Announcement, Presence
+from viewport_relay.backplane.presence import Presence
 from viewport_relay.observe.counters import Counters
 
 KEY = ("w", "t")
@@ -30,7 +30,9 @@ class Parts:
             self.clock,
             self.carrier,
             self.outage,
-            Announcement("a", "ws://a", interval),
+            "a",
+            "ws://a",
+            interval,
             lambda url: "evil" not in url,
             self.log,
             lambda: 1_800_000_000.0,

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from tests.unit.backplane.parts import StubCarrier
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, CarrierFailed, Parcel, Place
-from viewport_relay.backplane.unread import LOOK_EVERY, PROBE_EVERY, SILENT_AFTER, Pushed, UnreadQueues
+from viewport_relay.backplane.unread import LOOK_EVERY, PROBE_EVERY, SILENT_AFTER, UnreadQueues, mark_of
 
 
-def element(name: str) -> Pushed:
+def element(name: str) -> tuple[bytes, Sequence[Parcel]]:
     payload = name.encode()
-    return Pushed(
-        payload, (Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (payload,), len(payload)),), len(payload)
-    )
+    return payload, (Parcel(("w", "t"), CLIENT_TO_DAEMON, "b", None, (payload,), len(payload)),)
 
 
-class Parts:
-    """The queue of relay b, which the test reads or leaves."""
+class Parts(StubCarrier):
+    """A carrier, and the queue of relay b, which the test reads or leaves."""
 
     def __init__(self, most_bytes: int = 1 << 20) -> None:
+        super().__init__()
         self.clock = Clock()
-        self.unread = UnreadQueues(self.clock, self.take_back, self._lost, most_bytes)
+        self.unread = UnreadQueues(self.clock, self, self._lost, most_bytes)
         self.queue: list[bytes] = []
         self.asked = 0
         self.lost: list[str] = []
@@ -41,11 +41,13 @@ class Parts:
         if self.failing is not None and at >= self.fails_at:
             raise self.failing
         looked, rest = self.queue[at : at + self.part], self.queue[at + self.part :]
-        found, kept = [[mark for mark in looked if (mark in marks) == ours] for ours in (True, False)]
+        found, kept = [
+            [frame for frame in looked if (mark_of(frame) in marks) == ours] for ours in (True, False)
+        ]
         self.queue[at:] = kept + rest
         if self.answer is not None:
             await self.answer
-        return found, (at + len(kept), b"") if rest else None
+        return [mark_of(frame) for frame in found], (at + len(kept), b"") if rest else None
 
     def _lost(self, relay_id: str, parcels: Sequence[Parcel], was_read: bool) -> None:
         self.lost += [bytes(payload).decode() for parcel in parcels for payload in parcel.payloads]
