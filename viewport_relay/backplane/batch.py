@@ -131,7 +131,7 @@ class BatchVerifier:
         self._keys: dict[bytes, AESGCM] = {}  # by process; only of those that have sent a right tag
 
     def verify(self, raw: bytes) -> list[Arrival | BadFrame]:
-        """What a batch brings, in order. Nothing is decoded before the tag is found right."""
+        """The arrivals in a batch, in order. Nothing is decoded before the tag is found right."""
         if len(raw) < _HEAD or not self._is_authentic(raw):
             return [BadFrame(Reason.BUS_SIGNATURE_INVALID, "the tag is not this batch's")]
         at = _HEAD + int.from_bytes(raw[_LENGTH:_HEAD], "big")

@@ -25,7 +25,7 @@ _RETRY: Final = 0.25
 
 
 class Inbound:
-    """What comes in. `arrived` gets the good frames in order, at most SLICE at a time; the rest is counted and logged."""
+    """The incoming side of the bus. `arrived` gets the accepted frames in order, at most SLICE at a time; refused ones are logged."""
 
     def __init__(
         self,
@@ -44,17 +44,13 @@ class Inbound:
         self._counters = counters
         self._pulling: Deferred[None] | None = None
 
-    @property
-    def running(self) -> bool:
-        return self._pulling is not None
-
     def start(self, arrived: Callable[[Sequence[Arrival]], None]) -> None:
-        """Begin to pull."""
+        """Start pulling."""
         self._pulling = Deferred.fromCoroutine(self._pull(arrived))
         self._pulling.addErrback(self._ended)
 
     def stop(self) -> None:
-        """Give up the pull that is under way."""
+        """Cancel the pull in flight."""
         pulling, self._pulling = self._pulling, None
         if pulling is not None:
             pulling.cancel()
@@ -86,7 +82,7 @@ class Inbound:
         return (BadFrame(Reason.BUS_FRAME_REFUSED, "not a JSON object"),)
 
     def _counted(self, frames: Sequence[Arrival | BadFrame]) -> list[Arrival]:
-        """The good ones of these."""
+        """Count frames, and give the accepted ones."""
         arrivals = []
         for frame in frames:
             if type(frame) is Arrival:

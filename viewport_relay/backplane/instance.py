@@ -74,7 +74,7 @@ def _record(value: bytes | None) -> Mapping[str, object]:
 
 @define(eq=False)
 class _Known:
-    """What another relay's record said."""
+    """Another relay's record, and when it was read and used."""
 
     instance: str | None = None
     record: Mapping[str, object] = Factory(dict)
@@ -99,7 +99,7 @@ class Instances(TimerService):
         log: EventSink,
         about: Mapping[str, str],
     ) -> None:
-        """`about` is told to operators of other relays: the version and the address."""
+        """`about` is shown to operators of other relays: the version and the address."""
         TimerService.__init__(self, max(0.02, interval), lambda: Deferred.fromCoroutine(self._compare()))
         self.clock = self._reactor_time = clock
         self._records = records
@@ -114,7 +114,7 @@ class Instances(TimerService):
     # -- this process ------------------------------------------------------------------------------------------------
 
     async def begin(self) -> bool:
-        """Write the record for the first time, as soon as that can be done; whether a process was there before."""
+        """Write the record for the first time, as soon as the carrier works; whether there was a process before."""
         while True:
             try:
                 there = await self._records.mark(self._ours)
@@ -125,7 +125,7 @@ class Instances(TimerService):
             return there is not None
 
     async def retire(self) -> None:
-        """Say that this process ends: the next one may be of a version that reads no batches."""
+        """Write into the record that this process ends: the next one may be of a version that reads no batches."""
         try:
             last = {"instance": self._instance, "stopped": True}
             await self._records.retire(self._ours, msgspec.json.encode(last))

@@ -1,6 +1,6 @@
-"""The seams of the backplane: what the wire sees of it, and what a way between relays must be able to do.
+"""Interfaces of the backplane: towards the sessions, and towards a carrier between relays.
 
-    wire  <->  Backplane (single.Single or fleet.Fleet)  <->  Carrier (redis.RedisCarrier, platform.PlatformCarrier)
+    sessions  <->  Backplane (single.Single or fleet.Fleet)  <->  Carrier (redis.RedisCarrier, platform.PlatformCarrier)
 
 Values and protocols only; nothing here does I/O.
 """
@@ -33,7 +33,7 @@ DAEMON_TO_CLIENTS: Direction = "daemon_to_clients"
 
 
 class CarrierFailed(Exception):
-    """The carrier did not do what was asked. `why` is a few words without anything secret.
+    """A call of the carrier failed. `why` says it in a few words, without anything secret.
 
     `reason` is BACKPLANE_UNREACHABLE, or BACKPLANE_REFUSED when the other side answers and refuses. `outage` says whether
     the next call would most likely fail too.
@@ -58,7 +58,7 @@ class Whereabouts:
 
 @frozen
 class SeatClaim:
-    """What decides between two relays that both have a target's daemon: the generation, then who took the seat later."""
+    """A relay's claim to a seat: the higher generation has precedence, then the later time."""
 
     generation: int | None
     since_ms: int  # since the epoch
@@ -131,20 +131,20 @@ class Publisher(Protocol):
 
 
 class Receiver(Protocol):
-    """Who gets what the backplane brings."""
+    """The receiver of the backplane's messages and notices."""
 
     def arrived(self, arrivals: Sequence[Arrival]) -> None:
-        """Messages for peers of this relay, in order; what they make one receiver may leave together."""
+        """Deliver messages for peers of this relay, in order; those for one receiver may leave together."""
 
     def lost(self, parcels: Sequence[Parcel]) -> None:
-        """These could not be carried."""
+        """The parcels could not be carried, or were not read by the other relay."""
 
     def moved(self, target: TargetKey, holder: object) -> None:
-        """The daemon `holder` is now on another relay: it must go here."""
+        """The daemon `holder` is now on another relay: close its connection here."""
 
 
 class Backplane(Protocol):
-    """What the wire asks of the other relays. Nothing here raises; what fails is told or counted."""
+    """The other relays, as the sessions use them. No method raises: failures are reported or counted."""
 
     @property
     def redirects(self) -> bool:
@@ -156,13 +156,13 @@ class Backplane(Protocol):
         """The daemon here is now `holder` (compared by identity), or there is none; the rest are its claims."""
 
     def peers_changed(self, number: int) -> None:
-        """So many peers are connected now."""
+        """`number` peers are connected now."""
 
     def known(self, target: TargetKey) -> Whereabouts | None:
-        """The other relay that has the daemon, if that is remembered. None says nothing: `resolve` asks."""
+        """The other relay that holds the daemon, from the cache. None: not cached, or there is none; `resolve` asks."""
 
     def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
-        """The other relay that has the daemon, None if there is none. Never fails."""
+        """The other relay that holds the daemon, None if there is none. Never fails."""
 
     def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
         """Carry a message to another relay. The receiver's `lost` is called, perhaps at once, when it cannot be."""
@@ -170,14 +170,14 @@ class Backplane(Protocol):
     def start(self, receiver: Receiver) -> None: ...
 
     def stop(self) -> Deferred[None]:
-        """Withdraw what was announced and send what is queued; fires when done or after a short time."""
+        """Withdraw the announcements and send the queue; fires when done or after `fleet.STOP_LIMIT`."""
 
     def describe(self) -> Mapping[str, Any]:
-        """`mode`; with several relays `up`, and in an outage `reason` (a code) and `why`; for the operator."""
+        """For the operator: `mode`; with several relays `up`, and in an outage `reason` (a code) and `why`."""
 
 
 class Carrier(Protocol):
-    """One way between relays: where presence is kept and bus frames are queued.
+    """The store between relays, Redis or the platform: it keeps presence and queues bus frames.
 
     Calls raise CarrierFailed. Each has a time limit of its own.
     """
@@ -197,7 +197,7 @@ class Carrier(Protocol):
     def start(self) -> None: ...
 
     async def stop(self) -> None:
-        """End; returns when nothing is under way any more."""
+        """Stop; returns when no call is in flight any more."""
 
     def peers_changed(self, number: int) -> None:
         """Note the number of connected peers; with none, no bus frames are expected."""
@@ -217,10 +217,10 @@ class Carrier(Protocol):
         """Seats that other relays took from this one since the last call, as far as the carrier tells."""
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
-        """The daemon has left; an entry of another relay stays."""
+        """Delete the entry of a daemon that has left; an entry of another relay stays."""
 
     async def resolve(self, target: TargetKey) -> Mapping[str, object] | None:
-        """The entry as it was written by whichever relay, unchecked; None if there is none."""
+        """The entry that any relay has written, unchecked; None if there is none."""
 
     async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
         """Queue bus frames for a relay, in order; the length of its queue then, None where the carrier does not tell."""

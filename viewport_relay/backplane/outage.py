@@ -13,9 +13,9 @@ from viewport_relay.reasons import Reason
 
 
 class Outage:
-    """Collects what the parts of a carrier report.
+    """The state of a carrier: each of its parts is up, down or still connecting.
 
-    A part of `parts` that has reported nothing is neither up nor down; other parts count from their first report on.
+    A part of `parts` that has reported nothing is still connecting; other parts count from their first report on.
     `on_recovery` is called when the last part that was down is up again. One outage is one log line for each reason.
     """
 
@@ -48,7 +48,7 @@ class Outage:
         return self._since is not None
 
     def down(self, part: str, failed: CarrierFailed) -> None:
-        """This part does not work."""
+        """Report that a part does not work."""
         self._works[part] = False
         self.failed = failed
         refused = failed.reason is Reason.BACKPLANE_REFUSED
@@ -65,7 +65,7 @@ class Outage:
             self._log.event("backplane_unreachable", reason=failed.reason, part=part, detail=failed.why)
 
     def up(self, part: str) -> None:
-        """This part works."""
+        """Report that a part works."""
         if self._works.get(part):
             return
         self._works[part] = True
@@ -74,5 +74,7 @@ class Outage:
         seconds = round(self._clock.seconds() - self._since, 3)
         self._since = None
         self._logged.clear()
-        self._log.event("backplane_recovered", message=f"after {seconds} s", seconds=seconds)
+        self._log.event(
+            "backplane_recovered", message=f"the backplane answers again after {seconds} s", seconds=seconds
+        )
         self._on_recovery()

@@ -39,7 +39,7 @@ CALL_BYTES: Final = 524_288
 
 @define(eq=False)
 class _Lane:
-    """Messages whose calls go one after the other; it exists as long as something waits or is under way."""
+    """Messages that are published call after call; it exists as long as one is queued or in flight."""
 
     relay: _Relay
     key: object
@@ -48,7 +48,7 @@ class _Lane:
 
 @define(eq=False)
 class _Relay:
-    """What waits for one relay or is on its way there, over all lanes."""
+    """The messages for one relay, queued or in flight, over all lanes."""
 
     relay_id: str
     bytes: int = 0
@@ -58,9 +58,9 @@ class _Relay:
 
 
 class Outbound:
-    """What leaves. `most_bytes` and `most_frames` bound what waits for one relay, `most_bytes` also what it may not have read.
+    """The outgoing side of the bus. `most_bytes` and `most_frames` bound the queue for one relay, `most_bytes` also its unread frames.
 
-    `when_quiet` calls back when no socket has more to read, or soon. `lost` is told what could not be carried.
+    `when_quiet` calls back when no socket has more to read, or soon. `lost` gets the parcels that could not be carried.
     `reads_batches` gives the instance of a relay that reads what `batch_signer` signs, None for all others.
     """
 
@@ -102,7 +102,7 @@ class Outbound:
 
     @property
     def queued(self) -> int:
-        """Bytes that wait, for all relays."""
+        """Bytes queued or in flight, for all relays."""
         return sum(relay.bytes for relay in self._relays.values())
 
     def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
@@ -158,7 +158,7 @@ class Outbound:
             self._lost(dropped)
 
     async def flush(self) -> None:
-        """Wait until nothing is queued any more."""
+        """Wait until the queues are empty and no call is in flight."""
         if self._relays:
             waiting: Deferred[None] = Deferred()
             self._flushed.append(waiting)
@@ -234,7 +234,7 @@ class Outbound:
         return [(self._signer.sign(single), (single,)) for single in singles]
 
     def _next_batch(self, lane: _Lane) -> tuple[list[Parcel], int, int]:
-        """What leaves next, the bytes of its payloads, and their number."""
+        """The next batch, the bytes of its payloads, and their number."""
         queue, most = lane.queue, self._carrier.batch
         batch: list[Parcel] = []
         size = frames = 0
@@ -269,5 +269,5 @@ class Outbound:
         self._lost(parcels)
 
     def stop(self) -> None:
-        """Forget what other relays may not have read."""
+        """Stop watching the queues of other relays."""
         self._unread.stop()

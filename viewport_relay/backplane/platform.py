@@ -85,7 +85,7 @@ class PlatformCarrier:
         self._stopped = False
 
     def start(self) -> None:
-        """Nothing is asked before there is something to ask."""
+        """A no-op: the first call makes the first request."""
 
     async def stop(self) -> None:
         self._stopped = True
@@ -259,7 +259,7 @@ def _cancelled(failure: Failure) -> None:
 
 
 def _word(answer: object) -> str:
-    """The platform's own word for a refusal, shortened."""
+    """The platform's reason for a refusal, shortened."""
     if not isinstance(answer, dict):
         return ""
     for name in ("reason", "error"):

@@ -1,4 +1,4 @@
-"""Presence: telling the other relays which daemons are here, and asking where the others are.
+"""Presence: announces the daemons of this relay, and resolves those of other relays.
 
 For each target one call is under way at a time, so that a daemon that leaves and comes back is never announced in
 the wrong order. What could not be told is told again at the next refresh, or as soon as the backplane recovers.
@@ -14,6 +14,7 @@ from attrs import define
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
 
 from viewport_relay.backplane.interface import Carrier, CarrierFailed, SeatClaim, TargetKey, Whereabouts
 from viewport_relay.backplane.outage import Outage
@@ -48,7 +49,7 @@ _PERHAPS: Final = object()
 
 @define(eq=False)
 class _Seat:
-    """What is so (`holder`) and what the others were told (`told`)."""
+    """A seat of this relay: its present `holder`, and the holder that was announced last (`told`)."""
 
     holder: object | None = None
     machine_id: str | None = None
@@ -62,16 +63,16 @@ class _Seat:
 
 @define(eq=False)
 class _Found:
-    """What an answer said; `ask_again` is when a use of it asks anew."""
+    """A resolved place; from `ask_again` on a use of it resolves it again."""
 
     place: Whereabouts | None
     ask_again: float
 
 
 class Presence:
-    """The daemons that this relay holds, as it tells them to the others, and those of the others, as it asks for them.
+    """Announcements of the daemons here, and a cache of where other daemons are.
 
-    Others are told of `relay_id` and `ws_base_url`, again every `interval` seconds; with 0 nothing is told. `acceptable` says whether
+    An announcement names `relay_id` and `ws_base_url` and is renewed every `interval` seconds; with 0 there is none. `acceptable` says whether
     clients may be sent to a URL. `now` gives seconds since the epoch.
     """
 
@@ -113,7 +114,7 @@ class Presence:
             self._moves.start(MOVES_EVERY, now=False)
 
     async def settle(self) -> None:
-        """Wait until everything was told or given up; afterwards nothing is refreshed any more."""
+        """Renew nothing any more, and wait until each announcement in flight is made or has failed."""
         self._stop_loops()
         if any(seat.busy for seat in self._seats.values()):
             waiting: Deferred[None] = Deferred()
@@ -121,7 +122,7 @@ class Presence:
             await waiting
 
     def stop(self) -> None:
-        """Give up what is under way."""
+        """Renew nothing any more, and cancel the look-ups in flight."""
         self._stop_loops()
         self._cache.cancel()
 
@@ -148,7 +149,7 @@ class Presence:
         self._go_on(target, seat)
 
     def tell_again(self) -> None:
-        """The carrier was away: what it knows may be gone."""
+        """Announce every daemon again after an outage: the carrier may have lost its data."""
         for target, seat in tuple(self._seats.items()):
             seat.renew_at = 0.0
             self._go_on(target, seat)
@@ -180,8 +181,8 @@ class Presence:
             seat.busy = True
             Deferred.fromCoroutine(self._tell(target, seat)).addErrback(self._broken)
 
-    def _broken(self, failure: object) -> None:
-        self._log.event("internal_error", message=str(failure))
+    def _broken(self, failure: Failure) -> None:
+        self._log.event("internal_error", message=failure.getTraceback())
 
     async def _tell(self, target: TargetKey, seat: _Seat) -> None:
         try:
@@ -207,7 +208,7 @@ class Presence:
             )
 
     async def _step(self, target: TargetKey, seat: _Seat) -> bool:
-        """Tell one thing; False when there is nothing to tell."""
+        """Make one announcement or withdrawal; False when none is due."""
         holder, now = seat.holder, self._clock.seconds()
         if holder is None:
             if seat.told is None:
@@ -256,7 +257,7 @@ class Presence:
     # -- the daemons of other relays -------------------------------------------------------------------------
 
     def known(self, target: TargetKey) -> Whereabouts | None:
-        """Where the daemon is, if that is remembered: asked again before it is forgotten, so that no frame waits for it."""
+        """The cached relay of a daemon. It is resolved again before it expires, so that no frame waits for it."""
         found = self._cache.peek(target)
         if found is None:
             return None
@@ -266,7 +267,7 @@ class Presence:
         return found.place
 
     def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
-        """Where the daemon is, if another relay has it. Never fails: what cannot be asked counts as nowhere."""
+        """The other relay that holds the daemon. Never fails: where the carrier does, the result is None."""
         asking = self._cache.get(target, partial(self._ask, target))
         return asking.addCallbacks(lambda found: found.place, lambda failure: None)
 

@@ -1,4 +1,4 @@
-"""Signatures of presence entries, kept beside the entry in a key that relays of today do not read.
+"""Signatures of presence entries, kept beside the entry in a key that the wire protocol does not know.
 
     HMAC-SHA256 (RFC 2104) keyed RELAY_BUS_HMAC_KEY over "viewport-relay-presence-v1", workspaceId, runtimeTargetId and the
     entry's bytes, joined by newlines; as base64url without padding
@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from viewport_relay.backplane.interface import TargetKey
+from viewport_relay.backplane.signing import signature_of
 from viewport_relay.protocol.base64url import base64url
 from viewport_relay.protocol.json import as_integer
 
-_DOMAIN: Final = b"viewport-relay-presence-v1"
+_DOMAIN: Final = "viewport-relay-presence-v1"
 
 
 class PresenceSigner:
@@ -34,8 +35,7 @@ class PresenceSigner:
         """The signature, or an empty text without a key."""
         if self._key is None:
             return ""
-        signed = b"\n".join((_DOMAIN, target[0].encode(), target[1].encode(), entry))
-        return base64url(hmac.digest(self._key, signed, "sha256"))
+        return base64url(signature_of(self._key, (_DOMAIN, *target), entry))
 
     def is_signed(
         self, target: TargetKey, entry: bytes, fields: Mapping[str, object], signature: bytes | None

@@ -201,7 +201,7 @@ class RedisCarrier:
 
 @frozen
 class Examination:
-    """What a Redis server is, and what it lets this relay do. `version` is None if it does not tell.
+    """The result of `examine`: the server, its version (None if it does not tell), and a trial of each command.
 
     `commands` were tried; `refused` says for each that was not carried out why.
     """

@@ -8,8 +8,8 @@
     PREFIX:seat:WORKSPACE:TARGET       string with the TTL of the entry: generation, time, and relay of the daemon that has the seat
     PREFIX:moved:RELAYID               list: WORKSPACE newline TARGET of each seat that another relay took from this one
 
-The first two are the layout of relays of today (wire protocol, section 12), which ignore the others. Needs Redis 6.2 (LPOP with a count, SET
-with GET) and EVAL. Nothing here does I/O.
+The first two are those of the wire protocol (section 12); a relay that knows no others ignores the rest. Needs Redis 6.2 (LPOP with a
+count, SET with GET) and EVAL. Nothing here does I/O.
 """
 
 from __future__ import annotations

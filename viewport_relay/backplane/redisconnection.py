@@ -1,4 +1,4 @@
-"""A kept connection to Redis: a Twisted ClientService that hands out only connections which were tried.
+"""A connection to Redis that is kept: a Twisted ClientService, whose connections have carried out each command once.
 
 A connection counts as made when Redis has carried out every command that the relay uses, a write among them. So the
 back-off grows while a server accepts connections and refuses to write. ClientService's own `prepareConnection` is not
@@ -29,7 +29,7 @@ from viewport_relay.backplane.redisserver import RedisServer, SentinelPrimary
 RETRY_FIRST: Final = 0.1
 RETRY_MOST: Final = 0.5
 RETRY_MOST_REFUSED: Final = 3.0
-#: Seconds for signing in to a new connection and its trials together. An attempt that a partition has swallowed ends after that: with
+#: Seconds for AUTH, SELECT and the trials of a new connection together. An attempt that a partition has swallowed ends after that: with
 #: the pause behind it, a relay is back within 2 s of the healing.
 TRIAL_LIMIT: Final = 1.0
 #: Seconds that a connection must last for the back-off to start anew.
@@ -41,7 +41,7 @@ STOPPED: Final = "the connection to Redis is stopped"
 
 
 class _Lease(Protocol):
-    """What ClientService holds for a tried connection: it only needs the transport and the loss."""
+    """The protocol that ClientService gets for a tried connection: it only needs the transport and the loss."""
 
 
 @implementer(IStreamClientEndpoint)
@@ -84,7 +84,7 @@ class RedisConnection(MultiService):
     # -- IStreamClientEndpoint, for ClientService ------------------------------------------------------------------
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
-        """Make a connection that is signed in and has carried out the trials within TRIAL_LIMIT."""
+        """Make a connection that has carried out AUTH, SELECT and the trials within TRIAL_LIMIT."""
         return Deferred.fromCoroutine(self._connect(protocolFactory))
 
     async def _connect(self, factory: IProtocolFactory) -> Any:
@@ -132,7 +132,7 @@ class RedisConnection(MultiService):
     # -- IService ----------------------------------------------------------------------------------------------------
 
     def stopService(self) -> Deferred[Any]:
-        """Drop the connection and make no other; fires when nothing is under way."""
+        """Drop the connection and make no other; fires when no attempt is in flight."""
         redis, self._redis = self._redis, None
         # In a turn of its own: ClientService may be telling a waiter, who stops us then, that an attempt has failed, and its
         # machine takes no stop meanwhile.

@@ -48,11 +48,11 @@ _MOST_PARTS: Final = 16
 
 
 class RedisRefuses(CarrierFailed):
-    """Redis answered with an error: it can be reached, and the next command would most likely fare no better."""
+    """Redis answered with an error: it can be reached, and the next command would most likely fail too."""
 
 
 class _Asked:
-    """Commands that left together. `done` fires when all answers are there, or no more will come."""
+    """The commands of one `ask`. `done` fires when all answers are there, or no more will come."""
 
     __slots__ = ("answers", "count", "done")
 
@@ -168,7 +168,7 @@ class RedisProtocol(Protocol):
             transport.write(b"".join(parts))
 
     def _refusal(self, command: str, said: str) -> RedisRefuses:
-        """What an error reply to a command means."""
+        """The exception for an error reply to a command."""
         said = said.partition(_ARGUMENTS)[0].strip().removeprefix("ERR ").strip()[:_LONGEST_ERROR]
         word = said.split(" ", 1)[0]
         if word in _NOT_SERVING:
@@ -182,7 +182,7 @@ class RedisProtocol(Protocol):
 
 
 def connecting_failed(server: str, error: BaseException) -> CarrierFailed:
-    """What is told when no connection could be made: names, TCP and TLS raise many unrelated kinds of errors."""
+    """The exception where no connection could be made: names, TCP and TLS raise many unrelated kinds of errors."""
     return CarrierFailed(f"cannot connect to {server}: {why(error)}")
 
 

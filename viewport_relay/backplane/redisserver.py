@@ -88,7 +88,7 @@ class RedisServer:
         self._factory.noisy = False
 
     async def connect(self, commands: Sequence[Command], limit: float) -> tuple[RedisProtocol, list[Any]]:
-        """A connection that is signed in, and its answers to `commands`: a CarrierFailed for one that is refused.
+        """A connection after AUTH and SELECT, and its answers to `commands`: a CarrierFailed for one that is refused.
 
         `limit` is seconds for the answers. Raises CarrierFailed.
         """

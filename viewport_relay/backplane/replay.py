@@ -19,7 +19,7 @@ START_MARGIN: Final = 0.25
 
 @frozen
 class BadFrame:
-    """Why a bus frame goes nowhere. `detail` holds nothing of the payload; `source` is the relay that it names."""
+    """The reason why a bus frame is refused. `detail` holds nothing of the payload; `source` is the relay that it names."""
 
     reason: Reason
     detail: str
@@ -47,7 +47,7 @@ class ReplayGuard:
         return len(self._new) + len(self._old)
 
     def is_new(self, signature: bytes, now: float) -> bool:
-        """Whether this signature was never seen, and remember it. `now` is seconds since the epoch."""
+        """Remember a signature; whether it is new. `now` is seconds since the epoch."""
         if now < self._new_since:
             self._new_since = now  # the clock was set back: what is known stays known
         elif now - self._new_since >= self._window or len(self._new) >= self._most:

@@ -46,9 +46,10 @@ class _Frame(msgspec.Struct, omit_defaults=True):
 
 
 def signature_of(key: bytes, members: Sequence[str], payload: bytes | bytearray) -> bytes:
-    """The 32 bytes of a frame's signature. Raises UnicodeEncodeError for a lone surrogate.
+    """HMAC-SHA256 over members and a payload, joined by newlines: 32 bytes. Raises UnicodeEncodeError for a lone surrogate.
 
-    `members` are workspaceId, runtimeTargetId, machineId or nothing, sourceRelayId, targetRelayId or nothing, direction, issuedAtMs.
+    The members of a bus frame are workspaceId, runtimeTargetId, machineId or nothing, sourceRelayId, targetRelayId or nothing,
+    direction, issuedAtMs.
     """
     return hmac.digest(key, "\n".join((*members, "")).encode() + payload, "sha256")
 
@@ -107,7 +108,7 @@ class FrameVerifier:
         self._frame_max_bytes = frame_max_bytes
 
     def verify(self, raw: bytes | Mapping[str, object]) -> Arrival | BadFrame:
-        """What a frame brings, or why it is refused."""
+        """The arrival in a frame, or why it is refused."""
         frame = _object(raw) if isinstance(raw, bytes) else raw
         if frame is None:
             return BadFrame(Reason.BUS_FRAME_REFUSED, "not a JSON object")

@@ -46,7 +46,7 @@ class _Pushed(msgspec.Struct, gc=False):
 
 
 def mark_of(frame: BusFrame) -> bytes:
-    """What names an element in a queue: a batch's tag, the SHA-1 of a signed frame, as Redis's Lua computes it too."""
+    """The mark of an element in a queue: a batch's tag, the SHA-1 of a signed frame, as Redis's Lua computes it too."""
     if frame[: len(MAGIC)] == MAGIC:
         return bytes(frame[MARK])
     return sha1(frame, usedforsecurity=False).hexdigest().encode()
@@ -54,7 +54,7 @@ def mark_of(frame: BusFrame) -> bytes:
 
 @define(eq=False)
 class _Queue:
-    """What may still be in the queue of one relay."""
+    """The elements that may still be in the queue of one relay."""
 
     pushed_at: float = 0.0
     pushed: deque[_Pushed] = Factory(deque)
@@ -72,10 +72,10 @@ class _Queue:
 
 
 class UnreadQueues:
-    """What this relay pushed to others and they may not have read.
+    """Elements that this relay pushed into queues of other relays, which may not have read them.
 
-    `most_bytes` bounds the payloads that are remembered for one relay: of more, only what is trimmed is counted. `lost` gets what
-    was taken back, with the relay's id, and whether its queue counted as read until then.
+    `most_bytes` bounds the payloads that are remembered for one relay: of more, only what is trimmed is counted. `lost` gets the
+    relay's id, the messages that were taken back, and whether its queue counted as read until then.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class UnreadQueues:
             self._next_look = self._clock.callLater(LOOK_EVERY, self._look)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching, and forget every element."""
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
@@ -144,7 +144,7 @@ class UnreadQueues:
             self._next_look = self._clock.callLater(LOOK_EVERY, self._look)
 
     async def _take_back(self, relay_id: str, queue: _Queue, until: float) -> None:
-        """Take back what was pushed before this time, where it is still in the queue."""
+        """Take back the elements that were pushed before this time and are still in the queue."""
         wanted = {element.mark: element for element in queue.pushed if element.at <= until}
         was_read, lost, place = not queue.unread, list[Parcel](), BEGINNING
         try:

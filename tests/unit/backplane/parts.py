@@ -36,7 +36,7 @@ class StubCarrier(SeatCarrier):
         self.held: list[Deferred[Any]] = []
         self.entries = self.seats.entries
         self.frames: list[tuple[str, bytes]] = []
-        self.failing: CarrierFailed | None = None
+        self.failing: Exception | None = None
         self.pulls: list[Deferred[Any]] = []
         self.one_lane = True
 

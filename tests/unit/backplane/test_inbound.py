@@ -85,4 +85,5 @@ def test_after_a_long_outage_the_queue_is_read_within_a_quarter_of_a_second() ->
         assert len(parts.carrier.pulls) == tried
         parts.clock.advance(0.02)
     parts.inbound.stop()
-    assert not parts.inbound.running
+    parts.clock.advance(10)
+    assert len(parts.carrier.pulls) == 40 and not parts.clock.getDelayedCalls()

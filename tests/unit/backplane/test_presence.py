@@ -54,6 +54,14 @@ def value(deferred: Deferred[Any]) -> Any:
     return found[0]
 
 
+def test_a_fault_is_logged_with_its_traceback() -> None:
+    parts = Parts()
+    parts.carrier.failing = ZeroDivisionError("a fault of the carrier")
+    parts.presence.changed(KEY, HOLDER, "m")
+    [entry] = parts.log.named("internal_error")
+    assert "Traceback" in entry["message"] and "in _step" in entry["message"]
+
+
 def test_announced_renewed_withdrawn() -> None:
     parts = Parts()
     parts.presence.changed(KEY, HOLDER, "m")
