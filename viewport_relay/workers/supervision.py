@@ -222,11 +222,10 @@ class Worker:
     def request(self, order: messages.Poll | messages.Disconnect) -> Deferred[Any]:
         """Send an order; fires with the answer, or with None after the time limit."""
         answer: Deferred[Any] = Deferred()
-        if not self.up:
+        if not self.up or not self._packets.send(order):
             answer.callback(None)
             return answer
         self._asked.append(answer)  # also after the time limit: a late answer is still the next one
-        self._packets.send(order)
         patience = BRIEF if self.silent else PATIENCE
         return answer.addTimeout(patience, self._supervision.reactor, self._unanswered)
 

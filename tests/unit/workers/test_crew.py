@@ -215,6 +215,16 @@ def test_late_answers_are_not_taken_for_those_of_later_orders(parent: Parent) ->
     assert results == [5]
 
 
+def test_an_order_that_cannot_be_sent_is_not_waited_for(parent: Parent) -> None:
+    parent.run(3)
+    results: list[int] = []
+    parent.state.disconnect(Selection(workspace_id="w" * messages.MAX_PACKET)).addCallback(results.append)
+    assert results == [0]
+    parent.state.disconnect(Selection(workspace_id="w")).addCallback(results.append)
+    parent.answer()
+    assert results == [0, 5]
+
+
 @pytest.mark.parametrize(
     ("status", "number", "said"),
     [
