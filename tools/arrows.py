@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "viewport_relay"
 
 #: Small modules that import no other module of the relay; every room but `protocol` may use them.
-TOOLS = frozenset({"deferredcache", "timelimit", "notify", "descriptors", "signals", "collector"})
+TOOLS = frozenset({"deferredcache", "timelimit", "notify", "descriptors", "signals", "collector", "windows"})
 
 _BASE = frozenset({"reasons"})
-_LOW = _BASE | {"protocol", "config", "observe", "deferredcache", "timelimit"}
+_LOW = _BASE | {"protocol", "config", "observe", "deferredcache", "timelimit", "windows"}
 _WIRE = _LOW | {"admission"}
 _SESSIONS = _WIRE | {"wire", "routing", "noise", "backplane.interface"}
 _SERVICE = _SESSIONS | {"sessions", "backplane", "admin"} | TOOLS
@@ -36,7 +36,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "observe": _BASE,
     "admission": _LOW,
     "noise": _LOW,
-    "routing": _BASE | {"protocol"},
+    "routing": _BASE | {"protocol", "windows"},
     "wire": _WIRE,
     "sessions": _SESSIONS,
     "backplane": _LOW | {"admission.http", "admission.httpcall", "admission.httpwords", "admission.tls"},

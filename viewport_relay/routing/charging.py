@@ -16,7 +16,8 @@ from viewport_relay.protocol.grant import Role
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Close, Decision, Drop
 from viewport_relay.routing.model import Peer
-from viewport_relay.routing.rates import FrameRates, RateWindow
+from viewport_relay.routing.rates import FrameRates
+from viewport_relay.windows import Window
 
 #: Bytes a minute of a client's messages that are answered or dropped instead of forwarded.
 UNFORWARDED_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -63,7 +64,7 @@ class Charging:
         return self.charge(peer, message, now) or Drop(reason, detail)
 
     @staticmethod
-    def _limited(peer: Peer, reason: Reason, window: RateWindow, now: float, detail: str) -> Close:
+    def _limited(peer: Peer, reason: Reason, window: Window, now: float, detail: str) -> Close:
         reply = status.rate_limited(peer.grant.workspace_id, window.retry_after_ms(now))
         return Close(reason, detail, reply=reply)
 

@@ -29,7 +29,7 @@ from viewport_relay.reasons import Reason
 from viewport_relay.routing.charging import Charging
 from viewport_relay.routing.decisions import Close, Drop, FanOut, NoDaemon, Publish, Reply, Route, mismatch
 from viewport_relay.routing.model import Owner, Peer, Target
-from viewport_relay.routing.rates import RateWindow
+from viewport_relay.windows import Window
 
 _FOREIGN_SESSION: Final = "e2ee frame for a session of another client"
 
@@ -160,7 +160,7 @@ class Router(Charging):
     # -- off the bus -----------------------------------------------------------------------------------------
 
     def client_frame_of_relay(
-        self, relay_id: str, daemon: Peer, frame: ClientFrame | None, workspace: RateWindow, now: float
+        self, relay_id: str, daemon: Peer, frame: ClientFrame | None, workspace: Window, now: float
     ) -> Drop | None:
         """Whether a frame that a client of another relay sent may go to the daemon here; None: it may.
 
@@ -190,7 +190,7 @@ class Router(Charging):
         return None
 
     def daemon_frame_of_relay(
-        self, target: Target, frame: DaemonFrame | None, daemon: RateWindow, now: float
+        self, target: Target, frame: DaemonFrame | None, daemon: Window, now: float
     ) -> Route:
         """The route of a frame that a daemon of another relay sent to clients of this target here.
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from viewport_relay.admission.limits import Window, WindowTable
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival
 from viewport_relay.protocol.decoding import decode_client, decode_daemon
 from viewport_relay.reasons import Reason
@@ -17,6 +16,7 @@ from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.outcomes import COUNTED_ONLY, Outcomes
 from viewport_relay.sessions.session import session_of
+from viewport_relay.windows import Window, WindowTable
 from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.turn import Turn
 

@@ -9,7 +9,6 @@ from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.http import HttpClient
-from viewport_relay.admission.limits import WindowTable
 from viewport_relay.backplane.interface import Backplane
 from viewport_relay.config import BY_ATTRIBUTE, Config
 from viewport_relay.noise.keys import RelayKeys
@@ -27,6 +26,7 @@ from viewport_relay.sessions.link import Links
 from viewport_relay.sessions.outcomes import Outcomes
 from viewport_relay.sessions.remote import RemoteRelays
 from viewport_relay.sessions.roles import ClientRole, DaemonRole
+from viewport_relay.windows import WindowTable
 from viewport_relay.wire.intake import Intakes
 from viewport_relay.wire.turn import turn_of
 

@@ -13,7 +13,6 @@ from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.claims import grant_for
-from viewport_relay.admission.limits import Window, WindowTable
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol import status
@@ -27,6 +26,7 @@ from viewport_relay.sessions.contest import SEAT_CLOSE_DELAY, Contests
 from viewport_relay.sessions.link import Links
 from viewport_relay.sessions.remote import RemoteRelays
 from viewport_relay.sessions.session import Session, session_of
+from viewport_relay.windows import Window, WindowTable
 from viewport_relay.wire.connection import Connection
 from viewport_relay.wire.ending import Ending
 
@@ -114,10 +114,10 @@ class Sessions:
         table, never = self._windows, _NEVER_CHARGED
         if grant.role is not Role.CLIENT:
             own = table.window((grant.role.value, grant.workspace_id, grant.runtime_target_id), now)
-            return Rates(table.window, (), runtime=never, workspace=never, daemon=own)
+            return Rates(table, (), runtime=never, workspace=never, daemon=own)
         client = (grant.workspace_id, *grant.charged_as, counted_as(ip))
         return Rates(
-            table.window,
+            table,
             client,
             runtime=table.window(("runtime", *client), now),
             workspace=table.window(("workspace", grant.workspace_id), now),

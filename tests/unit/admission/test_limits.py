@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viewport_relay.admission.limits import ConnectionCounts, Ticket, Window, WindowCounter, WindowTable
+from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
 from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.windows import Window, WindowTable
 
 
 @pytest.mark.parametrize("limit", [1, 3, 120])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from viewport_relay.admission.claims import required_profile
-from viewport_relay.admission.limits import Window, WindowTable
 from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope
 from viewport_relay.routing.model import Peer, Target
 from viewport_relay.routing.rates import FrameRates, Rates
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
 from viewport_relay.routing.views import PeerView
+from viewport_relay.windows import Window, WindowTable
 
 _RATES = ("key_exchange", "pairing", "runtime", "workspace", "daemon")
 
@@ -93,7 +93,7 @@ class House:
             claims=said,
             required_profile=required_profile(said),
         )
-        rates = Rates(WindowTable().window, (connection_id,), Window(), self.workspace_window, Window())
+        rates = Rates(WindowTable(), (connection_id,), Window(), self.workspace_window, Window())
         room = self.registry.target(grant.workspace_id, where, self.now)
         return Peer(connection_id, grant, "127.0.0.1", self.now, Outlet(), rates, room)
 
