@@ -109,6 +109,7 @@ class Contested:
 SeatOutcome: TypeAlias = Seated | Stale | Contested
 
 
+@define(eq=False)
 class Seat:
     """The one place of a target's daemon. Generations are the grants' `daemonIssueGeneration`.
 
@@ -116,14 +117,11 @@ class Seat:
     closes it) or leaves (then `leave` seats the first challenger).
     """
 
-    __slots__ = ("_generation", "_highest", "_replacements", "challengers", "holder")
-
-    def __init__(self) -> None:
-        self.holder: Peer | None = None
-        self.challengers: list[Peer] = []
-        self._generation: int | None = None  # the holder's, or what it counts as
-        self._highest: int | None = None
-        self._replacements: tuple[float, ...] = ()  # when the latest were
+    holder: Peer | None = None
+    challengers: list[Peer] = field(factory=list)
+    _generation: int | None = None  # the holder's, or what it counts as
+    _highest: int | None = None
+    _replacements: tuple[float, ...] = ()  # when the latest were
 
     def arrive(self, peer: Peer, now: float) -> SeatOutcome:
         """Give the seat to a daemon that joins, or let it wait; returns the outcome."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from attrs import define
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Arrival
@@ -28,29 +29,21 @@ class BusFeeder:
     def resume_reading(self, cause: object) -> None: ...
 
 
+@define(eq=False)
 class Arrivals:
-    """Delivers arrivals to their receivers. Several messages of one arrival are e2ee frames of one session, with one decision."""
+    """Delivers arrivals to their receivers. Several messages of one arrival are e2ee frames of one session, with one decision.
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        registry: Registry,
-        router: Router,
-        windows: WindowTable,
-        outcomes: Outcomes,
-        max_pending: int,
-        turn: Turn,
-        feeder: BusFeeder,
-    ) -> None:
-        """`max_pending`: bytes that may wait for a daemon here before frames off the bus are dropped."""
-        self._clock = clock
-        self._registry = registry
-        self._router = router
-        self._windows = windows
-        self._outcomes = outcomes
-        self._max_pending = max_pending
-        self._turn = turn
-        self._feeder = feeder
+    `max_pending`: bytes that may wait for a daemon here before frames off the bus are dropped.
+    """
+
+    _clock: IReactorTime
+    _registry: Registry
+    _router: Router
+    _windows: WindowTable
+    _outcomes: Outcomes
+    _max_pending: int
+    _turn: Turn
+    _feeder: BusFeeder
 
     def arrived(self, arrivals: Sequence[Arrival]) -> None:
         """Deliver messages of other relays whose signatures are verified. Those for one peer are sent in one write."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, Direction, Parcel, Publisher, TargetKey
+import msgspec
+from attrs import define
+
+from viewport_relay.backplane.interface import Parcel, Publisher
 from viewport_relay.protocol.frames import E2ee
 from viewport_relay.protocol.json import Message
 from viewport_relay.routing.model import Peer
@@ -24,29 +27,20 @@ LONGEST_ID: Final = 128
 _Publish = Callable[[Parcel, Publisher | None], None]
 
 
+@define(eq=False)
 class _BusOutbox:
-    """The outbox of a remote session (`wire.interfaces.MessageSink`).
+    """The outbox of a remote session (`wire.interfaces.MessageSink`): each parcel is `like` the first, with other messages.
 
     It returns False: the relay that delivers the frames counts them. A client is not read while too much waits for the
     other relay; a daemon is.
     """
 
-    __slots__ = ("_direction", "_frame", "_machine_id", "_publish", "_relay_id", "_sender", "_target")
+    _publish: _Publish
+    _like: Parcel
 
-    #: As of a link's outbox: messages are given to `send_all`, and no frame is made of them here.
-    ready: Final = None
-    sealed: Final = True
-
-    def __init__(
-        self, publish: _Publish, peer: Peer, direction: Direction, frame: E2ee, relay_id: str
-    ) -> None:
-        self._publish = publish
-        self._target: TargetKey = peer.target.key
-        self._direction: Direction = direction
-        self._machine_id = peer.grant.claims.machine_id
-        self._frame = frame
-        self._sender = peer if direction == CLIENT_TO_DAEMON else None
-        self._relay_id = relay_id
+    # As of a link's outbox: messages are given to `send_all`, and no frame is made of them here.
+    ready = None
+    sealed = True
 
     @property
     def outbox(self) -> _BusOutbox:
@@ -63,18 +57,11 @@ class _BusOutbox:
         return self._carry(kept, size, feeder)
 
     def _carry(self, payloads: Sequence[bytes | bytearray], size: int, feeder: Feeder | None) -> bool:
-        sender = self._sender
+        of = self._like
         parcel = Parcel(
-            self._target,
-            self._direction,
-            self._relay_id,
-            self._machine_id,
-            payloads,
-            size,
-            self._frame,
-            sender,
+            of.target, of.direction, of.to_relay, of.machine_id, payloads, size, of.frame, of.sender
         )
-        self._publish(parcel, None if sender is None else feeder)
+        self._publish(parcel, None if of.sender is None else feeder)
         return False
 
     def hold(self, data: bytes | memoryview) -> None:
@@ -86,26 +73,22 @@ class _BusOutbox:
         raise NotImplementedError
 
 
+@define(eq=False)
 class BusSession:
-    """A `routing.model.RemoteSession`: what routing keeps of a session whose other end is on another relay."""
+    """A `routing.model.RemoteSession`. `until` is monotonic seconds."""
 
-    __slots__ = ("outlet", "profile", "relay_id", "until")
-
-    def __init__(self, outlet: _BusOutbox, profile: str, relay_id: str, until: float) -> None:
-        """`until` is monotonic seconds."""
-        self.outlet = outlet
-        self.profile = profile
-        self.relay_id = relay_id
-        self.until = until
+    outlet: _BusOutbox
+    profile: str
+    relay_id: str
+    until: float
 
 
-def remember(
-    publish: _Publish, peer: Peer, direction: Direction, frame: E2ee, relay_id: str, now: float
-) -> None:
-    """Let the router find a receiver for the next frames of this session. `frame` is the decoded form of each."""
-    if len(frame.session_id) > LONGEST_ID:
+def remember(publish: _Publish, peer: Peer, parcel: Parcel, now: float) -> None:
+    """Let the router find a receiver for the next frames of this session, which are decoded to the frame of `parcel`."""
+    frame = parcel.frame
+    if not isinstance(frame, E2ee) or len(frame.session_id) > LONGEST_ID:
         return
     if peer.remote is None or len(peer.remote) >= MOST_SESSIONS:
         peer.remote = {}
-    outlet = _BusOutbox(publish, peer, direction, frame, relay_id)
-    peer.remote[frame.session_id] = BusSession(outlet, frame.profile, relay_id, now + SERVES_FOR)
+    outlet = _BusOutbox(publish, msgspec.structs.replace(parcel, payloads=(), size=0))
+    peer.remote[frame.session_id] = BusSession(outlet, frame.profile, parcel.to_relay, now + SERVES_FOR)

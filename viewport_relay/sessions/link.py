@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.web.server import Request
 
@@ -36,54 +37,48 @@ Join: TypeAlias = Callable[[Connection, Grant, str | None], None]
 NoteClose: TypeAlias = Callable[[Connection, Ending, Mapping[str, Any]], None]
 
 
+@define(eq=False)
 class Links:
     """Starts every connection of a relay: with a handshake, or at once where no link was chosen."""
 
-    def __init__(
-        self, clock: IReactorTime, log: EventSink, counters: Counters, keys: RelayKeys, config: Config
-    ) -> None:
-        self.clock = clock
-        self.log = log
-        self.counters = counters
-        self.keys = keys
-        self._relay_id = config.relay_id
-        self._frame_max = config.frame_max_bytes
-        self._required = config.noise_link == "required"
-        self._timeout = config.noise_timeout_ms / 1000
+    clock: IReactorTime
+    log: EventSink
+    counters: Counters
+    _keys: RelayKeys
+    _config: Config
 
     def begin(
         self, connection: Connection, query: UpgradeQuery, grant: Grant, join: Join, note_close: NoteClose
     ) -> None:
         """Let the connection join once its link is up. A connection without a link joins, or is refused, at once."""
-        if not connection.info.link and not self._required:
+        config = self._config
+        if not connection.info.link and config.noise_link != "required":
             self.counters.handshakes[connection.info.noise] += 1
             join(connection, grant, None)
             return
         link = Link(self, connection, grant, join, note_close)
         connection.handler = link
         if connection.info.link:
-            connection.reader.limit(message_max_bytes(self._frame_max))
+            frame_max = config.frame_max_bytes
+            connection.reader.limit(message_max_bytes(frame_max))
             connection.when_lost(link.forget)
-            link.begin(LinkResponder(query, grant, self.keys, self._relay_id, self._frame_max), self._timeout)
+            responder = LinkResponder(query, grant, self._keys, config.relay_id, frame_max)
+            link.begin(responder, config.noise_timeout_ms / 1000)
         else:
             link.fail(Reason.NOISE_LINK_REQUIRED, "the peer offered no viewport.noise-link.v1", {})
 
 
+@define(eq=False)
 class Link:
     """The handler of a connection until it joins, and the `noise.machine.LinkPeer` of its handshake."""
 
-    __slots__ = ("_connection", "_grant", "_join", "_links", "_noise", "_note_close", "_timer")
-
-    def __init__(
-        self, links: Links, connection: Connection, grant: Grant, join: Join, note_close: NoteClose
-    ) -> None:
-        self._links = links
-        self._connection = connection
-        self._grant = grant
-        self._join = join
-        self._note_close = note_close
-        self._timer: IDelayedCall | None = None
-        self._noise: NoiseLink | None = None
+    _links: Links
+    _connection: Connection
+    _grant: Grant
+    _join: Join
+    _note_close: NoteClose
+    _timer: IDelayedCall | None = None
+    _noise: NoiseLink | None = None
 
     def begin(self, responder: LinkResponder, timeout: float) -> None:
         """Wait `timeout` seconds for the peer's handshake."""

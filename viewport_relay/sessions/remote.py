@@ -50,28 +50,21 @@ class _Inbox:
     waiting: bool = True
 
 
+@define(eq=False)
 class RemoteRelays:
-    """The sessions' side of the backplane (`backplane.interface.Receiver`)."""
+    """The sessions' side of the backplane (`backplane.interface.Receiver`).
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        backplane: Backplane,
-        registry: Registry,
-        router: Router,
-        outcomes: Outcomes,
-        arrived: Callable[[Sequence[Arrival]], None],
-        feeder: Feeder,
-    ) -> None:
-        """`arrived` delivers what comes over the bus. `feeder` stands for clients that have left."""
-        self.arrived = arrived
-        self._clock = clock
-        self._backplane = backplane
-        self._registry = registry
-        self._router = router
-        self._outcomes = outcomes
-        self._feeder = feeder
-        self._inboxes: dict[Session, _Inbox] = {}
+    `arrived` delivers what comes over the bus. `feeder` stands for clients that have left.
+    """
+
+    _clock: IReactorTime
+    _backplane: Backplane
+    _registry: Registry
+    _router: Router
+    _outcomes: Outcomes
+    arrived: Callable[[Sequence[Arrival]], None]
+    _feeder: Feeder
+    _inboxes: dict[Session, _Inbox] = Factory(dict)
 
     # -- what the backplane wants to know ------------------------------------------------------------------------
 
@@ -207,8 +200,8 @@ class RemoteRelays:
         publish = self._backplane.publish
         publish(parcel, session_of(peer).connection.reader if here else None)
         # Where each frame is answered with a redirect, each is decided about.
-        if type(frame) is E2ee and here and not self._backplane.redirects:
-            remember(publish, peer, CLIENT_TO_DAEMON, frame, place.relay_id, now)
+        if here and not self._backplane.redirects:
+            remember(publish, peer, parcel, now)
 
     def _accepted(self, peer: Peer, frame: ClientFrame, now: float, *, here: bool) -> bool:
         """Charge a frame that is forwarded, and note which peer waits for its answer; False: the frame is dropped."""
@@ -245,13 +238,13 @@ class RemoteRelays:
     def daemon_frame(self, peer: Peer, relay_id: str, frame: DaemonFrame, message: bytes) -> None:
         """Publish a daemon's answer for a client of another relay."""
         machine_id = peer.grant.claims.machine_id
-        publish = self._backplane.publish
-        publish(
-            Parcel(peer.target.key, DAEMON_TO_CLIENTS, relay_id, machine_id, (message,), len(message), frame),
-            None,
+        parcel = Parcel(
+            peer.target.key, DAEMON_TO_CLIENTS, relay_id, machine_id, (message,), len(message), frame
         )
-        if type(frame) is E2ee and _is_here(peer):
-            remember(publish, peer, DAEMON_TO_CLIENTS, frame, relay_id, self._clock.seconds())
+        publish = self._backplane.publish
+        publish(parcel, None)
+        if _is_here(peer):
+            remember(publish, peer, parcel, self._clock.seconds())
 
 
 def _is_here(peer: Peer) -> bool:
