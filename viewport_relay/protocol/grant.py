@@ -93,6 +93,15 @@ class Grant:
     claims: Claims
     required_profile: Profile | None
 
+    def describe(self) -> dict[str, str | None]:
+        """The details of a log entry about a peer with this grant."""
+        return {
+            "role": self.role.value,
+            "workspaceId": self.workspace_id,
+            "runtimeTargetId": self.runtime_target_id,
+            "clientId": self.client_id,
+        }
+
     @property
     def charged_as(self) -> tuple[str, str]:
         """Kind and value of the id that a client's rates go by: clientId, else the token's, else the connection's.

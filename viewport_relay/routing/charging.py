@@ -16,7 +16,7 @@ from viewport_relay.protocol.grant import Role
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.decisions import Close, Decision, Drop
 from viewport_relay.routing.model import Peer
-from viewport_relay.routing.rates import FrameRates
+from viewport_relay.routing.rates import FrameRates, Rare
 from viewport_relay.windows import Window
 
 #: Bytes a minute of a client's messages that are answered or dropped instead of forwarded.
@@ -40,6 +40,13 @@ class Charging:
         if not rates.workspace.hit(now, limits.workspace):
             return self._limited(peer, _RUNTIME, rates.workspace, now, self._detail("workspace"))
         return None
+
+    def _rare_limited(self, peer: Peer, kind: Rare, over: Reason, now: float) -> Close | None:
+        """Charge a frame of a kind that few clients send to the rate of this name."""
+        window = peer.rates.rare(kind, now)
+        if window.hit(now, getattr(self.rates, kind)):
+            return None
+        return self._limited(peer, over, window, now, self._detail(kind))
 
     def carried(self, peer: Peer, frame: ClientFrame, now: float) -> Close | None:
         """Charge a client's frame that found no daemon here and is forwarded all the same."""

@@ -71,13 +71,7 @@ class Peer:
 
     def describe(self) -> dict[str, Any]:
         """The details of a log entry about this peer."""
-        return {
-            "role": self.role.value,
-            "workspaceId": self.grant.workspace_id,
-            "runtimeTargetId": self.grant.runtime_target_id,
-            "clientId": self.grant.client_id,
-            "ip": self.ip,
-        }
+        return {**self.grant.describe(), "ip": self.ip}
 
 
 # -- the daemon's seat (wire protocol, section 3) ----------------------------------------------------------------

@@ -23,7 +23,7 @@ class FrameRates:
 
 
 #: Frames that few clients send: key exchanges, pairing requests, and what is answered or dropped instead of forwarded (bytes).
-Rare: TypeAlias = Literal["kex", "pairing", "unforwarded"]
+Rare: TypeAlias = Literal["key_exchange", "pairing", "unforwarded"]
 
 
 @define(eq=False)

@@ -92,17 +92,13 @@ class Router(Charging):
         wrong = mismatch(peer.grant, frame.profile, key_exchange=True)
         if wrong is not None:
             return wrong
-        window = peer.rates.rare("kex", now)
-        if not window.hit(now, self.rates.key_exchange):
-            over = Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED
-            return self._limited(peer, over, window, now, self._detail("key_exchange"))
-        return self._asked(peer, frame, message, now)
+        limited = self._rare_limited(peer, "key_exchange", Reason.KEY_EXCHANGE_RATE_LIMIT_EXCEEDED, now)
+        return limited or self._asked(peer, frame, message, now)
 
     def _pairing_request(self, peer: Peer, frame: PairingRequest, message: Sized, now: float) -> Route:
-        window = peer.rates.rare("pairing", now)
-        if not window.hit(now, self.rates.pairing):
-            over = Reason.PAIRING_RATE_LIMIT_EXCEEDED
-            return self._limited(peer, over, window, now, self._detail("pairing"))
+        limited = self._rare_limited(peer, "pairing", Reason.PAIRING_RATE_LIMIT_EXCEEDED, now)
+        if limited is not None:
+            return limited
         if peer.grant.runtime_target_id is None:
             return self.charge(peer, message, now) or Reply(
                 status.runtime_target_required(peer.grant.workspace_id)

@@ -140,14 +140,7 @@ class Link:
         self._links.log.event("handshake", reason=reason, connection_id=connection_id, **about)
 
     def _about(self) -> dict[str, Any]:
-        grant = self._grant
-        return {
-            "role": grant.role.value,
-            "workspaceId": grant.workspace_id,
-            "runtimeTargetId": grant.runtime_target_id,
-            "clientId": grant.client_id,
-            "ip": self._connection.info.ip,
-        }
+        return {**self._grant.describe(), "ip": self._connection.info.ip}
 
     def _key_used(self) -> dict[str, str]:
         key_used = None if self._noise is None else self._noise.key_used

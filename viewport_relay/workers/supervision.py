@@ -62,23 +62,10 @@ class Supervision:
     retired: list[Mapping[str, Any]] = Factory(list)
 
 
-class _Process(ProcessProtocol):
-    """The worker process as its parent sees it. Its standard input is empty."""
+class Worker(ProcessProtocol):
+    """One numbered worker and its current process. `came_up` is called when it is ready for connections."""
 
     transport: Any
-
-    def __init__(self, ended: Callable[[int | None, int | None], None]) -> None:
-        self._ended = ended
-
-    def connectionMade(self) -> None:
-        self.transport.closeStdin()
-
-    def processEnded(self, reason: Failure) -> None:
-        self._ended(getattr(reason.value, "exitCode", None), getattr(reason.value, "signal", None))
-
-
-class Worker:
-    """One numbered worker and its current process. `came_up` is called when it is ready for connections."""
 
     def __init__(self, supervision: Supervision, index: int, came_up: Callable[[], None]) -> None:
         self._supervision = supervision
@@ -125,7 +112,7 @@ class Worker:
             channel = connect(reactor, ours, ReportReader(partial(self.received, self.life), self.kill))
             try:
                 self._process = reactor.spawnProcess(
-                    _Process(self.ended),
+                    self,
                     sys.executable,
                     [sys.executable, "-m", "viewport_relay.workers.worker", str(self.index)],
                     env=self._supervision.environment(self.index),
@@ -150,14 +137,19 @@ class Worker:
         return pid
 
     def kill(self, why: str) -> None:
-        """Kill the process (SIGKILL). `ended` then runs as after any other end."""
+        """Kill the process (SIGKILL). `processEnded` then runs as after any other end."""
         if self.pid is not None:
             self._killed = why
             self._event("worker_killed", f"worker {self.index}: {why}", pid=self.pid)
             self._process.signalProcess("KILL")
 
-    def ended(self, status: int | None, number: int | None) -> None:
+    def connectionMade(self) -> None:
+        """Give the process that was started an empty standard input."""
+        self.transport.closeStdin()
+
+    def processEnded(self, reason: Failure) -> None:
         """Handle the end of the process, by exit status or by signal number."""
+        status, number = getattr(reason.value, "exitCode", None), getattr(reason.value, "signal", None)
         how = f"ended with status {status}"
         if self._killed:
             how = f"was killed: {self._killed}"
