@@ -25,12 +25,12 @@ from viewport_relay.config import EX_CONFIG, Config, bracketed, is_loopback
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.timers import WaitingService
-from viewport_relay.wire.acceptlimit import AcceptLimit, LimitedFactory
+from viewport_relay.wire.addresslimits import AddressLimits, LimitedFactory
 from viewport_relay.wire.attempts import UpgradeAttempts
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.httpconnections import HttpConnections
-from viewport_relay.wire.plainhttp import HttpBudget, PlainHttp
+from viewport_relay.wire.plainhttp import PlainHttp
 from viewport_relay.wire.proxyprotocol import ProxyFactory
 from viewport_relay.wire.site import Pages, RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
@@ -140,19 +140,16 @@ class Listeners(WaitingService):
         self._connected = connected
         self._open_files = open_files
         self._http: list[HttpConnections] = []
-        self._budget = HttpBudget(reactor, config.http_rate_per_ip, log, counters)
-        accepts = self._accepts = AcceptLimit(
-            reactor, config, log, counters, http_refusals=self._budget.refusals, exempt=address.trusts
-        )
+        limits = self._limits = AddressLimits(reactor, config, log, counters, exempt=address.trusts)
         self._queue = FairQueue(reactor)
         per_address = 0 if config.proxy_protocol else 2 * config.max_connections_per_ip
         public = Pages(pages(config.admin_listen is None), {**own, b"/ws": upgrade.render})
         plain = self._site(upgrade, public, per_address)
         site = plain if tls is None else over_tls(plain, tls)
         factory: IProtocolFactory = (
-            ProxyFactory(site, self._is_balancer, accepts.refuses, log)
+            ProxyFactory(site, self._is_balancer, limits.refuses, log)
             if config.proxy_protocol
-            else LimitedFactory(site, accepts)
+            else LimitedFactory(site, limits)
         )
         name = "RELAY_LISTEN_ENDPOINT" if config.listen_endpoint else "RELAY_LISTEN_PORT"
         self._endpoint = _NowOrNever(name, self._for_peers, log)
@@ -164,12 +161,12 @@ class Listeners(WaitingService):
             if tls is not None and not is_loopback(host):
                 operators = TLSFactory(tls, operators, reactor, self._queue)
             endpoint = _NowOrNever("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)
-            service = StreamServerEndpointService(endpoint, LimitedFactory(operators, accepts))
+            service = StreamServerEndpointService(endpoint, LimitedFactory(operators, limits))
             service.setServiceParent(self)
 
     def _site(self, upgrade: UpgradeAttempts | None, pages: Resource, per_address: int) -> RelaySite:
-        """The site of one listener. The HTTP budget holds for all requests but upgrades."""
-        plain = PlainHttp(pages, self._reactor, self._budget, self._queue, self._address, self._auth.admits)
+        """The site of one listener. The limit on plain HTTP holds for all requests but upgrades."""
+        plain = PlainHttp(pages, self._reactor, self._limits, self._queue, self._address, self._auth.admits)
         connections = HttpConnections(self._http_room, per_address, self._address.trusts, self._log)
         self._http.append(connections)
         keep_alive = self._config.http_keep_alive
@@ -205,9 +202,8 @@ class Listeners(WaitingService):
         return None if port is None else getattr(port.getHost(), "port", None)
 
     def apply(self, config: Config) -> None:
-        """Take up reloaded budgets of addresses."""
-        self._budget.requests.limit = config.http_rate_per_ip
-        self._accepts.apply(config)
+        """Take up reloaded limits of addresses."""
+        self._limits.apply(config)
 
     def pause(self) -> None:
         """Stop accepting peers for now. New connections wait in the kernel's backlog."""

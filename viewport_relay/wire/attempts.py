@@ -7,10 +7,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Coroutine
-from http import HTTPStatus
 from typing import Any, Final
 
 from attrs import define
@@ -31,6 +29,7 @@ from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.channel import RelayChannel
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.handshake import Headers, check_handshake, header, is_upgrade, parse_query
+from viewport_relay.wire.plainhttp import answer_refusal
 
 #: Reasons that all clients behind one proxy meet at once, if the relay does not trust the proxy.
 _BY_ADDRESS: Final = frozenset({Reason.RATE_LIMIT_EXCEEDED, Reason.TOO_MANY_CONNECTIONS_PER_IP})
@@ -194,7 +193,7 @@ class UpgradeAttempts(Resource):
         """Log the refusal and answer over HTTP."""
         self._note(attempt, refusal)
         attempt.release()
-        _answer_refusal(attempt, refusal)
+        answer_refusal(attempt.request, refusal, connectionId=attempt.connection_id)
 
     def _note(self, attempt: Attempt, refusal: Refusal) -> None:
         """Count and log the refusal."""
@@ -230,28 +229,3 @@ class UpgradeAttempts(Resource):
         attempt.request.setResponseCode(500)
         attempt.request.setHeader(b"content-length", b"0")
         attempt.request.finish()
-
-
-def _answer_refusal(attempt: Attempt, refusal: Refusal) -> None:
-    """Send the refusal as an HTTP answer (wire protocol, section 2, "Refusals"), and close the connection behind it."""
-    request, reason = attempt.request, refusal.reason
-    attempt.channel.close_after_answer()
-    answer = {
-        "ok": False,
-        "reason": reason.code,
-        "message": refusal.detail_for_peer,
-        "connectionId": attempt.connection_id,
-    }
-    body = json.dumps(answer).encode("ascii")
-    request.setResponseCode(reason.entry.status, HTTPStatus(reason.entry.status).phrase.encode())
-    headers = request.responseHeaders
-    headers.setRawHeaders(b"Content-Type", [b"application/json"])
-    headers.setRawHeaders(b"X-Relay-Reason", [reason.code.encode("ascii")])
-    headers.setRawHeaders(b"Connection", [b"close"])
-    headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
-    if reason is Reason.UPGRADE_REQUIRED:
-        headers.setRawHeaders(b"Sec-WebSocket-Version", [b"13"])
-    if refusal.retry_after is not None:
-        headers.setRawHeaders(b"Retry-After", [b"%d" % refusal.retry_after])
-    request.write(body)
-    request.finish()

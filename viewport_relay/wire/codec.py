@@ -83,7 +83,7 @@ class _AsOpened:
 class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
     """One connection's codec, in the open state. What it would send is told to `events` or left out.
 
-    Made by `CodecFactory`. Used of it: `feed`, `between_messages`, `closing`, `ignore`, `onCloseFrame`, `limit`.
+    Made by `CodecFactory`. Used of it: `feed`, `between_messages`, `closing`, `discard`, `onCloseFrame`, `limit`.
     """
 
     # Autobahn's own:
@@ -125,10 +125,6 @@ class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autoba
         if self.state == self.STATE_OPEN:
             self.state = self.STATE_CLOSING
             self.closedByMe = True
-
-    def ignore(self) -> None:
-        """Throw everything that comes away."""
-        self.state = self.STATE_CLOSED
 
     # -- Autobahn's hooks --------------------------------------------------------------------------------------
 

@@ -72,10 +72,11 @@ class Core:
         self.machine: LifeInputs | None = None  # until lost
 
     def end(self, ending: Ending) -> None:
-        """Tell the owner."""
-        self.ending = ending
-        assert self._owner is not None
-        self._owner.ended(ending)
+        """Tell the owner; the first reason stands."""
+        if self.ending is None:
+            self.ending = ending
+            assert self._owner is not None
+            self._owner.ended(ending)
 
     def arm(self, seconds: float) -> None:
         """Start the timer anew."""
@@ -190,15 +191,11 @@ def close_at_last(inputs: LifeInputs, core: Core) -> None:
 
 
 @opened.upon(LifeInputs.cut).to(draining)
-def end_and_abort(inputs: LifeInputs, core: Core, ending: Ending) -> None:
-    core.end(ending)
-    core.abort()
-
-
 @waiting.upon(LifeInputs.cut).to(draining)
 @closing.upon(LifeInputs.cut).to(draining)
 @draining.upon(LifeInputs.cut).loop()
-def abort_for_another_reason(inputs: LifeInputs, core: Core, ending: Ending) -> None:
+def end_and_abort(inputs: LifeInputs, core: Core, ending: Ending) -> None:
+    core.end(ending)
     core.abort()
 
 
@@ -208,14 +205,9 @@ def abort_in_the_end(inputs: LifeInputs, core: Core) -> None:
 
 
 @opened.upon(LifeInputs.peer_closed).to(draining)
+@waiting.upon(LifeInputs.peer_closed).to(draining)
 def end_and_answer(inputs: LifeInputs, core: Core, ending: Ending, answer: bytes) -> None:
     core.end(ending)
-    core.outbox.send_close(answer, ends=True)
-    core.drain()
-
-
-@waiting.upon(LifeInputs.peer_closed).to(draining)
-def answer_instead(inputs: LifeInputs, core: Core, ending: Ending, answer: bytes) -> None:
     core.outbox.send_close(answer, ends=True)
     core.drain()
 
@@ -236,30 +228,21 @@ def finish_without_an_answer(inputs: LifeInputs, core: Core) -> None:
 
 
 @opened.upon(LifeInputs.peer_gone).to(draining)
+@waiting.upon(LifeInputs.peer_gone).to(draining)
+@closing.upon(LifeInputs.peer_gone).to(draining)
+@draining.upon(LifeInputs.peer_gone).loop()
 def end_and_wait(inputs: LifeInputs, core: Core, ending: Ending) -> None:
     core.end(ending)
     core.outbox.stopProducing()
     core.arm(CLOSE_TIMEOUT)
 
 
-@waiting.upon(LifeInputs.peer_gone).to(draining)
-@closing.upon(LifeInputs.peer_gone).to(draining)
-@draining.upon(LifeInputs.peer_gone).loop()
-def wait_for_the_end(inputs: LifeInputs, core: Core, ending: Ending) -> None:
-    core.outbox.stopProducing()
-    core.arm(CLOSE_TIMEOUT)
-
-
 @opened.upon(LifeInputs.connection_lost).to(lost)
-def end_and_forget(inputs: LifeInputs, core: Core, ending: Ending) -> None:
-    core.end(ending)
-    core.forget()
-
-
 @waiting.upon(LifeInputs.connection_lost).to(lost)
 @closing.upon(LifeInputs.connection_lost).to(lost)
 @draining.upon(LifeInputs.connection_lost).to(lost)
-def forget(inputs: LifeInputs, core: Core, ending: Ending) -> None:
+def end_and_forget(inputs: LifeInputs, core: Core, ending: Ending) -> None:
+    core.end(ending)
     core.forget()
 
 

@@ -44,7 +44,6 @@ class LinkOutbox(Outbox):
         self._cipher = cipher
         self._refuse = refuse
         self.sealed = True
-        self._plain = False
         self.ready = None
 
     def send(self, message: bytes, feeder: Feeder | None = None) -> bool:

@@ -1,9 +1,8 @@
 """An epoll set of low priority: sockets that are served behind those of admitted peers, for a bounded time in each turn.
 
 In the set are the connections that are not admitted yet, and paused ones of peers, which are watched for a hang-up. The set's
-own descriptor is one member of the reactor's set. Hundreds of its sockets that become readable at once delay the frames of
-admitted peers by `reactor.TALK_LOOK_SECONDS`, or `LOOK_SECONDS`, and one event at most; what is left after `SHARE_SECONDS` waits for the next turn,
-in turn by socket.
+own descriptor is one member of the reactor's set. One event is one piece of the reactor's work of low priority (`Turn.later`), so
+hundreds of its sockets that become readable at once delay the frames of admitted peers little, and are served in turn.
 """
 
 from __future__ import annotations
@@ -13,10 +12,6 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorFDSet
 from zope.interface import implementer
-
-#: Seconds of work in one turn of the reactor; the event that passes this bound is the last. A read takes some 30 µs of CPU,
-#: over TLS 65 µs.
-SHARE_SECONDS: Final = 0.002
 
 #: Most events of one poll.
 MOST_EVENTS: Final = 64
@@ -128,21 +123,19 @@ class LowPrioritySet:
         """No-op: the reactor has stopped, and ends the members one by one."""
 
     def _serve(self) -> None:
-        """Handle one event after the other."""
-        reactor, ready, members = self._reactor, self._ready, self._members
-        seconds = reactor.seconds
-        until = seconds() + SHARE_SECONDS
+        """Handle the next event."""
+        ready, members = self._ready, self._members
         if not ready:
             ready += [(members[at], at, event) for at, event in reversed(self._set.poll(0, MOST_EVENTS))]
         while ready:
             member, descriptor, event = ready.pop()
             if descriptor not in members or members[descriptor] is not member:  # closed or promoted meanwhile
                 continue
+            if ready:
+                self._reactor.turn.later(self._serve)
             interests = self._interests[descriptor]  # may have changed
             if event & _HANG_UP and interests & select.EPOLLRDHUP:
                 member.hung_up()
             else:
-                reactor.serve([(descriptor, event & (interests | _HANG_UP))], members)
-            reactor.turn.look()
-            if seconds() >= until:
-                return
+                self._reactor.serve([(descriptor, event & (interests | _HANG_UP))], members)
+            return

@@ -46,8 +46,8 @@ class Outbox:
     """The way out of one connection. `blocked` says that the transport has enough for now."""
 
     __slots__ = (
-        "_direct", "_free", "_held", "_in_transport", "_lanes", "_last", "_may_wait", "_plain", "_pong",
-        "_shut", "_socket", "_transport", "_turn", "blocked", "on_backlog", "on_idle", "ready", "sealed",
+        "_direct", "_free", "_held", "_in_transport", "_lanes", "_last", "_may_wait", "_pong",
+        "_shut", "_transport", "_turn", "blocked", "on_backlog", "on_idle", "ready", "sealed",
     )  # fmt: skip
 
     def __init__(
@@ -58,10 +58,8 @@ class Outbox:
         self._transport = transport
         self._may_wait: Callable[[int], bool] | None = may_wait
         self._direct = transport if isinstance(transport, DirectAccess) else None
-        self._socket: Sender | None = None if self._direct is None else self._direct.sender
-        self._free: Sender | None = None  # the same, while nothing waits and it may be written at once
-        self._plain = True  # messages are taken, and leave unsealed
-        self._shut = False
+        self._free: Sender | None = None  # its sender, while nothing waits and it may be written at once
+        self._shut = False  # no more messages are taken
         self._lanes: Lanes | None = (
             None  # made when something waits: they are 900 bytes even if they are empty
         )
@@ -138,7 +136,6 @@ class Outbox:
     def shut(self) -> None:
         """Take no more messages: the connection has ended. What waits still leaves, and no feeder waits for it."""
         self._shut = True
-        self._plain = False
         self.ready = None
 
     # -- control frames ----------------------------------------------------------------------------------------
@@ -235,8 +232,8 @@ class Outbox:
         """The sender if it may be written, and the transport has sent all that it was given."""
         direct = self._direct
         if direct is not None and direct.sent_everything:
-            self._free = self._socket
-            if self._plain:
+            self._free = direct.sender
+            if not self._shut and not self.sealed:
                 self.ready = self._free
         return self._free
 
@@ -289,7 +286,7 @@ class Outbox:
         """Drop everything and resume the feeders: nothing can be sent any more."""
         self.shut()
         lanes, self._lanes = self._lanes, None
-        self._held = self._pong = self._socket = self._direct = self._free = None
+        self._held = self._pong = self._direct = self._free = None
         self._last = b""
         self.on_idle = self.on_backlog = _nothing  # holds no reference to the connection
         self._may_wait = _taken

@@ -6,7 +6,7 @@ request -> budget of its address (429, then closed) -> fair queue -> the pages
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,52 +18,13 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.admission.addresses import counted_as
-from viewport_relay.admission.limits import WindowCounter
-from viewport_relay.config import BY_ATTRIBUTE
-from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.sink import EventSink
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Reason, Refusal
+from viewport_relay.wire.addresslimits import AddressLimits
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
 
 #: Seconds that the 429 is held back: a client that asks again at once is slowed down.
 HOLD: Final = 1.0
-
-
-class HttpBudget:
-    """Plain HTTP requests of each address against RELAY_HTTP_RATE_PER_IP; one log entry for each address and minute."""
-
-    def __init__(self, clock: IReactorTime, limit: int, log: EventSink, counters: Counters) -> None:
-        """`limit` is per minute, 0 is off."""
-        self._clock = clock
-        self._log = log
-        self._counters = counters
-        #: requests of each address; a reload may set another limit
-        self.requests = WindowCounter(limit)
-        self._told = WindowCounter(1)
-
-    def refusals(self, counted: str) -> int:
-        """How often requests of an address, as limits count it, were over the budget in its minute."""
-        return self.requests.refused(counted, self._clock.seconds())
-
-    def charge(self, address: str, details: Mapping[str, Any]) -> int:
-        """Count one request; `details` are for the log entry. Returns 0, or the seconds to wait when the address is over its budget."""
-        now, counted = self._clock.seconds(), counted_as(address)
-        wait = self.requests.hit(counted, now)
-        if wait:
-            self._counters.http_rate_limited += 1
-            if not self._told.hit(counted, now):
-                number, seconds = self.requests.tried(counted, now)
-                limit = BY_ATTRIBUTE["http_rate_per_ip"].in_words(self.requests.limit)
-                detail = f"{number} requests within {seconds} s, {limit} a minute"
-                self._log.event(
-                    "http_refused",
-                    reason=Reason.HTTP_RATE_LIMIT_EXCEEDED,
-                    ip=address,
-                    detail=detail,
-                    **details,
-                )
-        return wait
 
 
 class PlainHttp(Resource):
@@ -75,7 +36,7 @@ class PlainHttp(Resource):
         self,
         pages: Resource,
         clock: IReactorTime,
-        budget: HttpBudget,
+        limits: AddressLimits,
         queue: FairQueue,
         address: ClientAddress,
         is_operators: Callable[[Request], bool],
@@ -84,7 +45,7 @@ class PlainHttp(Resource):
         Resource.__init__(self)
         self._pages = pages
         self._clock = clock
-        self._budget = budget
+        self._limits = limits
         self._queue = queue
         self._address = address
         self._is_operators = is_operators
@@ -99,14 +60,15 @@ class PlainHttp(Resource):
     async def _answer(self, request: Request) -> None:
         address, wait = self._address(request), 0
         if not self._is_operators(request):
-            wait = self._budget.charge(address, self._address.distrusted_proxy(request))
+            wait = self._limits.charge_request(address, self._address.distrusted_proxy(request))
         if wait:
             channel: Any = request.channel
             channel.may_be_dropped()
             await deferLater(self._clock, HOLD)
         await self._queue.turn(counted_as(address))
         if wait:
-            refuse_rate(request, Reason.HTTP_RATE_LIMIT_EXCEEDED, wait)
+            request.setHeader("Cache-Control", "no-store")
+            answer_refusal(request, Refusal(Reason.HTTP_RATE_LIMIT_EXCEEDED, retry_after=wait))
         else:
             request.render(self._pages)
 
@@ -116,20 +78,28 @@ class PlainHttp(Resource):
             request.processingFailed(failure)
 
 
-def refuse_rate(request: Request, reason: Reason, retry_after: int) -> None:
-    """Answer 429 and end the connection."""
+def answer_refusal(request: Request, refusal: Refusal, **more: str) -> None:
+    """Answer with the refusal's status and a JSON object, which has `more` members, and end the connection.
+
+    The answer of an upgrade is fixed by the wire protocol, section 2, "Refusals".
+    """
     channel: Any = request.channel
     channel.close_after_answer()
-    body = json.dumps({"ok": False, "reason": reason.code, "message": reason.text}).encode("ascii")
+    reason = refusal.reason
+    answer = {"ok": False, "reason": reason.code, "message": refusal.detail_for_peer, **more}
+    body = json.dumps(answer).encode("ascii")
     request.setResponseCode(reason.entry.status, HTTPStatus(reason.entry.status).phrase.encode())
-    for name, value in (
-        ("Content-Type", "application/json"),
-        ("Content-Length", str(len(body))),
-        ("Cache-Control", "no-store"),
-        ("Retry-After", str(retry_after)),
-        ("X-Relay-Reason", reason.code),
-        ("Connection", "close"),
-    ):
+    headers = {
+        "Content-Type": "application/json",
+        "X-Relay-Reason": reason.code,
+        "Connection": "close",
+        "Content-Length": str(len(body)),
+    }
+    if reason is Reason.UPGRADE_REQUIRED:
+        headers["Sec-WebSocket-Version"] = "13"
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
+    for name, value in headers.items():
         request.responseHeaders.setRawHeaders(name, [value])
     request.write(body)
     request.finish()

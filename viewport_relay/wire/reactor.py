@@ -26,7 +26,7 @@ from twisted.internet.main import CONNECTION_DONE, installReactor
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python import log
 
-from viewport_relay.wire.lowpriority import SHARE_SECONDS, LowPrioritySet
+from viewport_relay.wire.lowpriority import LowPrioritySet
 from viewport_relay.wire.transport import DirectTransport, TCPTransport, UnixTransport
 from viewport_relay.wire.turn import Turn
 
@@ -73,6 +73,10 @@ class _TCPPort(_FewAccepts):
 class _UnixPort(_FewAccepts, unix.Port):  # type: ignore[misc]  # Twisted has a class where `transport` is a method
     made = UnixTransport
 
+
+#: Seconds of work of low priority in one turn; the piece that passes this bound is the last. A read takes some 30 µs of CPU, over
+#: TLS 65 µs.
+SHARE_SECONDS: Final = 0.002
 
 #: Seconds between two looks at the sockets of admitted peers while others are served. What is between two looks is sent
 #: together. A look after each piece of work costs upgrades a third more: the code of one step is not in the processor's caches
@@ -156,7 +160,10 @@ class RelayReactor(EPollReactor):
             call()
 
     def _work(self, events: list[tuple[int, int]]) -> None:
-        """Do work of low priority behind these events, as one turn. What is left comes first in the next turn."""
+        """Do work of low priority behind these events, piece by piece, as one turn; between two pieces admitted peers are served.
+
+        What is left comes first in the next turn.
+        """
         self._looked(events)
         turn, jobs = self.turn, self._jobs
         until = self.seconds() + SHARE_SECONDS
@@ -168,6 +175,7 @@ class RelayReactor(EPollReactor):
                 job()
             except BaseException:  # as the reactor does with timed calls
                 log.err()
+            self._look()
         turn.within = turn.running = False
         turn.send()
 

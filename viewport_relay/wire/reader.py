@@ -32,12 +32,8 @@ def _ignored(payload: bytes) -> None:
     """A no-op callback: before there is a handler, and after the end."""
 
 
-def _undecided(peer: Any, verdict: Any, message: bytes) -> None:
-    raise AssertionError("no decision without a judge")
-
-
-def _uncounted(peer: Any, messages: int, size: int, now: float) -> None:
-    raise AssertionError("nothing is forwarded without a judge")
+def _without_judge(*_: object) -> None:
+    raise AssertionError("nothing is decided or forwarded without a judge")
 
 
 class Reader(PausableReader):
@@ -58,8 +54,8 @@ class Reader(PausableReader):
         #: For messages that are routed: judge, whose messages they are, and what is done with verdicts.
         self.judge: Judge | None = None
         self.peer: Any = None
-        self.decide: Decide = _undecided
-        self.count: Count = _uncounted
+        self.decide: Decide = _without_judge
+        self.count: Count = _without_judge
         #: Takes messages that are not routed.
         self.receive: Callable[[bytes], None] = _ignored
         #: Opens a message of a Noise link: (payload, binary) -> frame, or None when there is none for `receive`.
@@ -112,7 +108,7 @@ class Reader(PausableReader):
         self.judge = None
         self.peer = None
         self.unwrap = None
-        self.decide, self.count = _undecided, _uncounted
+        self.decide = self.count = _without_judge
         if self._codec is not None:
             self._codec.discard()
         self.end()
@@ -120,11 +116,6 @@ class Reader(PausableReader):
     def close_sent(self) -> None:
         """Our Close frame is on its way: the peer's next one answers it."""
         self._needed().closing()
-
-    def ignore(self) -> None:
-        """The closing handshake is over."""
-        if self._codec is not None:
-            self._codec.ignore()
 
     def forget(self) -> None:
         super().forget()

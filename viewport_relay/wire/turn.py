@@ -36,8 +36,8 @@ class Turn:
     ) -> None:
         """`disconnect` is the reactor's way to end a TCP connection at once, where that is known.
 
-        `later` calls back once, behind the frames of this turn: for work of low priority, which takes a bounded time. `look` is
-        called between two pieces of such work, and serves the admitted peers that have sent something meanwhile.
+        `later` calls back once, behind the frames of this turn: for a piece of work of low priority. All such work together has a
+        bounded time in each turn. `look` serves the admitted peers that have sent something meanwhile: for longer work to call.
         """
         self.later = later
         self.look = look

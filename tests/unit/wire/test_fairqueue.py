@@ -1,4 +1,4 @@
-"""FairQueue: no delay when idle, otherwise a time budget per turn of the reactor, round-robin by key."""
+"""FairQueue: no delay when idle, otherwise round-robin by key, within the reactor's time for work of low priority."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from tests.memorywire import timed_calls
-from viewport_relay.wire.fairqueue import SHARE_SECONDS, FairQueue
+from viewport_relay.wire.fairqueue import FairQueue
 
 
 class Work:
-    """A queue, and the names of the work that it has run. Each piece takes `seconds`."""
+    """A queue, and the names of the work that it has run."""
 
-    def __init__(self, seconds: float = SHARE_SECONDS) -> None:
+    def __init__(self) -> None:
         self.clock = Clock()
         self.queue = FairQueue(self.clock)
         self.done: list[str] = []
-        self._seconds = seconds
 
     def piece(self, name: str, also: Callable[[], object] = lambda: None) -> Callable[[], None]:
         def work() -> None:
             self.done.append(name)
-            self.clock.rightNow += self._seconds
             also()
 
         return work
@@ -62,19 +60,8 @@ def test_keys_take_turns() -> None:
     assert work.done[4:] == ["greedy3"] and work.clock.getDelayedCalls() == []
 
 
-def test_the_time_of_a_turn_is_bounded() -> None:
-    work = Work(seconds=SHARE_SECONDS / 4)
-    for n in range(50):
-        work.add(f"key{n}", f"{n}")
-    assert len(work.done) == 1
-    work.turns()
-    assert len(work.done) == 5
-    work.turns(12)
-    assert work.done == [f"{n}" for n in range(50)]
-
-
 def test_work_that_is_added_while_work_runs_has_a_later_place() -> None:
-    work = Work(seconds=0.0)
+    work = Work()
     work.queue.run("a", work.piece("first", lambda: work.add("a", "second")))
     assert work.done == ["first"]
     work.turns()
@@ -82,7 +69,7 @@ def test_work_that_is_added_while_work_runs_has_a_later_place() -> None:
 
 
 def test_a_turn_within_work_of_the_same_key_is_at_once() -> None:
-    work = Work(seconds=0.0)
+    work = Work()
     work.queue.run("a", work.piece("read", lambda: (work.waiter("a", "answered"), work.waiter("b", "other"))))
     assert work.done == ["read", "answered"]
     work.turns()
@@ -94,7 +81,7 @@ def test_a_cancelled_waiter_takes_no_turn() -> None:
     work.add("a", "first")
     work.waiter("a", "left").cancel()
     work.waiter("a", "next")
-    work.turns()
+    work.turns(2)  # the first comes to nothing
     assert work.done == ["first", "next"]
 
 
@@ -116,12 +103,3 @@ def test_an_exception_does_not_stop_the_queue() -> None:
         work.turns()
     work.turns(2)
     assert work.done == ["first", "other"]
-
-
-def test_admitted_peers_are_served_between_two_pieces_of_work() -> None:
-    work = Work(SHARE_SECONDS / 3)
-    work.queue._turn.look = lambda: work.done.append("peers")  # type: ignore[method-assign]
-    for n in range(3):
-        work.add("a", f"a{n}")
-    work.turns()
-    assert work.done == ["a0", "a1", "peers", "a2", "peers"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from zope.interface.verify import verifyObject
 
 from tests.conformance import echo
 from tests.memorywire import TEXT, masked_frame
-from viewport_relay.wire.lowpriority import SHARE_SECONDS
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.reactor import (
     GATHER_SECONDS,
     LOOK_SECONDS,
+    SHARE_SECONDS,
     TALK_LOOK_SECONDS,
     TALK_SECONDS,
     RelayReactor,
@@ -158,6 +160,44 @@ def test_a_turn_has_a_bounded_time_for_them_and_they_are_served_in_turn(
         served += turn[1::2]
     assert sorted(served) == names
     assert peer.lost is None
+
+
+@pytest.mark.parametrize(("lasts", "each"), [(SHARE_SECONDS, 1), (SHARE_SECONDS / 4, 4)])
+def test_a_fair_queue_has_the_same_bound_and_peers_are_served_between_two_pieces(
+    bench: Bench, lasts: float, each: int
+) -> None:
+    queue = FairQueue(bench.reactor)
+
+    def piece(name: str) -> None:
+        bench.heard.append(name)
+        bench.time += lasts
+
+    names = [f"piece {n}" for n in range(9)]
+    for name in names:
+        queue.run(name, partial(piece, name))
+    assert bench.heard == names[:1]  # nothing waited, so the first was run at once
+    bench.member("peer", b"1" * 20, where=bench.reactor, kind=AdmittedPeer)
+    served = []
+    for _ in range(8 // each):
+        turn = list(bench.turn())
+        assert turn[::2] == ["peer"] * (each + 1) and len(turn[1::2]) == each
+        served += turn[1::2]
+    assert served == names[1:]
+
+
+def test_events_and_queued_work_share_the_time_in_turn(bench: Bench) -> None:
+    queue = FairQueue(bench.reactor)
+
+    def piece() -> None:
+        bench.heard.append("piece")
+        bench.time += SHARE_SECONDS / 4
+
+    for n in range(9):
+        queue.run("key", piece)
+        bench.member(f"stranger {n}", b"1", lasts=SHARE_SECONDS / 4)
+    first, second = list(bench.turn()), list(bench.turn())
+    for turn in (first, second):
+        assert len(turn) == 4 and turn.count("piece") == 2
 
 
 def test_what_waits_for_quiet_sockets_comes_after_what_they_brought_meanwhile(bench: Bench) -> None:

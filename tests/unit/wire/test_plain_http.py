@@ -11,12 +11,15 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from tests.memorywire import Log, MemoryTransport, timed_calls
 from viewport_relay.admission.addresses import TrustedProxies
+from viewport_relay.config import load
 from viewport_relay.observe.counters import Counters
+from viewport_relay.wire.addresslimits import AddressLimits
 from viewport_relay.wire.channel import MAX_KEPT, REQUEST_TIMEOUT
 from viewport_relay.wire.clientaddress import ClientAddress
-from viewport_relay.wire.fairqueue import SHARE_SECONDS, FairQueue
+from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.httpconnections import HttpConnections
-from viewport_relay.wire.plainhttp import HOLD, HttpBudget, PlainHttp
+from viewport_relay.wire.plainhttp import HOLD, PlainHttp
+from viewport_relay.wire.reactor import SHARE_SECONDS
 from viewport_relay.wire.site import Pages, RelaySite, Root
 
 KEEP_ALIVE = 75.0
@@ -67,10 +70,13 @@ class Web:
         self.queue = FairQueue(self.clock)
         self.connections = HttpConnections(lambda: 10)
         self.address = "192.0.2.1"
+        config: Any = load(
+            {"RELAY_MODE": "dev", "SERVER_URL": "http://127.0.0.1:1", "RELAY_HTTP_RATE_PER_IP": str(rate)}, {}
+        )
         plain = PlainHttp(
             Pages(self.page, {b"/own": lambda request: b"own"}),
             self.clock,
-            HttpBudget(self.clock, rate, self.log, self.counters),
+            AddressLimits(self.clock, config, self.log, self.counters, exempt=lambda address: False),
             self.queue,
             Told(self),
             lambda request: request.path == operator,
@@ -119,8 +125,10 @@ def get(path: bytes) -> bytes:
 
 def test_pipelined_requests_are_answered_one_per_turn_in_order() -> None:
     web = Web()
+    web.address = "unknown"  # as the channel's, so that a request is read and answered as one piece of work
     line = web.connect()
-    line.say(b"".join(get(b"/%d" % n) for n in range(5)) + b"GET /5 HTTP/1.1\r\nHo")
+    line.transport.arrive(b"".join(get(b"/%d" % n) for n in range(5)) + b"GET /5 HTTP/1.1\r\nHo")
+    line.flush()
     assert web.page.asked == [b"/0"]
     for n in range(1, 5):
         line.turns(1)

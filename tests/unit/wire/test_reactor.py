@@ -14,8 +14,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.python import log
 
-from viewport_relay.wire.lowpriority import SHARE_SECONDS
-from viewport_relay.wire.reactor import MOST_ACCEPTS, RelayReactor
+from viewport_relay.wire.reactor import MOST_ACCEPTS, SHARE_SECONDS, RelayReactor
 from viewport_relay.wire.turn import Turn, turn_of
 
 

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from tests.unit.admission.conftest import Log
 from viewport_relay.config import load
 from viewport_relay.observe.counters import Counters
-from viewport_relay.wire.acceptlimit import TOLERATED, AcceptLimit, LimitedFactory
+from viewport_relay.wire.addresslimits import TOLERATED, AddressLimits, LimitedFactory
 
 
 class Door:
@@ -20,13 +20,11 @@ class Door:
 
     def __init__(self, **settings: str) -> None:
         self.clock, self.log, self.counters = Clock(), Log(), Counters()
-        self.refusals: dict[str, int] = {}
-        self.limit = AcceptLimit(
+        self.limit = AddressLimits(
             self.clock,
             configured(**settings),
             self.log,
             self.counters,
-            http_refusals=lambda counted: self.refusals.get(counted, 0),
             exempt=lambda address: address == "10.0.0.1",
         )
 
@@ -56,9 +54,10 @@ def test_connections_of_an_address_are_bounded_for_a_minute_and_the_log_says_so_
 
 def test_plain_http_that_goes_on_after_many_answers_429_is_refused_at_accept() -> None:
     door = Door()
-    door.refusals["192.0.2.1"] = TOLERATED - 1
+    for _ in range(5 + TOLERATED - 1):
+        door.limit.charge_request("192.0.2.1", {})
     assert door.opened(1) == 1
-    door.refusals["192.0.2.1"] = TOLERATED
+    assert door.limit.charge_request("192.0.2.1", {}) == 60
     assert door.opened(1) == 0
     [entry] = door.log.named("connection_refused")
     assert f"{TOLERATED} answers 429" in entry["detail"]
