@@ -209,7 +209,7 @@ class Relay(WaitingService):
         """Drop empty targets, expired entries and unused buffers. Called periodically."""
         seconds = self._config.empty_workspace_ttl_ms / 1000
         self._relaying.registry.clean_up(self._clock.seconds(), seconds)
-        self._turn.arena.clear()
+        self._turn.arena.buffers.clear()
 
     def _close_expired(self) -> None:
         if self._config.token_expiry == "close":

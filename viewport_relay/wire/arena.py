@@ -21,49 +21,20 @@ class Buffer:
         self.unmask = unmasker(self.data)
 
 
-class Scratch:
-    """Memory for one message at a time. It grows with the longest message, until it is cleared."""
-
-    __slots__ = ("_view",)
-
-    LEAST: Final = 131_072
-    _view: memoryview
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def take(self, size: int) -> memoryview:
-        """At least `size` bytes; what they hold is lost with the next call."""
-        if size > len(self._view):
-            self._view = memoryview(bytearray(size))
-        return self._view
-
-    def clear(self) -> None:
-        """Release the memory of longer messages."""
-        self._view = memoryview(bytearray(self.LEAST))
-
-
 class Arena(Buffer):
     """One buffer for the frames of one read. `space` is for a read, the whole `view` for a long frame behind it."""
 
-    __slots__ = ("buffers", "opened", "sealed", "space")
+    __slots__ = ("buffers", "space")
 
     def __init__(self) -> None:
         # A long frame may stand behind what was read before it; pages that are not used take no memory.
         super().__init__(ARENA_SIZE + 1_048_576 + 4096)
         self.space = self.view[:ARENA_SIZE]
         self.buffers = Buffers()
-        #: For a message of a Noise link, after it was decrypted and before it is sent.
-        self.opened, self.sealed = Scratch(), Scratch()
-
-    def clear(self) -> None:
-        """Release what only long messages need; called now and then, not while a message is handled."""
-        for memory in (self.buffers, self.opened, self.sealed):
-            memory.clear()
 
 
 class Buffers:
-    """Buffers for long frames, kept for reuse: fresh memory costs a page fault every 4 KiB.
+    """Buffers for long messages, kept for reuse: fresh memory costs a page fault every 4 KiB.
 
     They come in steps of 64 KiB, and at most `KEPT_BYTES` of them wait for their next use.
     """
@@ -92,7 +63,7 @@ class Buffers:
             self._kept.setdefault(size, []).append(buffer)
 
     def clear(self) -> None:
-        """Release the memory of buffers that are not in use."""
+        """Release the memory of buffers that are not in use: called now and then."""
         self._kept.clear()
         self._bytes = 0
 

@@ -126,10 +126,12 @@ class LinkOutbox(Outbox):
         size = cipher.message_size(len(message))
         header = frame_header(BINARY, size)
         start, stop = len(header), len(header) + size
-        space = self._turn.arena.sealed.take(stop)
-        space[:start] = header
-        cipher.encrypt_into(message, space[start:stop])
-        self.write(space[:stop], feeder)
+        buffers = self._turn.arena.buffers
+        buffer = buffers.take(stop)
+        buffer.view[:start] = header
+        cipher.encrypt_into(message, buffer.view[start:stop])
+        self.write(buffer.view[:stop], feeder)
+        buffers.give(buffer)
 
     def _as_sent(self, data: bytes) -> bytes:
         if type(data) is not Unsealed:

@@ -62,12 +62,15 @@ class LinkReader(FastReader):
         """Decrypt a message into a buffer that is used again, and forward it from there."""
         cipher = self._cipher
         assert cipher is not None  # messages are judged only while the link is up
-        space = self._arena.opened.take(_HEAD + stop - start)
+        buffers = self._arena.buffers
+        buffer = buffers.take(_HEAD + stop - start)
         try:
-            size = cipher.decrypt_into(view[start:stop], space[_HEAD:])
+            size = cipher.decrypt_into(view[start:stop], buffer.view[_HEAD:])
         except Refusal as refusal:
             self._refuse(refusal)
             return False
         # Tiny records cost far more than their bytes: a message of many counts as a decision.
         few = stop - start - size <= _FEW_RECORDS + (size >> 9)
-        return super()._forward_alone(space, _HEAD, _HEAD + size, judge) and few
+        forwarded = super()._forward_alone(buffer.view, _HEAD, _HEAD + size, judge)
+        buffers.give(buffer)
+        return forwarded and few

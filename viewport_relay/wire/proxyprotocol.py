@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.interfaces import IProtocol, IProtocolFactory
-from twisted.protocols.haproxy import _exceptions, _wrapper
+from twisted.protocols.haproxy import _exceptions
+from twisted.protocols.haproxy._v1parser import V1Parser
 from twisted.protocols.haproxy._v2parser import V2Parser
-from twisted.protocols.policies import WrappingFactory
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 
 from viewport_relay.admission.addresses import parse_address, peer_host
@@ -48,14 +49,29 @@ def header_length(data: bytes) -> int | None:
     return length if len(data) >= length else 0
 
 
-class ProxiedConnection(DirectAccess, _wrapper.HAProxyProtocolWrapper):
+def source(header: bytes) -> Any:
+    """The client's address (an IAddress) in a whole header; None: the header names none.
+
+    Raises ValueError or InvalidProxyHeader, and KeyError for a family that is none.
+    """
+    if header == _UNKNOWN:
+        return None
+    if header.startswith(_V2):
+        return V2Parser.parse(header).source
+    return V1Parser.parse(header[:-2]).source
+
+
+class ProxiedConnection(DirectAccess, ProtocolWrapper):
     """Takes the header off a connection; `getPeer` then tells the address that it names. Made by `ProxyFactory`."""
 
     factory: ProxyFactory
+    transport: Any
 
     def __init__(self, factory: WrappingFactory[Any], wrapped: IProtocol) -> None:
         super().__init__(factory, wrapped)
         self._kept = b""
+        self._source: Any = None
+        self._passed = False  # the header was taken
         self._refused = False
 
     def makeConnection(self, transport: Any) -> None:
@@ -75,12 +91,14 @@ class ProxiedConnection(DirectAccess, _wrapper.HAProxyProtocolWrapper):
 
     def dataReceived(self, data: bytes) -> None:
         """Called by the transport."""
-        if self._refused:
-            return
-        if self._proxyInfo is not None:
+        if self._passed:
             self.wrappedProtocol.dataReceived(data)
-        else:
+        elif not self._refused:
             self._head(self._kept + data)
+
+    def getPeer(self) -> Any:
+        """The address that the header names, else that of the connection."""
+        return self._source or self.transport.getPeer()
 
     # Behind the header the wrapper has nothing to do: the transport itself is read and written.
 
@@ -102,24 +120,24 @@ class ProxiedConnection(DirectAccess, _wrapper.HAProxyProtocolWrapper):
             self._kept = data
             return
         self._kept = b""
+        self._refused = True
         if length is None or not self._is_taken(data[:length]):
-            self._refused = True
             self.loseConnection()  # type: ignore[no-untyped-call]
         elif self.factory.refuses(peer_host(self)):
-            self._refused = True
-            transport: Any = self.transport
-            transport.abortConnection()
-        elif data[length:]:
-            self.wrappedProtocol.dataReceived(data[length:])
+            self.transport.abortConnection()
+        else:
+            self._refused = False
+            self._passed = True
+            if data[length:]:
+                self.wrappedProtocol.dataReceived(data[length:])
 
     def _is_taken(self, header: bytes) -> bool:
         try:
-            super().dataReceived(b"PROXY UNKNOWN \r\n" if header == _UNKNOWN else header)
+            self._source = source(header)
         except (_exceptions.InvalidProxyHeader, ValueError, KeyError):  # for ports and families that are none
             return False
-        source = None if self._proxyInfo is None else self._proxyInfo.source
-        host = getattr(source, "host", None)
-        return self._proxyInfo is not None and (host is None or parse_address(host) is not None)
+        host = getattr(self._source, "host", None)
+        return host is None or parse_address(host) is not None
 
 
 class ProxyFactory(WrappingFactory[ProxiedConnection]):
@@ -131,28 +149,23 @@ class ProxyFactory(WrappingFactory[ProxiedConnection]):
     def __init__(
         self,
         behind: IProtocolFactory,
-        accepts: Callable[[str], bool] | None = None,
-        refuses: Callable[[str], bool] = lambda address: False,
-        log: EventSink | None = None,
+        accepts: Callable[[str], bool],
+        refuses: Callable[[str], bool],
+        log: EventSink,
     ) -> None:
-        """`accepts` tells by the address of the socket's peer whether its header is believed; None: every header is believed.
+        """`accepts` tells by the address of the socket's peer whether its header is believed.
 
         `refuses` tells whether the connection of an address that a header names is dropped, before TLS.
         """
         super().__init__(behind)  # type: ignore[no-untyped-call]
+        self.accepts = accepts
         self.refuses = refuses
-        self._accepts = accepts
         self._log = log
-
-    def accepts(self, peer: str) -> bool:
-        """Whether a connection of this peer is taken."""
-        return self._accepts is None or self._accepts(peer)
 
     def refused(self, peer: str) -> None:
         """Log a connection that was not taken."""
-        if self._log is not None:
-            self._log.event(
-                "http_dropped",
-                message="a PROXY header of an address that is not in RELAY_TRUSTED_PROXIES is not taken",
-                ip=peer,
-            )
+        self._log.event(
+            "http_dropped",
+            message="a PROXY header of an address that is not in RELAY_TRUSTED_PROXIES is not taken",
+            ip=peer,
+        )

@@ -71,7 +71,7 @@ class Behind(Protocol):
 
 
 def feed(*pieces: bytes) -> tuple[Behind, StringTransport]:
-    factory = ProxyFactory(Factory.forProtocol(Behind))
+    factory = ProxyFactory(Factory.forProtocol(Behind), lambda peer: True, lambda address: False, Log())
     wrapper, transport = factory.buildProtocol(None), StringTransport()
     wrapper.makeConnection(transport)
     for piece in pieces:
@@ -137,7 +137,7 @@ def test_what_twisteds_own_wrapper_lacks() -> None:
 def test_a_header_is_accepted_from_trusted_peers_only() -> None:
     log = Log()
     for accepts, taken in ((lambda peer: peer == "192.168.1.1", True), (lambda peer: False, False)):
-        factory = ProxyFactory(Factory.forProtocol(Behind), accepts, log=log)
+        factory = ProxyFactory(Factory.forProtocol(Behind), accepts, lambda address: False, log)
         wrapper, transport = factory.buildProtocol(None), StringTransport()
         wrapper.makeConnection(transport)
         wrapper.dataReceived(b"PROXY TCP4 203.0.113.7 192.0.2.1 40000 443\r\nit")
