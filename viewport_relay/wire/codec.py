@@ -7,12 +7,10 @@ of its options), and what a hostile peer could have it keep.
 
 from __future__ import annotations
 
-from collections import deque
 from functools import cached_property
 from typing import Any, Final, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.protocol import TrafficStats, WebSocketProtocol
 from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IReactorTime
 
@@ -42,53 +40,23 @@ class CodecEvents(Protocol):
         """The protocol or the limit was violated. What follows is parsed for a Close frame only."""
 
 
-class _AsOpened:
-    """What Autobahn's `_connectionMade` gives each connection, said once: nearly all of it stays as it is for good.
-
-    A test compares this with what the installed Autobahn sets.
-    """
-
-    send_state = WebSocketProtocol.SEND_STATE_GROUND
-    data = b""
-    triggered = False
-    trackedTimings = None
-    _perMessageCompress = None
-    trafficStats = TrafficStats()  # of all together: nothing reads it
-    wasMaxFramePayloadSizeExceeded = wasMaxMessagePayloadSizeExceeded = False
-    closedByMe = failedByMe = droppedByMe = wasClean = False
-    wasNotCleanReason = None
-    wasServerConnectionDropTimeout = wasOpenHandshakeTimeout = wasCloseHandshakeTimeout = False
-    wasServingFlashSocketPolicyFile = False
-    localCloseCode = localCloseReason = remoteCloseCode = remoteCloseReason = None
-    openHandshakeTimeoutCall = closeHandshakeTimeoutCall = None
-    autoPingTimeoutCall = autoPingPending = autoPingPendingCall = autoPingPendingSent = None
-    autoPingPendingSeq = 0
-    # And of an opening handshake that went well:
-    state = WebSocketProtocol.STATE_OPEN
-    websocket_version = 13
-    inside_message = False
-    current_frame = None
-
-    @cached_property
-    def utf8validator(self) -> Any:
-        """For messages that do not take the fast path."""
-        return Utf8Validator()
-
-    @cached_property
-    def send_queue(self) -> deque[Any]:
-        """For sending through Autobahn, which does not happen."""
-        return deque()
-
-
-class Codec(_AsOpened, WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
+class Codec(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
     """One connection's codec, in the open state. What it would send is told to `events` or left out.
 
     Made by `CodecFactory`. Used of it: `feed`, `between_messages`, `closing`, `discard`, `onCloseFrame`, `limit`.
     """
 
-    # Autobahn's own:
-    current_frame: Any
+    # As after an opening handshake that went well:
+    state = WebSocketServerProtocol.STATE_OPEN
+    websocket_version = 13
+    inside_message = False
+    current_frame: Any = None
     message_data: Any = None
+
+    @cached_property
+    def utf8validator(self) -> Any:
+        """For messages that do not take the fast path."""
+        return Utf8Validator()
 
     def __init__(self, events: CodecEvents) -> None:
         # Without Autobahn's own, which makes two Deferreds and a description of the transport.
@@ -208,12 +176,13 @@ class CodecFactory:
             tcpNoDelay=True,
             maxMessagePayloadSize=max_message,
         )
-        # The options as attributes of a class: Autobahn would copy them, two dozen, into each connection.
-        options: dict[str, Any] = {"CONFIG_ATTRS": (), "factory": factory}
-        for name in Codec.CONFIG_ATTRS:
-            value = getattr(factory, name)
-            options[name] = staticmethod(value) if callable(value) else value
-        self._made: type[Codec] = type("Codec", (Codec,), options)
+        # What Autobahn would give each connection, five dozen options and beginnings, as attributes of a class.
+        opened: Any = WebSocketServerProtocol()
+        opened.factory = factory
+        opened._connectionMade()
+        given = {name: value for name, value in vars(opened).items() if name not in vars(Codec)}
+        given["perMessageCompressionAccept"] = staticmethod(given["perMessageCompressionAccept"])  # no method
+        self._made: type[Codec] = type("Codec", (Codec,), given)
 
     def codec(self, events: CodecEvents) -> Codec:
         """The codec of a connection that was just opened."""

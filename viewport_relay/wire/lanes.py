@@ -2,63 +2,49 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 
 from viewport_relay.wire.interfaces import Feeder
-
-
-class _Lane:
-    __slots__ = ("chunks", "feeder")
-
-    def __init__(self, feeder: Feeder | None) -> None:
-        self.feeder = feeder
-        self.chunks: deque[bytes] = deque()
 
 
 class Lanes:
     """The lanes of one receiver; each holds something. False: nothing waits."""
 
-    __slots__ = ("_by_feeder", "_turns", "size")
+    __slots__ = ("_lanes", "size")
 
     def __init__(self) -> None:
-        self._by_feeder: dict[Feeder | None, _Lane] = {}
-        self._turns: deque[_Lane] = deque()
+        self._lanes: OrderedDict[Feeder | None, deque[bytes]] = OrderedDict()  # the next one is the first
         #: bytes that wait
         self.size = 0
 
     def __bool__(self) -> bool:
-        return bool(self._turns)
+        return bool(self._lanes)
 
     @property
     def feeders(self) -> tuple[Feeder, ...]:
         """The feeders whose data wait."""
-        return tuple(feeder for feeder in self._by_feeder if feeder is not None)
+        return tuple(feeder for feeder in self._lanes if feeder is not None)
 
     def put(self, feeder: Feeder | None, data: bytes) -> bool:
         """Let data wait. True: nothing else of this feeder does."""
-        lane = self._by_feeder.get(feeder)
-        new = lane is None
+        lane = self._lanes.get(feeder)
         if lane is None:
-            lane = self._by_feeder[feeder] = _Lane(feeder)
-            self._turns.append(lane)
-        lane.chunks.append(data)
+            lane = self._lanes[feeder] = deque()
+        lane.append(data)
         self.size += len(data)
-        return new
+        return len(lane) == 1
 
     def take(self) -> tuple[bytes, Feeder | None]:
         """The next chunk, and its feeder if nothing else of it waits. Only while something waits."""
-        lane = self._turns.popleft()
-        data = lane.chunks.popleft()
+        feeder, lane = next(iter(self._lanes.items()))
+        data = lane.popleft()
         self.size -= len(data)
-        if lane.chunks:
-            self._turns.append(lane)
+        if lane:
+            self._lanes.move_to_end(feeder)
             return data, None
-        del self._by_feeder[lane.feeder]
-        return data, lane.feeder
+        del self._lanes[feeder]
+        return data, feeder
 
     def drop(self, feeder: Feeder) -> None:
         """Forget what a feeder brought."""
-        lane = self._by_feeder.pop(feeder, None)
-        if lane is not None:
-            self.size -= sum(map(len, lane.chunks))
-            self._turns.remove(lane)
+        self.size -= sum(map(len, self._lanes.pop(feeder, ())))

@@ -60,9 +60,7 @@ class Outbox:
         self._direct = transport if isinstance(transport, DirectAccess) else None
         self._free: Sender | None = None  # its sender, while nothing waits and it may be written at once
         self._shut = False  # no more messages are taken
-        self._lanes: Lanes | None = (
-            None  # made when something waits: they are 900 bytes even if they are empty
-        )
+        self._lanes: Lanes | None = None  # made when something waits: a lane is 1,100 bytes
         self._last: bytes | None = None
         self._pong: bytes | None = None
         self._in_transport = 0  # at most so much was unsent in the transport when it blocked

@@ -606,7 +606,7 @@ def test_a_session_events_client_that_does_not_read_its_answers_is_closed() -> N
 
 
 def test_the_codec_has_the_attributes_that_autobahn_sets() -> None:
-    """`_AsOpened` replaces `_connectionMade` of the installed Autobahn."""
+    """Each codec has them from its class, and only some of its own."""
     stock = WebSocketServerProtocol()
     stock.factory, stock.openHandshakeTimeout = WebSocketServerFactory(), 0
     before = set(vars(stock))
