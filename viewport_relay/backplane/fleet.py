@@ -29,7 +29,7 @@ from viewport_relay.backplane.outbound import Outbound
 from viewport_relay.backplane.platform import PlatformCarrier
 from viewport_relay.backplane.presence import Presence
 from viewport_relay.backplane.redirect import RedirectRule
-from viewport_relay.backplane.redis import RedisCarrier, parts
+from viewport_relay.backplane.redis import RedisCarrier
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
 from viewport_relay.config import Config
@@ -70,14 +70,13 @@ class Fleet:
         self._beginning: Deferred[None] | None = None
         instance = new_instance()
         sync = config.presence_sync_interval_ms / 1000
+        self.outage = Outage(reactor, log, counters, self._recovered)
         if config.backplane_mode == "redis":
-            self.outage = Outage(reactor, log, counters, parts(config), self._recovered)
             self._carrier = carrier = RedisCarrier(reactor, config, self.outage, counters, now)
             about = {"version": __version__, "url": config.public_ws_base_url}
             self._instances = Instances(reactor, carrier, config.relay_id, instance, sync, log, about)
             MultiService.setServiceParent(self._instances, self._services)
         else:
-            self.outage = Outage(reactor, log, counters, (), self._recovered)
             self._carrier = PlatformCarrier(reactor, config, http, self.outage)
         rule = RedirectRule.from_config(config)
         self._presence = Presence(

@@ -187,8 +187,8 @@ class Carrier(Protocol):
         """Bus frames of one `publish` at most."""
 
     @property
-    def lanes(self) -> int:
-        """Calls of `publish` at a time; those of one lane (see `lane`) are never side by side."""
+    def publishes(self) -> int:
+        """Calls of `publish` at a time; those of one series are never side by side."""
 
     @property
     def calls(self) -> int:
@@ -202,8 +202,8 @@ class Carrier(Protocol):
     def peers_changed(self, number: int) -> None:
         """Note the number of connected peers; with none, no bus frames are expected."""
 
-    def lane(self, parcel: Parcel) -> object:
-        """Parcels for one relay whose lanes are equal are published one call after the other."""
+    def series(self, parcel: Parcel) -> object:
+        """Parcels for one relay whose series are equal are published one call after the other."""
 
     async def take(
         self, target: TargetKey, entry: Mapping[str, object], claim: SeatClaim, *, new: bool

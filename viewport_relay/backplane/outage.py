@@ -15,7 +15,7 @@ from viewport_relay.reasons import Reason
 class Outage:
     """The state of a carrier: each of its parts is up, down or still connecting.
 
-    A part of `parts` that has reported nothing is still connecting; other parts count from their first report on.
+    A part counts from its first report on, an expected one (`expect`) from the beginning.
     `on_recovery` is called when the last part that was down is up again. One outage is one log line for each reason.
     """
 
@@ -24,18 +24,21 @@ class Outage:
         clock: IReactorTime,
         log: EventSink,
         counters: Counters,
-        parts: tuple[str, ...],
         on_recovery: Callable[[], None],
     ) -> None:
         self._clock = clock
         self._log = log
         self._counters = counters
         self._on_recovery = on_recovery
-        self._works: dict[str, bool | None] = dict.fromkeys(parts)
+        self._works: dict[str, bool | None] = {}
         self._since: float | None = None
         self._logged: set[Reason] = set()
         #: the latest failure of the present outage
         self.failed = CarrierFailed("")
+
+    def expect(self, part: str) -> None:
+        """Note that a part is still connecting."""
+        self._works[part] = None
 
     @property
     def is_up(self) -> bool:

@@ -1,6 +1,6 @@
 """The outgoing side of the bus: messages for peers on other relays leave in order, several in one call.
 
-What the sockets bring for one relay leaves together when they are quiet. Messages of one lane (see `Carrier.lane`)
+What the sockets bring for one relay leaves together when they are quiet. Messages of one series (see `Carrier.series`)
 are published call after call, so that their order is kept from the first one on, also while the carrier is still
 connecting. What waits is bounded for each relay; a client that publishes too much is not read meanwhile.
 """
@@ -38,7 +38,7 @@ CALL_BYTES: Final = 524_288
 
 
 @define(eq=False)
-class _Lane:
+class _Series:
     """Messages that are published call after call; it exists as long as one is queued or in flight."""
 
     relay: _Relay
@@ -48,12 +48,12 @@ class _Lane:
 
 @define(eq=False)
 class _Relay:
-    """The messages for one relay, queued or in flight, over all lanes."""
+    """The messages for one relay, queued or in flight, over all series."""
 
     relay_id: str
     bytes: int = 0
     frames: int = 0
-    lanes: dict[object, _Lane] = Factory(dict)
+    series: dict[object, _Series] = Factory(dict)
     paused: dict[Publisher, None] = Factory(dict)
 
 
@@ -82,7 +82,7 @@ class Outbound:
     ) -> None:
         self._when_quiet = when_quiet
         self._carrier = carrier
-        self._lane_of = carrier.lane
+        self._series_of = carrier.series
         self._outage = outage
         self._signer = signer
         self._batch_signer = batch_signer
@@ -95,7 +95,7 @@ class Outbound:
         self._pause_at = min(PAUSE_AT, most_bytes // 4)
         self._unread = UnreadQueues(clock, carrier, self._taken_back, most_bytes)
         self._relays: dict[str, _Relay] = {}
-        self._ready: deque[_Lane] = deque()  # lanes whose next call can be made
+        self._ready: deque[_Series] = deque()  # series whose next call can be made
         self._begins = False  # whether it is, when the sockets are quiet
         self._calls = 0  # under way
         self._flushed: list[Deferred[None]] = []
@@ -108,7 +108,7 @@ class Outbound:
     def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
         """Queue a message. `publisher` is paused while too much waits for its relay.
 
-        Over the bounds the oldest message of the relay's longest lane goes, unless it is on its way already.
+        Over the bounds the oldest message of the relay's longest series goes, unless it is on its way already.
         """
         if self._outage.is_down:
             self._counters.bus_publish_failed += len(parcel.payloads)
@@ -122,13 +122,13 @@ class Outbound:
             for single in parcel.singles():  # each is carried or dropped by itself
                 self.publish(single, publisher)
             return
-        key = self._lane_of(parcel)
-        lane = relay.lanes.get(key)
-        if lane is None:
-            lane = relay.lanes[key] = _Lane(relay, key)
-            self._ready.append(lane)
+        key = self._series_of(parcel)
+        series = relay.series.get(key)
+        if series is None:
+            series = relay.series[key] = _Series(relay, key)
+            self._ready.append(series)
             self._send_ready()
-        lane.queue.append(parcel)
+        series.queue.append(parcel)
         relay.bytes += parcel.size
         relay.frames += frames
         if publisher is not None and relay.bytes >= self._pause_at and publisher not in relay.paused:
@@ -144,10 +144,10 @@ class Outbound:
     def _drop_oldest(self, relay: _Relay, newest: Parcel) -> None:
         dropped = []
         while self._exceeds(relay):
-            lane = max(relay.lanes.values(), key=lambda lane: len(lane.queue))
-            if lane.queue[0] is newest:
+            series = max(relay.series.values(), key=lambda series: len(series.queue))
+            if series.queue[0] is newest:
                 break
-            oldest = lane.queue.popleft()
+            oldest = series.queue.popleft()
             relay.bytes -= oldest.size
             relay.frames -= len(oldest.payloads)
             dropped.append(oldest)
@@ -172,26 +172,26 @@ class Outbound:
 
     def _begin(self) -> None:
         self._begins = False
-        while self._ready and self._calls < self._carrier.lanes:
+        while self._ready and self._calls < self._carrier.publishes:
             self._calls += 1
             Deferred.fromCoroutine(self._send(self._ready.popleft())).addErrback(self._broken)
 
     def _broken(self, failure: Failure) -> None:
         self._log.event("internal_error", message=failure.getTraceback())
 
-    async def _send(self, lane: _Lane) -> None:
-        """Publish one batch: lanes that always have something take turns."""
-        relay = lane.relay
+    async def _send(self, series: _Series) -> None:
+        """Publish one batch: series that always have something take turns."""
+        relay = series.relay
         try:
-            if lane.queue:  # else what waited was dropped
-                await self._publish(relay, *self._next_batch(lane))
+            if series.queue:  # else what waited was dropped
+                await self._publish(relay, *self._next_batch(series))
         finally:
             self._calls -= 1
-            if lane.queue:
-                self._ready.append(lane)
+            if series.queue:
+                self._ready.append(series)
             else:
-                del relay.lanes[lane.key]
-                if not relay.lanes:
+                del relay.series[series.key]
+                if not relay.series:
                     del self._relays[relay.relay_id]
             self._send_ready()
         if not self._relays:
@@ -233,9 +233,9 @@ class Outbound:
         singles = (single for parcel in parcels for single in parcel.singles())
         return [(self._signer.sign(single), (single,)) for single in singles]
 
-    def _next_batch(self, lane: _Lane) -> tuple[list[Parcel], int, int]:
+    def _next_batch(self, series: _Series) -> tuple[list[Parcel], int, int]:
         """The next batch, the bytes of its payloads, and their number."""
-        queue, most = lane.queue, self._carrier.batch
+        queue, most = series.queue, self._carrier.batch
         batch: list[Parcel] = []
         size = frames = 0
         while queue and frames < most and size < CALL_BYTES:

@@ -47,7 +47,7 @@ class PlatformCarrier:
     """Presence and bus at the platform. Frames of one target leave one after the other, targets side by side."""
 
     batch: Final = 1
-    lanes: Final = 16
+    publishes: Final = 16
     calls: Final = 8
 
     def __init__(self, clock: IReactorTime, config: Config, http: HttpClient, outage: Outage) -> None:
@@ -104,7 +104,7 @@ class PlatformCarrier:
         if waits is not None:
             waits.callback(None)
 
-    def lane(self, parcel: Parcel) -> object:
+    def series(self, parcel: Parcel) -> object:
         return parcel.target
 
     # -- presence ------------------------------------------------------------------------------------------------

@@ -38,14 +38,6 @@ COMMAND_LIMIT: Final = 2.0
 #: Relays whose queues' lengths are remembered.
 _MOST_LENGTHS: Final = 1024
 
-_COMMANDS: Final = "commands"
-_READER: Final = "bus"
-
-
-def parts(config: Config) -> tuple[str, ...]:
-    """The connections that can be up or down."""
-    return (_COMMANDS, _READER) if config.bus_enabled else (_COMMANDS,)
-
 
 def commands_for(config: Config) -> Commands:
     return Commands(
@@ -57,7 +49,7 @@ class RedisCarrier:
     """Presence and bus in Redis, over two connections: one for commands, one that waits for bus frames."""
 
     batch: Final = 512
-    lanes: Final = 1024
+    publishes: Final = 1024
     calls: Final = 64
 
     def __init__(
@@ -84,6 +76,7 @@ class RedisCarrier:
         self._service = MultiService()
 
         def connection(part: str, trials: tuple[Command, ...]) -> RedisConnection:
+            outage.expect(part)
             made = RedisConnection(
                 reactor,
                 redis_of(reactor, config, config.redis_connect_timeout_ms / 1000),
@@ -96,8 +89,8 @@ class RedisCarrier:
             return made
 
         bus = config.bus_enabled
-        self._commands = connection(_COMMANDS, make.presence_trials() + (make.push_trials() if bus else ()))
-        self._reader = connection(_READER, make.pull_trials()) if bus else None
+        self._commands = connection("commands", make.presence_trials() + (make.push_trials() if bus else ()))
+        self._reader = connection("bus", make.pull_trials()) if bus else None
 
     def start(self) -> None:
         self._service.startService()
@@ -109,7 +102,7 @@ class RedisCarrier:
     def peers_changed(self, number: int) -> None:
         """The queue is read whether or not a peer is here: waiting costs nothing."""
 
-    def lane(self, parcel: Parcel) -> object:
+    def series(self, parcel: Parcel) -> object:
         return None
 
     # -- presence ------------------------------------------------------------------------------------------------

@@ -139,7 +139,8 @@ class MemoryBackplane:
     def __init__(self, clock: Clock, redis: MemoryRedis, relay_id: str) -> None:
         self.log, self.counters = Log(), Counters()
         self._clock = clock
-        self.outage = Outage(clock, self.log, self.counters, ("redis",), lambda: self.presence.tell_again())
+        self.outage = Outage(clock, self.log, self.counters, lambda: self.presence.tell_again())
+        self.outage.expect("redis")
         self.carrier = carrier = MemoryCarrier(clock, redis, relay_id, self._down)
 
         def now() -> float:

@@ -26,7 +26,7 @@ class StubCarrier(SeatCarrier):
     """Records each call; with `hold` a call stays pending until `answer` or `fail`."""
 
     batch = 4
-    lanes = 2
+    publishes = 2
     calls = 8
 
     def __init__(self, *, hold: bool = False) -> None:
@@ -38,7 +38,7 @@ class StubCarrier(SeatCarrier):
         self.frames: list[tuple[str, bytes]] = []
         self.failing: Exception | None = None
         self.pulls: list[Deferred[Any]] = []
-        self.one_lane = True
+        self.one_series = True
 
     async def carry(self, what: tuple[object, ...], command: Callable[[], T]) -> T:
         if what[0] != "moved":
@@ -60,8 +60,8 @@ class StubCarrier(SeatCarrier):
     def fail(self, error: CarrierFailed) -> None:
         self.held.pop(0).errback(error)
 
-    def lane(self, parcel: Parcel) -> object:
-        return None if self.one_lane else parcel.target
+    def series(self, parcel: Parcel) -> object:
+        return None if self.one_series else parcel.target
 
     async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
         await self._call("publish", len(frames))

@@ -70,7 +70,7 @@ class SeatCarrier:
     """A carrier's presence, on a SeatStore. A subclass runs commands in `carry`, where it records, delays or fails them."""
 
     batch = 512
-    lanes = 1024
+    publishes = 1024
     calls = 64
 
     def __init__(self, seats: SeatStore, relay_id: str) -> None:
@@ -87,7 +87,7 @@ class SeatCarrier:
 
     def peers_changed(self, number: int) -> None: ...
 
-    def lane(self, parcel: Parcel) -> object:
+    def series(self, parcel: Parcel) -> object:
         return None
 
     async def take(

@@ -19,8 +19,10 @@ class Parts:
         self.clock, self.log, self.counters = Clock(), Log(), Counters()
         self.recovered: list[float] = []
         self.outage = Outage(
-            self.clock, self.log, self.counters, parts, lambda: self.recovered.append(self.clock.seconds())
+            self.clock, self.log, self.counters, lambda: self.recovered.append(self.clock.seconds())
         )
+        for part in parts:
+            self.outage.expect(part)
 
     def is_now(self) -> tuple[bool, bool]:
         return self.outage.is_up, self.outage.is_down

@@ -38,7 +38,8 @@ class Parts:
         self.carrier = StubCarrier(hold=True)
         self.log = Log()
         self.counters = Counters()
-        self.outage = Outage(self.clock, self.log, self.counters, ("p",), lambda: None)
+        self.outage = Outage(self.clock, self.log, self.counters, lambda: None)
+        self.outage.expect("p")
         self.failed: list[str] = []
         self.bus = Outbound(
             self.clock,
@@ -119,7 +120,7 @@ def test_where_a_call_carries_one_frame_each_message_of_a_parcel_fails_by_itself
 
 def test_lanes_run_concurrently_up_to_the_carriers_limit() -> None:
     parts = Parts()
-    parts.carrier.one_lane = False
+    parts.carrier.one_series = False
     for target in ("t1", "t2", "t3"):
         parts.publish(target, target=target)
     parts.clock.advance(0)
@@ -241,7 +242,7 @@ def test_a_failure_resumes_the_publisher() -> None:
 
 def test_flush_waits_for_all_lanes() -> None:
     parts = Parts()
-    parts.carrier.one_lane = False
+    parts.carrier.one_series = False
     parts.publish("1", target="t1")
     parts.publish("2", target="t2")
     flushed = Deferred.fromCoroutine(parts.bus.flush())

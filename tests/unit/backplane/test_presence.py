@@ -25,7 +25,8 @@ class Parts:
         self.clock = Clock()
         self.carrier = StubCarrier(hold=hold)
         self.log = Log()
-        self.outage = Outage(self.clock, self.log, Counters(), ("p",), lambda: self.presence.tell_again())
+        self.outage = Outage(self.clock, self.log, Counters(), lambda: self.presence.tell_again())
+        self.outage.expect("p")
         self.presence = Presence(
             self.clock,
             self.carrier,
