@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import maybeDeferred
 from twisted.web.server import Request
 
 from viewport_relay.admin.reply import BadRequest, body_json, put_body, put_late
@@ -36,7 +36,7 @@ class Actions:
     _log: EventSink
     _client_ip: Callable[[Request], str]
 
-    def disconnect(self, request: Request) -> bytes | int:
+    def disconnect(self, request: Request) -> int:
         """`POST /disconnect`: close a connection, all of a workspace or target, or all of a token (its `jti`)."""
         body = body_json(request)
         unknown = sorted(set(body) - set(_MEMBERS))
@@ -49,7 +49,9 @@ class Actions:
         ):
             raise BadRequest("body", _DISCONNECT_TAKES)
 
-        def say(closed: int) -> bytes:
+        operator = self._client_ip(request)
+
+        def log(closed: int) -> int:
             self._log.event(
                 "operator_disconnect",
                 message=f"an operator closed {closed} connections",
@@ -58,12 +60,14 @@ class Actions:
                 runtimeTargetId=which.runtime_target_id,
                 tokenId=which.token_id,
                 closed=closed,
-                operator=self._client_ip(request),
+                operator=operator,
             )
-            return put_body(request, {"ok": True, "disconnected": closed})
+            return closed
 
-        closed = self._state.disconnect(which)
-        return put_late(request, closed, say) if isinstance(closed, Deferred) else say(closed)
+        closed = maybeDeferred(self._state.disconnect, which).addCallback(log)
+        return put_late(
+            request, closed, lambda number: put_body(request, {"ok": True, "disconnected": number})
+        )
 
     def flush(self, request: Request) -> bytes:
         """`POST /cache/flush`: forget validations, and fetch the key set again with the next upgrade."""

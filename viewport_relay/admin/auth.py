@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 from twisted.web.server import Request
 
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Reason, Refusal
 
 CSRF_HEADER: Final = "x-relay-csrf"
 
@@ -82,7 +82,7 @@ class AdminAuth:
         return bool(self._tokens)
 
     def judge(self, request: Request, access: Access) -> Reason | None:
-        """None when the request may have what it asks for, else the reason why not.
+        """None when the request may have what it asks for, else the reason why not. Counts nothing.
 
         A bearer header decides alone; then X-Relay-Admin-Token; then the dashboard's cookie.
         """
@@ -109,23 +109,33 @@ class AdminAuth:
         """Whether the request carries a valid token of either kind, or a valid session."""
         return self.judge(request, "scraper") is None
 
-    def over_limit(self, request: Request, address: str) -> int:
-        """Count a refused request's wrong token; a request without a token is not counted.
+    def check(self, request: Request, access: Access, address: str) -> None:
+        """Raise Refusal unless the request may have what it asks for; a wrong token is counted for its address."""
+        reason = self.judge(request, access)
+        if reason is Reason.ADMIN_UNAUTHORIZED:
+            given = _given_tokens(request)
+            # A metrics token on another page is the wrong one, but no attempt to guess one.
+            if given and not _is_one_of(given[0], self._metrics_tokens):
+                self._count_wrong(address)
+        if reason is not None:
+            raise Refusal(reason)
 
-        Returns 0, or the seconds for which the address is over WRONG_TOKENS_PER_MINUTE. A right token is always taken: an
-        address that many share (a proxy's) must not lock operators out, and tokens are too long to be guessed.
+    def check_form(self, token: bytes, address: str) -> None:
+        """Raise Refusal unless the sign-in form's token is an admin token; a wrong one is counted for its address."""
+        if not _is_one_of(token, self._tokens):
+            self._count_wrong(address)
+            raise Refusal(Reason.ADMIN_UNAUTHORIZED)
+
+    def _count_wrong(self, address: str) -> None:
+        """Raise Refusal for an address over WRONG_TOKENS_PER_MINUTE.
+
+        A right token is always taken: an address that many share (a proxy's) must not lock operators out, and tokens are too
+        long to be guessed.
         """
-        given = _given_tokens(request)
-        if not given or _is_one_of(given[0], self._metrics_tokens):
-            return 0
-        return self._wrong_token(address)
-
-    def signs_in(self, token: bytes, address: str) -> tuple[Reason | None, int]:
-        """Judge the token of the sign-in form: None and 0, or a reason and the seconds to wait."""
-        if _is_one_of(token, self._tokens):
-            return None, 0
         wait = self._wrong_token(address)
-        return (Reason.ADMIN_RATE_LIMIT_EXCEEDED if wait else Reason.ADMIN_UNAUTHORIZED), wait
+        if wait:
+            detail = f"more than {WRONG_TOKENS_PER_MINUTE} wrong tokens within a minute, a fixed limit"
+            raise Refusal(Reason.ADMIN_RATE_LIMIT_EXCEEDED, detail, wait)
 
     # -- sessions of the dashboard ---------------------------------------------------------------------------
 

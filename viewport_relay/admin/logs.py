@@ -25,7 +25,7 @@ from viewport_relay.observe.events import EVENTS, UNKNOWN
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.ring import Record
 from viewport_relay.observe.verdict import judge
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Reason, Refusal
 
 #: Readers that may follow the log at once.
 MAX_FOLLOWERS: Final = 32
@@ -49,7 +49,6 @@ class LogsPage:
     _facts: ReadFacts
     _reactor: IReactorTime
     _now: Callable[[], float]
-    _client_ip: Callable[[Request], str]
 
     def render(self, request: Request) -> bytes | int:
         given = reply.query(request)
@@ -101,9 +100,8 @@ class LogsPage:
         self, request: Request, wanted: Filter, records: list[Record], as_plain_text: bool
     ) -> bytes | int:
         if len(self._log.followers) >= MAX_FOLLOWERS:
-            ip = self._client_ip(request)
-            self._log.event("admin_refused", reason=Reason.ADMIN_TOO_MANY_FOLLOWERS, ip=ip, path="/logs")
-            return reply.refuse(request, Reason.ADMIN_TOO_MANY_FOLLOWERS)
+            detail = f"{MAX_FOLLOWERS} readers follow the log, a fixed limit"
+            raise Refusal(Reason.ADMIN_TOO_MANY_FOLLOWERS, detail)
         if "text/event-stream" in (request.getHeader("accept") or "").lower():
             kind = follow.EVENTS
             seen = request.getHeader("last-event-id") or ""

@@ -15,11 +15,11 @@ from twisted.web.http import CACHED
 from twisted.web.server import Request
 
 from viewport_relay.admin.auth import SESSION_SECONDS, AdminAuth
-from viewport_relay.admin.reply import TEXT_TYPE, BadRequest, body_json, put, put_body, query, refuse
+from viewport_relay.admin.reply import TEXT_TYPE, BadRequest, body_json, put, put_body, query
 from viewport_relay.config import is_loopback
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Reason, Refusal
 
 #: Where a link that signs in once leads.
 ONCE_PATH = "/admin/api/once"
@@ -94,11 +94,7 @@ class SignIn:
         token = body_json(request).get("token")
         if not isinstance(token, str):
             raise BadRequest("token", "the admin token")
-        ip = self._client_ip(request)
-        reason, wait = self._auth.signs_in(token.strip().encode("utf-8", "replace"), ip)
-        if reason is not None:
-            self._log.event("admin_refused", reason=reason, ip=ip, path="/admin/")
-            return refuse(request, reason, wait)
+        self._auth.check_form(token.strip().encode("utf-8", "replace"), self._client_ip(request))
         session, ends = self._open(request)
         body = {"ok": True, "signedIn": True, "csrf": self._auth.csrf(session), "until": timestamp(ends)}
         return put_body(request, body)
@@ -113,7 +109,7 @@ class SignIn:
     def make_link(self, request: Request) -> bytes:
         """`POST /admin/api/sign-in-link`: a link that signs in once. RELAY_MODE=dev only, and only for loopback."""
         if not is_loopback(self._client_ip(request)):
-            return refuse(request, Reason.NOT_FOUND)
+            raise Refusal(Reason.NOT_FOUND)
         return put_body(request, {"ok": True, "path": f"{ONCE_PATH}?key={self._auth.one_time_key()}"})
 
     def use_link(self, request: Request) -> bytes:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.config.values import BOOLEAN
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Reason, Refusal
 
 #: Longest body of a request, bytes.
 MAX_BODY = 16_384
@@ -97,13 +97,14 @@ def put_late(request: Request, waiting: Deferred[T], page: Callable[[T], bytes |
     return NOT_DONE_YET
 
 
-def refuse(request: Request, reason: Reason, retry_after: int = 0) -> bytes:
-    """`{"ok":false,"reason":CODE}` with the reason's status. `retry_after`: seconds, 0: not told."""
-    if retry_after:
-        request.setHeader("Retry-After", str(retry_after))
-    if reason.entry.status == 401:
+def refuse(request: Request, refusal: Refusal) -> bytes:
+    """Answer a Refusal: `{"ok":false,"reason":CODE}` with the reason's status, and Retry-After where it is known."""
+    if refusal.retry_after:
+        request.setHeader("Retry-After", str(refusal.retry_after))
+    status = refusal.reason.entry.status
+    if status == 401:
         request.setHeader("WWW-Authenticate", 'Bearer realm="viewport-relay"')  # RFC 9110 section 11.6.1
-    return put_body(request, {"ok": False, "reason": reason.code}, reason.entry.status)
+    return put_body(request, {"ok": False, "reason": refusal.reason.code}, status)
 
 
 def refuse_bad(request: Request, bad: BadRequest) -> bytes:

@@ -29,7 +29,7 @@ from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.verdict import ready_in_words
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Reason, Refusal
 
 #: Answers a request: the body, or NOT_DONE_YET.
 Page = Callable[[Request], bytes | int]
@@ -74,16 +74,21 @@ class AdminResource(Resource):
         return body
 
     def _render(self, request: Request) -> bytes | int:
-        route = self._route(request)
-        if route is None:
-            return put_body(request, {"ok": False, "reason": Reason.NOT_FOUND.code}, 404)
-        refusal = self._auth.judge(request, route.access)
-        if refusal is not None:
-            return self._refuse(request, refusal)
+        address = self._client_ip(request)
         try:
+            route = self._route(request)
+            if route is None:
+                raise Refusal(Reason.NOT_FOUND)
+            self._auth.check(request, route.access, address)
             return route.page(request)
         except BadRequest as bad:
             return refuse_bad(request, bad)
+        except Refusal as refusal:
+            reason, detail = refusal.reason, refusal.detail or None
+            if reason not in (Reason.NOT_FOUND, Reason.ADMIN_ENDPOINTS_DISABLED):  # what scanners ask for
+                path = request.path.decode("latin-1")
+                self._log.event("admin_refused", reason=reason, ip=address, path=path, detail=detail)
+            return refuse(request, refusal)
 
     def _route(self, request: Request) -> Route | None:
         method = b"GET" if request.method == b"HEAD" else request.method
@@ -98,17 +103,6 @@ class AdminResource(Resource):
             and route.access in ("scraper", "operator")
             and self._auth.judge(request, route.access) is None
         )
-
-    def _refuse(self, request: Request, reason: Reason) -> bytes:
-        """Refuse a request without a right token. An address that has sent many wrong ones is told to wait."""
-        if reason is Reason.ADMIN_ENDPOINTS_DISABLED:
-            return refuse(request, reason)
-        address = self._client_ip(request)
-        wait = self._auth.over_limit(request, address) if reason is Reason.ADMIN_UNAUTHORIZED else 0
-        if wait:
-            reason = Reason.ADMIN_RATE_LIMIT_EXCEEDED
-        self._log.event("admin_refused", reason=reason, ip=address, path=request.path.decode("latin-1"))
-        return refuse(request, reason, wait)
 
 
 def build(
@@ -144,7 +138,7 @@ def build(
     facts = facts_reader(config, log, state, now)
     trends = Trends(config, counters, state, now)
     periodically(STEP, trends.sample)
-    logs = LogsPage(log, About(log, state), facts, reactor, now, client_ip)
+    logs = LogsPage(log, About(log, state), facts, reactor, now)
     metrics = MetricsPage(RelayCollector(counters, state, log, uptime, config.relay_id))
     actions = Actions(state, log, client_ip)
     overview = Overview(config, log, counters, state, facts, trends, uptime)

@@ -104,7 +104,9 @@ class ConnectionCounts:
         Raises Refusal TOO_MANY_CONNECTIONS or TOO_MANY_CONNECTIONS_PER_IP.
         """
         if 0 < self._max_total <= self.total:
-            detail = f"{self.total} connections, RELAY_MAX_TOTAL_CONNECTIONS or the limit on open files allows {self._max_total}"
+            setting = BY_ATTRIBUTE["max_total_connections"]
+            limit = f"{setting.name} (default {setting.shown_default}) or the limit on open files"
+            detail = f"{self.total} connections, {limit} allows {self._max_total}"
             raise Refusal(Reason.TOO_MANY_CONNECTIONS, detail, FULL_RETRY_AFTER)
         of_ip = self._per_ip.get(ip, 0)
         if 0 < self._max_per_ip <= of_ip:

@@ -453,6 +453,7 @@ async def test_the_number_of_followers_is_bounded(admin, token, monkeypatch):
     await eventually(lambda: followers(admin) == 2)
     answer = await admin.get("/logs?follow=1")
     assert answer.status == 503 and answer.json()["reason"] == "ADMIN_TOO_MANY_FOLLOWERS"
+    assert admin.log.entries()[-1]["details"]["detail"] == "2 readers follow the log, a fixed limit"
     readers[0].close()
     await eventually(lambda: followers(admin) == 1)
     third = await Reader(admin, token).start()

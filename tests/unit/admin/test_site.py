@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import deferLater
 
 from viewport_relay.routing.views import Selection
 
@@ -196,6 +199,19 @@ async def test_disconnect(admin, body, selection):
     assert entry["details"]["closed"] == 3
 
 
+@pytest_twisted.ensureDeferred
+async def test_disconnect_is_logged_when_the_client_leaves_before_the_answer(admin):
+    admin.state.closed = closed = Deferred()
+    asked = ensureDeferred(admin.post("/disconnect", {"workspaceId": "w-1"}))
+    while not admin.state.calls:
+        await deferLater(reactor, 0.01)
+    asked.addErrback(lambda _: None).cancel()
+    await deferLater(reactor, 0.05)  # the relay sees that the client has left
+    closed.callback(3)
+    entry = admin.log.entries()[-1]
+    assert (entry["event"], entry["details"]["closed"]) == ("operator_disconnect", 3)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -282,6 +298,9 @@ async def test_wrong_tokens_are_limited_and_the_right_one_is_not(admin, token):
     assert (await admin.get("/state", token=token)).status == 200
     assert (await admin.post("/admin/api/session", {"token": token}, token=None)).status == 200
     assert (await admin.get("/state", token=None)).status == 401, "a missing token is no wrong one"
-    assert "ADMIN_RATE_LIMIT_EXCEEDED" in {entry.get("reason") for entry in admin.log.entries()}
+    limited = [e for e in admin.log.entries() if e.get("reason") == "ADMIN_RATE_LIMIT_EXCEEDED"]
+    assert [entry["details"]["path"] for entry in limited] == ["/state", "/admin/api/session"]
+    for entry in limited:
+        assert entry["details"]["detail"] == "more than 20 wrong tokens within a minute, a fixed limit"
     admin.clock.advance(60)
     assert (await admin.get("/state", token="wrong")).status == 401

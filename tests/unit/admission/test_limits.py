@@ -160,7 +160,11 @@ def test_connections_in_all() -> None:
     counts = ConnectionCounts(2, 0, 0)
     first = counts.take("a")
     counts.take("b")
-    assert refusal_of(counts, "c") is Reason.TOO_MANY_CONNECTIONS
+    with pytest.raises(Refusal) as refused:
+        counts.take("c")
+    assert refused.value.reason is Reason.TOO_MANY_CONNECTIONS
+    limit = "RELAY_MAX_TOTAL_CONNECTIONS (default 2000) or the limit on open files allows 2"
+    assert refused.value.detail == f"2 connections, {limit}"
     first.release()
     counts.take("c")
 
