@@ -51,7 +51,7 @@ DETAILS: Final[Mapping[Reason, Mapping[str, object]]] = {
         "detail": "requests went on after 20 answers 429 HTTP_RATE_LIMIT_EXCEEDED"
     },
     Reason.TOO_MANY_CONNECTIONS: {
-        "detail": "2000 connections, RELAY_MAX_TOTAL_CONNECTIONS or the limit on open files allows 2000"
+        "detail": "2000 connections, RELAY_MAX_TOTAL_CONNECTIONS (default 2000) or the limit on open files allows 2000"
     },
     Reason.TOO_MANY_CONNECTIONS_PER_IP: {
         "detail": "50 connections, RELAY_MAX_CONNECTIONS_PER_IP=50 (the default)"

@@ -18,6 +18,7 @@ from viewport_relay.cli.main import main as command
 from viewport_relay.config import VARIABLES, Variable
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.events import EVENTS
+from viewport_relay.observe.verdict import Condition
 from viewport_relay.reasons import Reason
 
 MADE = "<!-- Made by `make docs`; change the table in the code instead. -->\n\n"
@@ -185,7 +186,7 @@ def metrics_page() -> str:
         "major version.\n\n",
     ]
     state: Any = SimpleNamespace(
-        targets=list, connections=dict, readiness=lambda: (True, ""), jwks_age=float, backplane=dict,
+        targets=list, connections=dict, condition=lambda: Condition(True, "", 0.0, {}),
         processes=lambda: {"relay": os.getpid()},
     )  # fmt: skip
     log: Any = SimpleNamespace(write_failures=0)

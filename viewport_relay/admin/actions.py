@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.web.server import Request
 
 from viewport_relay.admin.reply import BadRequest, body_json, put_body, put_late
@@ -64,10 +64,9 @@ class Actions:
             )
             return closed
 
-        closed = maybeDeferred(self._state.disconnect, which).addCallback(log)
-        return put_late(
-            request, closed, lambda number: put_body(request, {"ok": True, "disconnected": number})
-        )
+        closing = self._state.disconnect(which)
+        closed = (closing if isinstance(closing, Deferred) else succeed(closing)).addCallback(log)
+        return put_late(request, closed, lambda n: put_body(request, {"ok": True, "disconnected": n}))
 
     def flush(self, request: Request) -> bytes:
         """`POST /cache/flush`: forget validations, and fetch the key set again with the next upgrade."""

@@ -76,7 +76,7 @@ class RelayCollector(Collector):
 
     def _present(self) -> Iterable[Metric]:
         state = self.state
-        targets, joined, age = state.targets(), state.connections(), state.jwks_age()
+        targets, joined, condition = state.targets(), state.connections(), state.condition()
         peers = [peer for target in targets for peer in target.peers]
         waiting = sum(peer.queued_bytes for peer in peers)
         to_daemons = sum(target.daemon.queued_bytes for target in targets if target.daemon is not None)
@@ -93,11 +93,11 @@ class RelayCollector(Collector):
         yield gauge("relay_queue_bytes_max", "The longest of those queues.", longest)
         paused = sum(peer.paused for peer in peers)
         yield gauge("relay_peers_paused", "Peers not read just now (back-pressure).", paused)
-        yield gauge("relay_ready", "1 when the relay can admit peers.", int(state.readiness()[0]))
+        yield gauge("relay_ready", "1 when the relay can admit peers.", int(condition.ready))
         yield gauge("relay_uptime_seconds", "Time since the relay started.", self.uptime())
-        if age is not None:
-            yield gauge("relay_jwks_age_seconds", "Age of the key set in use.", age)
-        up = int(state.backplane().get("up") is not False)
+        if condition.jwks_age is not None:
+            yield gauge("relay_jwks_age_seconds", "Age of the key set in use.", condition.jwks_age)
+        up = int(condition.backplane.get("up") is not False)
         yield gauge("relay_backplane_up", "1 while the backplane answers, or none is used.", up)
         info = gauge("relay_build_info", "Always 1.", labels=["version", "relay_id"])
         info.add_metric([__version__, self.relay_id], 1)

@@ -12,7 +12,6 @@ from viewport_relay import __version__
 from viewport_relay.admin.reply import BadRequest, put_body, query
 from viewport_relay.admin.settings import settings_json, shown_url
 from viewport_relay.admin.state import ReadFacts, StateSource, peer_json, target_json
-from viewport_relay.admin.summary import problem_json
 from viewport_relay.admin.trends import Trends
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
@@ -44,7 +43,8 @@ class Overview:
 
     def overview(self, request: Request) -> bytes:
         """`GET /admin/api/overview`."""
-        config, counters, state, facts = self._config, self._counters, self._state, self._facts()
+        config, facts = self._config, self._facts()
+        relays = facts.condition.backplane.get("relays", ())
         body = {
             "ok": True,
             "now": round(facts.now, 3),
@@ -53,17 +53,9 @@ class Overview:
             "version": __version__,
             "uptimeMs": round(self._uptime() * 1000),
             "verdict": judge(facts).as_json(),
-            "problems": [problem_json(row) for row in facts.problems],
             **self._trends.numbers(),
-            "bytes": counters.bytes_client_to_daemon + counters.bytes_daemon_to_clients,
-            "admitted": counters.admission_ok,
-            "rateLimited": counters.upgrade_rate_limited,
-            "targets": len(state.targets()),
-            "logWriteFailures": self._log.write_failures,
             "capacity": self._trends.capacity(),
-            "relays": [
-                self._relay(told) for told in state.backplane().get("relays", ()) if not self._is_own(told)
-            ],
+            "relays": [self._relay(told) for told in relays if not self._is_own(told)],
             "reasons": self._reasons(facts.now),
         }
         return put_body(request, body)

@@ -183,7 +183,7 @@ def health_json(config: Config, uptime: float) -> dict[str, Any]:
 
 def _ready(request: Request, state: StateSource) -> bytes:
     """`GET /ready`: whether peers can be admitted, the reason as a code or sentence, and the same in words."""
-    ready, why = state.readiness()
-    reason = {"reason": why} if why else {}
-    message = ready_in_words(ready, why, has_keys=state.jwks_age() is not None)
-    return put_body(request, {"ok": ready, **reason, "message": message}, 200 if ready else 503)
+    condition = state.condition()
+    reason = {"reason": condition.why} if condition.why else {}
+    body = {"ok": condition.ready, **reason, "message": ready_in_words(condition)}
+    return put_body(request, body, 200 if condition.ready else 503)

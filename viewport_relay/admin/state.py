@@ -14,7 +14,7 @@ from viewport_relay.config import Config
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.redaction import Redactor
-from viewport_relay.observe.verdict import Facts
+from viewport_relay.observe.verdict import Condition, Facts
 from viewport_relay.routing.views import PeerView, Selection, TargetView
 
 #: Reads the facts of the moment, from which verdicts are worked out.
@@ -36,23 +36,11 @@ class StateSource(Protocol):
     def flush_caches(self) -> None:
         """Forget validations, and fetch the key set again with the next upgrade."""
 
-    def readiness(self) -> tuple[bool, str]:
-        """Whether peers can be admitted now, and why not, or what else is amiss (a reason code or a sentence)."""
-
-    def jwks_age(self) -> float | None:
-        """Seconds since the key set in use was fetched; None: there is none."""
-
-    def clock_offset(self) -> float | None:
-        """The relay's clock minus the platform's, seconds; None: not compared yet."""
-
-    def platform_age(self) -> float | None:
-        """Seconds since the platform last gave an answer that was understood; None: it gave none yet."""
+    def condition(self) -> Condition:
+        """Whether peers can be admitted now, and the state of keys, clock, platform and backplane."""
 
     def processes(self) -> Mapping[str, int]:
         """The processes of this relay: name (`relay`, or `parent`, `worker-0` and so on) and process id."""
-
-    def backplane(self) -> Mapping[str, Any]:
-        """`mode`, and if there are several relays `up` (a boolean) and what else is worth knowing."""
 
 
 def state_json(config: Config, state: StateSource, redactor: Redactor) -> dict[str, Any]:
@@ -125,23 +113,17 @@ def facts_reader(config: Config, log: EventLog, state: StateSource, now: Callabl
 
     def read() -> Facts:
         at = now()
-        ready, why = state.readiness()
         admitted, refused = log.problems.recent(at)
         return Facts(
             now=at,
-            ready=ready,
-            why=why,
-            jwks_age=state.jwks_age(),
+            condition=state.condition(),
             jwks_ttl=config.jwks_cache_ttl,
-            backplane=state.backplane(),
             last_seen=log.last_seen,
             has_internal_key=config.internal_key is not None,
             problems=log.problems.open(at),
             connections=state.connections(),
             admitted=admitted,
             refused=refused,
-            clock_offset=state.clock_offset(),
-            platform_age=state.platform_age(),
         )
 
     return read

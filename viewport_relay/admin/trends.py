@@ -83,7 +83,6 @@ class Trends:
         ends = certificate_end(config.tls_cert_path) if config.tls_cert_path else None
         return {
             "connections": {"used": used, "limit": config.max_total_connections},
-            "perAddress": config.max_connections_per_ip,
             "processes": process_numbers(self._state.processes()),
             "latency": self.quantiles(),
             "certificateEnds": None if ends is None else timestamp(ends),

@@ -42,24 +42,25 @@ class StatusLine:
     def tick(self) -> None:
         """Write a status line if one is called for."""
         facts, before = self._facts(), self._open
+        ready = facts.condition.ready
         self._open = {row.code: row for row in facts.problems}
         new = [row for row in facts.problems if row.code not in before]
         over = [row for code, row in before.items() if code not in self._open]
         totals = {row.code: row.total for row in facts.problems}
-        told = facts.admitted, facts.refused, facts.ready, dict(facts.connections), totals
+        told = facts.admitted, facts.refused, ready, dict(facts.connections), totals
         if self._told is None:
             self._told, self._due, self._began = told, facts.now + EVERY, facts.now
         # A relay that becomes ready soon after its start needs no line for that.
-        if self._ready is None and (facts.ready or facts.now - self._began >= PATIENCE):
+        if self._ready is None and (ready or facts.now - self._began >= PATIENCE):
             self._ready = True
-        turned = self._ready is not None and facts.ready is not self._ready
+        turned = self._ready is not None and ready is not self._ready
         # The wall clock may be set back.
         minute = not self._due - 2 * EVERY <= facts.now < self._due
         if minute:
             self._due = facts.now + EVERY
         if new or over or turned or (minute and told != self._told):
             if self._ready is not None:
-                self._ready = facts.ready
+                self._ready = ready
             self._write(facts, new, over)
             self._told, self._due = told, facts.now + EVERY
 
@@ -70,7 +71,7 @@ class StatusLine:
             "status",
             message=" ".join(_sentences(facts, verdict, worst, new, over)),
             state=verdict.state,
-            ready=facts.ready,
+            ready=facts.condition.ready,
             admitted=facts.admitted,
             refused=facts.refused,
             connections=dict(facts.connections),

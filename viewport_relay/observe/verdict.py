@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from attrs import Factory, asdict, frozen
+from msgspec import Struct
 
 from viewport_relay.observe.problems import SPAN, Problem
 from viewport_relay.reasons import Reason
@@ -58,28 +59,39 @@ class Check:
     when: str = ""
 
 
-@frozen
-class Facts:
-    """What a verdict is worked out from. Times are seconds since the epoch, ages and offsets seconds.
+class Condition(Struct, frozen=True):
+    """The state of what admission depends on. Ages and offsets are in seconds; None: unknown.
 
-    `problems` are the open ones, the worst first. `admitted` and `refused` count the last SPAN seconds. `clock_offset` is
-    the relay's clock minus the platform's; `platform_age` is that of the platform's last answer. None: unknown.
+    `ready`: whether peers can be admitted now. `why`: why not, or what else is amiss, as a reason code or a sentence.
+    `jwks_age` is that of the key set in use (None: there is none). `clock_offset` is the relay's clock minus the platform's,
+    `platform_age` the age of the platform's last answer that was understood. `backplane` has `mode`, and if there are several
+    relays `up` (a boolean) and what else is worth knowing.
     """
 
-    now: float
     ready: bool
     why: str
     jwks_age: float | None
+    backplane: dict[str, Any]
+    clock_offset: float | None = None
+    platform_age: float | None = None
+
+
+@frozen
+class Facts:
+    """What a verdict is worked out from. Times are seconds since the epoch.
+
+    `problems` are the open ones, the worst first. `admitted` and `refused` count the last SPAN seconds.
+    """
+
+    now: float
+    condition: Condition
     jwks_ttl: float
-    backplane: Mapping[str, Any]
     last_seen: Mapping[tuple[str, Reason | None], float]
     has_internal_key: bool
     problems: Sequence[Problem] = ()
     connections: Mapping[str, int] = Factory(dict)
     admitted: int = 0
     refused: int = 0
-    clock_offset: float | None = None
-    platform_age: float | None = None
 
 
 @frozen
@@ -111,10 +123,11 @@ def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
     main = None if facts.admitted else _mostly(for_tokens, _ALL_REFUSED)
     most = _mostly(no_scanners, max(_MOST_REFUSED, facts.admitted + 1))
     worst = next(iter(facts.problems), None)
-    if not facts.ready:
+    condition = facts.condition
+    if not condition.ready:
         keys = found[0]
-        about_keys = "JWKS" in facts.why and facts.why not in Reason.__members__
-        why = keys.text if keys.state == "bad" and about_keys else _sentence(facts.why)
+        about_keys = "JWKS" in condition.why and condition.why not in Reason.__members__
+        why = keys.text if keys.state == "bad" and about_keys else _sentence(condition.why)
         return "bad", f"Daemons cannot connect: {why}"
     if bad is not None:
         return "bad", f"Daemons cannot connect: {bad.text}"
@@ -129,9 +142,11 @@ def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
     return "good", "Daemons can connect."
 
 
-def ready_in_words(ready: bool, why: str, *, has_keys: bool) -> str:
+def ready_in_words(condition: Condition) -> str:
     """Which peers can be admitted, and why not. `/ready` is open to all: no address, id or URL is in the text."""
-    reason = Reason.__members__.get(why) or (None if ready or has_keys else Reason.JWKS_UNREACHABLE)
+    ready, why = condition.ready, condition.why
+    no_keys = not ready and condition.jwks_age is None
+    reason = Reason.__members__.get(why) or (Reason.JWKS_UNREACHABLE if no_keys else None)
     if not ready or (reason is not None and reason.entry.status):  # one that upgrades are refused for
         newest = "Tokens can be checked, but the newest one was not admitted"
         fix = f" To do: {reason.entry.fix}." if reason is not None else ""
@@ -212,15 +227,15 @@ def _detail(facts: Facts, reason: Reason) -> str:
 
 def _keys(facts: Facts) -> Check:
     name, reason = "Token keys (JWKS)", Reason.JWKS_UNREACHABLE
-    fix = _fix(facts, reason)
-    if facts.jwks_age is None:
+    fix, jwks_age = _fix(facts, reason), facts.condition.jwks_age
+    if jwks_age is None:
         return Check(name, "bad", f"no key set was fetched yet{_detail(facts, reason)}.", fix)
-    when = f"{ago(facts.jwks_age)} old"
+    when = f"{ago(jwks_age)} old"
     failed = (_age(facts, "jwks_fetch_failed", reason), _age(facts, "jwks_refetch_failed"))
-    if any(age is not None and age < facts.jwks_age for age in failed):
+    if any(age is not None and age < jwks_age for age in failed):
         text = "the key set cannot be fetched again; the old one still serves."
         return Check(name, "warn", text, fix, when)
-    if facts.jwks_age > 2 * facts.jwks_ttl:
+    if jwks_age > 2 * facts.jwks_ttl:
         return Check(name, "warn", "the key set was not fetched again in time.", fix, when)
     return Check(name, "good", "A key set is there.", when=when)
 
@@ -232,7 +247,7 @@ def _platform(facts: Facts) -> Check:
         fault = _fault(facts, name, reason, text, f"some admissions failed: {text}")
         if fault is not None:
             return fault
-    ages = [age for age in (_age(facts, "join"), facts.platform_age) if age is not None]
+    ages = [age for age in (_age(facts, "join"), facts.condition.platform_age) if age is not None]
     if not ages:
         return Check(name, "off", "It was not asked yet: untested.")
     when = f"last success {ago(min(ages))} ago"
@@ -255,7 +270,7 @@ def _internal_key(facts: Facts) -> Check:
 
 
 def _clock(facts: Facts) -> Check:
-    name, offset = "Clock", facts.clock_offset
+    name, offset = "Clock", facts.condition.clock_offset
     if offset is None:
         return Check(name, "off", "Not compared with the platform's yet.")
     if abs(offset) < CLOCK_TOLERANCE:
@@ -266,11 +281,12 @@ def _clock(facts: Facts) -> Check:
 
 
 def _backplane(facts: Facts) -> Check:
-    mode = str(facts.backplane.get("mode", "single"))
+    backplane = facts.condition.backplane
+    mode = str(backplane.get("mode", "single"))
     if mode == "single":
         return Check("Backplane", "off", "One relay, none needed.")
-    if facts.backplane.get("up") is False:
-        said = facts.backplane.get("reason")
+    if backplane.get("up") is False:
+        said = backplane.get("reason")
         reason = Reason[said] if isinstance(said, str) else Reason.BACKPLANE_UNREACHABLE
         does = "refuses what the relay needs" if reason is Reason.BACKPLANE_REFUSED else "does not answer"
         text = f"the backplane ({mode}) {does}: peers here go on, other relays cannot reach them."

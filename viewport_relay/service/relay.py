@@ -28,6 +28,7 @@ from viewport_relay.config import Config, ConfigError
 from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.verdict import Condition
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.service.timers import WaitingService, every
@@ -87,31 +88,20 @@ class RelayState:
     def flush_caches(self) -> None:
         self._gate.flush()
 
-    def readiness(self) -> tuple[bool, str]:
-        if self._stopping():
-            return False, Reason.RELAY_SHUTTING_DOWN.code
+    def condition(self) -> Condition:
         ready, why = self._gate.ready()
         backplane = self._backplane.describe()
-        if ready and not why and backplane.get("up") is False:
+        if self._stopping():
+            ready, why = False, Reason.RELAY_SHUTTING_DOWN.code
+        elif ready and not why and backplane.get("up") is False:
             # Peers of this relay still reach each other: ready, with a note.
-            return True, str(backplane.get("reason", Reason.BACKPLANE_UNREACHABLE.code))
-        return ready, why
-
-    def jwks_age(self) -> float | None:
-        return self._gate.jwks_age_seconds
-
-    def clock_offset(self) -> float | None:
-        return self._gate.platform_clock.offset
-
-    def platform_age(self) -> float | None:
-        answered = self._gate.platform_clock.answered_at
-        return None if answered is None else max(0.0, self._clock.seconds() - answered)
+            why = str(backplane.get("reason", Reason.BACKPLANE_UNREACHABLE.code))
+        clock = self._gate.platform_clock
+        age = None if clock.answered_at is None else max(0.0, self._clock.seconds() - clock.answered_at)
+        return Condition(ready, why, self._gate.jwks_age_seconds, dict(backplane), clock.offset, age)
 
     def processes(self) -> Mapping[str, int]:
         return {"relay": os.getpid()}
-
-    def backplane(self) -> Mapping[str, Any]:
-        return self._backplane.describe()
 
 
 class Relay(WaitingService):

@@ -16,6 +16,7 @@ from twisted.web.server import Request
 
 from viewport_relay.admin.reply import put_late
 from viewport_relay.admin.site import AdminResource
+from viewport_relay.observe.verdict import Condition
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.service.timers import every
@@ -155,17 +156,35 @@ class CrewState:
         # The packet channel keeps order: the flush arrives before connections that are passed later.
         self._crew.send(Flush())
 
-    def readiness(self) -> tuple[bool, str]:
+    def condition(self) -> Condition:
+        """The workers' conditions as one: the oldest key set, the newest answer of the platform, all relays that one knows of."""
+        told = [snapshot.condition for snapshot in self.snapshots()]
+        ages = [one.jwks_age for one in told if one.jwks_age is not None]
+        offsets = (one.clock_offset for one in told if one.clock_offset is not None)
+        answered = (one.platform_age for one in told if one.platform_age is not None)
+        backplanes = [one.backplane for one in told]
+        down = [one for one in backplanes if one.get("up") is False]
+        backplane = dict(next(iter(down or backplanes), {"mode": "single"}))
+        relays = {relay["relayId"]: relay for one in backplanes for relay in one.get("relays", ())}
+        if relays:
+            backplane["relays"] = [relays[name] for name in sorted(relays)]
+        jwks_age = max(ages) if ages and len(ages) == len(told) else None
+        ready, why = self._readiness()
+        return Condition(ready, why, jwks_age, backplane, next(offsets, None), min(answered, default=None))
+
+    def _readiness(self) -> tuple[bool, str]:
         """Ready when every running worker is. A worker that is being replaced is named; its peers wait for it."""
         if self._stopping():
             return False, Reason.RELAY_SHUTTING_DOWN.code
         workers = self._crew.workers
         answering = [
-            worker.snapshot for worker in workers if worker.snapshot is not None and not worker.silent
+            worker.snapshot.condition
+            for worker in workers
+            if worker.snapshot is not None and not worker.silent
         ]
-        for snapshot in answering:
-            if not snapshot.ready:
-                return False, snapshot.why
+        for condition in answering:
+            if not condition.ready:
+                return False, condition.why
         silent = sum(worker.silent for worker in workers)
         missing = len(workers) - len(answering) - silent
         if not answering:
@@ -174,35 +193,13 @@ class CrewState:
             return True, f"{silent} of {len(workers)} workers do not answer"
         if missing:
             return True, f"{missing} of {len(workers)} workers start"
-        return True, next((snapshot.why for snapshot in answering if snapshot.why), "")
-
-    def jwks_age(self) -> float | None:
-        ages = [snapshot.jwks_age for snapshot in self.snapshots()]
-        known = [age for age in ages if age is not None]
-        return max(known) if known and len(known) == len(ages) else None
-
-    def clock_offset(self) -> float | None:
-        known = [snapshot.clock_offset for snapshot in self.snapshots() if snapshot.clock_offset is not None]
-        return known[0] if known else None
-
-    def platform_age(self) -> float | None:
-        known = [snapshot.platform_age for snapshot in self.snapshots() if snapshot.platform_age is not None]
-        return min(known, default=None)
+        return True, next((condition.why for condition in answering if condition.why), "")
 
     def processes(self) -> Mapping[str, int]:
         found = {"parent": os.getpid()}
         for number, worker in enumerate(self._crew.workers):
             if worker.pid is not None:
                 found[f"worker-{number}"] = worker.pid
-        return found
-
-    def backplane(self) -> Mapping[str, Any]:
-        told = [snapshot.backplane for snapshot in self.snapshots()]
-        down = [one for one in told if one.get("up") is False]
-        found = dict(next(iter(down or told), {"mode": "single"}))
-        relays = {relay["relayId"]: relay for one in told for relay in one.get("relays", ())}
-        if relays:
-            found["relays"] = [relays[name] for name in sorted(relays)]
         return found
 
 

@@ -19,6 +19,7 @@ from msgspec.json import Decoder, Encoder
 from viewport_relay.observe.folding import Fold
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.ring import Record
+from viewport_relay.observe.verdict import Condition
 from viewport_relay.routing.views import Selection, TargetView
 
 #: File descriptors of the two channels in the worker process.
@@ -103,10 +104,7 @@ class Left(Struct, tag="left", frozen=True):
 class Snapshot(Struct, tag="snapshot", frozen=True):
     """One worker's contribution to the admin endpoints: connections, counters, recent admissions."""
 
-    ready: bool
-    why: str
-    jwks_age: float | None
-    backplane: dict[str, Any]
+    condition: Condition
     connections: dict[str, int]
     targets: list[TargetView]
     counters: dict[str, Any]
@@ -115,8 +113,6 @@ class Snapshot(Struct, tag="snapshot", frozen=True):
     log_entries_lost: int = 0
     problems: list[Problem] = []
     recent: tuple[int, int] = (0, 0)  # admitted and refused lately
-    clock_offset: float | None = None
-    platform_age: float | None = None
     folded: list[tuple[str, str]] = []  # entries that were folded away: connection id and JSON text
 
 

@@ -26,12 +26,8 @@ _NAMES = tuple(
 
 def snapshot(state: RelayState, counters: Counters, log: EventLog, lost: int, now: float) -> Snapshot:
     """The answer to a poll. `lost`: log entries that were not sent. `now`: seconds since the epoch."""
-    ready, why = state.readiness()
     return Snapshot(
-        ready=ready,
-        why=why,
-        jwks_age=state.jwks_age(),
-        backplane=dict(state.backplane()),
+        condition=state.condition(),
         connections=dict(state.connections()),
         targets=list(state.targets()),
         counters=serialised(counters),
@@ -43,8 +39,6 @@ def snapshot(state: RelayState, counters: Counters, log: EventLog, lost: int, no
         log_entries_lost=lost,
         problems=log.problems.rows(now),
         recent=log.problems.recent(now),
-        clock_offset=state.clock_offset(),
-        platform_age=state.platform_age(),
         folded=log.folded.report(),
     )
 

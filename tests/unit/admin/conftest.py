@@ -26,6 +26,7 @@ from viewport_relay.admission.limits import WindowCounter
 from viewport_relay.config import configured_secrets
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.verdict import Condition
 from viewport_relay.routing.views import PeerView, Selection, TargetView
 
 TOKEN = "unit-admin-token-0123456789abcdef"
@@ -78,23 +79,11 @@ class FakeState:
     def flush_caches(self) -> None:
         self.calls.append("flush")
 
-    def readiness(self) -> tuple[bool, str]:
-        return self.ready
-
-    def jwks_age(self) -> float | None:
-        return self.age
-
-    def clock_offset(self) -> float | None:
-        return None
-
-    def platform_age(self) -> float | None:
-        return None
+    def condition(self) -> Condition:
+        return Condition(*self.ready, self.age, self.back)
 
     def processes(self) -> Mapping[str, int]:
         return self.pids
-
-    def backplane(self) -> Mapping[str, Any]:
-        return self.back
 
 
 @define

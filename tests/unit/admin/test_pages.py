@@ -10,6 +10,7 @@ from importlib import resources
 import attrs
 import pytest
 import pytest_twisted
+from msgspec.structs import replace
 from twisted.application.service import MultiService
 from twisted.internet.task import Clock
 
@@ -17,7 +18,7 @@ from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SE
 from viewport_relay.admin.overview import MAX_TARGETS
 from viewport_relay.admin.trends import KEPT, STEP, Trends
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.verdict import FRESH, Facts, ago, judge
+from viewport_relay.observe.verdict import FRESH, Condition, Facts, ago, judge
 from viewport_relay.reasons import Reason
 from viewport_relay.service.timers import every
 
@@ -313,9 +314,17 @@ def test_history_spans_an_hour(admin, make_target, make_peer):
 
 NOW = 1_700_000_000.0
 WELL = Facts(
-    now=NOW, ready=True, why="", jwks_age=60.0, jwks_ttl=3600, backplane={"mode": "single"}, last_seen={("join", None): NOW - 5},
+    now=NOW, condition=Condition(True, "", 60.0, {"mode": "single"}), jwks_ttl=3600, last_seen={("join", None): NOW - 5},
     has_internal_key=True,
 )  # fmt: skip
+
+
+def judged(**changes):
+    """The verdict on WELL with changed members of the facts or of their condition."""
+    members = Condition.__struct_fields__
+    condition = replace(WELL.condition, **{name: changes[name] for name in changes if name in members})
+    others = {name: value for name, value in changes.items() if name not in members}
+    return judge(attrs.evolve(WELL, condition=condition, **others))
 
 
 @pytest.mark.parametrize(
@@ -344,7 +353,7 @@ WELL = Facts(
     ],
 )  # fmt: skip
 def test_the_banner(changes, state, words):
-    verdict = judge(attrs.evolve(WELL, **changes))
+    verdict = judged(**changes)
     assert verdict.state == state and words in verdict.headline
     assert all(check.fix for check in verdict.checks if check.state in ("bad", "warn"))
 
@@ -361,7 +370,7 @@ def test_the_banner(changes, state, words):
 )
 def test_a_platform_without_recent_requests_is_untested(joined, answered, state, words):
     seen = {} if joined is None else {("join", None): NOW - joined}
-    verdict = judge(attrs.evolve(WELL, last_seen=seen, platform_age=answered))
+    verdict = judged(last_seen=seen, platform_age=answered)
     (check,) = [check for check in verdict.checks if check.name == "Platform"]
     assert check.state == state and words in f"{check.text} {check.when}"
 
@@ -377,14 +386,14 @@ def test_a_platform_without_recent_requests_is_untested(joined, answered, state,
 )
 def test_an_internal_key_that_no_admission_has_used_is_untested(joined, given, state, words):
     seen = {} if joined is None else {("join", None): NOW - joined}
-    verdict = judge(attrs.evolve(WELL, last_seen=seen, has_internal_key=given))
+    verdict = judged(last_seen=seen, has_internal_key=given)
     (check,) = [check for check in verdict.checks if check.name == "Internal key"]
     assert (check.state, check.text) == (state, words)
 
 
 @pytest.mark.parametrize("offset,state", [(None, "off"), (0.4, "good"), (-3600.0, "warn"), (120.0, "warn")])
 def test_clocks_are_compared(offset, state):
-    verdict = judge(attrs.evolve(WELL, clock_offset=offset))
+    verdict = judged(clock_offset=offset)
     (check,) = [check for check in verdict.checks if check.name == "Clock"]
     assert check.state == state and (state != "warn" or "chrony" in check.fix)
 

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.verdict import Facts, judge
+from viewport_relay.observe.verdict import Condition, Facts, judge
 from viewport_relay.reasons import Reason
 
 NOW = 1_700_000_000.0
@@ -24,7 +24,7 @@ def verdict(admitted: int, **refused: int):
     counted = dict(zip(("admitted", "refused"), log.problems.recent(NOW), strict=True))
     return judge(
         Facts(
-            now=NOW, ready=True, why="", jwks_age=60.0, jwks_ttl=3600, backplane={"mode": "single"},
+            now=NOW, condition=Condition(True, "", 60.0, {"mode": "single"}), jwks_ttl=3600,
             last_seen={("join", None): NOW - 5}, has_internal_key=True, problems=problems, **counted,
         )
     )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import QUIET
 from viewport_relay.observe.status import StatusLine
-from viewport_relay.observe.verdict import Facts
+from viewport_relay.observe.verdict import Condition, Facts
 from viewport_relay.reasons import Reason
 
 
@@ -26,8 +26,8 @@ class World:
     def facts(self) -> Facts:
         admitted, refused = self.log.problems.recent(self.at)
         return Facts(
-            now=self.at, ready=self.ready[0], why=self.ready[1], jwks_age=5.0, jwks_ttl=3600.0,
-            backplane={"mode": "single"}, last_seen=self.log.last_seen, has_internal_key=True,
+            now=self.at, condition=Condition(*self.ready, 5.0, {"mode": "single"}), jwks_ttl=3600.0,
+            last_seen=self.log.last_seen, has_internal_key=True,
             problems=self.log.problems.open(self.at), connections=dict(self.connections), admitted=admitted,
             refused=refused,
         )  # fmt: skip

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from viewport_relay.admission.limits import ConnectionCounts
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.verdict import Condition
 from viewport_relay.routing.views import Selection
 from viewport_relay.workers import crew, messages, supervision
 from viewport_relay.workers.snapshots import serialised
@@ -110,7 +111,12 @@ class Parent:
                 worker = workers[process.pid]
                 if isinstance(order, messages.Poll):
                     snapshot = messages.Snapshot(
-                        True, "", None, {}, {"client": 1}, [], serialised(Counters()), [], []
+                        Condition(True, "", None, {}),
+                        {"client": 1},
+                        [],
+                        serialised(Counters()),
+                        [],
+                        [],
                     )
                     self.deliver(worker, snapshot)
                 elif isinstance(order, messages.Disconnect):
@@ -143,7 +149,8 @@ def test_an_unresponsive_worker_is_logged_then_killed_and_replaced(parent: Paren
     parent.run(int(supervision.PATIENCE) + 2)
     ((event, message),) = parent.events("worker_silent", "worker_killed", "worker_lost")
     assert event == "worker_silent" and "worker 1 does not answer" in message and "20 s" in message
-    assert parent.state.readiness() == (True, "1 of 2 workers do not answer")
+    condition = parent.state.condition()
+    assert (condition.ready, condition.why) == (True, "1 of 2 workers do not answer")
     parent.run(int(TIMEOUT))
     (_, _), (killed, why), (lost, what) = parent.events("worker_silent", "worker_killed", "worker_lost")
     assert (killed, why) == ("worker_killed", "worker 1: it has not answered for 20 s")
@@ -152,7 +159,8 @@ def test_an_unresponsive_worker_is_logged_then_killed_and_replaced(parent: Paren
     parent.alive = {0, 1}
     parent.deliver(parent.crew.workers[1], messages.Up())
     parent.run(60)
-    assert len(parent.reactor.started) == 3 and parent.state.readiness() == (True, "")
+    condition = parent.state.condition()
+    assert len(parent.reactor.started) == 3 and (condition.ready, condition.why) == (True, "")
 
 
 def test_a_worker_that_answers_again_is_not_killed(parent: Parent) -> None:

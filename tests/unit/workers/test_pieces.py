@@ -18,6 +18,7 @@ from viewport_relay.config import ConfigError, load
 from viewport_relay.noise.keys import StaticKey
 from viewport_relay.observe.counters import Counters, sample_key
 from viewport_relay.observe.ring import Record
+from viewport_relay.observe.verdict import Condition
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import PeerView, TargetView
 from viewport_relay.workers import channels, messages
@@ -83,14 +84,11 @@ def test_counters_of_all_kinds_are_added_up() -> None:
 # -- messages --------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_decoded_unchanged() -> None:
+def test_a_snapshot_is_decoded_unchanged() -> None:
     peer = PeerView("c-1", "client", "me", "192.0.2.1", 1.5, 3, "IK", None, "ua", False, None)
     target = TargetView("ws", None, None, (peer,), (), 1, 2, 3, 4, 5.0, 6.0)
     snapshot = messages.Snapshot(
-        True,
-        "",
-        None,
-        {"mode": "single"},
+        Condition(True, "", None, {"mode": "single"}),
         {"client": 1},
         [target],
         serialised(Counters()),
