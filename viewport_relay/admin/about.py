@@ -14,14 +14,9 @@ from viewport_relay.admin.state import StateSource
 from viewport_relay.admin.words import inert, paragraphs, wrapped
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.redaction import ID_KEYS
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import PeerView, TargetView
-
-#: Members of `details` that hold an id or an address.
-_IDS: Final = (
-    "workspaceId", "runtimeTargetId", "clientId", "machineId", "managedExecutorId", "userId", "ip", "relayId",
-    "sourceRelayId", "targetRelayId",
-)  # fmt: skip
 
 _WORDS: Final = {
     "join": "joined",
@@ -109,7 +104,7 @@ class About:
 
 def _is_about(entry: dict[str, Any], wanted: str) -> bool:
     details = entry["details"]
-    return entry.get("connectionId") == wanted or any(details.get(name) == wanted for name in _IDS)
+    return entry.get("connectionId") == wanted or any(details.get(name) == wanted for name in ID_KEYS)
 
 
 def _who(target: TargetView, peer: PeerView) -> str:

@@ -81,7 +81,8 @@ class Overview:
         rows: list[dict[str, Any]] = []
         for reason in dict.fromkeys([*refused, *closed, *dropped]):
             counts = {"refused": refused[reason], "closed": closed[reason], "dropped": dropped[reason]}
-            last = self._log.last_of(reason) or self._trends.last_drop.get(reason)
+            known = here.get(reason.code)
+            last = self._trends.last_drop.get(reason) if known is None else known.last
             row: dict[str, Any] = {
                 "reason": reason.code,
                 "level": reason.entry.level,
@@ -89,7 +90,6 @@ class Overview:
                 "count": sum(counts.values()),
                 "lastAt": timestamp(last) if last is not None else None,
             }
-            known = here.get(reason.code)
             if known is not None:
                 row["fix"], row["example"] = known.fix, known.example
                 row["workspaces"], row["addresses"] = len(known.workspaces), len(known.addresses)

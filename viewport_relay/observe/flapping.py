@@ -8,7 +8,7 @@ written when the window ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from viewport_relay.observe.entry import LogEntry
@@ -53,11 +53,14 @@ class Flap(FoldWindow):
 
 
 class Flapping:
-    """Decides for each join and leave whether the entry is written or counted."""
+    """Decides for each join and leave whether the entry is written or counted.
 
-    def __init__(self) -> None:
+    `write` writes the join of a connection that stays, which was counted at first.
+    """
+
+    def __init__(self, write: Callable[[LogEntry], None]) -> None:
         self._peers: dict[tuple[object, ...], Flap] = {}  # the oldest window first
-        self._stayed: list[LogEntry] = []
+        self._write = write
 
     def joined(self, join: LogEntry) -> bool:
         """True when the join of a flapping peer was counted and must not be written."""
@@ -68,7 +71,7 @@ class Flapping:
         return True
 
     def left(self, leave: LogEntry) -> Flap | None:
-        """The window that counted this leave, which must not be written; None: write it (`stayed` first)."""
+        """The window that counted this leave, which must not be written; None: it must be written."""
         seconds = leave.details.get("seconds")
         if not isinstance(seconds, int | float):
             return None
@@ -83,7 +86,7 @@ class Flapping:
             return None
         flap.joined = None
         if seconds >= SHORT:
-            self._stayed.append(counted)
+            self._write(counted)
             return None
         flap.lives += 1
         flap.first = flap.first or counted.at
@@ -91,16 +94,13 @@ class Flapping:
         flap.longest, flap.details = max(flap.longest, float(seconds)), leave.details
         return flap
 
-    def stayed(self) -> Sequence[LogEntry]:
-        """Joins that were counted and must be written after all, once."""
-        stayed, self._stayed = self._stayed, []
-        return stayed
-
-    def ended(self, at: float, everything: bool = False) -> Sequence[Flap]:
+    def ended(self, at: float, everything: bool = False) -> Iterator[Flap]:
         """Close the windows that are over (or all of them) and give those that counted something."""
-        ended = over(self._peers, at, everything)
-        self._stayed += [flap.joined for flap in ended if flap.joined is not None]
-        return [flap for flap in ended if flap.count]
+        for flap in over(self._peers, at, everything):
+            if flap.count:
+                yield flap
+            if flap.joined is not None:
+                self._write(flap.joined)
 
 
 def _peer(entry: LogEntry) -> tuple[object, ...]:

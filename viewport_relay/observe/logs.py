@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -61,7 +62,7 @@ class EventLog:
         self._now = now
         self._ring = Ring(max_entries)
         self._folding = Folding()
-        self._flapping = Flapping()
+        self._flapping = Flapping(self._emit)
         #: entries that were counted instead of written, by connection id
         self.folded = FoldedEntries(self._as_json)
         #: what is wrong at present
@@ -147,10 +148,6 @@ class EventLog:
         """The records of the ring as JSON objects."""
         return [json.loads(record.line) for record in self._ring]
 
-    def last_of(self, reason: Reason) -> float | None:
-        """When a reason was last logged, whatever the event; seconds since the epoch."""
-        return max((at for (_, other), at in self.last_seen.items() if other is reason), default=None)
-
     def folds(self) -> Iterator[Fold]:
         """Repeated entries that are counted and not yet written."""
         yield from self._folding.open()
@@ -167,7 +164,6 @@ class EventLog:
             return self._flapping.joined(entry)
         flap = self._flapping.left(entry)
         if flap is None:
-            self._write_stayed()
             return False
         reason, about = Reason.PEER_FLAPPING, {**entry.details, "detail": flap.text}
         self.problems.note(
@@ -175,19 +171,13 @@ class EventLog:
         )
         return True
 
-    def _write_stayed(self) -> None:
-        for join in self._flapping.stayed():
-            self._emit(join)
-
     def _end_windows(self, at: float, everything: bool = False) -> None:
         self._swept = at
-        windows: list[Flap | Fold] = [
-            *self._flapping.ended(at, everything),
-            *self._folding.ended(at, everything),
-        ]
+        windows: Iterator[Flap | Fold] = chain(
+            self._flapping.ended(at, everything), self._folding.ended(at, everything)
+        )
         for window in windows:
             self._emit(window.summary(at), window.count, window.of)
-        self._write_stayed()
 
     def _emit(self, entry: LogEntry, folded: int = 0, of: str = "") -> None:
         """Write an entry. A summary stands for `folded` entries `of` an event."""

@@ -87,7 +87,6 @@ class Problem(msgspec.Struct, frozen=True):
     detail: str
     hint: str
     peer: str
-    background: bool = False  # only events of BACKGROUND were counted
     open: bool = True
     #: by how many seconds the tokens of different peers were late, or early (negative)
     offsets: list[float] = []
@@ -95,6 +94,11 @@ class Problem(msgspec.Struct, frozen=True):
     @property
     def reason(self) -> Reason | None:
         return Reason.__members__.get(self.code)
+
+    @property
+    def background(self) -> bool:
+        """Whether only events of BACKGROUND were counted."""
+        return self.event in BACKGROUND
 
     @property
     def cause(self) -> str:
@@ -125,7 +129,6 @@ class _Row:
     first: float
     total: int = 0
     lately: Recent = Factory(Recent)
-    background: bool = False
     count: int = 0
     last: float = 0.0
     held: bool = False
@@ -170,14 +173,14 @@ class Problems:
                 return
             row = self._rows[code] = _Row(entry, at)
         elif not row.open(at):  # a new episode
-            row = self._rows[code] = _Row(row.sample, at, row.total, row.lately, row.background)
+            row = self._rows[code] = _Row(row.sample, at, row.total, row.lately)
         row.last, row.held = at, event.held
-        background = entry.event in BACKGROUND
-        if background and row.total and not row.background:
+        if row.sample.event in BACKGROUND:
+            if entry.event not in BACKGROUND:  # the first refused peer: only those count from now on
+                row.count, row.total, row.lately = 0, 0, Recent()
+        elif entry.event in BACKGROUND:
             return  # refused peers are counted already, and give the sample
-        if row.background and not background:
-            row.count, row.total, row.lately = 0, 0, Recent()
-        row.sample, row.background = entry, background
+        row.sample = entry
         row.count += 1
         row.total += 1
         row.lately.add(at)
@@ -218,7 +221,7 @@ class Problems:
         return Problem(
             code, seen.level, self._redactor.text(said, _SAMPLE_CHARS), row.count, row.lately.total(at), row.total,
             row.first, row.last, [identifier(name) for name in row.workspaces], list(row.addresses), seen.event,
-            text("detail") or text("why"), text("hint"), peer, row.background, row.open(at), list(row.offsets.values()),
+            text("detail") or text("why"), text("hint"), peer, row.open(at), list(row.offsets.values()),
         )  # fmt: skip
 
 

@@ -20,14 +20,17 @@ from urllib.parse import quote, quote_plus
 #: Replaces a secret.
 MARK = "[redacted]"
 
-#: Values of these keys are chosen by peers, are no secrets, and may be long: only tokens and secrets go.
+#: Details that hold an id or an address. Peers choose most of them; they are no secrets, and may be long.
 ID_KEYS = frozenset(
     {
         "workspaceId", "runtimeTargetId", "clientId", "connectionId", "relayId", "requestId", "sessionId",
         "machineId", "userId", "installId", "managedExecutorId", "sourceRelayId", "targetRelayId", "channel",
-        "kid", "role", "ip", "noise", "operator", "method",
+        "kid", "ip", "operator",
     }
 )  # fmt: skip
+
+#: Details of which only tokens and secrets are taken out.
+_READABLE = ID_KEYS | {"role", "noise", "method"}
 
 _SECRET_KEY = re.compile(
     r"token|authori[sz]ation|secret|passw|passphrase|passwd|psk|cipher|cookie|credential|key$|^key|payload|signature"
@@ -46,9 +49,12 @@ _SCANNED = 4
 #: Messages whose redaction is remembered, and characters of the longest of them.
 _REMEMBERED = 256
 
+#: A JSON Web Token, or the beginning of one: Base64 of `{"`, in the spellings that JSON has.
+_TOKEN = r"(?:eyJ|eyA|eyI|ewo|ew0|ewk|ewg)[A-Za-z0-9_-]{10,}(?:\.[A-Za-z0-9_-]*)*"
+
 _SHAPES = re.compile(
     r"(?P<pem>-----BEGIN [^-\n]{1,64}-----.*?(?:-----END [^-\n]{1,64}-----|\Z))"
-    r"|(?P<jwt>(?<![A-Za-z0-9_-])(?:eyJ|eyA|eyI|ewo|ew0|ewk|ewg)[A-Za-z0-9_-]{10,}(?:\.[A-Za-z0-9_-]*)*)"
+    rf"|(?P<jwt>(?<![A-Za-z0-9_-]){_TOKEN})"
     r"|(?P<scheme>\b(?i:bearer|basic)[ \t]{1,16})[^\s\"',;<>]{10,}"
     r"|(?P<sub>(?<![/@\w.-])(?i:auth)\.)[^\s\"',;<>]{10,}"
     r"|(?P<user>\b(?i:[a-z][a-z0-9+.-]{0,15})://)[^\s/?#\"'@]{0,4096}(?:@[^\s/?#\"'@]{0,4096}){0,4}@"
@@ -59,9 +65,7 @@ _SHAPES = re.compile(
     r"|(?P<run>[A-Za-z0-9+/_-]{40,}={0,2})",
     re.DOTALL,
 )
-_TOKENS_ONLY = re.compile(
-    r"(?:eyJ|eyA|eyI|ewo|ew0|ewk|ewg)[A-Za-z0-9_-]{10,}(?:\.[A-Za-z0-9_-]*)*|-----BEGIN .*", re.DOTALL
-)
+_TOKENS_ONLY = re.compile(rf"{_TOKEN}|-----BEGIN .*", re.DOTALL)
 _HEX = re.compile(r"[0-9a-fA-F]+\Z")
 
 #: Limits on one entry: characters of a string, items of a list or object, depth.
@@ -141,7 +145,7 @@ class Redactor:
         slips through a `repr`.
         """
         if isinstance(value, str) and not isinstance(value, Enum):
-            return self.identifier(value) if key in ID_KEYS else self._string(key, value)
+            return self.identifier(value) if key in _READABLE else self._string(key, value)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, Enum):

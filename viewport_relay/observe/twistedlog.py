@@ -39,15 +39,14 @@ class LibraryLog(logging.Handler):
         level = event.get("log_level") or LogLevel.info
         if level is LogLevel.debug or _is_housekeeping(event, level):
             return
-        message = formatEvent(event)
-        details: dict[str, Any] = {"namespace": str(event.get("log_namespace", ""))}
-        failure = event.get("log_failure")
-        if isinstance(failure, Failure):
-            details["error"] = failure.type.__name__ if failure.type is not None else "unknown"
-            details["traceback"] = failure.getTraceback()
-            message = message or str(event.get("why") or "") or "unhandled error"
+        message, failure = formatEvent(event), event.get("log_failure")
+        if not isinstance(failure, Failure):
+            failure = None
+        elif not message:
+            message = str(event.get("why") or "") or "unhandled error"
         failed = level in (LogLevel.error, LogLevel.critical) or event.get("isError")
-        self._send("error" if failed else "warn" if level is LogLevel.warn else "info", message, details)
+        shown: Level = "error" if failed else "warn" if level is LogLevel.warn else "info"
+        self._send(shown, message, str(event.get("log_namespace", "")), failure)
 
     def install(self) -> None:
         """Listen to all loggers of `logging`, which then write nothing to standard error."""
@@ -64,16 +63,18 @@ class LibraryLog(logging.Handler):
         # The arguments do not fit the format: a library's mistake must not become a failure here.
         except Exception:
             message = str(record.msg)
-        details: dict[str, Any] = {"namespace": record.name}
-        if record.exc_info and record.exc_info[0] is not None:
-            details["error"] = record.exc_info[0].__name__
-            details["traceback"] = logging.Formatter().formatException(record.exc_info)
-        failed = record.levelno >= logging.ERROR
-        self._send(
-            "error" if failed else "warn" if record.levelno >= logging.WARNING else "info", message, details
-        )
+        kind, error, traceback = record.exc_info or (None, None, None)
+        failure = None if error is None else Failure(error, kind, traceback)
+        number = record.levelno
+        level: Level = "error" if number >= logging.ERROR else "warn" if number >= logging.WARNING else "info"
+        self._send(level, message, record.name, failure)
 
-    def _send(self, level: Level, message: str, details: dict[str, Any]) -> None:
+    def _send(self, level: Level, message: str, namespace: str, failure: Failure | None) -> None:
+        details: dict[str, Any] = {"namespace": namespace}
+        if failure is not None:
+            details["error"] = "unknown" if failure.type is None else failure.type.__name__
+            details["traceback"] = failure.getTraceback()
+
         def send() -> None:
             self._log.event("twisted", level=level, message=message, **details)
 
