@@ -10,6 +10,7 @@ from twisted.internet.error import (
     DNSLookupError,
     NoRouteError,
     TCPTimedOutError,
+    TimeoutError,
 )
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
@@ -25,6 +26,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionRefusedError, "connection refused"),
     (DNSLookupError, "the name does not resolve"),
     (TCPTimedOutError, "time out"),
+    (TimeoutError, "time out"),
     (NoRouteError, "no route"),
     (HeadTooLong, f"the head of the answer is longer than {HEAD_MAX} bytes"),
     (ConnectError, "cannot connect"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from socket import socket
 from typing import Any
 
 import pytest
@@ -131,6 +132,22 @@ async def test_a_redis_that_does_not_run_is_named(free_port: int) -> None:
 def naming_answer(port: int) -> bytes:
     """A Sentinel's answers to AUTH and to the question for the primary."""
     return b"+OK\r\n*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%d\r\n" % (len(str(port)), port)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_redis_that_no_packet_reaches_is_named() -> None:
+    """A listener whose queue of connections is full: Linux drops each further SYN."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            client = sockets.enter_context(socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        port = listener.getsockname()[1]
+        told = await failure_of(f"redis://{USER}:{PASSWORD}@127.0.0.1:{port}")
+    assert told.why == f"cannot connect to Redis 127.0.0.1:{port}: time out"
 
 
 @pytest_twisted.ensureDeferred
