@@ -17,22 +17,22 @@ _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 @frozen
 class RedirectRule:
-    """Allowed hosts. `hosts` empty: any, unless `only_own` says that just wss to `own_host` is."""
+    """The hosts that are allowed, with or without a port. None: every host is."""
 
-    hosts: frozenset[str] = frozenset()
-    only_own: bool = False
-    own_host: str | None = None
+    hosts: frozenset[str] | None
+    only_wss: bool = False
 
     @classmethod
     def from_config(cls, config: Config) -> RedirectRule:
-        return cls(
-            frozenset(config.redirect_allowed_hosts),
-            config.mode == "prod" and not config.redirect_allowed_hosts,
-            urlsplit(config.public_ws_base_url).hostname,
-        )
+        """The hosts of the settings; without them in prod the relay's own host over wss, in dev every host."""
+        if config.redirect_allowed_hosts:
+            return cls(frozenset(config.redirect_allowed_hosts))
+        if config.mode == "prod":
+            return cls(frozenset({urlsplit(config.public_ws_base_url).hostname or ""}), only_wss=True)
+        return cls(None)
 
     def allows(self, url: str) -> bool:
-        """Whether clients may be sent to this URL. Hosts are compared in any case, with or without a port."""
+        """Whether clients may be sent to this URL. Hosts are compared without regard to case."""
         if len(url) > LONGEST_URL or not _VISIBLE.fullmatch(url) or set(url) & set("?#\\"):
             return False
         try:
@@ -42,6 +42,6 @@ class RedirectRule:
             return False
         if parts.scheme not in ("ws", "wss") or not host or port == 0 or "@" in parts.netloc:
             return False
-        if self.only_own:
-            return parts.scheme == "wss" and host == self.own_host
-        return not self.hosts or host in self.hosts or parts.netloc.lower() in self.hosts
+        if self.only_wss and parts.scheme != "wss":
+            return False
+        return self.hosts is None or host in self.hosts or parts.netloc.lower() in self.hosts
