@@ -252,7 +252,7 @@ def running(
         **platform.environment(),
         **kind.environment,
         **(more or {}),
-        **(_tls_settings() if tls else {}),
+        **(tls_settings() if tls else {}),
     }
 
     def start(port: int) -> tuple[subprocess.Popen[bytes], int]:
@@ -270,7 +270,7 @@ def running(
         _end(process)
 
 
-def _tls_settings() -> dict[str, str]:
+def tls_settings() -> dict[str, str]:
     """A self-signed ECDSA certificate for the relays, made once."""
     cert, key = BUILD / "tls.crt", BUILD / "tls.key"
     if not cert.exists():

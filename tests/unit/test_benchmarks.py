@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The benchmark modules, imported like scripts in one folder."""
-    names = ("cells", "compare", "plot", "relays", "report")
+    names = ("cells", "compare", "floors", "plot", "relays", "report")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield SimpleNamespace(**{name: __import__(name) for name in names})
     for name in names:
@@ -158,3 +159,28 @@ def test_what_a_benchmark_imports_exists(path: Path) -> None:
             module = importlib.import_module(node.module)
             missing = {alias.name for alias in node.names if not hasattr(module, alias.name)}
             assert not missing, node.module
+
+
+def test_a_floor_is_what_a_frame_without_a_link_and_the_cipher_cost(bench: Any, tmp_path: Path) -> None:
+    def line(cell: str, relay: str, cost: float) -> dict[str, Any]:
+        return {"cell": cell, "relay": relay, "cpu_s_per_100k": {"median": cost}}
+
+    results = tmp_path / "results.json"
+    summary = [
+        line("links, 64 KB, 16 in flight, without links", "relay", 4),
+        line("links, 64 KB, 16 in flight, over two links", "relay", 9),
+        line("frames, 50 pairs, 1 KB, 16 in flight", "relay", 0.5),
+        line("tls, 50 pairs, 1 KB, 16 in flight", "relay", 0.7),
+        line("tls, 50 pairs, 1 KB, 16 in flight", "node", 1.4),
+        line("upgrades, cold, one by one", "relay", 1) | {"cpu_s_per_100k": {"median": 0}},
+    ]
+    results.write_text(json.dumps({"summary": summary}))
+    floors = {
+        "Noise, 64 KB": 36,  # microseconds
+        "plain, 50 pairs, 1 KB, 16 in flight": 0.6,
+        "TLS, 50 pairs, 1 KB, 16 in flight": 2.6,
+    }
+    assert bench.floors.against(results, floors) == [
+        ("links, 64 KB, 16 in flight", 2.25, pytest.approx(1.9), 1.8),
+        ("tls, 50 pairs, 1 KB, 16 in flight", pytest.approx(0.5), pytest.approx(0.5), 0.35),
+    ]
