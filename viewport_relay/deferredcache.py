@@ -32,12 +32,6 @@ class Fetched(Generic[V]):
 Fetch = Callable[[], Coroutine["Deferred[Any]", Any, Fetched[V]]]
 
 
-@frozen
-class _Kept(Generic[V]):
-    value: V
-    until: float
-
-
 @define(eq=False)
 class _Flight(Generic[V]):
     """A call in flight, with its waiters in order of arrival."""
@@ -58,7 +52,7 @@ class DeferredCache(Generic[K, V]):
         self._clock = clock
         self._max_entries = max_entries
         self._abandon = abandon
-        self._kept: dict[K, _Kept[V]] = {}  # oldest first
+        self._kept: dict[K, tuple[V, float]] = {}  # with the time of expiry; oldest first
         self._flights: dict[K, _Flight[V]] = {}
 
     def __len__(self) -> int:
@@ -73,7 +67,7 @@ class DeferredCache(Generic[K, V]):
     def peek(self, key: K) -> V | None:
         """The cached value that has not expired, or None."""
         kept = self._kept.get(key)
-        return None if kept is None or self._clock.seconds() >= kept.until else kept.value
+        return None if kept is None or self._clock.seconds() >= kept[1] else kept[0]
 
     def get(self, key: K, fetch: Fetch[V]) -> Deferred[V]:
         """Fire with the cached value, or with the result of the call in flight, or of `fetch()`, which then starts.
@@ -82,8 +76,9 @@ class DeferredCache(Generic[K, V]):
         """
         kept = self._kept.get(key)
         if kept is not None:
-            if self._clock.seconds() < kept.until:
-                return succeed(kept.value)
+            value, until = kept
+            if self._clock.seconds() < until:
+                return succeed(value)
             del self._kept[key]
         flight = self._flights.get(key)
         if flight is not None:
@@ -99,12 +94,12 @@ class DeferredCache(Generic[K, V]):
     def put(self, key: K, value: V, ttl: float) -> None:
         """Store a value for `ttl` seconds; 0 or less: not at all."""
         if ttl > 0:
-            self._keep(key, Fetched(value, ttl))
+            self._keep(key, value, ttl)
 
     def expire(self) -> None:
         """Drop expired values, so that a secret does not stay in memory when its key is not used again."""
         now = self._clock.seconds()
-        for key in [key for key, kept in self._kept.items() if now >= kept.until]:
+        for key in [key for key, (_, until) in self._kept.items() if now >= until]:
             del self._kept[key]
 
     def flush(self) -> None:
@@ -143,7 +138,7 @@ class DeferredCache(Generic[K, V]):
 
     def _arrived(self, fetched: Fetched[V], key: K, flight: _Flight[V]) -> None:
         if self._end(key, flight) and fetched.ttl > 0:
-            self._keep(key, fetched)
+            self._keep(key, fetched.value, fetched.ttl)
         while flight.waiters:  # one at a time: a waiter may cancel another one
             waiter = next(iter(flight.waiters))
             del flight.waiters[waiter]
@@ -156,12 +151,12 @@ class DeferredCache(Generic[K, V]):
             del flight.waiters[waiter]
             waiter.errback(failure)
 
-    def _keep(self, key: K, fetched: Fetched[V]) -> None:
+    def _keep(self, key: K, value: V, ttl: float) -> None:
         now = self._clock.seconds()
         while self._kept:
-            oldest = next(iter(self._kept))
-            if len(self._kept) < self._max_entries and now < self._kept[oldest].until:
+            oldest, (_, until) = next(iter(self._kept.items()))
+            if len(self._kept) < self._max_entries and now < until:
                 break
             del self._kept[oldest]
         if self._max_entries > 0:
-            self._kept[key] = _Kept(fetched.value, now + fetched.ttl)
+            self._kept[key] = (value, now + ttl)

@@ -8,13 +8,9 @@ limits of which none is reached: entries in the reactor's heap would cost more t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-
-T = TypeVar("T")
 
 
 class TimeLimits:
@@ -23,10 +19,10 @@ class TimeLimits:
     Once the time of a call is over, the reactor reads from its sockets once more before it makes the call.
     """
 
-    def __init__(self, clock: IReactorTime, *, idle: bool = True) -> None:
-        """`idle`: the reactor's delayed call is kept for up to its delay when no call waits, and serves the next limit."""
+    def __init__(self, clock: IReactorTime) -> None:
         self.clock = clock
-        self.idle = idle
+        #: whether the reactor's delayed call is kept for up to its delay when no call waits, and serves the next limit
+        self.idle = True
         self._queues: dict[float, _Queue] = {}
 
     def callLater(self, delay: float, function: Callable[..., object], *args: object) -> TimeLimit:
@@ -137,10 +133,3 @@ class _Queue:
                 return
             del self._waiting[first]
             first.over()
-
-
-def add_time_limit(
-    waiting: Deferred[T], seconds: float, clock: IReactorTime, expired: Callable[[Any, float], Any]
-) -> Deferred[T]:
-    """As `Deferred.addTimeout`; once the time is over the reactor reads once more before `waiting` is cancelled."""
-    return waiting.addTimeout(seconds, TimeLimits(clock, idle=False), expired)  # type: ignore[arg-type]

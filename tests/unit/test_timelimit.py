@@ -16,7 +16,7 @@ from twisted.internet.error import AlreadyCalled, AlreadyCancelled
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
-from viewport_relay.timelimit import TimeLimits, add_time_limit
+from viewport_relay.timelimit import TimeLimits
 
 
 class _Reader(Protocol):
@@ -60,16 +60,19 @@ async def test_an_answer_that_arrived_during_a_long_turn_is_accepted() -> None:
             time.sleep(0.3)  # the limit expires before the next read
 
         with reading(long_turn) as other:
-            waiting = add_time_limit(answer, 0.1, reactor, _expired)
+            limits: Any = TimeLimits(reactor)
+            waiting = answer.addTimeout(0.1, limits, _expired)
             other.send(b"work")
             assert await waiting == b"answer"
+            limits.stop()
 
 
 def test_without_an_answer_the_limit_expires() -> None:
     clock = Clock()
     waiting: Deferred[bytes] = Deferred()
     results: list[Any] = []
-    add_time_limit(waiting, 2.0, clock, _expired).addBoth(results.append)
+    limits: Any = TimeLimits(clock)
+    waiting.addTimeout(2.0, limits, _expired).addBoth(results.append)
     clock.advance(1.9)
     assert results == []
     clock.advance(0.2)
@@ -82,7 +85,9 @@ def test_no_timer_is_left_after_an_answer(after: float) -> None:
     clock = Clock()
     waiting: Deferred[bytes] = Deferred()
     results: list[Any] = []
-    add_time_limit(waiting, 2.0, clock, _expired).addBoth(results.append)
+    limits: Any = TimeLimits(clock)
+    waiting.addTimeout(2.0, limits, _expired).addBoth(results.append)
+    limits.stop()
     clock.callLater(after, waiting.callback, b"answer")
     clock.advance(after)
     assert results == [b"answer"] and clock.getDelayedCalls() == []

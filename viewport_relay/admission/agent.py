@@ -14,7 +14,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.web.client import URI, Agent
-from twisted.web.error import SchemeNotSupported
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
@@ -29,7 +28,10 @@ ORIGINS_MAX: Final = 256
 
 @implementer(IAgentEndpointFactory)
 class Endpoints:
-    """How to connect to an origin: TCP, and for https TLS, through the proxy if that serves it. Each is made once."""
+    """How to connect to an origin: TCP, and for https TLS, through the proxy if that serves it. Each is made once.
+
+    No other scheme comes here: `RequestUrl` takes none.
+    """
 
     def __init__(self, reactor: Any, tls: ClientTls, proxy: HttpProxy | None, pool: Pool) -> None:
         self._reactor = reactor
@@ -43,8 +45,6 @@ class Endpoints:
         return self._known(uri.scheme, uri.host.decode("ascii"), uri.port)
 
     def _made(self, scheme: bytes, host: str, port: int) -> IStreamClientEndpoint:
-        if scheme not in (b"http", b"https"):
-            raise SchemeNotSupported(f"scheme {scheme!r}")
         endpoint: IStreamClientEndpoint = HostnameEndpoint(self._reactor, host, port)
         if scheme == b"https":
             if self._proxy is not None and self._proxy.serves(host, port):

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.http import HttpClient
-from viewport_relay.admission.jwks import JwksClient, JwksSettings
+from viewport_relay.admission.jwks import JwksClient
 from viewport_relay.admission.jwt import (
     TokenHeader,
     TokenRules,
@@ -96,10 +96,12 @@ class Gate:
         jwks = JwksClient(
             clock,
             client,
-            JwksSettings(config.jwks_url, config.jwks_cache_ttl, config.jwks_cooldown),
+            config.jwks_url,
             log,
             counters,
             platform_clock,
+            ttl=config.jwks_cache_ttl,
+            cooldown=config.jwks_cooldown,
         )
         validation = ValidationSettings(
             url=config.validate_url,

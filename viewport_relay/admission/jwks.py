@@ -47,15 +47,6 @@ def jwks_call(url: str) -> Call:
 
 
 @frozen
-class JwksSettings:
-    """`ttl` and `cooldown` in seconds, as RELAY_JWKS_CACHE_TTL and RELAY_JWKS_COOLDOWN say."""
-
-    url: str
-    ttl: float = 3600.0
-    cooldown: float = 30.0
-
-
-@frozen
 class _Held:
     """A cached set, when it was fetched, and how long it is fresh (seconds of the reactor's clock)."""
 
@@ -72,18 +63,23 @@ class JwksClient:
         self,
         clock: IReactorTime,
         http: HttpClient,
-        settings: JwksSettings,
+        url: str,
         log: EventSink,
         counters: Counters,
         platform_clock: PlatformClock,
+        *,
+        ttl: float = 3600.0,
+        cooldown: float = 30.0,
     ) -> None:
+        """`ttl` and `cooldown` in seconds, as RELAY_JWKS_CACHE_TTL and RELAY_JWKS_COOLDOWN say."""
         self._clock = clock
         self._http = http
-        self._settings = settings
+        self._ttl = ttl
+        self._cooldown = cooldown
         self._log = log
         self._counters = counters
         self._platform_clock = platform_clock
-        self._call = jwks_call(settings.url)
+        self._call = jwks_call(url)
         # Without entries: it only joins the upgrades that wait for one fetch. The fetch goes on when they are cancelled, or
         # peers that leave at once could use up the cool-down.
         self._fetches: DeferredCache[str, KeySet] = DeferredCache(clock, 0, abandon=False)
@@ -164,7 +160,7 @@ class JwksClient:
         if not self._fetches.in_flight:
             if now < self._cool_until:
                 return None
-            self._cool_until = now + self._settings.cooldown
+            self._cool_until = now + self._cooldown
         keys = await self._outcome(True)
         return None if keys is seen else keys
 
@@ -202,7 +198,7 @@ class JwksClient:
         etag = answer.header("etag") or (held.etag if held is not None and unchanged else None)
         if etag is not None and (len(etag) > _ETAG_MAX_CHARS or not etag.isascii()):
             etag = None
-        ttl = min(self._settings.ttl, max(TTL_MIN, _max_age(answer)))
+        ttl = min(self._ttl, max(TTL_MIN, _max_age(answer)))
         self._held = _Held(keys, self._clock.seconds(), ttl, etag)
         if not unchanged:
             self._log.event(

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from viewport_relay.admission.httpcall import Answer, TooLarge, Unreachable
-from viewport_relay.admission.jwks import JwksClient, JwksSettings
+from viewport_relay.admission.jwks import JwksClient
 from viewport_relay.admission.keys import KeySet
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.devplatform.tokens import SigningKey
@@ -32,8 +32,10 @@ def documents(keys: dict[str, SigningKey]) -> dict[str, str]:
 @pytest.fixture
 def make(http: Any, clock: Clock, log: Any, counters: Counters) -> Callable[..., JwksClient]:
     def build(**settings: Any) -> JwksClient:
-        chosen = JwksSettings(**{"url": "http://platform.example/jwks", **settings})
-        return JwksClient(clock, http, chosen, log, counters, PlatformClock(clock, clock.seconds))
+        platform_clock = PlatformClock(clock, clock.seconds)
+        return JwksClient(
+            clock, http, "http://platform.example/jwks", log, counters, platform_clock, **settings
+        )
 
     return build
 
