@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from twisted.web.http_headers import Headers
 
 from viewport_relay.admission.requesturl import RequestUrl
@@ -74,12 +74,6 @@ class Call:
     def shown(self) -> str:
         """The URL for logs, without query."""
         return self.target.shown
-
-    def also(self, headers: Mapping[str, str]) -> Call:
-        """The same call with further headers."""
-        lines = dict(self.headers.getAllRawHeaders())
-        lines |= {name.encode("ascii"): [value.encode("ascii")] for name, value in headers.items()}
-        return evolve(self, headers=CallHeaders(lines))
 
 
 @frozen

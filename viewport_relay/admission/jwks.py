@@ -41,9 +41,14 @@ _ACCEPT: Final = "application/jwk-set+json, application/json;q=0.9"
 _KEYS = "keys"  # the only key of the cache: there is one document
 
 
-def jwks_call(url: str) -> Call:
+def jwks_call(url: str, etag: str | None = None, *, past_caches: bool = False) -> Call:
     """The request for a key set. Sets are small static documents: caches on the way may gzip them in spite of identity."""
-    return Call.make("GET", url, {"accept": _ACCEPT}, limit=FETCH_LIMIT, max_bytes=JWKS_MAX_BYTES, gzip=True)
+    headers = {"accept": _ACCEPT}
+    if past_caches:
+        headers["cache-control"] = "no-cache"
+    if etag is not None:
+        headers["if-none-match"] = etag
+    return Call.make("GET", url, headers, limit=FETCH_LIMIT, max_bytes=JWKS_MAX_BYTES, gzip=True)
 
 
 @frozen
@@ -180,11 +185,9 @@ class JwksClient:
 
     async def _fetch_once(self, past_caches: bool) -> KeySet:
         held = self._held
-        conditions = {"cache-control": "no-cache"} if past_caches else {}
-        if held is not None and held.etag is not None:
-            conditions["if-none-match"] = held.etag
+        call = jwks_call(self._call.url, None if held is None else held.etag, past_caches=past_caches)
         try:
-            answer = await self._http.ask(self._call.also(conditions) if conditions else self._call)
+            answer = await self._http.ask(call)
             keys = _keys_from(answer, held)
         except HttpFailure as failure:
             raise self._failed(failure.why, failure.hint) from None
