@@ -168,6 +168,7 @@ def test_idle_connections_of_one_address_are_bounded(platform: FaultyPlatform) -
             peer.close()
         (first, *_) = (entry for entry in relay.entries() if entry["event"] == "http_dropped")
         assert first["reason"] == "TOO_MANY_CONNECTIONS_PER_IP" and first["details"]["ip"] == "127.0.0.1"
+        assert "more than twice RELAY_MAX_CONNECTIONS_PER_IP=" in first["details"]["detail"]
 
 
 def test_idle_connections_cannot_use_up_the_descriptors(platform: FaultyPlatform) -> None:

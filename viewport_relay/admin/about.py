@@ -35,15 +35,15 @@ MAX_ID: Final = 256
 
 @frozen(eq=False)
 class About:
-    """Looks for one id in the ring, among folded entries, and in the present."""
+    """Answers `?about=ID` from the ring, the folded entries and the peers that are connected."""
 
     _log: EventLog
     _state: StateSource
 
     def entries(self, wanted: str) -> list[dict[str, Any]]:
-        """Entries about the id, oldest first; that of a folded refusal of this connection too."""
+        """The log's entries about the id, oldest first; with the folded refusal of this connection id, if there is one."""
         quoted = json.dumps(wanted)
-        # to search the lines is cheaper than to parse them all
+        # Searching the lines costs less than parsing them all.
         candidates = (json.loads(record.line) for record in self._log.records() if quoted in record.line)
         found = [entry for entry in candidates if _is_about(entry, wanted)]
         folded = self._log.folded.get(wanted)

@@ -30,7 +30,7 @@ _DISCONNECT_TAKES = 'either {"workspaceId", "runtimeTargetId"?}, {"connectionId"
 
 @frozen(eq=False)
 class Actions:
-    """The POST pages. `AdminResource` has checked the access; the body is checked here."""
+    """The pages `POST /disconnect` and `POST /cache/flush`. `AdminResource` has checked the access; the pages check the body."""
 
     _state: StateSource
     _log: EventSink

@@ -153,7 +153,7 @@ class AdminAuth:
         return key
 
     def redeem(self, key: str) -> bool:
-        """Whether this one-time key is good; it is not any more afterwards."""
+        """Whether this one-time key opens a session. Each key does so once."""
         ends = self._one_time.pop(hashlib.sha256(key.encode("utf-8", "replace")).digest(), 0.0)
         return ends > self._now()
 
@@ -174,11 +174,11 @@ class AdminAuth:
         _remember(self._ended, stem, _end_of(stem), self._now(), ENDED_MAX)
 
     def csrf(self, session: str) -> str:
-        """What a POST or DELETE of this session must carry in X-Relay-CSRF."""
+        """The value that a POST or DELETE of this session must have in X-Relay-CSRF."""
         return self._mac("csrf", session)
 
     def set_cookie(self, request: Request, value: str, seconds: int, *, secure: bool) -> None:
-        """Put the session cookie on the answer; 0 seconds takes the cookie away."""
+        """Set the session cookie in the answer; 0 seconds deletes the cookie."""
         shared = {"path": "/", "max_age": str(seconds), "httpOnly": True, "sameSite": "Strict"}
         request.addCookie(self.cookie, value, secure=secure, **shared)
 
@@ -199,12 +199,12 @@ def _given_tokens(request: Request) -> list[bytes]:
 
 
 def _is_one_of(given: bytes, tokens: Sequence[bytes]) -> bool:
-    """Whether this is one of the tokens, in time that does not depend on where it differs."""
+    """Whether `given` is one of the tokens; each comparison takes constant time."""
     return any(hmac.compare_digest(given, token) for token in tokens)
 
 
 def _remember(table: dict[Any, float], key: Any, ends: float, now: float, most: int) -> None:
-    """Keep `key` until `ends`. What has ended goes first, and of more than `most` the oldest."""
+    """Keep `key` until `ends`. Keys that have ended are dropped, and the oldest when there are `most`."""
     for old in [old for old, end in table.items() if end <= now]:
         del table[old]
     if len(table) >= most:

@@ -51,20 +51,15 @@ class Filter:
         )
 
 
-def check_names(given: Mapping[str, str]) -> None:
-    """Raise BadRequest for a parameter that there is not."""
-    for name in given:
-        if name not in PARAMETERS:
-            takes = "nothing: there is no such parameter; known are " + ", ".join(PARAMETERS)
-            raise BadRequest(name[:64], takes, known=tuple(PARAMETERS))
-
-
-#: Wants every record.
+#: The filter that accepts every record.
 EVERYTHING: Final = Filter()
 
 
 def parse_filter(given: Mapping[str, str], now: float) -> Filter:
-    """The filter of a query. An empty value counts as absent. Raises BadRequest."""
+    """The filter of a query. An empty value counts as absent. Raises BadRequest, for an unknown parameter too."""
+    for name in given.keys() - PARAMETERS.keys():
+        takes = "nothing: there is no such parameter; known are " + ", ".join(PARAMETERS)
+        raise BadRequest(name[:64], takes, known=tuple(PARAMETERS))
     members = {
         "level": _set(given, "level", LEVELS, str.lower),
         "reason": _set(given, "reason", Reason.__members__, str.upper),
@@ -83,7 +78,7 @@ def parse_filter(given: Mapping[str, str], now: float) -> Filter:
 def _set(
     given: Mapping[str, str], name: str, known: Collection[str], spelt: Callable[[str], str]
 ) -> Collection[str]:
-    """The words of a comma list; none where the parameter is absent or empty. Raises BadRequest."""
+    """The words of a comma-separated list; none where the parameter is absent or empty. Raises BadRequest."""
     text = given.get(name)
     if not text:
         return ()

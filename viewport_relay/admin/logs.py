@@ -17,7 +17,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.admin import follow, reply
 from viewport_relay.admin.about import MAX_ID, About
-from viewport_relay.admin.filters import EVERYTHING, PARAMETERS, Filter, check_names, parse_filter
+from viewport_relay.admin.filters import EVERYTHING, PARAMETERS, Filter, parse_filter
 from viewport_relay.admin.state import ReadFacts
 from viewport_relay.admin.summary import problem_json, summary, summary_text
 from viewport_relay.admin.words import as_text, paragraphs, problem_lines, report
@@ -42,7 +42,7 @@ EXPLAIN: Final = b"/logs/explain/"
 
 @frozen(eq=False)
 class LogsPage:
-    """The page. `reactor` times the heartbeats of followers; `now` gives seconds since the epoch."""
+    """The pages `/logs`, `/logs/text` and `/logs/explain`. `reactor` times the heartbeats of followers; `now` gives seconds since the epoch."""
 
     _log: EventLog
     _about: About
@@ -52,7 +52,6 @@ class LogsPage:
 
     def render(self, request: Request) -> bytes | int:
         given = reply.query(request)
-        check_names(given)
         wanted = parse_filter(given, self._now())
         as_plain_text = self._wants_text(request, given)
         about = given.get("about") or ""

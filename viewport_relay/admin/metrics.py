@@ -111,7 +111,7 @@ class RelayCollector(Collector):
             ("closes", "Connections that the relay closed, by reason.", "reason", counted.closes, _CLOSING),
             ("frames_dropped", "Frames that went nowhere, by reason.", "reason", counted.drops, _DROPPING),
             (
-                # an IKpsk2 peer with another secret mostly leaves by itself: there is no close to count then
+                # An IKpsk2 peer with another secret mostly leaves by itself: then there is no close to count.
                 "handshake_failures", "Noise handshakes and links that failed, by reason.", "reason",
                 {r: counted.closes[r] + counted.handshakes_left[r] for r in _HANDSHAKE_FAILURES}, (),
             ),
@@ -144,7 +144,7 @@ def _family(
 
 
 def process_numbers(processes: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """CPU, memory and descriptors of each process, as prometheus_client calls them; one that has just ended is left out."""
+    """CPU, memory and descriptors of each process, by prometheus_client's names; a process that has just ended is left out."""
     found: dict[str, dict[str, float]] = {}
     for process, pid in processes.items():
         collector = ProcessCollector(namespace="of", pid=lambda pid=pid: pid, registry=None)  # type: ignore[misc]
@@ -174,7 +174,7 @@ def registry(collector: RelayCollector) -> CollectorRegistry:
 
 
 class MetricsPage:
-    """Text of version 0.0.4 unless the Accept header names another."""
+    """`GET /metrics`: text of version 0.0.4, unless the Accept header names another format."""
 
     def __init__(self, collector: RelayCollector) -> None:
         self._registries = {older: registry(evolve(collector, deprecated=older)) for older in (True, False)}

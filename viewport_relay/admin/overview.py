@@ -42,7 +42,7 @@ class Overview:
     _uptime: Callable[[], float]
 
     def overview(self, request: Request) -> bytes:
-        """`GET /admin/api/overview`."""
+        """`GET /admin/api/overview`: verdict, numbers, headroom, other relays of the fleet, and what was refused."""
         config, facts = self._config, self._facts()
         relays = facts.condition.backplane.get("relays", ())
         body = {
@@ -61,7 +61,7 @@ class Overview:
         return put_body(request, body)
 
     def _is_own(self, told: Mapping[str, Any]) -> bool:
-        """Whether it is a worker of this relay (`RELAY_ID-w0` and so on)."""
+        """Whether a relay of the fleet is a worker of this one (`RELAY_ID-w0` and so on)."""
         name, _, number = told["relayId"].rpartition("-w")
         return bool(number.isdecimal()) and name == self._config.relay_id
 

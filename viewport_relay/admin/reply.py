@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.config.values import BOOLEAN
+from viewport_relay.observe.entry import dump
 from viewport_relay.reasons import Reason, Refusal
 
 #: Longest body of a request, bytes.
@@ -59,7 +60,7 @@ def quiet(request: Request) -> None:
 
 def json_text(body: Mapping[str, Any]) -> str:
     """JSON in ASCII without "<": no text that a peer chose is markup where the answer is shown."""
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
+    return dump(body).replace("<", "\\u003c")
 
 
 def put_body(request: Request, body: Mapping[str, Any] | str, status: int = 200) -> bytes:

@@ -119,7 +119,7 @@ def build(
     client_ip: Callable[[Request], str],
     admin: bool = True,
 ) -> AdminResource:
-    """The resource of one listener.
+    """The admin resource of one listener.
 
     `started_at` and `now` are of the same clock, seconds since the epoch. `admin=False` makes a resource without
     admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.

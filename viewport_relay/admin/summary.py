@@ -15,7 +15,7 @@ from viewport_relay.reasons import Reason
 
 
 def summary(log: EventLog, wanted: Filter, now: float) -> dict[str, Any]:
-    """The numbers. Entries that were folded count as often as they came.
+    """Count the entries that the filter accepts. A folded entry counts as often as its event came.
 
     An event that reports the cause of refusals (a failed fetch of keys) counts for a reason only where no peer was refused
     for that reason.
@@ -55,7 +55,7 @@ def summary(log: EventLog, wanted: Filter, now: float) -> dict[str, Any]:
 
 
 def _about(code: str, row: Problem | None) -> dict[str, Any]:
-    """What one reason means, and what is known of it here; times and numbers are of the present or last episode."""
+    """What one reason means, and what the log knows of it; times and numbers are of the present or last episode."""
     entry = Reason[code].entry
     told = {"meaning": entry.text, "level": entry.level, "cause": entry.cause, "fix": entry.fix}
     if row is None:
@@ -64,7 +64,7 @@ def _about(code: str, row: Problem | None) -> dict[str, Any]:
 
 
 def problem_json(row: Problem) -> dict[str, Any]:
-    """One open problem."""
+    """An open problem as a JSON object."""
     return {"code": row.code, "level": row.level, "text": row.text, "count": row.count, **_known(row)}
 
 
@@ -82,7 +82,7 @@ def _known(row: Problem) -> dict[str, Any]:
 
 
 def summary_text(numbers: dict[str, Any]) -> str:
-    """The same as text."""
+    """The numbers of `summary` as text."""
     levels = ", ".join(f"{count} {level}" for level, count in numbers["byLevel"].items())
     lines = [f"{numbers['total']} entries: {levels or 'none'}"]
     lines += [f"  {count:>8}  {event}" for event, count in numbers["byEvent"].items()]

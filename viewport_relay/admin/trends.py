@@ -37,7 +37,7 @@ Buckets = Mapping[float, float]
 
 @define(eq=False)
 class Trends:
-    """The samples. `sample` is to be called every STEP seconds; `now` gives seconds since the epoch."""
+    """Samples of connections, counters and latencies. Call `sample` every STEP seconds; `now` gives seconds since the epoch."""
 
     _config: Config
     _counters: Counters

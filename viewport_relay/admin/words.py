@@ -52,7 +52,7 @@ def wrapped(label: str, text: str) -> list[str]:
 
 
 def paragraphs(parts: Mapping[str, str]) -> list[str]:
-    """Each text behind its label."""
+    """The lines of several texts, each behind its label."""
     return [line for label, text in parts.items() for line in wrapped(label, text)]
 
 
@@ -80,7 +80,7 @@ def problem_lines(facts: Facts, problem: Problem) -> list[str]:
 
 
 def rate(problem: Problem) -> float:
-    """Events a minute, lately."""
+    """Events of a problem for each minute, within the last SPAN seconds."""
     return round(problem.lately / min(SPAN / 60, max(1.0, (problem.last - problem.first) / 60)), 1)
 
 
@@ -95,7 +95,7 @@ def _problems_lines(facts: Facts) -> list[str]:
 
 
 def report(facts: Facts, entries: Sequence[str], total: int) -> str:
-    """The page: verdict, problems, entries. `total` is how many entries there would be."""
+    """The text of `/logs`: verdict, problems, entries. `total` is how many entries there would be."""
     shown = f"{total} entries" if len(entries) == total else f"the last {len(entries)} of {total} entries"
     lines = [
         *_verdict_lines(judge(facts)),

@@ -16,6 +16,12 @@ FULL_RETRY_AFTER: Final = 5
 K = TypeVar("K", bound=Hashable)
 
 
+def total_limit(number: int) -> str:
+    """The limit on all connections in words. Where few files may be open, `number` is less than the setting."""
+    setting = BY_ATTRIBUTE["max_total_connections"]
+    return f"{setting.name} (default {setting.shown_default}) or the limit on open files allows {number}"
+
+
 class WindowCounter:
     """Events by key against one limit per minute."""
 
@@ -104,9 +110,7 @@ class ConnectionCounts:
         Raises Refusal TOO_MANY_CONNECTIONS or TOO_MANY_CONNECTIONS_PER_IP.
         """
         if 0 < self._max_total <= self.total:
-            setting = BY_ATTRIBUTE["max_total_connections"]
-            limit = f"{setting.name} (default {setting.shown_default}) or the limit on open files"
-            detail = f"{self.total} connections, {limit} allows {self._max_total}"
+            detail = f"{self.total} connections, {total_limit(self._max_total)}"
             raise Refusal(Reason.TOO_MANY_CONNECTIONS, detail, FULL_RETRY_AFTER)
         of_ip = self._per_ip.get(ip, 0)
         if 0 < self._max_per_ip <= of_ip:

@@ -86,7 +86,7 @@ class Counters:
     bus_pull_replayed_signature: int = counted("Bus frames seen before.")
     worker_processes_lost: int = counted("Worker processes (RELAY_WORKERS) that died or had to be killed.")
     handshakes: Counter[str] = Factory(Counter)  # "none" | "IK" | "IKpsk2" -> links established
-    #: handshakes that the peer left, where that says something
+    #: handshakes that the peer left, by the reason that is likely
     handshakes_left: Counter[Reason] = Factory(Counter)
     refusals: Counter[Reason] = Factory(Counter)  # upgrades refused
     closes: Counter[Reason] = Factory(Counter)  # connections that the relay closed
@@ -120,7 +120,7 @@ class Counters:
 
 
 def sample_key(sample: Sample) -> SampleKey:
-    """What tells a sample from the others."""
+    """The key of a sample: its name and its labels."""
     return sample.name, tuple(sorted(sample.labels.items()))
 
 

@@ -63,7 +63,7 @@ def bounded_line(made: dict[str, Any]) -> str:
     return line
 
 
-def dump(value: Json) -> str:
+def dump(value: Mapping[str, Any] | Json) -> str:
     """Encode a JSON value in ASCII.
 
     Terminal escapes, C1 controls and lone surrogates are escaped: they must reach no terminal and break no stream.

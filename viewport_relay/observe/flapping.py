@@ -1,7 +1,7 @@
 """Peers that join and leave within seconds, again and again: their joins and leaves are counted instead of written.
 
-The first LIVES short lives of a peer (role, workspace, target and address) within a window are written as they are. What
-follows is counted, and one finding (`PEER_FLAPPING`) tells how many lives there were. The join of a connection that stays is
+The first LIVES short lives of a peer (role, workspace, target and address) within a window are written as they are. Further
+ones are counted, and one entry `flapping` (PEER_FLAPPING) tells how many there were. The join of a connection that stays is
 written when the window ends.
 """
 
@@ -39,7 +39,7 @@ class Flap(FoldWindow):
     joined: LogEntry | None = None
 
     def summary(self, at: float) -> LogEntry:
-        """The finding so far, as an entry about the peer."""
+        """The entry `flapping` of what was counted so far."""
         of_peer = ("role", "workspaceId", "runtimeTargetId", "clientId", "ip", "detail")
         details = self.counted() | {name: self.details.get(name) for name in of_peer}
         reason = Reason.PEER_FLAPPING

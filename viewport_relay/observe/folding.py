@@ -149,13 +149,13 @@ class Folding:
         return [fold for table in self._tables for fold in over(table, at, everything) if fold.count]
 
     def open(self) -> Iterator[Fold]:
-        """What was counted so far in windows that still run."""
+        """The windows that still run and have counted something."""
         for table in self._tables:
             yield from (fold for fold in table.values() if fold.count)
 
 
 class FoldedEntries:
-    """The latest folded entries. `as_json` makes the JSON object of one, which most are never asked for."""
+    """The latest folded entries by connection id. `as_json` makes an entry's JSON object when it is asked for, which is rare."""
 
     def __init__(self, as_json: Callable[[LogEntry], dict[str, Any]]) -> None:
         self._as_json = as_json

@@ -66,7 +66,7 @@ class Recent:
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """A row as readers get it, redacted. Times are seconds since the epoch.
+    """One problem as the pages and the status line show it, redacted. Times are seconds since the epoch.
 
     `count` is of the present episode, `lately` of the last SPAN seconds, `total` since the start. `workspaces` and
     `addresses` hold at most MOST_DISTINCT each. The last event is the example: `detail` says what exactly was wrong, `hint`

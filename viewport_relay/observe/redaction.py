@@ -89,7 +89,7 @@ class Redactor:
         self.look_for(secrets)
 
     def look_for(self, secrets: Iterable[str]) -> None:
-        """Take out these values too from now on; those of before are still taken out."""
+        """Add exact values to take out; earlier ones stay."""
         self._secrets |= {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
         forms: set[str] = set()
         for secret in self._secrets:
@@ -112,11 +112,11 @@ class Redactor:
         return f"{shown[:limit]}… [{left_out} more characters]" if left_out else shown
 
     def message(self, text: str) -> str:
-        """The same as `text`, which is remembered of short ones: messages are nearly always constants."""
+        """A message without secrets. Results for short messages are remembered, because most messages are constants."""
         return self._remembered(text) if len(text) <= _REMEMBERED else self.text(text)
 
     def identifier(self, text: str) -> str:
-        """The same for an id that a peer chose: long ones stay readable."""
+        """An id that a peer chose, without tokens and secrets; long ids stay readable."""
         if len(text) >= self._shortest:  # asked here too, for each join and leave has a dozen ids
             text = self._without_exact(text)
         if len(text) <= 12:

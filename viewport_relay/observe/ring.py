@@ -1,4 +1,4 @@
-"""The bounded memory of the event log.
+"""The ring: the latest records of the event log, in bounded memory.
 
 Each level has a reserved share. A full ring evicts from the level that exceeds its reserve most, there from the largest
 kind (event and reason), and of that kind the oldest record. A flood of joins therefore leaves warnings and errors alone,
@@ -42,7 +42,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ring:
-    """At most `size` records, oldest first."""
+    """A ring of at most `size` records. Iterating gives the oldest first."""
 
     def __init__(self, size: int) -> None:
         self.size = size

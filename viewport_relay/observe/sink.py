@@ -1,4 +1,4 @@
-"""The one way to log, as everything below the service sees it."""
+"""The interface of the log: every module below the service logs through it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from viewport_relay.reasons import Level, Reason
 
 
 class EventSink(Protocol):
-    """Takes events. `EventLog` is the real one; tests pass a list that has this method."""
+    """A log that takes events. `EventLog` is the real one; tests pass a list that has this method."""
 
     def event(
         self,

@@ -85,7 +85,7 @@ class LibraryLog(logging.Handler):
 
 
 def _is_housekeeping(event: dict[str, Any], level: Any) -> bool:
-    """Whether it is a message of level info about Twisted's own factories, ports or reactor."""
+    """Whether an event is a message of level info about Twisted's own factories, ports or reactor."""
     if level is not LogLevel.info or event.get("isError") or "log_failure" in event:
         return False
     namespace = str(event.get("log_namespace", ""))

@@ -1,4 +1,4 @@
-"""Can peers connect, and what is wrong: the answer in words, from facts that the relay has anyway.
+"""The verdict: whether peers can connect, and what is wrong, in words, from facts that the relay has anyway.
 
     Facts (readiness, keys, backplane, problems, counts) -> checks -> Verdict -> status line, `/logs`, `/ready`, dashboard
 
@@ -108,7 +108,7 @@ class Verdict:
 
 
 def judge(facts: Facts) -> Verdict:
-    """Work out the verdict."""
+    """The verdict on these facts."""
     found = _keys(facts), _platform(facts), _internal_key(facts), _clock(facts), _backplane(facts)
     return Verdict(*_headline(facts, found), counts(facts), found)
 

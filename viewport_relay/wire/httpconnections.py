@@ -12,6 +12,8 @@ from typing import Protocol
 from twisted.internet.defer import Deferred
 
 from viewport_relay.admission.addresses import counted_as
+from viewport_relay.admission.limits import total_limit
+from viewport_relay.config import BY_ATTRIBUTE
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
 
@@ -46,7 +48,10 @@ class HttpConnections:
         exempt: Callable[[str], bool] = lambda host: False,
         log: EventSink | None = None,
     ) -> None:
-        """`most` is asked at each new connection. `most_per_address` 0 is no limit; `exempt` addresses have none."""
+        """`most` is asked at each new connection. `exempt` addresses have no limit of their own.
+
+        `most_per_address` is twice RELAY_MAX_CONNECTIONS_PER_IP, 0: no limit.
+        """
         self._most = most
         self._most_per_address = most_per_address
         self._exempt = exempt
@@ -71,10 +76,14 @@ class HttpConnections:
         self._host[channel] = name
         self.waits(channel)
         self._owing.add(channel)
+        most, number = self._most(), len(self._host)
         if 0 < self._most_per_address < host.number and not self._exempt(address):
-            self._drop(next(iter(host.waiting)), Reason.TOO_MANY_CONNECTIONS_PER_IP)
-        elif len(self._host) > self._most():
-            self._drop(next(iter(self._waiting)), Reason.TOO_MANY_CONNECTIONS)
+            setting = BY_ATTRIBUTE["max_connections_per_ip"].in_words(self._most_per_address // 2)
+            detail = f"{host.number} connections without an upgrade, more than twice {setting}"
+            self._drop(next(iter(host.waiting)), Reason.TOO_MANY_CONNECTIONS_PER_IP, detail)
+        elif number > most:
+            detail = f"{number} connections without an upgrade, {total_limit(most)}"
+            self._drop(next(iter(self._waiting)), Reason.TOO_MANY_CONNECTIONS, detail)
 
     def busy(self, channel: Droppable) -> None:
         """A request is being answered: the connection is not dropped."""
@@ -133,9 +142,9 @@ class HttpConnections:
         if self._closed is not None and not self._closed.called and not self._host:
             self._closed.callback(None)
 
-    def _drop(self, channel: Droppable, reason: Reason) -> None:
+    def _drop(self, channel: Droppable, reason: Reason, detail: str) -> None:
         name = self._host[channel]
         self.leave(channel)
         if self._log is not None:
-            self._log.event("http_dropped", reason=reason, ip=name)
+            self._log.event("http_dropped", reason=reason, ip=name, detail=detail)
         channel.drop()

@@ -68,7 +68,7 @@ class Web:
         self.page = Page(self.clock)
         self.counters = Counters()
         self.queue = FairQueue(self.clock)
-        self.connections = HttpConnections(lambda: 10)
+        self.connections = HttpConnections(lambda: 10, log=self.log)
         self.address = "192.0.2.1"
         config: Any = load(
             {"RELAY_MODE": "dev", "SERVER_URL": "http://127.0.0.1:1", "RELAY_HTTP_RATE_PER_IP": str(rate)}, {}
@@ -272,6 +272,9 @@ def test_held_connections_are_closed_for_new_ones() -> None:
     newcomer = web.connect()
     web.clock.advance(0)
     assert len(web.connections) == 10 and newcomer.transport.connected and not newcomer.transport.aborted
+    [entry] = web.log.named("http_dropped")
+    limit = "RELAY_MAX_TOTAL_CONNECTIONS (default 2000) or the limit on open files allows 10"
+    assert entry["detail"] == f"11 connections without an upgrade, {limit}"
 
 
 def test_an_exception_in_a_page_gives_500() -> None:
