@@ -105,7 +105,7 @@ class Connection:
         delay: float = 0.0,
         details: dict[str, Any] | None = None,
     ) -> None:
-        """Close from our side: what is queued goes first, then `reply`, then the Close frame, after `delay` seconds.
+        """Close from the relay's side: what is queued goes first, then `reply`, then the Close frame, after `delay` seconds.
 
         At once the connection is no part of routing, and whatever it sends is thrown away. The first reason stands.
         """

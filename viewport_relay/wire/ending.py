@@ -12,7 +12,7 @@ from viewport_relay.reasons import Reason
 
 @frozen
 class Ending:
-    """Why a connection ends. `reason` is the relay's; None: the peer went, `how` says in which way."""
+    """Why a connection ends. `reason` is the relay's; None: the peer ended it, and `how` says how."""
 
     reason: Reason | None
     how: str = ""
@@ -24,5 +24,5 @@ class Ending:
 
     @property
     def payload(self) -> bytes:
-        """The payload of our Close frame (RFC 6455 section 5.5.1): a code, and at most 123 bytes of text."""
+        """The payload of the relay's Close frame (RFC 6455 section 5.5.1): a code, and at most 123 bytes of text."""
         return (self.code or 0).to_bytes(2, "big") + self.text.encode()[:123]

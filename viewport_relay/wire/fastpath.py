@@ -212,7 +212,7 @@ class FastReader(ArenaReader):
         self._arena.buffers.give(buffer)
 
     def _forward_alone(self, view: memoryview, start: int, stop: int, judge: Judge) -> bool:
-        """Judge a message, and send it from where it stands: a copy would be dear. False: it counts as a decision.
+        """Judge a message, and send it from where it stands: a copy is costly. False: it counts as a decision.
 
         The server's header is never longer than the client's, over which it is written.
         """

@@ -84,7 +84,7 @@ class Closing(Protocol):
         """A Close frame began the closing handshake; `answer` is the payload of the Close that answers it."""
 
     def close_answered(self) -> None:
-        """A Close frame answered ours."""
+        """A Close frame answered the relay's."""
 
     def failed(self, reason: Any, detail: str) -> None:
         """The peer broke RFC 6455 or the frame limit."""

@@ -4,7 +4,7 @@
 
 * open: messages flow.
 * waiting: the relay has decided to close, and sends its Close frame later.
-* closing: our Close frame is sent behind what was queued; the peer's answer is awaited, input is thrown away.
+* closing: the relay's Close frame is sent behind what was queued; the peer's answer is awaited, input is thrown away.
 * draining: the closing handshake is over, or will not come about: what is queued still leaves, then the TCP connection ends.
 * lost: the TCP connection is gone.
 
@@ -29,13 +29,13 @@ CLOSE_TIMEOUT: Final = 10.0
 
 
 class Owner(Protocol):
-    """Whose life it is."""
+    """The connection: the machine tells it what happens."""
 
     def ended(self, ending: Ending) -> None:
         """The connection has ended; its socket may still have to send. Called once."""
 
     def close_sent(self) -> None:
-        """Our Close frame is on its way."""
+        """The relay's Close frame is on its way."""
 
     def lost(self) -> None:
         """The TCP connection is gone. Called once, after `ended`."""
@@ -55,7 +55,7 @@ class Sending(Protocol):
 
 
 class Core:
-    """What the transitions work on."""
+    """State and actions of the transitions: outbox, transport, owner, and the one timer."""
 
     __slots__ = ("_clock", "_owner", "_transport", "_turn", "ending", "idle", "machine", "outbox", "timer")
 
@@ -138,7 +138,7 @@ class Core:
 
 
 class LifeInputs(Protocol):
-    """All that can happen to a connection."""
+    """The inputs of the machine: all that can happen to a connection."""
 
     def close(self, ending: Ending) -> None:
         """The relay closes it."""
@@ -153,7 +153,7 @@ class LifeInputs(Protocol):
         """The peer's Close frame came first."""
 
     def close_answered(self) -> None:
-        """The peer's Close frame came after ours."""
+        """The peer's Close frame came after the relay's."""
 
     def peer_gone(self, ending: Ending) -> None:
         """Nothing can be sent or received any more, while TCP still stands (TLS is over)."""

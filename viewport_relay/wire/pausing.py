@@ -108,7 +108,7 @@ class PausableReader:
         self._transport.pauseProducing()
 
     def _pace(self, size: int) -> None:
-        """Rest after a large read of what is thrown away: a peer that floods on costs little, and still sees our Close."""
+        """Pause after a large read of what is thrown away: a peer that floods costs little, and still gets the Close frame."""
         if size > _PACED and not self._waiting:
             self._wait()
             self._queue.add_later(self._next_turn)

@@ -44,7 +44,7 @@ class Reader(PausableReader):
     )  # fmt: skip
 
     def __init__(self, shared: Shared, transport: StreamTransport, closing: Closing, pong: Pong) -> None:
-        """`closing` hears how the peer ends the connection, `pong` sends the answer to a Ping frame."""
+        """`closing` is told how the peer ends the connection, `pong` sends the answer to a Ping frame."""
         super().__init__(shared, transport)
         self._codecs = shared.codecs
         self._codec: Codec | None = None  # made for the first byte that needs it
@@ -103,7 +103,7 @@ class Reader(PausableReader):
         """The link is up: messages may be decrypted with `cipher`, and what it raises goes to `refuse`."""
 
     def stop(self) -> None:
-        """Throw away what comes from now on, but read it: the peer shall see our Close."""
+        """Throw away what comes from now on, but read it: a peer that still sends then gets the relay's Close frame."""
         self.receive = _ignored
         self.judge = None
         self.peer = None
@@ -114,7 +114,7 @@ class Reader(PausableReader):
         self.end()
 
     def close_sent(self) -> None:
-        """Our Close frame is on its way: the peer's next one answers it."""
+        """The relay's Close frame is on its way: the peer's next one answers it."""
         self._needed().closing()
 
     def forget(self) -> None:
