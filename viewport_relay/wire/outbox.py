@@ -166,23 +166,14 @@ class Outbox:
             return
         self._last = b""
         if ends and self.drained:
-            self._send_with_fin(data)
+            self.write(data, flags=_MORE)
         else:
             self.hold(data)
 
-    def _send_with_fin(self, data: bytes) -> None:
-        assert self._free is not None
-        try:
-            sent = self._free.send(data, _MORE)
-        except OSError:
-            sent = 0
-        if sent < len(data):
-            self.write(data[sent:])
-
     # -- bytes -------------------------------------------------------------------------------------------------
 
-    def write(self, data: bytes | memoryview, feeder: Feeder | None = None) -> None:
-        """Send bytes, or let them wait in the feeder's lane."""
+    def write(self, data: bytes | memoryview, feeder: Feeder | None = None, flags: int = 0) -> None:
+        """Send bytes, or let them wait in the feeder's lane. `flags` are those of `socket.send`."""
         if self._held is not None:
             self.send_held()
         if self.blocked:
@@ -191,7 +182,7 @@ class Outbox:
         sock = self._free or self._emptied()
         if sock is not None:
             try:
-                sent = sock.send(data)
+                sent = sock.send(data, flags)
             except OSError:
                 sent = 0  # full, or broken: the transport finds out which
             if sent == len(data):

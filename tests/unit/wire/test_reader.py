@@ -25,7 +25,7 @@ class CountedWrites(DirectTransport, MemoryTransport):
         self.socket: Any = self
         self.sends = 0
 
-    def send(self, data: bytes | memoryview) -> int:
+    def send(self, data: bytes | memoryview, flags: int = 0) -> int:
         self.sends += 1
         return self.writeSomeData(bytes(data))
 
