@@ -59,6 +59,10 @@ ROADS: list[tuple[str, dict[str, str], dict[str, str]]] = [
     ("all interfaces, IPv6", {"RELAY_LISTEN_HOST": "::", "RELAY_MODE": "dev"}, {}),
     ("another loopback address", {"RELAY_LISTEN_HOST": "127.0.0.9"}, {}),
     ("behind a load balancer that speaks PROXY protocol", {"RELAY_PROXY_PROTOCOL": "1"}, {}),
+    ("behind a balancer that alone is trusted", {"RELAY_PROXY_PROTOCOL": "1", "RELAY_TRUSTED_PROXIES": "10.0.0.5"}, {}),
+    ("the same on a Unix socket", {
+        "RELAY_PROXY_PROTOCOL": "1", "RELAY_TRUSTED_PROXIES": "10.0.0.5", "endpoint": "unix:{socket}",
+    }, {}),
     ("TLS in the relay", {"tls": ""}, {}),
     ("TLS behind PROXY protocol, with a proxy in the environment", {"tls": "", "RELAY_PROXY_PROTOCOL": "1"}, PROXIED),
     ("an endpoint instead of host and port", {"endpoint": r"tcp:{port}:interface=127.0.0.1"}, {}),

@@ -4,7 +4,8 @@ Twisted's parsers read the headers. Twisted's `haproxy` endpoint wrapper alone f
 `test_what_twisteds_own_wrapper_lacks` holds: the first bytes of a header come in pieces; `PROXY UNKNOWN` without
 addresses (section 2.1 of the specification); a port that is no number, or bytes that are not UTF-8 (it raises); an
 address that is none (it is taken); a version 2 header of 64 KiB (it is waited for). The classes here close these gaps,
-and take headers from trusted peers only, where RELAY_TRUSTED_PROXIES names some.
+and take headers from trusted peers only, where RELAY_TRUSTED_PROXIES names some. From this machine a header that names no address is
+always taken: `viewport-relay healthcheck` sends one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from twisted.protocols.haproxy._v2parser import V2Parser
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 
-from viewport_relay.admission.addresses import parse_address, peer_host
+from viewport_relay.admission.addresses import UNIX_PEER, parse_address, peer_host
+from viewport_relay.config import is_loopback
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothing
 
@@ -73,11 +75,13 @@ class ProxiedConnection(DirectAccess, ProtocolWrapper):
         self._source: Any = None
         self._passed = False  # the header was taken
         self._refused = False
+        self._trusted = True
 
     def makeConnection(self, transport: Any) -> None:
         """Called by the listener."""
         peer = peer_host(transport)
-        if self.factory.accepts(peer):
+        self._trusted = self.factory.accepts(peer)
+        if self._trusted or peer == UNIX_PEER or is_loopback(peer):
             super().makeConnection(transport)  # type: ignore[no-untyped-call]
         else:
             self._refused = True
@@ -135,6 +139,9 @@ class ProxiedConnection(DirectAccess, ProtocolWrapper):
         try:
             self._source = source(header)
         except (_exceptions.InvalidProxyHeader, ValueError, KeyError):  # for ports and families that are none
+            return False
+        if self._source is not None and not self._trusted:
+            self.factory.refused(peer_host(self.transport))
             return False
         host = getattr(self._source, "host", None)
         return host is None or parse_address(host) is not None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
@@ -146,3 +148,19 @@ def test_a_header_is_accepted_from_trusted_peers_only() -> None:
         wrapper.connectionLost(Failure(ConnectionDone()))
     [entry] = log.named("http_dropped")
     assert entry["ip"] == "192.168.1.1" and "RELAY_TRUSTED_PROXIES" in entry["message"]
+
+
+@pytest.mark.parametrize(
+    "local", [IPv4Address("TCP", "127.0.0.1", 9), IPv6Address("TCP", "::1", 9), UNIXAddress(None)]
+)
+@pytest.mark.parametrize("header", TAKEN)
+def test_an_untrusted_peer_of_this_machine_names_no_address(header: bytes, local: Any) -> None:
+    log = Log()
+    factory = ProxyFactory(Factory.forProtocol(Behind), lambda peer: False, log=log)
+    wrapper, transport = factory.buildProtocol(None), StringTransport(peerAddress=local)
+    wrapper.makeConnection(transport)
+    wrapper.dataReceived(header + b"it")
+    taken = TAKEN[header] == "192.168.1.1"  # the header names none
+    assert (wrapper.wrappedProtocol.got == b"it") is taken
+    assert transport.disconnecting is not taken
+    assert len(log.named("http_dropped")) == (not taken)
