@@ -113,9 +113,12 @@ def records(noise: NoiseLink, other: LinkInitiator, size: int, count: int) -> di
         for message in sealed:
             noise.receive(message)
 
+    relay = noise.records
+    out = memoryview(bytearray(relay.message_size(size)))
+
     def seal() -> None:
         for _ in range(count):
-            noise.records.encrypt_frame(frame)
+            relay.encrypt_into(frame, out)
 
     return {
         "receive_us": round(timed(take) / count * 1e6, 2),

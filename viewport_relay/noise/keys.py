@@ -118,11 +118,6 @@ class RelayKeys:
             older = None  # tried twice it would only make every wrong handshake dearer
         return cls(current, older, source, warnings)
 
-    @property
-    def public_text(self) -> str:
-        """`noisePublicKey`, base64url."""
-        return self.current.public_text
-
 
 # -- the key file ----------------------------------------------------------------------------------------------
 

@@ -105,12 +105,6 @@ class LinkRecords:
             at += size
             self.sent = count + 1
 
-    def encrypt_frame(self, plaintext: Message) -> bytes:
-        """The binary message for one frame of any size. Raises Refusal NOISE_NONCE_EXHAUSTED."""
-        message = bytearray(self.message_size(len(plaintext)))
-        self.encrypt_into(plaintext, memoryview(message))
-        return bytes(message)
-
     # -- receiving ---------------------------------------------------------------------------------------------
 
     def decrypt_record(self, record: memoryview) -> bytes:

@@ -153,7 +153,7 @@ def well_known(config: Config, keys: RelayKeys) -> Callable[[Request], bytes]:
         "relayId": config.relay_id,
         "version": __version__,
         "subprotocols": [] if config.noise_link == "off" else [SUBPROTOCOL],
-        "noisePublicKey": keys.public_text,
+        "noisePublicKey": keys.current.public_text,
     }
     if keys.previous is not None:
         document["noisePreviousPublicKey"] = keys.previous.public_text

@@ -98,9 +98,6 @@ class LinkCipher(Protocol):
     ) -> None:
         """Append to `parts`, for each short message, the header for its length and its record."""
 
-    def encrypt_frame(self, plaintext: Message) -> bytes:
-        """The records of a message of any size."""
-
     def message_size(self, length: int, /) -> int:
         """How long the records of a message are."""
 

@@ -16,12 +16,6 @@ from viewport_relay.wire.outbox import Outbox
 from viewport_relay.wire.turn import MOST_HELD, Turn
 
 
-def _framed(cipher: LinkCipher, message: Message) -> bytes:
-    """A message as a frame of records."""
-    records = cipher.encrypt_frame(message)
-    return frame_header(BINARY, len(records)) + records
-
-
 class Unsealed(bytes):
     """A message that waits, and is encrypted when it leaves."""
 
@@ -107,13 +101,13 @@ class LinkOutbox(Outbox):
         parts: list[bytes] = []
         refused: Refusal | None = None
         try:
-            if len(messages) == 1 and len(messages[0]) > COPIED:
-                self._leave_long(cipher, messages[0], feeder)
-            elif max(map(len, messages)) <= USUAL:
+            if max(map(len, messages)) <= USUAL:
                 cipher.encrypt_records(messages, RECORD_HEADERS, parts)
+            elif len(messages) == 1:
+                self.write(self._framed(cipher, messages[0]), feeder)
             else:
                 for message in messages:
-                    parts.append(_framed(cipher, message))
+                    parts.append(bytes(self._framed(cipher, message)))
         except Refusal as refusal:
             refused = refusal
         if parts:
@@ -121,8 +115,8 @@ class LinkOutbox(Outbox):
         if refused is not None and self._refuse is not None:
             self._refuse(refused)
 
-    def _leave_long(self, cipher: LinkCipher, message: Message, feeder: Feeder | None) -> None:
-        """Encrypt a message behind its header, into memory that is used again, and send it from there."""
+    def _framed(self, cipher: LinkCipher, message: Message) -> memoryview:
+        """A message of any size as a frame of records, to be used up at once: the next long message may come to the same memory."""
         size = cipher.message_size(len(message))
         header = frame_header(BINARY, size)
         start, stop = len(header), len(header) + size
@@ -130,15 +124,15 @@ class LinkOutbox(Outbox):
         buffer = buffers.take(stop)
         buffer.view[:start] = header
         cipher.encrypt_into(message, buffer.view[start:stop])
-        self.write(buffer.view[:stop], feeder)
         buffers.give(buffer)
+        return buffer.view[:stop]
 
     def _as_sent(self, data: bytes) -> bytes:
         if type(data) is not Unsealed:
             return data
         assert self._cipher is not None and self._refuse is not None
         try:
-            return _framed(self._cipher, data)
+            return bytes(self._framed(self._cipher, data))
         except Refusal as refusal:
             self._refuse(refusal)
             return b""

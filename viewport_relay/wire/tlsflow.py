@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from viewport_relay.wire.tlsrecords import (
     HEADER,
-    LAST_PIECE,
     PIECE,
     RECORD,
     SEALED,
@@ -187,8 +186,8 @@ class TLSFlow:
         """
         layer, transport, at, end, piece = self._layer, self._transport, 0, len(data), data
         while transport is not None:
-            if end > LAST_PIECE:
-                piece = memoryview(data)[at:] if end - at <= LAST_PIECE else memoryview(data)[at : at + PIECE]
+            if end > PIECE:
+                piece = memoryview(data)[at : at + PIECE]
             records = layer.seal(piece)
             if records is None:  # not taken: the caller's next step, a write, finds out why
                 break

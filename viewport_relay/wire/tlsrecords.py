@@ -20,12 +20,11 @@ RECORD_OVERHEAD: Final = 256
 #: A record's header (RFC 8446 section 5.1): type, version, length in two bytes.
 HEADER: Final = 5
 
-#: Most plaintext that is sealed before its records are sent, bytes; the last piece may be longer by less than a record.
-PIECE: Final = 65_536
-LAST_PIECE: Final = PIECE + RECORD
+#: Most plaintext that is sealed before its records are sent, bytes. A frame of 64 KiB with its header is one piece.
+PIECE: Final = 5 * RECORD
 
 #: What a piece becomes at most, and most ciphertext of one read. OpenSSL's two buffers of a connection grow to about this size and stay.
-SEALED: Final = LAST_PIECE + RECORD_OVERHEAD * (LAST_PIECE // RECORD + 2)
+SEALED: Final = PIECE + RECORD_OVERHEAD * (PIECE // RECORD + 2)
 
 
 class RecordCount:
@@ -139,7 +138,7 @@ class RecordLayer:
         return size
 
     def seal(self, data: bytes | memoryview) -> memoryview | None:
-        """The records of at most `LAST_PIECE` bytes, to be used up at once; None: they are not taken."""
+        """The records of at most `PIECE` bytes, to be used up at once; None: they are not taken."""
         length, memory = len(data), self._memory
         # A pointer is made of bytes on the way; everything else needs one made first.
         taken = _ssl_write(self._layer, data if type(data) is bytes else _pointer(data), length)

@@ -22,6 +22,7 @@ from viewport_relay.noise.keys import RelayKeys, StaticKey
 from viewport_relay.noise.link import LinkResponder
 from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
+from viewport_relay.noise.records import LinkRecords
 from viewport_relay.protocol.grant import Claims, Grant, Profile, Role, Scope, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
@@ -237,10 +238,17 @@ def is_up(noise: NoiseLink) -> bool:
     return noise.core.link.records is not None and not noise.core.closed
 
 
+def encrypted(records: LinkRecords, frame: bytes) -> bytes:
+    """The relay's binary message for one frame. Raises Refusal."""
+    message = bytearray(records.message_size(len(frame)))
+    records.encrypt_into(frame, memoryview(message))
+    return bytes(message)
+
+
 def seal(noise: NoiseLink, frame: bytes) -> bytes | None:
     """The relay's binary message for one frame; None if the records refuse the frame, which closes the link."""
     try:
-        return noise.records.encrypt_frame(frame)
+        return encrypted(noise.records, frame)
     except Refusal as refusal:
         noise.inputs.refused(refusal)
         return None

@@ -21,7 +21,7 @@ def test_to_a_file(tmp_path: Path) -> None:
     private = path.read_text().strip()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(private) == len(public) == 43
-    assert RelayKeys.load(private, None, None).public_text == public
+    assert RelayKeys.load(private, None, None).current.public_text == public
     again = run("--out", path)
     assert again.exit_code == 1 and "never written over" in again.stderr
     assert path.read_text().strip() == private
@@ -34,5 +34,5 @@ def test_to_standard_output() -> None:
     name, _, private = setting.partition("=")
     public = comment[-43:]
     assert name == "RELAY_NOISE_PRIVATE_KEY" and comment.startswith("#") and len(private) == 43
-    assert RelayKeys.load(private, None, None).public_text == public
+    assert RelayKeys.load(private, None, None).current.public_text == public
     assert private not in run().stdout, "each key is another one"

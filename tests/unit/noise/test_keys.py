@@ -62,7 +62,7 @@ def test_other_forms_are_refused_and_not_printed(text: str) -> None:
 
 def test_load_from_settings() -> None:
     loaded = RelayKeys.load(PRIVATE, None, None)
-    assert (loaded.public_text, loaded.previous, loaded.source) == (PUBLIC, None, "setting")
+    assert (loaded.current.public_text, loaded.previous, loaded.source) == (PUBLIC, None, "setting")
     other = StaticKey.generate()
     loaded = RelayKeys.load(PRIVATE, other.private_text(), "/nowhere")
     assert loaded.previous is not None
@@ -76,7 +76,7 @@ def test_load_from_settings() -> None:
 
 def test_without_a_state_folder_the_key_is_ephemeral() -> None:
     one, two = RelayKeys.load(None, None, None), RelayKeys.load(None, None, None)
-    assert one.source == "ephemeral" and one.public_text != two.public_text
+    assert one.source == "ephemeral" and one.current.public_text != two.current.public_text
 
 
 def test_the_key_is_created_at_the_first_start_and_kept(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_key_is_created_at_the_first_start_and_kept(tmp_path: Path) -> None:
     assert os.listdir(folder) == ["noise.key"]  # no temporary file is left
     again = RelayKeys.load(None, PRIVATE, str(folder))
     assert again.previous is not None and again.previous.public_text == PUBLIC
-    assert (again.source, again.public_text) == ("state", first.public_text)
+    assert (again.source, again.current.public_text) == ("state", first.current.public_text)
 
 
 def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:

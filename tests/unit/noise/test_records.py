@@ -10,7 +10,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from noise.constants import MAX_NONCE as LIBRARY_MAX_NONCE
 
-from tests.unit.noise.peers import FRAME_MAX, Initiator, Recorder, connection, establish, is_up, seal
+from tests.unit.noise.peers import (
+    FRAME_MAX,
+    Initiator,
+    Recorder,
+    connection,
+    encrypted,
+    establish,
+    is_up,
+    seal,
+)
 from viewport_relay.noise.link import LinkResponder
 from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
@@ -237,7 +246,7 @@ def test_records_equal_the_librarys_byte_for_byte() -> None:
             records.sent = count
             library.cipher_state_encrypt.set_nonce(count)
             sealed = library.cipher_state_encrypt.encrypt_with_ad(None, text)
-            assert records.encrypt_frame(text)[2:] == sealed
+            assert encrypted(records, text)[2:] == sealed
             records.sent = count
             parts: list[bytes] = []
             records.encrypt_records([text], [b""] * 5001, parts)

@@ -41,15 +41,12 @@ class Numbering:
             record = self._record(plaintext)
             parts += headers[len(plaintext)], record
 
-    def encrypt_frame(self, plaintext: Message) -> bytes:
-        record = self._record(plaintext)
-        return (len(record) % 65_536).to_bytes(2, "big") + record
-
     def message_size(self, length: int, /) -> int:
         return 2 + length + RECORD_TAG
 
     def encrypt_into(self, plaintext: Message, out: memoryview) -> None:
-        out[:] = self.encrypt_frame(plaintext)
+        record = self._record(plaintext)
+        out[:] = (len(record) % 65_536).to_bytes(2, "big") + record
 
     def decrypt_record(self, record: memoryview) -> bytes:
         raise AssertionError("an outbox decrypts nothing")
