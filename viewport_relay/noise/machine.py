@@ -1,6 +1,6 @@
 """The handshake state machine of one connection, built once when this module is imported.
 
-    awaiting -> message_1_read -> answered -> confirmed -> established -> closed
+    awaiting -> answered -> established -> closed
 
 `docs/topics/noise-machine.md` is drawn from this machine. The machine has no transport, no clock
 and no log: `NoiseLink` passes inputs to the machine, and the machine calls a `LinkPeer`. A connection
