@@ -156,7 +156,7 @@ def test_a_header_is_accepted_from_trusted_peers_only() -> None:
 @pytest.mark.parametrize("header", TAKEN)
 def test_an_untrusted_peer_of_this_machine_names_no_address(header: bytes, local: Any) -> None:
     log = Log()
-    factory = ProxyFactory(Factory.forProtocol(Behind), lambda peer: False, log=log)
+    factory = ProxyFactory(Factory.forProtocol(Behind), lambda peer: False, lambda address: False, log)
     wrapper, transport = factory.buildProtocol(None), StringTransport(peerAddress=local)
     wrapper.makeConnection(transport)
     wrapper.dataReceived(header + b"it")
