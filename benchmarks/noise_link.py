@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -24,7 +24,7 @@ from viewport_relay.noise.policy import Pattern
 from viewport_relay.peer.link import LinkInitiator, LinkSettings
 from viewport_relay.protocol.base64url import base64url
 from viewport_relay.protocol.grant import Claims, Grant, Role, UpgradeQuery
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Refusal
 
 FRAME_MAX = 1_048_576
 SECRET = os.urandom(32)
@@ -45,10 +45,10 @@ class Silent:
     def established(self, pattern: Pattern | None) -> None:
         pass
 
-    def fail(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
-        self.failed = reason
+    def fail(self, refusal: Refusal) -> None:
+        self.failed = refusal
 
-    def note(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
+    def note(self, refusal: Refusal) -> None:
         pass
 
 

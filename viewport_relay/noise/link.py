@@ -3,7 +3,7 @@
 `Noise_IK_25519_ChaChaPoly_SHA256` and `Noise_IKpsk2_25519_ChaChaPoly_SHA256` (Noise rev 34) with noiseprotocol.
 
     peer                                                     relay
-      | -- 0x01, pattern byte, Noise message 1 (96 bytes) ---> |  read_message_1, check_static_key
+      | -- 0x01, pattern byte, Noise message 1 (96 bytes) ---> |  read_message_1
       | <- Noise message 2 {"relayId","frameMaxBytes"} ------- |  write_message_2
       | -- record {"type":"link_confirm"} -------------------> |  read_confirm: only now are the keys proven
       | <= one binary message = one frame = records =========> |  LinkRecords
@@ -66,8 +66,8 @@ class LinkResponder:
     def read_message_1(self, message: bytes) -> None:
         """Take the peer's first message.
 
-        Raises Refusal NOISE_HANDSHAKE_MALFORMED, NOISE_INVALID_PSK or NOISE_PSK_UNAVAILABLE. The pattern byte is
-        judged before anything is decrypted.
+        Raises Refusal NOISE_HANDSHAKE_MALFORMED, NOISE_INVALID_PSK, NOISE_PSK_UNAVAILABLE, or NOISE_STATIC_KEY_MISMATCH
+        for a daemon with another key than its grant names. The pattern byte is judged before anything is decrypted.
         """
         if len(message) != MESSAGE_1_BYTES:
             raise _malformed(f"message 1 has {len(message)} bytes instead of {MESSAGE_1_BYTES}")
@@ -92,6 +92,8 @@ class LinkResponder:
                 "message 1 does not decrypt: made for another relay key, role, workspace or runtime target, "
                 "or damaged on the way"
             )
+        # noiseprotocol forgets the peer's key once message 2 is written: this is the moment to look.
+        check_static_key(self._grant, bytes(self._noise.noise_protocol.handshake_state.rs.public_bytes))
 
     def _try(self, pattern: Pattern, psk: bytes | None, key: StaticKey, message: bytes) -> Any:
         """A handshake that has read message 1 with this key, or None when that does not decrypt."""
@@ -111,11 +113,6 @@ class LinkResponder:
             # a peer chose (InvalidTag, ValueError for a low-order point, its own kinds), and promises no list.
             return None
         return noise
-
-    def check_static_key(self) -> None:
-        """Raises Refusal NOISE_STATIC_KEY_MISMATCH for a daemon with another key than its grant names."""
-        # noiseprotocol forgets the peer's key once message 2 is written: this is the moment to look.
-        check_static_key(self._grant, bytes(self._noise.noise_protocol.handshake_state.rs.public_bytes))
 
     def write_message_2(self) -> bytes:
         """The answer to the peer. After it the keys exist, and are not proven yet."""

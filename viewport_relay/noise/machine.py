@@ -12,8 +12,7 @@ What the peer may be told is the reason's own text; details are for the log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from attrs import define
 from automat import TypeMachineBuilder
@@ -33,11 +32,11 @@ class LinkPeer(Protocol):
     def established(self, pattern: Pattern) -> None:
         """The peer may be admitted to routing."""
 
-    def fail(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
-        """Log the reason and close with its close code and text. Nothing else comes after it."""
+    def fail(self, refusal: Refusal) -> None:
+        """Log the refusal and close with its reason's close code and text. Nothing else comes after it."""
 
-    def note(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
-        """Log the reason; the peer has gone already."""
+    def note(self, refusal: Refusal) -> None:
+        """Log the refusal; the peer has gone already."""
 
 
 @define(eq=False)
@@ -88,7 +87,7 @@ closed = builder.state("closed")
 
 def _fail(core: LinkCore, refusal: Refusal) -> None:
     core.closed = True
-    core.peer.fail(refusal.reason, refusal.detail, refusal.details)
+    core.peer.fail(refusal)
 
 
 # -- awaiting ------------------------------------------------------------------------------------------------------
@@ -98,7 +97,6 @@ def _fail(core: LinkCore, refusal: Refusal) -> None:
 def judge_message_1(inputs: LinkInputs, core: LinkCore, data: bytes) -> None:
     try:
         core.link.read_message_1(data)
-        core.link.check_static_key()
     except Refusal as refusal:
         inputs.refused(refusal)
     else:
@@ -155,9 +153,8 @@ def note_early_leave(inputs: LinkInputs, core: LinkCore) -> None:
     # Under IKpsk2 a peer with another secret cannot read message 2, and leaves. Under IK it is a lost connection.
     core.closed = True
     if core.link.pattern is Pattern.IKPSK2:
-        core.peer.note(
-            Reason.NOISE_INVALID_PSK, "the peer left after message 2 of IKpsk2 (another pairing secret?)", {}
-        )
+        why = "the peer left after message 2 of IKpsk2 (another pairing secret?)"
+        core.peer.note(Refusal(Reason.NOISE_INVALID_PSK, why))
 
 
 @answered.upon(LinkInputs.confirm_good).to(established)

@@ -24,7 +24,7 @@ from viewport_relay.noise.records import message_max_bytes
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Grant, UpgradeQuery
-from viewport_relay.reasons import Reason
+from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.connection import Connection
 from viewport_relay.wire.ending import Ending
 
@@ -65,7 +65,7 @@ class Links:
             responder = LinkResponder(query, grant, self._keys, config.relay_id, frame_max)
             link.begin(responder, config.noise_timeout_ms / 1000)
         else:
-            link.fail(Reason.NOISE_LINK_REQUIRED, "the peer offered no viewport.noise-link.v1", {})
+            link.fail(Refusal(Reason.NOISE_LINK_REQUIRED, "the peer offered no viewport.noise-link.v1"))
 
 
 @define(eq=False)
@@ -128,16 +128,17 @@ class Link:
         self._links.counters.handshakes[connection.info.noise] += 1
         self._join(connection, self._grant, noise.key_used)
 
-    def fail(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
-        if reason is Reason.FRAME_TOO_LARGE:
+    def fail(self, refusal: Refusal) -> None:
+        if refusal.reason is Reason.FRAME_TOO_LARGE:
             self._links.counters.ws_frame_too_large += 1
-        self._connection.close(reason, detail, details={**self._key_used(), **details})
+        details = {**self._key_used(), **refusal.details}
+        self._connection.close(refusal.reason, refusal.detail, details=details)
 
-    def note(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
-        self._links.counters.handshakes_left[reason] += 1
-        about = {**self._about(), **self._key_used(), **details, "detail": detail}
+    def note(self, refusal: Refusal) -> None:
+        self._links.counters.handshakes_left[refusal.reason] += 1
+        about = {**self._about(), **self._key_used(), **refusal.details, "detail": refusal.detail}
         connection_id = self._connection.info.connection_id
-        self._links.log.event("handshake", reason=reason, connection_id=connection_id, **about)
+        self._links.log.event("handshake", reason=refusal.reason, connection_id=connection_id, **about)
 
     def _about(self) -> dict[str, Any]:
         return {**self._grant.describe(), "ip": self._connection.info.ip}

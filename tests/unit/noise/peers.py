@@ -77,11 +77,11 @@ class Recorder:
     def established(self, pattern: Pattern | None) -> None:
         self.admitted.append(pattern)
 
-    def fail(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
-        self.failed.append((reason, detail, details))
+    def fail(self, refusal: Refusal) -> None:
+        self.failed.append((refusal.reason, refusal.detail, refusal.details))
 
-    def note(self, reason: Reason, detail: str, details: Mapping[str, Any]) -> None:
-        self.noted.append((reason, detail, details))
+    def note(self, refusal: Refusal) -> None:
+        self.noted.append((refusal.reason, refusal.detail, refusal.details))
 
     @property
     def reason(self) -> Reason | None:

@@ -42,9 +42,6 @@ class Scripted:
     def read_message_1(self, data: bytes) -> None:
         self._step("message 1")
 
-    def check_static_key(self) -> None:
-        self._step("static key")
-
     def write_message_2(self) -> bytes:
         return b"message 2"
 
@@ -167,7 +164,7 @@ def test_every_external_input_has_a_transition() -> None:
     ("awaiting", "message 1", Refusal(MALFORMED, "a")),
     ("awaiting", "message 1", Refusal(INVALID_PSK, "b")),
     ("awaiting", "message 1", Refusal(Reason.NOISE_PSK_UNAVAILABLE, "c")),
-    ("awaiting", "static key", Refusal(Reason.NOISE_STATIC_KEY_MISMATCH, "d", details={"x": 1})),
+    ("awaiting", "message 1", Refusal(Reason.NOISE_STATIC_KEY_MISMATCH, "d", details={"x": 1})),
     ("answered", "confirm", Refusal(MALFORMED, "e")),
     ("answered", "confirm", Refusal(INVALID_PSK, "f")),
 ])  # fmt: skip
