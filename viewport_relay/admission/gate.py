@@ -168,14 +168,8 @@ class Gate:
             raise evolve(refusal, details={**refusal.details, "url": self._jwks.url}) from None
 
     def _check(self, payload: Mapping[str, Any], query: UpgradeQuery) -> float:
-        """The policy. How far the platform's clock is away is worked out for a refusal only."""
-        now = self._now()
-        try:
-            return check_payload(payload, query, self._rules, now)
-        except Refusal as refusal:
-            if refusal.reason not in (Reason.JWT_EXPIRED, Reason.JWT_NOT_YET_VALID):
-                raise
-        return check_payload(payload, query, self._rules, now, self.platform_clock.offset)
+        """The policy: `exp` of a payload that may come in. Raises Refusal."""
+        return check_payload(payload, query, self._rules, self._now(), self.platform_clock.offset)
 
     def start(self) -> None:
         """Begin to fetch the keys."""

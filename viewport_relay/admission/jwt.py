@@ -8,7 +8,7 @@ part of a token but its kid and the claims that are compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -146,11 +146,11 @@ def check_payload(
     query: UpgradeQuery,
     rules: TokenRules,
     now: float,
-    clock_offset: float | None = None,
+    clock_offset: Callable[[], float | None] = lambda: None,
 ) -> float:
     """Check times, issuer, audience and binding; gives exp (seconds since the epoch, as `now` is).
 
-    `clock_offset` says by how many seconds this clock is ahead of the platform's, for the words of a refusal. Raises Refusal
+    `clock_offset`, called for the words of a refusal only, says by how many seconds this clock is ahead of the platform's. Raises Refusal
     JWT_EXPIRED, JWT_NOT_YET_VALID, JWT_ISSUER_MISMATCH, JWT_AUDIENCE_MISMATCH, or JWT_CLAIM_MISMATCH, which also stands for
     a time that is missing or no number.
     """
@@ -159,13 +159,13 @@ def check_payload(
         raise Refusal(Reason.JWT_CLAIM_MISMATCH, "exp is missing")
     if now >= expires + rules.skew:
         late = math.ceil(now - expires)
-        words, details = _times(payload, f"exp passed {late} s ago", now, clock_offset)
+        words, details = _times(payload, f"exp passed {late} s ago", now, clock_offset())
         raise Refusal(Reason.JWT_EXPIRED, words, details={"secondsAgo": late, **details})
     for name in ("nbf", "iat"):
         begins = _time(payload, name)
         if begins is not None and begins > now + rules.skew:
             early = math.ceil(begins - now)
-            words, details = _times(payload, f"{name} is {early} s in the future", now, clock_offset)
+            words, details = _times(payload, f"{name} is {early} s in the future", now, clock_offset())
             raise Refusal(Reason.JWT_NOT_YET_VALID, words, details={"secondsAhead": early, **details})
     if payload.get("iss") != rules.issuer:
         raise _other(

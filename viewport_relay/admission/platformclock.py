@@ -27,7 +27,6 @@ class PlatformClock:
         if date is not None and answer.header("age") is None:
             self._date = (date[:64], self._now())
 
-    @property
     def offset(self) -> float | None:
         """Seconds by which this clock is ahead of the platform's, exact to about one; None if no answer had a Date."""
         if self._date is None:

@@ -98,7 +98,7 @@ class RelayState:
             why = str(backplane.get("reason", Reason.BACKPLANE_UNREACHABLE.code))
         clock = self._gate.platform_clock
         age = None if clock.answered_at is None else max(0.0, self._clock.seconds() - clock.answered_at)
-        return Condition(ready, why, self._gate.jwks_age_seconds, dict(backplane), clock.offset, age)
+        return Condition(ready, why, self._gate.jwks_age_seconds, dict(backplane), clock.offset(), age)
 
     def processes(self) -> Mapping[str, int]:
         return {"relay": os.getpid()}

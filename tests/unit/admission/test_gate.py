@@ -419,14 +419,16 @@ def test_clock_offset_and_time_of_the_last_answer(
     settle: Settle, answer: Callable[..., Answer], clock: Clock, now: float,
 ) -> None:  # fmt: skip
     """`offset` follows the last Date, `answered_at` the last answer; invalid answers change neither."""
-    assert gate.platform_clock.offset is None and gate.platform_clock.answered_at is None
+    assert gate.platform_clock.offset() is None and gate.platform_clock.answered_at is None
     gate.start()
-    assert gate.platform_clock.offset is None and gate.platform_clock.answered_at == 0.0
+    assert gate.platform_clock.offset() is None and gate.platform_clock.answered_at == 0.0
     clock.advance(10)
     late = formatdate(now + 10 - 120, usegmt=True)
     platform.validate = answer(200, '{"ok":true,"claims":{}}', date=late)
     settle(gate.admit(bearer(keys["RS256"].sign(payload)), query))
-    assert gate.platform_clock.offset == pytest.approx(120, abs=1) and gate.platform_clock.answered_at == 10.0
+    assert (
+        gate.platform_clock.offset() == pytest.approx(120, abs=1) and gate.platform_clock.answered_at == 10.0
+    )
     clock.advance(10)
     for reply in (
         answer(502, "", date=formatdate(now, usegmt=True)),
@@ -436,7 +438,9 @@ def test_clock_offset_and_time_of_the_last_answer(
         platform.validate = reply
         with pytest.raises(Refusal):
             settle(gate.admit(bearer(keys["EdDSA"].sign(payload)), query))
-    assert gate.platform_clock.offset == pytest.approx(120, abs=1) and gate.platform_clock.answered_at == 10.0
+    assert (
+        gate.platform_clock.offset() == pytest.approx(120, abs=1) and gate.platform_clock.answered_at == 10.0
+    )
     with pytest.raises(Refusal) as refused:
         settle(gate.admit(bearer(keys["RS256"].sign({**payload, "exp": now - 60})), query))
     assert (
@@ -452,7 +456,7 @@ def test_unusable_dates_are_ignored(
     lines = {"date": formatdate(now, usegmt=True), **headers}
     platform.jwks = evolve(platform.jwks, headers=Headers({name: [value] for name, value in lines.items()}))
     gate.start()
-    assert gate.ready() == (True, "") and gate.platform_clock.offset is None
+    assert gate.ready() == (True, "") and gate.platform_clock.offset() is None
 
 
 def test_a_signature_mismatch_names_the_url_of_the_keys(

@@ -338,7 +338,7 @@ def test_details_of_refused_times(
 ) -> None:
     change, offset, words, details = TIMES[name]
     with pytest.raises(Refusal) as refused:
-        check_payload({**payload, **change}, query, RULES, now, offset)
+        check_payload({**payload, **change}, query, RULES, now, lambda: offset)
     assert refused.value.detail == words
     shown = dict(refused.value.details)
     assert {key: shown.get(key) for key in details} == details and ("hint" in shown) is ("hint" in details)
