@@ -86,15 +86,20 @@ class DeferredCache(Generic[K, V]):
         flight = self._flights[key] = _Flight()
         waiter = self._wait(key, flight)
         flight.call = Deferred.fromCoroutine(fetch())
-        flight.call.addCallbacks(
-            self._arrived, self._failed, callbackArgs=(key, flight), errbackArgs=(key, flight)
-        )
+        flight.call.addBoth(self._settle, key, flight)
         return waiter
 
     def put(self, key: K, value: V, ttl: float) -> None:
         """Store a value for `ttl` seconds; 0 or less: not at all."""
-        if ttl > 0:
-            self._keep(key, value, ttl)
+        if ttl <= 0 or self._max_entries <= 0:
+            return
+        now = self._clock.seconds()
+        while self._kept:
+            oldest, (_, until) = next(iter(self._kept.items()))
+            if len(self._kept) < self._max_entries and now < until:
+                break
+            del self._kept[oldest]
+        self._kept[key] = (value, now + ttl)
 
     def expire(self) -> None:
         """Drop expired values, so that a secret does not stay in memory when its key is not used again."""
@@ -136,27 +141,15 @@ class DeferredCache(Generic[K, V]):
         del self._flights[key]
         return True
 
-    def _arrived(self, fetched: Fetched[V], key: K, flight: _Flight[V]) -> None:
-        if self._end(key, flight) and fetched.ttl > 0:
-            self._keep(key, fetched.value, fetched.ttl)
+    def _settle(self, result: Fetched[V] | Failure, key: K, flight: _Flight[V]) -> None:
+        """Give the result of a call to its waiters."""
+        current = self._end(key, flight)
+        value: Any = result
+        if isinstance(result, Fetched):
+            value = result.value
+            if current:
+                self.put(key, value, result.ttl)
         while flight.waiters:  # one at a time: a waiter may cancel another one
             waiter = next(iter(flight.waiters))
             del flight.waiters[waiter]
-            waiter.callback(fetched.value)
-
-    def _failed(self, failure: Failure, key: K, flight: _Flight[V]) -> None:
-        self._end(key, flight)
-        while flight.waiters:
-            waiter = next(iter(flight.waiters))
-            del flight.waiters[waiter]
-            waiter.errback(failure)
-
-    def _keep(self, key: K, value: V, ttl: float) -> None:
-        now = self._clock.seconds()
-        while self._kept:
-            oldest, (_, until) = next(iter(self._kept.items()))
-            if len(self._kept) < self._max_entries and now < until:
-                break
-            del self._kept[oldest]
-        if self._max_entries > 0:
-            self._kept[key] = (value, now + ttl)
+            waiter.callback(value)  # a Failure calls the errbacks
