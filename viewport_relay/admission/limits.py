@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from viewport_relay.config import BY_ATTRIBUTE
 from viewport_relay.reasons import Reason, Refusal
-from viewport_relay.windows import KEYS_MAX, WindowTable
+from viewport_relay.windows import WindowTable
 
 #: Retry-After of a refusal for want of room, seconds.
 FULL_RETRY_AFTER: Final = 5
@@ -25,10 +25,10 @@ def total_limit(number: int) -> str:
 class WindowCounter:
     """Events by key against one limit per minute."""
 
-    def __init__(self, limit: int, max_keys: int = KEYS_MAX) -> None:
+    def __init__(self, limit: int) -> None:
         #: events of a key per minute; a reload may change it
         self.limit = limit
-        self._table = WindowTable(max_keys)
+        self._table = WindowTable()
 
     def __len__(self) -> int:
         """Number of keys that are kept."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from attrs import define
 from twisted.internet.interfaces import IReactorTime
@@ -133,12 +132,11 @@ class Arrivals:
             counters.frames_daemon_rejected += frames
         counters.drops[drop.reason] += frames
         if drop.reason not in COUNTED_ONLY:
-            detail: dict[str, Any] = {"detail": drop.detail} if drop.detail else {}
             self._outcomes.log.event(
                 "bus_drop",
                 reason=drop.reason,
                 sourceRelayId=arrival.from_relay,
                 workspaceId=arrival.target[0],
                 runtimeTargetId=arrival.target[1],
-                **detail,
+                detail=drop.detail or None,
             )

@@ -101,11 +101,12 @@ class Sessions:
 
     def _take_part(self, session: Session, peer: Peer) -> None:
         session.announced = True
-        about = peer.describe()
-        if session.key_used is not None:
-            about["relayKeyUsed"] = session.key_used
         self._log.event(
-            "join", connection_id=peer.connection_id, **about, noise=session.connection.info.noise
+            "join",
+            connection_id=peer.connection_id,
+            **peer.describe(),
+            relayKeyUsed=session.key_used,
+            noise=session.connection.info.noise,
         )
         self._begin[peer.role](session, peer)
 
@@ -160,11 +161,10 @@ class Sessions:
 
     def _log_leave(self, peer: Peer, ending: Ending, about: dict[str, Any]) -> None:
         reason = ending.logged_as or ending.reason
-        if reason is None and ending.code is not None:
-            about["closeCode"] = ending.code
-        if reason is not None and ending.detail:
-            about["detail"] = ending.detail
-        how = ending.how if reason is None else reason.code
+        if reason is None:
+            how, about["closeCode"] = ending.how, ending.code
+        else:
+            how, about["detail"] = reason.code, ending.detail or None
         seconds = round(self._now() - peer.since, 3)
         self._log.event("leave", message=how, connection_id=peer.connection_id, **about, seconds=seconds)
 

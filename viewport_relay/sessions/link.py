@@ -143,9 +143,8 @@ class Link:
     def _about(self) -> dict[str, Any]:
         return {**self._grant.describe(), "ip": self._connection.info.ip}
 
-    def _key_used(self) -> dict[str, str]:
-        key_used = None if self._noise is None else self._noise.key_used
-        return {} if key_used is None else {"relayKeyUsed": key_used}
+    def _key_used(self) -> dict[str, str | None]:
+        return {"relayKeyUsed": None if self._noise is None else self._noise.key_used}
 
 
 def well_known(config: Config, keys: RelayKeys) -> Callable[[Request], bytes]:

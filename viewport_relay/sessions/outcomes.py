@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Any, Final
+from typing import Final
 
 from attrs import define
 
@@ -86,9 +86,9 @@ class Outcomes:
         """Count and log a dropped frame of this peer."""
         self.counters.drops[drop.reason] += 1
         if drop.reason not in COUNTED_ONLY:
-            detail: dict[str, Any] = {"detail": drop.detail} if drop.detail else {}
+            about, detail = peer.describe(), drop.detail or None
             self.log.event(
-                "drop", reason=drop.reason, connection_id=peer.connection_id, **peer.describe(), **detail
+                "drop", reason=drop.reason, connection_id=peer.connection_id, **about, detail=detail
             )
 
     @staticmethod
