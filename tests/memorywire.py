@@ -327,7 +327,6 @@ class MemoryRelay:
         self.relaying = build(
             self.config,
             self.clock,
-            lambda: 1_800_000_000.0 + self.clock.seconds(),
             self.log,
             self.counters,
             client,

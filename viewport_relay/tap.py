@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import time
 from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IReactorTime
 from twisted.python import usage
-from zope.interface import implementer
 
 from viewport_relay import __version__, collector, descriptors
 from viewport_relay.admin.words import as_text
@@ -118,6 +115,7 @@ def _service(options: Options, environ: dict[str, str]) -> IService:
         sys.stdout,
         max_entries=config.max_logs,
         level=config.log_level,
+        clock=reactor.seconds,
         secrets=configured_secrets(config),
         relay_id=config.relay_id_in_log,
         form=as_text if in_words else str,
@@ -135,25 +133,12 @@ def _service(options: Options, environ: dict[str, str]) -> IService:
     return service
 
 
-@implementer(IReactorTime)
-class _WallClock:
-    """A reactor clock whose `seconds` are Unix time, for the dev platform."""
-
-    seconds = staticmethod(time.time)
-
-    def __init__(self, reactor: Any) -> None:
-        self.callLater = reactor.callLater
-        self.getDelayedCalls = reactor.getDelayedCalls
-
-
 def _dev_platform(reactor: Any, environ: dict[str, str], port: int) -> Any:
     """Start the dev platform and point `environ` at it."""
     from viewport_relay.devplatform import DevPlatform
 
     internal_key = environ.get("RELAY_INTERNAL_KEY") or secrets.token_urlsafe(32)
-    platform = DevPlatform(
-        _WallClock(reactor), internal_key=internal_key, credential=environ.get("DEV_CREDENTIAL")
-    )
+    platform = DevPlatform(reactor, internal_key=internal_key, credential=environ.get("DEV_CREDENTIAL"))
     try:
         platform.listen(reactor, port)
     except CannotListenError as error:

@@ -7,6 +7,7 @@ after the fault the relay works again without a restart.
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import resource
 import signal
 import socket
@@ -199,7 +200,12 @@ def test_the_wall_clock_jumps(platform: FaultyPlatform, jump: float) -> None:
             platform.environment() | FAST | quick | {"JUMP": str(jump), "JUMPED": str(flag)}, before=before
         ) as relay:
             pair = Pair(relay, platform)
+            visitor = Peer.client(relay, platform, "clocks", "t")
             flag.touch()
+            visitor.close()
+            left = relay.logged("leave")
+            assert 0 <= left["details"]["seconds"] < 60
+            assert 0 <= json.loads(relay.http("/health")[1])["uptimeMs"] < 120_000
             end = time.monotonic() + 2.5
             while time.monotonic() < end:
                 pair.talk(2)

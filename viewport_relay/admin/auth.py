@@ -52,18 +52,20 @@ class AdminAuth:
         metrics_tokens: Sequence[str] = (),
         *,
         now: Callable[[], float],
+        clock: Callable[[], float] | None = None,
         wrong_token: Callable[[str], int] = lambda address: 0,
     ) -> None:
         """`tokens` are those of RELAY_ADMIN_TOKEN, `metrics_tokens` those of RELAY_METRICS_TOKEN.
 
-        `now` gives seconds since the epoch. `wrong_token` counts a wrong token of an address, and returns the seconds for
+        `now` gives seconds since the epoch, `clock` those of a clock that is never set (None: `now` is one). `wrong_token` counts a wrong token of an address, and returns the seconds for
         which it is over its limit, or 0.
         """
         self._now = now
+        self._clock = clock or now
         self._wrong_token = wrong_token
         #: stem of a signed-out session -> second at which it would have ended
         self._ended: dict[str, float] = {}
-        #: digest of a one-time key -> second at which it ends
+        #: digest of a one-time key -> second of `clock` at which it ends
         self._one_time: dict[bytes, float] = {}
         self.set_tokens(tokens, metrics_tokens)
 
@@ -147,7 +149,7 @@ class AdminAuth:
 
     def one_time_key(self) -> str:
         """A key that opens one session, once, within ONE_TIME_SECONDS."""
-        key, now = secrets.token_urlsafe(24), self._now()
+        key, now = secrets.token_urlsafe(24), self._clock()
         digest = hashlib.sha256(key.encode("ascii")).digest()
         _remember(self._one_time, digest, now + ONE_TIME_SECONDS, now, ONE_TIME_MAX)
         return key
@@ -155,7 +157,7 @@ class AdminAuth:
     def redeem(self, key: str) -> bool:
         """Whether this one-time key opens a session. Each key does so once."""
         ends = self._one_time.pop(hashlib.sha256(key.encode("utf-8", "replace")).digest(), 0.0)
-        return ends > self._now()
+        return ends > self._clock()
 
     def session(self, request: Request) -> str | None:
         """The request's session, if this relay made it and it has not ended."""

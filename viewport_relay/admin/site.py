@@ -113,21 +113,18 @@ def build(
     state: StateSource,
     reactor: IReactorTime,
     periodically: Callable[[float, Callable[[], None]], object],
-    started_at: float,
     now: Callable[[], float],
+    uptime: Callable[[], float],
     auth: AdminAuth,
     client_ip: Callable[[Request], str],
     admin: bool = True,
 ) -> AdminResource:
     """The admin resource of one listener.
 
-    `started_at` and `now` are of the same clock, seconds since the epoch. `admin=False` makes a resource without
+    `now` gives seconds since the epoch, `uptime` those since the start. `admin=False` makes a resource without
     admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
     `periodically(seconds, call)` calls `call` every `seconds` while the relay runs, for the numbers of the last hour.
     """
-
-    def uptime() -> float:
-        return max(0.0, now() - started_at)
 
     routes: dict[tuple[bytes, bytes], Route] = {
         (b"GET", b"/health"): Route(lambda r: put_body(r, health_json(config, uptime())), "open"),
@@ -135,7 +132,7 @@ def build(
     }
     if not admin:
         return AdminResource(routes, auth, log, client_ip)
-    facts = facts_reader(config, log, state, now)
+    facts = facts_reader(config, log, state)
     trends = Trends(config, counters, state, now)
     periodically(STEP, trends.sample)
     logs = LogsPage(log, About(log, state), facts, reactor, now)

@@ -108,11 +108,11 @@ def peer_json(peer: PeerView, redactor: Redactor, *, with_ids: bool) -> dict[str
     return shown
 
 
-def facts_reader(config: Config, log: EventLog, state: StateSource, now: Callable[[], float]) -> ReadFacts:
-    """A function that reads the facts of the moment; `now` gives seconds since the epoch."""
+def facts_reader(config: Config, log: EventLog, state: StateSource) -> ReadFacts:
+    """A function that reads the facts of the moment."""
 
     def read() -> Facts:
-        at = now()
+        at = log.now()
         admitted, refused = log.problems.recent(at)
         return Facts(
             now=at,

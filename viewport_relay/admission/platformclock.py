@@ -25,7 +25,7 @@ class PlatformClock:
         self.answered_at = self._clock.seconds()
         date = answer.header("date")
         if date is not None and answer.header("age") is None:
-            self._date = (date[:64], self._now())
+            self._date = (date[:64], self._clock.seconds())
 
     def offset(self) -> float | None:
         """Seconds by which this clock is ahead of the platform's, exact to about one; None if no answer had a Date."""
@@ -36,5 +36,7 @@ class PlatformClock:
             sent = parsedate_to_datetime(date)
         except (ValueError, TypeError, OverflowError):
             return None
-        # The header has whole seconds, so half of one is missing on average.
-        return received - sent.timestamp() - 0.5
+        # The header has whole seconds, so half of one is missing on average. What has passed since is measured, so that the
+        # offset is right at once when this machine's clock is set.
+        theirs = sent.timestamp() + 0.5 + self._clock.seconds() - received
+        return self._now() - theirs

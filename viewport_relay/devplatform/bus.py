@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attrs import field, frozen
@@ -24,13 +24,13 @@ MAX_WAIT_SECONDS = 2.0
 MAX_LIMIT = 1000
 ANSWER_BYTES = 192 * 1024
 """Frames per answer stop here, since relays read 256 KiB; a single larger frame still goes out alone."""
-ENTRY_TTL_MS = 45_000
+ENTRY_TTL_SECONDS = 45.0
 MAX_ENTRIES = 4096
 
 
 @frozen
 class QueuedFrame:
-    """A frame on the bus; `size` is its length as JSON, `queued_at` Unix seconds."""
+    """A frame on the bus; `size` is its length as JSON, `queued_at` monotonic seconds."""
 
     frame_id: int
     frame: Mapping[str, object] = field(repr=False)
@@ -44,15 +44,15 @@ class QueuedFrame:
 
 
 class Bus:
-    """The frame queue and the pending pulls."""
+    """The frame queue and the pending pulls. `now` gives Unix seconds."""
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, now: Callable[[], float]) -> None:
         self._clock = clock
         self._queue: deque[QueuedFrame] = deque()
         self._bytes = 0
         # Relays remember the highest id they saw. Starting at the time in milliseconds keeps the ids of a
         # restarted platform above those of the one before.
-        self._last_id = int(clock.seconds() * 1000)
+        self._last_id = int(now() * 1000)
         self._waiting: list[Deferred[None]] = []
 
     def publish(self, frame: Mapping[str, object]) -> int:
@@ -125,12 +125,14 @@ class Bus:
 class PresenceTable:
     """Entries by (workspace, target); over MAX_ENTRIES the entry that was renewed longest ago goes.
 
-    An entry has the member names of the wire protocol (section 12). `updatedAtMs` is Unix milliseconds.
+    An entry has the member names of the wire protocol (section 12). `updatedAtMs` is Unix milliseconds, of `now`.
     """
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, now: Callable[[], float]) -> None:
         self._clock = clock
-        self._entries: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._now = now
+        #: target -> entry, and when it ends
+        self._entries: dict[tuple[str, str], tuple[Mapping[str, Any], float]] = {}
 
     def announce(
         self,
@@ -144,27 +146,28 @@ class PresenceTable:
         key = (workspace_id, runtime_target_id)
         # Taken out first so that the table stays ordered by renewal.
         self._entries.pop(key, None)
-        self._entries[key] = {
+        entry = {
             "relayId": relay_id,
             "relayWsBaseUrl": relay_ws_base_url,
             "daemonConnected": True,
             "runtimeTargetId": runtime_target_id,
-            "updatedAtMs": int(self._clock.seconds() * 1000),
+            "updatedAtMs": int(self._now() * 1000),
             **({} if machine_id is None else {"machineId": machine_id}),
         }
+        self._entries[key] = entry, self._clock.seconds() + ENTRY_TTL_SECONDS
         while len(self._entries) > MAX_ENTRIES:
             del self._entries[next(iter(self._entries))]
 
     def withdraw(self, workspace_id: str, runtime_target_id: str, relay_id: str) -> None:
         """A relay lost the daemon. An entry that is another relay's by now stays."""
-        entry = self._entries.get((workspace_id, runtime_target_id))
+        entry = self.resolve(workspace_id, runtime_target_id)
         if entry is not None and entry["relayId"] == relay_id:
             del self._entries[workspace_id, runtime_target_id]
 
     def resolve(self, workspace_id: str, runtime_target_id: str) -> Mapping[str, Any] | None:
         """The live entry of a target, or None."""
-        entry = self._entries.get((workspace_id, runtime_target_id))
-        if entry is not None and self._clock.seconds() * 1000 - entry["updatedAtMs"] > ENTRY_TTL_MS:
+        entry, ends = self._entries.get((workspace_id, runtime_target_id), (None, 0.0))
+        if entry is not None and self._clock.seconds() > ends:
             del self._entries[workspace_id, runtime_target_id]
             return None
         return entry

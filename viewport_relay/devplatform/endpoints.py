@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import unquote
 
 from attrs import define, field, frozen
-from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.devplatform.bus import Bus, PresenceTable
 from viewport_relay.devplatform.issue import ROLES, TokenOffice, same_secret
@@ -53,7 +52,7 @@ class Endpoints:
     claims laid over those of that answer; `...` as a value leaves a claim out.
     """
 
-    _clock: IReactorTime
+    _now: Callable[[], float]
     internal_key: str
     _keys: KeyRing
     _workspaces: Workspaces
@@ -120,7 +119,7 @@ class Endpoints:
         fields.optional_identifier("runtimeTargetId")
         workspace = self._workspaces.require(workspace_id)
         try:
-            claims = self._keys.verify(token, self._clock.seconds())
+            claims = self._keys.verify(token, self._now())
         except InvalidToken as wrong:
             raise Refused(401, "INVALID_TOKEN", f"the token is not valid: {wrong}") from None
         if claims.get("role", role) != role or claims.get("workspaceId", workspace_id) != workspace_id:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from attrs import field, frozen
-from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.devplatform.jsonhttp import Fields, Refused
 from viewport_relay.devplatform.tokens import AUDIENCE, ISSUER, TOKEN_MAX_CHARS, KeyRing
@@ -101,12 +100,12 @@ class IssuedToken:
 
 
 class TokenOffice:
-    """Answers the two questions of peers: for a daemon issue token, and for a relay token."""
+    """Issues tokens to peers: daemon issue tokens, and relay tokens. `now` gives Unix seconds."""
 
     def __init__(
-        self, clock: IReactorTime, keys: KeyRing, workspaces: Workspaces, credential: str | None
+        self, now: Callable[[], float], keys: KeyRing, workspaces: Workspaces, credential: str | None
     ) -> None:
-        self._clock = clock
+        self._now = now
         self._keys = keys
         self._workspaces = workspaces
         self.daemon_keys = DaemonKeys()
@@ -159,7 +158,7 @@ class TokenOffice:
 
     def registered_claims(self, ttl: int = TOKEN_TTL_SECONDS) -> dict[str, object]:
         """The registered claims of a token (RFC 7519, section 4.1); times are Unix seconds."""
-        now = int(self._clock.seconds())
+        now = int(self._now())
         return {
             "iss": ISSUER,
             "aud": AUDIENCE,

@@ -9,7 +9,8 @@ It decides nothing itself; see `issue` for tokens, `endpoints` for answers, `rul
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jwt
@@ -34,7 +35,7 @@ ANSWER_ONLY_CLAIMS = frozenset(
 class DevPlatform:
     """A control plane in memory.
 
-    `clock` gives Unix seconds and timers (normally the reactor). `internal_key` is what relays must send;
+    `clock` measures intervals (normally the reactor), `now` gives Unix seconds. `internal_key` is what relays must send;
     an empty one is a ValueError. `credential` is what clients and workers show for a token (made at
     random if None, and then daemons need none to get an issue token). `signing_key` saves the time of
     making one; `pairing_secret` (base64url of 32 bytes) is that of `dev-paired`.
@@ -51,17 +52,18 @@ class DevPlatform:
         credential: str | None = None,
         signing_key: SigningKey | None = None,
         pairing_secret: str | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         if not internal_key:
             raise ValueError("the development platform needs an internal key")
         self.keys = KeyRing(signing_key)
         self.workspaces = Workspaces(pairing_secret)
         self._clock = clock
-        self.presence, self.bus = PresenceTable(clock), Bus(clock)
-        office = self._office = TokenOffice(clock, self.keys, self.workspaces, credential)
+        self.presence, self.bus = PresenceTable(clock, now), Bus(clock, now)
+        office = self._office = TokenOffice(now, self.keys, self.workspaces, credential)
         self.credential = office.credential
         self._endpoints = Endpoints(
-            clock, internal_key, self.keys, self.workspaces, office, self.presence, self.bus
+            now, internal_key, self.keys, self.workspaces, office, self.presence, self.bus
         )
         self.records = self._endpoints.records
         self.validate_rules = self._endpoints.validate_rules

@@ -94,6 +94,11 @@ class Flapping:
         flap.longest, flap.details = max(flap.longest, float(seconds)), leave.details
         return flap
 
+    def shift(self, seconds: float) -> None:
+        """Move all times: the wall clock was set."""
+        for flap in self._peers.values():
+            flap.shift(seconds)
+
     def ended(self, at: float, everything: bool = False) -> Iterator[Flap]:
         """Close the windows that are over (or all of them) and give those that counted something."""
         for flap in over(self._peers, at, everything):

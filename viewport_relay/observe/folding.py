@@ -75,6 +75,13 @@ class FoldWindow(msgspec.Struct):
         self.first = self.first or at
         self.last = at
 
+    def shift(self, seconds: float) -> None:
+        """Move all times: the wall clock was set."""
+        self.opened += seconds
+        if self.count:
+            self.first += seconds
+            self.last += seconds
+
     def counted(self) -> dict[str, Any]:
         """The details of a summary that every window has."""
         return {"count": self.count, "first": timestamp(self.first), "last": timestamp(self.last)}
@@ -143,6 +150,12 @@ class Folding:
         for fold in charged:
             fold.written += 1
         return False
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the wall clock was set."""
+        for table in self._tables:
+            for fold in table.values():
+                fold.shift(seconds)
 
     def ended(self, at: float, everything: bool = False) -> Sequence[Fold]:
         """Close the windows that are over (or all of them) and give those that counted something."""

@@ -35,11 +35,15 @@ ALWAYS_FOLDED = frozenset({"twisted"})
 _SWEEP = 1.0
 
 
+#: Least difference of two clocks, seconds, by which the wall clock was set and not adjusted step by step.
+STEP = 1.0
+
+
 class EventLog:
     """The `EventSink` of the running relay.
 
     `stream` gets the lines of `level` and above; the ring keeps `max_entries` of every level. `now` returns seconds since
-    the epoch. `secrets` are exact values that are redacted everywhere. `relay_id` becomes a member of every line. Call `sweep`
+    the epoch, `clock` seconds of a clock that is never set (None: `now` is one). `secrets` are exact values that are redacted everywhere. `relay_id` becomes a member of every line. Call `sweep`
     about once a second, which ends windows of folding when nothing else is logged, and `close` at the end. `form` makes the
     line that is written of an entry's line of JSON.
     """
@@ -51,6 +55,7 @@ class EventLog:
         max_entries: int,
         level: Level = "info",
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         secrets: Iterable[str] = (),
         relay_id: str | None = None,
         form: Callable[[str], str] = str,
@@ -59,7 +64,8 @@ class EventLog:
         self.redactor = Redactor(secrets)
         self._stream = LineStream(stream, self._as_json, form)
         self._least = RANK[level]
-        self._now = now
+        self._wall, self._clock = now, clock or now
+        self._apart = now() - self._clock()  # the wall clock's lead on the other one
         self._ring = Ring(max_entries)
         self._folding = Folding()
         self._flapping = Flapping(self._emit)
@@ -83,6 +89,18 @@ class EventLog:
         self._least = RANK[level]
         self.redactor.look_for(secrets)
 
+    def now(self) -> float:
+        """Seconds since the epoch. When the wall clock was set, all remembered times move with it, so that ages stay right."""
+        at = self._wall()
+        apart = at - self._clock()
+        step, self._apart = apart - self._apart, apart
+        if abs(step) >= STEP:
+            self._swept += step
+            self.last_seen = {key: seen + step for key, seen in self.last_seen.items()}
+            for part in (self._folding, self._flapping, self.problems):
+                part.shift(step)
+        return at
+
     # -- in ------------------------------------------------------------------------------------------------
 
     def event(
@@ -96,7 +114,7 @@ class EventLog:
         **details: object,
     ) -> None:
         """Log one event; see `EventSink`. Never raises. Details that are None are left out."""
-        at = self._now()
+        at = self.now()
         if not 0 <= at - self._swept < _SWEEP:
             self._end_windows(at)
         self.last_seen[event, reason] = at
@@ -127,11 +145,11 @@ class EventLog:
 
     def sweep(self) -> None:
         """Write the summaries of windows that have ended."""
-        self._end_windows(self._now())
+        self._end_windows(self.now())
 
     def close(self) -> None:
         """Write the summaries of all windows."""
-        self._end_windows(self._now(), everything=True)
+        self._end_windows(self.now(), everything=True)
 
     @property
     def write_failures(self) -> int:

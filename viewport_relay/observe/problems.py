@@ -59,6 +59,11 @@ class Recent:
             self._slots.append([slot, 0])
         self._slots[-1][1] += 1
 
+    def shift(self, seconds: float) -> None:
+        """Move all times: the wall clock was set."""
+        for entry in self._slots:
+            entry[0] += round(seconds / _SLOT)
+
     def total(self, at: float) -> int:
         """Counts of the last SPAN seconds before `at` (seconds since the epoch)."""
         oldest = int((at - SPAN) / _SLOT)
@@ -137,6 +142,11 @@ class _Row:
     workspaces: dict[str, None] = Factory(dict)
     addresses: dict[str, None] = Factory(dict)
 
+    def shift(self, seconds: float) -> None:
+        self.first += seconds
+        self.last += seconds
+        self.lately.shift(seconds)
+
     def open(self, at: float) -> bool:
         return not self.over and (self.held or at - self.last < QUIET)
 
@@ -189,6 +199,13 @@ class Problems:
         late = details.get("secondsAgo") or -(details.get("secondsAhead") or 0)
         if late and len(row.offsets) < MOST_DISTINCT:
             row.offsets[details.get("ip"), details.get("workspaceId")] = float(late)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the wall clock was set."""
+        for row in self._rows.values():
+            row.shift(seconds)
+        for recent in self._recent.values():
+            recent.shift(seconds)
 
     def rows(self, at: float) -> list[Problem]:
         """One row for each code, the latest first."""

@@ -51,7 +51,7 @@ class StatusLine:
         if self._told is None:
             self._told, self._due, self._began = told, facts.now + EVERY, facts.now
         # A relay that becomes ready soon after its start needs no line for that.
-        if self._ready is None and (ready or facts.now - self._began >= PATIENCE):
+        if self._ready is None and (ready or not 0 <= facts.now - self._began < PATIENCE):
             self._ready = True
         turned = self._ready is not None and ready is not self._ready
         # The wall clock may be set back.

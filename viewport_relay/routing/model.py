@@ -30,7 +30,7 @@ class Outlet(Protocol):
 
     @property
     def backlog(self) -> int: ...
-    def view(self, peer: Peer) -> PeerView: ...
+    def view(self, peer: Peer, wall_offset: float) -> PeerView: ...
 
 
 class RemoteSession(Protocol):
@@ -54,7 +54,7 @@ class Peer:
     connection_id: str
     grant: Grant
     ip: str
-    since: float  # seconds since the epoch
+    since: float  # monotonic seconds
     outlet: Outlet
     rates: Rates
     target: Target

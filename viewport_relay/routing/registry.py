@@ -105,9 +105,9 @@ class Registry:
         return TargetView(
             workspace_id=target.workspace_id,
             runtime_target_id=target.runtime_target_id,
-            daemon=None if holder is None else holder.outlet.view(holder),
-            clients=tuple(peer.outlet.view(peer) for peer in target.clients),
-            executors=tuple(peer.outlet.view(peer) for peer in target.executors),
+            daemon=None if holder is None else holder.outlet.view(holder, wall_offset),
+            clients=tuple(peer.outlet.view(peer, wall_offset) for peer in target.clients),
+            executors=tuple(peer.outlet.view(peer, wall_offset) for peer in target.executors),
             sessions=len(target.sessions),
             pending_requests=len(target.key_exchanges) + len(target.pairings),
             frames=target.frames,

@@ -65,6 +65,7 @@ class Process(WaitingService):
     ) -> None:
         MultiService.__init__(self)
         self._reactor = reactor
+        self._began = reactor.seconds()
         self._config = config
         self._log = log
         self._notifier = Notifier({}) if notifier is None else notifier
@@ -85,6 +86,7 @@ class Process(WaitingService):
             config.admin_tokens if config.enable_admin_http else (),
             config.metrics_tokens if config.enable_admin_http else (),
             now=time.time,
+            clock=reactor.seconds,
             wrong_token=lambda client: wrong_tokens.hit(counted_as(client), reactor.seconds()),
         )
         self._listeners = Listeners(
@@ -105,7 +107,7 @@ class Process(WaitingService):
         self._listeners.setServiceParent(self)  # type: ignore[no-untyped-call]
         engine.setServiceParent(self)  # type: ignore[no-untyped-call]
         every(self, reactor, 1.0, log.sweep)
-        facts = facts_reader(config, log, engine.state, time.time)
+        facts = facts_reader(config, log, engine.state)
         self._status_line = every(self, reactor, 1.0, StatusLine(log, facts).tick)
 
     def setServiceParent(self, parent: Any) -> None:
@@ -123,8 +125,8 @@ class Process(WaitingService):
             state=self._engine.state,
             reactor=self._reactor,
             periodically=partial(every, self, self._reactor),
-            started_at=time.time(),
             now=time.time,
+            uptime=lambda: self._reactor.seconds() - self._began,
             client_ip=self._address,
             auth=self._auth,
             admin=admin,

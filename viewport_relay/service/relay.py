@@ -135,7 +135,7 @@ class Relay(WaitingService):
             if config.backplane_mode == "single"
             else Fleet(reactor, config, log, counters, client, time.time, self._turn.when_quiet)
         )
-        self._relaying = build(config, reactor, time.time, log, counters, client, keys, self._backplane)
+        self._relaying = build(config, reactor, log, counters, client, keys, self._backplane)
         self.factory = ConnectionFactory(
             reactor,
             self._turn,
@@ -203,4 +203,4 @@ class Relay(WaitingService):
 
     def _close_expired(self) -> None:
         if self._config.token_expiry == "close":
-            self._relaying.sessions.close_expired(self._config.token_clock_skew_sec)
+            self._relaying.sessions.close_expired(time.time() - self._config.token_clock_skew_sec)

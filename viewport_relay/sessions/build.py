@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from attrs import frozen
@@ -61,17 +60,13 @@ def frame_rates(config: Config) -> FrameRates:
 def build(
     config: Config,
     clock: IReactorTime,
-    now: Callable[[], float],
     log: EventSink,
     counters: Counters,
     client: HttpClient,
     keys: RelayKeys,
     backplane: Backplane,
 ) -> Relaying:
-    """Build the routing and sessions of one relay.
-
-    `clock` is the reactor, `now` returns seconds since the epoch, `client` is the HTTP client for the platform.
-    """
+    """Build the routing and sessions of one relay. `clock` is the reactor, `client` the HTTP client for the platform."""
     registry = Registry(most_requests=config.request_track_max, most_sessions=config.session_owner_track_max)
     router, windows = Router(frame_rates(config)), WindowTable()
     outcomes = Outcomes(router, log, counters)
@@ -82,7 +77,6 @@ def build(
     executor_role = ExecutorRole(router, outcomes, client, config.server_url, config.frame_max_bytes)
     sessions = Sessions(
         clock,
-        now,
         log,
         counters,
         registry,

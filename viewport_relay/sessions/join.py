@@ -36,13 +36,9 @@ _NEVER_CHARGED: Final = Window()
 
 @define(eq=False)
 class Sessions:
-    """All sessions of a relay. `begin` has what starts a joined peer of each role.
-
-    `now` returns seconds since the epoch; `max_pending` is RELAY_MAX_PENDING_BYTES.
-    """
+    """All sessions of a relay. `begin` has what starts a joined peer of each role; `max_pending` is RELAY_MAX_PENDING_BYTES."""
 
     _clock: IReactorTime
-    _now: Callable[[], float]
     _log: EventSink
     _counters: Counters
     _registry: Registry
@@ -84,7 +80,7 @@ class Sessions:
         target = self._registry.target(grant.workspace_id, grant.runtime_target_id, now)
         rates = self._rates(grant, info.ip, now)
         session = Session(connection, self.leave, key_used)
-        peer = Peer(info.connection_id, grant, info.ip, self._now(), session, rates, target)
+        peer = Peer(info.connection_id, grant, info.ip, now, session, rates, target)
         session.peer = peer
         connection.handler = session
         outcome = self._registry.join(peer, now)
@@ -165,7 +161,7 @@ class Sessions:
             how, about["closeCode"] = ending.how, ending.code
         else:
             how, about["detail"] = reason.code, ending.detail or None
-        seconds = round(self._now() - peer.since, 3)
+        seconds = round(self._clock.seconds() - peer.since, 3)
         self._log.event("leave", message=how, connection_id=peer.connection_id, **about, seconds=seconds)
 
     def _bound_what_is_left(self, session: Session, daemon: Session) -> None:
@@ -179,9 +175,9 @@ class Sessions:
 
     # -- closing many ------------------------------------------------------------------------------------------
 
-    def close_expired(self, skew: float) -> None:
-        """Close every peer whose token expired more than `skew` seconds ago (RELAY_TOKEN_EXPIRY=close)."""
-        for peer in self._registry.expired(self._now() - skew):
+    def close_expired(self, before: float) -> None:
+        """Close every peer whose token's `exp` lies before this time, seconds since the epoch (RELAY_TOKEN_EXPIRY=close)."""
+        for peer in self._registry.expired(before):
             session_of(peer).connection.close(Reason.TOKEN_EXPIRED)
 
     def disconnect(self, selection: Selection) -> int:

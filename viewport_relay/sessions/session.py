@@ -44,15 +44,15 @@ class Session:
         """Bytes queued in the outbox, without those in the transport."""
         return self.outbox.queued
 
-    def view(self, peer: Peer) -> PeerView:
-        """The connection of `peer` as operators see it."""
+    def view(self, peer: Peer, wall_offset: float) -> PeerView:
+        """The connection of `peer` as operators see it. `wall_offset` turns monotonic seconds into seconds since the epoch."""
         info = self.connection.info
         return PeerView(
             connection_id=peer.connection_id,
             role=peer.role.value,
             client_id=peer.grant.client_id,
             ip=peer.ip,
-            since=peer.since,
+            since=peer.since + wall_offset,
             queued_bytes=self.outbox.pending,
             noise=info.noise,
             subprotocol=info.subprotocol,

@@ -24,8 +24,9 @@ _NAMES = tuple(
 )
 
 
-def snapshot(state: RelayState, counters: Counters, log: EventLog, lost: int, now: float) -> Snapshot:
-    """The answer to a poll. `lost`: log entries that were not sent. `now`: seconds since the epoch."""
+def snapshot(state: RelayState, counters: Counters, log: EventLog, lost: int) -> Snapshot:
+    """The answer to a poll. `lost`: log entries that were not sent."""
+    now = log.now()
     return Snapshot(
         condition=state.condition(),
         connections=dict(state.connections()),
@@ -105,7 +106,9 @@ def bring_up_to_date(
     log.problems.elsewhere = [row for snapshot in snapshots for row in snapshot.problems]
     admitted, refused = zip((0, 0), *(snapshot.recent for snapshot in snapshots), strict=True)
     log.problems.recent_elsewhere = sum(admitted), sum(refused)
+    now = log.now()
     for snapshot in snapshots:
         for event, code, at in snapshot.last_seen:
             key = event, Reason.__members__.get(code or "")
-            log.last_seen[key] = max(at, log.last_seen.get(key, at))
+            # A snapshot from before the wall clock was set back holds times of the future.
+            log.last_seen[key] = max(min(at, now), log.last_seen.get(key, at))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -139,7 +138,7 @@ class WorkerService(WaitingService):
                 self._end_tls(order, descriptors, data)
             case messages.Poll():
                 lost = self._reporter.lost
-                made = snapshot(self.relay.state, self._counters, self._log, lost, time.time())
+                made = snapshot(self.relay.state, self._counters, self._log, lost)
                 self._reporter.send(made)
             case messages.Disconnect(selection=selection):
                 self._reporter.send(messages.Disconnected(self.relay.state.disconnect(selection)))
@@ -218,7 +217,11 @@ def main() -> int:
         environ = dict(os.environ)
         config = evolve(load(environ), warnings=())  # the parent has logged these
         log = EventLog(
-            _Nowhere(), max_entries=1, secrets=configured_secrets(config), relay_id=config.relay_id_in_log
+            _Nowhere(),
+            max_entries=1,
+            clock=reactor.seconds,
+            secrets=configured_secrets(config),
+            relay_id=config.relay_id_in_log,
         )
         log.followers.append(reporter.send_record)
         descriptors.raise_limit(descriptors.wanted(config.max_total_connections))

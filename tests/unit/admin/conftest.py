@@ -115,6 +115,7 @@ class OpenAdmin:
         if not self.config.enable_admin_http:
             tokens = metrics = ()
         self.clock = Clock()
+        began = reactor.seconds()
         wrong = WindowCounter(WRONG_TOKENS_PER_MINUTE)
         self.auth = AdminAuth(
             tokens, metrics, now=time.time, wrong_token=lambda ip: wrong.hit(ip, self.clock.seconds())
@@ -122,7 +123,7 @@ class OpenAdmin:
         self.admin = build(
             self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
             periodically=lambda seconds, call: None,
-            started_at=time.time() - 1.0, now=time.time, auth=self.auth,
+            now=time.time, uptime=lambda: 1.0 + reactor.seconds() - began, auth=self.auth,
             client_ip=lambda request: request.getClientAddress().host, **build_options,
         )  # fmt: skip
         site = Site(self.admin)

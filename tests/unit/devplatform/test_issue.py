@@ -22,7 +22,7 @@ CREDENTIAL = "the-development-credential"
 
 @pytest.fixture
 def office(clock: Clock, keys: KeyRing) -> TokenOffice:
-    return TokenOffice(clock, keys, Workspaces(), CREDENTIAL)
+    return TokenOffice(clock.seconds, keys, Workspaces(), CREDENTIAL)
 
 
 def ask(**members: object) -> Fields:
@@ -164,10 +164,10 @@ def test_only_rotation_increments_the_generation(office: TokenOffice) -> None:
 
 
 def test_daemon_keys_are_open_only_without_a_configured_credential(clock: Clock, keys: KeyRing) -> None:
-    free = TokenOffice(clock, keys, Workspaces(), None)
+    free = TokenOffice(clock.seconds, keys, Workspaces(), None)
     assert free.daemon_key("dev-workspace", Fields({}), None)["ok"] is True
     assert len(free.credential) >= 32
-    shut = TokenOffice(clock, keys, Workspaces(), CREDENTIAL)
+    shut = TokenOffice(clock.seconds, keys, Workspaces(), CREDENTIAL)
     for bearer in (None, "wrong"):
         with pytest.raises(Refused) as caught:
             shut.daemon_key("dev-workspace", Fields({}), bearer)

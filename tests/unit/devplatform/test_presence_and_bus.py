@@ -11,7 +11,7 @@ from viewport_relay.devplatform.bus import MAX_BYTES, MAX_ENTRIES, MAX_FRAMES, M
 
 @pytest.fixture
 def presence(clock: Clock) -> PresenceTable:
-    return PresenceTable(clock)
+    return PresenceTable(clock, clock.seconds)
 
 
 def test_an_entry_has_the_documented_members(presence: PresenceTable, clock: Clock) -> None:
@@ -76,9 +76,24 @@ def now(pulled: Deferred[list[dict[str, object]]]) -> list[dict[str, object]]:
     return frames[0]
 
 
+@pytest.mark.parametrize("step", [18_000.0, -18_000.0])
+def test_the_wall_clock_is_set(clock: Clock, step: float) -> None:
+    """An entry lives for its time, and a pull ends after its time."""
+    ahead = 0.0
+    presence, bus = (kind(clock, lambda: ahead + clock.seconds()) for kind in (PresenceTable, Bus))
+    presence.announce("w", "t", "r1", "ws://r1")
+    pulled = Deferred.fromCoroutine(bus.pull("r1", 0, 10, 2.0))
+    ahead += step
+    clock.advance(2.1)
+    assert pulled.result == []
+    assert presence.resolve("w", "t")
+    clock.advance(45)
+    assert presence.resolve("w", "t") is None
+
+
 @pytest.fixture
 def bus(clock: Clock) -> Bus:
-    return Bus(clock)
+    return Bus(clock, clock.seconds)
 
 
 def test_frames_are_delivered_once_and_in_order(bus: Bus) -> None:
@@ -112,7 +127,7 @@ def test_the_queue_is_bounded_in_frames_bytes_and_age(bus: Bus, clock: Clock) ->
 
 
 def test_an_answer_stays_below_the_size_limit_of_relays(clock: Clock) -> None:
-    bus = Bus(clock)
+    bus = Bus(clock, clock.seconds)
     for number in range(3):
         bus.publish(frame(number, extra="x" * 100_000))
     bus.publish(frame(3, extra="x" * 300_000))
@@ -166,4 +181,4 @@ def test_over_the_limit_of_waiting_pulls_the_answer_is_immediate(bus: Bus) -> No
 def test_a_restarted_bus_numbers_above_the_old_one(bus: Bus, clock: Clock) -> None:
     last = bus.publish(frame(0))
     clock.advance(1)
-    assert Bus(clock).publish(frame(1)) > last
+    assert Bus(clock, clock.seconds).publish(frame(1)) > last

@@ -30,10 +30,19 @@ class Outlet:
 
     backlog = 0
 
-    def view(self, peer: Peer) -> PeerView:
+    def view(self, peer: Peer, wall_offset: float) -> PeerView:
         role, client_id = peer.role.value, peer.grant.client_id
         return PeerView(
-            peer.connection_id, role, client_id, peer.ip, peer.since, 0, "none", None, None, False
+            peer.connection_id,
+            role,
+            client_id,
+            peer.ip,
+            peer.since + wall_offset,
+            0,
+            "none",
+            None,
+            None,
+            False,
         )
 
 
