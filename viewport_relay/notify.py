@@ -24,7 +24,7 @@ class Notifier:
     """Sends notifications to the service manager of this process, if there is one."""
 
     def __init__(self, environ: Mapping[str, str], pid: int | None = None) -> None:
-        """`environ` is read once: NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID. `pid` is ours."""
+        """`environ` is read once: NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID. `pid` is that of this process."""
         path = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + path[1:] if path.startswith("@") else path if path.startswith("/") else None
         self._watchdog: LoopingCall | None = None

@@ -76,7 +76,7 @@ def refused(make: Any) -> int:
 
 
 def test_origins_and_connections(reloadable: Reloadable, platform: FaultyPlatform) -> None:
-    """A web app moves to another origin; an office behind one address grows."""
+    """A web app moves to another origin; an issuer behind one address grows."""
     relay = reloadable.relay
 
     def client(origin: str) -> Peer:

@@ -19,6 +19,7 @@ from viewport_relay.config import (
     is_loopback,
     load,
     parse_network,
+    reread,
 )
 
 BASE = {"SERVER_URL": "https://platform.example"}
@@ -541,3 +542,31 @@ def test_a_settings_file_that_cannot_be_used(tmp_path: Path, content: bytes, wor
     (problem,) = problems({**BASE, "RELAY_SETTINGS_FILE": str(path)})
     assert problem.startswith("RELAY_SETTINGS_FILE: ")
     assert words in problem
+
+
+#: variable -> a text that is not the default
+RELOADABLE = {
+    "RELAY_TRUSTED_PROXIES": "10.0.0.0/8, no-address, unix:",
+    "RELAY_ALLOWED_ORIGINS": "https://A.example:443/ https://b.example",
+    "RELAY_PING_INTERVAL_MS": "20s",
+    "RELAY_IDLE_TIMEOUT_MS": "4m",
+    "RELAY_DRAIN_SECONDS": "0",
+    "RELAY_TOKEN_EXPIRY": "close",
+    "RELAY_LOG_LEVEL": "WARN",
+}
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_reloaded_settings_as_texts_for_worker_processes(back: bool) -> None:
+    """A worker that reads the texts has the same values, also those that are their defaults again."""
+    names = [v.name for v in VARIABLES if v.reload and not v.secret]
+    changed = {name: RELOADABLE.get(name, "0") for name in names} | BASE
+    before, after = (changed, BASE) if back else (BASE, changed)
+    reloaded = reread(load(before), after)
+    assert sorted(reloaded.texts) == sorted(names)
+    worker = load({**before, **reloaded.texts})
+    for variable in VARIABLES:
+        if variable.reload and variable.attribute != "trusted_proxies":
+            assert getattr(worker, variable.attribute) == getattr(reloaded.config, variable.attribute)
+    assert worker.trusted_proxies.networks == reloaded.config.trusted_proxies.networks
+    assert worker.trusted_proxies.unix is reloaded.config.trusted_proxies.unix

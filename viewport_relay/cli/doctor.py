@@ -75,7 +75,7 @@ async def _platform(client: HttpClient, config: Config, timeout: float) -> Async
         origins.setdefault(probes.origin_of(url), []).append(name)
     reached = set()
     for origin, names in origins.items():
-        findings = await _in_thread(platformchecks.way, config, origin, " and ".join(names), timeout)
+        findings = await _in_thread(platformchecks.reachability, config, origin, " and ".join(names), timeout)
         for finding in findings:
             yield finding
         if all(finding.outcome != "fail" for finding in findings):

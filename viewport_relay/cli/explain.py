@@ -54,7 +54,7 @@ def seen_as(reason: Reason) -> str:
 
 
 def as_object(reason: Reason) -> dict[str, object]:
-    """For --json."""
+    """A reason as the object that --json prints."""
     entry = reason.entry
     return {
         "code": reason.code,

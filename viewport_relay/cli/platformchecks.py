@@ -58,7 +58,7 @@ async def fetch_keys(client: HttpClient, config: Config) -> tuple[KeySet, Answer
         raise NoKeys(error.why, answer) from None
 
 
-# -- the way there -----------------------------------------------------------------------------------------
+# -- reachability -----------------------------------------------------------------------------------------
 
 
 def client_context(config: Config) -> ssl.SSLContext:
@@ -80,7 +80,7 @@ def client_context(config: Config) -> ssl.SSLContext:
     return context
 
 
-#: The fix for each step of the way that can fail.
+#: The fix for each step that can fail.
 _FIXES = {
     "DNS": "check the host name, and the resolver of this machine",
     "TCP": "check that the platform runs, the port, and firewalls on the way",
@@ -88,7 +88,7 @@ _FIXES = {
 }
 
 
-def way(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[Finding]:
+def reachability(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[Finding]:
     """Try DNS, TCP and TLS to one origin, each within `timeout` seconds, up to the first failure. Blocks.
 
     With an HTTP proxy, DNS and TCP are tried to the proxy; tunnel and TLS are tried by the first request.

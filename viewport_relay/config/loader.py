@@ -8,10 +8,10 @@ from typing import Final
 import attrs
 from attrs import Factory, frozen
 
-from viewport_relay.config.files import merged
 from viewport_relay.config.reading import Reading
 from viewport_relay.config.rules import apply_rules
 from viewport_relay.config.settings import VARIABLES, Config
+from viewport_relay.config.table import as_text
 
 #: Exit status for a configuration that cannot work (EX_CONFIG of sysexits.h).
 EX_CONFIG: Final = 78
@@ -59,7 +59,7 @@ class Reloaded:
     """The result of a reload.
 
     `config` is in force from now on. `taken` names the variables whose change is in it, `left` those whose change needs a
-    restart. `texts` maps the variables of `taken` that are no secrets to their text in the environment (empty: unset).
+    restart. `texts` maps the variables of `taken` that are no secrets to the text of their value, for worker processes.
     """
 
     config: Config
@@ -80,7 +80,6 @@ def reread(
     Raises ConfigError when they cannot work.
     """
     new = load(environ, overrides, dev_platform=current.dev_platform)
-    texts = merged(environ)
     changed = [
         variable
         for variable in VARIABLES
@@ -99,9 +98,7 @@ def reread(
         tuple(variable.name for variable in taken),
         tuple(variable.name for variable in changed if not variable.reload),
         {
-            variable.name: next(
-                filter(None, (texts.get(n, "") for n in (variable.name, *variable.older))), ""
-            )
+            variable.name: as_text(value) if (value := getattr(new, variable.attribute)) != () else ""
             for variable in taken
             if not variable.secret
         },

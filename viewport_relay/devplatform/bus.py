@@ -68,7 +68,9 @@ class Bus:
             waiter.callback(None)
         return self._last_id
 
-    async def pull(self, relay_id: str, since_id: int, limit: int, wait: float) -> list[dict[str, object]]:
+    async def pull(
+        self, relay_id: str, since_id: float, limit: float, wait: float
+    ) -> list[dict[str, object]]:
         """Frames for `relay_id` with an id above `since_id`, each with its `id`, in order.
 
         `limit` is cut to 1..1000, `wait` to 0..2 s; the list is empty if nothing came within it.
@@ -102,7 +104,7 @@ class Bus:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
 
-    def _after(self, relay_id: str, since_id: int, limit: int) -> list[dict[str, object]]:
+    def _after(self, relay_id: str, since_id: float, limit: float) -> list[dict[str, object]]:
         while self._queue and self._clock.seconds() - self._queue[0].queued_at > MAX_AGE_SECONDS:
             self._drop_oldest()
         found: list[dict[str, object]] = []

@@ -13,11 +13,12 @@ from urllib.parse import unquote
 
 from attrs import define, field, frozen
 
+from viewport_relay.devplatform import bodies
 from viewport_relay.devplatform.bus import Bus, PresenceTable
-from viewport_relay.devplatform.issue import ROLES, TokenOffice, same_secret
-from viewport_relay.devplatform.jsonhttp import Answer, Ask, Fields, Refused
+from viewport_relay.devplatform.issue import TokenIssuer, same_secret
+from viewport_relay.devplatform.jsonhttp import Answer, Ask, B, Refused, parse_object
 from viewport_relay.devplatform.rules import Record, Rule
-from viewport_relay.devplatform.tokens import TOKEN_MAX_CHARS, InvalidToken, KeyRing
+from viewport_relay.devplatform.tokens import InvalidToken, KeyRing
 from viewport_relay.devplatform.workspaces import Workspaces
 
 JWKS_PATH = "/api/.well-known/jwks.json"
@@ -26,7 +27,6 @@ INTERNAL_PREFIX = "/api/runtime/internal/relay/"
 VALIDATE_PATH = INTERNAL_PREFIX + "validate"
 WORKSPACES_PREFIX = "/api/runtime/workspaces/"
 INTERNAL_KEY_HEADER = "x-relay-internal-key"
-DIRECTIONS = ("client_to_daemon", "daemon_to_clients")
 
 Endpoint = Callable[[Ask], Awaitable[Answer]]
 
@@ -56,7 +56,7 @@ class Endpoints:
     internal_key: str
     _keys: KeyRing
     _workspaces: Workspaces
-    _office: TokenOffice
+    _issuer: TokenIssuer
     presence: PresenceTable
     bus: Bus
     records: Records = field(factory=Records)
@@ -82,14 +82,15 @@ class Endpoints:
         The claims are what validate will answer, so that a development peer learns its pairing secret; the token
         itself never carries that.
         """
-        issued = self._office.relay_token(ask.fields(), ask.bearer())
+        issued = self._issuer.relay_token(ask.body(bodies.RelayToken), ask.bearer())
         policy = self._workspaces[str(issued.claims["workspaceId"])].policy_claims()
         return Answer(body={"ok": True, "relayToken": issued.token, "claims": {**issued.claims, **policy}})
 
     async def daemon_key(self, ask: Ask) -> Answer:
         """`POST workspaces/{id}/daemon-key` → {ok, daemonIssueToken, runtimeTargetId}."""
         workspace_id = unquote(ask.path.split("/")[4])
-        return Answer(body=self._office.daemon_key(workspace_id, ask.fields(empty_ok=True), ask.bearer()))
+        body = ask.body(bodies.DaemonKey) if ask.raw.strip() else bodies.DaemonKey()
+        return Answer(body=self._issuer.daemon_key(workspace_id, body, ask.bearer()))
 
     async def worker(self, ask: Ask) -> Answer:
         """The worker API: echoes the request, header names without their values."""
@@ -103,20 +104,16 @@ class Endpoints:
 
     async def validate(self, ask: Ask) -> Answer:
         """`POST validate` {relayToken, role, workspaceId, runtimeTargetId?} → {ok, claims}."""
-        fields = self._internal(ask, self.records.validate)
-        fields.only("relayToken", "role", "workspaceId", "runtimeTargetId")
-        token = fields.text("relayToken", most=TOKEN_MAX_CHARS)
+        body = self._internal(ask, self.records.validate, bodies.Validate)
         try:
-            answer = self._judge(token, fields)
+            answer = self._judge(body)
         except Refused as refused:
             answer = refused.answer()
-        rule = self.validate_rules.get(token)
+        rule = self.validate_rules.get(body.relay_token)
         return answer if rule is None else rule.over(answer)
 
-    def _judge(self, token: str, fields: Fields) -> Answer:
-        role = fields.one_of("role", ROLES)
-        workspace_id = fields.identifier("workspaceId")
-        fields.optional_identifier("runtimeTargetId")
+    def _judge(self, body: bodies.Validate) -> Answer:
+        token, role, workspace_id = body.relay_token, body.role, body.workspace_id
         workspace = self._workspaces.require(workspace_id)
         try:
             claims = self._keys.verify(token, self._now())
@@ -130,55 +127,39 @@ class Endpoints:
 
     async def presence_upsert(self, ask: Ask) -> Answer:
         """`POST presence/upsert`: a daemon joined, is still there, or left."""
-        fields = self._internal(ask, self.records.presence_upserts)
-        workspace_id, target = fields.identifier("workspaceId"), fields.identifier("runtimeTargetId")
-        relay_id = fields.text("relayId", most=128)
-        relay_ws_base_url = fields.text("relayWsBaseUrl", most=512)
-        machine_id = fields.optional_text("machineId", most=255)
-        if fields.flag("daemonConnected"):
-            self.presence.announce(workspace_id, target, relay_id, relay_ws_base_url, machine_id)
+        body = self._internal(ask, self.records.presence_upserts, bodies.Upsert)
+        target = body.workspace_id, body.runtime_target_id
+        if body.daemon_connected:
+            self.presence.announce(*target, body.relay_id, body.relay_ws_base_url, body.machine_id)
         else:
-            self.presence.withdraw(workspace_id, target, relay_id)
+            self.presence.withdraw(*target, body.relay_id)
         return Answer(body={"ok": True})
 
     async def presence_resolve(self, ask: Ask) -> Answer:
         """`POST presence/resolve`: which relay holds the daemon; nulls and false if none does."""
-        fields = self._internal(ask, self.records.presence_resolves)
-        entry = self.presence.resolve(fields.identifier("workspaceId"), fields.identifier("runtimeTargetId"))
+        body = self._internal(ask, self.records.presence_resolves, bodies.Resolve)
+        entry = self.presence.resolve(body.workspace_id, body.runtime_target_id)
         absent = {"relayId": None, "relayWsBaseUrl": None, "daemonConnected": False}
         return Answer(body={"ok": True, **(entry or absent)})
 
     async def bus_publish(self, ask: Ask) -> Answer:
         """`POST bus/publish`: queue one bus frame; only what routing needs is looked at."""
-        fields = self._internal(ask, self.records.published)
-        fields.text("workspaceId", most=128)
-        fields.text("runtimeTargetId", most=128)
-        fields.text("sourceRelayId", most=128)
-        fields.optional_text("targetRelayId", most=128)
-        fields.one_of("direction", DIRECTIONS)
-        fields.integer("issuedAtMs")
-        fields.text("signature", most=256)
-        if not isinstance(fields.body.get("payload"), str):
-            raise Refused(400, "INVALID_BODY", "payload must be a string")
-        self.bus.publish(fields.body)
+        self._internal(ask, self.records.published, bodies.BusFrame)
+        self.bus.publish(parse_object(ask.raw))
         return Answer(body={"ok": True})
 
     async def bus_pull(self, ask: Ask) -> Answer:
         """`POST bus/pull` {relayId, sinceId, limit, waitMs}: frames after sinceId, waiting up to 2 s."""
-        fields = self._internal(ask, self.records.pulls)
-        relay_id = fields.text("relayId", most=128)
-        since_id = fields.integer("sinceId", default=0)
-        limit = fields.integer("limit", least=1, default=200)
-        wait_ms = fields.integer("waitMs", default=0)
-        frames = await self.bus.pull(relay_id, since_id, limit, wait_ms / 1000)
+        body = self._internal(ask, self.records.pulls, bodies.Pull)
+        frames = await self.bus.pull(body.relay_id, body.since_id, body.limit, body.wait_ms / 1000)
         return Answer(body={"ok": True, "frames": frames})
 
-    def _internal(self, ask: Ask, record: Record) -> Fields:
+    def _internal(self, ask: Ask, record: Record, kind: type[B]) -> B:
         """Record the request, require the internal key, return the body."""
         record.add(ask)
         if not same_secret(ask.headers.get(INTERNAL_KEY_HEADER), self.internal_key):
             raise Refused(401, "RELAY_INTERNAL_KEY_INVALID", "the relay internal key is missing or wrong")
-        return ask.fields()
+        return ask.body(kind)
 
     # -- the table ----------------------------------------------------------------------------------
 

@@ -12,24 +12,22 @@ import secrets
 from collections.abc import Callable, Mapping
 
 from attrs import field, frozen
+from msgspec import UNSET
 
-from viewport_relay.devplatform.jsonhttp import Fields, Refused
-from viewport_relay.devplatform.tokens import AUDIENCE, ISSUER, TOKEN_MAX_CHARS, KeyRing
+from viewport_relay.devplatform import bodies
+from viewport_relay.devplatform.bodies import TOKEN_MAX_CHARS
+from viewport_relay.devplatform.jsonhttp import Refused
+from viewport_relay.devplatform.tokens import AUDIENCE, ISSUER, KeyRing
 from viewport_relay.devplatform.workspaces import DEFAULT_TARGET, Workspaces
 
-ROLES = ("workspace-daemon", "client", "worker")
-SCOPES = ("runtime", "pairing", "session-events")
 TOKEN_TTL_SECONDS = 300
 MAX_ISSUE_TOKENS = 4096
 MAX_TARGETS = 4096
-MAX_CHANNELS = 64
-CHANNEL_PREFIX = "agent-session:"
-CHANNEL_MAX_CHARS = 255
 DEFAULT_EXECUTOR = "dev-executor"
 
 
 def fingerprint(secret: str) -> bytes:
-    """SHA-256 of a credential: what tables are keyed by, and what is compared in constant time."""
+    """SHA-256 of a credential: the key of tables, and the text for comparison in constant time."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -99,7 +97,7 @@ class IssuedToken:
     claims: Mapping[str, object]
 
 
-class TokenOffice:
+class TokenIssuer:
     """Issues tokens to peers: daemon issue tokens, and relay tokens. `now` gives Unix seconds."""
 
     def __init__(
@@ -113,30 +111,29 @@ class TokenOffice:
         # Without a configured credential every daemon gets one: the platform is on loopback.
         self.open_to_daemons = credential is None
 
-    def daemon_key(self, workspace_id: str, fields: Fields, bearer: str | None) -> dict[str, object]:
-        """Answer of `daemon-key`: a new issue token for the target. Refused 401, 404, 400."""
-        credential = fields.optional_text("credential", most=4096) or bearer
+    def daemon_key(self, workspace_id: str, body: bodies.DaemonKey, bearer: str | None) -> dict[str, object]:
+        """Answer of `daemon-key`: a new issue token for the target. Refused 401, 404."""
+        credential = body.credential or bearer
         if not self.open_to_daemons and not same_secret(credential, self.credential):
             raise Refused(401, "CREDENTIAL_INVALID", "the development credential is missing or wrong")
         self._workspaces.require(workspace_id)
-        target = fields.optional_identifier("runtimeTargetId") or DEFAULT_TARGET
-        machine = fields.optional_text("machineId", most=255) or target
-        if fields.flag("rotate", default=False):
+        target = body.runtime_target_id or DEFAULT_TARGET
+        machine = body.machine_id or target
+        if body.rotate:
             self.daemon_keys.rotate(workspace_id, target)
         token = self.daemon_keys.issue(workspace_id, target, machine)
         return {"ok": True, "daemonIssueToken": token, "runtimeTargetId": target}
 
-    def relay_token(self, fields: Fields, bearer: str | None) -> IssuedToken:
+    def relay_token(self, body: bodies.RelayToken, bearer: str | None) -> IssuedToken:
         """Check the credential for the role and sign a relay token. Refused 401, 404, 400.
 
         `runtimeTargetId` absent means `dev-machine` (a daemon's: that of its key), null means no target.
         """
-        role = fields.one_of("role", ROLES)
-        workspace_id = fields.identifier("workspaceId")
-        credential = fields.optional_text("credential", most=4096) or bearer
+        role, workspace_id = body.role, body.workspace_id
+        credential = body.credential or bearer
         claims = self.registered_claims()
         claims.update(role=role, workspaceId=workspace_id)
-        target = fields.optional_identifier("runtimeTargetId")
+        target = None if body.runtime_target_id is UNSET else body.runtime_target_id
         if role == "workspace-daemon":
             key = self.daemon_keys.redeem(credential, workspace_id)
             if target not in (None, key.runtime_target_id):
@@ -145,12 +142,12 @@ class TokenOffice:
             claims.update(machineId=key.machine_id, daemonIssueGeneration=key.generation)
         elif not same_secret(credential, self.credential):
             raise Refused(401, "CREDENTIAL_INVALID", "the development credential is missing or wrong")
-        elif "runtimeTargetId" not in fields:
+        elif body.runtime_target_id is UNSET:
             target = DEFAULT_TARGET
         self._workspaces.require(workspace_id)
         if target is not None:
             claims["runtimeTargetId"] = target
-        claims.update(self._requested_claims(role, fields))
+        claims.update(self._requested_claims(body))
         token = self._keys.signing.sign(claims)
         if len(token) > TOKEN_MAX_CHARS:
             raise Refused(400, "TOKEN_TOO_LONG", f"the token would exceed {TOKEN_MAX_CHARS} characters")
@@ -170,31 +167,15 @@ class TokenOffice:
         }
 
     @staticmethod
-    def _requested_claims(role: str, fields: Fields) -> dict[str, object]:
+    def _requested_claims(body: bodies.RelayToken) -> dict[str, object]:
         """Claims that the development platform grants as asked."""
-        claims: dict[str, object] = {
-            "clientId": fields.optional_identifier("clientId") or f"dev-{role}-{secrets.token_hex(4)}",
-            "scope": fields.one_of("scope", SCOPES, default="runtime"),
+        executor = (body.managed_executor_id or DEFAULT_EXECUTOR) if body.role == "worker" else None
+        claims = {
+            "clientId": body.client_id or f"dev-{body.role}-{secrets.token_hex(4)}",
+            "scope": body.scope,
+            "managedExecutorId": executor,
+            "machineId": None if body.role == "workspace-daemon" else body.machine_id,
+            "userId": body.user_id,
+            "sessionChannels": body.session_channels,
         }
-        if role == "worker":
-            claims["managedExecutorId"] = fields.optional_identifier("managedExecutorId") or DEFAULT_EXECUTOR
-        if role != "workspace-daemon" and (machine := fields.optional_text("machineId", most=255)):
-            claims["machineId"] = machine
-        if user := fields.optional_identifier("userId"):
-            claims["userId"] = user
-        if (channels := fields.body.get("sessionChannels")) is not None:
-            claims["sessionChannels"] = _channels(channels)
-        return claims
-
-
-def _channels(value: object) -> list[str]:
-    form = f"sessionChannels must be at most {MAX_CHANNELS} strings that start with {CHANNEL_PREFIX}"
-    if not isinstance(value, list) or len(value) > MAX_CHANNELS:
-        raise Refused(400, "INVALID_BODY", form)
-    for channel in value:
-        if not isinstance(channel, str) or not channel.startswith(CHANNEL_PREFIX):
-            raise Refused(400, "INVALID_BODY", form)
-        if len(channel) > CHANNEL_MAX_CHARS or not channel.isprintable():
-            limit = f"a channel is printable, up to {CHANNEL_MAX_CHARS} characters"
-            raise Refused(400, "INVALID_BODY", limit)
-    return value
+        return {name: value for name, value in claims.items() if value is not None}

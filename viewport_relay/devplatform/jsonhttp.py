@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from attrs import field, frozen
 from twisted.web.server import Request
 
-IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""Form of workspace, target, client and relay ids (wire protocol, section 1); use `fullmatch`."""
+B = TypeVar("B", bound=msgspec.Struct)
 
 BODY_MAX_BYTES = 1_048_576
 DISCARD_MAX_BYTES = 8 * BODY_MAX_BYTES
@@ -41,7 +40,7 @@ class Answer:
 
 
 class Refused(Exception):
-    """A request that is answered with an error; `error` never repeats what the request contained."""
+    """A request that is answered with an error; `error` never repeats a value of the request."""
 
     def __init__(
         self, status: int, reason: str, error: str | None = None, headers: Mapping[str, str] | None = None
@@ -70,11 +69,13 @@ class Ask:
     headers: Mapping[str, str] = field(repr=False)
     raw: bytes = field(repr=False)
 
-    def fields(self, *, empty_ok: bool = False) -> Fields:
-        """The body as a JSON object; Refused 400 for anything else."""
-        if empty_ok and not self.raw.strip():
-            return Fields({})
-        return Fields(parse_object(self.raw))
+    def body(self, kind: type[B]) -> B:
+        """The body as a struct. Refused 400: `INVALID_JSON` for what is no JSON object, `INVALID_BODY` for a wrong one."""
+        parse_object(self.raw)
+        try:
+            return msgspec.json.decode(self.raw, type=kind)
+        except msgspec.DecodeError as wrong:
+            raise Refused(400, "INVALID_BODY", f"the body does not fit: {wrong}") from None
 
     def bearer(self) -> str | None:
         """The credential of an `Authorization: Bearer` header (scheme in any case), or None."""
@@ -105,75 +106,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError("out of range")
     return number
-
-
-class Fields:
-    """Typed access to the members of a JSON object; null counts as absent. All raise Refused 400."""
-
-    def __init__(self, body: Mapping[str, object]) -> None:
-        self.body = body
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.body
-
-    def only(self, *names: str) -> None:
-        """Refuse members that are not among `names`."""
-        if set(self.body) - set(names):
-            raise _invalid(f"the body has members beside {', '.join(names)}")
-
-    def text(self, name: str, *, most: int) -> str:
-        """A string of 1 to `most` characters, encodable as UTF-8."""
-        value = self.body.get(name)
-        if not isinstance(value, str) or not 1 <= len(value) <= most:
-            raise _invalid(f"{name} must be a string of 1 to {most} characters")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise _invalid(f"{name} has a lone surrogate") from None
-        return value
-
-    def optional_text(self, name: str, *, most: int) -> str | None:
-        """As `text`, or None if absent."""
-        return None if self.body.get(name) is None else self.text(name, most=most)
-
-    def identifier(self, name: str) -> str:
-        """An id: 1 to 128 of `A-Za-z0-9._:-`."""
-        value = self.body.get(name)
-        if not isinstance(value, str) or IDENTIFIER.fullmatch(value) is None:
-            raise _invalid(f"{name} must be 1 to 128 of A-Z a-z 0-9 . _ : -")
-        return value
-
-    def optional_identifier(self, name: str) -> str | None:
-        """As `identifier`, or None if absent."""
-        return None if self.body.get(name) is None else self.identifier(name)
-
-    def one_of(self, name: str, choices: tuple[str, ...], default: str | None = None) -> str:
-        """One of `choices`."""
-        value = self.body.get(name, default)
-        if not isinstance(value, str) or value not in choices:
-            raise _invalid(f"{name} must be one of {', '.join(choices)}")
-        return value
-
-    def flag(self, name: str, default: bool | None = None) -> bool:
-        """A boolean; required when there is no default."""
-        value = self.body.get(name, default)
-        if not isinstance(value, bool):
-            raise _invalid(f"{name} must be true or false")
-        return value
-
-    def integer(self, name: str, *, least: int = 0, default: int | None = None) -> int:
-        """An integer from `least` to 2**53 - 1, read as JavaScript reads it (1.0 is one, true is none)."""
-        value = self.body.get(name, default)
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not whole:
-            raise _invalid(f"{name} must be an integer")
-        if not least <= value < 2**53:
-            raise _invalid(f"{name} must be at least {least} and below 2**53")
-        return int(value)
-
-
-def _invalid(error: str) -> Refused:
-    return Refused(400, "INVALID_BODY", error)
 
 
 class BoundedRequest(Request):

@@ -1,4 +1,4 @@
-"""`DevPlatform`: the parts of the development platform put together, and the handles that tests turn.
+"""`DevPlatform`: the development platform made of its parts, and what tests change in it.
 
     platform = DevPlatform(reactor, internal_key="…")
     platform.listen(reactor)
@@ -19,7 +19,7 @@ from twisted.internet.ssl import CertificateOptions
 
 from viewport_relay.devplatform.bus import Bus, PresenceTable
 from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH, Endpoints
-from viewport_relay.devplatform.issue import TOKEN_TTL_SECONDS, TokenOffice
+from viewport_relay.devplatform.issue import TOKEN_TTL_SECONDS, TokenIssuer
 from viewport_relay.devplatform.jsonhttp import Refused
 from viewport_relay.devplatform.resources import ControlPlane, Listener, make_site
 from viewport_relay.devplatform.rules import Rule
@@ -60,10 +60,10 @@ class DevPlatform:
         self.workspaces = Workspaces(pairing_secret)
         self._clock = clock
         self.presence, self.bus = PresenceTable(clock, now), Bus(clock, now)
-        office = self._office = TokenOffice(now, self.keys, self.workspaces, credential)
-        self.credential = office.credential
+        issuer = self._issuer = TokenIssuer(now, self.keys, self.workspaces, credential)
+        self.credential = issuer.credential
         self._endpoints = Endpoints(
-            now, internal_key, self.keys, self.workspaces, office, self.presence, self.bus
+            now, internal_key, self.keys, self.workspaces, issuer, self.presence, self.bus
         )
         self.records = self._endpoints.records
         self.validate_rules = self._endpoints.validate_rules
@@ -108,7 +108,7 @@ class DevPlatform:
         change the answer to `validate` alone (`...` leaves a claim out there). `drop` takes claims out of
         the token. `hmac_secret` signs HS256 instead. `ttl` is in seconds and may be negative.
         """
-        payload = self._office.registered_claims(ttl)
+        payload = self._issuer.registered_claims(ttl)
         payload.update(role=role, workspaceId=workspace_id)
         if runtime_target_id is not None:
             payload["runtimeTargetId"] = runtime_target_id

@@ -1,4 +1,4 @@
-"""The twisted.web side: one leaf resource that finds the endpoint, applies rules and sends the answer; and its listeners.
+"""The platform on twisted.web: one leaf resource that finds the endpoint, applies rules and sends the answer; its listeners.
 
 A leaf, because paths match exactly and raw: a tree of resources would decode and split them first.
 """
@@ -109,7 +109,7 @@ class ControlPlane(Resource):
 
 
 class QuietSite(Site):
-    """A Site without an access log: what is asked here is not for a log."""
+    """A site without an access log: requests here carry credentials."""
 
     def log(self, request: object) -> None:
         """Log nothing."""

@@ -1,4 +1,4 @@
-"""Overrides of what the platform answers, and the memory of what it was asked: the controls of a test.
+"""For tests: overrides of the platform's answers, and a record of its requests.
 
 A `Rule` is laid over an answer that was made normally. A `Record` keeps the newest calls within a
 bound of entries and bytes, so that a long development session does not grow.
@@ -19,7 +19,7 @@ RECORD_MAX_BYTES = 16 * 1_048_576
 
 @frozen
 class Rule:
-    """How one answer differs from the normal one; what is None or zero stays as it is.
+    """The difference of one answer from the normal one; a member that is None or zero changes nothing.
 
     `status` alone turns the body into `{"ok": false}`. `raw` is sent as it stands. `delay` seconds pass
     before the first byte; during `drip` seconds a blank is sent ten times a second before the body.

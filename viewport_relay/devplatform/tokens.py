@@ -15,13 +15,14 @@ import jwt
 from attrs import field, frozen
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from viewport_relay.devplatform.bodies import TOKEN_MAX_CHARS
+
 Algorithm: TypeAlias = Literal["RS256", "ES256", "EdDSA"]
 PrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 ISSUER = "viewport-server"
 AUDIENCE = "viewport-relay"
-TOKEN_MAX_CHARS = 4096
 SKEW_SECONDS = 30.0
 """The same tolerance that the relay has by default, so that the two agree about a token's last seconds."""
 

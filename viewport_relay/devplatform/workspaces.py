@@ -5,11 +5,13 @@ A workspace is a value. Tokens and peers are judged elsewhere (`issue`, `endpoin
 
 from __future__ import annotations
 
+import re
 import secrets
 
 from attrs import Attribute, field, frozen
 
-from viewport_relay.devplatform.jsonhttp import IDENTIFIER, Refused
+from viewport_relay.devplatform.bodies import IDENTIFIER
+from viewport_relay.devplatform.jsonhttp import Refused
 
 DEFAULT_TARGET = "dev-machine"
 MISSING_WORKSPACE = "dev-missing"
@@ -22,7 +24,7 @@ def new_pairing_secret() -> str:
 
 
 def _well_formed(_instance: Workspace, _attribute: Attribute[str], value: str) -> None:
-    if IDENTIFIER.fullmatch(value) is None:
+    if re.search(IDENTIFIER, value) is None:
         raise ValueError("a workspace id is 1 to 128 of A-Z a-z 0-9 . _ : -")
     if value == MISSING_WORKSPACE:
         raise ValueError(f"{MISSING_WORKSPACE} must stay unknown")

@@ -68,7 +68,7 @@ def _words(error: Exception) -> str:
 
 
 @implementer(IStreamServerEndpoint)
-class _NowOrNever:
+class _ImmediateEndpoint:
     """An endpoint that listens at once, or exits the process: status 78 for a wrong description, 1 for a port in use.
 
     `port` is the IListeningPort. Twisted's service would log the failure and keep a process that listens nowhere.
@@ -152,7 +152,7 @@ class Listeners(WaitingService):
             else LimitedFactory(site, limits)
         )
         name = "RELAY_LISTEN_ENDPOINT" if config.listen_endpoint else "RELAY_LISTEN_PORT"
-        self._endpoint = _NowOrNever(name, self._for_peers, log)
+        self._endpoint = _ImmediateEndpoint(name, self._for_peers, log)
         self._public = StreamServerEndpointService(self._endpoint, factory)
         self._public.setServiceParent(self)
         if config.admin_listen is not None:
@@ -160,7 +160,7 @@ class Listeners(WaitingService):
             operators: Any = self._site(None, Pages(pages(True), {}), 0)
             if tls is not None and not is_loopback(host):
                 operators = TLSFactory(tls, operators, reactor, self._queue)
-            endpoint = _NowOrNever("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)
+            endpoint = _ImmediateEndpoint("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)
             service = StreamServerEndpointService(endpoint, LimitedFactory(operators, limits))
             service.setServiceParent(self)
 

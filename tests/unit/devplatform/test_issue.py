@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from twisted.internet.task import Clock
 
+from viewport_relay.devplatform import bodies
 from viewport_relay.devplatform.issue import (
     MAX_ISSUE_TOKENS,
     MAX_TARGETS,
     DaemonKeys,
-    TokenOffice,
+    TokenIssuer,
     same_secret,
 )
-from viewport_relay.devplatform.jsonhttp import Fields, Refused
+from viewport_relay.devplatform.jsonhttp import Ask, B, Refused
 from viewport_relay.devplatform.tokens import KeyRing
 from viewport_relay.devplatform.workspaces import Workspace, Workspaces
 from viewport_relay.peer import base64url
@@ -21,24 +24,29 @@ CREDENTIAL = "the-development-credential"
 
 
 @pytest.fixture
-def office(clock: Clock, keys: KeyRing) -> TokenOffice:
-    return TokenOffice(clock.seconds, keys, Workspaces(), CREDENTIAL)
+def issuer(clock: Clock, keys: KeyRing) -> TokenIssuer:
+    return TokenIssuer(clock.seconds, keys, Workspaces(), CREDENTIAL)
 
 
-def ask(**members: object) -> Fields:
-    return Fields({"role": "client", "workspaceId": "dev-workspace", "credential": CREDENTIAL, **members})
+def sent(kind: type[B], **members: object) -> B:
+    return Ask("POST", "/", "/", {}, json.dumps(members).encode()).body(kind)
 
 
-def refusal(office: TokenOffice, **members: object) -> tuple[int, str]:
+def ask(**members: object) -> bodies.RelayToken:
+    usual = {"role": "client", "workspaceId": "dev-workspace", "credential": CREDENTIAL}
+    return sent(bodies.RelayToken, **(usual | members))
+
+
+def refusal(issuer: TokenIssuer, **members: object) -> tuple[int, str]:
     with pytest.raises(Refused) as caught:
-        office.relay_token(ask(**members), None)
+        issuer.relay_token(ask(**members), None)
     return caught.value.status, caught.value.reason
 
 
 def test_a_clients_token_carries_the_claims_and_lasts_300_s(
-    office: TokenOffice, keys: KeyRing, clock: Clock
+    issuer: TokenIssuer, keys: KeyRing, clock: Clock
 ) -> None:
-    issued = office.relay_token(ask(), None)
+    issued = issuer.relay_token(ask(), None)
     claims = keys.verify(issued.token, clock.seconds())
     assert claims == issued.claims
     assert claims["exp"] == int(clock.seconds()) + 300
@@ -57,13 +65,13 @@ def test_a_clients_token_carries_the_claims_and_lasts_300_s(
     assert "daemonIssueGeneration" not in claims
 
 
-def test_no_token_carries_policy_or_secret(office: TokenOffice) -> None:
-    issued = office.relay_token(ask(workspaceId="dev-paired", pairingSecret="x", policyMode="y"), None)
+def test_no_token_carries_policy_or_secret(issuer: TokenIssuer) -> None:
+    issued = issuer.relay_token(ask(workspaceId="dev-paired", pairingSecret="x", policyMode="y"), None)
     assert not {"pairingSecret", "policyMode", "e2eeProfile"} & set(issued.claims)
 
 
-def test_requested_claims_are_added(office: TokenOffice) -> None:
-    claims = office.relay_token(
+def test_requested_claims_are_added(issuer: TokenIssuer) -> None:
+    claims = issuer.relay_token(
         ask(
             scope="session-events",
             clientId="me",
@@ -80,29 +88,29 @@ def test_requested_claims_are_added(office: TokenOffice) -> None:
     assert claims["runtimeTargetId"] == "t2"
 
 
-def test_a_null_target_is_no_target(office: TokenOffice) -> None:
+def test_a_null_target_is_no_target(issuer: TokenIssuer) -> None:
     assert (
-        "runtimeTargetId" not in office.relay_token(ask(scope="pairing", runtimeTargetId=None), None).claims
+        "runtimeTargetId" not in issuer.relay_token(ask(scope="pairing", runtimeTargetId=None), None).claims
     )
 
 
-def test_a_worker_gets_its_executor(office: TokenOffice) -> None:
-    assert office.relay_token(ask(role="worker"), None).claims["managedExecutorId"] == "dev-executor"
-    named = office.relay_token(ask(role="worker", managedExecutorId="e9"), None)
+def test_a_worker_gets_its_executor(issuer: TokenIssuer) -> None:
+    assert issuer.relay_token(ask(role="worker"), None).claims["managedExecutorId"] == "dev-executor"
+    named = issuer.relay_token(ask(role="worker", managedExecutorId="e9"), None)
     assert named.claims["managedExecutorId"] == "e9"
 
 
 @pytest.mark.parametrize("credential", [None, "", "wrong", CREDENTIAL + "x", 7, "\ud800"])
-def test_a_wrong_credential_is_refused(office: TokenOffice, credential: object) -> None:
-    status, reason = refusal(office, credential=credential)
+def test_a_wrong_credential_is_refused(issuer: TokenIssuer, credential: object) -> None:
+    status, reason = refusal(issuer, credential=credential)
     assert (status, reason) in {(401, "CREDENTIAL_INVALID"), (400, "INVALID_BODY")}
 
 
-def test_the_credential_may_come_as_bearer(office: TokenOffice) -> None:
-    assert office.relay_token(ask(credential=None), CREDENTIAL).token
+def test_the_credential_may_come_as_bearer(issuer: TokenIssuer) -> None:
+    assert issuer.relay_token(ask(credential=None), CREDENTIAL).token
     # The credential of the body has precedence: a wrong one fails although the header is right.
     with pytest.raises(Refused):
-        office.relay_token(ask(credential="wrong"), CREDENTIAL)
+        issuer.relay_token(ask(credential="wrong"), CREDENTIAL)
 
 
 @pytest.mark.parametrize(
@@ -124,38 +132,40 @@ def test_the_credential_may_come_as_bearer(office: TokenOffice) -> None:
         ({"workspaceId": "dev-missing", "credential": "wrong"}, (401, "CREDENTIAL_INVALID")),
     ],
 )
-def test_invalid_bodies(office: TokenOffice, members: dict[str, object], wanted: tuple[int, str]) -> None:
-    assert refusal(office, **members) == wanted
+def test_invalid_bodies(issuer: TokenIssuer, members: dict[str, object], wanted: tuple[int, str]) -> None:
+    assert refusal(issuer, **members) == wanted
 
 
-def test_a_daemon_needs_its_issue_token(office: TokenOffice) -> None:
-    made = office.daemon_key("dev-workspace", Fields({"machineId": "laptop", "credential": CREDENTIAL}), None)
+def test_a_daemon_needs_its_issue_token(issuer: TokenIssuer) -> None:
+    made = issuer.daemon_key(
+        "dev-workspace", sent(bodies.DaemonKey, machineId="laptop", credential=CREDENTIAL), None
+    )
     assert made["runtimeTargetId"] == "dev-machine"
     key = made["daemonIssueToken"]
-    claims = office.relay_token(ask(role="workspace-daemon", credential=key), None).claims
+    claims = issuer.relay_token(ask(role="workspace-daemon", credential=key), None).claims
     assert claims["runtimeTargetId"] == "dev-machine"
     assert claims["machineId"] == "laptop"
     assert claims["daemonIssueGeneration"] == 1
     for wrong in (CREDENTIAL, "dit_unknown", None):
-        assert refusal(office, role="workspace-daemon", credential=wrong)[1] == "DAEMON_ISSUE_TOKEN_INVALID"
-    assert refusal(office, role="workspace-daemon", credential=key, workspaceId="dev-link")[0] == 401
-    assert refusal(office, role="workspace-daemon", credential=key, runtimeTargetId="other")[0] == 401
+        assert refusal(issuer, role="workspace-daemon", credential=wrong)[1] == "DAEMON_ISSUE_TOKEN_INVALID"
+    assert refusal(issuer, role="workspace-daemon", credential=key, workspaceId="dev-link")[0] == 401
+    assert refusal(issuer, role="workspace-daemon", credential=key, runtimeTargetId="other")[0] == 401
     # An issue token is valid for daemons only.
-    assert refusal(office, role="client", credential=key) == (401, "CREDENTIAL_INVALID")
+    assert refusal(issuer, role="client", credential=key) == (401, "CREDENTIAL_INVALID")
 
 
-def test_only_rotation_increments_the_generation(office: TokenOffice) -> None:
+def test_only_rotation_increments_the_generation(issuer: TokenIssuer) -> None:
     def key(**members: object) -> object:
         body = {"credential": CREDENTIAL, **members}
-        return office.daemon_key("dev-workspace", Fields(body), None)["daemonIssueToken"]
+        return issuer.daemon_key("dev-workspace", sent(bodies.DaemonKey, **body), None)["daemonIssueToken"]
 
     first, second = key(), key()
     third = key(rotate=True)
     other = key(runtimeTargetId="elsewhere")
     for outdated in (first, second):
-        assert refusal(office, role="workspace-daemon", credential=outdated)[1] == "DAEMON_ISSUE_TOKEN_STALE"
+        assert refusal(issuer, role="workspace-daemon", credential=outdated)[1] == "DAEMON_ISSUE_TOKEN_STALE"
     generations = [
-        office.relay_token(ask(role="workspace-daemon", credential=token), None).claims[
+        issuer.relay_token(ask(role="workspace-daemon", credential=token), None).claims[
             "daemonIssueGeneration"
         ]
         for token in (third, other)
@@ -164,17 +174,17 @@ def test_only_rotation_increments_the_generation(office: TokenOffice) -> None:
 
 
 def test_daemon_keys_are_open_only_without_a_configured_credential(clock: Clock, keys: KeyRing) -> None:
-    free = TokenOffice(clock.seconds, keys, Workspaces(), None)
-    assert free.daemon_key("dev-workspace", Fields({}), None)["ok"] is True
+    free = TokenIssuer(clock.seconds, keys, Workspaces(), None)
+    assert free.daemon_key("dev-workspace", bodies.DaemonKey(), None)["ok"] is True
     assert len(free.credential) >= 32
-    shut = TokenOffice(clock.seconds, keys, Workspaces(), CREDENTIAL)
+    shut = TokenIssuer(clock.seconds, keys, Workspaces(), CREDENTIAL)
     for bearer in (None, "wrong"):
         with pytest.raises(Refused) as caught:
-            shut.daemon_key("dev-workspace", Fields({}), bearer)
+            shut.daemon_key("dev-workspace", bodies.DaemonKey(), bearer)
         assert caught.value.reason == "CREDENTIAL_INVALID"
-    assert shut.daemon_key("dev-workspace", Fields({}), CREDENTIAL)["ok"] is True
+    assert shut.daemon_key("dev-workspace", bodies.DaemonKey(), CREDENTIAL)["ok"] is True
     with pytest.raises(Refused) as caught:
-        shut.daemon_key("dev-missing", Fields({}), CREDENTIAL)
+        shut.daemon_key("dev-missing", bodies.DaemonKey(), CREDENTIAL)
     assert caught.value.status == 404
 
 

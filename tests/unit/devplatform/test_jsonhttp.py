@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viewport_relay.devplatform.jsonhttp import Answer, Ask, Fields, Refused, parse_object
+from viewport_relay.devplatform.bodies import Pull
+from viewport_relay.devplatform.jsonhttp import Answer, Ask, Refused, parse_object
 from viewport_relay.devplatform.rules import RECORD_MAX_BYTES, RECORD_MAX_CALLS, Record, Rule
 
 
@@ -49,20 +50,24 @@ def test_any_bytes_give_an_object_or_a_refusal(raw: bytes) -> None:
         assert refused.status == 400
 
 
+def pull(body: str) -> Pull:
+    return Ask("POST", "/", "/", {}, body.encode()).body(Pull)
+
+
 @pytest.mark.parametrize(("value", "wanted"), [(1, 1), (1.0, 1), (1e0, 1), (2**53 - 1, 2**53 - 1)])
 def test_integers_follow_javascript(value: object, wanted: int) -> None:
-    assert Fields({"n": value}).integer("n") == wanted
+    assert pull(json.dumps({"relayId": "r", "sinceId": value})).since_id == wanted
 
 
 @pytest.mark.parametrize("value", [True, "1", None, 1.5, -1, 2**53, 1e300, [1]])
 def test_other_values_are_no_integers(value: object) -> None:
     with pytest.raises(Refused):
-        Fields({"n": value}).integer("n")
+        pull(json.dumps({"relayId": "r", "sinceId": value}))
 
 
 def test_a_lone_surrogate_is_refused() -> None:
     with pytest.raises(Refused, match="INVALID_BODY"):
-        Fields({"s": "\ud800"}).text("s", most=10)
+        pull(json.dumps({"relayId": "\ud800"}))
 
 
 @pytest.mark.parametrize(
