@@ -108,7 +108,7 @@ def environment_page() -> str:
                 name += "<br>older: " + ", ".join(f"`{older}`" for older in variable.older)
             if variable.option:
                 name += f"<br>option `--{variable.option}`"
-            meaning = variable.help + (" (taken up on a reload)" if variable.reload else "")
+            meaning = variable.help + (" (applied on a reload)" if variable.reload else "")
             rows.append((name, default_of(variable), variable.takes, meaning))
         parts.append(table(("variable", "default", "takes", "meaning"), rows))
     return "".join(parts)

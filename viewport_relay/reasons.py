@@ -32,7 +32,7 @@ class CloseCode:
 
 @frozen
 class Entry:
-    """What one reason means.
+    """A reason's texts, status and close code.
 
     `text` is the documented wording. `status` is the HTTP status when it refuses an upgrade (0: it never
     does). `close` is the close code when it ends a connection or a browser's upgrade (0: it never does), with
@@ -334,8 +334,8 @@ class Reason(Enum):
     )  # fmt: skip
     RUNTIME_RATE_LIMIT_EXCEEDED = _close(
         "runtime rate limit exceeded",
-        "more than RELAY_RUNTIME_RATE_PER_MINUTE frames of a client (invalid ones too), 4 MiB of its frames that went "
-        "nowhere, or RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE frames of a workspace",
+        "more than RELAY_RUNTIME_RATE_PER_MINUTE frames of a client (invalid ones too), 4 MiB of its frames that were "
+        "dropped or answered by the relay, or RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE frames of a workspace",
         "raise the limit that the details name, if the traffic is real",
     )  # fmt: skip
     PRESENCE_RATE_LIMIT_EXCEEDED = _close(

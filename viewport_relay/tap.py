@@ -93,12 +93,12 @@ class Options(usage.Options):
 
 
 def makeService(options: Options) -> IService:
-    """Called by twistd. Prints every problem and exits with status 78 when the settings cannot work."""
+    """Called by twistd. Prints every error and exits with status 78 when the settings cannot work."""
     try:
         return _service(options, dict(os.environ))
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"viewport-relay: {problem}", file=sys.stderr)
+        for sentence in error.errors:
+            print(f"viewport-relay: {sentence}", file=sys.stderr)
         raise SystemExit(EX_CONFIG) from None
 
 

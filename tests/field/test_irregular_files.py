@@ -70,7 +70,7 @@ def test_the_start_refuses_it_by_name(name: str, irregular: tuple[str, str]) -> 
     with pytest.raises(ConfigError) as caught:
         load({**BASE, name: path})
     wanted = f"{name}: {path!r} is {kind}, not a regular file: put the content into a file, and name that"
-    assert wanted in caught.value.problems
+    assert wanted in caught.value.errors
 
 
 @pytest.mark.parametrize("argument", ["privateKey", "certKey", "extraCertChain", "dhParameters"])
@@ -78,7 +78,7 @@ def test_the_files_of_a_tls_endpoint(argument: str, irregular: tuple[str, str]) 
     kind, path = irregular
     with pytest.raises(ConfigError) as caught:
         load({**BASE, "RELAY_LISTEN_ENDPOINT": f"haproxy:ssl:7781:{argument}={path}:interface=127.0.0.1"})
-    (problem,) = caught.value.problems
+    (problem,) = caught.value.errors
     assert problem.startswith(f"RELAY_LISTEN_ENDPOINT: {path!r} is {kind}, not a regular file: ")
 
 
@@ -89,7 +89,7 @@ def test_a_file_of_proc_without_content_is_not_waited_for(tmp_path: Path) -> Non
     try:
         load({**BASE, "RELAY_INTERNAL_KEY_FILE": "/proc/kmsg"})
     except ConfigError as error:
-        assert error.problems[0].startswith("RELAY_INTERNAL_KEY_FILE: ")
+        assert error.errors[0].startswith("RELAY_INTERNAL_KEY_FILE: ")
 
 
 @pytest.mark.parametrize(

@@ -158,20 +158,20 @@ async def test_a_proxy_that_requires_authentication(proxy: CompanyProxy, ask: An
         failure = await ask(user=user)
         assert (
             failure.why.startswith("proxy 127.0.0.1:")
-            and "another user and password (HTTP 407)" in failure.why
+            and "another user and password are needed (HTTP 407)" in failure.why
         )
         assert "wrong" not in failure.why
 
 
 REFUSALS = {
-    "forbidden": (b"HTTP/1.1 403 Forbidden\r\n\r\n<html>", "it refuses CONNECT with HTTP 403"),
-    "HTTP/1.0": (b"HTTP/1.0 502 Bad Gateway\r\nX: y\r\n\r\n", "it refuses CONNECT with HTTP 502"),
-    "not HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n", "its answer is not HTTP"),
-    "TLS wanted": (b"\x15\x03\x01\x00\x02\x02\x46\r\n", "its answer is not HTTP"),
-    "endless line": (b"HTTP/1.1 200 " + b"x" * 70_000, "its answer is too long"),
-    "endless head": (b"HTTP/1.1 403 No\r\n" + b"X: y\r\n" * 200, "its answer is too long"),
-    "nothing": (b"\r\n", "its answer is not HTTP"),
-    "closes": (b"HTTP/1.1 403", "it closes the connection"),
+    "forbidden": (b"HTTP/1.1 403 Forbidden\r\n\r\n<html>", "CONNECT is refused with HTTP 403"),
+    "HTTP/1.0": (b"HTTP/1.0 502 Bad Gateway\r\nX: y\r\n\r\n", "CONNECT is refused with HTTP 502"),
+    "not HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n", "the answer is not HTTP"),
+    "TLS wanted": (b"\x15\x03\x01\x00\x02\x02\x46\r\n", "the answer is not HTTP"),
+    "endless line": (b"HTTP/1.1 200 " + b"x" * 70_000, "the answer is too long"),
+    "endless head": (b"HTTP/1.1 403 No\r\n" + b"X: y\r\n" * 200, "the answer is too long"),
+    "nothing": (b"\r\n", "the answer is not HTTP"),
+    "closes": (b"HTTP/1.1 403", "the connection was closed"),
 }
 
 

@@ -65,7 +65,7 @@ def test_an_invalid_header_value_is_refused_at_start(
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load({**BASE, f"{name}_FILE": str(file)})
-    (problem,) = caught.value.problems
+    (problem,) = caught.value.errors
     assert problem.startswith(f"{name}_FILE: ")
     assert words in problem
     assert KEY[:8] not in problem
@@ -124,7 +124,7 @@ def test_one_rule_for_the_modes_of_all_private_keys(
         found += load(environ).warnings
         refused = False
     except ConfigError as error:
-        found += error.problems
+        found += error.errors
         refused = True
     assert refused is (outcome == "problem")
     about = [sentence for sentence in found if f"has mode {mode:04o}" in sentence]

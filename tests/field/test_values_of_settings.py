@@ -149,7 +149,7 @@ def test_accepted_values(where: str, name: str, text: str, attribute: str, value
 def test_refused_values(where: str, name: str, text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load({**BASE, name: text})
-    (problem,) = caught.value.problems
+    (problem,) = caught.value.errors
     assert problem.startswith(f"{name}: got ")
     assert words in problem
 

@@ -258,7 +258,7 @@ def test_settings(environ: dict[str, str]) -> None:
     try:
         assert isinstance(load(base | environ), Config)
     except ConfigError as error:
-        assert error.problems
+        assert error.errors
 
 
 HEAD = upgrade_request(

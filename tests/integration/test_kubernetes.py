@@ -104,7 +104,7 @@ def test_the_settings_are_valid(config: Config, manifests: Manifests, container:
 def test_placeholders_end_the_relay(manifests: Manifests, container: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(environment(manifests, container, tmp_path, dict.fromkeys(SECRETS, "replace-me")))
-    said = "\n".join(error.value.problems)
+    said = "\n".join(error.value.errors)
     for name in ("RELAY_INTERNAL_KEY", "RELAY_ADMIN_TOKEN", "RELAY_BUS_HMAC_KEY", "RELAY_NOISE_PRIVATE_KEY"):
         assert f"{name} is a placeholder" in said
 

@@ -27,11 +27,11 @@ STRONG = "correct-horse-battery-staple-17"
 PROD = {**BASE, "RELAY_LISTEN_HOST": "0.0.0.0", "RELAY_INTERNAL_KEY": STRONG}
 
 
-def problems(environ: dict[str, str], **more: Any) -> list[str]:
+def errors(environ: dict[str, str], **more: Any) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(environ, **more)
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    return caught.value.problems
+    assert str(caught.value) == "\n".join(caught.value.errors)
+    return caught.value.errors
 
 
 # -- texts that no setting can hold ------------------------------------------------------------------------
@@ -40,17 +40,17 @@ def problems(environ: dict[str, str], **more: Any) -> list[str]:
 @pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
 @pytest.mark.parametrize("text", ["a\0b", "http://a\0b.example", "a\udcffb", "http://a\udcffb.example"])
 def test_nul_and_bytes_that_are_not_utf8_are_refused_by_name(variable: Any, text: str) -> None:
-    found = problems({**BASE, variable.name: text})
+    found = errors({**BASE, variable.name: text})
     got = "a value that is kept secret" if variable.secret else repr(text)
     assert f"{variable.name}: got {got}, takes UTF-8 text without NUL" in found
 
 
 def test_a_file_name_with_nul_is_refused_by_name(tmp_path: Path) -> None:
     wrong = "'/run/a\\x00b' is no file name: it has a NUL character"
-    assert f"RELAY_SETTINGS_FILE: {wrong}" in problems({**BASE, "RELAY_SETTINGS_FILE": "/run/a\0b"})
+    assert f"RELAY_SETTINGS_FILE: {wrong}" in errors({**BASE, "RELAY_SETTINGS_FILE": "/run/a\0b"})
     settings = tmp_path / "env"
     settings.write_bytes(b"RELAY_ADMIN_TOKEN_FILE=/run/a\0b\n")
-    assert problems({**BASE, "RELAY_SETTINGS_FILE": str(settings)}) == [f"RELAY_ADMIN_TOKEN_FILE: {wrong}"]
+    assert errors({**BASE, "RELAY_SETTINGS_FILE": str(settings)}) == [f"RELAY_ADMIN_TOKEN_FILE: {wrong}"]
 
 
 # -- the table ---------------------------------------------------------------------------------------------
@@ -212,8 +212,8 @@ def test_booleans(text: str, value: bool) -> None:
 
 @pytest.mark.parametrize("text", ["2", "y", "tru e", "maybe", "-1"])
 def test_invalid_booleans(text: str) -> None:
-    (problem,) = problems({**BASE, "RELAY_PROXY_PROTOCOL": text})
-    assert problem == f"RELAY_PROXY_PROTOCOL: got {text!r}, takes one of 0 1 false true no yes off on"
+    (error,) = errors({**BASE, "RELAY_PROXY_PROTOCOL": text})
+    assert error == f"RELAY_PROXY_PROTOCOL: got {text!r}, takes one of 0 1 false true no yes off on"
 
 
 @pytest.mark.parametrize(
@@ -241,26 +241,26 @@ def test_invalid_booleans(text: str) -> None:
     ],
 )
 def test_a_value_that_does_not_parse_names_variable_value_and_what_it_takes(name: str, text: str) -> None:
-    (problem,) = problems({**BASE, name: text})
-    assert problem.startswith(f"{name}: got {text[:200]!r}, takes ")
+    (error,) = errors({**BASE, name: text})
+    assert error.startswith(f"{name}: got {text[:200]!r}, takes ")
 
 
 @pytest.mark.parametrize("name", ["RELAY_LISTEN_HOST", "RELAY_ADMIN_LISTEN", "RELAY_REDIS_SENTINELS"])
 @pytest.mark.parametrize("host", ["a b", "x" * 3000])
 def test_a_host_that_is_none_is_named_once_and_cut(name: str, host: str) -> None:
     text = host if name == "RELAY_LISTEN_HOST" else f"{host}:9093"
-    (problem,) = problems({**BASE, name: text})
-    assert problem.startswith(f"{name}: got {text[:200]!r}: {host[:64]!r} is no host name or address, as in ")
+    (error,) = errors({**BASE, name: text})
+    assert error.startswith(f"{name}: got {text[:200]!r}: {host[:64]!r} is no host name or address, as in ")
 
 
 @pytest.mark.parametrize("text", ["gar bage", "platform.example"])
-def test_a_wrong_origin_is_one_problem(text: str) -> None:
-    (problem,) = problems({"SERVER_URL": text})
-    assert problem.startswith(f"SERVER_URL: got {text!r}")
+def test_a_wrong_origin_is_one_error(text: str) -> None:
+    (error,) = errors({"SERVER_URL": text})
+    assert error.startswith(f"SERVER_URL: got {text!r}")
 
 
-def test_all_problems_at_once() -> None:
-    found = problems(
+def test_all_errors_at_once() -> None:
+    found = errors(
         {
             "RELAY_LISTEN_PORT": "x",
             "RELAY_MODE": "y",
@@ -276,7 +276,7 @@ def test_all_problems_at_once() -> None:
         "RELAY_BUS_ENABLED is on",
         "RELAY_BACKPLANE_MODE=redis needs RELAY_INTERNAL_KEY",
     ):
-        assert [problem for problem in found if problem.startswith(start)], start
+        assert [error for error in found if error.startswith(start)], start
 
 
 def test_unknown_names_warn_with_a_hint() -> None:
@@ -311,22 +311,22 @@ def test_secret_files_that_cannot_be_read(tmp_path: Path) -> None:
     empty.write_text(" \n")
     binary.write_bytes(b"\xff\xfe")
     for path, words in ((tmp_path / "none", "No such file"), (empty, "is empty"), (binary, "not UTF-8")):
-        (problem,) = problems({**BASE, "RELAY_INTERNAL_KEY_FILE": str(path)})
-        assert problem.startswith("RELAY_INTERNAL_KEY_FILE: ")
-        assert words in problem
+        (error,) = errors({**BASE, "RELAY_INTERNAL_KEY_FILE": str(path)})
+        assert error.startswith("RELAY_INTERNAL_KEY_FILE: ")
+        assert words in error
 
 
-def test_a_secret_given_twice_is_a_problem(tmp_path: Path) -> None:
+def test_a_secret_given_twice_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(STRONG)
-    (problem,) = problems({**BASE, "RELAY_ADMIN_TOKEN": STRONG, "RELAY_ADMIN_TOKEN_FILE": str(file)})
-    assert "RELAY_ADMIN_TOKEN and RELAY_ADMIN_TOKEN_FILE are both set" in problem
+    (error,) = errors({**BASE, "RELAY_ADMIN_TOKEN": STRONG, "RELAY_ADMIN_TOKEN_FILE": str(file)})
+    assert "RELAY_ADMIN_TOKEN and RELAY_ADMIN_TOKEN_FILE are both set" in error
 
 
 @pytest.mark.parametrize("variable", SECRETS, ids=lambda variable: variable.name)
-def test_no_secret_in_problems_warnings_or_repr(variable: Any) -> None:
+def test_no_secret_in_errors_warnings_or_repr(variable: Any) -> None:
     text = "hunter2\x01hunter2"  # invalid for all parsers of text and of URLs
-    found = problems({**BASE, variable.name: text})
+    found = errors({**BASE, variable.name: text})
     assert "hunter2" not in "".join(found)
     urls = {"redis_url": "redis://:hunter2@h", "http_proxy": "http://relay:hunter2@h"}
     short = urls.get(variable.attribute, "hunter2")
@@ -349,9 +349,9 @@ WEAK = [
 @pytest.mark.parametrize("secret", WEAK)
 @pytest.mark.parametrize("name", ["RELAY_INTERNAL_KEY", "RELAY_ADMIN_TOKEN", "RELAY_BUS_HMAC_KEY"])
 def test_weak_secret_is_refused_in_prod_and_warned_about_elsewhere(name: str, secret: str) -> None:
-    (problem,) = problems({**PROD, name: secret})
-    assert problem.startswith(f"{name} is ")
-    assert secret not in problem
+    (error,) = errors({**PROD, name: secret})
+    assert error.startswith(f"{name} is ")
+    assert secret not in error
     config = load({**PROD, "RELAY_MODE": "staging", name: secret})
     assert any(warning.startswith(f"{name} is ") for warning in config.warnings)
 
@@ -382,7 +382,7 @@ def test_mode(more: dict[str, str], mode: str) -> None:
 
 
 def test_the_dev_platform_is_refused_in_prod() -> None:
-    assert any("RELAY_MODE=prod" in problem for problem in problems(PROD, dev_platform=True))
+    assert any("RELAY_MODE=prod" in error for error in errors(PROD, dev_platform=True))
     config = load({}, dev_platform=True)
     assert config.dev_platform
     assert (config.jwks_url, config.validate_url) == ("", "")
@@ -391,7 +391,7 @@ def test_the_dev_platform_is_refused_in_prod() -> None:
 @pytest.mark.parametrize("mode", ["redis", "server"])
 def test_several_relays(mode: str) -> None:
     several = {**BASE, "RELAY_BACKPLANE_MODE": mode}
-    assert any("RELAY_INTERNAL_KEY" in problem for problem in problems(several))
+    assert any("RELAY_INTERNAL_KEY" in error for error in errors(several))
     config = load({**several, "RELAY_INTERNAL_KEY": STRONG})
     assert config.client_redirect_enabled
     assert not config.bus_enabled
@@ -415,10 +415,10 @@ def test_several_relays(mode: str) -> None:
     ],
 )
 def test_files_that_tls_needs(more: dict[str, str], words: list[str]) -> None:
-    found = problems({**BASE, **more})
+    found = errors({**BASE, **more})
     assert len(found) == len(words)
     for word in words:
-        assert any(word in problem for problem in found), word
+        assert any(word in error for error in found), word
 
 
 def test_trusted_proxies() -> None:
@@ -484,13 +484,13 @@ NAMES = sorted({name for variable in VARIABLES for name in (variable.name, *vari
         max_size=8,
     )
 )
-def test_any_environment_is_read_or_refused_with_problems(environ: dict[str, str]) -> None:
+def test_any_environment_is_read_or_refused_with_errors(environ: dict[str, str]) -> None:
     """No other exception, for any values."""
     try:
         config = load(environ)
     except ConfigError as error:
-        assert error.problems
-        assert all(isinstance(problem, str) and problem for problem in error.problems)
+        assert error.errors
+        assert all(isinstance(sentence, str) and sentence for sentence in error.errors)
     else:
         assert config.jwks_url.startswith("http")
 
@@ -507,10 +507,8 @@ def test_admin_tokens_need_tls_in_prod(tmp_path: Path) -> None:
     open_listener = {**PROD, "RELAY_ADMIN_TOKEN": STRONG, "RELAY_ADMIN_LISTEN": "0.0.0.0:7782"}
     with pytest.raises(ConfigError) as refused:
         load(open_listener)
-    [problem] = refused.value.problems
-    assert (
-        problem.startswith("RELAY_ADMIN_LISTEN=0.0.0.0:7782 ") and "RELAY_TLS_TERMINATION=platform" in problem
-    )
+    [error] = refused.value.errors
+    assert error.startswith("RELAY_ADMIN_LISTEN=0.0.0.0:7782 ") and "RELAY_TLS_TERMINATION=platform" in error
     load({**open_listener, "RELAY_TLS_TERMINATION": "platform"})
     load({**open_listener, "RELAY_ADMIN_LISTEN": "127.0.0.1:7782"})
     load({**open_listener, "RELAY_MODE": "staging"})
@@ -539,9 +537,9 @@ def test_each_of_several_tokens_must_be_strong() -> None:
 def test_a_settings_file_that_cannot_be_used(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "settings"
     path.write_bytes(content)
-    (problem,) = problems({**BASE, "RELAY_SETTINGS_FILE": str(path)})
-    assert problem.startswith("RELAY_SETTINGS_FILE: ")
-    assert words in problem
+    (error,) = errors({**BASE, "RELAY_SETTINGS_FILE": str(path)})
+    assert error.startswith("RELAY_SETTINGS_FILE: ")
+    assert words in error
 
 
 #: variable -> a text that is not the default

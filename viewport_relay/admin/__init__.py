@@ -1,0 +1,1 @@
+"""HTTP for operators: logs, state, metrics, and the dashboard."""

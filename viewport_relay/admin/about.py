@@ -35,7 +35,7 @@ MAX_ID: Final = 256
 
 @frozen(eq=False)
 class About:
-    """Answers `?about=ID` from the ring, the folded entries and the peers that are connected."""
+    """Answers `?about=ID` from the ring, the folded entries and the connected peers."""
 
     _log: EventLog
     _state: StateSource

@@ -70,7 +70,7 @@ class AdminAuth:
         self.set_tokens(tokens, metrics_tokens)
 
     def set_tokens(self, tokens: Sequence[str], metrics_tokens: Sequence[str]) -> None:
-        """Take up other tokens. Sessions of the dashboard end when the admin tokens change."""
+        """Apply other tokens. Sessions of the dashboard end when the admin tokens change."""
         self._tokens = [token.encode("utf-8") for token in tokens]
         self._metrics_tokens = [token.encode("utf-8") for token in metrics_tokens]
         secret = b"\n".join(self._tokens) or os.urandom(32)

@@ -109,7 +109,7 @@ class RelayCollector(Collector):
         for name, says, label, table, always in (
             ("refusals", "Upgrades refused, by reason.", "reason", counted.refusals, _REFUSING),
             ("closes", "Connections that the relay closed, by reason.", "reason", counted.closes, _CLOSING),
-            ("frames_dropped", "Frames that went nowhere, by reason.", "reason", counted.drops, _DROPPING),
+            ("frames_dropped", "Frames that were dropped, by reason.", "reason", counted.drops, _DROPPING),
             (
                 # An IKpsk2 peer with another secret mostly leaves by itself: then there is no close to count.
                 "handshake_failures", "Noise handshakes and links that failed, by reason.", "reason",

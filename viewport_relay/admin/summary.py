@@ -55,7 +55,7 @@ def summary(log: EventLog, wanted: Filter, now: float) -> dict[str, Any]:
 
 
 def _about(code: str, row: Problem | None) -> dict[str, Any]:
-    """What one reason means, and what the log knows of it; times and numbers are of the present or last episode."""
+    """The text of a reason, and its numbers in the log; times and numbers are of the present or last episode."""
     entry = Reason[code].entry
     told = {"meaning": entry.text, "level": entry.level, "cause": entry.cause, "fix": entry.fix}
     if row is None:

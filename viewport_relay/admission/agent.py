@@ -28,7 +28,7 @@ ORIGINS_MAX: Final = 256
 
 @implementer(IAgentEndpointFactory)
 class Endpoints:
-    """How to connect to an origin: TCP, and for https TLS, through the proxy if that serves it. Each is made once.
+    """The endpoints of origins: TCP, and for https TLS, through the proxy if that serves it. Each is made once.
 
     No other scheme comes here: `RequestUrl` takes none.
     """
@@ -67,7 +67,7 @@ class PlainAgent:
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
-        """The response."""
+        """Send a request; fires with the response."""
         return self._agent.request(method, uri, headers, bodyProducer).addCallback(_undecoded)
 
 

@@ -38,7 +38,7 @@ def parse_claims(claims: Mapping[str, Any], query: UpgradeQuery) -> Claims:
 
 
 def grant_for(query: UpgradeQuery, claims: Claims, connection_id: str) -> Grant | Refusal:
-    """What the connection may do, or why it is closed 4008 after its upgrade.
+    """The grant of a connection, or the refusal with which it is closed (4008) after its upgrade.
 
     `connection_id` is the clientId of a client whose claims have none. Before the close for MISSING_RUNTIME_TARGET_CLAIM the
     caller sends the frame RUNTIME_TARGET_REQUIRED.
@@ -52,7 +52,10 @@ def grant_for(query: UpgradeQuery, claims: Claims, connection_id: str) -> Grant 
         target = claims.runtime_target_id
         if target is not None and not is_identifier(target):
             # It becomes part of Redis keys and signed texts, which rely on the alphabet of the query.
-            return Refusal(Reason.RUNTIME_TARGET_CLAIM_MISMATCH, "the claim is not of the query's form")
+            return Refusal(
+                Reason.RUNTIME_TARGET_CLAIM_MISMATCH,
+                "the claim has another form than a query's: 1 to 128 of A-Z a-z 0-9 . _ : -",
+            )
     elif claims.runtime_target_id != target:
         named = "no target" if claims.runtime_target_id is None else "another target than the query"
         return Refusal(Reason.RUNTIME_TARGET_CLAIM_MISMATCH, f"the claims name {named}")

@@ -1,6 +1,6 @@
-"""The part of admission that costs something: the token's signature, then the platform's answer.
+"""The gate: checks a token's signature, then asks the platform. The other checks of admission are cheap.
 
-The cheap checks before it (rates, counts, path, query, origin, a token at all) are the `/ws` resource's, with `limits.py`,
+The checks before the gate (rates, counts, path, query, origin, a token at all) are the `/ws` resource's, with `limits.py`,
 `addresses.py`, `query.py` and `token.py`; the claims are held against the query afterwards, by `claims.grant_for`. The gate
 neither logs nor counts single refusals: the resource does.
 """
@@ -115,7 +115,7 @@ class Gate:
         return cls(clock, jwks, validator, rules, client, platform_clock, now)
 
     def recall(self, source: TokenSource, query: UpgradeQuery) -> Claims | None:
-        """What `admit` would give, if the token's signature and the platform's answer are remembered; None if they are not.
+        """The result of `admit`, if the token's signature and the platform's answer are remembered; None if they are not.
 
         Raises Refusal as `admit` does.
         """
@@ -168,7 +168,7 @@ class Gate:
             raise evolve(refusal, details={**refusal.details, "url": self._jwks.url}) from None
 
     def _check(self, payload: Mapping[str, Any], query: UpgradeQuery) -> float:
-        """The policy: `exp` of a payload that may come in. Raises Refusal."""
+        """Check a token's payload against the settings and the query; gives `exp`. Raises Refusal."""
         return check_payload(payload, query, self._rules, self._now(), self.platform_clock.offset)
 
     def start(self) -> None:
@@ -176,14 +176,14 @@ class Gate:
         self._jwks.start()
 
     def stop(self) -> Deferred[None]:
-        """End everything on its way; upgrades that wait get CancelledError. Fires when no connection is left."""
+        """Cancel the requests in flight; upgrades that wait get CancelledError. Fires when no connection is left."""
         self._pace.stop()
         self._jwks.stop()
         self._validator.stop()
         return self._http.close()
 
     def clean_up(self) -> None:
-        """Forget what has run out."""
+        """Drop expired entries."""
         self._signed.expire()
         self._validator.clean_up()
 

@@ -45,7 +45,7 @@ _HINT: Final = "there was no whole answer within {:g} s: look at the load of the
 
 
 class HttpClient:
-    """Asks calls through treq over `agent`. `clock` measures the time limits, `pool` has the agent's connections."""
+    """Sends calls through treq over `agent`. `clock` measures the time limits, `pool` has the agent's connections."""
 
     def __init__(self, clock: IReactorTime, agent: IAgent, pool: Pool | None = None) -> None:
         self._clock: Any = clock
@@ -66,7 +66,7 @@ class HttpClient:
         return succeed(None) if self._pool is None else self._pool.close()
 
     async def ask(self, call: Call, body: bytes | None = None) -> Answer:
-        """The answer. Raises Unreachable, TooLarge or Encoded; CancelledError when the asker cancels."""
+        """Send a call; its answer. Raises Unreachable, TooLarge or Encoded; CancelledError when the caller cancels."""
         try:
             return await self._within_limit(call, body)
         except (HttpFailure, CancelledError):
@@ -79,7 +79,7 @@ class HttpClient:
 
     def _within_limit(self, call: Call, body: bytes | None) -> Deferred[Answer]:
         """The answer, or what went wrong; TimedOut when the call's limit is over."""
-        over = False  # whatever the request still gives is for no one
+        over = False  # then a late result of the request is dropped
 
         def give_up() -> None:
             nonlocal over

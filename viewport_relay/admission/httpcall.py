@@ -1,4 +1,4 @@
-"""What an outgoing HTTP request asks, its answer, and the ways in which there is none. No I/O; `http.py` asks."""
+"""An outgoing HTTP request as a value, its answer, and its failures. No I/O: `http.py` sends the request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CallHeaders(Headers):
 
 @frozen
 class Call:
-    """What is asked, apart from the body; made once and asked many times.
+    """A request apart from its body; made once and sent many times.
 
     `limit` is in seconds and covers everything, `max_bytes` bounds the body of the answer. `retry` asks once more, over a
     new connection, when a connection is closed before anything came back (RFC 9112 section 9.3.1); it is off where asking
@@ -91,7 +91,7 @@ class Answer:
 
 
 class HttpFailure(Exception):
-    """There is no answer that could be read.
+    """A call failed: there is no answer that can be used.
 
     `why` is a few words without anything secret, `hint` what to do where that is clear. `status` is that of the answer that
     was not read, 0 if there was none.

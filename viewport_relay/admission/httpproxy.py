@@ -40,7 +40,7 @@ class ProxyFailed(Exception):
 
 @frozen
 class HttpProxy:
-    """A proxy, and what is reached without it. `credentials` are the value of Proxy-Authorization."""
+    """An HTTP proxy, and the hosts that are reached without it. `credentials` are the value of Proxy-Authorization."""
 
     host: str
     port: int
@@ -143,14 +143,14 @@ class _Tunnel(LineReceiver):
         self.transport.write(self._request)
 
     def lineReceived(self, line: bytes) -> None:
-        """A line of the answer's head."""
+        """Called by LineReceiver for each line of the answer's head."""
         self._lines += 1
         if self._lines > _LINES_MAX:
-            self._fail("its answer is too long")
+            self._fail("the answer is too long")
         elif not self._status:
             found = _STATUS.fullmatch(line)
             if found is None:
-                self._fail("its answer is not HTTP")
+                self._fail("the answer is not HTTP")
             else:
                 self._status = int(found[1])
         elif not line:
@@ -160,9 +160,9 @@ class _Tunnel(LineReceiver):
         if 100 <= self._status < 200:  # RFC 9110 section 15.2: the answer follows
             self._status = 0
         elif self._status == 407:
-            self._fail("it wants another user and password (HTTP 407)")
+            self._fail("another user and password are needed (HTTP 407)")
         elif not 200 <= self._status < 300:
-            self._fail(f"it refuses CONNECT with HTTP {self._status}")
+            self._fail(f"CONNECT is refused with HTTP {self._status}")
         else:
             assert self.transport is not None
             self._inner = self._factory.buildProtocol(self.transport.getPeer())
@@ -173,10 +173,10 @@ class _Tunnel(LineReceiver):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Called by LineReceiver."""
-        self._fail("its answer is too long")
+        self._fail("the answer is too long")
 
     def rawDataReceived(self, data: bytes) -> None:
-        """Bytes of the tunnel."""
+        """Called by LineReceiver with bytes of the tunnel."""
         if self._inner is not None:
             self._inner.dataReceived(data)
 
@@ -186,7 +186,7 @@ class _Tunnel(LineReceiver):
             self._inner.connectionLost(reason)
         elif not self._over:
             closed = reason.check(ConnectionClosed) is not None
-            self._fail("it closes the connection" if closed else "the connection to it is lost")
+            self._fail("the connection was closed" if closed else "the connection was lost")
 
     def _fail(self, said: str) -> None:
         if not self._over:

@@ -55,7 +55,7 @@ def why(error: BaseException) -> str:
 
 
 def _decisive(error: BaseException) -> BaseException:
-    """What a failed response failed for, where that says more than the failure."""
+    """The error inside a ResponseFailed, where that is more exact; else the error itself."""
     if isinstance(error, ResponseFailed):
         for inner in error.reasons:
             if isinstance(inner.value, (SSL.Error, CertificateRefused, HeadTooLong)):

@@ -63,7 +63,7 @@ def inspect_token(
     refusal: Refusal | None = None
     try:
         if not TOKEN_CHARS[0] <= len(token) <= TOKEN_CHARS[1]:
-            raise Refusal(Reason.TOKEN_MISSING, f"it has {len(token)} characters")
+            raise Refusal(Reason.TOKEN_MISSING, f"the token has {len(token)} characters")
         read = read_header(token)
         payload = payload_signed_by(token, read, keys)
         check_payload(payload, asked.query(payload), rules, now)

@@ -116,7 +116,7 @@ def payload_signed_by(token: str, header: TokenHeader, keys: KeySet) -> Mapping[
     if all(key.algorithm != header.algorithm for key in candidates):
         words = f"alg is {header.algorithm}, the key {kid} is for {candidates[0].algorithm}"
         raise Refusal(Reason.JWT_ALGORITHM_NOT_ALLOWED, words, details=details)
-    raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, f"the key {kid} did not sign it", details=details)
+    raise Refusal(Reason.JWT_SIGNATURE_MISMATCH, f"the key {kid} did not sign the token", details=details)
 
 
 def verified(token: str, key: Key) -> Mapping[str, Any] | None:
@@ -129,13 +129,13 @@ def verified(token: str, key: Key) -> Mapping[str, Any] | None:
     except (jwt.PyJWTError, ValueError, RecursionError):
         payload = None
     if not isinstance(payload, dict):
-        words = "its payload is not a JSON object in base64url, or its signature is not base64url"
+        words = "the payload is not a JSON object in base64url, or its signature is not base64url"
         raise Refusal(Reason.JWT_MALFORMED, words)
     return payload
 
 
 def _about(token: str, kid: str, keys: KeySet) -> dict[str, Any]:
-    """What an operator compares: kid and issuer of the token, and the kids that are published."""
+    """Details for the operator to compare: kid and issuer of the token, and the kids that are published."""
     _, claims = unverified(token)
     issuer = {} if claims is None or "iss" not in claims else {"iss": _shown(claims, "iss")}
     return {"kid": kid, "kids": keys.kids, **issuer}

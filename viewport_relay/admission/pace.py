@@ -1,10 +1,10 @@
-"""How many tokens are verified in one turn of the reactor.
+"""The pace of token checks: a bounded number in each turn of the reactor.
 
 When a relay is lost its peers come to another one within a second, and hundreds of upgrades are readable at once. Verified in
 one turn, their signatures would keep the relay from everything else for a second or more: from frames, from the answers of
 the platform and of Redis, whose time limits run meanwhile.
 
-It also batches: with many upgrades at a time, up to `PER_TURN` tokens are verified and asked about one after the other, while
+The pace also makes batches: with many upgrades at a time, up to `PER_TURN` tokens are verified and asked about one after the other, while
 that code is in the processor's caches.
 """
 
@@ -44,7 +44,7 @@ class Pace:
         await waiting
 
     def stop(self) -> None:
-        """Cancel those that wait."""
+        """Cancel the waiting callers."""
         if self._next is not None:
             self._next.cancel()
             self._next = None

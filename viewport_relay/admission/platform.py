@@ -3,7 +3,7 @@
     relay → platform   {"relayToken","role","workspaceId","runtimeTargetId"?}, header x-relay-internal-key
     relay ← platform   {"ok":true,"claims":{…}} | {"ok":false,"reason":"…"}
 
-Concurrent equal questions share one request; `platformqueue.py` bounds how many are under way. `verdict.py` decides what an
+Concurrent equal questions share one request; `platformqueue.py` bounds how many are in flight. `verdict.py` decides what an
 answer means.
 """
 
@@ -41,7 +41,7 @@ Verdict = TypeVar("Verdict", Refusal, Claims | Refusal)
 
 @frozen
 class ValidationSettings:
-    """Times in seconds. `internal_key` None: the header is not sent. `cache_ttl` 0: every upgrade is asked."""
+    """Settings of the validation; times in seconds. `internal_key` None: the header is not sent. `cache_ttl` 0: every upgrade is asked."""
 
     url: str
     internal_key: str | None = field(repr=False)
@@ -59,7 +59,7 @@ class ValidationSettings:
 
 
 def question(token: str, query: UpgradeQuery) -> bytes:
-    """The body of the request about this token for this upgrade."""
+    """The body of the validation request for a token and the query of its upgrade."""
     asked = {"relayToken": token, "role": query.role.value, "workspaceId": query.workspace_id}
     if query.runtime_target_id is not None:
         asked["runtimeTargetId"] = query.runtime_target_id
@@ -135,7 +135,7 @@ class PlatformValidator:
         self._answers.flush()
 
     def stop(self) -> None:
-        """Cancel requests on their way."""
+        """Cancel the requests in flight."""
         self._answers.cancel()
 
     async def _ask(self, token: str, query: UpgradeQuery) -> Claims | Refusal:

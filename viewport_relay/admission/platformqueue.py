@@ -1,4 +1,4 @@
-"""The queue of requests to the platform: some are under way, the others wait in order.
+"""The queue of requests to the platform: some are in flight, the others wait in order.
 
 When a relay is lost its peers come to another one within a second, and each brings a token that is new there. Asked about
 all at once, a platform answers none of them in time, and all of them come again.
@@ -16,8 +16,8 @@ from viewport_relay.admission.httpcall import TimedOut
 
 T = TypeVar("T")
 
-#: Requests under way at most. A platform that takes 50 ms for each answers 1,280 a second, more than one relay can admit.
-UNDER_WAY_MAX: Final = 64
+#: Requests in flight at most. A platform that takes 50 ms for each answers 1,280 a second, more than one relay can admit.
+IN_FLIGHT_MAX: Final = 64
 
 _HINT: Final = (
     "the platform does not answer the requests before this one: look at its load and the network to it"
@@ -25,7 +25,7 @@ _HINT: Final = (
 
 
 class PlatformQueue:
-    """Runs requests, `UNDER_WAY_MAX` at a time. `limit` is the seconds that each may take once it is sent.
+    """Runs requests, `IN_FLIGHT_MAX` at a time. `limit` is the seconds that each may take once it is sent.
 
     A request waits for as long as the platform answers those before it. When one of them times out, those that have
     waited for `limit` time out with it: no request waits for more than twice `limit`.
@@ -34,7 +34,7 @@ class PlatformQueue:
     def __init__(self, clock: IReactorTime, limit: float) -> None:
         self._clock = clock
         self._limit = limit
-        self._under_way = 0
+        self._in_flight = 0
         self._waiting: dict[Deferred[None], float] = {}  # since when, the longest first
 
     async def run(self, request: Callable[[], Awaitable[T]]) -> T:
@@ -42,8 +42,8 @@ class PlatformQueue:
 
         Cancelling it gives up the place in the queue, or the request.
         """
-        if self._under_way < UNDER_WAY_MAX:
-            self._under_way += 1
+        if self._in_flight < IN_FLIGHT_MAX:
+            self._in_flight += 1
         else:
             await self._turn()
         try:
@@ -55,7 +55,7 @@ class PlatformQueue:
             self._done()
 
     async def _turn(self) -> None:
-        """Wait for the place of a request that is done."""
+        """Wait for the place of a request that has ended."""
         turn: Deferred[None] = Deferred()
         self._waiting[turn] = self._clock.seconds()
         try:
@@ -66,15 +66,15 @@ class PlatformQueue:
             raise TimedOut("time out in the queue of requests", hint=_HINT) from None
 
     def _done(self) -> None:
-        """Give the place to the one that has waited longest."""
+        """Give the place to the request that has waited longest."""
         for turn in self._waiting:
             del self._waiting[turn]
             turn.callback(None)
             return
-        self._under_way -= 1
+        self._in_flight -= 1
 
     def _give_up(self) -> None:
-        """Let those time out that have waited for `limit`."""
+        """Time out the requests that have waited for `limit`."""
         now = self._clock.seconds()
         for turn, since in tuple(self._waiting.items()):
             if now - since < self._limit:

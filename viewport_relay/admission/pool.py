@@ -74,7 +74,7 @@ class Pool(HTTPConnectionPool):
 
 
 def _bounded(protocol: Any) -> Any:
-    """The connection that bounds what a protocol of the pool receives; the protocol itself, which says so, if that is lost."""
+    """The `_Connection` under a protocol of the pool; once that is lost, the protocol, whose methods then report the loss."""
     connection = protocol.transport
     return connection if isinstance(connection, _Connection) else protocol
 
@@ -157,19 +157,19 @@ class _Connection(ProtocolWrapper):
             self.transport.resumeProducing()  # type: ignore[union-attr]
 
     def _head_complete(self, response: IResponse) -> IResponse:
-        """The response's head has come; the bound on its body is the reader's."""
+        """End the bound on the head, which has come; the reader of the body has a bound of its own."""
         self._head_left = None
         return response
 
     def loseConnection(self) -> None:
-        """Close; after `CLOSE_LIMIT` abort, for a TLS peer answers the close or does not."""
+        """Close the connection, and abort it after `CLOSE_LIMIT`: a TLS peer may not answer close_notify."""
         super().loseConnection()  # type: ignore[no-untyped-call]
         if self._cut is None and self.wrappedProtocol is not None:
             assert isinstance(self.factory, _ConnectionFactory)
             self._cut = self.factory.pool.clock.callLater(CLOSE_LIMIT, self.stopProducing)
 
     def stopProducing(self) -> None:
-        """Abort: what still comes is not wanted."""
+        """Abort the connection: further input is not wanted."""
         if self.wrappedProtocol is not None:
             self.abortConnection()
 

@@ -1,4 +1,4 @@
-"""Where the token of an upgrade stands, and which sub-protocol the answer selects. No token is judged here."""
+"""The token of an upgrade: finds it in the request, unchecked. Also the sub-protocol that the answer selects."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def token_from(
 def why_no_token(
     authorization: Sequence[str], subprotocols: Sequence[str], query_token: str | None, mode: Mode
 ) -> str:
-    """What stands where a token should be, for a request without a usable one. No text of a token is in it."""
+    """The reason why a request has no usable token. No part of a token is in the text."""
     found = islice(_tokens(authorization, subprotocols, query_token, mode), 3)
     lengths = [f"the {via}'s has {len(token)} characters" for token, via in found]
     if lengths:

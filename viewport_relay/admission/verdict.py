@@ -42,9 +42,9 @@ def judge(answer: Answer, query: UpgradeQuery, url: str, secrets: tuple[str, ...
         return _fault(Reason.INTERNAL_KEY_MISMATCH, f"the answer is HTTP {status}", url, status, shown)
     if body is not None and (body.get("ok") is False or status in (401, 403)):
         return _denial(Reason.VALIDATION_DENIED, shown or "the platform gives no reason", status, shown)
-    problem = _problem(answer, body)
-    if body is None or problem:
-        return _fault(Reason.VALIDATION_RESPONSE_INVALID, problem, url, status, shown)
+    why = _missing(answer, body)
+    if body is None or why:
+        return _fault(Reason.VALIDATION_RESPONSE_INVALID, why, url, status, shown)
     try:
         return parse_claims(body["claims"], query)
     except Refusal as wrong:
@@ -64,13 +64,13 @@ def judge_failure(failure: HttpFailure, url: str) -> Refusal:
 
 
 def _denial(reason: Reason, detail: str, status: int, shown: str) -> Refusal:
-    """The platform refuses the peer."""
+    """The refusal of a peer that the platform refuses."""
     word = {"platformWord": shown} if shown else {}
     return Refusal(reason, detail, details={"httpStatus": status, **word})
 
 
 def _fault(reason: Reason, why: str, url: str, status: int, shown: str = "", hint: str = "") -> Refusal:
-    """Something is wrong between relay and platform. `status` is 0 where no answer came."""
+    """The refusal for a fault between relay and platform. `status` is 0 where no answer came."""
     details: dict[str, Any] = {"why": why, "url": url}
     if status:
         details["httpStatus"] = status
@@ -81,8 +81,8 @@ def _fault(reason: Reason, why: str, url: str, status: int, shown: str = "", hin
     return Refusal(reason, f"{why} ({url})", details=details)
 
 
-def _problem(answer: Answer, body: Mapping[str, Any] | None) -> str:
-    """What keeps an answer from being an admission, apart from its claims; empty if nothing does."""
+def _missing(answer: Answer, body: Mapping[str, Any] | None) -> str:
+    """The fault that keeps an answer from being an admission, apart from its claims; "" if there is none."""
     status = answer.status
     if 300 <= status < 400:
         where = printable((answer.header("location") or "").partition("?")[0], WORD_MAX_CHARS)
@@ -101,7 +101,7 @@ def _problem(answer: Answer, body: Mapping[str, Any] | None) -> str:
 
 
 def _words(body: Mapping[str, Any] | None) -> list[str]:
-    """What `reason` and `error` say, as text whatever they are; nothing for empty ones and null."""
+    """`reason` and `error` of an answer as text; a value that is no string as JSON, no text for an empty one and null."""
     words: list[str] = []
     for name in ("reason", "error"):
         value = None if body is None else body.get(name)
@@ -113,7 +113,7 @@ def _words(body: Mapping[str, Any] | None) -> list[str]:
 
 
 def _letters(words: list[str]) -> list[str]:
-    """Lower-case letters and digits only: the same for WORKSPACE_NOT_FOUND, workspaceNotFound, …"""
+    """Words reduced to lower-case letters and digits: the same for WORKSPACE_NOT_FOUND, workspaceNotFound, …"""
     return [_NOT_A_LETTER.sub("", word.lower()) for word in words]
 
 

@@ -1,0 +1,1 @@
+"""The backplane: presence and a bus between several relays, over Redis or the platform."""

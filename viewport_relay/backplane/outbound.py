@@ -97,7 +97,7 @@ class Outbound:
         self._relays: dict[str, _Relay] = {}
         self._ready: deque[_Series] = deque()  # series whose next call can be made
         self._begins = False  # whether it is, when the sockets are quiet
-        self._calls = 0  # under way
+        self._calls = 0  # in flight
         self._flushed: list[Deferred[None]] = []
 
     @property

@@ -1,6 +1,6 @@
 """Presence: announces the daemons of this relay, and resolves those of other relays.
 
-For each target one call is under way at a time, so that a daemon that leaves and comes back is never announced in
+For each target one call is in flight at a time, so that a daemon that leaves and comes back is never announced in
 the wrong order. What could not be told is told again at the next refresh, or as soon as the backplane recovers.
 """
 

@@ -31,12 +31,12 @@ SECOND_ATTEMPT: Final = 1.0
 
 @frozen
 class RedisAddress:
-    """A Redis server as RELAY_REDIS_URL names it. `sign_in` are the commands that come first: AUTH and SELECT."""
+    """A Redis server as RELAY_REDIS_URL names it. `opening` are the commands of a new connection: AUTH and SELECT."""
 
     host: str
     port: int
     tls: bool
-    sign_in: tuple[Command, ...] = field(default=(), repr=False)
+    opening: tuple[Command, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_url(cls, url: str) -> RedisAddress:
@@ -48,11 +48,11 @@ class RedisAddress:
         if parts.query or parts.fragment:
             raise ConfigError(["RELAY_REDIS_URL takes no query and no fragment"])
         password = None if parts.password is None else unquote(parts.password)
-        sign_in = auth(unquote(parts.username or ""), password)
+        opening = auth(unquote(parts.username or ""), password)
         if path:
-            sign_in += (("SELECT", int(path)),)
+            opening += (("SELECT", int(path)),)
         return cls(
-            parts.hostname or "127.0.0.1", parts.port or _DEFAULT_PORT, parts.scheme == "rediss", sign_in
+            parts.hostname or "127.0.0.1", parts.port or _DEFAULT_PORT, parts.scheme == "rediss", opening
         )
 
 
@@ -74,14 +74,14 @@ class RedisServer:
         reactor: Any,
         kind: str,
         address: tuple[str, int],
-        sign_in: tuple[Command, ...],
+        opening: tuple[Command, ...],
         tls: ClientTls | None,
         connect_limit: float,
     ) -> None:
         host, port = address
         self.name = f"{kind} {bracketed(host, port)}"
         self._host = host
-        self._sign_in = sign_in
+        self._opening = opening
         self._tls = tls
         self._tcp = TwiceEndpoint(reactor, HostnameEndpoint(reactor, host, port, timeout=connect_limit))
         self._factory = Factory.forProtocol(partial(RedisProtocol, reactor, self.name))
@@ -100,12 +100,12 @@ class RedisServer:
             raise
         except Exception as error:
             raise connecting_failed(self.name, error) from None
-        answers = await redis.ask((*self._sign_in, *commands), limit)
-        for answer in answers[: len(self._sign_in)]:
+        answers = await redis.ask((*self._opening, *commands), limit)
+        for answer in answers[: len(self._opening)]:
             if isinstance(answer, CarrierFailed):
                 redis.abort()
                 raise answer
-        return redis, answers[len(self._sign_in) :]
+        return redis, answers[len(self._opening) :]
 
 
 @implementer(IStreamClientEndpoint)
@@ -187,7 +187,7 @@ def redis_of(reactor: Any, config: Config, connect_limit: float) -> RedisServer 
     tls = ClientTls.trusting(variable, ca) if address.tls else None
 
     def server_at(where: tuple[str, int]) -> RedisServer:
-        return RedisServer(reactor, "Redis", where, address.sign_in, tls, connect_limit)
+        return RedisServer(reactor, "Redis", where, address.opening, tls, connect_limit)
 
     if not config.redis_sentinels:
         return server_at((address.host, address.port))
@@ -195,9 +195,9 @@ def redis_of(reactor: Any, config: Config, connect_limit: float) -> RedisServer 
         variable, ca = "RELAY_REDIS_SENTINEL_CA_CERT_PATH", config.redis_sentinel_ca_cert_path
     encrypted = address.tls if config.redis_sentinel_tls == "auto" else config.redis_sentinel_tls == "1"
     sentinel_tls = ClientTls.trusting(variable, ca) if encrypted else None
-    sign_in = auth(config.redis_sentinel_username, config.redis_sentinel_password)
+    opening = auth(config.redis_sentinel_username, config.redis_sentinel_password)
     sentinels = [
-        RedisServer(reactor, "Sentinel", where, sign_in, sentinel_tls, connect_limit)
+        RedisServer(reactor, "Sentinel", where, opening, sentinel_tls, connect_limit)
         for where in config.redis_sentinels
     ]
     return SentinelPrimary(sentinels, config.redis_sentinel_master, server_at, connect_limit)

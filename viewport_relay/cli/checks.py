@@ -1,6 +1,6 @@
 """The checks of `viewport-relay doctor` that concern this machine and Redis; the platform's are `platformchecks`.
 
-A check returns findings, one line each. It raises nothing for a problem that it finds, and changes nothing. No finding
+A check returns findings, one line each. A check that fails raises nothing, and no check changes anything. No finding
 holds a key, a token or a password.
 """
 
@@ -69,7 +69,9 @@ def state_folder(config: Config) -> Iterator[Finding]:
         yield ok("RELAY_STATE_DIR", f"{folder} can be written")
     else:
         why = "cannot be written" if folder.is_dir() else "is no folder"
-        yield fail("RELAY_STATE_DIR", f"{folder} {why}", "make it, owned by the relay's user, mode 0700")
+        yield fail(
+            "RELAY_STATE_DIR", f"{folder} {why}", "create the folder, owned by the relay's user, mode 0700"
+        )
 
 
 # -- Redis -------------------------------------------------------------------------------------------------
@@ -85,7 +87,7 @@ async def redis(reactor: Any, config: Config, timeout: float) -> list[Finding]:
             fix = "check RELAY_REDIS_SENTINELS and the settings beside it, and that the primary runs"
         found = await examine(reactor, config, timeout)
     except ConfigError as error:
-        return [fail("Redis", problem, "correct it") for problem in error.problems]
+        return [fail("Redis", sentence, "correct it") for sentence in error.errors]
     except CarrierFailed as error:
         return [fail("Redis", error.why, fix)]
     version = f"Redis {found.version}" if found.version else "a Redis that does not tell its version"

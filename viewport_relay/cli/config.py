@@ -13,12 +13,12 @@ from viewport_relay.config import EX_CONFIG, Config, ConfigError, load
 
 
 def read_or_exit(environ: Mapping[str, str], *, dev: bool = False) -> Config:
-    """Load the settings, or print every problem on standard error and exit with status 78, as the relay does."""
+    """Load the settings, or print every error on standard error and exit with status 78, as the relay does."""
     try:
         return load(environ, dev_platform=dev)
     except ConfigError as error:
-        for problem in error.problems:
-            click.echo(f"✗ {problem}", err=True)
+        for sentence in error.errors:
+            click.echo(f"✗ {sentence}", err=True)
         raise SystemExit(EX_CONFIG) from None
 
 

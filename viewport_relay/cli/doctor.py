@@ -31,8 +31,8 @@ async def examine(reactor: Any, environ: Mapping[str, str], timeout: float) -> A
         config = load(environ)
         client = HttpClient.from_config(reactor, config)
     except ConfigError as error:
-        for problem in error.problems:
-            yield _problem(problem)
+        for sentence in error.errors:
+            yield _wrong_setting(sentence)
         for sentence in error.warnings:
             yield checks.setting_warning(sentence)
         return
@@ -62,10 +62,10 @@ def unusable(findings: Iterable[Finding]) -> bool:
     return any(finding.fix == _CORRECT for finding in findings)
 
 
-def _problem(problem: str) -> Finding:
-    name, colon, said = problem.partition(": ")
+def _wrong_setting(sentence: str) -> Finding:
+    name, colon, said = sentence.partition(": ")
     if not colon or " " in name:
-        name, said = "settings", problem
+        name, said = "settings", sentence
     return fail(name, said, _CORRECT)
 
 
@@ -101,7 +101,7 @@ async def _platform(client: HttpClient, config: Config, timeout: float) -> Async
     help="Seconds for each question.",
 )
 def doctor(as_json: bool, timeout: float) -> None:
-    """Try what the relay would do with its settings: one line for each check, with the fix for each problem.
+    """Try what the relay would do with its settings: one line for each check, with a fix for what fails.
 
     \b
     ✓ works, ! works with a warning, ✗ cannot work; exit status 1 if there is any ✗, 78 if the relay would

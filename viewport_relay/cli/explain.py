@@ -41,7 +41,7 @@ def _plain(words: str) -> str:
 
 
 def seen_as(reason: Reason) -> str:
-    """How a peer sees it: HTTP status, close frame, or neither."""
+    """How peers see a reason: HTTP status, close frame, or neither."""
     entry = reason.entry
     ways = []
     if entry.status:

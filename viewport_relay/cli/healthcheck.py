@@ -158,7 +158,7 @@ def examine(environ: Mapping[str, str], address: str | None, timeout: float) -> 
         found = listener(config) if address is None else given_address(address, plain)
     except ConfigError as error:
         if address is None:
-            raise Unhealthy("\n".join(error.problems)) from None
+            raise Unhealthy("\n".join(error.errors)) from None
         found = given_address(address, plain)
     check(found, timeout)
     return found

@@ -20,13 +20,13 @@ EX_CONFIG: Final = 78
 class ConfigError(Exception):
     """The settings cannot work.
 
-    `problems` has one sentence for each, naming variable, value and remedy; `warnings` are those of the settings that
+    `errors` has one sentence for each, naming variable, value and remedy; `warnings` are those of the settings that
     could be read.
     """
 
-    def __init__(self, problems: list[str], warnings: tuple[str, ...] = ()) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    def __init__(self, errors: list[str], warnings: tuple[str, ...] = ()) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = errors
         self.warnings = warnings
 
 
@@ -36,15 +36,15 @@ def load(
     """Read the settings.
 
     `environ` is an environment; an empty value counts as unset. `overrides` maps attributes of `Config` to texts
-    (command line options) and wins. Raises ConfigError with every problem found, not only the first.
+    (command line options) and wins. Raises ConfigError with every error found, not only the first.
     """
     reading = Reading(environ, overrides or {})
     for variable in VARIABLES:
         reading.read(variable)
     reading.names()
     apply_rules(reading, dev_platform=dev_platform)
-    if reading.problems:
-        raise ConfigError(reading.problems, tuple(reading.warnings))
+    if reading.errors:
+        raise ConfigError(reading.errors, tuple(reading.warnings))
     return Config(
         **reading.values,
         dev_platform=dev_platform,

@@ -1,4 +1,4 @@
-"""Reads each variable from options, environment and files into values, problems and warnings."""
+"""Reads each variable from options, environment and files into values, errors and warnings."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _PRIVATE_KEYS: Final = frozenset({"noise_private_key", "noise_previous_key"})
 
 
 class Reading:
-    """Collects values, problems, warnings and notes from one environment; `rules` fills in and judges the values."""
+    """Collects values, errors, warnings and notes from one environment; `rules` fills in and judges the values."""
 
     def __init__(self, environ: Mapping[str, str], overrides: Mapping[str, str]) -> None:
         self.environ: Mapping[str, str] = environ
         self.overrides = overrides
         self.values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
-        self.problems: list[str] = []
+        self.errors: list[str] = []
         self.warnings: list[str] = []
         self.notes: list[str] = []
-        self.problem, self.warn = self.problems.append, self.warnings.append
+        self.error, self.warn = self.errors.append, self.warnings.append
         try:
             self.environ = merged(environ)
         except Unsuitable as wrong:
-            self.problem(f"{SETTINGS_FILE}: {wrong}")
+            self.error(f"{SETTINGS_FILE}: {wrong}")
 
     def given(self, attribute: str) -> bool:
         """Whether a setting was given, rather than left to its default."""
@@ -64,14 +64,14 @@ class Reading:
                 raise ValueError("UTF-8 text without NUL")
             self.values[variable.attribute] = variable.parse(text)
         except Unsuitable as wrong:
-            self.problem(f"{source}: got {got}: {wrong}")
+            self.error(f"{source}: got {got}: {wrong}")
         except ValueError as takes:
             hint = (
                 ": Kubernetes sets it for a Service (enableServiceLinks: false)"
                 if _SERVICE_VALUE.match(text)
                 else ""
             )
-            self.problem(f"{source}: got {got}, takes {takes}{hint}")
+            self.error(f"{source}: got {got}, takes {takes}{hint}")
 
     def _unquoted(self, variable: Variable, source: str, text: str) -> str:
         """The text without the quotes that some env files keep (`docker run --env-file`)."""
@@ -91,7 +91,7 @@ class Reading:
         text = self.environ.get(variable.name, "").strip()
         path = self.environ.get(variable.name + "_FILE", "").strip() if variable.secret else ""
         if text and path:
-            self.problem(f"{variable.name} and {variable.name}_FILE are both set: keep one")
+            self.error(f"{variable.name} and {variable.name}_FILE are both set: keep one")
         if text:
             return variable.name, text
         if path:
@@ -109,22 +109,22 @@ class Reading:
         try:
             text = read_secret(path)
         except OSError as error:
-            self.problem(f"{name}: cannot read {path!r}: {error.strerror}")
+            self.error(f"{name}: cannot read {path!r}: {error.strerror}")
             return None
         except Unsuitable as wrong:
-            self.problem(f"{name}: {path!r} {wrong}")
+            self.error(f"{name}: {path!r} {wrong}")
             return None
         self.exposed(name, path, private_key=variable.attribute in _PRIVATE_KEYS)
         return text
 
     def exposed(self, name: str, path: str, *, private_key: bool) -> None:
-        """A private key that every user can read is a problem; any other secret that others can read is a warning."""
+        """A private key that every user can read is an error; any other secret that others can read is a warning."""
         who = exposure(path, self.environ.get("CREDENTIALS_DIRECTORY"))
         if who is None:
             return
         whose = "every user" if who == "world" else "its group"
         sentence = f"{name}: {path!r} has mode {octal_mode(path)}, so that {whose} can read it: {KEY_FIX}"
-        (self.problem if private_key and who == "world" else self.warn)(sentence)
+        (self.error if private_key and who == "world" else self.warn)(sentence)
 
     def names(self) -> None:
         """Warn of names that are none of a setting, and of settings that are no longer listed."""

@@ -81,7 +81,7 @@ def _urls(reading: Reading, dev_platform: bool) -> None:
         elif v[attribute] is None:
             v[attribute] = ""
             if not dev_platform and not reading.given("server_url"):
-                reading.problem(
+                reading.error(
                     f"{BY_ATTRIBUTE[attribute].name} is not set: set it, or SERVER_URL (or start with --dev)"
                 )
     v["server_url"] = base or ""
@@ -96,7 +96,7 @@ def _workers(reading: Reading) -> None:
     if v["workers"] == 1:
         return
     if (v["listen_endpoint"] or "").partition(":")[0] in {"ssl", "tls"}:
-        reading.problem(
+        reading.error(
             f"RELAY_WORKERS={v['workers']} and an endpoint of kind ssl cannot go together, for the workers end TLS: use a "
             "tcp endpoint, RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH"
         )
@@ -108,19 +108,19 @@ def _fleet(reading: Reading) -> None:
     if v["redis_url"] is None:
         v["redis_url"] = "redis://127.0.0.1:6379"
     if v["redis_sentinel_username"] and v["redis_sentinel_password"] is None:
-        reading.problem("RELAY_REDIS_SENTINEL_USERNAME is set: set RELAY_REDIS_SENTINEL_PASSWORD too")
+        reading.error("RELAY_REDIS_SENTINEL_USERNAME is set: set RELAY_REDIS_SENTINEL_PASSWORD too")
     if v["bus_enabled"] is None:
         v["bus_enabled"] = v["bus_hmac_key"] is not None
     elif v["bus_enabled"] and v["bus_hmac_key"] is None:
-        reading.problem("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
+        reading.error("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
     if v["presence_signatures"] == "require" and v["bus_hmac_key"] is None:
-        reading.problem("RELAY_PRESENCE_SIGNATURES=require: set RELAY_BUS_HMAC_KEY, the same on every relay")
+        reading.error("RELAY_PRESENCE_SIGNATURES=require: set RELAY_BUS_HMAC_KEY, the same on every relay")
     if v["client_redirect_enabled"] is None:
         v["client_redirect_enabled"] = several
     if not several:
         return
     if v["internal_key"] is None:
-        reading.problem(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
+        reading.error(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
     if reading.given("public_ws_base_url"):
         return
     if v["client_redirect_enabled"] and not is_loopback(v["listen_host"]):
@@ -129,7 +129,7 @@ def _fleet(reading: Reading) -> None:
             f"{v['public_ws_base_url']}; set it to where peers reach this relay"
         )
     if v["listen_port"] == 0 and not v["listen_endpoint"]:
-        reading.problem(
+        reading.error(
             f"RELAY_BACKPLANE_MODE={v['backplane_mode']} and RELAY_LISTEN_PORT=0 need RELAY_PUBLIC_WS_BASE_URL: "
             "other relays must know where to send clients"
         )
@@ -141,15 +141,15 @@ def _tls(reading: Reading) -> None:
     if v["tls"] == "1" or (v["tls"] == "auto" and any(path for _, path in pairs)):
         for name, path in pairs:
             if not path:
-                reading.problem(f"{name} is not set: TLS needs both certificate and key (neither: no TLS)")
+                reading.error(f"{name} is not set: TLS needs both certificate and key (neither: no TLS)")
     if v["tls"] == "1" and v["tls_termination"] == "platform":
-        reading.problem("RELAY_TLS=1 and RELAY_TLS_TERMINATION=platform contradict each other")
+        reading.error("RELAY_TLS=1 and RELAY_TLS_TERMINATION=platform contradict each other")
     if v["server_mtls"] is None:
         v["server_mtls"] = v["server_client_cert_path"] is not None
     if v["server_mtls"]:
         for attribute in ("server_client_cert_path", "server_client_key_path"):
             if not v[attribute]:
-                reading.problem(f"mutual TLS with the platform is on: set {BY_ATTRIBUTE[attribute].name}")
+                reading.error(f"mutual TLS with the platform is on: set {BY_ATTRIBUTE[attribute].name}")
     for variable in VARIABLES:
         path = v[variable.attribute]
         if path is not None and variable.parse in (FILE, KEY_FILE):
@@ -166,9 +166,9 @@ def _file(reading: Reading, name: str, path: str, *, private_key: bool = False) 
     try:
         read_file(path)
     except OSError:
-        reading.problem(f"{name}: got {path!r}, takes a readable file")
+        reading.error(f"{name}: got {path!r}, takes a readable file")
     except Unsuitable as wrong:
-        reading.problem(f"{name}: {path!r} {wrong}")
+        reading.error(f"{name}: {path!r} {wrong}")
     else:
         if private_key:
             reading.exposed(name, path, private_key=True)
@@ -209,7 +209,7 @@ def _mode(reading: Reading, dev_platform: bool) -> None:
         weak = next((found for secret in secrets if (found := _weakness(secret)) is not None), None)
         if weak is not None:
             sentence = f"{variable.name} is {weak}: use at least {MIN_SECRET_CHARS} random characters"
-            (reading.problem if prod else reading.warn)(sentence)
+            (reading.error if prod else reading.warn)(sentence)
     if not prod:
         return
     if (
@@ -218,12 +218,12 @@ def _mode(reading: Reading, dev_platform: bool) -> None:
         and not _tls_in_front_or_here(v)
     ):
         host, port = v["admin_listen"]
-        reading.problem(
+        reading.error(
             f"RELAY_ADMIN_LISTEN={bracketed(host, port)} would carry admin tokens in clear text: listen on 127.0.0.1, set "
             "RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, or RELAY_TLS_TERMINATION=platform where TLS ends in front"
         )
     if dev_platform:
-        reading.problem("--dev starts the dev platform, which RELAY_MODE=prod never takes")
+        reading.error("--dev starts the dev platform, which RELAY_MODE=prod never takes")
     if not v["server_tls_verify"]:
         reading.warn("RELAY_SERVER_TLS_VERIFY is off: an attacker on the network can admit peers")
     if v["internal_key"] is None and not dev_platform:

@@ -24,7 +24,7 @@ class Variable:
 
     `name` is the documented name, `attribute` the field of `Config`. `default` is what applies when it is unset (None:
     none, or worked out as `default_text` says). `older` are names that are still read. A `secret` is masked wherever
-    it is shown and may come from the file that `NAME_FILE` names. `reload`: a change is taken up on SIGHUP. `listed`:
+    it is shown and may come from the file that `NAME_FILE` names. `reload`: a change is applied on SIGHUP. `listed`:
     the reference lists the variable. The others are still read, with one warning at start.
     """
 

@@ -1,4 +1,4 @@
-"""`DevPlatform`: the development platform made of its parts, and what tests change in it.
+"""`DevPlatform`: the development platform made of its parts, and the controls of tests.
 
     platform = DevPlatform(reactor, internal_key="…")
     platform.listen(reactor)

@@ -33,7 +33,7 @@ class Rule:
     headers: Mapping[str, str] = field(factory=dict)
 
     def over(self, answer: Answer) -> Answer:
-        """`answer` with this rule laid over it."""
+        """`answer` changed by this rule."""
         headers = {**answer.headers, **self.headers}
         if self.raw is not None or self.body is not None or self.status is not None:
             # Another body: what the headers said of the old one (ETag, caching) holds no longer.

@@ -1,0 +1,1 @@
+"""The Noise link: handshake, keys, policy and records. No transport."""

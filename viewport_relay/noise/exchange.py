@@ -24,7 +24,7 @@ class _Pending:
 
 @frozen
 class EndToEndSession:
-    """One session as the relay saw it come about.
+    """One session as the relay saw it begin.
 
     `next_epoch` is what the daemon asked for with
     `relay_key_update_required`, None while no new key is due. `oddity` says in words what a peer should not
@@ -39,7 +39,9 @@ class EndToEndSession:
 
 
 class ExchangeWatch:
-    """init seen -> response seen (session, epoch) -> new key due -> init with previousSessionId -> …"""
+    """The state of a client's key exchanges, as the relay sees them.
+
+    init seen -> response seen (session, epoch) -> new key due -> init with previousSessionId -> …"""
 
     __slots__ = ("_pending", "_sessions")
 

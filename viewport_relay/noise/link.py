@@ -36,7 +36,7 @@ KeyUsed = Literal["current", "previous"]
 
 
 def prologue(query: UpgradeQuery) -> bytes:
-    """What binds a handshake to its upgrade: the query as the peer sent it, so that nothing can be replayed to
+    """The prologue of a handshake (Noise rev 34, section 6): the query as the peer sent it, so that nothing can be replayed to
     another role, workspace or runtime target.
     """
     target = query.runtime_target_id or ""
@@ -145,7 +145,8 @@ class LinkResponder:
         """The refusal for anything that is not the confirm, in the confirm's place."""
         if self.pattern is Pattern.IKPSK2:
             return Refusal(
-                Reason.NOISE_INVALID_PSK, f"no valid confirm under IKpsk2 (another pairing secret?): {why}"
+                Reason.NOISE_INVALID_PSK,
+                f"no valid confirm under IKpsk2 (perhaps another pairing secret): {why}",
             )
         return _malformed(f"no valid confirm: {why}")
 

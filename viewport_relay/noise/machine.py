@@ -49,7 +49,7 @@ class LinkCore:
 
 
 class LinkInputs(Protocol):
-    """All that can happen to the machine."""
+    """The inputs of the machine."""
 
     # -- from outside
     def message(self, data: bytes) -> None:
@@ -69,10 +69,10 @@ class LinkInputs(Protocol):
 
     # -- what was made of a message
     def message_1_good(self) -> None:
-        """It decrypts, its pattern is allowed, and the static key is the grant's, or the grant names none."""
+        """Message 1 decrypts, its pattern is allowed, and the static key is the grant's, or the grant names none."""
 
     def confirm_good(self) -> None:
-        """The peer holds the same keys."""
+        """The confirm shows that the peer holds the same keys."""
 
     def refused(self, refusal: Refusal) -> None:
         """A message of the handshake, or a record, was refused: the refusal says why. Or no nonce is left."""
@@ -153,7 +153,7 @@ def note_early_leave(inputs: LinkInputs, core: LinkCore) -> None:
     # Under IKpsk2 a peer with another secret cannot read message 2, and leaves. Under IK it is a lost connection.
     core.closed = True
     if core.link.pattern is Pattern.IKPSK2:
-        why = "the peer left after message 2 of IKpsk2 (another pairing secret?)"
+        why = "the peer left after message 2 of IKpsk2 (perhaps another pairing secret)"
         core.peer.note(Refusal(Reason.NOISE_INVALID_PSK, why))
 
 

@@ -1,4 +1,4 @@
-"""What a grant requires of a link's handshake: which pattern, which PSK, which static key.
+"""The policy of a link's handshake: the pattern, PSK and static key that a grant requires.
 
 Pure decisions over values; no handshake is done here. The rules are the wire protocol's, sections 3 ("Profiles")
 and 5 ("Link"). Whatever is secret, or compared with what a peer sent, is compared in constant time.
@@ -32,7 +32,7 @@ class Pattern(Enum):
 
     @property
     def label(self) -> str:
-        """As logs, metrics and `/state` name it."""
+        """The pattern's name in logs, metrics and `/state`."""
         return "IK" if self is Pattern.IK else "IKpsk2"
 
     @property

@@ -1,1 +1,1 @@
-"""What happened: the event log and the counters."""
+"""The event log, counters, problems and the verdict."""

@@ -90,7 +90,7 @@ class Counters:
     handshakes_left: Counter[Reason] = Factory(Counter)
     refusals: Counter[Reason] = Factory(Counter)  # upgrades refused
     closes: Counter[Reason] = Factory(Counter)  # connections that the relay closed
-    drops: Counter[Reason] = Factory(Counter)  # frames that went nowhere
+    drops: Counter[Reason] = Factory(Counter)  # frames that were dropped
     jwks_fetches: Counter[str] = Factory(Counter)  # "ok" | "failed"
     validations: Counter[str] = Factory(Counter)  # "ok" | "denied" | "failed" | "cached"
     forward_latency: Histogram = histogram("relay_forward_latency_seconds",

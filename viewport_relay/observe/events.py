@@ -51,7 +51,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "http_refused": Event("an address was over its budget of plain HTTP requests; one entry for each minute"),
     "connection_refused": Event(
         "connections of an address are closed as soon as they are accepted; one entry for each minute"),
-    "worker_request": Event("a worker's HTTP request was not answered by the platform"),
+    "worker_request": Event("an executor's HTTP request was not answered by the platform"),
     # -- admission -----------------------------------------------------------------------------------------
     "jwks_fetched": Event("the platform's key set was fetched and has changed",
         ends=("JWKS_UNREACHABLE", "jwks_refetch_failed")),

@@ -47,7 +47,7 @@ class Flap(FoldWindow):
 
     @property
     def text(self) -> str:
-        """What has happened so far, in words."""
+        """The counted joins and leaves in words."""
         times = "once" if self.count == 1 else f"{self.count} times"
         return f"joined and left within {max(1, math.ceil(self.longest))} s, {times}"
 

@@ -1,4 +1,4 @@
-"""What is wrong at present: one row for each reason, counted for every event, folded or not.
+"""The problems at present: one row for each reason, counted for every event, folded or not.
 
     event log -> Problems.note -> rows -> status line, verdict of `/logs`, dashboard
 

@@ -8,7 +8,7 @@ from viewport_relay.reasons import Level, Reason
 
 
 class EventSink(Protocol):
-    """A log that takes events. `EventLog` is the real one; tests pass a list that has this method."""
+    """A log that takes events. `EventLog` implements it; tests pass a list that has this method."""
 
     def event(
         self,

@@ -1,4 +1,4 @@
-"""The verdict: whether peers can connect, and what is wrong, in words, from facts that the relay has anyway.
+"""The verdict: whether peers can connect, and what is wrong, in words.
 
     Facts (readiness, keys, backplane, problems, counts) -> checks -> Verdict -> status line, `/logs`, `/ready`, dashboard
 
@@ -78,7 +78,7 @@ class Condition(Struct, frozen=True):
 
 @frozen
 class Facts:
-    """What a verdict is worked out from. Times are seconds since the epoch.
+    """The facts of which a verdict is made; the relay has them anyway. Times are seconds since the epoch.
 
     `problems` are the open ones, the worst first. `admitted` and `refused` count the last SPAN seconds.
     """
@@ -96,7 +96,7 @@ class Facts:
 
 @frozen
 class Verdict:
-    """`headline` answers "can daemons connect?", `counts` says what happened lately, `checks` are the grounds."""
+    """`headline` answers "can daemons connect?", `counts` says what happened lately, `checks` explain it."""
 
     state: State
     headline: str

@@ -2,7 +2,7 @@
 
 Every frame of a client is charged to it. Where it is forwarded: an e2ee frame to the client's and the workspace's runtime rate,
 others to a rate of their own. Where it is answered or dropped instead: to the client's runtime rate, and its bytes to a budget.
-The sender's own limit comes first, and no frame that goes nowhere uses up the workspace's. `now` is monotonic seconds.
+The sender's own limit comes first, and no frame that is dropped or answered uses up the workspace's. `now` is monotonic seconds.
 """
 
 from __future__ import annotations

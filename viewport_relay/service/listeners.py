@@ -202,7 +202,7 @@ class Listeners(WaitingService):
         return None if port is None else getattr(port.getHost(), "port", None)
 
     def apply(self, config: Config) -> None:
-        """Take up reloaded limits of addresses."""
+        """Apply reloaded limits of addresses."""
         self._limits.apply(config)
 
     def pause(self) -> None:

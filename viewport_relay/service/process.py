@@ -168,8 +168,8 @@ class Process(WaitingService):
         try:
             found = self._reread(self._config)
         except ConfigError as error:
-            for problem in error.problems:
-                self._log.event("reload_failed", message=problem)
+            for sentence in error.errors:
+                self._log.event("reload_failed", message=sentence)
         else:
             self._apply(found)
             self._say_reloaded(found)
@@ -188,7 +188,7 @@ class Process(WaitingService):
     def _say_reloaded(self, reloaded: Reloaded) -> None:
         for warning in reloaded.config.warnings:
             self._log.event("config_warning", message=warning)
-        message = f"taken up: {', '.join(reloaded.taken) or 'no setting has changed'}"
+        message = f"settings applied: {', '.join(reloaded.taken) or 'no setting has changed'}"
         if reloaded.left:
             message += f"; needs a restart: {', '.join(reloaded.left)}"
         self._log.event(
@@ -206,7 +206,7 @@ class Process(WaitingService):
         self._reactor.stop()
 
     def _stop_now(self) -> None:
-        self._log.event("relay_stopping", message="asked again: the connections that are left are cut")
+        self._log.event("relay_stopping", message="a second signal: the remaining connections are cut")
         self._engine.cut()
 
     async def end(self) -> None:

@@ -26,7 +26,7 @@ class WaitingService(MultiService):
     _stopping: Deferred[None] | None = None
 
     async def end(self) -> None:
-        """Stop the children and wait for all that is under way, within a time limit."""
+        """Stop the children and wait for what they have in flight, within a time limit."""
         raise NotImplementedError
 
     def startService(self) -> None:

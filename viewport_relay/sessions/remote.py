@@ -2,7 +2,7 @@
 
     client here -> look-up -> RELAY_REDIRECT -> bus           daemon here -> bus (to the relay that owns the session)
 
-While a look-up is under way the client is not read and what it has sent already waits in order. With a daemon here
+While a look-up is in flight the client is not read and what it has sent already waits in order. With a daemon here
 nothing of this is on a frame's way.
 """
 

@@ -52,7 +52,7 @@ class AddressLimits:
         self.apply(config)
 
     def apply(self, config: Config) -> None:
-        """Take up reloaded limits. Where one of the two is off, there is no limit on connections either."""
+        """Apply reloaded limits. Where one of the two is off, there is no limit on connections either."""
         upgrades, requests = config.rate_limit_per_ip, config.http_rate_per_ip
         self._of_requests = BY_ATTRIBUTE["http_rate_per_ip"].in_words(requests)
         self._allowed = f"{BY_ATTRIBUTE['rate_limit_per_ip'].in_words(upgrades)} and {self._of_requests}"
@@ -91,7 +91,7 @@ class AddressLimits:
         self._counters.connections_refused += 1
         if not self._told.hit(counted, now):
             if refusals < TOLERATED:
-                detail = f"over {self._connections.limit} connections within a minute, what {self._allowed} allow together"
+                detail = f"over {self._connections.limit} connections within a minute, allowed by {self._allowed} together"
             else:
                 detail = f"requests went on after {refusals} answers 429 HTTP_RATE_LIMIT_EXCEEDED"
             self._log.event(

@@ -54,7 +54,7 @@ def common_header(data: bytearray, at: int, left: int, first: int = 0x81) -> tup
 
 
 class ArenaReader(Reader):
-    """A reader that is the sink of a transport which reads into the arena. What is whole is the subclass's."""
+    """A reader that is the sink of a transport which reads into the arena. The subclass handles whole frames."""
 
     __slots__ = (
         "_arena", "_between", "_data", "_long", "_max", "_observe", "_receive", "_skip", "_stash", "_unmask",
@@ -163,7 +163,7 @@ class ArenaReader(Reader):
             self._postponed = bytes(self._view[at:end])
 
     def _rest(self, end: int, stop: int) -> int:
-        """Bytes that have come meanwhile for the frame that ends at `stop`, read behind what is there.
+        """Read what the frame that ends at `stop` still lacks, as far as it has come; how many bytes.
 
         While a long frame is in the caches, it is the time for all that is to be done with it.
         """
@@ -175,14 +175,14 @@ class ArenaReader(Reader):
     # -- what is not common ------------------------------------------------------------------------------------
 
     def _leave(self, at: int, end: int) -> None:
-        """Leave what is not common to the codec, and throw the common frames of a connection that has ended away."""
+        """Pass frames that are not common to the codec; discard the common frames of a connection that has ended."""
         if self._ended and self._between:
             at = self._discard(at, end)
         if at < end:
             self._hand_on(bytes(self._view[at:end]))
 
     def _discard(self, at: int, end: int) -> int:
-        """Throw common frames away, and return where something else begins."""
+        """Discard common frames, and return where something else begins."""
         data = self._data
         for _ in range(_DISCARDED):
             size = min(self._skip, end - at)

@@ -107,7 +107,7 @@ class UpgradeAttempts(Resource):
         self._counts = counts
 
     def apply(self, config: Config, *, attempts: int, total: int, per_ip: int, clients: int) -> None:
-        """Take up reloaded settings: allowed origins, attempts per address and minute, limits on connections."""
+        """Apply reloaded settings: allowed origins, attempts per address and minute, limits on connections."""
         self._config = config
         self._attempts.limit = attempts
         self._counts.set_limits(total, per_ip, clients)

@@ -19,7 +19,7 @@ from viewport_relay.reasons import CloseCode, Reason
 
 
 class CodecEvents(Protocol):
-    """What a codec tells of the bytes that it was fed."""
+    """The events of a codec."""
 
     def long_message(self, most: int) -> None:
         """More than `LONG` bytes of a message have come, of at most `most`."""

@@ -90,7 +90,7 @@ class Connection:
         self.reader.link_up(cipher, refuse)
 
     def when_lost(self, callback: Callable[[], None]) -> None:
-        """Call this once, when the TCP connection is gone."""
+        """Call `callback` once, when the TCP connection is lost."""
         self._when_lost.append(callback)
 
     # -- the end -----------------------------------------------------------------------------------------------
@@ -105,9 +105,9 @@ class Connection:
         delay: float = 0.0,
         details: dict[str, Any] | None = None,
     ) -> None:
-        """Close from the relay's side: what is queued goes first, then `reply`, then the Close frame, after `delay` seconds.
+        """Close the connection: what is queued goes first, then `reply`, then the Close frame, after `delay` seconds.
 
-        At once the connection is no part of routing, and whatever it sends is thrown away. The first reason stands.
+        The connection leaves routing at once, and its further input is discarded. The first reason stands.
         """
         if self._core.ending is not None:
             return
@@ -185,7 +185,7 @@ class Connection:
 
 
 class ConnectionFactory:
-    """Makes connections and knows them all."""
+    """Makes the connections of a relay, and keeps the set of those that are open."""
 
     def __init__(
         self,

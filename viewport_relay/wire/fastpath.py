@@ -62,13 +62,13 @@ class FastReader(ArenaReader):
         self._unmask(start, length)
         message = data[start:got]
         peer = self.peer
-        verdict = judge(peer, message, now)
-        if verdict is None:
+        route = judge(peer, message, now)
+        if route is None:
             self._not_utf8()
             return True
-        receiver = verdict.outlet
+        receiver = route.outlet
         if receiver is None:
-            self.decide(peer, verdict, bytes(message))
+            self.decide(peer, route, bytes(message))
             return True
         outbox = receiver.outbox
         if outbox.ready is not None:
@@ -78,11 +78,11 @@ class FastReader(ArenaReader):
         self.count(peer, 1, length, now)
         return True
 
-    def _decide(self, peer: Any, verdict: Any, message: Message) -> None:
-        if verdict is None:
+    def _decide(self, peer: Any, route: Any, message: Message) -> None:
+        if route is None:
             self._not_utf8()
         else:
-            self.decide(peer, verdict, bytes(message))
+            self.decide(peer, route, bytes(message))
 
     def _consume(self, end: int, again: bool = False) -> None:
         """Handle the first `end` bytes of the arena; `again`: they begin with what was not a whole frame before."""
@@ -141,8 +141,8 @@ class FastReader(ArenaReader):
                         self._refuse(refusal)
                         break
                     length = len(message)
-                verdict = judge(peer, message, now)
-                to = None if verdict is None else verdict.outlet
+                route = judge(peer, message, now)
+                to = None if route is None else route.outlet
                 if to is not None:
                     if to is not receiver or size >= MOST_TOGETHER:
                         self._flush(peer, receiver, batch, size)
@@ -159,7 +159,7 @@ class FastReader(ArenaReader):
                 # A decision may write to the receiver of the frames before: they go first.
                 self._flush(peer, receiver, batch, size)
                 receiver, batch, size = None, [], 0
-                self._decide(peer, verdict, message)
+                self._decide(peer, route, message)
             else:
                 self._flush(peer, receiver, batch, size)
                 receiver, batch, size = None, [], 0
@@ -179,7 +179,7 @@ class FastReader(ArenaReader):
             self._leave(at, end)
 
     def _flush(self, peer: Any, receiver: HasOutbox | None, batch: list[Message], size: int) -> None:
-        """Send what one receiver gets together: whole frames, or messages when it is sealed."""
+        """Send the messages collected for one receiver: whole frames, or messages when it is sealed."""
         if receiver is None or not batch:
             return
         frames, outbox = len(batch), receiver.outbox
@@ -188,7 +188,7 @@ class FastReader(ArenaReader):
                 self.count(peer, frames, size, self.last_seen)
             return
         data = bytes(batch[0]) if frames == 1 else b"".join(batch)
-        # Much of one peer's is not held: if the receiver is slow, its feeder must be found out at once.
+        # Much data of one peer is not held: if the receiver is slow, its feeder must be paused at once.
         if outbox.ready is not None and size < COPIED:
             outbox.hold(data)
         elif not outbox.take(data, self):
@@ -212,15 +212,15 @@ class FastReader(ArenaReader):
         self._arena.buffers.give(buffer)
 
     def _forward_alone(self, view: memoryview, start: int, stop: int, judge: Judge) -> bool:
-        """Judge a message, and send it from where it stands: a copy is costly. False: it counts as a decision.
+        """Judge a message, and send it from its own buffer, without a copy. False: it counts as a decision.
 
         The server's header is never longer than the client's, over which it is written.
         """
         peer, size, message = self.peer, stop - start, view[start:stop]
-        verdict = judge(peer, message, self.last_seen)
-        receiver: HasOutbox | None = None if verdict is None else verdict.outlet
+        route = judge(peer, message, self.last_seen)
+        receiver: HasOutbox | None = None if route is None else route.outlet
         if receiver is None:
-            self._decide(peer, verdict, message)
+            self._decide(peer, route, message)
             return False
         outbox = receiver.outbox
         if outbox.sealed:

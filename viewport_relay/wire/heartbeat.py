@@ -1,4 +1,4 @@
-"""Pings, and the end of peers that show no life: one sweep for all connections, no timer for each.
+"""Pings, and the time-out of peers that do not answer: one sweep for all connections, no timer for each.
 
 Connections are looked at in slices, so that a sweep of thousands never holds the reactor up for long.
 """
@@ -47,7 +47,7 @@ class Heartbeat:
         self.apply(config)
 
     def apply(self, config: Config) -> None:
-        """Take up the times of `config`, also while the sweep runs."""
+        """Apply the times of `config`, also while the sweep runs."""
         self._ping_interval = config.ping_interval_ms / 1000
         self._pong_timeout = config.pong_timeout_ms / 1000
         self._idle_timeout = config.idle_timeout_ms / 1000
@@ -78,7 +78,7 @@ class Heartbeat:
             self.check(connection, now)
 
     def _forgive(self, seconds: float, now: float) -> None:
-        """Take the time in which the process stood still from every clock: what peers sent meanwhile is not read yet."""
+        """Extend every time limit by the `seconds` for which the process stood still: what peers sent meanwhile is not read yet."""
         for connection in self._connections():
             reader = connection.reader
             reader.last_seen = min(now, reader.last_seen + seconds)
@@ -87,7 +87,7 @@ class Heartbeat:
                 reader.unanswered_since = min(now, reader.unanswered_since + seconds)
 
     def check(self, connection: Connection, now: float) -> None:
-        """Ping the connection, or drop it (wire protocol, section 8). No clock runs while it is not read."""
+        """Ping the connection, or drop it (wire protocol, section 8). No time limit runs while it is not read."""
         reader = connection.reader
         if connection.ending is not None or reader.paused:
             return
@@ -105,7 +105,7 @@ class Heartbeat:
 
 
 def ping(connection: Connection, now: float) -> None:
-    """Ask for a sign of life (RFC 6455 section 5.5.2); a ping that still waits to leave is not sent twice."""
+    """Send a Ping frame (RFC 6455 section 5.5.2), unless the last one still waits to be sent."""
     reader, outbox = connection.reader, connection.outbox
     reader.pinged_at = now
     if reader.unanswered_since is None:

@@ -1,4 +1,4 @@
-"""What the parts of the wire know of each other: interfaces only, so that each part is built and tested alone."""
+"""Interfaces between the parts of `wire`, so that each part is built and tested alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from twisted.internet.interfaces import IPushProducer
 
 from viewport_relay.protocol.json import Message
 
-#: Judges one message of a peer: (peer, message, monotonic seconds) -> a verdict. A verdict has `outlet`: the receiver to
-#: which the message goes, or None when `Decide` has to carry the verdict out. The verdict None means: not UTF-8.
+#: Judges one message of a peer: (peer, message, monotonic seconds) -> its route. A route has `outlet`: the receiver to
+#: which the message goes, or None when `Decide` has to carry the route out. The route None means: not UTF-8.
 Judge: TypeAlias = Callable[[Any, Message, float], Any]
 
-#: Carries out a verdict that is no receiver: (peer, verdict, message).
+#: Carries out a route that is no receiver: (peer, route, message).
 Decide: TypeAlias = Callable[[Any, Any, bytes], None]
 
 #: Counts messages of a peer that were forwarded: (peer, messages, their bytes, monotonic seconds).
@@ -59,7 +59,7 @@ class HasOutbox(Protocol):
 
 
 class StreamTransport(Protocol):
-    """What a connection needs of a Twisted stream transport."""
+    """The part of a Twisted stream transport that a connection uses."""
 
     def write(self, data: bytes, /) -> None: ...
     def loseConnection(self) -> None: ...
@@ -71,14 +71,14 @@ class StreamTransport(Protocol):
 
 
 class Handler(Protocol):
-    """What a connection is for: a role of the relay."""
+    """The handler of a connection (glossary)."""
 
     def closed(self, ending: Any) -> None:
         """The connection is over (`ending.Ending` says why): called exactly once, at the first sign."""
 
 
 class Closing(Protocol):
-    """What input tells of the end of its connection (`life.LifeInputs` and the connection's own decisions)."""
+    """A reader's reports about the end of its connection (inputs of `life.LifeInputs`)."""
 
     def peer_closed(self, code: int | None, answer: bytes) -> None:
         """A Close frame began the closing handshake; `answer` is the payload of the Close that answers it."""

@@ -1,4 +1,4 @@
-"""What waits for one receiver: a lane for each feeder, served round-robin."""
+"""The queue of one receiver: a lane for each feeder, served round-robin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from viewport_relay.wire.interfaces import Feeder
 
 
 class Lanes:
-    """The lanes of one receiver; each holds something. False: nothing waits."""
+    """The lanes of one receiver, none of them empty. False: nothing is queued."""
 
     __slots__ = ("_lanes", "size")
 
@@ -22,11 +22,11 @@ class Lanes:
 
     @property
     def feeders(self) -> tuple[Feeder, ...]:
-        """The feeders whose data wait."""
+        """The feeders whose data are queued."""
         return tuple(feeder for feeder in self._lanes if feeder is not None)
 
     def put(self, feeder: Feeder | None, data: bytes) -> bool:
-        """Let data wait. True: nothing else of this feeder does."""
+        """Queue data in the feeder's lane. True: nothing else of this feeder is queued."""
         lane = self._lanes.get(feeder)
         if lane is None:
             lane = self._lanes[feeder] = deque()
@@ -35,7 +35,7 @@ class Lanes:
         return len(lane) == 1
 
     def take(self) -> tuple[bytes, Feeder | None]:
-        """The next chunk, and its feeder if nothing else of it waits. Only while something waits."""
+        """The next chunk, and its feeder if nothing else of it is queued. Not for empty lanes."""
         feeder, lane = next(iter(self._lanes.items()))
         data = lane.popleft()
         self.size -= len(data)
@@ -46,5 +46,5 @@ class Lanes:
         return data, feeder
 
     def drop(self, feeder: Feeder) -> None:
-        """Forget what a feeder brought."""
+        """Drop a feeder's lane."""
         self.size -= sum(map(len, self._lanes.pop(feeder, ())))

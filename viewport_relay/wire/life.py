@@ -29,7 +29,7 @@ CLOSE_TIMEOUT: Final = 10.0
 
 
 class Owner(Protocol):
-    """The connection: the machine tells it what happens."""
+    """The owner of a life: the connection, to which the machine reports."""
 
     def ended(self, ending: Ending) -> None:
         """The connection has ended; its socket may still have to send. Called once."""
@@ -141,13 +141,13 @@ class LifeInputs(Protocol):
     """The inputs of the machine: all that can happen to a connection."""
 
     def close(self, ending: Ending) -> None:
-        """The relay closes it."""
+        """The relay closes the connection."""
 
     def close_later(self, ending: Ending, seconds: float) -> None:
-        """The relay closes it, and says so after these seconds."""
+        """The relay closes the connection, and sends the Close frame after `seconds`."""
 
     def cut(self, ending: Ending) -> None:
-        """The relay drops it without a Close frame."""
+        """The relay drops the connection without a Close frame."""
 
     def peer_closed(self, ending: Ending, answer: bytes) -> None:
         """The peer's Close frame came first."""

@@ -23,7 +23,7 @@ class Unsealed(bytes):
 
 
 class LinkOutbox(Outbox):
-    """The way out of a connection on a Noise link. Before `link_up` it sends as any other outbox does."""
+    """The outbox of a connection on a Noise link. Before `link_up` it sends as any other outbox does."""
 
     __slots__ = ("_cipher", "_holds_messages", "_refuse")
 

@@ -1,4 +1,4 @@
-"""The outbox of one connection: what waits to be sent, bounded, in order, fair between its feeders.
+"""The outbox of one connection: the bytes that wait to be sent, bounded, in order, fair between its feeders.
 
 The transport buffers up to its high-water mark and then pauses its producer, the outbox. From then on bytes wait here, in
 one lane for each feeder, and leave round-robin when the transport resumes the producer. A connection that only one party
@@ -43,7 +43,7 @@ def _resume(lanes: Lanes | None, cause: object) -> None:
 
 @implementer(IPushProducer)
 class Outbox:
-    """The way out of one connection. `blocked` says that the transport has enough for now."""
+    """The outbox of one connection. `blocked` says that the transport has enough for now."""
 
     __slots__ = (
         "_direct", "_free", "_held", "_in_transport", "_lanes", "_last", "_may_wait", "_pong",
@@ -158,7 +158,7 @@ class Outbox:
         self.write(frame_header(BINARY, len(payload)) + payload)
 
     def send_close(self, payload: bytes, *, ends: bool) -> None:
-        """Send a Close frame, the last of all. `ends`: the connection ends at once then, so Close and FIN may share a segment."""
+        """Send a Close frame, the last frame. `ends`: the connection ends at once then, so Close and FIN may share a segment."""
         data = frame_header(CLOSE, len(payload)) + payload
         self._pong = None
         if self.blocked or self._lanes:
@@ -214,7 +214,7 @@ class Outbox:
             self.write(held[0] if len(held) == 1 else b"".join(held))
 
     def _as_sent(self, data: bytes) -> bytes:
-        """What is given to the transport for something that has waited."""
+        """The bytes to write for a queued chunk."""
         return data
 
     def _emptied(self) -> Sender | None:
@@ -235,12 +235,12 @@ class Outbox:
     # -- feeders -----------------------------------------------------------------------------------------------
 
     def forget(self, feeder: Feeder) -> None:
-        """Drop what a feeder that has left brought."""
+        """Drop the queued data of a feeder that has left."""
         if self._lanes is not None:
             self._lanes.drop(feeder)
 
     def let_feeders_go(self) -> None:
-        """Resume the feeders: what they brought still leaves, but the receiver takes part no longer."""
+        """Resume the feeders of a receiver that has left routing; queued data are still sent."""
         _resume(self._lanes, self)
 
     # -- IPushProducer, called by the transport ------------------------------------------------------------------

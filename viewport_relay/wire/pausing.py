@@ -29,7 +29,7 @@ _BY_NONE: Final[frozenset[object]] = frozenset()
 
 @frozen
 class Shared:
-    """What the readers of one reactor share. `seconds` is a monotonic clock, `max_message` the longest message in bytes.
+    """The objects that the readers of one reactor share. `seconds` is a monotonic clock, `max_message` the longest message in bytes.
 
     `observe` is told how long some reads took, in seconds from the socket to the receivers' sockets.
     """
@@ -74,7 +74,7 @@ class PausableReader:
             self._transport.resumeProducing()
 
     def end(self) -> None:
-        """Read on without a pause: what comes from now on is thrown away."""
+        """Read on without a pause: further input is discarded."""
         self._ended = True
         self._leave_intake()
         self._intake = None
@@ -92,7 +92,7 @@ class PausableReader:
     # -- turns -------------------------------------------------------------------------------------------------
 
     def _postpone(self, data: bytes) -> None:
-        """Handle this in a later turn: the other connections come first. Until then nothing is read."""
+        """Handle `data` in a later turn: the other connections come first. Until then nothing is read."""
         self._postponed += data
         if not self._waiting:
             self._wait()
@@ -108,7 +108,7 @@ class PausableReader:
         self._transport.pauseProducing()
 
     def _pace(self, size: int) -> None:
-        """Pause after a large read of what is thrown away: a peer that floods costs little, and still gets the Close frame."""
+        """Pause after a large read of discarded input: a flooding peer costs little, and still receives the Close frame."""
         if size > _PACED and not self._waiting:
             self._wait()
             self._queue.add_later(self._next_turn)
@@ -129,7 +129,7 @@ class PausableReader:
             self._read_on()
 
     def when_handled(self, call: Callable[[], None]) -> None:
-        """Call this when everything that was received has been handled."""
+        """Make the call when everything that was received has been handled."""
         if self._waiting:
             self._gone = call
         else:

@@ -1,4 +1,4 @@
-"""Plain HTTP beside upgrades: a budget for each address, and answers that do not crowd out frames.
+"""Plain HTTP beside upgrades: a budget for each address, and answers that yield to frames.
 
 request -> budget of its address (429, then closed) -> fair queue -> the pages
 """

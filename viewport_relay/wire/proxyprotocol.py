@@ -148,7 +148,7 @@ class ProxiedConnection(DirectAccess, ProtocolWrapper):
 
 
 class ProxyFactory(WrappingFactory[ProxiedConnection]):
-    """Wraps the factory of what comes behind the header, TLS included."""
+    """Wraps the factory of the protocol behind the header, which may be TLS."""
 
     protocol = ProxiedConnection
     noisy = False
@@ -170,9 +170,9 @@ class ProxyFactory(WrappingFactory[ProxiedConnection]):
         self._log = log
 
     def refused(self, peer: str) -> None:
-        """Log a connection that was not taken."""
+        """Log a connection that was dropped for its header."""
         self._log.event(
             "http_dropped",
-            message="a PROXY header of an address that is not in RELAY_TRUSTED_PROXIES is not taken",
+            message="a PROXY header of an address that is not in RELAY_TRUSTED_PROXIES is not accepted",
             ip=peer,
         )

@@ -95,7 +95,7 @@ _LAST: Final = (_FewAccepts, LowPrioritySet)
 
 
 class RelayReactor(EPollReactor):
-    """The relay's reactor. `turn` is what its connections share, `low_priority` the reactor of those that are not admitted."""
+    """The relay's reactor. `turn` is shared by its connections, `low_priority` is the reactor of those that are not admitted."""
 
     seconds = staticmethod(time.monotonic)
 
@@ -110,7 +110,7 @@ class RelayReactor(EPollReactor):
         self.addReader(self.low_priority)  # type: ignore[no-untyped-call]
 
     def end(self, transport: Any) -> None:
-        """End a connection that has nothing to send now, in order; TLS has to say so first."""
+        """End a TCP connection that has nothing to send, at once. One with TLS sends close_notify first."""
         if isinstance(transport, ProtocolWrapper):
             transport.loseConnection()
             return
@@ -151,7 +151,7 @@ class RelayReactor(EPollReactor):
     doIteration = doPoll
 
     def _gather(self) -> None:
-        """Serve the sockets that are ready, until none is or it is time, and then call what waits for that."""
+        """Serve the sockets that are ready, until none is or the time is over; then make the calls of `Turn.when_quiet`."""
         until = self.seconds() + GATHER_SECONDS
         while self.seconds() < until and (events := self._poller.poll(0, MOST_EVENTS)):
             self.serve(events, self._selectables)
@@ -180,7 +180,7 @@ class RelayReactor(EPollReactor):
         turn.send()
 
     def _look(self) -> None:
-        """Serve the sockets that are ready now, but accept nothing and leave those of low priority alone."""
+        """Serve the sockets that are ready now, except listeners and the sockets of low priority."""
         if self.seconds() < self._next_look:
             return
         turn, selectables = self.turn, self._selectables
@@ -203,7 +203,7 @@ class RelayReactor(EPollReactor):
         self._next_look = now + (TALK_LOOK_SECONDS if now < self._talk_until else LOOK_SECONDS)
 
     def serve(self, events: list[tuple[int, int]], selectables: dict[int, Any]) -> None:
-        """Handle events of sockets, which are found in `selectables` by descriptor, and send what comes of it."""
+        """Handle events of sockets, which are found in `selectables` by descriptor, and send the frames that result."""
         # Attributes and no calls: where each turn brings one frame, this is done for each frame.
         turn = self.turn
         outer, turn.within = turn.within, True

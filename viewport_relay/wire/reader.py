@@ -51,7 +51,7 @@ class Reader(PausableReader):
         self._closing: Closing | None = closing  # until lost
         self._pong = pong
         self._turn = shared.turn
-        #: For messages that are routed: judge, whose messages they are, and what is done with verdicts.
+        #: For messages that are routed: the judge, the peer that its routes are for, and what carries out a route without a receiver.
         self.judge: Judge | None = None
         self.peer: Any = None
         self.decide: Decide = _without_judge
@@ -75,16 +75,16 @@ class Reader(PausableReader):
         self.receive = self.forward
 
     def forward(self, message: bytes) -> None:
-        """Judge one message, and send it or have the verdict carried out."""
+        """Judge one message, and send it or have the route carried out."""
         judge, peer = self.judge, self.peer
         assert judge is not None
-        verdict = judge(peer, message, self.last_seen)
-        if verdict is None:
+        route = judge(peer, message, self.last_seen)
+        if route is None:
             self._not_utf8()
             return
-        receiver = verdict.outlet
+        receiver = route.outlet
         if receiver is None:
-            self.decide(peer, verdict, message)
+            self.decide(peer, route, message)
             if len(message) > LONG:
                 self._queue.end_turn()
             return

@@ -100,7 +100,7 @@ class RelaySite(Site):
         Site.stopFactory(self)
 
     def log(self, request: HttpRequest) -> None:
-        """Nothing: upgrades and refusals are logged where they are decided, without their query."""
+        """No-op: upgrades and refusals are logged where they are decided, without their query."""
 
     def acceptableProtocols(self) -> list[bytes]:
         """The protocols that TLS offers (ALPN)."""

@@ -25,7 +25,7 @@ from zope.interface import implementer
 from viewport_relay.config import Config, ConfigError, read_file
 from viewport_relay.observe.sink import EventSink
 
-#: Seconds between two looks at the files. A change is taken up when it was the same at two looks.
+#: Seconds between two looks at the files. A change is applied when it was the same at two looks.
 WATCH_SECONDS: Final = 10.0
 
 #: Ciphers of TLS 1.2 and of TLS 1.3, the relay's choice first.
@@ -149,7 +149,7 @@ class CertificateWatch:
         try:
             self._context.reload()
         except ConfigError as error:
-            message = f"{error.problems[0]}: the certificate that was read before stays in use"
+            message = f"{error.errors[0]}: the certificate that was read before stays in use"
             self._log.event("tls_reload_failed", message=message)
             return False
         self._log.event("tls_reloaded", message="certificate and key were read again")

@@ -1,9 +1,9 @@
-"""Both ways of an established TLS connection, between a TCP transport and the reader and outbox.
+"""Both directions of an established TLS connection, between a TCP transport and the reader and outbox.
 
     socket -> shared memory -> OpenSSL -> the reader's arena
     outbox -> OpenSSL -> shared memory -> socket
 
-An object of its own: `TLSTransport` extends a Twisted class whose attributes are looked up slowly, for it has `__getattr__`.
+The flow is an object of its own: `TLSTransport` extends a Twisted class with `__getattr__`, whose attributes are looked up slowly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from viewport_relay.wire.transport import DirectAccess, Sink, read_nothing
 
 
 class TwistedWay(Protocol):
-    """What a flow leaves to Twisted's TLS transport."""
+    """The methods of Twisted's TLS transport that a flow calls for rare records."""
 
     def take_ciphertext(self, data: bytes) -> None:
         """Decrypt bytes that were received, and deliver them to the wrapped protocol."""
@@ -37,7 +37,7 @@ class TwistedWay(Protocol):
 
 
 class TLSFlow:
-    """The bytes of one connection. It is the sink of the TCP transport, and to an outbox what a socket is.
+    """The data path of one TLS connection: the sink of its TCP transport, and the sender of its outbox.
 
     Decryption gives the whole records of one read to the sink above together, as far as its space goes. Before `read_into` and
     after `end` ciphertext goes Twisted's way. Encryption sends the records at once, from `begin` to `end_sending`.

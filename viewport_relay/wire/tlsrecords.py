@@ -133,7 +133,7 @@ class RecordLayer:
         return 0
 
     def pending(self) -> int:
-        """Bytes of the record under way that are decrypted and not yet read."""
+        """Bytes of the current record that are decrypted and not yet read."""
         size: int = _ssl_pending(self._layer)
         return size
 

@@ -1,4 +1,4 @@
-"""TCP and Unix transports that read straight into the arena, and notice a peer that goes while it is not read.
+"""TCP and Unix transports that read straight into the arena, and notice FIN or RST of a peer that is not read.
 
 They are Twisted's own server transports, made by `RelayReactor` for whatever it listens on or adopts. Until `read_into` is
 called they behave as Twisted's do.
@@ -23,9 +23,9 @@ KERNEL_QUEUE: Final = 131_072
 
 
 def limit_kernel_queue(transport: Any) -> None:
-    """Let the kernel keep at most `KERNEL_QUEUE` bytes of what is sent.
+    """Limit the data that the kernel queues for a TCP connection, and has not sent yet, to `KERNEL_QUEUE` bytes.
 
-    What waits in the kernel is past our lanes: one client's flood would be megabytes ahead of all the others.
+    Data in the kernel have left the lanes: one client's flood would be megabytes ahead of all the others.
     """
     sock = getattr(transport, "socket", None)  # of TLS too
     if sock is not None and sock.family != sockets.AF_UNIX and hasattr(sockets, "TCP_NOTSENT_LOWAT"):

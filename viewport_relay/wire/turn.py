@@ -1,4 +1,4 @@
-"""One turn of the reactor: what its frames make is held back and sent when all sockets were read."""
+"""One turn of the reactor: the frames that result from it are held back, and sent when all sockets were read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Held(Protocol):
 
 
 class Turn:
-    """One look of a reactor at its sockets, and the memory that they are read into.
+    """One turn of a reactor, and the memory that its sockets are read into.
 
     A receiver that several peers write to gets one `send` for all of it; and receivers that are woken up one right
     after another cost less than those that fall asleep again in between. Only `RelayReactor` knows when a turn begins and
@@ -42,7 +42,7 @@ class Turn:
         self.later = later
         self.look = look
         # Set by the reactor, which then calls `send` if there is anything in `outboxes` or `calls`:
-        self.within = False  # whether a turn is under way
+        self.within = False  # whether a turn runs
         self.running = False  # whether frames are held until its end
         self.outboxes: list[Held] = []
         self.held = 0  # bytes, at most MOST_HELD and a frame
@@ -67,14 +67,14 @@ class Turn:
                 call()
 
     def when_sent(self, call: Callable[[], None]) -> None:
-        """Call this at the end of the turn, when what is held now has been sent: at once, outside a turn."""
+        """Make the call at the end of the turn, when what is held now has been sent: at once, outside a turn."""
         if self.within:
             self.calls.append(call)
         else:
             call()
 
     def when_quiet(self, call: Callable[[], None]) -> None:
-        """Call this when no socket has more to read, or `reactor.GATHER_SECONDS` later: at once, outside a turn."""
+        """Make the call when no socket has more to read, or `reactor.GATHER_SECONDS` later: at once, outside a turn."""
         if self.within:
             self.quiet.append(call)
         else:

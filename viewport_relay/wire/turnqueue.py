@@ -45,7 +45,7 @@ class TurnQueue:
         return SHARE_SECONDS if self._turn_comes or self._working else TURN_SECONDS
 
     def add(self, work: Callable[[], None]) -> None:
-        """Call this in a later turn."""
+        """Do the work in a later turn."""
         self._waiting.append(work)
         self.end_turn()
 
@@ -56,7 +56,7 @@ class TurnQueue:
             self._clock.callLater(0, self._serve)
 
     def add_later(self, work: Callable[[], None]) -> None:
-        """Call this within `TICK_SECONDS`, together with all that was added meanwhile."""
+        """Do the work within `TICK_SECONDS`, together with all that was added meanwhile."""
         self._ticking.append(work)
         if len(self._ticking) == 1:
             self._clock.callLater(TICK_SECONDS, self._tick)
@@ -78,7 +78,7 @@ class TurnQueue:
                 self.end_turn()
 
     def _look(self) -> None:
-        """Serve the sockets that became ready meanwhile. What they bring and takes long waits."""
+        """Serve the sockets that became ready meanwhile. Their input that takes long waits."""
         self._working = False
         if self._waiting:
             self.end_turn()

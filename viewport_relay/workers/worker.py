@@ -204,7 +204,7 @@ class WorkerService(WaitingService):
             except (
                 ConfigError
             ) as error:  # they have changed since the parent read them, and it reads them again
-                self._log.event("tls_reload_failed", message=error.problems[0])
+                self._log.event("tls_reload_failed", message=error.errors[0])
 
 
 def main() -> int:
@@ -227,8 +227,8 @@ def main() -> int:
         descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
         service = WorkerService(reactor, config, log, reporter, environ)
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"viewport-relay: worker: {problem}", file=sys.stderr)
+        for sentence in error.errors:
+            print(f"viewport-relay: worker: {sentence}", file=sys.stderr)
         return EX_CONFIG
     library_log = LibraryLog(log, from_thread=reactor.callFromThread)
     globalLogBeginner.beginLoggingTo([library_log], redirectStandardIO=False)

@@ -67,6 +67,6 @@ def test_port_0_needs_a_public_url(mode: str) -> None:
     }
     with pytest.raises(ConfigError) as error:
         load(environ)
-    assert ["RELAY_PUBLIC_WS_BASE_URL" in problem for problem in error.value.problems] == [True]
+    assert ["RELAY_PUBLIC_WS_BASE_URL" in problem for problem in error.value.errors] == [True]
     load(environ | {"RELAY_PUBLIC_WS_BASE_URL": "ws://relay.example"})
     load(environ | {"RELAY_BACKPLANE_MODE": "single"})

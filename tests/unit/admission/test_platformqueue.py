@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from viewport_relay.admission.httpcall import TimedOut, Unreachable
-from viewport_relay.admission.platformqueue import UNDER_WAY_MAX, PlatformQueue
+from viewport_relay.admission.platformqueue import IN_FLIGHT_MAX, PlatformQueue
 
 LIMIT = 2.0
 
@@ -42,44 +42,44 @@ def asked(clock: Clock) -> Asked:
 
 
 def test_the_limit_of_concurrent_requests_and_the_order_of_the_queue(asked: Asked) -> None:
-    asked.ask(UNDER_WAY_MAX + 3)
-    assert list(asked.sent) == list(range(UNDER_WAY_MAX))
+    asked.ask(IN_FLIGHT_MAX + 3)
+    assert list(asked.sent) == list(range(IN_FLIGHT_MAX))
     asked.sent[7].callback("answer")
-    assert asked.results == {7: "answer"} and list(asked.sent)[-1] == UNDER_WAY_MAX
+    assert asked.results == {7: "answer"} and list(asked.sent)[-1] == IN_FLIGHT_MAX
     asked.sent[3].errback(Unreachable("connection refused"))
-    assert asked.results[3].check(Unreachable) and list(asked.sent)[-1] == UNDER_WAY_MAX + 1
+    assert asked.results[3].check(Unreachable) and list(asked.sent)[-1] == IN_FLIGHT_MAX + 1
     asked.waits[5].cancel()  # cancelled: the peer has disconnected
-    assert asked.results[5].check(CancelledError) and list(asked.sent)[-1] == UNDER_WAY_MAX + 2
+    assert asked.results[5].check(CancelledError) and list(asked.sent)[-1] == IN_FLIGHT_MAX + 2
 
 
 def test_a_cancelled_request_is_never_sent(asked: Asked) -> None:
-    asked.ask(UNDER_WAY_MAX + 2)
-    asked.waits[UNDER_WAY_MAX].cancel()
-    assert asked.results[UNDER_WAY_MAX].check(CancelledError)
+    asked.ask(IN_FLIGHT_MAX + 2)
+    asked.waits[IN_FLIGHT_MAX].cancel()
+    assert asked.results[IN_FLIGHT_MAX].check(CancelledError)
     asked.sent[0].callback("answer")
-    assert UNDER_WAY_MAX not in asked.sent and UNDER_WAY_MAX + 1 in asked.sent
+    assert IN_FLIGHT_MAX not in asked.sent and IN_FLIGHT_MAX + 1 in asked.sent
 
 
 def test_a_slow_platform_that_answers_causes_no_timeout(asked: Asked, clock: Clock) -> None:
     """Under a storm of new tokens the time limit applies to each request, not to the queue."""
-    asked.ask(10 * UNDER_WAY_MAX)
-    for number in range(10 * UNDER_WAY_MAX):
-        clock.advance(LIMIT / UNDER_WAY_MAX / 2)
+    asked.ask(10 * IN_FLIGHT_MAX)
+    for number in range(10 * IN_FLIGHT_MAX):
+        clock.advance(LIMIT / IN_FLIGHT_MAX / 2)
         asked.sent[number].callback(number)
-    assert asked.results == {number: number for number in range(10 * UNDER_WAY_MAX)}
+    assert asked.results == {number: number for number in range(10 * IN_FLIGHT_MAX)}
 
 
 def test_without_answers_the_wait_is_at_most_twice_the_limit(asked: Asked, clock: Clock) -> None:
-    asked.ask(3 * UNDER_WAY_MAX)
+    asked.ask(3 * IN_FLIGHT_MAX)
     clock.advance(LIMIT / 2)
     asked.ask()  # queued for less than the limit when the first requests time out
     late = len(asked.waits) - 1
     clock.advance(LIMIT / 2)
-    for number in range(UNDER_WAY_MAX):
+    for number in range(IN_FLIGHT_MAX):
         asked.sent[number].errback(TimedOut("time out"))
-    assert set(asked.results) == set(range(3 * UNDER_WAY_MAX))
+    assert set(asked.results) == set(range(3 * IN_FLIGHT_MAX))
     assert {result.type for result in asked.results.values()} == {TimedOut}
-    waited = asked.results[3 * UNDER_WAY_MAX - 1].value
+    waited = asked.results[3 * IN_FLIGHT_MAX - 1].value
     assert waited.why == "time out in the queue of requests" and "platform" in waited.hint
     assert late in asked.sent
     asked.sent[late].callback("answer")
@@ -87,10 +87,10 @@ def test_without_answers_the_wait_is_at_most_twice_the_limit(asked: Asked, clock
 
 
 def test_timed_out_requests_free_their_places(asked: Asked, clock: Clock) -> None:
-    asked.ask(2 * UNDER_WAY_MAX)
+    asked.ask(2 * IN_FLIGHT_MAX)
     clock.advance(LIMIT)
-    for number in range(UNDER_WAY_MAX):
+    for number in range(IN_FLIGHT_MAX):
         asked.sent[number].errback(TimedOut("time out"))
     first = len(asked.waits)
-    asked.ask(UNDER_WAY_MAX + 1)
-    assert len([number for number in asked.sent if number >= first]) == UNDER_WAY_MAX
+    asked.ask(IN_FLIGHT_MAX + 1)
+    assert len([number for number in asked.sent if number >= first]) == IN_FLIGHT_MAX

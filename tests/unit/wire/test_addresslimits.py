@@ -44,8 +44,8 @@ def test_connections_of_an_address_are_bounded_for_a_minute_and_the_log_says_so_
     assert door.counters.connections_refused == 12
     [entry] = door.log.named("connection_refused")
     assert entry["ip"] == "192.0.2.1" and entry["detail"] == (
-        "over 8 connections within a minute, what RELAY_RATE_LIMIT_PER_IP=3 (default 120) and RELAY_HTTP_RATE_PER_IP=5 "
-        "(default 1200) allow together"
+        "over 8 connections within a minute, allowed by RELAY_RATE_LIMIT_PER_IP=3 (default 120) and RELAY_HTTP_RATE_PER_IP=5 "
+        "(default 1200) together"
     )
     assert door.opened(1, "192.0.2.2") == 1
     door.clock.advance(60)

@@ -283,6 +283,6 @@ def test_ssl_endpoints_and_workers_exclude_each_other() -> None:
         endpoint = {"RELAY_LISTEN_ENDPOINT": f"{kind}:7781:privateKey=x"}
         with pytest.raises(ConfigError) as error:
             load(ENVIRON | endpoint)
-        (problem,) = error.value.problems
+        (problem,) = error.value.errors
         assert "RELAY_WORKERS=3" in problem and "RELAY_TLS_CERT_PATH" in problem
         load(ENVIRON | endpoint | {"RELAY_WORKERS": "1"})
