@@ -41,15 +41,15 @@ class Notifier:
     # -- state ---------------------------------------------------------------------------------------------
 
     def ready(self, status: str = "") -> bool:
-        """The relay listens, or has reloaded."""
+        """Tell that the relay listens, or has reloaded."""
         return self._send("READY=1", *self._status(status))
 
     def reloading(self) -> bool:
-        """Settings are being reloaded; `ready` follows."""
+        """Tell that settings are being reloaded; `ready` follows."""
         return self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str = "", within: float = 0.0) -> bool:
-        """The relay drains, and asks for `within` seconds (EXTEND_TIMEOUT_USEC=)."""
+        """Tell that the relay drains, and ask for `within` seconds (EXTEND_TIMEOUT_USEC=)."""
         more = (f"EXTEND_TIMEOUT_USEC={int(within * 1_000_000)}",) if within > 0 else ()
         return self._send("STOPPING=1", *more, *self._status(status))
 

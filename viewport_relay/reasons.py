@@ -319,7 +319,7 @@ class Reason(Enum):
     )
     WORKER_TRANSPORT_FORWARD_FAILED = Entry(
         "worker request failed", level="error",
-        cause="the platform did not answer a worker's request in time, or with too much",
+        cause="the platform did not answer an executor's request in time, or with too much",
         fix="check SERVER_URL and the platform; the details say what happened",
     )  # fmt: skip
 
@@ -347,7 +347,7 @@ class Reason(Enum):
         "raise RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE if the traffic is real",
     )  # fmt: skip
     WORKER_RATE_LIMIT_EXCEEDED = _close(
-        "worker rate limit exceeded", "more than RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE requests of a worker",
+        "worker rate limit exceeded", "more than RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE requests of an executor",
         "raise RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE if the traffic is real",
     )  # fmt: skip
     BUFFER_OVERFLOW = _close(

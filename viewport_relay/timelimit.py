@@ -26,7 +26,7 @@ class TimeLimits:
         self._queues: dict[float, _Queue] = {}
 
     def callLater(self, delay: float, function: Callable[..., object], *args: object) -> TimeLimit:
-        """Call `function(*args)` after `delay` seconds. The result has what is usual of IDelayedCall."""
+        """Call `function(*args)` after `delay` seconds. The result has the usual methods of IDelayedCall."""
         return TimeLimit(self, delay, function, args)
 
     def stop(self) -> None:

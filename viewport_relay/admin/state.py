@@ -17,7 +17,7 @@ from viewport_relay.observe.redaction import Redactor
 from viewport_relay.observe.verdict import Condition, Facts
 from viewport_relay.routing.views import PeerView, Selection, TargetView
 
-#: Reads the facts of the moment, from which verdicts are worked out.
+#: Reads the facts of the moment, of which a verdict is made.
 ReadFacts = Callable[[], Facts]
 
 

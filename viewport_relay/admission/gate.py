@@ -60,12 +60,12 @@ class Gate:
         self._validator = validator
         self._rules = rules
         self._http = http
-        #: what the platform's answers say of its clock
+        #: the platform's clock, by its answers
         self.platform_clock = platform_clock
         self._now = now
         self._pace = Pace(clock)
-        # Payloads by the token's digest and the very key set that one of its keys has signed. That says what a token says, not
-        # that it is admitted: times, issuer, audience and binding are checked each time, and so is the platform's answer.
+        # Payloads by the token's digest and the very key set whose key signed it. A remembered payload has a good signature, not
+        # more: times, issuer, audience and binding are checked each time, and so is the platform's answer.
         self._signed: DeferredCache[tuple[bytes, KeySet], Mapping[str, Any]] = DeferredCache(
             clock, TOKENS_MAX
         )

@@ -10,7 +10,7 @@ from viewport_relay.config import BY_ATTRIBUTE
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.windows import WindowTable
 
-#: Retry-After of a refusal for want of room, seconds.
+#: Retry-After of a refusal for a limit on connections, seconds.
 FULL_RETRY_AFTER: Final = 5
 
 K = TypeVar("K", bound=Hashable)

@@ -1,4 +1,4 @@
-"""How far the platform's clock is away, from the Date header of its answers (RFC 9110 section 6.6.1). No I/O."""
+"""The difference of this clock and the platform's, by the Date header of answers (RFC 9110 section 6.6.1). No I/O."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PlatformClock:
         self._date: tuple[str, float] | None = None
 
     def observe(self, answer: Answer) -> None:
-        """An answer was understood. One out of a cache, which has an Age, tells nothing of the clock."""
+        """Note an answer that was understood. An answer from a cache, which has an Age, tells nothing of the clock."""
         self.answered_at = self._clock.seconds()
         date = answer.header("date")
         if date is not None and answer.header("age") is None:

@@ -140,7 +140,7 @@ class _Connection(ProtocolWrapper):
             self.writeSequence([data])
 
     # Twisted pauses a connection behind each head and resumes it when the body has a reader, which is at once: two system
-    # calls that come to nothing.
+    # calls for nothing.
 
     def pauseProducing(self) -> None:
         """Read no more: not before what is being received was handled."""

@@ -119,7 +119,7 @@ class Fleet:
                 counters,
             )
 
-        # What presence and the carrier do of `interface.Backplane`.
+        # The methods of `interface.Backplane` that presence and the carrier implement.
         self.seat_changed = self._presence.changed
         self.known = self._presence.known
         self.resolve = self._presence.resolve

@@ -49,7 +49,7 @@ def new_instance() -> str:
 
 
 class Records(Protocol):
-    """Where the records are kept. Calls raise CarrierFailed."""
+    """The store of instance records. Calls raise CarrierFailed."""
 
     async def mark(self, record: bytes) -> bytes | None:
         """Write this relay's record; the one that was there before."""

@@ -1,4 +1,4 @@
-"""Whether the backplane works: logged once when it fails, and once when it works again."""
+"""The outage of a backplane: logged once when it begins, and once when it is over."""
 
 from __future__ import annotations
 

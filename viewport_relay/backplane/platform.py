@@ -34,7 +34,7 @@ MOST_WAIT_MS: Final = 2000
 #: Seconds between two questions while the platform does not answer: the first and the longest.
 _RETRY_FIRST: Final = 0.25
 _RETRY_MOST: Final = 5.0
-#: Statuses that say nothing about the question: the next one would fare no better.
+#: Statuses that say nothing about the question: the next one would fail too.
 _REFUSES_ALL: Final = frozenset({401, 403, 404, 429})
 _LONGEST_WORD: Final = 80
 #: Members of a presence entry that the platform takes.

@@ -189,7 +189,7 @@ class Presence:
             while await self._step(target, seat):
                 pass
         except CarrierFailed as error:
-            self._failed(target, error)  # a refresh or the recovery brings us back
+            self._failed(target, error)  # a refresh or the recovery tries again
         finally:
             seat.busy = False
             if seat.holder is None and seat.told is None:
@@ -232,10 +232,10 @@ class Presence:
         if other is None:
             seat.told, seat.told_machine = holder, machine_id
             return True
-        seat.told = None  # what is announced is not ours
+        seat.told = None  # the entry is another relay's
         if seat.holder is holder:
             self._moved(target, holder)
-        return seat.holder is not holder  # one that stays is left in peace until the next refresh
+        return seat.holder is not holder  # one that stays is announced again at the next refresh
 
     async def _call(self, call: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> T:
         async with self._calls:

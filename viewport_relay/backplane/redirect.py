@@ -1,4 +1,4 @@
-"""Which relays a client may be sent to (wire protocol, section 12, Redirect). Pure."""
+"""The rule for redirects: which relays a client may be sent to (wire protocol, section 12, Redirect). No I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where Redis is: the address of the settings, TLS, and the primary that Sentinels name.
+"""The server of Redis: the address of the settings, TLS, and the primary that Sentinels name.
 
 RELAY_REDIS_URL = redis[s]://[user][:password]@host[:port][/database]
 """

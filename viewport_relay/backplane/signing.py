@@ -99,7 +99,7 @@ class FrameSigner:
 
 
 class FrameVerifier:
-    """Checks frames in the contract's form."""
+    """Checks single bus frames (wire protocol, section 12)."""
 
     def __init__(self, key: str, relay_id: str, freshness: Freshness, frame_max_bytes: int) -> None:
         self._key = key.encode()

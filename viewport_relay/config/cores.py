@@ -1,4 +1,4 @@
-"""How many worker processes fit this machine or container: RELAY_WORKERS=auto.
+"""RELAY_WORKERS=auto: the number of worker processes that fit this machine or container.
 
 Cores come from the CPU affinity and from the CPU quota of the control group (cgroup v1 and v2), memory from its limit. A
 limit of any group above counts too, since the tightest one applies.

@@ -81,7 +81,7 @@ class LimitSettings:
         reload=True)
     runtime_rate_workspace: int = setting("RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE", COUNT, 1200,
         "e2ee and presence frames of all clients of a workspace; 0 is off", reload=True)
-    daemon_rate: int = setting("RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE", COUNT, 2400, "frames of a daemon, requests of a worker; "
+    daemon_rate: int = setting("RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE", COUNT, 2400, "frames of a daemon, requests of an executor; "
         "0 is off", reload=True)
     ping_interval_ms: int = setting("RELAY_PING_INTERVAL_MS", milliseconds(), 30_000, "time between pings", reload=True)
     drain_seconds: int = setting("RELAY_DRAIN_SECONDS", seconds(0, 600), 5, "time for peers to go at shutdown", reload=True)

@@ -1,4 +1,4 @@
-"""Every event of the log in one table: name, what the entry tells, and for trouble what to do.
+"""The table of the log's events: name, meaning, and for trouble the fix.
 
 `docs/reference/events.md` is made from this table; a test compares the names with the code. An event with a reason is
 explained by the reason (`reasons.py`), which also gives its level; `level` and `fix` are for those that have none.
@@ -16,7 +16,7 @@ from viewport_relay.reasons import Level
 
 @frozen
 class Event:
-    """What one event tells.
+    """The meaning of one event, its level and its fix.
 
     `level` follows the rule of the reasons' (`reasons.Entry`). `fix` is empty for events with a reason and for events of
     level info. `ends`: the problems (reasons or events) that the event ends at once. `held`: its problem lasts until another

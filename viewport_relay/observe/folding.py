@@ -37,7 +37,7 @@ MOST_REPORTED: Final = 64
 
 
 class Source(msgspec.Struct, frozen=True):
-    """What an entry is about, as far as known. `message` tells entries without a reason apart."""
+    """The source of an entry: event, reason and peer, as far as known. `message` tells entries without a reason apart."""
 
     event: str
     reason: str | None

@@ -112,7 +112,7 @@ class Problem(msgspec.Struct, frozen=True):
 
     @property
     def fix(self) -> str:
-        """What to do about this case, else what the reason or event calls for in general; "" where nothing is known."""
+        """The fix for this case, else the general one of the reason or event; "" where none is known."""
         general = self._event.fix if self.reason is None else self.reason.entry.fix
         return self.hint or _clock_hint(self.offsets) or general
 

@@ -89,7 +89,7 @@ _Table: TypeAlias = Mapping[tuple[str, object], tuple[Members, Callable[[rules.O
 
 
 def _frame(table: _Table, message: Message) -> Any:
-    """The frame that a message is, or None. The message is known to be UTF-8."""
+    """The frame in a message, or None. The message is known to be UTF-8."""
     text = Text(bytes(message))
     head = _HEAD.of(text)
     if head is None:

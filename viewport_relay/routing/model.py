@@ -21,7 +21,7 @@ from viewport_relay.routing.views import PeerView
 
 # -- peers -------------------------------------------------------------------------------------------------------
 
-#: What most peers subscribe to: a set for each of them would be 200 bytes.
+#: The subscriptions of most peers: none. A set for each would be 200 bytes.
 _NO_CHANNELS: Final[frozenset[str]] = frozenset()
 
 

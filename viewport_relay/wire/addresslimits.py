@@ -1,4 +1,4 @@
-"""Limits of one address and minute beside its upgrade attempts: requests of plain HTTP, and TCP connections.
+"""Limits per address and minute beside those of upgrade attempts: requests of plain HTTP, and TCP connections.
 
     listener -> LimitedFactory -> PROXY header | TLS | HTTP
 

@@ -88,7 +88,7 @@ class ArenaReader(Reader):
         raise NotImplementedError
 
     def _consume(self, end: int, again: bool = False) -> None:
-        """Handle the first `end` bytes of the arena; `again`: they begin with what was not a whole frame before."""
+        """Handle the first `end` bytes of the arena; `again`: they begin with the partial frame of an earlier read."""
         raise NotImplementedError
 
     def _finish_long(self, long: LongFrame) -> None:

@@ -184,7 +184,7 @@ class UpgradeAttempts(Resource):
             )
 
     def _decide(self, attempt: Attempt) -> Coroutine[Any, Any, None] | None:
-        """Decide an attempt that has passed the checks; what takes time is returned. Both raise Refusal."""
+        """Decide an attempt that has passed the checks, or return a coroutine that does. Both raise Refusal."""
         raise NotImplementedError
 
     # -- refusing ------------------------------------------------------------------------------------------

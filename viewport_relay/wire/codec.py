@@ -41,9 +41,9 @@ class CodecEvents(Protocol):
 
 
 class Codec(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not typed
-    """One connection's codec, in the open state. What it would send is told to `events` or left out.
+    """One connection's codec, in the open state. A frame that Autobahn would send is reported to `events` or left out.
 
-    Made by `CodecFactory`. Used of it: `feed`, `between_messages`, `closing`, `discard`, `onCloseFrame`, `limit`.
+    Made by `CodecFactory`. The reader uses `feed`, `between_messages`, `closing`, `discard`, `onCloseFrame`, `limit`.
     """
 
     # As after an opening handshake that went well:
@@ -55,11 +55,11 @@ class Codec(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not t
 
     @cached_property
     def utf8validator(self) -> Any:
-        """For messages that do not take the fast path."""
+        """The validator of messages that do not take the fast path."""
         return Utf8Validator()
 
     def __init__(self, events: CodecEvents) -> None:
-        # Without Autobahn's own, which makes two Deferreds and a description of the transport.
+        # Autobahn's own `__init__` is not called: it makes two Deferreds and a description of the transport.
         self.events = events
 
     def feed(self, data: bytes) -> None:
@@ -149,7 +149,7 @@ class Codec(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not t
             self.events.long_message(self.maxMessagePayloadSize)
 
     def onMessageEnd(self) -> None:
-        # Autobahn's own goes on to make a Deferred for each message, for listeners that there are not.
+        # Autobahn's own method also makes a Deferred for each message, for listeners that the relay does not have.
         chunks: list[bytes] = self.message_data
         self.message_data = None
         if not self.failedByMe:
@@ -176,7 +176,7 @@ class CodecFactory:
             tcpNoDelay=True,
             maxMessagePayloadSize=max_message,
         )
-        # What Autobahn would give each connection, five dozen options and beginnings, as attributes of a class.
+        # The options and first values, some sixty, that Autobahn would set on each connection, as attributes of a class.
         opened: Any = WebSocketServerProtocol()
         opened.factory = factory
         opened._connectionMade()

@@ -58,7 +58,7 @@ class Drain:
         self._done: Deferred[None] | None = None
 
     def start(self) -> Deferred[None]:
-        """Fires when the last connection is gone; what is left after `seconds` is cut."""
+        """Begin the drain; fires when the last connection is gone. Connections left after `seconds` are cut."""
         # Sorted backwards, since waves are taken from the end.
         self._left = sorted(self._connections, key=self._key, reverse=True)
         if not self._left:

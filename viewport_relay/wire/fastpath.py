@@ -85,7 +85,7 @@ class FastReader(ArenaReader):
             self.decide(peer, route, bytes(message))
 
     def _consume(self, end: int, again: bool = False) -> None:
-        """Handle the first `end` bytes of the arena; `again`: they begin with what was not a whole frame before."""
+        """Handle the first `end` bytes of the arena; `again`: they begin with the partial frame of an earlier read."""
         data, view, now, unmask, most = self._data, self._view, self.last_seen, self._unmask, self._max
         first, cipher, peer = self.COMMON, self._cipher, self.peer
         at = 0

@@ -1,4 +1,4 @@
-"""The bytes of long messages that one client's connections may be receiving at the same time."""
+"""The intake: a bound on the bytes of long messages that one client's connections receive at the same time."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from viewport_relay.wire.turn import MOST_HELD, Turn
 #: The transport's own buffer, bytes: small, so that a flooding feeder delays the others little.
 HIGH_WATER: Final = 65_536
 
-#: For `send`: more will follow at once. Where the kernel does not know it, that costs a segment.
+#: A flag of `send`: more data follow at once, so the kernel may wait for them. 0 on systems without it: then they are a segment more.
 _MORE: Final[int] = getattr(sockets, "MSG_MORE", 0)
 
 

@@ -23,7 +23,7 @@ _PACED: Final = 4096
 #: The cause of a pause until a later turn.
 _TURN: Final = object()
 
-#: Of most connections; a set of its own would be 200 bytes each.
+#: The causes of most connections: none. A set for each would be 200 bytes.
 _BY_NONE: Final[frozenset[object]] = frozenset()
 
 
@@ -176,7 +176,7 @@ class PausableReader:
 
     def _read_on(self) -> None:
         if not self._waiting:
-            # While the peer was not read, no clock ran against it.
+            # While the peer was not read, no time limit ran against it.
             self.last_seen = self.pinged_at = self._seconds()
             self.unanswered_since = None
             self._transport.resumeProducing()

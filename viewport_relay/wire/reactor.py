@@ -216,7 +216,7 @@ class RelayReactor(EPollReactor):
                 if event != select.EPOLLIN:
                     self._doReadOrWrite(selectable, descriptor, event)  # type: ignore[no-untyped-call]
                     continue
-                # What the handler does for nothing but input. As with Twisted's, whatever is raised is logged and ends
+                # An event of nothing but input: the handler of `_doReadOrWrite`, inlined. An exception is logged and ends
                 # this connection alone.
                 why: Any
                 try:

@@ -29,7 +29,7 @@ _EARLY_MAX: Final = 16_384
 
 
 class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
-    """Twisted's TLS transport, which decrypts into a sink, sends at once, and ends with a peer that cannot be written.
+    """Twisted's TLS transport, which decrypts into a sink, sends at once, and ends when the peer can no longer be written to.
 
     * Twisted's usual one (`BufferingTLSTransport`) sends after a turn of the reactor. Here the outbox already joins what
       belongs together, so one call encrypts it into as few records as it takes, and sends them.

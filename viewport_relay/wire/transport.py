@@ -52,7 +52,7 @@ def read_nothing(space: memoryview) -> int:
 
 
 class DirectAccess:
-    """A transport that is read into memory of the reader's, and written without a turn of the reactor while it holds nothing."""
+    """A transport that reads into the reader's memory and, while it holds nothing to send, writes without a turn of the reactor."""
 
     def read_into(self, sink: Sink) -> Callable[[memoryview], int]:
         """Give everything that is read from now on to `sink`; what is returned reads more, at once or with OSError."""
