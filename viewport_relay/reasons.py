@@ -39,7 +39,7 @@ class Entry:
     `close_text` as the reason of the close frame. `cause` and `fix` are for the operator.
 
     `level` follows one rule: "error" is the fault of the relay, its surroundings or the platform, "warn" a peer's, and
-    "info" is life.
+    "info" is everything else.
     """
 
     text: str

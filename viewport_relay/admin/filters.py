@@ -39,7 +39,7 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 @frozen
 class Filter:
-    """Which records are wanted, and how many of the newest. `members` maps an attribute of `Record` to the accepted values."""
+    """The selection of records, and the limit on their number. `members` maps an attribute of `Record` to the accepted values."""
 
     members: Mapping[str, Collection[str]] = Factory(dict)
     since: float = -math.inf

@@ -33,7 +33,7 @@ STALLED = 60.0
 
 @frozen
 class Format:
-    """How records are written: content type, heartbeat, the form of an entry and of the notice of a gap."""
+    """The form in which records are written: content type, heartbeat, the form of an entry and of the notice of a gap."""
 
     kind: str
     heartbeat: str

@@ -1,7 +1,7 @@
 """The gate: checks a token's signature, then asks the platform. The other checks of admission are cheap.
 
 The checks before the gate (rates, counts, path, query, origin, a token at all) are the `/ws` resource's, with `limits.py`,
-`addresses.py`, `query.py` and `token.py`; the claims are held against the query afterwards, by `claims.grant_for`. The gate
+`addresses.py`, `query.py` and `token.py`; the claims are compared with the query afterwards, by `claims.grant_for`. The gate
 neither logs nor counts single refusals: the resource does.
 """
 

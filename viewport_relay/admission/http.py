@@ -1,7 +1,7 @@
 """The one HTTP client of the relay: treq over a pooled agent, one bounded answer for each call, one time limit over all of it.
 
 `HttpClient.ask` gives status, headers and body, or raises an `HttpFailure` that says what went wrong in a few words. The
-limit covers the name, connecting, TLS, head and body. Redirects are answers like any other, cookies are not kept, a content
+limit covers name resolution, connecting, TLS, head and body. Redirects are answers like any other, cookies are not kept, a content
 coding is refused. What an answer means is decided elsewhere.
 """
 

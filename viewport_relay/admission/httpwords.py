@@ -64,7 +64,7 @@ def _decisive(error: BaseException) -> BaseException:
 
 
 def hint(error: BaseException, url: RequestUrl) -> str:
-    """What to do about an error of connecting or TLS; empty where that is not clear."""
+    """The fix for an error of connecting or TLS; empty where it is not clear."""
     error = _decisive(error)
     if isinstance(error, CertificateRefused):
         return error.hint

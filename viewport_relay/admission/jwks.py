@@ -96,7 +96,7 @@ class JwksClient:
 
     @property
     def url(self) -> str:
-        """Where the keys are fetched, for logs."""
+        """The URL of the keys, for logs."""
         return self._call.shown
 
     @property

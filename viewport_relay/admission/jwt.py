@@ -37,7 +37,7 @@ _NOT_THREE_PARTS: Final = "it is not three parts of base64url, the first a JSON 
 
 @frozen
 class TokenRules:
-    """What a token must say. `skew` is the tolerance for exp, nbf and iat in seconds."""
+    """The rules that a token's claims must meet. `skew` is the tolerance for exp, nbf and iat in seconds."""
 
     issuer: str
     audience: str

@@ -126,7 +126,7 @@ class KeySet:
 
 
 def listed(ignored: Sequence[IgnoredKey]) -> str:
-    """Which keys are ignored and why, for a message."""
+    """The ignored keys and the reasons, for a message."""
     more = f" and {len(ignored) - _NAMED_MAX} more" if len(ignored) > _NAMED_MAX else ""
     return ", ".join(str(key) for key in ignored[:_NAMED_MAX]) + more
 

@@ -44,12 +44,12 @@ class WindowCounter:
         return max(1, math.ceil(window.retry_after_ms(now) / 1000))
 
     def refused(self, key: Hashable, now: float) -> int:
-        """How many events of the key were over the limit since its window began."""
+        """The number of the key's events over the limit since its window began."""
         window = self._table.find(key)
         return 0 if window is None or window.is_over(now) else window.over
 
     def tried(self, key: Hashable, now: float) -> tuple[int, int]:
-        """How many events of the key there were since its window began, over the limit or not, and in how many whole seconds."""
+        """The number of the key's events since its window began, over the limit or not, and the whole seconds since then."""
         window = self._table.window(key, now)
         return window.count + window.over, max(1, math.ceil(now - window.start))
 

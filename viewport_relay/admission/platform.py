@@ -103,7 +103,7 @@ class PlatformValidator:
     ) -> Claims:
         """The platform's claims; where they lack `exp` or `jti`, those of the token: `expires` (seconds since the epoch), `token_id`.
 
-        Raises Refusal with one of the reasons of the contract's table. Cancelling it gives up the wait, and the request too
+        Raises Refusal with a reason of the wire protocol's table (section 2). Cancelling it gives up the wait, and the request too
         when no other upgrade waits for the same answer.
         """
         asked = False

@@ -16,7 +16,7 @@ all frames that leave together for one relay. A GCM tag costs a tenth of an HMAC
 
 A run is what one sender sent to one receiver in a row. Profile and sessionId are those of e2ee frames that the sending relay
 has decoded and checked: they are delivered without being decoded again, a run in one piece. The tag vouches for all that. A frame
-of any other kind is a run of its own. Frames of the contract begin with "{". Nothing here does I/O.
+of any other kind is a run of its own. Single bus frames begin with "{". Nothing here does I/O.
 """
 
 from __future__ import annotations

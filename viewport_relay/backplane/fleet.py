@@ -1,6 +1,7 @@
 """The backplane of one relay among several: presence and bus over one carrier, put together.
 
-It decides nothing: what is told when is `presence`, what leaves and comes is `bus`, what is good is `signing`.
+This module decides nothing: `presence` makes announcements and look-ups, `outbound` and `inbound` carry frames, `signing` and `batch`
+sign and verify them.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class _Known:
 class Instances(TimerService):
     """This process's record, which the service writes every `interval` seconds (at least 0.02), and those of other relays.
 
-    It logs `relay_id_shared`. As a service it goes on from where `begin` left off.
+    The service logs `relay_id_shared`. It goes on from where `begin` left off.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class CarrierFailed(Exception):
 
 @frozen
 class Whereabouts:
-    """Which relay holds a target's daemon, and where peers reach that relay."""
+    """The place of a target's daemon: the relay that holds it, and the URL of that relay."""
 
     relay_id: str
     ws_base_url: str
@@ -148,7 +148,7 @@ class Backplane(Protocol):
 
     @property
     def redirects(self) -> bool:
-        """Whether clients are told which relay has their daemon."""
+        """Whether clients are redirected to the relay of their daemon."""
 
     def seat_changed(
         self, target: TargetKey, holder: object | None, machine_id: str | None, generation: int | None

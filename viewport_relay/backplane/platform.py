@@ -168,7 +168,7 @@ class PlatformCarrier:
         return frames
 
     async def _pulled(self) -> _Json:
-        """One pull; if its answer is too large, fewer frames, and at last a single one of any legal size."""
+        """Pull once; if the answer is too large, again for fewer frames, and at last for a single one of any legal size."""
         limit = self._limit_frames
         while True:
             question = self._pull_question(limit, self._wait_ms)

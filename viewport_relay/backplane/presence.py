@@ -25,7 +25,7 @@ from viewport_relay.observe.sink import EventSink
 T = TypeVar("T")
 
 #: Seconds for which an entry is remembered, and for which it is remembered that there is none: the first is the
-#: contract's, the second only keeps a client that insists from asking at every frame.
+#: wire protocol's, the second only keeps a client that insists from asking at every frame.
 FOUND_TTL: Final = 2.0
 ABSENT_TTL: Final = 0.25
 #: Seconds after which an entry that is used is asked for again.

@@ -3,7 +3,7 @@
     HMAC-SHA256 (RFC 2104) keyed RELAY_BUS_HMAC_KEY over "viewport-relay-presence-v1", workspaceId, runtimeTargetId and the
     entry's bytes, joined by newlines; as base64url without padding
 
-The entry itself stays as the contract says. Nothing here does I/O.
+The entry itself stays as the wire protocol says. Nothing here does I/O.
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ class RedisConnection(MultiService):
     def stopService(self) -> Deferred[Any]:
         """Drop the connection and make no other; fires when no attempt is in flight."""
         redis, self._redis = self._redis, None
-        # In a turn of its own: ClientService may be telling a waiter, who stops us then, that an attempt has failed, and its
-        # machine takes no stop meanwhile.
+        # In a turn of its own: the caller may be a waiter to which ClientService just reports a failed attempt, and the
+        # machine of ClientService takes no stop meanwhile.
         stopping: Deferred[Any] = deferLater(self._reactor, 0, MultiService.stopService, self)
         if redis is not None:
             redis.abort()

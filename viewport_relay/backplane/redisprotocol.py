@@ -1,4 +1,4 @@
-"""One connection to Redis: commands with a time limit, and what Redis's errors mean.
+"""One connection to Redis: commands with a time limit, and the exceptions for Redis's errors.
 
 RESP is read and written by hiredis. Nothing here reconnects (see `redisconnection`) or knows what the commands are for.
 """

@@ -122,7 +122,7 @@ def read_file(path: str, most: int = PEM_BYTES) -> bytes:
 
 
 def exposure(path: str, credentials: str | None = None) -> Exposure | None:
-    """Which users besides the owner can reach and read a file: all ("world"), its group, or none (None).
+    """The users besides the owner who can reach and read a file: all ("world"), its group, or none (None).
 
     `credentials` is systemd's $CREDENTIALS_DIRECTORY, where access lists show as group bits. A folder above that others
     may not search protects the file. For a file that cannot be examined the result is None.

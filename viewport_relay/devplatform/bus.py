@@ -88,7 +88,7 @@ class Bus:
 
     @property
     def waiting(self) -> int:
-        """How many pulls wait at the moment."""
+        """The number of pulls that wait."""
         return len(self._waiting)
 
     async def _next_frame(self, most_seconds: float) -> None:

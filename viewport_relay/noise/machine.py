@@ -211,7 +211,7 @@ class NoiseLink:
 
     @property
     def key_used(self) -> KeyUsed | None:
-        """Which of the relay's keys the peer used; None before message 1."""
+        """The relay's key that the peer used; None before message 1."""
         return self.core.link.key_used
 
     def receive(self, data: bytes) -> bytes | None:

@@ -33,7 +33,7 @@ _length: Final = Struct(">H").pack_into
 
 
 def records_max(frame_max_bytes: int) -> int:
-    """How many records one frame may be cut into. A peer needs 17 for 1 MiB; far more would only burn CPU."""
+    """The most records that one frame may be cut into. A peer needs 17 for 1 MiB; far more would only burn CPU."""
     return 64 + frame_max_bytes // 256
 
 

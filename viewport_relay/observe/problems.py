@@ -107,7 +107,7 @@ class Problem(msgspec.Struct, frozen=True):
 
     @property
     def cause(self) -> str:
-        """The cause in the words of the reason, else what the event tells."""
+        """The cause in the words of the reason, else the meaning of the event."""
         return self._event.says if self.reason is None else self.reason.entry.cause
 
     @property
@@ -220,7 +220,7 @@ class Problems:
         return sorted(found, key=lambda row: (RANK[row.level], row.lately, row.last), reverse=True)
 
     def recent(self, at: float) -> tuple[int, int]:
-        """How many peers were admitted, and how many upgrades refused, in the last SPAN seconds."""
+        """The numbers of peers admitted and of upgrades refused in the last SPAN seconds."""
         admitted, refused = self.recent_elsewhere
         return self._recent["join"].total(at) + admitted, self._recent["refuse"].total(at) + refused
 

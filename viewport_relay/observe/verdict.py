@@ -50,7 +50,7 @@ _SCANNERS: Final = frozenset(
 
 @frozen
 class Check:
-    """One thing that admission depends on. `when` changes all the time, `text` only with the state."""
+    """The check of one part that admission depends on. `when` changes all the time, `text` only with the state."""
 
     name: str
     state: State
@@ -143,7 +143,7 @@ def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
 
 
 def ready_in_words(condition: Condition) -> str:
-    """Which peers can be admitted, and why not. `/ready` is open to all: no address, id or URL is in the text."""
+    """The text of `/ready`, which is open to all: which peers can be admitted, and why not. No address, id or URL is in it."""
     ready, why = condition.ready, condition.why
     no_keys = not ready and condition.jwks_age is None
     reason = Reason.__members__.get(why) or (Reason.JWKS_UNREACHABLE if no_keys else None)
@@ -196,7 +196,7 @@ def ago(seconds: float) -> str:
 
 
 def _age(facts: Facts, event: str, reason: Reason | None = None) -> float | None:
-    """How long ago an event was logged, None when never."""
+    """Seconds since an event was logged, None when never."""
     at = facts.last_seen.get((event, reason))
     return None if at is None else max(0.0, facts.now - at)
 

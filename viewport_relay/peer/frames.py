@@ -1,7 +1,7 @@
 """The JSON of the wire as the reference peers read and write it.
 
 Reads one text message into members and checks single members; what a frame means is decided in `daemon` and
-`client`. Deliberately not shared with the relay: the peers are a second reading of the same contract.
+`client`. Deliberately not shared with the relay: the peers are a second implementation of the wire protocol.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from viewport_relay.peer.link import LinkSettings
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """How a connection ended.
+    """The end of a connection.
 
     The close code and reason (RFC 6455, section 7.1), 1006 when no close frame came.
     """
@@ -54,7 +54,7 @@ class ClosedEarly(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where and as what to connect.
+    """The target of a connection: URL, role and token.
 
     `base_url` is `ws://` or `wss://` with host and, if not `/ws`, path. `token_in` is `header` or
     `subprotocol`, the latter as browsers do. `subprotocols` are offered besides. `tls` (an

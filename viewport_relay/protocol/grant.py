@@ -19,7 +19,7 @@ class Role(str, Enum):
 
 
 class Scope(str, Enum):
-    """What a client may send (wire protocol, section 3)."""
+    """The frames that a client may send (wire protocol, section 3)."""
 
     RUNTIME = "runtime"
     PAIRING = "pairing"

@@ -174,7 +174,7 @@ class Text:
                     self.readable = self.readable.replace(escape, other)
 
     def value(self, raw: msgspec.Raw) -> Any:
-        """The value of a member, `raw` being its part of `readable`. Raises ValueError where it cannot be told."""
+        """The value of a member, `raw` being its part of `readable`. Raises ValueError where it cannot be determined."""
         first = memoryview(raw)[0]
         if first == _QUOTE:
             return self._string(raw)

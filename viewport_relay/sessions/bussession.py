@@ -31,14 +31,14 @@ _Publish = Callable[[Parcel, Publisher | None], None]
 class _BusOutbox:
     """The outbox of a remote session (`wire.interfaces.MessageSink`): each parcel is `like` the first, with other messages.
 
-    It returns False: the relay that delivers the frames counts them. A client is not read while too much waits for the
+    Its methods return False: the relay that delivers the frames counts them. A client is not read while too much waits for the
     other relay; a daemon is.
     """
 
     _publish: _Publish
     _like: Parcel
 
-    # As of a link's outbox: messages are given to `send_all`, and no frame is made of them here.
+    # As for a link's outbox: messages are given to `send_all`, and no frame is made of them here.
     ready = None
     sealed = True
 

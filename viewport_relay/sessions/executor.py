@@ -51,7 +51,7 @@ _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 def path_allowed(path: str, workspace_id: str, managed_executor_id: str | None) -> bool:
     """Whether an executor may request `path`: its managed executor (without a query), or a path below it.
 
-    Segments are decoded once and compared; a `.` or `..` between `/` or `\\` of what follows denies.
+    Segments are decoded once and compared. Below the executor's path a segment `.` or `..`, between `/` or `\\`, denies the request.
     """
     if managed_executor_id is None or not _VISIBLE.fullmatch(path) or "#" in path:
         return False

@@ -82,5 +82,5 @@ class LongFrame:
 
     @property
     def space(self) -> memoryview:
-        """Where the rest of the frame goes."""
+        """The part of the buffer for the rest of the frame."""
         return self.buffer.view[self.have : self.total]

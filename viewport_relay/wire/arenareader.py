@@ -165,7 +165,7 @@ class ArenaReader(Reader):
     def _rest(self, end: int, stop: int) -> int:
         """Read what the frame that ends at `stop` still lacks, as far as it has come; how many bytes.
 
-        While a long frame is in the caches, it is the time for all that is to be done with it.
+        The frame is then handled while it is in the processor's caches.
         """
         try:
             return self._receive(self._view[end:stop])

@@ -136,7 +136,7 @@ class RelayChannel(HTTPChannel):
 
     @property
     def early(self) -> bytes:
-        """What was received behind the request that is being answered."""
+        """The bytes received behind the request that is being answered."""
         self._kept += self.clearLineBuffer()  # type: ignore[no-untyped-call]  # where LineReceiver is still in its loop
         return self._kept
 

@@ -1,8 +1,8 @@
 """RFC 6455 by Autobahn, as a codec: bytes in, messages and control frames out. It sends nothing and owns no connection.
 
-Autobahn parses, checks and keeps the protocol's state, for whatever the fast path does not take. Left out is what it
-makes for each connection and each message for users that the relay is not (Deferreds, descriptions for debug lines, copies
-of its options), and what a hostile peer could have it keep.
+Autobahn parses, checks and keeps the protocol's state, for whatever the fast path does not take. Left out are objects that the
+relay does not need (Deferreds, descriptions for debug lines and copies of options, for each connection or message), and
+data that a hostile peer could make Autobahn keep.
 """
 
 from __future__ import annotations

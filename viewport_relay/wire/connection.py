@@ -37,7 +37,7 @@ _LOST: Final = Ending(None, "connection lost")
 
 @define(eq=False)
 class ConnectionInfo:
-    """What is known of a connection's peer for logs and `/state`."""
+    """Facts about a connection's peer for logs and `/state`."""
 
     connection_id: str
     ip: str

@@ -30,7 +30,7 @@ SPREAD: Final = 0.8
 
 
 def per_wave(connections: int, seconds: float) -> int:
-    """How many connections are closed at once, so that the last wave begins within the spread of `seconds`."""
+    """The number of connections to close at once, so that the last wave begins within the spread of `seconds`."""
     waves = max(1, int(seconds * SPREAD / WAVE_SECONDS + 1e-9))
     return max(LEAST_PER_WAVE, ceil(connections / waves))
 

@@ -99,7 +99,7 @@ class LinkCipher(Protocol):
         """Append to `parts`, for each short message, the header for its length and its record."""
 
     def message_size(self, length: int, /) -> int:
-        """How long the records of a message are."""
+        """The length of the records of a message."""
 
     def encrypt_into(self, plaintext: Message, out: memoryview) -> None:
         """Write the records of a message."""

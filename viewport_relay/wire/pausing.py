@@ -161,13 +161,13 @@ class PausableReader:
         return bool(self._paused_by) and not self._ended
 
     def pause_reading(self, cause: object) -> None:
-        """Read no more until every cause is gone."""
+        """Add a cause of the pause: nothing is read until every cause is gone."""
         if not self._paused_by and not self._ended:
             self._transport.pauseProducing()
         self._paused_by |= {cause}
 
     def resume_reading(self, cause: object) -> None:
-        """This cause is gone."""
+        """Remove a cause of the pause; with the last one, read on."""
         if cause not in self._paused_by:
             return
         self._paused_by -= {cause}

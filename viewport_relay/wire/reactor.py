@@ -4,7 +4,7 @@
   log has its own way to name connections.
 * The reactor knows where a turn ends, in which frames may be held back (`turn.Turn`), and looks at the sockets again by
   itself while no timer is due and no other work is queued.
-* What goes to other relays leaves when the sockets are quiet: an idle relay sends it at once, a busy one more of it together.
+* Frames for other relays leave when the sockets are quiet: an idle relay sends them at once, a busy one more of them together.
 * Listeners make transports that read straight into the arena and notice a peer that hangs up while it is paused.
 * Connections that are not admitted yet are served after the others, for a bounded time in each turn (`lowpriority`).
 * The clock is monotonic: set back or forward, the wall clock would hold up or fire every time-out at once.

@@ -44,7 +44,7 @@ class Reader(PausableReader):
     )  # fmt: skip
 
     def __init__(self, shared: Shared, transport: StreamTransport, closing: Closing, pong: Pong) -> None:
-        """`closing` is told how the peer ends the connection, `pong` sends the answer to a Ping frame."""
+        """`closing` gets reports of how the peer ends the connection, `pong` sends the answer to a Ping frame."""
         super().__init__(shared, transport)
         self._codecs = shared.codecs
         self._codec: Codec | None = None  # made for the first byte that needs it

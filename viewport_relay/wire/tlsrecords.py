@@ -39,7 +39,7 @@ class RecordCount:
         self.between = True
 
     def ended(self, data: bytes | memoryview) -> int:
-        """How many records end within `data`, the next bytes of the stream."""
+        """The number of records that end within `data`, the next bytes of the stream."""
         if self._head:
             data = self._head + bytes(data)
             self._head = b""

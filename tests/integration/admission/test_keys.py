@@ -81,10 +81,10 @@ def test_an_unreachable_or_malformed_key_set(own_platform: Make, start: Start, w
             return found
 
         first = refused()
-        # A fetch of the back-off may have been under way already, with the fault before.
+        # A fetch of the back-off may have been in flight already, with the fault before.
         assert why in (first, refused()), (why, first)
     platform.jwks = None
-    # The next upgrade succeeds (or the one after a fetch that is still under way).
+    # The next upgrade succeeds (or the one after a fetch that is still in flight).
     until(lambda: admitted(relay, platform, workspace), what="an upgrade that is admitted", seconds=2.0)
     assert relay.get("/ready")[0] == 200
     assert relay.entry(event="jwks_fetched")["details"]["kids"] == ["first"]

@@ -177,7 +177,7 @@ _marks = iter(range(1 << 60))
 def settle(*peers: Peer) -> None:
     """Wait until the relay has handled all messages of these peers, and the peers have read the results.
 
-    A pong follows everything that was under way before the ping. The second round covers what the first one caused
+    A pong follows everything that was in flight before the ping. The second round covers what the first one caused
     between the peers.
     """
     for _ in range(2):

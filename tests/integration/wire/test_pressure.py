@@ -95,7 +95,7 @@ def test_a_flood_of_one_client_neither_starves_the_others_nor_closes_a_connectio
     while waiting:
         waiting.discard(json.loads(daemon.hear())["sessionId"])
         heard += 1
-    # Before them came frames under way, kernel buffers, and one turn of the flood: less than a megabyte.
+    # Before them came frames in flight, kernel buffers, and one turn of the flood: less than a megabyte.
     assert heard * len(message) < MIB
     rest = threading.Thread(target=flooder.raw, args=(flooder.rest,), daemon=True)  # type: ignore[attr-defined]
     rest.start()

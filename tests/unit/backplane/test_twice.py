@@ -15,7 +15,7 @@ from viewport_relay.backplane.redisserver import SECOND_ATTEMPT, TwiceEndpoint
 
 
 class Attempts:
-    """A connection under way: `number` attempts have begun; `outcome` is what became of it."""
+    """A connection that is being made: `number` attempts have begun; `outcome` is what became of it."""
 
     def __init__(self) -> None:
         self.reactor = MemoryReactorClock()
