@@ -207,7 +207,7 @@ def events_page() -> str:
         "Every value of `event` in a log line. An event with a `reason` is explained by "
         "[its code](reasons.md). *to do* is for trouble that has no reason code.\n\n"
         "Levels follow one rule: `error` is the fault of the relay, of its surroundings or of the platform; `warn` a peer's, or "
-        "a fault that harms no peer yet; `info` is life.\n\n",
+        "a fault that harms no peer yet; `info` is everything else.\n\n",
     ]
     with_reasons = {event_of(reason) for reason in Reason}
     with_reasons |= {"jwks_fetch_failed", "presence_failed", "handshake", "folded"}

@@ -234,7 +234,7 @@ class Reason(Enum):
     )  # fmt: skip
     MISSING_RUNTIME_TARGET_CLAIM = _close(
         "missing runtime target claim", "neither claims nor query name a runtime target",
-        "let the peer name one; pairing clients and workers need none",
+        "let the peer name one; pairing clients and executors need none",
     )  # fmt: skip
 
     # -- the daemon's seat -------------------------------------------------------------------------------
@@ -315,7 +315,9 @@ class Reason(Enum):
         "start the daemon on that machine; its own refusals are in this log",
     )  # fmt: skip
     WORKER_TRANSPORT_PATH_DENIED = _drop(
-        "worker path denied", "a worker asked for a path outside its managed executor", "update the worker"
+        "worker path denied",
+        "an executor asked for a path outside its managed executor",
+        "update the executor",
     )
     WORKER_TRANSPORT_FORWARD_FAILED = Entry(
         "worker request failed", level="error",

@@ -1,7 +1,7 @@
 """Presence: announces the daemons of this relay, and resolves those of other relays.
 
 For each target one call is in flight at a time, so that a daemon that leaves and comes back is never announced in
-the wrong order. What could not be told is told again at the next refresh, or as soon as the backplane recovers.
+the wrong order. An announcement that failed is made again at the next refresh, or as soon as the backplane recovers.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Presence:
             return
         try:
             targets = await self._carrier.moved()
-        except CarrierFailed:  # told as an outage, or tried again soon
+        except CarrierFailed:  # logged as an outage, or tried again soon
             return
         for target in targets:
             seat = self._seats.get(target)
@@ -198,7 +198,7 @@ class Presence:
                 self._settled.pop().callback(None)
 
     def _failed(self, target: TargetKey, error: CarrierFailed) -> None:
-        if not error.outage:  # an outage has been told already
+        if not error.outage:  # an outage is logged by `Outage`
             self._log.event(
                 "presence_failed",
                 reason=error.reason,

@@ -1,6 +1,6 @@
 """Issues relay tokens: checks the credential and selects the claims.
 
-Daemons show a daemon issue token, clients and workers the development credential. Tokens live 300 s
+Daemons show a daemon issue token, clients and executors the development credential. Tokens live 300 s
 and never carry a workspace's policy or pairing secret: those travel in the answer to `validate` only.
 """
 

@@ -36,7 +36,7 @@ class DevPlatform:
     """A control plane in memory.
 
     `clock` measures intervals (normally the reactor), `now` gives Unix seconds. `internal_key` is what relays must send;
-    an empty one is a ValueError. `credential` is what clients and workers show for a token (made at
+    an empty one is a ValueError. `credential` is what clients and executors show for a token (made at
     random if None, and then daemons need none to get an issue token). `signing_key` saves the time of
     making one; `pairing_secret` (base64url of 32 bytes) is that of `dev-paired`.
 

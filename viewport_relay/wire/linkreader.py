@@ -2,8 +2,8 @@
 
     socket -> arena -> unmask in place -> decrypt -> judge -> the receiver's outbox
 
-Messages go this way once the link is up and the peer is routed. The handshake, and all that is not common, goes through the
-codec. Both ways decrypt with the same cipher state, which counts the nonces.
+Messages take this path once the link is up and the peer is routed. The handshake, and all that is not common, goes through the
+codec. Both paths decrypt with the same cipher state, which counts the nonces.
 """
 
 from __future__ import annotations

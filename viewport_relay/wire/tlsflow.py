@@ -40,7 +40,7 @@ class TLSFlow:
     """The data path of one TLS connection: the sink of its TCP transport, and the sender of its outbox.
 
     Decryption gives the whole records of one read to the sink above together, as far as its space goes. Before `read_into` and
-    after `end` ciphertext goes Twisted's way. Encryption sends the records at once, from `begin` to `end_sending`.
+    after `end` Twisted's transport takes the ciphertext. Encryption sends the records at once, from `begin` to `end_sending`.
     """
 
     __slots__ = (

@@ -2,7 +2,7 @@
 
 A `RecordLayer` calls OpenSSL as pyOpenSSL does, but without an exception, an allocation and a copy for each record. It only does what
 succeeds at once. What does not is repeated by the caller on the `SSL.Connection`, which then says what is wrong. A pyOpenSSL that has
-other private names gives no record layer: its connections stay with Twisted's way.
+other private names gives no record layer: its connections are left to Twisted's transport.
 """
 
 from __future__ import annotations

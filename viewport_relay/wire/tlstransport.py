@@ -1,6 +1,6 @@
 """TLS between a TCP transport and the protocol above it: Twisted's, with a shorter way for frames (`tlsflow`).
 
-Handshake, HTTP, alerts, the end of TLS, and whatever OpenSSL cannot do at once, go Twisted's way.
+Handshake, HTTP, alerts, the end of TLS, and whatever OpenSSL cannot do at once, are left to Twisted's transport.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
         self._flow = TLSFlow(factory.memory, self)
 
     def _begun(self) -> TLSFlow:
-        """The flow, which leaves Twisted's way once the handshake is over."""
+        """The flow, which takes over from Twisted's transport once the handshake is over."""
         flow = self._flow
         if not flow.begun and self._handshakeDone and not (self._lostTLSConnection or self.disconnecting):
             layer = record_layer(self._tlsConnection, self.factory.memory)

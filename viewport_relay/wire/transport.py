@@ -99,7 +99,7 @@ class DirectTransport(DirectAccess):
             self.reactor = self.reactor.promote(self)
 
     def give_away(self) -> None:
-        """Drop the connection without `shutdown`: another process has a copy of its socket. Twisted's own ways shut it down."""
+        """Drop the connection without `shutdown`: another process has a copy of its socket. Twisted's own methods shut it down."""
         self.stopReading()
         self.stopWriting()
         self.connected, self.disconnected = 0, 1
