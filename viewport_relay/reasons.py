@@ -315,9 +315,7 @@ class Reason(Enum):
         "start the daemon on that machine; its own refusals are in this log",
     )  # fmt: skip
     WORKER_TRANSPORT_PATH_DENIED = _drop(
-        "worker path denied",
-        "an executor asked for a path outside its managed executor",
-        "update the executor",
+        "worker path denied", "an executor asked for a path that is not its own", "update the executor"
     )
     WORKER_TRANSPORT_FORWARD_FAILED = Entry(
         "worker request failed", level="error",

@@ -1,8 +1,9 @@
 """Time limits that are cheap to set and to cancel, and that expire only after the reactor has read from its sockets.
 
-Twisted runs the calls whose time has come before it reads from sockets again. After a long turn (hundreds of upgrades at once, a
-machine that stood still) a plain `callLater` would expire before answers are read that have arrived already. And each upgrade sets several
-limits of which none is reached: entries in the reactor's heap would cost more than what they guard.
+Twisted runs the calls whose time has come before it reads from sockets again. After a long turn (hundreds of upgrades
+at once, a machine that stood still) a plain `callLater` would expire before answers are read that have arrived
+already. And each upgrade sets several limits of which none is reached: entries in the reactor's heap would cost more
+than what they guard.
 """
 
 from __future__ import annotations

@@ -57,8 +57,9 @@ class AdminAuth:
     ) -> None:
         """`tokens` are those of RELAY_ADMIN_TOKEN, `metrics_tokens` those of RELAY_METRICS_TOKEN.
 
-        `now` gives seconds since the epoch, `clock` those of a clock that is never set (None: `now` is one). `wrong_token` counts a wrong token of an address, and returns the seconds for
-        which it is over its limit, or 0.
+        `now` gives seconds since the epoch, `clock` those of a clock that is never set (None: `now` is one).
+        `wrong_token` counts a wrong token of an address, and returns the seconds for which it is over its limit, or
+        0.
         """
         self._now = now
         self._clock = clock or now

@@ -52,10 +52,7 @@ def grant_for(query: UpgradeQuery, claims: Claims, connection_id: str) -> Grant 
         target = claims.runtime_target_id
         if target is not None and not is_identifier(target):
             # It becomes part of Redis keys and signed texts, which rely on the alphabet of the query.
-            return Refusal(
-                Reason.RUNTIME_TARGET_CLAIM_MISMATCH,
-                "the claim has another form than a query's: 1 to 128 of A-Z a-z 0-9 . _ : -",
-            )
+            return Refusal(Reason.RUNTIME_TARGET_CLAIM_MISMATCH, "the claim is not 1 to 128 of A-Za-z0-9._:-")
     elif claims.runtime_target_id != target:
         named = "no target" if claims.runtime_target_id is None else "another target than the query"
         return Refusal(Reason.RUNTIME_TARGET_CLAIM_MISMATCH, f"the claims name {named}")

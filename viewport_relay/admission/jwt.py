@@ -150,9 +150,9 @@ def check_payload(
 ) -> float:
     """Check times, issuer, audience and binding; gives exp (seconds since the epoch, as `now` is).
 
-    `clock_offset`, called for the words of a refusal only, says by how many seconds this clock is ahead of the platform's. Raises Refusal
-    JWT_EXPIRED, JWT_NOT_YET_VALID, JWT_ISSUER_MISMATCH, JWT_AUDIENCE_MISMATCH, or JWT_CLAIM_MISMATCH, which also stands for
-    a time that is missing or no number.
+    `clock_offset`, called for the words of a refusal only, says by how many seconds this clock is ahead of the
+    platform's. Raises Refusal JWT_EXPIRED, JWT_NOT_YET_VALID, JWT_ISSUER_MISMATCH, JWT_AUDIENCE_MISMATCH, or
+    JWT_CLAIM_MISMATCH, which also stands for a time that is missing or no number.
     """
     expires = _time(payload, "exp")
     if expires is None:

@@ -4,8 +4,8 @@ When a relay is lost its peers come to another one within a second, and hundreds
 one turn, their signatures would keep the relay from everything else for a second or more: from frames, from the answers of
 the platform and of Redis, whose time limits run meanwhile.
 
-The pace also makes batches: with many upgrades at a time, up to `PER_TURN` tokens are verified and asked about one after the other, while
-that code is in the processor's caches.
+The pace also makes batches: with many upgrades at a time, up to `PER_TURN` tokens are verified and asked about one
+after the other, while that code is in the processor's caches.
 """
 
 from __future__ import annotations

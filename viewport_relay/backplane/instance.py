@@ -38,7 +38,8 @@ MOST_RECORDS: Final = 1024
 #: Other relays that operators are told of, and characters of each text that another relay wrote.
 MOST_DESCRIBED: Final = 64
 MOST_TEXT: Final = 256
-#: Seconds after which a record that the dashboard shows is looked up again, and after the last frame to a relay without one, until it is forgotten.
+#: Seconds after which a record that the dashboard shows is looked up again, and after the last frame to a relay
+#: without one, until it is forgotten.
 REFRESH: Final = 15.0
 FORGOTTEN: Final = 900.0
 

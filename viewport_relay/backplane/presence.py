@@ -72,8 +72,8 @@ class _Found:
 class Presence:
     """Announcements of the daemons here, and a cache of where other daemons are.
 
-    An announcement names `relay_id` and `ws_base_url` and is renewed every `interval` seconds; with 0 there is none. `acceptable` says whether
-    clients may be sent to a URL. `now` gives seconds since the epoch.
+    An announcement names `relay_id` and `ws_base_url` and is renewed every `interval` seconds; with 0 there is none.
+    `acceptable` says whether clients may be sent to a URL. `now` gives seconds since the epoch.
     """
 
     def __init__(

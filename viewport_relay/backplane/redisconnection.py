@@ -29,8 +29,8 @@ from viewport_relay.backplane.redisserver import RedisServer, SentinelPrimary
 RETRY_FIRST: Final = 0.1
 RETRY_MOST: Final = 0.5
 RETRY_MOST_REFUSED: Final = 3.0
-#: Seconds for AUTH, SELECT and the trials of a new connection together. An attempt that a partition has swallowed ends after that: with
-#: the pause behind it, a relay is back within 2 s of the healing.
+#: Seconds for AUTH, SELECT and the trials of a new connection together. An attempt that a partition has swallowed
+#: ends after that: with the pause behind it, a relay is back within 2 s of the healing.
 TRIAL_LIMIT: Final = 1.0
 #: Seconds that a connection must last for the back-off to start anew.
 LASTING: Final = 10.0

@@ -1,9 +1,9 @@
 """Bus frames that another relay has not read: taken back out of its queue, so that their loss is counted and reported.
 
-A relay that was killed leaves presence entries that live on for up to 45 s, and frames for it would be lost without a log entry or an answer.
-Each push tells the length of the queue then: of what this relay pushed, only that many elements can still be in it. What is in it
-for too long is taken back, each element in one step, so that no frame is both reported as lost and delivered. The queue is looked through in
-parts, for Redis answers nothing else meanwhile.
+A relay that was killed leaves presence entries that live on for up to 45 s, and frames for it would be lost without a
+log entry or an answer. Each push tells the length of the queue then: of what this relay pushed, only that many
+elements can still be in it. What is in it for too long is taken back, each element in one step, so that no frame is
+both reported as lost and delivered. The queue is looked through in parts, for Redis answers nothing else meanwhile.
 """
 
 from __future__ import annotations

@@ -69,9 +69,7 @@ def state_folder(config: Config) -> Iterator[Finding]:
         yield ok("RELAY_STATE_DIR", f"{folder} can be written")
     else:
         why = "cannot be written" if folder.is_dir() else "is no folder"
-        yield fail(
-            "RELAY_STATE_DIR", f"{folder} {why}", "create the folder, owned by the relay's user, mode 0700"
-        )
+        yield fail("RELAY_STATE_DIR", f"{folder} {why}", "make a folder of the relay's user, mode 0700")
 
 
 # -- Redis -------------------------------------------------------------------------------------------------

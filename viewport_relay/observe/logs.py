@@ -42,10 +42,11 @@ STEP = 1.0
 class EventLog:
     """The `EventSink` of the running relay.
 
-    `stream` gets the lines of `level` and above; the ring keeps `max_entries` of every level. `now` returns seconds since
-    the epoch, `clock` seconds of a clock that is never set (None: `now` is one). `secrets` are exact values that are redacted everywhere. `relay_id` becomes a member of every line. Call `sweep`
-    about once a second, which ends windows of folding when nothing else is logged, and `close` at the end. `form` makes the
-    line that is written of an entry's line of JSON.
+    `stream` gets the lines of `level` and above; the ring keeps `max_entries` of every level. `now` returns seconds
+    since the epoch, `clock` seconds of a clock that is never set (None: `now` is one). `secrets` are exact values
+    that are redacted everywhere. `relay_id` becomes a member of every line. Call `sweep` about once a second, which
+    ends windows of folding when nothing else is logged, and `close` at the end. `form` makes the line that is written
+    of an entry's line of JSON.
     """
 
     def __init__(

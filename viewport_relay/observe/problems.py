@@ -3,8 +3,9 @@
     event log -> Problems.note -> rows -> status line, verdict of `/logs`, dashboard
 
 A row belongs to a reason, or to an event of level warn or error that has no reason. A row is *open* while the last
-event is younger than QUIET seconds, unless an event says that it ended; after that the episode is over, and the next event
-begins a new one. Everything is bounded: rows by the tables of reasons and events, workspaces and addresses by MOST_DISTINCT for each row.
+event is younger than QUIET seconds, unless an event says that it ended; after that the episode is over, and the next
+event begins a new one. Everything is bounded: rows by the tables of reasons and events, workspaces and addresses by
+MOST_DISTINCT for each row.
 """
 
 from __future__ import annotations

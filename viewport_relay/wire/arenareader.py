@@ -33,7 +33,8 @@ _CLOSE_LENGTHS: Final = frozenset((0, *range(2, 126)))
 def common_header(data: bytearray, at: int, left: int, first: int = 0x81) -> tuple[int, int]:
     """Read a common frame's header of which `left` bytes are there: the header's length and the payload's.
 
-    `first` is the first byte of a common frame. Length 0: no common frame. A header longer than `left` is not whole, and its payload's length may not be known (0).
+    `first` is the first byte of a common frame. Length 0: no common frame. A header longer than `left` is not whole,
+    and its payload's length may not be known (0).
     """
     if data[at] != first or (left > 1 and data[at + 1] < 0x80):
         return 0, 0

@@ -23,7 +23,8 @@ HEADER: Final = 5
 #: Most plaintext that is sealed before its records are sent, bytes. A frame of 64 KiB with its header is one piece.
 PIECE: Final = 5 * RECORD
 
-#: What a piece becomes at most, and most ciphertext of one read. OpenSSL's two buffers of a connection grow to about this size and stay.
+#: What a piece becomes at most, and most ciphertext of one read. OpenSSL's two buffers of a connection grow to about
+#: this size and stay.
 SEALED: Final = PIECE + RECORD_OVERHEAD * (PIECE // RECORD + 2)
 
 
@@ -74,8 +75,9 @@ class SharedMemory:
         #: Records, until they are sent.
         self.sealed = memoryview(sealed)
         self.arena = arena.space
-        # The same for OpenSSL: making a pointer takes as long as copying a small record. A pointer that is kept is made of the bytearray,
-        # not of a view of it: CPython before 3.11.9 and 3.12.3 crashes when it collects a view with a buffer that refers to it (gh-77894).
+        # The same for OpenSSL: making a pointer takes as long as copying a small record. A pointer that is kept is
+        # made of the bytearray, not of a view of it: CPython before 3.11.9 and 3.12.3 crashes when it collects a view
+        # with a buffer that refers to it (gh-77894).
         self.ciphertext_at, self.sealed_at, self.arena_at = map(
             _pointer, (self.ciphertext, sealed, arena.data)
         )
