@@ -15,6 +15,7 @@ from twisted.python import usage
 from viewport_relay import __version__, collector, descriptors
 from viewport_relay.admin.words import as_text
 from viewport_relay.config import EX_CONFIG, VARIABLES, ConfigError, configured_secrets, load, reread
+from viewport_relay.config.values import integer
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.engine import MakeEngine, SingleRelay
@@ -46,6 +47,13 @@ def install_reactor() -> None:
     install()
 
 
+def _dev_port(text: str) -> int:
+    try:
+        return integer(0, 65535)(text)
+    except ValueError as takes:
+        raise ValueError(f"option --dev-port: got {text[:64]!r}, takes {takes}") from None
+
+
 class Options(usage.Options):
     """Options for what is set most often; every setting is an environment variable."""
 
@@ -54,7 +62,7 @@ class Options(usage.Options):
         ["dev", None, "start the embedded dev platform too (loopback only, never in RELAY_MODE=prod)"]
     ]
     optParameters: ClassVar = [
-        ["dev-port", None, 0, "port of the dev platform (0: any free one)", int],
+        ["dev-port", None, 0, "port of the dev platform (0: any free one)", _dev_port],
         *[[v.option, None, None, f"{v.help} [{v.name}]"] for v in VARIABLES if v.option],
     ]
 

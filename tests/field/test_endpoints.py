@@ -19,7 +19,9 @@ UNUSABLE: list[tuple[str, str, str, int]] = [
     ("an argument of another endpoint", "tcp:7781:domain=INET", "it takes no 'domain'", 78),
     ("an unknown type of endpoint", "http:7781", "Unknown endpoint type: 'http'", 78),
     ("a port with a digit too many", "tcp:77810", "port must be 0-65535", 1),
-    ("a Unix socket in a folder that does not exist", "unix:/nonexistent/relay.sock", "No such file or directory", 1),
+    ("a Unix socket in a folder that does not exist", "unix:/nonexistent/relay.sock", "cannot listen on unix:/nonexistent/relay.sock: No such file or directory", 1),
+    ("a Unix socket where a file is", "unix:/etc/passwd", "unix:/etc/passwd: there is such a file already", 1),
+    ("a path that is too long for a Unix socket", "unix:/tmp/" + "x" * 150, "x: AF_UNIX path too long", 1),
 ]  # fmt: skip
 
 

@@ -5,12 +5,15 @@ The first column of each row is the place where the input occurs.
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from viewport_relay.config import VARIABLES, ConfigError, load
+from viewport_relay.config.table import Variable
 from viewport_relay.observe.events import EVENTS
 from viewport_relay.reasons import Reason
 
@@ -57,6 +60,9 @@ TAKEN: list[tuple[str, str, str, str, Any]] = [
     ("milliseconds, said", "RELAY_ADMISSION_TIMEOUT_MS", "1500ms", "admission_timeout_ms", 1500),
     ("seconds, said, for a setting in seconds", "RELAY_DRAIN_SECONDS", "30s", "drain_seconds", 30),
     ("hours for a cache", "RELAY_HTTP_KEEP_ALIVE_SEC", "1h", "http_keep_alive", 3600),
+    ("slashes behind a base", "SERVER_URL", "https://p.example/viewport//", "server_url", "https://p.example/viewport"),
+    ("hosts of IPv6", "RELAY_REDIRECT_ALLOWED_HOSTS", "[fd00::1]:7781,[fd00::2],B.example:8443",
+     "redirect_allowed_hosts", ("[fd00::1]:7781", "fd00::2", "b.example:8443")),
     ("a size in MiB", "RELAY_FRAME_MAX_BYTES", "4MiB", "frame_max_bytes", 4 << 20),
     ("a size as nginx and Docker write it", "RELAY_FRAME_MAX_BYTES", "1M", "frame_max_bytes", 1 << 20),
     ("a size as Kubernetes writes it", "RELAY_FRAME_MAX_BYTES", "512Ki", "frame_max_bytes", 512 << 10),
@@ -99,7 +105,7 @@ REFUSED = [
         "an address without port",
         "RELAY_ADMIN_LISTEN",
         "127.0.0.1",
-        "the port is missing, as in 127.0.0.1:9093",
+        "the port is missing, as in 127.0.0.1:7782",
     ),
     ("an IPv6 address without brackets", "RELAY_ADMIN_LISTEN", "::1:9093", "brackets"),
     ("a URL for an address", "RELAY_ADMIN_LISTEN", "http://127.0.0.1:9093", "leave out the scheme"),
@@ -133,6 +139,25 @@ REFUSED = [
     ),
     ("a URL without scheme", "RELAY_JWKS_URL", "platform.example/jwks", "starts with http:// or https://"),
     ("a redirect host as URL", "RELAY_REDIRECT_ALLOWED_HOSTS", "wss://relay-b.example", "without scheme"),
+    ("a template that was not filled in", "RELAY_REDIRECT_ALLOWED_HOSTS", "${HOST}", "no host name"),
+    ("a comment behind hosts", "RELAY_REDIRECT_ALLOWED_HOSTS", "a.example # ours", "'#' is no host name"),
+    (
+        "origins of a template with empty values: not any origin",
+        "RELAY_ALLOWED_ORIGINS",
+        " , ",
+        "no entry in it",
+    ),
+    ("an empty JSON list", "RELAY_ALLOWED_ORIGINS", "[]", "no entry in it"),
+    (
+        "hosts of a template with empty values: not any host",
+        "RELAY_REDIRECT_ALLOWED_HOSTS",
+        ",",
+        "no entry in it",
+    ),
+    ("tokens of a template with empty values", "RELAY_ADMIN_TOKEN", ",", "no entry in it"),
+    ("Sentinels of a template with empty values", "RELAY_REDIS_SENTINELS", ",,", "no entry in it"),
+    ("an origin with a query, from the address bar", "SERVER_URL", "https://p.example/?tab=1", "leave out"),
+    ("a fragment, from the address bar", "RELAY_PUBLIC_WS_BASE_URL", "wss://r.example/#/home", "leave out"),
 ]
 
 
@@ -152,6 +177,55 @@ def test_refused_values(where: str, name: str, text: str, words: str) -> None:
     (problem,) = caught.value.errors
     assert problem.startswith(f"{name}: got ")
     assert words in problem
+
+
+@pytest.mark.parametrize("quotes", ['""', "''"])
+@pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
+def test_quotes_without_a_value_count_as_unset(variable: Variable, quotes: str) -> None:
+    """`docker run --env-file` keeps the quotes of NAME=""."""
+    unset = {name: text for name, text in BASE.items() if name != variable.name}
+    for name in (variable.name, *variable.older):
+        environ = {
+            "RELAY_JWKS_URL": "https://p.example/j",
+            "RELAY_VALIDATE_URL": "https://p.example/v",
+            **unset,
+        }
+        environ.pop(name, None)
+        if variable.name in ("RELAY_JWKS_URL", "RELAY_VALIDATE_URL"):
+            environ = dict(BASE)
+        plain, quoted = load(environ), load({**environ, name: quotes})
+        if variable.attribute != "relay_id":  # made at random
+            assert getattr(quoted, variable.attribute) == getattr(plain, variable.attribute)
+        assert quoted.sources[variable.attribute] == "default"
+
+
+def test_quotes_around_the_name_of_a_file_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text('RELAY_LISTEN_PORT="4711"\n')
+    (tmp_path / "token").write_text(STRONG)
+    os.chmod(tmp_path / "token", 0o600)
+    quoted = {
+        "RELAY_SETTINGS_FILE": f'"{tmp_path}/env"',
+        "RELAY_ADMIN_TOKEN_FILE": f"'{tmp_path}/token'",
+    }
+    config = load({**BASE, **quoted})
+    assert (config.listen_port, config.admin_tokens, config.warnings) == (4711, (STRONG,), ())
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({"SERVER_URL": "htps://user:hunter2hunter2@platform.example"})
+    assert "hunter2" not in str(caught.value) and "htps://…@platform.example" in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
+def test_a_huge_value_gets_a_short_sentence(variable: Variable) -> None:
+    for name in (variable.name, f"{variable.name}_FILE" if variable.secret else variable.name):
+        for text in ("x" * 100_000, "9" * 5000, "/" + "y" * 9000):
+            try:
+                found = load({**BASE, name: text}).warnings
+            except ConfigError as error:
+                found = (*error.errors, *error.warnings)
+            assert all(len(sentence) < 700 for sentence in found)
 
 
 # -- names -------------------------------------------------------------------------------------------------

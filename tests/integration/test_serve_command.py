@@ -40,6 +40,12 @@ def test_help_lists_options_and_settings() -> None:
     assert "--listen-port=" in done.stdout and "RELAY_JWKS_URL" in done.stdout
 
 
+def test_a_port_that_is_none_is_named() -> None:
+    ended = run("--dev", "--dev-port=99999")
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "option --dev-port: got '99999', takes a whole number from 0 to 65535" in ended.stderr
+
+
 def test_an_unknown_option_is_named() -> None:
     done = run("--lisen-port", "1")
     assert (done.returncode, done.stdout) == (2, "")

@@ -405,13 +405,23 @@ def test_several_relays(mode: str) -> None:
         ({"RELAY_TLS": "1"}, ["RELAY_TLS_CERT_PATH is not set", "RELAY_TLS_KEY_PATH is not set"]),
         (
             {"RELAY_TLS_CERT_PATH": "/nonexistent.pem"},
-            ["RELAY_TLS_KEY_PATH is not set", "takes a readable file"],
+            [
+                "RELAY_TLS_KEY_PATH is not set",
+                "RELAY_TLS_CERT_PATH: cannot read '/nonexistent.pem': No such file or directory",
+            ],
         ),
         (
             {"RELAY_SERVER_MTLS": "1"},
             ["set RELAY_SERVER_CLIENT_CERT_PATH", "set RELAY_SERVER_CLIENT_KEY_PATH"],
         ),
-        ({"RELAY_SERVER_CA_CERT_PATH": "/nonexistent.pem"}, ["takes a readable file"]),
+        (
+            {"RELAY_SERVER_CA_CERT_PATH": "/dev/null/x"},
+            ["RELAY_SERVER_CA_CERT_PATH: cannot read '/dev/null/x': Not a directory"],
+        ),
+        (
+            {"RELAY_SERVER_CLIENT_KEY_PATH": "/dev/null/x"},
+            ["set RELAY_SERVER_CLIENT_CERT_PATH", "Not a directory"],
+        ),
     ],
 )
 def test_files_that_tls_needs(more: dict[str, str], words: list[str]) -> None:

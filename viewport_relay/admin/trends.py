@@ -122,7 +122,7 @@ def certificate_end(path: str) -> float | None:
     """When the first certificate of a PEM file ends, seconds since the epoch; None when it cannot be read."""
     try:
         certificate = x509.load_pem_x509_certificate(read_file(path))
-    except (OSError, ValueError):
+    except ValueError:
         return None
     return certificate.not_valid_after_utc.timestamp()
 

@@ -227,7 +227,5 @@ def _certificates(variable: str, path: str) -> list[x509.Certificate]:
 def _read(variable: str, path: str) -> bytes:
     try:
         return read_file(path)
-    except OSError as error:
-        raise ConfigError([f"{variable}: cannot read {path!r}: {error.strerror}"]) from None
     except ValueError as wrong:
-        raise ConfigError([f"{variable}: {path!r} {wrong}"]) from None
+        raise ConfigError([f"{variable}: {wrong}"]) from None

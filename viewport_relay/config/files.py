@@ -23,6 +23,9 @@ SECRET_BYTES: Final = 65_536
 #: Longest file of certificates or of a key that is read, bytes.
 PEM_BYTES: Final = 1_048_576
 
+#: Most characters of a path that an error text shows; the operating system takes longer ones.
+_SHOWN: Final = 200
+
 #: Kinds of file that are not read, in words.
 _OTHER_KINDS: Final = {
     stat.S_IFDIR: "a folder",
@@ -43,19 +46,13 @@ Exposure = Literal["world", "group"]
 def merged(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment and the lines of its settings file; what the environment sets wins.
 
-    Raises Unsuitable, whose words follow the variable's name, when the file cannot be used.
+    Raises Unsuitable when the file cannot be used.
     """
-    path = environ.get(SETTINGS_FILE, "").strip()
+    path = unquoted(environ.get(SETTINGS_FILE, "").strip())
     if not path:
         return dict(environ)
-    try:
-        lines = _text(path, _SETTINGS_BYTES).splitlines()
-    except OSError as error:
-        raise Unsuitable(f"cannot read {path!r}: {error.strerror}") from None
-    except Unsuitable as wrong:
-        raise Unsuitable(f"{path!r} {wrong}") from None
     set_here = {name: value for name, value in environ.items() if value.strip()}
-    return {**_settings(lines, path), **set_here}
+    return {**_settings(_text(path, _SETTINGS_BYTES).splitlines(), path), **set_here}
 
 
 def _settings(lines: Iterable[str], path: str) -> dict[str, str]:
@@ -72,52 +69,61 @@ def _settings(lines: Iterable[str], path: str) -> dict[str, str]:
         if match is None:
             raise Unsuitable(f"line {number} of {path!r} is not NAME=VALUE")
         name, value = match.groups()
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        found[name] = value
+        found[name] = unquoted(value)
     return found
+
+
+def unquoted(text: str) -> str:
+    """The text without a pair of quotes around it, which some env files keep (`docker run --env-file`)."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
 
 
 def read_secret(path: str) -> str:
     """The text of a secret file, without byte order mark, surrounding white space and line end.
 
-    Raises OSError, or Unsuitable with the reason.
+    Raises Unsuitable.
     """
     text = _text(path, SECRET_BYTES).strip()
     if not text:
-        raise Unsuitable("is empty")
+        raise Unsuitable(f"{path!r} is empty")
     return text
 
 
 def _text(path: str, most: int) -> str:
-    """A UTF-8 file of at most `most` bytes. Raises OSError, or Unsuitable with the reason."""
+    """The text of a UTF-8 file of at most `most` bytes. Raises Unsuitable."""
     content = read_file(path, most)
     if content.startswith(_OTHER_ENCODINGS):
         raise Unsuitable(
-            "is not UTF-8 but UTF-16 (as PowerShell's > writes it): write it again as UTF-8 or ASCII"
+            f"{path!r} is not UTF-8 but UTF-16 (as PowerShell's > writes it): write it again as UTF-8 or ASCII"
         )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Unsuitable("is not UTF-8") from None
+        raise Unsuitable(f"{path!r} is not UTF-8") from None
 
 
 def read_file(path: str, most: int = PEM_BYTES) -> bytes:
-    """The content of a regular file of at most `most` bytes. Raises OSError, or Unsuitable with the reason.
+    """The content of a regular file of at most `most` bytes. Raises Unsuitable, whose words name the file.
 
     Other kinds of file are refused: a FIFO, a terminal or a device would hold up the start, and later each reload.
     """
     if "\0" in path:
-        raise Unsuitable("is no file name: it has a NUL character")
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        kind = _OTHER_KINDS.get(stat.S_IFMT(mode), "another kind of file")
-        raise Unsuitable(f"is {kind}, not a regular file: put the content into a file, and name that")
-    # O_NONBLOCK: reading some files of /proc waits for content, and the file may be replaced at this moment.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        content = file.read(most + 1) or b""
+        raise Unsuitable(f"{path[:_SHOWN]!r} is no file name: it has a NUL character")
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = _OTHER_KINDS.get(stat.S_IFMT(mode), "another kind of file")
+            raise Unsuitable(
+                f"{path!r} is {kind}, not a regular file: put the content into a file, and name that"
+            )
+        # O_NONBLOCK: reading some files of /proc waits for content, and the file may be replaced at this moment.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            content = file.read(most + 1) or b""
+    except OSError as error:
+        raise Unsuitable(f"cannot read {path[:_SHOWN]!r}: {error.strerror}") from None
     if len(content) > most:
-        raise Unsuitable(f"is longer than {most} bytes")
+        raise Unsuitable(f"{path!r} is longer than {most} bytes")
     return content
 
 

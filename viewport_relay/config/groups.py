@@ -21,6 +21,7 @@ from viewport_relay.config.values import (
     WORKERS,
     LogLevel,
     Mode,
+    base_url,
     choice,
     integer,
     milliseconds,
@@ -39,7 +40,7 @@ class BasicSettings:
         option="listen-host")
     listen_port: int = setting("RELAY_LISTEN_PORT", integer(0, 65535), 7781, "port to listen on (0: any free one)",
         older=("PORT",), option="listen-port")
-    server_url: str = setting("SERVER_URL", url("http", "https"), None, "origin of the platform; RELAY_JWKS_URL and "
+    server_url: str = setting("SERVER_URL", base_url("http", "https"), None, "origin of the platform; RELAY_JWKS_URL and "
         "RELAY_VALIDATE_URL follow from it", default_text="origin of RELAY_VALIDATE_URL")
     jwks_url: str = setting("RELAY_JWKS_URL", url("http", "https"), None, "public keys that sign relay tokens",
         default_text="SERVER_URL + /api/.well-known/jwks.json", option="jwks-url")
@@ -51,7 +52,7 @@ class BasicSettings:
         "/metrics; with commas, several (to change it: the new and the old one)", secret=True, default_text="none", reload=True)
     mode: Mode = setting("RELAY_MODE", MODE, None, "prod refuses placeholder or short secrets, query tokens and the dev "
         "platform", default_text="dev on a loopback listen host, else prod", option="mode")
-    public_ws_base_url: str = setting("RELAY_PUBLIC_WS_BASE_URL", url("ws", "wss"), None, "where peers reach this relay; other "
+    public_ws_base_url: str = setting("RELAY_PUBLIC_WS_BASE_URL", base_url("ws", "wss"), None, "where peers reach this relay; other "
         "relays redirect there", default_text="from listen host and port")
     trusted_proxies: network.ProxyList = setting("RELAY_TRUSTED_PROXIES", network.PROXIES, network.ProxyList(),
         "addresses of proxies whose X-Forwarded-For is believed, unix: for those on a Unix socket; an entry that does not "

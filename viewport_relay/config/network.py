@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
-from viewport_relay.config.values import Kind, Unsuitable
+from viewport_relay.config.values import Kind, Unsuitable, some
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -64,7 +64,7 @@ def host_port(
 
     An IPv6 address that has a port needs brackets. Raises Unsuitable.
     """
-    example = f"{default_host or 'host.example'}:{default_port or 9093}"
+    example = f"{default_host or 'host.example'}:{default_port or 7782}"
     if "//" in text:
         raise Unsuitable(f"leave out the scheme: {example}")
     if re.fullmatch(r":?[0-9]+", text) and default_host is not None:
@@ -99,7 +99,7 @@ def _host(host: str, example: str) -> str:
 
 
 def _addresses(text: str) -> tuple[Address, ...]:
-    return tuple(host_port(word, None, 26379) for word in words(text))
+    return some(host_port(word, None, 26379) for word in words(text))
 
 
 ADMIN_LISTEN = Kind(
@@ -144,8 +144,9 @@ def _list_of(read: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
     """A list with commas, semicolons or white space between, quotes around words dropped, each word once."""
 
     def parse(text: str) -> tuple[str, ...]:
-        found = (word.strip(_QUOTES) for word in re.split(r"[,;\s]+", text.strip().strip("[]")))
-        return tuple(dict.fromkeys(read(word) for word in found if word))
+        inside = re.fullmatch(r"\s*\[([^\[\]]*)\]\s*", text)
+        found = (word.strip(_QUOTES) for word in re.split(r"[,;\s]+", inside[1] if inside else text))
+        return some(dict.fromkeys(read(word) for word in found if word))
 
     return parse
 
@@ -153,7 +154,8 @@ def _list_of(read: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
 def _allowed_host(text: str) -> str:
     if "/" in text or "*" in text:
         raise Unsuitable(f"{text[:64]!r} is no host: write it as in relay.example, without scheme, path or *")
-    return text.lower()
+    host_port(text, None, 443)  # only a check
+    return (text[1:-1] if text.endswith("]") else text).lower()
 
 
 HOSTS = Kind("a comma list of host names", _list_of(_allowed_host))
@@ -168,21 +170,22 @@ def origin(text: str) -> str:
         raise Unsuitable("any origin may connect when RELAY_ALLOWED_ORIGINS is not set: remove it")
     if text.lower() == "null":
         return "null"  # sandboxed frames and file:// pages
+    got = repr(text[:64])
     try:
         parts = urlsplit(text)
         port, host = parts.port, (parts.hostname or "").encode("idna").decode("ascii")
     except (ValueError, UnicodeError):
-        raise Unsuitable(f"{text!r} is no origin: write it as in https://app.example") from None
+        raise Unsuitable(f"{got} is no origin: write it as in https://app.example") from None
     if not parts.scheme or "://" not in text:
-        raise Unsuitable(f"{text!r} has no scheme: write https://{text.strip('/')}")
+        raise Unsuitable(f"{got} has no scheme: write https://{text.strip('/')[:64]}")
     if parts.scheme == "file":
         raise Unsuitable("pages of file:// send the origin null: write null")
     if "*" in host:
-        raise Unsuitable(f"{text!r}: there are no wildcards, list each origin")
+        raise Unsuitable(f"{got}: there are no wildcards, list each origin")
     if not host:
-        raise Unsuitable(f"{text!r} has no host: write it as in https://app.example")
+        raise Unsuitable(f"{got} has no host: write it as in https://app.example")
     if parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in parts.netloc:
-        raise Unsuitable(f"{text!r}: an origin has no path, query or user: write {parts.scheme}://{host}")
+        raise Unsuitable(f"{got}: an origin has no path, query or user: write {parts.scheme}://{host[:64]}")
     shown = f"[{host}]" if ":" in host else host
     given = port is not None and port != _DEFAULT_PORTS.get(parts.scheme)
     return f"{parts.scheme}://{shown}:{port}" if given else f"{parts.scheme}://{shown}"

@@ -7,7 +7,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from viewport_relay.config.files import KEY_FIX, SETTINGS_FILE, exposure, merged, octal_mode, read_secret
+from viewport_relay.config.files import (
+    KEY_FIX,
+    SETTINGS_FILE,
+    exposure,
+    merged,
+    octal_mode,
+    read_secret,
+    unquoted,
+)
 from viewport_relay.config.settings import VARIABLES
 from viewport_relay.config.table import Variable
 from viewport_relay.config.values import Unsuitable
@@ -22,6 +30,9 @@ _SERVICE_LINK: Final = re.compile(
 #: What no setting can hold: NUL, which file names and the operating system do not take, and bytes of the environment that
 #: are not UTF-8 (PEP 383).
 _NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+
+#: User and password of a URL.
+_USER_INFO: Final = re.compile(r"//[^/?#]*@")
 
 _SERVICE_VALUE: Final = re.compile(r"(tcp|udp|sctp)://[^/]+:[0-9]+")
 
@@ -58,7 +69,7 @@ class Reading:
         if text is None:
             return
         text = self._unquoted(variable, source, text)
-        got = "a value that is kept secret" if variable.secret else repr(text[:200])
+        got = "a value that is kept secret" if variable.secret else repr(_USER_INFO.sub("//…@", text[:200]))
         try:
             if _NO_TEXT.search(text):
                 raise ValueError("UTF-8 text without NUL")
@@ -74,22 +85,26 @@ class Reading:
             self.error(f"{source}: got {got}, takes {takes}{hint}")
 
     def _unquoted(self, variable: Variable, source: str, text: str) -> str:
-        """The text without the quotes that some env files keep (`docker run --env-file`)."""
-        if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
-            return text
-        if not variable.secret:
-            return text[1:-1].strip()
+        """The text without quotes around it. A secret keeps them, with a warning."""
+        plain = unquoted(text)
+        if plain == text or not variable.secret:
+            return plain.strip()
         self.warn(
             f"{source} begins and ends with a quotation mark, which is taken as a part of the secret: remove both if "
             "they are none"
         )
         return text
 
+    def _text(self, name: str) -> str:
+        """The text of a variable; empty when it is not set, or when there is nothing between its quotes."""
+        text = self.environ.get(name, "").strip()
+        return text if unquoted(text) else ""
+
     def _raw(self, variable: Variable) -> tuple[str, str | None]:
         if variable.attribute in self.overrides:
             return f"option --{variable.option}", self.overrides[variable.attribute]
-        text = self.environ.get(variable.name, "").strip()
-        path = self.environ.get(variable.name + "_FILE", "").strip() if variable.secret else ""
+        text = self._text(variable.name)
+        path = unquoted(self._text(variable.name + "_FILE")) if variable.secret else ""
         if text and path:
             self.error(f"{variable.name} and {variable.name}_FILE are both set: keep one")
         if text:
@@ -97,7 +112,7 @@ class Reading:
         if path:
             return variable.name + "_FILE", self._secret_file(variable, path)
         for older in variable.older:
-            text = self.environ.get(older, "").strip()
+            text = self._text(older)
             if text:
                 if older not in _GIVEN_BY_HOSTS:
                     self.warn(f"{older} is the older name of {variable.name}: it is still read")
@@ -108,11 +123,8 @@ class Reading:
         name = f"{variable.name}_FILE"
         try:
             text = read_secret(path)
-        except OSError as error:
-            self.error(f"{name}: cannot read {path!r}: {error.strerror}")
-            return None
         except Unsuitable as wrong:
-            self.error(f"{name}: {path!r} {wrong}")
+            self.error(f"{name}: {wrong}")
             return None
         self.exposed(name, path, private_key=variable.attribute in _PRIVATE_KEYS)
         return text

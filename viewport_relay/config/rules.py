@@ -144,8 +144,8 @@ def _tls(reading: Reading) -> None:
                 reading.error(f"{name} is not set: TLS needs both certificate and key (neither: no TLS)")
     if v["tls"] == "1" and v["tls_termination"] == "platform":
         reading.error("RELAY_TLS=1 and RELAY_TLS_TERMINATION=platform contradict each other")
-    if v["server_mtls"] is None:
-        v["server_mtls"] = v["server_client_cert_path"] is not None
+    if v["server_mtls"] is None:  # a key alone: the certificate was forgotten
+        v["server_mtls"] = bool(v["server_client_cert_path"] or v["server_client_key_path"])
     if v["server_mtls"]:
         for attribute in ("server_client_cert_path", "server_client_key_path"):
             if not v[attribute]:
@@ -165,10 +165,8 @@ def _file(reading: Reading, name: str, path: str, *, private_key: bool = False) 
     """Check that the file which the setting `name` names can be read, and a private key by its owner only."""
     try:
         read_file(path)
-    except OSError:
-        reading.error(f"{name}: got {path!r}, takes a readable file")
     except Unsuitable as wrong:
-        reading.error(f"{name}: {path!r} {wrong}")
+        reading.error(f"{name}: {wrong}")
     else:
         if private_key:
             reading.exposed(name, path, private_key=True)

@@ -7,7 +7,7 @@ what is wrong with this text and give the right form. No I/O.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -80,8 +80,16 @@ def _header_value(text: str) -> str:
     return text
 
 
+def some(entries: Iterable[T_co]) -> tuple[T_co, ...]:
+    """The entries of a list that was given. Raises Unsuitable when there are none: it would mean "not set"."""
+    found = tuple(entries)
+    if not found:
+        raise Unsuitable("there is no entry in it: write one, or leave it empty")
+    return found
+
+
 def _token_list(text: str) -> tuple[str, ...]:
-    return tuple(word for word in (part.strip() for part in _header_value(text).split(",")) if word)
+    return some(word for word in (part.strip() for part in _header_value(text).split(",")) if word)
 
 
 def _matching(pattern: str) -> Callable[[str], str]:
@@ -202,3 +210,16 @@ def url(*schemes: str) -> Kind[str]:
         return text.rstrip("/") if parts.path in {"", "/"} and not parts.query else text
 
     return Kind("a URL that starts with " + " or ".join(f"{s}://" for s in schemes), read)
+
+
+def base_url(*schemes: str) -> Kind[str]:
+    """A URL that paths are added to, without query and fragment; trailing slashes are dropped."""
+    plain = url(*schemes)
+
+    def read(text: str) -> str:
+        found = plain.read(text)
+        if "?" in found or "#" in found:
+            raise Unsuitable("a path is added to it: leave out what begins with ? or #")
+        return found.rstrip("/")
+
+    return Kind(plain.takes, read)

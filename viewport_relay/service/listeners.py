@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import select
 import sys
@@ -47,11 +48,19 @@ GRACE: Final = 0.5
 
 def cannot_listen(error: BaseException) -> str:
     """The error text for an endpoint that cannot listen, with its address."""
+    if isinstance(error, OSError):  # of the lock beside a Unix socket
+        lock = os.fsdecode(error.filename2 or error.filename or "")
+        return f"cannot listen on unix:{lock.removesuffix('.lock')}: {error.strerror}"
     if not isinstance(error, CannotListenError):
         return f"cannot listen: {error}"
-    where = error.port if isinstance(error.port, str) else bracketed(error.interface or "0.0.0.0", error.port)
     why = getattr(error.socketError, "strerror", None) or error.socketError
-    return f"cannot listen on {where}: {why}"
+    if isinstance(error.port, int):
+        return f"cannot listen on {bracketed(error.interface or '0.0.0.0', error.port)}: {why}"
+    if not isinstance(error.socketError, OSError):  # Twisted's lock is taken
+        why = "another process listens there"
+    elif error.socketError.errno == errno.EADDRINUSE:
+        why = "there is such a file already; remove it if no process listens there"
+    return f"cannot listen on unix:{os.fsdecode(error.port)}: {why}"
 
 
 def _words(error: Exception) -> str:

@@ -50,15 +50,33 @@ def _version(path: str) -> _Version:
 _PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey
 
 
-def _private_key(path: str) -> _PrivateKey:
-    """Raises OSError, ValueError, UnsupportedAlgorithm, and TypeError for a key of another kind or with a passphrase.
+def _private_key(pem: bytes) -> _PrivateKey:
+    """Raises ValueError, UnsupportedAlgorithm, and TypeError for a key of another kind or with a passphrase.
 
     OpenSSL's own reader would ask for the passphrase at the terminal.
     """
-    key = load_pem_private_key(read_file(path), password=None)
+    key = load_pem_private_key(pem, password=None)
     if not isinstance(key, _PrivateKey):
         raise TypeError(f"not a key for TLS: {type(key).__name__}")
     return key
+
+
+def _content(variable: str, path: str) -> bytes:
+    """A file that `variable` names. Raises ConfigError that says why it cannot be read."""
+    try:
+        return read_file(path)
+    except ValueError as wrong:
+        raise ConfigError([f"{variable}: {wrong}"]) from None
+
+
+def _unsuitable(error: SSL.Error, cert: str) -> str | None:
+    """What OpenSSL dislikes about a certificate that it could read, such as a short key; None for other errors."""
+    reasons = [reason for _, _, reason in error.args[0]]
+    weak = next((reason for reason in reasons if reason.startswith(("ee ", "ca "))), None)
+    return (
+        weak
+        and f"{cert} is too weak for OpenSSL ({weak}): get one with an RSA key of 2048 bits, or an ECDSA key"
+    )
 
 
 @implementer(IOpenSSLContextFactory)
@@ -102,16 +120,23 @@ class ServerContext:
         context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
         # One call encrypts all that it is given; memory takes it all, so no write is ever partial.
         context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
-        wrong = f"RELAY_TLS_CERT_PATH: {self._cert_path!r} holds no certificate chain in PEM"
+        cert, key_file = (
+            f"RELAY_TLS_CERT_PATH: {self._cert_path!r}",
+            f"RELAY_TLS_KEY_PATH: {self._key_path!r}",
+        )
+        _content("RELAY_TLS_CERT_PATH", self._cert_path)  # OpenSSL would wait for the writer of a FIFO
+        pem = _content("RELAY_TLS_KEY_PATH", self._key_path)
+        wrong = f"{cert} holds no certificate chain in PEM"
         try:
-            read_file(self._cert_path)  # OpenSSL would wait for the writer of a FIFO
             context.use_certificate_chain_file(self._cert_path)
-            wrong = f"RELAY_TLS_KEY_PATH: {self._key_path!r} holds no RSA or ECDSA key in PEM without a passphrase"
-            key = _private_key(self._key_path)
-            wrong = f"RELAY_TLS_KEY_PATH: {self._key_path!r} is not the key of the certificate in {self._cert_path!r}"
+            wrong = f"{key_file} holds no RSA or ECDSA key in PEM without a passphrase"
+            key = _private_key(pem)
+            wrong = f"{key_file} is not the key of the certificate in {self._cert_path!r}"
             context.use_privatekey(key)
             context.check_privatekey()
-        except (SSL.Error, OSError, ValueError, TypeError, UnsupportedAlgorithm):
+        except SSL.Error as error:
+            raise ConfigError([_unsuitable(error, cert) or wrong]) from None
+        except (ValueError, TypeError, UnsupportedAlgorithm):
             raise ConfigError([wrong]) from None
         return context
 

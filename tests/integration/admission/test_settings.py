@@ -59,7 +59,7 @@ def test_prod_refuses_all_weak_secrets_in_one_message(tmp_path: Path) -> None:
         "(K, M, G mean the same: 1M is 1048576)",
         "viewport-relay: RELAY_INTERNAL_KEY is a placeholder: use at least 16 random characters",
         f"viewport-relay: RELAY_NOISE_PRIVATE_KEY_FILE: {empty!r} is empty",
-        "viewport-relay: RELAY_SERVER_CA_CERT_PATH: got '/does/not/exist', takes a readable file",
+        "viewport-relay: RELAY_SERVER_CA_CERT_PATH: cannot read '/does/not/exist': No such file or directory",
         "viewport-relay: RELAY_TLS: got 'maybe', takes one of auto 0 1",
     ]
     assert "changeme" not in ended.stderr and "0123456789" not in ended.stderr

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.drill.certificates import Identity
@@ -75,5 +79,20 @@ def test_what_is_no_pair_is_refused(tmp_path: Path, certificate: bytes, key: byt
 
 def test_a_missing_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "crt").write_bytes(EC.cert_pem)
-    with pytest.raises(ConfigError, match="RELAY_TLS_KEY_PATH"):
+    with pytest.raises(
+        ConfigError, match=r"RELAY_TLS_KEY_PATH: cannot read '.*key': No such file or directory"
+    ):
         ServerContext(str(tmp_path / "crt"), str(tmp_path / "key"))
+
+
+def test_a_weak_certificate_is_called_so(tmp_path: Path) -> None:
+    """A certificate of an old company CA is in order as PEM: OpenSSL refuses its key."""
+    key = generate_private_key(65537, 1024)
+    now = datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "relay")])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    pem = made.sign(key, SHA256()).public_bytes(Encoding.PEM)
+    with pytest.raises(
+        ConfigError, match=r"RELAY_TLS_CERT_PATH: '.*crt' is too weak for OpenSSL \(ee key too small\)"
+    ):
+        context(tmp_path, pem, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
