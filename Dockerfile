@@ -33,7 +33,7 @@ LABEL org.opencontainers.image.title="viewport-relay" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# curl: for operators (docker exec viewport-relay sh -c 'curl -I "$RELAY_JWKS_URL"').
+# curl: for operators (docker exec viewport-relay curl -I URL).
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/* \

@@ -139,8 +139,8 @@ class Reason(Enum):
     JWKS_UNREACHABLE = _platform(
         "JWT validation failed: JWKS unreachable", 503,
         "the keys at RELAY_JWKS_URL could not be fetched, or held no usable key, and none were fetched before",
-        "run `viewport-relay doctor` where the relay runs, or `curl -I \"$RELAY_JWKS_URL\"` there (in a container: "
-        "`docker exec NAME sh -c 'curl -I \"$RELAY_JWKS_URL\"'`)",
+        "run `viewport-relay doctor` where the relay runs, or `curl -I URL` there with the url of the log entry (in a container: "
+        "`docker exec NAME curl -I URL`); RELAY_JWKS_URL sets it, or SERVER_URL",
     )  # fmt: skip
     JWT_SIGNATURE_MISMATCH = _token(
         "JWT validation failed: signature mismatch",

@@ -133,7 +133,7 @@ async def test_responses_of_the_key_endpoint(platform: DevPlatform, rule: Rule, 
     found = (await findings_of(reactor, environ_of(platform)))["JWKS"]
     assert found.outcome == "fail"
     assert words in found.found
-    assert 'curl -i "$RELAY_JWKS_URL"' in found.fix
+    assert f"curl -i {platform.url}{JWKS_PATH}" in found.fix and "RELAY_JWKS_URL" in found.fix
     assert "hunter2" not in str(found)
     assert "aHVudGVyMg" not in str(found)
 

@@ -96,7 +96,8 @@ ELSEWHERE: dict[Place, str] = {
 
 #: Parsed only, with the reason.
 PARSED: dict[Place, str] = {
-    (_how("docker"), "# Run the image", 0): "needs a container engine",
+    (_how("docker"), "# Run the image", 0): "needs a container engine; the secrets are tested below",
+    (_how("docker"), "# Run the image", 1): "needs a container engine",
     (_how("docker"), "## Look into it", 0): "needs a container engine",
     (_how("kubernetes"), "## Fill it in", 0): "needs a cluster",
     (_how("kubernetes"), "## Apply it", 0): "needs a cluster; tests/integration/test_kubernetes.py builds the kustomization",
@@ -317,3 +318,30 @@ def test_the_checks_of_the_tls_page(platform: FaultyPlatform, tmp_path: Path) ->
         answer = bash(health, tmp_path, CURL_CA_BUNDLE=str(tmp_path / "ca.pem"))
         assert json.loads(answer.stdout)["ok"] is True
         assert relay.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_images_user_can_read_the_secrets_of_the_docker_page(tmp_path: Path) -> None:
+    """Mounted as `docker run` does it, in a file system of its own."""
+    text = text_of((_how("docker"), "# Run the image", 0))
+    before, _, run = text.partition("docker run ")
+    made = bash(
+        before.replace("docker build", ": docker build"), tmp_path, PLATFORM_KEY_FOR_RELAYS=INTERNAL_KEY
+    )
+    assert made.returncode == 0, made.stderr
+    script = ["mount -t tmpfs -o mode=0755 none /mnt"]
+    for source, target in re.findall(r'-v "\$PWD/([^":]+):([^":]+):ro"', run):
+        make = "mkdir -p" if (tmp_path / source).is_dir() else "touch"
+        script += [
+            f"mkdir -p $(dirname /mnt{target})",
+            f"{make} /mnt{target}",
+            f"mount --bind {source} /mnt{target}",
+        ]
+    names = re.findall(r"_FILE=(\S+)", run)
+    script += [f"setpriv --reuid 10001 --regid 10001 --clear-groups cat /mnt{name}" for name in names]
+    read = subprocess.run(
+        ["unshare", "--mount", "bash", "-ec", "\n".join(script)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert read.returncode == 0, read.stderr
+    assert len(names) == 2 and INTERNAL_KEY in read.stdout

@@ -135,7 +135,8 @@ async def jwks(client: HttpClient, config: Config, now: Callable[[], float] = ti
         keys, answer = await fetch_keys(client, config)
         findings.append(ok("JWKS", _keys_in_words(keys, answer)))
     except NoKeys as error:
-        fix = 'run `curl -i "$RELAY_JWKS_URL"` here; check the URL with the platform'
+        shown = config.jwks_url.partition("?")[0]  # a query may hold a secret
+        fix = f"run `curl -i {shown}` here; check RELAY_JWKS_URL, or SERVER_URL, with the platform"
         findings.append(fail("JWKS", str(error), fix))
         if error.answer is None:
             return findings
