@@ -184,9 +184,17 @@ def test_an_unreachable_relay(free_port: int) -> None:
     [
         (["--relay", "ws://127.0.0.1:1"], "go together"),
         (["--relay", "ws://127.0.0.1:1", "--platform", "http://127.0.0.1:1"], "DEV_CREDENTIAL"),
+        (
+            ["--relay", "banana", "--platform", "http://127.0.0.1:1"],
+            "'--relay': got 'banana': a URL that starts with ws:// or wss://",
+        ),
+        (
+            ["--relay", "ws://h", "--platform", "ws://h"],
+            "'--platform': got 'ws://h': a URL that starts with http:// or https://",
+        ),
     ],
 )
-def test_missing_arguments_are_named(arguments: list[str], words: str) -> None:
+def test_wrong_arguments_are_named(arguments: list[str], words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "viewport_relay.cli.main", "demo", *arguments],
         env={**environ(), "HOME": os.environ.get("HOME", "/")},

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import statistics
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -16,6 +17,7 @@ from viewport_relay.admission.tls import ClientTls
 from viewport_relay.cli.output import say as print_line
 from viewport_relay.cli.ownrelay import OwnRelay, Place, RelayDidNotStart
 from viewport_relay.cli.scenes import SCENES, DemoFailed, Where, exchange, refused_link, summary
+from viewport_relay.config.values import base_url
 from viewport_relay.peer.errors import PeerError
 from viewport_relay.peer.platform_api import JsonHttp, PlatformError, fetch_link_key
 from viewport_relay.reasons import Reason
@@ -136,13 +138,34 @@ async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoR
     raise SystemExit(0)
 
 
+def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """The check of an option that takes a URL with one of these schemes."""
+    kind = base_url(*schemes)
+
+    def check(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+        try:
+            return None if text is None else kind(text)
+        except ValueError as takes:
+            raise click.BadParameter(f"got {text!r}: {takes}") from None
+
+    return check
+
+
 @click.command(short_help="Let a daemon and a client talk through a relay, and check every byte.")
 @click.option("--once", is_flag=True, help="End after the exchange; exit status 0 if all arrived.")
 @click.option(
-    "--relay", "relay_url", metavar="URL", help="A running relay (ws://host:port) instead of an own one."
+    "--relay",
+    "relay_url",
+    metavar="URL",
+    callback=_url("ws", "wss"),
+    help="A running relay (ws://host:port) instead of an own one.",
 )
 @click.option(
-    "--platform", "platform_url", metavar="URL", help="The dev platform of that relay (http://host:port)."
+    "--platform",
+    "platform_url",
+    metavar="URL",
+    callback=_url("http", "https"),
+    help="The dev platform of that relay (http://host:port).",
 )
 @click.option(
     "--port", type=click.IntRange(0, 65535), help=f"Port of the own relay.  [default: {USUAL_PORT} if free]"
@@ -173,7 +196,7 @@ def demo(once: bool, relay_url: str | None, platform_url: str | None, port: int 
         try:
             if relay_url is None or platform_url is None:
                 await with_own_relay(reactor, once, wanted, turns)
-            where = Where(relay_url.rstrip("/"), platform_url.rstrip("/"), credential, turns=turns)
+            where = Where(relay_url, platform_url, credential, turns=turns)
             print_line(await run_scenes(reactor, where))
         except (DemoFailed, RelayDidNotStart) as error:
             click.echo(f"EXCHANGE FAILED {error}", err=True)

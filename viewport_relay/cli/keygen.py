@@ -37,4 +37,6 @@ def keygen(out: str | None) -> None:
         raise click.ClickException(f"{out} is there already: a key is never written over") from None
     except OSError as error:
         raise click.ClickException(f"{out}: {error.strerror or 'cannot be written'}") from None
+    except ValueError:  # an empty name, as of an unset shell variable
+        raise click.ClickException(f"{out!r} names no file") from None
     click.echo(key.public_text)

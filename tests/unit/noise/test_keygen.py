@@ -27,6 +27,13 @@ def test_to_a_file(tmp_path: Path) -> None:
     assert path.read_text().strip() == private
     missing = run("--out", tmp_path / "missing" / "relay.key")
     assert missing.exit_code == 1 and "No such file" in missing.stderr and missing.stdout == ""
+    for nameless in ("", ".", "/"):
+        refused = run("--out", nameless)
+        assert (
+            refused.exit_code == 1
+            and refused.stderr == f"Error: {nameless!r} names no file\n"
+            and refused.stdout == ""
+        )
 
 
 def test_to_standard_output() -> None:
