@@ -3,7 +3,7 @@
     bytes 0-3    b"VRB4"
     bytes 4-19   the tag: AES-256-GCM (NIST SP 800-38D) of nothing, with all that follows as additional data
     bytes 20-31  a random value of the sending process
-    bytes 32-39  number of the batch, from 1 on; all numbers here are big-endian
+    bytes 32-39  number of the batch, rising from 1 on; all numbers here are big-endian
     bytes 40-43  number of frames
     bytes 44-47  length of the head
     the head     msgpack array: sourceRelayId, targetRelayId, instance of the target, issuedAtMs, runs; each run an array:
@@ -12,7 +12,8 @@
 
 The key is HMAC-SHA256 (RFC 2104) keyed RELAY_BUS_HMAC_KEY over "viewport-relay-bus-batch-v4", a newline, and the random
 value; the nonce is four zero bytes and the number of the batch, which a process uses once. One tag and one head cover
-all frames that leave together for one relay. A GCM tag costs a tenth of an HMAC of the same bytes.
+all frames that leave together for one relay. A GCM tag costs a tenth of an HMAC of the same bytes. Batches for one relay leave
+and arrive in the order of their numbers: one that does not rise is a replay.
 
 A run is what one sender sent to one receiver in a row. Profile and sessionId are those of e2ee frames that the sending relay
 has decoded and checked: they are delivered without being decoded again, a run in one piece. The tag vouches for all that. A frame
@@ -27,6 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Final
 
 import msgspec
+from attrs import define
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -51,8 +53,8 @@ _TAG, _COVERED, _NUMBER, _FRAMES, _LENGTH, _HEAD = 4, 20, 32, 40, 44, 48
 MARK: Final = slice(_TAG, _COVERED)
 _DOMAIN: Final = b"viewport-relay-bus-batch-v4\n"
 _PROFILES: Final = frozenset({"noise-ik", "noise-ikpsk2"})
-#: Keys of other processes that are remembered.
-_MOST_KEYS: Final = 1024
+#: Sending processes that are remembered.
+_MOST_SENDERS: Final = 4096
 
 
 class _Run(msgspec.Struct, array_like=True, gc=False):
@@ -116,6 +118,14 @@ def _run_of(parcel: Parcel) -> _Run:
     return _Run(*parcel.target, to_daemon, None, None, sizes)
 
 
+@define(eq=False)
+class _Sender:
+    """A process that has sent a batch with a right tag."""
+
+    key: AESGCM
+    number: int = 0  # of its latest batch
+
+
 class BatchVerifier:
     """Checks batches for this relay, whose present process is `instance`."""
 
@@ -128,11 +138,12 @@ class BatchVerifier:
         self._freshness = freshness
         self._frame_max_bytes = frame_max_bytes
         self._decode = msgspec.msgpack.Decoder(_Head).decode
-        self._keys: dict[bytes, AESGCM] = {}  # by process; only of those that have sent a right tag
+        self._senders: dict[bytes, _Sender] = {}  # by the random value of the process
 
     def verify(self, raw: bytes) -> list[Arrival | BadFrame]:
         """The arrivals in a batch, in order. Nothing is decoded before the tag is found right."""
-        if len(raw) < _HEAD or not self._is_authentic(raw):
+        sender = self._sender_of(raw) if len(raw) >= _HEAD else None
+        if sender is None:
             return [BadFrame(Reason.BUS_SIGNATURE_INVALID, "the tag is not this batch's")]
         at = _HEAD + int.from_bytes(raw[_LENGTH:_HEAD], "big")
         try:
@@ -145,32 +156,33 @@ class BatchVerifier:
         lengths = [text_frames_length(run.sizes) for run in head.runs]
         if sum(lengths) != len(raw) - at:
             return [_refused("a batch whose parts do not fit together", source)]
-        stale = self._freshness.judge(
-            raw[_TAG:_COVERED],
-            head.issued_at_ms,
-            source,
-            for_this_process=head.instance == self._instance,
-        )
+        here = head.instance == self._instance
+        stale = self._freshness.judge(head.issued_at_ms, source, for_this_process=here)
         if stale is not None:
             return [stale]
+        number = int.from_bytes(raw[_NUMBER:_FRAMES], "big")
+        if number <= sender.number:
+            return [BadFrame(Reason.BUS_SIGNATURE_REPLAYED, "seen before", source)]
+        sender.number = number
         found: list[Arrival | BadFrame] = []
         for run, length in zip(head.runs, lengths, strict=True):
             found += self._arrived(run, source, memoryview(raw)[at : at + length])
             at += length
         return found
 
-    def _is_authentic(self, raw: bytes) -> bool:
+    def _sender_of(self, raw: bytes) -> _Sender | None:
+        """The process that has sent a batch; None if the tag is not the batch's."""
         process = raw[_COVERED:_NUMBER]
-        key = self._keys.get(process) or _key_of(self._key, process)
+        sender = self._senders.get(process) or _Sender(_key_of(self._key, process))
         try:
-            key.decrypt(_nonce(raw[_NUMBER:_FRAMES]), raw[_TAG:_COVERED], memoryview(raw)[_COVERED:])
+            sender.key.decrypt(_nonce(raw[_NUMBER:_FRAMES]), raw[_TAG:_COVERED], memoryview(raw)[_COVERED:])
         except InvalidTag:
-            return False
-        if process not in self._keys:
-            if len(self._keys) >= _MOST_KEYS:
-                del self._keys[next(iter(self._keys))]
-            self._keys[process] = key
-        return True
+            return None
+        if process not in self._senders:
+            if len(self._senders) >= _MOST_SENDERS:
+                del self._senders[next(iter(self._senders))]
+            self._senders[process] = sender
+        return sender
 
     def _arrived(self, run: _Run, source: str, frames: memoryview) -> Sequence[Arrival | BadFrame]:
         if not run.sizes:

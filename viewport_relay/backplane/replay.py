@@ -1,8 +1,9 @@
-"""Replay protection for bus frames: how old a frame may be, and that each signature is accepted once."""
+"""Replay protection for bus frames: how old a frame may be, and that each single frame is accepted once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from attrs import frozen
@@ -31,42 +32,42 @@ class BadFrame:
 class ReplayGuard:
     """Remembers signatures for at least `window` seconds, in two generations of at most `most` each.
 
-    When more than that come, the older generation is forgotten early. `floor` (seconds since the epoch) then rises, and
-    frames issued before it count as stale: what can no longer be remembered is not accepted.
+    When more than that come, the older generation is forgotten early, and what was issued no later than its latest frame
+    is refused for as long as it could be fresh: what can no longer be remembered is not accepted. Windows are measured by
+    `clock`, whatever is done to the clock of the machine. A single frame that was forgotten is accepted once more if that is
+    set back to the time of its issue; a batch is not (see `batch`).
     """
 
-    def __init__(self, window: float, most: int = SEEN_MAX) -> None:
+    def __init__(self, clock: IReactorTime, window: float, most: int = SEEN_MAX) -> None:
+        self._clock = clock
         self._window = window
         self._most = most
         self._new: set[bytes] = set()
         self._old: set[bytes] = set()
-        self._new_since = float("-inf")
-        self.floor = float("-inf")
+        self._new_since = self._new_latest = self._old_latest = self._floor = -inf
 
     def __len__(self) -> int:
         return len(self._new) + len(self._old)
 
-    def is_new(self, signature: bytes, now: float) -> bool:
-        """Remember a signature; whether it is new. `now` is seconds since the epoch."""
-        if now < self._new_since:
-            self._new_since = now  # the clock was set back: what is known stays known
-        elif now - self._new_since >= self._window or len(self._new) >= self._most:
-            self._turn(now)
+    def is_new(self, signature: bytes, issued: float) -> bool:
+        """Remember a signature; whether it is new. `issued` is seconds since the epoch."""
+        over = self._clock.seconds() - self._new_since >= self._window
+        if over or len(self._new) >= self._most:
+            # What was forgotten early is stale by the time when the next window is over.
+            self._floor = -inf if over else self._old_latest
+            self._old, self._old_latest = self._new, self._new_latest
+            self._new, self._new_latest = set(), -inf
+            self._new_since = self._clock.seconds()
         key = signature[:16]
-        if key in self._new or key in self._old:
+        if key in self._new or key in self._old or issued <= self._floor:
             return False
         self._new.add(key)
+        self._new_latest = max(self._new_latest, issued)
         return True
-
-    def _turn(self, now: float) -> None:
-        if self._old and now - self._new_since < self._window:
-            self.floor = self._new_since  # what is forgotten came before
-        self._old, self._new = self._new, set()
-        self._new_since = now
 
 
 class Freshness:
-    """Decides whether a correctly signed frame is fresh and new.
+    """Decides whether a correctly signed frame is fresh. `guard` knows the single frames that were accepted.
 
     A relay that restarts has forgotten which signatures it saw. So a frame issued before the start of this process is
     refused when there was a process before: the frame was for that one, whose peers are gone. `restarted` says whether
@@ -84,21 +85,19 @@ class Freshness:
         self._started = now() - START_MARGIN
         self._guarded_until = clock.seconds() + max_skew + START_MARGIN
         # A frame from the future is good until its time of issue plus the skew.
-        self.guard = ReplayGuard(2 * max_skew)
+        self.guard = ReplayGuard(clock, 2 * max_skew)
         self.restarted = True
 
     def judge(
-        self, signature: bytes, issued_at_ms: int, source: str, *, for_this_process: bool | None = None
+        self, issued_at_ms: int, source: str, *, for_this_process: bool | None = None
     ) -> BadFrame | None:
         """Why the frame is refused, or None. `for_this_process` is None where the form does not tell."""
         now, issued = self._now(), issued_at_ms / 1000
-        if abs(now - issued) > self._max_skew or issued < self.guard.floor:
+        if abs(now - issued) > self._max_skew:
             return BadFrame(Reason.BUS_SIGNATURE_STALE, f"issued {round(now - issued, 1)} s ago", source)
         if issued < self._started and self._clock.seconds() < self._guarded_until:
             other_process = self.restarted if for_this_process is None else not for_this_process
             if other_process:
                 detail = f"issued {round(now - issued, 1)} s ago, before this relay was restarted"
                 return BadFrame(Reason.BUS_SIGNATURE_STALE, detail, source, usual=True)
-        if not self.guard.is_new(signature, now):
-            return BadFrame(Reason.BUS_SIGNATURE_REPLAYED, "seen before", source)
         return None

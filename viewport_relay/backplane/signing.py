@@ -150,9 +150,11 @@ class FrameVerifier:
             return refused("a lone surrogate")
         if not right:
             return refused("the signature is not this frame's", Reason.BUS_SIGNATURE_INVALID)
-        stale = self._freshness.judge(signature, issued, source[:128])
+        stale = self._freshness.judge(issued, source[:128])
         if stale is not None:
             return stale
+        if not self._freshness.guard.is_new(signature, issued / 1000):
+            return refused("seen before", Reason.BUS_SIGNATURE_REPLAYED)
         if len(body) > self._frame_max_bytes:
             return refused(f"a payload of {len(body)} bytes")
         return Arrival.of((workspace, target), direction, source, body)

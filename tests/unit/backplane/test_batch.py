@@ -124,6 +124,23 @@ def test_a_repeated_batch_is_a_replay_and_repeated_frames_are_not() -> None:
     assert reasons(to.verify(first)) == [Reason.BUS_SIGNATURE_REPLAYED]
 
 
+def test_a_batch_is_a_replay_whatever_is_done_to_the_clock() -> None:
+    clock, wall = Clock(), [NOW]
+    freshness = Freshness(clock, lambda: wall[0], 15.0)
+    freshness.restarted = False
+    to, by = BatchVerifier(KEY, "b", INSTANCE, freshness, 1000), BatchSigner(KEY, "a", lambda: wall[0])
+    first = bytes(by.sign([parcel(b"{}")], INSTANCE))
+    assert reasons(to.verify(first)) == []
+    for _ in range(5):
+        clock.advance(3600.0)
+        wall[0] += 3600.0
+        assert reasons(to.verify(bytes(by.sign([parcel(b"{}")], INSTANCE)))) == []
+    assert reasons(to.verify(first)) == [Reason.BUS_SIGNATURE_STALE]
+    wall[0] = NOW + 1.0
+    assert reasons(to.verify(first)) == [Reason.BUS_SIGNATURE_REPLAYED]
+    assert reasons(to.verify(bytes(by.sign([parcel(b"{}")], INSTANCE)))) == []
+
+
 def test_a_batch_for_the_previous_process_is_stale() -> None:
     raw = signed([parcel(b"{}")], "instance-of-the-process-before", NOW - 3)
     assert reasons(verifier().verify(raw)) == [Reason.BUS_SIGNATURE_STALE]

@@ -157,33 +157,67 @@ def test_newlines_in_ids_cannot_shift_the_fields(time: Time) -> None:
     assert isinstance(verifier(time).verify(frame), BadFrame)
 
 
-def test_the_guard_is_bounded_and_refuses_signatures_older_than_its_floor() -> None:
-    guard = ReplayGuard(30.0, most=10)
+def test_the_guard_is_bounded_and_accepts_nothing_that_it_has_forgotten_early() -> None:
+    clock = Clock()
+    guard = ReplayGuard(clock, 30.0, most=10)
     signatures = [bytes([n]) * 32 for n in range(100)]
     for number, signature in enumerate(signatures):
-        assert guard.is_new(signature, 1000.0 + number)
+        assert guard.is_new(signature, 1000.0 + number / 10)
         assert len(guard) <= 20
-    # Signatures that were dropped are older than the floor.
-    for number, signature in enumerate(signatures):
-        now = 1000.0 + number
-        known = signature[:16] in guard._new or signature[:16] in guard._old
-        assert known or now < guard.floor
+    assert not any(guard.is_new(signature, 1000.0 + n / 10) for n, signature in enumerate(signatures))
+    assert guard.is_new(b"x" * 32, 1010.0)
+    # Once what was forgotten is stale, the guard refuses nothing for its time of issue: the clocks of all may have been set back.
+    clock.advance(30.0)
+    assert guard.is_new(b"y" * 32, 500.0)
 
 
 def test_the_guard_drops_signatures_that_are_stale() -> None:
-    guard = ReplayGuard(30.0)
+    clock = Clock()
+    guard = ReplayGuard(clock, 30.0)
     assert guard.is_new(b"a" * 32, 0.0)
-    assert not guard.is_new(b"a" * 32, 29.0)
+    clock.advance(29.0)
+    assert not guard.is_new(b"a" * 32, 0.0)
+    clock.advance(2.0)
     assert guard.is_new(b"b" * 32, 31.0)
-    assert not guard.is_new(b"a" * 32, 31.0)
-    assert guard.is_new(b"c" * 32, 62.0)
-    assert guard.is_new(b"a" * 32, 62.0)
-    assert guard.floor == float("-inf")
+    assert not guard.is_new(b"a" * 32, 0.0)
+    clock.advance(31.0)
+    assert guard.is_new(b"c" * 32, 62.0) and len(guard) == 2
 
 
-def test_a_clock_that_is_set_back_refuses_no_new_signature() -> None:
-    guard = ReplayGuard(30.0)
-    assert guard.is_new(b"a" * 32, 5000.0)
-    assert not guard.is_new(b"a" * 32, 1000.0)
-    assert guard.is_new(b"b" * 32, 1001.0)
-    assert guard.floor == float("-inf")
+@pytest.mark.parametrize("back", [20.0, 3600.0])
+def test_a_frame_is_accepted_once_when_the_clock_goes_forward_and_back(back: float, time: Time) -> None:
+    """The wall clock runs ahead for a moment; by its time all earlier frames were stale, and could be forgotten."""
+    clock = Clock()
+    freshness = Freshness(clock, time, 15.0)
+    freshness.restarted = False
+    there = FrameVerifier(KEY, "b", freshness, 1000)
+    raw = signed(time, parcel())
+    assert isinstance(there.verify(raw), Arrival)
+    time.now += back
+    for number in range(3):  # frames of relays whose clocks run ahead too
+        time.now += 31.0
+        assert isinstance(there.verify(signed(time, parcel(b'{"n":%d}' % number))), Arrival)
+    clock.advance(5.0)
+    time.now += 5.0 - back - 3 * 31.0
+    read = there.verify(raw)
+    assert isinstance(read, BadFrame) and read.reason is Reason.BUS_SIGNATURE_REPLAYED
+
+
+def test_a_clock_that_is_set_back_refuses_new_frames_for_two_windows_at_most(time: Time) -> None:
+    """And only where so many frames come that signatures are forgotten early."""
+    clock = Clock()
+    freshness = Freshness(clock, time, 15.0)
+    freshness.restarted = False
+    freshness.guard = ReplayGuard(clock, 30.0, most=2)
+    there = FrameVerifier(KEY, "b", freshness, 1000)
+
+    def accepts(number: int) -> bool:
+        time.now += 0.01
+        return isinstance(there.verify(signed(time, parcel(b'{"n":%d}' % number))), Arrival)
+
+    assert all(accepts(number) for number in range(10))
+    time.now -= 3600.0
+    for number in (10, 11):
+        clock.advance(31.0)
+        assert accepts(number)
+    assert all(accepts(number) for number in range(12, 20))
