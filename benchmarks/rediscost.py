@@ -91,7 +91,7 @@ def kinds() -> dict[str, list[Sequence[Any]]]:
         "renew": [COMMANDS.renew(one, ENTRY, SIGNATURE, CLAIM) for one in daemons],
         "resolve": [COMMANDS.resolve(one) for one in daemons],
         "mark": [COMMANDS.mark(b'{"instance":"0123456789","batches":1}')],
-        "relays": [COMMANDS.relays(n) for n in range(100)],
+        "relays": [COMMANDS.relays()] * 100,
         "moved": [COMMANDS.moved()],
         "record_of": [COMMANDS.record_of("relay-a")],
         "idle pull": [("LPOP", COMMANDS.queue_key("relay-b"), 200)] * 2,  # a BLPOP that ends empty would wait

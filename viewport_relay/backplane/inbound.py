@@ -63,7 +63,9 @@ class Inbound:
         while True:
             try:
                 frames = await self._carrier.pull()
-            except CarrierFailed:
+            except CarrierFailed as error:
+                if not error.outage:  # else it was logged when it began
+                    self._log.event("bus_pull_failed", message=error.why)
                 await deferLater(self._clock, _RETRY)
                 continue
             waiting = [frame for raw in frames for frame in self._verified(raw)]

@@ -61,7 +61,6 @@ class RedisCarrier:
         now: Callable[[], float],
     ) -> None:
         """`now` gives seconds since the epoch. Raises ConfigError for a URL or a CA file that cannot be used."""
-        self._now = now
         self._make = make = commands_for(config)
         self._signer = PresenceSigner(
             config.bus_hmac_key, config.redis_presence_ttl_ms / 1000, config.bus_max_skew_ms / 1000, now
@@ -69,13 +68,13 @@ class RedisCarrier:
         self._only_signed = config.presence_signatures == "require"
         self._counters = counters
         # BLPOP with 0 would wait for ever.
-        self._pull_wait = max(config.bus_pull_wait_ms, 10) / 1000
-        self._pull = make.pull(self._pull_wait, config.bus_pull_limit)
+        pull_wait = max(config.bus_pull_wait_ms, 10) / 1000
+        self._pull = make.pull(pull_wait, config.bus_pull_limit)
         self._queue_max = config.redis_queue_max
         self._lengths: dict[str, int] = {}  # of other relays' queues, as the latest pushes left them
         self._service = MultiService()
 
-        def connection(part: str, trials: tuple[Command, ...]) -> RedisConnection:
+        def connection(part: str, trials: tuple[Command, ...], limit: float) -> RedisConnection:
             outage.expect(part)
             made = RedisConnection(
                 reactor,
@@ -83,14 +82,15 @@ class RedisCarrier:
                 trials,
                 partial(outage.up, part),
                 partial(outage.down, part),
-                limit=COMMAND_LIMIT,
+                limit=limit,
             )
             MultiService.setServiceParent(made, self._service)
             return made
 
         bus = config.bus_enabled
-        self._commands = connection("commands", make.presence_trials() + (make.push_trials() if bus else ()))
-        self._reader = connection("bus", make.pull_trials()) if bus else None
+        trials = make.presence_trials() + (make.push_trials() if bus else ())
+        self._commands = connection("commands", trials, COMMAND_LIMIT)
+        self._reader = connection("bus", make.pull_trials(), pull_wait + COMMAND_LIMIT) if bus else None
 
     def start(self) -> None:
         self._service.startService()
@@ -117,9 +117,10 @@ class RedisCarrier:
 
     async def moved(self) -> Sequence[TargetKey]:
         [found] = await self._commands.run(self._make.moved())
-        if not isinstance(found, list):
-            return ()
-        names = (item.decode("utf-8", "replace").partition("\n") for item in found)
+        names = (
+            item.decode("utf-8", "replace").partition("\n")
+            for item in self._read(found, list[bytes] | None) or ()
+        )
         return [(workspace, target) for workspace, _, target in names]
 
     async def withdraw(self, target: TargetKey, entry: Mapping[str, object]) -> None:
@@ -152,7 +153,7 @@ class RedisCarrier:
         await self._commands.run(self._make.retire(record, last))
 
     async def relays(self) -> Sequence[str]:
-        [found] = await self._commands.run(self._make.relays(int(self._now() * 1000)))
+        [found] = await self._commands.run(self._make.relays())
         names = found if isinstance(found, list) else ()
         return [name.decode("utf-8", "replace")[:128] for name in names if isinstance(name, bytes)]
 
@@ -164,10 +165,12 @@ class RedisCarrier:
 
     async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
         if self._lengths.get(relay_id, 0) + len(frames) > self._queue_max // 2:
-            [[length, gone]] = await self._commands.run(self._make.push_and_trim(relay_id, frames))
+            [answer] = await self._commands.run(self._make.push_and_trim(relay_id, frames))
+            length, gone = self._read(answer, tuple[int, int])
             self._counters.bus_queue_trimmed += gone
         else:
-            length, _ = await self._commands.run(*self._make.push(relay_id, frames))
+            answer, _ = await self._commands.run(*self._make.push(relay_id, frames))
+            length = self._read(answer, int)
         if len(self._lengths) >= _MOST_LENGTHS:
             self._lengths.clear()
         self._lengths[relay_id] = length
@@ -176,13 +179,22 @@ class RedisCarrier:
     async def take_back(
         self, relay_id: str, marks: Sequence[bytes], place: Place
     ) -> tuple[Sequence[bytes], Place | None]:
-        [[found, at, before]] = await self._commands.run(self._make.take_back(relay_id, marks, place))
+        [answer] = await self._commands.run(self._make.take_back(relay_id, marks, place))
+        found, at, before = self._read(answer, tuple[list[bytes], int, bytes])
         return found, None if at < 0 else (at, before)
+
+    def _read(self, answer: Any, form: Any) -> Any:
+        """An answer of this type. Raises CarrierFailed: some servers and proxies only resemble Redis."""
+        try:
+            return msgspec.convert(answer, form)
+        except msgspec.ValidationError as error:
+            why = f"{self._commands.server} gives an answer of a wrong type: {error}"
+            raise CarrierFailed(why, reason=Reason.BACKPLANE_REFUSED, outage=False) from None
 
     async def pull(self) -> Sequence[bytes | Mapping[str, object]]:
         assert self._reader is not None
         # Both leave at once: what has gathered behind the first frame comes in the same round trip.
-        answers = await self._reader.answers(*self._pull, limit=self._pull_wait + COMMAND_LIMIT)
+        answers = await self._reader.answers(*self._pull)
         # What was popped is handed on, whatever became of the other command.
         found = popped(*answers)
         if not found:

@@ -3,7 +3,7 @@
     PREFIX:presence:WORKSPACE:TARGET   string, JSON, with a TTL: which relay holds the daemon
     PREFIX:queue:RELAYID               list, RPUSH by anyone, BLPOP and LPOP by that relay: bus frames
     PREFIX:instance:RELAYID            string, JSON, with a TTL: a relay's process, see instance.py
-    PREFIX:relays                      string, JSON, with a TTL: the relays that wrote such a record lately, and when (ms since the epoch)
+    PREFIX:relays                      string, JSON, with a TTL: array of the relays that have such a record
     PREFIX:signature:WORKSPACE:TARGET  string with the TTL of the presence entry: its signature, see presencesigning.py
     PREFIX:seat:WORKSPACE:TARGET       string with the TTL of the entry: generation, time, and relay of the daemon that has the seat
     PREFIX:moved:RELAYID               list: WORKSPACE newline TARGET of each seat that another relay took from this one
@@ -25,8 +25,7 @@ from viewport_relay.backplane.redisprotocol import Command
 
 #: Milliseconds after the last frame at which a queue that no relay reads is gone: its frames are long stale.
 QUEUE_TTL_MS: Final = 120_000
-#: Milliseconds for which a relay stands in the list of relays, more than clocks differ; relays in it besides this one at most.
-RELAYS_TTL_MS: Final = 600_000
+#: Relays in the list of relays besides this one at most.
 MOST_RELAYS: Final = 64
 #: Moved seats that one look takes.
 MOST_MOVED: Final = 256
@@ -99,20 +98,19 @@ _RETIRE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return false
 """
-# KEYS[1] the relays, ARGV: ours, ms since the epoch, for how many ms a relay is kept, relays at most. Gives the others' ids.
+# KEYS[1] the relays, ARGV: ours, the key of instance records without the id, the TTL in ms, relays at most. Gives the others' ids.
 _RELAYS: Final = """
 local there = redis.call('GET', KEYS[1])
-local ok, known = pcall(cjson.decode, there or '{}')
-local now, window, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local kept, others = {[ARGV[1]] = now}, {}
-for id, at in pairs(ok and type(known) == 'table' and known or {}) do
-  if type(id) == 'string' and id ~= ARGV[1] and type(at) == 'number' and math.abs(now - at) < window and #others < most then
-    kept[id] = at
-    others[#others + 1] = id
+local ok, known = pcall(cjson.decode, there or '[]')
+local relays, most = {ARGV[1]}, tonumber(ARGV[4])
+for _, id in ipairs(ok and type(known) == 'table' and known or {}) do
+  if type(id) == 'string' and id ~= ARGV[1] and #relays <= most and redis.call('GET', ARGV[2] .. id) then
+    relays[#relays + 1] = id
   end
 end
-redis.call('SET', KEYS[1], cjson.encode(kept), 'PX', window)
-return others
+redis.call('SET', KEYS[1], cjson.encode(relays), 'PX', ARGV[3])
+table.remove(relays, 1)
+return relays
 """
 # KEYS[1] the queue, ARGV[1] its greatest length, ARGV[2] its TTL in ms, ARGV[3…] elements. Gives the length, and how many
 # bus frames went. The number of frames of a batch stands in its bytes 40-43, see batch.py.
@@ -210,9 +208,19 @@ class Commands:
         """Write `last` in the place of this process's record, if that is still there."""
         return "EVAL", _RETIRE, 1, self._instance_key(self.relay_id), record, last, self.presence_ttl
 
-    def relays(self, now_ms: int) -> Command:
-        """Add this relay to the list of relays; the answer is the ids of the others."""
-        return "EVAL", _RELAYS, 1, f"{self.prefix}:relays", self.relay_id, now_ms, RELAYS_TTL_MS, MOST_RELAYS
+    def relays(self) -> Command:
+        """Add this relay to the list of relays; the answer is the ids of the others whose records have not expired."""
+        records = self._instance_key("")
+        return (
+            "EVAL",
+            _RELAYS,
+            1,
+            f"{self.prefix}:relays",
+            self.relay_id,
+            records,
+            self.presence_ttl,
+            MOST_RELAYS,
+        )
 
     def record_of(self, relay_id: str) -> Command:
         return "GET", self._instance_key(relay_id)

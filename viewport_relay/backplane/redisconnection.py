@@ -34,7 +34,7 @@ RETRY_MOST_REFUSED: Final = 3.0
 TRIAL_LIMIT: Final = 1.0
 #: Seconds that a connection must last for the back-off to start anew.
 LASTING: Final = 10.0
-#: Seconds between two PINGs, which find a server that has gone silent.
+#: Seconds between two PINGs on an idle connection, which find a server that has gone silent.
 PING_EVERY: Final = 5.0
 
 STOPPED: Final = "the connection to Redis is stopped"
@@ -49,7 +49,7 @@ class RedisConnection(MultiService):
     """Commands over a connection that is made again, for ever, whenever it is lost.
 
     `works` and `fails` are called whenever the connection is found to (again and again, not only at a change).
-    `limit` is seconds for one command, `trials` are the commands that a new connection must carry out.
+    `limit` is seconds for the answers to each call, `trials` are the commands that a new connection must carry out.
     """
 
     def __init__(
@@ -143,25 +143,30 @@ class RedisConnection(MultiService):
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
-    async def run(self, *commands: Command, limit: float | None = None) -> list[Any]:
+    @property
+    def server(self) -> str:
+        """The server that is connected, for operators."""
+        return "Redis" if self._redis is None else self._redis.server
+
+    async def run(self, *commands: Command) -> list[Any]:
         """The answers to these commands, which leave together and are carried out in order.
 
         Waits for the first connection, but for no other after it was lost. Raises CarrierFailed.
         """
-        answers = await self.answers(*commands, limit=limit)
+        answers = await self.answers(*commands)
         for answer in answers:
             if isinstance(answer, CarrierFailed):
                 raise answer
         return answers
 
-    async def answers(self, *commands: Command, limit: float | None = None) -> list[Any]:
+    async def answers(self, *commands: Command) -> list[Any]:
         """As `run`, with a CarrierFailed in the place of each answer that did not come."""
         if self._redis is None and self._failed is None and self.running:
             await self._first_connection()
         redis = self._redis
         if redis is None:
             raise self._failed or CarrierFailed(STOPPED)
-        answers = await redis.ask(commands, self._limit if limit is None else limit)
+        answers = await redis.ask(commands, self._limit)
         for answer in answers:
             if isinstance(answer, CarrierFailed) and answer.outage:
                 # The next connection is tried before it is used.
@@ -182,7 +187,7 @@ class RedisConnection(MultiService):
             raise CarrierFailed(STOPPED) from None
 
     def _ping(self) -> Deferred[Any] | None:
-        if self._redis is None:
+        if self._redis is None or self._redis.busy:
             return None
         return Deferred.fromCoroutine(self.run(("PING",))).addErrback(
             lambda failure: failure.trap(CarrierFailed)

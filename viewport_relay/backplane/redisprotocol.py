@@ -13,14 +13,13 @@ from typing import Any, Final
 import hiredis
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed
-from twisted.internet.interfaces import IReactorTime, ISSLTransport
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from viewport_relay.admission.httpwords import why
 from viewport_relay.backplane.interface import CarrierFailed
 from viewport_relay.reasons import Reason
-from viewport_relay.timelimit import TimeLimits
 
 Command = tuple[str | bytes | memoryview | int | float, ...]
 
@@ -33,6 +32,9 @@ _ADVICE: Final = (
     ("READONLY", "this is a replica: RELAY_REDIS_URL must lead to the primary"),
     ("MOVED", "this is a Redis Cluster, which is not supported: use one primary, or Sentinels"),
     ("NOPERM", "allow the command and the keys in the ACL of the relay's user"),
+    ("WRONGTYPE", "another program uses this key: delete it, or choose another RELAY_REDIS_KEY_PREFIX"),
+    ("max number of clients", "raise maxclients: each relay keeps two connections"),
+    ("NOREPLICAS", "see to the replicas, or lower min-replicas-to-write"),
     ("OOM", "raise maxmemory, or give the relay a Redis of its own"),
     ("MISCONF", "let Redis save again, or switch saving off: nothing of the relay needs it"),
     ("unknown command", "the command is renamed or switched off: give it its name back"),
@@ -43,6 +45,8 @@ _ADVICE: Final = (
 #: In an error of an unknown command: what follows repeats its arguments, those of AUTH are a user and a password.
 _ARGUMENTS: Final = ", with args beginning with:"
 _LONGEST_ERROR: Final = 200
+#: Bytes of answers to one `ask`: more than all elements of a pull that relays write.
+MOST_BYTES: Final = 268_435_456
 #: Parts of one `sendmsg` at most: no system takes fewer (POSIX, _XOPEN_IOV_MAX).
 _MOST_PARTS: Final = 16
 
@@ -52,12 +56,16 @@ class RedisRefuses(CarrierFailed):
 
 
 class _Asked:
-    """The commands of one `ask`. `done` fires when all answers are there, or no more will come."""
+    """The commands of one `ask`. `done` fires when all answers are there, or no more will come.
 
-    __slots__ = ("answers", "count", "done")
+    `due` is when they are late, in the clock's seconds.
+    """
 
-    def __init__(self, count: int) -> None:
+    __slots__ = ("answers", "count", "done", "due")
+
+    def __init__(self, count: int, due: float) -> None:
         self.count = count
+        self.due = due
         self.answers: list[Any] = []
         self.done: Deferred[None] = Deferred()
 
@@ -76,9 +84,11 @@ class RedisProtocol(Protocol):
         self.failed = CarrierFailed(f"the connection to {server} was lost")
         self.lost: Deferred[None] = Deferred()
         self._asked: deque[_Asked] = deque()
+        self._read = 0  # bytes since the latest answer to a whole `ask`
         self._replies = hiredis.Reader()
         self._socket: socket | None = None  # of plain TCP, while connected
-        self._limits = TimeLimits(clock)
+        self._clock = clock
+        self._alarm: IDelayedCall | None = None  # while commands may be unanswered
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -90,6 +100,7 @@ class RedisProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         asked, next_reply = self._asked, self._replies.gets
+        self._read += len(data)
         try:
             self._replies.feed(data)
             while (reply := next_reply()) is not False:
@@ -99,20 +110,29 @@ class RedisProtocol(Protocol):
                 first.answers.append(reply)
                 if len(first.answers) == first.count:
                     asked.popleft()
+                    self._read = 0
                     first.finish()
+            if self._read > MOST_BYTES:
+                self._fail(f"{self.server} answers with more than {MOST_BYTES >> 20} MiB")
         except hiredis.ProtocolError:
             self._fail(f"{self.server}: what answers does not speak Redis's protocol")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if reason.value is not None and not reason.check(ConnectionClosed):  # but an error of TLS
             self.failed = connecting_failed(self.server, reason.value)
-        self._limits.stop()
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._socket = None
         self.connected = 0
         self.lost.callback(None)
         unanswered, self._asked = self._asked, deque()
         for asked in unanswered:
             asked.finish()
+
+    @property
+    def busy(self) -> bool:
+        """Whether commands are not answered yet: their time limit finds out about a silent server."""
+        return bool(self._asked)
 
     def abort(self) -> None:
         """Close at once: a server that is silent would not answer a close."""
@@ -131,19 +151,17 @@ class RedisProtocol(Protocol):
         """
         if not self.connected:
             return [self.failed] * len(commands)
-        asked = _Asked(len(commands))
+        asked = _Asked(len(commands), self._clock.seconds() + limit)
         # Where every command is answered, what was written before has left.
         self._write([part for command in commands for part in _packed(command)], at_once=not self._asked)
         self._asked.append(asked)
-        alarm = self._limits.callLater(limit, self._fail, self._late)
+        if self._alarm is None:
+            self._alarm = self._clock.callLater(limit, self._look)
         try:
             await asked.done
         except CancelledError:
             self.abort()
             raise
-        finally:
-            if alarm.active():
-                alarm.cancel()
         answers = [
             self._refusal(str(command[0]), str(answer)) if isinstance(answer, hiredis.ReplyError) else answer
             for command, answer in zip(commands, asked.answers, strict=False)
@@ -151,6 +169,18 @@ class RedisProtocol(Protocol):
         if len(answers) < len(commands):
             answers += [self.failed] * (len(commands) - len(answers))
         return answers
+
+    def _look(self, late: _Asked | None = None) -> None:
+        """Abort the connection if the first command is late. `late` was so before the reactor has read once more."""
+        self._alarm = None
+        if not self._asked:
+            return
+        first = self._asked[0]
+        if first is late:
+            self._fail(self._late)
+            return
+        rest = first.due - self._clock.seconds()
+        self._alarm = self._clock.callLater(max(rest, 0), self._look, None if rest > 0 else first)
 
     def _write(self, parts: list[bytes | memoryview], *, at_once: bool) -> None:
         """Write, without waiting for the reactor's next turn where nothing waits before."""

@@ -69,6 +69,8 @@ EVENTS: Final[Mapping[str, Event]] = {
         level="warn"),
     "bus_publish_failed": Event("frames for another relay could not be published",
         "check Redis or the platform's bus endpoints; the message says what they answered", level="error"),
+    "bus_pull_failed": Event("frames from other relays could not be read",
+        "check Redis or the platform's bus endpoints; the message says what they answered", level="error"),
     "presence_failed": Event("the presence of a daemon could not be announced or resolved"),
     "relay_id_shared": Event("another running relay has the same RELAY_ID",
         "give each relay a RELAY_ID of its own and restart it", level="error"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
 from twisted.internet.defer import gatherResults
@@ -12,6 +14,7 @@ from tests.drill.redisserver import RedisServer
 from tests.integration.backplane.fleet import Fleet, until
 from tests.integration.relayprocess import RelayProcess
 from viewport_relay import __version__
+from viewport_relay.backplane.rediscommands import MOST_RELAYS, Commands
 from viewport_relay.config import ConfigError, load
 
 pytestmark = pytest.mark.redis
@@ -70,3 +73,24 @@ def test_port_0_needs_a_public_url(mode: str) -> None:
     assert ["RELAY_PUBLIC_WS_BASE_URL" in problem for problem in error.value.errors] == [True]
     load(environ | {"RELAY_PUBLIC_WS_BASE_URL": "ws://relay.example"})
     load(environ | {"RELAY_BACKPLANE_MODE": "single"})
+
+
+@pytest.mark.redis
+def test_a_relay_is_listed_while_its_record_lives(redis: RedisServer) -> None:
+    """Whatever its clock says, and whatever else stands in the list."""
+    a, b, c = (Commands("p", name, 45_000, 10) for name in "abc")
+    for found in ('{"b": 7}', "[", '[7, null, "a", "gone"]', '"b"'):
+        redis.ask("FLUSHALL")
+        redis.ask("SET", "p:relays", found)
+        assert redis.ask(*a.relays()) == []
+    for relay in (a, b, c):
+        redis.ask(*relay.mark(b"{}"))
+        redis.ask(*relay.relays())
+    assert sorted(redis.ask(*a.relays())) == [b"b", b"c"]
+    assert 0 < redis.ask("PTTL", "p:relays") <= 45_000
+    redis.ask("DEL", "p:instance:b")
+    assert redis.ask(*a.relays()) == [b"c"]
+    redis.ask("SET", "p:relays", json.dumps([f"relay-{number}" for number in range(200)]))
+    for number in range(200):
+        redis.ask("SET", f"p:instance:relay-{number}", "{}")
+    assert len(redis.ask(*a.relays())) == MOST_RELAYS

@@ -43,7 +43,7 @@ def test_every_event_is_in_the_table_and_every_row_is_logged():
 #: Events without a reason: the responsible party decides the severity.
 FAULT = {
     "of the relay, its surroundings or the platform": {
-        "bus_publish_failed", "internal_error", "listen_failed", "log_lines_lost", "relay_id_shared", "reload_failed",
+        "bus_publish_failed", "bus_pull_failed", "internal_error", "listen_failed", "log_lines_lost", "relay_id_shared", "reload_failed",
         "tls_reload_failed", "worker_killed", "worker_lost", "worker_silent",
     },
     "of a peer, or one that harms no peer yet": {
