@@ -90,6 +90,8 @@ class Instances(TimerService):
     The service logs `relay_id_shared`. It goes on from where `begin` left off.
     """
 
+    clock: IReactorTime
+
     def __init__(
         self,
         clock: IReactorTime,
@@ -102,7 +104,7 @@ class Instances(TimerService):
     ) -> None:
         """`about` is shown to operators of other relays: the version and the address."""
         TimerService.__init__(self, max(0.02, interval), lambda: Deferred.fromCoroutine(self._compare()))
-        self.clock = self._reactor_time = clock
+        self.clock = clock
         self._records = records
         self._relay_id = relay_id
         self._log = log
@@ -120,7 +122,7 @@ class Instances(TimerService):
             try:
                 there = await self._records.mark(self._ours)
             except CarrierFailed:  # logged as an outage
-                await deferLater(self._reactor_time, _RETRY)
+                await deferLater(self.clock, _RETRY)
                 continue
             self._foreign = 0 if there is None else 1
             return there is not None
@@ -156,7 +158,7 @@ class Instances(TimerService):
         To be asked for each frame to that relay. Answers at once from the last record, which is looked up again in the background.
         """
         known = self._known.get(relay_id) or self._add(relay_id)
-        known.used = self._reactor_time.seconds()
+        known.used = self.clock.seconds()
         self._refresh(relay_id, known, RECORD_TTL)
         return known.instance
 
@@ -166,7 +168,7 @@ class Instances(TimerService):
         `relayId`; `seconds` since the last frame to it, None: there was none; `bus`, the form that it reads: "batches", "frames", or
         "unknown" without a record; `version` and `url` where the record has them. A relay that was stopped is left out.
         """
-        found, now = [], self._reactor_time.seconds()
+        found, now = [], self.clock.seconds()
         used = {
             relay_id: round(now - known.used)
             for relay_id, known in self._known.items()
@@ -194,7 +196,7 @@ class Instances(TimerService):
 
     def _refresh(self, relay_id: str, known: _Known, age: float) -> None:
         """Read the record again if it is `age` seconds old."""
-        if not known.asking and self._reactor_time.seconds() - known.read >= age:
+        if not known.asking and self.clock.seconds() - known.read >= age:
             known.asking = True
             Deferred.fromCoroutine(self._look_up(relay_id, known))
 
@@ -210,4 +212,4 @@ class Instances(TimerService):
             known.record = record
         finally:
             known.asking = False
-            known.read = self._reactor_time.seconds()
+            known.read = self.clock.seconds()

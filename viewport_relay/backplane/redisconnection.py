@@ -40,10 +40,6 @@ PING_EVERY: Final = 5.0
 STOPPED: Final = "the connection to Redis is stopped"
 
 
-class _Lease(Protocol):
-    """The protocol that ClientService gets for a tried connection: it only needs the transport and the loss."""
-
-
 @implementer(IStreamClientEndpoint)
 class RedisConnection(MultiService):
     """Commands over a connection that is made again, for ever, whenever it is lost.
@@ -75,7 +71,8 @@ class RedisConnection(MultiService):
         self._delay = backoffPolicy(
             RETRY_FIRST, RETRY_MOST_REFUSED, 2.0, lambda: random.uniform(0.0, RETRY_FIRST)
         )
-        self._client = ClientService(self, Factory.forProtocol(_Lease), self._retry_after, reactor)
+        # Its protocol only tells it that a tried connection was made or lost.
+        self._client = ClientService(self, Factory.forProtocol(Protocol), self._retry_after, reactor)
         self._client.setServiceParent(self)
         pings = TimerService(PING_EVERY, self._ping)
         pings.clock = reactor
@@ -89,7 +86,8 @@ class RedisConnection(MultiService):
 
     async def _connect(self, factory: IProtocolFactory) -> Any:
         try:
-            redis = await self._tried_connection()
+            redis, answers = await self._server.connect(self._trials, TRIAL_LIMIT)
+            redis.checked(answers)
         except CarrierFailed as failed:
             self._fail(failed)
             raise
@@ -101,14 +99,6 @@ class RedisConnection(MultiService):
         self._redis, self._failed = redis, None
         self._works()
         return lease
-
-    async def _tried_connection(self) -> RedisProtocol:
-        redis, answers = await self._server.connect(self._trials, TRIAL_LIMIT)
-        for answer in answers:
-            if isinstance(answer, CarrierFailed):
-                redis.abort()
-                raise answer
-        return redis
 
     def _fail(self, failed: CarrierFailed) -> None:
         self._redis, self._failed = None, failed
@@ -179,8 +169,6 @@ class RedisConnection(MultiService):
     async def _first_connection(self) -> None:
         try:
             await self._client.whenConnected(failAfterFailures=1)
-        except CarrierFailed:
-            raise
         except CancelledError:
             if self.running:  # the caller's own cancellation
                 raise

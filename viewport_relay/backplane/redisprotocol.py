@@ -170,6 +170,14 @@ class RedisProtocol(Protocol):
             answers += [self.failed] * (len(commands) - len(answers))
         return answers
 
+    def checked(self, answers: list[Any]) -> list[Any]:
+        """Answers that all came. Raises the first CarrierFailed among them, and then the connection is aborted."""
+        for answer in answers:
+            if isinstance(answer, CarrierFailed):
+                self.abort()
+                raise answer
+        return answers
+
     def _look(self, late: _Asked | None = None) -> None:
         """Abort the connection if the first command is late. `late` was so before the reactor has read once more."""
         self._alarm = None

@@ -101,10 +101,7 @@ class RedisServer:
         except Exception as error:
             raise connecting_failed(self.name, error) from None
         answers = await redis.ask((*self._opening, *commands), limit)
-        for answer in answers[: len(self._opening)]:
-            if isinstance(answer, CarrierFailed):
-                redis.abort()
-                raise answer
+        redis.checked(answers[: len(self._opening)])
         return redis, answers[len(self._opening) :]
 
 
@@ -165,14 +162,12 @@ class SentinelPrimary:
 
     async def _ask(self, sentinel: RedisServer) -> tuple[str, int]:
         question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._primary)
-        redis, [found] = await sentinel.connect((question,), self._limit)
+        redis, found = await sentinel.connect((question,), self._limit)
         redis.abort()
-        match found:
-            case CarrierFailed():
-                raise found
-            case [bytes(host), bytes(port)] if port.isdigit():
+        match redis.checked(found):
+            case [[bytes(host), bytes(port)]] if port.isdigit():
                 return host.decode("utf-8", "replace"), int(port)
-            case [_, _]:
+            case [[_, _]]:
                 raise CarrierFailed(f"{sentinel.name} names no usable address")
         raise CarrierFailed(f"{sentinel.name} knows no {self._primary} (RELAY_REDIS_SENTINEL_MASTER)")
 
