@@ -1,6 +1,6 @@
 """Twisted's HTTP agent as the relay uses it below treq: kept connections, bounded heads, nothing decoded.
 
-    treq.client.HTTPClient → PlainAgent → twisted.web.client.Agent → pool → endpoint → bounded connection
+    treq.client.HTTPClient → PlainAgent → ExactAgent (twisted.web.client.Agent) → pool → endpoint → bounded connection
 
 HTTP/1.1 (RFC 9112) is Twisted's. Time limits, the size of bodies and retries are `http.py`'s.
 """
@@ -53,6 +53,31 @@ class Endpoints:
         return BoundedEndpoint(self._pool, endpoint)
 
 
+class ExactAgent(Agent):
+    """Twisted's agent, but the target of a request is sent as it is given. Twisted parses it, and drops an empty query or parameter."""
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """The response. `uri` is a `RequestUrl`'s: absolute, with a path, without a fragment."""
+        parsed = URI.fromBytes(uri)
+        target = uri[uri.index(b"/", uri.index(b"//") + 2) :]
+        response: Deferred[IResponse] = self._requestWithEndpoint(
+            (parsed.scheme, parsed.host, parsed.port),
+            self._getEndpoint(parsed),  # type: ignore[no-untyped-call]
+            method,
+            parsed,
+            headers,
+            bodyProducer,
+            target,
+        )
+        return response
+
+
 @implementer(IAgent)
 class PlainAgent:
     """An agent below treq that keeps treq from decoding gzip, which treq does before any limit on the size of a body is looked at."""
@@ -81,8 +106,9 @@ def _undecoded(response: IResponse) -> IResponse:
     return response
 
 
-def pooled_agent(reactor: Any, tls: ClientTls, proxy: HttpProxy | None = None) -> tuple[Agent, Pool]:
+def pooled_agent(reactor: Any, tls: ClientTls, proxy: HttpProxy | None = None) -> tuple[IAgent, Pool]:
     """The agent of the relay, and the connections that it keeps."""
     pool = Pool(reactor)
-    agent: Agent = Agent.usingEndpointFactory(reactor, Endpoints(reactor, tls, proxy, pool), pool)
+    endpoints = Endpoints(reactor, tls, proxy, pool)
+    agent: IAgent = ExactAgent.usingEndpointFactory(reactor, endpoints, pool)  # type: ignore[no-untyped-call]
     return agent, pool

@@ -6,7 +6,6 @@ limit. The document at `/.well-known/viewport-relay.json`, from which peers lear
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -22,6 +21,7 @@ from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.noise.records import message_max_bytes
 from viewport_relay.observe.counters import Counters
+from viewport_relay.observe.entry import dump
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.protocol.grant import Grant, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
@@ -157,7 +157,7 @@ def well_known(config: Config, keys: RelayKeys) -> Callable[[Request], bytes]:
     }
     if keys.previous is not None:
         document["noisePreviousPublicKey"] = keys.previous.public_text
-    body = json.dumps(document).encode()
+    body = dump(document).encode("ascii")
 
     def answer(request: Request) -> bytes:
         request.setHeader(b"content-type", b"application/json")

@@ -5,7 +5,6 @@ request -> budget of its address (429, then closed) -> fair queue -> the pages
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
@@ -18,6 +17,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.admission.addresses import counted_as
+from viewport_relay.observe.entry import dump
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.addresslimits import AddressLimits
 from viewport_relay.wire.clientaddress import ClientAddress
@@ -87,7 +87,7 @@ def answer_refusal(request: Request, refusal: Refusal, **more: str) -> None:
     channel.close_after_answer()
     reason = refusal.reason
     answer = {"ok": False, "reason": reason.code, "message": refusal.detail_for_peer, **more}
-    body = json.dumps(answer).encode("ascii")
+    body = dump(answer).encode("ascii")
     request.setResponseCode(reason.entry.status, HTTPStatus(reason.entry.status).phrase.encode())
     headers = {
         "Content-Type": "application/json",
