@@ -3,7 +3,8 @@
     executor -> relay -> platform   one request; only paths of its own managed executor, only listed headers
     executor <- relay <- platform   one answer, as a response frame
 
-Requests of one executor run concurrently, up to a bound; beyond it reading from the executor pauses.
+Requests of one executor run concurrently, up to a bound; beyond it reading from the executor pauses. An executor that exceeds its
+rate is closed when the requests that were within the rate are answered.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from viewport_relay.protocol.decoding import decode_executor
 from viewport_relay.protocol.frames import ExecutorRequest
 from viewport_relay.protocol.status import executor_response
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.decisions import Drop
+from viewport_relay.routing.decisions import Close, Drop
 from viewport_relay.routing.model import Peer
 from viewport_relay.routing.router import Router
 from viewport_relay.sessions.outcomes import Outcomes
@@ -123,13 +124,16 @@ class _Requests:
     _peer: Peer
     _running: set[Deferred[None]] = Factory(set)
     _waiting: deque[ExecutorRequest] = Factory(deque)
+    _over: Close | None = None  # set when the executor exceeds its rate: nothing more is taken from it
 
     def receive(self, message: bytes) -> None:
         """Handle a message: start its request, now or when an earlier one has ended."""
+        if self._over is not None:
+            return
         peer, reader, outcomes = self._peer, self._session.connection.reader, self._role.outcomes
-        limited = self._role.router.own_rate(peer, reader.last_seen)
-        if limited is not None:
-            outcomes.close(peer, limited)
+        self._over = self._role.router.own_rate(peer, reader.last_seen)
+        if self._over is not None:
+            self._close_when_answered()
             return
         frame = decode_executor(message)
         if frame is None:
@@ -160,7 +164,12 @@ class _Requests:
             self._start(self._waiting.popleft())
         if not self._waiting:
             self._session.connection.reader.resume_reading(self)
+            self._close_when_answered()
         return result
+
+    def _close_when_answered(self) -> None:
+        if self._over is not None and not self._running and not self._waiting:
+            self._role.outcomes.close(self._peer, self._over)
 
     async def _serve(self, frame: ExecutorRequest) -> None:
         role, grant = self._role, self._peer.grant

@@ -263,6 +263,26 @@ def test_hundreds_at_once_are_all_answered(site: Site, api: Api) -> None:
     settle(worker)
 
 
+def test_requests_within_the_rate_are_answered_before_the_close(
+    api: Api, make_relay: Callable[..., Relay], sites: Callable[..., Site]
+) -> None:
+    """More at once than run at once, the last of them over the rate."""
+    api.asked.clear()
+    api.held = {"slow": threading.Event()}
+    for relay in checked(make_relay(SERVER_URL=api.url, RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE="20")):
+        site = sites(relay, target=None)
+        worker = site.worker()
+        path = own(site, "/slow")
+        worker.say(*[encoded("worker request", requestId=f"{n}", path=path) for n in range(23)])
+        until(lambda: len(api.asked) == 16, what="16 at once")
+        worker.read_for(0.3)
+        assert worker.closed is None
+        api.held["slow"].set()
+        assert sorted(int(answer(worker)["requestId"]) for _ in range(20)) == list(range(20))
+        assert worker.end() == (4008, "worker rate limit exceeded")
+        assert len(api.asked) == 20
+
+
 def test_the_end_of_an_executor_cancels_its_requests(site: Site, api: Api) -> None:
     worker, other = site.worker(), site.worker()
     api.held = {"slow": threading.Event()}
