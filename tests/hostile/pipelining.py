@@ -48,9 +48,9 @@ async def one(port: int, source: str, tls: ssl.SSLContext | None) -> None:
                 _statuses[part[:3].decode("latin-1")] += 1
     finally:
         sending.cancel()
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            await sending
         writer.close()
+        # Not `await sending` with CancelledError suppressed: a cancellation of this task itself would be lost, and it went on for ever.
+        await asyncio.gather(sending, return_exceptions=True)
 
 
 async def main() -> None:

@@ -59,3 +59,34 @@ def test_a_half_closed_tls_connection_does_not_stop_the_other_attackers(tmp_path
         attacking.start()
         attacking.join(10)
     assert found and found[0] > 5
+
+
+def test_an_attacker_ends_wherever_it_is_cancelled() -> None:
+    """It lost a cancellation that came while it waited for its sender to end; then its event loop never ended."""
+
+    async def half_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write_eof()
+        with contextlib.suppress(OSError):
+            while await reader.read(65_536):
+                pass
+        writer.close()
+
+    async def cancelled_after(port: int, turns: int) -> bool:
+        """Whether an attack ends that is cancelled after so many turns of the loop."""
+        attacking = asyncio.ensure_future(pipelining.attack(port, "127.0.1.1", None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        attacking.cancel()
+        await asyncio.wait([attacking], timeout=0.5)
+        ended = attacking.done()
+        attacking.cancel()
+        return ended
+
+    async def attacks() -> list[int]:
+        server = await asyncio.start_server(half_close, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        went_on = [turns for turns in range(60) if not await cancelled_after(port, turns)]
+        server.close()
+        return went_on
+
+    assert asyncio.run(attacks()) == []
