@@ -148,15 +148,15 @@ def read_key(member: object) -> Key | IgnoredKey:
 def _read(given: Mapping[str, Any]) -> jwt.PyJWK | str:
     algorithm = _algorithm(given)
     if algorithm is None:
-        kind = [printable(str(given[name]), 16) for name in ("kty", "crv") if name in given]
+        kind = [_named(given[name]) for name in ("kty", "crv") if name in given]
         return f"of another type: {' '.join(kind)}" if kind else "without a type"
     if given.get("use", "sig") != "sig":
-        return f"for another use: {printable(str(given['use']), 16)}"
+        return f"for another use: {_named(given['use'])}"
     operations = given.get("key_ops", ["verify"])
     if not isinstance(operations, list) or "verify" not in operations:
         return "for another use: key_ops has no verify"
     if given.get("alg", algorithm) not in _FITTING_ALGS[algorithm]:
-        return f"for another algorithm: {printable(str(given['alg']), 16)}"
+        return f"for another algorithm: {_named(given['alg'])}"
     if "d" in given:
         return "its private part is published"
     numbers = {name: given.get(name) for name in _PUBLIC_MEMBERS[given["kty"]]}
@@ -172,6 +172,11 @@ def _read(given: Mapping[str, Any]) -> jwt.PyJWK | str:
     if algorithm == "RS256" and not RSA_BITS[0] <= jwk.key.key_size <= RSA_BITS[1]:
         return f"of a bad size: {jwk.key.key_size} bits"
     return jwk
+
+
+def _named(value: object) -> str:
+    """A member's value for a message. Only a string is shown: what is nested deeply cannot be turned into text."""
+    return printable(value, 16) if isinstance(value, str) else "no string"
 
 
 def _algorithm(given: Mapping[str, Any]) -> str | None:

@@ -108,7 +108,10 @@ def _words(body: Mapping[str, Any] | None) -> list[str]:
         if isinstance(value, str):
             words.append(value)
         elif value:
-            words.append(json.dumps(value, separators=(",", ":")))
+            try:
+                words.append(json.dumps(value, separators=(",", ":")))
+            except RecursionError:  # it was just not too deep to be read
+                words.append("a value that is nested too deeply")
     return [word for word in words if word.strip()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import contextlib
 import json
 from typing import Any
 
@@ -239,6 +240,18 @@ def test_documents_that_are_no_set(body: bytes, why: str) -> None:
     with pytest.raises(KeySetError, match=None) as wrong:
         KeySet.parse(body)
     assert why in wrong.value.why
+
+
+@pytest.mark.parametrize("name", ["kty", "crv", "use", "alg", "key_ops", "kid", "n", "x"])
+def test_members_as_deep_as_json_is_read(members: dict[str, dict[str, Any]], name: str) -> None:
+    """Python reads JSON to a depth at which it cannot make text of it any more: an exception ended the fetches at start."""
+    kid = "RS256" if name == "n" else "EdDSA"
+    document = json.dumps({"keys": [{**members[kid], name: 0}, {"kty": "oct"}]})
+    for depth in range(800, 1050):
+        with contextlib.suppress(KeySetError):
+            KeySet.parse(
+                document.replace(f'"{name}": 0', f'"{name}": ' + "[" * depth + "1" + "]" * depth).encode()
+            )
 
 
 def test_at_most_64_keys(members: dict[str, dict[str, Any]]) -> None:

@@ -105,6 +105,15 @@ def test_the_platforms_own_word_is_kept(
     assert isinstance(verdict, Refusal) and verdict.details["platformWord"] == body["reason"]
 
 
+@pytest.mark.parametrize("name", ["reason", "error"])
+def test_a_word_as_deep_as_json_is_read(answer: MakeAnswer, query: UpgradeQuery, name: str) -> None:
+    """Python reads JSON to a depth at which it cannot write it again."""
+    for depth in range(800, 1050):
+        deep = "[" * depth + "1" + "]" * depth
+        verdict = judge(answer(401, f'{{"ok":false,"{name}":{deep}}}'.encode()), query, URL)
+        assert isinstance(verdict, Refusal)
+
+
 def test_the_word_is_printable_short_and_without_secrets(answer: MakeAnswer, query: UpgradeQuery) -> None:
     body = json.dumps({"ok": False, "reason": "bad\n\x1b token abc.def.ghi key KEY", "error": "e" * 500})
     verdict = judge(answer(200, body), query, URL, ("abc.def.ghi", "KEY"))
