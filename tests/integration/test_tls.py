@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from tests.drill.certificates import Identity, Kind, serial_of
 from tests.drill.peer import CLOSE, PING, PONG, Closed, Peer, Refused, dial, e2ee
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
+from tests.tlsrecords import Records
 from tests.wireframes import masked_frame
 
 #: Loaded by the relay's Python at start: a shorter interval of certificate checks, a shorter request time-out.
@@ -321,6 +323,36 @@ def test_garbage_instead_of_tls(secure: Secure) -> None:
             sock.sendall(garbage)
             assert silence(sock) < 10
     until(lambda: secure.relay.descriptors() <= before + 1, 15, "the descriptors")
+
+
+def records_of(secure: Secure, folder: Path, workspace: str) -> tuple[Peer, Records]:
+    """A client, and what encrypts further records of it."""
+    context = secure.ca.context()
+    context.keylog_filename = str(folder / "keys")
+    peer = Peer.client(secure.relay, secure.platform, workspace, "t", tls=context)
+    return peer, Records((folder / "keys").read_text().splitlines(), sent=1)
+
+
+def test_a_client_with_new_keys_goes_on(secure: Secure, tmp_path: Path) -> None:
+    peer, records = records_of(secure, tmp_path, "new-keys")
+    ping = masked_frame(PING, b"x")
+    os.write(peer.sock.fileno(), records.key_update() + records.data(ping) + records.key_update())
+    assert peer.frame() == (PONG, b"x")
+    os.write(peer.sock.fileno(), records.data(ping))
+    assert peer.frame() == (PONG, b"x")
+    peer.close()
+
+
+def test_a_flood_of_new_keys_is_cut_off(secure: Secure, tmp_path: Path) -> None:
+    """OpenSSL works off thousands in one call, and answers each."""
+    peer, records = records_of(secure, tmp_path, "key-flood")
+    flood = b"".join(records.key_update() for _ in range(3000))
+    with contextlib.suppress(OSError):
+        for at in range(0, len(flood), 16_384):
+            os.write(peer.sock.fileno(), flood[at : at + 16_384])
+    with pytest.raises((Closed, OSError)):
+        peer.message()
+    assert secure.relay.state() is not None
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -32,6 +32,9 @@ class TwistedWay(Protocol):
     def read_rest(self) -> None:
         """Act on records without data."""
 
+    def without_data(self) -> bool:
+        """Count a record without data that was read. False: the peer has sent too many, and the connection is aborted."""
+
     def send_rest(self) -> None:
         """Send records that did not fit into the shared memory."""
 
@@ -113,6 +116,7 @@ class TLSFlow:
                 if opened:
                     sink.received(opened)
                 else:
+                    self._without_data()
                     self._read_rest()
             if self._records:
                 self._open()
@@ -134,10 +138,14 @@ class TLSFlow:
     def _open(self) -> None:
         while self._records and self._sink is not None:
             size = self._fill(self._sink.space)
-            if size:
-                self._sink.received(size)
-            else:
+            if not size:
                 self._read_rest()
+            elif self._sink is not None:  # it may have been ended for its records without data
+                self._sink.received(size)
+
+    def _without_data(self) -> None:
+        if self._twisted is not None:
+            self._twisted.without_data()
 
     def _read_rest(self) -> None:
         """Leave a record without data (an alert, a new key), or the end, to Twisted, which meets it again."""
@@ -151,6 +159,7 @@ class TLSFlow:
         while self._records and have < end:
             size: int = layer.open_into(space[have:] if have else space)
             if not size:
+                self._without_data()
                 break
             if end - have >= RECORD or not layer.pending():
                 self._records -= 1

@@ -23,6 +23,9 @@ HEADER: Final = 5
 #: Most plaintext that is sealed before its records are sent, bytes. A frame of 64 KiB with its header is one piece.
 PIECE: Final = 5 * RECORD
 
+#: SSL_MODE_AUTO_RETRY of OpenSSL's ssl.h, which pyOpenSSL sets: reading goes on behind a record without data.
+_MODE_AUTO_RETRY: Final = 4
+
 #: What a piece becomes at most, and most ciphertext of one read. OpenSSL's two buffers of a connection grow to about
 #: this size and stay.
 SEALED: Final = PIECE + RECORD_OVERHEAD * (PIECE // RECORD + 2)
@@ -89,7 +92,9 @@ try:
 
     _pointer: Any = _ffi.from_buffer
     _ssl_read, _ssl_write, _ssl_pending = _lib.SSL_read, _lib.SSL_write, _lib.SSL_pending
-    _bio_read, _bio_write = _lib.BIO_read, _lib.BIO_write
+    _bio_read, _bio_write, _bio_left = _lib.BIO_read, _lib.BIO_write, _lib.BIO_get_mem_data
+    _clear_mode = _lib.SSL_clear_mode
+    _no_matter_where: Any = _ffi.new("char **")
     # An error that stays in OpenSSL's queue, one for all connections, would be taken for the next connection's.
     _clear_errors = _lib.ERR_clear_error
     _available = True
@@ -157,5 +162,22 @@ def record_layer(connection: SSL.Connection, memory: SharedMemory) -> RecordLaye
     """The record layer of an established connection; None: pyOpenSSL has other names, so there is none."""
     try:
         return RecordLayer(connection, memory) if _available else None
+    except AttributeError:
+        return None
+
+
+def stop_at_records_without_data(connection: SSL.Connection) -> None:
+    """Let OpenSSL stop reading behind each record without data (a new key, say), where `ciphertext_left` tells that there is more.
+
+    It would work off thousands of them in one call: 100 ms for what one read of a socket brings.
+    """
+    if ciphertext_left(connection) is not None:
+        _clear_mode(connection._ssl, _MODE_AUTO_RETRY)
+
+
+def ciphertext_left(connection: SSL.Connection) -> int | None:
+    """Bytes that OpenSSL was given and has not read; None: pyOpenSSL has other names, so it cannot be told."""
+    try:
+        return int(_bio_left(connection._into_ssl, _no_matter_where)) if _available else None
     except AttributeError:
         return None

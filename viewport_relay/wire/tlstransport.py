@@ -14,10 +14,17 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from viewport_relay.admission.addresses import counted_as, peer_host
+from viewport_relay.reasons import Reason
+from viewport_relay.windows import Window
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlsflow import TLSFlow
-from viewport_relay.wire.tlsrecords import SharedMemory, record_layer
+from viewport_relay.wire.tlsrecords import (
+    SharedMemory,
+    ciphertext_left,
+    record_layer,
+    stop_at_records_without_data,
+)
 from viewport_relay.wire.transport import DirectAccess, Sender, Sink, read_nothing
 from viewport_relay.wire.turn import turn_of
 
@@ -26,6 +33,10 @@ FLUSH_TIMEOUT: Final = 10.0
 
 #: Bytes of a handshake that are kept until its turn; then the transport is paused. One read comes on top.
 _EARLY_MAX: Final = 16_384
+
+#: Records without data that a peer may send within a minute: new keys, attempts to renegotiate. Each costs 15 µs and is
+#: answered; peers have no need for more than a few in a day.
+WITHOUT_DATA_MAX: Final = 32
 
 
 class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
@@ -36,16 +47,23 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
     * When TLS is over, the wrapped protocol's `peer_gone()` is called, if it has one, and the TCP connection has
       `FLUSH_TIMEOUT` seconds to send what it holds. Twisted alone would stay for ever: it resumes the paused producer
       where it should close.
+    * A peer that sends more than `WITHOUT_DATA_MAX` records without data within a minute is cut off, and the wrapped
+      protocol's `failed()` is called, if it has one.
     """
 
     factory: TLSFactory
     transport: Any  # a DirectTransport, or a wrapper of one, or another reactor's
     _flush: IDelayedCall | None = None
     _early = b""  # received while the handshake waits for its turn
+    _without_data: Window | None = None  # made for the first record without data
 
     def __init__(self, factory: TLSFactory, wrappedProtocol: Any, _connectWrapped: bool = True) -> None:
         super().__init__(factory, wrappedProtocol, _connectWrapped)  # type: ignore[no-untyped-call]
         self._flow = TLSFlow(factory.memory, self)
+
+    def makeConnection(self, transport: Any) -> None:
+        super().makeConnection(transport)  # type: ignore[no-untyped-call]
+        stop_at_records_without_data(self._tlsConnection)
 
     def _begun(self) -> TLSFlow:
         """The flow, which takes over from Twisted's transport once the handshake is over."""
@@ -86,10 +104,33 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
 
     def take_ciphertext(self, data: bytes) -> None:
         super().dataReceived(data)  # type: ignore[no-untyped-call]
+        self._read_on()
 
     def read_rest(self) -> None:
         if self._tlsConnection is not None:
             self._flushReceiveBIO()  # type: ignore[no-untyped-call]
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Read what is left: Twisted stops behind each record without data, as OpenSSL does."""
+        while self._handshakeDone and not self._lostTLSConnection and self._tlsConnection is not None:
+            if not ciphertext_left(self._tlsConnection) or not self.without_data():
+                break
+            self._flushReceiveBIO()  # type: ignore[no-untyped-call]
+
+    def without_data(self) -> bool:
+        if self._without_data is None:
+            self._without_data = Window()
+        if self._without_data.hit(self.factory._clock.seconds(), WITHOUT_DATA_MAX):
+            return True
+        failed = getattr(self.wrappedProtocol, "failed", None)
+        if failed is not None:
+            failed(
+                Reason.PROTOCOL_ERROR,
+                f"more than {WITHOUT_DATA_MAX} TLS records without data within a minute",
+            )
+        self.abortConnection()
+        return False
 
     def send_rest(self) -> None:
         self._flushSendBIO()  # type: ignore[no-untyped-call]
