@@ -3,7 +3,7 @@
         ring, new records -> bounded queue -> HTTP response (a push producer)
 
 When the queue is full, the oldest record is dropped, and the client is told how many were dropped. A client that reads nothing
-for a minute is disconnected. The log and other followers do not wait for a slow client.
+for a minute is disconnected. The response ends at the first heartbeat after its session or token has ended. The log and other followers do not wait for a slow client.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Follower:
 
     _request: Request
     _log: EventLog
+    _admits: Callable[[Request], bool]  # whether it may still read the log: asked at each heartbeat
     _accepts: Callable[[Record], bool]
     _form: Format
     _reactor: IReactorTime
@@ -111,7 +112,11 @@ class Follower:
         self._busy = False
 
     def _beat(self) -> None:
-        if not self._paused:
+        if not self._admits(self._request):  # signed out, or its token was changed
+            self._end()
+            self._request.unregisterProducer()
+            self._request.finish()
+        elif not self._paused:
             if self._form.heartbeat:
                 self._request.write(self._form.heartbeat.encode("ascii"))
         elif self._reactor.seconds() - self._progress > STALLED:

@@ -42,13 +42,17 @@ EXPLAIN: Final = b"/logs/explain/"
 
 @frozen(eq=False)
 class LogsPage:
-    """The pages `/logs`, `/logs/text` and `/logs/explain`. `reactor` times the heartbeats of followers; `now` gives seconds since the epoch."""
+    """The pages `/logs`, `/logs/text` and `/logs/explain`. `reactor` times the heartbeats of followers; `now` gives seconds since the epoch.
+
+    `admits` tells whether a follower's request is still an operator's.
+    """
 
     _log: EventLog
     _about: About
     _facts: ReadFacts
     _reactor: IReactorTime
     _now: Callable[[], float]
+    _admits: Callable[[Request], bool]
 
     def render(self, request: Request) -> bytes | int:
         given = reply.query(request)
@@ -108,7 +112,7 @@ class LogsPage:
                 records = [record for record in records if record.seq > int(seen)]
         else:
             kind = follow.TEXT if as_plain_text else follow.LINES
-        follow.Follower(request, self._log, wanted.accepts, kind, self._reactor).start(records)
+        follow.Follower(request, self._log, self._admits, wanted.accepts, kind, self._reactor).start(records)
         return NOT_DONE_YET
 
     def explain(self, request: Request) -> bytes:

@@ -135,7 +135,9 @@ def build(
     facts = facts_reader(config, log, state)
     trends = Trends(config, counters, state, now)
     periodically(STEP, trends.sample)
-    logs = LogsPage(log, About(log, state), facts, reactor, now)
+    logs = LogsPage(
+        log, About(log, state), facts, reactor, now, lambda request: auth.judge(request, "operator") is None
+    )
     metrics = MetricsPage(RelayCollector(counters, state, log, uptime, config.relay_id))
     actions = Actions(state, log, client_ip)
     overview = Overview(config, log, counters, state, facts, trends, uptime)

@@ -447,6 +447,35 @@ async def test_a_stalled_follower_is_disconnected_and_heartbeats_keep_the_others
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_follower_ends_with_its_session(filled, token, monkeypatch):
+    """A stolen cookie would show the log for ever, although the operator has signed out."""
+    monkeypatch.setattr(follow, "HEARTBEAT", 0.05)
+    signed_in = await filled.post("/admin/api/session", {"token": token}, token=None)
+    cookie = signed_in.headers["set-cookie"].partition(";")[0]
+    reader = Reader(filled, token)
+    reader.request = f"GET /logs?follow=1 HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\n\r\n"
+    await reader.start()
+    await reader.until(b'"leave"')
+    out = {"Cookie": cookie, "X-Relay-CSRF": signed_in.json()["csrf"]}
+    assert (await filled.ask("DELETE", "/admin/api/session", out, token=None)).status == 200
+    await eventually(lambda: not followers(filled))
+    filled.log.event("refuse", reason=Reason.ORIGIN_NOT_ALLOWED)
+    assert b"ORIGIN_NOT_ALLOWED" not in await reader.until(b"\r\n0\r\n\r\n")
+    reader.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_follower_ends_when_its_token_is_changed(filled, token, monkeypatch):
+    monkeypatch.setattr(follow, "HEARTBEAT", 0.05)
+    reader = await Reader(filled, token).start()
+    await reader.until(b'"leave"')
+    filled.auth.set_tokens(["another-token-0123456789abcdefABCDEF"], ())
+    await eventually(lambda: not followers(filled))
+    await reader.until(b"\r\n0\r\n\r\n")
+    reader.close()
+
+
+@pytest_twisted.ensureDeferred
 async def test_the_number_of_followers_is_bounded(admin, token, monkeypatch):
     monkeypatch.setattr(logs, "MAX_FOLLOWERS", 2)
     readers = [await Reader(admin, token).start() for _ in range(2)]
