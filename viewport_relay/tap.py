@@ -18,8 +18,9 @@ from viewport_relay.config import EX_CONFIG, VARIABLES, ConfigError, configured_
 from viewport_relay.config.values import integer
 from viewport_relay.notify import Notifier
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service.engine import MakeEngine, SingleRelay
+from viewport_relay.service.engine import MakeEngine
 from viewport_relay.service.process import Process
+from viewport_relay.service.relay import Relay
 from viewport_relay.workers.parent import Workers
 
 
@@ -130,7 +131,7 @@ def _service(options: Options, environ: dict[str, str]) -> IService:
     )
     notifier = Notifier(os.environ)
     open_files = descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
-    make: MakeEngine = SingleRelay
+    make: MakeEngine = Relay
     if config.workers > 1:
         make = partial(Workers, environ=environ, overrides=overrides)
     again = partial(reread, environ=environ, overrides=overrides)

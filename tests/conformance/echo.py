@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
 from viewport_relay.admission.addresses import TrustedProxies
-from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.admission.limits import ConnectionCounts, UpgradeLimits
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.config import load
 from viewport_relay.observe.counters import Counters
@@ -123,8 +123,7 @@ def site(clock: IReactorTime, **environ: str) -> RelaySite:
         gate=gate,
         factory=service.factory,
         opened=service.opened,
-        attempts=WindowCounter(0),
-        counts=ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0),
+        counts=ConnectionCounts(UpgradeLimits()),
     )
     nothing: Any = SimpleNamespace(render=_nothing_else)
     return RelaySite(Root(upgrade, nothing), clock, FairQueue(clock))

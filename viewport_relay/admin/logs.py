@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from attrs import frozen
@@ -42,7 +42,7 @@ EXPLAIN: Final = b"/logs/explain/"
 
 @frozen(eq=False)
 class LogsPage:
-    """The pages `/logs`, `/logs/text` and `/logs/explain`. `reactor` times the heartbeats of followers; `now` gives seconds since the epoch.
+    """The pages `/logs`, `/logs/text` and `/logs/explain`. `reactor` times the heartbeats of followers.
 
     `admits` tells whether a follower's request is still an operator's.
     """
@@ -51,12 +51,11 @@ class LogsPage:
     _about: About
     _facts: ReadFacts
     _reactor: IReactorTime
-    _now: Callable[[], float]
     _admits: Callable[[Request], bool]
 
     def render(self, request: Request) -> bytes | int:
         given = reply.query(request)
-        wanted = parse_filter(given, self._now())
+        wanted = parse_filter(given, self._log.now())
         as_plain_text = self._wants_text(request, given)
         about = given.get("about") or ""
         if len(about) > MAX_ID:
@@ -66,7 +65,7 @@ class LogsPage:
             body = self._about.text(about) if as_plain_text else self._about.as_json(about)
             return reply.put_body(request, body)
         if reply.boolean("summary", given.get("summary")):
-            numbers = summary(self._log, wanted, self._now())
+            numbers = summary(self._log, wanted, self._log.now())
             return reply.put_body(request, summary_text(numbers) if as_plain_text else numbers)
         records = [record for record in self._log.records() if wanted.accepts(record)]
         total, records = len(records), records[-wanted.limit :]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from attrs import frozen
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import Request
@@ -22,7 +23,7 @@ from viewport_relay.admin.logs import EXPLAIN, TEXT_PATH, LogsPage
 from viewport_relay.admin.metrics import MetricsPage, RelayCollector
 from viewport_relay.admin.overview import Overview
 from viewport_relay.admin.page import ONCE_PATH, SignIn, assets, to_dashboard
-from viewport_relay.admin.reply import BadRequest, put_body, refuse, refuse_bad
+from viewport_relay.admin.reply import BadRequest, put_body, put_late, refuse, refuse_bad
 from viewport_relay.admin.state import StateSource, facts_reader, state_json
 from viewport_relay.admin.trends import STEP, Trends
 from viewport_relay.config import Config
@@ -54,16 +55,36 @@ class AdminResource(Resource):
         auth: AdminAuth,
         log: EventLog,
         client_ip: Callable[[Request], str],
+        refresh: Callable[[], Deferred[None] | None],
     ) -> None:
+        """`refresh` is that of `StateSource`: called before the answer to an operator."""
         Resource.__init__(self)
         self._routes = routes
+        self._refresh = refresh
         self._auth = auth
         self._log = log
         self._client_ip = client_ip
 
     def render(self, request: Request) -> bytes | int:
+        """Answer a request, after a refresh of the state where it is an operator's."""
+        refreshing = self._refresh() if self._reads_state(request) else None
+        if refreshing is None:
+            return self._answer(request)
+        return put_late(request, refreshing, lambda _: self._answer(request))
+
+    def _reads_state(self, request: Request) -> bool:
+        """Whether a page that needs a token or session is asked for by a request that has it."""
+        route = self._route(request)
+        return (
+            request.method in (b"GET", b"HEAD")
+            and route is not None
+            and route.access in ("scraper", "operator")
+            and self._auth.judge(request, route.access) is None
+        )
+
+    def _answer(self, request: Request) -> bytes | int:
         """Answer a request; HEAD as GET, without the body (RFC 9110 section 9.3.2)."""
-        body = self._render(request)
+        body = self._page(request)
         if request.method != b"HEAD":
             return body
         if isinstance(body, bytes):
@@ -73,7 +94,7 @@ class AdminResource(Resource):
             request.finish()
         return body
 
-    def _render(self, request: Request) -> bytes | int:
+    def _page(self, request: Request) -> bytes | int:
         address = self._client_ip(request)
         try:
             route = self._route(request)
@@ -95,15 +116,6 @@ class AdminResource(Resource):
         path = EXPLAIN if request.path.startswith(EXPLAIN) else request.path
         return self._routes.get((method, path))
 
-    def is_operators(self, request: Request) -> bool:
-        """Whether a page that needs a token or session is asked for by a request that has it."""
-        route = self._route(request)
-        return (
-            route is not None
-            and route.access in ("scraper", "operator")
-            and self._auth.judge(request, route.access) is None
-        )
-
 
 def build(
     config: Config,
@@ -113,7 +125,6 @@ def build(
     state: StateSource,
     reactor: IReactorTime,
     periodically: Callable[[float, Callable[[], None]], object],
-    now: Callable[[], float],
     uptime: Callable[[], float],
     auth: AdminAuth,
     client_ip: Callable[[Request], str],
@@ -121,7 +132,7 @@ def build(
 ) -> AdminResource:
     """The admin resource of one listener.
 
-    `now` gives seconds since the epoch, `uptime` those since the start. `admin=False` makes a resource without
+    `uptime` gives seconds since the start. `admin=False` makes a resource without
     admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
     `periodically(seconds, call)` calls `call` every `seconds` while the relay runs, for the numbers of the last hour.
     """
@@ -131,12 +142,12 @@ def build(
         (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "open"),
     }
     if not admin:
-        return AdminResource(routes, auth, log, client_ip)
+        return AdminResource(routes, auth, log, client_ip, state.refresh)
     facts = facts_reader(config, log, state)
-    trends = Trends(config, counters, state, now)
+    trends = Trends(config, counters, state, log.now)
     periodically(STEP, trends.sample)
     logs = LogsPage(
-        log, About(log, state), facts, reactor, now, lambda request: auth.judge(request, "operator") is None
+        log, About(log, state), facts, reactor, lambda request: auth.judge(request, "operator") is None
     )
     metrics = MetricsPage(RelayCollector(counters, state, log, uptime, config.relay_id))
     actions = Actions(state, log, client_ip)
@@ -168,7 +179,7 @@ def build(
         routes[b"GET", b"/"] = routes[b"GET", b"/admin"] = Route(to_dashboard, "open")
     for name, asset in assets().items():
         routes[b"GET", b"/admin/" + name] = Route(asset.render, "visitor")
-    return AdminResource(routes, auth, log, client_ip)
+    return AdminResource(routes, auth, log, client_ip, state.refresh)
 
 
 def health_json(config: Config, uptime: float) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class StateSource(Protocol):
     def condition(self) -> Condition:
         """Whether peers can be admitted now, and the state of keys, clock, platform and backplane."""
 
+    def refresh(self) -> Deferred[None] | None:
+        """Ask other processes for their state, for the methods above; None: there is nothing to wait for."""
+
     def processes(self) -> Mapping[str, int]:
         """The processes of this relay: name (`relay`, or `parent`, `worker-0` and so on) and process id."""
 

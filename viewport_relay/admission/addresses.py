@@ -13,7 +13,7 @@ from typing import Any, Final
 from attrs import frozen
 from twisted.internet.address import UNIXAddress
 
-from viewport_relay.config import Network
+from viewport_relay.config import Config, Network
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -74,6 +74,11 @@ class TrustedProxies:
 
     networks: tuple[Network, ...] = ()
     unix: bool = False
+
+    @classmethod
+    def from_config(cls, config: Config) -> TrustedProxies:
+        """The proxies of the settings."""
+        return cls(config.trusted_proxies.networks, config.trusted_proxies.unix)
 
     def __bool__(self) -> bool:
         return bool(self.networks) or self.unix

@@ -6,6 +6,8 @@ import math
 from collections.abc import Hashable
 from typing import Final, TypeVar
 
+from attrs import frozen
+
 from viewport_relay.config import BY_ATTRIBUTE
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.windows import WindowTable
@@ -20,6 +22,19 @@ def total_limit(number: int) -> str:
     """The limit on all connections in words. Where few files may be open, `number` is less than the setting."""
     setting = BY_ATTRIBUTE["max_total_connections"]
     return f"{setting.name} (default {setting.shown_default}) or the limit on open files allows {number}"
+
+
+@frozen
+class UpgradeLimits:
+    """Limits of upgrades and connections; 0 is no limit.
+
+    `attempts` of an address per minute, `total` and `per_ip` connections, `clients` of one target.
+    """
+
+    attempts: int = 0
+    total: int = 0
+    per_ip: int = 0
+    clients: int = 0
 
 
 class WindowCounter:
@@ -92,29 +107,25 @@ class Ticket:
 class ConnectionCounts:
     """Open connections and pending upgrades: in total, per address, and clients per (workspace, target). 0 is no limit."""
 
-    def __init__(self, max_total: int, max_per_ip: int, max_clients: int) -> None:
-        self.set_limits(max_total, max_per_ip, max_clients)
+    def __init__(self, limits: UpgradeLimits) -> None:
+        #: may be replaced; connections that are over new limits stay
+        self.limits = limits
         self.total = 0
         self._per_ip: dict[str, int] = {}
         self._clients: dict[tuple[str, str | None], int] = {}
-
-    def set_limits(self, max_total: int, max_per_ip: int, max_clients: int) -> None:
-        """Set new limits; connections that are over them stay."""
-        self._max_total = max_total
-        self._max_per_ip = max_per_ip
-        self._max_clients = max_clients
 
     def take(self, ip: str) -> Ticket:
         """Take a place for one upgrade of this address, given as `addresses.counted_as` writes it.
 
         Raises Refusal TOO_MANY_CONNECTIONS or TOO_MANY_CONNECTIONS_PER_IP.
         """
-        if 0 < self._max_total <= self.total:
-            detail = f"{self.total} connections, {total_limit(self._max_total)}"
+        limits = self.limits
+        if 0 < limits.total <= self.total:
+            detail = f"{self.total} connections, {total_limit(limits.total)}"
             raise Refusal(Reason.TOO_MANY_CONNECTIONS, detail, FULL_RETRY_AFTER)
         of_ip = self._per_ip.get(ip, 0)
-        if 0 < self._max_per_ip <= of_ip:
-            limit = BY_ATTRIBUTE["max_connections_per_ip"].in_words(self._max_per_ip)
+        if 0 < limits.per_ip <= of_ip:
+            limit = BY_ATTRIBUTE["max_connections_per_ip"].in_words(limits.per_ip)
             detail = f"{of_ip} connections, {limit}"
             raise Refusal(Reason.TOO_MANY_CONNECTIONS_PER_IP, detail, FULL_RETRY_AFTER)
         self.total += 1
@@ -137,8 +148,8 @@ class ConnectionCounts:
     def enter_target(self, target: tuple[str, str | None]) -> None:
         """Called by tickets."""
         clients = self._clients.get(target, 0)
-        if 0 < self._max_clients <= clients:
-            limit = BY_ATTRIBUTE["max_clients_per_workspace"].in_words(self._max_clients)
+        if 0 < self.limits.clients <= clients:
+            limit = BY_ATTRIBUTE["max_clients_per_workspace"].in_words(self.limits.clients)
             detail = f"{clients} clients, {limit}"
             raise Refusal(Reason.TOO_MANY_CLIENTS, detail, FULL_RETRY_AFTER)
         self._clients[target] = clients + 1

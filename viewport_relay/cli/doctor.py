@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Final, NoReturn
 
 import attrs
@@ -39,22 +39,16 @@ async def examine(reactor: Any, environ: Mapping[str, str], timeout: float) -> A
     for finding in (*checks.settings(config), *checks.origins(config), *checks.state_folder(config)):
         yield finding
     try:
-        async for finding in _platform(client, config, timeout):
+        async for finding in _platform(reactor, client, config, timeout):
             yield finding
     finally:
         await client.close()
     for finding in await checks.redis(reactor, config, timeout):
         yield finding
-    for finding in await _in_thread(checks.port, config, timeout):
+    for finding in await deferToThread(lambda: list(checks.port(config, timeout))):
         yield finding
     for finding in (*checks.open_files(config), *checks.own_certificate(config)):
         yield finding
-
-
-async def _in_thread(check: Callable[..., Iterator[Finding]], *arguments: object) -> list[Finding]:
-    """Run a blocking check in a thread; returns its findings."""
-    findings: list[Finding] = await deferToThread(lambda: list(check(*arguments)))
-    return findings
 
 
 def unusable(findings: Iterable[Finding]) -> bool:
@@ -69,17 +63,21 @@ def _wrong_setting(sentence: str) -> Finding:
     return fail(name, said, _CORRECT)
 
 
-async def _platform(client: HttpClient, config: Config, timeout: float) -> AsyncIterator[Finding]:
+async def _platform(
+    reactor: Any, client: HttpClient, config: Config, timeout: float
+) -> AsyncIterator[Finding]:
     origins: dict[probes.Origin, list[str]] = {}
     for name, url in (("RELAY_JWKS_URL", config.jwks_url), ("RELAY_VALIDATE_URL", config.validate_url)):
         origins.setdefault(probes.origin_of(url), []).append(name)
     reached = set()
     for origin, names in origins.items():
-        findings = await _in_thread(platformchecks.reachability, config, origin, " and ".join(names), timeout)
-        for finding in findings:
+        reached.add(origin)
+        async for finding in platformchecks.reachability(
+            reactor, config, origin, " and ".join(names), timeout
+        ):
             yield finding
-        if all(finding.outcome != "fail" for finding in findings):
-            reached.add(origin)
+            if finding.outcome == "fail":
+                reached.discard(origin)
     # An origin that cannot be reached has a finding already: a request would repeat it.
     if probes.origin_of(config.jwks_url) in reached:
         for finding in await platformchecks.jwks(client, config):

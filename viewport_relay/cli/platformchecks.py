@@ -7,14 +7,15 @@ relay would see. The validate endpoint gets a made-up token. Nothing is changed.
 
 from __future__ import annotations
 
-import ssl
 import time
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from twisted.internet.threads import deferToThread
 
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.httpcall import Answer, HttpFailure
@@ -22,6 +23,7 @@ from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.jwks import jwks_call
 from viewport_relay.admission.keys import KeySet, KeySetError, listed, printable
 from viewport_relay.admission.platform import ValidationSettings, question
+from viewport_relay.admission.tls import ClientTls
 from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
 from viewport_relay.cli import probes
 from viewport_relay.cli.probes import WARNING_DAYS, Finding, Origin, ProbeFailed, days_left, fail, ok, warn
@@ -61,25 +63,6 @@ async def fetch_keys(client: HttpClient, config: Config) -> tuple[KeySet, Answer
 # -- reachability -----------------------------------------------------------------------------------------
 
 
-def client_context(config: Config) -> ssl.SSLContext:
-    """The TLS context for the platform, from the settings. Raises ProbeFailed."""
-    try:
-        context = ssl.create_default_context(cafile=config.server_ca_cert_path)
-        # Python 3.13 is stricter about a CA's extensions than the relay; the finding must be the relay's result.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if not config.server_tls_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if config.server_mtls and config.server_client_cert_path:
-            # A password, even an empty one, keeps OpenSSL from prompting at the terminal.
-            passphrase = config.server_client_key_passphrase or ""
-            context.load_cert_chain(config.server_client_cert_path, config.server_client_key_path, passphrase)
-    except (ssl.SSLError, OSError, ValueError) as error:
-        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "not usable"
-        raise ProbeFailed(f"the CA or client certificate cannot be used: {why}") from None
-    return context
-
-
 #: The fix for each step that can fail.
 _FIXES = {
     "DNS": "check the host name, and the resolver of this machine",
@@ -88,8 +71,10 @@ _FIXES = {
 }
 
 
-def reachability(config: Config, origin: Origin, names: str, timeout: float) -> Iterator[Finding]:
-    """Try DNS, TCP and TLS to one origin, each within `timeout` seconds, up to the first failure. Blocks.
+async def reachability(
+    reactor: Any, config: Config, origin: Origin, names: str, timeout: float
+) -> AsyncIterator[Finding]:
+    """Try DNS, TCP and TLS to one origin, each within `timeout` seconds, up to the first failure.
 
     With an HTTP proxy, DNS and TCP are tried to the proxy; tunnel and TLS are tried by the first request.
     """
@@ -98,37 +83,37 @@ def reachability(config: Config, origin: Origin, names: str, timeout: float) -> 
         names, origin = f"the proxy ({names})", Origin(False, proxy.host, proxy.port)
     step = "DNS"
     try:
-        addresses = probes.resolve(origin)
+        addresses = await deferToThread(probes.resolve, origin)
         yield ok(f"DNS for {names}", f"{origin.host} is {', '.join(addresses[:4])}")
         step, began = "TCP", time.monotonic()
-        with probes.connect(origin, timeout) as sock:
-            took = f"{(time.monotonic() - began) * 1e3:.0f} ms"
-            yield ok(f"TCP for {names}", f"connected to {origin} in {took}")
-            if not origin.tls:
-                return
+        await deferToThread(probes.connect, origin, timeout)
+        took = f"{(time.monotonic() - began) * 1e3:.0f} ms"
+        yield ok(f"TCP for {names}", f"connected to {origin} in {took}")
+        if origin.tls:
             step = "TLS"
-            with probes.handshake(sock, origin, client_context(config)) as tls:
-                yield from _certificate(config, origin, f"TLS for {names}", tls)
+            tls = ClientTls.for_platform(config)
+            version, certificate = await probes.handshake(reactor, origin, tls, timeout)
+            yield _certificate(config, origin, f"TLS for {names}", version, certificate)
     except ProbeFailed as error:
-        yield fail(f"{step} for {names}", str(error), _FIXES[step])
+        yield fail(f"{step} for {names}", str(error), error.fix or _FIXES[step])
 
 
-def _certificate(config: Config, origin: Origin, name: str, tls: ssl.SSLSocket) -> Iterator[Finding]:
+def _certificate(
+    config: Config, origin: Origin, name: str, version: str, certificate: x509.Certificate
+) -> Finding:
     if not config.server_tls_verify:
         fix = "remove RELAY_SERVER_TLS_VERIFY; RELAY_SERVER_CA_CERT_PATH is for a private CA"
-        yield warn(name, f"{tls.version()}, but any certificate is believed", fix)
-        return
-    days = days_left(x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b""))
+        return warn(name, f"{version}, but any certificate is believed", fix)
+    days = days_left(certificate)
     if days < WARNING_DAYS:
-        yield warn(name, f"the certificate of {origin} ends in {days:.0f} days", "renew it on the platform")
-    else:
-        yield ok(name, f"{tls.version()}, chain and host name are good, {days:.0f} days left")
+        return warn(name, f"the certificate of {origin} ends in {days:.0f} days", "renew it on the platform")
+    return ok(name, f"{version}, chain and host name are good, {days:.0f} days left")
 
 
 # -- what it serves ----------------------------------------------------------------------------------------
 
 
-async def jwks(client: HttpClient, config: Config, now: Callable[[], float] = time.time) -> list[Finding]:
+async def jwks(client: HttpClient, config: Config) -> list[Finding]:
     """Check the key set, and the difference of the two clocks."""
     findings = []
     try:
@@ -141,7 +126,7 @@ async def jwks(client: HttpClient, config: Config, now: Callable[[], float] = ti
         if error.answer is None:
             return findings
         answer = error.answer
-    return [*findings, clock(answer.header("date"), now(), config.token_clock_skew_sec)]
+    return [*findings, clock(answer.header("date"), time.time(), config.token_clock_skew_sec)]
 
 
 def _keys_in_words(keys: KeySet, answer: Answer) -> str:

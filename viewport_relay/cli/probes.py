@@ -1,15 +1,14 @@
 """The doctor's findings, and the steps of a connection to a server, one at a time: DNS, TCP, TLS, certificate.
 
-The relay uses Twisted for these. Here each step runs alone, so that the first that fails can be named. Time is bounded. This
-module knows no settings.
+The relay makes them in one call. Here each step runs alone, so that the first that fails can be named. Time is bounded. TLS
+is the relay's own (`ClientTls`). This module knows no settings.
 """
 
 from __future__ import annotations
 
 import datetime
 import socket
-import ssl
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from attrs import frozen
@@ -17,7 +16,15 @@ from cryptography import x509
 from service_identity import CertificateError, VerificationError
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
+from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from viewport_relay.admission.httpwords import why
+from viewport_relay.admission.tls import CertificateRefused, ClientTls
 from viewport_relay.config import bracketed
 
 # -- findings: one line of the doctor's output each ---------------------------------------------------------------
@@ -62,7 +69,11 @@ WARNING_DAYS = 14
 
 
 class ProbeFailed(Exception):
-    """A step failed; the text says how."""
+    """A step failed; the text says how. `fix` says what to do, if this case is clear."""
+
+    def __init__(self, found: str, fix: str = "") -> None:
+        super().__init__(found)
+        self.fix = fix
 
 
 @frozen
@@ -94,29 +105,50 @@ def resolve(origin: Origin) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-def connect(origin: Origin, timeout: float) -> socket.socket:
-    """A TCP connection, within `timeout` seconds. Raises ProbeFailed."""
+def connect(origin: Origin, timeout: float) -> None:
+    """Make a TCP connection, within `timeout` seconds, and close it. Raises ProbeFailed."""
     try:
-        return socket.create_connection((origin.host, origin.port), timeout)
+        socket.create_connection((origin.host, origin.port), timeout).close()
     except TimeoutError:
         raise ProbeFailed(f"no connection to {origin} within {timeout:g} s") from None
     except OSError as error:
         raise ProbeFailed(f"no connection to {origin}: {error.strerror or error}") from None
 
 
-def handshake(plain: socket.socket, origin: Origin, context: ssl.SSLContext) -> ssl.SSLSocket:
-    """TLS over a connection; takes the socket over. Raises ProbeFailed."""
+@implementer(IHandshakeListener)
+class _Handshake(Protocol):
+    """A TLS connection before its first byte. `done` fires with TLS version and certificate, or fails."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self.done: Deferred[tuple[str, x509.Certificate]] = Deferred()
+
+    def handshakeCompleted(self) -> None:
+        version = self.transport.getHandle().get_protocol_version_name()
+        self.done.callback((version, self.transport.getPeerCertificate().to_cryptography()))
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        if not self.done.called:
+            self.done.errback(reason)
+
+
+async def handshake(
+    reactor: Any, origin: Origin, tls: ClientTls, timeout: float
+) -> tuple[str, x509.Certificate]:
+    """Make a TLS connection, within `timeout` seconds; returns TLS version and certificate. Raises ProbeFailed."""
+    endpoint = tls.over(HostnameEndpoint(reactor, origin.host, origin.port, timeout), origin.host)
+    protocol = _Handshake()
     try:
-        return context.wrap_socket(plain, server_hostname=origin.host)
-    except ssl.SSLCertVerificationError as error:
-        why = f"certificate of {origin} refused: {error.verify_message}"
-    except TimeoutError:
-        why = f"{origin} does not answer the TLS handshake"
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error.strerror or "connection lost"
-        why = f"TLS handshake with {origin} failed: {reason}"
-    plain.close()
-    raise ProbeFailed(why)
+        await connectProtocol(endpoint, protocol)
+        return await protocol.done.addTimeout(timeout, reactor)
+    except CertificateRefused as refused:
+        raise ProbeFailed(f"certificate of {origin} refused: {refused.why}", refused.hint) from None
+    except Exception as error:  # of connecting or TLS
+        raise ProbeFailed(f"TLS handshake with {origin} failed: {why(error)}") from None
+    finally:
+        if protocol.transport is not None:
+            protocol.transport.abortConnection()
 
 
 def days_left(certificate: x509.Certificate) -> float:

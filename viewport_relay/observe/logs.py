@@ -20,7 +20,7 @@ from viewport_relay.observe.entry import RANK, LineStream, LogEntry, TextStream,
 from viewport_relay.observe.events import EVENTS, UNKNOWN
 from viewport_relay.observe.flapping import Flap, Flapping
 from viewport_relay.observe.folding import Fold, FoldedEntries, Folding
-from viewport_relay.observe.problems import Problems
+from viewport_relay.observe.problems import Problems, ProblemsReport
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.observe.ring import Record, Ring
 from viewport_relay.reasons import Level, Reason
@@ -37,6 +37,20 @@ _SWEEP = 1.0
 
 #: Least difference of two clocks, seconds, by which the wall clock was set and not adjusted step by step.
 STEP = 1.0
+
+
+class LogReport(msgspec.Struct, frozen=True):
+    """What the log of a worker process reports to its parent beside its entries, which the parent writes."""
+
+    #: repeated entries that are counted and not yet written
+    folds: list[Fold]
+    #: event, reason, and when it was last logged
+    last_seen: list[tuple[str, str | None, float]]
+    problems: ProblemsReport
+    #: entries that were counted since the last report: connection id and JSON text
+    folded: list[tuple[str, str]]
+    #: entries that could not be handed over
+    lost: int
 
 
 class EventLog:
@@ -78,12 +92,9 @@ class EventLog:
         self.followers: list[Callable[[Record], None]] = []
         self._seq = 0
         self._swept = 0.0  # when windows were last ended
-        #: entries that worker processes could not hand over
-        self.lost_elsewhere = 0
         #: when each event was last logged with each reason, folded or not; seconds since the epoch
         self.last_seen: dict[tuple[str, Reason | None], float] = {}
-        #: open folds of worker processes
-        self.folds_elsewhere: Sequence[Fold] = ()
+        self._elsewhere: Sequence[LogReport] = ()
 
     def apply(self, level: Level, secrets: Iterable[str]) -> None:
         """Apply a reloaded level, and further secrets to redact."""
@@ -155,7 +166,7 @@ class EventLog:
     @property
     def write_failures(self) -> int:
         """Lines that could not be written since the start."""
-        return self._stream.failures + self.lost_elsewhere
+        return self._stream.failures + sum(report.lost for report in self._elsewhere)
 
     # -- out -----------------------------------------------------------------------------------------------
 
@@ -170,7 +181,29 @@ class EventLog:
     def folds(self) -> Iterator[Fold]:
         """Repeated entries that are counted and not yet written."""
         yield from self._folding.open()
-        yield from self.folds_elsewhere
+        for report in self._elsewhere:
+            yield from report.folds
+
+    # -- several processes ---------------------------------------------------------------------------------
+
+    def report(self, lost: int) -> LogReport:
+        """The report of this worker process to its parent. `lost`: entries that were not handed over."""
+        seen = [(event, reason and reason.code, at) for (event, reason), at in self.last_seen.items()]
+        return LogReport(
+            list(self._folding.open()), seen, self.problems.report(self.now()), self.folded.report(), lost
+        )
+
+    def take_reports(self, reports: Sequence[LogReport]) -> None:
+        """Take the last reports of all worker processes, in place of earlier ones."""
+        self._elsewhere = reports
+        self.problems.elsewhere = [report.problems for report in reports]
+        now = self.now()
+        for report in reports:
+            self.folded.take_over(report.folded)
+            for event, code, at in report.last_seen:
+                key = event, Reason.__members__.get(code or "")
+                # A report from before the wall clock was set back holds times of the future.
+                self.last_seen[key] = max(min(at, now), self.last_seen.get(key, at))
 
     # -- inside --------------------------------------------------------------------------------------------
 

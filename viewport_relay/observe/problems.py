@@ -11,6 +11,8 @@ MOST_DISTINCT for each row.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -129,6 +131,13 @@ class Problem(msgspec.Struct, frozen=True):
         return ": ".join(part for part in (self.peer, what) if part) or self.text
 
 
+class ProblemsReport(msgspec.Struct, frozen=True):
+    """The problems of another process of this relay: its rows, and the numbers of peers admitted and refused lately."""
+
+    rows: list[Problem]
+    recent: tuple[int, int]
+
+
 @define(eq=False)
 class _Row:
     sample: LogEntry  # the last event that was counted
@@ -155,7 +164,7 @@ class _Row:
 class Problems:
     """Counts events by reason. `redactor` takes secrets out when rows are read.
 
-    `elsewhere` holds the rows of other processes of this relay; `rows` adds them.
+    `elsewhere` holds the reports of other processes of this relay; `rows` and `recent` add them.
     """
 
     def __init__(self, redactor: Redactor) -> None:
@@ -163,9 +172,7 @@ class Problems:
         self._rows: dict[str, _Row] = {}
         #: peers admitted, and upgrades refused, by their event
         self._recent = {"join": Recent(), "refuse": Recent()}
-        self.elsewhere: list[Problem] = []
-        #: admitted and refused lately in other processes
-        self.recent_elsewhere: tuple[int, int] = (0, 0)
+        self.elsewhere: Sequence[ProblemsReport] = ()
 
     def note(self, entry: LogEntry) -> None:
         """Count one event."""
@@ -211,7 +218,7 @@ class Problems:
     def rows(self, at: float) -> list[Problem]:
         """One row for each code, the latest first."""
         found = {code: self._shown(code, row, at) for code, row in self._rows.items()}
-        for row in self.elsewhere:
+        for row in chain.from_iterable(report.rows for report in self.elsewhere):
             found[row.code] = _sum(found[row.code], row) if row.code in found else row
         return sorted(found.values(), key=lambda row: row.last, reverse=True)
 
@@ -222,8 +229,13 @@ class Problems:
 
     def recent(self, at: float) -> tuple[int, int]:
         """The numbers of peers admitted and of upgrades refused in the last SPAN seconds."""
-        admitted, refused = self.recent_elsewhere
-        return self._recent["join"].total(at) + admitted, self._recent["refuse"].total(at) + refused
+        own = self._recent["join"].total(at), self._recent["refuse"].total(at)
+        admitted, refused = zip(own, *(report.recent for report in self.elsewhere), strict=True)
+        return sum(admitted), sum(refused)
+
+    def report(self, at: float) -> ProblemsReport:
+        """The report of this process to its parent."""
+        return ProblemsReport(self.rows(at), self.recent(at))
 
     def _shown(self, code: str, row: _Row, at: float) -> Problem:
         identifier, seen = self._redactor.identifier, row.sample

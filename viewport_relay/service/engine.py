@@ -1,32 +1,67 @@
-"""The engine of a process, the part that forwards frames: its interface, and the engine with a single relay."""
+"""The engine of a process, the part that forwards frames: what it is made from, and its interface."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.application.service import MultiService
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
-from twisted.web.resource import Resource
 
-from viewport_relay.admin.site import AdminResource
+from viewport_relay import descriptors
 from viewport_relay.admin.state import StateSource
-from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
-from viewport_relay.config import Config, Reloaded
-from viewport_relay.noise.keys import RelayKeys
+from viewport_relay.admission.addresses import TrustedProxies
+from viewport_relay.admission.limits import UpgradeLimits
+from viewport_relay.config import Config, ConfigError, Reloaded
+from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service.relay import Relay, upgrade_limits
+from viewport_relay.service.timers import WaitingService
 from viewport_relay.wire.attempts import UpgradeAttempts
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import ServerContext
-from viewport_relay.wire.tlstransport import TLSFactory
-from viewport_relay.wire.turn import turn_of
 
 
-class Engine(MultiService):
+@frozen(eq=False)
+class Parts:
+    """What an engine is made from. The listeners of its process share it.
+
+    `config` holds the settings of the start, `counters` counts in this process, `keys` are the link's. `open_files` is the
+    limit on descriptors (0: not limited).
+    """
+
+    reactor: Any
+    config: Config
+    log: EventLog
+    counters: Counters
+    keys: RelayKeys
+    address: ClientAddress
+    open_files: int
+
+    @classmethod
+    def make(cls, reactor: Any, config: Config, log: EventLog, open_files: int = 0) -> Parts:
+        """Load the link's keys and make the rest. Raises ConfigError when a setting or the key file cannot be used."""
+        try:
+            keys = RelayKeys.load(config.noise_private_key, config.noise_previous_key, config.state_dir)
+        except NoiseKeyError as error:
+            raise ConfigError([str(error)]) from None
+        address = ClientAddress(TrustedProxies.from_config(config))
+        return cls(reactor, config, log, Counters(), keys, address, open_files)
+
+    def upgrade_limits(self, config: Config) -> UpgradeLimits:
+        """The limits of these settings. `open_files` may lower RELAY_MAX_TOTAL_CONNECTIONS."""
+        total = config.max_total_connections
+        if self.open_files:
+            total = min(total or sys.maxsize, descriptors.for_connections(self.open_files))
+        return UpgradeLimits(
+            config.rate_limit_per_ip, total, config.max_connections_per_ip, config.max_clients_per_workspace
+        )
+
+
+class Engine(WaitingService):
     """The service that forwards the frames of a process: one relay, or the parent of several workers.
 
     `upgrade` is the `/ws` resource, `shown` the counters that the admin pages show, `notes` warnings for the log at the start
@@ -51,10 +86,6 @@ class Engine(MultiService):
         """The number of upgraded connections whose descriptors this process holds; workers hold theirs themselves."""
         return 0
 
-    def pages(self, resource: AdminResource) -> Resource:
-        """The admin resource, wrapped if the engine needs that."""
-        return resource
-
     def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
         """The factory of peers' TLS connections, in front of `site`."""
         raise NotImplementedError
@@ -75,54 +106,5 @@ class Engine(MultiService):
         raise NotImplementedError
 
 
-#: Makes an engine from reactor, settings, log, counters, the link's keys, client addresses and the limit on descriptors.
-MakeEngine = Callable[[Any, Config, EventLog, Counters, RelayKeys, ClientAddress, int], Engine]
-
-
-class SingleRelay(Engine):
-    """The engine of a process with one relay."""
-
-    def __init__(
-        self,
-        reactor: Any,
-        config: Config,
-        log: EventLog,
-        counters: Counters,
-        keys: RelayKeys,
-        address: ClientAddress,
-        open_files: int,
-    ) -> None:
-        """The arguments are those of `MakeEngine`. Raises ConfigError."""
-        MultiService.__init__(self)
-        self._reactor = reactor
-        self._open_files = open_files
-        limits = upgrade_limits(config, open_files)
-        counts = ConnectionCounts(limits["total"], limits["per_ip"], limits["clients"])
-        attempts = WindowCounter(limits["attempts"])
-        self._relay = Relay(
-            reactor, config, log, counters, keys=keys, address=address, counts=counts, attempts=attempts
-        )
-        self._relay.setServiceParent(self)  # type: ignore[no-untyped-call]
-        self.upgrade = self._relay.upgrade
-        self.state = self._relay.state
-        self.shown = counters
-        if turn_of(reactor).disconnect is None:  # no `RelayReactor`, which the fast path needs
-            self.notes = [
-                f"the reactor is {type(reactor).__name__}: frames take a slower path than with the relay's own; "
-                "leave out twistd's --reactor"
-            ]
-
-    def connected(self) -> int:
-        return len(self._relay.factory.connections)
-
-    def drain(self) -> Deferred[None]:
-        return self._relay.drain()
-
-    def cut(self) -> None:
-        self._relay.cut()
-
-    def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
-        return TLSFactory(context, site, self._reactor, site.queue)
-
-    def apply(self, reloaded: Reloaded) -> None:
-        self._relay.apply(reloaded.config, upgrade_limits(reloaded.config, self._open_files))
+#: Makes the engine of a process. Raises ConfigError.
+MakeEngine = Callable[[Parts], Engine]

@@ -7,7 +7,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.application.internet import StreamServerEndpointService
@@ -17,18 +17,17 @@ from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, s
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.web.resource import Resource
-from twisted.web.server import Request
 from zope.interface import implementer
 
 from viewport_relay import descriptors
 from viewport_relay.admin.auth import AdminAuth
 from viewport_relay.config import EX_CONFIG, Config, bracketed, is_loopback
-from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
+from viewport_relay.service.engine import Engine, Parts
 from viewport_relay.service.timers import WaitingService
+from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.wire.addresslimits import AddressLimits, LimitedFactory
 from viewport_relay.wire.attempts import UpgradeAttempts
-from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.wire.plainhttp import PlainHttp
@@ -118,43 +117,38 @@ class _ImmediateEndpoint:
 class Listeners(WaitingService):
     """The listeners for peers and operators, with their sites.
 
-    `upgrade` is the `/ws` resource, `own` holds further pages of the wire protocol by path, `pages(admin)` makes the
-    resource of all other paths, with or without the admin pages. `over_tls` puts TLS in front of the peers' site.
-    `connected` returns the number of upgraded connections, `open_files` is the limit on descriptors (0: not limited).
+    `pages(admin)` makes the resource of all paths that are none of the wire protocol, with or without the admin pages.
     """
 
     def __init__(
         self,
-        reactor: Any,
-        config: Config,
-        log: EventLog,
-        counters: Counters,
+        parts: Parts,
+        engine: Engine,
         *,
-        address: ClientAddress,
         auth: AdminAuth,
         tls: ServerContext | None,
-        upgrade: UpgradeAttempts,
-        own: Mapping[bytes, Callable[[Request], bytes | int]],
         pages: Callable[[bool], Resource],
-        over_tls: Callable[[RelaySite, ServerContext], IProtocolFactory],
-        connected: Callable[[], int],
-        open_files: int,
     ) -> None:
         MultiService.__init__(self)
+        reactor, config, log, address = parts.reactor, parts.config, parts.log, parts.address
         self._reactor = reactor
         self._config = config
         self._log = log
         self._address = address
+        self._open_files = parts.open_files
+        self._engine = engine
         self._auth = auth
-        self._connected = connected
-        self._open_files = open_files
         self._http: list[HttpConnections] = []
-        limits = self._limits = AddressLimits(reactor, config, log, counters, exempt=address.trusts)
+        limits = self._limits = AddressLimits(reactor, config, log, parts.counters, exempt=address.trusts)
         self._queue = FairQueue(reactor)
         per_address = 0 if config.proxy_protocol else 2 * config.max_connections_per_ip
-        public = Pages(pages(config.admin_listen is None), {**own, b"/ws": upgrade.render})
+        upgrade = engine.upgrade
+        public = Pages(
+            pages(config.admin_listen is None),
+            {b"/ws": upgrade.render, WELL_KNOWN_PATH: well_known(config, parts.keys)},
+        )
         plain = self._site(upgrade, public, per_address)
-        site = plain if tls is None else over_tls(plain, tls)
+        site = plain if tls is None else engine.over_tls(plain, tls)
         factory: IProtocolFactory = (
             ProxyFactory(site, self._is_balancer, limits.refuses, log)
             if config.proxy_protocol
@@ -185,7 +179,7 @@ class Listeners(WaitingService):
         """Most HTTP connections allowed now, beside the upgraded connections."""
         most = self._config.max_total_connections or sys.maxsize
         if self._open_files:
-            most = min(most, descriptors.for_http(self._open_files, self._connected()))
+            most = min(most, descriptors.for_http(self._open_files, self._engine.connected()))
         return most
 
     def _is_balancer(self, peer: str) -> bool:

@@ -23,27 +23,18 @@ from viewport_relay.admission.addresses import TrustedProxies, counted_as
 from viewport_relay.admission.limits import WindowCounter
 from viewport_relay.config import Config, ConfigError, Reloaded, Reread, configured_secrets
 from viewport_relay.notify import Notifier
-from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.status import StatusLine
 from viewport_relay.observe.twistedlog import LibraryLog
-from viewport_relay.service.engine import MakeEngine
+from viewport_relay.service.engine import MakeEngine, Parts
 from viewport_relay.service.listeners import Listeners
-from viewport_relay.service.relay import relay_keys
 from viewport_relay.service.startup import log_started, start_warnings
 from viewport_relay.service.timers import WaitingService, every
-from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.signals import Signals
-from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.tls import CertificateWatch, ServerContext
 
 #: Seconds on top of the drain that the service manager is asked for.
 _STOP_MARGIN: Final = 15
-
-
-def trusted_proxies(config: Config) -> TrustedProxies:
-    """The proxies of RELAY_TRUSTED_PROXIES."""
-    return TrustedProxies(config.trusted_proxies.networks, config.trusted_proxies.unix)
 
 
 class Process(WaitingService):
@@ -69,13 +60,9 @@ class Process(WaitingService):
         self._config = config
         self._log = log
         self._notifier = Notifier({}) if notifier is None else notifier
-        self._open_files = open_files
         self._reread = reread
-        self._keys = relay_keys(config)
-        self._address = ClientAddress(trusted_proxies(config))
-        counters = Counters()
-        engine = make_engine(reactor, config, log, counters, self._keys, self._address, open_files)
-        self._engine = engine
+        parts = self._parts = Parts.make(reactor, config, log, open_files)
+        engine = self._engine = make_engine(parts)
         self._library_log = LibraryLog(log, from_thread=reactor.callFromThread)
         self._tls = ServerContext.from_config(config)
         self._certificates = None
@@ -89,21 +76,7 @@ class Process(WaitingService):
             clock=reactor.seconds,
             wrong_token=lambda client: wrong_tokens.hit(counted_as(client), reactor.seconds()),
         )
-        self._listeners = Listeners(
-            reactor,
-            config,
-            log,
-            counters,
-            address=self._address,
-            auth=self._auth,
-            tls=self._tls,
-            upgrade=engine.upgrade,
-            own={WELL_KNOWN_PATH: well_known(config, self._keys)},
-            pages=self._pages,
-            over_tls=engine.over_tls,
-            connected=engine.connected,
-            open_files=open_files,
-        )
+        self._listeners = Listeners(parts, engine, auth=self._auth, tls=self._tls, pages=self._pages)
         self._listeners.setServiceParent(self)  # type: ignore[no-untyped-call]
         engine.setServiceParent(self)  # type: ignore[no-untyped-call]
         every(self, reactor, 1.0, log.sweep)
@@ -118,26 +91,25 @@ class Process(WaitingService):
         MultiService.setServiceParent(self, parent)
 
     def _pages(self, admin: bool) -> Resource:
-        resource = build(
+        return build(
             self._config,
             log=self._log,
             counters=self._engine.shown,
             state=self._engine.state,
             reactor=self._reactor,
             periodically=partial(every, self, self._reactor),
-            now=time.time,
             uptime=lambda: self._reactor.seconds() - self._began,
-            client_ip=self._address,
+            client_ip=self._parts.address,
             auth=self._auth,
             admin=admin,
         )
-        return self._engine.pages(resource)
 
     # -- start ---------------------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        warnings = start_warnings(self._config, self._keys, self._open_files)
-        for warning in (*self._config.warnings, *self._keys.warnings, *self._engine.notes, *warnings):
+        keys, open_files = self._parts.keys, self._parts.open_files
+        warnings = start_warnings(self._config, keys, open_files)
+        for warning in (*self._config.warnings, *keys.warnings, *self._engine.notes, *warnings):
             self._log.event("config_warning", message=warning)
         for note in self._config.notes:
             self._log.event("config_note", message=note)
@@ -179,7 +151,7 @@ class Process(WaitingService):
         """Apply limits, times, proxies, origins, tokens and log level. Every connection stays."""
         config = self._config = reloaded.config
         self._log.apply(config.log_level, configured_secrets(config))
-        self._address.trusted = trusted_proxies(config)
+        self._parts.address.trusted = TrustedProxies.from_config(config)
         if config.enable_admin_http:
             self._auth.set_tokens(config.admin_tokens, config.metrics_tokens)
         self._listeners.apply(config)

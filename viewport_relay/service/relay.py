@@ -7,63 +7,36 @@ passes connections to the relay.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from attrs import frozen
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 
-from viewport_relay import descriptors
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.http import HttpClient
-from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.admission.limits import ConnectionCounts
 from viewport_relay.backplane.fleet import Fleet
 from viewport_relay.backplane.interface import Backplane
 from viewport_relay.backplane.single import Single
-from viewport_relay.config import Config, ConfigError
-from viewport_relay.noise.keys import NoiseKeyError, RelayKeys
-from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.logs import EventLog
+from viewport_relay.config import Reloaded
 from viewport_relay.observe.verdict import Condition
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection, TargetView
-from viewport_relay.service.timers import WaitingService, every
+from viewport_relay.service.engine import Engine, Parts
+from viewport_relay.service.timers import every
 from viewport_relay.sessions.build import Relaying, build, frame_rates
 from viewport_relay.sessions.join import target_of
-from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.connection import ConnectionFactory
 from viewport_relay.wire.drain import Drain
 from viewport_relay.wire.heartbeat import Heartbeat
+from viewport_relay.wire.site import RelaySite
+from viewport_relay.wire.tls import ServerContext
+from viewport_relay.wire.tlstransport import TLSFactory
 from viewport_relay.wire.turn import turn_of
 from viewport_relay.wire.upgrade import UpgradeResource
-
-
-def relay_keys(config: Config) -> RelayKeys:
-    """Load the link's keys. Raises ConfigError when a setting or the key file cannot be used."""
-    try:
-        return RelayKeys.load(config.noise_private_key, config.noise_previous_key, config.state_dir)
-    except NoiseKeyError as error:
-        raise ConfigError([str(error)]) from None
-
-
-def upgrade_limits(config: Config, open_files: int) -> dict[str, int]:
-    """Limits of upgrades and connections, as keyword arguments of `UpgradeAttempts.apply`; 0: no limit.
-
-    `open_files`, the limit on descriptors, may lower RELAY_MAX_TOTAL_CONNECTIONS.
-    """
-    total = config.max_total_connections
-    if open_files:
-        total = min(total or sys.maxsize, descriptors.for_connections(open_files))
-    return {
-        "attempts": config.rate_limit_per_ip,
-        "total": total,
-        "per_ip": config.max_connections_per_ip,
-        "clients": config.max_clients_per_workspace,
-    }
 
 
 @frozen(eq=False)
@@ -100,33 +73,29 @@ class RelayState:
         age = None if clock.answered_at is None else max(0.0, self._clock.seconds() - clock.answered_at)
         return Condition(ready, why, self._gate.jwks_age_seconds, dict(backplane), clock.offset(), age)
 
+    def refresh(self) -> None:
+        """No-op: the views are of the moment."""
+
     def processes(self) -> Mapping[str, int]:
         return {"relay": os.getpid()}
 
 
-class Relay(WaitingService):
+class Relay(Engine):
     """Admission, sessions and routing of one process.
 
-    `counts`: its connections. `attempts`: upgrade attempts by address.
-    Raises ConfigError when files that the settings name cannot be used.
+    `counts`: its connections (None: counted by the relay itself). Raises ConfigError when files that the settings name
+    cannot be used.
     """
 
-    def __init__(
-        self,
-        reactor: Any,
-        config: Config,
-        log: EventLog,
-        counters: Counters,
-        *,
-        keys: RelayKeys,
-        address: ClientAddress,
-        counts: ConnectionCounts,
-        attempts: WindowCounter,
-    ) -> None:
+    state: RelayState
+
+    def __init__(self, parts: Parts, counts: ConnectionCounts | None = None) -> None:
         MultiService.__init__(self)
+        self._parts = parts
+        reactor, config, log, counters = parts.reactor, parts.config, parts.log, parts.counters
         self._clock = reactor
         self._config = config
-        self.counters = counters
+        self.shown = counters
         client = HttpClient.from_config(reactor, config)
         gate = self._gate = Gate.from_config(reactor, config, log, counters, time.time, client)
         self._turn = turn_of(reactor)
@@ -135,7 +104,7 @@ class Relay(WaitingService):
             if config.backplane_mode == "single"
             else Fleet(reactor, config, log, counters, client, time.time, self._turn.when_quiet)
         )
-        self._relaying = build(config, reactor, log, counters, client, keys, self._backplane)
+        self._relaying = build(config, reactor, log, counters, client, parts.keys, self._backplane)
         self.factory = ConnectionFactory(
             reactor,
             self._turn,
@@ -149,17 +118,21 @@ class Relay(WaitingService):
             reactor,
             log,
             counters,
-            address=address,
+            address=parts.address,
             gate=gate,
             factory=self.factory,
             opened=self._relaying.sessions.opened,
-            attempts=attempts,
-            counts=counts,
+            counts=counts or ConnectionCounts(parts.upgrade_limits(config)),
         )
         connections = self.factory.connections
         self._heartbeat = Heartbeat(config, reactor, lambda: connections, counters)
         self._drain = Drain(reactor, connections, config.drain_seconds, target_of)
         self.state = RelayState(reactor, self._relaying, gate, self._backplane, lambda: self.upgrade.stopping)
+        if self._turn.disconnect is None:  # no `RelayReactor`, which the fast path needs
+            self.notes = [
+                f"the reactor is {type(reactor).__name__}: frames take a slower path than with the relay's own; "
+                "leave out twistd's --reactor"
+            ]
         clean_up = config.cleanup_interval_ms / 1000
         every(self, reactor, clean_up, self._clean_up)
         every(self, reactor, clean_up, gate.clean_up)
@@ -171,13 +144,17 @@ class Relay(WaitingService):
         self._backplane.start(self._relaying.remote)
         self._heartbeat.start()
 
+    def connected(self) -> int:
+        return len(self.factory.connections)
+
+    def over_tls(self, site: RelaySite, context: ServerContext) -> IProtocolFactory:
+        return TLSFactory(context, site, self._clock, site.queue)
+
     def drain(self) -> Deferred[None]:
-        """Refuse upgrades and close every peer (1001); fires when all have gone, or after the drain's limit."""
         self.upgrade.stopping = True
         return self._drain.start()
 
     def cut(self) -> None:
-        """Abort the remaining connections."""
         self._drain.end_at_once()
 
     async def end(self) -> None:
@@ -187,12 +164,12 @@ class Relay(WaitingService):
         await self._gate.stop()
         await MultiService.stopService(self)
 
-    def apply(self, config: Config, limits: Mapping[str, int]) -> None:
+    def apply(self, reloaded: Reloaded) -> None:
         """Apply reloaded limits, origins and times. Every connection stays."""
-        self._config = config
+        config = self._config = reloaded.config
         self._heartbeat.apply(config)
         self._drain.seconds = config.drain_seconds
-        self.upgrade.apply(config, **limits)
+        self.upgrade.apply(config, self._parts.upgrade_limits(config))
         self._relaying.router.rates = frame_rates(config)
 
     def _clean_up(self) -> None:

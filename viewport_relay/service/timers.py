@@ -26,8 +26,8 @@ class WaitingService(MultiService):
     _stopping: Deferred[None] | None = None
 
     async def end(self) -> None:
-        """Stop the children and wait for what they have in flight, within a time limit."""
-        raise NotImplementedError
+        """Stop the children, and wait for them within a time limit."""
+        await MultiService.stopService(self)
 
     def startService(self) -> None:
         self._stopping = None

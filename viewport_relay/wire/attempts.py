@@ -19,7 +19,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from viewport_relay.admission.addresses import counted_as
-from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
+from viewport_relay.admission.limits import ConnectionCounts, Ticket, UpgradeLimits, WindowCounter
 from viewport_relay.admission.token import TokenSource, token_from, why_no_token
 from viewport_relay.config import BY_ATTRIBUTE, Config
 from viewport_relay.observe.counters import Counters
@@ -92,10 +92,9 @@ class UpgradeAttempts(Resource):
         counters: Counters,
         *,
         address: ClientAddress,
-        attempts: WindowCounter,
         counts: ConnectionCounts,
     ) -> None:
-        """`attempts` counts upgrade attempts by address, `counts` open connections and pending attempts."""
+        """`counts` are the counts of open connections and pending attempts, with the limits of attempts too."""
         Resource.__init__(self)
         self.stopping = False
         self._config = config
@@ -103,14 +102,14 @@ class UpgradeAttempts(Resource):
         self._log = log
         self._counters = counters
         self._address = address
-        self._attempts = attempts
+        self._attempts = WindowCounter(counts.limits.attempts)  # by address
         self._counts = counts
 
-    def apply(self, config: Config, *, attempts: int, total: int, per_ip: int, clients: int) -> None:
+    def apply(self, config: Config, limits: UpgradeLimits) -> None:
         """Apply reloaded settings: allowed origins, attempts per address and minute, limits on connections."""
         self._config = config
-        self._attempts.limit = attempts
-        self._counts.set_limits(total, per_ip, clients)
+        self._attempts.limit = limits.attempts
+        self._counts.limits = limits
 
     def render(self, request: Request) -> int:
         headers = dict(request.requestHeaders.getAllRawHeaders())

@@ -13,7 +13,7 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.gate import Gate
-from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.admission.limits import ConnectionCounts
 from viewport_relay.admission.token import LINK_SUBPROTOCOL, TokenSource, select_subprotocol
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
@@ -49,11 +49,10 @@ class UpgradeResource(UpgradeAttempts):
         gate: Gate,
         factory: ConnectionFactory,
         opened: Opened,
-        attempts: WindowCounter,
         counts: ConnectionCounts,
     ) -> None:
         """`opened` takes over each connection that was admitted."""
-        super().__init__(config, clock, log, counters, address=address, attempts=attempts, counts=counts)
+        super().__init__(config, clock, log, counters, address=address, counts=counts)
         self._gate = gate
         self._factory = factory
         self._opened = opened

@@ -11,11 +11,7 @@ from typing import Any, Final
 from attrs import frozen
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.web.resource import Resource
-from twisted.web.server import Request
 
-from viewport_relay.admin.reply import put_late
-from viewport_relay.admin.site import AdminResource
 from viewport_relay.observe.verdict import Condition
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection, TargetView
@@ -195,25 +191,12 @@ class CrewState:
             return True, f"{missing} of {len(workers)} workers start"
         return True, next((condition.why for condition in answering if condition.why), "")
 
+    def refresh(self) -> Deferred[None]:
+        return self._crew.refresh()
+
     def processes(self) -> Mapping[str, int]:
         found = {"parent": os.getpid()}
         for number, worker in enumerate(self._crew.workers):
             if worker.pid is not None:
                 found[f"worker-{number}"] = worker.pid
         return found
-
-
-class RefreshingAdminResource(Resource):
-    """The admin resource, after a poll of the workers when the request is an operator's."""
-
-    isLeaf = True
-
-    def __init__(self, resource: AdminResource, refresh: Callable[[], Deferred[None]]) -> None:
-        Resource.__init__(self)
-        self._resource = resource
-        self._refresh = refresh
-
-    def render(self, request: Request) -> bytes | int:
-        if request.method not in (b"GET", b"HEAD") or not self._resource.is_operators(request):
-            return self._resource.render(request)
-        return put_late(request, self._refresh(), lambda _: self._resource.render(request))

@@ -16,8 +16,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
-from viewport_relay.observe.folding import Fold
-from viewport_relay.observe.problems import Problem
+from viewport_relay.observe.logs import LogReport
 from viewport_relay.observe.ring import Record
 from viewport_relay.observe.verdict import Condition
 from viewport_relay.routing.views import Selection, TargetView
@@ -102,18 +101,13 @@ class Left(Struct, tag="left", frozen=True):
 
 
 class Snapshot(Struct, tag="snapshot", frozen=True):
-    """One worker's contribution to the admin endpoints: connections, counters, recent admissions."""
+    """One worker's contribution to the admin endpoints."""
 
     condition: Condition
     connections: dict[str, int]
     targets: list[TargetView]
-    counters: dict[str, Any]
-    folds: list[Fold]
-    last_seen: list[tuple[str, str | None, float]]
-    log_entries_lost: int = 0
-    problems: list[Problem] = []
-    recent: tuple[int, int] = (0, 0)  # admitted and refused lately
-    folded: list[tuple[str, str]] = []  # entries that were folded away: connection id and JSON text
+    counters: dict[str, Any]  # as `snapshots.serialised` writes them
+    log: LogReport
 
 
 class Disconnected(Struct, tag="disconnected", frozen=True):

@@ -7,28 +7,23 @@ of its own, which gets its connections from the parent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
+from attrs import evolve
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
-from twisted.web.resource import Resource
 
-from viewport_relay.admin.site import AdminResource
-from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.admission.limits import ConnectionCounts, UpgradeLimits
 from viewport_relay.config import BY_ATTRIBUTE, Config, Reloaded, merged
-from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.logs import EventLog
-from viewport_relay.service.engine import Engine
-from viewport_relay.service.relay import upgrade_limits
-from viewport_relay.wire.clientaddress import ClientAddress
+from viewport_relay.service.engine import Engine, Parts
 from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import ServerContext
-from viewport_relay.workers.crew import Crew, CrewState, RefreshingAdminResource
+from viewport_relay.workers.crew import Crew, CrewState
 from viewport_relay.workers.messages import Apply, ReloadTLS
 from viewport_relay.workers.passing import PassingResource
-from viewport_relay.workers.snapshots import bring_up_to_date
+from viewport_relay.workers.snapshots import serialised, set_to_sum
 from viewport_relay.workers.supervision import Supervision
 from viewport_relay.workers.tlsincoming import IncomingTLS
 
@@ -37,6 +32,11 @@ _MARGIN: Final = 5.0
 
 #: Seconds after which the parent accepts connections although a worker is still missing.
 _FIRST_START: Final = 30.0
+
+#: Settings of a worker that are off: the parent counts for all workers.
+_COUNTED_BY_PARENT: Final = dict.fromkeys(
+    ("RELAY_RATE_LIMIT_PER_IP", "RELAY_MAX_TOTAL_CONNECTIONS", "RELAY_MAX_CONNECTIONS_PER_IP"), "0"
+)
 
 #: Variables of the service manager and of socket activation, meant for the parent alone.
 _NOT_INHERITED: Final = (
@@ -58,7 +58,7 @@ def worker_environment(
     made = {name: value for name, value in environ.items() if name not in _NOT_INHERITED}
     made |= {BY_ATTRIBUTE[attribute].name: text for attribute, text in overrides.items()}
     suffix = "" if config.backplane_mode == "single" else f"-w{index}"
-    made |= {
+    made |= _COUNTED_BY_PARENT | {
         "RELAY_WORKERS": "1",
         "RELAY_MODE": config.mode,
         "RELAY_ID": config.relay_id[: 128 - len(suffix)] + suffix,
@@ -71,33 +71,19 @@ def worker_environment(
 
 
 class Workers(Engine):
-    """The engine of a parent process. The first arguments are those of `MakeEngine`.
+    """The engine of a parent process.
 
     `environ` and `overrides` are the environment and the command line from which workers load the same settings.
     """
 
     state: CrewState
 
-    def __init__(
-        self,
-        reactor: Any,
-        config: Config,
-        log: EventLog,
-        counters: Counters,
-        keys: RelayKeys,
-        address: ClientAddress,
-        open_files: int,
-        *,
-        environ: Mapping[str, str],
-        overrides: Mapping[str, str],
-    ) -> None:
+    def __init__(self, parts: Parts, *, environ: Mapping[str, str], overrides: Mapping[str, str]) -> None:
         MultiService.__init__(self)
+        self._parts = parts
+        reactor, config, log, counters = parts.reactor, parts.config, parts.log, parts.counters
         self._reactor = reactor
         self._config = config
-        self._log = log
-        self._counters = counters
-        self._keys = keys
-        self._open_files = open_files
         self._environ = merged(environ)
         self._overrides = overrides
         self._ready: Deferred[None] = Deferred()
@@ -106,30 +92,24 @@ class Workers(Engine):
         self._supervision = Supervision(reactor, timeout, log, counters, self._worker_environment)
         self.crew = Crew(self._supervision, config.workers, self._polled, self._all_up)
         self.crew.setServiceParent(self)  # type: ignore[no-untyped-call]
-        limits = self._limits(config)
-        self.upgrade = PassingResource(
-            config,
-            reactor,
-            log,
-            counters,
-            address=address,
-            attempts=WindowCounter(limits["attempts"]),
-            counts=ConnectionCounts(limits["total"], limits["per_ip"], limits["clients"]),
-        )
+        counts = ConnectionCounts(self._limits(config))
+        self.upgrade = PassingResource(config, reactor, log, counters, address=parts.address, counts=counts)
         self.upgrade.workers = self.crew.workers
         self.state = CrewState(self.crew, lambda: self.upgrade.stopping)
 
-    def _limits(self, config: Config) -> dict[str, int]:
+    def _limits(self, config: Config) -> UpgradeLimits:
         # The worker counts clients per target: all clients of a target are in one worker.
-        return {**upgrade_limits(config, self._open_files), "clients": 0}
+        return evolve(self._parts.upgrade_limits(config), clients=0)
 
     def _worker_environment(self, index: int) -> dict[str, str]:
-        key = self._keys.current.private_text()
+        key = self._parts.keys.current.private_text()
         return worker_environment(self._environ, self._config, self._overrides, key, index)
 
     def _polled(self) -> None:
-        retired, snapshots = self._supervision.retired, self.state.snapshots()
-        bring_up_to_date(self.shown, self._counters, retired, snapshots, self._log)
+        snapshots = self.state.snapshots()
+        ours = serialised(self._parts.counters), serialised(self._supervision.retired)
+        set_to_sum(self.shown, [*ours, *(snapshot.counters for snapshot in snapshots)])
+        self._parts.log.take_reports([snapshot.log for snapshot in snapshots])
 
     def _all_up(self) -> None:
         if not self._ready.called:
@@ -150,10 +130,6 @@ class Workers(Engine):
         self._ready.addTimeout(_FIRST_START, self._reactor, lambda *_: None)
         self._ready.addCallback(lambda _: call())
 
-    def pages(self, resource: AdminResource) -> Resource:
-        """The admin resource, wrapped so that it polls the workers before it answers."""
-        return RefreshingAdminResource(resource, self.crew.refresh)
-
     def drain(self) -> Deferred[None]:
         """Drain every worker; a worker that does not exit in time is killed."""
         return Deferred.fromCoroutine(self._drain())
@@ -172,6 +148,6 @@ class Workers(Engine):
     def apply(self, reloaded: Reloaded) -> None:
         """Apply reloaded settings here and in the workers."""
         config = self._config = reloaded.config
-        self.upgrade.apply(config, **self._limits(config))
+        self.upgrade.apply(config, self._limits(config))
         self._environ |= reloaded.texts  # for workers that are started later
-        self.crew.send(Apply(dict(reloaded.texts)))
+        self.crew.send(Apply({**reloaded.texts, **_COUNTED_BY_PARENT}))

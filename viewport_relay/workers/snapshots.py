@@ -1,19 +1,16 @@
-"""A worker's snapshot: made by the worker as the answer to a poll, added up by the parent for the admin endpoints."""
+"""Counters of worker processes: serialised by the worker, added up by the parent for the admin endpoints."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from attrs import fields
 from prometheus_client import Histogram
 
 from viewport_relay.observe.counters import Counters, sample_key
-from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
-from viewport_relay.service.relay import RelayState
-from viewport_relay.workers.messages import Snapshot
 
 #: Key of all histograms' values in the serialised counters.
 _HISTOGRAMS = "elsewhere"
@@ -22,26 +19,6 @@ _NAMES = tuple(
     for field in fields(Counters)
     if field.name != _HISTOGRAMS and field.type not in (Histogram, "Histogram")
 )
-
-
-def snapshot(state: RelayState, counters: Counters, log: EventLog, lost: int) -> Snapshot:
-    """The answer to a poll. `lost`: log entries that were not sent."""
-    now = log.now()
-    return Snapshot(
-        condition=state.condition(),
-        connections=dict(state.connections()),
-        targets=list(state.targets()),
-        counters=serialised(counters),
-        folds=list(log.folds()),
-        last_seen=[
-            (event, None if reason is None else reason.code, at)
-            for (event, reason), at in log.last_seen.items()
-        ],
-        log_entries_lost=lost,
-        problems=log.problems.rows(now),
-        recent=log.problems.recent(now),
-        folded=log.folded.report(),
-    )
 
 
 def serialised(counters: Counters) -> dict[str, Any]:
@@ -58,57 +35,23 @@ def _serialised(value: Any) -> Any:
     return value
 
 
-def add_up(into: Counters, parts: Iterable[Mapping[str, Any]]) -> None:
-    """Set `into` to the sum of `parts` (results of `serialised`). `into` stays the same object."""
+def set_to_sum(total: Counters, parts: Iterable[Mapping[str, Any]]) -> None:
+    """Set `total`, which stays the same object, to the sum of serialised counters."""
     empty = Counters()
     for field in fields(Counters):
-        setattr(into, field.name, getattr(empty, field.name))
+        setattr(total, field.name, getattr(empty, field.name))
     for part in parts:
-        for name in _NAMES:
-            _add(into, name, part.get(name))
-        for (name, labels), value in part.get(_HISTOGRAMS, ()):
-            key = name, tuple((label, text) for label, text in labels)
-            into.elsewhere[key] = into.elsewhere.get(key, 0.0) + value
+        add(total, part)
 
 
-def _add(into: Counters, name: str, more: Any) -> None:
-    value = getattr(into, name)
-    if more is None:
-        return
-    if isinstance(value, Counter):
-        for key, number in more.items():
-            value[Reason.__members__.get(key, key)] += number
-    else:
-        setattr(into, name, value + more)
-
-
-def bring_up_to_date(
-    shown: Counters,
-    own: Counters,
-    retired: list[Mapping[str, Any]],
-    snapshots: Sequence[Snapshot],
-    log: EventLog,
-) -> None:
-    """Update `shown` and the log from the workers' last snapshots.
-
-    `own` are the parent's counters, `retired` the serialised counters of worker processes that have ended.
-    """
-    # One sum for all ended processes, however many there were.
-    if len(retired) > 1:
-        together = Counters()
-        add_up(together, retired)
-        retired[:] = [serialised(together)]
-    add_up(shown, [serialised(own), *retired, *(snapshot.counters for snapshot in snapshots)])
-    log.lost_elsewhere = sum(snapshot.log_entries_lost for snapshot in snapshots)
-    log.folds_elsewhere = [fold for snapshot in snapshots for fold in snapshot.folds]
-    for snapshot in snapshots:
-        log.folded.take_over(snapshot.folded)
-    log.problems.elsewhere = [row for snapshot in snapshots for row in snapshot.problems]
-    admitted, refused = zip((0, 0), *(snapshot.recent for snapshot in snapshots), strict=True)
-    log.problems.recent_elsewhere = sum(admitted), sum(refused)
-    now = log.now()
-    for snapshot in snapshots:
-        for event, code, at in snapshot.last_seen:
-            key = event, Reason.__members__.get(code or "")
-            # A snapshot from before the wall clock was set back holds times of the future.
-            log.last_seen[key] = max(min(at, now), log.last_seen.get(key, at))
+def add(total: Counters, part: Mapping[str, Any]) -> None:
+    """Add serialised counters to `total`."""
+    for name in _NAMES:
+        value, more = getattr(total, name), part[name]
+        if isinstance(value, Counter):
+            value.update({Reason.__members__.get(key, key): number for key, number in more.items()})
+        else:
+            setattr(total, name, value + more)
+    for (name, labels), number in part[_HISTOGRAMS]:
+        key = name, tuple((label, text) for label, text in labels)
+        total.elsewhere[key] = total.elsewhere.get(key, 0.0) + number

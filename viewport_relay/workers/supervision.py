@@ -29,6 +29,7 @@ from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.workers import messages
 from viewport_relay.workers.channels import PacketSender, ReportReader, connect, socket_pair
+from viewport_relay.workers.snapshots import add
 
 #: Seconds before an ended worker is started again: doubled each time, reset after a process ran for LIVED seconds.
 FIRST_PAUSE: Final = 0.1
@@ -49,8 +50,8 @@ class Supervision:
     """Settings and state that the workers of one parent share.
 
     `timeout`: seconds without an answer after which a worker is killed. `counters`: the parent's own. `environment` maps a
-    worker's number to its environment variables. `stopping`: ended workers are not started again. `retired` holds the last
-    counters of ended processes.
+    worker's number to its environment variables. `stopping`: ended workers are not started again. `retired` holds the sum
+    of the last counters of ended processes.
     """
 
     reactor: Any
@@ -59,7 +60,7 @@ class Supervision:
     counters: Counters
     environment: Callable[[int], Mapping[str, str]]
     stopping: bool = False
-    retired: list[Mapping[str, Any]] = Factory(list)
+    retired: Counters = Factory(Counters)
 
 
 class Worker(ProcessProtocol):
@@ -169,7 +170,7 @@ class Worker(ProcessProtocol):
             self._theirs.close()
             self._theirs = None
         if self.snapshot is not None:
-            supervision.retired.append(self.snapshot.counters)
+            add(supervision.retired, self.snapshot.counters)
             self.snapshot = None
         for tickets in self._held.values():
             for ticket in tickets:

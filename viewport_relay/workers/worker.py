@@ -19,25 +19,23 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import globalLogBeginner
 from twisted.web.pages import notFound
 
-from viewport_relay import collector, descriptors
+from viewport_relay import collector
 from viewport_relay.admission.addresses import counted_as
-from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
+from viewport_relay.admission.limits import ConnectionCounts, Ticket, UpgradeLimits
 from viewport_relay.config import EX_CONFIG, Config, ConfigError, configured_secrets, load, reread
-from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.twistedlog import LibraryLog
-from viewport_relay.service.process import trusted_proxies
-from viewport_relay.service.relay import Relay, relay_keys
+from viewport_relay.service.engine import Parts
+from viewport_relay.service.relay import Relay
 from viewport_relay.service.timers import WaitingService, every
 from viewport_relay.signals import Signals
-from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.reactor import adopt_stranger, install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers import messages
 from viewport_relay.workers.channels import OneProtocol, PacketReader, ReportSender, connect
-from viewport_relay.workers.snapshots import snapshot
+from viewport_relay.workers.snapshots import serialised
 from viewport_relay.workers.tlspipe import DRAIN_LIMIT, TLSPipes
 
 #: Seconds for the last messages to the parent at exit.
@@ -57,8 +55,8 @@ class _Nowhere:
 class ReportingCounts(ConnectionCounts):
     """Counts of clients per target. The parent counts connections, and gets a `Left` for each end."""
 
-    def __init__(self, max_clients: int, reporter: ReportSender) -> None:
-        ConnectionCounts.__init__(self, 0, 0, max_clients)
+    def __init__(self, limits: UpgradeLimits, reporter: ReportSender) -> None:
+        ConnectionCounts.__init__(self, limits)
         self._reporter = reporter
         self.taken = 0
 
@@ -84,19 +82,9 @@ class WorkerService(WaitingService):
         self._log = log
         self._reporter = reporter
         self._environ = dict(environ)
-        self._counts = ReportingCounts(config.max_clients_per_workspace, reporter)
-        self._counters = Counters()
-        address = ClientAddress(trusted_proxies(config))
-        self.relay = Relay(
-            reactor,
-            config,
-            log,
-            self._counters,
-            keys=relay_keys(config),
-            address=address,
-            counts=self._counts,
-            attempts=WindowCounter(0),
-        )
+        parts = Parts.make(reactor, config, log)
+        self._counts = ReportingCounts(parts.upgrade_limits(config), reporter)
+        self.relay = Relay(parts, self._counts)
         self.relay.setServiceParent(self)  # type: ignore[no-untyped-call]
         every(self, reactor, 1.0, log.sweep)
         context = ServerContext.from_config(config)
@@ -137,9 +125,7 @@ class WorkerService(WaitingService):
             case messages.EndTLS():
                 self._end_tls(order, descriptors, data)
             case messages.Poll():
-                lost = self._reporter.lost
-                made = snapshot(self.relay.state, self._counters, self._log, lost)
-                self._reporter.send(made)
+                self._reporter.send(self._snapshot())
             case messages.Disconnect(selection=selection):
                 self._reporter.send(messages.Disconnected(self.relay.state.disconnect(selection)))
             case messages.Apply(settings=texts):
@@ -153,6 +139,13 @@ class WorkerService(WaitingService):
             case messages.Stop():
                 self.stop()
 
+    def _snapshot(self) -> messages.Snapshot:
+        state, counters = self.relay.state, serialised(self.relay.shown)
+        report = self._log.report(self._reporter.lost)
+        return messages.Snapshot(
+            state.condition(), dict(state.connections()), list(state.targets()), counters, report
+        )
+
     def _cut(self) -> None:
         self.relay.cut()
         if self._pipes is not None:
@@ -160,10 +153,10 @@ class WorkerService(WaitingService):
 
     def _apply(self, texts: Mapping[str, str]) -> None:
         self._environ |= texts
-        config = self._config = reread(self._config, self._environ).config
+        reloaded = reread(self._config, self._environ)
+        config = self._config = reloaded.config
         self._log.apply(config.log_level, configured_secrets(config))
-        limits = {"attempts": 0, "total": 0, "per_ip": 0, "clients": config.max_clients_per_workspace}
-        self.relay.apply(config, limits)  # the parent counts everything else
+        self.relay.apply(reloaded)
 
     def stop(self) -> None:
         """Drain and exit. Later calls have no effect."""
@@ -224,7 +217,6 @@ def main() -> int:
             relay_id=config.relay_id_in_log,
         )
         log.followers.append(reporter.send_record)
-        descriptors.raise_limit(descriptors.wanted(config.max_total_connections))
         service = WorkerService(reactor, config, log, reporter, environ)
     except ConfigError as error:
         for sentence in error.errors:

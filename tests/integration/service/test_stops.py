@@ -25,8 +25,8 @@ from tests.drill.certificates import Identity
 from tests.ports import free_port
 from viewport_relay.config import load
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.service.engine import SingleRelay
 from viewport_relay.service.process import Process
+from viewport_relay.service.relay import Relay
 
 reactor: Any = _reactor
 
@@ -93,7 +93,7 @@ class Stop:
         }
         self.port = int(settings["RELAY_LISTEN_PORT"])
         self.log = EventLog(io.StringIO(), max_entries=100)
-        self.process = Process(reactor, load(settings), self.log, SingleRelay)
+        self.process = Process(reactor, load(settings), self.log, Relay)
         self.process.startService()
         self._peers: list[socket.socket] = []
 

@@ -98,7 +98,7 @@ async def test_proxy_protocol_ends_in_the_parent(crewed: Crewed) -> None:
     crewed.running.append(relay)
     line = b"PROXY TCP4 192.0.2.99 127.0.0.1 4444 7781\r\n"
     asked = upgrade(crewed, crewed.workspace_of(1))
-    await deferToThread(_until_listening, relay)
+    await deferToThread(_until_workers_are_up, relay)
     got = await deferToThread(exchange, relay.port, line + asked)
     assert got.startswith(b"HTTP/1.1 101"), got
     refused = await deferToThread(exchange, relay.port, line + upgrade(crewed, "other", token="x" * 20))
@@ -108,9 +108,10 @@ async def test_proxy_protocol_ends_in_the_parent(crewed: Crewed) -> None:
     assert (await deferToThread(exchange, relay.port, asked)) == b""
 
 
-def _until_listening(relay: RelayProcess) -> None:
-    deadline = time.monotonic() + 20
-    while "relay_started" not in relay.output():
+def _until_workers_are_up(relay: RelayProcess) -> None:
+    # Before that the parent accepts no connection, and on a busy machine `exchange` would time out.
+    deadline = time.monotonic() + 60
+    while relay.output().count('"worker_started"') < 2:
         assert time.monotonic() < deadline and relay.process.poll() is None, relay.output()
         time.sleep(0.05)
 

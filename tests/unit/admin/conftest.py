@@ -82,6 +82,9 @@ class FakeState:
     def condition(self) -> Condition:
         return Condition(*self.ready, self.age, self.back)
 
+    def refresh(self) -> None:
+        pass
+
     def processes(self) -> Mapping[str, int]:
         return self.pids
 
@@ -123,7 +126,7 @@ class OpenAdmin:
         self.admin = build(
             self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
             periodically=lambda seconds, call: None,
-            now=time.time, uptime=lambda: 1.0 + reactor.seconds() - began, auth=self.auth,
+            uptime=lambda: 1.0 + reactor.seconds() - began, auth=self.auth,
             client_ip=lambda request: request.getClientAddress().host, **build_options,
         )  # fmt: skip
         site = Site(self.admin)

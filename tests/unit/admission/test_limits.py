@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viewport_relay.admission.limits import ConnectionCounts, Ticket, WindowCounter
+from viewport_relay.admission.limits import ConnectionCounts, Ticket, UpgradeLimits, WindowCounter
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.windows import Window, WindowTable
 
@@ -157,7 +157,7 @@ def refusal_of(counts: ConnectionCounts, ip: str) -> Reason:
 
 
 def test_connections_in_all() -> None:
-    counts = ConnectionCounts(2, 0, 0)
+    counts = ConnectionCounts(UpgradeLimits(total=2))
     first = counts.take("a")
     counts.take("b")
     with pytest.raises(Refusal) as refused:
@@ -170,7 +170,7 @@ def test_connections_in_all() -> None:
 
 
 def test_connections_of_one_address() -> None:
-    counts = ConnectionCounts(0, 2, 0)
+    counts = ConnectionCounts(UpgradeLimits(per_ip=2))
     tickets = [counts.take("a"), counts.take("a")]
     assert refusal_of(counts, "a") is Reason.TOO_MANY_CONNECTIONS_PER_IP
     counts.take("b")
@@ -179,20 +179,20 @@ def test_connections_of_one_address() -> None:
 
 
 def test_the_total_is_checked_first() -> None:
-    counts = ConnectionCounts(1, 1, 0)
+    counts = ConnectionCounts(UpgradeLimits(total=1, per_ip=1))
     counts.take("a")
     assert refusal_of(counts, "a") is Reason.TOO_MANY_CONNECTIONS
 
 
 def test_zero_means_no_limit() -> None:
-    counts = ConnectionCounts(0, 0, 0)
+    counts = ConnectionCounts(UpgradeLimits())
     for _ in range(100):
         counts.take("a").count_client("w", "t")
     assert counts.total == 100 and counts.clients_of("w", "t") == 100
 
 
 def test_clients_of_one_target() -> None:
-    counts = ConnectionCounts(0, 0, 2)
+    counts = ConnectionCounts(UpgradeLimits(clients=2))
     tickets = [counts.take("a") for _ in range(4)]
     tickets[0].count_client("w", "t")
     tickets[1].count_client("w", "t")
@@ -208,7 +208,7 @@ def test_clients_of_one_target() -> None:
 
 
 def test_a_client_is_counted_under_the_target_of_its_claims() -> None:
-    counts = ConnectionCounts(0, 0, 1)
+    counts = ConnectionCounts(UpgradeLimits(clients=1))
     first, second = counts.take("a"), counts.take("a")
     first.count_client("w", "t")
     second.count_client("w", None)
@@ -222,7 +222,7 @@ def test_a_client_is_counted_under_the_target_of_its_claims() -> None:
 
 
 def test_a_ticket_is_released_once() -> None:
-    counts = ConnectionCounts(0, 0, 0)
+    counts = ConnectionCounts(UpgradeLimits())
     kept, ticket = counts.take("a"), counts.take("a")
     ticket.count_client("w", "t")
     for _ in range(3):
@@ -245,7 +245,7 @@ def test_a_ticket_is_released_once() -> None:
     )
 )
 def test_counts_never_pass_their_limits_and_end_empty(steps: list[tuple[str, int, int, int]]) -> None:
-    counts = ConnectionCounts(6, 3, 2)
+    counts = ConnectionCounts(UpgradeLimits(total=6, per_ip=3, clients=2))
     tickets: list[Ticket] = []
     for step, ip, index, target in steps:
         try:
@@ -268,7 +268,7 @@ def test_nothing_is_kept_of_addresses_and_targets_that_have_left() -> None:
     class Name(str):
         """A string that can be referred to weakly."""
 
-    counts = ConnectionCounts(0, 0, 0)
+    counts = ConnectionCounts(UpgradeLimits())
     names = [Name(number) for number in range(6)]
     alive = [weakref.ref(name) for name in names]
     first, second = counts.take(names[0]), counts.take(names[1])

@@ -103,7 +103,7 @@ def test_rows_of_other_processes_are_added():
         problems.note(LogEntry(at, "warn", "refuse", Reason.JWT_EXPIRED, None, "c", about))
     there.note(LogEntry(1011.0, "error", "refuse", Reason.JWKS_UNREACHABLE, None, "c", {}))
     here.note(LogEntry(1012.0, "error", "jwks_fetch_failed", Reason.JWKS_UNREACHABLE, None, None, {}))
-    here.elsewhere, here.recent_elsewhere = there.rows(1020.0), there.recent(1020.0)
+    here.elsewhere = [there.report(1020.0)]
     rows = {row.code: row for row in here.open(1020.0)}
     expired = rows["JWT_EXPIRED"]
     assert (expired.count, expired.first, expired.last) == (2, 1000.0, 1010.0)

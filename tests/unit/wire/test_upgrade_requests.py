@@ -22,7 +22,7 @@ from twisted.web.resource import Resource
 
 from tests.memorywire import MemoryRelay, MemoryTransport
 from viewport_relay.admission.addresses import TrustedProxies
-from viewport_relay.admission.limits import ConnectionCounts, WindowCounter
+from viewport_relay.admission.limits import ConnectionCounts, UpgradeLimits
 from viewport_relay.admission.query import read_query
 from viewport_relay.admission.token import TokenSource
 from viewport_relay.protocol.grant import Claims, Scope, UpgradeQuery
@@ -71,7 +71,7 @@ class UpgradeSite:
     def __init__(self, **environ: str) -> None:
         self.relay = MemoryRelay(**environ)
         self.gate = OpenGate()
-        self.counts = ConnectionCounts(10, 10, 10)
+        self.counts = ConnectionCounts(UpgradeLimits(total=10, per_ip=10, clients=10))
         gate: Any = self.gate
         self.upgrade = UpgradeResource(
             self.relay.config,
@@ -82,7 +82,6 @@ class UpgradeSite:
             gate=gate,
             factory=self.relay.factory,
             opened=self.relay.relaying.sessions.opened,
-            attempts=WindowCounter(0),
             counts=self.counts,
         )
         root = Root(self.upgrade, Pages(OtherPages(), {b"/ws": self.upgrade.render}))

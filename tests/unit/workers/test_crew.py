@@ -16,9 +16,10 @@ from twisted.internet.error import ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from viewport_relay.admission.limits import ConnectionCounts
+from viewport_relay.admission.limits import ConnectionCounts, UpgradeLimits
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.logs import EventLog
+from viewport_relay.observe.logs import EventLog, LogReport
+from viewport_relay.observe.problems import ProblemsReport
 from viewport_relay.observe.verdict import Condition
 from viewport_relay.routing.views import Selection
 from viewport_relay.workers import crew, messages, supervision
@@ -115,8 +116,7 @@ class Parent:
                         {"client": 1},
                         [],
                         serialised(Counters()),
-                        [],
-                        [],
+                        LogReport([], [], ProblemsReport([], (0, 0)), [], 0),
                     )
                     self.deliver(worker, snapshot)
                 elif isinstance(order, messages.Disconnect):
@@ -253,7 +253,7 @@ def test_the_log_entry_of_a_lost_worker(
 def test_a_failed_start_is_repeated(parent: Parent) -> None:
     """fork fails (pids.max, memory): the start is repeated later."""
     parent.reactor.failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) for _ in range(3)]
-    counts = ConnectionCounts(max_total=0, max_per_ip=0, max_clients=0)
+    counts = ConnectionCounts(UpgradeLimits())
     near, far = socket.socketpair()
     far.close()
     assert parent.crew.workers[1].adopt(near, "192.0.2.1", b"", counts.take("192.0.2.1"))

@@ -17,6 +17,8 @@ from prometheus_client import Histogram
 from viewport_relay.config import ConfigError, load
 from viewport_relay.noise.keys import StaticKey
 from viewport_relay.observe.counters import Counters, sample_key
+from viewport_relay.observe.logs import LogReport
+from viewport_relay.observe.problems import ProblemsReport
 from viewport_relay.observe.ring import Record
 from viewport_relay.observe.verdict import Condition
 from viewport_relay.reasons import Reason
@@ -24,7 +26,7 @@ from viewport_relay.routing.views import PeerView, TargetView
 from viewport_relay.workers import channels, messages
 from viewport_relay.workers.parent import worker_environment
 from viewport_relay.workers.passing import slot
-from viewport_relay.workers.snapshots import add_up, serialised
+from viewport_relay.workers.snapshots import serialised, set_to_sum
 from viewport_relay.workers.worker import WorkerService
 
 KEY = StaticKey.generate().private_text()
@@ -67,7 +69,7 @@ def test_counters_of_all_kinds_are_added_up() -> None:
     total = some(7)  # earlier values are overwritten
     parts = [messages.encode(serialised(some(factor))) for factor in (1, 2)]
     for _ in range(2):  # the second time gives the same result
-        add_up(total, [decode(part) for part in parts])
+        set_to_sum(total, [decode(part) for part in parts])
         for place, field in enumerate(fields(Counters), 1):
             value = getattr(total, field.name)
             if isinstance(value, int):
@@ -92,8 +94,7 @@ def test_a_snapshot_is_decoded_unchanged() -> None:
         {"client": 1},
         [target],
         serialised(Counters()),
-        [],
-        [("join", None, 1.0)],
+        LogReport([], [("join", None, 1.0)], ProblemsReport([], (1, 2)), [("c-2", "{}")], 3),
     )
     assert messages.decode_report(messages.encode(snapshot)) == snapshot
 
@@ -249,9 +250,11 @@ def test_a_worker_loads_the_same_settings() -> None:
         "public_ws_base_url",
         "frame_max_bytes",
         "server_url",
-        "rate_limit_per_ip",
+        "max_clients_per_workspace",
     ):
         assert getattr(worker, name) == getattr(parent, name), name
+    counted_by_parent = worker.rate_limit_per_ip, worker.max_total_connections, worker.max_connections_per_ip
+    assert counted_by_parent == (0, 0, 0)
     assert (worker.workers, worker.admin_tokens, worker.admin_listen, worker.noise_private_key) == (
         1,
         (),
