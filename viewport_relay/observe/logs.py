@@ -40,7 +40,7 @@ STEP = 1.0
 
 
 class LogReport(msgspec.Struct, frozen=True):
-    """What the log of a worker process reports to its parent beside its entries, which the parent writes."""
+    """The report of a worker process's log to its parent, beside the entries, which the parent writes."""
 
     #: repeated entries that are counted and not yet written
     folds: list[Fold]

@@ -1,4 +1,4 @@
-"""The engine of a process, the part that forwards frames: what it is made from, and its interface."""
+"""The engine of a process, the part that forwards frames: its parts and its interface."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from viewport_relay.wire.tls import ServerContext
 
 @frozen(eq=False)
 class Parts:
-    """What an engine is made from. The listeners of its process share it.
+    """The parts that an engine is made from. The listeners of its process share them.
 
     `config` holds the settings of the start, `counters` counts in this process, `keys` are the link's. `open_files` is the
     limit on descriptors (0: not limited).

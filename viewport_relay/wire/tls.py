@@ -70,7 +70,7 @@ def _content(variable: str, path: str) -> bytes:
 
 
 def _unsuitable(error: SSL.Error, cert: str) -> str | None:
-    """What OpenSSL dislikes about a certificate that it could read, such as a short key; None for other errors."""
+    """The objection of OpenSSL to a certificate that it could read, such as a short key; None for other errors."""
     reasons = [reason for _, _, reason in error.args[0]]
     weak = next((reason for reason in reasons if reason.startswith(("ee ", "ca "))), None)
     return (
