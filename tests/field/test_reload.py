@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.drill.relay import Relay, running, until
 FROM_FILE = {
     "RELAY_RATE_LIMIT_PER_IP": "",
     "RELAY_MAX_CONNECTIONS_PER_IP": "",
+    "RELAY_MAX_TOTAL_CONNECTIONS": "",
     "RELAY_KEX_INIT_RATE_PER_MINUTE": "",
     "RELAY_RUNTIME_RATE_PER_MINUTE": "",
 }
@@ -95,6 +97,23 @@ def test_origins_and_connections(reloadable: Reloadable, platform: FaultyPlatfor
     assert "INVALID_FRAME" in held.text()
     second.close()
     held.close()
+
+
+def test_connections_before_their_upgrade_and_the_page_of_settings(reloadable: Reloadable) -> None:
+    """An operator lowers the cap of an address, and looks at the dashboard to see that it is in force."""
+    relay = reloadable.relay
+    reloadable.reload(FIRST.replace('"100"', '"1"') + "RELAY_MAX_TOTAL_CONNECTIONS=77\n")
+    rows = json.loads(relay.http("/admin/api/settings")[1])["settings"]
+    shown = {row["name"]: row["value"] for row in rows}
+    assert shown["RELAY_MAX_CONNECTIONS_PER_IP"] == "1" and shown["RELAY_MAX_TOTAL_CONNECTIONS"] == "77"
+    capacity = json.loads(relay.http("/admin/api/overview")[1])["capacity"]
+    assert capacity["connections"]["limit"] == 77
+    with ExitStack() as idle:
+        first, *_ = [idle.enter_context(dial(relay.port)) for _ in range(3)]  # twice the cap, and one more
+        first.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert first.recv(1) == b""
+    assert relay.logged("http_dropped")["reason"] == "TOO_MANY_CONNECTIONS_PER_IP"
 
 
 def test_trusted_proxies(reloadable: Reloadable, platform: FaultyPlatform) -> None:

@@ -31,9 +31,9 @@ MAX_SEARCH: Final = 128
 
 @frozen(eq=False)
 class Overview:
-    """The JSON pages of the dashboard; each needs the admin token or a session."""
+    """The JSON pages of the dashboard; each needs the admin token or a session. `_config` gives the settings in force."""
 
-    _config: Config
+    _config: Callable[[], Config]
     _log: EventLog
     _counters: Counters
     _state: StateSource
@@ -43,7 +43,7 @@ class Overview:
 
     def overview(self, request: Request) -> bytes:
         """`GET /admin/api/overview`: verdict, numbers, headroom, other relays of the fleet, and what was refused."""
-        config, facts = self._config, self._facts()
+        config, facts = self._config(), self._facts()
         relays = facts.condition.backplane.get("relays", ())
         body = {
             "ok": True,
@@ -63,7 +63,7 @@ class Overview:
     def _is_own(self, told: Mapping[str, Any]) -> bool:
         """Whether a relay of the fleet is a worker of this one (`RELAY_ID-w0` and so on)."""
         name, _, number = told["relayId"].rpartition("-w")
-        return bool(number.isdecimal()) and name == self._config.relay_id
+        return bool(number.isdecimal()) and name == self._config().relay_id
 
     def _relay(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """Another relay of the fleet. Its own words are redacted: any client of Redis may have written them."""
@@ -104,7 +104,8 @@ class Overview:
 
     def settings(self, request: Request) -> bytes:
         """`GET /admin/api/settings`: the settings in force, secrets hidden, and the warnings of the start."""
-        body = {"ok": True, "settings": settings_json(self._config), "warnings": list(self._config.warnings)}
+        config = self._config()
+        body = {"ok": True, "settings": settings_json(config), "warnings": list(config.warnings)}
         return put_body(request, body)
 
     # -- tables --------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class Overview:
     def _put(self, request: Request, total: int, **rows: list[dict[str, Any]]) -> bytes:
         return put_body(
             request,
-            {"ok": True, "total": total, "severalRelays": self._config.backplane_mode != "single", **rows},
+            {"ok": True, "total": total, "severalRelays": self._config().backplane_mode != "single", **rows},
         )
 
     def _connection(self, target: TargetView, peer: PeerView) -> dict[str, Any]:

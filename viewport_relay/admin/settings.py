@@ -59,17 +59,3 @@ def settings_json(config: Config) -> list[dict[str, str]]:
         }
         for variable in VARIABLES
     ]
-
-
-def started(config: Config, listens: dict[str, str]) -> dict[str, Any]:
-    """Details of `relay_started`: what listens where, which URLs the relay asks, and what differs from the defaults."""
-    return {
-        "relayId": config.relay_id,
-        "mode": config.mode,
-        "listens": listens,
-        "jwksUrl": shown_url(config.jwks_url),
-        "validateUrl": shown_url(config.validate_url),
-        "hasInternalKey": config.internal_key is not None,
-        "backplaneMode": config.backplane_mode,
-        "changed": changed(config),
-    }

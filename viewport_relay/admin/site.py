@@ -118,7 +118,7 @@ class AdminResource(Resource):
 
 
 def build(
-    config: Config,
+    settings: Callable[[], Config],
     *,
     log: EventLog,
     counters: Counters,
@@ -132,11 +132,12 @@ def build(
 ) -> AdminResource:
     """The admin resource of one listener.
 
-    `uptime` gives seconds since the start. `admin=False` makes a resource without
+    `settings` gives those in force, `uptime` seconds since the start. `admin=False` makes a resource without
     admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
     `periodically(seconds, call)` calls `call` every `seconds` while the relay runs, for the numbers of the last hour.
     """
 
+    config = settings()
     routes: dict[tuple[bytes, bytes], Route] = {
         (b"GET", b"/health"): Route(lambda r: put_body(r, health_json(config, uptime())), "open"),
         (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "open"),
@@ -144,14 +145,14 @@ def build(
     if not admin:
         return AdminResource(routes, auth, log, client_ip, state.refresh)
     facts = facts_reader(config, log, state)
-    trends = Trends(config, counters, state, log.now)
+    trends = Trends(settings, counters, state, log.now)
     periodically(STEP, trends.sample)
     logs = LogsPage(
         log, About(log, state), facts, reactor, lambda request: auth.judge(request, "operator") is None
     )
     metrics = MetricsPage(RelayCollector(counters, state, log, uptime, config.relay_id))
     actions = Actions(state, log, client_ip)
-    overview = Overview(config, log, counters, state, facts, trends, uptime)
+    overview = Overview(settings, log, counters, state, facts, trends, uptime)
     sign_in = SignIn(auth, log, client_ip, always_secure=config.tls_termination == "platform")
     routes |= {
         (b"GET", b"/logs"): Route(logs.render),

@@ -39,7 +39,7 @@ Buckets = Mapping[float, float]
 class Trends:
     """Samples of connections, counters and latencies. Call `sample` every STEP seconds; `now` gives seconds since the epoch."""
 
-    _config: Config
+    _config: Callable[[], Config]
     _counters: Counters
     _state: StateSource
     _now: Callable[[], float]
@@ -79,7 +79,7 @@ class Trends:
 
     def capacity(self) -> dict[str, Any]:
         """The use of limits now. Sizes in bytes, times in seconds; a limit of 0 or None is none."""
-        config, used = self._config, sum(self._state.connections().values())
+        config, used = self._config(), sum(self._state.connections().values())
         ends = certificate_end(config.tls_cert_path) if config.tls_cert_path else None
         return {
             "connections": {"used": used, "limit": config.max_total_connections},

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
 
@@ -25,11 +25,11 @@ from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import ServerContext
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Parts:
     """The parts that an engine is made from. The listeners of its process share them.
 
-    `config` holds the settings of the start, `counters` counts in this process, `keys` are the link's. `open_files` is the
+    `config` holds the settings in force: a reload replaces it. `counters` counts in this process, `keys` are the link's. `open_files` is the
     limit on descriptors (0: not limited).
     """
 

@@ -131,23 +131,18 @@ class Listeners(WaitingService):
     ) -> None:
         MultiService.__init__(self)
         reactor, config, log, address = parts.reactor, parts.config, parts.log, parts.address
-        self._reactor = reactor
-        self._config = config
-        self._log = log
-        self._address = address
-        self._open_files = parts.open_files
+        self._parts = parts
         self._engine = engine
         self._auth = auth
         self._http: list[HttpConnections] = []
         limits = self._limits = AddressLimits(reactor, config, log, parts.counters, exempt=address.trusts)
         self._queue = FairQueue(reactor)
-        per_address = 0 if config.proxy_protocol else 2 * config.max_connections_per_ip
         upgrade = engine.upgrade
         public = Pages(
             pages(config.admin_listen is None),
             {b"/ws": upgrade.render, WELL_KNOWN_PATH: well_known(config, parts.keys)},
         )
-        plain = self._site(upgrade, public, per_address)
+        plain = self._site(upgrade, public, self._per_address)
         site = plain if tls is None else engine.over_tls(plain, tls)
         factory: IProtocolFactory = (
             ProxyFactory(site, self._is_balancer, limits.refuses, log)
@@ -160,43 +155,53 @@ class Listeners(WaitingService):
         self._public.setServiceParent(self)
         if config.admin_listen is not None:
             host, port = config.admin_listen
-            operators: Any = self._site(None, Pages(pages(True), {}), 0)
+            operators: Any = self._site(None, Pages(pages(True), {}), lambda: 0)
             if tls is not None and not is_loopback(host):
                 operators = TLSFactory(tls, operators, reactor, self._queue)
             endpoint = _ImmediateEndpoint("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)
             service = StreamServerEndpointService(endpoint, LimitedFactory(operators, limits))
             service.setServiceParent(self)
 
-    def _site(self, upgrade: UpgradeAttempts | None, pages: Resource, per_address: int) -> RelaySite:
+    def _site(
+        self, upgrade: UpgradeAttempts | None, pages: Resource, per_address: Callable[[], int]
+    ) -> RelaySite:
         """The site of one listener. The limit on plain HTTP holds for all requests but upgrades."""
-        plain = PlainHttp(pages, self._reactor, self._limits, self._queue, self._address, self._auth.admits)
-        connections = HttpConnections(self._http_room, per_address, self._address.trusts, self._log)
+        parts, queue = self._parts, self._queue
+        plain = PlainHttp(pages, parts.reactor, self._limits, queue, parts.address, self._auth.admits)
+        connections = HttpConnections(self._http_room, per_address, parts.address.trusts, parts.log)
         self._http.append(connections)
-        keep_alive = self._config.http_keep_alive
-        return RelaySite(Root(upgrade, plain), self._reactor, self._queue, connections, keep_alive)
+        keep_alive = parts.config.http_keep_alive
+        return RelaySite(Root(upgrade, plain), parts.reactor, queue, connections, keep_alive)
 
     def _http_room(self) -> int:
         """Most HTTP connections allowed now, beside the upgraded connections."""
-        most = self._config.max_total_connections or sys.maxsize
-        if self._open_files:
-            most = min(most, descriptors.for_http(self._open_files, self._engine.connected()))
+        parts = self._parts
+        most = parts.config.max_total_connections or sys.maxsize
+        if parts.open_files:
+            most = min(most, descriptors.for_http(parts.open_files, self._engine.connected()))
         return most
+
+    def _per_address(self) -> int:
+        """Most HTTP connections of one peer's address; 0: no limit, for behind a balancer all have its address."""
+        config = self._parts.config
+        return 0 if config.proxy_protocol else 2 * config.max_connections_per_ip
 
     def _is_balancer(self, peer: str) -> bool:
         """Whether a PROXY header from this address is accepted: from every address when RELAY_TRUSTED_PROXIES is empty."""
-        return not self._address.trusted or self._address.trusts(peer)
+        address = self._parts.address
+        return not address.trusted or address.trusts(peer)
 
     def _for_peers(self) -> IStreamServerEndpoint:
-        config = self._config
+        config = self._parts.config
         if config.listen_endpoint:
-            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, config.listen_endpoint)
+            endpoint: IStreamServerEndpoint = serverFromString(self._parts.reactor, config.listen_endpoint)
             return endpoint
         return self._tcp(config.listen_host, config.listen_port)
 
     def _tcp(self, host: str, port: int) -> IStreamServerEndpoint:
         kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
         name = "127.0.0.1" if host == "localhost" else host
-        return kind(self._reactor, port, backlog=_BACKLOG, interface=name)
+        return kind(self._parts.reactor, port, backlog=_BACKLOG, interface=name)
 
     @property
     def port(self) -> int | None:
@@ -232,7 +237,7 @@ class Listeners(WaitingService):
     async def end(self) -> None:
         """Stop listening. HTTP connections end with the answer to their request, at most `GRACE` seconds from now."""
         await MultiService.stopService(self)
-        late = self._reactor.callLater(GRACE, self._drop)
+        late = self._parts.reactor.callLater(GRACE, self._drop)
         for closed in [connections.close() for connections in self._http]:
             await closed
         if late.active():

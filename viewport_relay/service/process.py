@@ -57,7 +57,6 @@ class Process(WaitingService):
         MultiService.__init__(self)
         self._reactor = reactor
         self._began = reactor.seconds()
-        self._config = config
         self._log = log
         self._notifier = Notifier({}) if notifier is None else notifier
         self._reread = reread
@@ -92,7 +91,7 @@ class Process(WaitingService):
 
     def _pages(self, admin: bool) -> Resource:
         return build(
-            self._config,
+            lambda: self._parts.config,
             log=self._log,
             counters=self._engine.shown,
             state=self._engine.state,
@@ -108,10 +107,10 @@ class Process(WaitingService):
 
     def startService(self) -> None:
         keys, open_files = self._parts.keys, self._parts.open_files
-        warnings = start_warnings(self._config, keys, open_files)
-        for warning in (*self._config.warnings, *keys.warnings, *self._engine.notes, *warnings):
+        warnings = start_warnings(self._parts.config, keys, open_files)
+        for warning in (*self._parts.config.warnings, *keys.warnings, *self._engine.notes, *warnings):
             self._log.event("config_warning", message=warning)
-        for note in self._config.notes:
+        for note in self._parts.config.notes:
             self._log.event("config_note", message=note)
         super().startService()
         self._listeners.pause()
@@ -121,7 +120,7 @@ class Process(WaitingService):
             Signals(self._reactor, self._asked_to_stop, self._stop_now, self.reload).take
         )
         self._reactor.callWhenRunning(self._engine.when_ready, self._accept)
-        log_started(self._log, self._config, self._listeners.port, tls=self._tls is not None)
+        log_started(self._log, self._parts.config, self._listeners.port, tls=self._tls is not None)
 
     def _accept(self) -> None:
         if self._engine.upgrade.stopping:
@@ -138,7 +137,7 @@ class Process(WaitingService):
         if self._certificates is not None:
             self._certificates.reload()
         try:
-            found = self._reread(self._config)
+            found = self._reread(self._parts.config)
         except ConfigError as error:
             for sentence in error.errors:
                 self._log.event("reload_failed", message=sentence)
@@ -149,7 +148,7 @@ class Process(WaitingService):
 
     def _apply(self, reloaded: Reloaded) -> None:
         """Apply limits, times, proxies, origins, tokens and log level. Every connection stays."""
-        config = self._config = reloaded.config
+        config = self._parts.config = reloaded.config
         self._log.apply(config.log_level, configured_secrets(config))
         self._parts.address.trusted = TrustedProxies.from_config(config)
         if config.enable_admin_http:
@@ -188,7 +187,8 @@ class Process(WaitingService):
         await self._status_line.disownServiceParent()
         self._engine.upgrade.stopping = True
         self._notifier.stopping(
-            f"draining {self._engine.connected()} connections", self._config.drain_seconds + _STOP_MARGIN
+            f"draining {self._engine.connected()} connections",
+            self._parts.config.drain_seconds + _STOP_MARGIN,
         )
         await self._listeners.close_public()
         await self._engine.drain()

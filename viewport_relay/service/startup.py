@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from viewport_relay import __version__, descriptors
-from viewport_relay.admin.settings import started
+from viewport_relay.admin.settings import changed, shown_url
 from viewport_relay.config import Config, bracketed
 from viewport_relay.noise.keys import RelayKeys
 from viewport_relay.observe.logs import EventLog
@@ -39,5 +39,12 @@ def log_started(log: EventLog, config: Config, port: int | None, *, tls: bool) -
         message=f"listening on {peers}",
         version=__version__,
         port=port,
-        **started(config, listens),
+        relayId=config.relay_id,
+        mode=config.mode,
+        listens=listens,
+        jwksUrl=shown_url(config.jwks_url),
+        validateUrl=shown_url(config.validate_url),
+        hasInternalKey=config.internal_key is not None,
+        backplaneMode=config.backplane_mode,
+        changed=changed(config),
     )

@@ -44,13 +44,13 @@ class HttpConnections:
     def __init__(
         self,
         most: Callable[[], int],
-        most_per_address: int = 0,
+        most_per_address: Callable[[], int] = lambda: 0,
         exempt: Callable[[str], bool] = lambda host: False,
         log: EventSink | None = None,
     ) -> None:
-        """`most` is asked at each new connection. `exempt` addresses have no limit of their own.
+        """`most` and `most_per_address` are asked at each new connection. `exempt` addresses have no limit of their own.
 
-        `most_per_address` is twice RELAY_MAX_CONNECTIONS_PER_IP, 0: no limit.
+        `most_per_address` gives twice RELAY_MAX_CONNECTIONS_PER_IP, 0: no limit.
         """
         self._most = most
         self._most_per_address = most_per_address
@@ -76,9 +76,9 @@ class HttpConnections:
         self._host[channel] = name
         self.waits(channel)
         self._owing.add(channel)
-        most, number = self._most(), len(self._host)
-        if 0 < self._most_per_address < host.number and not self._exempt(address):
-            setting = BY_ATTRIBUTE["max_connections_per_ip"].in_words(self._most_per_address // 2)
+        most, of_address, number = self._most(), self._most_per_address(), len(self._host)
+        if 0 < of_address < host.number and not self._exempt(address):
+            setting = BY_ATTRIBUTE["max_connections_per_ip"].in_words(of_address // 2)
             detail = f"{host.number} connections without an upgrade, more than twice {setting}"
             self._drop(next(iter(host.waiting)), Reason.TOO_MANY_CONNECTIONS_PER_IP, detail)
         elif number > most:

@@ -23,7 +23,6 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from viewport_relay.observe.ring import Record
 from viewport_relay.workers.messages import (
     MAX_LINE,
     MAX_PACKET,
@@ -190,9 +189,6 @@ class ReportSender(Protocol):
                 return
             self._unread += len(line)
         self.transport.write(line)
-
-    def send_record(self, record: Record) -> None:
-        self.send(Logged(record))
 
     def finish(self) -> Deferred[None]:
         """Fire when everything was written, or the channel is closed."""

@@ -216,7 +216,7 @@ def main() -> int:
             secrets=configured_secrets(config),
             relay_id=config.relay_id_in_log,
         )
-        log.followers.append(reporter.send_record)
+        log.followers.append(lambda record: reporter.send(messages.Logged(record)))
         service = WorkerService(reactor, config, log, reporter, environ)
     except ConfigError as error:
         for sentence in error.errors:

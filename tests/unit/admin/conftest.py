@@ -124,7 +124,7 @@ class OpenAdmin:
             tokens, metrics, now=time.time, wrong_token=lambda ip: wrong.hit(ip, self.clock.seconds())
         )
         self.admin = build(
-            self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
+            lambda: self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
             periodically=lambda seconds, call: None,
             uptime=lambda: 1.0 + reactor.seconds() - began, auth=self.auth,
             client_ip=lambda request: request.getClientAddress().host, **build_options,

@@ -48,7 +48,7 @@ def test_quantiles_are_of_the_last_minutes(admin):
     counters = admin.counters
     for _ in range(100):
         counters.forward_latency.observe(0.5)
-    trends = Trends(admin.config, counters, admin.state, time.time)
+    trends = Trends(lambda: admin.config, counters, admin.state, time.time)
     for _ in range(10):
         counters.forward_latency.observe(0.0002)
     found = trends.quantiles()

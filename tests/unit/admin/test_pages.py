@@ -297,7 +297,7 @@ async def test_workspaces_are_searched_bounded_and_latest_first(admin, make_targ
 def test_history_spans_an_hour(admin, make_target, make_peer):
     clock = Clock()
     counters = Counters()
-    trends, service = Trends(admin.config, counters, admin.state, clock.seconds), MultiService()
+    trends, service = Trends(lambda: admin.config, counters, admin.state, clock.seconds), MultiService()
     every(service, clock, STEP, trends.sample)
     service.startService()
     admin.state.views = [make_target(daemon=make_peer("workspace-daemon"))]
