@@ -51,8 +51,9 @@ class Parts:
         address = ClientAddress(TrustedProxies.from_config(config))
         return cls(reactor, config, log, Counters(), keys, address, open_files)
 
-    def upgrade_limits(self, config: Config) -> UpgradeLimits:
-        """The limits of these settings. `open_files` may lower RELAY_MAX_TOTAL_CONNECTIONS."""
+    def upgrade_limits(self) -> UpgradeLimits:
+        """The limits in force. `open_files` may lower RELAY_MAX_TOTAL_CONNECTIONS."""
+        config = self.config
         total = config.max_total_connections
         if self.open_files:
             total = min(total or sys.maxsize, descriptors.for_connections(self.open_files))
@@ -102,7 +103,7 @@ class Engine(WaitingService):
         raise NotImplementedError
 
     def apply(self, reloaded: Reloaded) -> None:
-        """Apply reloaded settings. Every connection stays."""
+        """Apply reloaded settings, which `Parts.config` has already. Every connection stays."""
         raise NotImplementedError
 
 

@@ -94,7 +94,6 @@ class Relay(Engine):
         self._parts = parts
         reactor, config, log, counters = parts.reactor, parts.config, parts.log, parts.counters
         self._clock = reactor
-        self._config = config
         self.shown = counters
         client = HttpClient.from_config(reactor, config)
         gate = self._gate = Gate.from_config(reactor, config, log, counters, time.time, client)
@@ -122,7 +121,7 @@ class Relay(Engine):
             gate=gate,
             factory=self.factory,
             opened=self._relaying.sessions.opened,
-            counts=counts or ConnectionCounts(parts.upgrade_limits(config)),
+            counts=counts or ConnectionCounts(parts.upgrade_limits()),
         )
         connections = self.factory.connections
         self._heartbeat = Heartbeat(config, reactor, lambda: connections, counters)
@@ -166,18 +165,18 @@ class Relay(Engine):
 
     def apply(self, reloaded: Reloaded) -> None:
         """Apply reloaded limits, origins and times. Every connection stays."""
-        config = self._config = reloaded.config
+        config = self._parts.config
         self._heartbeat.apply(config)
         self._drain.seconds = config.drain_seconds
-        self.upgrade.apply(config, self._parts.upgrade_limits(config))
+        self.upgrade.apply(config, self._parts.upgrade_limits())
         self._relaying.router.rates = frame_rates(config)
 
     def _clean_up(self) -> None:
         """Drop empty targets, expired entries and unused buffers. Called periodically."""
-        seconds = self._config.empty_workspace_ttl_ms / 1000
+        seconds = self._parts.config.empty_workspace_ttl_ms / 1000
         self._relaying.registry.clean_up(self._clock.seconds(), seconds)
         self._turn.arena.buffers.clear()
 
     def _close_expired(self) -> None:
-        if self._config.token_expiry == "close":
-            self._relaying.sessions.close_expired(time.time() - self._config.token_clock_skew_sec)
+        if self._parts.config.token_expiry == "close":
+            self._relaying.sessions.close_expired(time.time() - self._parts.config.token_clock_skew_sec)

@@ -83,7 +83,6 @@ class Workers(Engine):
         self._parts = parts
         reactor, config, log, counters = parts.reactor, parts.config, parts.log, parts.counters
         self._reactor = reactor
-        self._config = config
         self._environ = merged(environ)
         self._overrides = overrides
         self._ready: Deferred[None] = Deferred()
@@ -92,18 +91,18 @@ class Workers(Engine):
         self._supervision = Supervision(reactor, timeout, log, counters, self._worker_environment)
         self.crew = Crew(self._supervision, config.workers, self._polled, self._all_up)
         self.crew.setServiceParent(self)  # type: ignore[no-untyped-call]
-        counts = ConnectionCounts(self._limits(config))
+        counts = ConnectionCounts(self._limits())
         self.upgrade = PassingResource(config, reactor, log, counters, address=parts.address, counts=counts)
         self.upgrade.workers = self.crew.workers
         self.state = CrewState(self.crew, lambda: self.upgrade.stopping)
 
-    def _limits(self, config: Config) -> UpgradeLimits:
+    def _limits(self) -> UpgradeLimits:
         # The worker counts clients per target: all clients of a target are in one worker.
-        return evolve(self._parts.upgrade_limits(config), clients=0)
+        return evolve(self._parts.upgrade_limits(), clients=0)
 
     def _worker_environment(self, index: int) -> dict[str, str]:
         key = self._parts.keys.current.private_text()
-        return worker_environment(self._environ, self._config, self._overrides, key, index)
+        return worker_environment(self._environ, self._parts.config, self._overrides, key, index)
 
     def _polled(self) -> None:
         snapshots = self.state.snapshots()
@@ -136,7 +135,7 @@ class Workers(Engine):
 
     async def _drain(self) -> None:
         self._all_up()  # `when_ready` waits no longer
-        late = self._reactor.callLater(self._config.drain_seconds + _MARGIN, self.crew.kill)
+        late = self._reactor.callLater(self._parts.config.drain_seconds + _MARGIN, self.crew.kill)
         await self.crew.stop()
         if late.active():
             late.cancel()
@@ -147,7 +146,6 @@ class Workers(Engine):
 
     def apply(self, reloaded: Reloaded) -> None:
         """Apply reloaded settings here and in the workers."""
-        config = self._config = reloaded.config
-        self.upgrade.apply(config, self._limits(config))
+        self.upgrade.apply(self._parts.config, self._limits())
         self._environ |= reloaded.texts  # for workers that are started later
         self.crew.send(Apply({**reloaded.texts, **_COUNTED_BY_PARENT}))

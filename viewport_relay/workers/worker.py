@@ -78,12 +78,11 @@ class WorkerService(WaitingService):
         """`environ`: the variables from which `config` was loaded. Raises ConfigError."""
         MultiService.__init__(self)
         self._reactor = reactor
-        self._config = config
         self._log = log
         self._reporter = reporter
         self._environ = dict(environ)
-        parts = Parts.make(reactor, config, log)
-        self._counts = ReportingCounts(parts.upgrade_limits(config), reporter)
+        parts = self._parts = Parts.make(reactor, config, log)
+        self._counts = ReportingCounts(parts.upgrade_limits(), reporter)
         self.relay = Relay(parts, self._counts)
         self.relay.setServiceParent(self)  # type: ignore[no-untyped-call]
         every(self, reactor, 1.0, log.sweep)
@@ -153,8 +152,8 @@ class WorkerService(WaitingService):
 
     def _apply(self, texts: Mapping[str, str]) -> None:
         self._environ |= texts
-        reloaded = reread(self._config, self._environ)
-        config = self._config = reloaded.config
+        reloaded = reread(self._parts.config, self._environ)
+        config = self._parts.config = reloaded.config
         self._log.apply(config.log_level, configured_secrets(config))
         self.relay.apply(reloaded)
 
