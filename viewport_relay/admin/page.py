@@ -75,12 +75,6 @@ def assets() -> dict[bytes, Asset]:
     return found
 
 
-def to_dashboard(request: Request) -> bytes:
-    """A redirect to the page."""
-    request.setHeader("Location", "/admin/")
-    return put(request, 302, TEXT_TYPE, b"")
-
-
 @frozen(eq=False)
 class SignIn:
     """`/admin/api/session`: POST the token for a cookie, GET whether there is one, DELETE it."""
@@ -117,7 +111,14 @@ class SignIn:
         key = query(request).get("key", "")
         if is_loopback(self._client_ip(request)) and self._auth.redeem(key):
             self._open(request)
-        return to_dashboard(request)
+        return self.redirect(request)
+
+    def redirect(self, request: Request) -> bytes:
+        """A redirect to the dashboard, while there is an admin token."""
+        if not self._auth.exists:
+            raise Refusal(Reason.NOT_FOUND)
+        request.setHeader("Location", "/admin/")
+        return put(request, 302, TEXT_TYPE, b"")
 
     def ask(self, request: Request) -> bytes:
         session = self._auth.session(request)

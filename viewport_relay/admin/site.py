@@ -22,7 +22,7 @@ from viewport_relay.admin.auth import Access, AdminAuth
 from viewport_relay.admin.logs import EXPLAIN, TEXT_PATH, LogsPage
 from viewport_relay.admin.metrics import MetricsPage, RelayCollector
 from viewport_relay.admin.overview import Overview
-from viewport_relay.admin.page import ONCE_PATH, SignIn, assets, to_dashboard
+from viewport_relay.admin.page import ONCE_PATH, SignIn, assets
 from viewport_relay.admin.reply import BadRequest, put_body, put_late, refuse, refuse_bad
 from viewport_relay.admin.state import StateSource, facts_reader, state_json
 from viewport_relay.admin.trends import STEP, Trends
@@ -176,8 +176,7 @@ def build(
     if config.mode == "dev":
         routes[b"POST", b"/admin/api/sign-in-link"] = Route(sign_in.make_link)
         routes[b"GET", ONCE_PATH.encode("ascii")] = Route(sign_in.use_link, "visitor")
-    if auth.exists:
-        routes[b"GET", b"/"] = routes[b"GET", b"/admin"] = Route(to_dashboard, "open")
+    routes[b"GET", b"/"] = routes[b"GET", b"/admin"] = Route(sign_in.redirect, "open")
     for name, asset in assets().items():
         routes[b"GET", b"/admin/" + name] = Route(asset.render, "visitor")
     return AdminResource(routes, auth, log, client_ip, state.refresh)

@@ -76,6 +76,9 @@ async def test_short_paths_redirect_to_the_dashboard_if_it_is_enabled(open_admin
     for environ, options in (({}, {}), ({"RELAY_ADMIN_TOKEN": token}, {"admin": False})):
         answer = await open_admin(environ, **options).get(path)
         assert answer.status == 404 and answer.json() == {"ok": False, "reason": "NOT_FOUND"}
+    later = open_admin({})
+    later.auth.set_tokens([token], ())  # a reload brings the first token
+    assert (await later.get(path, token=None)).status == 302
 
 
 @pytest.mark.parametrize("path", ADMIN_PATHS)
