@@ -27,7 +27,7 @@ from viewport_relay.protocol import status
 from viewport_relay.protocol.decoding import decode_client
 from viewport_relay.protocol.frames import ClientFrame, DaemonFrame, E2ee, KeyExchangeInit, PairingRequest
 from viewport_relay.reasons import Reason
-from viewport_relay.routing.decisions import NoDaemon
+from viewport_relay.routing.decisions import Close, NoDaemon
 from viewport_relay.routing.model import Peer, Target
 from viewport_relay.routing.registry import Registry
 from viewport_relay.routing.router import Router
@@ -138,15 +138,19 @@ class RemoteRelays:
         session, peer = inbox.session, inbox.peer
         reader = session.connection.reader
         inbox.waiting = False
+        here = _is_here(peer)
         self._forward(place, peer, frame, message)
         while inbox.messages and not inbox.waiting:
+            if here and not _is_here(peer):
+                inbox.messages.clear()  # the message before closed the connection: what follows it is thrown away
+                break
             message = inbox.messages.popleft()
-            if session.peer is peer:
+            if here:
                 reader.judge = inbox.judge
                 reader.receive = inbox.receive
                 reader.receive(message)
-            else:
-                self._late(peer, message)
+            elif not self._late(peer, message):
+                inbox.messages.clear()
         if inbox.waiting:
             return
         del self._inboxes[session]
@@ -155,8 +159,11 @@ class RemoteRelays:
             reader.receive = inbox.receive
         reader.resume_reading(inbox)
 
-    def _late(self, peer: Peer, message: bytes) -> None:
-        """Forward a message that a client sent before it left; the answer to it will be dropped."""
+    def _late(self, peer: Peer, message: bytes) -> bool:
+        """Forward a message that a client sent before it left; the answer to it will be dropped.
+
+        False: the message would have closed the connection.
+        """
         now = self._clock.seconds()
         route = self._router.client_frame(peer, decode_client(message), message, now)
         if isinstance(route, Peer):
@@ -166,6 +173,7 @@ class RemoteRelays:
         elif isinstance(route, NoDaemon):
             lookup = self._backplane.resolve(peer.target.key)
             lookup.addCallback(self._forward, peer, route.frame, message)
+        return not isinstance(route, Close)
 
     def _forward(self, place: Whereabouts | None, peer: Peer, frame: ClientFrame, message: bytes) -> None:
         """Forward one frame after the look-up, or answer that there is no daemon."""

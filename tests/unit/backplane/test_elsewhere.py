@@ -157,6 +157,38 @@ def test_frames_of_a_client_that_left_are_forwarded() -> None:
     assert client.heard() == []
 
 
+@pytest.mark.parametrize(
+    ("limit", "messages"),
+    [
+        ("240", [encoded("e2ee"), encoded("offer request"), encoded("e2ee", seq=2), encoded("init v3")]),
+        ("1", [encoded("e2ee"), encoded("e2ee", seq=2), encoded("init v3")]),
+        ("1", [encoded("e2ee"), b"{", encoded("init v3")]),
+    ],
+    ids=["scope", "rate", "invalid and rate"],
+)
+def test_frames_behind_one_that_closes_the_connection_are_thrown_away(
+    limit: str, messages: list[bytes]
+) -> None:
+    """As they are where the daemon is here."""
+    house = House(RELAY_RUNTIME_RATE_PER_MINUTE=limit)
+    client = house.relay.client()
+    client.say(*messages)
+    while house.backplane.lookups:
+        house.found(THERE)
+    assert house.sent() == [messages[0]]
+    assert client.closed is not None
+
+
+def test_frames_behind_one_that_would_have_closed_a_client_that_left_are_thrown_away() -> None:
+    house = House()
+    client = house.relay.client()
+    client.say(encoded("e2ee"), encoded("offer request"), encoded("e2ee", seq=2), encoded("init v3"))
+    client.leave()
+    while house.backplane.lookups:
+        house.found(THERE)
+    assert house.sent() == [encoded("e2ee")]
+
+
 def test_a_lost_connection_leaves_no_pending_frames() -> None:
     house = House()
     client = house.relay.client()
