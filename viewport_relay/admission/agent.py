@@ -54,7 +54,7 @@ class Endpoints:
 
 
 class ExactAgent(Agent):
-    """Twisted's agent, but the target of a request is sent as it is given. Twisted parses it, and drops an empty query or parameter."""
+    """Twisted's agent, but the target of a request is sent as it is given: Twisted drops an empty query or parameter."""
 
     def request(
         self,

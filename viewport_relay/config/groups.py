@@ -78,8 +78,8 @@ class LimitSettings:
         "clients of one workspace and runtime target; 0 is off", reload=True)
     frame_max_bytes: int = setting("RELAY_FRAME_MAX_BYTES", size(256, 67_108_864), 1_048_576, "longest message",
         older=("RELAY_MAX_FRAME_BYTES",), option="frame-max-bytes")
-    runtime_rate: int = setting("RELAY_RUNTIME_RATE_PER_MINUTE", COUNT, 240, "frames of a client, but key exchanges and pairing; 0 is off",
-        reload=True)
+    runtime_rate: int = setting("RELAY_RUNTIME_RATE_PER_MINUTE", COUNT, 240,
+        "frames of a client, but key exchanges and pairing; 0 is off", reload=True)
     runtime_rate_workspace: int = setting("RELAY_RUNTIME_RATE_PER_MINUTE_WORKSPACE", COUNT, 1200,
         "forwarded e2ee frames of all clients of a workspace; 0 is off", reload=True)
     daemon_rate: int = setting("RELAY_DAEMON_RUNTIME_RATE_PER_MINUTE", COUNT, 2400, "frames of a daemon, requests of an executor; "

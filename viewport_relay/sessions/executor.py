@@ -3,8 +3,8 @@
     executor -> relay -> platform   one request; only paths of its own managed executor, only listed headers
     executor <- relay <- platform   one answer, as a response frame
 
-Requests of one executor run concurrently, up to a bound; beyond it reading from the executor pauses. An executor that exceeds its
-rate is closed when the requests that were within the rate are answered.
+Requests of one executor run concurrently, up to a bound; beyond it reading from the executor pauses. An executor that
+exceeds its rate is closed when the requests that were within the rate are answered.
 """
 
 from __future__ import annotations
