@@ -163,8 +163,7 @@ class PlatformCarrier:
             number = as_integer(frame.get("id")) if isinstance(frame, dict) else None
             if number is not None and number > self._since:
                 self._since = number
-        if frames:
-            self._next_pull = 0.0  # there may be more already
+                self._next_pull = 0.0  # there may be more already; not behind frames that were there before
         return frames
 
     async def _pulled(self) -> _Json:

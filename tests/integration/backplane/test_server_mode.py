@@ -237,6 +237,19 @@ async def test_a_refused_pull_is_logged(http_fleet: Fleet, name: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_frames_that_come_again_and_again_are_not_pulled_without_a_pause(http_fleet: Fleet) -> None:
+    """A platform that ignores sinceId, or answers garbage, kept the relay busy: each answer was followed by the next question."""
+    fleet = http_fleet
+    a = await fleet.relay("a", **NO_REDIRECT)
+    fleet.platform.rules[PREFIX + "bus/pull"] = Rule(body={"ok": True, "frames": [{"id": 7}, {}, None, "x"]})
+    await fleet.join(a, "workspace-daemon")
+    await until(fleet.reactor, lambda: fleet.platform.records.pulls.total >= 3)
+    asked = fleet.platform.records.pulls.total
+    await deferLater(fleet.reactor, 1.0)
+    assert fleet.platform.records.pulls.total - asked <= 20  # one each RELAY_BUS_POLL_INTERVAL_MS
+
+
+@pytest_twisted.ensureDeferred
 async def test_an_outage_ends_without_a_bus_or_a_probe(http_fleet: Fleet) -> None:
     fleet = http_fleet
     a = await fleet.relay("a", RELAY_BUS_ENABLED="0", RELAY_PRESENCE_SYNC_INTERVAL_MS="400", **NO_REDIRECT)
