@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -97,6 +98,7 @@ def test_requests_one_after_the_other_each_have_their_time(relay: Relay) -> None
         (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" + b" c\r\n" * 9000 + b"\r\n", b"400"),
         (b"POST / HTTP/1.1\r\nContent-Length: 1000000000000\r\n\r\n" + b"x" * 1000, b"413"),
         (b"POST / HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", b"413"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 16385\r\n\r\n", b"413"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"8000\r\n" + b"x" * 1000, b"411"),
         (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
         (b"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", b"400"),
@@ -129,6 +131,20 @@ def test_a_long_body_is_not_kept_anywhere(relay: Relay) -> None:
             sock.sendall(b"x" * 262_144)
         raise BrokenPipeError
     assert relay.rss() - before < 20_000_000
+
+
+def test_bodies_of_strangers_fill_no_memory(relay: Relay) -> None:
+    """Each connection kept 64 KiB for 15 s, of a body that was refused or never ended."""
+    before = relay.rss()
+    with contextlib.ExitStack() as held:
+        for number in range(300):
+            sock = held.enter_context(dial(relay.port))
+            length = (60_000, 16_384)[number % 2]
+            sock.sendall(b"POST /disconnect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length)
+            with contextlib.suppress(OSError):  # refused and closed at once
+                sock.sendall(b"x" * (length - 1))
+        assert relay.http("/health")[0] == 200
+        assert relay.rss() - before < 10_000_000
 
 
 def test_endless_pipelining_is_bounded(relay: Relay) -> None:

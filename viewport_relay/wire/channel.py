@@ -32,8 +32,8 @@ LINGER: Final = 15
 #: Seconds between two reads of a closing connection, whose input is thrown away.
 REST: Final = 0.25
 
-#: Longest body of a request, bytes. Operators' requests are far shorter.
-MAX_BODY: Final = 65_536
+#: Longest body of a request, bytes; the admin pages take no longer ones. It is kept before it is known who sends it.
+MAX_BODY: Final = 16_384
 
 #: Bytes behind a request that are kept while it is answered; then the transport is paused. One read comes on top.
 MAX_KEPT: Final = 16_384
@@ -105,6 +105,8 @@ class RelayChannel(HTTPChannel):
             return
         self._closing = True
         self._stop_timers()
+        self._kept = b""
+        self.clearLineBuffer()  # type: ignore[no-untyped-call]  # up to 64 KiB, for as long as the peer lets the connection linger
         self._linger = self.callLater(LINGER, self.drop)
         self.connections.waits(self)
         HTTPChannel.loseConnection(self)

@@ -240,7 +240,7 @@ async def test_a_refused_pull_is_logged(http_fleet: Fleet, name: str) -> None:
 async def test_frames_that_come_again_and_again_are_not_pulled_without_a_pause(http_fleet: Fleet) -> None:
     """A platform that ignores sinceId, or answers garbage, kept the relay busy: each answer was followed by the next question."""
     fleet = http_fleet
-    a = await fleet.relay("a", **NO_REDIRECT)
+    a = await fleet.relay("a", RELAY_BUS_PULL_WAIT_MS="0", **NO_REDIRECT)
     fleet.platform.rules[PREFIX + "bus/pull"] = Rule(body={"ok": True, "frames": [{"id": 7}, {}, None, "x"]})
     await fleet.join(a, "workspace-daemon")
     await until(fleet.reactor, lambda: fleet.platform.records.pulls.total >= 3)
