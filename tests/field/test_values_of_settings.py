@@ -217,6 +217,28 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     assert "hunter2" not in str(caught.value) and "htps://…@platform.example" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "given", ["user:{}@host:1", "a:1,user:{}@host:1", "htps://user:{}@host", "user:{}@", "x, user:{}@::1"]
+)
+@pytest.mark.parametrize("password", ["hunter2hunter2", "hunter2" * 40])
+@pytest.mark.parametrize(
+    "variable",
+    [
+        variable
+        for variable in VARIABLES
+        if variable.name.endswith(("_URL", "_PROXY", "_SENTINELS", "_LISTEN"))
+    ],
+    ids=lambda variable: variable.name,
+)
+def test_a_password_before_a_host_is_not_shown(variable: Variable, password: str, given: str) -> None:
+    try:
+        config = load({**BASE, variable.name: given.format(password)})
+    except ConfigError as caught:
+        assert "hunter2" not in str(caught)
+    else:
+        assert "hunter2" not in " ".join(config.warnings)
+
+
 @pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
 def test_a_huge_value_gets_a_short_sentence(variable: Variable) -> None:
     for name in (variable.name, f"{variable.name}_FILE" if variable.secret else variable.name):

@@ -67,6 +67,8 @@ def host_port(
     example = f"{default_host or 'host.example'}:{default_port or 7782}"
     if "//" in text:
         raise Unsuitable(f"leave out the scheme: {example}")
+    if "@" in text:
+        raise Unsuitable(f"leave out user and password: {example}")
     if re.fullmatch(r":?[0-9]+", text) and default_host is not None:
         host, port = default_host, text.lstrip(":")
     elif match := re.fullmatch(r"\[([^\[\]]*)\](?::([0-9]*))?", text):

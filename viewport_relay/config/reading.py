@@ -31,8 +31,8 @@ _SERVICE_LINK: Final = re.compile(
 #: are not UTF-8 (PEP 383).
 _NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 
-#: User and password of a URL.
-_USER_INFO: Final = re.compile(r"//[^/?#]*@")
+#: User and password, in a URL or before HOST:PORT.
+_USER_INFO: Final = re.compile(r"(//|(?:^|(?<=[,\s'\"]))(?=[^/?#,\s@]*:))[^/?#,\s]*@")
 
 _SERVICE_VALUE: Final = re.compile(r"(tcp|udp|sctp)://[^/]+:[0-9]+")
 
@@ -69,13 +69,13 @@ class Reading:
         if text is None:
             return
         text = self._unquoted(variable, source, text)
-        got = "a value that is kept secret" if variable.secret else repr(_USER_INFO.sub("//…@", text[:200]))
+        got = "a value that is kept secret" if variable.secret else repr(_without_user_info(text)[:200])
         try:
             if _NO_TEXT.search(text):
                 raise ValueError("UTF-8 text without NUL")
             self.values[variable.attribute] = variable.parse(text)
         except Unsuitable as wrong:
-            self.error(f"{source}: got {got}: {wrong}")
+            self.error(f"{source}: got {got}: {_without_user_info(str(wrong))}")
         except ValueError as takes:
             hint = (
                 ": Kubernetes sets it for a Service (enableServiceLinks: false)"
@@ -160,3 +160,8 @@ class Reading:
         return bool(_SERVICE_LINK.fullmatch(name)) or (
             name.endswith("_PORT") and bool(_SERVICE_VALUE.match(self.environ[name]))
         )
+
+
+def _without_user_info(text: str) -> str:
+    """A text without users and passwords, for messages: an operator may have put them where they do not belong."""
+    return _USER_INFO.sub(r"\1…@", text)
