@@ -12,8 +12,8 @@
 
 The key is HMAC-SHA256 (RFC 2104) keyed RELAY_BUS_HMAC_KEY over "viewport-relay-bus-batch-v4", a newline, and the random
 value; the nonce is four zero bytes and the number of the batch, which a process uses once. One tag and one head cover
-all frames that leave together for one relay. A GCM tag costs a tenth of an HMAC of the same bytes. Batches for one relay leave
-and arrive in the order of their numbers: one that does not rise is a replay.
+all frames that leave together for one relay. A GCM tag costs a tenth of an HMAC of the same bytes. Batches for one relay
+leave and arrive in the order of their numbers: a batch whose number is not above the latest is a replay.
 
 A run is what one sender sent to one receiver in a row. Profile and sessionId are those of e2ee frames that the sending relay
 has decoded and checked: they are delivered without being decoded again, a run in one piece. The tag vouches for all that. A frame

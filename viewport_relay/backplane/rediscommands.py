@@ -98,7 +98,8 @@ _RETIRE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return false
 """
-# KEYS[1] the relays, ARGV: ours, the key of instance records without the id, the TTL in ms, relays at most. Gives the others' ids.
+# KEYS[1] the relays, ARGV: ours, the key of instance records without the id, the TTL in ms, other relays at most. Gives the
+# ids of the others.
 _RELAYS: Final = """
 local there = redis.call('GET', KEYS[1])
 local ok, known = pcall(cjson.decode, there or '[]')

@@ -166,7 +166,7 @@ def test_the_guard_is_bounded_and_accepts_nothing_that_it_has_forgotten_early() 
         assert len(guard) <= 20
     assert not any(guard.is_new(signature, 1000.0 + n / 10) for n, signature in enumerate(signatures))
     assert guard.is_new(b"x" * 32, 1010.0)
-    # Once what was forgotten is stale, the guard refuses nothing for its time of issue: the clocks of all may have been set back.
+    # Once what was forgotten is stale, nothing is refused for its time of issue: all clocks may have been set back.
     clock.advance(30.0)
     assert guard.is_new(b"y" * 32, 500.0)
 
