@@ -15,7 +15,7 @@ ARGS ?=
 .PHONY: help setup run test proxies roads conformance hostile fuzz generated chaos soak drain lint format docs bench bench-report lock release sbom clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements-dev.lock setup.cfg pyproject.toml
 	@tools/setup-venv $(VENV)

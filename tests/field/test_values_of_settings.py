@@ -312,6 +312,25 @@ def test_no_fix_names_an_unlisted_setting() -> None:
         assert not unlisted & set(re.findall(r"RELAY_[A-Z_]+", fix)), code
 
 
+# -- settings that undo each other --------------------------------------------------------------------------
+
+#: (place, settings, words of the warning)
+UNDONE = [
+    ("one token for Prometheus and operators", {"RELAY_ADMIN_TOKEN": "b" * 4 + "correct-horse-17", "RELAY_METRICS_TOKEN":
+     "another-strong-token-4711," + "b" * 4 + "correct-horse-17"}, "RELAY_METRICS_TOKEN is a token of RELAY_ADMIN_TOKEN too"),
+    ("all proxies, as in other programs", {"RELAY_TRUSTED_PROXIES": "10.0.0.0/8,0.0.0.0/0"}, "RELAY_TRUSTED_PROXIES=0.0.0.0/0 "),
+    ("all proxies of IPv6", {"RELAY_TRUSTED_PROXIES": "::/0"}, "RELAY_TRUSTED_PROXIES=::/0 "),
+    ("a queue of an older deployment and longer messages", {"RELAY_MAX_PENDING_BYTES": "1M", "RELAY_FRAME_MAX_BYTES": "4M"},
+     "RELAY_MAX_PENDING_BYTES=1048576 is less than RELAY_FRAME_MAX_BYTES=4194304"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "more", "words"), UNDONE, ids=[case[0] for case in UNDONE])
+def test_settings_that_undo_others_are_warnings(where: str, more: dict[str, str], words: str) -> None:
+    found = [warning for warning in load({**BASE, **more}).warnings if "no longer listed" not in warning]
+    assert [warning.startswith(words) for warning in found] == [True]
+
+
 # -- production --------------------------------------------------------------------------------------------
 
 PROD = {**BASE, "RELAY_LISTEN_HOST": "0.0.0.0"}

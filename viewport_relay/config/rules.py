@@ -33,11 +33,21 @@ def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
     if v["mode"] is None:
         v["mode"] = "dev" if is_loopback(v["listen_host"]) and not v["listen_endpoint"] else "prod"
     if not reading.given("max_pending_bytes"):
-        # One message that is longer than the queue would close every client that it is sent to.
         v["max_pending_bytes"] = max(4 << 20, 4 * v["frame_max_bytes"])
+    elif v["max_pending_bytes"] < v["frame_max_bytes"]:
+        reading.warn(
+            f"RELAY_MAX_PENDING_BYTES={v['max_pending_bytes']} is less than RELAY_FRAME_MAX_BYTES={v['frame_max_bytes']}: a "
+            "message that is longer than the queue closes every client that it is sent to; remove the first"
+        )
     _urls(reading, dev_platform)
     for word in v["trusted_proxies"].skipped:
         reading.warn(f"RELAY_TRUSTED_PROXIES: {word[:64]!r} is no IP address or CIDR: skipped")
+    for network in v["trusted_proxies"].networks:
+        if network.prefixlen == 0:
+            reading.warn(
+                f"RELAY_TRUSTED_PROXIES={network} trusts every peer: each can claim any address and has no limit of its own; "
+                "name the addresses of the proxies"
+            )
     endpoint = v["listen_endpoint"] or ""
     if (endpoint.startswith("unix:") or "domain=UNIX" in endpoint) and not v["trusted_proxies"].unix:
         reading.warn(
@@ -208,6 +218,10 @@ def _mode(reading: Reading, dev_platform: bool) -> None:
         if weak is not None:
             sentence = f"{variable.name} is {weak}: use at least {MIN_SECRET_CHARS} random characters"
             (reading.error if prod else reading.warn)(sentence)
+    if set(v["metrics_tokens"]) & set(v["admin_tokens"]):
+        reading.warn(
+            "RELAY_METRICS_TOKEN is a token of RELAY_ADMIN_TOKEN too, so it opens every admin path: make another one"
+        )
     if not prod:
         return
     if (
