@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from io import TextIOWrapper
 from typing import Final
 
 #: Reserved descriptors: listeners, requests to the platform, Redis, DNS, the log.
@@ -21,7 +22,10 @@ _MOST: Final = 1_048_576
 
 
 def open_standard_streams() -> None:
-    """Open the null device in place of each standard stream that is closed, so that no socket gets its number."""
+    """Open the null device in place of each standard stream that is closed, so that no socket gets its number.
+
+    What a stream's encoding lacks, as ISO 8859-1 lacks the doctor's ✓, is written as a code.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -29,6 +33,9 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def raise_limit(wanted: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,25 @@ def test_a_closed_pipe_ends_the_output_without_a_traceback(where: str, command: 
     process.stderr.close()
     process.wait(60)
     assert "Traceback" not in errors and "Broken pipe" not in errors
+
+
+@pytest.mark.parametrize(
+    "command", ["doctor --timeout 1", "explain JWT_EXPIRED", "config", "token inspect x.y.z"]
+)
+@pytest.mark.parametrize("stdout", ["latin-1", "closed"])
+def test_output_that_cannot_take_every_character(tmp_path: Path, command: str, stdout: str) -> None:
+    """Servers with LC_ALL=de_DE.ISO-8859-1, and cron jobs with `>&-`."""
+    (tmp_path / "x.y.z").write_text("x.y.z")
+    line = f"exec {' '.join(COMMAND)} {command}" + (" >&-" if stdout == "closed" else "")
+    done = subprocess.run(
+        ["/bin/sh", "-c", line],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "SERVER_URL": "http://127.0.0.1:9",
+             "PYTHONIOENCODING": "latin-1"},
+        cwd=tmp_path, capture_output=True, encoding="latin-1", timeout=60, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr and "Error" not in done.stderr
+    if command.startswith("doctor") and stdout == "latin-1":
+        assert done.stdout.startswith("\\u2713 settings: ")
 
 
 def doctor(environ: dict[str, str]) -> int:

@@ -8,6 +8,7 @@ from typing import Final
 import click
 
 from viewport_relay import __version__
+from viewport_relay.descriptors import open_standard_streams
 
 EPILOG = """\b
 Examples:
@@ -53,6 +54,7 @@ def main() -> None:
     Settings come from the environment, as for the relay: run it where the relay runs, with the same variables
     (docker exec viewport-relay viewport-relay doctor).
     """
+    open_standard_streams()
 
 
 if __name__ == "__main__":
