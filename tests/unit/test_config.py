@@ -431,6 +431,20 @@ def test_files_that_tls_needs(more: dict[str, str], words: list[str]) -> None:
         assert any(word in error for error in found), word
 
 
+def test_tls_ends_once(tmp_path: Path) -> None:
+    for name in ("crt", "key"):
+        (tmp_path / name).touch(0o600)
+    files = {"RELAY_TLS_CERT_PATH": f"{tmp_path}/crt", "RELAY_TLS_KEY_PATH": f"{tmp_path}/key"}
+    twice = {
+        **BASE,
+        **files,
+        "RELAY_LISTEN_ENDPOINT": f"ssl:0:privateKey={tmp_path}/key:certKey={tmp_path}/crt",
+    }
+    (found,) = errors(twice)
+    assert found.startswith("RELAY_TLS_CERT_PATH is set, and RELAY_LISTEN_ENDPOINT")
+    assert load({**twice, "RELAY_TLS": "0"}) and load({**twice, "RELAY_LISTEN_ENDPOINT": "tcp:0"})
+
+
 def test_trusted_proxies() -> None:
     config = load(
         {

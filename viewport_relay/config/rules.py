@@ -105,11 +105,16 @@ def _workers(reading: Reading) -> None:
         reading.notes.append(choice.why)
     if v["workers"] == 1:
         return
-    if (v["listen_endpoint"] or "").partition(":")[0] in {"ssl", "tls"}:
+    if _of_kind_tls(v["listen_endpoint"]):
         reading.error(
             f"RELAY_WORKERS={v['workers']} and an endpoint of kind ssl cannot go together, for the workers end TLS: use a "
             "tcp endpoint, RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH"
         )
+
+
+def _of_kind_tls(endpoint: str | None) -> bool:
+    """Whether Twisted ends TLS at this endpoint."""
+    return (endpoint or "").partition(":")[0] in {"ssl", "tls"}
 
 
 def _fleet(reading: Reading) -> None:
@@ -154,6 +159,12 @@ def _tls(reading: Reading) -> None:
                 reading.error(f"{name} is not set: TLS needs both certificate and key (neither: no TLS)")
     if v["tls"] == "1" and v["tls_termination"] == "platform":
         reading.error("RELAY_TLS=1 and RELAY_TLS_TERMINATION=platform contradict each other")
+    here = v["tls"] == "1" or (v["tls"] == "auto" and v["tls_termination"] == "self")
+    if here and v["tls_cert_path"] and _of_kind_tls(v["listen_endpoint"]):
+        reading.error(
+            "RELAY_TLS_CERT_PATH is set, and RELAY_LISTEN_ENDPOINT is of a kind that ends TLS too, which no peer could get "
+            "through: use a tcp endpoint"
+        )
     if v["server_mtls"] is None:  # a key alone: the certificate was forgotten
         v["server_mtls"] = bool(v["server_client_cert_path"] or v["server_client_key_path"])
     if v["server_mtls"]:
