@@ -18,6 +18,11 @@ from viewport_relay.observe.events import EVENTS
 from viewport_relay.reasons import Reason
 
 BASE = {"SERVER_URL": "https://platform.example"}
+FLEET = {
+    "RELAY_BACKPLANE_MODE": "redis",
+    "RELAY_INTERNAL_KEY": "correct-horse-battery-staple-17",
+    "RELAY_PUBLIC_WS_BASE_URL": "wss://relay-a.example",
+}
 
 #: (place, variable, text, attribute, value)
 TAKEN: list[tuple[str, str, str, str, Any]] = [
@@ -165,7 +170,7 @@ REFUSED = [
     ("where", "name", "text", "attribute", "value"), TAKEN, ids=[case[0] for case in TAKEN]
 )
 def test_accepted_values(where: str, name: str, text: str, attribute: str, value: Any) -> None:
-    config = load({**BASE, name: text})
+    config = load({**BASE, **(FLEET if name.startswith("RELAY_REDIS_") else {}), name: text})
     assert getattr(config, attribute) == value
     assert config.warnings == ()
 
@@ -319,6 +324,9 @@ UNDONE = [
     ("one token for Prometheus and operators", {"RELAY_ADMIN_TOKEN": "b" * 4 + "correct-horse-17", "RELAY_METRICS_TOKEN":
      "another-strong-token-4711," + "b" * 4 + "correct-horse-17"}, "RELAY_METRICS_TOKEN is a token of RELAY_ADMIN_TOKEN too"),
     ("all proxies, as in other programs", {"RELAY_TRUSTED_PROXIES": "10.0.0.0/8,0.0.0.0/0"}, "RELAY_TRUSTED_PROXIES=0.0.0.0/0 "),
+    ("Redis without the mode", {"RELAY_REDIS_URL": "redis://10.0.0.7"}, "RELAY_REDIS_URL is set without RELAY_BACKPLANE_MODE=redis"),
+    ("Sentinels without the mode", {"RELAY_REDIS_SENTINELS": "10.0.0.7"},
+     "RELAY_REDIS_SENTINELS is set without RELAY_BACKPLANE_MODE=redis"),
     ("all proxies of IPv6", {"RELAY_TRUSTED_PROXIES": "::/0"}, "RELAY_TRUSTED_PROXIES=::/0 "),
     ("a queue of an older deployment and longer messages", {"RELAY_MAX_PENDING_BYTES": "1M", "RELAY_FRAME_MAX_BYTES": "4M"},
      "RELAY_MAX_PENDING_BYTES=1048576 is less than RELAY_FRAME_MAX_BYTES=4194304"),

@@ -300,7 +300,13 @@ def test_secret_from_a_file(variable: Any, tmp_path: Path) -> None:
     text = urls.get(variable.attribute, STRONG)
     file = tmp_path / "secret"
     file.write_text(f"  {text}\n")
-    config = load({**BASE, f"{variable.name}_FILE": str(file)})
+    fleet = {
+        "RELAY_BACKPLANE_MODE": "redis",
+        "RELAY_INTERNAL_KEY": STRONG,
+        "RELAY_PUBLIC_WS_BASE_URL": "wss://relay.example",
+    }
+    more = fleet if variable.attribute == "redis_url" else {}
+    config = load({**BASE, **more, f"{variable.name}_FILE": str(file)})
     assert getattr(config, variable.attribute) in (text, (text,))
     assert config.sources[variable.attribute] == f"{variable.name}_FILE"
     assert config.warnings == ()

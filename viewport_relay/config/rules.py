@@ -133,6 +133,11 @@ def _fleet(reading: Reading) -> None:
     if v["client_redirect_enabled"] is None:
         v["client_redirect_enabled"] = several
     if not several:
+        for attribute in ("redis_url", "redis_sentinels"):
+            if reading.given(attribute) and not reading.given("backplane_mode"):
+                reading.warn(
+                    f"{BY_ATTRIBUTE[attribute].name} is set without RELAY_BACKPLANE_MODE=redis: the relay is alone and asks no Redis"
+                )
         return
     if v["internal_key"] is None:
         reading.error(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
