@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -105,6 +106,7 @@ async def test_another_program_uses_a_key_of_the_relay(fleet: Fleet, redis: Redi
     assert f"Redis 127.0.0.1:{redis.port} refuses " in line and "POP: WRONGTYPE" in line
     assert "delete it, or choose another RELAY_REDIS_KEY_PREFIX" in line
     await deferLater(reactor, 3.0)
-    assert len(await texts(fleet, a, "bus_pull_failed")) <= 5  # the others are folded
+    told = Counter(await texts(fleet, a, "bus_pull_failed"))  # of BLPOP, and of the LPOP behind it
+    assert len(told) <= 2 and max(told.values()) <= 5  # the others are folded
     redis.ask("DEL", QUEUE)
     await fleet.reaches(client, daemon)
