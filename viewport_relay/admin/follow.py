@@ -3,7 +3,8 @@
         ring, new records -> bounded queue -> HTTP response (a push producer)
 
 When the queue is full, the oldest record is dropped, and the client is told how many were dropped. A client that reads nothing
-for a minute is disconnected. The response ends at the first heartbeat after its session or token has ended. The log and other followers do not wait for a slow client.
+for a minute is disconnected. The response ends at the first heartbeat after its session or token has ended. The log and
+other followers do not wait for a slow client.
 """
 
 from __future__ import annotations

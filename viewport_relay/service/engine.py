@@ -29,8 +29,8 @@ from viewport_relay.wire.tls import ServerContext
 class Parts:
     """The parts that an engine is made from. The listeners of its process share them.
 
-    `config` holds the settings in force: a reload replaces it. `counters` counts in this process, `keys` are the link's. `open_files` is the
-    limit on descriptors (0: not limited).
+    `config` holds the settings in force: a reload replaces it. `counters` counts in this process, `keys` are the link's.
+    `open_files` is the limit on descriptors (0: not limited).
     """
 
     reactor: Any
