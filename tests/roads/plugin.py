@@ -114,6 +114,7 @@ def with_settings(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
 def behind(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
     """The suite's relay behind a proxy; the proxy listens on the port that the cases use."""
     from tests.drill.certificates import Files
+    from tests.drill.relay import until
     from tests.integration.proxies import PROXIES, Proxy, settings
 
     class Relay(relayproc.Relay):  # type: ignore[misc]
@@ -126,10 +127,19 @@ def behind(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
                 self._put_behind()
             try:
                 super().start()
+                # HAProxy repeats a connection that was refused, also on a server that it holds for down by then.
+                # An answer on a connection begun after the relay listens proves that new ones get through.
+                until(self._answers, 10, "the proxy passes new connections on")
             except BaseException:
-                self._end_proxy()
+                self.stop()
                 raise
             taken.count += 1
+
+        def _answers(self) -> bool:
+            try:
+                return bool(self.get("/health").status == 200)
+            except OSError:
+                return False
 
         def _put_behind(self) -> None:
             folder = Path(tempfile.mkdtemp(prefix="road-"))
@@ -170,9 +180,6 @@ def behind(relayproc: Any, road: Road, taken: Taken) -> type[Any]:
 
         def stop(self, grace: float = 1.5) -> None:
             super().stop(grace)
-            self._end_proxy()
-
-        def _end_proxy(self) -> None:
             if self.proxy is not None:
                 self.proxy.stop()
                 self.proxy = None
