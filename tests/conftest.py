@@ -13,6 +13,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,29 @@ def _hangs(cancelled: Any, seconds: float) -> None:
         cancelled.getTraceback() if isinstance(cancelled, Failure) else "somewhere that swallows cancelling"
     )
     pytest.fail(f"not through after {seconds:g} s; it waited at\n{where}", pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files so that pytest-xdist's processes have even work and end together.
+
+    Files that set up a whole Debian take minutes: they come first. Files that start relays, and those of tests/unit,
+    take turns, so that all processes seldom start relays at the same time; unit tests alone come last.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    debian, relays, units = [], [], []
+    for path, cases in files.items():
+        if any(case.get_closest_marker(name) for case in cases for name in ("image", "nspawn")):
+            debian.append(path)
+        else:
+            (units if "unit" in path.parts else relays).append(path)
+    place = dict.fromkeys(debian, 0.0)
+    for paths, end in (relays, 0.9), (units, 1.0):
+        paths.sort(key=lambda path: -len(files[path]))
+        place |= {path: end * (at + 1) / len(paths) for at, path in enumerate(paths)}
+    items[:] = [item for path in sorted(files, key=place.__getitem__) for item in files[path]]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
