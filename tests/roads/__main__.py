@@ -23,7 +23,7 @@ from tests.roads.matrix import Road, roads
 ROOT = Path(__file__).parents[2]
 
 #: Cases wait more than they compute. With many more processes than cores, clocks run late.
-PROCESSES = "3"
+PROCESSES = "4"
 
 
 def main() -> int:
@@ -76,7 +76,7 @@ def take(road: Road, suite: Path, part: str) -> tuple[str, int, int, int, float,
     }
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "tests.roads.plugin", "-p", "no:cacheprovider", "--tb=short",
-        "-n", PROCESSES, "--dist", "loadfile", "-c", str(suite / "pytest.ini"), "--rootdir", str(suite), str(suite),
+        "-n", PROCESSES, "--dist", "worksteal", "-c", str(suite / "pytest.ini"), "--rootdir", str(suite), str(suite),
     ]  # fmt: skip
     if part:
         command += ["-k", part]
