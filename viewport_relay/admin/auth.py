@@ -84,8 +84,8 @@ class AdminAuth:
         """Whether there is an admin token at all."""
         return bool(self._tokens)
 
-    def judge(self, request: Request, access: Access) -> Reason | None:
-        """None when the request may have what it asks for, else the reason why not. Counts nothing.
+    def _refusal_reason(self, request: Request, access: Access) -> Reason | None:
+        """None when the request may have what it asks for, else the reason why not.
 
         A bearer header decides alone; then X-Relay-Admin-Token; then the dashboard's cookie.
         """
@@ -108,13 +108,13 @@ class AdminAuth:
                 return Reason.ADMIN_CSRF_MISMATCH
         return None
 
-    def admits(self, request: Request) -> bool:
-        """Whether the request carries a valid token of either kind, or a valid session."""
-        return self.judge(request, "scraper") is None
+    def admits(self, request: Request, access: Access) -> bool:
+        """Whether the request may have what it asks for. Counts nothing."""
+        return self._refusal_reason(request, access) is None
 
     def check(self, request: Request, access: Access, address: str) -> None:
         """Raise Refusal unless the request may have what it asks for; a wrong token is counted for its address."""
-        reason = self.judge(request, access)
+        reason = self._refusal_reason(request, access)
         if reason is Reason.ADMIN_UNAUTHORIZED:
             given = _given_tokens(request)
             # A metrics token on another page is the wrong one, but no attempt to guess one.

@@ -7,6 +7,7 @@ page. The pages are in the other modules of this package.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from attrs import frozen
@@ -66,25 +67,33 @@ class AdminResource(Resource):
         self._client_ip = client_ip
 
     def render(self, request: Request) -> bytes | int:
-        """Answer a request, after a refresh of the state where it is an operator's."""
-        refreshing = self._refresh() if self._reads_state(request) else None
+        """Check the access, then answer: a page that reads the state, for operators and scrapers, after a refresh of it."""
+        try:
+            route = self._admitted(request)
+        except Refusal as refusal:
+            return self._answer(request, partial(self._refuse, refusal))
+        reads_state = route.access in ("scraper", "operator") and request.method in (b"GET", b"HEAD")
+        refreshing = self._refresh() if reads_state else None
         if refreshing is None:
-            return self._answer(request)
-        return put_late(request, refreshing, lambda _: self._answer(request))
+            return self._answer(request, route.page)
+        return put_late(request, refreshing, lambda _: self._answer(request, route.page))
 
-    def _reads_state(self, request: Request) -> bool:
-        """Whether a page that needs a token or session is asked for by a request that has it."""
+    def _admitted(self, request: Request) -> Route:
+        """The route of a request that may use it. Raises Refusal."""
         route = self._route(request)
-        return (
-            request.method in (b"GET", b"HEAD")
-            and route is not None
-            and route.access in ("scraper", "operator")
-            and self._auth.judge(request, route.access) is None
-        )
+        if route is None:
+            raise Refusal(Reason.NOT_FOUND)
+        self._auth.check(request, route.access, self._client_ip(request))
+        return route
 
-    def _answer(self, request: Request) -> bytes | int:
-        """Answer a request; HEAD as GET, without the body (RFC 9110 section 9.3.2)."""
-        body = self._page(request)
+    def _answer(self, request: Request, page: Page) -> bytes | int:
+        """The page's answer; to HEAD as to GET, without the body (RFC 9110 section 9.3.2)."""
+        try:
+            body = page(request)
+        except BadRequest as bad:
+            body = refuse_bad(request, bad)
+        except Refusal as refusal:
+            body = self._refuse(refusal, request)
         if request.method != b"HEAD":
             return body
         if isinstance(body, bytes):
@@ -94,22 +103,12 @@ class AdminResource(Resource):
             request.finish()
         return body
 
-    def _page(self, request: Request) -> bytes | int:
-        address = self._client_ip(request)
-        try:
-            route = self._route(request)
-            if route is None:
-                raise Refusal(Reason.NOT_FOUND)
-            self._auth.check(request, route.access, address)
-            return route.page(request)
-        except BadRequest as bad:
-            return refuse_bad(request, bad)
-        except Refusal as refusal:
-            reason, detail = refusal.reason, refusal.detail or None
-            if reason not in (Reason.NOT_FOUND, Reason.ADMIN_ENDPOINTS_DISABLED):  # what scanners ask for
-                path = request.path.decode("latin-1")
-                self._log.event("admin_refused", reason=reason, ip=address, path=path, detail=detail)
-            return refuse(request, refusal)
+    def _refuse(self, refusal: Refusal, request: Request) -> bytes:
+        reason, detail = refusal.reason, refusal.detail or None
+        if reason not in (Reason.NOT_FOUND, Reason.ADMIN_ENDPOINTS_DISABLED):  # what scanners ask for
+            address, path = self._client_ip(request), request.path.decode("latin-1")
+            self._log.event("admin_refused", reason=reason, ip=address, path=path, detail=detail)
+        return refuse(request, refusal)
 
     def _route(self, request: Request) -> Route | None:
         method = b"GET" if request.method == b"HEAD" else request.method
@@ -147,9 +146,7 @@ def build(
     facts = facts_reader(config, log, state)
     trends = Trends(settings, counters, state, log.now)
     periodically(STEP, trends.sample)
-    logs = LogsPage(
-        log, About(log, state), facts, reactor, lambda request: auth.judge(request, "operator") is None
-    )
+    logs = LogsPage(log, About(log, state), facts, reactor, partial(auth.admits, access="operator"))
     metrics = MetricsPage(RelayCollector(counters, state, log, uptime, config.relay_id))
     actions = Actions(state, log, client_ip)
     overview = Overview(settings, log, counters, state, facts, trends, uptime)

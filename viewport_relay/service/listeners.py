@@ -8,6 +8,7 @@ import re
 import select
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from twisted.application.internet import StreamServerEndpointService
@@ -167,7 +168,8 @@ class Listeners(WaitingService):
     ) -> RelaySite:
         """The site of one listener. The limit on plain HTTP holds for all requests but upgrades."""
         parts, queue = self._parts, self._queue
-        plain = PlainHttp(pages, parts.reactor, self._limits, queue, parts.address, self._auth.admits)
+        admits = partial(self._auth.admits, access="scraper")
+        plain = PlainHttp(pages, parts.reactor, self._limits, queue, parts.address, admits)
         connections = HttpConnections(self._http_room, per_address, parts.address.trusts, parts.log)
         self._http.append(connections)
         keep_alive = parts.config.http_keep_alive

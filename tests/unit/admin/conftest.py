@@ -59,6 +59,7 @@ class FakeState:
     back: dict[str, Any] = field(factory=lambda: {"mode": "single"})
     pids: dict[str, int] = field(factory=lambda: {"relay": os.getpid()})
     closed: int = 0
+    refreshed: int = 0
     calls: list[Any] = field(factory=list)
 
     def targets(self) -> list[TargetView]:
@@ -83,7 +84,7 @@ class FakeState:
         return Condition(*self.ready, self.age, self.back)
 
     def refresh(self) -> None:
-        pass
+        self.refreshed += 1
 
     def processes(self) -> Mapping[str, int]:
         return self.pids

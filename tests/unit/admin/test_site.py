@@ -62,6 +62,31 @@ async def test_head_equals_get_without_the_body(admin, token, path, given):
     }
 
 
+@pytest.mark.parametrize(
+    "method,path,given,refreshed",
+    [
+        ("GET", "/state", True, 1), ("HEAD", "/logs", True, 1), ("GET", "/metrics", True, 1),
+        ("GET", "/state", False, 0), ("GET", "/metrics", False, 0), ("POST", "/cache/flush", True, 0), ("GET", "/nope", True, 0),
+        ("GET", "/health", True, 0), ("GET", "/admin/", True, 0),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_an_operators_page_is_checked_once_and_refreshes_the_state_after_that(
+    admin, token, monkeypatch, method, path, given, refreshed
+):
+    checks = []
+    check = admin.auth.check
+    monkeypatch.setattr(
+        admin.auth,
+        "check",
+        lambda request, *rest: (checks.append(admin.state.refreshed), check(request, *rest))[1],
+    )
+    monkeypatch.setattr(admin.auth, "admits", lambda *_: pytest.fail("a second check"))
+    await admin.ask(method, path, token=token if given else "wrong")
+    assert checks == ([] if path == "/nope" else [0])
+    assert admin.state.refreshed == refreshed
+
+
 @pytest_twisted.ensureDeferred
 async def test_head_of_a_stream_completes_at_once(admin):
     answer = await admin.ask("HEAD", "/logs?follow=1")
