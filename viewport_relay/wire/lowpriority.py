@@ -13,8 +13,8 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorFDSet
 from zope.interface import implementer
 
-#: Most events of one poll.
-MOST_EVENTS: Final = 64
+#: Most events of one poll; the next poll comes when they have been served.
+MOST_POLLED: Final = 64
 
 _HANG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -126,7 +126,7 @@ class LowPrioritySet:
         """Handle the next event."""
         ready, members = self._ready, self._members
         if not ready:
-            ready += [(members[at], at, event) for at, event in reversed(self._set.poll(0, MOST_EVENTS))]
+            ready += [(members[at], at, event) for at, event in reversed(self._set.poll(0, MOST_POLLED))]
         while ready:
             member, descriptor, event = ready.pop()
             if descriptor not in members or members[descriptor] is not member:  # closed or promoted meanwhile

@@ -76,7 +76,7 @@ class _UnixPort(_FewAccepts, unix.Port):  # type: ignore[misc]  # Twisted has a 
 
 #: Seconds of work of low priority in one turn; the piece that passes this bound is the last. A read takes some 30 µs of CPU, over
 #: TLS 65 µs.
-SHARE_SECONDS: Final = 0.002
+LOW_PRIORITY_SECONDS: Final = 0.002
 
 #: Seconds between two looks at the sockets of admitted peers while others are served. What is between two looks is sent
 #: together. A look after each piece of work costs upgrades a third more: the code of one step is not in the processor's caches
@@ -166,7 +166,7 @@ class RelayReactor(EPollReactor):
         """
         self._looked(events)
         turn, jobs = self.turn, self._jobs
-        until = self.seconds() + SHARE_SECONDS
+        until = self.seconds() + LOW_PRIORITY_SECONDS
         turn.within = turn.running = True
         while jobs and self.seconds() < until:
             job = next(iter(jobs))

@@ -13,7 +13,7 @@ from viewport_relay.wire.turn import turn_of
 #: Seconds of waiting input that are worked at between two looks at the sockets, for all connections together.
 TURN_SECONDS: Final = 0.004
 
-#: Seconds that one connection works while others wait.
+#: Seconds for which one connection works at its waiting input while others wait, within `TURN_SECONDS`.
 SHARE_SECONDS: Final = 0.001
 
 #: Seconds between two reads of a connection whose input is thrown away.

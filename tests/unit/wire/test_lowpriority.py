@@ -19,7 +19,7 @@ from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.reactor import (
     GATHER_SECONDS,
     LOOK_SECONDS,
-    SHARE_SECONDS,
+    LOW_PRIORITY_SECONDS,
     TALK_LOOK_SECONDS,
     TALK_SECONDS,
     RelayReactor,
@@ -143,7 +143,8 @@ def test_what_strangers_cause_leaves_in_the_same_turn(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lasts", "each"), [(SHARE_SECONDS, 1), (SHARE_SECONDS * 10, 1), (SHARE_SECONDS * 0.6, 2)]
+    ("lasts", "each"),
+    [(LOW_PRIORITY_SECONDS, 1), (LOW_PRIORITY_SECONDS * 10, 1), (LOW_PRIORITY_SECONDS * 0.6, 2)],
 )
 def test_a_turn_has_a_bounded_time_for_them_and_they_are_served_in_turn(
     bench: Bench, lasts: float, each: int
@@ -162,7 +163,7 @@ def test_a_turn_has_a_bounded_time_for_them_and_they_are_served_in_turn(
     assert peer.lost is None
 
 
-@pytest.mark.parametrize(("lasts", "each"), [(SHARE_SECONDS, 1), (SHARE_SECONDS / 4, 4)])
+@pytest.mark.parametrize(("lasts", "each"), [(LOW_PRIORITY_SECONDS, 1), (LOW_PRIORITY_SECONDS / 4, 4)])
 def test_a_fair_queue_has_the_same_bound_and_peers_are_served_between_two_pieces(
     bench: Bench, lasts: float, each: int
 ) -> None:
@@ -190,11 +191,11 @@ def test_events_and_queued_work_share_the_time_in_turn(bench: Bench) -> None:
 
     def piece() -> None:
         bench.heard.append("piece")
-        bench.time += SHARE_SECONDS / 4
+        bench.time += LOW_PRIORITY_SECONDS / 4
 
     for n in range(9):
         queue.run("key", piece)
-        bench.member(f"stranger {n}", b"1", lasts=SHARE_SECONDS / 4)
+        bench.member(f"stranger {n}", b"1", lasts=LOW_PRIORITY_SECONDS / 4)
     first, second = list(bench.turn()), list(bench.turn())
     for turn in (first, second):
         assert len(turn) == 4 and turn.count("piece") == 2

@@ -19,7 +19,7 @@ from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.wire.plainhttp import HOLD, PlainHttp
-from viewport_relay.wire.reactor import SHARE_SECONDS
+from viewport_relay.wire.reactor import LOW_PRIORITY_SECONDS
 from viewport_relay.wire.site import Pages, RelaySite, Root
 
 KEEP_ALIVE = 75.0
@@ -38,7 +38,7 @@ class Page(Resource):
 
     def render(self, request: Request) -> bytes | int:
         assert request.content is not None
-        self._clock.rightNow += SHARE_SECONDS
+        self._clock.rightNow += LOW_PRIORITY_SECONDS
         self.asked.append(request.path + request.content.read())
         if request.path == b"/late":
             self.late.append(request)

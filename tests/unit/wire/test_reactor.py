@@ -14,7 +14,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.python import log
 
-from viewport_relay.wire.reactor import MOST_ACCEPTS, SHARE_SECONDS, RelayReactor
+from viewport_relay.wire.reactor import LOW_PRIORITY_SECONDS, MOST_ACCEPTS, RelayReactor
 from viewport_relay.wire.turn import Turn, turn_of
 
 
@@ -175,7 +175,7 @@ def test_work_of_low_priority_that_is_left_begins_the_next_turn_without_sleep(be
 
     def work() -> None:
         done.append(turn.running)  # what it sends is held
-        clock.advance(SHARE_SECONDS)
+        clock.advance(LOW_PRIORITY_SECONDS)
         if len(done) < 3:
             turn.later(work)
         else:
