@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.drill.certificates import Identity
-from tests.unit.wire.test_tls_transport import Secured
+from tests.tlsbench import Secured
 from viewport_relay.wire.tls import ServerContext
 
 
