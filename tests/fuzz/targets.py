@@ -26,7 +26,7 @@ from viewport_relay.admission.httpcall import Answer
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
 from viewport_relay.admission.keys import KeySet, KeySetError
 from viewport_relay.admission.token import token_from
-from viewport_relay.admission.verdict import judge
+from viewport_relay.admission.verdict import judge_answer
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.devplatform.tokens import SigningKey
@@ -120,7 +120,7 @@ def key_sets(data: bytes) -> None:
 def answers(data: bytes) -> None:
     """The platform's response about a token: one byte for the status, then the body."""
     status = _STATUSES[data[0] % len(_STATUSES)] if data else 200
-    verdict = judge(Answer(status, Headers(), data[1:]), _QUERY, "http://platform.example/validate")
+    verdict = judge_answer(Answer(status, Headers(), data[1:]), _QUERY, "http://platform.example/validate")
     assert isinstance(verdict, (Claims, Refusal))
     if isinstance(verdict, Claims):
         grant_for(_QUERY, verdict, "c-1")

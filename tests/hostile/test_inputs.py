@@ -29,7 +29,7 @@ from viewport_relay.admission.httpcall import Answer
 from viewport_relay.admission.jwt import TokenRules, check_payload, payload_signed_by, read_header
 from viewport_relay.admission.keys import KeySet, KeySetError
 from viewport_relay.admission.token import token_from
-from viewport_relay.admission.verdict import judge
+from viewport_relay.admission.verdict import judge_answer
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.config import VARIABLES, Config, ConfigError, load
@@ -198,7 +198,7 @@ def test_key_sets(body: bytes) -> None:
     ),
 )
 def test_validation_answers(status: int, body: bytes) -> None:
-    verdict = judge(Answer(status, Headers(), body), QUERY, URL)
+    verdict = judge_answer(Answer(status, Headers(), body), QUERY, URL)
     assert isinstance(verdict, (Claims, Refusal))
     if isinstance(verdict, Claims):
         grant_for(QUERY, verdict, "c-1")
@@ -320,6 +320,7 @@ def test_unmutated_inputs_are_valid() -> None:
     payload = payload_signed_by(good_token(), header, KEYS)
     assert check_payload(payload, QUERY, RULES, time.time())
     assert isinstance(
-        judge(Answer(200, Headers(), json.dumps({"ok": True, "claims": CLAIMS}).encode()), QUERY, URL), Claims
+        judge_answer(Answer(200, Headers(), json.dumps({"ok": True, "claims": CLAIMS}).encode()), QUERY, URL),
+        Claims,
     )
     assert decode_client(kex_init("r").encode()) and decode_daemon(kex_response("r", "s").encode())

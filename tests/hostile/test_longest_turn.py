@@ -27,7 +27,7 @@ from tests.wireframes import CHANNEL, EXAMPLES, encoded
 from viewport_relay.admission.httpcall import Answer
 from viewport_relay.admission.jwt import read_header
 from viewport_relay.admission.keys import KeySet, KeySetError
-from viewport_relay.admission.verdict import judge
+from viewport_relay.admission.verdict import judge_answer
 from viewport_relay.backplane.replay import Freshness
 from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.observe.logs import EventLog
@@ -146,7 +146,7 @@ def read_bus_frame() -> Callable[[bytes], object]:
 
 def validated(body: bytes) -> object:
     query = UpgradeQuery(Role.CLIENT, "w", "t")
-    return judge(Answer(200, Headers(), body), query, "https://platform.example/validate")
+    return judge_answer(Answer(200, Headers(), body), query, "https://platform.example/validate")
 
 
 def write_log(value: Any) -> None:

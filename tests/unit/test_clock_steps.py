@@ -17,7 +17,7 @@ from viewport_relay.observe.folding import WINDOW
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import QUIET, SPAN
 from viewport_relay.observe.status import StatusLine
-from viewport_relay.observe.verdict import Condition, Facts, judge
+from viewport_relay.observe.verdict import Condition, Facts, verdict_of
 from viewport_relay.reasons import Reason
 
 EPOCH = 1_700_000_000.0
@@ -91,13 +91,13 @@ def test_the_numbers_of_the_last_minutes(step: float) -> None:
 def test_a_fault_that_is_over_does_not_come_back(step: float) -> None:
     machine = Machine()
     machine.refuse()
-    assert judge(machine.facts()).state == "bad"
+    assert verdict_of(machine.facts()).state == "bad"
     machine.clock.advance(5)
     machine.log.event("join", connection_id="c", role="client", ip="192.0.2.1")
     machine.clock.advance(200)
-    before = judge(machine.facts())
+    before = verdict_of(machine.facts())
     machine.ahead += step
-    assert judge(machine.facts()) == before
+    assert verdict_of(machine.facts()) == before
 
 
 @STEPS

@@ -24,7 +24,7 @@ from viewport_relay.admin.words import as_text, paragraphs, problem_lines, repor
 from viewport_relay.observe.events import EVENTS, UNKNOWN
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.ring import Record
-from viewport_relay.observe.verdict import judge
+from viewport_relay.observe.verdict import verdict_of
 from viewport_relay.reasons import Reason, Refusal
 
 #: Readers that may follow the log at once.
@@ -90,7 +90,7 @@ class LogsPage:
         facts = self._facts()
         problems = sorted(facts.problems, key=lambda row: row.last, reverse=True)
         text = (
-            f'{{"ok":true,\n"verdict":{reply.json_text(judge(facts).as_json())},\n"logs":['
+            f'{{"ok":true,\n"verdict":{reply.json_text(verdict_of(facts).as_json())},\n"logs":['
             + ",".join(f"\n{record.line}" for record in records)
             + '],\n"problems":['
             + ",".join(f"\n{reply.json_text(problem_json(row))}" for row in problems)

@@ -17,7 +17,7 @@ from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.verdict import judge
+from viewport_relay.observe.verdict import verdict_of
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import PeerView, TargetView
 
@@ -52,7 +52,7 @@ class Overview:
             "relayMode": config.mode,
             "version": __version__,
             "uptimeMs": round(self._uptime() * 1000),
-            "verdict": judge(facts).as_json(),
+            "verdict": verdict_of(facts).as_json(),
             **self._trends.numbers(),
             "capacity": self._trends.capacity(),
             "relays": [self._relay(told) for told in relays if not self._is_own(told)],

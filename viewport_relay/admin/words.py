@@ -10,7 +10,7 @@ from typing import Final
 
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.problems import SPAN, Problem
-from viewport_relay.observe.verdict import Facts, Verdict, ago, judge
+from viewport_relay.observe.verdict import Facts, Verdict, ago, verdict_of
 
 #: Columns of text.
 WIDTH: Final = 110
@@ -98,7 +98,7 @@ def report(facts: Facts, entries: Sequence[str], total: int) -> str:
     """The text of `/logs`: verdict, problems, entries. `total` is how many entries there would be."""
     shown = f"{total} entries" if len(entries) == total else f"the last {len(entries)} of {total} entries"
     lines = [
-        *_verdict_lines(judge(facts)),
+        *_verdict_lines(verdict_of(facts)),
         "",
         *_problems_lines(facts),
         "",

@@ -22,7 +22,7 @@ from viewport_relay.admission.httpcall import Answer, Call, HttpFailure, TimedOu
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.admission.platformqueue import PlatformQueue
 from viewport_relay.admission.token import TokenSource
-from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
+from viewport_relay.admission.verdict import DENIALS, judge_answer, judge_failure
 from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
@@ -154,7 +154,7 @@ class PlatformValidator:
             self._count("failed", began, "timeout" if isinstance(failure, TimedOut) else "failed")
             raise self._told(judge_failure(failure, self._call.shown)) from None
         secrets = (token, self._settings.internal_key or "")
-        verdict = self._told(judge(answer, query, self._call.shown, secrets))
+        verdict = self._told(judge_answer(answer, query, self._call.shown, secrets))
         if isinstance(verdict, Refusal) and verdict.reason not in DENIALS:
             self._count("failed", began)
             raise verdict

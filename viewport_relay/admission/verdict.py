@@ -27,8 +27,10 @@ DENIALS: Final = frozenset({Reason.VALIDATION_DENIED, Reason.WORKSPACE_NOT_FOUND
 _NOT_A_LETTER = re.compile(r"[^a-z0-9]+")
 
 
-def judge(answer: Answer, query: UpgradeQuery, url: str, secrets: tuple[str, ...] = ()) -> Claims | Refusal:
-    """The claims of an admitted token, or the refusal. `url` was asked; `secrets` are texts that no detail may repeat."""
+def judge_answer(
+    answer: Answer, query: UpgradeQuery, url: str, secrets: tuple[str, ...] = ()
+) -> Claims | Refusal:
+    """The claims that an answer of the platform gives, or the refusal. `url` was asked; `secrets` are texts that no detail may repeat."""
     status = answer.status
     if status >= 500:
         return _fault(Reason.PLATFORM_UNREACHABLE, f"the answer is HTTP {status}", url, status)

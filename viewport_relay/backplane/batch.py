@@ -157,7 +157,7 @@ class BatchVerifier:
         if sum(lengths) != len(raw) - at:
             return [_refused("a batch whose parts do not fit together", source)]
         here = head.instance == self._instance
-        stale = self._freshness.judge(head.issued_at_ms, source, for_this_process=here)
+        stale = self._freshness.why_stale(head.issued_at_ms, source, for_this_process=here)
         if stale is not None:
             return [stale]
         number = int.from_bytes(raw[_NUMBER:_FRAMES], "big")

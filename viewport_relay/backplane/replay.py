@@ -88,10 +88,10 @@ class Freshness:
         self.guard = ReplayGuard(clock, 2 * max_skew)
         self.restarted = True
 
-    def judge(
+    def why_stale(
         self, issued_at_ms: int, source: str, *, for_this_process: bool | None = None
     ) -> BadFrame | None:
-        """Why the frame is refused, or None. `for_this_process` is None where the form does not tell."""
+        """Why the frame is refused as stale, or None. `for_this_process` is None where the form does not tell."""
         now, issued = self._now(), issued_at_ms / 1000
         if abs(now - issued) > self._max_skew:
             return BadFrame(Reason.BUS_SIGNATURE_STALE, f"issued {round(now - issued, 1)} s ago", source)

@@ -150,7 +150,7 @@ class FrameVerifier:
             return refused("a lone surrogate")
         if not right:
             return refused("the signature is not this frame's", Reason.BUS_SIGNATURE_INVALID)
-        stale = self._freshness.judge(issued, source[:128])
+        stale = self._freshness.why_stale(issued, source[:128])
         if stale is not None:
             return stale
         if not self._freshness.guard.is_new(signature, issued / 1000):

@@ -24,7 +24,7 @@ from viewport_relay.admission.jwks import jwks_call
 from viewport_relay.admission.keys import KeySet, KeySetError, listed, printable
 from viewport_relay.admission.platform import ValidationSettings, question
 from viewport_relay.admission.tls import ClientTls
-from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
+from viewport_relay.admission.verdict import DENIALS, judge_answer, judge_failure
 from viewport_relay.cli import probes
 from viewport_relay.cli.probes import WARNING_DAYS, Finding, Origin, ProbeFailed, days_left, fail, ok, warn
 from viewport_relay.config import Config, is_loopback
@@ -170,7 +170,7 @@ async def validation(client: HttpClient, config: Config) -> list[Finding]:
     except HttpFailure as failure:
         refusal = judge_failure(failure, call.shown)
         return [fail(name, f"{refusal.reason.text}: {refusal.detail}", refusal.reason.entry.fix)]
-    verdict = judge(answer, PROBE_QUERY, call.shown, (PROBE_TOKEN, config.internal_key or ""))
+    verdict = judge_answer(answer, PROBE_QUERY, call.shown, (PROBE_TOKEN, config.internal_key or ""))
     if isinstance(verdict, Claims):
         fix = "check that RELAY_VALIDATE_URL is a real validate endpoint: this one admits any token"
         return [fail(name, "a made-up token was admitted", fix)]

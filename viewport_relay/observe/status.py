@@ -14,7 +14,7 @@ from attrs import define, field
 
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.observe.verdict import Facts, Verdict, ago, judge
+from viewport_relay.observe.verdict import Facts, Verdict, ago, verdict_of
 
 #: Seconds between two status lines that only carry new numbers.
 EVERY: Final = 60.0
@@ -65,7 +65,7 @@ class StatusLine:
             self._told, self._due = told, facts.now + EVERY
 
     def _write(self, facts: Facts, new: list[Problem], over: list[Problem]) -> None:
-        verdict = judge(facts)
+        verdict = verdict_of(facts)
         worst = next(iter(facts.problems), None)
         self._log.event(
             "status",

@@ -107,8 +107,8 @@ class Verdict:
         return asdict(self)
 
 
-def judge(facts: Facts) -> Verdict:
-    """The verdict on these facts."""
+def verdict_of(facts: Facts) -> Verdict:
+    """The verdict that these facts give."""
     found = _keys(facts), _platform(facts), _internal_key(facts), _clock(facts), _backplane(facts)
     return Verdict(*_headline(facts, found), counts(facts), found)
 

@@ -18,7 +18,7 @@ from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SE
 from viewport_relay.admin.overview import MAX_TARGETS
 from viewport_relay.admin.trends import KEPT, STEP, Trends
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.verdict import FRESH, Condition, Facts, ago, judge
+from viewport_relay.observe.verdict import FRESH, Condition, Facts, ago, verdict_of
 from viewport_relay.reasons import Reason
 from viewport_relay.service.timers import every
 
@@ -324,7 +324,7 @@ def judged(**changes):
     members = Condition.__struct_fields__
     condition = replace(WELL.condition, **{name: changes[name] for name in changes if name in members})
     others = {name: value for name, value in changes.items() if name not in members}
-    return judge(attrs.evolve(WELL, condition=condition, **others))
+    return verdict_of(attrs.evolve(WELL, condition=condition, **others))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from viewport_relay.admission.httpcall import Answer, Encoded, HttpFailure, TooLarge, Unreachable
-from viewport_relay.admission.verdict import DENIALS, judge, judge_failure
+from viewport_relay.admission.verdict import DENIALS, judge_answer, judge_failure
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 
@@ -80,7 +80,7 @@ ROWS: dict[str, tuple[int, Any, Reason | None]] = {
 @pytest.mark.parametrize("name", ROWS)
 def test_rows(name: str, answer: MakeAnswer, query: UpgradeQuery) -> None:
     status, body, reason = ROWS[name]
-    verdict = judge(answer(status, body if isinstance(body, bytes) else json.dumps(body)), query, URL)
+    verdict = judge_answer(answer(status, body if isinstance(body, bytes) else json.dumps(body)), query, URL)
     if reason is None:
         assert isinstance(verdict, Claims) and verdict.workspace_id == "ws-1"
     else:
@@ -101,7 +101,7 @@ def test_rows(name: str, answer: MakeAnswer, query: UpgradeQuery) -> None:
 def test_the_platforms_own_word_is_kept(
     status: int, body: dict[str, Any], answer: MakeAnswer, query: UpgradeQuery
 ) -> None:
-    verdict = judge(answer(status, json.dumps(body)), query, URL)
+    verdict = judge_answer(answer(status, json.dumps(body)), query, URL)
     assert isinstance(verdict, Refusal) and verdict.details["platformWord"] == body["reason"]
 
 
@@ -110,13 +110,13 @@ def test_a_word_as_deep_as_json_is_read(answer: MakeAnswer, query: UpgradeQuery,
     """Python reads JSON to a depth at which it cannot write it again."""
     for depth in range(800, 1050):
         deep = "[" * depth + "1" + "]" * depth
-        verdict = judge(answer(401, f'{{"ok":false,"{name}":{deep}}}'.encode()), query, URL)
+        verdict = judge_answer(answer(401, f'{{"ok":false,"{name}":{deep}}}'.encode()), query, URL)
         assert isinstance(verdict, Refusal)
 
 
 def test_the_word_is_printable_short_and_without_secrets(answer: MakeAnswer, query: UpgradeQuery) -> None:
     body = json.dumps({"ok": False, "reason": "bad\n\x1b token abc.def.ghi key KEY", "error": "e" * 500})
-    verdict = judge(answer(200, body), query, URL, ("abc.def.ghi", "KEY"))
+    verdict = judge_answer(answer(200, body), query, URL, ("abc.def.ghi", "KEY"))
     assert isinstance(verdict, Refusal)
     word = verdict.details["platformWord"]
     assert word.startswith("bad?? token … key …: eee") and len(word) == 128 and word.isprintable()
@@ -154,6 +154,6 @@ values = (
 def test_any_answer_has_a_verdict(
     answer: MakeAnswer, query: UpgradeQuery, status: int, body: bytes | dict[str, Any]
 ) -> None:
-    verdict = judge(answer(status, body if isinstance(body, bytes) else json.dumps(body)), query, URL)
+    verdict = judge_answer(answer(status, body if isinstance(body, bytes) else json.dumps(body)), query, URL)
     assert isinstance(verdict, Refusal)  # no claims object is ever generated
     assert (status >= 500) == (verdict.reason is Reason.PLATFORM_UNREACHABLE)

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.verdict import Condition, Facts, judge
+from viewport_relay.observe.verdict import Condition, Facts, verdict_of
 from viewport_relay.reasons import Reason
 
 NOW = 1_700_000_000.0
@@ -22,7 +22,7 @@ def verdict(admitted: int, **refused: int):
         log.event("join", role="client")
     problems = log.problems.open(NOW)
     counted = dict(zip(("admitted", "refused"), log.problems.recent(NOW), strict=True))
-    return judge(
+    return verdict_of(
         Facts(
             now=NOW, condition=Condition(True, "", 60.0, {"mode": "single"}), jwks_ttl=3600,
             last_seen={("join", None): NOW - 5}, has_internal_key=True, problems=problems, **counted,
