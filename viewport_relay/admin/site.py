@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import Request
@@ -72,11 +72,9 @@ class AdminResource(Resource):
             route = self._admitted(request)
         except Refusal as refusal:
             return self._answer(request, partial(self._refuse, refusal))
-        reads_state = route.access in ("scraper", "operator") and request.method in (b"GET", b"HEAD")
-        refreshing = self._refresh() if reads_state else None
-        if refreshing is None:
+        if route.access in ("open", "visitor") or request.method not in (b"GET", b"HEAD"):
             return self._answer(request, route.page)
-        return put_late(request, refreshing, lambda _: self._answer(request, route.page))
+        return put_late(request, maybeDeferred(self._refresh), lambda _: self._answer(request, route.page))
 
     def _admitted(self, request: Request) -> Route:
         """The route of a request that may use it. Raises Refusal."""
