@@ -156,7 +156,7 @@ class Listeners(WaitingService):
         self._public.setServiceParent(self)
         if config.admin_listen is not None:
             host, port = config.admin_listen
-            operators: Any = self._site(None, Pages(pages(True), {}), lambda: 0)
+            operators: Any = self._site(None, pages(True), lambda: 0)
             if tls is not None and not is_loopback(host):
                 operators = TLSFactory(tls, operators, reactor, self._queue)
             endpoint = _ImmediateEndpoint("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)
