@@ -54,7 +54,6 @@ class _Incoming(Protocol, TimeoutMixin):
     transport: Any
 
     def __init__(self, factory: IncomingTLS) -> None:
-        assert factory.site.connections is not None
         self._factory = factory
         self._connections = factory.site.connections
 
