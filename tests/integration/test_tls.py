@@ -25,7 +25,7 @@ from tests.wireframes import masked_frame
 #: Loaded by the relay's Python at start: a shorter interval of certificate checks, a shorter request time-out.
 HASTE = (
     "import viewport_relay.wire.channel as channel\nchannel.REQUEST_TIMEOUT = 2\nchannel.LINGER = 1\n"
-    "import viewport_relay.wire.tls as tls\ntls.CertificateWatch.__init__.__defaults__ = (0.2,)"
+    "import viewport_relay.wire.tls as tls\ntls.WATCH_SECONDS = 0.2"
 )
 
 

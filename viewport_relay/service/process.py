@@ -66,7 +66,7 @@ class Process(WaitingService):
         self._tls = ServerContext.from_config(config)
         self._certificates = None
         if self._tls is not None:
-            self._certificates = CertificateWatch(self._tls, reactor, log, reloaded=engine.tls_reloaded)
+            self._certificates = CertificateWatch(self._tls, reactor, log, engine.tls_reloaded)
         wrong_tokens = WindowCounter(WRONG_TOKENS_PER_MINUTE)
         self._auth = AdminAuth(
             config.admin_tokens if config.enable_admin_http else (),

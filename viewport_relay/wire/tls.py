@@ -92,9 +92,9 @@ class ServerContext:
     @classmethod
     def from_config(cls, config: Config) -> ServerContext | None:
         """The context that the settings ask for; None: no TLS here."""
-        wanted = config.tls == "1" or (config.tls == "auto" and config.tls_termination == "self")
-        if not wanted or not config.tls_cert_path or not config.tls_key_path:
+        if not config.serves_tls:
             return None
+        assert config.tls_cert_path and config.tls_key_path  # else the settings were refused
         return cls(config.tls_cert_path, config.tls_key_path)
 
     def getContext(self) -> SSL.Context:
@@ -149,21 +149,18 @@ class CertificateWatch:
         context: ServerContext,
         clock: IReactorTime,
         log: EventSink,
-        seconds: float = WATCH_SECONDS,
-        *,
-        reloaded: Callable[[], None] = lambda: None,
+        reloaded: Callable[[], None],
     ) -> None:
         """`reloaded` is called when new files were read and can be used."""
         self._context = context
         self._log = log
-        self._seconds = seconds
         self._reloaded = reloaded
         self._seen = context.versions()
         self._loop = LoopingCall(self._look)
         self._loop.clock = clock
 
     def start(self) -> None:
-        self._loop.start(self._seconds, now=False)
+        self._loop.start(WATCH_SECONDS, now=False)
 
     def stop(self) -> None:
         if self._loop.running:
