@@ -41,6 +41,7 @@ from viewport_relay.backplane.interface import (
 from viewport_relay.backplane.replay import BadFrame, Freshness
 from viewport_relay.protocol.frames import E2ee
 from viewport_relay.protocol.framing import text_frames_length, text_header
+from viewport_relay.protocol.grant import PROFILES
 from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason
 
@@ -52,7 +53,6 @@ _TAG, _COVERED, _NUMBER, _FRAMES, _LENGTH, _HEAD = 4, 20, 32, 40, 44, 48
 #: The bytes that tell one batch from another.
 MARK: Final = slice(_TAG, _COVERED)
 _DOMAIN: Final = b"viewport-relay-bus-batch-v4\n"
-_PROFILES: Final = frozenset({"noise-ik", "noise-ikpsk2"})
 #: Sending processes that are remembered.
 _MOST_SENDERS: Final = 4096
 
@@ -192,7 +192,7 @@ class BatchVerifier:
         wrong = ""
         if not all(target):
             wrong = "no workspaceId or runtimeTargetId"
-        elif run.session_id and run.profile not in _PROFILES:
+        elif run.session_id and run.profile not in PROFILES:
             wrong = "an unknown profile"
         if wrong:
             return [_refused(wrong, source)] * len(run.sizes)

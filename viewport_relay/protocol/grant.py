@@ -6,6 +6,7 @@ Everything here is immutable. `admission/claims.py` parses and checks the platfo
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 from attrs import frozen
 
@@ -41,6 +42,10 @@ class Profile(str, Enum):
     def named(cls, name: str) -> Profile | None:
         """The profile of this name, None for an unknown one."""
         return next((profile for profile in cls if profile.value == name), None)
+
+
+#: The names of the profiles.
+PROFILES: Final = frozenset(profile.value for profile in Profile)
 
 
 @frozen

@@ -19,12 +19,11 @@ from viewport_relay.protocol.frames import (
     Unsubscribe,
     ViewerPresence,
 )
+from viewport_relay.protocol.grant import PROFILES
 from viewport_relay.protocol.json import Composite, as_integer, is_blank, trimmed
 
 #: The members of a message that its type needs, as `json.Members` reads them.
 Object: TypeAlias = Mapping[str, Any]
-
-_PROFILES: Final = frozenset({"noise-ik", "noise-ikpsk2"})
 
 #: Bytes of an executor request's `headers`; those that are sent on fit into the 16 KiB of an HTTP head.
 _HEADERS_MAX_BYTES: Final = 65_536
@@ -64,7 +63,7 @@ def _channel(frame: Object) -> str | None:
 
 def _profile(frame: Object) -> str | None:
     profile = frame.get("profile")
-    return profile if type(profile) is str and profile in _PROFILES else None
+    return profile if type(profile) is str and profile in PROFILES else None
 
 
 # -- one rule for each type --------------------------------------------------------------------------------------
