@@ -28,20 +28,10 @@ class Scope(str, Enum):
 
 
 class Profile(str, Enum):
-    """End-to-end Noise profile, the weaker one first."""
+    """End-to-end Noise profile."""
 
     IK = "noise-ik"
     IKPSK2 = "noise-ikpsk2"
-
-    @property
-    def strength(self) -> int:
-        """Orders profiles: the higher, the stronger."""
-        return list(Profile).index(self)
-
-    @classmethod
-    def named(cls, name: str) -> Profile | None:
-        """The profile of this name, None for an unknown one."""
-        return next((profile for profile in cls if profile.value == name), None)
 
 
 #: The names of the profiles.

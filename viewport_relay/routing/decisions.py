@@ -11,7 +11,7 @@ from typing import ClassVar, TypeAlias
 import msgspec
 
 from viewport_relay.protocol.frames import ClientFrame, DaemonFrame
-from viewport_relay.protocol.grant import Grant, Profile, Role
+from viewport_relay.protocol.grant import PROFILES, Grant, Profile, Role
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.model import Peer, RemoteSession
 
@@ -87,20 +87,12 @@ def mismatch(grant: Grant, named: str, *, key_exchange: bool = False) -> Close |
     A client names exactly what is required, a daemon that or a stronger one. Where a key exchange (`key_exchange`) with
     plain noise-ik meets a requirement of noise-ikpsk2, the log says that the pre-shared key is missing.
     """
-    required = grant.required_profile
-    if required is None:
+    required, by_daemon = grant.required_profile, grant.role is Role.DAEMON
+    if required is None or named == required.value or (by_daemon and named == Profile.IKPSK2.value):
         return None
-    known = Profile.named(named)
-    if grant.role is Role.DAEMON:
-        fine = known is not None and known.strength >= required.strength
-        reason = Reason.DAEMON_FRAME_PROFILE_MISMATCH
-    else:
-        fine = known is required
-        reason = Reason.CLIENT_FRAME_PROFILE_MISMATCH
-    if fine:
-        return None
-    if key_exchange and required is Profile.IKPSK2 and known is Profile.IK:
+    reason = Reason.DAEMON_FRAME_PROFILE_MISMATCH if by_daemon else Reason.CLIENT_FRAME_PROFILE_MISMATCH
+    if key_exchange and required is Profile.IKPSK2 and named == Profile.IK.value:
         detail = "the grant requires noise-ikpsk2 and the key exchange names plain noise-ik"
         return Close(reason, detail, logged_as=Reason.NOISE_INVALID_PSK)
-    shown = "an unknown profile" if known is None else known.value
+    shown = named if named in PROFILES else "an unknown profile"
     return Close(reason, f"the grant requires {required.value} and the frame names {shown}")
