@@ -9,6 +9,7 @@ the path, RELAY_FRAME_MAX_BYTES the limit.
 from __future__ import annotations
 
 import os
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.connection import Connection, ConnectionFactory
 from viewport_relay.wire.ending import Ending
 from viewport_relay.wire.fairqueue import FairQueue
+from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.wire.reactor import install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.turn import turn_of
@@ -126,7 +128,9 @@ def site(clock: IReactorTime, **environ: str) -> RelaySite:
         counts=ConnectionCounts(UpgradeLimits()),
     )
     nothing: Any = SimpleNamespace(render=_nothing_else)
-    return RelaySite(Root(upgrade, nothing), clock, FairQueue(clock))
+    return RelaySite(
+        Root(upgrade, nothing), clock, FairQueue(clock), HttpConnections(lambda: sys.maxsize, service)
+    )
 
 
 def _nothing_else(request: Request) -> bytes:

@@ -170,7 +170,7 @@ class Listeners(WaitingService):
         parts, queue = self._parts, self._queue
         admits = partial(self._auth.admits, access="scraper")
         plain = PlainHttp(pages, parts.reactor, self._limits, queue, parts.address, admits)
-        connections = HttpConnections(self._http_room, per_address, parts.address.trusts, parts.log)
+        connections = HttpConnections(self._http_room, parts.log, per_address, parts.address.trusts)
         self._http.append(connections)
         keep_alive = parts.config.http_keep_alive
         return RelaySite(Root(upgrade, plain), parts.reactor, queue, connections, keep_alive)

@@ -53,7 +53,7 @@ class RelayChannel(HTTPChannel):
     queue: FairQueue
     connections: HttpConnections
     #: seconds that an idle connection is kept after an answer
-    keep_alive: float = REQUEST_TIMEOUT
+    keep_alive: float
     #: the client's address where another process has determined it (the parent of several workers)
     given_ip: str | None = None
     #: the address of the connection's other end where another process ends TLS (a worker of the parent)

@@ -44,9 +44,9 @@ class HttpConnections:
     def __init__(
         self,
         most: Callable[[], int],
+        log: EventSink,
         most_per_address: Callable[[], int] = lambda: 0,
         exempt: Callable[[str], bool] = lambda host: False,
-        log: EventSink | None = None,
     ) -> None:
         """`most` and `most_per_address` are asked at each new connection. `exempt` addresses have no limit of their own.
 
@@ -117,13 +117,11 @@ class HttpConnections:
 
     def unreadable(self, address: str, message: str) -> None:
         """Log a connection whose request could not be read."""
-        if self._log is not None:
-            self._log.event("http_unreadable", message=message, ip=address)
+        self._log.event("http_unreadable", message=message, ip=address)
 
     def refused(self, address: str, message: str) -> None:
         """Log a connection that the relay has no room for."""
-        if self._log is not None:
-            self._log.event("http_dropped", reason=Reason.TOO_MANY_CONNECTIONS, message=message, ip=address)
+        self._log.event("http_dropped", reason=Reason.TOO_MANY_CONNECTIONS, message=message, ip=address)
 
     def close(self) -> Deferred[None]:
         """Close each connection as soon as its request is answered; fires when none is left. For the listener's stop."""
@@ -145,6 +143,5 @@ class HttpConnections:
     def _drop(self, channel: Droppable, reason: Reason, detail: str) -> None:
         name = self._host[channel]
         self.leave(channel)
-        if self._log is not None:
-            self._log.event("http_dropped", reason=reason, ip=name, detail=detail)
+        self._log.event("http_dropped", reason=reason, ip=name, detail=detail)
         channel.drop()

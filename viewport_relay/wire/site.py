@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,14 +75,14 @@ class RelaySite(Site):
         root: Root,
         reactor: IReactorTime,
         queue: FairQueue,
-        connections: HttpConnections | None = None,
+        connections: HttpConnections,
         keep_alive: float = REQUEST_TIMEOUT,
     ) -> None:
         """Requests are read in turn, in `queue`. `keep_alive`: seconds that an idle connection is kept after an answer."""
         Site.__init__(self, root, RelayRequest, timeout=REQUEST_TIMEOUT, reactor=reactor)
         self._limits = TimeLimits(reactor)
         self.queue = queue
-        self.connections = HttpConnections(lambda: sys.maxsize) if connections is None else connections
+        self.connections = connections
         self._keep_alive = keep_alive
 
     def buildProtocol(self, addr: IAddress | None) -> Any:

@@ -30,6 +30,7 @@ from viewport_relay.service.relay import Relay
 from viewport_relay.service.timers import WaitingService, every
 from viewport_relay.signals import Signals
 from viewport_relay.wire.fairqueue import FairQueue
+from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.wire.reactor import adopt_stranger, install
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
@@ -90,7 +91,9 @@ class WorkerService(WaitingService):
         queue = FairQueue(reactor)
         self._pipes = None if context is None else TLSPipes(reactor, context, queue, log)
         nothing: Any = notFound()  # the parent passes no plain HTTP on
-        self._site = RelaySite(Root(self.relay.upgrade, nothing), reactor, queue)
+        self._site = RelaySite(
+            Root(self.relay.upgrade, nothing), reactor, queue, HttpConnections(lambda: sys.maxsize, log)
+        )
 
     def startService(self) -> None:
         self._site.startFactory()

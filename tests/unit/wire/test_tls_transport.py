@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,10 @@ from twisted.web.resource import Resource
 
 from tests.drill.certificates import Identity
 from tests.tlsbench import Collector, Secured
+from viewport_relay.observe.logs import EventLog
 from viewport_relay.wire import tlsrecords
 from viewport_relay.wire.fairqueue import FairQueue
+from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlsrecords import PIECE, RECORD
@@ -218,7 +221,8 @@ def test_a_lost_http_connection_leaves_nothing_to_the_collector(
 ) -> None:
     """Strangers could fill memory with cycles of references, and full collections delay frames."""
     clock = Clock()
-    site: Any = RelaySite(Root(None, Page()), clock, FairQueue(clock))  # type: ignore[no-untyped-call]
+    connections = HttpConnections(lambda: 10, EventLog(io.StringIO(), max_entries=10))
+    site: Any = RelaySite(Root(None, Page()), clock, FairQueue(clock), connections)  # type: ignore[no-untyped-call]
     secured = Secured(context, site=site)
     transport, seen = secured.transport, weakref.ref(secured.transport)
     gc.collect()

@@ -30,6 +30,7 @@ from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.handshake import MAX_PARAMETERS, parse_query
+from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.wire.site import Pages, RelaySite, Root
 from viewport_relay.wire.upgrade import UpgradeResource
 
@@ -85,7 +86,9 @@ class UpgradeSite:
             counts=self.counts,
         )
         root = Root(self.upgrade, Pages(OtherPages(), {b"/ws": self.upgrade.render}))
-        site: Any = RelaySite(root, self.relay.clock, FairQueue(self.relay.clock))
+        site: Any = RelaySite(
+            root, self.relay.clock, FairQueue(self.relay.clock), HttpConnections(lambda: 10, self.relay.log)
+        )
         self.sent = b""
         self.transport = MemoryTransport(self.relay.clock, self._take)
         self.transport.protocol = site.buildProtocol(None)
