@@ -1,4 +1,4 @@
-"""The admin resource: every HTTP path beside `/ws`.
+"""The admin resource: every HTTP request but upgrades.
 
 `AdminResource` is one leaf resource. The resource matches paths exactly, checks the access, and hands the request to the
 page. The pages are in the other modules of this package.
@@ -6,7 +6,7 @@ page. The pages are in the other modules of this package.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,7 @@ class Route:
 
 
 class AdminResource(Resource):
-    """The resource of every path but `/ws`. It is a leaf: render it with the whole path."""
+    """The resource of every request but upgrades. It is a leaf: render it with the whole path."""
 
     isLeaf = True
 
@@ -96,7 +96,7 @@ class AdminResource(Resource):
             return body
         if isinstance(body, bytes):
             return b""
-        if request.startedWriting:  # a stream: its head is all there is
+        if request.startedWriting and not request.finished:  # a stream: its head is all there is
             request.unregisterProducer()
             request.finish()
         return body
@@ -125,12 +125,14 @@ def build(
     uptime: Callable[[], float],
     auth: AdminAuth,
     client_ip: Callable[[Request], str],
-    admin: bool = True,
+    admin: bool,
+    others: Mapping[bytes, Page],
 ) -> AdminResource:
     """The admin resource of one listener.
 
     `settings` gives those in force, `uptime` seconds since the start. `admin=False` makes a resource without
-    admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health` and `/ready` are there.
+    admin paths, for the public port when RELAY_ADMIN_LISTEN is set; then only `/health`, `/ready` and `others` are there.
+    `others` are pages of the wire protocol by path, for GET, open to all.
     `periodically(seconds, call)` calls `call` every `seconds` while the relay runs, for the numbers of the last hour.
     """
 
@@ -138,6 +140,7 @@ def build(
     routes: dict[tuple[bytes, bytes], Route] = {
         (b"GET", b"/health"): Route(lambda r: put_body(r, health_json(config, uptime())), "open"),
         (b"GET", b"/ready"): Route(lambda r: _ready(r, state), "open"),
+        **{(b"GET", path): Route(page, "open") for path, page in others.items()},
     }
     if not admin:
         return AdminResource(routes, auth, log, client_ip, state.refresh)

@@ -7,7 +7,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from viewport_relay import descriptors
 from viewport_relay.admin.auth import AdminAuth
+from viewport_relay.admin.site import Page
 from viewport_relay.config import EX_CONFIG, Config, bracketed, is_loopback
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.engine import Engine, Parts
@@ -33,7 +34,7 @@ from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.httpconnections import HttpConnections
 from viewport_relay.wire.plainhttp import PlainHttp
 from viewport_relay.wire.proxyprotocol import ProxyFactory
-from viewport_relay.wire.site import Pages, RelaySite, Root
+from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.wire.tlstransport import TLSFactory
 
@@ -118,7 +119,7 @@ class _ImmediateEndpoint:
 class Listeners(WaitingService):
     """The listeners for peers and operators, with their sites.
 
-    `pages(admin)` makes the resource of all paths that are none of the wire protocol, with or without the admin pages.
+    `pages(admin, others)` makes the resource of all requests but upgrades, with or without the admin pages (`admin.site.build`).
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Listeners(WaitingService):
         *,
         auth: AdminAuth,
         tls: ServerContext | None,
-        pages: Callable[[bool], Resource],
+        pages: Callable[[bool, Mapping[bytes, Page]], Resource],
     ) -> None:
         MultiService.__init__(self)
         reactor, config, log, address = parts.reactor, parts.config, parts.log, parts.address
@@ -139,11 +140,8 @@ class Listeners(WaitingService):
         limits = self._limits = AddressLimits(reactor, config, log, parts.counters, exempt=address.trusts)
         self._queue = FairQueue(reactor)
         upgrade = engine.upgrade
-        public = Pages(
-            pages(config.admin_listen is None),
-            {b"/ws": upgrade.render, WELL_KNOWN_PATH: well_known(config, parts.keys)},
-        )
-        plain = self._site(upgrade, public, self._per_address)
+        of_wire: dict[bytes, Page] = {b"/ws": upgrade.render, WELL_KNOWN_PATH: well_known(config, parts.keys)}
+        plain = self._site(upgrade, pages(config.admin_listen is None, of_wire), self._per_address)
         site = plain if tls is None else engine.over_tls(plain, tls)
         factory: IProtocolFactory = (
             ProxyFactory(site, self._is_balancer, limits.refuses, log)
@@ -156,7 +154,7 @@ class Listeners(WaitingService):
         self._public.setServiceParent(self)
         if config.admin_listen is not None:
             host, port = config.admin_listen
-            operators: Any = self._site(None, pages(True), lambda: 0)
+            operators: Any = self._site(None, pages(True, {}), lambda: 0)
             if tls is not None and not is_loopback(host):
                 operators = TLSFactory(tls, operators, reactor, self._queue)
             endpoint = _ImmediateEndpoint("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)

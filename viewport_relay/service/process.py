@@ -7,6 +7,7 @@ timers. The rules are in the packages that it imports.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from twisted.python.components import Componentized
 from twisted.web.resource import Resource
 
 from viewport_relay.admin.auth import WRONG_TOKENS_PER_MINUTE, AdminAuth
-from viewport_relay.admin.site import build
+from viewport_relay.admin.site import Page, build
 from viewport_relay.admin.state import facts_reader
 from viewport_relay.admission.addresses import TrustedProxies, counted_as
 from viewport_relay.admission.limits import WindowCounter
@@ -89,7 +90,7 @@ class Process(WaitingService):
             self._library_log.install()
         MultiService.setServiceParent(self, parent)
 
-    def _pages(self, admin: bool) -> Resource:
+    def _pages(self, admin: bool, others: Mapping[bytes, Page]) -> Resource:
         return build(
             lambda: self._parts.config,
             log=self._log,
@@ -101,6 +102,7 @@ class Process(WaitingService):
             client_ip=self._parts.address,
             auth=self._auth,
             admin=admin,
+            others=others,
         )
 
     # -- start ---------------------------------------------------------------------------------------------

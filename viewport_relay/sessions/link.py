@@ -161,6 +161,7 @@ def well_known(config: Config, keys: RelayKeys) -> Callable[[Request], bytes]:
 
     def answer(request: Request) -> bytes:
         request.setHeader(b"content-type", b"application/json")
+        request.setHeader(b"content-length", b"%d" % len(body))
         request.setHeader(b"cache-control", b"max-age=60")
         request.setHeader(b"access-control-allow-origin", b"*")  # browsers read it from the web app's origin
         return body

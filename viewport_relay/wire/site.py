@@ -1,8 +1,7 @@
-"""The web site of one listener: `/ws`, the well-known document, and the admin pages behind everything else."""
+"""The web site of one listener: upgrades, and all other requests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -104,28 +103,6 @@ class RelaySite(Site):
     def acceptableProtocols(self) -> list[bytes]:
         """The protocols that TLS offers (ALPN)."""
         return [b"http/1.1"]
-
-
-class Pages(Resource):
-    """Resources of the wire's own by path, for GET and HEAD, and a resource that answers everything else."""
-
-    isLeaf = True
-
-    def __init__(self, others: Resource, own: Mapping[bytes, Callable[[Request], bytes | int]]) -> None:
-        Resource.__init__(self)
-        self._others = others
-        self._own = own
-
-    def render(self, request: Request) -> bytes | int:
-        page = self._own.get(request.path) if request.method in (b"GET", b"HEAD") else None
-        if page is None:
-            answer: bytes | int = self._others.render(request)
-            return answer
-        body = page(request)
-        if request.method == b"HEAD" and isinstance(body, bytes):
-            request.setHeader(b"content-length", b"%d" % len(body))
-            return b""
-        return body
 
 
 class Root(Resource):

@@ -128,7 +128,8 @@ class OpenAdmin:
             lambda: self.config, log=self.log, counters=self.counters, state=self.state, reactor=reactor,
             periodically=lambda seconds, call: None,
             uptime=lambda: 1.0 + reactor.seconds() - began, auth=self.auth,
-            client_ip=lambda request: request.getClientAddress().host, **build_options,
+            client_ip=lambda request: request.getClientAddress().host,
+            **{"admin": True, "others": {}} | build_options,
         )  # fmt: skip
         site = Site(self.admin)
         site.displayTracebacks = False

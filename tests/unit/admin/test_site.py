@@ -7,6 +7,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import deferLater
+from twisted.web.server import NOT_DONE_YET
 
 from viewport_relay.routing.views import Selection
 
@@ -178,6 +179,27 @@ async def test_with_an_admin_listener_the_public_one_has_no_admin_path(open_admi
         answer = await admin.get(path)
         assert answer.status == 404 and answer.json() == {"ok": False, "reason": "NOT_FOUND"}
     assert (await admin.get("/health")).status == 200 and (await admin.get("/ready")).status == 200
+
+
+@pytest.mark.parametrize("with_admin", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_pages_of_the_wire_protocol_are_open_and_for_get_and_head_alone(open_admin, with_admin):
+    def document(request):
+        request.setHeader(b"content-length", b"8")
+        return b"document"
+
+    def upgrade(request):  # answers by itself, as the resource of upgrades does
+        request.setResponseCode(426)
+        request.write(b"upgrade")
+        request.finish()
+        return NOT_DONE_YET
+
+    admin = open_admin({}, admin=with_admin, others={b"/document": document, b"/ws": upgrade})
+    for path, status, body in (("/document", 200, b"document"), ("/ws", 426, b"upgrade")):
+        got, head = await admin.get(path, token=None), await admin.ask("HEAD", path, token=None)
+        assert (got.status, got.body, head.status, head.body) == (status, body, status, b"")
+        assert (await admin.post(path, {}, token=None)).json()["reason"] == "NOT_FOUND"
+    assert (await admin.get("/document/", token=None)).status == 404
 
 
 @pytest_twisted.ensureDeferred

@@ -31,7 +31,7 @@ from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.handshake import MAX_PARAMETERS, parse_query
 from viewport_relay.wire.httpconnections import HttpConnections
-from viewport_relay.wire.site import Pages, RelaySite, Root
+from viewport_relay.wire.site import RelaySite, Root
 from viewport_relay.wire.upgrade import UpgradeResource
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # key of RFC 6455, section 1.3, and its answer
@@ -57,11 +57,18 @@ class OpenGate:
 
 
 class OtherPages(Resource):
-    """The resource for all paths except `/ws`."""
+    """The resource for all requests but upgrades."""
 
     isLeaf = True
 
-    def render(self, request: Any) -> bytes:
+    def __init__(self, ws: Resource) -> None:
+        Resource.__init__(self)
+        self._ws = ws
+
+    def render(self, request: Any) -> bytes | int:
+        if request.path == b"/ws" and request.method in (b"GET", b"HEAD"):
+            answer: int = self._ws.render(request)
+            return answer
         request.setResponseCode(404)
         return b"{}"
 
@@ -85,7 +92,7 @@ class UpgradeSite:
             opened=self.relay.relaying.sessions.opened,
             counts=self.counts,
         )
-        root = Root(self.upgrade, Pages(OtherPages(), {b"/ws": self.upgrade.render}))
+        root = Root(self.upgrade, OtherPages(self.upgrade))
         site: Any = RelaySite(
             root, self.relay.clock, FairQueue(self.relay.clock), HttpConnections(lambda: 10, self.relay.log)
         )
