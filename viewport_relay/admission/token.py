@@ -10,12 +10,12 @@ from typing import Final, Literal, TypeAlias
 from attrs import field, frozen
 
 from viewport_relay.config import Mode
+from viewport_relay.protocol.grant import LINK_SUBPROTOCOL
 
 #: Length of a usable token, characters.
 TOKEN_CHARS: Final = (10, 4096)
 #: What a sub-protocol entry that carries a token begins with.
 AUTH_PREFIX: Final = "auth."
-LINK_SUBPROTOCOL: Final = "viewport.noise-link.v1"
 
 Via: TypeAlias = Literal["header", "subprotocol", "query"]
 

@@ -26,7 +26,6 @@ from viewport_relay.protocol.grant import Grant, UpgradeQuery
 from viewport_relay.protocol.json import parse_json
 from viewport_relay.reasons import Reason, Refusal
 
-SUBPROTOCOL = "viewport.noise-link.v1"
 VERSION = 0x01
 MESSAGE_1_BYTES = (
     2 + 32 + 32 + TAG_BYTES + TAG_BYTES

@@ -1,4 +1,4 @@
-"""The values of an admission: the query of the upgrade, the platform's claims, the grant.
+"""The values of an admission: the query of the upgrade, the link's sub-protocol, the platform's claims, the grant.
 
 Everything here is immutable. `admission/claims.py` parses and checks the platform's claims.
 """
@@ -9,6 +9,9 @@ from enum import Enum
 from typing import Final
 
 from attrs import frozen
+
+#: The sub-protocol by which a peer chooses the Noise link (wire protocol, section 11).
+LINK_SUBPROTOCOL: Final = "viewport.noise-link.v1"
 
 
 class Role(str, Enum):

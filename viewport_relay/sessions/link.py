@@ -16,14 +16,14 @@ from twisted.web.server import Request
 from viewport_relay import __version__
 from viewport_relay.config import Config
 from viewport_relay.noise.keys import RelayKeys
-from viewport_relay.noise.link import SUBPROTOCOL, LinkResponder
+from viewport_relay.noise.link import LinkResponder
 from viewport_relay.noise.machine import NoiseLink
 from viewport_relay.noise.policy import Pattern
 from viewport_relay.noise.records import message_max_bytes
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.entry import dump
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.protocol.grant import Grant, UpgradeQuery
+from viewport_relay.protocol.grant import LINK_SUBPROTOCOL, Grant, UpgradeQuery
 from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.connection import Connection
 from viewport_relay.wire.ending import Ending
@@ -65,7 +65,7 @@ class Links:
             responder = LinkResponder(query, grant, self._keys, config.relay_id, frame_max)
             link.begin(responder, config.noise_timeout_ms / 1000)
         else:
-            link.fail(Refusal(Reason.NOISE_LINK_REQUIRED, "the peer offered no viewport.noise-link.v1"))
+            link.fail(Refusal(Reason.NOISE_LINK_REQUIRED, f"the peer offered no {LINK_SUBPROTOCOL}"))
 
 
 @define(eq=False)
@@ -152,7 +152,7 @@ def well_known(config: Config, keys: RelayKeys) -> Callable[[Request], bytes]:
     document: dict[str, Any] = {
         "relayId": config.relay_id,
         "version": __version__,
-        "subprotocols": [] if config.noise_link == "off" else [SUBPROTOCOL],
+        "subprotocols": [] if config.noise_link == "off" else [LINK_SUBPROTOCOL],
         "noisePublicKey": keys.current.public_text,
     }
     if keys.previous is not None:

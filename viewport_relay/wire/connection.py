@@ -17,6 +17,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 
 from viewport_relay.observe.counters import Counters
+from viewport_relay.protocol.grant import LINK_SUBPROTOCOL
 from viewport_relay.reasons import CloseCode, Reason, Refusal
 from viewport_relay.wire.codec import CodecFactory
 from viewport_relay.wire.ending import Ending
@@ -43,8 +44,12 @@ class ConnectionInfo:
     ip: str
     version: str | None = None  # the User-Agent, cut
     subprotocol: str | None = None
-    link: bool = False  # whether the peer chose the Noise link
     noise: str = "none"  # the link's pattern, once it is up
+
+    @property
+    def link(self) -> bool:
+        """Whether the peer chose the Noise link."""
+        return self.subprotocol == LINK_SUBPROTOCOL
 
 
 class Connection:

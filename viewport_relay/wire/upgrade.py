@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.admission.gate import Gate
 from viewport_relay.admission.limits import ConnectionCounts
-from viewport_relay.admission.token import LINK_SUBPROTOCOL, TokenSource, select_subprotocol
+from viewport_relay.admission.token import TokenSource, select_subprotocol
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -106,7 +106,6 @@ class UpgradeResource(UpgradeAttempts):
             attempt.ip,
             header(attempt.headers, b"User-Agent")[:64] or None,
             "auth" if chosen is not None and chosen.startswith("auth.") else chosen,
-            chosen == LINK_SUBPROTOCOL,
         )
         connection = self._factory.open(transport, response, info)
         ticket, attempt.ticket = attempt.ticket, None

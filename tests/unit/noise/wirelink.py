@@ -62,7 +62,7 @@ class LinkOnTheWire:
         self.pongs: list[bytes] = []
         self.closed: tuple[int, str] | None = None
         self.transport = transport(house.clock, self._received)
-        info = ConnectionInfo(f"link-{len(house.peers)}", "127.0.0.1", subprotocol=LINK, link=True)
+        info = ConnectionInfo(f"link-{len(house.peers)}", "127.0.0.1", subprotocol=LINK)
         self.connection: Connection = house.factory.open(self.transport, b"", info)
         peers: list[Any] = house.peers
         peers.append(self)
