@@ -2,7 +2,7 @@
 
 Objects of imports and start-up live as long as the process. They are frozen, since a full collection over them would
 delay frames by tens of milliseconds. Objects made later are freed by reference counting: a closed connection drops
-its references (`Connection._forget`, `RelayChannel`, `TLSTransport`). So full collections find little, and take 9 ms
+its references (`life.Core.forget`, `RelayChannel`, `TLSTransport`). So full collections find little, and take 9 ms
 with 500 TLS connections: they are made by a timer, and sooner only after very many objects, since an attacker must
 not be able to fill memory with a cycle that was overlooked. Collections of young objects are many and short, 0.3 ms
 instead of 1.

@@ -96,7 +96,7 @@ class Outbound:
         self._unread = UnreadQueues(clock, carrier, self._taken_back, most_bytes)
         self._relays: dict[str, _Relay] = {}
         self._ready: deque[_Series] = deque()  # series whose next call can be made
-        self._begins = False  # whether it is, when the sockets are quiet
+        self._begins = False  # whether `_begin` will be called, when the sockets are quiet
         self._calls = 0  # in flight
         self._flushed: list[Deferred[None]] = []
 

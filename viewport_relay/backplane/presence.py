@@ -36,14 +36,14 @@ CACHE_MAX: Final = 8192
 WITHDRAW_FOR: Final = 60.0
 #: Seconds between two looks for seats that other relays took.
 MOVES_EVERY: Final = 0.5
-#: Seconds after which a daemon that is not announced yet counts as one that has been here.
+#: Seconds after its join for which a daemon that is not announced yet counts as new.
 NEW: Final = 2.0
 #: Parts into which a refresh of all targets is spread.
 _SLICES: Final = 10
 
 
 _NO_CLAIM: Final = SeatClaim(None, 0)
-#: In the place of the holder that the others were told, where it is not known whether they were.
+#: `_Seat.told` while it is not known whether an announcement has reached the other relays.
 _PERHAPS: Final = object()
 
 

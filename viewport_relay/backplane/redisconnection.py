@@ -44,7 +44,7 @@ STOPPED: Final = "the connection to Redis is stopped"
 class RedisConnection(MultiService):
     """Commands over a connection that is made again, for ever, whenever it is lost.
 
-    `works` and `fails` are called whenever the connection is found to (again and again, not only at a change).
+    `works` and `fails` are called each time the connection turns out to work or to fail, not only at a change.
     `limit` is seconds for the answers to each call, `trials` are the commands that a new connection must carry out.
     """
 

@@ -80,7 +80,7 @@ Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 class Redactor:
     """Takes secrets out of text and makes any value JSON.
 
-    `secrets` are exact values to look for (shorter than four characters: skipped, they would blot out
+    `secrets` are exact values to look for (shorter than four characters: skipped, they would take out
     ordinary words); their JSON-escaped, `repr` and percent-encoded forms are found as well.
     """
 

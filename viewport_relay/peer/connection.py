@@ -260,6 +260,6 @@ async def connect(
     try:
         protocol: _Protocol = await endpoint.connect(factory)
     except ConnectingCancelledError:
-        # Twisted's own word for a cancelled connect is no CancelledError.
+        # A cancelled connect raises no CancelledError in Twisted.
         raise CancelledError from None
     return await protocol.opened

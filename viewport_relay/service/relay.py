@@ -154,7 +154,7 @@ class Relay(Engine):
         return self._drain.start()
 
     def cut(self) -> None:
-        self._drain.end_at_once()
+        self._drain.cut()
 
     async def end(self) -> None:
         """Stop what remains after `drain`."""

@@ -1,4 +1,4 @@
-"""The end of all connections when the relay stops: in waves, so that a fleet does not come back all at once.
+"""The end of all connections when the relay stops: in waves, so that the peers do not all come back at the same time.
 
     what is queued -> close 1001 "relay shutting down" -> the peer's answer | the deadline
 
@@ -69,7 +69,7 @@ class Drain:
         self._done = done
         for connection in self._left:
             connection.when_lost(self._one_gone)
-        self._timers.append(self._clock.callLater(self.seconds, self.end_at_once))
+        self._timers.append(self._clock.callLater(self.seconds, self.cut))
         self._wave()
         return done
 
@@ -88,7 +88,7 @@ class Drain:
         if not self._waiting:
             self._finish()
 
-    def end_at_once(self) -> None:
+    def cut(self) -> None:
         """Cut the connections that are left."""
         self._left.clear()
         for connection in tuple(self._connections):

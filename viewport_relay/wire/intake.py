@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 #: Bytes of long messages that are being received for one client, over all its connections; one message may be longer.
 MOST_BYTES: Final = 2 * 1024 * 1024
 
-#: Seconds after which a connection is let in although the others are not ready: they may have lost their network.
+#: Seconds after which one more connection may receive although the others have not finished: their network may be lost.
 PATIENCE: Final = 1.0
 
 

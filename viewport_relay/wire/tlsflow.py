@@ -22,13 +22,13 @@ from viewport_relay.wire.tlsrecords import (
 )
 from viewport_relay.wire.transport import DirectAccess, Sink, read_nothing
 
-#: Records that are shorter than this on average, bytes, are tiny: no frame of a peer that means well is in one. Each costs 4 µs, so a
+#: Records that are shorter than this on average, bytes, are tiny: a frame of the wire protocol is longer. Each costs 4 µs, so a
 #: peer that has sent a longer read full of them is read in pieces of `SMALL_READ` bytes from then on.
 TINY: Final = 64
 SMALL_READ: Final = 4096
 
 
-class TwistedWay(Protocol):
+class TwistedTLS(Protocol):
     """The methods of Twisted's TLS transport that a flow calls for rare records."""
 
     def take_ciphertext(self, data: bytes) -> None:
@@ -55,10 +55,10 @@ class TLSFlow:
         "_ciphertext", "_count", "_layer", "_memory", "_receive", "_records", "_sink", "_transport", "_twisted", "begun", "space",
     )  # fmt: skip
 
-    def __init__(self, memory: SharedMemory, twisted: TwistedWay) -> None:
+    def __init__(self, memory: SharedMemory, twisted: TwistedTLS) -> None:
         self._memory = memory
         self._ciphertext = memory.ciphertext
-        self._twisted: TwistedWay | None = twisted  # until lost
+        self._twisted: TwistedTLS | None = twisted  # until lost
         self._count = RecordCount()
         self._records = 0  # whole records that OpenSSL has and that are not read yet
         self._receive: Callable[[memoryview], int] = read_nothing

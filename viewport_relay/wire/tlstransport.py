@@ -100,7 +100,7 @@ class TLSTransport(DirectAccess, TLSMemoryBIOProtocol):
             self.transport.resumeProducing()
         self._flow.take(data)
 
-    # -- TwistedWay ---------------------------------------------------------------------------------------------
+    # -- TwistedTLS ---------------------------------------------------------------------------------------------
 
     def take_ciphertext(self, data: bytes) -> None:
         super().dataReceived(data)  # type: ignore[no-untyped-call]

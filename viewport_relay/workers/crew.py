@@ -108,7 +108,7 @@ class Crew(MultiService):
         self._supervision.stopping = True
         return DeferredList([worker.stop() for worker in self.workers])
 
-    def end_at_once(self) -> None:
+    def cut(self) -> None:
         """Drop the connections that still drain. A worker that does not exit within the limit is killed."""
         self.send(Stop(now=True))
         self._reactor.callLater(CUT, self.kill)

@@ -142,7 +142,7 @@ class Workers(Engine):
 
     def cut(self) -> None:
         """Order every worker to drop its remaining connections."""
-        self.crew.end_at_once()
+        self.crew.cut()
 
     def apply(self, reloaded: Reloaded) -> None:
         """Apply reloaded settings here and in the workers."""

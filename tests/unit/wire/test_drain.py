@@ -124,7 +124,7 @@ def test_a_second_signal_ends_the_drain_at_once() -> None:
     fleet = Fleet(60, 500)
     fleet.run(0.3)
     assert fleet.done_at is None
-    fleet.drain.end_at_once()
+    fleet.drain.cut()
     fleet.run(0.02)
     assert fleet.done_at == pytest.approx(0.31, abs=0.02)
     assert all(c.cut_at is not None or c.is_lost for c in fleet.all)

@@ -287,7 +287,7 @@ def test_no_descriptors_for_a_new_workers_channel(parent: Parent, monkeypatch: p
 def test_an_unresponsive_worker_does_not_delay_a_second_signal(parent: Parent) -> None:
     stopped = parent.crew.stop()
     parent.reactor.started[0].die(status=0)
-    parent.crew.end_at_once()
+    parent.crew.cut()
     assert not stopped.called
     parent.reactor.advance(crew.CUT)
     assert stopped.called
