@@ -9,9 +9,9 @@ from __future__ import annotations
 import secrets
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
+from attrs import evolve, frozen
 from twisted.internet.defer import CancelledError, TimeoutError, ensureDeferred
 from twisted.internet.error import ConnectError, DNSLookupError
 
@@ -39,7 +39,7 @@ class DemoFailed(Exception):
     """The demonstration failed; the text says what an operator should check."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen(repr=False)
 class Where:
     """URLs and credentials for a demonstration. No repr: it holds a credential.
 
@@ -55,7 +55,7 @@ class Where:
     timeout: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scene:
     """One workspace and its transport: with `link` over the Noise link; `paired`: IKpsk2 for link and session keys."""
 
@@ -104,7 +104,7 @@ class Stage:
             if scene.paired and secret is None:
                 raise DemoFailed(f"no pairing secret is known for workspace {scene.workspace_id}")
             link = LinkSettings(relay_key, generate_static(), role, scene.workspace_id, TARGET, secret)
-            destination = replace(destination, link=link)
+            destination = evolve(destination, link=link)
         connection = await connect(self._reactor, destination, token.token, on_frame)
         self._open.append(connection)
         return connection
@@ -117,7 +117,7 @@ class Stage:
             await connection.closed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExchangeResult:
     """Result of one scene, counted by the peers.
 
@@ -214,7 +214,7 @@ def _watch(connection: Connection, who: str, run: TranscriptRun) -> None:
 
 async def refused_link(reactor: Any, where: Where, out: Out) -> Closed:
     """Offer plain IK where IKpsk2 is required; the relay must refuse. Raises DemoFailed when it does not."""
-    stage = Stage(reactor, where, replace(PAIRED, paired=False))
+    stage = Stage(reactor, where, evolve(PAIRED, paired=False))
     name = "link without the pairing"
     try:
         await stage.join(CLIENT, lambda _: None)

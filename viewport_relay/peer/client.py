@@ -10,10 +10,9 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, TimeoutError, ensureDeferred
 from twisted.internet.task import deferLater
 
@@ -27,7 +26,7 @@ from viewport_relay.peer.symmetric import KeyPair, Profile
 EXCHANGE_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen(repr=False)
 class Pairing:
     """The result of a pairing: the client's id at the daemon, and the 32-byte secret. No repr: it holds a secret."""
 

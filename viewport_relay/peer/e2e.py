@@ -16,9 +16,8 @@ Messages are carried by `envelope`, sessions are kept by `daemon` and `client`.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from viewport_relay.peer import base64url, frames
 from viewport_relay.peer.errors import Code, require
@@ -36,7 +35,7 @@ from viewport_relay.peer.symmetric import (
 VERSION = 3
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen(repr=False)
 class SessionKeys:
     """The result of a key exchange. No repr: it holds the session key."""
 

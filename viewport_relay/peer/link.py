@@ -15,10 +15,10 @@ a Noise transport message. Sockets and timers are those of `connection`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from attrs import frozen
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -69,7 +69,7 @@ def generate_static() -> bytes:
     return X25519PrivateKey.generate().private_bytes_raw()
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen(repr=False)
 class LinkSettings:
     """Keys and identity with which a peer opens a link. No repr: it holds keys.
 

@@ -9,10 +9,10 @@ Nothing is cached or retried, and no connection is kept. The development platfor
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from attrs import frozen
 from treq.client import HTTPClient
 from twisted.internet.defer import TimeoutError, ensureDeferred
 from twisted.internet.error import ConnectError, DNSLookupError
@@ -94,7 +94,7 @@ class JsonHttp:
         return int(response.code), bytes(content)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen(repr=False)
 class RelayToken:
     """A relay token with the claims the platform put into it. No repr: both may hold secrets."""
 

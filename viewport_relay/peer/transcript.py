@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, TimeoutError
 
 from viewport_relay.peer.client import ClientPeer
@@ -33,7 +32,7 @@ _VOCABULARY = (
 _WORDS = tuple(_VOCABULARY.split())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Turn:
     """One application message of the client and the daemon's answer to it."""
 
@@ -41,7 +40,7 @@ class Turn:
     output: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Transcript:
     """A generated session: its turns in order."""
 

@@ -6,14 +6,15 @@ Values and exceptions only; `connection` does the connecting.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
+
+from attrs import field, frozen
 
 from viewport_relay.peer.link import LinkSettings
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Closed:
     """The end of a connection.
 
@@ -52,7 +53,7 @@ class ClosedEarly(Exception):
         self.closed = closed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Destination:
     """The target of a connection: URL, role and token.
 
@@ -69,7 +70,7 @@ class Destination:
     link: LinkSettings | None = None
     subprotocols: tuple[str, ...] = ()
     tls: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(factory=dict)
 
     @property
     def url(self) -> str:

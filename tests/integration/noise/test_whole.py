@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]
+from attrs import evolve
 
 from tests.drill.certificates import Identity
 from tests.integration.noise.conftest import CLIENT, DAEMON, TARGET, Relay, World, eventually
@@ -84,7 +84,7 @@ async def test_the_link_inside_tls(world: World, tmp_path: Path) -> None:
         await connect(reactor, destination, world.token(CLIENT, workspace), lambda _: None)
     assert refused.value.closed == Closed(4008, "Noise handshake failed: invalid psk")
     with pytest.raises(ClosedEarly, match="TLS failed"):  # the system's CAs do not include the test's CA
-        await connect(reactor, replace(destination, tls=None), world.token(CLIENT, workspace), lambda _: None)
+        await connect(reactor, evolve(destination, tls=None), world.token(CLIENT, workspace), lambda _: None)
     # standard output instead of `/logs`: `relay.entries` has no TLS
     said = [line for line in relay.process.output().splitlines() if workspace in line]
     assert any("NOISE_INVALID_PSK" in line for line in said)
