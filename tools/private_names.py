@@ -25,7 +25,7 @@ from tools import arrows
 OURS = "viewport_relay"
 
 #: Packages whose classes the relay extends.
-DEPENDENCIES = {"twisted", "autobahn", "prometheus_client", "treq"}
+DEPENDENCIES = {"twisted", "autobahn", "prometheus_client", "treq", "jwt"}
 
 
 #: Public methods of named tuples.

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import jwt
 from attrs import frozen
+from jwt.utils import base64url_decode, base64url_encode
 
 from viewport_relay.admission.keys import ALGORITHMS, DEFAULT_KID, Key, KeySet, printable
 from viewport_relay.protocol.grant import UpgradeQuery
@@ -24,8 +25,28 @@ from viewport_relay.reasons import Reason, Refusal
 #: A difference between the two clocks, seconds, from which on a refused time is likely the clock's fault.
 CLOCK_SUSPECT: Final = 5.0
 
-#: PyJWT's reader of signed tokens. The claims are `check_payload`'s, whose refusals say more than PyJWT's.
-_JWS: Final = jwt.PyJWS()
+
+class _Jws(jwt.PyJWS):
+    """PyJWT's reader of signed tokens, which decodes a well-formed segment with half as many tests.
+
+    PyJWT looks at each character of a segment in Python, and then whether the decoded bytes make the same segment when they
+    are encoded. A segment that passes the second test passes the first.
+    """
+
+    @staticmethod
+    def _decode_base64url_segment(segment: bytes, name: str) -> bytes:
+        """Called by PyJWT. A segment with padding, or one that is to be refused, is left to PyJWT."""
+        try:
+            decoded = base64url_decode(segment)
+        except ValueError:
+            return jwt.PyJWS._decode_base64url_segment(segment, name)
+        if base64url_encode(decoded) == segment:
+            return decoded
+        return jwt.PyJWS._decode_base64url_segment(segment, name)
+
+
+#: The claims are `check_payload`'s, whose refusals say more than PyJWT's.
+_JWS: Final = _Jws()
 _NOTHING: Final[Any] = {"verify_signature": False}
 
 #: Header segments whose reading is remembered.

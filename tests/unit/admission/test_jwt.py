@@ -10,6 +10,7 @@ from typing import Any
 import jwt as pyjwt
 import pytest
 from attrs import evolve
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -244,6 +245,32 @@ def test_unused_bits_of_base64url_must_be_zero(
     with pytest.raises(Refusal) as refused:
         verify(".".join(parts), key)
     assert refused.value.reason is Reason.JWT_MALFORMED
+
+
+@fuzz
+@given(
+    text=st.text(max_size=8),
+    edits=st.lists(
+        st.tuples(st.integers(0, 40), st.sampled_from([*"AB-_+/=!. ", "==", "\n", "é"])), max_size=2
+    ),
+)
+def test_segments_are_decoded_as_pyjwt_decodes_them(
+    keys: dict[str, SigningKey], text: str, edits: list[tuple[int, str]]
+) -> None:
+    key, encoded = keys["EdDSA"], segment({"text": text})
+    for at, inserted in edits:
+        encoded = encoded[:at] + inserted + encoded[at:]
+    signed = f"{segment({'alg': 'EdDSA', 'kid': 'EdDSA'})}.{encoded}"
+    assert isinstance(key.private, Ed25519PrivateKey)
+    token = f"{signed}.{segment(key.private.sign(signed.encode()))}"
+    try:
+        expected: object = json.loads(pyjwt.PyJWS().decode(token, key.public, ["EdDSA"]))
+    except (pyjwt.PyJWTError, ValueError):
+        with pytest.raises(Refusal) as refused:
+            verify(token, key)
+        assert refused.value.reason is Reason.JWT_MALFORMED
+    else:
+        assert verify(token, key) == expected
 
 
 DROP = object()
