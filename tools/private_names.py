@@ -2,7 +2,7 @@
 
     python tools/private_names.py        prints one name a line, with the modules that use it
 
-A name is private if it begins with an underscore. The table of docs/topics/architecture.md gives each name a reason
+A name is private if it begins with an underscore and is none of Python's own. The table of docs/topics/architecture.md gives each name a reason
 and the test that fails when the dependency changes it; `tests/unit/test_private_names.py` keeps the table complete.
 """
 
@@ -33,7 +33,9 @@ PUBLIC = {"_replace", "_asdict", "_fields"}
 
 
 def _private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC
+    if name.startswith("__"):
+        return name.startswith("__automat_")  # the others are Python's
+    return name.startswith("_") and name not in PUBLIC
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:
