@@ -22,8 +22,10 @@ from viewport_relay.admission.httpproxy import HttpProxy
 from viewport_relay.admission.pool import BoundedEndpoint, Pool
 from viewport_relay.admission.tls import ClientTls
 
-#: Origins whose endpoint is remembered.
+#: Origins whose endpoint and whose reading by Twisted are remembered.
 ORIGINS_MAX: Final = 256
+
+_origin: Final = lru_cache(ORIGINS_MAX)(URI.fromBytes)
 
 
 @implementer(IAgentEndpointFactory)
@@ -64,16 +66,16 @@ class ExactAgent(Agent):
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
         """The response. `uri` is a `RequestUrl`'s: absolute, with a path, without a fragment."""
-        parsed = URI.fromBytes(uri)
-        target = uri[uri.index(b"/", uri.index(b"//") + 2) :]
+        end = uri.index(b"/", uri.index(b"//") + 2)
+        origin = _origin(uri[:end])
         response: Deferred[IResponse] = self._requestWithEndpoint(
-            (parsed.scheme, parsed.host, parsed.port),
-            self._getEndpoint(parsed),  # type: ignore[no-untyped-call]
+            (origin.scheme, origin.host, origin.port),
+            self._getEndpoint(origin),  # type: ignore[no-untyped-call]
             method,
-            parsed,
+            origin,
             headers,
             bodyProducer,
-            target,
+            uri[end:],
         )
         return response
 
