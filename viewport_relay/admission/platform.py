@@ -115,8 +115,9 @@ class PlatformValidator:
             if isinstance(verdict, Refusal):
                 return Fetched(verdict, min(DENIAL_TTL, self._settings.cache_ttl))
             until = expires if verdict.expires_at is None else min(expires, verdict.expires_at)
-            claims = evolve(verdict, expires_at=until, token_id=verdict.token_id or token_id)
-            return Fetched(claims, min(self._settings.cache_ttl, until - self._now()))
+            if until != verdict.expires_at or verdict.token_id is None:
+                verdict = evolve(verdict, expires_at=until, token_id=verdict.token_id or token_id)
+            return Fetched(verdict, min(self._settings.cache_ttl, until - self._now()))
 
         if self._settings.cache_ttl <= 0:
             verdict = (await fetch()).value
