@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -17,6 +18,10 @@ from viewport_relay.reasons import Reason, Refusal
 
 #: Most parameters of a query, unknown ones included.
 MAX_PARAMETERS: Final = 64
+
+#: Queries whose reading is remembered, and characters of the longest of them.
+_REMEMBERED: Final = 1024
+_USUAL_CHARS: Final = 512
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TOKEN_CHARS: Final = frozenset(
@@ -91,6 +96,12 @@ def parse_query(target: bytes) -> tuple[UpgradeQuery, str | None]:
     """
     # Bytes that are not UTF-8 become U+FFFD, which no checked parameter accepts.
     text = target.partition(b"?")[2].decode("utf-8", "replace")
+    # A token is not kept: no such query names one, escaped or not.
+    usual = len(text) <= _USUAL_CHARS and "%" not in text and "token" not in text
+    return _remembered(text) if usual else _parsed(text)
+
+
+def _parsed(text: str) -> tuple[UpgradeQuery, str | None]:
     if text.count("&") >= MAX_PARAMETERS:
         raise Refusal(Reason.QUERY_INVALID, f"the query has more than {MAX_PARAMETERS} parameters")
     found: dict[str, str] = {}
@@ -98,6 +109,10 @@ def parse_query(target: bytes) -> tuple[UpgradeQuery, str | None]:
         found.setdefault(name, value)
     query = read_query(found.get("role"), found.get("workspaceId"), found.get("runtimeTargetId"))
     return query, found.get("token")
+
+
+#: A peer asks alike each time it connects.
+_remembered: Final = lru_cache(_REMEMBERED)(_parsed)
 
 
 def switching_protocols(headers: Headers, subprotocol: str | None) -> bytes:

@@ -388,7 +388,18 @@ def test_pipelined_requests(made: list[bytes], places: list[int]) -> None:
 
 _FIELDS = st.lists(
     st.sampled_from(
-        ["role=client", "role=worker", "workspaceId=w", "workspaceId=%77", "runtimeTargetId=t", "a", "=", ""]
+        [
+            "role=client",
+            "role=worker",
+            "workspaceId=w",
+            "workspaceId=%77",
+            "runtimeTargetId=t",
+            "token=t",
+            "%74oken=u",
+            "a",
+            "=",
+            "",
+        ]
     )
     | st.text("ab=%+;&é", max_size=6),
     max_size=6,
