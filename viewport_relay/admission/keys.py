@@ -1,8 +1,11 @@
 """The platform's public keys: a JWK set (RFC 7517), filtered and ordered by `kid`. No I/O.
 
-A key is `jwt.PyJWK`'s to read. Kept is what may sign a relay token: RSA of 2048 to 8192 bits (RS256), P-256 (ES256) and
+A key is `jwt.PyJWK`'s to read. Kept is what may sign a relay token: RSA of 2048 to 4096 bits (RS256), P-256 (ES256) and
 Ed25519 (EdDSA, RFC 8037), for signatures, without a private part. Any other member of a set is ignored with a reason, and
 harms no other. `jwt.PyJWKSet` does the same but does not say what it leaves out.
+
+A token that is signed by no key is tried with every key of its kid and algorithm. The bounds on the size of an RSA key and on
+the keys of one kid are bounds on what such a token costs.
 
 Sets are read as platforms publish them: a member of a key that is null or empty is absent, base64url may be padded, the
 document may begin with a byte order mark.
@@ -11,6 +14,7 @@ document may begin with a byte order mark.
 from __future__ import annotations
 
 import codecs
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -30,8 +34,11 @@ JWKS_MAX_BYTES: Final = 262_144
 #: up every connection.
 COMPOSITES_MAX: Final = 4_096
 KID_MAX_CHARS: Final = 256
-RSA_BITS: Final = (2048, 8192)
-#: Base64url characters of the longest modulus, with room to spare: longer ones are not even decoded.
+#: Most keys of one kid and algorithm: those that a token may be tried with.
+KEYS_OF_A_KID_MAX: Final = 4
+RSA_BITS: Final = (2048, 4096)
+#: Base64url characters of the longest modulus, with room for one that is too long but has its size named. Longer ones are not
+#: even decoded.
 _NUMBER_MAX_CHARS: Final = 1400
 _EXPONENT_MAX_CHARS: Final = 12
 
@@ -99,15 +106,23 @@ class KeySet:
             raise KeySetError("the answer is not a JWK set")
         if len(members) > KEYS_MAX:
             raise KeySetError(f"the set has {len(members)} keys, at most {KEYS_MAX} are taken")
-        read = [read_key(member) for member in members]
-        made = cls(
-            [key for key in read if isinstance(key, Key)],
-            [key for key in read if isinstance(key, IgnoredKey)],
-        )
-        if not made.keys:
-            unusable = f"the set has no usable key: {listed(made.ignored)}"
-            raise KeySetError(unusable if read else "the set has no key")
-        return made
+        keys: list[Key] = []
+        ignored: list[IgnoredKey] = []
+        of_a_kid: Counter[tuple[str, str]] = Counter()
+        for key in map(read_key, members):
+            if isinstance(key, IgnoredKey):
+                ignored.append(key)
+            elif of_a_kid[key.kid, key.algorithm] == KEYS_OF_A_KID_MAX:
+                why = f"more than {KEYS_OF_A_KID_MAX} {key.algorithm} keys have this kid"
+                ignored.append(IgnoredKey(printable(key.kid), why))
+            else:
+                of_a_kid[key.kid, key.algorithm] += 1
+                keys.append(key)
+        if not keys:
+            raise KeySetError(
+                f"the set has no usable key: {listed(ignored)}" if members else "the set has no key"
+            )
+        return cls(keys, ignored)
 
     def for_kid(self, kid: str) -> tuple[Key, ...]:
         """The keys with this kid, often one, none if it is unknown."""

@@ -19,6 +19,7 @@ from tests.drill.certificates import Identity
 from viewport_relay.admission.jwt import verified
 from viewport_relay.admission.keys import IgnoredKey, Key, KeySet, KeySetError, printable, read_key
 from viewport_relay.devplatform.tokens import SigningKey
+from viewport_relay.protocol.base64url import base64url
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +105,17 @@ def test_members_that_are_no_key(member: object) -> None:
 def test_rsa_key_sizes(bits: int, good: bool) -> None:
     key = SigningKey("k", "RS256", rsa.generate_private_key(65537, bits))
     assert isinstance(read_key(key.jwk()), Key) is good
+
+
+@pytest.mark.parametrize(
+    "bits,ignored",
+    [(4096, []), (4104, ["k (of a bad size: 4104 bits)"]), (8192, ["k (of a bad size: 8192 bits)"])],
+)
+def test_large_rsa_keys(bits: int, ignored: list[str], members: dict[str, dict[str, Any]]) -> None:
+    """A signature costs with the square of the key's size: 64 forged ones of 8192 bits held up every peer for 0.1 s."""
+    modulus = base64url(b"\xff" * (bits // 8))
+    document = {"keys": [{**members["RS256"], "kid": "k", "n": modulus}, members["EdDSA"]]}
+    assert [str(key) for key in KeySet.parse(json.dumps(document).encode()).ignored] == ignored
 
 
 def test_a_p384_key_declared_as_p256() -> None:
@@ -213,6 +225,16 @@ def test_a_published_key_verifies(keys: dict[str, SigningKey], members: dict[str
 def test_several_keys_of_one_kid(members: dict[str, dict[str, Any]]) -> None:
     document = {"keys": [{**member, "kid": "v1"} for member in members.values()]}
     assert len(KeySet.parse(json.dumps(document).encode()).for_kid("v1")) == 3
+
+
+def test_at_most_four_keys_of_one_kid_and_algorithm(members: dict[str, dict[str, Any]]) -> None:
+    """A forged token is tried with each of them, in one turn of the reactor."""
+    document = {"keys": [{**members[name], "kid": "v1"} for name in ("RS256", "EdDSA") for _ in range(6)]}
+    found = KeySet.parse(json.dumps(document).encode())
+    assert [key.algorithm for key in found.for_kid("v1")] == ["RS256"] * 4 + ["EdDSA"] * 4
+    assert [str(key) for key in found.ignored] == [
+        *["v1 (more than 4 RS256 keys have this kid)"] * 2, *["v1 (more than 4 EdDSA keys have this kid)"] * 2,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
