@@ -5,9 +5,12 @@ Every peer uses a descriptor. Without free descriptors the platform cannot be as
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Final
 
@@ -36,6 +39,34 @@ def open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+#: What a write to a standard stream says when the stream cannot take it: disk or quota full, or no terminal any more.
+_UNWRITABLE: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EAGAIN, errno.EPIPE}
+)
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """A block that prints on standard output. A closed pipe (`… | head`) ends the output, not the command.
+
+    Where the output cannot be written, on a full disk for example, the command ends with one line on standard error and
+    status 1.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        # Later output goes to the null device: Python would report the same error again at exit.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        if error.errno != errno.EPIPE:
+            print(f"viewport-relay: cannot write to standard output: {error.strerror}", file=sys.stderr)
+            raise SystemExit(1) from None
 
 
 def raise_limit(wanted: int) -> int:

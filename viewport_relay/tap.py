@@ -76,15 +76,14 @@ class Options(usage.Options):
 
     def opt_version(self) -> NoReturn:
         """Display the relay's version and exit."""
-        print(f"viewport-relay, version {__version__}")
+        with descriptors.standard_output():
+            print(f"viewport-relay, version {__version__}")
         raise SystemExit(0)
 
     def opt_help(self) -> NoReturn:
         """Display this help and exit."""
-        try:
-            print(self, flush=True)
-        except BrokenPipeError:  # `… --help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with descriptors.standard_output():
+            print(self)
         raise SystemExit(0)
 
     def postOptions(self) -> None:

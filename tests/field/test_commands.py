@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,35 @@ def test_a_closed_pipe_ends_the_output_without_a_traceback(where: str, command: 
     process.stderr.close()
     process.wait(60)
     assert "Traceback" not in errors and "Broken pipe" not in errors
+
+
+FULL = {
+    **{where.removesuffix(" | head -1"): command for where, command in PIPED},
+    "--help": [*COMMAND, "--help"],
+    "--version": [*COMMAND, "--version"],
+    "serve --help": [*COMMAND, "serve", "--help"],
+    "explain --help": [*COMMAND, "explain", "--help"],
+    "keygen": [*COMMAND, "keygen"],
+    "token --help": [*COMMAND, "token", "--help"],
+    "twistd viewport-relay --version": [*TWISTD, "-n", "viewport-relay", "--version"],
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("where", FULL)
+def test_output_on_a_full_disk_is_one_line_and_a_status(where: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            FULL[where],
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "SERVER_URL": "http://127.0.0.1:9"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "viewport-relay: cannot write to standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from viewport_relay import __version__
-from viewport_relay.descriptors import open_standard_streams
+from viewport_relay.descriptors import open_standard_streams, standard_output
 
 EPILOG = """\b
 Examples:
@@ -28,6 +28,11 @@ COMMANDS: Final = ("serve", "healthcheck", "doctor", "token", "explain", "config
 
 class Commands(click.Group):
     """A click group that imports a command's module when it is called, so that `healthcheck` starts fast."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command of the arguments, and exit the process."""
+        with standard_output():
+            return super().main(*args, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of the help."""
