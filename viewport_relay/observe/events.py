@@ -82,6 +82,8 @@ EVENTS: Final[Mapping[str, Event]] = {
     "reload": Event("the relay was told to read its settings or files again"),
     "reload_failed": Event("settings that were read again cannot work: the earlier ones stay in force",
         "correct what the message names and reload again", level="error"),
+    "signal_ignored": Event("the process got a signal that has no use here and would have ended it",
+        "find out what sends it; SIGTERM stops the relay, SIGHUP reloads its settings", level="warn"),
     "config_warning": Event("a setting deserves a look", "the message names the variable and the fix", level="warn"),
     "config_note": Event("a value that the relay chose for itself, and why"),
     "dev_platform": Event("the embedded platform for development answers"),

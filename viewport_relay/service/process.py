@@ -119,7 +119,7 @@ class Process(WaitingService):
         if self._certificates is not None:
             self._certificates.start()
         self._reactor.callWhenRunning(
-            Signals(self._reactor, self._asked_to_stop, self._stop_now, self.reload).take
+            Signals(self._reactor, self._asked_to_stop, self._stop_now, self.reload, self._unused_signal).take
         )
         self._reactor.callWhenRunning(self._engine.when_ready, self._accept)
         log_started(self._log, self._parts.config, self._listeners.port, tls=self._tls is not None)
@@ -171,6 +171,9 @@ class Process(WaitingService):
             taken=reloaded.taken,
             left=reloaded.left,
         )
+
+    def _unused_signal(self, signal_name: str) -> None:
+        self._log.event("signal_ignored", message=f"{signal_name} received: ignored")
 
     # -- stop ----------------------------------------------------------------------------------------------
 

@@ -98,9 +98,14 @@ class WorkerService(WaitingService):
     def startService(self) -> None:
         self._site.startFactory()
         super().startService()
-        signals = Signals(self._reactor, lambda name: self.stop(), self._cut, lambda: None)
+        signals = Signals(
+            self._reactor, lambda name: self.stop(), self._cut, lambda: None, self._unused_signal
+        )
         self._reactor.callWhenRunning(signals.take)
         self._reactor.callWhenRunning(self._reporter.send, messages.Up())
+
+    def _unused_signal(self, signal_name: str) -> None:
+        self._log.event("signal_ignored", message=f"worker: {signal_name} received: ignored")
 
     async def end(self) -> None:
         """Drain, stop, and wait until the parent has read the last messages."""

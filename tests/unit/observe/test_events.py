@@ -48,6 +48,7 @@ FAULT = {
     },
     "of a peer, or one that harms no peer yet": {
         "bus_queue_unread", "config_warning", "follow_gap", "http_dropped", "http_unreadable", "jwks_refetch_failed",
+        "signal_ignored",
     },
 }  # fmt: skip
 LEVELS = {
