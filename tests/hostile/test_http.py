@@ -107,7 +107,8 @@ def test_requests_one_after_the_other_each_have_their_time(relay: Relay) -> None
         (b"GET /health HTTP/1.1\r\nContent-Length: x\r\nA: b\r\nC: d\r\n\r\n", b"400"),
         (b"GET / HTTP/9.9\r\n\r\n", b"400"),
         (b"\x00\x01\x02\x03\r\n\r\n", b"400"),
-        (b"GET http://[::1 HTTP/1.1\r\nHost: [\r\n\r\n", b"404"),
+        (b"GET http://[::1 HTTP/1.1\r\nHost: [\r\n\r\n", b"400"),
+        (b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
         (b"GET /ws HTTP/1.1\r\nHost: x\r\nA\x00B: c\r\n\r\n", b"400"),
     ],
 )

@@ -1,5 +1,7 @@
 """The opening handshake of RFC 6455 section 4.2, server side: checks on a request that `twisted.web` has read, and the 101.
 
+The check of Host (RFC 9112 section 3.2) is that of every other request too.
+
 Every check raises `Refusal`. Header values are Latin-1 text, one character for each byte.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
@@ -28,6 +31,8 @@ _TOKEN_CHARS: Final = frozenset(
     "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
 
+#: The value of Host (RFC 9110 section 7.2): a name, an IPv4 address or an IP literal, then perhaps a port. It may be empty.
+_HOST: Final = re.compile(rb"(?:\[[\w.~!$&'()*+,;=:%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?", re.ASCII)
 
 #: All headers of a request: their values in order by name, as `Headers.getAllRawHeaders` writes it (Sec-Websocket-Key).
 Headers = Mapping[bytes, Sequence[bytes]]
@@ -44,6 +49,13 @@ def is_upgrade(values: Iterable[bytes]) -> bool:
     return b"websocket" in b",".join(values).lower()
 
 
+def host_fault(version: bytes, hosts: Sequence[bytes]) -> str | None:
+    """The fault of a request of this version of HTTP with these values of Host (RFC 9112 section 3.2), None without one."""
+    if len(hosts) > 1 or (not hosts and version != b"HTTP/1.0"):
+        return "not exactly one Host header"
+    return None if all(map(_HOST.fullmatch, hosts)) else "Host is no host"
+
+
 def check_handshake(version: bytes, headers: Headers) -> tuple[str, ...]:
     """Check the client's handshake (section 4.2.1), sent in this version of HTTP, and return the sub-protocols it offers, in order.
 
@@ -51,8 +63,8 @@ def check_handshake(version: bytes, headers: Headers) -> tuple[str, ...]:
     """
     if version != b"HTTP/1.1":
         raise _malformed("not HTTP/1.1")
-    if len(headers.get(b"Host", ())) != 1:
-        raise _malformed("not exactly one Host header")
+    if fault := host_fault(version, headers.get(b"Host", ())):
+        raise _malformed(fault)
     if b"websocket" not in _members(headers, b"Upgrade", lower=True):
         raise _malformed("Upgrade is not websocket")
     if b"upgrade" not in _members(headers, b"Connection", lower=True):

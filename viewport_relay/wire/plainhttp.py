@@ -1,6 +1,6 @@
 """Plain HTTP beside upgrades: a budget for each address, and answers that yield to frames.
 
-request -> budget of its address (429, then closed) -> fair queue -> the pages
+request -> budget of its address (429, then closed) -> fair queue -> its Host (400, then closed) -> the pages
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.addresslimits import AddressLimits
 from viewport_relay.wire.clientaddress import ClientAddress
 from viewport_relay.wire.fairqueue import FairQueue
+from viewport_relay.wire.handshake import host_fault
 
 #: Seconds that the 429 is held back: a client that asks again at once is slowed down.
 HOLD: Final = 1.0
@@ -69,6 +70,8 @@ class PlainHttp(Resource):
         if wait:
             request.setHeader("Cache-Control", "no-store")
             answer_refusal(request, Refusal(Reason.HTTP_RATE_LIMIT_EXCEEDED, retry_after=wait))
+        elif host_fault(request.clientproto, request.requestHeaders.getRawHeaders(b"host", ())):
+            _answer_bad_request(request)
         else:
             request.render(self._pages)
 
@@ -76,6 +79,16 @@ class PlainHttp(Resource):
     def _failed(failure: Failure, request: Request) -> None:
         if failure.check(CancelledError) is None:
             request.processingFailed(failure)
+
+
+def _answer_bad_request(request: Request) -> None:
+    """Answer 400 without a body, as the channel answers what it cannot read, and end the connection."""
+    channel: Any = request.channel
+    channel.close_after_answer()
+    request.setResponseCode(HTTPStatus.BAD_REQUEST)
+    request.setHeader("Connection", "close")
+    request.setHeader("Content-Length", "0")
+    request.finish()
 
 
 def answer_refusal(request: Request, refusal: Refusal, **more: str) -> None:

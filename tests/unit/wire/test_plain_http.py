@@ -292,3 +292,45 @@ def test_head_is_get_without_a_body() -> None:
     line.turns(4)
     head, again = line.sent.split(b"HTTP/1.1 ")[1:]
     assert head.endswith(b"\r\n\r\n") and again.startswith(head)
+
+
+HOSTS = {
+    "none": (b"HTTP/1.1\r\n\r\n", 400),
+    "none, HTTP/1.0": (b"HTTP/1.0\r\n\r\n", 200),
+    "two": (b"HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+    "two alike": (b"HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", 400),
+    "two, HTTP/1.0": (b"HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+    "a list": (b"HTTP/1.1\r\nHost: a, b\r\n\r\n", 400),
+    "with a path": (b"HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+    "with a user": (b"HTTP/1.1\r\nHost: u@a\r\n\r\n", 400),
+    "no port": (b"HTTP/1.1\r\nHost: a:b\r\n\r\n", 400),
+    "half an address": (b"HTTP/1.1\r\nHost: [\r\n\r\n", 400),
+    "empty": (b"HTTP/1.1\r\nHost:\r\n\r\n", 200),
+    "an address": (b"HTTP/1.1\r\nHost: [::1]:7781\r\n\r\n", 200),
+}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("path", [b"/own", b"/1"])
+def test_a_request_has_one_valid_host(name: str, path: bytes) -> None:
+    """RFC 9112 section 3.2: 400 for any other, whatever page it asks for."""
+    rest, status = HOSTS[name]
+    web = Web()
+    line = web.connect()
+    line.say(b"GET " + path + b" " + rest)
+    assert int(line.sent.split()[1]) == status
+    assert web.page.asked == ([path] if status == 200 and path == b"/1" else [])
+    if status == 400:
+        line.say(get(b"/2"))
+        assert line.sent.count(b"HTTP/1.") == 1 and b"Connection: close" in line.sent
+
+
+def test_requests_with_a_bad_host_count_for_the_budget() -> None:
+    web = Web(rate=1)
+    line = web.connect()
+    line.say(b"GET / HTTP/1.1\r\n\r\n")
+    other = web.connect()
+    other.say(b"GET / HTTP/1.1\r\n\r\n")
+    web.clock.advance(2)
+    other.turns(1)
+    assert (line.statuses, other.statuses) == ([400], [429])

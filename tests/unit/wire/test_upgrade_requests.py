@@ -174,7 +174,7 @@ RIGHT: dict[bytes, list[bytes]] = {
 }
 #: For each header: values (one per line) that are equivalent, and values that must not be upgraded.
 GOOD: dict[bytes, list[list[bytes]]] = {
-    b"Host": [[b"h"], [b"[::1]:7781"], [b""]],
+    b"Host": [[b"h"], [b"[::1]:7781"], [b""], [b"relay_1.example:"], [b"127.0.0.1:7781"], [b"xn--bcher-kva.example."]],
     b"Upgrade": [[b"WebSocket"], [b"h2c, websocket"], [b"h2c", b"WEBSOCKET"]],
     b"Connection": [[b"keep-alive, Upgrade"], [b"upgrade"], [b"keep-alive", b"uPgRaDe"]],
     b"Sec-WebSocket-Version": [[b" 13 "]],
@@ -188,7 +188,7 @@ GOOD: dict[bytes, list[list[bytes]]] = {
     b"Cookie": [[b"a=b; c"], [b"=;;="]],
 }  # fmt: skip
 BAD: dict[bytes, list[list[bytes]]] = {
-    b"Host": [[], [b"a", b"b"], [b"a", b"a"]],
+    b"Host": [[], [b"a", b"b"], [b"a", b"a"], [b"a, b"], [b"a b"], [b"a/b"], [b"u@a"], [b"["], [b"a:b"], [b"a:1:2"], [b"b\xfccher"]],
     b"Upgrade": [[], [b"h2c"], [b"websockets"], [b"web socket"], [b"websocket/1"]],
     b"Connection": [[], [b"keep-alive"], [b"upgrades"], [b"close"]],
     b"Sec-WebSocket-Version": [[], [b"8"], [b"13", b"13"], [b"13, 8"], [b"+13"], [b"\xb213"]],
