@@ -57,7 +57,7 @@ def test_a_file_name_with_nul_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_table_and_config_have_the_same_fields() -> None:
-    derived = {"dev_platform", "sources", "warnings", "notes"}
+    derived = {"dev_platform", "sources", "warnings", "notes", "worker_of"}
     assert {variable.attribute for variable in VARIABLES} == {f.name for f in attrs.fields(Config)} - derived
 
 

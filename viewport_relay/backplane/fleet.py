@@ -85,6 +85,7 @@ class Fleet:
             self._carrier,
             self.outage,
             config.relay_id,
+            config.is_own,
             config.public_ws_base_url,
             sync if config.presence_sync_enabled else 0.0,
             # Without redirects no client connects to the address: any will do.

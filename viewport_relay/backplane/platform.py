@@ -55,6 +55,7 @@ class PlatformCarrier:
         self._http = http
         self._outage = outage
         self._relay_id = config.relay_id
+        self._is_own = config.is_own
         self._interval = config.bus_poll_interval_ms / 1000
         self._limit_frames = config.bus_pull_limit
         self._wait_ms = min(config.bus_pull_wait_ms, MOST_WAIT_MS)
@@ -115,7 +116,7 @@ class PlatformCarrier:
         there = None if new else await self.resolve(target)
         if there is not None and there.get("daemonConnected") is True:
             other = there.get("relayId")
-            if isinstance(other, str) and other not in ("", self._relay_id):
+            if isinstance(other, str) and other and not self._is_own(other):
                 return other
         await self._report(target, entry, here=True)
         return None

@@ -73,6 +73,7 @@ class Presence:
     """Announcements of the daemons here, and a cache of where other daemons are.
 
     An announcement names `relay_id` and `ws_base_url` and is renewed every `interval` seconds; with 0 there is none.
+    `is_own` tells the ids of this relay: its entries about daemons that are not here are of an earlier process.
     `acceptable` says whether clients may be sent to a URL. `now` gives seconds since the epoch.
     """
 
@@ -82,6 +83,7 @@ class Presence:
         carrier: Carrier,
         outage: Outage,
         relay_id: str,
+        is_own: Callable[[str], bool],
         ws_base_url: str,
         interval: float,
         acceptable: Callable[[str], bool],
@@ -92,6 +94,7 @@ class Presence:
         self._carrier = carrier
         self._outage = outage
         self._relay_id = relay_id
+        self._is_own = is_own
         self._ws_base_url = ws_base_url
         self._interval = interval
         self._acceptable = acceptable
@@ -293,6 +296,6 @@ class Presence:
         relay_id, url = entry.get("relayId"), entry.get("relayWsBaseUrl")
         if entry.get("daemonConnected") is not True or type(relay_id) is not str or type(url) is not str:
             return None
-        if not relay_id or len(relay_id) > 128 or relay_id == self._relay_id or len(url) > LONGEST_URL:
+        if not relay_id or len(relay_id) > 128 or self._is_own(relay_id) or len(url) > LONGEST_URL:
             return None
         return Whereabouts(relay_id, url) if self._acceptable(url) else None

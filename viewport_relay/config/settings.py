@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import unquote, urlsplit
 
@@ -42,11 +43,20 @@ class Config(BasicSettings, LimitSettings, TlsSettings, FleetSettings, RareSetti
     warnings: tuple[str, ...] = field(kw_only=True, default=(), eq=False)
     #: what was chosen for the operator and why, one sentence each
     notes: tuple[str, ...] = field(kw_only=True, default=(), eq=False)
+    #: RELAY_ID of the relay whose worker this process is, in a fleet; None in any other process
+    worker_of: str | None = field(kw_only=True, default=None)
 
     @property
     def relay_id_in_log(self) -> str | None:
         """`relayId` of every log line; None where there is one relay."""
         return None if self.backplane_mode == "single" else self.relay_id
+
+    def is_own(self, relay_id: str) -> bool:
+        """Whether a relay of the fleet with this id is this process, the parent of this worker, or another of its workers."""
+        if relay_id == self.relay_id or self.worker_of is None:
+            return relay_id == self.relay_id
+        rest = relay_id.removeprefix(self.worker_of)
+        return relay_id == self.worker_of or (rest != relay_id and re.fullmatch("-w[0-9]+", rest) is not None)
 
     @property
     def serves_tls(self) -> bool:

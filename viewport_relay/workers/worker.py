@@ -215,7 +215,9 @@ def main() -> int:
         connect(reactor, sock, reporter)
     try:
         environ = dict(os.environ)
-        config = evolve(load(environ), warnings=())  # the parent has logged these
+        config = load(environ)
+        parent = None if config.backplane_mode == "single" else config.relay_id.rpartition("-w")[0]
+        config = evolve(config, worker_of=parent, warnings=())  # the parent has logged these
         log = EventLog(
             _Nowhere(),
             max_entries=1,

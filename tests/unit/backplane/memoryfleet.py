@@ -147,7 +147,16 @@ class MemoryBackplane:
             return 1_800_000_000.0 + clock.seconds()
 
         self.presence = Presence(
-            clock, carrier, self.outage, relay_id, f"ws://{relay_id}", 20.0, lambda url: True, self.log, now
+            clock,
+            carrier,
+            self.outage,
+            relay_id,
+            relay_id.__eq__,
+            f"ws://{relay_id}",
+            20.0,
+            lambda url: True,
+            self.log,
+            now,
         )
         self._outbound = Outbound(
             clock,

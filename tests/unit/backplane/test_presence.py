@@ -32,6 +32,7 @@ class Parts:
             self.carrier,
             self.outage,
             "a",
+            lambda relay_id: relay_id in ("a", "parent"),
             "ws://a",
             interval,
             lambda url: "evil" not in url,
@@ -197,6 +198,7 @@ def test_settle_waits_for_the_withdrawal() -> None:
         ({**THERE, "machineId": "m", "more": [1]}, Whereabouts("b", "ws://b")),
         (None, None),
         ({**THERE, "relayId": "a"}, None),  # the own entry: the daemon has left
+        ({**THERE, "relayId": "parent"}, None),
         ({**THERE, "relayId": ""}, None),
         ({**THERE, "relayId": 7}, None),
         ({**THERE, "relayId": "x" * 129}, None),

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from attrs import fields
+from attrs import evolve, fields
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.json import decode
@@ -279,6 +279,20 @@ def test_each_worker_has_its_own_relay_id() -> None:
     }  # fmt: skip
     names = {load(worker_environment(environ, load(environ), {}, KEY, i)).relay_id for i in range(3)}
     assert names == {"x" * 125 + f"-w{i}" for i in range(3)}
+
+
+def test_the_ids_of_a_relay_and_its_workers_are_its_own() -> None:
+    environ = ENVIRON | {
+        "RELAY_BACKPLANE_MODE": "redis", "RELAY_INTERNAL_KEY": "some-internal-key-0123", "RELAY_ID": "edge-w7",
+    }  # fmt: skip
+    alone = load(environ)
+    assert [alone.is_own(name) for name in ("edge-w7", "edge-w7-w0", "edge", "edge-w8", "")] == [True] + [
+        False
+    ] * 4
+    worker = evolve(load(worker_environment(environ, alone, {}, KEY, 1)), worker_of="edge-w7")
+    own = ["edge-w7", "edge-w7-w0", "edge-w7-w1", "edge-w7-w12"]
+    others = ["edge", "edge-w8", "edge-w7-w", "edge-w7-wx", "edge-w7-w1-w1", "edge-w7-w1 ", "-w1", "w1", ""]
+    assert [name for name in own + others if worker.is_own(name)] == own
 
 
 def test_ssl_endpoints_and_workers_exclude_each_other() -> None:
