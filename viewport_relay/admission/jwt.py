@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import jwt
 from attrs import frozen
@@ -193,7 +193,7 @@ def check_payload(
             Reason.JWT_ISSUER_MISMATCH, "iss", _shown(payload, "iss"), "RELAY_TOKEN_ISSUER", rules.issuer
         )
     audience = payload.get("aud")
-    if audience != rules.audience and not (isinstance(audience, list) and rules.audience in audience):
+    if audience != rules.audience and not (_is_text_list(audience) and rules.audience in audience):
         got = _shown(payload, "aud")
         raise _other(Reason.JWT_AUDIENCE_MISMATCH, "aud", got, "RELAY_TOKEN_AUDIENCE", rules.audience)
     asked = {"role": query.role.value, "workspaceId": query.workspace_id}
@@ -259,6 +259,10 @@ def _time(payload: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
+def _is_text_list(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
 _NO_TEXT: Final = ("missing", "not a string")
 
 
@@ -266,6 +270,6 @@ def _shown(payload: Mapping[str, Any], name: str) -> str:
     value = payload.get(name)
     if isinstance(value, str):
         return printable(value)
-    if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+    if value and _is_text_list(value):
         return printable(", ".join(value))
     return _NO_TEXT[0] if name not in payload else _NO_TEXT[1]

@@ -302,6 +302,8 @@ PAYLOADS: dict[str, tuple[dict[str, Any], Reason | None]] = {
     "other aud": ({"aud": "viewport-relay-2"}, Reason.JWT_AUDIENCE_MISMATCH),
     "aud within a string": ({"aud": "x viewport-relay x"}, Reason.JWT_AUDIENCE_MISMATCH),
     "aud a list": ({"aud": ["x", "viewport-relay"]}, None),
+    "aud a list with a number": ({"aud": [7, "viewport-relay"]}, Reason.JWT_AUDIENCE_MISMATCH),
+    "aud a list with a list": ({"aud": ["viewport-relay", ["viewport-relay"]]}, Reason.JWT_AUDIENCE_MISMATCH),
     "aud a list without": ({"aud": ["x", 1, {}]}, Reason.JWT_AUDIENCE_MISMATCH),
     "aud an object": ({"aud": {"viewport-relay": 1}}, Reason.JWT_AUDIENCE_MISMATCH),
     "no binding": ({"role": DROP, "workspaceId": DROP, "runtimeTargetId": DROP}, None),
