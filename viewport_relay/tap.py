@@ -17,6 +17,7 @@ from viewport_relay.admin.words import as_text
 from viewport_relay.config import EX_CONFIG, VARIABLES, ConfigError, configured_secrets, load, reread
 from viewport_relay.config.values import integer
 from viewport_relay.notify import Notifier
+from viewport_relay.observe.lines import unblocked
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.engine import MakeEngine
 from viewport_relay.service.process import Process
@@ -120,7 +121,7 @@ def _service(options: Options, environ: dict[str, str]) -> IService:
         config = load(environ, overrides, dev_platform=True)
     in_words = config.log_format == "text" or (config.log_format == "auto" and sys.stdout.isatty())
     log = EventLog(
-        sys.stdout,
+        unblocked(sys.stdout),
         max_entries=config.max_logs,
         level=config.log_level,
         clock=reactor.seconds,

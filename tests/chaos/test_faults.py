@@ -235,6 +235,26 @@ def test_the_disk_for_logs_is_full(platform: FaultyPlatform) -> None:
         assert "Traceback" not in relay.output()
 
 
+def test_the_log_is_not_read(platform: FaultyPlatform, tmp_path: Path) -> None:
+    """A logging driver stands still: the relay stood still with it, until the watchdog ended it."""
+    import fcntl
+    import os
+
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
+    with Relay(platform.environment() | FAST, stdout=str(pipe)) as relay:
+        relay.wait()
+        for _ in range(10):  # more lines than the pipe holds
+            pair = Pair(relay, platform)
+            pair.talk()
+            pair.close()
+        assert b"20 admitted" in relay.http("/logs")[1]
+        assert relay.stop() == 0
+    os.close(reading)
+
+
 @slow
 def test_the_reader_of_the_log_closes_its_pipe(platform: FaultyPlatform, tmp_path: Path) -> None:
     """The log is a pipe, and its reader closes it."""

@@ -1,17 +1,15 @@
-"""One log entry as a JSON object and as a line: members, redaction, size, encoding; and the stream of the lines."""
+"""One log entry as a JSON object and as a line: members, redaction, size, encoding."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from attrs import define
 
-from viewport_relay.observe.events import EVENTS
 from viewport_relay.observe.redaction import Json, Redactor
 from viewport_relay.reasons import Level, Reason
 
@@ -99,45 +97,3 @@ def _shortened(details: Mapping[str, Json], room: int) -> dict[str, Json]:
                 room -= needed
                 break
     return kept
-
-
-class TextStream(Protocol):
-    """The part of a text stream that the log uses."""
-
-    def write(self, text: str, /) -> object: ...
-
-    def flush(self) -> object: ...
-
-
-@define(eq=False)
-class LineStream:
-    """Writes lines to a stream, and counts those that the stream did not take (full disk, closed pipe).
-
-    `as_json` makes the JSON object of an entry. `form` makes the line that is written of the line of JSON; control characters
-    must stay codes.
-    """
-
-    _stream: TextStream
-    _as_json: Callable[[LogEntry], dict[str, Any]]
-    _form: Callable[[str], str]
-    _lost: int = 0
-    #: lines that could not be written since the start
-    failures: int = 0
-
-    def write(self, at: float, line: str) -> None:
-        """Write the line of an entry. The first one after lost lines is preceded by `log_lines_lost`. Never raises OSError."""
-        lines = [self._gap(at), line] if self._lost else [line]
-        text = "".join(f"{self._form(entry)}\n" for entry in lines)
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):  # ValueError: the stream was closed
-            self._lost += 1
-            self.failures += 1
-        else:
-            self._lost = 0
-
-    def _gap(self, at: float) -> str:
-        event, message = "log_lines_lost", "the log could not be written for a while"
-        gap = LogEntry(at, EVENTS[event].level, event, None, message, None, {"count": self._lost})
-        return dump(self._as_json(gap))

@@ -3,7 +3,7 @@
     event -> Problems (counts everything) -> flapping, folding -> redaction -> ring, stream, followers
 
 Every entry is redacted and of bounded size; repeated refusals and flapping peers are folded. Logging never raises, and
-waits for nothing but the stream.
+never waits for who reads the stream (`lines`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 
-from viewport_relay.observe.entry import RANK, LineStream, LogEntry, TextStream, bounded_line
+from viewport_relay.observe.entry import RANK, LogEntry, bounded_line
 from viewport_relay.observe.events import EVENTS, UNKNOWN
 from viewport_relay.observe.flapping import Flap, Flapping
 from viewport_relay.observe.folding import Fold, FoldedEntries, Folding
+from viewport_relay.observe.lines import LineStream, TextStream
 from viewport_relay.observe.problems import Problems, ProblemsReport
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.observe.ring import Record, Ring
@@ -34,6 +35,8 @@ ALWAYS_FOLDED = frozenset({"twisted"})
 #: Seconds between two looks for windows of folding that have ended.
 _SWEEP = 1.0
 
+#: Seconds at exit for lines that wait for the stream.
+_FINISH_LIMIT = 1.0
 
 #: Least difference of two clocks, seconds, by which the wall clock was set and not adjusted step by step.
 STEP = 1.0
@@ -156,12 +159,14 @@ class EventLog:
         self._put(record)
 
     def sweep(self) -> None:
-        """Write the summaries of windows that have ended."""
+        """Write the summaries of windows that have ended, and the lines that wait."""
         self._end_windows(self.now())
+        self._stream.go_on()
 
     def close(self) -> None:
-        """Write the summaries of all windows."""
+        """Write the summaries of all windows, and the lines that wait. Blocks for a second where the stream is not read."""
         self._end_windows(self.now(), everything=True)
+        self._stream.finish(_FINISH_LIMIT)
 
     @property
     def write_failures(self) -> int:
