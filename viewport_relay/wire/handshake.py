@@ -49,10 +49,13 @@ def is_upgrade(values: Iterable[bytes]) -> bool:
     return b"websocket" in b",".join(values).lower()
 
 
-def host_fault(version: bytes, hosts: Sequence[bytes]) -> str | None:
-    """The fault of a request of this version of HTTP with these values of Host (RFC 9112 section 3.2), None without one."""
-    if len(hosts) > 1 or (not hosts and version != b"HTTP/1.0"):
-        return "not exactly one Host header"
+def host_fault(hosts: Sequence[bytes]) -> str | None:
+    """The fault of a request with these values of Host (RFC 9112 section 3.2), None without one.
+
+    No value is no fault here: scripts and health checks send such requests in HTTP/1.1 too. An upgrade needs one.
+    """
+    if len(hosts) > 1:
+        return "more than one Host header"
     return None if all(map(_HOST.fullmatch, hosts)) else "Host is no host"
 
 
@@ -63,7 +66,8 @@ def check_handshake(version: bytes, headers: Headers) -> tuple[str, ...]:
     """
     if version != b"HTTP/1.1":
         raise _malformed("not HTTP/1.1")
-    if fault := host_fault(version, headers.get(b"Host", ())):
+    hosts = headers.get(b"Host", ())
+    if fault := host_fault(hosts) if hosts else "no Host header":
         raise _malformed(fault)
     if b"websocket" not in _members(headers, b"Upgrade", lower=True):
         raise _malformed("Upgrade is not websocket")

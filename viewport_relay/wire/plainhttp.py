@@ -70,7 +70,7 @@ class PlainHttp(Resource):
         if wait:
             request.setHeader("Cache-Control", "no-store")
             answer_refusal(request, Refusal(Reason.HTTP_RATE_LIMIT_EXCEEDED, retry_after=wait))
-        elif host_fault(request.clientproto, request.requestHeaders.getRawHeaders(b"host", ())):
+        elif host_fault(request.requestHeaders.getRawHeaders(b"host", ())):
             _answer_bad_request(request)
         else:
             request.render(self._pages)
