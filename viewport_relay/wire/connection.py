@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from viewport_relay.observe.counters import Counters
 from viewport_relay.protocol.grant import LINK_SUBPROTOCOL
-from viewport_relay.reasons import CloseCode, Reason, Refusal
+from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.codec import CodecFactory
 from viewport_relay.wire.ending import Ending
 from viewport_relay.wire.fastpath import FastReader
@@ -120,8 +120,7 @@ class Connection:
             self.outbox.blocked and self.outbox.pending >= self._factory.max_pending
         ):
             self.outbox.send(reply.encode())
-        entry = reason.entry
-        ending = Ending(reason, "", entry.close, entry.close_text, detail, logged_as, details or {})
+        ending = Ending(reason, detail=detail, logged_as=logged_as, details=details or {})
         if delay:
             self._life.close_later(ending, delay)
         else:
@@ -129,7 +128,7 @@ class Connection:
 
     def cut(self, reason: Reason) -> None:
         """Drop the connection without a Close frame, which its peer would not read."""
-        self._life.cut(Ending(reason, code=CloseCode.GOING_AWAY))
+        self._life.cut(Ending(reason))
 
     def _may_wait(self, pending: int) -> bool:
         if pending < self._factory.max_pending:

@@ -1,4 +1,4 @@
-"""The end of a connection as a value: who ended it, why, and what the Close frame says."""
+"""The end of a connection as a value: who ended it, and why."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ class Ending:
 
     reason: Reason | None
     how: str = ""
-    code: int | None = None  # of the Close frame, either side's
-    text: str = ""
+    code: int | None = None  # of the peer's Close frame
     detail: str = ""
     logged_as: Reason | None = None
     details: Mapping[str, Any] = field(factory=dict)
 
     @property
     def payload(self) -> bytes:
-        """The payload of the relay's Close frame (RFC 6455 section 5.5.1): a code, and at most 123 bytes of text."""
-        return (self.code or 0).to_bytes(2, "big") + self.text.encode()[:123]
+        """The payload of the relay's Close frame (RFC 6455 section 5.5.1): code and text of the reason."""
+        assert self.reason is not None
+        entry = self.reason.entry
+        return entry.close.to_bytes(2, "big") + entry.close_text.encode("ascii")

@@ -13,7 +13,7 @@ from viewport_relay.wire.ending import Ending
 from viewport_relay.wire.life import CLOSE_TIMEOUT, LIFE, Core, LifeInputs, begin
 from viewport_relay.wire.turn import Turn
 
-CLOSE = Ending(Reason.RELAY_SHUTTING_DOWN, code=1001, text="relay shutting down")
+CLOSE = Ending(Reason.RELAY_SHUTTING_DOWN)
 BY_PEER = Ending(None, "closed by peer", 1000)
 LOST = Ending(None, "connection lost")
 
@@ -148,9 +148,12 @@ def test_without_an_answer_and_with_a_full_queue_the_connection_is_aborted() -> 
     assert bench.did == [SAID, "close_sent", "RST"]
 
 
-def test_the_text_of_a_close_is_truncated_to_123_bytes() -> None:
-    assert Ending(Reason.RELAY_SHUTTING_DOWN, code=1001, text="é" * 100).payload[:4] == b"\x03\xe9\xc3\xa9"
-    assert len(Ending(Reason.RELAY_SHUTTING_DOWN, code=1001, text="é" * 100).payload) <= 125
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.entry.close], ids=str)
+def test_a_close_frame_has_the_code_and_text_of_its_reason(reason: Reason) -> None:
+    payload = Ending(reason).payload
+    assert int.from_bytes(payload[:2], "big") == reason.entry.close
+    assert payload[2:].decode("ascii") == reason.entry.close_text
+    assert len(payload) <= 125  # of a control frame, RFC 6455 section 5.5
 
 
 def test_the_machine_has_the_documented_states() -> None:
