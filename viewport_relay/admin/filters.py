@@ -12,6 +12,7 @@ from typing import Final
 from attrs import Factory, frozen
 
 from viewport_relay.admin.reply import BadRequest
+from viewport_relay.observe.entry import RANK
 from viewport_relay.observe.events import EVENTS
 from viewport_relay.observe.ring import Record
 from viewport_relay.reasons import Reason
@@ -31,7 +32,6 @@ PARAMETERS: Final[Mapping[str, str]] = {
     "format": "json or text",
 }
 
-LEVELS: Final = ("info", "warn", "error")
 _MAX_LIMIT: Final = 1_000_000
 _AGO: Final = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -61,7 +61,7 @@ def parse_filter(given: Mapping[str, str], now: float) -> Filter:
         takes = "nothing: there is no such parameter; known are " + ", ".join(PARAMETERS)
         raise BadRequest(name[:64], takes, known=tuple(PARAMETERS))
     members = {
-        "level": _set(given, "level", LEVELS, str.lower),
+        "level": _set(given, "level", RANK, str.lower),
         "reason": _set(given, "reason", Reason.__members__, str.upper),
         "event": _set(given, "event", EVENTS, str.lower),
         "workspace_id": [given["workspaceId"]] if given.get("workspaceId") else [],

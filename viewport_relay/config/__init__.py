@@ -12,10 +12,10 @@ from viewport_relay.config.network import Address, Network, bracketed, is_loopba
 from viewport_relay.config.rules import MIN_SECRET_CHARS
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES, Config, configured_secrets
 from viewport_relay.config.table import Variable, as_text
-from viewport_relay.config.values import LogLevel, Mode
+from viewport_relay.config.values import Mode
 
 __all__ = [
-    "BY_ATTRIBUTE", "EX_CONFIG", "KEY_FIX", "MIN_SECRET_CHARS", "VARIABLES", "Address", "Config", "ConfigError", "LogLevel",
+    "BY_ATTRIBUTE", "EX_CONFIG", "KEY_FIX", "MIN_SECRET_CHARS", "VARIABLES", "Address", "Config", "ConfigError",
     "Mode", "Network", "Reloaded", "Reread", "Variable", "as_text", "bracketed", "configured_secrets", "exposure",
     "is_loopback", "load", "merged", "octal_mode", "parse_network", "read_file", "reread",
 ]  # fmt: skip

@@ -19,7 +19,6 @@ from viewport_relay.config.values import (
     TEXT,
     TOKENS,
     WORKERS,
-    LogLevel,
     Mode,
     base_url,
     choice,
@@ -29,6 +28,7 @@ from viewport_relay.config.values import (
     size,
     url,
 )
+from viewport_relay.reasons import Level
 
 
 @frozen(slots=False)
@@ -177,7 +177,7 @@ class RareSettings:
         "learn the new one", secret=True)
     log_format: str = setting("RELAY_LOG_FORMAT", choice("auto", "json", "text"), "auto", "one JSON object a line, or a line "
         "of words; auto: words on a terminal")
-    log_level: LogLevel = setting("RELAY_LOG_LEVEL", LOG_LEVEL, "info", "least level on standard output",
+    log_level: Level = setting("RELAY_LOG_LEVEL", LOG_LEVEL, "info", "least level on standard output",
         reload=True)
 
 

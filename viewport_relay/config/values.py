@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
+from viewport_relay.reasons import Level
+
 T_co = TypeVar("T_co", covariant=True)
 Word = TypeVar("Word", bound=str)
 
 Mode = Literal["dev", "staging", "prod"]
-LogLevel = Literal["info", "warn", "error"]
 
 #: `workers` of RELAY_WORKERS=auto until the loader has asked the machine.
 AUTO_WORKERS: Final = 0
@@ -124,7 +125,7 @@ def choice(*words: Word) -> Kind[Word]:
 
 
 MODE: Kind[Mode] = choice("dev", "staging", "prod")
-LOG_LEVEL: Kind[LogLevel] = choice("info", "warn", "error")
+LOG_LEVEL: Kind[Level] = choice("info", "warn", "error")
 
 
 # -- numbers -----------------------------------------------------------------------------------------------
