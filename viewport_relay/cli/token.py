@@ -1,7 +1,7 @@
 """`viewport-relay token inspect`: prints a relay token's claims and this relay's verdict on it.
 
 The token is read from a file or standard input: every user of the machine could read a command line. The token is never
-printed. The checks are the relay's own (`admission.inspection`).
+printed.
 """
 
 from __future__ import annotations
@@ -11,92 +11,25 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
-from attrs import asdict, frozen
+from attrs import asdict
 from twisted.internet.task import react
 
 from viewport_relay.admission.http import HttpClient
-from viewport_relay.admission.inspection import Asked, inspect_token
 from viewport_relay.admission.jwt import TokenRules
-from viewport_relay.admission.keys import Key, KeySet, printable
+from viewport_relay.admission.keys import KeySet, printable
 from viewport_relay.cli.config import read_or_exit
+from viewport_relay.cli.inspection import Asked, Report, inspect_token
 from viewport_relay.cli.platformchecks import NoKeys, fetch_keys
 from viewport_relay.config import Config
-from viewport_relay.observe.redaction import Redactor
 from viewport_relay.protocol.grant import Role
-from viewport_relay.reasons import Reason, Refusal
 
 #: Most bytes that are read of a token file.
 FILE_BYTES = 65_536
-
-
-@frozen
-class Report:
-    """The result of an inspection. `reason` is None when the platform would be asked about the token."""
-
-    header: Mapping[str, object]
-    claims: Mapping[str, object]
-    verified: bool
-    signed_by: str
-    keys: tuple[str, ...]
-    valid_until: str
-    reason: str | None
-    said: str
-    fix: str
-
-
-def judge_token(token: str, keys: KeySet | str, asked: Asked, rules: TokenRules, now: float) -> Report:
-    """Judge one token at `now` (seconds since the epoch), without the platform.
-
-    `keys` is the key set, or the text why there is none.
-    """
-    found = inspect_token(token, keys if isinstance(keys, KeySet) else KeySet(()), rules, now, asked)
-    refusal, claims = found.refusal, found.claims or {}
-    if isinstance(keys, str) and refusal is not None and refusal.reason is Reason.JWT_SIGNATURE_MISMATCH:
-        refusal = Refusal(Reason.JWKS_UNREACHABLE, keys)
-    said = "the local check passes; the platform has the last word (POST RELAY_VALIDATE_URL)"
-    if refusal is not None:
-        said = refusal.reason.text + (f": {refusal.detail}" if refusal.detail else "")
-    redactor, signer = Redactor(), found.signed_by
-    unsigned = "not known" if isinstance(keys, str) else "no key of the JWKS"
-    return Report(
-        header={name: redactor.detail(name, value) for name, value in (found.header or {}).items()},
-        claims={name: redactor.detail(name, value) for name, value in claims.items()},
-        verified=signer is not None,
-        signed_by=unsigned if signer is None else _in_words(signer),
-        keys=tuple(_in_words(key) for key in keys) if isinstance(keys, KeySet) else (),
-        valid_until=_until(claims.get("exp"), now),
-        reason=refusal.reason.code if refusal else None,
-        said=said,
-        fix=refusal.reason.entry.fix if refusal else "",
-    )
-
-
-def _in_words(key: Key) -> str:
-    return f"{printable(key.kid)} ({key.algorithm})"
-
-
-def _until(exp: object, now: float) -> str:
-    if isinstance(exp, bool) or not isinstance(exp, int | float):
-        return "no exp"
-    try:
-        moment = datetime.fromtimestamp(exp, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (ValueError, OverflowError, OSError):
-        return "exp is no time"
-    left = exp - now
-    return f"{moment}, {'in ' + _span(left) if left >= 0 else _span(-left) + ' ago'}"
-
-
-def _span(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def page(report: Report) -> str:
@@ -204,7 +137,7 @@ def inspect(
     async def run(reactor: Any) -> NoReturn:
         keys = await keys_or_why(reactor, config)
         rules = TokenRules(config.token_issuer, config.token_audience, config.token_clock_skew_sec)
-        report = judge_token(text, keys, asked, rules, time.time())
+        report = inspect_token(text, keys, asked, rules, time.time())
         click.echo(json.dumps(asdict(report), indent=2) if as_json else page(report))
         raise SystemExit(1 if report.reason else 0)
 

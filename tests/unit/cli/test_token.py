@@ -8,11 +8,13 @@ from pathlib import Path
 
 import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from viewport_relay.admission.inspection import Asked
 from viewport_relay.admission.jwt import TokenRules
 from viewport_relay.admission.keys import KeySet, read_key
-from viewport_relay.cli.token import judge_token, page, read_token, settings_for
+from viewport_relay.cli.inspection import Asked, inspect_token
+from viewport_relay.cli.token import page, read_token, settings_for
 from viewport_relay.devplatform.tokens import SigningKey
 from viewport_relay.protocol.grant import Role
 
@@ -44,7 +46,7 @@ def keys(key: SigningKey) -> KeySet:
 
 def test_a_good_token(key: SigningKey, keys: KeySet) -> None:
     token = key.sign(CLAIMS)
-    report = judge_token(token, keys, Asked(), RULES, NOW)
+    report = inspect_token(token, keys, Asked(), RULES, NOW)
     assert report.reason is None
     assert report.verified
     assert report.signed_by == f"{key.kid} (ES256)"
@@ -71,7 +73,7 @@ def test_a_good_token(key: SigningKey, keys: KeySet) -> None:
 def test_the_relays_decision_is_printed(
     key: SigningKey, keys: KeySet, change: dict[str, object], code: str
 ) -> None:
-    report = judge_token(key.sign({**CLAIMS, **change}), keys, Asked(), RULES, NOW)
+    report = inspect_token(key.sign({**CLAIMS, **change}), keys, Asked(), RULES, NOW)
     assert report.reason == code
     assert f"✗ {code}: " in page(report)
     assert "Fix: " in page(report)
@@ -89,20 +91,40 @@ def test_the_relays_decision_is_printed(
 def test_a_query_that_the_token_does_not_fit(
     key: SigningKey, keys: KeySet, asked: Asked, code: str | None
 ) -> None:
-    assert judge_token(key.sign(CLAIMS), keys, asked, RULES, NOW).reason == code
+    assert inspect_token(key.sign(CLAIMS), keys, asked, RULES, NOW).reason == code
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_token_of_each_role(key: SigningKey, keys: KeySet, role: Role) -> None:
+    claims = {name: value for name, value in CLAIMS.items() if name != "pairingSecret"} | {"role": role.value}
+    report = inspect_token(key.sign(claims), keys, Asked(), RULES, NOW)
+    assert report.reason is None and report.claims == claims
+    assert report.header["kid"] == key.kid and report.signed_by.startswith(key.kid)
+
+
+def test_the_right_key_under_another_kid(key: SigningKey, keys: KeySet) -> None:
+    report = inspect_token(key.sign(CLAIMS, {"kid": "gone"}), keys, Asked(), RULES, NOW)
+    assert report.verified and report.signed_by == f"{key.kid} (ES256)"
+    assert report.reason == "JWT_SIGNATURE_MISMATCH"
+
+
+@given(st.text(max_size=80) | st.text("abcé.=-_", max_size=80))
+def test_any_text(text: str) -> None:
+    report = inspect_token(text, KeySet(()), Asked(), RULES, 0.0)
+    assert report.reason is not None and not report.verified
 
 
 def test_an_unknown_key(keys: KeySet) -> None:
-    report = judge_token(SigningKey.generate("ES256").sign(CLAIMS), keys, Asked(), RULES, NOW)
+    report = inspect_token(SigningKey.generate("ES256").sign(CLAIMS), keys, Asked(), RULES, NOW)
     assert report.reason == "JWT_SIGNATURE_MISMATCH"
-    assert not report.verified
+    assert not report.verified and report.claims["workspaceId"] == "ws-1"
     assert report.signed_by == "no key of the JWKS"
     assert "(not verified)" in page(report)
     assert "the JWKS has: " in page(report)
 
 
 def test_no_key_set(key: SigningKey) -> None:
-    report = judge_token(key.sign(CLAIMS), "connection refused", Asked(), RULES, NOW)
+    report = inspect_token(key.sign(CLAIMS), "connection refused", Asked(), RULES, NOW)
     assert (report.reason, report.signed_by) == ("JWKS_UNREACHABLE", "not known")
     assert "connection refused" in report.said
 
@@ -111,14 +133,14 @@ def test_no_key_set(key: SigningKey) -> None:
     "token", ["", "x", "a.b", "a.b.c", "eyJhbGciOiJub25lIn0.e30.", "ü.ü.ü", "." * 5000, "\x1b[2J" * 9]
 )
 def test_text_that_is_no_token_is_refused_with_its_error(token: str, keys: KeySet) -> None:
-    report = judge_token(token, keys, Asked(), RULES, NOW)
+    report = inspect_token(token, keys, Asked(), RULES, NOW)
     assert report.reason in {"JWT_MALFORMED", "TOKEN_MISSING", "JWT_ALGORITHM_NOT_ALLOWED"}
     assert "\x1b" not in page(report)
 
 
 def test_control_characters_of_a_token_do_not_reach_the_terminal(key: SigningKey, keys: KeySet) -> None:
     hostile = key.sign({**CLAIMS, "\x1b]0;x\x07": "\x1b[2J\n✓ all is well"}, {"\x1bhead": "\x9b1m"})
-    text = page(judge_token(hostile, keys, Asked(), RULES, NOW))
+    text = page(inspect_token(hostile, keys, Asked(), RULES, NOW))
     assert not {character for character in text if ord(character) < 32 or 127 <= ord(character) < 160} - {
         "\n"
     }
