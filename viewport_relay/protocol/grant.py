@@ -49,6 +49,14 @@ class UpgradeQuery:
     workspace_id: str
     runtime_target_id: str | None
 
+    def describe(self) -> dict[str, str | None]:
+        """The details of a log entry about an upgrade with this query."""
+        return {
+            "role": self.role.value,
+            "workspaceId": self.workspace_id,
+            "runtimeTargetId": self.runtime_target_id,
+        }
+
 
 @frozen
 class Claims:

@@ -62,12 +62,7 @@ class Sessions:
             # On a link, text frames are not allowed and there are no keys yet: the Close frame alone says why.
             if grant.reason is Reason.MISSING_RUNTIME_TARGET_CLAIM and not info.link:
                 reply = status.runtime_target_required(query.workspace_id)
-            details = {
-                "role": query.role.value,
-                "workspaceId": query.workspace_id,
-                "runtimeTargetId": query.runtime_target_id,
-                "clientId": claims.client_id,
-            }
+            details = {**query.describe(), "clientId": claims.client_id}
             connection.close(grant.reason, grant.detail, reply=reply, details=details)
             assert connection.ending is not None
             self.note_close(connection, connection.ending, {"ip": info.ip})

@@ -65,14 +65,8 @@ class Attempt:
 
     def describe(self) -> dict[str, Any]:
         """The details of log entries about the attempt."""
-        query = self.query
-        return {
-            "role": query.role.value if query else None,
-            "workspaceId": query.workspace_id if query else None,
-            "runtimeTargetId": query.runtime_target_id if query else None,
-            "clientId": self.client_id,
-            "ip": self.ip,
-        }
+        query = {} if self.query is None else self.query.describe()
+        return {**query, "clientId": self.client_id, "ip": self.ip}
 
 
 class UpgradeAttempts(Resource):
