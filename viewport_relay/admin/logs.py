@@ -36,7 +36,7 @@ TEXT_ENTRIES: Final = 20
 #: The path that always answers text.
 TEXT_PATH: Final = b"/logs/text"
 
-#: What follows in a path is a reason code or the name of an event.
+#: The path in front of a reason code or the name of an event.
 EXPLAIN: Final = b"/logs/explain/"
 
 

@@ -21,7 +21,7 @@ from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason, Refusal
 
-#: Where a link that signs in once leads.
+#: The path of a link that signs in once.
 ONCE_PATH = "/admin/api/once"
 
 _POLICY = (

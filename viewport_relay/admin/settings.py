@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from viewport_relay.config import VARIABLES, Config, Variable, as_text
 
-#: What stands for the value of a secret that is set, and for user info and query of a URL.
+#: The texts in place of a secret that is set, and in place of user info and query of a URL.
 SET: Final = "(set)"
 MASK: Final = "********"
 

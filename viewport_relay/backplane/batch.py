@@ -46,9 +46,9 @@ from viewport_relay.protocol.json import is_utf8
 from viewport_relay.reasons import Reason
 
 MAGIC: Final = b"VRB4"
-#: What an instance record says of a relay that reads this form.
+#: The value of `batches` in the instance record of a relay that reads this form.
 VERSION: Final = 4
-#: Where the parts begin: the tag, what it covers, the number of the batch, of the frames, the length of the head, the head.
+#: Offsets of the parts: the tag, what it covers, the number of the batch, of the frames, the length of the head, the head.
 _TAG, _COVERED, _NUMBER, _FRAMES, _LENGTH, _HEAD = 4, 20, 32, 40, 44, 48
 #: The bytes that tell one batch from another.
 MARK: Final = slice(_TAG, _COVERED)

@@ -27,7 +27,7 @@ Command = tuple[str | bytes | memoryview | int | float, ...]
 _NOT_SERVING: Final = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN", "CLUSTERDOWN"})
 #: First words of errors that concern one key, and say nothing about the next command.
 _ONE_KEY: Final = frozenset({"WRONGTYPE"})
-#: What an operator does about an error: (a part of the error, advice). The first that fits is told.
+#: Advice to the operator: (a part of the error, advice). The first that fits is given.
 _ADVICE: Final = (
     ("READONLY", "this is a replica: RELAY_REDIS_URL must lead to the primary"),
     ("MOVED", "this is a Redis Cluster, which is not supported: use one primary, or Sentinels"),

@@ -26,7 +26,7 @@ from viewport_relay.reasons import Reason
 _ISSUED_MAX: Final = 65_536
 
 
-#: What a bus frame has. Other members are checked as JSON and not built: the queue may hold anything.
+#: The members of a bus frame. Others are checked as JSON and not built: the queue may hold anything.
 _MEMBERS: Final = Members(
     "workspaceId", "runtimeTargetId", "machineId", "sourceRelayId", "targetRelayId", "direction", "payload",
     "issuedAtMs", "signature",

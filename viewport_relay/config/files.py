@@ -35,7 +35,7 @@ _OTHER_KINDS: Final = {
     stat.S_IFSOCK: "a socket",
 }
 
-#: Where container engines mount secrets, readable by every user of the container.
+#: The folder in which container engines mount secrets, readable by every user of the container.
 _CONTAINER_SECRETS: Final = "/run/secrets/"
 
 _OTHER_ENCODINGS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
@@ -156,5 +156,5 @@ def octal_mode(path: str) -> str:
     return f"{stat.S_IMODE(os.stat(path).st_mode):04o}"
 
 
-#: What to do about a key that others can read.
+#: The fix for a key that others can read.
 KEY_FIX: Final = "chmod 600, or 0440 with a group of its own (Kubernetes: defaultMode: 0440 and fsGroup)"

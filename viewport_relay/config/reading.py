@@ -27,8 +27,8 @@ _GIVEN_BY_HOSTS: Final = frozenset({"HOST", "PORT"})
 _SERVICE_LINK: Final = re.compile(
     r"RELAY(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
 )
-#: What no setting can hold: NUL, which file names and the operating system do not take, and bytes of the environment that
-#: are not UTF-8 (PEP 383).
+#: Characters that no setting can hold: NUL, which file names and the operating system do not take, and bytes of the environment
+#: that are not UTF-8 (PEP 383).
 _NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 
 #: User and password, in a URL or before HOST:PORT.

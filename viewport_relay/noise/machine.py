@@ -206,7 +206,7 @@ class NoiseLink:
 
     def __init__(self, peer: LinkPeer, responder: LinkResponder) -> None:
         self.core = LinkCore(peer, responder)
-        #: What else happens to the connection is told to the machine.
+        #: The inputs of the machine, for everything else that happens to the connection.
         self.inputs: LinkInputs = LINK_MACHINE(self.core)
 
     @property

@@ -37,7 +37,7 @@ MOST_ROWS: Final = 256
 #: Peers whose tokens must be off alike before a clock is suspected, and within how many seconds.
 _SAME_OFFSET: Final = (3, 60.0)
 
-#: What an example tells of its peer: name -> detail of the entry.
+#: The details of its peer in an example: name -> detail of the entry.
 _PEER: Final = {"role": "role", "workspace": "workspaceId", "target": "runtimeTargetId", "ip": "ip"}
 
 #: Characters of a sample's texts.

@@ -18,7 +18,7 @@ import msgspec
 #: A message as received.
 Message: TypeAlias = bytes | bytearray | memoryview
 
-#: What String.prototype.trim removes (ECMAScript WhiteSpace and LineTerminator).
+#: Characters that String.prototype.trim removes (ECMAScript WhiteSpace and LineTerminator).
 JS_WHITE_SPACE: Final = (
     "\t\n\v\f\r \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f"
     "\u205f\u3000\ufeff"

@@ -74,7 +74,7 @@ class NoDaemon(Decision, frozen=True):
     frame: ClientFrame
 
 
-#: Where a message goes: its one receiver, or a decision.
+#: The route of a message: its one receiver, or a decision.
 Route: TypeAlias = Peer | RemoteSession | Decision
 
 

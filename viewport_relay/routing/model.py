@@ -76,7 +76,7 @@ class Peer:
 
 # -- the daemon's seat (wire protocol, section 3) ----------------------------------------------------------------
 
-#: How many times within a minute a higher generation takes the seat at once.
+#: The number of times within a minute that a higher generation takes the seat at once.
 MOST_REPLACEMENTS: Final = 3
 _MINUTE: Final = 60.0
 
@@ -168,7 +168,7 @@ class Seat:
 
 # -- targets -----------------------------------------------------------------------------------------------------
 
-#: Who waits for an answer or owns a session: a peer, or the id of the relay that a bus frame came from.
+#: The owner of a request or session: a peer, or the id of the relay that a bus frame came from.
 Owner: TypeAlias = Peer | str
 
 

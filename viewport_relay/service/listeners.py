@@ -40,7 +40,7 @@ from viewport_relay.wire.tlstransport import TLSFactory
 
 _BACKLOG: Final = 1024
 
-#: What Twisted's parsers and plugins raise for a wrong description of an endpoint.
+#: Exceptions of Twisted's parsers and plugins for a wrong description of an endpoint.
 _BAD_ENDPOINT: Final = (ValueError, LookupError, TypeError, AttributeError)
 
 #: Seconds that accepted connections have for their request and its answer when the relay stops.

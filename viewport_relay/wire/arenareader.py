@@ -78,7 +78,7 @@ class ArenaReader(Reader):
         self._long: LongFrame | None = None
         self._skip = 0  # bytes of a frame that are still to be thrown away
         self._unsampled = 1  # reads until the next one whose time is noted
-        #: Where the next bytes are read into.
+        #: Memory that the next bytes are read into.
         self.space = arena.space
         self._receive: Callable[[memoryview], int] = read_nothing
         if isinstance(transport, DirectAccess):

@@ -19,7 +19,7 @@ from viewport_relay.wire.pausing import Shared
 #: The first byte of an unfragmented binary message.
 _BINARY: Final = 0x82
 
-#: What records add to a message that is cut into few: at most so many bytes, and one for each 512 of the message.
+#: Bytes that records add to a message that is cut into few: at most this number, and one for each 512 of the message.
 _FEW_RECORDS: Final = 64
 
 #: Bytes in front of a decrypted message, for the longest header.

@@ -35,7 +35,7 @@ _SUITES: Final = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_PO
 #: SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL sets and does not name.
 _MODE_ENABLE_PARTIAL_WRITE: Final = 1
 
-#: What tells one version of a file from another: renewals replace files, links or what links point to.
+#: The identity of one version of a file: renewals replace files, links or what links point to.
 _Version = tuple[int, int, int, int] | None
 
 

@@ -66,7 +66,7 @@ class TLSFlow:
         self._sink: Sink | None = None
         self._transport: Any = None  # a DirectTransport, while anything can be sent
         self.begun = False
-        #: Where the TCP transport reads to.
+        #: Memory that the TCP transport reads into.
         self.space = memory.space
 
     def begin(self, layer: RecordLayer, transport: Any) -> None:

@@ -26,7 +26,7 @@ PIECE: Final = 5 * RECORD
 #: SSL_MODE_AUTO_RETRY of OpenSSL's ssl.h, which pyOpenSSL sets: reading goes on behind a record without data.
 _MODE_AUTO_RETRY: Final = 4
 
-#: What a piece becomes at most, and most ciphertext of one read. OpenSSL's two buffers of a connection grow to about
+#: Most bytes of the records of a piece, and of the ciphertext of one read. OpenSSL's two buffers of a connection grow to about
 #: this size and stay.
 SEALED: Final = PIECE + RECORD_OVERHEAD * (PIECE // RECORD + 2)
 
@@ -72,7 +72,7 @@ class SharedMemory:
     def __init__(self, arena: Arena) -> None:
         """Most plaintext goes into `arena`: the readers of the reactor read into it."""
         self.ciphertext = bytearray(SEALED)
-        #: Where sockets are read into.
+        #: Memory that sockets are read into.
         self.space = memoryview(self.ciphertext)
         sealed = bytearray(SEALED)
         #: Records, until they are sent.

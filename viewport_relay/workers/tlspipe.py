@@ -34,7 +34,7 @@ from viewport_relay.workers.channels import OneProtocol
 #: Seconds that pipes may take to end after the relay of their worker has drained.
 DRAIN_LIMIT: Final = 2.0
 
-#: How the answer to an upgrade begins: the peer is admitted.
+#: The beginning of the answer to an upgrade whose peer is admitted.
 SWITCHING: Final = b"HTTP/1.1 101 "
 
 #: Seconds that a peer has at least for what is left, when its connection is closed.
@@ -167,7 +167,7 @@ class _End(Protocol):
     def __init__(self, pipe: TLSPipe, space: memoryview, clock: IReactorTime) -> None:
         self._pipe = pipe
         self._clock = clock
-        #: Where the transport reads to.
+        #: Memory that the transport reads into.
         self.space = space
 
     def pauseProducing(self) -> None:
