@@ -71,7 +71,7 @@ class Fleet:
         self._beginning: Deferred[None] | None = None
         instance = new_instance()
         sync = config.presence_sync_interval_ms / 1000
-        self.outage = Outage(reactor, log, counters, self._recovered)
+        self.outage = Outage(reactor, log, counters, lambda: self._presence.tell_again())
         if config.backplane_mode == "redis":
             self._carrier = carrier = RedisCarrier(reactor, config, self.outage, counters, now)
             about = {"version": __version__, "url": config.public_ws_base_url}
@@ -190,9 +190,6 @@ class Fleet:
         if self._outbound is not None:
             self._outbound.stop()
         return Deferred.fromCoroutine(self._carrier.stop())
-
-    def _recovered(self) -> None:
-        self._presence.tell_again()
 
 
 def _none(relay_id: str) -> None:

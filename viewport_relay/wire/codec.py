@@ -96,9 +96,6 @@ class Codec(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not t
 
     # -- Autobahn's hooks --------------------------------------------------------------------------------------
 
-    def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        self.events.message_received(payload, isBinary)
-
     def onPing(self, payload: bytes) -> None:
         if self.state == self.STATE_OPEN:
             self.events.ping_received(payload)
@@ -153,7 +150,8 @@ class Codec(WebSocketServerProtocol):  # type: ignore[misc]  # Autobahn is not t
         chunks: list[bytes] = self.message_data
         self.message_data = None
         if not self.failedByMe:
-            self.onMessage(chunks[0] if len(chunks) == 1 else b"".join(chunks), self.message_is_binary)
+            message = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            self.events.message_received(message, self.message_is_binary)
 
 
 class CodecFactory:
