@@ -74,7 +74,7 @@ class Trends:
 
     def history(self) -> dict[str, Any]:
         """The samples as columns, a third of the size of rows."""
-        names = ("at", "daemons", "clients", "workers", "frames", "refused")
+        names = "at", *self.numbers()
         return {"ok": True, **{name: [row[name] for row in self._samples] for name in names}}
 
     def capacity(self) -> dict[str, Any]:
