@@ -94,6 +94,9 @@ class RelayChannel(HTTPChannel):
     def getHost(self) -> None:
         """None: the relay answers alike on each of its addresses, and to ask for it is a system call for each request."""
 
+    def getPeer(self) -> None:
+        """None: Twisted's request asks for the address, and nothing reads it there. `peer_host` is the address as text."""
+
     def timeoutConnection(self) -> None:
         """Called by TimeoutMixin: the request is late, or none came."""
         if self._begun:
