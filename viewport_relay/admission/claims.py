@@ -28,9 +28,10 @@ def parse_claims(claims: Mapping[str, Any], query: UpgradeQuery) -> Claims:
     Unknown claims are ignored; lengths count as JavaScript counts them (UTF-16 code units).
     """
     read: dict[str, Any] = {}
-    for name, (attribute, form, *bounds) in _FORMS.items():
-        if name in claims:
-            read[attribute] = form(claims[name], name, *bounds)
+    for name, value in claims.items():
+        if name in _FORMS:
+            attribute, form, *bounds = _FORMS[name]
+            read[attribute] = form(value, name, *bounds)
     read.pop(_UNUSED, None)
     if read.get("role", query.role) is not query.role:
         raise _wrong("role", "is not the role of the query")

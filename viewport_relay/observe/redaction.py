@@ -144,7 +144,7 @@ class Redactor:
         Bytes are shown as their number only and unknown objects as the name of their type, so that nothing
         slips through a `repr`.
         """
-        if isinstance(value, str) and not isinstance(value, Enum):
+        if type(value) is str or (isinstance(value, str) and not isinstance(value, Enum)):
             return self.identifier(value) if key in _READABLE else self._string(key, value)
         if value is None or isinstance(value, bool):
             return value
