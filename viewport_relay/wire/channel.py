@@ -106,30 +106,33 @@ class RelayChannel(HTTPChannel):
     def loseConnection(self) -> None:
         if self._linger is not None:
             return
-        self._closing = True
-        self._stop_timers()
-        self._kept = b""
-        self.clearLineBuffer()  # type: ignore[no-untyped-call]  # up to 64 KiB, for as long as the peer lets the connection linger
+        self._close()
         self._linger = self.callLater(LINGER, self.drop)
         self.connections.waits(self)
         HTTPChannel.loseConnection(self)
 
     def drop(self) -> None:
         """Abort the connection."""
-        self._closing = True
-        self._stop_timers()
+        self._close()
         if self.transport is not None:
             self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         if not self._begun and not self.gone and _is_plain_http(reason):
             self._unreadable("a peer speaks plain HTTP to a port with TLS: let it use wss:// or https://")
-        self._closing = self.gone = True
-        self._stop_timers()
+        self.gone = True
+        self._close()
         # Timers refer to this channel: only the collector would free the cycle.
         self._linger = self._resting = None
         self.connections.leave(self)
         HTTPChannel.connectionLost(self, reason)
+
+    def _close(self) -> None:
+        """Take no more requests, and forget what has come of them: lines behind the present one, up to 64 KiB, too."""
+        self._closing = True
+        self._stop_timers()
+        self._kept = b""
+        self.clearLineBuffer()  # type: ignore[no-untyped-call]
 
     def _stop_timers(self) -> None:
         self.setTimeout(None)  # type: ignore[no-untyped-call]
@@ -196,10 +199,6 @@ class RelayChannel(HTTPChannel):
             self._go_on()
         elif not self._closing:
             HTTPChannel.rawDataReceived(self, data)
-
-    def lineReceived(self, line: bytes) -> None:
-        if not self._closing:
-            HTTPChannel.lineReceived(self, line)
 
     def headerReceived(self, line: bytes) -> bool:
         if len(line) > 64 and line[:14].lower() == b"content-length":
