@@ -149,6 +149,28 @@ def test_requests_after_a_body_keep_their_order() -> None:
     assert web.page.asked == [b"/lateabc", b"/1", b"/2", b"/3"] and line.statuses == [200] * 4
 
 
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"no colon", 400),
+        (b"Content-Length: " + b"1" * 5000, 400),
+        (b"Content-Length: 20000", 413),
+        (b"Transfer-Encoding: chunked", 411),
+        (b"X: " + b"x" * 17_000, 431),
+    ],
+)
+@pytest.mark.parametrize("dropped", [False, True])
+def test_nothing_is_read_behind_a_refused_head(header: bytes, status: int, dropped: bool) -> None:
+    web = Web()
+    line = web.connect()
+    if dropped:
+        line.channel.loseConnection = line.channel.drop
+    line.say(b"GET /1 HTTP/1.1\r\nHost: x\r\n" + header + b"\r\nY: y\r\n\r\n" + get(b"/2"))
+    line.turns(3)
+    assert line.statuses == ([] if dropped else [status]) and web.page.asked == []
+    assert line.channel.early == b""
+
+
 def test_buffered_pipelined_requests_are_bounded_and_answered() -> None:
     web = Web()
     line = web.connect()
