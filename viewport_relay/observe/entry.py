@@ -36,18 +36,20 @@ class LogEntry(NamedTuple):
 
     def as_json(self, redactor: Redactor, relay_id: str | None) -> dict[str, Any]:
         """The JSON object of the entry, redacted. Members that are None are left out."""
-        name, message, detail = self.connection_id, self.message, redactor.detail
-        members = {
-            "ts": timestamp(self.at),
-            "level": self.level,
-            "event": self.event,
-            "reason": self.reason and self.reason.code,
-            "message": None if message is None else redactor.message(message),
-            "connectionId": None if name is None else redactor.identifier(name),
-            "relayId": relay_id,
-            "details": {key: detail(key, value) for key, value in self.details.items() if value is not None},
+        made: dict[str, Any] = {"ts": timestamp(self.at), "level": self.level, "event": self.event}
+        if self.reason is not None:
+            made["reason"] = self.reason.code
+        if self.message is not None:
+            made["message"] = redactor.message(self.message)
+        if self.connection_id is not None:
+            made["connectionId"] = redactor.identifier(self.connection_id)
+        if relay_id is not None:
+            made["relayId"] = relay_id
+        detail = redactor.detail
+        made["details"] = {
+            key: detail(key, value) for key, value in self.details.items() if value is not None
         }
-        return {key: value for key, value in members.items() if value is not None}
+        return made
 
 
 def bounded_line(made: dict[str, Any]) -> str:

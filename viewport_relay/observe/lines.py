@@ -99,8 +99,9 @@ class LineStream:
         """Write the line of an entry. The first one after lost lines is preceded by `log_lines_lost`. Never raises OSError."""
         if self._waiting:
             self.go_on()
-        lines = [self._gap(at), line] if self._lost else [line]
-        text = "".join(f"{self._form(entry)}\n" for entry in lines)
+        text = f"{self._form(line)}\n"
+        if self._lost:
+            text = f"{self._form(self._gap(at))}\n{text}"
         if self._waiting and self._size + len(text) > MOST_WAITING:
             self._lost += 1
             self.failures += 1
