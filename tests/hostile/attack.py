@@ -15,13 +15,16 @@ import select
 import socket
 import ssl
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlencode
 
 from tests.drill.peer import CLOSE, PING, TEXT, Closed, Peer, Refused, dial, upgrade_request
+from tests.tlsrecords import Records
 from tests.wireframes import masked_frame
 
 WORKSPACE: Final = "hostile"
@@ -174,13 +177,73 @@ def compression(road: Road, token: str) -> None:
             next(done)
 
 
+def encrypts(road: Road, token: str | None) -> tuple[socket.socket, Records]:
+    """A connection over TLS, and what encrypts records for it: of an admitted peer, or without a token of a stranger."""
+    assert road.tls is not None
+    context = ssl.create_default_context(cadata=b"".join(road.tls.get_ca_certs(binary_form=True)))
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Path(folder) / "keys"
+        context.keylog_filename = str(keys)
+        own = Road(road.port, context, road.source)
+        sock = own.dial() if token is None else own.join(token).sock
+        made = Records(keys.read_text().splitlines(), sent=0 if token is None else 1)
+    sock.setblocking(True)
+    return sock, made
+
+
+def send_records(sock: socket.socket, records: list[bytes]) -> None:
+    with contextlib.closing(sock):
+        for at in range(0, len(records), 500):
+            data = b"".join(records[at : at + 500])
+            while data:
+                data = data[os.write(sock.fileno(), data) :]
+            for _ in records[at : at + 500]:
+                next(done)
+
+
+def key_updates(road: Road, token: str) -> None:
+    """New keys, each of which asks for one in return, and no data."""
+    sock, made = encrypts(road, token)
+    send_records(sock, [made.key_update() for _ in range(5000)])
+
+
+def key_updates_first(road: Road, token: str) -> None:
+    """The same of a stranger, behind the handshake."""
+    sock, made = encrypts(road, None)
+    send_records(sock, [made.key_update() for _ in range(5000)])
+
+
+def empty_records(road: Road, token: str) -> None:
+    """Records of application data without any."""
+    sock, made = encrypts(road, token)
+    send_records(sock, [made.data(b"") for _ in range(20_000)])
+
+
+def tiny_records(road: Road, token: str) -> None:
+    """A message of 1 MiB, one byte in each record, again and again from its beginning."""
+    sock, made = encrypts(road, token)
+    frame = masked_frame(TEXT, b"[" * 1_048_576)
+    send_records(sock, [made.data(frame[at : at + 1]) for at in range(40_000)])
+
+
+def tiny_records_first(road: Road, token: str) -> None:
+    """A request of a stranger, one byte in each record."""
+    sock, made = encrypts(road, None)
+    request = upgrade_request("/ws?role=client", {f"X-{n}": "x" * 900 for n in range(12)})
+    send_records(sock, [made.data(bytes([byte])) for byte in request])
+
+
 KINDS: Final[dict[str, Callable[[Road, str], None]]] = {
     attack.__name__: attack
     for attack in (
         ping_flood, ping_flood_unread, fragment_flood, small_fragments, garbage_frames, deep_frames, large_frames,
         close_storm, bad_upgrades, bad_tokens, connects, compression,
+        key_updates, key_updates_first, empty_records, tiny_records, tiny_records_first,
     )
 }  # fmt: skip
+
+#: Floods of TLS records.
+ON_TLS: Final = {"key_updates", "key_updates_first", "empty_records", "tiny_records", "tiny_records_first"}
 
 
 def attempt(port: int, token: str) -> int:

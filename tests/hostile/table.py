@@ -35,7 +35,7 @@ from tests.drill.peer import Closed, Peer, e2ee
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay
 from tests.hostile import swarm
-from tests.hostile.attack import TARGET, WORKSPACE
+from tests.hostile.attack import ON_TLS, TARGET, WORKSPACE
 from tests.ports import free_port
 
 ROOT: Final = Path(__file__).parents[2]
@@ -63,7 +63,12 @@ ONLY: Final = {
 }  # fmt: skip
 
 #: Every attack on each of its roads.
-ROWS: Final = [(attack, road) for road in ROADS for attack in ATTACKS if attack in ONLY.get(road, ATTACKS)]
+ROWS: Final = [
+    (attack, road)
+    for road in ROADS
+    for attack in ATTACKS
+    if attack in ONLY.get(road, ATTACKS) and (road == "tls" or attack not in ON_TLS)
+]
 
 #: The relay's default limits, which drills turn off.
 PRODUCTION: Final = {
