@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
@@ -26,7 +26,7 @@ from viewport_relay.admin.site import Page
 from viewport_relay.config import EX_CONFIG, Config, bracketed, is_loopback
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.service.engine import Engine, Parts
-from viewport_relay.service.timers import WaitingService
+from viewport_relay.service.timers import WaitingService, with_deadline
 from viewport_relay.sessions.link import WELL_KNOWN_PATH, well_known
 from viewport_relay.wire.addresslimits import AddressLimits, LimitedFactory
 from viewport_relay.wire.attempts import UpgradeAttempts
@@ -237,11 +237,8 @@ class Listeners(WaitingService):
     async def end(self) -> None:
         """Stop listening. HTTP connections end with the answer to their request, at most `GRACE` seconds from now."""
         await MultiService.stopService(self)
-        late = self._parts.reactor.callLater(GRACE, self._drop)
-        for closed in [connections.close() for connections in self._http]:
-            await closed
-        if late.active():
-            late.cancel()
+        closed = DeferredList([connections.close() for connections in self._http])
+        await with_deadline(self._parts.reactor, GRACE, closed, self._drop)
         self._queue.stop()
 
     def _drop(self) -> None:

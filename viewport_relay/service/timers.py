@@ -1,13 +1,16 @@
-"""The kinds of Twisted services that the relay adds: periodic calls, and a stop that waits."""
+"""The kinds of Twisted services that the relay adds: periodic calls, and a stop that waits, within a time limit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from twisted.application.internet import TimerService
 from twisted.application.service import IServiceCollection, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+
+T = TypeVar("T")
 
 
 def every(
@@ -18,6 +21,20 @@ def every(
     timer.clock = clock
     timer.setServiceParent(parent)
     return timer
+
+
+def with_deadline(
+    clock: IReactorTime, seconds: float, ending: Deferred[T], late: Callable[[], object]
+) -> Deferred[T]:
+    """Call `late` if `ending` does not fire within `seconds`. Returns `ending`, which is still waited for."""
+    timer = clock.callLater(seconds, late)
+
+    def ended(result: T) -> T:
+        if timer.active():
+            timer.cancel()
+        return result
+
+    return ending.addBoth(ended)
 
 
 class WaitingService(MultiService):

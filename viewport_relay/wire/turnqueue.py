@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from viewport_relay.wire.turn import turn_of
 
-#: Seconds of waiting input that are worked at between two looks at the sockets, for all connections together.
+#: Seconds of work at waiting input in one turn of the reactor, for all connections together.
 TURN_SECONDS: Final = 0.004
 
 #: Seconds for which one connection works at its waiting input while others wait, within `TURN_SECONDS`.

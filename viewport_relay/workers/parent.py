@@ -18,6 +18,7 @@ from viewport_relay.admission.limits import ConnectionCounts, UpgradeLimits
 from viewport_relay.config import BY_ATTRIBUTE, Config, Reloaded, merged
 from viewport_relay.observe.counters import Counters
 from viewport_relay.service.engine import Engine, Parts
+from viewport_relay.service.timers import with_deadline
 from viewport_relay.wire.site import RelaySite
 from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers.crew import Crew, CrewState
@@ -131,14 +132,9 @@ class Workers(Engine):
 
     def drain(self) -> Deferred[None]:
         """Drain every worker; a worker that does not exit in time is killed."""
-        return Deferred.fromCoroutine(self._drain())
-
-    async def _drain(self) -> None:
         self._all_up()  # `when_ready` waits no longer
-        late = self._reactor.callLater(self._parts.config.drain_seconds + _MARGIN, self.crew.kill)
-        await self.crew.stop()
-        if late.active():
-            late.cancel()
+        limit = self._parts.config.drain_seconds + _MARGIN
+        return with_deadline(self._reactor, limit, self.crew.stop(), self.crew.kill)
 
     def cut(self) -> None:
         """Order every worker to drop its remaining connections."""

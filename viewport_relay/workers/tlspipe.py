@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from viewport_relay.observe.sink import EventSink
 from viewport_relay.reasons import Reason
+from viewport_relay.service.timers import with_deadline
 from viewport_relay.wire.fairqueue import FairQueue
 from viewport_relay.wire.reactor import adopt_stranger
 from viewport_relay.wire.tls import ServerContext
@@ -91,18 +92,12 @@ class TLSPipes:
         for pipe in tuple(self._pipes):
             pipe.abort()
 
-    def when_over(self, limit: float) -> Deferred[None]:
-        """Fire when every connection has ended. Those that are left after `limit` seconds are aborted."""
+    def drain(self) -> Deferred[None]:
+        """Fire when every connection has ended. Those that are left after `DRAIN_LIMIT` are aborted."""
         if not self._pipes:
             return succeed(None)
         self._over = Deferred()
-        late = self._reactor.callLater(limit, self.abort)
-
-        def ended(result: None) -> None:
-            if late.active():
-                late.cancel()
-
-        return self._over.addCallback(ended)
+        return with_deadline(self._reactor, DRAIN_LIMIT, self._over, self.abort)
 
 
 class TLSPipe:

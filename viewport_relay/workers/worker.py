@@ -37,7 +37,7 @@ from viewport_relay.wire.tls import ServerContext
 from viewport_relay.workers import messages
 from viewport_relay.workers.channels import OneProtocol, PacketReader, ReportSender, connect
 from viewport_relay.workers.snapshots import serialised
-from viewport_relay.workers.tlspipe import DRAIN_LIMIT, TLSPipes
+from viewport_relay.workers.tlspipe import TLSPipes
 
 #: Seconds for the last messages to the parent at exit.
 _FINISH_LIMIT: Final = 3.0
@@ -111,7 +111,7 @@ class WorkerService(WaitingService):
         """Drain, stop, and wait until the parent has read the last messages."""
         await self.relay.drain()
         if self._pipes is not None:
-            await self._pipes.when_over(DRAIN_LIMIT)
+            await self._pipes.drain()
         await MultiService.stopService(self)
         self._site.stopFactory()
         self._log.close()
