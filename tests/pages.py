@@ -7,13 +7,14 @@ for block in blocks("docs/reference/protocol.md", "exchange"):
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from attrs import frozen
 
 ROOT = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True)
+@frozen
 class Block:
     """One fenced block: `language` of its fence, `line` of its first line, the nearest `heading` above it."""
 

@@ -26,9 +26,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from attrs import frozen
 
 from tests.drill.certificates import Identity
 from tests.drill.peer import Closed, Peer, e2ee
@@ -107,7 +108,7 @@ made, reactor.epoll = reactor.epoll, Probe
 """
 
 
-@dataclass(frozen=True)
+@frozen
 class Row:
     """One attack on one road. Times in milliseconds, memory in bytes."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from dataclasses import dataclass
 
 import pytest
+from attrs import frozen
 
 from tests.pages import ROOT, section
 from tools import private_names
@@ -15,7 +15,7 @@ from tools import private_names
 PAGE = "docs/topics/architecture.md"
 
 
-@dataclass(frozen=True)
+@frozen
 class Row:
     name: str
     of: str
