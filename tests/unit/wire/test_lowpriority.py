@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from twisted.internet import main
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface.verify import verifyObject
@@ -333,6 +334,35 @@ def test_connections_of_a_listener_have_low_priority_and_an_adopted_one_where_it
         for each in (accepted, own, stranger):
             each.abortConnection()
         port.stopListening()
+
+
+def test_a_stranger_is_read_in_small_pieces() -> None:
+    """64 KiB of TLS records of one byte were 14 ms of work in one event."""
+    reactor = RelayReactor()
+    got: list[bytes] = []
+
+    class Reader(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            got.append(data)
+
+    factory = Factory.forProtocol(Reader)
+    with contextlib.ExitStack() as open_sockets:
+        for adopt, most in (
+            (lambda *args: adopt_stranger(reactor, *args), 8192),
+            (reactor.adoptStreamConnection, 65_536),
+        ):
+            ours, theirs = map(open_sockets.enter_context, socket.socketpair())
+            ours.setblocking(False)
+            got.clear()
+            before = set(reactor.getReaders())
+            adopt(ours.fileno(), socket.AF_UNIX, factory)
+            (transport,) = set(reactor.getReaders()) - before
+            theirs.sendall(bytes(20_000))
+            theirs.shutdown(socket.SHUT_WR)
+            ends = [transport.doRead() for _ in range(1 + -(-20_000 // most))]
+            assert [len(piece) for piece in got] == [min(most, 20_000 - at) for at in range(0, 20_000, most)]
+            assert ends[:-1] == [None] * len(got) and ends[-1] is main.CONNECTION_DONE
+            transport.abortConnection()
 
 
 def test_an_upgraded_connection_is_promoted() -> None:
