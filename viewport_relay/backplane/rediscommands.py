@@ -166,14 +166,15 @@ class Commands:
     presence_ttl: int
     queue_max: int
 
+    def presence_key(self, target: TargetKey) -> str:
+        return f"{self.prefix}:presence:{target[0]}:{target[1]}"
+
     def queue_key(self, relay_id: str) -> str:
         return f"{self.prefix}:queue:{relay_id}"
 
     def _presence_keys(self, target: TargetKey) -> tuple[str, str, str]:
-        entry, signature, seat = (
-            f"{self.prefix}:{kind}:{target[0]}:{target[1]}" for kind in ("presence", "signature", "seat")
-        )
-        return entry, signature, seat
+        signature, seat = (f"{self.prefix}:{kind}:{target[0]}:{target[1]}" for kind in ("signature", "seat"))
+        return self.presence_key(target), signature, seat
 
     def take(
         self, target: TargetKey, entry: bytes, signature: str, claim: SeatClaim, *, new: bool
