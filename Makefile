@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASE_VENV := .venv-release
-ROADS_VENV := .venv-roads
+ROADS_PACKAGES := .roads
 CODE := .
 ARGS ?=
 
@@ -44,16 +44,17 @@ test: $(READY) $(PROXIES)/.ready ## lint, then every test (ARGS="-k name" goes t
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS) || status=1; exit $$status
 
-# The black-box cases of the wire protocol, and what they need besides.
+# The black-box cases of the wire protocol, and the packages that they name. The locked ones of .venv take precedence.
 ACCEPTANCE ?= ../shared/acceptance
 
-$(ROADS_VENV)/.ready: requirements-dev.lock setup.cfg $(ACCEPTANCE)/requirements.txt
-	@tools/setup-venv $(ROADS_VENV)
-	@$(ROADS_VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -r $(ACCEPTANCE)/requirements.txt
+$(ROADS_PACKAGES)/.ready: $(ACCEPTANCE)/requirements.txt $(READY)
+	@rm -rf $(ROADS_PACKAGES)
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --target $(ROADS_PACKAGES) \
+		-r $(ACCEPTANCE)/requirements.txt
 	@touch $@
 
-roads: $(ROADS_VENV)/.ready $(PROXIES)/.ready ## the acceptance cases over TLS, proxies, workers, links … (ARGS="--ci", ARGS="tls nginx")
-	@$(ROADS_VENV)/bin/python -m tests.roads $(ACCEPTANCE) $(ARGS)
+roads: $(ROADS_PACKAGES)/.ready $(PROXIES)/.ready ## the acceptance cases over TLS, proxies, workers, links … (ARGS="--ci", ARGS="tls nginx")
+	@$(BIN)/python -m tests.roads $(ACCEPTANCE) $(ARGS) --packages $(ROADS_PACKAGES)
 
 # The long tests: what `make test` leaves out, with everything that belongs to it.
 LONG = $(BIN)/python -m pytest -m "slow or not slow"
@@ -133,7 +134,7 @@ sbom: $(RELEASE_VENV)/.ready ## write sbom.json (CycloneDX): the relay and what 
 	@tools/make-sbom $(RELEASE_VENV) sbom.json
 
 clean: ## remove the environments and everything that was built
-	@rm -rf $(VENV) $(PROXIES) $(RELEASE_VENV) $(ROADS_VENV) $(FUZZ_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	@rm -rf $(VENV) $(PROXIES) $(RELEASE_VENV) $(ROADS_PACKAGES) $(FUZZ_VENV) build dist *.egg-info sbom.json .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		benchmarks/build benchmarks/peers/node-relay/node_modules
 	@find viewport_relay twisted tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -f twisted/plugins/dropin.cache

@@ -1,9 +1,9 @@
 """Runs the acceptance suite over every road, and prints the matrix of roads and cases.
 
-    python -m tests.roads SUITE [--ci] [ROAD ...]
+    python -m tests.roads SUITE [--ci] [--packages FOLDER] [ROAD ...]
 
-SUITE is the folder with the black-box cases of the wire protocol. With `--ci`, roads that CI does not run whole run
-only their part (`Road.ci`). Exit status 0 if every case of every road passed.
+SUITE is the folder with the black-box cases of the wire protocol, FOLDER one with packages that only the cases need. With
+`--ci`, roads that CI does not run whole run only their part (`Road.ci`). Exit status 0 if every case of every road passed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.roads", description=__doc__.partition("\n")[0])
     parser.add_argument("suite", type=Path, help="folder of the acceptance cases")
     parser.add_argument("--ci", action="store_true", help="the part of each road that CI runs")
+    parser.add_argument("--packages", type=Path, help="folder of packages that the cases import")
     parser.add_argument(
         "road", nargs="*", help=f"of {', '.join(road.name for road in roads())}; all by default"
     )
@@ -45,7 +46,7 @@ def main() -> int:
         shutil.copytree(given.suite, suite, ignore=shutil.ignore_patterns("__pycache__"))
         for road in roads():
             if not given.road or road.name in given.road:
-                rows.append(take(road, suite, part=road.ci if given.ci else ""))
+                rows.append(take(road, suite, given.packages, part=road.ci if given.ci else ""))
     print("\n{:<18} {:>7} {:>7} {:>9} {:>6}".format("road", "passed", "failed", "left out", "s"))
     for name, passed, failed, left_out, seconds, _ in rows:
         print(f"{name:<18} {passed:>7} {failed:>7} {left_out:>9} {seconds:>6.0f}")
@@ -54,7 +55,7 @@ def main() -> int:
     return int(any(row[5] for row in rows))
 
 
-def take(road: Road, suite: Path, part: str) -> tuple[str, int, int, int, float, int]:
+def take(road: Road, suite: Path, packages: Path | None, part: str) -> tuple[str, int, int, int, float, int]:
     """Run the suite, or the `part` that a pytest expression selects, over one road.
 
     Returns the road's name, numbers of cases passed, failed and left out, seconds, and pytest's status.
@@ -74,6 +75,8 @@ def take(road: Road, suite: Path, part: str) -> tuple[str, int, int, int, float,
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    if packages is not None:
+        environ["ROAD_PACKAGES"] = str(packages.resolve())
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "tests.roads.plugin", "-p", "no:cacheprovider", "--tb=short",
         "-n", PROCESSES, "--dist", "worksteal", "-c", str(suite / "pytest.ini"), "--rootdir", str(suite), str(suite),

@@ -2,6 +2,8 @@
 
     ROAD=nginx ROAD_SUITE=SUITE WIRE_TLS=1 PYTHONPATH=. python -m pytest -p tests.roads.plugin SUITE
 
+ROAD_PACKAGES may name a folder of packages that the suite imports.
+
 The suite is unchanged: the plugin replaces the class that starts relays by a subclass, and for links the function
 that opens a WebSocket. Cases that a road leaves out are not collected, with the reasons in `matrix`. A run in which
 nothing used the road fails.
@@ -46,6 +48,8 @@ def _road() -> Road:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Replace the classes before the suite's conftest imports them."""
     sys.path.insert(0, os.environ["ROAD_SUITE"])
+    if "ROAD_PACKAGES" in os.environ:
+        sys.path.append(os.environ["ROAD_PACKAGES"])  # last: the relay's own packages take precedence
     road = _road()
     taken = early_config.stash[TAKEN] = Taken()
     import relayproc  # a module of the suite

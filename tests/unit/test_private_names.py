@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from collections.abc import Mapping
 
 import pytest
 from attrs import frozen
@@ -42,8 +43,13 @@ def rows() -> list[Row]:
     return found
 
 
-def test_the_table_is_complete_and_exact() -> None:
-    assert {row.name: row.users for row in rows()} == dict(private_names.used())
+@pytest.fixture(scope="module")
+def used() -> Mapping[str, frozenset[str]]:
+    return private_names.used()
+
+
+def test_the_table_is_complete_and_exact(used: Mapping[str, frozenset[str]]) -> None:
+    assert {row.name: row.users for row in rows()} == dict(used)
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
@@ -64,8 +70,7 @@ def test_the_row_has_a_reason_and_a_test(row: Row) -> None:
     assert (ROOT / row.test).is_file()
 
 
-def test_all_forms_of_use_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = private_names.used()
+def test_all_forms_of_use_are_found(used: Mapping[str, frozenset[str]]) -> None:
     assert "wire.reactor" in used["_poller"]  # self._poller of a base class
     assert "workers.passing" in used["_tempDataBuffer"]  # an attribute of another object
     assert "wire.tlstransport" in used["_tlsShutdownFinished"]  # an overridden method
