@@ -82,11 +82,11 @@ class AddressLimits:
 
     def refuses(self, address: str) -> bool:
         """Count a new connection of this address. True: it is to be closed."""
+        if self._exempt(address):
+            return False
         now, counted = self._clock.seconds(), counted_as(address)
         refusals = self._requests.refused(counted, now)
         if refusals < TOLERATED and not self._connections.hit(counted, now):
-            return False
-        if self._exempt(address):  # asked last: few addresses come to here
             return False
         self._counters.connections_refused += 1
         if not self._told.hit(counted, now):
