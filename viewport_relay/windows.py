@@ -82,8 +82,8 @@ class WindowTable:
     def __init__(self, max_keys: int = KEYS_MAX) -> None:
         self._max_keys = max_keys
         self._kept: dict[Hashable, Window] = {}  # roughly in order of their start
-        # Finds a window that a connection holds after it was dropped from `_kept`.
-        self._alive: WeakValueDictionary[Hashable, Window] = WeakValueDictionary()
+        # Windows that were dropped from `_kept` while a connection held them.
+        self._held: WeakValueDictionary[Hashable, Window] = WeakValueDictionary()
 
     def __len__(self) -> int:
         """Number of keys that are kept."""
@@ -97,9 +97,7 @@ class WindowTable:
         """The window of this key: the same object as long as a connection holds it or the table keeps it."""
         window = self._kept.get(key)
         if window is None:
-            window = self._alive.get(key)
-            if window is None:
-                window = self._alive[key] = Window()
+            window = self._held.get(key) or Window()
             self._make_room(now)
             window.filed = max(window.start, now)  # it is about to be used
             self._kept[key] = window
@@ -117,6 +115,6 @@ class WindowTable:
                 window.filed = window.start
                 self._kept[key] = self._kept.pop(key)
             elif len(self._kept) >= self._max_keys or (over and now - window.filed >= WINDOW_SECONDS):
-                del self._kept[key]
+                self._held[key] = self._kept.pop(key)
             else:
                 return
