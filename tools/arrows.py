@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "viewport_relay"
 
 #: Small modules that import no other module of the relay; every room but `protocol` may use them.
-TOOLS = frozenset({"deferredcache", "timelimit", "notify", "descriptors", "signals", "collector", "windows"})
+TOOLS = frozenset(
+    {"deferredcache", "timelimit", "notify", "descriptors", "signals", "collector", "hugepages", "windows"}
+)
 
 _BASE = frozenset({"reasons"})
 _LOW = _BASE | {"protocol", "config", "observe", "deferredcache", "timelimit", "windows"}

@@ -12,7 +12,7 @@ from twisted.application.service import IService
 from twisted.internet.error import CannotListenError
 from twisted.python import usage
 
-from viewport_relay import __version__, collector, descriptors
+from viewport_relay import __version__, collector, descriptors, hugepages
 from viewport_relay.admin.words import as_text
 from viewport_relay.config import EX_CONFIG, VARIABLES, ConfigError, configured_secrets, load, reread
 from viewport_relay.config.values import integer
@@ -139,6 +139,7 @@ def _service(options: Options, environ: dict[str, str]) -> IService:
     if platform is not None:
         log.event("dev_platform", message=f"the dev platform answers at {platform.url}", url=platform.url)
     collector.settle(reactor)
+    hugepages.collapse()
     return service
 
 

@@ -19,7 +19,7 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import globalLogBeginner
 from twisted.web.pages import notFound
 
-from viewport_relay import collector
+from viewport_relay import collector, hugepages
 from viewport_relay.admission.addresses import counted_as
 from viewport_relay.admission.limits import ConnectionCounts, Ticket, UpgradeLimits
 from viewport_relay.config import EX_CONFIG, Config, ConfigError, configured_secrets, load, reread
@@ -237,6 +237,7 @@ def main() -> int:
     PacketReader(socket.socket(fileno=messages.PACKETS_FD), reactor, service.execute, service.stop)
     service.startService()
     collector.settle(reactor)
+    hugepages.collapse()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     library_log.uninstall()
