@@ -47,9 +47,9 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "workers": _SERVICE | {"service"},
     "tap": _SERVICE | {"service", "workers", "devplatform"},  # --dev starts the dev platform
     # Not part of the relay. The reference peers and the dev platform share none of its code, so that they cannot
-    # share a bug.
+    # share a bug of the protocol. `descriptors` knows nothing of it.
     "peer": frozenset(),
-    "devplatform": frozenset(),
+    "devplatform": frozenset({"descriptors"}),
     "cli": _SERVICE | {"peer", "devplatform"},
 }
 

@@ -54,6 +54,8 @@ FULL = {
     "keygen": [*COMMAND, "keygen"],
     "token --help": [*COMMAND, "token", "--help"],
     "twistd viewport-relay --version": [*TWISTD, "-n", "viewport-relay", "--version"],
+    "devplatform": [sys.executable, "-m", "viewport_relay.devplatform"],
+    "devplatform --help": [sys.executable, "-m", "viewport_relay.devplatform", "--help"],
 }
 
 

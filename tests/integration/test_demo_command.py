@@ -65,6 +65,14 @@ class Demo:
             self.process.wait()
 
 
+def test_the_fewest_messages_give_the_keys_time_to_be_renewed() -> None:
+    command = [sys.executable, "-m", "viewport_relay.cli.main", "demo", "--once", "--turns"]
+    fewest = subprocess.run([*command, "5"], env=environ(), capture_output=True, text=True, timeout=60)
+    assert fewest.returncode == 0 and LAST_LINE.match(fewest.stdout.splitlines()[-1])
+    fewer = subprocess.run([*command, "4"], env=environ(), capture_output=True, text=True, timeout=60)
+    assert fewer.returncode == 2 and "5<=x<=230" in fewer.stderr
+
+
 @pytest.fixture
 def serving() -> Iterator[Demo]:
     demo = Demo("--port", "0", "--turns", "20")

@@ -25,6 +25,9 @@ from viewport_relay.reasons import Reason
 #: The port of a relay that keeps serving, if it is free.
 USUAL_PORT = 7781
 
+#: With fewer messages each way the exchange is over before the keys are renewed.
+FEWEST_TURNS = 5
+
 #: The reason code of the refusal that the last scene provokes.
 REFUSAL = f'"reason":"{Reason.NOISE_INVALID_PSK.code}"'
 
@@ -171,7 +174,11 @@ def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str | None]
     "--port", type=click.IntRange(0, 65535), help=f"Port of the own relay.  [default: {USUAL_PORT} if free]"
 )
 @click.option(
-    "--turns", type=click.IntRange(2, 230), default=200, show_default=True, help="Messages each way."
+    "--turns",
+    type=click.IntRange(FEWEST_TURNS, 230),
+    default=200,
+    show_default=True,
+    help="Messages each way.",
 )
 def demo(once: bool, relay_url: str | None, platform_url: str | None, port: int | None, turns: int) -> None:
     """Let a daemon and a client stream an agent's transcript through a relay, and check every byte at both ends.

@@ -43,8 +43,8 @@ class DemoFailed(Exception):
 class Where:
     """URLs and credentials for a demonstration. No repr: it holds a credential.
 
-    `ws_url` is the relay's base (`ws://host:port`), `platform_url` the control plane's. `turns` >= 2 messages go each way; the
-    relay's default of 240 a minute is the ceiling for one client.
+    `ws_url` is the relay's base (`ws://host:port`), `platform_url` the control plane's. `turns` >= 5 messages go each way,
+    which gives the keys time to be renewed; the relay's default of 240 a minute is the ceiling for one client.
     """
 
     ws_url: str

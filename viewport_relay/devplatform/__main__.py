@@ -19,13 +19,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import react
 
+from viewport_relay.descriptors import open_standard_streams, standard_output
 from viewport_relay.devplatform.endpoints import JWKS_PATH, VALIDATE_PATH
 from viewport_relay.devplatform.platform import DevPlatform
 from viewport_relay.devplatform.workspaces import new_pairing_secret
 
 
 def _say(event: str, **members: object) -> None:
-    print(json.dumps({"event": event, **members}), flush=True)
+    with standard_output():
+        print(json.dumps({"event": event, **members}), flush=True)
 
 
 def _secrets(environment: Mapping[str, str]) -> tuple[str, str | None, str]:
@@ -69,10 +71,12 @@ async def run(reactor: Any, port: int, environment: Mapping[str, str]) -> None:
 def main(port: int) -> None:
     """Run the development platform alone, on 127.0.0.1, until SIGTERM or Ctrl-C.
 
-    Exit status 2: a bad command line; 1: the port is taken.
+    Exit status 2: a bad command line; 1: the port is taken, or standard output cannot be written.
     """
     react(lambda reactor: Deferred.fromCoroutine(run(reactor, port, os.environ)))
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m viewport_relay.devplatform")
+    open_standard_streams()
+    with standard_output():  # for the text of --help
+        main(prog_name="python -m viewport_relay.devplatform")

@@ -3,7 +3,7 @@
 Twisted's parsers read the headers. Twisted's `haproxy` endpoint wrapper alone fails these cases, which
 `test_what_twisteds_own_wrapper_lacks` holds: the first bytes of a header come in pieces; `PROXY UNKNOWN` without
 addresses (section 2.1 of the specification); a port that is no number, or bytes that are not UTF-8 (it raises); an
-address that is none (it is taken); a version 2 header of 64 KiB (it is waited for). The classes here close these gaps,
+address or a port that is none (it is taken); a version 2 header of 64 KiB (it is waited for). The classes here close these gaps,
 and take headers from trusted peers only, where RELAY_TRUSTED_PROXIES names some. From this machine a header that names no address is
 always taken: `viewport-relay healthcheck` sends one.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IProtocol, IProtocolFactory
 from twisted.protocols.haproxy import _exceptions
 from twisted.protocols.haproxy._v1parser import V1Parser
@@ -32,6 +33,8 @@ V2_MAX: Final = 4096
 _V1: Final = b"PROXY "
 _V2: Final[bytes] = V2Parser.PREFIX
 _UNKNOWN: Final = b"PROXY UNKNOWN\r\n"
+#: Highest port of TCP.
+_PORT_MAX: Final = 65_535
 
 
 def header_length(data: bytes) -> int | None:
@@ -51,16 +54,22 @@ def header_length(data: bytes) -> int | None:
     return length if len(data) >= length else 0
 
 
-def source(header: bytes) -> Any:
-    """The client's address (an IAddress) in a whole header; None: the header names none.
+def addresses(header: bytes) -> tuple[Any, Any]:
+    """The addresses (IAddress) of client and balancer in a whole header; None twice: the header names none.
 
     Raises ValueError or InvalidProxyHeader, and KeyError for a family that is none.
     """
     if header == _UNKNOWN:
-        return None
-    if header.startswith(_V2):
-        return V2Parser.parse(header).source
-    return V1Parser.parse(header[:-2]).source
+        return None, None
+    found = V2Parser.parse(header) if header.startswith(_V2) else V1Parser.parse(header[:-2])
+    return found.source, found.destination
+
+
+def _exists(address: Any) -> bool:
+    """Whether an address that a header names can be one; that of a Unix-domain socket, or none, is always taken."""
+    if not isinstance(address, IPv4Address | IPv6Address):
+        return True
+    return parse_address(address.host) is not None and 0 <= address.port <= _PORT_MAX
 
 
 class ProxiedConnection(DirectAccess, ProtocolWrapper):
@@ -137,14 +146,13 @@ class ProxiedConnection(DirectAccess, ProtocolWrapper):
 
     def _is_taken(self, header: bytes) -> bool:
         try:
-            self._source = source(header)
+            self._source, destination = addresses(header)
         except (_exceptions.InvalidProxyHeader, ValueError, KeyError):  # for ports and families that are none
             return False
         if self._source is not None and not self._trusted:
             self.factory.refused(peer_host(self.transport))
             return False
-        host = getattr(self._source, "host", None)
-        return host is None or parse_address(host) is not None
+        return _exists(self._source) and _exists(destination)
 
 
 class ProxyFactory(WrappingFactory[ProxiedConnection]):

@@ -48,6 +48,10 @@ REFUSED = [
     b"PROXY TCP4 1.2.3.4 5.6.7.8 x y\r\n",
     b"PROXY TCP4 \xff 5.6.7.8 1 2\r\n",
     b"PROXY TCP4 evil 5.6.7.8 1 2\r\n",
+    b"PROXY TCP4 1.2.3.4 evil 1 2\r\n",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 65536 2\r\n",
+    b"PROXY TCP4 1.2.3.4 5.6.7.8 1 99999\r\n",
+    b"PROXY TCP6 2001:db8::7 2001:db8::1 -1 2\r\n",
     b"PROXY TCP4 1.2.3.4\r\n",
     b"PROXY TCP5 1.2.3.4 5.6.7.8 1 2\r\n",
     b"PROXY  \r\n",
@@ -132,6 +136,7 @@ def test_what_twisteds_own_wrapper_lacks() -> None:
     assert by_twisted_alone(whole[:7], whole[7:] + b"it")[0] == b""  # in pieces
     assert by_twisted_alone(b"PROXY UNKNOWN\r\nit")[0] == b""
     assert by_twisted_alone(b"PROXY TCP4 evil 5.6.7.8 1 2\r\nit")[0] == b"it"
+    assert by_twisted_alone(b"PROXY TCP4 1.2.3.4 5.6.7.8 65536 2\r\nit")[0] == b"it"
     with pytest.raises(ValueError):
         by_twisted_alone(b"PROXY TCP4 1.2.3.4 5.6.7.8 x y\r\nit")
 
