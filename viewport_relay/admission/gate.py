@@ -194,7 +194,7 @@ class Gate:
         self._validator.flush()
 
     def ready(self) -> tuple[bool, str]:
-        """Whether tokens can be checked; and why not, or the reason for which the platform would refuse any token."""
+        """Whether tokens can be checked; and why not, or what is wrong with the platform's newest answer."""
         if not self._jwks.ready:
             return False, "the JWKS was not fetched yet"
         fault = self._validator.fault

@@ -30,8 +30,6 @@ from viewport_relay.reasons import Reason, Refusal
 
 #: Answers remembered at most.
 CACHE_MAX: Final = 4096
-#: Refusals that say nothing of the token: the next one would be refused alike.
-FOR_ALL: Final = frozenset({Reason.INTERNAL_KEY_MISMATCH, Reason.PLATFORM_UNREACHABLE})
 #: Seconds for which a denial is remembered at most.
 DENIAL_TTL: Final = 2.0
 
@@ -87,7 +85,7 @@ class PlatformValidator:
         self._call = settings.call
         self._queue = PlatformQueue(clock, settings.limit)
         self._answers: DeferredCache[_Key, Claims | Refusal] = DeferredCache(clock, CACHE_MAX)
-        #: why the newest question would have been refused for any token, None if it would not
+        #: what is wrong between relay and platform, by the newest answer; None: nothing, the answer was about the token
         self.fault: Reason | None = None
 
     def recall(self, digest: bytes, query: UpgradeQuery) -> Claims | None:
@@ -164,9 +162,9 @@ class PlatformValidator:
         return verdict
 
     def _told(self, verdict: Verdict) -> Verdict:
-        """Remember whether the verdict would be the same for any token."""
+        """Remember whether the verdict is a fault between relay and platform."""
         reason = verdict.reason if isinstance(verdict, Refusal) else None
-        self.fault = reason if reason in FOR_ALL else None
+        self.fault = None if reason in DENIALS else reason
         return verdict
 
     def _count(self, outcome: str, began: float, timed_as: str | None = None) -> None:

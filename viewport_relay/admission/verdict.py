@@ -24,6 +24,18 @@ WORD_MAX_CHARS: Final = 128
 #: Refusals of the peer; all others are faults between relay and platform.
 DENIALS: Final = frozenset({Reason.VALIDATION_DENIED, Reason.WORKSPACE_NOT_FOUND})
 
+#: What to do about a status, where the reason's own fix would mislead.
+_SERVER_HINT: Final = (
+    "the platform, or a gateway in front of it, was reached and failed: its own log has the cause"
+)
+_RATE_HINT: Final = (
+    "the platform, or a gateway in front of it, limits the rate of this relay's requests: raise that limit"
+)
+_PAGE_HINT: Final = (
+    "set RELAY_INTERNAL_KEY to the platform's value and restart the relay; but the answer is no JSON: where a proxy or "
+    "firewall in front of the platform gives it, let this relay's requests pass there"
+)
+
 _NOT_A_LETTER = re.compile(r"[^a-z0-9]+")
 
 
@@ -33,7 +45,9 @@ def judge_answer(
     """The claims that an answer of the platform gives, or the refusal. `url` was asked; `secrets` are texts that no detail may repeat."""
     status = answer.status
     if status >= 500:
-        return _fault(Reason.PLATFORM_UNREACHABLE, f"the answer is HTTP {status}", url, status)
+        return _fault(
+            Reason.PLATFORM_UNREACHABLE, f"the answer is HTTP {status}", url, status, hint=_SERVER_HINT
+        )
     body = _json_object(answer.body)
     words = _words(body)
     shown = _shown(words, secrets)
@@ -41,12 +55,15 @@ def judge_answer(
     if body is not None and (status == 404 or any("workspacenotfound" in word for word in said)):
         return _denial(Reason.WORKSPACE_NOT_FOUND, "", status, shown)
     if status in (401, 403) and (not words or any("internalkey" in word for word in said)):
-        return _fault(Reason.INTERNAL_KEY_MISMATCH, f"the answer is HTTP {status}", url, status, shown)
+        page = body is None and bool(answer.body)
+        why = f"the answer is HTTP {status}" + (f", {_kind(answer)}" if page else "")
+        return _fault(Reason.INTERNAL_KEY_MISMATCH, why, url, status, shown, _PAGE_HINT if page else "")
     if body is not None and (body.get("ok") is False or status in (401, 403)):
         return _denial(Reason.VALIDATION_DENIED, shown or "the platform gives no reason", status, shown)
     why = _missing(answer, body)
     if body is None or why:
-        return _fault(Reason.VALIDATION_RESPONSE_INVALID, why, url, status, shown)
+        hint = _RATE_HINT if status == 429 else ""
+        return _fault(Reason.VALIDATION_RESPONSE_INVALID, why, url, status, shown, hint)
     try:
         return parse_claims(body["claims"], query)
     except Refusal as wrong:
@@ -58,7 +75,8 @@ def judge_failure(failure: HttpFailure, url: str) -> Refusal:
     status = failure.status
     if not status or status >= 500:
         why = f"the answer is HTTP {status}" if status else failure.why
-        return _fault(Reason.PLATFORM_UNREACHABLE, why, url, status, hint=failure.hint)
+        hint = _SERVER_HINT if status else failure.hint
+        return _fault(Reason.PLATFORM_UNREACHABLE, why, url, status, hint=hint)
     if isinstance(failure, TooLarge):
         return _fault(Reason.ADMISSION_RESPONSE_TOO_LARGE, failure.why, url, status)
     assert isinstance(failure, Encoded)
@@ -91,8 +109,7 @@ def _missing(answer: Answer, body: Mapping[str, Any] | None) -> str:
         to = f" to {where}" if where else ""
         return f"the answer is a redirect (HTTP {status}){to}, which is not followed"
     if body is None:
-        kind = printable(answer.header("content-type") or "no content type", 64)
-        return f"the answer (HTTP {status}, {kind}) is not a JSON object"
+        return f"the answer (HTTP {status}, {_kind(answer)}) is not a JSON object"
     if not 200 <= status < 300:
         return f"the answer is HTTP {status} without ok:false"
     if body.get("ok") is not True:
@@ -100,6 +117,11 @@ def _missing(answer: Answer, body: Mapping[str, Any] | None) -> str:
     if not isinstance(body.get("claims"), dict):
         return "claims is not an object" if "claims" in body else "claims is missing"
     return ""
+
+
+def _kind(answer: Answer) -> str:
+    """The content type of an answer."""
+    return printable(answer.header("content-type") or "no content type", 64)
 
 
 def _words(body: Mapping[str, Any] | None) -> list[str]:

@@ -105,6 +105,33 @@ def test_the_platforms_own_word_is_kept(
     assert isinstance(verdict, Refusal) and verdict.details["platformWord"] == body["reason"]
 
 
+@pytest.mark.parametrize(
+    "status,body,hint",
+    [
+        (500, b"boom", "its own log has the cause"),
+        (401, b"<html>", "firewall in front of the platform"),
+        (403, b"Forbidden", "firewall in front of the platform"),
+        (429, b"slow down", "limits the rate"),
+        (429, b'{"error":"slow down"}', "limits the rate"),
+    ],
+)
+def test_what_to_do_about_a_status_that_says_more_than_the_reason(
+    status: int, body: bytes, hint: str, answer: MakeAnswer, query: UpgradeQuery
+) -> None:
+    """The fix of the reason alone would send the operator to the network, the key or the URL."""
+    verdict = judge_answer(answer(status, body), query, URL)
+    assert isinstance(verdict, Refusal) and hint in verdict.details["hint"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"ok":false,"error":"invalid relay internal key"}'])
+def test_a_platform_that_refuses_the_key_itself_leaves_the_reasons_own_fix(
+    body: bytes, answer: MakeAnswer, query: UpgradeQuery
+) -> None:
+    verdict = judge_answer(answer(401, body), query, URL)
+    assert isinstance(verdict, Refusal) and verdict.reason is Reason.INTERNAL_KEY_MISMATCH
+    assert "hint" not in verdict.details
+
+
 @pytest.mark.parametrize("name", ["reason", "error"])
 def test_a_word_as_deep_as_json_is_read(answer: MakeAnswer, query: UpgradeQuery, name: str) -> None:
     """Python reads JSON to a depth at which it cannot write it again."""
