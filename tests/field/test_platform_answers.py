@@ -132,7 +132,7 @@ NO_KEY_SETS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "a sign-in page in front": (
         lambda _: wire(b"", b"Location: https://login.example/?next=/jwks", status=b"302 Found"),
-        "it answers 302, a redirect to https://login.example/?next=/jwks, which is not followed",
+        "the answer is a redirect (HTTP 302) to https://login.example/, which is not followed",
     ),
     "the discovery document instead of the keys": (
         lambda _: wire(b'{"issuer":"https://idp.example","jwks_uri":"https://idp.example/keys"}'),
@@ -149,7 +149,7 @@ NO_KEY_SETS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "a bare array of keys": (lambda _: wire(json.dumps([KEY.jwk()]).encode()), "the answer is not a JWK set"),
     "a gateway whose backend is down": (
-        lambda _: wire(b"<html>502</html>", status=b"502 Bad Gateway"), "it answers 502",
+        lambda _: wire(b"<html>502</html>", status=b"502 Bad Gateway"), "the answer is HTTP 502, not 200",
     ),
 }  # fmt: skip
 

@@ -113,10 +113,10 @@ async def test_responses_of_the_validate_endpoint(
 
 
 JWKS_ANSWERS: list[tuple[Rule, str]] = [
-    (Rule(status=404), "answers 404"),
+    (Rule(status=404), "the answer is HTTP 404, not 200"),
     (
         Rule(status=301, headers={"location": "http://elsewhere.example/"}),
-        "redirect to http://elsewhere.example/",
+        "a redirect (HTTP 301) to http://elsewhere.example/",
     ),
     (Rule(raw=b"<html>"), "not JSON"),
     (Rule(body={"keys": []}), "no key"),

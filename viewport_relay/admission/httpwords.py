@@ -1,4 +1,4 @@
-"""Errors of connecting, TLS and HTTP in words for an operator: what is wrong, and what to do where that is clear. No I/O."""
+"""Errors of connecting, TLS and HTTP, and redirects, in words for an operator: what is wrong, and what to do where that is clear. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from twisted.internet.error import (
 )
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
+from viewport_relay.admission.httpcall import Answer
 from viewport_relay.admission.httpproxy import ProxyFailed
+from viewport_relay.admission.keys import printable
 from viewport_relay.admission.pool import HEAD_MAX, HeadTooLong
 from viewport_relay.admission.requesturl import RequestUrl
 from viewport_relay.admission.tls import CertificateRefused
@@ -52,6 +54,14 @@ def why(error: BaseException) -> str:
         closed = any(inner.check(ConnectionClosed) for inner in error.reasons)
         return "connection closed within the answer" if closed else "the answer is not HTTP"
     return next((word for kind, word in _WORDS if isinstance(error, kind)), type(error).__name__)
+
+
+def redirect(answer: Answer) -> str:
+    """A redirect in words, with its target but not the target's query, which may hold a secret; "" for another answer."""
+    if not 300 <= answer.status < 400 or answer.status == 304:  # 304: Not Modified
+        return ""
+    where = printable((answer.header("location") or "").partition("?")[0], 128)
+    return f"a redirect (HTTP {answer.status}){f' to {where}' if where else ''}, which is not followed"
 
 
 def _decisive(error: BaseException) -> BaseException:

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.httpcall import Answer, Call, HttpFailure
+from viewport_relay.admission.httpwords import redirect
 from viewport_relay.admission.keys import JWKS_MAX_BYTES, KeySet, KeySetError
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.deferredcache import DeferredCache, Fetched
@@ -249,7 +250,7 @@ def _keys_from(answer: Answer, held: _Held | None) -> KeySet:
     if answer.status == 304 and held is not None and held.etag is not None:
         return held.keys
     if answer.status != 200:
-        raise KeySetError(f"the answer is HTTP {answer.status}, not 200")
+        raise KeySetError(f"the answer is {redirect(answer) or f'HTTP {answer.status}, not 200'}")
     return KeySet.parse(answer.body)
 
 

@@ -15,6 +15,7 @@ from attrs import evolve
 
 from viewport_relay.admission.claims import parse_claims
 from viewport_relay.admission.httpcall import Answer, Encoded, HttpFailure, TooLarge
+from viewport_relay.admission.httpwords import redirect
 from viewport_relay.admission.keys import COMPOSITES_MAX, printable
 from viewport_relay.protocol.grant import Claims, UpgradeQuery
 from viewport_relay.protocol.json import parse_json
@@ -104,10 +105,8 @@ def _fault(reason: Reason, why: str, url: str, status: int, shown: str = "", hin
 def _missing(answer: Answer, body: Mapping[str, Any] | None) -> str:
     """The fault that keeps an answer from being an admission, apart from its claims; "" if there is none."""
     status = answer.status
-    if 300 <= status < 400:
-        where = printable((answer.header("location") or "").partition("?")[0], WORD_MAX_CHARS)
-        to = f" to {where}" if where else ""
-        return f"the answer is a redirect (HTTP {status}){to}, which is not followed"
+    if elsewhere := redirect(answer):
+        return f"the answer is {elsewhere}"
     if body is None:
         return f"the answer (HTTP {status}, {_kind(answer)}) is not a JSON object"
     if not 200 <= status < 300:

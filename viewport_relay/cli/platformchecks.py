@@ -20,6 +20,7 @@ from twisted.internet.threads import deferToThread
 from viewport_relay.admission.http import HttpClient
 from viewport_relay.admission.httpcall import Answer, HttpFailure
 from viewport_relay.admission.httpproxy import HttpProxy
+from viewport_relay.admission.httpwords import redirect
 from viewport_relay.admission.jwks import jwks_call
 from viewport_relay.admission.keys import KeySet, KeySetError, listed, printable
 from viewport_relay.admission.platform import ValidationSettings, question
@@ -51,9 +52,7 @@ async def fetch_keys(client: HttpClient, config: Config) -> tuple[KeySet, Answer
     except HttpFailure as error:
         raise NoKeys(error.why) from None
     if answer.status != 200:
-        where = printable(answer.header("location") or "", 200)
-        redirect = f", a redirect to {where}, which is not followed" if where else ""
-        raise NoKeys(f"it answers {answer.status}{redirect}", answer)
+        raise NoKeys(f"the answer is {redirect(answer) or f'HTTP {answer.status}, not 200'}", answer)
     try:
         return KeySet.parse(answer.body), answer
     except KeySetError as error:

@@ -43,7 +43,10 @@ WRONG_SETS: dict[str, tuple[Reply, str]] = {
         "the set has no usable key: first (of another type: oct), without kid (for another use: enc)",
     ),
     "404": (Reply.json({"keys": []}, 404), "the answer is HTTP 404, not 200"),
-    "redirect": (Reply(302, b"", {"location": "/keys2"}), "the answer is HTTP 302, not 200"),
+    "redirect": (
+        Reply(302, b"", {"location": "/keys2?state=secret"}),
+        "the answer is a redirect (HTTP 302) to /keys2, which is not followed",
+    ),
     "too large": (Reply(200, b" " * 262_145), "the answer is longer than 262144 bytes"),
     "too many": (Reply.json({"keys": [{}] * 65}), "the set has 65 keys, at most 64 are taken"),
     "hanging": (Reply(delay=2.5), "time out"),

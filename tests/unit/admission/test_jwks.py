@@ -163,7 +163,7 @@ UNREACHABLE = {
     "too large": (TooLarge("the answer is longer than 262144 bytes", 200), "longer than 262144"),
     "404": ((404, "{}"), "HTTP 404, not 200"),
     "500": ((500, ""), "HTTP 500, not 200"),
-    "redirect": ((302, ""), "HTTP 302, not 200"),
+    "redirect": ((302, ""), "a redirect (HTTP 302), which is not followed"),
     "304 to nothing": ((304, ""), "HTTP 304, not 200"),
     "page": ((200, "<html>"), "not JSON"),
     "empty": ((200, ""), "not JSON"),
