@@ -360,3 +360,26 @@ def test_risky_settings_in_production_are_warnings(where: str, more: dict[str, s
     assert not any(
         warning.startswith(words) for warning in load({**PROD, **more, "RELAY_MODE": "staging"}).warnings
     )
+
+
+def test_mistyped_proxies_do_not_open_the_proxy_protocol_to_every_address() -> None:
+    """Without a proxy in the list, headers of every address are taken: an operator who names some wants a bound."""
+    wrong = {**BASE, "RELAY_PROXY_PROTOCOL": "1", "RELAY_TRUSTED_PROXIES": "10.0.0.0/33"}
+    with pytest.raises(ConfigError) as refused:
+        load(wrong)
+    [error] = refused.value.errors
+    assert error.startswith("RELAY_TRUSTED_PROXIES has no usable entry") and "RELAY_PROXY_PROTOCOL" in error
+    assert load({**wrong, "RELAY_TRUSTED_PROXIES": "10.0.0.0/33,10.0.0.0/8"}).warnings
+    assert load({**wrong, "RELAY_PROXY_PROTOCOL": "0"}).warnings
+
+
+def test_a_password_in_a_list_of_proxies_is_not_shown() -> None:
+    [warning] = load({**BASE, "RELAY_TRUSTED_PROXIES": "http://user:hunter2@proxy.example"}).warnings
+    assert "hunter2" not in warning and "proxy.example" in warning
+
+
+def test_a_missing_file_of_a_tls_endpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load({**BASE, "RELAY_LISTEN_ENDPOINT": f"ssl:443:privateKey={tmp_path}/none.pem"})
+    [error] = refused.value.errors
+    assert error.startswith("RELAY_LISTEN_ENDPOINT: cannot read ") and "none.pem" in error

@@ -69,13 +69,13 @@ class Reading:
         if text is None:
             return
         text = self._unquoted(variable, source, text)
-        got = "a value that is kept secret" if variable.secret else repr(_without_user_info(text)[:200])
+        got = "a value that is kept secret" if variable.secret else repr(without_user_info(text)[:200])
         try:
             if _NO_TEXT.search(text):
                 raise ValueError("UTF-8 text without NUL")
             self.values[variable.attribute] = variable.parse(text)
         except Unsuitable as wrong:
-            self.error(f"{source}: got {got}: {_without_user_info(str(wrong))}")
+            self.error(f"{source}: got {got}: {without_user_info(str(wrong))}")
         except ValueError as takes:
             hint = (
                 ": Kubernetes sets it for a Service (enableServiceLinks: false)"
@@ -162,6 +162,6 @@ class Reading:
         )
 
 
-def _without_user_info(text: str) -> str:
+def without_user_info(text: str) -> str:
     """A text without users and passwords, for messages: an operator may have put them where they do not belong."""
     return _USER_INFO.sub(r"\1…@", text)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from viewport_relay.config.cores import choose
 from viewport_relay.config.files import read_file
 from viewport_relay.config.network import HTTP_PROXY, NO_PROXY, bracketed, is_loopback
-from viewport_relay.config.reading import Reading
+from viewport_relay.config.reading import Reading, without_user_info
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES
 from viewport_relay.config.values import AUTO_WORKERS, FILE, KEY_FILE, Unsuitable
 
@@ -40,16 +40,23 @@ def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
             "message that is longer than the queue closes every client that it is sent to; remove the first"
         )
     _urls(reading, dev_platform)
-    for word in v["trusted_proxies"].skipped:
-        reading.warn(f"RELAY_TRUSTED_PROXIES: {word[:64]!r} is no IP address or CIDR: skipped")
-    for network in v["trusted_proxies"].networks:
+    proxies = v["trusted_proxies"]
+    for word in proxies.skipped:
+        shown = without_user_info(word)[:64]
+        reading.warn(f"RELAY_TRUSTED_PROXIES: {shown!r} is no IP address or CIDR: skipped")
+    if v["proxy_protocol"] and proxies.skipped and not (proxies.networks or proxies.unix):
+        reading.error(
+            "RELAY_TRUSTED_PROXIES has no usable entry, and RELAY_PROXY_PROTOCOL would take headers from every address: "
+            "correct it, or remove it where only the load balancer reaches this port"
+        )
+    for network in proxies.networks:
         if network.prefixlen == 0:
             reading.warn(
                 f"RELAY_TRUSTED_PROXIES={network} trusts every peer: each can claim any address and has no limit of its own; "
                 "name the addresses of the proxies"
             )
     endpoint = v["listen_endpoint"] or ""
-    if (endpoint.startswith("unix:") or "domain=UNIX" in endpoint) and not v["trusted_proxies"].unix:
+    if (endpoint.startswith("unix:") or "domain=UNIX" in endpoint) and not proxies.unix:
         reading.warn(
             f"RELAY_LISTEN_ENDPOINT={endpoint[:64]}: peers on a Unix socket have no address, so all of them share one rate "
             "and one cap: let the proxy in front set X-Forwarded-For, and set RELAY_TRUSTED_PROXIES=unix:"
@@ -183,7 +190,7 @@ def _tls(reading: Reading) -> None:
     for argument in re.split(r"(?<!\\):", v["listen_endpoint"] or ""):
         name, _, text = argument.partition("=")
         path = re.sub(r"\\(.)", r"\1", text)
-        if name in _FILES_OF_ENDPOINTS and os.path.exists(path):  # Twisted names one that is missing
+        if name in _FILES_OF_ENDPOINTS:
             _file(reading, "RELAY_LISTEN_ENDPOINT", path)
 
 

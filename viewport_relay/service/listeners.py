@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from OpenSSL import SSL, crypto
 from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList
@@ -41,7 +42,7 @@ from viewport_relay.wire.tlstransport import TLSFactory
 _BACKLOG: Final = 1024
 
 #: Exceptions of Twisted's parsers and plugins for a wrong description of an endpoint.
-_BAD_ENDPOINT: Final = (ValueError, LookupError, TypeError, AttributeError)
+_BAD_ENDPOINT: Final = (ValueError, LookupError, TypeError, AttributeError, SSL.Error, crypto.Error)
 
 #: Seconds that accepted connections have for their request and its answer when the relay stops.
 GRACE: Final = 0.5
@@ -68,6 +69,8 @@ def _words(error: Exception) -> str:
     """The error in an endpoint's description, in words, by the exception of Twisted's parser."""
     if isinstance(error, LookupError):
         return "no such socket was passed"
+    if isinstance(error, SSL.Error | crypto.Error):
+        return "its private key or certificate cannot be used: it takes PEM, and a key without passphrase"
     text = str(error)
     if isinstance(error, TypeError):
         if lacks := re.search(r"missing .* arguments?: (.*)", text):
