@@ -27,7 +27,7 @@ from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.presencesigning import PresenceSigner
 from viewport_relay.backplane.rediscommands import Commands, popped
 from viewport_relay.backplane.redisconnection import RedisConnection
-from viewport_relay.backplane.redisprotocol import Command
+from viewport_relay.backplane.redisprotocol import Command, RedisRefuses
 from viewport_relay.backplane.redisserver import redis_of
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
@@ -208,7 +208,7 @@ class RedisCarrier:
 class Examination:
     """The result of `examine`: the server, its version (None if it does not tell), and a trial of each command.
 
-    `commands` were tried; `refused` says for each that was not carried out why.
+    `commands` were tried; `refused` says why some were not carried out, for each kind of error once.
     """
 
     server: str
@@ -234,7 +234,20 @@ async def examine(reactor: Any, config: Config, limit: float) -> Examination:
     if refused and refused[0] is answers[0] and refused[0].reason is Reason.BACKPLANE_UNREACHABLE:
         raise refused[0]
     commands = tuple(dict.fromkeys(str(trial[0]) for trial in trials))
-    return Examination(redis.server, _version(info), commands, [failed.why for failed in refused])
+    return Examination(redis.server, _version(info), commands, _kinds(questions[1:], answers))
+
+
+def _kinds(questions: Sequence[Command], answers: Sequence[object]) -> list[str]:
+    """What is wrong with the answers: the first error of each kind, with the other commands that fail alike."""
+    kinds: dict[str, tuple[str, dict[str, None]]] = {}
+    for (command, *_), answer in zip(questions, answers, strict=True):
+        if isinstance(answer, CarrierFailed):
+            word = answer.word if isinstance(answer, RedisRefuses) else answer.why
+            kinds.setdefault(word, (answer.why, {}))[1][str(command)] = None
+    return [
+        f"{first}; the same for {', '.join(others)}" if (others := list(commands)[1:]) else first
+        for first, commands in kinds.values()
+    ]
 
 
 def _version(info: object) -> str | None:

@@ -27,10 +27,17 @@ Command = tuple[str | bytes | memoryview | int | float, ...]
 _NOT_SERVING: Final = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN", "CLUSTERDOWN"})
 #: First words of errors that concern one key, and say nothing about the next command.
 _ONE_KEY: Final = frozenset({"WRONGTYPE"})
+_LOGIN: Final = (
+    "user and password are those of RELAY_REDIS_URL, a Sentinel's RELAY_REDIS_SENTINEL_USERNAME and _PASSWORD"
+)
+_CLUSTER: Final = "this is a Redis Cluster, which is not supported: use one primary, or Sentinels"
 #: Advice to the operator: (a part of the error, advice). The first that fits is given.
 _ADVICE: Final = (
+    ("NOAUTH", _LOGIN),
+    ("WRONGPASS", _LOGIN),
     ("READONLY", "this is a replica: RELAY_REDIS_URL must lead to the primary"),
-    ("MOVED", "this is a Redis Cluster, which is not supported: use one primary, or Sentinels"),
+    ("MOVED", _CLUSTER),
+    ("CLUSTERDOWN", _CLUSTER),
     ("NOPERM", "allow the command and the keys in the ACL of the relay's user"),
     ("WRONGTYPE", "another program uses this key: delete it, or choose another RELAY_REDIS_KEY_PREFIX"),
     ("max number of clients", "raise maxclients: each relay keeps two connections"),
@@ -52,7 +59,14 @@ _MOST_PARTS: Final = 16
 
 
 class RedisRefuses(CarrierFailed):
-    """Redis answered with an error: it can be reached, and the next command would most likely fail too."""
+    """Redis answered with an error: it can be reached, and the next command would most likely fail too.
+
+    `word` is the first one of the error, which tells its kind.
+    """
+
+    def __init__(self, why: str, *, word: str, **more: Any) -> None:
+        super().__init__(why, **more)
+        self.word = word
 
 
 class _Asked:
@@ -209,13 +223,14 @@ class RedisProtocol(Protocol):
         """The exception for an error reply to a command."""
         said = said.partition(_ARGUMENTS)[0].strip().removeprefix("ERR ").strip()[:_LONGEST_ERROR]
         word = said.split(" ", 1)[0]
-        if word in _NOT_SERVING:
-            return RedisRefuses(f"{self.server} says: {said}")
         advice = next((f" ({text})" for part, text in _ADVICE if part in said), "")
+        if word in _NOT_SERVING:
+            return RedisRefuses(f"{self.server} says: {said}{advice}", word=word)
         return RedisRefuses(
             f"{self.server} refuses {command}: {said}{advice}",
             reason=Reason.BACKPLANE_REFUSED,
             outage=word not in _ONE_KEY,
+            word=word,
         )
 
 

@@ -257,8 +257,9 @@ def _platform(facts: Facts) -> Check:
 
 
 def _internal_key(facts: Facts) -> Check:
-    name, text = "Internal key", "the platform does not accept this relay's internal key."
-    fault = _fault(facts, name, Reason.INTERNAL_KEY_MISMATCH, text, text)
+    name, reason = "Internal key", Reason.INTERNAL_KEY_MISMATCH
+    text = f"the platform does not accept this relay's internal key{_detail(facts, reason)}."
+    fault = _fault(facts, name, reason, text, text)
     if fault is not None:
         return fault
     if not facts.has_internal_key:
@@ -286,9 +287,10 @@ def _backplane(facts: Facts) -> Check:
     if mode == "single":
         return Check("Backplane", "off", "One relay, none needed.")
     if backplane.get("up") is False:
-        said = backplane.get("reason")
-        reason = Reason[said] if isinstance(said, str) else Reason.BACKPLANE_UNREACHABLE
+        code = backplane.get("reason")
+        reason = Reason[code] if isinstance(code, str) else Reason.BACKPLANE_UNREACHABLE
         does = "refuses what the relay needs" if reason is Reason.BACKPLANE_REFUSED else "does not answer"
-        text = f"the backplane ({mode}) {does}: peers here go on, other relays cannot reach them."
+        said = f"the backplane ({mode}) {does}{_detail(facts, reason)}"
+        text = f"{said}: peers here go on, other relays cannot reach them."
         return Check("Backplane", "warn", text, _fix(facts, reason))
     return Check("Backplane", "good", f"The backplane ({mode}) answers.")

@@ -97,7 +97,8 @@ FAILING = {
     ),
     "wrong password": Failing(
         b"-WRONGPASS invalid username-password pair or user is disabled.\r\n",
-        "Redis {at} says: WRONGPASS invalid username-password pair or user is disabled.",
+        "Redis {at} says: WRONGPASS invalid username-password pair or user is disabled. (user and password are those of "
+        "RELAY_REDIS_URL, a Sentinel's RELAY_REDIS_SENTINEL_USERNAME and _PASSWORD)",
     ),
     "loading": Failing(b"+OK\r\n+OK\r\n-LOADING Redis is loading\r\n", "Redis {at} says: LOADING Redis is loading"),
     "no such database": Failing(

@@ -31,6 +31,30 @@ def verdict(admitted: int, **refused: int):
 
 
 @pytest.mark.parametrize(
+    "event,reason,detail,backplane",
+    [
+        ("backplane_unreachable", "BACKPLANE_UNREACHABLE", "Redis r:6379 says: NOAUTH", {"mode": "redis", "up": False}),
+        ("backplane_refused", "BACKPLANE_REFUSED", "Redis r:6379 refuses EVAL: OOM",
+         {"mode": "redis", "up": False, "reason": "BACKPLANE_REFUSED"}),
+        ("refuse", "INTERNAL_KEY_MISMATCH", "the answer is HTTP 403, text/html", {"mode": "single"}),
+        ("refuse", "PLATFORM_UNREACHABLE", "connection refused", {"mode": "single"}),
+    ],
+)  # fmt: skip
+def test_the_first_line_says_exactly_what_was_wrong(
+    event: str, reason: str, detail: str, backplane: dict[str, object]
+) -> None:
+    log = EventLog(io.StringIO(), max_entries=9, now=lambda: NOW)
+    log.event(event, reason=Reason[reason], detail=detail)
+    found = verdict_of(
+        Facts(
+            now=NOW, condition=Condition(True, "", 60.0, backplane), jwks_ttl=3600, last_seen=log.last_seen,
+            has_internal_key=True, problems=log.problems.open(NOW),
+        )
+    )  # fmt: skip
+    assert f"({detail})" in found.headline
+
+
+@pytest.mark.parametrize(
     "admitted,refused,state,words",
     [
         (0, {"ORIGIN_NOT_ALLOWED": 3}, "warn", "most attempts are refused: ORIGIN_NOT_ALLOWED"),
