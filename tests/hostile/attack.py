@@ -15,11 +15,9 @@ import select
 import socket
 import ssl
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlencode
 
@@ -181,12 +179,11 @@ def encrypts(road: Road, token: str | None) -> tuple[socket.socket, Records]:
     """A connection over TLS, and what encrypts records for it: of an admitted peer, or without a token of a stranger."""
     assert road.tls is not None
     context = ssl.create_default_context(cadata=b"".join(road.tls.get_ca_certs(binary_form=True)))
-    with tempfile.TemporaryDirectory() as folder:
-        keys = Path(folder) / "keys"
-        context.keylog_filename = str(keys)
+    with open(os.memfd_create("keys")) as keys:  # a file in a folder would stay when this process is killed
+        context.keylog_filename = f"/proc/self/fd/{keys.fileno()}"
         own = Road(road.port, context, road.source)
         sock = own.dial() if token is None else own.join(token).sock
-        made = Records(keys.read_text().splitlines(), sent=0 if token is None else 1)
+        made = Records(keys.read().splitlines(), sent=0 if token is None else 1)
     sock.setblocking(True)
     return sock, made
 

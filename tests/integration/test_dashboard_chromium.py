@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -46,6 +50,17 @@ def signed_in(browser: Browser, admin: OpenAdmin) -> None:
     browser.wait(lambda: browser.text("#gate h2") == "Sign in")
     browser.type("#token", TOKEN + ENTER)
     browser.wait(lambda: browser.text("#headline") not in ("", "…"))
+
+
+def test_a_browser_leaves_no_files_behind(monkeypatch):
+    # A short path: that of Chromium's Unix socket is limited to 107 bytes.
+    with TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)  # asks the environment again
+        with closing(Browser()) as opened:
+            opened.open("about:blank")
+            assert os.listdir(folder) == [opened.folder.name]
+        assert os.listdir(folder) == []
 
 
 @pytest_twisted.ensureDeferred

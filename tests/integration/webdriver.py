@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -26,15 +27,16 @@ ARGUMENTS = [
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
-def _driver() -> tuple[subprocess.Popen[str], int]:
-    """A chromedriver and its port. It needs the port on IPv4 and on IPv6, where another process may listen."""
+def _driver(folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """A chromedriver with `folder` for temporary files, and its port: one that is free on IPv4 may be taken on IPv6."""
     command = shutil.which("chromedriver")
     assert command
     said: list[str] = []
     for _ in range(4):
         driver = subprocess.Popen(
-            [command, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            [command, "--port=0"], env=os.environ | {"TMPDIR": str(folder)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
         assert driver.stdout is not None
         for line in driver.stdout:
             said.append(line)
@@ -49,12 +51,17 @@ class Browser:
     """One Chromium with an empty profile."""
 
     def __init__(self, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        self.profile = Path(tempfile.mkdtemp(prefix="chromium-profile-"))
+        # The profile, and what Chromium leaves of its temporary files: chromedriver kills it.
+        self.folder = Path(tempfile.mkdtemp(prefix="chromium-"))
         chromium = shutil.which("chromium")
         assert chromium
-        self.driver, port = _driver()
+        self.driver, port = _driver(self.folder)
         self.base = f"http://127.0.0.1:{port}"
-        arguments = [*ARGUMENTS, f"--user-data-dir={self.profile}", f"--window-size={width},{height}"]
+        arguments = [
+            *ARGUMENTS,
+            f"--user-data-dir={self.folder / 'profile'}",
+            f"--window-size={width},{height}",
+        ]
         if dark:
             arguments.append("--blink-settings=preferredColorScheme=0")
         options = {
@@ -67,18 +74,25 @@ class Browser:
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
-        answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}}, 60)
+        try:
+            answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}}, 60)
+        except BaseException:
+            self._end()
+            raise
         self.session = f"/session/{answer['sessionId']}"
 
     def close(self) -> None:
         try:
             self._ask("DELETE", self.session)
         finally:
-            self.driver.terminate()
-            self.driver.wait(10)
-            assert self.driver.stdout is not None
-            self.driver.stdout.close()
-            shutil.rmtree(self.profile, ignore_errors=True)
+            self._end()
+
+    def _end(self) -> None:
+        self.driver.terminate()
+        self.driver.wait(10)
+        assert self.driver.stdout is not None
+        self.driver.stdout.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _ask(self, method: str, path: str, body: object = None, timeout: float = 30) -> Any:
         data = None if method in {"GET", "DELETE"} else json.dumps(body or {}).encode()
