@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -313,7 +314,8 @@ def test_head_is_get_without_a_body() -> None:
     line = web.connect()
     line.say(b"HEAD /x HTTP/1.1\r\nHost: x\r\n\r\n" + get(b"/x"))
     line.turns(4)
-    head, again = line.sent.split(b"HTTP/1.1 ")[1:]
+    sent = re.sub(rb"Date: [^\r]+", b"Date:", line.sent)  # a second may end between the two responses
+    head, again = sent.split(b"HTTP/1.1 ")[1:]
     assert head.endswith(b"\r\n\r\n") and again.startswith(head)
 
 
