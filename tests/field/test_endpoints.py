@@ -5,6 +5,7 @@ The first column of each row is the place where the input occurs.
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -38,6 +39,7 @@ def test_unusable_endpoints_are_named(
         assert entry["level"] == "error" and entry["message"].startswith("RELAY_LISTEN_ENDPOINT: ")
         assert words in entry["message"] and "_parse" not in entry["message"]
         assert "Traceback" not in relay.output()
+    assert not os.path.lexists(f"{endpoint.removeprefix('unix:')}.lock")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import sys
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from twisted.internet import tcp, unix
 from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import CannotListenError
 from twisted.internet.main import CONNECTION_DONE, installReactor
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python import log
@@ -29,6 +31,7 @@ from twisted.python import log
 from viewport_relay.wire.lowpriority import LowPrioritySet
 from viewport_relay.wire.transport import DirectTransport, TCPTransport, UnixTransport
 from viewport_relay.wire.turn import Turn
+from viewport_relay.wire.unixlock import drop_stale
 
 #: Most sockets of one turn. The kernel's list is made anew each time: for as many as there are, thousands, it is large.
 MOST_EVENTS: Final = 256
@@ -241,8 +244,16 @@ class RelayReactor(EPollReactor):
     def listenUNIX(
         self, address: Any, factory: Any, backlog: int = 50, mode: int = 0o666, wantPID: bool = False
     ) -> Any:
+        if wantPID:
+            drop_stale(os.fsdecode(address))
         listener = _UnixPort(address, factory, backlog, mode, self, wantPID)
-        listener.startListening()  # type: ignore[no-untyped-call]
+        try:
+            listener.startListening()  # type: ignore[no-untyped-call]
+        except CannotListenError:
+            lock: Any = listener.lockFile
+            if lock is not None and lock.locked:  # by this process: Twisted leaves it
+                lock.unlock()
+            raise
         return listener
 
     def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
