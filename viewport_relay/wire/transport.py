@@ -167,7 +167,7 @@ class DirectTransport(DirectAccess):
     # A paused transport is in no epoll set, so its peer's FIN or RST would wait for the producer.
 
     def pauseProducing(self) -> None:
-        if not self._hung_up:
+        if self.connected and not self._hung_up:  # its last input may be handled when it is lost already
             super().pauseProducing()  # type: ignore[misc]
             self._watched = True
             self.reactor.watch_hang_up(self)
