@@ -52,7 +52,7 @@ class HttpClient:
         self._limits = TimeLimits(clock)
         self._pool = pool
         self._cookies = _NoCookies()
-        self._treq = HTTPClient(PlainAgent(agent), self._cookies, _Body)
+        self._treq = HTTPClient(PlainAgent(agent), self._cookies)
 
     @classmethod
     def from_config(cls, reactor: Any, config: Config) -> HttpClient:
@@ -123,7 +123,7 @@ class HttpClient:
             call.method,
             call.target,
             headers=call.headers,
-            data=body,
+            data=None if body is None else _Body(body),  # an empty body as bytes counts as none with treq
             cookies=self._cookies,
             allow_redirects=False,
             unbuffered=True,

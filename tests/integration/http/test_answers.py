@@ -61,6 +61,16 @@ async def test_a_get_has_no_body(listen: Listen, client: HttpClient) -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+@pytest_twisted.ensureDeferred
+async def test_an_empty_body_has_a_length(listen: Listen, client: HttpClient, method: str) -> None:
+    """RFC 9110 section 8.6: content of no bytes is announced where the method gives content a meaning."""
+    server = answering(OK)
+    call = Call.make(method, f"http://127.0.0.1:{listen(server)}", {}, limit=2, max_bytes=100)
+    assert (await client.ask(call, b"")).body == b"ok"
+    assert b"\r\ncontent-length: 0" in server.requests[0][1].lower()
+
+
 FRAMINGS = {
     "length": b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nhello world",
     "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nT: 1\r\n\r\n",
