@@ -9,7 +9,7 @@ To add a setting, add a field with `setting(…)` to the class of its group in `
 from viewport_relay.config.files import KEY_FIX, exposure, merged, octal_mode, read_file
 from viewport_relay.config.loader import EX_CONFIG, ConfigError, Reloaded, Reread, load, reread
 from viewport_relay.config.network import Address, Network, bracketed, is_loopback, parse_network
-from viewport_relay.config.rules import MIN_SECRET_CHARS
+from viewport_relay.config.security import MIN_SECRET_CHARS
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES, Config, configured_secrets
 from viewport_relay.config.table import Variable, as_text
 from viewport_relay.config.values import Mode

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from viewport_relay.config.cores import choose
 from viewport_relay.config.files import read_file
 from viewport_relay.config.network import HTTP_PROXY, NO_PROXY, bracketed, is_loopback
 from viewport_relay.config.reading import Reading, without_user_info
+from viewport_relay.config.security import check_security
 from viewport_relay.config.settings import BY_ATTRIBUTE, VARIABLES
 from viewport_relay.config.values import AUTO_WORKERS, FILE, KEY_FILE, Unsuitable
-
-#: Fewest characters that a secret may have in RELAY_MODE=prod.
-MIN_SECRET_CHARS: Final = 16
-
-#: Secrets that the operator of another server chooses. The relay does not check their strength.
-_PASSWORDS_OF_OTHERS: Final = frozenset(
-    {"redis_url", "redis_sentinel_password", "server_client_key_passphrase", "http_proxy"}
-)
 
 #: Arguments of Twisted's endpoint `ssl` that name files.
 _FILES_OF_ENDPOINTS: Final = frozenset({"privateKey", "certKey", "extraCertChain", "dhParameters"})
@@ -29,9 +21,34 @@ _FILES_OF_ENDPOINTS: Final = frozenset({"privateKey", "certKey", "extraCertChain
 
 def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
     """Fill in the defaults that depend on other settings, then check the settings against each other."""
+    _mode(reading)
+    _queue(reading)
+    _platform_urls(reading, dev_platform=dev_platform)
+    _addresses_of_peers(reading)
+    _own_names(reading)
+    _workers(reading)
+    _redis(reading)
+    _bus(reading)
+    _fleet(reading)
+    _own_tls(reading)
+    _mutual_tls(reading)
+    _files(reading)
+    _proxy(reading)
+    check_security(reading, dev_platform=dev_platform)
+
+
+def _mode(reading: Reading) -> None:
+    """A relay that only this machine reaches is in mode dev, which shows more."""
     v = reading.values
     if v["mode"] is None:
         v["mode"] = "dev" if is_loopback(v["listen_host"]) and not v["listen_endpoint"] else "prod"
+    for name in ("health_verbose", "state_include_client_ids"):
+        if v[name] is None:
+            v[name] = v["mode"] == "dev"
+
+
+def _queue(reading: Reading) -> None:
+    v = reading.values
     if not reading.given("max_pending_bytes"):
         v["max_pending_bytes"] = max(4 << 20, 4 * v["frame_max_bytes"])
     elif v["max_pending_bytes"] < v["frame_max_bytes"]:
@@ -39,7 +56,11 @@ def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
             f"RELAY_MAX_PENDING_BYTES={v['max_pending_bytes']} is less than RELAY_FRAME_MAX_BYTES={v['frame_max_bytes']}: a "
             "message that is longer than the queue closes every client that it is sent to; remove the first"
         )
-    _urls(reading, dev_platform)
+
+
+def _addresses_of_peers(reading: Reading) -> None:
+    """Refuse or warn where a peer could choose its address; warn where all peers would share one."""
+    v = reading.values
     proxies = v["trusted_proxies"]
     for word in proxies.skipped:
         shown = without_user_info(word)[:64]
@@ -61,9 +82,11 @@ def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
             f"RELAY_LISTEN_ENDPOINT={endpoint[:64]}: peers on a Unix socket have no address, so all of them share one rate "
             "and one cap: let the proxy in front set X-Forwarded-For, and set RELAY_TRUSTED_PROXIES=unix:"
         )
-    for name in ("health_verbose", "state_include_client_ids"):
-        if v[name] is None:
-            v[name] = v["mode"] == "dev"
+
+
+def _own_names(reading: Reading) -> None:
+    """The relay's id, its URL for peers, and its folder."""
+    v = reading.values
     if v["relay_id"] is None:
         v["relay_id"] = _default_relay_id()
     if v["public_ws_base_url"] is None:
@@ -71,11 +94,6 @@ def apply_rules(reading: Reading, *, dev_platform: bool) -> None:
         v["public_ws_base_url"] = f"{scheme}://{bracketed(v['listen_host'], v['listen_port'])}"
     if v["state_dir"] is None:
         v["state_dir"] = reading.environ.get("STATE_DIRECTORY", "").split(":")[0] or None
-    _workers(reading)
-    _fleet(reading)
-    _tls(reading)
-    _proxy(reading)
-    _mode(reading, dev_platform)
 
 
 def _default_relay_id() -> str:
@@ -83,7 +101,7 @@ def _default_relay_id() -> str:
     return f"{host}-{os.urandom(4).hex()}"
 
 
-def _urls(reading: Reading, dev_platform: bool) -> None:
+def _platform_urls(reading: Reading, *, dev_platform: bool) -> None:
     v = reading.values
     if v["server_url"] is None and v["validate_url"] is not None:
         parts = urlsplit(v["validate_url"])
@@ -124,32 +142,46 @@ def _of_kind_tls(endpoint: str | None) -> bool:
     return (endpoint or "").partition(":")[0] in {"ssl", "tls"}
 
 
-def _fleet(reading: Reading) -> None:
+def _redis(reading: Reading) -> None:
     v = reading.values
-    several = v["backplane_mode"] != "single"
     if v["redis_url"] is None:
         v["redis_url"] = "redis://127.0.0.1:6379"
     if v["redis_sentinel_username"] and v["redis_sentinel_password"] is None:
         reading.error("RELAY_REDIS_SENTINEL_USERNAME is set: set RELAY_REDIS_SENTINEL_PASSWORD too")
+
+
+def _bus(reading: Reading) -> None:
+    """What is signed with the key of the bus needs that key."""
+    v = reading.values
     if v["bus_enabled"] is None:
         v["bus_enabled"] = v["bus_hmac_key"] is not None
     elif v["bus_enabled"] and v["bus_hmac_key"] is None:
         reading.error("RELAY_BUS_ENABLED is on: set RELAY_BUS_HMAC_KEY, the same on every relay")
     if v["presence_signatures"] == "require" and v["bus_hmac_key"] is None:
         reading.error("RELAY_PRESENCE_SIGNATURES=require: set RELAY_BUS_HMAC_KEY, the same on every relay")
+
+
+def _fleet(reading: Reading) -> None:
+    v = reading.values
+    several = v["backplane_mode"] != "single"
     if v["client_redirect_enabled"] is None:
         v["client_redirect_enabled"] = several
-    if not several:
-        for attribute in ("redis_url", "redis_sentinels"):
-            if reading.given(attribute) and not reading.given("backplane_mode"):
-                reading.warn(
-                    f"{BY_ATTRIBUTE[attribute].name} is set without RELAY_BACKPLANE_MODE=redis: the relay is alone and asks no Redis"
-                )
+    if several:
+        if v["internal_key"] is None:
+            reading.error(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
+        if not reading.given("public_ws_base_url"):
+            _url_for_other_relays(reading)
         return
-    if v["internal_key"] is None:
-        reading.error(f"RELAY_BACKPLANE_MODE={v['backplane_mode']} needs RELAY_INTERNAL_KEY")
-    if reading.given("public_ws_base_url"):
-        return
+    for attribute in ("redis_url", "redis_sentinels"):
+        if reading.given(attribute) and not reading.given("backplane_mode"):
+            reading.warn(
+                f"{BY_ATTRIBUTE[attribute].name} is set without RELAY_BACKPLANE_MODE=redis: the relay is alone and asks no Redis"
+            )
+
+
+def _url_for_other_relays(reading: Reading) -> None:
+    """Check the URL that was made from the listener's address: other relays send clients to it."""
+    v = reading.values
     if v["client_redirect_enabled"] and not is_loopback(v["listen_host"]):
         reading.warn(
             "RELAY_PUBLIC_WS_BASE_URL is not set: other relays would send clients to "
@@ -162,7 +194,8 @@ def _fleet(reading: Reading) -> None:
         )
 
 
-def _tls(reading: Reading) -> None:
+def _own_tls(reading: Reading) -> None:
+    """TLS of peers: certificate and key together, and ended in one place."""
     v = reading.values
     pairs = [("RELAY_TLS_CERT_PATH", v["tls_cert_path"]), ("RELAY_TLS_KEY_PATH", v["tls_key_path"])]
     if v["tls"] == "1" or (v["tls"] == "auto" and any(path for _, path in pairs)):
@@ -177,17 +210,25 @@ def _tls(reading: Reading) -> None:
             "RELAY_TLS_CERT_PATH is set, and RELAY_LISTEN_ENDPOINT is of a kind that ends TLS too, which no peer could get "
             "through: use a tcp endpoint"
         )
+
+
+def _mutual_tls(reading: Reading) -> None:
+    v = reading.values
     if v["server_mtls"] is None:  # a key alone: the certificate was forgotten
         v["server_mtls"] = bool(v["server_client_cert_path"] or v["server_client_key_path"])
     if v["server_mtls"]:
         for attribute in ("server_client_cert_path", "server_client_key_path"):
             if not v[attribute]:
                 reading.error(f"mutual TLS with the platform is on: set {BY_ATTRIBUTE[attribute].name}")
+
+
+def _files(reading: Reading) -> None:
+    """Check every file that a setting names, also within RELAY_LISTEN_ENDPOINT."""
     for variable in VARIABLES:
-        path = v[variable.attribute]
+        path = reading.values[variable.attribute]
         if path is not None and variable.parse in (FILE, KEY_FILE):
             _file(reading, variable.name, path, private_key=variable.parse is KEY_FILE)
-    for argument in re.split(r"(?<!\\):", v["listen_endpoint"] or ""):
+    for argument in re.split(r"(?<!\\):", reading.values["listen_endpoint"] or ""):
         name, _, text = argument.partition("=")
         path = re.sub(r"\\(.)", r"\1", text)
         if name in _FILES_OF_ENDPOINTS:
@@ -227,68 +268,3 @@ def _proxy(reading: Reading) -> None:
                 reading.warn(
                     f"{BY_ATTRIBUTE[attribute].name} is http://: it is asked without RELAY_HTTP_PROXY, which is for https://"
                 )
-
-
-def _mode(reading: Reading, dev_platform: bool) -> None:
-    v = reading.values
-    prod = v["mode"] == "prod"
-    for variable in VARIABLES:
-        value = v[variable.attribute]
-        if not variable.secret or value is None or variable.attribute in _PASSWORDS_OF_OTHERS:
-            continue
-        secrets = value if isinstance(value, tuple) else (value,)
-        weak = next((found for secret in secrets if (found := _weakness(secret)) is not None), None)
-        if weak is not None:
-            sentence = f"{variable.name} is {weak}: use at least {MIN_SECRET_CHARS} random characters"
-            (reading.error if prod else reading.warn)(sentence)
-    if set(v["metrics_tokens"]) & set(v["admin_tokens"]):
-        reading.warn(
-            "RELAY_METRICS_TOKEN is a token of RELAY_ADMIN_TOKEN too, so it opens every admin path: make another one"
-        )
-    if not prod:
-        return
-    if (
-        v["admin_listen"] is not None
-        and not is_loopback(v["admin_listen"][0])
-        and not _tls_in_front_or_here(v)
-    ):
-        host, port = v["admin_listen"]
-        reading.error(
-            f"RELAY_ADMIN_LISTEN={bracketed(host, port)} would carry admin tokens in clear text: listen on 127.0.0.1, set "
-            "RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, or RELAY_TLS_TERMINATION=platform where TLS ends in front"
-        )
-    if dev_platform:
-        reading.error("--dev starts the dev platform, which RELAY_MODE=prod never takes")
-    if not v["server_tls_verify"]:
-        reading.warn("RELAY_SERVER_TLS_VERIFY is off: an attacker on the network can admit peers")
-    if v["internal_key"] is None and not dev_platform:
-        reading.warn(
-            "RELAY_INTERNAL_KEY is not set: the platform cannot tell this relay from a stranger; set the platform's value"
-        )
-    for attribute in ("jwks_url", "validate_url"):
-        parts = urlsplit(v[attribute])
-        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-            reading.warn(
-                f"{BY_ATTRIBUTE[attribute].name} is http://: an attacker on the network can admit peers; use https://"
-            )
-
-
-def _tls_in_front_or_here(v: Mapping[str, Any]) -> bool:
-    return v["tls_termination"] == "platform" or bool(v["tls_cert_path"] and v["tls"] != "0")
-
-
-_PLACEHOLDERS = frozenset(
-    "change-me changeme change_me replace-me replaceme replace_me placeholder secret password example test dev "
-    "development todo xxx internal-key admin-token your-secret-here your-internal-key your-admin-token".split()
-)
-
-
-def _weakness(secret: str) -> str | None:
-    """The weakness of a secret, in words that follow "is"; None for a strong one."""
-    if secret.lower() in _PLACEHOLDERS or re.match(r"(?i)(change|replace)[-_ ]?(me|this)", secret):
-        return "a placeholder"
-    if len(secret) < MIN_SECRET_CHARS:
-        return f"only {len(secret)} characters long"
-    if len(set(secret)) < 4:
-        return "one character repeated"
-    return None
