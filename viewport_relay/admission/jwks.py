@@ -149,9 +149,9 @@ class JwksClient:
                 return held.keys
             if age < max(STALE_MAX, held.ttl):
                 if now >= self._retry_at:
-                    self._fetch(False).addErrback(_is_logged)
+                    self._fetch().addErrback(_is_logged)
                 return held.keys
-        return await self._fetch(False)
+        return await self._fetch()
 
     async def newer_than(self, seen: KeySet) -> KeySet | None:
         """Another set than `seen`, for a token that does not fit it; None if there is none for now.
@@ -159,7 +159,7 @@ class JwksClient:
         Waits for a fetch that runs, else starts one, at most once per cool-down.
         """
         if self._fetches.in_flight:
-            await self._outcome(False)
+            await self._outcome(self._fetch())
         if self._held is not None and self._held.keys is not seen:
             return self._held.keys
         now = self._clock.seconds()
@@ -167,24 +167,25 @@ class JwksClient:
             if now < self._cool_until:
                 return None
             self._cool_until = now + self._cooldown
-        keys = await self._outcome(True)
+        keys = await self._outcome(self._fetch(past_caches=True))
         return None if keys is seen else keys
 
-    async def _outcome(self, past_caches: bool) -> KeySet | None:
+    @staticmethod
+    async def _outcome(fetch: Deferred[KeySet]) -> KeySet | None:
         try:
-            return await self._fetch(past_caches)
+            return await fetch
         except Refusal:
             return None
 
-    def _fetch(self, past_caches: bool) -> Deferred[KeySet]:
+    def _fetch(self, *, past_caches: bool = False) -> Deferred[KeySet]:
         """Join the fetch that runs, or start one; `past_caches` asks proxies in between to look again."""
 
         async def fetch() -> Fetched[KeySet]:
-            return Fetched(await self._fetch_once(past_caches), 0.0)
+            return Fetched(await self._fetch_once(past_caches=past_caches), 0.0)
 
         return self._fetches.get(_KEYS, fetch)
 
-    async def _fetch_once(self, past_caches: bool) -> KeySet:
+    async def _fetch_once(self, *, past_caches: bool) -> KeySet:
         held = self._held
         call = jwks_call(self._call.url, None if held is None else held.etag, past_caches=past_caches)
         try:
@@ -198,13 +199,10 @@ class JwksClient:
         self._failures = 0
         self._retry_at = 0.0
         self._counters.jwks_fetches["ok"] += 1
-        unchanged = held is not None and keys is held.keys
-        etag = answer.header("etag") or (held.etag if held is not None and unchanged else None)
-        if etag is not None and (len(etag) > _ETAG_MAX_CHARS or not etag.isascii()):
-            etag = None
+        confirmed = held if held is not None and keys is held.keys else None
         ttl = min(self._ttl, max(TTL_MIN, _max_age(answer)))
-        self._held = _Held(keys, self._clock.seconds(), ttl, etag)
-        if not unchanged:
+        self._held = _Held(keys, self._clock.seconds(), ttl, _etag(answer, confirmed))
+        if confirmed is None:
             self._log.event(
                 "jwks_fetched",
                 message="JWKS fetched",
@@ -235,7 +233,7 @@ class JwksClient:
     async def _until_ready(self) -> None:
         while not self.ready:
             try:
-                await self._fetch(False)
+                await self._fetch()
             except Refusal:
                 pause = max(BACK_OFF[0], self._retry_at - self._clock.seconds())
                 await deferLater(self._clock, pause)
@@ -252,6 +250,14 @@ def _keys_from(answer: Answer, held: _Held | None) -> KeySet:
     if answer.status != 200:
         raise KeySetError(f"the answer is {redirect(answer) or f'HTTP {answer.status}, not 200'}")
     return KeySet.parse(answer.body)
+
+
+def _etag(answer: Answer, confirmed: _Held | None) -> str | None:
+    """The ETag for the next fetch: the answer's, or that of the set that a 304 has confirmed."""
+    etag = answer.header("etag") or (None if confirmed is None else confirmed.etag)
+    if etag is None or len(etag) > _ETAG_MAX_CHARS or not etag.isascii():
+        return None
+    return etag
 
 
 def _max_age(answer: Answer) -> float:

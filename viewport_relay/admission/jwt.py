@@ -175,6 +175,23 @@ def check_payload(
     platform's. Raises Refusal JWT_EXPIRED, JWT_NOT_YET_VALID, JWT_ISSUER_MISMATCH, JWT_AUDIENCE_MISMATCH, or
     JWT_CLAIM_MISMATCH, which also stands for a time that is missing or no number.
     """
+    expires = _check_times(payload, rules, now, clock_offset)
+    if payload.get("iss") != rules.issuer:
+        raise _other(
+            Reason.JWT_ISSUER_MISMATCH, "iss", _shown(payload, "iss"), "RELAY_TOKEN_ISSUER", rules.issuer
+        )
+    audience = payload.get("aud")
+    if audience != rules.audience and not (_is_text_list(audience) and rules.audience in audience):
+        got = _shown(payload, "aud")
+        raise _other(Reason.JWT_AUDIENCE_MISMATCH, "aud", got, "RELAY_TOKEN_AUDIENCE", rules.audience)
+    _check_binding(payload, query)
+    return expires
+
+
+def _check_times(
+    payload: Mapping[str, Any], rules: TokenRules, now: float, clock_offset: Callable[[], float | None]
+) -> float:
+    """Check exp, nbf and iat; gives exp."""
     expires = _time(payload, "exp")
     if expires is None:
         raise Refusal(Reason.JWT_CLAIM_MISMATCH, "exp is missing")
@@ -188,14 +205,11 @@ def check_payload(
             early = math.ceil(begins - now)
             words, details = _times(payload, f"{name} is {early} s in the future", now, clock_offset())
             raise Refusal(Reason.JWT_NOT_YET_VALID, words, details={"secondsAhead": early, **details})
-    if payload.get("iss") != rules.issuer:
-        raise _other(
-            Reason.JWT_ISSUER_MISMATCH, "iss", _shown(payload, "iss"), "RELAY_TOKEN_ISSUER", rules.issuer
-        )
-    audience = payload.get("aud")
-    if audience != rules.audience and not (_is_text_list(audience) and rules.audience in audience):
-        got = _shown(payload, "aud")
-        raise _other(Reason.JWT_AUDIENCE_MISMATCH, "aud", got, "RELAY_TOKEN_AUDIENCE", rules.audience)
+    return expires
+
+
+def _check_binding(payload: Mapping[str, Any], query: UpgradeQuery) -> None:
+    """Check that what the token says of role, workspace and target is what the query says."""
     asked = {"role": query.role.value, "workspaceId": query.workspace_id}
     if query.runtime_target_id is not None:
         asked["runtimeTargetId"] = query.runtime_target_id
@@ -206,7 +220,6 @@ def check_payload(
             raise Refusal(
                 Reason.JWT_CLAIM_MISMATCH, f"{name} is {got}, the query says {value}", details=details
             )
-    return expires
 
 
 def _other(reason: Reason, claim: str, got: str, variable: str, expected: str) -> Refusal:

@@ -93,19 +93,7 @@ class KeySet:
     @classmethod
     def parse(cls, body: bytes) -> KeySet:
         """Read a JWK set. Raises KeySetError for no JSON, no set, too many keys, or none that is usable."""
-        try:
-            document = parse_json(
-                body.removeprefix(codecs.BOM_UTF8).decode("utf-8"), most_composites=COMPOSITES_MAX
-            )
-        except TooManyComposites as error:
-            raise KeySetError(f"the answer has {error}") from None
-        except (ValueError, RecursionError):
-            raise KeySetError("the answer is not JSON") from None
-        members = document.get("keys") if isinstance(document, dict) else None
-        if not isinstance(members, list):
-            raise KeySetError("the answer is not a JWK set")
-        if len(members) > KEYS_MAX:
-            raise KeySetError(f"the set has {len(members)} keys, at most {KEYS_MAX} are taken")
+        members = _members(body)
         keys: list[Key] = []
         ignored: list[IgnoredKey] = []
         of_a_kid: Counter[tuple[str, str]] = Counter()
@@ -140,6 +128,24 @@ class KeySet:
         return len(self.keys)
 
 
+def _members(body: bytes) -> list[object]:
+    """The members of a JWK set, unread. Raises KeySetError for no JSON, no set, or too many members."""
+    try:
+        document = parse_json(
+            body.removeprefix(codecs.BOM_UTF8).decode("utf-8"), most_composites=COMPOSITES_MAX
+        )
+    except TooManyComposites as error:
+        raise KeySetError(f"the answer has {error}") from None
+    except (ValueError, RecursionError):
+        raise KeySetError("the answer is not JSON") from None
+    members = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(members, list):
+        raise KeySetError("the answer is not a JWK set")
+    if len(members) > KEYS_MAX:
+        raise KeySetError(f"the set has {len(members)} keys, at most {KEYS_MAX} are taken")
+    return members
+
+
 def listed(ignored: Sequence[IgnoredKey]) -> str:
     """The ignored keys and the reasons, for a message."""
     more = f" and {len(ignored) - _NAMED_MAX} more" if len(ignored) > _NAMED_MAX else ""
@@ -161,6 +167,7 @@ def read_key(member: object) -> Key | IgnoredKey:
 
 
 def _read(given: Mapping[str, Any]) -> jwt.PyJWK | str:
+    """The key of a member, or why it is ignored."""
     algorithm = _algorithm(given)
     if algorithm is None:
         kind = [_named(given[name]) for name in ("kty", "crv") if name in given]
@@ -174,19 +181,26 @@ def _read(given: Mapping[str, Any]) -> jwt.PyJWK | str:
         return f"for another algorithm: {_named(given['alg'])}"
     if "d" in given:
         return "its private part is published"
-    numbers = {name: given.get(name) for name in _PUBLIC_MEMBERS[given["kty"]]}
-    if not all(isinstance(text, str) and len(text) <= _NUMBER_MAX_CHARS for text in numbers.values()):
-        return "malformed"
-    bare = {name: str(text).rstrip("=") for name, text in numbers.items()}
-    if len(bare.get("e", "")) > _EXPONENT_MAX_CHARS:
-        return "malformed"
-    try:
-        jwk = jwt.PyJWK({"kty": given["kty"], **bare}, algorithm)
-    except (jwt.PyJWTError, ValueError, TypeError, UnsupportedAlgorithm):
+    jwk = _public_key(given, algorithm)
+    if jwk is None:
         return "malformed"
     if algorithm == "RS256" and not RSA_BITS[0] <= jwk.key.key_size <= RSA_BITS[1]:
         return f"of a bad size: {jwk.key.key_size} bits"
     return jwk
+
+
+def _public_key(given: Mapping[str, Any], algorithm: str) -> jwt.PyJWK | None:
+    """The key that the public members make; None if they make none, or are longer than those of any key that is taken."""
+    numbers = {name: given.get(name) for name in _PUBLIC_MEMBERS[given["kty"]]}
+    if not all(isinstance(text, str) and len(text) <= _NUMBER_MAX_CHARS for text in numbers.values()):
+        return None
+    bare = {name: str(text).rstrip("=") for name, text in numbers.items()}
+    if len(bare.get("e", "")) > _EXPONENT_MAX_CHARS:
+        return None
+    try:
+        return jwt.PyJWK({"kty": given["kty"], **bare}, algorithm)
+    except (jwt.PyJWTError, ValueError, TypeError, UnsupportedAlgorithm):
+        return None
 
 
 def _named(value: object) -> str:
