@@ -36,9 +36,11 @@ from viewport_relay.backplane.interface import (
     CLIENT_TO_DAEMON,
     DAEMON_TO_CLIENTS,
     Arrival,
+    BusFrame,
     Parcel,
 )
 from viewport_relay.backplane.replay import BadFrame, Freshness
+from viewport_relay.backplane.signing import FrameSigner
 from viewport_relay.protocol.frames import E2ee
 from viewport_relay.protocol.framing import text_frames_length, text_header
 from viewport_relay.protocol.grant import PROFILES
@@ -107,6 +109,32 @@ class BatchSigner:
         batch[:_TAG] = MAGIC
         batch[_TAG:_COVERED] = self._key.encrypt(_nonce(number), b"", batch[_COVERED:])
         return batch
+
+
+class ParcelSigner:
+    """Signs the parcels for a relay in the form that it reads: all of them as one batch, or each message as a single frame.
+
+    `reads_batches` gives the instance of a relay that reads batches, None for all others. `now` gives seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        relay_id: str,
+        now: Callable[[], float],
+        reads_batches: Callable[[str], str | None],
+    ) -> None:
+        self._frames = FrameSigner(key, relay_id, now)
+        self._batches = BatchSigner(key, relay_id, now)
+        self._reads_batches = reads_batches
+
+    def sign(self, relay_id: str, parcels: Sequence[Parcel]) -> Sequence[tuple[BusFrame, Sequence[Parcel]]]:
+        """Bus frames for a relay, in order, with the parcels in each."""
+        instance = self._reads_batches(relay_id)
+        if instance is not None:
+            return ((self._batches.sign(parcels, instance), parcels),)
+        singles = (single for parcel in parcels for single in parcel.singles())
+        return [(self._frames.sign(single), (single,)) for single in singles]
 
 
 def _run_of(parcel: Parcel) -> _Run:

@@ -16,15 +16,10 @@ from twisted.python.failure import Failure
 
 from viewport_relay import __version__
 from viewport_relay.admission.http import HttpClient
-from viewport_relay.backplane.batch import BatchSigner, BatchVerifier
+from viewport_relay.backplane.batch import BatchVerifier, ParcelSigner
 from viewport_relay.backplane.inbound import Inbound
 from viewport_relay.backplane.instance import Instances, new_instance
-from viewport_relay.backplane.interface import (
-    Carrier,
-    Parcel,
-    Publisher,
-    Receiver,
-)
+from viewport_relay.backplane.interface import Carrier, Parcel, Publisher, Receiver
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.outbound import Outbound
 from viewport_relay.backplane.platform import PlatformCarrier
@@ -32,7 +27,7 @@ from viewport_relay.backplane.presence import Presence
 from viewport_relay.backplane.redirect import RedirectRule
 from viewport_relay.backplane.redis import RedisCarrier
 from viewport_relay.backplane.replay import Freshness
-from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
+from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.config import Config
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -61,56 +56,42 @@ class Fleet:
         when_quiet: Callable[[Callable[[], None]], object],
     ) -> None:
         self._reactor = reactor
-        self._receiver: Receiver | None = None
         self._mode = config.backplane_mode
+        self._state_dir = config.state_dir
         self.redirects = config.client_redirect_enabled
+        self._receiver: Receiver | None = None
+        self._beginning: Deferred[None] | None = None
+        self._services = MultiService()
+        self.outage = Outage(reactor, log, counters, lambda: self._presence.tell_again())
+        instance = new_instance()
         self._carrier: Carrier
         self._instances: Instances | None = None
-        self._services = MultiService()
-        self._state_dir = config.state_dir
-        self._beginning: Deferred[None] | None = None
-        instance = new_instance()
-        sync = config.presence_sync_interval_ms / 1000
-        self.outage = Outage(reactor, log, counters, lambda: self._presence.tell_again())
         if config.backplane_mode == "redis":
             self._carrier = carrier = RedisCarrier(reactor, config, self.outage, counters, now)
             about = {"version": __version__, "url": config.public_ws_base_url}
-            self._instances = Instances(reactor, carrier, config.relay_id, instance, sync, log, about)
-            MultiService.setServiceParent(self._instances, self._services)
+            interval = config.presence_sync_interval_ms / 1000
+            self._instances = Instances(reactor, carrier, config.relay_id, instance, interval, log, about)
+            self._instances.setServiceParent(self._services)  # type: ignore[no-untyped-call]
         else:
             self._carrier = PlatformCarrier(reactor, config, http, self.outage)
-        rule = RedirectRule.from_config(config)
-        self._presence = Presence(
-            reactor,
-            self._carrier,
-            self.outage,
-            config.relay_id,
-            config.is_own,
-            config.public_ws_base_url,
-            sync if config.presence_sync_enabled else 0.0,
-            # Without redirects no client connects to the address: any will do.
-            rule.allows if config.client_redirect_enabled else lambda url: True,
-            log,
-            now,
-        )
+        self._presence = _presence(reactor, config, self._carrier, self.outage, log, now)
         self._freshness = Freshness(reactor, now, config.bus_max_skew_ms / 1000)
         self._outbound: Outbound | None = None
         self._inbound: Inbound | None = None
         if config.bus_enabled and config.bus_hmac_key is not None:
             key, relay_id, largest = config.bus_hmac_key, config.relay_id, config.frame_max_bytes
+            reads_batches = _none if self._instances is None else self._instances.reads_batches
             self._outbound = Outbound(
                 reactor,
                 when_quiet,
                 self._carrier,
                 self.outage,
-                FrameSigner(key, relay_id, now),
-                BatchSigner(key, relay_id, now),
+                ParcelSigner(key, relay_id, now, reads_batches),
                 log,
                 counters,
                 self._lost,
                 most_bytes=config.max_pending_bytes,
                 most_frames=config.redis_queue_max,
-                reads_batches=_none if self._instances is None else self._instances.reads_batches,
             )
             self._inbound = Inbound(
                 reactor,
@@ -190,6 +171,32 @@ class Fleet:
         if self._outbound is not None:
             self._outbound.stop()
         return Deferred.fromCoroutine(self._carrier.stop())
+
+
+def _presence(
+    reactor: Any,
+    config: Config,
+    carrier: Carrier,
+    outage: Outage,
+    log: EventSink,
+    now: Callable[[], float],
+) -> Presence:
+    """The presence that the settings describe."""
+    return Presence(
+        reactor,
+        carrier,
+        outage,
+        log,
+        now,
+        relay_id=config.relay_id,
+        is_own=config.is_own,
+        ws_base_url=config.public_ws_base_url,
+        interval=config.presence_sync_interval_ms / 1000 if config.presence_sync_enabled else 0.0,
+        # Without redirects no client connects to the address: any will do.
+        acceptable=RedirectRule.from_config(config).allows
+        if config.client_redirect_enabled
+        else lambda url: True,
+    )
 
 
 def _none(relay_id: str) -> None:

@@ -16,16 +16,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from viewport_relay.backplane.batch import BatchSigner
-from viewport_relay.backplane.interface import (
-    BusFrame,
-    Carrier,
-    CarrierFailed,
-    Parcel,
-    Publisher,
-)
+from viewport_relay.backplane.batch import ParcelSigner
+from viewport_relay.backplane.interface import Carrier, CarrierFailed, Parcel, Publisher
 from viewport_relay.backplane.outage import Outage
-from viewport_relay.backplane.signing import FrameSigner
 from viewport_relay.backplane.unread import UnreadQueues
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.sink import EventSink
@@ -61,7 +54,6 @@ class Outbound:
     """The outgoing side of the bus. `most_bytes` and `most_frames` bound the queue for one relay, `most_bytes` also its unread frames.
 
     `when_quiet` calls back when no socket has more to read, or soon. `lost` gets the parcels that could not be carried.
-    `reads_batches` gives the instance of a relay that reads what `batch_signer` signs, None for all others.
     """
 
     def __init__(
@@ -70,23 +62,19 @@ class Outbound:
         when_quiet: Callable[[Callable[[], None]], object],
         carrier: Carrier,
         outage: Outage,
-        signer: FrameSigner,
-        batch_signer: BatchSigner,
+        signer: ParcelSigner,
         log: EventSink,
         counters: Counters,
         lost: Callable[[Sequence[Parcel]], None],
         *,
         most_bytes: int,
         most_frames: int,
-        reads_batches: Callable[[str], str | None],
     ) -> None:
         self._when_quiet = when_quiet
         self._carrier = carrier
         self._series_of = carrier.series
         self._outage = outage
         self._signer = signer
-        self._batch_signer = batch_signer
-        self._reads_batches = reads_batches
         self._log = log
         self._counters = counters
         self._lost = lost
@@ -207,7 +195,7 @@ class Outbound:
             if not self._unread.takes(relay_id):
                 raise CarrierFailed(f"the relay {relay_id} does not read its queue")
             # Signed now, not when they were queued: they have to be fresh when they arrive.
-            signed = self._signed(relay_id, batch)
+            signed = self._signer.sign(relay_id, batch)
             length = await self._carrier.publish(relay_id, [frame for frame, _ in signed])
             if length is not None:
                 self._unread.pushed(relay_id, signed, length)
@@ -216,22 +204,16 @@ class Outbound:
         else:
             self._counters.bus_publish_ok += frames
         finally:
-            relay.bytes -= size
-            relay.frames -= frames
-            if relay.paused and relay.bytes <= self._pause_at // 4:
-                paused, relay.paused = relay.paused, {}
-                for publisher in paused:
-                    publisher.resume_reading(relay)
+            self._waits_no_more(relay, size, frames)
 
-    def _signed(
-        self, relay_id: str, parcels: Sequence[Parcel]
-    ) -> Sequence[tuple[BusFrame, Sequence[Parcel]]]:
-        """Bus frames in the form that this relay reads, in order, with the messages in each."""
-        instance = self._reads_batches(relay_id)
-        if instance is not None:
-            return ((self._batch_signer.sign(parcels, instance), parcels),)
-        singles = (single for parcel in parcels for single in parcel.singles())
-        return [(self._signer.sign(single), (single,)) for single in singles]
+    def _waits_no_more(self, relay: _Relay, size: int, frames: int) -> None:
+        """Subtract what has left or failed; publishers that were paused because of it are read again."""
+        relay.bytes -= size
+        relay.frames -= frames
+        if relay.paused and relay.bytes <= self._pause_at // 4:
+            paused, relay.paused = relay.paused, {}
+            for publisher in paused:
+                publisher.resume_reading(relay)
 
     def _next_batch(self, series: _Series) -> tuple[list[Parcel], int, int]:
         """The next batch, the bytes of its payloads, and their number."""

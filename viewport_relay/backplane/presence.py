@@ -82,13 +82,14 @@ class Presence:
         clock: IReactorTime,
         carrier: Carrier,
         outage: Outage,
+        log: EventSink,
+        now: Callable[[], float],
+        *,
         relay_id: str,
         is_own: Callable[[str], bool],
         ws_base_url: str,
         interval: float,
         acceptable: Callable[[str], bool],
-        log: EventSink,
-        now: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._carrier = carrier

@@ -19,7 +19,7 @@ from twisted.internet.task import Clock, deferLater
 
 from tests.memorywire import Log, MemoryRelay
 from tests.unit.backplane.seats import SeatCarrier, SeatStore
-from viewport_relay.backplane.batch import BatchSigner, BatchVerifier
+from viewport_relay.backplane.batch import BatchVerifier, ParcelSigner
 from viewport_relay.backplane.inbound import Inbound
 from viewport_relay.backplane.interface import (
     BusFrame,
@@ -35,7 +35,7 @@ from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.outbound import Outbound
 from viewport_relay.backplane.presence import Presence
 from viewport_relay.backplane.replay import Freshness
-from viewport_relay.backplane.signing import FrameSigner, FrameVerifier
+from viewport_relay.backplane.signing import FrameVerifier
 from viewport_relay.backplane.unread import mark_of
 from viewport_relay.observe.counters import Counters
 
@@ -150,27 +150,25 @@ class MemoryBackplane:
             clock,
             carrier,
             self.outage,
-            relay_id,
-            relay_id.__eq__,
-            f"ws://{relay_id}",
-            20.0,
-            lambda url: True,
             self.log,
             now,
+            relay_id=relay_id,
+            is_own=relay_id.__eq__,
+            ws_base_url=f"ws://{relay_id}",
+            interval=20.0,
+            acceptable=lambda url: True,
         )
         self._outbound = Outbound(
             clock,
             lambda call: clock.callLater(0, call),
             carrier,
             self.outage,
-            FrameSigner(KEY, relay_id, now),
-            BatchSigner(KEY, relay_id, now),
+            ParcelSigner(KEY, relay_id, now, lambda other: f"process of {other}"),
             self.log,
             self.counters,
             self._lost,
             most_bytes=1 << 22,
             most_frames=10_000,
-            reads_batches=lambda other: f"process of {other}",
         )
         freshness = Freshness(clock, now, 15.0)
         verifier = BatchVerifier(KEY, relay_id, f"process of {relay_id}", freshness, 1 << 20)

@@ -11,11 +11,10 @@ from twisted.internet.task import Clock
 
 from tests.memorywire import Log
 from tests.unit.backplane.parts import StubCarrier
-from viewport_relay.backplane.batch import BatchSigner
+from viewport_relay.backplane.batch import ParcelSigner
 from viewport_relay.backplane.interface import CLIENT_TO_DAEMON, CarrierFailed, Parcel
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.outbound import PAUSE_AT, Outbound
-from viewport_relay.backplane.signing import FrameSigner
 from viewport_relay.observe.counters import Counters
 
 KEY = "a-bus-key-of-some-length"
@@ -46,14 +45,12 @@ class Parts:
             lambda call: self.clock.callLater(0, call),
             self.carrier,
             self.outage,
-            FrameSigner(KEY, "a", lambda: 1_800_000_000.0),
-            BatchSigner(KEY, "a", lambda: 1_800_000_000.0),
+            ParcelSigner(KEY, "a", lambda: 1_800_000_000.0, lambda relay_id: None),
             self.log,
             self.counters,
             self._lost,
             most_bytes=bounds.get("most_bytes", 1 << 20),
             most_frames=bounds.get("most_frames", 1000),
-            reads_batches=lambda relay_id: None,
         )
 
     def publish(

@@ -31,13 +31,13 @@ class Parts:
             self.clock,
             self.carrier,
             self.outage,
-            "a",
-            lambda relay_id: relay_id in ("a", "parent"),
-            "ws://a",
-            interval,
-            lambda url: "evil" not in url,
             self.log,
             lambda: 1_800_000_000.0,
+            relay_id="a",
+            is_own=lambda relay_id: relay_id in ("a", "parent"),
+            ws_base_url="ws://a",
+            interval=interval,
+            acceptable=lambda url: "evil" not in url,
         )
         self.moved: list[tuple[TargetKey, object]] = []
         self.presence.start(self._moved)
