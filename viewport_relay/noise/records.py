@@ -110,7 +110,7 @@ class LinkRecords:
     def decrypt_record(self, record: memoryview) -> bytes:
         """The frame inside a message that is one record, which is given without its length.
 
-        Raises Refusal as `decrypt_message` does.
+        Raises Refusal as `decrypt_into` does.
         """
         size = len(record) - TAG_BYTES
         if not 0 <= size <= self._frame_max:

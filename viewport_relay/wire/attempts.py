@@ -139,9 +139,8 @@ class UpgradeAttempts(Resource):
         """The checks of the wire protocol, section 2, up to the presence of a token, cheapest first. Raises Refusal."""
         config, request, headers = self._config, attempt.request, attempt.headers
         if not is_upgrade(headers.get(b"Upgrade", ())):
-            raise Refusal(
-                Reason.UPGRADE_REQUIRED
-            )  # not counted as an attempt: plain HTTP has a budget of its own
+            # Not counted as an attempt: plain HTTP has a budget of its own.
+            raise Refusal(Reason.UPGRADE_REQUIRED)
         counted = counted_as(attempt.ip)
         now = self._clock.seconds()
         wait = self._attempts.hit(counted, now)

@@ -78,7 +78,8 @@ class FastReader(ArenaReader):
         self.count(peer, 1, length, now)
         return True
 
-    def _decide(self, peer: Any, route: Any, message: Message) -> None:
+    def _carry_out(self, peer: Any, route: Any, message: Message) -> None:
+        """Carry out a route without a receiver. None: the message is not UTF-8."""
         if route is None:
             self._not_utf8()
         else:
@@ -91,7 +92,7 @@ class FastReader(ArenaReader):
         at = 0
         receiver: Any = None  # a HasOutbox
         sealed = False  # whether it takes messages instead of frames
-        batch: list[Message] = []
+        collected: list[Message] = []
         size = 0
         decisions = 0
         judge = self.judge if self._between else None  # None too before the peer is routed, and after the end
@@ -113,7 +114,7 @@ class FastReader(ArenaReader):
             stop = start + length
             if length > LONG and left >= head:
                 if self._queue.busy:
-                    self._flush(peer, receiver, batch, size)
+                    self._flush(peer, receiver, collected, size)
                     self._postpone(bytes(view[at:end]))
                     return
                 if end < stop <= len(data):
@@ -136,8 +137,8 @@ class FastReader(ArenaReader):
                     try:
                         message = cipher.decrypt_record(view[start + RECORD_LENGTH : stop])
                     except Refusal as refusal:
-                        self._flush(peer, receiver, batch, size)
-                        receiver, batch, size = None, [], 0
+                        self._flush(peer, receiver, collected, size)
+                        receiver, collected, size = None, [], 0
                         self._refuse(refusal)
                         break
                     length = len(message)
@@ -145,24 +146,24 @@ class FastReader(ArenaReader):
                 to = None if route is None else route.outlet
                 if to is not None:
                     if to is not receiver or size >= MOST_TOGETHER:
-                        self._flush(peer, receiver, batch, size)
-                        receiver, batch, size = to, [], 0
+                        self._flush(peer, receiver, collected, size)
+                        receiver, collected, size = to, [], 0
                         sealed = to.outbox.sealed
                     if sealed:
-                        batch.append(message)
+                        collected.append(message)
                     else:
-                        batch.append(
+                        collected.append(
                             (TEXT_HEADERS[length] if length <= USUAL else text_header(length)) + message
                         )
                     size += length
                     continue
                 # A decision may write to the receiver of the frames before: they go first.
-                self._flush(peer, receiver, batch, size)
-                receiver, batch, size = None, [], 0
-                self._decide(peer, route, message)
+                self._flush(peer, receiver, collected, size)
+                receiver, collected, size = None, [], 0
+                self._carry_out(peer, route, message)
             else:
-                self._flush(peer, receiver, batch, size)
-                receiver, batch, size = None, [], 0
+                self._flush(peer, receiver, collected, size)
+                receiver, collected, size = None, [], 0
                 if length > LONG:
                     self._leave_intake()
                 if self._forward_alone(view, start, stop, judge):
@@ -174,20 +175,20 @@ class FastReader(ArenaReader):
                 if at < end:
                     self._postpone(bytes(view[at:end]))
                     return
-        self._flush(peer, receiver, batch, size)
+        self._flush(peer, receiver, collected, size)
         if at < end:
             self._leave(at, end)
 
-    def _flush(self, peer: Any, receiver: HasOutbox | None, batch: list[Message], size: int) -> None:
+    def _flush(self, peer: Any, receiver: HasOutbox | None, collected: list[Message], size: int) -> None:
         """Send the messages collected for one receiver: whole frames, or messages when it is sealed."""
-        if receiver is None or not batch:
+        if receiver is None or not collected:
             return
-        frames, outbox = len(batch), receiver.outbox
+        frames, outbox = len(collected), receiver.outbox
         if outbox.sealed:
-            if outbox.send_all(batch, size, self):
+            if outbox.send_all(collected, size, self):
                 self.count(peer, frames, size, self.last_seen)
             return
-        data = bytes(batch[0]) if frames == 1 else b"".join(batch)
+        data = bytes(collected[0]) if frames == 1 else b"".join(collected)
         # Much data of one peer is not held: if the receiver is slow, its feeder must be paused at once.
         if outbox.ready is not None and size < COPIED:
             outbox.hold(data)
@@ -220,7 +221,7 @@ class FastReader(ArenaReader):
         route = judge(peer, message, self.last_seen)
         receiver: HasOutbox | None = None if route is None else route.outlet
         if receiver is None:
-            self._decide(peer, route, message)
+            self._carry_out(peer, route, message)
             return False
         outbox = receiver.outbox
         if outbox.sealed:

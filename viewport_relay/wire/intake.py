@@ -18,7 +18,7 @@ PATIENCE: Final = 1.0
 class IntakeReader(Protocol):
     """The reader of a connection."""
 
-    def admitted(self) -> None:
+    def let_in(self) -> None:
         """The long message may be received now."""
 
 
@@ -28,60 +28,60 @@ class Intake:
     A connection that has to wait is not read meanwhile, so what its peer sends stays in the kernels' buffers.
     """
 
-    __slots__ = ("__weakref__", "_admitted", "_bytes", "_clock", "_timer", "_waiting")
+    __slots__ = ("__weakref__", "_bytes", "_clock", "_receiving", "_timer", "_waiting")
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._admitted: dict[IntakeReader, int] = {}  # -> bytes
+        self._receiving: dict[IntakeReader, int] = {}  # -> bytes
         self._waiting: dict[IntakeReader, int] = {}
         self._bytes = 0
         self._timer: IDelayedCall | None = None
 
     def enter(self, receiver: IntakeReader, size: int) -> bool:
-        """Whether a message of `size` bytes may be received now; if not, `receiver.admitted()` is called when it may.
+        """Whether a message of `size` bytes may be received now; if not, `receiver.let_in()` is called when it may.
 
-        True for a receiver that was admitted and has not left.
+        True for a receiver that was let in and has not left.
         """
-        if receiver in self._admitted:
+        if receiver in self._receiving:
             return True
         if self._waiting or not self._fits(size):
             self._waiting[receiver] = size
             if self._timer is None:
-                self._timer = self._clock.callLater(PATIENCE, self._let_one_in)
+                self._timer = self._clock.callLater(PATIENCE, self._patience_is_over)
             return False
-        self._admit(receiver, size)
+        self._let_in(receiver, size)
         return True
 
     def leave(self, receiver: IntakeReader) -> bool:
-        """The receiver's message is complete, or is not waited for any more. True: the receiver was not admitted yet."""
-        if not self._admitted:  # then none waits either
+        """The receiver's message is complete, or is not waited for any more. True: the receiver was not let in yet."""
+        if not self._receiving:  # then none waits either
             return False
-        self._bytes -= self._admitted.pop(receiver, 0)
+        self._bytes -= self._receiving.pop(receiver, 0)
         waited = self._waiting.pop(receiver, None) is not None
         while self._waiting and self._fits(next(iter(self._waiting.values()))):
-            self._admit_first()
+            self._let_first_in()
         if not self._waiting and self._timer is not None:
             self._timer.cancel()
             self._timer = None
         return waited
 
     def _fits(self, size: int) -> bool:
-        return not self._admitted or self._bytes + size <= MOST_BYTES
+        return not self._receiving or self._bytes + size <= MOST_BYTES
 
-    def _admit(self, receiver: IntakeReader, size: int) -> None:
-        self._admitted[receiver] = size
+    def _let_in(self, receiver: IntakeReader, size: int) -> None:
+        self._receiving[receiver] = size
         self._bytes += size
 
-    def _admit_first(self) -> None:
+    def _let_first_in(self) -> None:
         receiver = next(iter(self._waiting))
-        self._admit(receiver, self._waiting.pop(receiver))
-        receiver.admitted()
+        self._let_in(receiver, self._waiting.pop(receiver))
+        receiver.let_in()
 
-    def _let_one_in(self) -> None:
+    def _patience_is_over(self) -> None:
         self._timer = None
-        self._admit_first()
+        self._let_first_in()
         if self._waiting:
-            self._timer = self._clock.callLater(PATIENCE, self._let_one_in)
+            self._timer = self._clock.callLater(PATIENCE, self._patience_is_over)
 
 
 class Intakes:

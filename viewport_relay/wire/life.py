@@ -59,7 +59,7 @@ class Sending(Protocol):
 class Core:
     """State and actions of the transitions: outbox, transport, owner, and the one timer."""
 
-    __slots__ = ("_clock", "_owner", "_transport", "_turn", "ending", "idle", "machine", "outbox", "timer")
+    __slots__ = ("_clock", "_owner", "_transport", "_turn", "ending", "machine", "outbox", "timer")
 
     def __init__(
         self, clock: IReactorTime, turn: Turn, transport: StreamTransport, outbox: Sending, owner: Owner
@@ -97,6 +97,7 @@ class Core:
             timer.cancel()
 
     def say_close(self) -> None:
+        """Send the relay's Close frame, and wait for the peer's."""
         assert self.ending is not None
         self.outbox.send_close(self.ending.payload, ends=False)
         self.arm(CLOSE_TIMEOUT)
@@ -116,6 +117,7 @@ class Core:
             self.arm(CLOSE_TIMEOUT)
 
     def let_go(self) -> None:
+        """End the TCP connection if the outbox is idle. What the transport still holds, it sends first."""
         if not self.outbox.idle or self.machine is None:
             return
         self._transport.unregisterProducer()  # TLS waits for it before it sends close_notify

@@ -46,8 +46,8 @@ class PausableReader:
     """Reads one connection while it is not paused. `feed` is the subclass's. Times are monotonic seconds."""
 
     __slots__ = (
-        "_ended", "_gone", "_intake", "_paused_by", "_postponed", "_queue", "_seconds", "_transport", "_waiting", "last_seen",
-        "pinged_at", "unanswered_since",
+        "_ended", "_intake", "_paused_by", "_postponed", "_queue", "_seconds", "_transport", "_waiting", "_when_handled",
+        "last_seen", "pinged_at", "unanswered_since",
     )  # fmt: skip
 
     def __init__(self, shared: Shared, transport: StreamTransport) -> None:
@@ -58,7 +58,7 @@ class PausableReader:
         self._intake: Intake | None = None
         self._waiting = False  # for a turn, or for the intake: then nothing is read
         self._postponed = b""  # received, and left to a later turn
-        self._gone: Callable[[], None] | None = None  # to be called behind what was postponed
+        self._when_handled: Callable[[], None] | None = None  # to be called behind what was postponed
         self._ended = False
         #: When anything was received; when a ping was sent; the first ping without a sign of life after it.
         self.last_seen = self.pinged_at = self._seconds()
@@ -87,7 +87,7 @@ class PausableReader:
         self._waiting = False
         self._postponed = b""
         self._paused_by = _BY_NONE
-        self._gone = None
+        self._when_handled = None
 
     # -- turns -------------------------------------------------------------------------------------------------
 
@@ -121,9 +121,9 @@ class PausableReader:
         self.feed(data)
         if self._waiting or not self._paused_by:  # once more, or lost meanwhile
             return
-        if self._gone is not None:
-            gone, self._gone = self._gone, None
-            gone()
+        if self._when_handled is not None:
+            call, self._when_handled = self._when_handled, None
+            call()
         self._paused_by -= {_TURN}
         if not self._paused_by or self._ended:
             self._read_on()
@@ -131,13 +131,13 @@ class PausableReader:
     def when_handled(self, call: Callable[[], None]) -> None:
         """Make the call when everything that was received has been handled."""
         if self._waiting:
-            self._gone = call
+            self._when_handled = call
         else:
             call()
 
     # -- long messages -----------------------------------------------------------------------------------------
 
-    def admitted(self) -> None:
+    def let_in(self) -> None:
         """For the intake: the long message may be received now."""
         if self._waiting:
             self._queue.add(self._next_turn)

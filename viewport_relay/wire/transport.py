@@ -153,6 +153,7 @@ class DirectTransport(DirectAccess):
         return None
 
     def _read_stranger(self) -> Any:
+        """Twisted's `doRead` with fewer bytes. Its `bufferSize` is also the mark above which a producer is paused."""
         try:
             data = self.socket.recv(STRANGERS_READ)
         except (BlockingIOError, InterruptedError):

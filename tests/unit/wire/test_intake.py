@@ -20,16 +20,16 @@ MIB = 1024 * 1024
 
 
 class Waiting:
-    """A reader that counts how often it was admitted."""
+    """A reader that counts how often it was let in."""
 
     def __init__(self) -> None:
         self.times = 0
 
-    def admitted(self) -> None:
+    def let_in(self) -> None:
         self.times += 1
 
 
-def test_messages_are_admitted_up_to_the_limit_then_in_order() -> None:
+def test_long_messages_are_received_up_to_the_limit_then_in_order() -> None:
     intake = Intake(Clock())
     readers = [Waiting() for _ in range(5)]
     assert [intake.enter(reader, MOST_BYTES // 2) for reader in readers] == [True, True, False, False, False]
