@@ -114,6 +114,10 @@ def _none(relay: str) -> dict[str, str]:
     return {}
 
 
+#: Starts a relay with this id and these settings.
+StartRelay = Callable[..., Any]
+
+
 @contextmanager
 def layout(
     name: str,
@@ -131,35 +135,43 @@ def layout(
             return stack.enter_context(running(kind, platform, remember | settings | ours))
 
         if name == "bus":
-            program = shutil.which("redis-server")
-            if program is None:
-                raise SystemExit("needs redis-server")
-            words = program, "--save", "", "--dir", str(folder), "--port"
-
-            def redis_on(port: int) -> tuple[subprocess.Popen[bytes], int]:
-                return stack.enter_context(process(*words, str(port), port=port)), port
-
-            redis, port = on_free_port(redis_on)
-            settings = {
-                "RELAY_BACKPLANE_MODE": "redis",
-                "RELAY_REDIS_URL": f"redis://127.0.0.1:{port}",
-                "RELAY_BUS_HMAC_KEY": platform.internal_key,
-                "RELAY_CLIENT_REDIRECT_ENABLED": "0",
-            }
-            a, b = relay("a", **settings), relay("b", **settings)
-            yield Layout(a.port, b.port, (a.pid, b.pid, redis.pid))
+            yield _over_redis(stack, relay, folder, platform.internal_key)
         elif name == "forwarded":
-            behind = relay()
-
-            def front_on(port: int) -> tuple[subprocess.Popen[bytes], int]:
-                words = sys.executable, "-c", _FORWARD, str(port), str(behind.port)
-                return stack.enter_context(process(*words, port=port)), port
-
-            front, port = on_free_port(front_on)
-            yield Layout(port, port, (behind.pid, front.pid))
+            yield _behind_a_forwarder(stack, relay)
         else:
             one = relay(RELAY_WORKERS="2" if name == "workers-2" else "1")
             yield Layout(one.port, one.port, (one.pid,))
+
+
+def _over_redis(stack: ExitStack, relay: StartRelay, folder: Path, bus_key: str) -> Layout:
+    program = shutil.which("redis-server")
+    if program is None:
+        raise SystemExit("needs redis-server")
+    words = program, "--save", "", "--dir", str(folder), "--port"
+
+    def redis_on(port: int) -> tuple[subprocess.Popen[bytes], int]:
+        return stack.enter_context(process(*words, str(port), port=port)), port
+
+    redis, port = on_free_port(redis_on)
+    settings = {
+        "RELAY_BACKPLANE_MODE": "redis",
+        "RELAY_REDIS_URL": f"redis://127.0.0.1:{port}",
+        "RELAY_BUS_HMAC_KEY": bus_key,
+        "RELAY_CLIENT_REDIRECT_ENABLED": "0",
+    }
+    a, b = relay("a", **settings), relay("b", **settings)
+    return Layout(a.port, b.port, (a.pid, b.pid, redis.pid))
+
+
+def _behind_a_forwarder(stack: ExitStack, relay: StartRelay) -> Layout:
+    behind = relay()
+
+    def front_on(port: int) -> tuple[subprocess.Popen[bytes], int]:
+        words = sys.executable, "-c", _FORWARD, str(port), str(behind.port)
+        return stack.enter_context(process(*words, port=port)), port
+
+    front, port = on_free_port(front_on)
+    return Layout(port, port, (behind.pid, front.pid))
 
 
 def run(cell: str, where: Layout, platform: Platform, seconds: float) -> dict[str, float]:
@@ -188,7 +200,7 @@ def run(cell: str, where: Layout, platform: Platform, seconds: float) -> dict[st
     return figures
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -202,45 +214,41 @@ def main() -> None:
         default=[],
         help="name=folder of another checkout",
     )
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def measured(
+    kind: Kind, name: str, where: Layout, platform: Platform, given: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """The rows of all cells that are wanted, in one running layout."""
+    for cell in (cell for cell in CELLS if given.cells in cell):
+        if name == "bus" and CELLS[cell][0] == "connect":
+            continue
+        row: dict[str, Any] = {"cell": cell, "relay": kind.name, "layout": name}
+        try:
+            row |= run(cell, where, platform, given.seconds)
+        except RuntimeError as bad:
+            row["failed"] = str(bad)
+        print(f"{kind.name}, {name}, {cell}: {row}", file=sys.stderr)
+        yield row
+
+
+def main() -> None:
+    given = arguments()
     build()
+    kinds = [KINDS["relay"], *(checkout(*other.split("=", 1)) for other in given.checkout)]
     rows: list[dict[str, Any]] = []
-    kinds = [
-        KINDS["relay"],
-        *(checkout(*other.split("=", 1)) for other in given.checkout),
-    ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         mint(folder, PAIRS, 0)
         with running_platform(folder) as platform:
-            for repetition in range(given.repetitions):
-                for kind, name in itertools.product(kinds, given.only.split(",")):
-                    with layout(name, platform, folder, kind) as where:
-                        for cell in (cell for cell in CELLS if given.cells in cell):
-                            if name == "bus" and CELLS[cell][0] == "connect":
-                                continue
-                            row: dict[str, Any] = {
-                                "cell": cell,
-                                "relay": kind.name,
-                                "layout": name,
-                            }
-                            row["repetition"] = repetition
-                            try:
-                                row |= run(cell, where, platform, given.seconds)
-                            except RuntimeError as bad:
-                                row["failed"] = str(bad)
-                            rows.append(row)
-                            print(f"{kind.name}, {name}, {cell}: {row}", file=sys.stderr)
-    print(
-        json.dumps(
-            {
-                "cores": len(os.sched_getaffinity(0)),
-                "summary": summary(rows),
-                "rows": rows,
-            },
-            indent=1,
-        )
-    )
+            turns = itertools.product(range(given.repetitions), kinds, given.only.split(","))
+            for repetition, kind, name in turns:
+                with layout(name, platform, folder, kind) as where:
+                    found = measured(kind, name, where, platform, given)
+                    rows += [{**row, "repetition": repetition} for row in found]
+    result = {"cores": len(os.sched_getaffinity(0)), "summary": summary(rows), "rows": rows}
+    print(json.dumps(result, indent=1))
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

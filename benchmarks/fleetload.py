@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping
 
 from attrs import frozen
@@ -24,6 +25,8 @@ PULL = 1.0
 LIMIT = 200
 #: Planned load of Redis, as a part of a core.
 FULL = 0.6
+#: A step of a simulation.
+TICK = 0.001
 
 
 @frozen
@@ -96,74 +99,100 @@ class Simulated:
     queue: int
 
 
+class _Redis:
+    """Redis in a simulation: one thread, and the commands that wait for it, in seconds of its work."""
+
+    def __init__(self) -> None:
+        self.waiting = self.busy = self.longest_wait = 0.0
+        self.longest = 0  # waiting commands
+        self.waits: list[float] = []  # of each tick
+
+    def arrive(self, work: float, commands: int) -> None:
+        self.waiting += work
+        self.waits.append(self.waiting)
+        self.longest_wait = max(self.longest_wait, self.waiting)
+        if work:
+            self.longest = max(self.longest, round(self.waiting / (work / commands)))
+
+    def tick(self) -> None:
+        self.busy += min(self.waiting, TICK)
+        self.waiting = max(0.0, self.waiting - TICK)
+
+
+class _Queue:
+    """One relay's queue in a simulation. A pull takes up to LIMIT elements, and ends when Redis has come to it."""
+
+    def __init__(self, stalled: float) -> None:
+        self._stalled = stalled
+        self._elements = 0
+        self._reads_at = 0.0
+        self.longest = 0
+
+    def tick(self, now: float, pushed: int, wait: float) -> None:
+        self._elements += pushed
+        self.longest = max(self.longest, self._elements)
+        if now >= self._reads_at and not 1.0 <= now < 1.0 + self._stalled:
+            self._elements -= min(self._elements, LIMIT)
+            self._reads_at = now + wait
+
+
 def simulate(
     load: Load, costs: Mapping[str, float], *, seconds: float, seed: int, lost: int = 0, stalled: float = 0.0
 ) -> Simulated:
     """Simulate Redis in ticks of a millisecond.
 
-    Each relay checks its entries for renewal every PERIOD / SLICES, at its own phase, and sends all that are due at
-    once (a real relay sends 64 at a time and queues the others in its memory). With `lost`, that many relays fail in
-    the first second, and the others announce the daemons that reconnect, one per millisecond and remaining relay.
-    One relay's queue is followed: a pull takes up to LIMIT elements, and ends when Redis has come to it. With `stalled`, that relay
-    reads nothing for so many seconds, from the second second on.
+    With `lost`, that many relays fail in the first second, and the others announce the daemons that reconnect, one per
+    millisecond and remaining relay. One relay's queue is followed. With `stalled`, that relay reads nothing for so many seconds,
+    from the second second on.
     """
     draw = random.Random(seed)
-    tick = 0.001
-    slot = PERIOD / SLICES
-    groups = SLICES + 1
-    begins = [draw.randrange(round(slot / tick)) for _ in range(load.relays)]
-    due: dict[int, int] = {}
-    for begin in begins:
-        sizes = [0] * groups
-        for _ in range(min(load.daemons, 200)):  # at most 200 are drawn, then scaled
-            sizes[draw.randrange(groups)] += 1
-        scale = load.daemons / max(1, min(load.daemons, 200))
-        for turn in range(math.ceil(seconds / slot)):
-            at = begin + turn * round(slot / tick)
-            due[at] = due.get(at, 0) + round(sizes[turn % groups] * scale)
-    steady = {kind: rate * tick for kind, rate in load.commands().items() if kind != "renew"}
+    renewals = _renewals(draw, load, seconds)
+    steady = {kind: rate * TICK for kind, rate in load.commands().items() if kind != "renew"}
     left = load.relays - lost
     to_announce = lost * load.daemons
     totals: dict[str, float] = dict.fromkeys(load.commands(), 0)
     if lost:
         totals["announce"] = 0
-    waits: list[float] = []
-    waiting = longest_wait = 0.0
-    longest = queue = longest_queue = 0
-    reads_at = 0.0
-    busy = 0.0
-    for at in range(round(seconds / tick)):
+    redis, queue = _Redis(), _Queue(stalled)
+    for at in range(round(seconds / TICK)):
         arrived = {kind: _poisson(draw, mean) for kind, mean in steady.items()}
-        arrived["renew"] = due.get(at, 0)
+        arrived["renew"] = renewals.get(at, 0)
         if to_announce:
             arrived["announce"] = min(left, to_announce)
             to_announce -= arrived["announce"]
-        work = 0.0
         for kind, number in arrived.items():
             totals[kind] += number
-            work += number * cost(kind, costs) / 1e6
-        count = sum(arrived.values())
-        waiting += work
-        longest_wait = max(longest_wait, waiting)
-        if work:
-            longest = max(longest, round(waiting / (work / count)))
-        waits.append(waiting)
-        now = at * tick
-        queue += _poisson(draw, steady["push and pull"] / load.relays)
-        longest_queue = max(longest_queue, queue)
-        if now >= reads_at and not 1.0 <= now < 1.0 + stalled:
-            queue -= min(queue, LIMIT)
-            reads_at = now + waiting
-        busy += min(waiting, tick)
-        waiting = max(0.0, waiting - tick)
-    waits.sort()
+        work = sum(number * cost(kind, costs) / 1e6 for kind, number in arrived.items())
+        redis.arrive(work, sum(arrived.values()))
+        queue.tick(at * TICK, _poisson(draw, steady["push and pull"] / load.relays), redis.waiting)
+        redis.tick()
+    waits = sorted(redis.waits)
     return Simulated(
         {kind: total / seconds for kind, total in totals.items()},
-        (waits[len(waits) // 2], waits[len(waits) * 99 // 100], longest_wait),
-        longest,
-        busy / seconds,
-        longest_queue,
+        (waits[len(waits) // 2], waits[len(waits) * 99 // 100], redis.longest_wait),
+        redis.longest,
+        redis.busy / seconds,
+        queue.longest,
     )
+
+
+def _renewals(draw: random.Random, load: Load, seconds: float) -> Mapping[int, int]:
+    """The renewals of all relays by tick.
+
+    Each relay checks its entries every PERIOD / SLICES, at its own phase, and sends all that are due at once (a real relay sends
+    64 at a time and queues the others in its memory).
+    """
+    slot = PERIOD / SLICES
+    groups = SLICES + 1
+    drawn = min(load.daemons, 200)  # then scaled
+    due: Counter[int] = Counter()
+    for begin in [draw.randrange(round(slot / TICK)) for _ in range(load.relays)]:
+        sizes = Counter(draw.randrange(groups) for _ in range(drawn))
+        for turn in range(math.ceil(seconds / slot)):
+            due[begin + turn * round(slot / TICK)] += round(
+                sizes[turn % groups] * load.daemons / max(1, drawn)
+            )
+    return due
 
 
 def _poisson(draw: random.Random, mean: float) -> int:
