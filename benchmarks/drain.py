@@ -104,6 +104,24 @@ class Fleet:
                     self.closed_at.append(time.monotonic() - self.stopped_at)
             line.close()
 
+    async def settle(self, peers: int) -> None:
+        """Wait until that many peers have come back, at most a minute, and let frames flow for a while; then end."""
+        while len(self.came_back) < peers and time.monotonic() - self.stopped_at < 60:
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(3)
+        self.over = True
+        await asyncio.sleep(0.5)
+
+    def figures(self, peers: int) -> dict[str, Any]:
+        gaps = sorted(self.gaps)
+        return {
+            "closes_per_tenth": tenths(self.closed_at[:peers]),
+            "returns_per_tenth": tenths(self.came_back),
+            "refused_connections": self.refused,
+            "pair_without_relay_median": round(gaps[len(gaps) // 2], 2) if gaps else None,
+            "pair_without_relay_longest": round(gaps[-1], 2) if gaps else None,
+        }
+
 
 def tenths(times: list[float]) -> list[int]:
     """Counts per tenth of a second."""
@@ -114,29 +132,23 @@ def tenths(times: list[float]) -> list[int]:
 
 
 async def measure(pairs: int, drain: int) -> dict[str, Any]:
+    """Restart a relay with so many pairs; the figures."""
     with FaultyPlatform() as platform, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(4096)
         settings = platform.environment() | {"RELAY_DRAIN_SECONDS": str(drain)}
-        loop = asyncio.get_running_loop()
-        old = Relay(settings, listener=listener)
-        await loop.run_in_executor(None, old.wait)
+        old = await started(settings, listener)
         fleet = Fleet(old.port, platform)
         tasks = [asyncio.create_task(peer(n)) for n in range(pairs) for peer in (fleet.daemon, fleet.client)]
         await asyncio.sleep(6 + pairs / 100)
         before = fleet.answered
         fleet.stopped_at = time.monotonic()
         old.signal(signal.SIGTERM)
-        status = await loop.run_in_executor(None, old.process.wait)
+        status = await asyncio.to_thread(old.process.wait)
         ended = time.monotonic() - fleet.stopped_at
-        new = Relay(settings, listener=listener)
-        await loop.run_in_executor(None, new.wait)
+        new = await started(settings, listener)
         ready = time.monotonic() - fleet.stopped_at
-        while len(fleet.came_back) < 2 * pairs and time.monotonic() - fleet.stopped_at < 60:
-            await asyncio.sleep(0.2)
-        await asyncio.sleep(3)
-        fleet.over = True
-        await asyncio.sleep(0.5)
+        await fleet.settle(2 * pairs)
         lost = fleet.sent - fleet.answered
         for task in tasks:
             task.cancel()
@@ -145,22 +157,23 @@ async def measure(pairs: int, drain: int) -> dict[str, Any]:
         errors = old.errors() + new.errors()
         old.kill()
         new.kill()
-        gaps = sorted(fleet.gaps)
-        return {
-            "pairs": pairs,
-            "drain_seconds": drain,
-            "exit_status": status,
-            "old_ended_after": round(ended, 2),
-            "new_ready_after": round(ready, 2),
-            "closes_per_tenth": tenths(fleet.closed_at[: 2 * pairs]),
-            "returns_per_tenth": tenths(fleet.came_back),
-            "refused_connections": fleet.refused,
-            "asked_before": before,
-            "frames_lost": lost,
-            "pair_without_relay_median": round(gaps[len(gaps) // 2], 2) if gaps else None,
-            "pair_without_relay_longest": round(gaps[-1], 2) if gaps else None,
-            "errors": len(errors),
-        }
+    return {
+        "pairs": pairs,
+        "drain_seconds": drain,
+        "exit_status": status,
+        "old_ended_after": round(ended, 2),
+        "new_ready_after": round(ready, 2),
+        "asked_before": before,
+        "frames_lost": lost,
+        **fleet.figures(2 * pairs),
+        "errors": len(errors),
+    }
+
+
+async def started(settings: dict[str, str], listener: socket.socket) -> Relay:
+    relay = Relay(settings, listener=listener)
+    await asyncio.to_thread(relay.wait)
+    return relay
 
 
 def main() -> None:

@@ -23,6 +23,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+import bus
+from cells import CELLS
+from mint import mint
+from relays import BUILD, Kind, build, running, running_platform
+
 PERIOD = 0.002
 OUTPUT = "RELAY_PROFILE_OUTPUT"
 
@@ -60,13 +65,14 @@ def inside() -> None:
 
     signal.signal(signal.SIGPROF, sample)
     signal.signal(signal.SIGUSR2, toggle)
+    # Importing it installs a reactor, which the program that drives the load has no use for.
     from twisted.scripts.twistd import run
 
     sys.argv = ["twistd", "-n", "--pidfile=", "viewport-relay"]
     run()
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("cell", help="a part of a cell's name; the first that has it is used")
     parser.add_argument("--checkout", default=str(Path(__file__).resolve().parents[1]))
@@ -76,51 +82,46 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=15.0)
     options = parser.parse_args()
-
-    from mint import mint
-    from relays import BUILD, Kind, build, running, running_platform
-
     build()
-    environment = {"PYTHONPATH": options.checkout}
-    kind = Kind("profiled", "", (sys.executable, __file__), environment)
     if options.bus:
-        import bus
+        over_the_bus(options)
+    else:
+        one_relay(options)
 
-        name, (mode, words) = next(item for item in bus.CELLS.items() if options.cell in item[0])
-        mint(BUILD / "profile", bus.PAIRS, 0)
-        with (
-            running_platform(BUILD / "profile") as platform,
-            bus.layout("bus", platform, BUILD, kind, _outputs) as where,
-        ):
-            load = {
-                "port": where.port,
-                "client-port": where.client_port,
-                "tokens": platform.tokens,
-                **words,
-            }
-            _drive(mode, load, where.pids[:2], options.seconds, {where.pids[2]: "redis-server"})
-        for relay, role in (("a", "the daemons' relay"), ("b", "the clients' relay")):
-            _report(f"{name}, {role}", _output(relay), options.top)
-        return 0
 
-    from cells import CELLS
-
+def one_relay(options: argparse.Namespace) -> None:
     cell = next(cell for cell in CELLS if options.cell in cell.name)
-    environment |= {**cell.environment, **_outputs("a")}
     count = 20_000 if cell.mode == "connect" else 0
     mint(BUILD / "profile", max(500, int(cell.options.get("daemons", 0))), count if cell.cold else 1)
+    kind = _profiled(options.checkout, {**cell.environment, **_outputs("a")})
     with running_platform(BUILD / "profile") as platform, running(kind, platform, tls=cell.tls) as relay:
         words = {"port": relay.port, "tokens": platform.tokens, **cell.options}
         if cell.mode == "connect":
             words |= {"count": count, **({"tokens": platform.fresh} if cell.cold else {})}
         _drive(cell.mode, words, (relay.pid,), options.seconds, {})
     _report(cell.name, _output("a"), options.top)
-    return 0
+
+
+def over_the_bus(options: argparse.Namespace) -> None:
+    name, (mode, words) = next(item for item in bus.CELLS.items() if options.cell in item[0])
+    mint(BUILD / "profile", bus.PAIRS, 0)
+    kind = _profiled(options.checkout, {})
+    with (
+        running_platform(BUILD / "profile") as platform,
+        bus.layout("bus", platform, BUILD, kind, _outputs) as where,
+    ):
+        load = {"port": where.port, "client-port": where.client_port, "tokens": platform.tokens, **words}
+        _drive(mode, load, where.pids[:2], options.seconds, {where.pids[2]: "redis-server"})
+    for relay, role in (("a", "the daemons' relay"), ("b", "the clients' relay")):
+        _report(f"{name}, {role}", _output(relay), options.top)
+
+
+def _profiled(folder: str, environment: Mapping[str, str]) -> Kind:
+    """The relay of a checkout, which starts this file."""
+    return Kind("profiled", "", (sys.executable, __file__), {"PYTHONPATH": folder, **environment})
 
 
 def _output(relay: str) -> Path:
-    from relays import BUILD
-
     return BUILD / f"profile-{relay}.json"
 
 
@@ -134,8 +135,6 @@ def _drive(
     mode: str, words: Mapping[str, object], pids: Sequence[int], seconds: float, others: Mapping[int, str]
 ) -> None:
     """Profile the relays under this load; report the CPU of the `others`."""
-    from relays import BUILD
-
     words = {**words, "pid": pids[0]}
     if mode == "throughput":
         words["seconds"] = seconds + 3
@@ -176,4 +175,4 @@ if __name__ == "__main__":
     if OUTPUT in os.environ:
         inside()
     else:
-        raise SystemExit(main())
+        main()

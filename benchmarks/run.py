@@ -13,19 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict
 from cells import CELLS, TOGETHER, Cell
 from compare import Figures, judge, summary
 from machine import machine, versions
+from measure import Pace, cores, measure
 from mint import mint
 from relays import (
     BASE,
@@ -33,124 +29,14 @@ from relays import (
     HERE,
     KINDS,
     Kind,
-    Platform,
-    Running,
     build,
     checkout,
-    running,
     running_platform,
 )
 
 DEFAULT_KINDS = "relay,relay-plain,node,autobahn"
 #: Above this share of a core the load generator may have limited the rate (not the CPU per frame).
 LOADGEN_LIMIT = 0.9
-
-
-@frozen
-class Pace:
-    """Durations in seconds, except `upgrades` and `repetitions`."""
-
-    repetitions: int
-    seconds: float
-    warm_up: float
-    upgrades: int
-    settle: float
-    pinned: bool
-
-
-class BadRun(Exception):
-    """The load generator found an error; the message is its own."""
-
-
-def loadgen(cell: Cell, relay: Running, platform: Platform, pace: Pace, turn: int) -> Figures:
-    """One run. `turn` counts from 0, the discarded run. Raises BadRun."""
-    options: dict[str, object] = {
-        "port": relay.port,
-        "pid": relay.pid,
-        "tokens": platform.tokens,
-        **cell.options,
-    }
-    program = [str(BUILD / "loadgen"), cell.mode, "-v"]
-    if cell.mode == "throughput":
-        shorter = 0.5 if turn == 0 else 1.0
-        options |= {"seconds": pace.seconds * shorter, "warm-up": pace.warm_up}
-    elif cell.mode == "links":
-        program = [sys.executable, str(HERE / "link_frames.py")]
-    elif cell.mode == "connect":
-        options |= {"count": pace.upgrades}
-        if cell.cold:
-            options |= {"tokens": platform.fresh, "first-token": turn * pace.upgrades}
-    else:
-        options |= {"settle": pace.settle, "seconds": pace.settle}
-    command = program + [
-        word for name, value in options.items() for word in (f"--{name}", str(value)) if word
-    ]
-    asked = validations(platform)
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, preexec_fn=_pin(pace, last=False)
-    )
-    if done.returncode:
-        raise BadRun(done.stderr.strip()[:2000] or f"status {done.returncode}")
-    figures: Figures = json.loads(done.stdout)
-    if cell.mode == "idle":
-        figures |= figures.pop("steps")[0]
-    if cell.mode == "connect" and relay.kind.admits:
-        figures["validations"] = validations(platform) - asked
-        if cell.cold and figures["validations"] < pace.upgrades:
-            raise BadRun(f"only {figures['validations']} of {pace.upgrades} upgrades asked the platform")
-    return figures
-
-
-def validations(platform: Platform) -> int:
-    """Number of requests to the platform so far."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{platform.port}/counts", timeout=5) as answer:
-        return int(json.load(answer)["validate"])
-
-
-def _cores(pace: Pace, *, last: bool) -> set[int] | None:
-    """With --pin the relays use only the last core, and all other processes the other cores."""
-    have = sorted(os.sched_getaffinity(0))
-    if not pace.pinned or len(have) < 2:
-        return None
-    return {have[-1]} if last else set(have[:-1])
-
-
-def _pin(pace: Pace, *, last: bool) -> Any:
-    cores = _cores(pace, last=last)
-    return (lambda: os.sched_setaffinity(0, cores)) if cores else None
-
-
-def measure(batch: Sequence[Cell], kinds: Sequence[Kind], platform: Platform, pace: Pace) -> list[Figures]:
-    """All repetitions of a batch of cells that share their relays."""
-    rows: list[Figures] = []
-    relay_cores = _cores(pace, last=True)
-    # A used heap would hide the memory of connections, so these relays start anew each time.
-    anew = batch[0].mode == "idle"
-    with ExitStack() as stack:
-
-        def begin(kind: Kind) -> Running:
-            cell = batch[0]
-            others = _cores(pace, last=False)
-            return stack.enter_context(
-                running(kind, platform, cell.environment, relay_cores, tls=cell.tls, other_cores=others)
-            )
-
-        relays = {} if anew else {kind.name: begin(kind) for kind in kinds}
-        for turn in range(1 if anew else 0, pace.repetitions + 1):
-            for cell in batch:
-                for kind in kinds if turn % 2 else tuple(reversed(kinds)):
-                    relay = begin(kind) if anew else relays[kind.name]
-                    row: Figures = {"cell": cell.name, "relay": kind.name, "repetition": turn}
-                    try:
-                        row |= loadgen(cell, relay, platform, pace, turn)
-                    except BadRun as bad:
-                        row["failed"] = str(bad)
-                        print(f"  FAILED {cell.name}, {kind.name}: {bad}", flush=True)
-                    if anew:
-                        stack.close()
-                    if turn:
-                        rows.append(row)
-    return rows
 
 
 def show(lines: Sequence[Figures], verdicts: Sequence[Figures]) -> None:
@@ -249,23 +135,14 @@ def main() -> int:
 def bench(chosen: Sequence[Cell], kinds: Sequence[Kind], pace: Pace, options: argparse.Namespace) -> int:
     """Build, measure, judge, and write the results file. Returns the exit status."""
     build()
-    pairs = max([500, *(int(cell.options.get("daemons", 0)) for cell in chosen)])
-    pairs = max([pairs, *(int(cell.options.get("steps", 0)) // 2 for cell in chosen)])
-    fresh = (pace.repetitions + 1) * pace.upgrades if any(cell.cold for cell in chosen) else 1
-    mint(BUILD / "tokens", pairs, fresh)
+    mint_tokens(chosen, pace)
     began, load = time.time(), os.getloadavg()
     rows: list[Figures] = []
     lines: list[Figures] = []
     verdicts: list[Figures] = []
-    with running_platform(BUILD / "tokens", _cores(pace, last=False)) as platform:
+    with running_platform(BUILD / "tokens", cores(pace, last=False)) as platform:
         for batch in batches(chosen):
-            able = [
-                kind
-                for kind in kinds
-                if (kind.admits or batch[0].mode == "throughput")
-                and (kind.tls or not batch[0].tls)
-                and (kind.links or batch[0].mode != "links")
-            ]
+            able = [kind for kind in kinds if can_serve(kind, batch[0])]
             measured = measure(batch, able, platform, pace)
             rows += measured
             for cell in batch:
@@ -291,15 +168,34 @@ def bench(chosen: Sequence[Cell], kinds: Sequence[Kind], pace: Pace, options: ar
         "summary": lines,
         "runs": rows,
     }
-    path = (
-        HERE
-        / "results"
-        / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(began))}{'-quick' if options.quick else ''}.json"
+    write(results, began, quick=options.quick)
+    return 1 if failed else 0
+
+
+def mint_tokens(chosen: Sequence[Cell], pace: Pace) -> None:
+    """Mint tokens for the most pairs of a cell, and fresh ones if a cell needs them."""
+    pairs = max([500, *(int(cell.options.get("daemons", 0)) for cell in chosen)])
+    pairs = max([pairs, *(int(cell.options.get("steps", 0)) // 2 for cell in chosen)])
+    fresh = (pace.repetitions + 1) * pace.upgrades if any(cell.cold for cell in chosen) else 1
+    mint(BUILD / "tokens", pairs, fresh)
+
+
+def can_serve(kind: Kind, cell: Cell) -> bool:
+    """Whether this relay has what the cell measures."""
+    return (
+        (kind.admits or cell.mode == "throughput")
+        and (kind.tls or not cell.tls)
+        and (kind.links or cell.mode != "links")
     )
+
+
+def write(results: Figures, began: float, *, quick: bool) -> None:
+    """Write the results file, named after the time of the start."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(began))
+    path = HERE / "results" / f"{stamp}{'-quick' if quick else ''}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(compact(results))
     print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
-    return 1 if failed else 0
 
 
 def compact(results: Figures) -> str:
