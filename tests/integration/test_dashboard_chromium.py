@@ -15,6 +15,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from tests.integration.webdriver import Browser
+from tests.logentries import entries_of
 from tests.unit.admin.conftest import TOKEN, OpenAdmin, peer, target
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection
@@ -80,7 +81,7 @@ async def test_a_wrong_token_is_refused(browser, admin):
         assert answer == 401
 
     await act(go)
-    assert admin.log.entries()[0]["reason"] == "ADMIN_UNAUTHORIZED"
+    assert entries_of(admin.log)[0]["reason"] == "ADMIN_UNAUTHORIZED"
 
 
 @pytest_twisted.ensureDeferred

@@ -10,6 +10,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
+from tests.logentries import entries_of
 from viewport_relay.admin.auth import ONE_TIME_SECONDS, AdminAuth
 from viewport_relay.admission.httpcall import Answer
 from viewport_relay.admission.platformclock import PlatformClock
@@ -53,7 +54,7 @@ class Machine:
         self.log.event("refuse", reason=reason, workspaceId="acme", role="client", ip="192.0.2.1")
 
     def told(self, event: str) -> list[dict[str, Any]]:
-        return [entry for entry in self.log.entries() if entry["event"] == event]
+        return [entry for entry in entries_of(self.log) if entry["event"] == event]
 
 
 @STEPS

@@ -132,14 +132,6 @@ class ConnectionCounts:
         self._per_ip[ip] = of_ip + 1
         return Ticket(self, ip)
 
-    def of_address(self, ip: str) -> int:
-        """Connections of one address."""
-        return self._per_ip.get(ip, 0)
-
-    def clients_of(self, workspace_id: str, runtime_target_id: str | None) -> int:
-        """Clients of one target."""
-        return self._clients.get((workspace_id, runtime_target_id), 0)
-
     def leave(self, ip: str) -> None:
         """Called by tickets."""
         self.total -= 1

@@ -8,7 +8,6 @@ never waits for who reads the stream (`lines`).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -178,10 +177,6 @@ class EventLog:
     def records(self) -> list[Record]:
         """The records of the ring, oldest first."""
         return list(self._ring)
-
-    def entries(self) -> list[dict[str, Any]]:
-        """The records of the ring as JSON objects."""
-        return [json.loads(record.line) for record in self._ring]
 
     def folds(self) -> Iterator[Fold]:
         """Repeated entries that are counted and not yet written."""

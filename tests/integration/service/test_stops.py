@@ -22,6 +22,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.task import deferLater
 
 from tests.drill.certificates import Identity
+from tests.logentries import entries_of
 from tests.ports import free_port
 from viewport_relay.config import load
 from viewport_relay.observe.logs import EventLog
@@ -123,10 +124,10 @@ class Stop:
             if condition():
                 return
             await deferLater(reactor, 0.01)
-        raise AssertionError(f"not in time; logged: {self.log.entries()}")
+        raise AssertionError(f"not in time; logged: {entries_of(self.log)}")
 
     def logged(self, event: str) -> bool:
-        return any(entry["event"] == event for entry in self.log.entries())
+        return any(entry["event"] == event for entry in entries_of(self.log))
 
     def close(self) -> None:
         for peer in self._peers:

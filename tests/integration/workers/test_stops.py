@@ -15,6 +15,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.process import reapAllProcesses
 from twisted.internet.task import LoopingCall, deferLater
 
+from tests.logentries import entries_of
 from tests.ports import free_port
 from viewport_relay.config import load
 from viewport_relay.observe.logs import EventLog
@@ -45,7 +46,7 @@ class Parent:
 
     @property
     def pids(self) -> list[int]:
-        entries = [entry for entry in self.log.entries() if entry["event"] == "worker_started"]
+        entries = [entry for entry in entries_of(self.log) if entry["event"] == "worker_started"]
         return [entry["details"]["pid"] for entry in entries]
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -53,7 +54,7 @@ class Parent:
             if condition():
                 return
             await deferLater(reactor, 0.01)
-        raise AssertionError(f"not in time; logged: {self.log.entries()}")
+        raise AssertionError(f"not in time; logged: {entries_of(self.log)}")
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ async def _up(parent: Parent) -> None:
 async def _one_was_lost(parent: Parent) -> None:
     await _up(parent)
     os.kill(parent.pids[0], signal.SIGKILL)
-    await parent.until(lambda: any(entry["event"] == "worker_lost" for entry in parent.log.entries()))
+    await parent.until(lambda: any(entry["event"] == "worker_lost" for entry in entries_of(parent.log)))
 
 
 def _busy() -> set[object]:

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
+from tests.logentries import entries_of
 from viewport_relay.admin import follow, logs
 from viewport_relay.admin.filters import PARAMETERS, parse_filter
 from viewport_relay.admin.logs import TEXT_ENTRIES
@@ -240,7 +241,7 @@ async def test_about_a_connection_id_of_a_folded_refusal(admin):
             "refuse", reason=Reason.JWT_EXPIRED, connection_id=f"c-{n}", workspaceId="acme", role="client", ip="192.0.2.1",
             detail=f"exp passed {n} s ago",
         )  # fmt: skip
-    assert all(entry.get("connectionId") != "c-17" for entry in admin.log.entries()), "it was folded"
+    assert all(entry.get("connectionId") != "c-17" for entry in entries_of(admin.log)), "it was folded"
     text = " ".join((await admin.get("/logs?about=c-17&format=text")).text.split())
     assert (
         "client of workspace acme from 192.0.2.1 was refused: JWT validation failed: token expired: exp passed 17 s ago"
@@ -482,7 +483,7 @@ async def test_the_number_of_followers_is_bounded(admin, token, monkeypatch):
     await eventually(lambda: followers(admin) == 2)
     answer = await admin.get("/logs?follow=1")
     assert answer.status == 503 and answer.json()["reason"] == "ADMIN_TOO_MANY_FOLLOWERS"
-    assert admin.log.entries()[-1]["details"]["detail"] == "2 readers follow the log, a fixed limit"
+    assert entries_of(admin.log)[-1]["details"]["detail"] == "2 readers follow the log, a fixed limit"
     readers[0].close()
     await eventually(lambda: followers(admin) == 1)
     third = await Reader(admin, token).start()

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from twisted.application.service import MultiService
 from twisted.internet.task import Clock
 
+from tests.logentries import entries_of
 from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SECONDS, AdminAuth
 from viewport_relay.admin.overview import MAX_TARGETS
 from viewport_relay.admin.trends import KEPT, STEP, Trends
@@ -134,7 +135,7 @@ async def test_sign_in_sets_an_http_only_same_site_cookie(admin, token):
     answer = await admin.get("/admin/api/session", {"Cookie": cookie}, token=None)
     assert answer.json() == {"ok": True, "signedIn": True, "csrf": csrf}
     assert (await admin.get("/admin/api/session", token=None)).json() == {"ok": True, "signedIn": False}
-    entry = admin.log.entries()[0]
+    entry = entries_of(admin.log)[0]
     assert entry["event"] == "operator_signed_in" and entry["details"]["operator"] == "127.0.0.1"
 
 

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.web.server import NOT_DONE_YET
 
+from tests.logentries import entries_of
 from viewport_relay.routing.views import Selection
 
 ADMIN_PATHS = ["/state", "/logs", "/logs?summary=1", "/metrics"]
@@ -219,7 +220,7 @@ async def test_ready_names_the_cause(admin):
 @pytest_twisted.ensureDeferred
 async def test_a_wrong_token_is_logged_with_the_address_and_without_the_token(admin):
     await admin.get("/state", {"Authorization": "Bearer a-wrong-guess-of-somebody"}, token=None)
-    entry = admin.log.entries()[-1]
+    entry = entries_of(admin.log)[-1]
     assert entry["reason"] == "ADMIN_UNAUTHORIZED" and entry["level"] == "warn"
     assert entry["details"] == {"ip": "127.0.0.1", "path": "/state"}
     assert "a-wrong-guess" not in admin.stream.getvalue()
@@ -244,7 +245,7 @@ async def test_disconnect(admin, body, selection):
     answer = await admin.post("/disconnect", body)
     assert answer.status == 200 and answer.json() == {"ok": True, "disconnected": 3}
     assert admin.state.calls == [selection]
-    entry = admin.log.entries()[-1]
+    entry = entries_of(admin.log)[-1]
     assert entry["event"] == "operator_disconnect" and entry["details"]["operator"] == "127.0.0.1"
     assert entry["details"]["closed"] == 3
 
@@ -258,7 +259,7 @@ async def test_disconnect_is_logged_when_the_client_leaves_before_the_answer(adm
     asked.addErrback(lambda _: None).cancel()
     await deferLater(reactor, 0.05)  # the relay sees that the client has left
     closed.callback(3)
-    entry = admin.log.entries()[-1]
+    entry = entries_of(admin.log)[-1]
     assert (entry["event"], entry["details"]["closed"]) == ("operator_disconnect", 3)
 
 
@@ -299,7 +300,7 @@ async def test_bodies_of_a_wrong_content_type(admin, kind, body, status):
 async def test_cache_flush(admin):
     answer = await admin.post("/cache/flush", {}, {"Content-Type": "application/json; charset=utf-8"})
     assert answer.status == 200 and admin.state.calls == ["flush"]
-    assert admin.log.entries()[-1]["details"] == {"operator": "127.0.0.1"}
+    assert entries_of(admin.log)[-1]["details"] == {"operator": "127.0.0.1"}
 
 
 METRICS = "unit-metrics-token-0123456789abcd"
@@ -348,7 +349,7 @@ async def test_wrong_tokens_are_limited_and_the_right_one_is_not(admin, token):
     assert (await admin.get("/state", token=token)).status == 200
     assert (await admin.post("/admin/api/session", {"token": token}, token=None)).status == 200
     assert (await admin.get("/state", token=None)).status == 401, "a missing token is no wrong one"
-    limited = [e for e in admin.log.entries() if e.get("reason") == "ADMIN_RATE_LIMIT_EXCEEDED"]
+    limited = [e for e in entries_of(admin.log) if e.get("reason") == "ADMIN_RATE_LIMIT_EXCEEDED"]
     assert [entry["details"]["path"] for entry in limited] == ["/state", "/admin/api/session"]
     for entry in limited:
         assert entry["details"]["detail"] == "more than 20 wrong tokens within a minute, a fixed limit"

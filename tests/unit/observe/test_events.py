@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 import viewport_relay
+from tests.logentries import entries_of
 from viewport_relay.observe.events import EVENTS
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.reasons import Reason
@@ -82,11 +83,11 @@ def test_the_log_takes_the_level_from_the_table():
     for name in EVENTS:
         if name not in OWN:
             log.event(name, message="said")
-    assert {e["event"]: e["level"] for e in log.entries()} == {
+    assert {e["event"]: e["level"] for e in entries_of(log)} == {
         name: event.level for name, event in EVENTS.items() if name not in OWN
     }
     log.event("presence_failed", reason=Reason.BACKPLANE_UNREACHABLE)
-    assert log.entries()[-1]["level"] == "error", "a reason says more than the event"
+    assert entries_of(log)[-1]["level"] == "error", "a reason says more than the event"
 
 
 def test_rows_have_a_description_and_a_fix():

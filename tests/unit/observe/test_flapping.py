@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from tests.logentries import entries_of
 from viewport_relay.observe import flapping
 from viewport_relay.observe.logs import EventLog
 
@@ -26,7 +27,7 @@ def life(log, clock, name, seconds=0.4, **who):
 
 
 def events(log):
-    return [entry["event"] for entry in log.entries()]
+    return [entry["event"] for entry in entries_of(log)]
 
 
 def test_many_short_connections_are_one_finding(log, clock):
@@ -34,7 +35,7 @@ def test_many_short_connections_are_one_finding(log, clock):
         life(log, clock, f"c-{n}")
     assert events(log).count("join") == events(log).count("leave") <= 2 * flapping.LIVES
     log.close()
-    findings = [entry for entry in log.entries() if entry["event"] == "flapping"]
+    findings = [entry for entry in entries_of(log) if entry["event"] == "flapping"]
     assert {entry["reason"] for entry in findings} == {"PEER_FLAPPING"} and findings[0]["level"] == "warn"
     assert sum(entry["details"]["count"] for entry in findings) + events(log).count("leave") == 132
     assert findings[0]["message"].startswith("joined and left within 1 s, ")
@@ -48,10 +49,10 @@ def test_a_connection_that_stays_is_logged_with_the_time_of_its_join(log, clock)
         life(log, clock, f"c-{n}")
     joined = clock.at
     log.event("join", connection_id="stays", **about())
-    assert "stays" not in str(log.entries())
+    assert "stays" not in str(entries_of(log))
     clock.at += 90
     log.sweep()
-    entry = log.entries()[-1]
+    entry = entries_of(log)[-1]
     assert entry["event"] == "join" and entry["connectionId"] == "stays"
     assert entry["ts"].endswith(f"{joined % 60:06.3f}Z")
 
@@ -59,9 +60,9 @@ def test_a_connection_that_stays_is_logged_with_the_time_of_its_join(log, clock)
 def test_a_long_connection_of_a_flapping_peer_is_logged_in_full(log, clock):
     for n in range(8):
         life(log, clock, f"c-{n}")
-    before = len(log.entries())
+    before = len(entries_of(log))
     life(log, clock, "long", seconds=30)
-    assert [(e["event"], e["connectionId"]) for e in log.entries()[before:]] == [
+    assert [(e["event"], e["connectionId"]) for e in entries_of(log)[before:]] == [
         ("join", "long"),
         ("leave", "long"),
     ]
@@ -71,15 +72,15 @@ def test_a_long_connection_of_a_flapping_peer_is_logged_in_full(log, clock):
 def test_other_peers_are_not_folded(log, clock, other):
     for n in range(20):
         life(log, clock, f"c-{n}")
-    before = len(log.entries())
+    before = len(entries_of(log))
     life(log, clock, "another", **other)
-    assert len(log.entries()) == before + 2
+    assert len(entries_of(log)) == before + 2
 
 
 def test_ordinary_connections_are_not_folded(log, clock):
     for n in range(50):
         life(log, clock, f"c-{n}", seconds=6)
-    assert len(log.entries()) == 100
+    assert len(entries_of(log)) == 100
 
 
 def test_the_table_is_bounded_and_entries_expire(log, clock, monkeypatch):
@@ -88,10 +89,10 @@ def test_the_table_is_bounded_and_entries_expire(log, clock, monkeypatch):
 
     def logged(workspace):
         """Joins and leaves that are logged of so many short lives."""
-        before = len(log.entries())
+        before = len(entries_of(log))
         for n in range(lives):
             life(log, clock, f"c-{n}", seconds=0.001, workspace=workspace)
-        return len(log.entries()) - before
+        return len(entries_of(log)) - before
 
     assert [logged(f"w-{n}") for n in range(12)] == [2 * flapping.LIVES] * 10 + [2 * lives] * 2
     clock.at += 61

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.logentries import entries_of
 from viewport_relay.observe import folding
 from viewport_relay.observe.entry import dump, timestamp
 from viewport_relay.observe.logs import EventLog
@@ -67,7 +68,7 @@ def test_one_entry_is_one_json_line_in_the_documented_form(log, stream):
     assert second["message"] == "JWT validation failed: token expired" and second["details"] == {
         "workspaceId": "w"
     }
-    assert log.entries() == [first, second]
+    assert entries_of(log) == [first, second]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_given_level_and_message_and_the_minimum_level_of_the_stream(stream, clo
     log.event("b", level="error", reason=Reason.JWT_EXPIRED, message="other words")
     (written,) = lines(stream)
     assert written["level"] == "error" and written["message"] == "other words"
-    assert [entry["event"] for entry in log.entries()] == ["a", "b"]
+    assert [entry["event"] for entry in entries_of(log)] == ["a", "b"]
 
 
 def test_hostile_text_cannot_break_a_line_or_a_terminal(log, stream):
@@ -119,7 +120,7 @@ def test_details_are_redacted(stream, clock):
         "x", message="internal-key-value", token="abc", nested={"q": "internal-key-value"}, data=b"payload"
     )
     assert "internal-key-value" not in stream.getvalue() and "payload" not in stream.getvalue()
-    assert log.entries()[0]["details"]["token"] == "[redacted]"
+    assert entries_of(log)[0]["details"]["token"] == "[redacted]"
 
 
 # -- the ring -------------------------------------------------------------------------------------------------
@@ -130,8 +131,8 @@ def test_the_ring_keeps_the_newest(stream, clock):
     for n in range(50):
         log.event("join", n=n)
         log.event("leave", n=n)
-    assert len(log.entries()) == 10
-    assert [entry["details"]["n"] for entry in log.entries()] == [45, 45, 46, 46, 47, 47, 48, 48, 49, 49]
+    assert len(entries_of(log)) == 10
+    assert [entry["details"]["n"] for entry in entries_of(log)] == [45, 45, 46, 46, 47, 47, 48, 48, 49, 49]
 
 
 def test_a_flood_of_one_kind_does_not_displace_the_rest(stream, clock):
@@ -143,7 +144,7 @@ def test_a_flood_of_one_kind_does_not_displace_the_rest(stream, clock):
         clock.at += 0.2
     for n in range(20):
         log.event("join", n=n)
-    events = [(entry["event"], entry.get("reason")) for entry in log.entries()]
+    events = [(entry["event"], entry.get("reason")) for entry in entries_of(log)]
     assert len(events) == 100
     assert events[0] == ("refused", "INTERNAL_KEY_MISMATCH") and events[1] == ("start", None)
     assert events[-20:] == [("join", None)] * 20
@@ -161,11 +162,11 @@ def test_repeated_refusals_of_one_source_are_counted_in_one_entry(log, clock):
     for _ in range(95):
         clock.at += 0.1
         refuse(log)
-    assert [entry["event"] for entry in log.entries()] == ["refused"] * 5
+    assert [entry["event"] for entry in entries_of(log)] == ["refused"] * 5
     assert sum(fold.count for fold in log.folds()) == 95
     clock.at = 1_700_000_060.0
     log.sweep()
-    folded = log.entries()[-1]
+    folded = entries_of(log)[-1]
     assert folded["event"] == "folded" and folded["reason"] == "JWT_EXPIRED" and folded["level"] == "warn"
     assert folded["details"] == {
         "of": "refused", "count": 95, "first": "2023-11-14T22:13:30.100Z", "last": "2023-11-14T22:13:39.500Z",
@@ -173,7 +174,7 @@ def test_repeated_refusals_of_one_source_are_counted_in_one_entry(log, clock):
     }  # fmt: skip
     assert "95 more" in folded["message"] and list(log.folds()) == []
     refuse(log)  # a new window: written unfolded
-    assert log.entries()[-1]["event"] == "refused"
+    assert entries_of(log)[-1]["event"] == "refused"
 
 
 def test_the_summary_comes_with_the_next_entry_of_any_source_and_at_close(log, clock):
@@ -181,11 +182,11 @@ def test_the_summary_comes_with_the_next_entry_of_any_source_and_at_close(log, c
         refuse(log)
     clock.at += 61
     log.event("join")
-    assert [entry["event"] for entry in log.entries()][-2:] == ["folded", "join"]
+    assert [entry["event"] for entry in entries_of(log)][-2:] == ["folded", "join"]
     for _ in range(7):
         refuse(log)
     log.close()
-    assert log.entries()[-1]["details"]["count"] == 2
+    assert entries_of(log)[-1]["details"]["count"] == 2
 
 
 def test_a_clock_that_was_set_back_ends_a_window(log, clock):
@@ -193,7 +194,7 @@ def test_a_clock_that_was_set_back_ends_a_window(log, clock):
         refuse(log)
     clock.at -= 86_400
     refuse(log)
-    assert [entry["event"] for entry in log.entries()][-2:] == ["folded", "refused"]
+    assert [entry["event"] for entry in entries_of(log)][-2:] == ["folded", "refused"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_other_sources_are_not_folded(log, differs):
     for _ in range(20):
         refuse(log)
     refuse(log, **differs)
-    assert len(log.entries()) == 6
+    assert len(entries_of(log)) == 6
 
 
 def test_joins_and_leaves_are_never_folded(stream, clock):
@@ -211,7 +212,7 @@ def test_joins_and_leaves_are_never_folded(stream, clock):
     for _ in range(50):
         log.event("join", ip="1", role="client", workspaceId="w")
         log.event("leave", reason=Reason.PONG_TIMEOUT, ip="1", role="client", workspaceId="w")
-    assert len(log.entries()) == 100
+    assert len(entries_of(log)) == 100
 
 
 @pytest.mark.parametrize(
@@ -227,12 +228,12 @@ def test_entries_without_a_reason_are_folded_by_their_message(stream, clock, eve
     log = EventLog(stream, max_entries=1000, now=clock)
     for _ in range(50):
         log.event(event, level=level, message="the same again", namespace="n")
-    assert len(log.entries()) == written
+    assert len(entries_of(log)) == written
     log.event(event, level=level, message="another", namespace="n")
-    assert log.entries()[-1]["message"] == "another"
+    assert entries_of(log)[-1]["message"] == "another"
     log.close()
     if written == 5:
-        folded = log.entries()[-1]
+        folded = entries_of(log)[-1]
         assert (
             folded["message"] == "the same again: 45 more, not written one by one" and "reason" not in folded
         )
@@ -243,16 +244,16 @@ def test_made_up_messages_do_not_defeat_folding(stream, clock):
     log = EventLog(stream, max_entries=100_000, now=clock)
     for n in range(3000):
         log.event("twisted", level="error", message=f"made up {n}")
-    assert len(log.entries()) == 100
+    assert len(entries_of(log)) == 100
 
 
 def test_made_up_workspaces_do_not_defeat_folding(stream, clock):
     log = EventLog(stream, max_entries=100_000, now=clock)
     for n in range(5000):
         refuse(log, Reason.TOKEN_MISSING, workspace=f"made-up-{n}")
-    assert len(log.entries()) == 100
+    assert len(entries_of(log)) == 100
     log.close()
-    (summary,) = [entry for entry in log.entries() if entry["event"] == "folded"]
+    (summary,) = [entry for entry in entries_of(log) if entry["event"] == "folded"]
     assert summary["details"]["count"] == 4900 and summary["details"]["ip"] == "192.0.2.1"
     assert "workspaceId" not in summary["details"]
 
@@ -261,9 +262,9 @@ def test_made_up_addresses_do_not_defeat_folding(stream, clock):
     log = EventLog(stream, max_entries=100_000, now=clock)
     for n in range(20_000):
         refuse(log, Reason.TOKEN_MISSING, ip=f"2001:db8::{n:x}")
-    assert len(log.entries()) == 600
+    assert len(entries_of(log)) == 600
     log.close()
-    assert log.entries()[-1]["details"]["count"] == 19_400
+    assert entries_of(log)[-1]["details"]["count"] == 19_400
     assert stream.getvalue().count("\n") == 601
 
 
@@ -273,7 +274,7 @@ def test_the_sources_that_are_told_apart_are_bounded(stream, clock, monkeypatch)
     for n in range(60):
         for _ in range(7):
             refuse(log, ip=f"10.0.0.{n}", workspace=str(n))
-    assert len(log.entries()) == 50 * 5 + 10 * 7, "entries of further sources are not counted one by one"
+    assert len(entries_of(log)) == 50 * 5 + 10 * 7, "entries of further sources are not counted one by one"
 
 
 def test_last_seen_includes_folded_entries(log, clock):
@@ -296,7 +297,7 @@ def test_write_errors_are_counted_and_reported_as_a_gap(log, stream, error):
     stream.error = error
     log.event("b")
     log.event("c")
-    assert log.write_failures == 2 and [entry["event"] for entry in log.entries()] == ["a", "b", "c"]
+    assert log.write_failures == 2 and [entry["event"] for entry in entries_of(log)] == ["a", "b", "c"]
     stream.error = None
     log.event("d")
     events = [(entry["event"], entry["details"]) for entry in lines(stream)]
@@ -309,7 +310,7 @@ def test_a_real_full_disk(clock):
         log = EventLog(full, max_entries=5, now=clock)
         for _ in range(10):
             log.event("x")
-        assert log.write_failures == 10 and len(log.entries()) == 5
+        assert log.write_failures == 10 and len(entries_of(log)) == 5
         with contextlib.suppress(OSError):
             full.close()
 

@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from tests.logentries import entries_of
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import QUIET
 from viewport_relay.observe.status import StatusLine
@@ -34,11 +35,11 @@ class World:
 
     def run(self, seconds: int) -> list[dict]:
         """Tick once a second; returns the status lines written meanwhile."""
-        before = len(self.log.entries())
+        before = len(entries_of(self.log))
         for _ in range(seconds):
             self.at += 1
             self.line.tick()
-        return [entry for entry in self.log.entries()[before:] if entry["event"] == "status"]
+        return [entry for entry in entries_of(self.log)[before:] if entry["event"] == "status"]
 
     def refuse(self, reason=Reason.JWT_EXPIRED, **more):
         about = {"workspaceId": "acme", "role": "client", "ip": "192.0.2.1", "detail": "exp passed 400 s ago"}

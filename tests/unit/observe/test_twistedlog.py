@@ -12,6 +12,7 @@ from twisted.logger import Logger, LogLevel, LogPublisher
 from twisted.python import log as legacy
 from twisted.python.failure import Failure
 
+from tests.logentries import entries_of
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.twistedlog import LibraryLog
 
@@ -39,14 +40,14 @@ def logger(log):
 )
 def test_levels(logger, log, name, level):
     getattr(logger, name)("the {thing} happened", thing="x")
-    (entry,) = log.entries()
+    (entry,) = entries_of(log)
     assert entry["event"] == "twisted" and entry["level"] == level
     assert entry["message"] == "the x happened" and entry["details"]["namespace"] == "relay.test"
 
 
 def test_debug_is_left_out(logger, log):
     logger.debug("noise")
-    assert log.entries() == []
+    assert entries_of(log) == []
 
 
 def test_a_failure_is_logged_with_a_redacted_traceback(logger, stream, log):
@@ -58,7 +59,7 @@ def test_a_failure_is_logged_with_a_redacted_traceback(logger, stream, log):
         deep()
     except ValueError:
         logger.failure("while doing {what}", what=SECRET)
-    (entry,) = log.entries()
+    (entry,) = entries_of(log)
     assert entry["level"] == "error" and entry["details"]["error"] == "ValueError"
     assert "in deep" in entry["details"]["traceback"] and "Traceback" in entry["details"]["traceback"]
     assert SECRET not in stream.getvalue() and "abcdefghijklmnop" not in stream.getvalue()
@@ -82,7 +83,7 @@ def test_legacy_messages_and_errors(log):
             "log_failure": Failure(KeyError("k")),
         }
     )
-    first, second = log.entries()
+    first, second = entries_of(log)
     assert first["level"] == "warn" and first["message"] == "cannot accept", "housekeeping is left out"
     assert second["level"] == "error" and second["message"] and second["details"]["error"] == "KeyError"
 
@@ -99,7 +100,7 @@ def test_legacy_messages_and_errors(log):
 )
 def test_malformed_events_are_logged(log, event):
     LibraryLog(log)(event)
-    assert len(log.entries()) == 1
+    assert len(entries_of(log)) == 1
 
 
 def test_events_of_other_threads_are_handed_to_the_reactor(log, monkeypatch):
@@ -113,11 +114,11 @@ def test_events_of_other_threads_are_handed_to_the_reactor(log, monkeypatch):
     )
     thread.start()
     thread.join()
-    assert log.entries() == [] and len(calls) == 1
+    assert entries_of(log) == [] and len(calls) == 1
     calls[0]()
-    assert log.entries()[0]["message"] == "from afar"
+    assert entries_of(log)[0]["message"] == "from afar"
     observer({"log_format": "from here", "log_level": LogLevel.info})
-    assert log.entries()[1]["message"] == "from here"
+    assert entries_of(log)[1]["message"] == "from here"
 
 
 def test_the_standard_library(log):
@@ -131,6 +132,8 @@ def test_the_standard_library(log):
         raise KeyError(SECRET)
     except KeyError:
         logger.exception("oh")
-    levels = [(entry["level"], entry["details"]["namespace"]) for entry in log.entries()]
+    levels = [(entry["level"], entry["details"]["namespace"]) for entry in entries_of(log)]
     assert levels == [("info", "some.library"), ("warn", "some.library"), ("error", "some.library")]
-    assert "Traceback" in log.entries()[2]["details"]["traceback"] and SECRET not in json.dumps(log.entries())
+    assert "Traceback" in entries_of(log)[2]["details"]["traceback"] and SECRET not in json.dumps(
+        entries_of(log)
+    )
