@@ -245,7 +245,7 @@ async def test_own_certificate_with_anothers_key(platform: DevPlatform, tmp_path
     one, other = (Identity.self_signed(name).write(tmp_path, name) for name in ("one", "other"))
     environ = environ_of(platform, RELAY_TLS_CERT_PATH=one.cert, RELAY_TLS_KEY_PATH=other.key)
     found = (await findings_of(reactor, environ))["certificate"]
-    assert found.outcome == "fail"
+    assert found.outcome == "fail" and "is not the key of the certificate in" in found.found
 
 
 # -- this machine ------------------------------------------------------------------------------------------

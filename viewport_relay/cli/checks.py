@@ -10,7 +10,6 @@ import errno
 import os
 import resource
 import socket
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from viewport_relay.cli import healthcheck
 from viewport_relay.cli.platformchecks import key_in_clear
 from viewport_relay.cli.probes import WARNING_DAYS, Finding, days_left, fail, names_host, ok, warn
 from viewport_relay.config import BY_ATTRIBUTE, Config, ConfigError
+from viewport_relay.wire.tls import ServerContext
 
 #: Connections assumed when RELAY_MAX_TOTAL_CONNECTIONS is off.
 CONNECTIONS_WITHOUT_LIMIT = 10_000
@@ -163,14 +163,13 @@ def own_certificate(config: Config) -> Iterator[Finding]:
     if not config.serves_tls or cert is None or key is None:
         return
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
-        certificate = x509.load_pem_x509_certificates(Path(cert).read_bytes())[0]
-    except (ssl.SSLError, OSError, ValueError, IndexError) as error:
-        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "not PEM"
+        ServerContext(cert, key)
+        certificate = x509.load_pem_x509_certificate(Path(cert).read_bytes())
+    except (ConfigError, OSError, ValueError) as error:
         fix = (
             "RELAY_TLS_CERT_PATH holds the chain, leaf first, RELAY_TLS_KEY_PATH its key without a passphrase"
         )
-        yield fail("certificate", f"cannot be used: {why}", fix)
+        yield fail("certificate", f"cannot be used: {error}", fix)
         return
     days = days_left(certificate)
     if days < 0:

@@ -30,6 +30,8 @@ class Event:
     held: bool = False
 
 
+_RENEW: Final = "renew the certificate and put it at RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH; if it was renewed, see why it did not arrive there"
+
 #: An event that is not in the table.
 UNKNOWN: Final = Event("")
 
@@ -89,7 +91,14 @@ EVENTS: Final[Mapping[str, Event]] = {
     "dev_platform": Event("the embedded platform for development answers"),
     "listen_failed": Event("an address could not be listened on",
         "free the port (`ss -ltnp` names its owner) or set another one; the message names the variable", level="error"),
-    "tls_reloaded": Event("certificate and key were read again"),
+    "tls_reloaded": Event("certificate and key were read again",
+        ends=("tls_certificate_ends", "tls_certificate_invalid", "tls_reload_failed")),
+    "tls_certificate_ends": Event("the end of the relay's certificate is near: 14 days, or a fifth of its life", _RENEW,
+        level="warn", ends=("tls_certificate_invalid",), held=True),
+    "tls_certificate_invalid": Event("the relay's certificate has ended, or is not valid yet; peers that check it do not connect",
+        _RENEW, level="error", ends=("tls_certificate_ends",), held=True),
+    "tls_certificate_valid": Event("the relay's certificate is valid after the clock was set",
+        ends=("tls_certificate_ends", "tls_certificate_invalid")),
     "tls_reload_failed": Event("certificate or key could not be read again; the old ones serve",
         "check the files at RELAY_TLS_CERT_PATH and RELAY_TLS_KEY_PATH, then send SIGHUP", level="error"),
     "internal_error": Event("a fault inside the relay, with its traceback",

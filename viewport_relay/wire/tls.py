@@ -7,9 +7,12 @@ old ones in service, and say so in the log: a half-written renewal must not end 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
@@ -27,6 +30,10 @@ from viewport_relay.observe.sink import EventSink
 
 #: Seconds between two looks at the files. A change is applied when it was the same at two looks.
 WATCH_SECONDS: Final = 10.0
+
+#: The end of a certificate is near when less than this, and less than this part of its life, is left.
+_NEAR: Final = timedelta(days=14)
+_NEAR_PART: Final = 5
 
 #: Ciphers of TLS 1.2 and of TLS 1.3, the relay's choice first.
 _CIPHERS: Final = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!aDSS")
@@ -46,6 +53,9 @@ def _version(path: str) -> _Version:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
+
+#: The life of a certificate: in it, its end is near, or ended or not begun.
+_Judged = Literal["valid", "ends", "invalid"]
 
 _PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey
 
@@ -67,6 +77,23 @@ def _content(variable: str, path: str) -> bytes:
         return read_file(path)
     except ValueError as wrong:
         raise ConfigError([f"{variable}: {wrong}"]) from None
+
+
+def _leaf(pem: bytes) -> x509.Certificate | None:
+    """The first certificate of a chain; None for one that OpenSSL reads and cryptography does not."""
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        return None
+
+
+def _is_of_another(key: _PrivateKey, chain: bytes) -> bool:
+    """Whether the key is that of a certificate behind the first one."""
+    try:
+        others = x509.load_pem_x509_certificates(chain)[1:]
+    except ValueError:
+        return False
+    return any(other.public_key() == key.public_key() for other in others)
 
 
 def _unsuitable(error: SSL.Error, cert: str) -> str | None:
@@ -109,9 +136,26 @@ class ServerContext:
         """Read the files again; connections that are open keep what they have. Raises ConfigError."""
         #: The files that were read last, usable or not.
         self.read_versions = self.versions()
-        self._context = self._read()
+        self._context, self._certificate = self._read()
 
-    def _read(self) -> SSL.Context:
+    def judge(self, now: datetime) -> tuple[_Judged, str]:
+        """What the life of the certificate in use is like, and in words what is wrong with it."""
+        if self._certificate is None:
+            return "valid", ""
+        begins, ends = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
+        refused = "peers that check certificates do not connect"
+        if now >= ends:
+            return "invalid", f"the relay's certificate ended on {_at(ends)}: {refused}"
+        if now < begins:
+            return (
+                "invalid",
+                f"the relay's certificate is not valid before {_at(begins)}: {refused}",
+            )
+        if ends - now < min(_NEAR, (ends - begins) / _NEAR_PART):
+            return "ends", f"the relay's certificate ends on {_at(ends)}"
+        return "valid", ""
+
+    def _read(self) -> tuple[SSL.Context, x509.Certificate | None]:
         options = CertificateOptions(
             raiseMinimumTo=TLSVersion.TLSv1_2, acceptableCiphers=_CIPHERS, acceptableProtocols=[b"http/1.1"]
         )
@@ -124,9 +168,11 @@ class ServerContext:
             f"RELAY_TLS_CERT_PATH: {self._cert_path!r}",
             f"RELAY_TLS_KEY_PATH: {self._key_path!r}",
         )
-        _content("RELAY_TLS_CERT_PATH", self._cert_path)  # OpenSSL would wait for the writer of a FIFO
+        chain = _content(
+            "RELAY_TLS_CERT_PATH", self._cert_path
+        )  # OpenSSL would wait for the writer of a FIFO
         pem = _content("RELAY_TLS_KEY_PATH", self._key_path)
-        wrong = f"{cert} holds no certificate chain in PEM"
+        wrong, key = f"{cert} holds no certificate chain in PEM", None
         try:
             context.use_certificate_chain_file(self._cert_path)
             wrong = f"{key_file} holds no RSA or ECDSA key in PEM without a passphrase"
@@ -135,14 +181,22 @@ class ServerContext:
             context.use_privatekey(key)
             context.check_privatekey()
         except SSL.Error as error:
+            if key is not None and _is_of_another(key, chain):
+                wrong = (
+                    f"{cert} begins with another certificate than that of the key: put the relay's own first"
+                )
             raise ConfigError([_unsuitable(error, cert) or wrong]) from None
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise ConfigError([wrong]) from None
-        return context
+        return context, _leaf(chain)
+
+
+def _at(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 class CertificateWatch:
-    """Reads the certificate again when its files have changed, or when told to."""
+    """Reads the certificate again when its files have changed, or when told to, and logs when its end is near or past."""
 
     def __init__(
         self,
@@ -150,16 +204,20 @@ class CertificateWatch:
         clock: IReactorTime,
         log: EventSink,
         reloaded: Callable[[], None],
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """`reloaded` is called when new files were read and can be used."""
+        """`reloaded` is called when new files were read and can be used. `now` gives seconds since the epoch."""
         self._context = context
         self._log = log
         self._reloaded = reloaded
+        self._now = now
+        self._judged: _Judged = "valid"  # as the log has it
         self._seen = context.versions()
         self._loop = LoopingCall(self._look)
         self._loop.clock = clock
 
     def start(self) -> None:
+        self._judge()
         self._loop.start(WATCH_SECONDS, now=False)
 
     def stop(self) -> None:
@@ -175,10 +233,25 @@ class CertificateWatch:
             self._log.event("tls_reload_failed", message=message)
             return False
         self._log.event("tls_reloaded", message="certificate and key were read again")
+        self._judged = "valid"
+        self._judge()
         self._reloaded()
         return True
+
+    def _judge(self) -> None:
+        judged, message = self._context.judge(datetime.fromtimestamp(self._now(), UTC))
+        if judged == self._judged:
+            return
+        self._judged = judged
+        if judged == "invalid":
+            self._log.event("tls_certificate_invalid", message=message)
+        elif judged == "ends":
+            self._log.event("tls_certificate_ends", message=message)
+        else:
+            self._log.event("tls_certificate_valid", message="the relay's certificate is valid again")
 
     def _look(self) -> None:
         seen, self._seen = self._seen, self._context.versions()
         if self._context.read_versions != self._seen == seen:
             self.reload()
+        self._judge()

@@ -45,11 +45,11 @@ def test_every_event_is_in_the_table_and_every_row_is_logged():
 FAULT = {
     "of the relay, its surroundings or the platform": {
         "bus_publish_failed", "bus_pull_failed", "internal_error", "listen_failed", "log_lines_lost", "relay_id_shared",
-        "reload_failed", "tls_reload_failed", "worker_killed", "worker_lost", "worker_silent",
+        "reload_failed", "tls_certificate_invalid", "tls_reload_failed", "worker_killed", "worker_lost", "worker_silent",
     },
     "of a peer, or one that harms no peer yet": {
         "bus_queue_unread", "config_warning", "follow_gap", "http_dropped", "http_unreadable", "jwks_refetch_failed",
-        "signal_ignored",
+        "signal_ignored", "tls_certificate_ends",
     },
 }  # fmt: skip
 LEVELS = {

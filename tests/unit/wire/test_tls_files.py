@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,10 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from twisted.internet.task import Clock
 
 from tests.drill.certificates import Identity
+from tests.memorywire import Log
 from viewport_relay.config import ConfigError
-from viewport_relay.wire.tls import ServerContext
+from viewport_relay.observe.events import EVENTS
+from viewport_relay.wire.tls import WATCH_SECONDS, CertificateWatch, ServerContext
 
 CA = Identity.self_signed("CA")
 EC = CA.issue("relay", "localhost")
@@ -55,6 +60,7 @@ X25519_KEY = X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateForm
 
 NO_CHAIN = r"RELAY_TLS_CERT_PATH: '.*crt' holds no certificate chain in PEM"
 NO_KEY = r"RELAY_TLS_KEY_PATH: '.*key' holds no RSA or ECDSA key in PEM without a passphrase"
+NOT_FIRST = r"RELAY_TLS_CERT_PATH: '.*crt' begins with another certificate than that of the key: put the relay's own first"
 NO_PAIR = r"RELAY_TLS_KEY_PATH: '.*key' is not the key of the certificate in '.*crt'"
 
 
@@ -63,6 +69,7 @@ NO_PAIR = r"RELAY_TLS_KEY_PATH: '.*key' is not the key of the certificate in '.*
     [
         pytest.param(EC.cert_pem, RSA.key_pem(), NO_PAIR, id="another's key"),
         pytest.param(RSA.cert_pem, OTHER_RSA.key_pem(), NO_PAIR, id="another's key of the same kind"),
+        pytest.param(CA.cert_pem + EC.cert_pem, EC.key_pem(), NOT_FIRST, id="a chain in the wrong order"),
         pytest.param(EC.cert_pem, EC.key_pem(b"a long enough passphrase"), NO_KEY, id="a passphrase"),
         pytest.param(EC.cert_pem, X25519_KEY, NO_KEY, id="a key that signs nothing"),
         pytest.param(EC.cert_pem, EC.cert_pem, NO_KEY, id="no key"),
@@ -96,3 +103,69 @@ def test_a_weak_certificate_is_called_so(tmp_path: Path) -> None:
         ConfigError, match=r"RELAY_TLS_CERT_PATH: '.*crt' is too weak for OpenSSL \(ee key too small\)"
     ):
         context(tmp_path, pem, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+DAY = 86_400.0
+
+
+class Watched:
+    """A watched certificate with ten days left of eleven, and the entries about its life."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.clock, self.log = folder, Clock(), Log()
+        self.began = time.time()
+        self.context = context(folder, *self.pair(10))
+        self.watch = CertificateWatch(
+            self.context, self.clock, self.log, lambda: None, lambda: self.began + self.clock.seconds()
+        )
+        self.watch.start()
+
+    @staticmethod
+    def pair(days: float) -> tuple[bytes, bytes]:
+        made = CA.issue("relay", "localhost", days=days)
+        return made.cert_pem, made.key_pem()
+
+    def events(self) -> list[str]:
+        return self.log.names()
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    made = Watched(tmp_path)
+    yield made
+    made.watch.stop()
+
+
+def test_a_certificate_that_ends_is_an_entry_before_and_after(watched: Watched) -> None:
+    """Peers that refuse an ended certificate leave no other trace: they never send a request."""
+    assert watched.events() == []
+    watched.clock.advance(8.5 * DAY)
+    assert watched.events() == ["tls_certificate_ends"]
+    watched.clock.pump([WATCH_SECONDS] * 9)
+    assert watched.events() == ["tls_certificate_ends"]
+    watched.clock.advance(2 * DAY)
+    assert watched.events() == ["tls_certificate_ends", "tls_certificate_invalid"]
+    assert "ended on 20" in watched.log.named("tls_certificate_invalid")[0]["message"]
+    assert EVENTS["tls_certificate_invalid"].held and EVENTS["tls_certificate_invalid"].level == "error"
+
+
+def test_a_renewal_ends_the_problem(watched: Watched) -> None:
+    watched.clock.advance(11 * DAY)
+    context(watched.folder, *watched.pair(30))
+    assert watched.watch.reload() and watched.events() == ["tls_certificate_invalid", "tls_reloaded"]
+    assert {"tls_certificate_ends", "tls_certificate_invalid"} <= set(EVENTS["tls_reloaded"].ends)
+
+
+def test_a_renewal_with_the_old_certificate_says_so_again(watched: Watched) -> None:
+    watched.clock.advance(11 * DAY)
+    assert watched.watch.reload()
+    assert watched.events() == ["tls_certificate_invalid", "tls_reloaded", "tls_certificate_invalid"]
+
+
+def test_a_certificate_before_its_time(watched: Watched) -> None:
+    watched.began -= 30 * DAY
+    watched.clock.advance(WATCH_SECONDS)
+    assert "not valid before" in watched.log.named("tls_certificate_invalid")[0]["message"]
+    watched.began += 30 * DAY  # the clock is set
+    watched.clock.advance(WATCH_SECONDS)
+    assert watched.events() == ["tls_certificate_invalid", "tls_certificate_valid"]
