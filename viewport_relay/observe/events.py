@@ -81,9 +81,9 @@ EVENTS: Final[Mapping[str, Event]] = {
     "relay_stopping": Event("the relay was told to stop and closes its peers"),
     "relay_stopped": Event("the relay has stopped"),
     "status": Event("the state in one line: at the first refusal of a new reason, at its end, and once a minute"),
-    "reload": Event("the relay was told to read its settings or files again"),
-    "reload_failed": Event("settings that were read again cannot work: the earlier ones stay in force",
-        "correct what the message names and reload again", level="error"),
+    "reload": Event("the relay was told to read its settings or files again", ends=("reload_failed",)),
+    "reload_failed": Event("settings that were read again cannot work: the earlier ones stay in force, and the next start would fail",
+        "correct what the message names and reload again", level="error", held=True),
     "signal_ignored": Event("the process got a signal that has no use here and would have ended it",
         "find out what sends it; SIGTERM stops the relay, SIGHUP reloads its settings", level="warn"),
     "config_warning": Event("a setting deserves a look", "the message names the variable and the fix", level="warn"),
@@ -116,7 +116,7 @@ EVENTS: Final[Mapping[str, Event]] = {
         "see worker_silent and the entries before it", level="error"),
     "worker_lost": Event("a worker process has ended and is started again",
         "the message says how it ended: signal 9 is mostly the memory limit, another signal or status a fault; look at the "
-        "entries before it, at `dmesg` and at the memory limit of the container", level="error"),
+        "entries before it, at `dmesg` and at the memory limit of the container", level="error", ends=("worker_silent",)),
     # -- operators -----------------------------------------------------------------------------------------
     "admin_refused": Event("a request to an admin path was refused"),
     "operator_signed_in": Event("an operator signed in to the dashboard"),

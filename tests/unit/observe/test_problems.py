@@ -55,6 +55,25 @@ def test_a_problem_ends_after_the_quiet_period_and_can_recur(log, clock):
     assert (problem.count, problem.total, problem.first, problem.workspaces) == (1, 6, clock.at, ["other"])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "others", "right"),
+    [
+        ("reload_failed", (), "reload"),
+        ("worker_silent", (), "worker_answers"),
+        ("worker_silent", ("worker_killed",), "worker_lost"),
+        ("tls_certificate_ends", (), "tls_reloaded"),
+        ("tls_certificate_invalid", (), "tls_reloaded"),
+    ],
+)
+def test_what_lasts_is_a_problem_until_the_event_that_ends_it(log, clock, wrong, others, right):
+    log.event(wrong, message="wrong")
+    clock.at += 100 * QUIET
+    assert [row.code for row in log.problems.open(clock.at)] == [wrong]
+    for event in (*others, right):
+        log.event(event, message="right")
+    assert wrong not in [row.code for row in log.problems.open(clock.at)]
+
+
 def test_failed_fetches_are_not_added_to_the_refusals_that_they_cause(log, clock):
     for _ in range(3):
         log.event("jwks_fetch_failed", reason=Reason.JWKS_UNREACHABLE, why="connection refused")
