@@ -111,6 +111,8 @@ class RedisProtocol(Protocol):
         transport.setTcpNoDelay(True)
         if not ISSLTransport.providedBy(transport):
             self._socket = transport.getHandle()
+        else:  # a server without TLS waits for the end of a line, and says nothing
+            self._late += " over TLS"
 
     def dataReceived(self, data: bytes) -> None:
         asked, next_reply = self._asked, self._replies.gets

@@ -89,6 +89,7 @@ class Failing:
 FAILING = {
     "closes at once": Failing(None, "the connection to Redis {at} was lost"),
     "silent": Failing(b"", "Redis {at} does not answer in time"),
+    "silent, as a Redis without TLS is": Failing(b"", "Redis {at} does not answer in time over TLS", "rediss"),
     "no Redis": Failing(
         b"HTTP/1.1 400 Bad Request\r\n\r\n", "Redis {at}: what answers does not speak Redis's protocol"
     ),
