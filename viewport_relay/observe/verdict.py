@@ -24,6 +24,12 @@ FRESH: Final = 600.0
 #: Seconds by which clocks may differ without a warning. `Date` headers have a resolution of one second.
 CLOCK_TOLERANCE: Final = 5.0
 
+#: Seconds by which clocks may differ before tokens are refused for it: the tolerance of the token check, by default.
+CLOCK_SKEW: Final = 30.0
+
+#: Refusals that a wrong clock causes.
+_BY_CLOCK: Final = (Reason.JWT_EXPIRED, Reason.JWT_NOT_YET_VALID)
+
 #: Seconds since the last success after which the platform counts as untested.
 UNTESTED: Final = 60.0
 
@@ -132,7 +138,9 @@ def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
     if bad is not None:
         return "bad", f"Daemons cannot connect: {bad.text}"
     if main is not None:
-        return "bad", f"No peer gets in: {facts.refused} were refused, mostly {main.code} ({main.text})."
+        by_clock = main.reason in _BY_CLOCK and abs(condition.clock_offset or 0.0) > CLOCK_SKEW
+        why = found[3].text.rstrip(".") if by_clock else main.text
+        return "bad", f"No peer gets in: {facts.refused} were refused, mostly {main.code} ({why})."
     if warned is not None:
         return "warn", f"Daemons can connect, but {warned.text}"
     if worst is not None and worst.level == "error":

@@ -71,3 +71,26 @@ def test_the_first_line_says_exactly_what_was_wrong(
 def test_the_first_line(admitted, refused, state, words):
     found = verdict(admitted, **refused)
     assert found.state == state and words in found.headline
+
+
+@pytest.mark.parametrize(
+    ("reason", "offset", "words"),
+    [
+        ("JWT_EXPIRED", 3600.0, "mostly JWT_EXPIRED (this machine's clock is 60 min ahead of the platform's)."),
+        ("JWT_NOT_YET_VALID", -3600.0, "JWT_NOT_YET_VALID (this machine's clock is 60 min behind the platform's)."),
+        ("JWT_EXPIRED", 9.0, "JWT_EXPIRED (JWT validation failed: token expired)."),
+        ("JWT_EXPIRED", None, "JWT_EXPIRED (JWT validation failed: token expired)."),
+        ("JWT_ISSUER_MISMATCH", 3600.0, "JWT_ISSUER_MISMATCH (JWT validation failed: issuer mismatch)."),
+    ],
+)  # fmt: skip
+def test_tokens_that_a_wrong_clock_refuses(reason: str, offset: float | None, words: str) -> None:
+    log = EventLog(io.StringIO(), max_entries=9, now=lambda: NOW)
+    for n in range(6):
+        log.event("refuse", reason=Reason[reason], ip=f"192.0.2.{n}", workspaceId=f"w-{n}")
+    found = verdict_of(
+        Facts(
+            now=NOW, condition=Condition(True, "", 60.0, {"mode": "single"}, offset), jwks_ttl=3600, last_seen=log.last_seen,
+            has_internal_key=True, problems=log.problems.open(NOW), refused=6,
+        )
+    )  # fmt: skip
+    assert found.state == "bad" and found.headline.endswith(words)
