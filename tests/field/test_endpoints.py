@@ -22,6 +22,7 @@ UNUSABLE: list[tuple[str, str, str, int]] = [
     ("a port with a digit too many", "tcp:77810", "port must be 0-65535", 1),
     ("a Unix socket in a folder that does not exist", "unix:/nonexistent/relay.sock", "cannot listen on unix:/nonexistent/relay.sock: No such file or directory", 1),
     ("a Unix socket where a file is", "unix:/etc/passwd", "unix:/etc/passwd: there is such a file already", 1),
+    ("a TLS endpoint whose key is elsewhere", "ssl:0:privateKey=/nonexistent/key.pem", "cannot read '/nonexistent/key.pem': No such file or directory", 78),
     ("no certificate in the file of a TLS endpoint", "ssl:0:privateKey=/etc/passwd", "its private key or certificate cannot be used: it takes PEM", 78),
     ("a path that is too long for a Unix socket", "unix:/tmp/" + "x" * 150, "x: AF_UNIX path too long", 1),
 ]  # fmt: skip

@@ -376,10 +376,3 @@ def test_mistyped_proxies_do_not_open_the_proxy_protocol_to_every_address() -> N
 def test_a_password_in_a_list_of_proxies_is_not_shown() -> None:
     [warning] = load({**BASE, "RELAY_TRUSTED_PROXIES": "http://user:hunter2@proxy.example"}).warnings
     assert "hunter2" not in warning and "proxy.example" in warning
-
-
-def test_a_missing_file_of_a_tls_endpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as refused:
-        load({**BASE, "RELAY_LISTEN_ENDPOINT": f"ssl:443:privateKey={tmp_path}/none.pem"})
-    [error] = refused.value.errors
-    assert error.startswith("RELAY_LISTEN_ENDPOINT: cannot read ") and "none.pem" in error

@@ -231,7 +231,7 @@ def _files(reading: Reading) -> None:
     for argument in re.split(r"(?<!\\):", reading.values["listen_endpoint"] or ""):
         name, _, text = argument.partition("=")
         path = re.sub(r"\\(.)", r"\1", text)
-        if name in _FILES_OF_ENDPOINTS:
+        if name in _FILES_OF_ENDPOINTS and os.path.exists(path):  # a missing one is named by the start
             _file(reading, "RELAY_LISTEN_ENDPOINT", path)
 
 

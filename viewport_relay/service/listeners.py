@@ -42,7 +42,7 @@ from viewport_relay.wire.tlstransport import TLSFactory
 _BACKLOG: Final = 1024
 
 #: Exceptions of Twisted's parsers and plugins for a wrong description of an endpoint.
-_BAD_ENDPOINT: Final = (ValueError, LookupError, TypeError, AttributeError, SSL.Error, crypto.Error)
+_BAD_ENDPOINT: Final = (ValueError, LookupError, TypeError, AttributeError, OSError, SSL.Error, crypto.Error)
 
 #: Seconds that accepted connections have for their request and its answer when the relay stops.
 GRACE: Final = 0.5
@@ -71,6 +71,8 @@ def _words(error: Exception) -> str:
         return "no such socket was passed"
     if isinstance(error, SSL.Error | crypto.Error):
         return "its private key or certificate cannot be used: it takes PEM, and a key without passphrase"
+    if isinstance(error, OSError):
+        return f"cannot read {error.filename!r}: {error.strerror}"
     text = str(error)
     if isinstance(error, TypeError):
         if lacks := re.search(r"missing .* arguments?: (.*)", text):
