@@ -204,16 +204,12 @@ class Outbound:
         else:
             self._counters.bus_publish_ok += frames
         finally:
-            self._waits_no_more(relay, size, frames)
-
-    def _waits_no_more(self, relay: _Relay, size: int, frames: int) -> None:
-        """Subtract what has left or failed; publishers that were paused because of it are read again."""
-        relay.bytes -= size
-        relay.frames -= frames
-        if relay.paused and relay.bytes <= self._pause_at // 4:
-            paused, relay.paused = relay.paused, {}
-            for publisher in paused:
-                publisher.resume_reading(relay)
+            relay.bytes -= size
+            relay.frames -= frames
+            if relay.paused and relay.bytes <= self._pause_at // 4:
+                paused, relay.paused = relay.paused, {}
+                for publisher in paused:
+                    publisher.resume_reading(relay)
 
     def _next_batch(self, series: _Series) -> tuple[list[Parcel], int, int]:
         """The next batch, the bytes of its payloads, and their number."""
