@@ -160,6 +160,26 @@ class _Row:
     def open(self, at: float) -> bool:
         return not self.over and (self.held or at - self.last < QUIET)
 
+    def counts(self, event: str) -> bool:
+        """Whether the row counts this event: causes of refusals count only until the first refused peer, which begins anew."""
+        background = self.sample.event in BACKGROUND
+        if background and event not in BACKGROUND:
+            self.count, self.total, self.lately = 0, 0, Recent()
+        return background or event not in BACKGROUND
+
+    def add(self, entry: LogEntry) -> None:
+        """Count an event, which is the example from now on."""
+        details = entry.details
+        self.sample = entry
+        self.count += 1
+        self.total += 1
+        self.lately.add(entry.at)
+        _distinct(self.workspaces, details.get("workspaceId"))
+        _distinct(self.addresses, details.get("ip"))
+        late = details.get("secondsAgo") or -(details.get("secondsAhead") or 0)
+        if late and len(self.offsets) < MOST_DISTINCT:
+            self.offsets[details.get("ip"), details.get("workspaceId")] = float(late)
+
 
 class Problems:
     """Counts events by reason. `redactor` takes secrets out when rows are read.
@@ -176,37 +196,30 @@ class Problems:
 
     def note(self, entry: LogEntry) -> None:
         """Count one event."""
-        at, reason, details = entry.at, entry.reason, entry.details
         if entry.event in self._recent:
-            self._recent[entry.event].add(at)
+            self._recent[entry.event].add(entry.at)
         event = EVENTS.get(entry.event, UNKNOWN)
         for ended in filter(None, map(self._rows.get, event.ends)):
             ended.over, ended.held = True, False
-        if entry.event in _IGNORED or (reason is None and entry.level == "info"):
+        if entry.event in _IGNORED or (entry.reason is None and entry.level == "info"):
             return
-        code = entry.event if reason is None else reason.name
+        row = self._row_of(entry)
+        if row is not None:
+            row.last, row.held = entry.at, event.held
+            if row.counts(entry.event):
+                row.add(entry)
+
+    def _row_of(self, entry: LogEntry) -> _Row | None:
+        """The row of an event, with a new episode where the last one is over; None if there are too many."""
+        code = entry.event if entry.reason is None else entry.reason.name
         row = self._rows.get(code)
         if row is None:
             if len(self._rows) >= MOST_ROWS:
-                return
-            row = self._rows[code] = _Row(entry, at)
-        elif not row.open(at):  # a new episode
-            row = self._rows[code] = _Row(row.sample, at, row.total, row.lately)
-        row.last, row.held = at, event.held
-        if row.sample.event in BACKGROUND:
-            if entry.event not in BACKGROUND:  # the first refused peer: only those count from now on
-                row.count, row.total, row.lately = 0, 0, Recent()
-        elif entry.event in BACKGROUND:
-            return  # refused peers are counted already, and give the sample
-        row.sample = entry
-        row.count += 1
-        row.total += 1
-        row.lately.add(at)
-        _distinct(row.workspaces, details.get("workspaceId"))
-        _distinct(row.addresses, details.get("ip"))
-        late = details.get("secondsAgo") or -(details.get("secondsAhead") or 0)
-        if late and len(row.offsets) < MOST_DISTINCT:
-            row.offsets[details.get("ip"), details.get("workspaceId")] = float(late)
+                return None
+            row = self._rows[code] = _Row(entry, entry.at)
+        elif not row.open(entry.at):
+            row = self._rows[code] = _Row(row.sample, entry.at, row.total, row.lately)
+        return row
 
     def shift(self, seconds: float) -> None:
         """Move all times: the wall clock was set."""
