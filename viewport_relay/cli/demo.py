@@ -98,47 +98,50 @@ def about(place: Place, line: str) -> str:
     return f"curl -H 'Authorization: Bearer {place.admin_token}' '{url}'"
 
 
-async def with_own_relay(reactor: Any, once: bool, port: int, turns: int) -> NoReturn:
+async def with_own_relay(reactor: Any, port: int, turns: int, *, once: bool) -> NoReturn:
     """Start a relay and run all scenes; with `once` stop the relay afterwards. Exits the process."""
     relay = OwnRelay(reactor)
-    stopping = False
-
-    def stop() -> Deferred[int]:
-        nonlocal stopping
-        stopping = True
-        return Deferred.fromCoroutine(relay.stop())
-
     place = await relay.start(os.environ, port)
-    reactor.addSystemEventTrigger("before", "shutdown", stop)
+    reactor.addSystemEventTrigger("before", "shutdown", lambda: Deferred.fromCoroutine(relay.stop()))
     # A closed terminal must not leave the relay behind.
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reactor.stop))
     print_line(f"A relay with its dev platform is up: {place.ws_url}/ws")
     if port and place.port != port:
         print_line(f"Port {port} was in use: this relay has {place.port}")
-    where = Where(place.ws_url, place.platform_url, place.credential, turns=turns)
+    await _exchange(reactor, relay, place, turns, explain=not once)
+    if once:
+        status = await relay.stop()
+        raise SystemExit(0 if status == 0 else 1)
+    await _serve_on(reactor, relay, place)
+    raise SystemExit(0)
+
+
+async def _exchange(reactor: Any, relay: OwnRelay, place: Place, turns: int, *, explain: bool) -> None:
+    """Run all scenes, then show the log line of the refused one, and with `explain` the command that explains it."""
     refusals: list[str] = []
     relay.on_line = lambda line: refusals.append(line) if REFUSAL in line else None
+    where = Where(place.ws_url, place.platform_url, place.credential, turns=turns)
     closing = await run_scenes(reactor, where)
     await _first(reactor, refusals)
     for line in refusals:
         print_line(f"    in the relay's log: {line}")
-        if not once:
+        if explain:
             print_line(f"    explained: {about(place, line)}")
     print_line(closing)
-    if once:
-        status = await relay.stop()
-        raise SystemExit(0 if status == 0 else 1)
+
+
+async def _serve_on(reactor: Any, relay: OwnRelay, place: Place) -> None:
+    """Show where the relay is reachable, and its log, until it is stopped. Raises RelayDidNotStart if it ends by itself."""
     print_line(reachable_at(place, await sign_in_link(reactor, place)))
 
     def log(line: str) -> None:
-        if not print_line(line) and not stopping:  # standard output is closed
+        if not print_line(line) and not relay.stopping:  # standard output is closed
             reactor.stop()
 
     relay.on_line = log
     status = await relay.ended
-    if not stopping:
+    if not relay.stopping:
         raise RelayDidNotStart(f"the relay ended by itself with status {status}")
-    raise SystemExit(0)
 
 
 def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
@@ -202,7 +205,7 @@ def demo(once: bool, relay_url: str | None, platform_url: str | None, port: int 
     async def run(reactor: Any) -> NoReturn:
         try:
             if relay_url is None or platform_url is None:
-                await with_own_relay(reactor, once, wanted, turns)
+                await with_own_relay(reactor, wanted, turns, once=once)
             where = Where(relay_url, platform_url, credential, turns=turns)
             print_line(await run_scenes(reactor, where))
         except (DemoFailed, RelayDidNotStart) as error:

@@ -104,6 +104,7 @@ class OwnRelay(ProcessProtocol):
         self._found: dict[str, Any] = {}
         self._ready: Deferred[None] = Deferred()
         self.ended: Deferred[int] = Deferred()
+        self.stopping = False
 
     async def start(self, environ: Mapping[str, str], wanted_port: int = 0) -> Place:
         """Start and wait until it listens, on `wanted_port` if that is free. Raises RelayDidNotStart."""
@@ -129,6 +130,7 @@ class OwnRelay(ProcessProtocol):
 
     async def stop(self) -> int:
         """Stop the relay (SIGTERM) and wait; returns the exit status, negative for a signal."""
+        self.stopping = True
         self._signal("TERM")
         late = self._reactor.callLater(STOP_SECONDS, self.kill)
         status = await self.ended
