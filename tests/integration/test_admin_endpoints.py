@@ -242,6 +242,9 @@ async def test_everything_that_dashboard_and_alerts_name_is_in_a_real_scrape(sce
     assert named <= samples, named - samples
 
 
+# -- no secret is shown ------------------------------------------------------------------------------------------
+
+
 @pytest_twisted.ensureDeferred
 async def test_no_secret_of_a_run_is_in_any_output(scene):
     """Every secret is sent in every field of a request, then all outputs are searched for it."""
@@ -263,7 +266,24 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
         }
     )  # fmt: skip
     follower = await deferToThread(Follower, relay, "follow=1")
-    platform = scene.platform
+    tokens = issued_with_secrets(scene.platform, values)
+    await upgrade_with_all(scene, relay, tokens, values)
+    # A workspace name that equals a key is shown: the relay cannot distinguish them.
+    hidden = [value for name, value in (values | tokens).items() if name not in ("pairing", "payload")]
+    await deferToThread(abuse, relay, hidden)
+    await deferLater(reactor, 0.3, lambda: None)
+    shown = await all_outputs(relay, follower)
+    assert len(shown["follow"]) > 5000 and len(shown["/logs"]) > 5000
+    for where, text in shown.items():
+        for name, value in (values | tokens).items():
+            forms = {value, json.dumps(value)[1:-1], quote(value, safe=""), *value.split(".")[1:3]}
+            for form in forms:
+                if len(form) >= 12:
+                    assert form not in text, f"{name} is in {where}"
+
+
+def issued_with_secrets(platform: DevPlatform, values: dict[str, str]) -> dict[str, str]:
+    """Tokens, good and bad, with secrets in their claims, in the platform's claims, or in what it says of them."""
     platform.workspaces.add("dev-secret", pairing_secret=values["pairing"])
     tokens = {
         "daemon": platform.issue("workspace-daemon", "dev-secret", TARGET, pairingSecret=values["pairing"]),
@@ -275,8 +295,7 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
             "client", "dev-secret", TARGET, answer={"workspaceId": values["pairing"][:20]}
         ),
     }
-    # a platform whose responses contain the secrets
-    for name, rule in {
+    answers = {
         "said-401": Rule(401, {"ok": False, "reason": f"the internal key {INTERNAL} is wrong"}),
         "said-denied": Rule(
             200, {"ok": False, "error": f"no {values['pairing']} {json.dumps(values['bus'])}"}
@@ -286,10 +305,18 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
         ),
         "said-text": Rule(200, raw=f"<pre>{INTERNAL} {values['pairing']}</pre>".encode()),
         "said-500": Rule(500, raw=INTERNAL.encode()),
-    }.items():
+    }
+    for name, rule in answers.items():
         tokens[name] = platform.issue("client", "dev-secret", TARGET, jti=name, rule=rule)
+    return tokens
+
+
+async def upgrade_with_all(
+    scene: Scene, relay: RelayProcess, tokens: dict[str, str], values: dict[str, str]
+) -> None:
+    """Join with each token at each place; an admitted peer sends secrets in frames of every validity."""
     for name, token in tokens.items():
-        platform.rules.pop(VALIDATE_PATH, None)
+        scene.platform.rules.pop(VALIDATE_PATH, None)
         for where in ("header", "subprotocol"):
             role = "workspace-daemon" if name == "daemon" else "client"
             try:
@@ -304,40 +331,38 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
             peer.close()
             await peer.closed
 
-    # A workspace name that equals a key is shown: the relay cannot distinguish them.
-    everything = [value for name, value in (values | tokens).items() if name not in ("pairing", "payload")]
 
-    def abuse() -> None:
-        for value in everything:
-            flat = quote(value, safe="")
-            for path in (
-                f"/ws?role=client&workspaceId={flat}", f"/ws?role={flat}&workspaceId=w", f"/ws?token={flat}",
-                f"/ws?role=client&workspaceId=w&runtimeTargetId={flat}&token={flat}", f"/{flat}", f"/logs?level={flat}",
-                f"/logs?workspaceId={flat}", f"/health?{flat}", f"/admin/{flat}",
-            ):  # fmt: skip
-                for more in ({}, {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
-                                  "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}):  # fmt: skip
-                    relay.ask("GET", path, {"User-Agent": value, "Origin": value, "X-Forwarded-For": value, "Cookie": value,
-                                            "Sec-WebSocket-Protocol": f"x, auth.{flat}"} | more)  # fmt: skip
-            relay.ask("GET", "/state", {"Authorization": f"Bearer {value}x"})
-            relay.ask("GET", "/state", {"X-Relay-Admin-Token": "x" + value})
-            headers = {"Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"}
-            relay.ask("POST", "/disconnect", headers, json.dumps({"workspaceId": value}).encode())
-            relay.ask("POST", "/disconnect", headers, json.dumps({value: value}).encode())
-            relay.ask(
-                "POST",
-                "/admin/api/session",
-                {"Content-Type": "application/json"},
-                json.dumps({"token": value + "x"}).encode(),
-            )
-            with socket.create_connection(("127.0.0.1", relay.port), 5) as raw:  # not HTTP
-                raw.sendall(f"{value}\r\nHost: {value}\r\n\r\n".encode())
-                raw.settimeout(1)
-                with contextlib.suppress(OSError):
-                    raw.recv(4096)
+def abuse(relay: RelayProcess, hidden: list[str]) -> None:
+    """Send each secret in paths, queries, headers, bodies, and as no HTTP at all."""
+    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
+               "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
+    admitted = {"Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"}
+    as_json = {"Content-Type": "application/json"}
+    for value in hidden:
+        flat = quote(value, safe="")
+        everywhere = {"User-Agent": value, "Origin": value, "X-Forwarded-For": value, "Cookie": value,
+                      "Sec-WebSocket-Protocol": f"x, auth.{flat}"}  # fmt: skip
+        for path in (
+            f"/ws?role=client&workspaceId={flat}", f"/ws?role={flat}&workspaceId=w", f"/ws?token={flat}",
+            f"/ws?role=client&workspaceId=w&runtimeTargetId={flat}&token={flat}", f"/{flat}", f"/logs?level={flat}",
+            f"/logs?workspaceId={flat}", f"/health?{flat}", f"/admin/{flat}",
+        ):  # fmt: skip
+            relay.ask("GET", path, everywhere)
+            relay.ask("GET", path, everywhere | upgrade)
+        relay.ask("GET", "/state", {"Authorization": f"Bearer {value}x"})
+        relay.ask("GET", "/state", {"X-Relay-Admin-Token": "x" + value})
+        relay.ask("POST", "/disconnect", admitted, json.dumps({"workspaceId": value}).encode())
+        relay.ask("POST", "/disconnect", admitted, json.dumps({value: value}).encode())
+        relay.ask("POST", "/admin/api/session", as_json, json.dumps({"token": value + "x"}).encode())
+        with socket.create_connection(("127.0.0.1", relay.port), 5) as raw:
+            raw.sendall(f"{value}\r\nHost: {value}\r\n\r\n".encode())
+            raw.settimeout(1)
+            with contextlib.suppress(OSError):
+                raw.recv(4096)
 
-    await deferToThread(abuse)
-    await deferLater(reactor, 0.3, lambda: None)
+
+async def all_outputs(relay: RelayProcess, follower: Follower) -> dict[str, str]:
+    """All that the relay shows, by its place."""
     shown = {"stdout": relay.output()}
     for path in ("/logs", "/logs?format=text", "/logs?summary=1", "/state", "/metrics", "/admin/api/overview",
                  "/admin/api/workspaces", "/admin/api/reasons", "/admin/api/history", "/health", "/ready",
@@ -351,13 +376,10 @@ async def test_no_secret_of_a_run_is_in_any_output(scene):
         pass
     shown["follow"] = follower.data.decode()
     follower.socket.close()
-    assert len(shown["follow"]) > 5000 and len(shown["/logs"]) > 5000
-    for where, text in shown.items():
-        for name, value in (values | tokens).items():
-            forms = {value, json.dumps(value)[1:-1], quote(value, safe=""), *value.split(".")[1:3]}
-            for form in forms:
-                if len(form) >= 12:
-                    assert form not in text, f"{name} is in {where}"
+    return shown
+
+
+# -- the dashboard -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.chromium
