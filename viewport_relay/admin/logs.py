@@ -70,7 +70,7 @@ class LogsPage:
         records = [record for record in self._log.records() if wanted.accepts(record)]
         total, records = len(records), records[-wanted.limit :]
         if reply.boolean("follow", given.get("follow")):
-            return self._follow(request, wanted, records, as_plain_text)
+            return self._follow(request, wanted, records, as_plain_text=as_plain_text)
         if as_plain_text:
             if wanted == EVERYTHING:
                 records = records[-TEXT_ENTRIES:]
@@ -99,7 +99,7 @@ class LogsPage:
         return text.encode("ascii")
 
     def _follow(
-        self, request: Request, wanted: Filter, records: list[Record], as_plain_text: bool
+        self, request: Request, wanted: Filter, records: list[Record], *, as_plain_text: bool
     ) -> bytes | int:
         if len(self._log.followers) >= MAX_FOLLOWERS:
             detail = f"{MAX_FOLLOWERS} readers follow the log, a fixed limit"
@@ -122,7 +122,7 @@ class LogsPage:
         as_json = "application/json" in (request.getHeader("accept") or "")
         code = request.path[len(EXPLAIN) :].decode("latin-1")
         if not code:
-            return self._listing(request, as_json)
+            return self._listing(request, as_json=as_json)
         reason, event = Reason.__members__.get(code.upper()), EVENTS.get(code.lower(), UNKNOWN)
         if reason is None and event is UNKNOWN:
             near = difflib.get_close_matches(code.upper(), Reason.__members__, 3, 0.5)
@@ -143,7 +143,7 @@ class LogsPage:
         lines += [] if here is None else problem_lines(facts, here)
         return reply.put_body(request, "\n".join(lines) + "\n")
 
-    def _listing(self, request: Request, as_json: bool) -> bytes:
+    def _listing(self, request: Request, *, as_json: bool) -> bytes:
         if as_json:
             return reply.put_body(request, {"ok": True, "reasons": {r.code: r.text for r in Reason}})
         widest = max(len(reason.code) for reason in Reason)

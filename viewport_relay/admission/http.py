@@ -143,7 +143,7 @@ def _whole(response: Any, call: Call) -> Deferred[Answer]:
         refused = Encoded(why, response.code)
     elif isinstance(response.length, int) and response.length > call.max_bytes:
         refused = _too_large(call.max_bytes, response.code)
-    collector = _Collector(response, call.max_bytes, refused, gunzip)
+    collector = _Collector(response, call.max_bytes, refused, gunzip=gunzip)
     response.deliverBody(collector)
     return collector.answer
 
@@ -199,7 +199,7 @@ class _Body:
 class _Collector(Protocol):
     """Takes a body up to its limit. More, or a wait that is cancelled, ends the connection."""
 
-    def __init__(self, response: Any, max_bytes: int, refused: HttpFailure | None, gunzip: bool) -> None:
+    def __init__(self, response: Any, max_bytes: int, refused: HttpFailure | None, *, gunzip: bool) -> None:
         self.answer: Deferred[Answer] = Deferred(lambda _: self._stop())
         self._status: int = response.code
         self._headers: Headers = response.headers

@@ -70,6 +70,7 @@ class ClientTls:
         self,
         trust_root: Any = None,
         identity: dict[str, Any] | None = None,
+        *,
         verify: bool = True,
         ca_variable: str = "RELAY_SERVER_CA_CERT_PATH",
     ) -> None:
@@ -90,7 +91,7 @@ class ClientTls:
                 config.server_client_key_path,
                 config.server_client_key_passphrase,
             )
-        return cls(trust_root, identity, config.server_tls_verify)
+        return cls(trust_root, identity, verify=config.server_tls_verify)
 
     @classmethod
     def trusting(cls, variable: str, ca_path: str | None) -> ClientTls:

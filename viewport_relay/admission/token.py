@@ -74,7 +74,7 @@ def _tokens(
         yield query_token, "query"
 
 
-def select_subprotocol(offered: Sequence[str], link_enabled: bool) -> str | None:
+def select_subprotocol(offered: Sequence[str], *, link_enabled: bool) -> str | None:
     """The entry that the 101 names; None if nothing was offered that can be named.
 
     A browser fails a connection whose answer selects none of the entries that it offered, so an `auth.…` entry is the last

@@ -58,7 +58,7 @@ class ControlPlane(Resource):
     async def _serve(self, request: BoundedRequest) -> None:
         ask = request.ask()
         try:
-            answer = await self._answer(ask, request.too_large)
+            answer = await self._answer(ask, too_large=request.too_large)
         except Refused as refused:
             answer = refused.answer()
         rule = self.rules.get(ask.path)
@@ -66,7 +66,7 @@ class ControlPlane(Resource):
             answer = rule.over(answer)
         await self._send(request, answer)
 
-    async def _answer(self, ask: Ask, too_large: bool) -> Answer:
+    async def _answer(self, ask: Ask, *, too_large: bool) -> Answer:
         if self.loopback_names_only and not _names_loopback(ask.headers.get("host")):
             raise Refused(403, "HOST_NOT_ALLOWED", "the Host header must name the loopback interface")
         if too_large:

@@ -76,7 +76,7 @@ class KeyRing:
         self.signing = signing or SigningKey.generate()
         self.served: list[SigningKey] = [self.signing]
 
-    def rotate(self, keep_old: bool, algorithm: Algorithm = "RS256") -> SigningKey:
+    def rotate(self, algorithm: Algorithm = "RS256", *, keep_old: bool) -> SigningKey:
         """Make a new signing key; the old ones stay in the JWKS only with `keep_old`."""
         self.signing = SigningKey.generate(algorithm)
         self.served = [self.signing, *(self.served if keep_old else [])]

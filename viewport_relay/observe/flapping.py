@@ -99,9 +99,9 @@ class Flapping:
         for flap in self._peers.values():
             flap.shift(seconds)
 
-    def ended(self, at: float, everything: bool = False) -> Iterator[Flap]:
+    def ended(self, at: float, *, everything: bool = False) -> Iterator[Flap]:
         """Close the windows that are over (or all of them) and give those that counted something."""
-        for flap in over(self._peers, at, everything):
+        for flap in over(self._peers, at, everything=everything):
             if flap.count:
                 yield flap
             if flap.joined is not None:

@@ -117,7 +117,7 @@ class Fold(FoldWindow, kw_only=True):
         return LogEntry(at, self.level, "folded", reason, text, None, details)
 
 
-def over(table: dict[Any, W], at: float, everything: bool) -> list[W]:
+def over(table: dict[Any, W], at: float, *, everything: bool) -> list[W]:
     """Remove the windows that are over (or all of them), the oldest first. A wall clock that was set back ends them too."""
     ended = takewhile(lambda key: everything or not 0 <= at - table[key].opened < WINDOW, table)
     return [table.pop(key) for key in list(ended)]
@@ -157,9 +157,11 @@ class Folding:
             for fold in table.values():
                 fold.shift(seconds)
 
-    def ended(self, at: float, everything: bool = False) -> Sequence[Fold]:
+    def ended(self, at: float, *, everything: bool = False) -> Sequence[Fold]:
         """Close the windows that are over (or all of them) and give those that counted something."""
-        return [fold for table in self._tables for fold in over(table, at, everything) if fold.count]
+        return [
+            fold for table in self._tables for fold in over(table, at, everything=everything) if fold.count
+        ]
 
     def open(self) -> Iterator[Fold]:
         """The windows that still run and have counted something."""

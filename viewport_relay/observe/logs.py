@@ -223,10 +223,12 @@ class EventLog:
         )
         return True
 
-    def _end_windows(self, at: float, everything: bool = False) -> None:
+    def _end_windows(self, at: float, *, everything: bool = False) -> None:
+        """Write the summaries of windows that are over, or of all."""
         self._swept = at
         windows: Iterator[Flap | Fold] = chain(
-            self._flapping.ended(at, everything), self._folding.ended(at, everything)
+            self._flapping.ended(at, everything=everything),
+            self._folding.ended(at, everything=everything),
         )
         for window in windows:
             self._emit(window.summary(at), window.count, window.of)

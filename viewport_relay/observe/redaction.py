@@ -10,7 +10,7 @@ import ipaddress
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -159,15 +159,18 @@ class Redactor:
         if isinstance(value, Mapping):
             return self._mapping(key, value, depth)
         if isinstance(value, list | tuple | set | frozenset):
-            if depth >= MAX_DEPTH:
-                return f"{len(value)} items"
-            items = [self.detail(key, item, depth + 1) for item in islice(value, MAX_ITEMS)]
-            return items if len(value) <= MAX_ITEMS else [*items, f"{len(value) - MAX_ITEMS} more"]
+            return self._items(key, value, depth)
         if isinstance(value, BaseException):
             return self.exception(value)
         if isinstance(value, PurePath | ipaddress.IPv4Address | ipaddress.IPv6Address):
             return self.text(str(value))
         return type(value).__name__
+
+    def _items(self, key: str, value: Collection[object], depth: int) -> Json:
+        if depth >= MAX_DEPTH:
+            return f"{len(value)} items"
+        items = [self.detail(key, item, depth + 1) for item in islice(value, MAX_ITEMS)]
+        return items if len(value) <= MAX_ITEMS else [*items, f"{len(value) - MAX_ITEMS} more"]
 
     def exception(self, error: BaseException) -> str:
         """Class and text of an exception."""

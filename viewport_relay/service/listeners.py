@@ -9,7 +9,7 @@ import select
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from OpenSSL import SSL, crypto
 from twisted.application.internet import StreamServerEndpointService
@@ -121,11 +121,14 @@ class _ImmediateEndpoint:
         raise SystemExit(status)
 
 
-class Listeners(WaitingService):
-    """The listeners for peers and operators, with their sites.
+class MakePages(Protocol):
+    """Makes the resource of all requests but upgrades, with or without the admin pages (`admin.site.build`)."""
 
-    `pages(admin, others)` makes the resource of all requests but upgrades, with or without the admin pages (`admin.site.build`).
-    """
+    def __call__(self, *, admin: bool, others: Mapping[bytes, Page]) -> Resource: ...
+
+
+class Listeners(WaitingService):
+    """The listeners for peers and operators, with their sites."""
 
     def __init__(
         self,
@@ -134,37 +137,49 @@ class Listeners(WaitingService):
         *,
         auth: AdminAuth,
         tls: ServerContext | None,
-        pages: Callable[[bool, Mapping[bytes, Page]], Resource],
+        pages: MakePages,
     ) -> None:
         MultiService.__init__(self)
-        reactor, config, log, address = parts.reactor, parts.config, parts.log, parts.address
+        config = parts.config
         self._parts = parts
         self._engine = engine
         self._auth = auth
         self._http: list[HttpConnections] = []
-        limits = self._limits = AddressLimits(reactor, config, log, parts.counters, exempt=address.trusts)
-        self._queue = FairQueue(reactor)
-        upgrade = engine.upgrade
-        of_wire: dict[bytes, Page] = {b"/ws": upgrade.render, WELL_KNOWN_PATH: well_known(config, parts.keys)}
-        plain = self._site(upgrade, pages(config.admin_listen is None, of_wire), self._per_address)
-        site = plain if tls is None else engine.over_tls(plain, tls)
-        factory: IProtocolFactory = (
-            ProxyFactory(site, self._is_balancer, limits.refuses, log)
-            if config.proxy_protocol
-            else LimitedFactory(site, limits)
+        self._limits = AddressLimits(
+            parts.reactor, config, parts.log, parts.counters, exempt=parts.address.trusts
         )
+        self._queue = FairQueue(parts.reactor)
         name = "RELAY_LISTEN_ENDPOINT" if config.listen_endpoint else "RELAY_LISTEN_PORT"
-        self._endpoint = _ImmediateEndpoint(name, self._for_peers, log)
-        self._public = StreamServerEndpointService(self._endpoint, factory)
+        self._endpoint = _ImmediateEndpoint(name, self._for_peers, parts.log)
+        self._public = StreamServerEndpointService(self._endpoint, self._peers(tls, pages))
         self._public.setServiceParent(self)
         if config.admin_listen is not None:
             host, port = config.admin_listen
-            operators: Any = self._site(None, pages(True, {}), lambda: 0)
-            if tls is not None and not is_loopback(host):
-                operators = TLSFactory(tls, operators, reactor, self._queue)
-            endpoint = _ImmediateEndpoint("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), log)
-            service = StreamServerEndpointService(endpoint, LimitedFactory(operators, limits))
-            service.setServiceParent(self)
+            endpoint = _ImmediateEndpoint("RELAY_ADMIN_LISTEN", lambda: self._tcp(host, port), parts.log)
+            operators = self._operators(None if is_loopback(host) else tls, pages)
+            StreamServerEndpointService(endpoint, operators).setServiceParent(self)
+
+    def _peers(self, tls: ServerContext | None, pages: MakePages) -> IProtocolFactory:
+        """The factory of the listener for peers: upgrades, and the admin pages unless they have a listener of their own."""
+        config, upgrade = self._parts.config, self._engine.upgrade
+        of_wire: dict[bytes, Page] = {
+            b"/ws": upgrade.render,
+            WELL_KNOWN_PATH: well_known(config, self._parts.keys),
+        }
+        plain = self._site(
+            upgrade, pages(admin=config.admin_listen is None, others=of_wire), self._per_address
+        )
+        site = plain if tls is None else self._engine.over_tls(plain, tls)
+        if config.proxy_protocol:
+            return ProxyFactory(site, self._is_balancer, self._limits.refuses, self._parts.log)
+        return LimitedFactory(site, self._limits)
+
+    def _operators(self, tls: ServerContext | None, pages: MakePages) -> IProtocolFactory:
+        """The factory of the listener for operators: the admin pages alone."""
+        site: Any = self._site(None, pages(admin=True, others={}), lambda: 0)
+        if tls is not None:
+            site = TLSFactory(tls, site, self._parts.reactor, self._queue)
+        return LimitedFactory(site, self._limits)
 
     def _site(
         self, upgrade: UpgradeAttempts | None, pages: Resource, per_address: Callable[[], int]

@@ -90,7 +90,7 @@ class Process(WaitingService):
             self._library_log.install()
         MultiService.setServiceParent(self, parent)
 
-    def _pages(self, admin: bool, others: Mapping[bytes, Page]) -> Resource:
+    def _pages(self, *, admin: bool, others: Mapping[bytes, Page]) -> Resource:
         return build(
             lambda: self._parts.config,
             log=self._log,

@@ -97,7 +97,8 @@ class UpgradeResource(UpgradeAttempts):
 
     def _open(self, attempt: Attempt) -> tuple[Connection, bytes]:
         """Send the 101 and give the transport to a `Connection`. Returns the connection, and the bytes that came before the 101."""
-        chosen = select_subprotocol(attempt.subprotocols, self._config.noise_link != "off")
+        links = self._config.noise_link != "off"
+        chosen = select_subprotocol(attempt.subprotocols, link_enabled=links)
         response = switching_protocols(attempt.headers, chosen)
         transport, early = attempt.channel.hand_over()
         attempt.transport = transport

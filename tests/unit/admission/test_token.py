@@ -105,12 +105,12 @@ def test_any_headers(headers: list[str], protocols: list[str], query: str | None
     ],
 )
 def test_selected_sub_protocol(offered: list[str], link: bool, selected: str | None) -> None:
-    assert select_subprotocol(offered, link) == selected
+    assert select_subprotocol(offered, link_enabled=link) == selected
 
 
 @given(st.lists(st.sampled_from(["a", "b", LINK, "auth.T"])), st.booleans())
 def test_the_selected_sub_protocol_was_offered(offered: list[str], link: bool) -> None:
-    selected = select_subprotocol(offered, link)
+    selected = select_subprotocol(offered, link_enabled=link)
     assert selected in offered or (
         selected is None and (not offered or (set(offered) == {LINK} and not link))
     )
