@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from attrs import Factory, define
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
@@ -150,7 +151,8 @@ class Worker(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         """Handle the end of the process, by exit status or by signal number."""
-        status, number = getattr(reason.value, "exitCode", None), getattr(reason.value, "signal", None)
+        assert isinstance(reason.value, ProcessDone | ProcessTerminated)
+        status, number = reason.value.exitCode, reason.value.signal
         how = f"ended with status {status}"
         if self._killed:
             how = f"was killed: {self._killed}"
@@ -161,8 +163,15 @@ class Worker(ProcessProtocol):
         self._over(f"worker {self.index} {how}", expected=self._supervision.stopping and status == 0)
 
     def _over(self, what: str, *, expected: bool = False) -> None:
-        """Clean up after a process, and schedule the next one."""
-        supervision = self._supervision
+        """Clean up after a process, and schedule the next one unless the parent stops."""
+        self._clean_up()
+        if not self._supervision.stopping:
+            self._start_again(what)
+        elif not expected:
+            self._event("worker_lost", what)
+
+    def _clean_up(self) -> None:
+        """Forget the process: its channel and connections are gone, and no answer of it will come."""
         self.up, self.silent, self._killed = False, False, ""
         self.life += 1
         self._packets.close()
@@ -170,7 +179,7 @@ class Worker(ProcessProtocol):
             self._theirs.close()
             self._theirs = None
         if self.snapshot is not None:
-            add(supervision.retired, self.snapshot.counters)
+            add(self._supervision.retired, self.snapshot.counters)
             self.snapshot = None
         for tickets in self._held.values():
             for ticket in tickets:
@@ -181,10 +190,10 @@ class Worker(ProcessProtocol):
         if self._gone is not None:
             self._gone.callback(None)
             self._gone = None
-        if supervision.stopping:
-            if not expected:
-                self._event("worker_lost", what)
-            return
+
+    def _start_again(self, what: str) -> None:
+        """Schedule the next process, at once if the last one ran for long."""
+        supervision = self._supervision
         supervision.counters.worker_processes_lost += 1
         lived = supervision.reactor.seconds() - self._started
         self._pause = FIRST_PAUSE if lived >= LIVED else min(2 * self._pause, LONGEST_PAUSE)
@@ -266,17 +275,27 @@ class Worker(ProcessProtocol):
         if self.silent:
             self.silent = False
             self._event("worker_answers", f"worker {self.index} answers again", pid=self.pid)
-        if isinstance(report, messages.Left):
-            if tickets := self._held.get(report.ip):
-                tickets.pop().release()
-                if not tickets:
-                    del self._held[report.ip]
-        elif isinstance(report, messages.Up):
-            self.up = True
-            self._event("worker_started", f"worker {self.index} takes connections", pid=self.pid)
-            self._came_up()
-        else:
-            if isinstance(report, messages.Snapshot):
+        match report:
+            case messages.Left(ip=ip):
+                self._left(ip)
+            case messages.Up():
+                self.up = True
+                self._event("worker_started", f"worker {self.index} takes connections", pid=self.pid)
+                self._came_up()
+            case messages.Snapshot():
                 self.snapshot = report
-            if self._asked:
-                self._asked.popleft().callback(report)
+                self._answer(report)
+            case messages.Disconnected():
+                self._answer(report)
+
+    def _left(self, ip: str) -> None:
+        """Release the ticket of a connection from this address; which one does not matter."""
+        if tickets := self._held.get(ip):
+            tickets.pop().release()
+            if not tickets:
+                del self._held[ip]
+
+    def _answer(self, report: messages.Snapshot | messages.Disconnected) -> None:
+        """Give the answer to the order that has waited longest."""
+        if self._asked:
+            self._asked.popleft().callback(report)

@@ -125,7 +125,8 @@ class WorkerService(WaitingService):
     def execute(self, order: messages.Order, descriptors: list[int], data: bytes) -> None:
         """Carry out an order of the parent."""
         match order:
-            case messages.Adopt(ip=ip) if not descriptors:  # MSG_CTRUNC: none was free, the kernel closes it
+            case messages.Adopt(ip=ip) if not descriptors:
+                # MSG_CTRUNC: no descriptor was free, and the kernel closes the connection.
                 self._reporter.send(messages.Left(counted_as(ip)))
             case messages.Adopt():
                 self.adopt(order, descriptors[0], data)
@@ -198,13 +199,13 @@ class WorkerService(WaitingService):
         self._pipes.begin(order.family, tcp, pair, data)
 
     def _reload_tls(self) -> None:
-        if self._pipes is not None:
-            try:
-                self._pipes.context.reload()
-            except (
-                ConfigError
-            ) as error:  # they have changed since the parent read them, and it reads them again
-                self._log.event("tls_reload_failed", message=error.errors[0])
+        if self._pipes is None:
+            return
+        try:
+            self._pipes.context.reload()
+        except ConfigError as error:
+            # They have changed since the parent read them, and it reads them again.
+            self._log.event("tls_reload_failed", message=error.errors[0])
 
 
 def main() -> int:
