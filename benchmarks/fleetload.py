@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from viewport_relay.backplane.instance import RECORD_TTL
-from viewport_relay.backplane.presence import ASK_AGAIN, MOVES_EVERY
+from viewport_relay.backplane.lookups import ASK_AGAIN
+from viewport_relay.backplane.presence import MOVES_EVERY
 
 #: A presence entry is renewed every PERIOD seconds (RELAY_PRESENCE_SYNC_INTERVAL_MS), checked in SLICES parts of it, in the worst
 #: case one slice later. A pull waits for PULL (RELAY_BUS_PULL_WAIT_MS) and takes up to LIMIT frames (RELAY_BUS_PULL_LIMIT).

@@ -1,7 +1,7 @@
 """The backplane of one relay among several: presence and bus over one carrier, put together.
 
-This module decides nothing: `presence` makes announcements and look-ups, `outbound` and `inbound` carry frames, `signing` and `batch`
-sign and verify them.
+This module decides nothing: `presence` announces daemons, `lookups` finds them, `outbound` and `inbound` carry frames, `signing`
+and `batch` sign and verify them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from viewport_relay.backplane.batch import BatchVerifier, ParcelSigner
 from viewport_relay.backplane.inbound import Inbound
 from viewport_relay.backplane.instance import Instances, new_instance
 from viewport_relay.backplane.interface import Carrier, Parcel, Publisher, Receiver
+from viewport_relay.backplane.lookups import Lookups
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.outbound import Outbound
 from viewport_relay.backplane.platform import PlatformCarrier
@@ -74,7 +75,25 @@ class Fleet:
             self._instances.setServiceParent(self._services)  # type: ignore[no-untyped-call]
         else:
             self._carrier = PlatformCarrier(reactor, config, http, self.outage)
-        self._presence = _presence(reactor, config, self._carrier, self.outage, log, now)
+        self._presence = Presence(
+            reactor,
+            self._carrier,
+            self.outage,
+            log,
+            now,
+            relay_id=config.relay_id,
+            ws_base_url=config.public_ws_base_url,
+            interval=config.presence_sync_interval_ms / 1000 if config.presence_sync_enabled else 0.0,
+        )
+        self._lookups = Lookups(
+            reactor,
+            self._carrier,
+            self.outage,
+            log,
+            is_own=config.is_own,
+            # Without redirects no client connects to the address: any will do.
+            acceptable=RedirectRule.from_config(config).allows if self.redirects else _any_url,
+        )
         self._freshness = Freshness(reactor, now, config.bus_max_skew_ms / 1000)
         self._outbound: Outbound | None = None
         self._inbound: Inbound | None = None
@@ -102,10 +121,10 @@ class Fleet:
                 counters,
             )
 
-        # The methods of `interface.Backplane` that presence and the carrier implement.
+        # The methods of `interface.Backplane` that the parts implement.
         self.seat_changed = self._presence.changed
-        self.known = self._presence.known
-        self.resolve = self._presence.resolve
+        self.known = self._lookups.known
+        self.resolve = self._lookups.resolve
         self.peers_changed = self._carrier.peers_changed
 
     # -- the rest of Backplane -----------------------------------------------------------------------------------
@@ -168,35 +187,14 @@ class Fleet:
 
     def _end(self, _: object) -> Deferred[None]:
         self._presence.stop()
+        self._lookups.stop()
         if self._outbound is not None:
             self._outbound.stop()
         return Deferred.fromCoroutine(self._carrier.stop())
 
 
-def _presence(
-    reactor: Any,
-    config: Config,
-    carrier: Carrier,
-    outage: Outage,
-    log: EventSink,
-    now: Callable[[], float],
-) -> Presence:
-    """The presence that the settings describe."""
-    return Presence(
-        reactor,
-        carrier,
-        outage,
-        log,
-        now,
-        relay_id=config.relay_id,
-        is_own=config.is_own,
-        ws_base_url=config.public_ws_base_url,
-        interval=config.presence_sync_interval_ms / 1000 if config.presence_sync_enabled else 0.0,
-        # Without redirects no client connects to the address: any will do.
-        acceptable=RedirectRule.from_config(config).allows
-        if config.client_redirect_enabled
-        else lambda url: True,
-    )
+def _any_url(url: str) -> bool:
+    return True
 
 
 def _none(relay_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Presence: announces the daemons of this relay, and resolves those of other relays.
+"""Presence: announces the daemons of this relay. `lookups` finds those of other relays.
 
 For each target one call is in flight at a time, so that a daemon that leaves and comes back is never announced in
 the wrong order. An announcement that failed is made again at the next refresh, or as soon as the backplane recovers.
@@ -6,7 +6,7 @@ the wrong order. An announcement that failed is made again at the next refresh, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -16,22 +16,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from viewport_relay.backplane.interface import Carrier, CarrierFailed, SeatClaim, TargetKey, Whereabouts
+from viewport_relay.backplane.interface import Carrier, CarrierFailed, SeatClaim, TargetKey
+from viewport_relay.backplane.lookups import log_failed
 from viewport_relay.backplane.outage import Outage
-from viewport_relay.backplane.redirect import LONGEST_URL
-from viewport_relay.deferredcache import DeferredCache, Fetched
 from viewport_relay.observe.sink import EventSink
 
 T = TypeVar("T")
 
-#: Seconds for which an entry is remembered, and for which it is remembered that there is none: the first is the
-#: wire protocol's, the second only keeps a client that insists from asking at every frame.
-FOUND_TTL: Final = 2.0
-ABSENT_TTL: Final = 0.25
-#: Seconds after which an entry that is used is asked for again.
-ASK_AGAIN: Final = 1.0
-#: Targets remembered at most.
-CACHE_MAX: Final = 8192
 #: Seconds after which a withdrawal that cannot be told is given up: by then the entry has expired.
 WITHDRAW_FOR: Final = 60.0
 #: Seconds between two looks for seats that other relays took.
@@ -40,7 +31,6 @@ MOVES_EVERY: Final = 0.5
 NEW: Final = 2.0
 #: Parts into which a refresh of all targets is spread.
 _SLICES: Final = 10
-
 
 _NO_CLAIM: Final = SeatClaim(None, 0)
 #: `_Seat.told` while it is not known whether an announcement has reached the other relays.
@@ -61,20 +51,11 @@ class _Seat:
     busy: bool = False
 
 
-@define(eq=False)
-class _Found:
-    """A resolved place; from `ask_again` on a use of it resolves it again."""
-
-    place: Whereabouts | None
-    ask_again: float
-
-
 class Presence:
-    """Announcements of the daemons here, and a cache of where other daemons are.
+    """Announcements of the daemons here.
 
     An announcement names `relay_id` and `ws_base_url` and is renewed every `interval` seconds; with 0 there is none.
-    `is_own` tells the ids of this relay: its entries about daemons that are not here are of an earlier process.
-    `acceptable` says whether clients may be sent to a URL. `now` gives seconds since the epoch.
+    `now` gives seconds since the epoch.
     """
 
     def __init__(
@@ -86,25 +67,20 @@ class Presence:
         now: Callable[[], float],
         *,
         relay_id: str,
-        is_own: Callable[[str], bool],
         ws_base_url: str,
         interval: float,
-        acceptable: Callable[[str], bool],
     ) -> None:
         self._clock = clock
         self._carrier = carrier
         self._outage = outage
         self._relay_id = relay_id
-        self._is_own = is_own
         self._ws_base_url = ws_base_url
         self._interval = interval
-        self._acceptable = acceptable
         self._log = log
         self._now = now
         self._moved: Callable[[TargetKey, object], None] = lambda target, holder: None
         self._seats: dict[TargetKey, _Seat] = {}
         self._calls = DeferredSemaphore(carrier.calls)
-        self._cache: DeferredCache[TargetKey, _Found] = DeferredCache(clock, CACHE_MAX, abandon=False)
         self._refresh = LoopingCall(self._look_round)
         self._moves = LoopingCall(lambda: Deferred.fromCoroutine(self._look_for_moved()))
         self._refresh.clock = self._moves.clock = clock
@@ -119,18 +95,14 @@ class Presence:
 
     async def settle(self) -> None:
         """Renew nothing any more, and wait until each announcement in flight is made or has failed."""
-        self._stop_loops()
+        self.stop()
         if any(seat.busy for seat in self._seats.values()):
             waiting: Deferred[None] = Deferred()
             self._settled.append(waiting)
             await waiting
 
     def stop(self) -> None:
-        """Renew nothing any more, and cancel the look-ups in flight."""
-        self._stop_loops()
-        self._cache.cancel()
-
-    def _stop_loops(self) -> None:
+        """Renew nothing any more."""
         for loop in (self._refresh, self._moves):
             if loop.running:
                 loop.stop()
@@ -193,23 +165,13 @@ class Presence:
             while await self._step(target, seat):
                 pass
         except CarrierFailed as error:
-            self._failed(target, error)  # a refresh or the recovery tries again
+            log_failed(self._log, target, error)  # a refresh or the recovery tries again
         finally:
             seat.busy = False
             if seat.holder is None and seat.told is None:
                 self._seats.pop(target, None)
             while self._settled and not any(other.busy for other in self._seats.values()):
                 self._settled.pop().callback(None)
-
-    def _failed(self, target: TargetKey, error: CarrierFailed) -> None:
-        if not error.outage:  # an outage is logged by `Outage`
-            self._log.event(
-                "presence_failed",
-                reason=error.reason,
-                message=error.why,
-                workspaceId=target[0],
-                runtimeTargetId=target[1],
-            )
 
     async def _step(self, target: TargetKey, seat: _Seat) -> bool:
         """Make one announcement or withdrawal; False when none is due."""
@@ -257,46 +219,3 @@ class Presence:
             **machine,
             "updatedAtMs": int(self._now() * 1000),
         }
-
-    # -- the daemons of other relays -------------------------------------------------------------------------
-
-    def known(self, target: TargetKey) -> Whereabouts | None:
-        """The cached relay of a daemon. It is resolved again before it expires, so that no frame waits for it."""
-        found = self._cache.peek(target)
-        if found is None:
-            return None
-        if self._clock.seconds() >= found.ask_again:
-            found.ask_again = float("inf")
-            Deferred.fromCoroutine(self._ask_again(target))
-        return found.place
-
-    def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
-        """The other relay that holds the daemon. Never fails: where the carrier does, the result is None."""
-        asking = self._cache.get(target, partial(self._ask, target))
-        return asking.addCallbacks(lambda found: found.place, lambda failure: None)
-
-    async def _ask(self, target: TargetKey) -> Fetched[_Found]:
-        if self._outage.is_down:
-            raise self._outage.failed
-        try:
-            place = self._read(await self._carrier.resolve(target) or {})
-        except CarrierFailed as error:
-            self._failed(target, error)
-            raise
-        ttl = ABSENT_TTL if place is None else FOUND_TTL
-        return Fetched(_Found(place, self._clock.seconds() + ASK_AGAIN), ttl)
-
-    async def _ask_again(self, target: TargetKey) -> None:
-        try:
-            fetched = await self._ask(target)
-        except CarrierFailed:
-            return  # it is forgotten when its time is over
-        self._cache.put(target, fetched.value, fetched.ttl)
-
-    def _read(self, entry: Mapping[str, object]) -> Whereabouts | None:
-        relay_id, url = entry.get("relayId"), entry.get("relayWsBaseUrl")
-        if entry.get("daemonConnected") is not True or type(relay_id) is not str or type(url) is not str:
-            return None
-        if not relay_id or len(relay_id) > 128 or self._is_own(relay_id) or len(url) > LONGEST_URL:
-            return None
-        return Whereabouts(relay_id, url) if self._acceptable(url) else None

@@ -31,6 +31,7 @@ from viewport_relay.backplane.interface import (
     TargetKey,
     Whereabouts,
 )
+from viewport_relay.backplane.lookups import Lookups
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.outbound import Outbound
 from viewport_relay.backplane.presence import Presence
@@ -153,10 +154,11 @@ class MemoryBackplane:
             self.log,
             now,
             relay_id=relay_id,
-            is_own=relay_id.__eq__,
             ws_base_url=f"ws://{relay_id}",
             interval=20.0,
-            acceptable=lambda url: True,
+        )
+        self.lookups = Lookups(
+            clock, carrier, self.outage, self.log, is_own=relay_id.__eq__, acceptable=lambda url: True
         )
         self._outbound = Outbound(
             clock,
@@ -198,10 +200,10 @@ class MemoryBackplane:
     def peers_changed(self, number: int) -> None: ...
 
     def known(self, target: TargetKey) -> Whereabouts | None:
-        return self.presence.known(target)
+        return self.lookups.known(target)
 
     def resolve(self, target: TargetKey) -> Deferred[Whereabouts | None]:
-        return self.presence.resolve(target)
+        return self.lookups.resolve(target)
 
     def publish(self, parcel: Parcel, publisher: Publisher | None = None) -> None:
         self._outbound.publish(parcel, publisher)
@@ -214,6 +216,7 @@ class MemoryBackplane:
     def stop(self) -> Deferred[None]:
         self._inbound.stop()
         self.presence.stop()
+        self.lookups.stop()
         return succeed(None)
 
     def describe(self) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from tests.memorywire import Log
 from tests.unit.backplane.parts import StubCarrier
 from viewport_relay.backplane.interface import CarrierFailed, SeatClaim, TargetKey, Whereabouts
+from viewport_relay.backplane.lookups import Lookups
 from viewport_relay.backplane.outage import Outage
 from viewport_relay.backplane.presence import Presence
 from viewport_relay.observe.counters import Counters
@@ -34,9 +35,15 @@ class Parts:
             self.log,
             lambda: 1_800_000_000.0,
             relay_id="a",
-            is_own=lambda relay_id: relay_id in ("a", "parent"),
             ws_base_url="ws://a",
             interval=interval,
+        )
+        self.lookups = Lookups(
+            self.clock,
+            self.carrier,
+            self.outage,
+            self.log,
+            is_own=lambda relay_id: relay_id in ("a", "parent"),
             acceptable=lambda url: "evil" not in url,
         )
         self.moved: list[tuple[TargetKey, object]] = []
@@ -213,31 +220,31 @@ def test_valid_and_invalid_entries(entry: dict[str, object] | None, found: Where
     parts = Parts()
     if entry is not None:
         parts.carrier.entries[KEY] = entry
-    assert value(parts.presence.resolve(KEY)) == found
+    assert value(parts.lookups.resolve(KEY)) == found
 
 
 def test_an_entry_is_cached_for_two_seconds_and_a_missing_one_briefly() -> None:
     parts = Parts()
     for seconds, asked in ((0.0, 1), (0.2, 1), (0.1, 2)):
         parts.clock.advance(seconds)
-        assert value(parts.presence.resolve(KEY)) is None
+        assert value(parts.lookups.resolve(KEY)) is None
         assert parts.calls().count("resolve") == asked
     parts.carrier.entries[KEY] = THERE
     parts.clock.advance(0.3)
     for seconds, asked in ((0.0, 3), (1.9, 3), (0.2, 4)):
         parts.clock.advance(seconds)
-        assert value(parts.presence.resolve(KEY)) == Whereabouts("b", "ws://b")
+        assert value(parts.lookups.resolve(KEY)) == Whereabouts("b", "ws://b")
         assert parts.calls().count("resolve") == asked
 
 
 def test_concurrent_look_ups_are_shared_and_a_failure_finds_no_relay() -> None:
     parts = Parts(hold=True)
-    waiting = [parts.presence.resolve(KEY) for _ in range(5)]
+    waiting = [parts.lookups.resolve(KEY) for _ in range(5)]
     assert parts.calls() == ["resolve"]
     parts.carrier.fail(CarrierFailed("time out"))
     assert [value(one) for one in waiting] == [None] * 5
     parts.outage.down("p", CarrierFailed("gone"))
-    assert value(parts.presence.resolve(KEY)) is None
+    assert value(parts.lookups.resolve(KEY)) is None
     assert parts.calls() == ["resolve"]
 
 
@@ -295,14 +302,14 @@ def test_a_higher_generation_regains_its_seat_after_an_outage() -> None:
 
 def test_a_cached_entry_is_refreshed_before_it_expires() -> None:
     parts = Parts()
-    assert parts.presence.known(KEY) is None
+    assert parts.lookups.known(KEY) is None
     parts.carrier.entries[KEY] = THERE
-    value(parts.presence.resolve(KEY))
+    value(parts.lookups.resolve(KEY))
     for _ in range(100):
-        assert parts.presence.known(KEY) == Whereabouts("b", "ws://b")
+        assert parts.lookups.known(KEY) == Whereabouts("b", "ws://b")
         parts.clock.advance(0.1)
     assert 9 <= parts.calls().count("resolve") <= 11
     parts.carrier.entries[KEY] = {**THERE, "relayId": "c"}
     parts.clock.advance(1.0)
-    parts.presence.known(KEY)
-    assert parts.presence.known(KEY) == Whereabouts("c", "ws://b")
+    parts.lookups.known(KEY)
+    assert parts.lookups.known(KEY) == Whereabouts("c", "ws://b")
