@@ -16,7 +16,8 @@ from viewport_relay.admission.httpcall import Answer
 from viewport_relay.admission.platformclock import PlatformClock
 from viewport_relay.observe.folding import WINDOW
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.problems import QUIET, SPAN
+from viewport_relay.observe.problems import QUIET
+from viewport_relay.observe.recent import SPAN
 from viewport_relay.observe.status import StatusLine
 from viewport_relay.observe.verdict import Condition, Facts, verdict_of
 from viewport_relay.reasons import Reason

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from viewport_relay.observe.entry import timestamp
-from viewport_relay.observe.problems import SPAN, Problem
+from viewport_relay.observe.problems import Problem
+from viewport_relay.observe.recent import SPAN
 from viewport_relay.observe.verdict import Facts, Verdict, ago, verdict_of
 
 #: Columns of text.

@@ -10,7 +10,6 @@ MOST_DISTINCT for each row.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from itertools import chain
 from typing import Final
@@ -20,12 +19,9 @@ from attrs import Factory, define
 
 from viewport_relay.observe.entry import RANK, LogEntry
 from viewport_relay.observe.events import EVENTS, UNKNOWN, Event
+from viewport_relay.observe.recent import Recent
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.reasons import Level, Reason
-
-#: Seconds that "lately" covers, and the width of one slot of counts.
-SPAN: Final = 300.0
-_SLOT: Final = 10.0
 
 #: Seconds without an event after which a problem counts as over.
 QUIET: Final = 120.0
@@ -48,29 +44,6 @@ BACKGROUND: Final = frozenset({"jwks_fetch_failed"})
 
 #: Events that are no problem by themselves: life, summaries, and what repeats another event.
 _IGNORED: Final = frozenset({"join", "leave", "folded", "status", "config_warning"})
-
-
-class Recent:
-    """Counts within the last SPAN seconds, in slots of 10 s."""
-
-    def __init__(self) -> None:
-        self._slots: deque[list[int]] = deque(maxlen=int(SPAN / _SLOT) + 1)
-
-    def add(self, at: float) -> None:
-        slot = int(at / _SLOT)
-        if not self._slots or self._slots[-1][0] < slot:
-            self._slots.append([slot, 0])
-        self._slots[-1][1] += 1
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the wall clock was set."""
-        for entry in self._slots:
-            entry[0] += round(seconds / _SLOT)
-
-    def total(self, at: float) -> int:
-        """Counts of the last SPAN seconds before `at` (seconds since the epoch)."""
-        oldest = int((at - SPAN) / _SLOT)
-        return sum(count for slot, count in self._slots if slot > oldest)
 
 
 class Problem(msgspec.Struct, frozen=True):

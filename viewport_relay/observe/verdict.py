@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 from attrs import Factory, asdict, frozen
 from msgspec import Struct
 
-from viewport_relay.observe.problems import SPAN, Problem
+from viewport_relay.observe.problems import Problem
+from viewport_relay.observe.recent import SPAN
 from viewport_relay.reasons import Reason
 
 State = Literal["good", "warn", "bad", "off"]

@@ -8,7 +8,8 @@ import pytest
 
 from viewport_relay.observe.entry import LogEntry
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.problems import MOST_DISTINCT, QUIET, SPAN, Problems
+from viewport_relay.observe.problems import MOST_DISTINCT, QUIET, Problems
+from viewport_relay.observe.recent import SPAN
 from viewport_relay.observe.redaction import Redactor
 from viewport_relay.reasons import Reason
 
