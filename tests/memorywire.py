@@ -119,7 +119,7 @@ class MemoryTransport(FileDescriptor):
         FileDescriptor.__init__(self, self._poll)  # type: ignore[arg-type]
         self._clock = clock
         self._taken = taken
-        self._waiting = bytearray()  # bytes from the peer that are unread
+        self.buffered = bytearray()  # bytes from the peer that are unread
         self.protocol: Any = None
         self.window = 1 << 62
         self.aborted = False
@@ -161,7 +161,7 @@ class MemoryTransport(FileDescriptor):
 
     def arrive(self, data: bytes) -> None:
         """Receive bytes from the peer."""
-        self._waiting += data
+        self.buffered += data
 
     @property
     def is_read(self) -> bool:
@@ -169,7 +169,7 @@ class MemoryTransport(FileDescriptor):
 
     @property
     def unread(self) -> int:
-        return len(self._waiting)
+        return len(self.buffered)
 
     @property
     def unsent(self) -> int:
@@ -178,8 +178,8 @@ class MemoryTransport(FileDescriptor):
     def turn(self) -> bool:
         """Run one turn of the reactor for this connection; True if bytes moved."""
         moved = False
-        if self._waiting and self.is_read and self.connected:
-            piece, self._waiting = bytes(self._waiting[:65_536]), self._waiting[65_536:]
+        if self.buffered and self.is_read and self.connected:
+            piece, self.buffered = bytes(self.buffered[:65_536]), self.buffered[65_536:]
             self.protocol.dataReceived(piece)
             moved = True
         if self in self._poll.writing and self.connected and (self.window or not self.unsent):

@@ -21,8 +21,8 @@ class RedisServer:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.port = free_port()
-        self._folder = folder
-        self._arguments = arguments
+        self.folder = folder
+        self.arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -33,8 +33,8 @@ class RedisServer:
         program = shutil.which("redis-server")
         assert program is not None
         self._process = subprocess.Popen(
-            [program, *([config] if config else []), port, str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder),
-             *self._arguments],
+            [program, *([config] if config else []), port, str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder),
+             *self.arguments],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         deadline = time.monotonic() + WAIT

@@ -245,7 +245,7 @@ async def test_a_redis_that_cannot_save(start: Start, signing_key: SigningKey, t
     """Occurs when the disk of a Redis with snapshots is full or read-only: Redis answers MISCONF to each write."""
     redis = start()
     redis.ask("CONFIG", "SET", "save", "3600 1")
-    (Path(redis._folder) / "dump.rdb").mkdir()  # a folder, which the snapshot's file cannot replace
+    (Path(redis.folder) / "dump.rdb").mkdir()  # a folder, which the snapshot's file cannot replace
     redis.ask("SET", "one", "1")
     redis.ask("BGSAVE")
 

@@ -42,7 +42,10 @@ class PlainHttp(Resource):
         address: ClientAddress,
         is_operators: Callable[[Request], bool],
     ) -> None:
-        """`is_operators` tells whether a request carries a valid admin token: those are not counted."""
+        """`is_operators` tells whether a request carries a valid admin token: those are not counted.
+
+        The pages look at the token again: they alone know which access a path needs.
+        """
         Resource.__init__(self)
         self._pages = pages
         self._clock = clock

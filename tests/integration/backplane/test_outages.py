@@ -122,7 +122,7 @@ async def test_a_wrong_password_is_logged_and_can_be_corrected(
         assert "password" in told[0]["details"]["detail"]
         assert "right" not in a.output()
         redis.kill()
-        redis._arguments = ("--requirepass", "right password")
+        redis.arguments = ("--requirepass", "right password")
         redis.start()
         await fleet.until_ready(a, UP)
 

@@ -65,7 +65,7 @@ class MemoryCarrier(SeatCarrier):
         super().__init__(redis.seats, relay_id)
         self._clock = clock
         self._redis = redis
-        self._down = down
+        self.down = down
         self.connected = True
         self.refuses = False
         self.delay = 0.0  # delay of each command
@@ -99,7 +99,7 @@ class MemoryCarrier(SeatCarrier):
 
     def _failed(self, why: str) -> CarrierFailed:
         failed = CarrierFailed(why)
-        self._down(failed)
+        self.down(failed)
         return failed
 
     async def publish(self, relay_id: str, frames: Sequence[BusFrame]) -> int | None:
@@ -142,7 +142,7 @@ class MemoryBackplane:
         self._clock = clock
         self.outage = Outage(clock, self.log, self.counters, lambda: self.presence.tell_again())
         self.outage.expect("redis")
-        self.carrier = carrier = MemoryCarrier(clock, redis, relay_id, self._down)
+        self.carrier = carrier = MemoryCarrier(clock, redis, relay_id, self.down)
 
         def now() -> float:
             return 1_800_000_000.0 + clock.seconds()
@@ -178,7 +178,7 @@ class MemoryBackplane:
         self._inbound = Inbound(clock, carrier, single, verifier, self.log, self.counters)
         self._receiver: Receiver | None = None
 
-    def _down(self, failed: CarrierFailed) -> None:
+    def down(self, failed: CarrierFailed) -> None:
         self.outage.down("redis", failed)
         self._clock.callLater(AGAIN, self._reconnect)
 
@@ -273,7 +273,7 @@ class MemoryFleet:
         self.redis.seats.lose_everything()
         self.redis.queues.clear()
         for member in self.members.values():
-            member.backplane._down(CarrierFailed("the connection to Redis was lost"))
+            member.backplane.down(CarrierFailed("the connection to Redis was lost"))
 
     def stop(self) -> None:
         for member in self.members.values():

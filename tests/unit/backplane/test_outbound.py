@@ -61,6 +61,10 @@ class Parts:
             Parcel(("w", target), CLIENT_TO_DAEMON, to, None, (payload,), len(payload)), publisher
         )
 
+    def nothing_waits(self) -> bool:
+        """Whether no relay has a message that is queued or in flight: then a flush is over at once."""
+        return Deferred.fromCoroutine(self.bus.flush()).called
+
     def answer(self) -> None:
         """The oldest call succeeds, and the turn ends."""
         self.carrier.answer()
@@ -92,7 +96,7 @@ def test_one_call_carries_the_frames_of_a_turn_in_order() -> None:
     assert parts.batches() == [4, 3]
     parts.answer()
     assert parts.payloads() == list("0123456")
-    assert (parts.counters.bus_publish_ok, parts.bus.queued, parts.bus._relays) == (7, 0, {})
+    assert (parts.counters.bus_publish_ok, parts.bus.queued, parts.nothing_waits()) == (7, 0, True)
 
 
 def test_without_batches_each_message_of_a_parcel_is_a_frame() -> None:
@@ -183,7 +187,7 @@ def test_a_parcel_over_the_limit_loses_its_oldest_messages(bounds: dict[str, int
     parts.clock.advance(0)
     parts.answer()
     assert parts.payloads() == ["2", "3", "4"]
-    assert (parts.counters.bus_publish_ok, parts.bus.queued, parts.bus._relays) == (3, 0, {})
+    assert (parts.counters.bus_publish_ok, parts.bus.queued, parts.nothing_waits()) == (3, 0, True)
 
 
 def test_frames_in_flight_are_not_dropped_for_newer_ones() -> None:

@@ -111,7 +111,7 @@ def test_bytes_after_a_close_use_no_memory() -> None:
     client.raw(masked_frame(CLOSE, b""))
     assert not client.connection.is_lost  # queued messages are still sent
     assert bytes_kept(lambda: pour(relay, client)) < 400 * KIB
-    client.transport._waiting.clear()
+    client.transport.buffered.clear()
     client.read_on()
     assert len(client.heard()) == 20
     assert client.connection.is_lost

@@ -76,18 +76,18 @@ class OtherPages(Resource):
 class UpgradeSite:
     """One relay and one connection to it."""
 
-    def __init__(self, **environ: str) -> None:
+    def __init__(self, gate: OpenGate | None = None, **environ: str) -> None:
         self.relay = MemoryRelay(**environ)
-        self.gate = OpenGate()
+        self.gate = OpenGate() if gate is None else gate
         self.counts = ConnectionCounts(UpgradeLimits(total=10, per_ip=10, clients=10))
-        gate: Any = self.gate
+        asked: Any = self.gate
         self.upgrade = UpgradeResource(
             self.relay.config,
             self.relay.clock,
             self.relay.log,
             self.relay.counters,
             address=ClientAddress(TrustedProxies()),
-            gate=gate,
+            gate=asked,
             factory=self.relay.factory,
             opened=self.relay.relaying.sessions.opened,
             counts=self.counts,
@@ -452,9 +452,7 @@ class BrokenGate(OpenGate):
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_an_exception_ends_one_upgrade_and_is_logged(at_once: bool) -> None:
-    site = UpgradeSite()
-    site.gate = BrokenGate(at_once)
-    site.upgrade._gate = site.gate  # type: ignore[assignment]
+    site = UpgradeSite(BrokenGate(at_once))
     site.receive(request(b"GET", TARGET, [(name, RIGHT[name][0]) for name in RIGHT]))
     assert [reply[0] for reply in site.replies()] == [500]
     [entry] = [entry for entry in site.relay.log.events if entry["event"] == "internal_error"]
