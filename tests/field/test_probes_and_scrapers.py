@@ -105,7 +105,7 @@ PROBES: list[tuple[str, bytes, int]] = [
 
 
 @pytest.mark.parametrize(("where", "request_", "status"), PROBES, ids=[row[0] for row in PROBES])
-def test_probes(relay: Relay, where: str, request_: bytes, status: int) -> None:
+def test_probes_of_orchestrators_are_answered(relay: Relay, where: str, request_: bytes, status: int) -> None:
     answer = ask(relay.port, request_)
     assert answer.status == status and answer.closed, answer
     if request_.startswith(b"HEAD"):
@@ -183,7 +183,9 @@ SCRAPERS: list[tuple[str, tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize(("where", "headers", "form"), SCRAPERS, ids=[row[0] for row in SCRAPERS])
-def test_scrapers(relay: Relay, where: str, headers: tuple[str, ...], form: str) -> None:
+def test_each_scraper_gets_the_form_that_it_accepts(
+    relay: Relay, where: str, headers: tuple[str, ...], form: str
+) -> None:
     answer = ask(
         relay.port, lines("GET /metrics HTTP/1.1", *POD, f"Authorization: Bearer {SCRAPER}", *headers)
     )

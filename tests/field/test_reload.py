@@ -199,7 +199,7 @@ def test_the_expiry_of_tokens(reloadable: Reloadable, platform: FaultyPlatform) 
     assert (end.code, end.reason) == (4401, "invalid_token")
 
 
-def test_the_drain(platform: FaultyPlatform, tmp_path: Path) -> None:
+def test_a_shorter_drain_is_applied_at_a_reload(platform: FaultyPlatform, tmp_path: Path) -> None:
     """The orchestrator's grace period is shorter than the relay's drain."""
     file = tmp_path / "env"
     file.write_text("RELAY_DRAIN_SECONDS=600\n")

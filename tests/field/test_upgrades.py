@@ -115,7 +115,9 @@ ADMITTED: list[tuple[str, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("where", "text", "selected"), ADMITTED, ids=[row[0] for row in ADMITTED])
-def test_admitted(site: Site, token: str, where: str, text: str, selected: str | None) -> None:
+def test_upgrades_as_clients_and_proxies_write_them_are_admitted(
+    site: Site, token: str, where: str, text: str, selected: str | None
+) -> None:
     status, fields, _ = answer(site, token, text)
     assert status == 101
     assert fields["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -158,7 +160,9 @@ REFUSED: list[tuple[str, str, int, str, str]] = [
 @pytest.mark.parametrize(
     ("where", "text", "status", "reason", "words"), REFUSED, ids=[row[0] for row in REFUSED]
 )
-def test_refused(site: Site, token: str, where: str, text: str, status: int, reason: str, words: str) -> None:
+def test_irregular_upgrades_are_refused_with_their_reason(
+    site: Site, token: str, where: str, text: str, status: int, reason: str, words: str
+) -> None:
     found, fields, body = answer(site, token, text)
     assert (found, fields["x-relay-reason"]) == (status, reason)
     assert words in body.decode() and token not in body.decode()

@@ -80,7 +80,7 @@ def serving() -> Iterator[Demo]:
     demo.end()
 
 
-def test_once() -> None:
+def test_demo_once_ends_after_the_exchange_whatever_the_environment() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "viewport_relay.cli.main", "demo", "--once"],
         env=environ(RELAY_MODE="prod", RELAY_LISTEN_PORT="x"),  # settings of another relay have no effect

@@ -46,7 +46,7 @@ def test_units_are_well_formed(units: Path) -> None:
 
 
 @pytest.mark.systemd
-def test_exposure(units: Path) -> None:
+def test_the_unit_is_exposed_little(units: Path) -> None:
     done = run("systemd-analyze", "security", "--offline=true", units / "viewport-relay.service")
     match = re.search(r"Overall exposure level .*: ([0-9.]+)", done.stdout)
     assert match, done.stdout + done.stderr

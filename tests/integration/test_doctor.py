@@ -51,7 +51,7 @@ def environ_of(platform: DevPlatform, **more: str) -> dict[str, str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_problem(platform: DevPlatform) -> None:
+async def test_every_check_of_a_good_environment_is_ok(platform: DevPlatform) -> None:
     found = await findings_of(reactor, environ_of(platform))
     assert {name: finding.outcome for name, finding in found.items()} == {
         "settings": "ok",
@@ -176,7 +176,9 @@ async def test_all_invalid_settings_are_named() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_tls(platform: DevPlatform, tmp_path: Path) -> None:
+async def test_a_private_ca_is_named_where_the_chain_is_not_trusted(
+    platform: DevPlatform, tmp_path: Path
+) -> None:
     good = Identity.self_signed("server", "localhost", "127.0.0.1", days=365)
     platform.listen(reactor, tls=tls_options(good.cert_pem, good.key_pem()))
     private_ca = environ_of(platform, RELAY_SERVER_CA_CERT_PATH=good.write(tmp_path, "server").cert)
@@ -203,7 +205,7 @@ async def test_tls(platform: DevPlatform, tmp_path: Path) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_certificates(
+async def test_the_platforms_certificate_is_judged_by_name_and_time(
     platform: DevPlatform, tmp_path: Path, names: list[str], days: float, outcome: str, words: str
 ) -> None:
     made = Identity.self_signed("server", *names, days=days)
@@ -226,7 +228,7 @@ async def test_certificates(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_own_certificate(
+async def test_the_relays_own_certificate_is_judged(
     platform: DevPlatform, tmp_path: Path, names: list[str], days: float, outcome: str, words: str
 ) -> None:
     own = Identity.self_signed("relay", *names, days=days + 0.01).write(tmp_path, "relay")
@@ -328,7 +330,9 @@ def redis_server(tmp_path: Path, free_port: int) -> Iterator[int]:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_redis(platform: DevPlatform, redis_server: int, user: str, outcome: str, words: str) -> None:
+async def test_redis_is_judged_by_the_rights_of_its_user(
+    platform: DevPlatform, redis_server: int, user: str, outcome: str, words: str
+) -> None:
     environ = redis_environ(platform, f"redis://{user}127.0.0.1:{redis_server}/0")
     found = (await findings_of(reactor, environ))["Redis"]
     assert (found.outcome, words in found.found) == (outcome, True), str(found)
@@ -336,7 +340,7 @@ async def test_redis(platform: DevPlatform, redis_server: int, user: str, outcom
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_redis(platform: DevPlatform, free_port: int) -> None:
+async def test_a_redis_that_refuses_connections_fails(platform: DevPlatform, free_port: int) -> None:
     for more in ({}, {"RELAY_REDIS_SENTINELS": f"127.0.0.1:{free_port}"}):
         environ = redis_environ(platform, f"redis://:{PASSWORD}@127.0.0.1:{free_port}", **more)
         found = (await findings_of(reactor, environ))["Redis"]
@@ -369,7 +373,7 @@ async def test_a_server_that_is_not_redis(platform: DevPlatform) -> None:
         (-3600, "fail", "more than the 30 s that tokens are given"),
     ],
 )
-def test_clock(apart: float, outcome: str, words: str) -> None:
+def test_the_clocks_distance_is_judged(apart: float, outcome: str, words: str) -> None:
     found = clock("Thu, 01 Jan 2026 00:00:00 GMT", 1_767_225_600 + apart, 30)
     assert (found.outcome, words in found.found) == (outcome, True), str(found)
 
@@ -449,7 +453,7 @@ async def test_token_inspect(platform: DevPlatform, tmp_path: Path) -> None:
     assert "JWKS_UNREACHABLE" in away.stdout
 
 
-def test_keygen(tmp_path: Path) -> None:
+def test_keygen_writes_a_private_file_once_and_prints_the_public_key(tmp_path: Path) -> None:
     file = tmp_path / "noise.key"
     made = run_command({}, "keygen", "--out", str(file))
     assert made.returncode == 0, made.stderr

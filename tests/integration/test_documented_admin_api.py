@@ -32,7 +32,7 @@ def client(relay: Relay, platform: FaultyPlatform) -> Iterator[Peer]:
 
 
 @pytest.mark.parametrize("block", blocks(PAGE, "http"), ids=lambda block: block.id)
-def test_example(block: Block, relay: Relay, client: Peer) -> None:
+def test_a_documented_request_is_answered_as_written(block: Block, relay: Relay, client: Peer) -> None:
     check_http(block.text.replace("TOKEN", ADMIN), relay.port)
 
 

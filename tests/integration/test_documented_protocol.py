@@ -32,12 +32,16 @@ def numbered(block: Block) -> str:
 
 
 @pytest.mark.parametrize("block", blocks(PAGE, "exchange"), ids=lambda block: block.id)
-def test_exchange(block: Block, relay: Relay, platform: FaultyPlatform) -> None:
+def test_a_documented_exchange_happens_as_written(
+    block: Block, relay: Relay, platform: FaultyPlatform
+) -> None:
     Exchange(relay, platform).run(numbered(block))
 
 
 @pytest.mark.parametrize("block", blocks(PAGE, "http"), ids=lambda block: block.id)
-def test_http(block: Block, relay: Relay, platform: FaultyPlatform) -> None:
+def test_a_documented_request_is_answered_as_written(
+    block: Block, relay: Relay, platform: FaultyPlatform
+) -> None:
     text = numbered(block)
     workspace = f"acme-{block.line}"
     token = platform.token("client", workspace, "laptop")
@@ -67,7 +71,7 @@ def test_an_example_that_is_wrong_fails(relay: Relay, platform: FaultyPlatform) 
         ([1, "…"], [1, 2], True), ([1], [1, 2], False), ({"a": 1}, {}, False),
     ],
 )  # fmt: skip
-def test_fits(expected: object, got: object, fit: bool) -> None:
+def test_what_is_shortened_in_an_example_fits(expected: object, got: object, fit: bool) -> None:
     assert fits(expected, got) is fit
 
 

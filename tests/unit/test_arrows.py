@@ -51,7 +51,7 @@ def test_no_import_cycles() -> None:
         ("wire.turn", "wire.outbox", True),
     ],
 )
-def test_the_rule(here: str, there: str, allowed: bool) -> None:
+def test_which_room_may_import_which(here: str, there: str, allowed: bool) -> None:
     assert arrows.may_import(here, there) is allowed
 
 

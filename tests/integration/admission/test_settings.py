@@ -65,7 +65,7 @@ def test_prod_refuses_all_weak_secrets_in_one_message(tmp_path: Path) -> None:
     assert "changeme" not in ended.stderr and "0123456789" not in ended.stderr
 
 
-def test_no_settings() -> None:
+def test_a_relay_without_settings_names_what_it_lacks() -> None:
     ended = run({})
     assert ended.returncode == 78
     assert ended.stderr.splitlines() == [

@@ -256,7 +256,9 @@ async def test_an_answer_can_differ_from_the_token(platform: DevPlatform, call: 
 
 
 @in_reactor
-async def test_presence(platform: DevPlatform, call: Caller) -> None:
+async def test_a_presence_entry_is_resolved_until_it_is_withdrawn(
+    platform: DevPlatform, call: Caller
+) -> None:
     where = {"workspaceId": "w", "runtimeTargetId": "t"}
     absent = {"ok": True, "relayId": None, "relayWsBaseUrl": None, "daemonConnected": False}
     assert (await call.relay("presence/resolve", where)).json == absent

@@ -262,7 +262,9 @@ BIG = {
 
 @pytest.mark.parametrize("name", BIG)
 @pytest_twisted.ensureDeferred
-async def test_too_large(listen: Listen, client: HttpClient, name: str) -> None:
+async def test_an_answer_over_the_limit_ends_its_connection(
+    listen: Listen, client: HttpClient, name: str
+) -> None:
     server = answering(BIG[name])
     failure = await failure_of(client.ask(post(listen(server)), b"{}"))
     assert isinstance(failure, TooLarge) and failure.status == (503 if name == "as an error" else 200)

@@ -145,7 +145,9 @@ async def test_verification_turned_off(ports: list[IListeningPort], ca: Identity
 
 @pytest.mark.parametrize("locked", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_mtls(ports: list[IListeningPort], ca: Identity, files: dict[str, str], locked: bool) -> None:
+async def test_the_client_certificate_of_the_settings_is_sent(
+    ports: list[IListeningPort], ca: Identity, files: dict[str, str], locked: bool
+) -> None:
     server = TlsServer(ca.issue("platform", "localhost"), ca)
     environ = {
         "RELAY_SERVER_CA_CERT_PATH": files["ca"], "RELAY_SERVER_MTLS": "1",

@@ -127,7 +127,7 @@ def test_unsupported_syntax_is_refused_with_its_line(text: str, line: int) -> No
         (".env", True),
     ],
 )
-def test_ignored(path: str, ignored: bool) -> None:
+def test_a_path_is_ignored_by_the_last_pattern_that_fits(path: str, ignored: bool) -> None:
     assert Ignore("*\n# all but\n!src\n**/__pycache__\n")(Path(path)) is ignored
 
 

@@ -241,7 +241,9 @@ async def provoke(world: World, relay: Relay, row: Row) -> tuple[Closed, dict[st
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_refused(world: World, relay: Relay, row: Row) -> None:
+async def test_a_failed_handshake_is_closed_4008_logged_and_counted(
+    world: World, relay: Relay, row: Row
+) -> None:
     failures = f'relay_handshake_failures_total{{reason="{row.reason}"}}'
     before = await relay.count(failures)
     closed, entry = await provoke(world, relay, row)
@@ -354,7 +356,7 @@ KEYS = [
 @pytest.mark.parametrize("pattern", Pattern, ids=lambda pattern: pattern.label)
 @pytest.mark.parametrize(("name", "key", "role", "fine"), KEYS, ids=[key[0] for key in KEYS])
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
-async def test_static_key(
+async def test_the_static_key_of_a_daemon_is_that_of_its_claims(
     world: World, relay: Relay, pattern: Pattern, name: str, key: str | None, role: str, fine: bool
 ) -> None:
     workspace = world.workspace(daemon_public_key=key, pairing_secret=SECRET_TEXT)

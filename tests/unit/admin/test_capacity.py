@@ -26,7 +26,7 @@ INF = float("inf")
         ({1.0: 1, INF: 10}, 0.99, 1.0),
     ],
 )
-def test_quantiles(buckets, q, found):
+def test_a_quantile_is_interpolated_within_its_bucket(buckets, q, found):
     assert quantile(buckets, q) == found
 
 

@@ -58,7 +58,7 @@ def filled(admin):
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_filters(filled, query, events):
+async def test_each_filter_leaves_the_entries_that_fit(filled, query, events):
     answer = await filled.get(f"/logs?{query}")
     assert answer.status == 200 and answer.headers["content-type"].startswith("application/json")
     body = answer.json()
@@ -197,7 +197,7 @@ async def test_the_first_line_reports_that_no_peer_is_admitted(admin):
         ("*/*;q=0.8, text/plain;q=0.1", False), ("text/event-stream", False), ("TEXT/PLAIN; Q=1.0", True),
     ],
 )  # fmt: skip
-def test_accept(accept, text):
+def test_text_is_sent_where_accept_prefers_it(accept, text):
     assert prefers_text(accept) is text
 
 

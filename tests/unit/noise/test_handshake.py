@@ -406,7 +406,7 @@ def test_ikpsk2_without_a_usable_secret(required: Profile | None, secret: str | 
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_timeout(steps: int) -> None:
+def test_a_timeout_at_any_step_fails_the_handshake(steps: int) -> None:
     for pattern in Pattern:
         peer, noise = connection()
         if steps:

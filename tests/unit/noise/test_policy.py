@@ -13,7 +13,7 @@ from viewport_relay.reasons import Reason, Refusal
 IK, IKPSK2 = Profile.IK, Profile.IKPSK2
 
 
-def test_patterns() -> None:
+def test_the_number_label_and_name_of_each_pattern() -> None:
     assert {p.value: (p.label, p.protocol_name) for p in Pattern} == {
         1: ("IK", b"Noise_IK_25519_ChaChaPoly_SHA256"),
         2: ("IKpsk2", b"Noise_IKpsk2_25519_ChaChaPoly_SHA256"),
@@ -25,7 +25,7 @@ def test_psk_is_hkdf_of_the_secret() -> None:
 
 
 @pytest.mark.parametrize("required", [None, IK, IKPSK2])
-def test_link_psk(required: Profile | None) -> None:
+def test_ikpsk2_needs_a_whole_secret(required: Profile | None) -> None:
     assert policy.link_psk(Pattern.IKPSK2, grant(required=required)) == psk_of(SECRET)
     for secret in (None, b64(SECRET)[:-1], b64(SECRET) + "A", "", " " * 43):
         with pytest.raises(Refusal) as refused:

@@ -74,7 +74,7 @@ def test_one_entry_is_one_json_line_in_the_documented_form(log, stream):
 @pytest.mark.parametrize(
     "at,shown", [(0.0, "1970-01-01T00:00:00.000Z"), (1.9996, "1970-01-01T00:00:02.000Z")]
 )
-def test_timestamps(at, shown):
+def test_a_timestamp_is_utc_with_milliseconds(at, shown):
     assert timestamp(at) == shown
 
 

@@ -38,7 +38,7 @@ def logger(log):
 @pytest.mark.parametrize(
     "name,level", [("info", "info"), ("warn", "warn"), ("error", "error"), ("critical", "error")]
 )
-def test_levels(logger, log, name, level):
+def test_twisteds_levels_become_the_logs(logger, log, name, level):
     getattr(logger, name)("the {thing} happened", thing="x")
     (entry,) = entries_of(log)
     assert entry["event"] == "twisted" and entry["level"] == level

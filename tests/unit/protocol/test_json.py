@@ -41,7 +41,7 @@ from viewport_relay.protocol.json import (
     ],
     ids=lambda value: str(value)[:12],
 )
-def test_as_integer(value: object, integer: int | None) -> None:
+def test_which_values_are_integers(value: object, integer: int | None) -> None:
     assert as_integer(value) == integer
     assert type(as_integer(value)) is type(integer)
 
@@ -72,7 +72,7 @@ VALUES: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("text", "value"), VALUES, ids=lambda value: ascii(value)[:30])
-def test_whole_values(text: str, value: Any) -> None:
+def test_a_value_is_read_whole_or_refused(text: str, value: Any) -> None:
     if value == "refused":
         with pytest.raises(ValueError):
             parse_json(text)

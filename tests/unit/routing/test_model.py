@@ -51,7 +51,9 @@ ARRIVALS: list[tuple[list[int | None], int | None, str]] = [
 
 
 @pytest.mark.parametrize(("before", "generation", "outcome"), ARRIVALS)
-def test_arrivals(bench: Bench, before: list[int | None], generation: int | None, outcome: str) -> None:
+def test_who_has_the_seat_after_an_arrival(
+    bench: Bench, before: list[int | None], generation: int | None, outcome: str
+) -> None:
     for earlier in before:
         bench.arrive(earlier)
     holder = bench.seat.holder
