@@ -237,9 +237,12 @@ class RemoteRelays:
             peer, frame = parcel.sender, parcel.frame
             if isinstance(peer, Peer) and isinstance(frame, E2ee | KeyExchangeInit | PairingRequest):
                 self._router.forget_asker(peer.target, frame, peer, now)
-                for payload in parcel.payloads:
-                    if _is_here(peer):  # the answers may exceed its rate
-                        self._outcomes.no_daemon(peer, payload, now, counted=type(frame) is E2ee)
+                self._answer_lost(peer, parcel, now)
+
+    def _answer_lost(self, peer: Peer, parcel: Parcel, now: float) -> None:
+        for payload in parcel.payloads:
+            if _is_here(peer):  # the answers may exceed its rate
+                self._outcomes.no_daemon(peer, payload, now, counted=type(parcel.frame) is E2ee)
 
     # -- a daemon here, a client elsewhere -------------------------------------------------------------------------
 
