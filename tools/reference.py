@@ -16,9 +16,9 @@ from viewport_relay.admin.metrics import RelayCollector
 from viewport_relay.cli.explain import seen_as
 from viewport_relay.cli.main import main as command
 from viewport_relay.config import VARIABLES, Variable
+from viewport_relay.observe.checks import Condition
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.events import EVENTS
-from viewport_relay.observe.verdict import Condition
 from viewport_relay.reasons import Reason
 
 MADE = "<!-- Made by `make docs`; change the table in the code instead. -->\n\n"

@@ -14,12 +14,13 @@ from tests.logentries import entries_of
 from viewport_relay.admin.auth import ONE_TIME_SECONDS, AdminAuth
 from viewport_relay.admission.httpcall import Answer
 from viewport_relay.admission.platformclock import PlatformClock
+from viewport_relay.observe.checks import Condition, Facts
 from viewport_relay.observe.folding import WINDOW
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import QUIET
 from viewport_relay.observe.recent import SPAN
 from viewport_relay.observe.status import StatusLine
-from viewport_relay.observe.verdict import Condition, Facts, verdict_of
+from viewport_relay.observe.verdict import verdict_of
 from viewport_relay.reasons import Reason
 
 EPOCH = 1_700_000_000.0

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 
 from viewport_relay.config import Config
+from viewport_relay.observe.checks import Condition, Facts
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.redaction import Redactor
-from viewport_relay.observe.verdict import Condition, Facts
 from viewport_relay.routing.views import PeerView, Selection, TargetView
 
 #: Reads the facts of the moment, of which a verdict is made.

@@ -8,10 +8,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from viewport_relay.observe.checks import Facts, ago
 from viewport_relay.observe.entry import timestamp
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.recent import SPAN
-from viewport_relay.observe.verdict import Facts, Verdict, ago, verdict_of
+from viewport_relay.observe.verdict import Verdict, verdict_of
 
 #: Columns of text.
 WIDTH: Final = 110

@@ -12,9 +12,10 @@ from typing import Final
 
 from attrs import define, field
 
+from viewport_relay.observe.checks import Facts, ago
 from viewport_relay.observe.problems import Problem
 from viewport_relay.observe.sink import EventSink
-from viewport_relay.observe.verdict import Facts, Verdict, ago, verdict_of
+from viewport_relay.observe.verdict import Verdict, verdict_of
 
 #: Seconds between two status lines that only carry new numbers.
 EVERY: Final = 60.0

@@ -22,7 +22,7 @@ from viewport_relay.backplane.fleet import Fleet
 from viewport_relay.backplane.interface import Backplane
 from viewport_relay.backplane.single import Single
 from viewport_relay.config import Reloaded
-from viewport_relay.observe.verdict import Condition
+from viewport_relay.observe.checks import Condition
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.service.engine import Engine, Parts

@@ -83,10 +83,7 @@ class RelayChannel(HTTPChannel):
 
     @property
     def peer_host(self) -> str:
-        """The address of the connection's other end, or the one that PROXY protocol names; "unix" or "unknown" without.
-
-        It is known when the first bytes have come.
-        """
+        """The other end's address, or PROXY protocol's, known when the first bytes have come; "unix" or "unknown" without."""
         if self._peer_host is None:
             self._peer_host = self.given_peer or peer_host(self.transport)
         return self._peer_host

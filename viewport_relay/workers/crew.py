@@ -12,7 +12,7 @@ from attrs import frozen
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList
 
-from viewport_relay.observe.verdict import Condition
+from viewport_relay.observe.checks import Condition
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import Selection, TargetView
 from viewport_relay.service.timers import every

@@ -16,9 +16,9 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
+from viewport_relay.observe.checks import Condition
 from viewport_relay.observe.logs import LogReport
 from viewport_relay.observe.ring import Record
-from viewport_relay.observe.verdict import Condition
 from viewport_relay.routing.views import Selection, TargetView
 
 #: File descriptors of the two channels in the worker process.

@@ -24,9 +24,9 @@ from viewport_relay.admin.auth import WRONG_TOKENS_PER_MINUTE, AdminAuth
 from viewport_relay.admin.site import build
 from viewport_relay.admission.limits import WindowCounter
 from viewport_relay.config import configured_secrets
+from viewport_relay.observe.checks import Condition
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.verdict import Condition
 from viewport_relay.routing.views import PeerView, Selection, TargetView
 
 TOKEN = "unit-admin-token-0123456789abcdef"

@@ -18,8 +18,9 @@ from tests.logentries import entries_of
 from viewport_relay.admin.auth import ONE_TIME_MAX, ONE_TIME_SECONDS, SESSION_SECONDS, AdminAuth
 from viewport_relay.admin.overview import MAX_TARGETS
 from viewport_relay.admin.trends import KEPT, STEP, Trends
+from viewport_relay.observe.checks import FRESH, Condition, Facts, ago
 from viewport_relay.observe.counters import Counters
-from viewport_relay.observe.verdict import FRESH, Condition, Facts, ago, verdict_of
+from viewport_relay.observe.verdict import verdict_of
 from viewport_relay.reasons import Reason
 from viewport_relay.service.timers import every
 

@@ -6,8 +6,9 @@ import io
 
 import pytest
 
+from viewport_relay.observe.checks import Condition, Facts
 from viewport_relay.observe.logs import EventLog
-from viewport_relay.observe.verdict import Condition, Facts, verdict_of
+from viewport_relay.observe.verdict import verdict_of
 from viewport_relay.reasons import Reason
 
 NOW = 1_700_000_000.0

@@ -7,10 +7,10 @@ import io
 import pytest
 
 from tests.logentries import entries_of
+from viewport_relay.observe.checks import Condition, Facts
 from viewport_relay.observe.logs import EventLog
 from viewport_relay.observe.problems import QUIET
 from viewport_relay.observe.status import StatusLine
-from viewport_relay.observe.verdict import Condition, Facts
 from viewport_relay.reasons import Reason
 
 

@@ -17,10 +17,10 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from viewport_relay.admission.limits import ConnectionCounts, UpgradeLimits
+from viewport_relay.observe.checks import Condition
 from viewport_relay.observe.counters import Counters
 from viewport_relay.observe.logs import EventLog, LogReport
 from viewport_relay.observe.problems import ProblemsReport
-from viewport_relay.observe.verdict import Condition
 from viewport_relay.routing.views import Selection
 from viewport_relay.workers import crew, messages, supervision
 from viewport_relay.workers.snapshots import serialised

@@ -16,11 +16,11 @@ from prometheus_client import Histogram
 
 from viewport_relay.config import ConfigError, load
 from viewport_relay.noise.keys import StaticKey
+from viewport_relay.observe.checks import Condition
 from viewport_relay.observe.counters import Counters, sample_key
 from viewport_relay.observe.logs import LogReport
 from viewport_relay.observe.problems import ProblemsReport
 from viewport_relay.observe.ring import Record
-from viewport_relay.observe.verdict import Condition
 from viewport_relay.reasons import Reason
 from viewport_relay.routing.views import PeerView, TargetView
 from viewport_relay.workers import channels, messages
