@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.drill.certificates import Identity, Kind, serial_of
-from tests.drill.peer import CLOSE, PING, PONG, Closed, Peer, Refused, dial, e2ee
+from tests.drill.peer import CLOSE, PING, PONG, TEXT, Closed, Peer, Refused, dial, e2ee
 from tests.drill.platform import FaultyPlatform
 from tests.drill.relay import Relay, running, until
 from tests.tlsrecords import Records
@@ -133,6 +133,19 @@ def test_frames_of_every_size_both_ways(secure: Secure) -> None:
     client.send(b"\x03\xe8", CLOSE)
     assert client.how_it_ends().code == 1000
     daemon.close()
+
+
+def test_a_long_frame_behind_the_upgrade_holds_nothing_up(secure: Secure) -> None:
+    """What follows the frame is read as soon as it comes. Where the kernel cuts the frame decides which reads there are."""
+    for number in range(16):
+        client = Peer.client(
+            secure.relay, secure.platform, f"early-{number}", "t",
+            early=masked_frame(TEXT, b"[" * 70_000), source=f"127.0.7.{number + 1}", timeout=5,
+        )  # fmt: skip
+        client.raw(masked_frame(PING, b"next"))
+        while client.frame() != (PONG, b"next"):
+            pass
+        client.close()
 
 
 def test_a_frame_over_the_limit(secure: Secure) -> None:

@@ -134,16 +134,22 @@ class ArenaReader(Reader):
         """Handle bytes that the transport has read (TLS, or what came before the upgrade was answered)."""
         self.last_seen = self._seconds()
         at = 0
-        if self._long is not None and self._long.have == self._long.total:
-            self._finish_long(self._long)
-        while at < len(data):
-            if self._must_keep():
-                self._postponed += data[at:]
-                return
-            piece = data[at : at + len(self.space)]
-            self.space[: len(piece)] = piece
-            self.received(len(piece))
-            at += len(piece)
+        # A frame's rest is left to the next read event: reading it here would leave the records behind it in TLS until the peer
+        # sends more, for only a read event goes on to them.
+        receive, self._receive = self._receive, read_nothing
+        try:
+            if self._long is not None and self._long.have == self._long.total:
+                self._finish_long(self._long)
+            while at < len(data):
+                if self._must_keep():
+                    self._postponed += data[at:]
+                    return
+                piece = data[at : at + len(self.space)]
+                self.space[: len(piece)] = piece
+                self.received(len(piece))
+                at += len(piece)
+        finally:
+            self._receive = receive
 
     # -- what is not whole yet ---------------------------------------------------------------------------------
 
