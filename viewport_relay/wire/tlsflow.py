@@ -101,7 +101,7 @@ class TLSFlow:
     def forget(self) -> None:
         """Drop every reference: the connection is lost."""
         self.end()
-        self._twisted = None
+        self._twisted = self._layer = None
 
     # -- receiving -----------------------------------------------------------------------------------------------
 

@@ -240,6 +240,34 @@ def test_a_lost_http_connection_leaves_nothing_to_the_collector(
         gc.enable()
 
 
+@pytest.mark.parametrize("end", ["reset", "close_notify", "aborted", "closed"])
+def test_a_lost_peer_leaves_nothing_to_the_collector(context: ServerContext, end: str) -> None:
+    """OpenSSL's buffers have 170 KB after long frames, of which the collector knows nothing: it would come too late."""
+    secured = Secured(context)
+    transport, seen = secured.transport, weakref.ref(secured.transport)
+    gc.collect()
+    gc.disable()
+    try:
+        secured.heard()
+        assert transport.sender.send(bytes(PIECE)) == PIECE
+        secured.read(secured.say(bytes(RECORD)))
+        if end == "close_notify":
+            secured.client.shutdown()
+            secured.read(secured.client.bio_read(10_000))
+        elif end == "aborted":
+            transport.abortConnection()
+        elif end == "closed":
+            transport.loseConnection()
+        transport.connectionLost(Failure(ConnectionDone()))
+        secured.behind.transport = None  # the test's own
+        clock = secured.clock
+        del secured, transport
+        clock.advance(60)
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
 # -- any order of events --------------------------------------------------------------------------------------------
 
 
