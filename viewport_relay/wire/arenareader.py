@@ -58,7 +58,7 @@ class ArenaReader(Reader):
     """A reader that is the sink of a transport which reads into the arena. The subclass handles whole frames."""
 
     __slots__ = (
-        "_arena", "_between", "_data", "_long", "_max", "_observe", "_receive", "_skip", "_stash", "_unmask",
+        "_arena", "_between", "_data", "_is_fed", "_long", "_max", "_observe", "_receive", "_skip", "_stash", "_unmask",
         "_unsampled", "_view", "space",
     )  # fmt: skip
 
@@ -77,6 +77,7 @@ class ArenaReader(Reader):
         self._stash = b""  # the beginning of a short frame
         self._long: LongFrame | None = None
         self._skip = 0  # bytes of a frame that are still to be thrown away
+        self._is_fed = False  # with bytes that were read before, not by a read event
         self._unsampled = 1  # reads until the next one whose time is noted
         #: Memory that the next bytes are read into.
         self.space = arena.space
@@ -136,7 +137,7 @@ class ArenaReader(Reader):
         at = 0
         # A frame's rest is left to the next read event: reading it here would leave the records behind it in TLS until the peer
         # sends more, for only a read event goes on to them.
-        receive, self._receive = self._receive, read_nothing
+        self._is_fed = True
         try:
             if self._long is not None and self._long.have == self._long.total:
                 self._finish_long(self._long)
@@ -149,7 +150,7 @@ class ArenaReader(Reader):
                 self.received(len(piece))
                 at += len(piece)
         finally:
-            self._receive = receive
+            self._is_fed = False
 
     # -- what is not whole yet ---------------------------------------------------------------------------------
 
@@ -174,6 +175,8 @@ class ArenaReader(Reader):
 
         The frame is then handled while it is in the processor's caches.
         """
+        if self._is_fed:
+            return 0
         try:
             return self._receive(self._view[end:stop])
         except OSError:  # nothing there, or broken: the next read tells
