@@ -76,10 +76,14 @@ class PassingResource(UpgradeAttempts):
 
 
 def request_head(request: Request) -> bytes:
-    """Request line and headers, serialised for the worker (RFC 9112, section 3)."""
+    """Request line and headers, serialised for the worker (RFC 9112, section 3).
+
+    Expect is left out: Twisted has answered it with 100 (RFC 9110, section 10.1.1).
+    """
     lines = [b"%b %b %b" % (request.method, request.uri, request.clientproto)]
     for name, values in request.requestHeaders.getAllRawHeaders():
-        lines += [name + b":" + value for value in values]
+        if name != b"Expect":
+            lines += [name + b":" + value for value in values]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from typing import Any
 
 import pytest
@@ -100,6 +101,24 @@ async def test_refusals_of_all_processes_are_counted_and_logged(crewed: Crewed) 
 
 async def _connect(crewed: Crewed, relay: RelayProcess, workspace: str, token: str) -> None:
     await connect(crewed.reactor, Destination(relay.ws, "client", workspace, crewed.target), token, print)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_expectation_is_met_once(crewed: Crewed) -> None:
+    relay = await crewed.relay("a")
+    answer = await deferToThread(_answer_to_expect, relay.port)
+    assert answer.count(b"HTTP/1.1 100 Continue") == 1 and answer.count(b"HTTP/1.1 401 ") == 1, answer
+
+
+def _answer_to_expect(port: int) -> bytes:
+    """All that a peer with a bad token gets that sends `Expect: 100-continue` with its upgrade."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(
+            b"GET /ws?role=client&workspaceId=w&runtimeTargetId=t HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade, close\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            b"Authorization: Bearer not.a.token\r\nExpect: 100-continue\r\n\r\n"
+        )
+        return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 @pytest_twisted.ensureDeferred
