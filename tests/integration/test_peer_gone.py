@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -110,12 +110,17 @@ class Watch:
         """Wait for this many; the connection of the previous `/state` request must have ended too."""
         until(lambda: self.relay.accepted() == count, CLOSED, f"{count} connections")
 
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The log's entries of this event and of the workspace."""
+        return [
+            entry
+            for entry in self.relay.entries()
+            if entry["event"] == event and entry.get("details", {}).get("workspaceId") == self.workspace
+        ]
+
     def says(self, event: str) -> bool:
         """Whether the log has this event of the workspace."""
-        return any(
-            entry["event"] == event and entry.get("details", {}).get("workspaceId") == self.workspace
-            for entry in self.relay.entries()
-        )
+        return bool(self.logged(event))
 
 
 @pytest.fixture
@@ -137,6 +142,9 @@ def test_an_idle_peer(
     else:
         watch.until_daemon(False)
     watch.until_connections(1)
+    until(lambda: watch.says("leave"), AT_ONCE, "the entry of the leave")
+    how = "closed by peer" if goes.__name__ == "Close frame" else "connection lost"
+    assert watch.logged("leave")[0]["message"] == how
     client.close()
     daemon.close()
 

@@ -32,7 +32,6 @@ from viewport_relay.wire.reader import Reader
 from viewport_relay.wire.turn import Turn
 from viewport_relay.wire.turnqueue import TurnQueue
 
-_CLOSED_BY_PEER: Final = Ending(None, "closed by peer")
 _LOST: Final = Ending(None, "connection lost")
 
 
@@ -182,7 +181,7 @@ class Connection:
             self.reader.when_handled(self._peer_gone)
 
     def _peer_gone(self) -> None:
-        self._life.peer_gone(_CLOSED_BY_PEER)
+        self._life.peer_gone(_LOST)
 
     def connectionLost(self, reason: Failure) -> None:
         self._life.connection_lost(_LOST)
