@@ -84,36 +84,48 @@ class PacketSender(_PacketSocket):
         self._waiting: deque[tuple[bytes, Sequence[socket.socket]]] = deque()
 
     def send(self, order: Order, socks: Sequence[socket.socket] = (), data: bytes = b"") -> bool:
-        """Send `order`, or queue it. False: the queue is full, and the caller still owns `socks`."""
+        """Send `order`, or queue it. False: the queue is full or the worker has exited, and the caller still owns `socks`."""
         packet = encode(order) + b"\n" + data if data else encode(order)
         if self.disconnected or len(packet) > MAX_PACKET:
             return False
         if socks and len(self._waiting) >= MAX_WAITING:
             return False
-        self._waiting.append((packet, socks))
-        if len(self._waiting) == 1:
-            self.doWrite()
+        try:
+            if self._waiting or not self._put(packet, socks):
+                self._waiting.append((packet, socks))
+        except OSError:
+            self.close()
+            return False
         return True
 
     def doWrite(self) -> None:
         """Write queued packets until the socket would block."""
-        while self._waiting:
-            packet, socks = self._waiting[0]
-            try:
-                if socks:
-                    socket.send_fds(self._sock, [packet], [sock.fileno() for sock in socks])
-                else:
-                    self._sock.send(packet)
-            except OSError as error:
-                if error.errno in _LATER:
-                    self.reactor.addWriter(self)
-                else:  # the worker has exited; `Worker.ended` handles that
-                    self.close()
-                return
-            self._waiting.popleft()
-            for sock in socks:
-                sock.close()
-        self.reactor.removeWriter(self)
+        try:
+            while self._waiting and self._put(*self._waiting[0]):
+                self._waiting.popleft()
+        except OSError:
+            self.close()
+        if not self._waiting:
+            self.reactor.removeWriter(self)
+
+    def _put(self, packet: bytes, socks: Sequence[socket.socket]) -> bool:
+        """Write a packet, and close its `socks`, of which the worker has copies. False: the kernel has no room now.
+
+        Raises OSError when the worker has exited; `Worker.processEnded` comes later.
+        """
+        try:
+            if socks:
+                socket.send_fds(self._sock, [packet], [sock.fileno() for sock in socks])
+            else:
+                self._sock.send(packet)
+        except OSError as error:
+            if error.errno not in _LATER:
+                raise
+            self.reactor.addWriter(self)
+            return False
+        for sock in socks:
+            sock.close()
+        return True
 
     def connectionLost(self, reason: Failure) -> None:
         """Close the channel and the queued connections."""

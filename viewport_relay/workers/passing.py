@@ -25,6 +25,10 @@ from viewport_relay.workers.supervision import Worker
 _UNSENT_SECONDS: Final = 0.01
 _UNSENT_LOOKS: Final = 500
 
+#: Seconds between two checks whether the end of a worker's process has been handled, so that its next process can have connections.
+_EXITED_SECONDS: Final = 0.01
+_EXITED_LOOKS: Final = 500
+
 
 def slot(workspace_id: str, workers: int) -> int:
     """The number of a workspace's worker, 0 to `workers` - 1: CRC-32 of the workspace id modulo `workers`.
@@ -41,38 +45,50 @@ class PassingResource(UpgradeAttempts):
     workers: Sequence[Worker]
 
     async def _decide(self, attempt: Attempt) -> None:
+        """Pass the connection to the worker of its workspace, or to the next process of it. Raises Refusal."""
+        assert attempt.query is not None
         inner = tcp_transport(attempt.channel.transport)
         for _ in range(_UNSENT_LOOKS):
             # An earlier answer on this connection must leave first: the worker does not have its bytes.
             if not (inner.dataBuffer or inner._tempDataBuffer):
                 break
             await deferLater(self._clock, _UNSENT_SECONDS)
-        self._pass(attempt, inner)
+        worker = self.workers[slot(attempt.query.workspace_id, len(self.workers))]
+        for _ in range(_EXITED_LOOKS):
+            if self._pass(attempt, inner, worker):
+                return
+            if not worker.exited:
+                break
+            await deferLater(self._clock, _EXITED_SECONDS)
+        raise _full()
 
-    def _pass(self, attempt: Attempt, inner: Any) -> None:
-        """Pass the connection to the worker of its workspace. Raises Refusal."""
-        assert attempt.query is not None and attempt.ticket is not None
+    def _pass(self, attempt: Attempt, inner: Any, worker: Worker) -> bool:
+        """Pass the connection to the worker, if it takes it. Raises Refusal where the connection cannot be passed."""
+        assert attempt.ticket is not None
         channel = attempt.channel
-        full = Refusal(
-            Reason.TOO_MANY_CONNECTIONS,
-            "the worker of the workspace takes no more connections just now",
-            FULL_RETRY_AFTER,
-        )
         if ISSLTransport.providedBy(inner):
-            raise full
+            raise _full()
         try:
             # A copy: Twisted then closes its own descriptor without effect on the connection.
             copy = inner.socket.dup()
         except OSError as error:  # no descriptor is free
-            raise full from error
+            raise _full() from error
         data = request_head(attempt.request) + channel.early
-        worker = self.workers[slot(attempt.query.workspace_id, len(self.workers))]
         if not worker.adopt(copy, attempt.ip, data, attempt.ticket):
             copy.close()
-            raise full
+            return False
         attempt.ticket = None
         transport, _ = channel.hand_over()
         let_go(transport, inner)
+        return True
+
+
+def _full() -> Refusal:
+    return Refusal(
+        Reason.TOO_MANY_CONNECTIONS,
+        "the worker of the workspace takes no more connections just now",
+        FULL_RETRY_AFTER,
+    )
 
 
 def request_head(request: Request) -> bytes:

@@ -138,6 +138,11 @@ class Worker(ProcessProtocol):
         pid: int | None = getattr(self._process, "pid", None)
         return pid
 
+    @property
+    def exited(self) -> bool:
+        """Whether the process reads no more, and its end has not been handled yet."""
+        return bool(self._packets.disconnected)
+
     def kill(self, why: str) -> None:
         """Kill the process (SIGKILL). `processEnded` then runs as after any other end."""
         if self.pid is not None:
@@ -208,14 +213,14 @@ class Worker(ProcessProtocol):
     # -- to the process ---------------------------------------------------------------------------------------------
 
     def adopt(self, sock: socket.socket, ip: str, data: bytes, ticket: Ticket) -> bool:
-        """Pass a connection to the process. False: its queue is full or it is stopping."""
+        """Pass a connection to the process. False: its queue is full, or it has exited."""
         if not self._packets.send(messages.Adopt(sock.family, ip), [sock], data):
             return False
         self._held.setdefault(counted_as(ip), []).append(ticket)
         return True
 
     def end_tls(self, tcp: socket.socket, pair: socket.socket, data: bytes) -> bool:
-        """Let the process end TLS on a connection. False: its queue is full or it is stopping."""
+        """Let the process end TLS on a connection. False: its queue is full, or it has exited."""
         return self._packets.send(messages.EndTLS(tcp.family), [tcp, pair], data)
 
     def send(self, order: messages.Order) -> None:

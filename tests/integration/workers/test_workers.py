@@ -213,6 +213,26 @@ async def test_a_killed_worker_is_replaced_without_effect_on_the_other(crewed: C
 
 
 @pytest_twisted.ensureDeferred
+async def test_peers_that_come_before_the_end_of_a_worker_is_handled_wait_for_the_next(
+    crewed: Crewed,
+) -> None:
+    relay = await crewed.relay("a")
+    pids = await crewed.pids(relay)
+    os.kill(relay.process.pid, signal.SIGSTOP)
+    kill(pids[1])
+    workspace = crewed.workspace_of(1)
+    coming = [
+        Deferred.fromCoroutine(crewed.enter(relay, role, workspace))
+        for role in ("workspace-daemon", "client", "client", "client")
+    ]
+    await deferLater(crewed.reactor, 0.3)  # until their requests wait for the parent
+    os.kill(relay.process.pid, signal.SIGCONT)
+    daemon, *clients = await gatherResults(coming)
+    for number, client in enumerate(clients):
+        await session(client, daemon, f"session-{number}")
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_killed_worker_frees_its_places(crewed: Crewed) -> None:
     relay = await crewed.relay("a", RELAY_MAX_TOTAL_CONNECTIONS="4")
     there = await both(crewed, relay)

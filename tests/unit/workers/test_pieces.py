@@ -194,6 +194,32 @@ def test_packets_are_queued_in_order_and_bounded() -> None:
     reader.close()
 
 
+def test_a_connection_for_a_process_that_has_exited_stays_the_senders() -> None:
+    reactor, sender, reader, _ = ends()
+    reader.close()
+    one, other = socket.socketpair()
+    assert not sender.send(messages.Adopt(socket.AF_UNIX, "ip"), [one])
+    one.sendall(b"still open")
+    assert other.recv(20) == b"still open"
+    assert sender.disconnected and not reactor.writers
+    one.close()
+    other.close()
+
+
+def test_connections_that_wait_for_a_process_that_exits_are_closed() -> None:
+    reactor, sender, reader, _ = ends()
+    pairs = [socket.socketpair() for _ in range(12)]
+    for one, _ in pairs:
+        assert sender.send(messages.Adopt(socket.AF_UNIX, "ip"), [one], b"x" * 60_000)
+    assert reactor.writers == [sender]
+    reader.close()
+    sender.doWrite()
+    assert sender.disconnected and not reactor.writers
+    for _, other in pairs:
+        assert other.recv(1) == b""
+        other.close()
+
+
 def test_a_tls_connection_is_passed_with_its_end_of_the_pair() -> None:
     _, sender, reader, taker = ends()
     tcp, peer = socket.socketpair()
