@@ -133,15 +133,15 @@ class _Row:
     def open(self, at: float) -> bool:
         return not self.over and (self.held or at - self.last < QUIET)
 
-    def counts(self, event: str) -> bool:
-        """Whether the row counts this event: causes of refusals count only until the first refused peer, which begins anew."""
-        background = self.sample.event in BACKGROUND
-        if background and event not in BACKGROUND:
-            self.count, self.total, self.lately = 0, 0, Recent()
-        return background or event not in BACKGROUND
-
     def add(self, entry: LogEntry) -> None:
-        """Count an event, which is the example from now on."""
+        """Count an event, which is the example from now on.
+
+        Causes of refusals count only until the first refused peer: with it the counts begin anew.
+        """
+        if entry.event in BACKGROUND and self.sample.event not in BACKGROUND:
+            return
+        if self.sample.event in BACKGROUND and entry.event not in BACKGROUND:
+            self.count, self.total, self.lately = 0, 0, Recent()
         details = entry.details
         self.sample = entry
         self.count += 1
@@ -179,8 +179,7 @@ class Problems:
         row = self._row_of(entry)
         if row is not None:
             row.last, row.held = entry.at, event.held
-            if row.counts(entry.event):
-                row.add(entry)
+            row.add(entry)
 
     def _row_of(self, entry: LogEntry) -> _Row | None:
         """The row of an event, with a new episode where the last one is over; None if there are too many."""
