@@ -65,6 +65,7 @@ def verdict_of(facts: Facts) -> Verdict:
 
 def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
     """The state, and the first sentence that fits."""
+    keys, _, _, clock, _ = found
     bad = next((check for check in found if check.state == "bad"), None)
     warned = next((check for check in found if check.state == "warn"), None)
     refused = [row for row in facts.problems if row.event == "refuse"]
@@ -75,7 +76,6 @@ def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
     worst = next(iter(facts.problems), None)
     condition = facts.condition
     if not condition.ready:
-        keys = found[0]
         about_keys = "JWKS" in condition.why and condition.why not in Reason.__members__
         why = keys.text if keys.state == "bad" and about_keys else _sentence(condition.why)
         return "bad", f"Daemons cannot connect: {why}"
@@ -83,7 +83,7 @@ def _headline(facts: Facts, found: tuple[Check, ...]) -> tuple[State, str]:
         return "bad", f"Daemons cannot connect: {bad.text}"
     if main is not None:
         by_clock = main.reason in _BY_CLOCK and abs(condition.clock_offset or 0.0) > CLOCK_SKEW
-        why = found[3].text.rstrip(".") if by_clock else main.text
+        why = clock.text.rstrip(".") if by_clock else main.text
         return "bad", f"No peer gets in: {facts.refused} were refused, mostly {main.code} ({why})."
     if warned is not None:
         return "warn", f"Daemons can connect, but {warned.text}"

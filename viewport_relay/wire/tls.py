@@ -147,10 +147,7 @@ class ServerContext:
         if now >= ends:
             return "invalid", f"the relay's certificate ended on {_at(ends)}: {refused}"
         if now < begins:
-            return (
-                "invalid",
-                f"the relay's certificate is not valid before {_at(begins)}: {refused}",
-            )
+            return "invalid", f"the relay's certificate is not valid before {_at(begins)}: {refused}"
         if ends - now < min(_NEAR, (ends - begins) / _NEAR_PART):
             return "ends", f"the relay's certificate ends on {_at(ends)}"
         return "valid", ""
@@ -168,9 +165,8 @@ class ServerContext:
             f"RELAY_TLS_CERT_PATH: {self._cert_path!r}",
             f"RELAY_TLS_KEY_PATH: {self._key_path!r}",
         )
-        chain = _content(
-            "RELAY_TLS_CERT_PATH", self._cert_path
-        )  # OpenSSL would wait for the writer of a FIFO
+        # Read here too: OpenSSL would wait for the writer of a FIFO.
+        chain = _content("RELAY_TLS_CERT_PATH", self._cert_path)
         pem = _content("RELAY_TLS_KEY_PATH", self._key_path)
         wrong, key = f"{cert} holds no certificate chain in PEM", None
         try:

@@ -21,13 +21,9 @@ from viewport_relay.reasons import Reason, Refusal
 from viewport_relay.wire.attempts import Attempt, UpgradeAttempts
 from viewport_relay.workers.supervision import Worker
 
-#: Seconds between two checks whether an earlier answer on the same connection has been written out.
-_UNSENT_SECONDS: Final = 0.01
-_UNSENT_LOOKS: Final = 500
-
-#: Seconds between two checks whether the end of a worker's process has been handled, so that its next process can have connections.
-_EXITED_SECONDS: Final = 0.01
-_EXITED_LOOKS: Final = 500
+#: Seconds between two looks whether a connection can be passed on, and the number of looks.
+_LOOK_SECONDS: Final = 0.01
+_LOOKS: Final = 500
 
 
 def slot(workspace_id: str, workers: int) -> int:
@@ -48,18 +44,18 @@ class PassingResource(UpgradeAttempts):
         """Pass the connection to the worker of its workspace, or to the next process of it. Raises Refusal."""
         assert attempt.query is not None
         inner = tcp_transport(attempt.channel.transport)
-        for _ in range(_UNSENT_LOOKS):
+        for _ in range(_LOOKS):
             # An earlier answer on this connection must leave first: the worker does not have its bytes.
             if not (inner.dataBuffer or inner._tempDataBuffer):
                 break
-            await deferLater(self._clock, _UNSENT_SECONDS)
+            await deferLater(self._clock, _LOOK_SECONDS)
         worker = self.workers[slot(attempt.query.workspace_id, len(self.workers))]
-        for _ in range(_EXITED_LOOKS):
+        for _ in range(_LOOKS):
             if self._pass(attempt, inner, worker):
                 return
-            if not worker.exited:
+            if not worker.exited or self.stopping:
                 break
-            await deferLater(self._clock, _EXITED_SECONDS)
+            await deferLater(self._clock, _LOOK_SECONDS)  # until the end of the process has been handled
         raise _full()
 
     def _pass(self, attempt: Attempt, inner: Any, worker: Worker) -> bool:
